@@ -1,0 +1,3 @@
+//! `agentpostd`: everything of Agentpost that touches the world.
+
+pub mod shard;

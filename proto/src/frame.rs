@@ -1,0 +1,56 @@
+//! Kite's WebSocket frames: JSON text, tagged by `type`. Both directions must stay exchangeable with the
+//! vendor's crate `kite-protocol`; `node/tests` proves it.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::cloudevent::CloudEvent;
+
+/// Bad or revoked key, wrong team, nothing left of the scopes. Fatal for clients.
+pub const ERR_AUTH_FAILED: u32 = 4001;
+/// A frame or scope that cannot be read.
+pub const ERR_INVALID_MESSAGE: u32 = 4002;
+/// Too many requests.
+pub const ERR_RATE_LIMITED: u32 = 4003;
+/// The reader does not keep up; reconnecting resumes without loss.
+pub const ERR_SLOW_CONSUMER: u32 = 4004;
+/// The team's quota is used up.
+pub const ERR_QUOTA_BLOCKED: u32 = 4005;
+
+/// From the client. Unknown keys are ignored; an unknown `type` does not parse and is ignored by the session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum ClientFrame {
+    Connect {
+        version: u32,
+        token: String,
+        team_id: String,
+        #[serde(default)]
+        scopes: Vec<String>,
+        #[serde(default)]
+        client_id: Option<String>,
+    },
+    Ack {
+        seq: u64,
+    },
+    Request {
+        id: String,
+        method: String,
+        #[serde(default)]
+        params: Value,
+    },
+}
+
+/// From the server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum ServerFrame {
+    Connected { last_seq: u64, client_id: String },
+    QuotaSnapshot { provider: String, events_used: i64, events_limit: i64, current_period_end: String },
+    Event { seq: u64, event: CloudEvent },
+    Response { id: String, ok: bool, payload: Value },
+    CursorExpired { oldest_available_seq: u64, message: String },
+    Error { code: u32, message: String },
+}

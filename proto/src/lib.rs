@@ -1,0 +1,35 @@
+//! What crosses a process or survives a restart.
+//!
+//! - [`command`], [`record`], [`peer`]: protobuf types of the log, the stored values and node-to-node
+//!   traffic, generated from `proto/agentpost/*.proto`. A field number is never reused and never changes
+//!   its type; readers skip what they do not know. `tests/golden.rs` guards the bytes.
+//! - [`api`]: JSON bodies of the three faces; [`frame`] and [`cloudevent`]: the Kite WebSocket.
+//! - [`id`]: newtypes whose parse is the validation. [`limits`]: every bound of the system.
+//!
+//! No tokio, no I/O, no clock, no randomness.
+
+pub mod api;
+pub mod cloudevent;
+pub mod error;
+pub mod frame;
+pub mod id;
+pub mod limits;
+pub mod time;
+
+/// The log format: commands and replies.
+#[allow(missing_docs, clippy::all)]
+pub mod command {
+    tonic::include_proto!("agentpost.command");
+}
+
+/// The stored values.
+#[allow(missing_docs, clippy::all)]
+pub mod record {
+    tonic::include_proto!("agentpost.record");
+}
+
+/// Node-to-node RPC.
+#[allow(missing_docs, clippy::all)]
+pub mod peer {
+    tonic::include_proto!("agentpost.peer");
+}

@@ -1,0 +1,84 @@
+//! Every bound of the system, with its reason. Defaults of the plan (quotas) are per team; see `TeamLimits`.
+
+/// A message body on either face; Kite's ingress limit.
+pub const BODY_BYTES_MAX: usize = 256 * 1024;
+/// A request that carries one message: the body plus room for its JSON envelope.
+pub const REQUEST_BYTES_MAX: usize = BODY_BYTES_MAX + 16 * 1024;
+/// `POST /messages/batch` as a whole.
+pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Messages in a batch: one log entry stays well below the replication payload bound.
+pub const BATCH_ITEMS_MAX: usize = 100;
+/// Any other request.
+pub const SMALL_REQUEST_BYTES_MAX: usize = 64 * 1024;
+/// JSON nesting in a body; serde_json's own guard of 128 stays on beneath it.
+pub const JSON_DEPTH_MAX: usize = 32;
+
+/// An agent id.
+pub const AGENT_ID_BYTES_MAX: usize = 128;
+/// A topic or message type.
+pub const NAME_BYTES_MAX: usize = 128;
+/// A thread or reply id, a subject.
+pub const OPAQUE_CHARS_MAX: usize = 128;
+/// An idempotency key.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
+/// A WebSocket `client_id`.
+pub const CLIENT_ID_BYTES_MAX: usize = 128;
+/// A presented API key: longer ones are refused before they are hashed.
+pub const API_KEY_BYTES_MAX: usize = 256;
+/// A team or key name.
+pub const DISPLAY_NAME_CHARS_MAX: usize = 128;
+/// Scopes of a key or of one WebSocket subscription.
+pub const SCOPES_MAX: usize = 64;
+/// One scope.
+pub const SCOPE_BYTES_MAX: usize = 256;
+/// `subject`, `priority`, `callbackUrl` and `metadata` of a message together.
+pub const EXTRAS_BYTES_MAX: usize = 16 * 1024;
+
+/// Messages of an inbox page when the caller names none.
+pub const PAGE_DEFAULT: usize = 50;
+/// Messages of an inbox page at most.
+pub const PAGE_MAX: usize = 200;
+/// Entries that one filtered page examines at most; it may then return fewer than `limit`.
+pub const PAGE_EXAMINED_MAX: usize = 2_000;
+/// Seconds of a long poll.
+pub const WAIT_SECONDS_MAX: u64 = 60;
+
+/// Inbox entries before the oldest are removed, read ones first. A sender is never refused.
+pub const INBOX_ENTRIES_MAX: u64 = 100_000;
+/// Age at which mail is removed, in cluster time.
+pub const RETENTION_MS: u64 = 30 * 24 * 3600 * 1000;
+/// Life of an idempotency key, in cluster time.
+pub const IDEMPOTENCY_TTL_MS: u64 = 24 * 3600 * 1000;
+/// Rows that one Sweep entry removes at most: apply stays short.
+pub const SWEEP_ROWS_MAX: usize = 256;
+
+/// Plan default: sends of an agent per UTC day.
+pub const DAILY_SENDS: u64 = 1_000;
+/// Plan default: inbox reads of an agent per UTC day.
+pub const DAILY_READS: u64 = 10_000;
+/// Plan default: webhook registrations of an agent per UTC day.
+pub const DAILY_WEBHOOK_REGISTRATIONS: u64 = 100;
+/// Plan default: events of a team per UTC month.
+pub const MONTHLY_EVENTS: u64 = 100_000;
+/// How an unlimited `events_limit` is printed: the largest integer that JavaScript holds exactly.
+pub const UNLIMITED_EVENTS_SHOWN: u64 = 9_007_199_254_740_991;
+/// How an unlimited rate limit header is printed.
+pub const UNLIMITED_RATE_SHOWN: u64 = 2_147_483_647;
+
+/// Client operations waiting for Raft on one node; more are answered 503 at once.
+pub const PROPOSALS_IN_FLIGHT_MAX: usize = 4_096;
+/// Of one replication request: it must not outlast an election timeout.
+pub const APPEND_PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
+/// A message on the peer port: an append payload that ends with one largest entry, with room.
+pub const PEER_MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of one snapshot chunk.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
+
+/// A WebSocket message from a client.
+pub const WS_MESSAGE_BYTES_MAX: usize = 256 * 1024;
+/// A WebSocket frame from a client.
+pub const WS_FRAME_BYTES_MAX: usize = 64 * 1024;
+/// Bytes waiting for a slow reader before it is called slow.
+pub const WS_WRITE_BUFFER_BYTES_MAX: usize = 1024 * 1024;
+/// Events that a session reads and writes before it looks at the socket again.
+pub const WS_BATCH_EVENTS: usize = 64;

@@ -1,0 +1,26 @@
+//! What an entry made possible. Effects are hints: losing one costs latency, never a message.
+
+use agentpost_proto::id::{KeyId, TeamId};
+
+/// A hint, given after the entry's writes are visible.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// An inbox has a new entry.
+    InboxAppended {
+        /// Whose.
+        team: TeamId,
+        /// Which inbox.
+        agent: String,
+        /// The entry.
+        seq: u64,
+    },
+    /// A key is not valid any more.
+    KeyRevoked(KeyId),
+    /// A new epoch began; its leader may stamp cluster time.
+    EpochBegan {
+        /// The log index of its entry.
+        epoch: u64,
+        /// Its leader.
+        node: u64,
+    },
+}

@@ -1,0 +1,125 @@
+//! openraft's type parameters, and the translation between its types and the protobuf of disk and wire.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use agentpost_proto::{command, peer, record};
+use bytes::Bytes;
+
+openraft::declare_raft_types!(
+    /// How Agentpost instantiates openraft.
+    pub TypeConfig:
+        D = Proposal,
+        R = command::Reply,
+        NodeId = u64,
+        Node = Member,
+);
+
+/// openraft's log id under our parameters.
+pub type LogId = openraft::type_config::alias::LogIdOf<TypeConfig>;
+/// openraft's leader id.
+pub type LeaderId = openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>;
+/// openraft's vote.
+pub type Vote = openraft::type_config::alias::VoteOf<TypeConfig>;
+/// A log entry in memory.
+pub type Entry = openraft::type_config::alias::EntryOf<TypeConfig>;
+/// A membership with the log id that set it.
+pub type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
+/// Voters and learners.
+pub type Membership = openraft::Membership<u64, Member>;
+
+/// An encoded [`command::Command`], as it is proposed, stored, sent and applied: encoded once.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Proposal(pub Bytes);
+
+impl fmt::Debug for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Proposal({} bytes)", self.0.len())
+    }
+}
+
+impl fmt::Display for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// How to reach a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Member {
+    /// `host:port` of its peer listener.
+    pub peer_addr: String,
+    /// URL of its client port.
+    pub url: String,
+}
+
+/// A field that must be there is not: damaged bytes or a foreign version.
+#[derive(Debug, thiserror::Error)]
+#[error("malformed {0}")]
+pub struct Malformed(pub &'static str);
+
+/// To protobuf.
+pub fn log_id_to_proto(id: &LogId) -> record::LogId {
+    record::LogId { term: id.leader_id.term, node: id.leader_id.node_id, index: id.index }
+}
+
+/// From protobuf.
+pub fn log_id_from_proto(id: &record::LogId) -> LogId {
+    LogId { leader_id: LeaderId { term: id.term, node_id: id.node }, index: id.index }
+}
+
+/// To protobuf.
+pub fn vote_to_proto(vote: &Vote) -> peer::Vote {
+    peer::Vote { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed }
+}
+
+/// From protobuf.
+pub fn vote_from_proto(vote: &peer::Vote) -> Vote {
+    Vote { leader_id: LeaderId { term: vote.term, node_id: vote.node }, committed: vote.committed }
+}
+
+/// To protobuf.
+pub fn membership_to_proto(membership: &Membership) -> peer::Membership {
+    let configs = membership
+        .get_joint_config()
+        .iter()
+        .map(|voters| peer::membership::Config { voters: voters.iter().copied().collect() })
+        .collect();
+    let members = membership
+        .nodes()
+        .map(|(id, node)| peer::Member { id: *id, peer_addr: node.peer_addr.clone(), url: node.url.clone() })
+        .collect();
+    peer::Membership { configs, members }
+}
+
+/// From protobuf. Fails when a voter has no address.
+pub fn membership_from_proto(membership: &peer::Membership) -> Result<Membership, Malformed> {
+    let configs = membership.configs.iter().map(|c| c.voters.iter().copied().collect::<BTreeSet<u64>>()).collect();
+    let nodes: BTreeMap<u64, Member> = membership
+        .members
+        .iter()
+        .map(|m| (m.id, Member { peer_addr: m.peer_addr.clone(), url: m.url.clone() }))
+        .collect();
+    Membership::new(configs, nodes).map_err(|_| Malformed("membership"))
+}
+
+/// To protobuf.
+pub fn entry_to_proto(entry: &Entry) -> peer::Entry {
+    let (command, membership) = match &entry.payload {
+        openraft::EntryPayload::Blank => (Bytes::new(), None),
+        openraft::EntryPayload::Normal(proposal) => (proposal.0.clone(), None),
+        openraft::EntryPayload::Membership(m) => (Bytes::new(), Some(membership_to_proto(m))),
+    };
+    peer::Entry { id: Some(log_id_to_proto(&entry.log_id)), command, membership }
+}
+
+/// From protobuf. A command is never empty, so an empty one without a membership is a blank entry.
+pub fn entry_from_proto(entry: peer::Entry) -> Result<Entry, Malformed> {
+    let log_id = log_id_from_proto(entry.id.as_ref().ok_or(Malformed("entry without a log id"))?);
+    let payload = match entry.membership {
+        Some(m) => openraft::EntryPayload::Membership(membership_from_proto(&m)?),
+        None if entry.command.is_empty() => openraft::EntryPayload::Blank,
+        None => openraft::EntryPayload::Normal(Proposal(entry.command)),
+    };
+    Ok(Entry { log_id, payload })
+}
