@@ -1,6 +1,6 @@
-//! Stable error codes and the constructors of refusals.
+//! Stable names: error codes and permissions as they stand in JSON, and the constructor of refusals.
 
-use crate::command::{ErrorCode, Rejection};
+use crate::command::{ErrorCode, Permission, Rejection};
 
 impl ErrorCode {
     /// The machine-readable name in error bodies. Never changes.
@@ -22,6 +22,32 @@ impl ErrorCode {
 impl Rejection {
     /// A refusal with its text for the caller.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Rejection { code: code as i32, message: message.into(), retry_after_s: 0 }
+        Rejection {
+            code: code as i32,
+            message: message.into(),
+            retry_after_s: 0,
+        }
+    }
+}
+
+impl Permission {
+    /// As it is written in JSON and on command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Permission::Unspecified => "none",
+            Permission::Read => "read",
+            Permission::Write => "write",
+            Permission::Admin => "admin",
+        }
+    }
+
+    /// The permission of a name; `*` is admin.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "read" => Some(Permission::Read),
+            "write" => Some(Permission::Write),
+            "admin" | "*" => Some(Permission::Admin),
+            _ => None,
+        }
     }
 }

@@ -47,10 +47,31 @@ pub enum ClientFrame {
 #[serde(tag = "type", rename_all = "snake_case")]
 #[allow(missing_docs)]
 pub enum ServerFrame {
-    Connected { last_seq: u64, client_id: String },
-    QuotaSnapshot { provider: String, events_used: i64, events_limit: i64, current_period_end: String },
-    Event { seq: u64, event: CloudEvent },
-    Response { id: String, ok: bool, payload: Value },
-    CursorExpired { oldest_available_seq: u64, message: String },
-    Error { code: u32, message: String },
+    Connected {
+        last_seq: u64,
+        client_id: String,
+    },
+    QuotaSnapshot {
+        provider: String,
+        events_used: i64,
+        events_limit: i64,
+        current_period_end: String,
+    },
+    Event {
+        seq: u64,
+        event: CloudEvent,
+    },
+    Response {
+        id: String,
+        ok: bool,
+        payload: Value,
+    },
+    CursorExpired {
+        oldest_available_seq: u64,
+        message: String,
+    },
+    Error {
+        code: u32,
+        message: String,
+    },
 }

@@ -78,7 +78,9 @@ pub struct MessageId(pub uuid::Uuid);
 impl MessageId {
     /// Reads the 16 bytes of a stored or received field.
     pub fn from_slice(bytes: &[u8]) -> Result<Self, InvalidId> {
-        uuid::Uuid::from_slice(bytes).map(Self).map_err(|e| InvalidId(e.to_string()))
+        uuid::Uuid::from_slice(bytes)
+            .map(Self)
+            .map_err(|e| InvalidId(e.to_string()))
     }
 
     /// The bytes for a protobuf field.
@@ -103,7 +105,9 @@ impl FromStr for MessageId {
     fn from_str(text: &str) -> Result<Self, InvalidId> {
         let invalid = || InvalidId("expected msg_<32 hex digits> or a UUID".to_owned());
         match text.strip_prefix("msg_") {
-            Some(digits) => lower_hex(digits).map(|b| Self(uuid::Uuid::from_bytes(b))).ok_or_else(invalid),
+            Some(digits) => lower_hex(digits)
+                .map(|b| Self(uuid::Uuid::from_bytes(b)))
+                .ok_or_else(invalid),
             None if text.len() == 36 => text.parse().map(Self).map_err(|_| invalid()),
             None => Err(invalid()),
         }
@@ -111,7 +115,9 @@ impl FromStr for MessageId {
 }
 
 fn lower_hex(digits: &str) -> Option<[u8; 16]> {
-    let plain = digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let plain = digits
+        .bytes()
+        .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     let mut out = [0; 16];
     (plain && hex::decode_to_slice(digits, &mut out).is_ok()).then_some(out)
 }
@@ -147,8 +153,11 @@ impl FromStr for AgentId {
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
-        if text.is_empty() || text.len() > limits::AGENT_ID_BYTES_MAX || !text.bytes().all(allowed) {
-            return Err(InvalidId("an agent id has 1 to 128 characters of A-Z a-z 0-9 . _ : -".to_owned()));
+        if text.is_empty() || text.len() > limits::AGENT_ID_BYTES_MAX || !text.bytes().all(allowed)
+        {
+            return Err(InvalidId(
+                "an agent id has 1 to 128 characters of A-Z a-z 0-9 . _ : -".to_owned(),
+            ));
         }
         if text == "." || text == ".." {
             return Err(InvalidId("an agent id cannot be . or ..".to_owned()));
@@ -161,7 +170,9 @@ impl FromStr for AgentId {
 pub fn validate_name(what: &str, text: &str) -> Result<(), InvalidId> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._:/-".contains(&b);
     if text.is_empty() || text.len() > limits::NAME_BYTES_MAX || !text.bytes().all(allowed) {
-        return Err(InvalidId(format!("{what} must have 1 to 128 characters of A-Z a-z 0-9 . _ : / -")));
+        return Err(InvalidId(format!(
+            "{what} must have 1 to 128 characters of A-Z a-z 0-9 . _ : / -"
+        )));
     }
     Ok(())
 }
@@ -170,7 +181,9 @@ pub fn validate_name(what: &str, text: &str) -> Result<(), InvalidId> {
 pub fn validate_opaque(what: &str, text: &str) -> Result<(), InvalidId> {
     let length = text.chars().count();
     if length == 0 || length > limits::OPAQUE_CHARS_MAX || text.chars().any(char::is_control) {
-        return Err(InvalidId(format!("{what} must have 1 to 128 printable characters")));
+        return Err(InvalidId(format!(
+            "{what} must have 1 to 128 printable characters"
+        )));
     }
     Ok(())
 }
@@ -179,7 +192,9 @@ pub fn validate_opaque(what: &str, text: &str) -> Result<(), InvalidId> {
 pub fn validate_idempotency_key(text: &str) -> Result<(), InvalidId> {
     let printable = text.bytes().all(|b| (0x20..0x7f).contains(&b));
     if text.is_empty() || text.len() > limits::IDEMPOTENCY_KEY_BYTES_MAX || !printable {
-        return Err(InvalidId("Idempotency-Key must have 1 to 128 printable ASCII characters".to_owned()));
+        return Err(InvalidId(
+            "Idempotency-Key must have 1 to 128 printable ASCII characters".to_owned(),
+        ));
     }
     Ok(())
 }
@@ -193,14 +208,22 @@ mod tests {
         let id = TeamId([0xab; 16]);
         assert_eq!(id.to_string(), format!("team_{}", "ab".repeat(16)));
         assert_eq!(id.to_string().parse(), Ok(id));
-        for bad in ["", "team_", "key_00", &format!("team_{}", "AB".repeat(16)), &format!("team_{}", "ab".repeat(17))] {
+        for bad in [
+            "",
+            "team_",
+            "key_00",
+            &format!("team_{}", "AB".repeat(16)),
+            &format!("team_{}", "ab".repeat(17)),
+        ] {
             assert!(bad.parse::<TeamId>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn message_ids_parse_in_both_forms() {
-        let id = MessageId(uuid::Uuid::from_u128(0x0192_f0e1_0000_7000_8000_0000_0000_0001));
+        let id = MessageId(uuid::Uuid::from_u128(
+            0x0192_f0e1_0000_7000_8000_0000_0000_0001,
+        ));
         assert_eq!(id.abbababa().parse(), Ok(id));
         assert_eq!(id.kite().parse(), Ok(id));
         assert!("msg_zz".parse::<MessageId>().is_err());

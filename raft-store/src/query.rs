@@ -1,9 +1,16 @@
 //! Read-only questions to the state. All take any [`Kv`]: a view in `apply`, a database on a node.
 
-use agentpost_proto::id::{MessageId, TeamId};
-use agentpost_proto::record;
+use agentpost_proto::command::Sweep;
+use agentpost_proto::id::{KeyId, MessageId, TeamId};
+use agentpost_proto::limits;
+use agentpost_proto::record::{
+    Applied, Cursor, InboxEntry, InboxHead, Key, Message, Team, TeamHead,
+};
 
-use crate::kv::{Fatal, Kv, Order};
+use crate::apply::inbox::find_entry;
+use crate::keys::{self, ReadState};
+use crate::kv::{Fatal, Kv, Order, Row};
+use crate::view::{decode, load};
 
 /// An entry of an inbox with its message.
 #[derive(Debug, Clone)]
@@ -15,7 +22,7 @@ pub struct InboxItem {
     /// 0 while unread.
     pub read_at_ms: u64,
     /// What was sent.
-    pub message: record::Message,
+    pub message: Message,
 }
 
 /// What a page shall hold.
@@ -27,8 +34,8 @@ pub struct PageQuery<'a> {
     pub order: Order,
     /// Messages at most.
     pub limit: usize,
-    /// Only unread ones.
-    pub unread_only: bool,
+    /// Only unread, only read ones, or both.
+    pub state: Option<ReadState>,
     /// Only from this agent.
     pub from: Option<&'a str>,
 }
@@ -38,71 +45,258 @@ pub struct PageQuery<'a> {
 pub struct Page {
     /// In the order asked for.
     pub items: Vec<InboxItem>,
-    /// Where the next page continues; unchanged when nothing was examined.
+    /// Where the next page continues; that of the query when nothing was examined.
     pub last_seq: Option<u64>,
 }
 
 /// A page of an inbox; examines at most `limits::PAGE_EXAMINED_MAX` entries.
-pub fn inbox_page(kv: &impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>) -> Result<Page, Fatal> {
-    unimplemented!("{:?}", (team, agent, query, kv.get(&[])?))
+pub fn inbox_page(
+    kv: &impl Kv,
+    team: TeamId,
+    agent: &str,
+    query: &PageQuery<'_>,
+) -> Result<Page, Fatal> {
+    let mut page = Page {
+        items: Vec::new(),
+        last_seq: query.after_seq,
+    };
+    for row in entries(kv, team, agent, query)?.take(limits::PAGE_EXAMINED_MAX) {
+        if page.items.len() == query.limit {
+            break;
+        }
+        let (seq, entry) = row?;
+        page.last_seq = Some(seq);
+        let item = item(kv, team, seq, entry)?;
+        if query.from.is_none_or(|from| item.message.from == from) {
+            page.items.push(item);
+        }
+    }
+    Ok(page)
 }
 
 /// Entries of an inbox behind `after_seq`, oldest first, at most `limit`.
-pub fn inbox_after(kv: &impl Kv, team: TeamId, agent: &str, after_seq: u64, limit: usize) -> Result<Vec<InboxItem>, Fatal> {
-    unimplemented!("{:?}", (team, agent, after_seq, limit, kv.get(&[])?))
+pub fn inbox_after(
+    kv: &impl Kv,
+    team: TeamId,
+    agent: &str,
+    after_seq: u64,
+    limit: usize,
+) -> Result<Vec<InboxItem>, Fatal> {
+    let query = PageQuery {
+        after_seq: Some(after_seq),
+        order: Order::Ascending,
+        limit,
+        state: None,
+        from: None,
+    };
+    entries(kv, team, agent, &query)?
+        .take(limit)
+        .map(|row| row.and_then(|(seq, entry)| item(kv, team, seq, entry)))
+        .collect()
+}
+
+type Entries<'a> = Box<dyn Iterator<Item = Result<(u64, InboxEntry), Fatal>> + 'a>;
+
+/// The entries that a query walks: read and unread ones stand in two ranges, joined here by seq.
+fn entries<'a>(
+    kv: &'a impl Kv,
+    team: TeamId,
+    agent: &str,
+    query: &PageQuery<'_>,
+) -> Result<Entries<'a>, Fatal> {
+    let head = inbox_head(kv, team, agent)?;
+    let range = |state: ReadState, floor: u64| match (query.order, query.after_seq) {
+        (Order::Ascending, after) => keys::inbox_from(
+            state,
+            team,
+            agent,
+            floor.max(after.map_or(0, |seq| seq.saturating_add(1))),
+        ),
+        (Order::Descending, Some(before)) => keys::inbox_until(state, team, agent, before),
+        (Order::Descending, None) => keys::inbox_from(state, team, agent, floor),
+    };
+    let rows = |state, floor| kv.range(range(state, floor), query.order).map(parse_entry);
+    Ok(match query.state {
+        Some(ReadState::Unread) => Box::new(rows(ReadState::Unread, head.unread_floor)),
+        Some(ReadState::Read) => Box::new(rows(ReadState::Read, head.read_floor)),
+        None => {
+            let mut unread = rows(ReadState::Unread, head.unread_floor).peekable();
+            let mut read = rows(ReadState::Read, head.read_floor).peekable();
+            let order = query.order;
+            Box::new(std::iter::from_fn(move || {
+                match (unread.peek(), read.peek()) {
+                    (Some(Ok((a, _))), Some(Ok((b, _))))
+                        if (a < b) == (order == Order::Ascending) =>
+                    {
+                        unread.next()
+                    }
+                    (_, Some(_)) => read.next(),
+                    (_, None) => unread.next(),
+                }
+            }))
+        }
+    })
+}
+
+fn parse_entry(row: Result<Row, Fatal>) -> Result<(u64, InboxEntry), Fatal> {
+    let (key, value) = row?;
+    let seq = keys::trailing_number(&key)
+        .ok_or_else(|| Fatal::Invariant("a short inbox key".to_owned()))?;
+    Ok((seq, decode(value)?))
+}
+
+fn item(kv: &impl Kv, team: TeamId, seq: u64, entry: InboxEntry) -> Result<InboxItem, Fatal> {
+    let message = load(kv, &keys::message(team, entry.message_seq))?.ok_or_else(|| {
+        Fatal::Invariant(format!(
+            "an inbox entry of {team} without its message {}",
+            entry.message_seq
+        ))
+    })?;
+    Ok(InboxItem {
+        seq,
+        position: entry.position,
+        read_at_ms: entry.read_at_ms,
+        message,
+    })
 }
 
 /// Messages of a whole team behind `after_seq`, oldest first, at most `limit`.
-pub fn team_after(kv: &impl Kv, team: TeamId, after_seq: u64, limit: usize) -> Result<Vec<record::Message>, Fatal> {
-    unimplemented!("{:?}", (team, after_seq, limit, kv.get(&[])?))
+pub fn team_after(
+    kv: &impl Kv,
+    team: TeamId,
+    after_seq: u64,
+    limit: usize,
+) -> Result<Vec<Message>, Fatal> {
+    let from = after_seq.saturating_add(1);
+    kv.range(keys::messages_from(team, from), Order::Ascending)
+        .take(limit)
+        .map(|row| row.and_then(|(_, value)| decode(value)))
+        .collect()
 }
 
 /// The message that `agent` received under this id.
-pub fn received(kv: &impl Kv, team: TeamId, agent: &str, id: MessageId) -> Result<Option<InboxItem>, Fatal> {
-    unimplemented!("{:?}", (team, agent, id, kv.get(&[])?))
+pub fn received(
+    kv: &impl Kv,
+    team: TeamId,
+    agent: &str,
+    id: MessageId,
+) -> Result<Option<InboxItem>, Fatal> {
+    match find_entry(kv, team, agent, id)? {
+        Some((seq, _, entry)) => item(kv, team, seq, entry).map(Some),
+        None => Ok(None),
+    }
 }
 
 /// A message by id, whoever received it.
-pub fn message(kv: &impl Kv, team: TeamId, id: MessageId) -> Result<Option<record::Message>, Fatal> {
-    unimplemented!("{:?}", (team, id, kv.get(&[])?))
+pub fn message(kv: &impl Kv, team: TeamId, id: MessageId) -> Result<Option<Message>, Fatal> {
+    let Some(seq) = kv
+        .get(&keys::message_id(team, id))?
+        .and_then(|row| keys::trailing_number(&row))
+    else {
+        return Ok(None);
+    };
+    load(kv, &keys::message(team, seq))
 }
 
 /// The key with this keyed hash, revoked and expired ones included.
-pub fn key_by_hash(kv: &impl Kv, hash: &[u8]) -> Result<Option<record::Key>, Fatal> {
-    unimplemented!("{:?}", (hash, kv.get(&[])?))
+pub fn key_by_hash(kv: &impl Kv, hash: &[u8]) -> Result<Option<Key>, Fatal> {
+    let Some(route) = kv.get(&keys::key_hash(hash))? else {
+        return Ok(None);
+    };
+    match (
+        TeamId::from_slice(&route[..route.len().min(16)]),
+        KeyId::from_slice(&route[route.len().min(16)..]),
+    ) {
+        (Ok(team), Ok(id)) => load(kv, &keys::key(team, id)),
+        _ => Err(Fatal::Invariant(
+            "a key route that is not a team and a key".to_owned(),
+        )),
+    }
+}
+
+/// A key of a team, revoked and expired ones included.
+pub fn key(kv: &impl Kv, team: TeamId, id: KeyId) -> Result<Option<Key>, Fatal> {
+    load(kv, &keys::key(team, id))
 }
 
 /// The keys of a team, by id.
-pub fn keys(kv: &impl Kv, team: TeamId) -> Result<Vec<record::Key>, Fatal> {
-    unimplemented!("{:?}", (team, kv.get(&[])?))
+pub fn keys(kv: &impl Kv, team: TeamId) -> Result<Vec<Key>, Fatal> {
+    kv.range(keys::keys_of(team), Order::Ascending)
+        .map(|row| row.and_then(|(_, value)| decode(value)))
+        .collect()
 }
 
 /// A team.
-pub fn team(kv: &impl Kv, team: TeamId) -> Result<Option<record::Team>, Fatal> {
-    unimplemented!("{:?}", (team, kv.get(&[])?))
+pub fn team(kv: &impl Kv, team: TeamId) -> Result<Option<Team>, Fatal> {
+    load(kv, &keys::team(team))
 }
 
 /// All teams but the reserved one, by id.
-pub fn teams(kv: &impl Kv) -> Result<Vec<record::Team>, Fatal> {
-    unimplemented!("{:?}", kv.get(&[])?)
+pub fn teams(kv: &impl Kv) -> Result<Vec<Team>, Fatal> {
+    let all: Vec<Team> = kv
+        .range(keys::teams(), Order::Ascending)
+        .map(|row| row.and_then(|(_, value)| decode(value)))
+        .collect::<Result<_, _>>()?;
+    Ok(all
+        .into_iter()
+        .filter(|team| team.id != TeamId::SYSTEM.0.as_slice())
+        .collect())
+}
+
+/// Whether the first admin key exists.
+pub fn has_admin(kv: &impl Kv) -> Result<bool, Fatal> {
+    Ok(kv.get(&keys::team(TeamId::SYSTEM))?.is_some())
 }
 
 /// The counters of a team; zeros for one that never sent.
-pub fn team_head(kv: &impl Kv, team: TeamId) -> Result<record::TeamHead, Fatal> {
-    unimplemented!("{:?}", (team, kv.get(&[])?))
+pub fn team_head(kv: &impl Kv, team: TeamId) -> Result<TeamHead, Fatal> {
+    Ok(load(kv, &keys::team_head(team))?.unwrap_or_default())
 }
 
 /// The counters of an inbox; zeros for one that never received.
-pub fn inbox_head(kv: &impl Kv, team: TeamId, agent: &str) -> Result<record::InboxHead, Fatal> {
-    unimplemented!("{:?}", (team, agent, kv.get(&[])?))
+pub fn inbox_head(kv: &impl Kv, team: TeamId, agent: &str) -> Result<InboxHead, Fatal> {
+    Ok(load(kv, &keys::inbox_head(team, agent))?.unwrap_or_default())
 }
 
 /// The cursor of (team, agent, client id); an empty client id is the mailbox cursor of `agent`.
-pub fn cursor(kv: &impl Kv, team: TeamId, agent: &str, client_id: &str) -> Result<Option<record::Cursor>, Fatal> {
-    unimplemented!("{:?}", (team, agent, client_id, kv.get(&[])?))
+pub fn cursor(
+    kv: &impl Kv,
+    team: TeamId,
+    agent: &str,
+    client_id: &str,
+) -> Result<Option<Cursor>, Fatal> {
+    load(kv, &keys::cursor(team, agent, client_id))
 }
 
 /// What the state says about itself: the last applied entry, time, the state hash.
-pub fn applied(kv: &impl Kv) -> Result<record::Applied, Fatal> {
-    unimplemented!("{:?}", kv.get(&[])?)
+pub fn applied(kv: &impl Kv) -> Result<Applied, Fatal> {
+    Ok(load(kv, &keys::applied())?.unwrap_or_default())
+}
+
+/// The next sweep that has something to remove at these times, if any.
+pub fn sweep_due(kv: &impl Kv, cluster_ms: u64, wall_ms: u64) -> Result<Option<Sweep>, Fatal> {
+    let has_row = |range| {
+        kv.range(range, Order::Ascending)
+            .next()
+            .transpose()
+            .map(|row| row.is_some())
+    };
+    if has_row(keys::idempotency_expiries_until(cluster_ms))?
+        || has_row(keys::message_expiries_until(wall_ms))?
+    {
+        return Ok(Some(Sweep::default()));
+    }
+    for team in teams(kv)? {
+        let Ok(id) = TeamId::from_slice(&team.id) else {
+            continue;
+        };
+        let oldest = team_after(kv, id, 0, 1)?;
+        if oldest
+            .first()
+            .is_some_and(|m| m.created_ct_ms + limits::RETENTION_MS <= cluster_ms)
+        {
+            return Ok(Some(Sweep { team_id: team.id }));
+        }
+    }
+    Ok(None)
 }

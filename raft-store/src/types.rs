@@ -60,22 +60,42 @@ pub struct Malformed(pub &'static str);
 
 /// To protobuf.
 pub fn log_id_to_proto(id: &LogId) -> record::LogId {
-    record::LogId { term: id.leader_id.term, node: id.leader_id.node_id, index: id.index }
+    record::LogId {
+        term: id.leader_id.term,
+        node: id.leader_id.node_id,
+        index: id.index,
+    }
 }
 
 /// From protobuf.
 pub fn log_id_from_proto(id: &record::LogId) -> LogId {
-    LogId { leader_id: LeaderId { term: id.term, node_id: id.node }, index: id.index }
+    LogId {
+        leader_id: LeaderId {
+            term: id.term,
+            node_id: id.node,
+        },
+        index: id.index,
+    }
 }
 
 /// To protobuf.
 pub fn vote_to_proto(vote: &Vote) -> peer::Vote {
-    peer::Vote { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed }
+    peer::Vote {
+        term: vote.leader_id.term,
+        node: vote.leader_id.node_id,
+        committed: vote.committed,
+    }
 }
 
 /// From protobuf.
 pub fn vote_from_proto(vote: &peer::Vote) -> Vote {
-    Vote { leader_id: LeaderId { term: vote.term, node_id: vote.node }, committed: vote.committed }
+    Vote {
+        leader_id: LeaderId {
+            term: vote.term,
+            node_id: vote.node,
+        },
+        committed: vote.committed,
+    }
 }
 
 /// To protobuf.
@@ -83,22 +103,40 @@ pub fn membership_to_proto(membership: &Membership) -> peer::Membership {
     let configs = membership
         .get_joint_config()
         .iter()
-        .map(|voters| peer::membership::Config { voters: voters.iter().copied().collect() })
+        .map(|voters| peer::membership::Config {
+            voters: voters.iter().copied().collect(),
+        })
         .collect();
     let members = membership
         .nodes()
-        .map(|(id, node)| peer::Member { id: *id, peer_addr: node.peer_addr.clone(), url: node.url.clone() })
+        .map(|(id, node)| peer::Member {
+            id: *id,
+            peer_addr: node.peer_addr.clone(),
+            url: node.url.clone(),
+        })
         .collect();
     peer::Membership { configs, members }
 }
 
 /// From protobuf. Fails when a voter has no address.
 pub fn membership_from_proto(membership: &peer::Membership) -> Result<Membership, Malformed> {
-    let configs = membership.configs.iter().map(|c| c.voters.iter().copied().collect::<BTreeSet<u64>>()).collect();
+    let configs = membership
+        .configs
+        .iter()
+        .map(|c| c.voters.iter().copied().collect::<BTreeSet<u64>>())
+        .collect();
     let nodes: BTreeMap<u64, Member> = membership
         .members
         .iter()
-        .map(|m| (m.id, Member { peer_addr: m.peer_addr.clone(), url: m.url.clone() }))
+        .map(|m| {
+            (
+                m.id,
+                Member {
+                    peer_addr: m.peer_addr.clone(),
+                    url: m.url.clone(),
+                },
+            )
+        })
         .collect();
     Membership::new(configs, nodes).map_err(|_| Malformed("membership"))
 }
@@ -110,12 +148,21 @@ pub fn entry_to_proto(entry: &Entry) -> peer::Entry {
         openraft::EntryPayload::Normal(proposal) => (proposal.0.clone(), None),
         openraft::EntryPayload::Membership(m) => (Bytes::new(), Some(membership_to_proto(m))),
     };
-    peer::Entry { id: Some(log_id_to_proto(&entry.log_id)), command, membership }
+    peer::Entry {
+        id: Some(log_id_to_proto(&entry.log_id)),
+        command,
+        membership,
+    }
 }
 
 /// From protobuf. A command is never empty, so an empty one without a membership is a blank entry.
 pub fn entry_from_proto(entry: peer::Entry) -> Result<Entry, Malformed> {
-    let log_id = log_id_from_proto(entry.id.as_ref().ok_or(Malformed("entry without a log id"))?);
+    let log_id = log_id_from_proto(
+        entry
+            .id
+            .as_ref()
+            .ok_or(Malformed("entry without a log id"))?,
+    );
     let payload = match entry.membership {
         Some(m) => openraft::EntryPayload::Membership(membership_from_proto(&m)?),
         None if entry.command.is_empty() => openraft::EntryPayload::Blank,

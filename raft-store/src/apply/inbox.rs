@@ -1,0 +1,222 @@
+//! Inboxes: appending, marking, removing, and the cursors of readers.
+
+use agentpost_proto::command::{AckCursors, ErrorCode, MarkRead, Permission};
+use agentpost_proto::id::{AgentId, MessageId, TeamId};
+use agentpost_proto::limits;
+use agentpost_proto::record::{Cursor, InboxEntry, InboxHead, Message, TeamHead};
+
+use super::principal::Caller;
+use super::team::parsed;
+use super::{Context, Stop, reject};
+use crate::keys::{self, ReadState};
+use crate::kv::{Fatal, Kv, Order};
+use crate::view::{View, decode};
+
+/// Appends an entry. An inbox over its bound loses its oldest entry, a read one first: a sender is never
+/// refused because a receiver does not read.
+pub fn append(view: &mut View<'_>, team: TeamId, agent: &str, seq: u64) -> Result<(), Stop> {
+    let mut head: InboxHead = view
+        .load(&keys::inbox_head(team, agent))?
+        .unwrap_or_default();
+    head.last_position += 1;
+    head.entries += 1;
+    head.unread += 1;
+    let entry = InboxEntry {
+        position: head.last_position,
+        message_seq: seq,
+        read_at_ms: 0,
+    };
+    view.store(
+        keys::inbox_entry(ReadState::Unread, team, agent, seq),
+        &entry,
+    );
+    view.store(keys::inbox_head(team, agent), &head);
+    if head.entries > limits::INBOX_ENTRIES_MAX {
+        remove_oldest(view, team, agent, &head)?;
+    }
+    Ok(())
+}
+
+/// Marks a received message read or unread. Marking twice keeps the first time.
+pub fn mark_read(view: &mut View<'_>, context: &Context<'_>, op: &MarkRead) -> Result<(), Stop> {
+    let caller = Caller::with(view, context, Permission::Read)?;
+    caller.acts_as(&op.agent)?;
+    parsed(op.agent.parse::<AgentId>())?;
+    let id = parsed(MessageId::from_slice(&op.message_id))?;
+    let team = caller.team;
+    let Some((seq, state, mut entry)) = find_entry(view, team, &op.agent, id)? else {
+        return reject(ErrorCode::NotFound, "no such message in this inbox");
+    };
+    let wanted = if op.read {
+        ReadState::Read
+    } else {
+        ReadState::Unread
+    };
+    if state == wanted {
+        return Ok(());
+    }
+    let mut head: InboxHead = view
+        .load(&keys::inbox_head(team, &op.agent))?
+        .unwrap_or_default();
+    match wanted {
+        ReadState::Read => {
+            head.unread -= 1;
+            head.read_floor = head.read_floor.min(seq);
+            entry.read_at_ms = context.wall_ms.max(1);
+        }
+        ReadState::Unread => {
+            head.unread += 1;
+            head.unread_floor = head.unread_floor.min(seq);
+            entry.read_at_ms = 0;
+        }
+    }
+    view.delete(keys::inbox_entry(state, team, &op.agent, seq));
+    view.store(keys::inbox_entry(wanted, team, &op.agent, seq), &entry);
+    view.store(keys::inbox_head(team, &op.agent), &head);
+    Ok(())
+}
+
+/// Where a message stands in an inbox.
+pub(crate) fn find_entry(
+    kv: &impl Kv,
+    team: TeamId,
+    agent: &str,
+    id: MessageId,
+) -> Result<Option<(u64, ReadState, InboxEntry)>, Fatal> {
+    let Some(seq) = kv
+        .get(&keys::message_id(team, id))?
+        .and_then(|row| keys::trailing_number(&row))
+    else {
+        return Ok(None);
+    };
+    for state in [ReadState::Unread, ReadState::Read] {
+        if let Some(row) = kv.get(&keys::inbox_entry(state, team, agent, seq))? {
+            return Ok(Some((seq, state, decode(row)?)));
+        }
+    }
+    Ok(None)
+}
+
+/// Removes the oldest entry of an inbox, the oldest read one if there is any.
+fn remove_oldest(
+    view: &mut View<'_>,
+    team: TeamId,
+    agent: &str,
+    head: &InboxHead,
+) -> Result<(), Stop> {
+    for (state, floor) in [
+        (ReadState::Read, head.read_floor),
+        (ReadState::Unread, head.unread_floor),
+    ] {
+        let first = view
+            .range(
+                keys::inbox_from(state, team, agent, floor),
+                Order::Ascending,
+            )
+            .next()
+            .transpose()?;
+        if let Some(seq) = first.and_then(|(key, _)| keys::trailing_number(&key)) {
+            return Ok(remove_entry(view, team, agent, state, seq)?);
+        }
+    }
+    Ok(())
+}
+
+/// Removes one entry, and its message when nothing else refers to it.
+pub(super) fn remove_entry(
+    view: &mut View<'_>,
+    team: TeamId,
+    agent: &str,
+    state: ReadState,
+    seq: u64,
+) -> Result<(), Fatal> {
+    let key = keys::inbox_entry(state, team, agent, seq);
+    let Some(entry) = view.load::<InboxEntry>(&key)? else {
+        return Ok(());
+    };
+    view.delete(key);
+    let mut head: InboxHead = view
+        .load(&keys::inbox_head(team, agent))?
+        .unwrap_or_default();
+    head.entries -= 1;
+    head.max_removed_seq = head.max_removed_seq.max(seq);
+    match state {
+        // Only the removal of the very first row may raise a floor; rows above it are still there.
+        ReadState::Read if is_first(view, team, agent, state, head.read_floor, seq)? => {
+            head.read_floor = seq + 1
+        }
+        ReadState::Read => {}
+        ReadState::Unread => {
+            head.unread -= 1;
+            if is_first(view, team, agent, state, head.unread_floor, seq)? {
+                head.unread_floor = seq + 1;
+            }
+        }
+    }
+    view.store(keys::inbox_head(team, agent), &head);
+    release_message(view, team, entry.message_seq)
+}
+
+/// Whether no row stands between the floor and `seq`.
+fn is_first(
+    view: &View<'_>,
+    team: TeamId,
+    agent: &str,
+    state: ReadState,
+    floor: u64,
+    seq: u64,
+) -> Result<bool, Fatal> {
+    let range = keys::inbox_from(state, team, agent, floor);
+    let first = view.range(range, Order::Ascending).next().transpose()?;
+    Ok(first
+        .and_then(|(key, _)| keys::trailing_number(&key))
+        .is_none_or(|next| next > seq))
+}
+
+fn release_message(view: &mut View<'_>, team: TeamId, seq: u64) -> Result<(), Fatal> {
+    let key = keys::message(team, seq);
+    let mut message: Message = view.load(&key)?.ok_or_else(|| {
+        Fatal::Invariant(format!(
+            "an inbox entry of {team} without its message {seq}"
+        ))
+    })?;
+    message.references = message.references.saturating_sub(1);
+    if message.references > 0 {
+        view.store(key, &message);
+        return Ok(());
+    }
+    view.delete(key);
+    let id = MessageId::from_slice(&message.id).map_err(|e| Fatal::Invariant(e.to_string()))?;
+    view.delete(keys::message_id(team, id));
+    if message.expires_at_ms != 0 {
+        view.delete(keys::message_expiry(message.expires_at_ms, team, seq));
+    }
+    let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
+    head.max_removed_seq = head.max_removed_seq.max(seq);
+    view.store(keys::team_head(team), &head);
+    Ok(())
+}
+
+/// Moves cursors forward. Acks come from nodes, already checked against what they delivered; here they
+/// only never pass the team's last message.
+pub fn ack_cursors(view: &mut View<'_>, op: AckCursors) -> Result<(), Stop> {
+    for ack in op.acks {
+        let team = parsed(TeamId::from_slice(&ack.team_id))?;
+        if ack.agent.contains('\0') || ack.client_id.contains('\0') {
+            return reject(ErrorCode::Invalid, "a cursor name with a zero byte");
+        }
+        let head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
+        let key = keys::cursor(team, &ack.agent, &ack.client_id);
+        let mut cursor: Cursor = view.load(&key)?.unwrap_or_default();
+        if ack.implied && cursor.acked {
+            continue;
+        }
+        let seq = ack.seq.min(head.last_seq).max(cursor.seq);
+        let acked = cursor.acked || !ack.implied;
+        if (seq, acked) != (cursor.seq, cursor.acked) {
+            cursor = Cursor { seq, acked };
+            view.store(key, &cursor);
+        }
+    }
+    Ok(())
+}

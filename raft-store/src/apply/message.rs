@@ -1,0 +1,275 @@
+//! Sending.
+
+use agentpost_proto::command::{
+    BodyKind, ErrorCode, Face, Permission, Send, SendBatch, SendBatchReply, SendOutcome, SendReply,
+    TeamLimits, send_outcome,
+};
+use agentpost_proto::id::{self, AgentId, MessageId, TeamId};
+use agentpost_proto::limits;
+use agentpost_proto::record::{Idempotency, Message, Team, TeamHead};
+use bytes::Bytes;
+use prost::Message as _;
+use sha2::{Digest, Sha256};
+
+use super::principal::Caller;
+use super::team::{default_limits, parsed};
+use super::{Context, Stop, inbox, quota, reject};
+use crate::effect::Effect;
+use crate::keys;
+use crate::kv::{Fatal, Kv};
+use crate::view::View;
+
+/// Stores a message in one inbox. A repeat under its idempotency key, or of its message id, returns the
+/// first result and stores nothing.
+pub fn send(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    op: Send,
+    effects: &mut Vec<Effect>,
+) -> Result<SendReply, Stop> {
+    let caller = Caller::with(view, context, Permission::Write)?;
+    send_as(view, context, &caller, op, effects)
+}
+
+/// Stores many messages; each is counted and decided alone.
+pub fn send_batch(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    op: SendBatch,
+    effects: &mut Vec<Effect>,
+) -> Result<SendBatchReply, Stop> {
+    let caller = Caller::with(view, context, Permission::Write)?;
+    if op.sends.len() > limits::BATCH_ITEMS_MAX {
+        return reject(ErrorCode::Invalid, "too many messages in a batch");
+    }
+    let mut outcomes = Vec::with_capacity(op.sends.len());
+    for item in op.sends {
+        let savepoint = view.savepoint();
+        let effects_before = effects.len();
+        let outcome = match send_as(view, context, &caller, item, effects) {
+            Ok(sent) => send_outcome::Outcome::Sent(sent),
+            Err(Stop::Reject(rejection)) => {
+                view.rollback(savepoint);
+                effects.truncate(effects_before);
+                send_outcome::Outcome::Rejection(rejection)
+            }
+            Err(fatal) => return Err(fatal),
+        };
+        outcomes.push(SendOutcome {
+            outcome: Some(outcome),
+        });
+    }
+    Ok(SendBatchReply { outcomes })
+}
+
+fn send_as(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    caller: &Caller,
+    op: Send,
+    effects: &mut Vec<Effect>,
+) -> Result<SendReply, Stop> {
+    let message_id = parsed(MessageId::from_slice(&op.message_id))?;
+    validate(&op)?;
+    caller.acts_as(&op.from)?;
+    let team = caller.team;
+    if let Some(first) = repeated(view, context, team, &op)? {
+        return Ok(first);
+    }
+    let settings: Team = view
+        .load(&keys::team(team))?
+        .ok_or_else(|| Fatal::Invariant(format!("key of {team} without its team")))?;
+    if settings.strict_recipients && view.get(&keys::agent(team, &op.to))?.is_none() {
+        return reject(
+            ErrorCode::NotFound,
+            format!("nobody registered the agent {:?}", op.to),
+        );
+    }
+    let team_limits = settings.limits.unwrap_or_else(default_limits);
+    let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
+    if let Some(seq) = view.get(&keys::message_id(team, message_id))? {
+        return already_stored(view, team, &seq, &head, &team_limits);
+    }
+    let price = quota::count_event(&mut head, &team_limits, context)?;
+    let counted = !caller.key.agent_id.is_empty() || op.face() == Face::Abbababa;
+    let sends_used = if counted {
+        quota::count_send(view, context, team, &op.from, &team_limits)?
+    } else {
+        0
+    };
+
+    head.last_seq += 1;
+    let seq = head.last_seq;
+    let reply = SendReply {
+        message_id: op.message_id.clone(),
+        seq,
+        created_at_ms: context.wall_ms,
+        events_used: head.events_used,
+        events_limit: team_limits.monthly_events,
+        amount_charged_atomic: price,
+        sends_used,
+        sends_limit: team_limits.daily_sends,
+    };
+    view.store(keys::team_head(team), &head);
+    view.put(
+        keys::message_id(team, message_id),
+        Bytes::copy_from_slice(&seq.to_be_bytes()),
+    );
+    if !op.idempotency_key.is_empty() {
+        remember(view, context, team, &op, &reply);
+    }
+    let to = op.to.clone();
+    store_message(view, context, team, seq, op);
+    inbox::append(view, team, &to, seq)?;
+    effects.push(Effect::InboxAppended {
+        team,
+        agent: to,
+        seq,
+    });
+    Ok(reply)
+}
+
+/// The edge has said the same with more words; here it protects the key space and the replicas.
+fn validate(op: &Send) -> Result<(), Stop> {
+    parsed(op.from.parse::<AgentId>())?;
+    parsed(op.to.parse::<AgentId>())?;
+    parsed(id::validate_name("type", &op.r#type))?;
+    if op.from == AgentId::SYSTEM {
+        return reject(
+            ErrorCode::Forbidden,
+            "nobody can send as the reserved agent \"system\"",
+        );
+    }
+    if op.to == AgentId::SYSTEM {
+        return reject(
+            ErrorCode::NotFound,
+            "the reserved agent \"system\" has no inbox",
+        );
+    }
+    if !op.idempotency_key.is_empty() {
+        parsed(id::validate_idempotency_key(&op.idempotency_key))?;
+    }
+    if op.body.len() > limits::BODY_BYTES_MAX || op.extras.len() > limits::EXTRAS_BYTES_MAX {
+        return reject(ErrorCode::Invalid, "the message is too large");
+    }
+    if op.body_kind() == BodyKind::Unspecified {
+        return reject(ErrorCode::Invalid, "a message has a body");
+    }
+    Ok(())
+}
+
+/// The first result under the same idempotency key, while it is remembered.
+fn repeated(
+    view: &View<'_>,
+    context: &Context<'_>,
+    team: TeamId,
+    op: &Send,
+) -> Result<Option<SendReply>, Stop> {
+    if op.idempotency_key.is_empty() {
+        return Ok(None);
+    }
+    let row: Option<Idempotency> =
+        view.load(&keys::idempotency(team, &op.from, &op.idempotency_key))?;
+    let Some(row) = row else { return Ok(None) };
+    // A row counts as absent as soon as it has aged, whether it was swept yet or not.
+    if context.cluster_ms >= row.created_ct_ms + limits::IDEMPOTENCY_TTL_MS {
+        return Ok(None);
+    }
+    if row.operation_hash != operation_hash(op) {
+        return reject(
+            ErrorCode::IdempotencyMismatch,
+            "this Idempotency-Key was used for another message",
+        );
+    }
+    Ok(Some(crate::view::decode(row.reply)?))
+}
+
+fn remember(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    team: TeamId,
+    op: &Send,
+    reply: &SendReply,
+) {
+    let row = Idempotency {
+        operation_hash: operation_hash(op),
+        created_ct_ms: context.cluster_ms,
+        reply: Bytes::from(reply.encode_to_vec()),
+    };
+    view.store(keys::idempotency(team, &op.from, &op.idempotency_key), &row);
+    let expires = context.cluster_ms + limits::IDEMPOTENCY_TTL_MS;
+    view.put(
+        keys::idempotency_expiry(expires, team, &op.from, &op.idempotency_key),
+        Bytes::new(),
+    );
+}
+
+/// What makes two sends the same operation, each field behind its length.
+fn operation_hash(op: &Send) -> Bytes {
+    let mut hash = Sha256::new();
+    let fields = [
+        op.to.as_bytes(),
+        op.r#type.as_bytes(),
+        &op.body,
+        op.thread_id.as_bytes(),
+        op.reply_to_id.as_bytes(),
+    ];
+    for field in fields {
+        hash.update((field.len() as u64).to_be_bytes());
+        hash.update(field);
+    }
+    hash.update(op.body_kind.to_be_bytes());
+    hash.update(op.expires_at_ms.to_be_bytes());
+    Bytes::copy_from_slice(&hash.finalize())
+}
+
+/// The answer to a send whose message is there already: the message, and the counters as they stand.
+fn already_stored(
+    view: &View<'_>,
+    team: TeamId,
+    seq: &[u8],
+    head: &TeamHead,
+    limits: &TeamLimits,
+) -> Result<SendReply, Stop> {
+    let seq = keys::trailing_number(seq)
+        .ok_or_else(|| Fatal::Invariant("a message id row without a seq".to_owned()))?;
+    let message: Message = view.load(&keys::message(team, seq))?.ok_or_else(|| {
+        Fatal::Invariant(format!(
+            "message id row of {team} leads to a missing seq {seq}"
+        ))
+    })?;
+    Ok(SendReply {
+        message_id: message.id,
+        seq,
+        created_at_ms: message.created_at_ms,
+        events_used: head.events_used,
+        events_limit: limits.monthly_events,
+        ..SendReply::default()
+    })
+}
+
+fn store_message(view: &mut View<'_>, context: &Context<'_>, team: TeamId, seq: u64, op: Send) {
+    if op.expires_at_ms != 0 {
+        view.put(
+            keys::message_expiry(op.expires_at_ms, team, seq),
+            Bytes::new(),
+        );
+    }
+    let message = Message {
+        id: op.message_id,
+        seq,
+        from: op.from,
+        to: op.to,
+        r#type: op.r#type,
+        body_kind: op.body_kind,
+        body: op.body,
+        thread_id: op.thread_id,
+        reply_to_id: op.reply_to_id,
+        created_at_ms: context.wall_ms,
+        created_ct_ms: context.cluster_ms,
+        expires_at_ms: op.expires_at_ms,
+        extras: op.extras,
+        references: 1,
+    };
+    view.store(keys::message(team, seq), &message);
+}

@@ -1,0 +1,76 @@
+//! Counting. Sends and events are counted in the same entry as the message, so a limit is never exceeded
+//! and nothing is counted that was not stored.
+
+use agentpost_proto::command::{ErrorCode, Rejection, TeamLimits};
+use agentpost_proto::id::TeamId;
+use agentpost_proto::record::{SendCount, TeamHead};
+use agentpost_proto::time;
+
+use super::{Context, Stop};
+use crate::keys;
+use crate::view::View;
+
+/// Counts an event of the team's month. Returns its price: 0 within the limit.
+pub fn count_event(
+    head: &mut TeamHead,
+    limits: &TeamLimits,
+    context: &Context<'_>,
+) -> Result<u64, Stop> {
+    let month = time::month(context.wall_ms);
+    if month > head.month {
+        head.month = month;
+        head.events_used = 0;
+    }
+    let within = limits.monthly_events == 0 || head.events_used < limits.monthly_events;
+    let price = match (within, limits.overage_price_atomic) {
+        (true, _) => 0,
+        (false, Some(price)) => price,
+        (false, None) => {
+            let message = format!(
+                "the team's {} events of this month are used up",
+                limits.monthly_events
+            );
+            let wait_ms = time::next_month_ms(context.wall_ms).saturating_sub(context.wall_ms);
+            return Err(exceeded(message, wait_ms.div_ceil(1000)));
+        }
+    };
+    head.events_used += 1;
+    Ok(price)
+}
+
+/// Counts a send of the agent's UTC day. Returns how many it has made, this one included.
+pub fn count_send(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    team: TeamId,
+    agent: &str,
+    limits: &TeamLimits,
+) -> Result<u64, Stop> {
+    let key = keys::send_count(team, agent);
+    let mut count: SendCount = view.load(&key)?.unwrap_or_default();
+    let today = time::day(context.wall_ms);
+    if today > count.day {
+        count = SendCount {
+            day: today,
+            used: 0,
+        };
+    }
+    if limits.daily_sends != 0 && count.used >= limits.daily_sends {
+        let message = format!(
+            "agent {agent:?} has used its {} sends of this UTC day",
+            limits.daily_sends
+        );
+        let wait_s = time::next_midnight_s(context.wall_ms).saturating_sub(context.wall_ms / 1000);
+        return Err(exceeded(message, wait_s));
+    }
+    count.used += 1;
+    view.store(key, &count);
+    Ok(count.used)
+}
+
+fn exceeded(message: String, retry_after_s: u64) -> Stop {
+    Stop::Reject(Rejection {
+        retry_after_s: retry_after_s.max(1),
+        ..Rejection::new(ErrorCode::QuotaExceeded, message)
+    })
+}
