@@ -1,0 +1,107 @@
+//! The only place that asks the machine for the time or for randomness.
+//!
+//! Calendar questions and stamps use [`Clock::wall_ms`]; deadlines and elapsed time use the monotonic
+//! [`Clock::now`], which wall-clock jumps do not touch.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use agentpost_proto::id::MessageId;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::time::Instant;
+
+/// The time of this node. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    /// Where wall time and monotonic time met, when it is not the machine's: tests move `tokio`'s clock.
+    anchor: Option<(u64, Instant)>,
+}
+
+impl Clock {
+    /// The machine's clock.
+    pub fn system() -> Self {
+        Clock { anchor: None }
+    }
+
+    /// A clock whose wall time starts at `unix_ms` and advances with tokio's clock.
+    pub fn starting_at(unix_ms: u64) -> Self {
+        Clock { anchor: Some((unix_ms, Instant::now())) }
+    }
+
+    /// Unix milliseconds.
+    pub fn wall_ms(&self) -> u64 {
+        match self.anchor {
+            Some((start_ms, at)) => start_ms + at.elapsed().as_millis() as u64,
+            None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
+        }
+    }
+
+    /// Monotonic time.
+    pub fn now(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+/// Where fresh ids and secrets come from: a cryptographic generator. Cheap to clone; clones share the sequence.
+#[derive(Clone, Debug)]
+pub struct IdSource {
+    clock: Clock,
+    generator: Arc<Mutex<StdRng>>,
+}
+
+impl IdSource {
+    /// Seeded by the operating system.
+    pub fn new(clock: Clock) -> Self {
+        IdSource { clock, generator: Arc::new(Mutex::new(rand::make_rng())) }
+    }
+
+    /// The same ids again for the same seed: tests only.
+    pub fn seeded(clock: Clock, seed: u64) -> Self {
+        IdSource { clock, generator: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))) }
+    }
+
+    /// A fresh message id: a UUIDv7 of the wall clock.
+    pub fn message_id(&self) -> MessageId {
+        let millis = self.clock.wall_ms();
+        MessageId(uuid::Builder::from_unix_timestamp_millis(millis, &self.random()).into_uuid())
+    }
+
+    /// Random bytes, good enough for keys.
+    pub fn random<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.generator.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(&mut bytes);
+        bytes
+    }
+
+    /// A delay between `low_ms` and `high_ms`, so that nodes do not act in step.
+    pub fn jitter_ms(&self, low_ms: u64, high_ms: u64) -> u64 {
+        low_ms + u64::from_le_bytes(self.random()) % (high_ms.saturating_sub(low_ms) + 1)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_ids_carry_the_wall_time_and_differ() {
+        let clock = Clock::system();
+        let ids = IdSource::new(clock.clone());
+        let before = clock.wall_ms();
+        let (first, second) = (ids.message_id(), ids.message_id());
+        assert_ne!(first, second);
+        assert_eq!(first.0.get_version_num(), 7);
+        let stamp = u64::from_be_bytes([&[0, 0], &first.0.as_bytes()[..6]].concat().try_into().unwrap());
+        assert!(before <= stamp && stamp <= clock.wall_ms());
+    }
+
+    #[test]
+    fn a_seed_repeats_its_ids() {
+        let one = IdSource::seeded(Clock::system(), 7);
+        let two = IdSource::seeded(Clock::system(), 7);
+        assert_eq!(one.random::<16>(), two.random::<16>());
+        assert!((5..=9).contains(&one.jitter_ms(5, 9)));
+    }
+}

@@ -1,0 +1,209 @@
+//! Every metric with its help. All names start with `agentpost_`; no ids of teams or keys in labels.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// The counters and gauges of one node. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    http_requests: Family<HttpLabels, Counter>,
+    http_seconds: Family<FaceLabel, Histogram, fn() -> Histogram>,
+    proposals: Family<ProposalLabel, Counter>,
+    state_hash: Family<StateHashLabels, Gauge>,
+    /// Client operations between admission and answer on this node.
+    pub proposals_in_flight: Gauge,
+    /// Requests on this node's stream to the leader.
+    pub forwards_in_flight: Gauge,
+    /// Read barriers that this node ran; one serves every read that waits for it.
+    pub read_barriers: Counter,
+    /// Read barriers that ended without a quorum.
+    pub read_barriers_failed: Counter,
+    /// Peer connections that did not pass the handshake.
+    pub handshakes_refused: Counter,
+    /// WebSocket sessions that are open.
+    pub ws_sessions: Gauge,
+    /// Events written to WebSockets.
+    pub ws_events: Counter,
+    /// Acks read from WebSockets.
+    pub ws_acks: Counter,
+    /// Raft: the last entry in this node's log.
+    pub last_log_index: Gauge,
+    /// Raft: the last entry that a quorum holds, as far as this node knows.
+    pub committed_index: Gauge,
+    /// Raft: the last entry applied here.
+    pub applied_index: Gauge,
+    /// Raft: the last entry that a snapshot of this node covers.
+    pub snapshot_index: Gauge,
+    /// Raft: the term.
+    pub term: Gauge,
+    /// Raft: 1 on the leader.
+    pub is_leader: Gauge,
+    /// Raft: the leader's id as this node knows it; 0 without one.
+    pub leader: Gauge,
+    /// Flushes of the log to the disk.
+    pub log_syncs: Gauge,
+    /// Snapshots sent to other nodes.
+    pub snapshots_sent: Counter,
+    /// Snapshots received from other nodes.
+    pub snapshots_received: Counter,
+}
+
+/// Which door a request came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Face {
+    /// `/v1` and `/api/v1`.
+    Abbababa,
+    /// `agents/messages` and `/ws`.
+    Kite,
+    /// `/admin/v1`.
+    Admin,
+    /// Health and metrics.
+    Node,
+}
+
+/// How a proposal ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Outcome {
+    /// Applied.
+    Done,
+    /// Refused by apply.
+    Rejected,
+    /// Never proposed: no leader or no quorum.
+    NotReady,
+    /// Never proposed: too much is waiting.
+    Overloaded,
+    /// Proposed, and nobody knows.
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HttpLabels {
+    face: Face,
+    route: String,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FaceLabel {
+    face: Face,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProposalLabel {
+    outcome: Outcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateHashLabels {
+    hash: String,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Creates a metric and puts it into the registry.
+fn add<M: Clone + prometheus_client::registry::Metric>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+impl Metrics {
+    /// A fresh set, all zero.
+    pub fn new() -> Self {
+        let r = &mut Registry::with_prefix("agentpost");
+        let seconds: fn() -> Histogram = || Histogram::new(exponential_buckets(0.000_25, 2.0, 16));
+        let g = Gauge::default;
+        let c = Counter::default;
+        let made = Metrics {
+            registry: Arc::default(),
+            http_requests: add(r, "http_requests", "HTTP requests by face, route and status", Family::default()),
+            http_seconds: add(r, "http_seconds", "Time to answer HTTP requests", Family::new_with_constructor(seconds)),
+            proposals: add(r, "proposals", "Operations proposed by clients of this node, by outcome", Family::default()),
+            state_hash: add(r, "state_hash_index", "The index at which the state had this hash", Family::default()),
+            proposals_in_flight: add(r, "proposals_in_flight", "Client operations waiting for an answer", g()),
+            forwards_in_flight: add(r, "forwards_in_flight", "Requests waiting on the stream to the leader", g()),
+            read_barriers: add(r, "read_barriers", "Read barriers run; one serves every read that waits for it", c()),
+            read_barriers_failed: add(r, "read_barriers_failed", "Read barriers that found no quorum in time", c()),
+            handshakes_refused: add(r, "handshakes_refused", "Peer connections that failed the handshake", c()),
+            ws_sessions: add(r, "ws_sessions", "Open WebSocket sessions", g()),
+            ws_events: add(r, "ws_events", "Events written to WebSockets", c()),
+            ws_acks: add(r, "ws_acks", "Acks read from WebSockets", c()),
+            last_log_index: add(r, "last_log_index", "Last entry of the log", g()),
+            committed_index: add(r, "committed_index", "Last entry known to be committed", g()),
+            applied_index: add(r, "applied_index", "Last applied entry", g()),
+            snapshot_index: add(r, "snapshot_index", "Last entry in a snapshot", g()),
+            term: add(r, "term", "Raft term", g()),
+            is_leader: add(r, "is_leader", "1 on the leader", g()),
+            leader: add(r, "leader", "Node id of the leader; 0 = none known", g()),
+            log_syncs: add(r, "log_syncs", "Flushes of the log to the disk since the start", g()),
+            snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
+            snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
+        };
+        Metrics { registry: Arc::new(std::mem::take(r)), ..made }
+    }
+
+    /// Counts an answered request. `route` is the pattern, never the path with its ids.
+    pub fn http(&self, face: Face, route: &str, status: u16, elapsed: Duration) {
+        self.http_requests.get_or_create(&HttpLabels { face, route: route.to_owned(), status }).inc();
+        self.http_seconds.get_or_create(&FaceLabel { face }).observe(elapsed.as_secs_f64());
+    }
+
+    /// Counts the end of a proposal.
+    pub fn proposal(&self, outcome: Outcome) {
+        self.proposals.get_or_create(&ProposalLabel { outcome }).inc();
+    }
+
+    /// Shows the state hash; equal on all nodes at equal index.
+    pub fn set_state_hash(&self, hash: u64, index: u64) {
+        self.state_hash.clear();
+        self.state_hash.get_or_create(&StateHashLabels { hash: format!("{hash:016x}") }).set(gauge(index));
+    }
+
+    /// The exposition in Prometheus's text format.
+    pub fn encode(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String does not fail.
+        let _ = text::encode(&mut out, &self.registry);
+        out
+    }
+}
+
+/// Indexes and terms stay far below 2^63.
+pub fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exposition_names_what_happened() {
+        let metrics = Metrics::new();
+        metrics.http(Face::Abbababa, "POST /v1/messages", 200, Duration::from_millis(2));
+        metrics.proposal(Outcome::Done);
+        metrics.set_state_hash(0xab, 7);
+        metrics.set_state_hash(0xcd, 8);
+        let text = metrics.encode();
+        for line in [
+            r#"agentpost_http_requests_total{face="Abbababa",route="POST /v1/messages",status="200"} 1"#,
+            r#"agentpost_proposals_total{outcome="Done"} 1"#,
+            r#"agentpost_state_hash_index{hash="00000000000000cd"} 8"#,
+            "agentpost_is_leader 0",
+        ] {
+            assert!(text.contains(line), "{line} not in\n{text}");
+        }
+        assert!(!text.contains("00000000000000ab"));
+    }
+}
