@@ -1,0 +1,159 @@
+#!/usr/bin/env bash
+# Checks everything that must hold before a change lands: format, lints, tests, documentation, supply chain, scripts.
+#
+# usage: scripts/test.sh [--fast] [--no-smoke]
+#
+#   --fast      format, lints and tests only
+#   --no-smoke  all but the last section, which runs quickstart.sh on a release build
+#   --help      this text
+#
+# It first installs what is missing (compiler and libraries by apt-get, cargo-deny by cargo), and compiles RocksDB once.
+# Every section runs even if an earlier one failed; the last line counts the tests; the exit status is 0 only if all is well.
+
+# shellcheck source-path=SCRIPTDIR
+set -euo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=lib/common.sh
+. "$HERE/lib/common.sh"
+# shellcheck source=lib/build.sh
+. "$HERE/lib/build.sh"
+
+CARGO_DENY_VERSION=0.20.2
+TOOLS=$AGENTPOST_CACHE/tools
+
+FAST=no SMOKE=yes
+while [ $# -gt 0 ]; do
+  case $1 in
+    --fast) FAST=yes ;;
+    --no-smoke) SMOKE=no ;;
+    -h | --help) usage "$0"; exit 0 ;;
+    *) die "unknown argument '$1'; see --help" ;;
+  esac
+  shift
+done
+
+cd "$ROOT"
+OUTPUT=$(mktemp -d)
+trap 'rm -rf "$OUTPUT"' EXIT
+REPORT=() PASSED=0 FAILED=0 SKIPPED=0 BROKEN=0
+
+# section NAME FUNCTION: runs it, times it, remembers how it ended.
+section() {
+  local name=$1 started=$SECONDS state=ok
+  printf '\n%s== %s%s\n' "$BOLD" "$name" "$PLAIN"
+  # Not `if "$2"`: there the shell would ignore a failing command inside the function.
+  set +e
+  (set -euo pipefail; "$2") 2>&1 | tee "$OUTPUT/$name"
+  [ "${PIPESTATUS[0]}" -eq 0 ] || { state=FAILED; BROKEN=$((BROKEN + 1)); }
+  set -e
+  REPORT+=("$(printf '%-10s %-7s %5d s' "$name" "$state" "$((SECONDS - started))")")
+}
+
+# count SECTION: adds the closing lines of nextest and of cargo test to the totals.
+count() {
+  local p f s
+  read -r p f s < <(sed 's/\x1b\[[0-9;]*m//g' "$OUTPUT/$1" | awk '
+    # A number stands before its word: "12 passed", "1 failed;", "3 skipped".
+    function before(word,   i) { for (i = 2; i <= NF; i++) if ($i ~ "^" word) return $(i - 1) + 0; return 0 }
+    /^ *Summary \[/ { p += before("passed"); f += before("failed") + before("timed"); s += before("skipped") }
+    /^test result:/ { p += before("passed"); f += before("failed"); s += before("ignored") }
+    END { print p + 0, f + 0, s + 0 }')
+  PASSED=$((PASSED + p)) FAILED=$((FAILED + f)) SKIPPED=$((SKIPPED + s))
+}
+
+check_format() { cargo fmt --all --check; }
+check_lints() { cargo clippy --workspace --all-targets --locked --quiet -- -D warnings; }
+
+check_tests() {
+  # Tests that drive processes take the binaries from here.
+  cargo build --workspace --bins --locked --quiet
+  export AGENTPOST_BIN=$CARGO_TARGET_DIR/debug
+  if have cargo-nextest; then
+    cargo nextest run --workspace --locked --no-fail-fast --cargo-quiet
+  else
+    cargo test --workspace --lib --bins --tests --locked --no-fail-fast --quiet
+  fi
+}
+
+check_doctests() { cargo test --workspace --doc --locked --quiet; }
+check_docs() { RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet; }
+
+# Licences, bans and sources always; advisories where their database can be had.
+check_deny() {
+  local deny=$TOOLS/bin/cargo-deny status=0
+  if ! [[ $("$deny" --version 2>/dev/null) == *" $CARGO_DENY_VERSION" ]]; then
+    install_cargo_deny
+  fi
+  "$deny" --locked --workspace check --hide-inclusion-graph bans licenses sources >"$OUTPUT/deny.log" 2>&1 || status=$?
+  if [ "$status" -ne 0 ]; then cat "$OUTPUT/deny.log"; return 1; fi
+  grep -v '^warning\[duplicate\]' "$OUTPUT/deny.log" | grep -A4 '^warning' || true
+  echo "$(grep -c '^warning\[duplicate\]' "$OUTPUT/deny.log" || true) crates stand in the graph in more than one version (a warning)"
+  tail -n 1 "$OUTPUT/deny.log"
+  if timeout 120 "$deny" fetch db >/dev/null 2>&1; then
+    "$deny" --locked --workspace check --disable-fetch --hide-inclusion-graph advisories
+  else
+    echo "advisories skipped (their database cannot be fetched here)"
+  fi
+}
+
+# Once, in minutes; little optimisation, because it runs for half a second.
+install_cargo_deny() {
+  local work
+  work=$(mktemp -d)
+  say "installing cargo-deny $CARGO_DENY_VERSION into $TOOLS (some minutes, once)"
+  CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+    cargo install cargo-deny --locked --quiet --no-track --force --version "$CARGO_DENY_VERSION" --root "$TOOLS" --target-dir "$work"
+  rm -rf "$work"
+}
+
+# Scripts parse, explain themselves, and are clean of the usual mistakes.
+check_scripts() {
+  local f files=("$ROOT"/scripts/*.sh "$ROOT"/scripts/lib/*.sh "$ROOT/.ci/run")
+  for f in "${files[@]}"; do bash -n "$f"; done
+  for f in "$ROOT"/scripts/*.sh; do
+    [ -x "$f" ] || { echo "$f is not executable"; return 1; }
+    "$f" --help </dev/null | grep -q '^usage: ' || { echo "$f --help says no usage"; return 1; }
+  done
+  shellcheck --external-sources "${files[@]}"
+  echo "${#files[@]} scripts: syntax, --help and shellcheck"
+}
+
+# No file over 600 lines, no crate version outside the workspace's table.
+check_house() {
+  local long loose
+  long=$(git ls-files -z '*.rs' | xargs -0r wc -l | awk '$2 != "total" && $1 > 600')
+  [ -z "$long" ] || { echo "files over 600 lines:"; echo "$long"; return 1; }
+  # shellcheck disable=SC2016
+  loose=$(git ls-files -z '*/Cargo.toml' | xargs -0r awk '
+    FNR == 1 { inside = 0 }
+    /^\[/ { inside = /dependencies\]$/ }
+    inside && /version *=|^[a-z0-9_-]+ *= *"/ { print FILENAME ": " $0 }')
+  [ -z "$loose" ] || { echo "versions belong in [workspace.dependencies]:"; echo "$loose"; return 1; }
+  echo "file lengths and dependency versions"
+}
+
+check_smoke() { "$HERE/quickstart.sh" --exit </dev/null; }
+
+ensure_build
+have shellcheck || install_packages shellcheck
+say "$(rustc --version), target directory $CARGO_TARGET_DIR"
+
+section format check_format
+section lints check_lints
+section tests check_tests
+count tests
+if [ "$FAST" = no ]; then
+  section doctests check_doctests
+  count doctests
+  section docs check_docs
+  section deny check_deny
+  section scripts check_scripts
+  section house check_house
+  [ "$SMOKE" = no ] || section smoke check_smoke
+fi
+
+printf '\n%s== summary%s\n' "$BOLD" "$PLAIN"
+printf '%s\n' "${REPORT[@]}"
+[ "$BROKEN" -eq 0 ] || printf '%s%d of %d sections failed%s\n' "$RED" "$BROKEN" "${#REPORT[@]}" "$PLAIN"
+printf 'tests: %d passed, %d failed, %d skipped\n' "$PASSED" "$FAILED" "$SKIPPED"
+[ "$BROKEN" -eq 0 ] && [ "$FAILED" -eq 0 ] && [ "$PASSED" -gt 0 ]
