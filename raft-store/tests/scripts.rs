@@ -1,0 +1,352 @@
+//! Runs the scripts of `tests/scripts/`: commands in; replies, effects and what was stored out. Their names
+//! are sentences. `UPDATE_GOLDENFILES=1 cargo test -p agentpost-raft-store --test scripts` writes the
+//! outputs anew; read the difference before you commit it.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt::Write as _;
+
+use agentpost_proto::command::operation::Op;
+use agentpost_proto::command::{
+    AckCursors, BeginEpoch, CursorAck, Face, MarkRead, Permission, Principal, Reply, RevokeKey, SendBatch, SendReply, Sweep,
+    TeamLimits, UpdateTeam, reply::Reply as R, send_outcome::Outcome,
+};
+use agentpost_proto::id::{KeyId, TeamId};
+use agentpost_raft_store::effect::Effect;
+use agentpost_raft_store::keys::ReadState;
+use agentpost_raft_store::kv::Order;
+use agentpost_raft_store::query::{self, PageQuery};
+use common::{Core, create_key, create_team, id_of, message_id, principal, send, team_id};
+
+#[derive(goldenscript::Command)]
+enum Step {
+    /// Begins an epoch; from here on cluster time counts.
+    Epoch,
+    /// Sets the leader's clocks, in milliseconds.
+    Time {
+        #[arg(key)]
+        wall: Option<u64>,
+        #[arg(key)]
+        cluster: Option<u64>,
+    },
+    Bootstrap(String),
+    /// `by` is team/key, here and below.
+    Team {
+        name: String,
+        #[arg(key)]
+        by: String,
+        #[arg(key)]
+        daily: Option<u64>,
+        #[arg(key)]
+        monthly: Option<u64>,
+        #[arg(key)]
+        price: Option<u64>,
+    },
+    Limits {
+        name: String,
+        #[arg(key)]
+        by: String,
+        #[arg(key)]
+        daily: Option<u64>,
+        #[arg(key)]
+        strict: Option<bool>,
+    },
+    Key {
+        name: String,
+        #[arg(key)]
+        by: String,
+        #[arg(key)]
+        team: String,
+        #[arg(key)]
+        permission: Option<String>,
+        #[arg(key)]
+        agent: Option<String>,
+        #[arg(key)]
+        expires: Option<u64>,
+    },
+    Revoke {
+        name: String,
+        #[arg(key)]
+        by: String,
+    },
+    Send {
+        id: String,
+        #[arg(key)]
+        by: String,
+        #[arg(key)]
+        from: String,
+        #[arg(key)]
+        to: String,
+        #[arg(key)]
+        body: Option<String>,
+        #[arg(key)]
+        idem: Option<String>,
+        #[arg(key)]
+        face: Option<String>,
+        #[arg(key)]
+        expires: Option<u64>,
+    },
+    /// Items are id:from:to.
+    Batch {
+        #[arg(many)]
+        items: Vec<String>,
+        #[arg(key)]
+        by: String,
+    },
+    Mark {
+        id: String,
+        state: String,
+        #[arg(key)]
+        by: String,
+        #[arg(key)]
+        agent: String,
+    },
+    Ack {
+        seq: u64,
+        #[arg(key)]
+        team: String,
+        #[arg(key)]
+        agent: String,
+        #[arg(key)]
+        client: Option<String>,
+        #[arg(key)]
+        implied: Option<bool>,
+    },
+    Sweep {
+        team: Option<String>,
+    },
+    Inbox {
+        team: String,
+        agent: String,
+        #[arg(key)]
+        state: Option<String>,
+        #[arg(key)]
+        after: Option<u64>,
+        #[arg(key)]
+        limit: Option<usize>,
+        #[arg(key)]
+        order: Option<String>,
+    },
+    Cursor {
+        team: String,
+        agent: String,
+        client: Option<String>,
+    },
+    /// How many rows of each kind there are.
+    Rows,
+}
+
+fn caller(by: &str) -> Option<Principal> {
+    let (team, key) = by.split_once('/').expect("by=team/key");
+    Some(principal(team, key))
+}
+
+fn permission(name: Option<&String>) -> Permission {
+    name.map_or(Permission::Write, |name| Permission::from_name(name).unwrap())
+}
+
+fn show_sent(sent: &SendReply) -> String {
+    let id = String::from_utf8_lossy(&sent.message_id).trim_end_matches('.').to_owned();
+    format!(
+        "sent {id} seq={} events={}/{} sends={}/{} charged={}",
+        sent.seq, sent.events_used, sent.events_limit, sent.sends_used, sent.sends_limit, sent.amount_charged_atomic
+    )
+}
+
+fn show(reply: Reply, effects: Vec<Effect>) -> String {
+    let mut out = String::new();
+    match reply.reply.unwrap() {
+        R::Rejection(r) => writeln!(out, "rejected {}: {} (retry after {} s)", r.code().as_str(), r.message, r.retry_after_s),
+        R::Send(sent) => writeln!(out, "{}", show_sent(&sent)),
+        R::SendBatch(batch) => {
+            for outcome in batch.outcomes {
+                match outcome.outcome.unwrap() {
+                    Outcome::Sent(sent) => writeln!(out, "{}", show_sent(&sent)).unwrap(),
+                    Outcome::Rejection(r) => writeln!(out, "rejected {}: {}", r.code().as_str(), r.message).unwrap(),
+                }
+            }
+            Ok(())
+        }
+        R::Sweep(sweep) => writeln!(out, "swept {} rows", sweep.rows),
+        R::Done(_) | R::Team(_) | R::Key(_) => writeln!(out, "done"),
+    }
+    .unwrap();
+    for effect in effects {
+        match effect {
+            Effect::InboxAppended { agent, seq, .. } => writeln!(out, "effect: inbox {agent} grew to seq {seq}"),
+            Effect::KeyRevoked(_) => writeln!(out, "effect: key revoked"),
+            Effect::EpochBegan { epoch, node } => writeln!(out, "effect: epoch {epoch} of node {node}"),
+        }
+        .unwrap();
+    }
+    out
+}
+
+#[derive(Default)]
+struct Runner(Core);
+
+impl Runner {
+    fn op(&mut self, step: &Step) -> Option<(Option<Principal>, Op)> {
+        Some(match step {
+            Step::Epoch => {
+                self.0.epoch = self.0.index + 1;
+                (None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 }))
+            }
+            Step::Bootstrap(key) => (None, common::bootstrap(key)),
+            Step::Team { name, by, daily, monthly, price } => {
+                let limits = TeamLimits {
+                    daily_sends: daily.unwrap_or(1000),
+                    monthly_events: monthly.unwrap_or(100_000),
+                    overage_price_atomic: *price,
+                    ..TeamLimits::default()
+                };
+                (caller(by), create_team(name, Some(limits)))
+            }
+            Step::Limits { name, by, daily, strict } => {
+                let team_id = team_id(name).to_bytes();
+                let op = UpdateTeam { team_id, daily_sends: *daily, strict_recipients: *strict, ..UpdateTeam::default() };
+                (caller(by), Op::UpdateTeam(op))
+            }
+            Step::Key { name, by, team, permission: p, agent, expires } => {
+                let mut op = create_key(team, name, permission(p.as_ref()), agent.as_deref().unwrap_or(""));
+                op.expires_at_ms = expires.unwrap_or(0);
+                (caller(by), Op::CreateKey(op))
+            }
+            Step::Revoke { name, by } => (caller(by), Op::RevokeKey(RevokeKey { key_id: KeyId(id_of(name)).to_bytes() })),
+            Step::Send { id, by, from, to, body, idem, face, expires } => {
+                let mut op = send(id, from, to);
+                if let Some(body) = body {
+                    op.body = body.clone().into();
+                }
+                op.idempotency_key = idem.clone().unwrap_or_default();
+                op.expires_at_ms = expires.unwrap_or(0);
+                if face.as_deref() == Some("kite") {
+                    op.face = Face::Kite as i32;
+                }
+                (caller(by), Op::Send(op))
+            }
+            Step::Batch { items, by } => {
+                let sends = items.iter().map(|item| {
+                    let parts: Vec<&str> = item.split(':').collect();
+                    send(parts[0], parts[1], parts[2])
+                });
+                (caller(by), Op::SendBatch(SendBatch { sends: sends.collect() }))
+            }
+            Step::Mark { id, state, by, agent } => {
+                let message_id = message_id(id).to_bytes();
+                (caller(by), Op::MarkRead(MarkRead { agent: agent.clone(), message_id, read: state == "read" }))
+            }
+            Step::Ack { seq, team, agent, client, implied } => {
+                let ack = CursorAck {
+                    team_id: team_id(team).to_bytes(),
+                    agent: agent.clone(),
+                    client_id: client.clone().unwrap_or_default(),
+                    seq: *seq,
+                    implied: implied.unwrap_or(false),
+                };
+                (None, Op::AckCursors(AckCursors { acks: vec![ack] }))
+            }
+            Step::Sweep { team } => {
+                let team_id = team.as_ref().map(|t| team_id(t).to_bytes()).unwrap_or_default();
+                (None, Op::Sweep(Sweep { team_id }))
+            }
+            Step::Time { .. } | Step::Inbox { .. } | Step::Cursor { .. } | Step::Rows => return None,
+        })
+    }
+
+    fn inbox(&self, team: TeamId, agent: &str, query: &PageQuery<'_>) -> String {
+        let page = query::inbox_page(&self.0.memory, team, agent, query).unwrap();
+        let mut out = String::new();
+        for item in page.items {
+            let id = String::from_utf8_lossy(&item.message.id).trim_end_matches('.').to_owned();
+            let read = if item.read_at_ms == 0 { "unread".to_owned() } else { format!("read at {}", item.read_at_ms) };
+            writeln!(out, "#{} seq={} {id} from {} {read}", item.position, item.seq, item.message.from).unwrap();
+        }
+        let head = query::inbox_head(&self.0.memory, team, agent).unwrap();
+        let next = page.last_seq.map_or("none".to_owned(), |seq| seq.to_string());
+        writeln!(out, "entries={} unread={} removed={} cursor={next}", head.entries, head.unread, head.max_removed_seq).unwrap();
+        out
+    }
+}
+
+impl goldenscript::Runner for Runner {
+    type Command = Step;
+
+    fn run(&mut self, step: &Step, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
+        if let Some((principal, op)) = self.op(step) {
+            let (reply, effects) = self.0.apply(principal, op);
+            return Ok(show(reply, effects));
+        }
+        Ok(match step {
+            Step::Time { wall, cluster } => {
+                self.0.wall_ms = wall.unwrap_or(self.0.wall_ms);
+                self.0.cluster_ms = cluster.unwrap_or(self.0.cluster_ms);
+                String::new()
+            }
+            Step::Inbox { team, agent, state, after, limit, order } => {
+                let query = PageQuery {
+                    after_seq: *after,
+                    order: if order.as_deref() == Some("desc") { Order::Descending } else { Order::Ascending },
+                    limit: limit.unwrap_or(50),
+                    state: match state.as_deref() {
+                        Some("unread") => Some(ReadState::Unread),
+                        Some("read") => Some(ReadState::Read),
+                        _ => None,
+                    },
+                    from: None,
+                };
+                self.inbox(team_id(team), agent, &query)
+            }
+            Step::Cursor { team, agent, client } => {
+                let client = client.as_deref().unwrap_or("");
+                match query::cursor(&self.0.memory, team_id(team), agent, client).unwrap() {
+                    Some(cursor) => format!("seq={} acked={}\n", cursor.seq, cursor.acked),
+                    None => "none\n".to_owned(),
+                }
+            }
+            _ => {
+                let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+                for (key, _) in self.0.memory.rows() {
+                    *kinds.entry(String::from_utf8_lossy(&key[..2]).into_owned()).or_default() += 1;
+                }
+                kinds.iter().map(|(tag, count)| format!("{tag}={count} ")).collect::<String>().trim_end().to_owned() + "\n"
+            }
+        })
+    }
+}
+
+macro_rules! scripts {
+    ($($name:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                goldenscript::run(&mut Runner::default(), concat!("tests/scripts/", stringify!($name), ".txt")).unwrap();
+            }
+        )*
+
+        /// A script that nothing runs proves nothing.
+        #[test]
+        fn every_script_runs() {
+            let named = [$(stringify!($name)),*];
+            for file in std::fs::read_dir("tests/scripts").unwrap() {
+                let name = file.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned();
+                assert!(named.contains(&name.as_str()), "tests/scripts/{name}.txt is not in the list");
+            }
+        }
+    };
+}
+
+scripts!(
+    a_message_lands_once_and_in_order,
+    a_refusal_leaves_nothing_behind,
+    an_idempotency_key_makes_one_message,
+    a_batch_decides_each_message_alone,
+    keys_are_checked_where_it_counts,
+    reading_marks_and_pages,
+    cursors_only_move_forward,
+    quotas_hold_to_the_last_unit,
+    old_mail_is_swept,
+);
