@@ -26,14 +26,18 @@ impl Clock {
 
     /// A clock whose wall time starts at `unix_ms` and advances with tokio's clock.
     pub fn starting_at(unix_ms: u64) -> Self {
-        Clock { anchor: Some((unix_ms, Instant::now())) }
+        Clock {
+            anchor: Some((unix_ms, Instant::now())),
+        }
     }
 
     /// Unix milliseconds.
     pub fn wall_ms(&self) -> u64 {
         match self.anchor {
             Some((start_ms, at)) => start_ms + at.elapsed().as_millis() as u64,
-            None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
+            None => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_millis() as u64),
         }
     }
 
@@ -53,12 +57,18 @@ pub struct IdSource {
 impl IdSource {
     /// Seeded by the operating system.
     pub fn new(clock: Clock) -> Self {
-        IdSource { clock, generator: Arc::new(Mutex::new(rand::make_rng())) }
+        IdSource {
+            clock,
+            generator: Arc::new(Mutex::new(rand::make_rng())),
+        }
     }
 
     /// The same ids again for the same seed: tests only.
     pub fn seeded(clock: Clock, seed: u64) -> Self {
-        IdSource { clock, generator: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))) }
+        IdSource {
+            clock,
+            generator: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))),
+        }
     }
 
     /// A fresh message id: a UUIDv7 of the wall clock.
@@ -70,7 +80,10 @@ impl IdSource {
     /// Random bytes, good enough for keys.
     pub fn random<const N: usize>(&self) -> [u8; N] {
         let mut bytes = [0; N];
-        self.generator.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(&mut bytes);
+        self.generator
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .fill_bytes(&mut bytes);
         bytes
     }
 

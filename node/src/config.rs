@@ -165,11 +165,14 @@ impl Config {
         let overlay: Table = text.parse().map_err(|e| ConfigError(format!("{name}: {e}")))?;
         merge(&mut table, overlay, "").map_err(|e| ConfigError(format!("{name}: {e}")))?;
         for (variable, text) in environment {
-            let Some(path) = variable.strip_prefix("AGENTPOST_").filter(|_| variable.contains("__")) else { continue };
+            let Some(path) = variable.strip_prefix("AGENTPOST_").filter(|_| variable.contains("__")) else {
+                continue;
+            };
             set(&mut table, path, &text).map_err(|e| ConfigError(format!("environment variable {variable}: {e}")))?;
         }
-        let mut config: Config =
-            table.try_into().map_err(|e: toml::de::Error| ConfigError(format!("{name}: {}", e.to_string().trim())))?;
+        let mut config: Config = table
+            .try_into()
+            .map_err(|e: toml::de::Error| ConfigError(format!("{name}: {}", e.to_string().trim())))?;
         config.complete();
         config.validate().map_err(|e| ConfigError(format!("{name}: {e}")))?;
         Ok(config)
@@ -195,7 +198,10 @@ impl Config {
     }
 
     fn validate(&self) -> Result<(), String> {
-        for (key, address) in [("node.client_addr", self.node.client_addr), ("node.peer_addr", self.node.peer_addr)] {
+        for (key, address) in [
+            ("node.client_addr", self.node.client_addr),
+            ("node.peer_addr", self.node.peer_addr),
+        ] {
             if !address.ip().is_loopback() && !self.insecure_listen {
                 return Err(format!(
                     "{key} = {address} is not a loopback address and the port has no TLS; set insecure_listen = true to listen there all the same"
@@ -211,11 +217,16 @@ impl Config {
             return Err(format!("cluster.nodes does not hold node.id = {}", self.node.id));
         }
         let raft = &self.raft;
-        if raft.heartbeat_ms == 0 || raft.heartbeat_ms * 2 > raft.election_min_ms || raft.election_min_ms >= raft.election_max_ms {
+        if raft.heartbeat_ms == 0
+            || raft.heartbeat_ms * 2 > raft.election_min_ms
+            || raft.election_min_ms >= raft.election_max_ms
+        {
             return Err("raft: it must hold that 0 < 2 * heartbeat_ms <= election_min_ms < election_max_ms".to_owned());
         }
         if raft.snapshot_send_bytes_per_s == 0 || raft.snapshot_interval_s == 0 || raft.snapshot_log_bytes == 0 {
-            return Err("raft: snapshot_log_bytes, snapshot_interval_s and snapshot_send_bytes_per_s must not be 0".to_owned());
+            return Err(
+                "raft: snapshot_log_bytes, snapshot_interval_s and snapshot_send_bytes_per_s must not be 0".to_owned(),
+            );
         }
         Ok(())
     }
@@ -243,7 +254,10 @@ fn set(table: &mut Table, path: &str, text: &str) -> Result<(), String> {
     };
     let place = match section {
         "" => table.get_mut(key),
-        _ => table.get_mut(section).and_then(Value::as_table_mut).and_then(|section| section.get_mut(key)),
+        _ => table
+            .get_mut(section)
+            .and_then(Value::as_table_mut)
+            .and_then(|section| section.get_mut(key)),
     };
     let place = place.filter(|place| !place.is_table()).ok_or_else(|| match section {
         "" => format!("unknown key {key}"),
@@ -323,11 +337,17 @@ mod tests {
         for (text, named) in [
             ("[node]\nidd = 1", "unknown key node.idd"),
             ("[nodes]\nid = 1", "unknown key nodes"),
-            ("[cluster]\nnodes = [{id = 1, peer_addr = \"a\", url = \"b\", color = 1}]", "color"),
+            (
+                "[cluster]\nnodes = [{id = 1, peer_addr = \"a\", url = \"b\", color = 1}]",
+                "color",
+            ),
             ("[node]\nid = \"x\"", "id"),
             ("[node]\nclient_addr = \"0.0.0.0:7700\"", "insecure_listen = true"),
             ("[node]\npeer_addr = \"10.0.0.1:7800\"", "node.peer_addr"),
-            ("[node]\nid = 4\n[cluster]\nnodes = [{id = 1, peer_addr = \"a\", url = \"b\"}]", "node.id = 4"),
+            (
+                "[node]\nid = 4\n[cluster]\nnodes = [{id = 1, peer_addr = \"a\", url = \"b\"}]",
+                "node.id = 4",
+            ),
             ("[raft]\nelection_min_ms = 100", "heartbeat_ms"),
             ("[webhooks]\nallow_networks = [\"127.0.0.0/33\"]", "127.0.0.0/33"),
             ("[log]\nformat = \"xml\"", "xml"),
@@ -336,8 +356,15 @@ mod tests {
             assert!(error.contains(named) && error.contains("test.toml"), "{text}: {error}");
         }
         let error = load("", &[("AGENTPOST_NODE__IDD", "1")]).unwrap_err();
-        assert!(error.contains("AGENTPOST_NODE__IDD") && error.contains("node.idd"), "{error}");
-        assert!(load("", &[("AGENTPOST_NODE__ID", "one")]).unwrap_err().contains("integer"));
+        assert!(
+            error.contains("AGENTPOST_NODE__IDD") && error.contains("node.idd"),
+            "{error}"
+        );
+        assert!(
+            load("", &[("AGENTPOST_NODE__ID", "one")])
+                .unwrap_err()
+                .contains("integer")
+        );
     }
 
     #[test]

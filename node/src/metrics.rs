@@ -113,7 +113,12 @@ impl Default for Metrics {
 }
 
 /// Creates a metric and puts it into the registry.
-fn add<M: Clone + prometheus_client::registry::Metric>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+fn add<M: Clone + prometheus_client::registry::Metric>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    metric: M,
+) -> M {
     registry.register(name, help, metric.clone());
     metric
 }
@@ -127,15 +132,55 @@ impl Metrics {
         let c = Counter::default;
         let made = Metrics {
             registry: Arc::default(),
-            http_requests: add(r, "http_requests", "HTTP requests by face, route and status", Family::default()),
-            http_seconds: add(r, "http_seconds", "Time to answer HTTP requests", Family::new_with_constructor(seconds)),
-            proposals: add(r, "proposals", "Operations proposed by clients of this node, by outcome", Family::default()),
-            state_hash: add(r, "state_hash_index", "The index at which the state had this hash", Family::default()),
+            http_requests: add(
+                r,
+                "http_requests",
+                "HTTP requests by face, route and status",
+                Family::default(),
+            ),
+            http_seconds: add(
+                r,
+                "http_seconds",
+                "Time to answer HTTP requests",
+                Family::new_with_constructor(seconds),
+            ),
+            proposals: add(
+                r,
+                "proposals",
+                "Operations proposed by clients of this node, by outcome",
+                Family::default(),
+            ),
+            state_hash: add(
+                r,
+                "state_hash_index",
+                "The index at which the state had this hash",
+                Family::default(),
+            ),
             proposals_in_flight: add(r, "proposals_in_flight", "Client operations waiting for an answer", g()),
-            forwards_in_flight: add(r, "forwards_in_flight", "Requests waiting on the stream to the leader", g()),
-            read_barriers: add(r, "read_barriers", "Read barriers run; one serves every read that waits for it", c()),
-            read_barriers_failed: add(r, "read_barriers_failed", "Read barriers that found no quorum in time", c()),
-            handshakes_refused: add(r, "handshakes_refused", "Peer connections that failed the handshake", c()),
+            forwards_in_flight: add(
+                r,
+                "forwards_in_flight",
+                "Requests waiting on the stream to the leader",
+                g(),
+            ),
+            read_barriers: add(
+                r,
+                "read_barriers",
+                "Read barriers run; one serves every read that waits for it",
+                c(),
+            ),
+            read_barriers_failed: add(
+                r,
+                "read_barriers_failed",
+                "Read barriers that found no quorum in time",
+                c(),
+            ),
+            handshakes_refused: add(
+                r,
+                "handshakes_refused",
+                "Peer connections that failed the handshake",
+                c(),
+            ),
             ws_sessions: add(r, "ws_sessions", "Open WebSocket sessions", g()),
             ws_events: add(r, "ws_events", "Events written to WebSockets", c()),
             ws_acks: add(r, "ws_acks", "Acks read from WebSockets", c()),
@@ -150,13 +195,24 @@ impl Metrics {
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
         };
-        Metrics { registry: Arc::new(std::mem::take(r)), ..made }
+        Metrics {
+            registry: Arc::new(std::mem::take(r)),
+            ..made
+        }
     }
 
     /// Counts an answered request. `route` is the pattern, never the path with its ids.
     pub fn http(&self, face: Face, route: &str, status: u16, elapsed: Duration) {
-        self.http_requests.get_or_create(&HttpLabels { face, route: route.to_owned(), status }).inc();
-        self.http_seconds.get_or_create(&FaceLabel { face }).observe(elapsed.as_secs_f64());
+        self.http_requests
+            .get_or_create(&HttpLabels {
+                face,
+                route: route.to_owned(),
+                status,
+            })
+            .inc();
+        self.http_seconds
+            .get_or_create(&FaceLabel { face })
+            .observe(elapsed.as_secs_f64());
     }
 
     /// Counts the end of a proposal.
@@ -167,7 +223,11 @@ impl Metrics {
     /// Shows the state hash; equal on all nodes at equal index.
     pub fn set_state_hash(&self, hash: u64, index: u64) {
         self.state_hash.clear();
-        self.state_hash.get_or_create(&StateHashLabels { hash: format!("{hash:016x}") }).set(gauge(index));
+        self.state_hash
+            .get_or_create(&StateHashLabels {
+                hash: format!("{hash:016x}"),
+            })
+            .set(gauge(index));
     }
 
     /// The exposition in Prometheus's text format.

@@ -57,7 +57,11 @@ impl Secrets {
             mode & 0o777
         );
         let secret: [u8; SECRET_BYTES] = bytes.try_into().map_err(|bytes: Vec<u8>| {
-            anyhow::anyhow!("cluster.secret_file {} has {} bytes instead of {SECRET_BYTES}", path.display(), bytes.len())
+            anyhow::anyhow!(
+                "cluster.secret_file {} has {} bytes instead of {SECRET_BYTES}",
+                path.display(),
+                bytes.len()
+            )
         })?;
         Ok(Self::derive(&secret))
     }
@@ -118,18 +122,29 @@ impl NewKey {
     fn make(ids: &IdSource, kind: &str, secret: &[u8]) -> Self {
         let prefix = format!("{kind}_{}", hex::encode(ids.random::<4>()));
         let api_key = format!("{prefix}_{}", hex::encode(secret));
-        NewKey { id: KeyId(ids.random()), api_key, prefix }
+        NewKey {
+            id: KeyId(ids.random()),
+            api_key,
+            prefix,
+        }
     }
 }
 
 /// Writes a file that only its owner reads, so that it is either complete on the disk or not there.
 pub fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let mut staged = path.as_os_str().to_owned();
     staged.push(".tmp");
     let write = || {
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&staged)?;
         file.write_all(content)?;
         file.sync_all()?;
         std::fs::rename(&staged, path)?;
@@ -171,7 +186,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
         write_private(&path, &[9; 32]).unwrap();
-        assert_eq!(Secrets::load(&path).unwrap().cluster_id, Secrets::derive(&[9; 32]).cluster_id);
+        assert_eq!(
+            Secrets::load(&path).unwrap().cluster_id,
+            Secrets::derive(&[9; 32]).cluster_id
+        );
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(Secrets::load(&path).unwrap_err().to_string().contains("chmod 600"));
         write_private(&path, &[9; 31]).unwrap();

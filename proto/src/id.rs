@@ -115,9 +115,7 @@ impl FromStr for MessageId {
 }
 
 fn lower_hex(digits: &str) -> Option<[u8; 16]> {
-    let plain = digits
-        .bytes()
-        .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let plain = digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     let mut out = [0; 16];
     (plain && hex::decode_to_slice(digits, &mut out).is_ok()).then_some(out)
 }
@@ -153,8 +151,7 @@ impl FromStr for AgentId {
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
-        if text.is_empty() || text.len() > limits::AGENT_ID_BYTES_MAX || !text.bytes().all(allowed)
-        {
+        if text.is_empty() || text.len() > limits::AGENT_ID_BYTES_MAX || !text.bytes().all(allowed) {
             return Err(InvalidId(
                 "an agent id has 1 to 128 characters of A-Z a-z 0-9 . _ : -".to_owned(),
             ));
@@ -181,9 +178,7 @@ pub fn validate_name(what: &str, text: &str) -> Result<(), InvalidId> {
 pub fn validate_opaque(what: &str, text: &str) -> Result<(), InvalidId> {
     let length = text.chars().count();
     if length == 0 || length > limits::OPAQUE_CHARS_MAX || text.chars().any(char::is_control) {
-        return Err(InvalidId(format!(
-            "{what} must have 1 to 128 printable characters"
-        )));
+        return Err(InvalidId(format!("{what} must have 1 to 128 printable characters")));
     }
     Ok(())
 }
@@ -221,9 +216,7 @@ mod tests {
 
     #[test]
     fn message_ids_parse_in_both_forms() {
-        let id = MessageId(uuid::Uuid::from_u128(
-            0x0192_f0e1_0000_7000_8000_0000_0000_0001,
-        ));
+        let id = MessageId(uuid::Uuid::from_u128(0x0192_f0e1_0000_7000_8000_0000_0000_0001));
         assert_eq!(id.abbababa().parse(), Ok(id));
         assert_eq!(id.kite().parse(), Ok(id));
         assert!("msg_zz".parse::<MessageId>().is_err());

@@ -5,8 +5,7 @@ use jiff::tz::TimeZone;
 
 /// RFC 3339 in UTC with milliseconds and `Z`.
 pub fn rfc3339(unix_ms: u64) -> String {
-    let at = Timestamp::from_millisecond(i64::try_from(unix_ms).unwrap_or(i64::MAX))
-        .unwrap_or(Timestamp::MAX);
+    let at = Timestamp::from_millisecond(i64::try_from(unix_ms).unwrap_or(i64::MAX)).unwrap_or(Timestamp::MAX);
     format!("{at:.3}")
 }
 
@@ -37,9 +36,7 @@ pub fn month(unix_ms: u64) -> u32 {
 /// Unix milliseconds of the start of the next UTC month.
 pub fn next_month_ms(unix_ms: u64) -> u64 {
     let first = civil(unix_ms).first_of_month();
-    let next = first
-        .checked_add(jiff::Span::new().months(1))
-        .unwrap_or(first);
+    let next = first.checked_add(jiff::Span::new().months(1)).unwrap_or(first);
     let start = next
         .to_zoned(TimeZone::UTC)
         .map(|z| z.timestamp().as_millisecond())

@@ -34,11 +34,37 @@ fn a_send() -> Send {
 }
 
 fn samples() -> Vec<(&'static str, Vec<u8>)> {
-    let id = LogId { term: 3, node: 1, index: 42 };
-    let limits = TeamLimits { daily_sends: 1, daily_reads: 2, daily_webhook_registrations: 3, monthly_events: 4, overage_price_atomic: Some(5) };
-    let principal = Principal { team_id: bytes("team............"), key_id: bytes("key.............") };
-    let op = |op| Operation { principal: Some(principal.clone()), op: Some(op) }.encode_to_vec();
-    let applied = record::Applied { last: Some(id), cluster_ms: 1, wall_ms: 2, epoch: 3, epoch_node: 4, state_hash: 5 };
+    let id = LogId {
+        term: 3,
+        node: 1,
+        index: 42,
+    };
+    let limits = TeamLimits {
+        daily_sends: 1,
+        daily_reads: 2,
+        daily_webhook_registrations: 3,
+        monthly_events: 4,
+        overage_price_atomic: Some(5),
+    };
+    let principal = Principal {
+        team_id: bytes("team............"),
+        key_id: bytes("key............."),
+    };
+    let op = |op| {
+        Operation {
+            principal: Some(principal.clone()),
+            op: Some(op),
+        }
+        .encode_to_vec()
+    };
+    let applied = record::Applied {
+        last: Some(id),
+        cluster_ms: 1,
+        wall_ms: 2,
+        epoch: 3,
+        epoch_node: 4,
+        state_hash: 5,
+    };
     let message = record::Message {
         id: bytes("0123456789abcdef"),
         seq: 7,
@@ -70,34 +96,177 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
     };
     let membership = peer::Membership {
         configs: vec![peer::membership::Config { voters: vec![1, 2, 3] }],
-        members: vec![peer::Member { id: 1, peer_addr: "a:1".to_owned(), url: "http://a".to_owned() }],
+        members: vec![peer::Member {
+            id: 1,
+            peer_addr: "a:1".to_owned(),
+            url: "http://a".to_owned(),
+        }],
     };
-    let sent = SendReply { message_id: bytes("0123456789abcdef"), seq: 7, created_at_ms: 1, events_used: 2, events_limit: 3, amount_charged_atomic: 4, sends_used: 5, sends_limit: 6 };
+    let sent = SendReply {
+        message_id: bytes("0123456789abcdef"),
+        seq: 7,
+        created_at_ms: 1,
+        events_used: 2,
+        events_limit: 3,
+        amount_charged_atomic: 4,
+        sends_used: 5,
+        sends_limit: 6,
+    };
     vec![
-        ("command", Command { wall_ms: 1, ct_epoch: 2, cluster_ms: 3, operation: bytes("op") }.encode_to_vec()),
-        ("op.begin_epoch", op(Op::BeginEpoch(command::BeginEpoch { node: 1, term: 2 }))),
-        ("op.create_team", op(Op::CreateTeam(command::CreateTeam { team_id: bytes("t"), name: "n".to_owned(), limits: Some(limits) }))),
-        ("op.revoke_key", op(Op::RevokeKey(command::RevokeKey { key_id: bytes("k") }))),
+        (
+            "command",
+            Command {
+                wall_ms: 1,
+                ct_epoch: 2,
+                cluster_ms: 3,
+                operation: bytes("op"),
+            }
+            .encode_to_vec(),
+        ),
+        (
+            "op.begin_epoch",
+            op(Op::BeginEpoch(command::BeginEpoch { node: 1, term: 2 })),
+        ),
+        (
+            "op.create_team",
+            op(Op::CreateTeam(command::CreateTeam {
+                team_id: bytes("t"),
+                name: "n".to_owned(),
+                limits: Some(limits),
+            })),
+        ),
+        (
+            "op.revoke_key",
+            op(Op::RevokeKey(command::RevokeKey { key_id: bytes("k") })),
+        ),
         ("op.send", op(Op::Send(a_send()))),
-        ("op.send_batch", op(Op::SendBatch(command::SendBatch { sends: vec![a_send()] }))),
-        ("op.mark_read", op(Op::MarkRead(command::MarkRead { agent: "bob".to_owned(), message_id: bytes("m"), read: true }))),
-        ("op.ack_cursors", op(Op::AckCursors(command::AckCursors { acks: vec![command::CursorAck { team_id: bytes("t"), agent: "a".to_owned(), client_id: "c".to_owned(), seq: 1, implied: true }] }))),
+        (
+            "op.send_batch",
+            op(Op::SendBatch(command::SendBatch { sends: vec![a_send()] })),
+        ),
+        (
+            "op.mark_read",
+            op(Op::MarkRead(command::MarkRead {
+                agent: "bob".to_owned(),
+                message_id: bytes("m"),
+                read: true,
+            })),
+        ),
+        (
+            "op.ack_cursors",
+            op(Op::AckCursors(command::AckCursors {
+                acks: vec![command::CursorAck {
+                    team_id: bytes("t"),
+                    agent: "a".to_owned(),
+                    client_id: "c".to_owned(),
+                    seq: 1,
+                    implied: true,
+                }],
+            })),
+        ),
         ("op.sweep", op(Op::Sweep(command::Sweep { team_id: bytes("t") }))),
-        ("reply.send", Reply { reply: Some(command::reply::Reply::Send(sent)) }.encode_to_vec()),
+        (
+            "reply.send",
+            Reply {
+                reply: Some(command::reply::Reply::Send(sent)),
+            }
+            .encode_to_vec(),
+        ),
         ("record.applied", applied.encode_to_vec()),
-        ("record.team", record::Team { id: bytes("t"), name: "n".to_owned(), limits: Some(limits), strict_recipients: true, created_at_ms: 1 }.encode_to_vec()),
+        (
+            "record.team",
+            record::Team {
+                id: bytes("t"),
+                name: "n".to_owned(),
+                limits: Some(limits),
+                strict_recipients: true,
+                created_at_ms: 1,
+            }
+            .encode_to_vec(),
+        ),
         ("record.key", key.encode_to_vec()),
-        ("record.team_head", record::TeamHead { last_seq: 1, month: 202_601, events_used: 2, max_removed_seq: 3 }.encode_to_vec()),
-        ("record.agent", record::Agent { id: "a".to_owned(), name: "n".to_owned(), created_at_ms: 1 }.encode_to_vec()),
-        ("record.send_count", record::SendCount { day: 1, used: 2 }.encode_to_vec()),
-        ("record.inbox_head", record::InboxHead { last_position: 1, entries: 2, unread: 3, max_removed_seq: 4, unread_floor: 5, read_floor: 6 }.encode_to_vec()),
-        ("record.inbox_entry", record::InboxEntry { position: 1, message_seq: 2, read_at_ms: 3 }.encode_to_vec()),
+        (
+            "record.team_head",
+            record::TeamHead {
+                last_seq: 1,
+                month: 202_601,
+                events_used: 2,
+                max_removed_seq: 3,
+            }
+            .encode_to_vec(),
+        ),
+        (
+            "record.agent",
+            record::Agent {
+                id: "a".to_owned(),
+                name: "n".to_owned(),
+                created_at_ms: 1,
+            }
+            .encode_to_vec(),
+        ),
+        (
+            "record.send_count",
+            record::SendCount { day: 1, used: 2 }.encode_to_vec(),
+        ),
+        (
+            "record.inbox_head",
+            record::InboxHead {
+                last_position: 1,
+                entries: 2,
+                unread: 3,
+                max_removed_seq: 4,
+                unread_floor: 5,
+                read_floor: 6,
+            }
+            .encode_to_vec(),
+        ),
+        (
+            "record.inbox_entry",
+            record::InboxEntry {
+                position: 1,
+                message_seq: 2,
+                read_at_ms: 3,
+            }
+            .encode_to_vec(),
+        ),
         ("record.message", message.encode_to_vec()),
-        ("record.idempotency", record::Idempotency { operation_hash: bytes("h"), created_ct_ms: 1, reply: bytes("r") }.encode_to_vec()),
+        (
+            "record.idempotency",
+            record::Idempotency {
+                operation_hash: bytes("h"),
+                created_ct_ms: 1,
+                reply: bytes("r"),
+            }
+            .encode_to_vec(),
+        ),
         ("record.cursor", record::Cursor { seq: 1, acked: true }.encode_to_vec()),
-        ("peer.entry.command", peer::Entry { id: Some(id), command: bytes("c"), membership: None }.encode_to_vec()),
-        ("peer.entry.membership", peer::Entry { id: Some(id), command: Bytes::new(), membership: Some(membership) }.encode_to_vec()),
-        ("peer.vote", peer::Vote { term: 1, node: 2, committed: true }.encode_to_vec()),
+        (
+            "peer.entry.command",
+            peer::Entry {
+                id: Some(id),
+                command: bytes("c"),
+                membership: None,
+            }
+            .encode_to_vec(),
+        ),
+        (
+            "peer.entry.membership",
+            peer::Entry {
+                id: Some(id),
+                command: Bytes::new(),
+                membership: Some(membership),
+            }
+            .encode_to_vec(),
+        ),
+        (
+            "peer.vote",
+            peer::Vote {
+                term: 1,
+                node: 2,
+                committed: true,
+            }
+            .encode_to_vec(),
+        ),
     ]
 }
 
@@ -108,7 +277,10 @@ fn bytes_are_as_they_were() {
     for (name, value) in samples() {
         let row = format!("{name} {}", hex::encode(value));
         match stored.lines().find(|line| line.split(' ').next() == Some(name)) {
-            Some(line) => assert_eq!(line, row, "the bytes of {name} changed: old data directories become unreadable"),
+            Some(line) => assert_eq!(
+                line, row,
+                "the bytes of {name} changed: old data directories become unreadable"
+            ),
             None => missing += &format!("{row}\n"),
         }
     }

@@ -35,9 +35,7 @@ pub mod sweep;
 pub mod team;
 
 use agentpost_proto::command::operation::Op;
-use agentpost_proto::command::{
-    Command, Done, ErrorCode, Operation, Principal, Rejection, Reply, reply,
-};
+use agentpost_proto::command::{Command, Done, ErrorCode, Operation, Principal, Rejection, Reply, reply};
 use agentpost_proto::record;
 use bytes::Bytes;
 
@@ -108,10 +106,7 @@ pub fn apply_command(
     let effects_before = effects.len();
     let outcome = match operation.op {
         Some(op) => dispatch(view, &context, op, effects),
-        None => reject(
-            ErrorCode::Invalid,
-            "an operation that this version does not know",
-        ),
+        None => reject(ErrorCode::Invalid, "an operation that this version does not know"),
     };
     let reply = match outcome {
         Ok(reply) => reply,
@@ -122,7 +117,6 @@ pub fn apply_command(
         }
         Err(Stop::Fatal(fatal)) => return Err(fatal),
     };
-    view.chain_hash(savepoint);
     Ok(Reply { reply: Some(reply) })
 }
 
@@ -160,9 +154,7 @@ fn dispatch(
             done()
         }
         Op::Send(op) => reply::Reply::Send(message::send(view, context, op, effects)?),
-        Op::SendBatch(op) => {
-            reply::Reply::SendBatch(message::send_batch(view, context, op, effects)?)
-        }
+        Op::SendBatch(op) => reply::Reply::SendBatch(message::send_batch(view, context, op, effects)?),
         Op::MarkRead(op) => {
             inbox::mark_read(view, context, &op)?;
             done()

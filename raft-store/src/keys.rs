@@ -85,10 +85,7 @@ impl Builder {
     }
 
     fn text(self, text: &str) -> Self {
-        debug_assert!(
-            !text.as_bytes().contains(&0),
-            "texts in keys have no zero byte"
-        );
+        debug_assert!(!text.as_bytes().contains(&0), "texts in keys have no zero byte");
         self.bytes(text.as_bytes()).bytes(&[0])
     }
 
@@ -127,8 +124,7 @@ impl Builder {
 
 /// The number that ends a key.
 pub fn trailing_number(key: &[u8]) -> Option<u64> {
-    key.last_chunk::<8>()
-        .map(|bytes| u64::from_be_bytes(*bytes))
+    key.last_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes))
 }
 
 /// `ap`.
@@ -240,10 +236,7 @@ pub fn messages_from(team: TeamId, from: u64) -> Range<Vec<u8>> {
 
 /// `mi`.
 pub fn message_id(team: TeamId, id: MessageId) -> Bytes {
-    Builder::new(MESSAGE_ID)
-        .team(team)
-        .bytes(id.0.as_bytes())
-        .key()
+    Builder::new(MESSAGE_ID).team(team).bytes(id.0.as_bytes()).key()
 }
 
 /// `mx`.
@@ -268,11 +261,7 @@ pub fn parse_message_expiry(key: &[u8]) -> Option<(TeamId, u64)> {
 
 /// `id`.
 pub fn idempotency(team: TeamId, agent: &str, key: &str) -> Bytes {
-    Builder::new(IDEMPOTENCY)
-        .team(team)
-        .text(agent)
-        .text(key)
-        .key()
+    Builder::new(IDEMPOTENCY).team(team).text(agent).text(key).key()
 }
 
 /// `ix`.
@@ -297,11 +286,7 @@ pub fn idempotency_of_expiry(key: &[u8]) -> Option<Bytes> {
 
 /// `cu`.
 pub fn cursor(team: TeamId, agent: &str, client_id: &str) -> Bytes {
-    Builder::new(CURSOR)
-        .team(team)
-        .text(agent)
-        .text(client_id)
-        .key()
+    Builder::new(CURSOR).team(team).text(agent).text(client_id).key()
 }
 
 #[cfg(test)]
@@ -313,8 +298,7 @@ mod tests {
     #[test]
     fn an_inbox_is_one_range_in_seq_order() {
         let range = inbox_from(ReadState::Unread, A, "bob", 0);
-        let inside =
-            [1, 255, 256, u64::MAX].map(|seq| inbox_entry(ReadState::Unread, A, "bob", seq));
+        let inside = [1, 255, 256, u64::MAX].map(|seq| inbox_entry(ReadState::Unread, A, "bob", seq));
         assert!(inside.is_sorted());
         for key in &inside {
             assert!(range.contains(&key.to_vec()));
@@ -341,10 +325,7 @@ mod tests {
     #[test]
     fn expiry_keys_lead_back_to_their_rows() {
         let expiry = idempotency_expiry(77, A, "bob", "k1");
-        assert_eq!(
-            idempotency_of_expiry(&expiry),
-            Some(idempotency(A, "bob", "k1"))
-        );
+        assert_eq!(idempotency_of_expiry(&expiry), Some(idempotency(A, "bob", "k1")));
         assert!(idempotency_expiries_until(77).contains(&expiry.to_vec()));
         assert!(!idempotency_expiries_until(76).contains(&expiry.to_vec()));
         assert_eq!(parse_message_expiry(&message_expiry(5, A, 9)), Some((A, 9)));

@@ -3,9 +3,7 @@
 use agentpost_proto::command::Sweep;
 use agentpost_proto::id::{KeyId, MessageId, TeamId};
 use agentpost_proto::limits;
-use agentpost_proto::record::{
-    Applied, Cursor, InboxEntry, InboxHead, Key, Message, Team, TeamHead,
-};
+use agentpost_proto::record::{Applied, Cursor, InboxEntry, InboxHead, Key, Message, Team, TeamHead};
 
 use crate::apply::inbox::find_entry;
 use crate::keys::{self, ReadState};
@@ -50,12 +48,7 @@ pub struct Page {
 }
 
 /// A page of an inbox; examines at most `limits::PAGE_EXAMINED_MAX` entries.
-pub fn inbox_page(
-    kv: &impl Kv,
-    team: TeamId,
-    agent: &str,
-    query: &PageQuery<'_>,
-) -> Result<Page, Fatal> {
+pub fn inbox_page(kv: &impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>) -> Result<Page, Fatal> {
     let mut page = Page {
         items: Vec::new(),
         last_seq: query.after_seq,
@@ -98,12 +91,7 @@ pub fn inbox_after(
 type Entries<'a> = Box<dyn Iterator<Item = Result<(u64, InboxEntry), Fatal>> + 'a>;
 
 /// The entries that a query walks: read and unread ones stand in two ranges, joined here by seq.
-fn entries<'a>(
-    kv: &'a impl Kv,
-    team: TeamId,
-    agent: &str,
-    query: &PageQuery<'_>,
-) -> Result<Entries<'a>, Fatal> {
+fn entries<'a>(kv: &'a impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>) -> Result<Entries<'a>, Fatal> {
     let head = inbox_head(kv, team, agent)?;
     let range = |state: ReadState, floor: u64| match (query.order, query.after_seq) {
         (Order::Ascending, after) => keys::inbox_from(
@@ -123,16 +111,10 @@ fn entries<'a>(
             let mut unread = rows(ReadState::Unread, head.unread_floor).peekable();
             let mut read = rows(ReadState::Read, head.read_floor).peekable();
             let order = query.order;
-            Box::new(std::iter::from_fn(move || {
-                match (unread.peek(), read.peek()) {
-                    (Some(Ok((a, _))), Some(Ok((b, _))))
-                        if (a < b) == (order == Order::Ascending) =>
-                    {
-                        unread.next()
-                    }
-                    (_, Some(_)) => read.next(),
-                    (_, None) => unread.next(),
-                }
+            Box::new(std::iter::from_fn(move || match (unread.peek(), read.peek()) {
+                (Some(Ok((a, _))), Some(Ok((b, _)))) if (a < b) == (order == Order::Ascending) => unread.next(),
+                (_, Some(_)) => read.next(),
+                (_, None) => unread.next(),
             }))
         }
     })
@@ -140,8 +122,7 @@ fn entries<'a>(
 
 fn parse_entry(row: Result<Row, Fatal>) -> Result<(u64, InboxEntry), Fatal> {
     let (key, value) = row?;
-    let seq = keys::trailing_number(&key)
-        .ok_or_else(|| Fatal::Invariant("a short inbox key".to_owned()))?;
+    let seq = keys::trailing_number(&key).ok_or_else(|| Fatal::Invariant("a short inbox key".to_owned()))?;
     Ok((seq, decode(value)?))
 }
 
@@ -161,12 +142,7 @@ fn item(kv: &impl Kv, team: TeamId, seq: u64, entry: InboxEntry) -> Result<Inbox
 }
 
 /// Messages of a whole team behind `after_seq`, oldest first, at most `limit`.
-pub fn team_after(
-    kv: &impl Kv,
-    team: TeamId,
-    after_seq: u64,
-    limit: usize,
-) -> Result<Vec<Message>, Fatal> {
+pub fn team_after(kv: &impl Kv, team: TeamId, after_seq: u64, limit: usize) -> Result<Vec<Message>, Fatal> {
     let from = after_seq.saturating_add(1);
     kv.range(keys::messages_from(team, from), Order::Ascending)
         .take(limit)
@@ -175,12 +151,7 @@ pub fn team_after(
 }
 
 /// The message that `agent` received under this id.
-pub fn received(
-    kv: &impl Kv,
-    team: TeamId,
-    agent: &str,
-    id: MessageId,
-) -> Result<Option<InboxItem>, Fatal> {
+pub fn received(kv: &impl Kv, team: TeamId, agent: &str, id: MessageId) -> Result<Option<InboxItem>, Fatal> {
     match find_entry(kv, team, agent, id)? {
         Some((seq, _, entry)) => item(kv, team, seq, entry).map(Some),
         None => Ok(None),
@@ -208,9 +179,7 @@ pub fn key_by_hash(kv: &impl Kv, hash: &[u8]) -> Result<Option<Key>, Fatal> {
         KeyId::from_slice(&route[route.len().min(16)..]),
     ) {
         (Ok(team), Ok(id)) => load(kv, &keys::key(team, id)),
-        _ => Err(Fatal::Invariant(
-            "a key route that is not a team and a key".to_owned(),
-        )),
+        _ => Err(Fatal::Invariant("a key route that is not a team and a key".to_owned())),
     }
 }
 
@@ -259,12 +228,7 @@ pub fn inbox_head(kv: &impl Kv, team: TeamId, agent: &str) -> Result<InboxHead, 
 }
 
 /// The cursor of (team, agent, client id); an empty client id is the mailbox cursor of `agent`.
-pub fn cursor(
-    kv: &impl Kv,
-    team: TeamId,
-    agent: &str,
-    client_id: &str,
-) -> Result<Option<Cursor>, Fatal> {
+pub fn cursor(kv: &impl Kv, team: TeamId, agent: &str, client_id: &str) -> Result<Option<Cursor>, Fatal> {
     load(kv, &keys::cursor(team, agent, client_id))
 }
 
@@ -281,9 +245,7 @@ pub fn sweep_due(kv: &impl Kv, cluster_ms: u64, wall_ms: u64) -> Result<Option<S
             .transpose()
             .map(|row| row.is_some())
     };
-    if has_row(keys::idempotency_expiries_until(cluster_ms))?
-        || has_row(keys::message_expiries_until(wall_ms))?
-    {
+    if has_row(keys::idempotency_expiries_until(cluster_ms))? || has_row(keys::message_expiries_until(wall_ms))? {
         return Ok(Some(Sweep::default()));
     }
     for team in teams(kv)? {

@@ -157,12 +157,7 @@ pub fn entry_to_proto(entry: &Entry) -> peer::Entry {
 
 /// From protobuf. A command is never empty, so an empty one without a membership is a blank entry.
 pub fn entry_from_proto(entry: peer::Entry) -> Result<Entry, Malformed> {
-    let log_id = log_id_from_proto(
-        entry
-            .id
-            .as_ref()
-            .ok_or(Malformed("entry without a log id"))?,
-    );
+    let log_id = log_id_from_proto(entry.id.as_ref().ok_or(Malformed("entry without a log id"))?);
     let payload = match entry.membership {
         Some(m) => openraft::EntryPayload::Membership(membership_from_proto(&m)?),
         None if entry.command.is_empty() => openraft::EntryPayload::Blank,

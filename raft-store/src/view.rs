@@ -54,7 +54,10 @@ impl HotCache {
 
 /// A place in the writes of a batch to which a refused command rolls back.
 #[derive(Debug, Clone, Copy)]
-pub struct Savepoint(usize);
+pub struct Savepoint {
+    writes: usize,
+    state_hash: u64,
+}
 
 /// The state during one batch.
 pub struct View<'a> {
@@ -63,7 +66,7 @@ pub struct View<'a> {
     writes: Writes,
     /// What each write replaced in `writes`, since the batch began.
     undo: Vec<(Bytes, Option<Option<Bytes>>)>,
-    /// The applied row, decoded; written once at the end.
+    /// The applied row, decoded; written once at the end. Every write chains into its state hash.
     pub(crate) applied: record::Applied,
     bytes: usize,
 }
@@ -99,6 +102,11 @@ impl<'a> View<'a> {
     }
 
     fn write(&mut self, key: Bytes, value: Option<Bytes>) {
+        let hash = XxHash3_64::oneshot_with_seed(self.applied.state_hash, &key);
+        self.applied.state_hash = match &value {
+            Some(value) => XxHash3_64::oneshot_with_seed(hash, value),
+            None => !hash,
+        };
         let previous = self.writes.insert(key.clone(), value);
         self.undo.push((key, previous));
     }
@@ -110,30 +118,21 @@ impl<'a> View<'a> {
 
     /// Marks the writes so far.
     pub fn savepoint(&self) -> Savepoint {
-        Savepoint(self.undo.len())
+        Savepoint {
+            writes: self.undo.len(),
+            state_hash: self.applied.state_hash,
+        }
     }
 
     /// Takes back every write since `savepoint`.
     pub fn rollback(&mut self, savepoint: Savepoint) {
-        for (key, previous) in self.undo.drain(savepoint.0..).rev() {
+        self.applied.state_hash = savepoint.state_hash;
+        for (key, previous) in self.undo.drain(savepoint.writes..).rev() {
             match previous {
                 Some(value) => self.writes.insert(key, value),
                 None => self.writes.remove(&key),
             };
         }
-    }
-
-    /// Chains the writes since `savepoint` into the state hash.
-    pub(crate) fn chain_hash(&mut self, savepoint: Savepoint) {
-        let mut hash = self.applied.state_hash;
-        for (key, _) in &self.undo[savepoint.0..] {
-            hash = XxHash3_64::oneshot_with_seed(hash, key);
-            hash = match self.writes.get(key) {
-                Some(Some(value)) => XxHash3_64::oneshot_with_seed(hash, value),
-                _ => hash.rotate_left(1),
-            };
-        }
-        self.applied.state_hash = hash;
     }
 
     /// Bytes put so far: the caller closes the batch when there are many.
@@ -178,15 +177,8 @@ impl Kv for View<'_> {
     fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
         let mut over: Vec<(Bytes, Option<Bytes>)> = Vec::new();
         if range.start < range.end {
-            let (start, end) = (
-                Bytes::copy_from_slice(&range.start),
-                Bytes::copy_from_slice(&range.end),
-            );
-            over.extend(
-                self.writes
-                    .range(start..end)
-                    .map(|(k, v)| (k.clone(), v.clone())),
-            );
+            let (start, end) = (Bytes::copy_from_slice(&range.start), Bytes::copy_from_slice(&range.end));
+            over.extend(self.writes.range(start..end).map(|(k, v)| (k.clone(), v.clone())));
         }
         if order == Order::Ascending {
             over.reverse(); // taken from the back

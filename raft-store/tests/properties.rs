@@ -23,7 +23,13 @@ use proptest::prelude::*;
 use random::{AGENTS, DAILY_SENDS, TEAMS, log, step};
 
 fn whole_inbox(kv: &Memory, team: &str, agent: &str, state: Option<ReadState>, order: Order) -> Vec<InboxItem> {
-    let query = PageQuery { after_seq: None, order, limit: 1000, state, from: None };
+    let query = PageQuery {
+        after_seq: None,
+        order,
+        limit: 1000,
+        state,
+        from: None,
+    };
     query::inbox_page(kv, team_id(team), agent, &query).unwrap().items
 }
 
@@ -47,7 +53,11 @@ fn run(log: &[bytes::Bytes]) -> (Memory, Vec<(u32, SendReply)>) {
     let (mut memory, mut cache, mut accepted) = (Memory::default(), HotCache::default(), Vec::new());
     for (i, command) in log.iter().enumerate() {
         let mut view = View::new(&memory, &mut cache).unwrap();
-        let id = LogId { term: 1, node: 1, index: i as u64 + 1 };
+        let id = LogId {
+            term: 1,
+            node: 1,
+            index: i as u64 + 1,
+        };
         let reply = apply_command(&mut view, &id, command, &mut Vec::new()).unwrap();
         let writes = view.into_writes();
         memory.write(writes);
@@ -63,12 +73,21 @@ fn check_books(memory: &Memory, team: &str) -> Result<(), TestCaseError> {
         let all = whole_inbox(memory, team, agent, None, Order::Ascending);
         let head = query::inbox_head(memory, team_id(team), agent).unwrap();
         prop_assert_eq!(head.entries, all.len() as u64);
-        prop_assert_eq!(head.unread, all.iter().filter(|item| item.read_at_ms == 0).count() as u64);
+        prop_assert_eq!(
+            head.unread,
+            all.iter().filter(|item| item.read_at_ms == 0).count() as u64
+        );
         let order: Vec<(u64, u64)> = all.iter().map(|item| (item.seq, item.position)).collect();
-        prop_assert!(order.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 < w[1].1), "seq and position rise: {order:?}");
+        prop_assert!(
+            order.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 < w[1].1),
+            "seq and position rise: {order:?}"
+        );
         prop_assert!(order.last().is_none_or(|(_, position)| *position <= head.last_position));
-        let reversed: Vec<u64> =
-            whole_inbox(memory, team, agent, None, Order::Descending).iter().rev().map(|item| item.seq).collect();
+        let reversed: Vec<u64> = whole_inbox(memory, team, agent, None, Order::Descending)
+            .iter()
+            .rev()
+            .map(|item| item.seq)
+            .collect();
         prop_assert_eq!(reversed, order.iter().map(|(seq, _)| *seq).collect::<Vec<_>>());
         for state in [ReadState::Unread, ReadState::Read] {
             for item in whole_inbox(memory, team, agent, Some(state), Order::Ascending) {
@@ -87,7 +106,10 @@ fn check_books(memory: &Memory, team: &str) -> Result<(), TestCaseError> {
     prop_assert_eq!(ids.len(), messages.len(), "one message per id");
     for message in &messages {
         let id = MessageId::from_slice(&message.id).unwrap();
-        prop_assert_eq!(query::message(memory, team_id(team), id).unwrap().unwrap().seq, message.seq);
+        prop_assert_eq!(
+            query::message(memory, team_id(team), id).unwrap().unwrap().seq,
+            message.seq
+        );
     }
     Ok(())
 }
@@ -157,6 +179,13 @@ fn retries_under_one_key_make_one_message() {
     let (memory, accepted) = run(&log);
     assert_eq!(whole_inbox(&memory, "acme", "bob", None, Order::Ascending).len(), 1);
     assert_eq!(accepted.len(), 20);
-    assert!(accepted.iter().all(|(_, sent)| sent.message_id == message_id("retry0").to_bytes()));
-    assert_eq!(query::key_by_hash(&memory, &key_hash("w")).unwrap().unwrap().id, id_of("w").to_vec());
+    assert!(
+        accepted
+            .iter()
+            .all(|(_, sent)| sent.message_id == message_id("retry0").to_bytes())
+    );
+    assert_eq!(
+        query::key_by_hash(&memory, &key_hash("w")).unwrap().unwrap().id,
+        id_of("w").to_vec()
+    );
 }

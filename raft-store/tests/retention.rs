@@ -11,11 +11,17 @@ use common::{Core, bootstrap, create_key, create_team, message_id, principal, se
 
 #[test]
 fn a_full_inbox_makes_room_by_itself() {
-    let mut core = Core { wall_ms: 1_000, ..Core::default() };
+    let mut core = Core {
+        wall_ms: 1_000,
+        ..Core::default()
+    };
     let key = || Some(principal("acme", "w"));
     core.apply(None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 }));
     core.apply(None, bootstrap("root"));
-    core.apply(Some(principal("system", "root")), create_team("acme", Some(unlimited())));
+    core.apply(
+        Some(principal("system", "root")),
+        create_team("acme", Some(unlimited())),
+    );
     let w = create_key("acme", "w", Permission::Write, "");
     core.apply(Some(principal("system", "root")), Op::CreateKey(w));
     let mut sent = 0..;
@@ -28,7 +34,11 @@ fn a_full_inbox_makes_room_by_itself() {
     };
     fill(&mut core, limits::INBOX_ENTRIES_MAX as usize);
     for read in ["m7", "m5"] {
-        let op = MarkRead { agent: "bob".to_owned(), message_id: message_id(read).to_bytes(), read: true };
+        let op = MarkRead {
+            agent: "bob".to_owned(),
+            message_id: message_id(read).to_bytes(),
+            read: true,
+        };
         core.apply(key(), Op::MarkRead(op));
     }
     let bob = team_id("acme");

@@ -11,8 +11,8 @@ use std::fmt::Write as _;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    AckCursors, BeginEpoch, CursorAck, Face, MarkRead, Permission, Principal, Reply, RevokeKey, SendBatch, SendReply, Sweep,
-    TeamLimits, UpdateTeam, reply::Reply as R, send_outcome::Outcome,
+    AckCursors, BeginEpoch, CursorAck, Face, MarkRead, Permission, Principal, Reply, RevokeKey, SendBatch, SendReply,
+    Sweep, TeamLimits, UpdateTeam, reply::Reply as R, send_outcome::Outcome,
 };
 use agentpost_proto::id::{KeyId, TeamId};
 use agentpost_raft_store::effect::Effect;
@@ -149,7 +149,9 @@ fn permission(name: Option<&String>) -> Permission {
 }
 
 fn show_sent(sent: &SendReply) -> String {
-    let id = String::from_utf8_lossy(&sent.message_id).trim_end_matches('.').to_owned();
+    let id = String::from_utf8_lossy(&sent.message_id)
+        .trim_end_matches('.')
+        .to_owned();
     format!(
         "sent {id} seq={} events={}/{} sends={}/{} charged={}",
         sent.seq, sent.events_used, sent.events_limit, sent.sends_used, sent.sends_limit, sent.amount_charged_atomic
@@ -159,7 +161,13 @@ fn show_sent(sent: &SendReply) -> String {
 fn show(reply: Reply, effects: Vec<Effect>) -> String {
     let mut out = String::new();
     match reply.reply.unwrap() {
-        R::Rejection(r) => writeln!(out, "rejected {}: {} (retry after {} s)", r.code().as_str(), r.message, r.retry_after_s),
+        R::Rejection(r) => writeln!(
+            out,
+            "rejected {}: {} (retry after {} s)",
+            r.code().as_str(),
+            r.message,
+            r.retry_after_s
+        ),
         R::Send(sent) => writeln!(out, "{}", show_sent(&sent)),
         R::SendBatch(batch) => {
             for outcome in batch.outcomes {
@@ -196,7 +204,13 @@ impl Runner {
                 (None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 }))
             }
             Step::Bootstrap(key) => (None, common::bootstrap(key)),
-            Step::Team { name, by, daily, monthly, price } => {
+            Step::Team {
+                name,
+                by,
+                daily,
+                monthly,
+                price,
+            } => {
                 let limits = TeamLimits {
                     daily_sends: daily.unwrap_or(1000),
                     monthly_events: monthly.unwrap_or(100_000),
@@ -205,18 +219,49 @@ impl Runner {
                 };
                 (caller(by), create_team(name, Some(limits)))
             }
-            Step::Limits { name, by, daily, strict } => {
+            Step::Limits {
+                name,
+                by,
+                daily,
+                strict,
+            } => {
                 let team_id = team_id(name).to_bytes();
-                let op = UpdateTeam { team_id, daily_sends: *daily, strict_recipients: *strict, ..UpdateTeam::default() };
+                let op = UpdateTeam {
+                    team_id,
+                    daily_sends: *daily,
+                    strict_recipients: *strict,
+                    ..UpdateTeam::default()
+                };
                 (caller(by), Op::UpdateTeam(op))
             }
-            Step::Key { name, by, team, permission: p, agent, expires } => {
+            Step::Key {
+                name,
+                by,
+                team,
+                permission: p,
+                agent,
+                expires,
+            } => {
                 let mut op = create_key(team, name, permission(p.as_ref()), agent.as_deref().unwrap_or(""));
                 op.expires_at_ms = expires.unwrap_or(0);
                 (caller(by), Op::CreateKey(op))
             }
-            Step::Revoke { name, by } => (caller(by), Op::RevokeKey(RevokeKey { key_id: KeyId(id_of(name)).to_bytes() })),
-            Step::Send { id, by, from, to, body, idem, face, expires } => {
+            Step::Revoke { name, by } => (
+                caller(by),
+                Op::RevokeKey(RevokeKey {
+                    key_id: KeyId(id_of(name)).to_bytes(),
+                }),
+            ),
+            Step::Send {
+                id,
+                by,
+                from,
+                to,
+                body,
+                idem,
+                face,
+                expires,
+            } => {
                 let mut op = send(id, from, to);
                 if let Some(body) = body {
                     op.body = body.clone().into();
@@ -237,9 +282,22 @@ impl Runner {
             }
             Step::Mark { id, state, by, agent } => {
                 let message_id = message_id(id).to_bytes();
-                (caller(by), Op::MarkRead(MarkRead { agent: agent.clone(), message_id, read: state == "read" }))
+                (
+                    caller(by),
+                    Op::MarkRead(MarkRead {
+                        agent: agent.clone(),
+                        message_id,
+                        read: state == "read",
+                    }),
+                )
             }
-            Step::Ack { seq, team, agent, client, implied } => {
+            Step::Ack {
+                seq,
+                team,
+                agent,
+                client,
+                implied,
+            } => {
                 let ack = CursorAck {
                     team_id: team_id(team).to_bytes(),
                     agent: agent.clone(),
@@ -261,13 +319,29 @@ impl Runner {
         let page = query::inbox_page(&self.0.memory, team, agent, query).unwrap();
         let mut out = String::new();
         for item in page.items {
-            let id = String::from_utf8_lossy(&item.message.id).trim_end_matches('.').to_owned();
-            let read = if item.read_at_ms == 0 { "unread".to_owned() } else { format!("read at {}", item.read_at_ms) };
-            writeln!(out, "#{} seq={} {id} from {} {read}", item.position, item.seq, item.message.from).unwrap();
+            let id = String::from_utf8_lossy(&item.message.id)
+                .trim_end_matches('.')
+                .to_owned();
+            let read = if item.read_at_ms == 0 {
+                "unread".to_owned()
+            } else {
+                format!("read at {}", item.read_at_ms)
+            };
+            writeln!(
+                out,
+                "#{} seq={} {id} from {} {read}",
+                item.position, item.seq, item.message.from
+            )
+            .unwrap();
         }
         let head = query::inbox_head(&self.0.memory, team, agent).unwrap();
         let next = page.last_seq.map_or("none".to_owned(), |seq| seq.to_string());
-        writeln!(out, "entries={} unread={} removed={} cursor={next}", head.entries, head.unread, head.max_removed_seq).unwrap();
+        writeln!(
+            out,
+            "entries={} unread={} removed={} cursor={next}",
+            head.entries, head.unread, head.max_removed_seq
+        )
+        .unwrap();
         out
     }
 }
@@ -286,10 +360,21 @@ impl goldenscript::Runner for Runner {
                 self.0.cluster_ms = cluster.unwrap_or(self.0.cluster_ms);
                 String::new()
             }
-            Step::Inbox { team, agent, state, after, limit, order } => {
+            Step::Inbox {
+                team,
+                agent,
+                state,
+                after,
+                limit,
+                order,
+            } => {
                 let query = PageQuery {
                     after_seq: *after,
-                    order: if order.as_deref() == Some("desc") { Order::Descending } else { Order::Ascending },
+                    order: if order.as_deref() == Some("desc") {
+                        Order::Descending
+                    } else {
+                        Order::Ascending
+                    },
                     limit: limit.unwrap_or(50),
                     state: match state.as_deref() {
                         Some("unread") => Some(ReadState::Unread),
@@ -310,9 +395,17 @@ impl goldenscript::Runner for Runner {
             _ => {
                 let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
                 for (key, _) in self.0.memory.rows() {
-                    *kinds.entry(String::from_utf8_lossy(&key[..2]).into_owned()).or_default() += 1;
+                    *kinds
+                        .entry(String::from_utf8_lossy(&key[..2]).into_owned())
+                        .or_default() += 1;
                 }
-                kinds.iter().map(|(tag, count)| format!("{tag}={count} ")).collect::<String>().trim_end().to_owned() + "\n"
+                kinds
+                    .iter()
+                    .map(|(tag, count)| format!("{tag}={count} "))
+                    .collect::<String>()
+                    .trim_end()
+                    .to_owned()
+                    + "\n"
             }
         })
     }

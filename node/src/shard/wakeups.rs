@@ -77,7 +77,9 @@ impl Wakeups {
         for effect in effects {
             match effect {
                 Effect::InboxAppended { team, agent, .. } => {
-                    let Some(team) = teams.as_ref().and_then(|teams| teams.get(team)) else { continue };
+                    let Some(team) = teams.as_ref().and_then(|teams| teams.get(team)) else {
+                        continue;
+                    };
                     team.any.send_replace(());
                     if let Some(inbox) = team.inboxes.get(agent) {
                         inbox.send_replace(());
@@ -104,7 +106,11 @@ impl Wakeups {
     }
 
     fn listener(&self, hints: watch::Receiver<()>, place: Place) -> Listener {
-        Listener { hints, place, board: Arc::clone(&self.board) }
+        Listener {
+            hints,
+            place,
+            board: Arc::clone(&self.board),
+        }
     }
 }
 
@@ -153,7 +159,11 @@ mod tests {
     const TEAM: TeamId = TeamId([1; 16]);
 
     fn appended(agent: &str) -> Effect {
-        Effect::InboxAppended { team: TEAM, agent: agent.to_owned(), seq: 1 }
+        Effect::InboxAppended {
+            team: TEAM,
+            agent: agent.to_owned(),
+            seq: 1,
+        }
     }
 
     #[tokio::test]
@@ -186,9 +196,19 @@ mod tests {
         wakeups.publish(&[appended("a")]);
         assert!(second.woken().now_or_never().is_some());
         drop(second);
-        assert_eq!(wakeups.board.teams.read().unwrap_or_else(PoisonError::into_inner).len(), 1);
+        assert_eq!(
+            wakeups.board.teams.read().unwrap_or_else(PoisonError::into_inner).len(),
+            1
+        );
         drop(team);
-        assert!(wakeups.board.teams.read().unwrap_or_else(PoisonError::into_inner).is_empty());
+        assert!(
+            wakeups
+                .board
+                .teams
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .is_empty()
+        );
         assert_eq!(wakeups.board.listeners.load(Ordering::SeqCst), 0);
     }
 }

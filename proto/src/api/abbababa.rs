@@ -140,10 +140,7 @@ pub struct Extras {
 impl Extras {
     /// Whether there is nothing to store.
     pub fn is_empty(&self) -> bool {
-        self.subject.is_none()
-            && self.priority.is_none()
-            && self.callback_url.is_none()
-            && self.metadata.is_none()
+        self.subject.is_none() && self.priority.is_none() && self.callback_url.is_none() && self.metadata.is_none()
     }
 }
 

@@ -39,11 +39,7 @@ pub struct LimitsPatch {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub monthly_events: Option<u64>,
     /// Outer none: not named. Inner none: `null`.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "named"
-    )]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     pub overage_price_atomic: Option<Option<u64>>,
 }
 

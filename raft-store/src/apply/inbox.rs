@@ -15,9 +15,7 @@ use crate::view::{View, decode};
 /// Appends an entry. An inbox over its bound loses its oldest entry, a read one first: a sender is never
 /// refused because a receiver does not read.
 pub fn append(view: &mut View<'_>, team: TeamId, agent: &str, seq: u64) -> Result<(), Stop> {
-    let mut head: InboxHead = view
-        .load(&keys::inbox_head(team, agent))?
-        .unwrap_or_default();
+    let mut head: InboxHead = view.load(&keys::inbox_head(team, agent))?.unwrap_or_default();
     head.last_position += 1;
     head.entries += 1;
     head.unread += 1;
@@ -26,10 +24,7 @@ pub fn append(view: &mut View<'_>, team: TeamId, agent: &str, seq: u64) -> Resul
         message_seq: seq,
         read_at_ms: 0,
     };
-    view.store(
-        keys::inbox_entry(ReadState::Unread, team, agent, seq),
-        &entry,
-    );
+    view.store(keys::inbox_entry(ReadState::Unread, team, agent, seq), &entry);
     view.store(keys::inbox_head(team, agent), &head);
     if head.entries > limits::INBOX_ENTRIES_MAX {
         remove_oldest(view, team, agent, &head)?;
@@ -47,17 +42,11 @@ pub fn mark_read(view: &mut View<'_>, context: &Context<'_>, op: &MarkRead) -> R
     let Some((seq, state, mut entry)) = find_entry(view, team, &op.agent, id)? else {
         return reject(ErrorCode::NotFound, "no such message in this inbox");
     };
-    let wanted = if op.read {
-        ReadState::Read
-    } else {
-        ReadState::Unread
-    };
+    let wanted = if op.read { ReadState::Read } else { ReadState::Unread };
     if state == wanted {
         return Ok(());
     }
-    let mut head: InboxHead = view
-        .load(&keys::inbox_head(team, &op.agent))?
-        .unwrap_or_default();
+    let mut head: InboxHead = view.load(&keys::inbox_head(team, &op.agent))?.unwrap_or_default();
     match wanted {
         ReadState::Read => {
             head.unread -= 1;
@@ -98,21 +87,13 @@ pub(crate) fn find_entry(
 }
 
 /// Removes the oldest entry of an inbox, the oldest read one if there is any.
-fn remove_oldest(
-    view: &mut View<'_>,
-    team: TeamId,
-    agent: &str,
-    head: &InboxHead,
-) -> Result<(), Stop> {
+fn remove_oldest(view: &mut View<'_>, team: TeamId, agent: &str, head: &InboxHead) -> Result<(), Stop> {
     for (state, floor) in [
         (ReadState::Read, head.read_floor),
         (ReadState::Unread, head.unread_floor),
     ] {
         let first = view
-            .range(
-                keys::inbox_from(state, team, agent, floor),
-                Order::Ascending,
-            )
+            .range(keys::inbox_from(state, team, agent, floor), Order::Ascending)
             .next()
             .transpose()?;
         if let Some(seq) = first.and_then(|(key, _)| keys::trailing_number(&key)) {
@@ -135,16 +116,12 @@ pub(super) fn remove_entry(
         return Ok(());
     };
     view.delete(key);
-    let mut head: InboxHead = view
-        .load(&keys::inbox_head(team, agent))?
-        .unwrap_or_default();
+    let mut head: InboxHead = view.load(&keys::inbox_head(team, agent))?.unwrap_or_default();
     head.entries -= 1;
     head.max_removed_seq = head.max_removed_seq.max(seq);
     match state {
         // Only the removal of the very first row may raise a floor; rows above it are still there.
-        ReadState::Read if is_first(view, team, agent, state, head.read_floor, seq)? => {
-            head.read_floor = seq + 1
-        }
+        ReadState::Read if is_first(view, team, agent, state, head.read_floor, seq)? => head.read_floor = seq + 1,
         ReadState::Read => {}
         ReadState::Unread => {
             head.unread -= 1;
@@ -158,14 +135,7 @@ pub(super) fn remove_entry(
 }
 
 /// Whether no row stands between the floor and `seq`.
-fn is_first(
-    view: &View<'_>,
-    team: TeamId,
-    agent: &str,
-    state: ReadState,
-    floor: u64,
-    seq: u64,
-) -> Result<bool, Fatal> {
+fn is_first(view: &View<'_>, team: TeamId, agent: &str, state: ReadState, floor: u64, seq: u64) -> Result<bool, Fatal> {
     let range = keys::inbox_from(state, team, agent, floor);
     let first = view.range(range, Order::Ascending).next().transpose()?;
     Ok(first
@@ -175,11 +145,9 @@ fn is_first(
 
 fn release_message(view: &mut View<'_>, team: TeamId, seq: u64) -> Result<(), Fatal> {
     let key = keys::message(team, seq);
-    let mut message: Message = view.load(&key)?.ok_or_else(|| {
-        Fatal::Invariant(format!(
-            "an inbox entry of {team} without its message {seq}"
-        ))
-    })?;
+    let mut message: Message = view
+        .load(&key)?
+        .ok_or_else(|| Fatal::Invariant(format!("an inbox entry of {team} without its message {seq}")))?;
     message.references = message.references.saturating_sub(1);
     if message.references > 0 {
         view.store(key, &message);

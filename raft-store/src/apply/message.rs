@@ -1,8 +1,8 @@
 //! Sending.
 
 use agentpost_proto::command::{
-    BodyKind, ErrorCode, Face, Permission, Send, SendBatch, SendBatchReply, SendOutcome, SendReply,
-    TeamLimits, send_outcome,
+    BodyKind, ErrorCode, Face, Permission, Send, SendBatch, SendBatchReply, SendOutcome, SendReply, TeamLimits,
+    send_outcome,
 };
 use agentpost_proto::id::{self, AgentId, MessageId, TeamId};
 use agentpost_proto::limits;
@@ -55,9 +55,7 @@ pub fn send_batch(
             }
             Err(fatal) => return Err(fatal),
         };
-        outcomes.push(SendOutcome {
-            outcome: Some(outcome),
-        });
+        outcomes.push(SendOutcome { outcome: Some(outcome) });
     }
     Ok(SendBatchReply { outcomes })
 }
@@ -80,10 +78,7 @@ fn send_as(
         .load(&keys::team(team))?
         .ok_or_else(|| Fatal::Invariant(format!("key of {team} without its team")))?;
     if settings.strict_recipients && view.get(&keys::agent(team, &op.to))?.is_none() {
-        return reject(
-            ErrorCode::NotFound,
-            format!("nobody registered the agent {:?}", op.to),
-        );
+        return reject(ErrorCode::NotFound, format!("nobody registered the agent {:?}", op.to));
     }
     let team_limits = settings.limits.unwrap_or_else(default_limits);
     let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
@@ -121,11 +116,7 @@ fn send_as(
     let to = op.to.clone();
     store_message(view, context, team, seq, op);
     inbox::append(view, team, &to, seq)?;
-    effects.push(Effect::InboxAppended {
-        team,
-        agent: to,
-        seq,
-    });
+    effects.push(Effect::InboxAppended { team, agent: to, seq });
     Ok(reply)
 }
 
@@ -135,16 +126,10 @@ fn validate(op: &Send) -> Result<(), Stop> {
     parsed(op.to.parse::<AgentId>())?;
     parsed(id::validate_name("type", &op.r#type))?;
     if op.from == AgentId::SYSTEM {
-        return reject(
-            ErrorCode::Forbidden,
-            "nobody can send as the reserved agent \"system\"",
-        );
+        return reject(ErrorCode::Forbidden, "nobody can send as the reserved agent \"system\"");
     }
     if op.to == AgentId::SYSTEM {
-        return reject(
-            ErrorCode::NotFound,
-            "the reserved agent \"system\" has no inbox",
-        );
+        return reject(ErrorCode::NotFound, "the reserved agent \"system\" has no inbox");
     }
     if !op.idempotency_key.is_empty() {
         parsed(id::validate_idempotency_key(&op.idempotency_key))?;
@@ -159,17 +144,11 @@ fn validate(op: &Send) -> Result<(), Stop> {
 }
 
 /// The first result under the same idempotency key, while it is remembered.
-fn repeated(
-    view: &View<'_>,
-    context: &Context<'_>,
-    team: TeamId,
-    op: &Send,
-) -> Result<Option<SendReply>, Stop> {
+fn repeated(view: &View<'_>, context: &Context<'_>, team: TeamId, op: &Send) -> Result<Option<SendReply>, Stop> {
     if op.idempotency_key.is_empty() {
         return Ok(None);
     }
-    let row: Option<Idempotency> =
-        view.load(&keys::idempotency(team, &op.from, &op.idempotency_key))?;
+    let row: Option<Idempotency> = view.load(&keys::idempotency(team, &op.from, &op.idempotency_key))?;
     let Some(row) = row else { return Ok(None) };
     // A row counts as absent as soon as it has aged, whether it was swept yet or not.
     if context.cluster_ms >= row.created_ct_ms + limits::IDEMPOTENCY_TTL_MS {
@@ -184,13 +163,7 @@ fn repeated(
     Ok(Some(crate::view::decode(row.reply)?))
 }
 
-fn remember(
-    view: &mut View<'_>,
-    context: &Context<'_>,
-    team: TeamId,
-    op: &Send,
-    reply: &SendReply,
-) {
+fn remember(view: &mut View<'_>, context: &Context<'_>, team: TeamId, op: &Send, reply: &SendReply) {
     let row = Idempotency {
         operation_hash: operation_hash(op),
         created_ct_ms: context.cluster_ms,
@@ -231,13 +204,11 @@ fn already_stored(
     head: &TeamHead,
     limits: &TeamLimits,
 ) -> Result<SendReply, Stop> {
-    let seq = keys::trailing_number(seq)
-        .ok_or_else(|| Fatal::Invariant("a message id row without a seq".to_owned()))?;
-    let message: Message = view.load(&keys::message(team, seq))?.ok_or_else(|| {
-        Fatal::Invariant(format!(
-            "message id row of {team} leads to a missing seq {seq}"
-        ))
-    })?;
+    let seq =
+        keys::trailing_number(seq).ok_or_else(|| Fatal::Invariant("a message id row without a seq".to_owned()))?;
+    let message: Message = view
+        .load(&keys::message(team, seq))?
+        .ok_or_else(|| Fatal::Invariant(format!("message id row of {team} leads to a missing seq {seq}")))?;
     Ok(SendReply {
         message_id: message.id,
         seq,
@@ -250,10 +221,7 @@ fn already_stored(
 
 fn store_message(view: &mut View<'_>, context: &Context<'_>, team: TeamId, seq: u64, op: Send) {
     if op.expires_at_ms != 0 {
-        view.put(
-            keys::message_expiry(op.expires_at_ms, team, seq),
-            Bytes::new(),
-        );
+        view.put(keys::message_expiry(op.expires_at_ms, team, seq), Bytes::new());
     }
     let message = Message {
         id: op.message_id,

@@ -11,11 +11,7 @@ use crate::keys;
 use crate::view::View;
 
 /// Counts an event of the team's month. Returns its price: 0 within the limit.
-pub fn count_event(
-    head: &mut TeamHead,
-    limits: &TeamLimits,
-    context: &Context<'_>,
-) -> Result<u64, Stop> {
+pub fn count_event(head: &mut TeamHead, limits: &TeamLimits, context: &Context<'_>) -> Result<u64, Stop> {
     let month = time::month(context.wall_ms);
     if month > head.month {
         head.month = month;
@@ -26,10 +22,7 @@ pub fn count_event(
         (true, _) => 0,
         (false, Some(price)) => price,
         (false, None) => {
-            let message = format!(
-                "the team's {} events of this month are used up",
-                limits.monthly_events
-            );
+            let message = format!("the team's {} events of this month are used up", limits.monthly_events);
             let wait_ms = time::next_month_ms(context.wall_ms).saturating_sub(context.wall_ms);
             return Err(exceeded(message, wait_ms.div_ceil(1000)));
         }
@@ -50,10 +43,7 @@ pub fn count_send(
     let mut count: SendCount = view.load(&key)?.unwrap_or_default();
     let today = time::day(context.wall_ms);
     if today > count.day {
-        count = SendCount {
-            day: today,
-            used: 0,
-        };
+        count = SendCount { day: today, used: 0 };
     }
     if limits.daily_sends != 0 && count.used >= limits.daily_sends {
         let message = format!(

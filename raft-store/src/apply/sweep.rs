@@ -19,11 +19,7 @@ pub fn sweep(view: &mut View<'_>, context: &Context<'_>, op: &Sweep) -> Result<S
         let keys = sweep_idempotency(view, context.cluster_ms)?;
         keys + sweep_expired(view, context.wall_ms, limits::SWEEP_ROWS_MAX - keys)?
     } else {
-        sweep_team(
-            view,
-            parsed(TeamId::from_slice(&op.team_id))?,
-            context.cluster_ms,
-        )?
+        sweep_team(view, parsed(TeamId::from_slice(&op.team_id))?, context.cluster_ms)?
     };
     Ok(SweepReply { rows: rows as u32 })
 }
@@ -39,8 +35,7 @@ fn sweep_idempotency(view: &mut View<'_>, cluster_ms: u64) -> Result<usize, Fata
         limits::SWEEP_ROWS_MAX,
     )?;
     for (expiry, _) in &due {
-        let key = keys::idempotency_of_expiry(expiry)
-            .ok_or_else(|| Fatal::Invariant("a short ix key".to_owned()))?;
+        let key = keys::idempotency_of_expiry(expiry).ok_or_else(|| Fatal::Invariant("a short ix key".to_owned()))?;
         // The key may have been used again since: its row then has a later expiry of its own.
         let row: Option<agentpost_proto::record::Idempotency> = view.load(&key)?;
         if row.is_some_and(|row| row.created_ct_ms + limits::IDEMPOTENCY_TTL_MS <= cluster_ms) {
@@ -54,8 +49,8 @@ fn sweep_idempotency(view: &mut View<'_>, cluster_ms: u64) -> Result<usize, Fata
 fn sweep_expired(view: &mut View<'_>, wall_ms: u64, rows: usize) -> Result<usize, Fatal> {
     let due = take(view, keys::message_expiries_until(wall_ms), rows)?;
     for (expiry, _) in &due {
-        let (team, seq) = keys::parse_message_expiry(expiry)
-            .ok_or_else(|| Fatal::Invariant("a short mx key".to_owned()))?;
+        let (team, seq) =
+            keys::parse_message_expiry(expiry).ok_or_else(|| Fatal::Invariant("a short mx key".to_owned()))?;
         match view.load::<Message>(&keys::message(team, seq))? {
             Some(message) => remove_message(view, team, &message)?,
             None => view.delete(expiry.clone()),

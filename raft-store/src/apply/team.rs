@@ -1,8 +1,8 @@
 //! Teams and keys. A key's secret never gets here: only its keyed hash does.
 
 use agentpost_proto::command::{
-    BootstrapAdmin, CreateKey, CreateTeam, ErrorCode, KeyReply, Permission, RevokeKey, TeamLimits,
-    TeamReply, UpdateTeam,
+    BootstrapAdmin, CreateKey, CreateTeam, ErrorCode, KeyReply, Permission, RevokeKey, TeamLimits, TeamReply,
+    UpdateTeam,
 };
 use agentpost_proto::id::{AgentId, InvalidId, KeyId, TeamId};
 use agentpost_proto::record::{Agent, Key, Team};
@@ -28,16 +28,9 @@ pub fn default_limits() -> TeamLimits {
 }
 
 /// Creates the reserved team and its first key; accepted once in the life of a cluster.
-pub fn bootstrap_admin(
-    view: &mut View<'_>,
-    context: &Context<'_>,
-    op: BootstrapAdmin,
-) -> Result<KeyReply, Stop> {
+pub fn bootstrap_admin(view: &mut View<'_>, context: &Context<'_>, op: BootstrapAdmin) -> Result<KeyReply, Stop> {
     if context.principal.is_some() {
-        return reject(
-            ErrorCode::Forbidden,
-            "only a node can bootstrap the admin key",
-        );
+        return reject(ErrorCode::Forbidden, "only a node can bootstrap the admin key");
     }
     if view.get(&keys::team(TeamId::SYSTEM))?.is_some() {
         return reject(ErrorCode::Conflict, "the cluster has an admin key already");
@@ -65,11 +58,7 @@ pub fn bootstrap_admin(
 }
 
 /// Creates a team; its name is unique in the cluster.
-pub fn create_team(
-    view: &mut View<'_>,
-    context: &Context<'_>,
-    op: CreateTeam,
-) -> Result<TeamReply, Stop> {
+pub fn create_team(view: &mut View<'_>, context: &Context<'_>, op: CreateTeam) -> Result<TeamReply, Stop> {
     Caller::administers(view, context, TeamId::SYSTEM)?;
     let id = parsed(TeamId::from_slice(&op.team_id))?;
     validate_display_name(&op.name)?;
@@ -87,17 +76,11 @@ pub fn create_team(
         created_at_ms: context.wall_ms,
     };
     insert_team(view, id, &team);
-    Ok(TeamReply {
-        team_id: id.to_bytes(),
-    })
+    Ok(TeamReply { team_id: id.to_bytes() })
 }
 
 /// Changes what the caller named, keeps the rest.
-pub fn update_team(
-    view: &mut View<'_>,
-    context: &Context<'_>,
-    op: UpdateTeam,
-) -> Result<TeamReply, Stop> {
+pub fn update_team(view: &mut View<'_>, context: &Context<'_>, op: UpdateTeam) -> Result<TeamReply, Stop> {
     Caller::administers(view, context, TeamId::SYSTEM)?;
     let id = parsed(TeamId::from_slice(&op.team_id))?;
     let Some(mut team) = view.load::<Team>(&keys::team(id))? else {
@@ -107,10 +90,7 @@ pub fn update_team(
     let set = |value: &mut u64, new: Option<u64>| *value = new.unwrap_or(*value);
     set(&mut limits.daily_sends, op.daily_sends);
     set(&mut limits.daily_reads, op.daily_reads);
-    set(
-        &mut limits.daily_webhook_registrations,
-        op.daily_webhook_registrations,
-    );
+    set(&mut limits.daily_webhook_registrations, op.daily_webhook_registrations);
     set(&mut limits.monthly_events, op.monthly_events);
     if op.clear_overage_price {
         limits.overage_price_atomic = None;
@@ -119,17 +99,11 @@ pub fn update_team(
     }
     team.strict_recipients = op.strict_recipients.unwrap_or(team.strict_recipients);
     view.store(keys::team(id), &team);
-    Ok(TeamReply {
-        team_id: id.to_bytes(),
-    })
+    Ok(TeamReply { team_id: id.to_bytes() })
 }
 
 /// Creates a key of a team; binding it to an agent registers the agent.
-pub fn create_key(
-    view: &mut View<'_>,
-    context: &Context<'_>,
-    op: CreateKey,
-) -> Result<KeyReply, Stop> {
+pub fn create_key(view: &mut View<'_>, context: &Context<'_>, op: CreateKey) -> Result<KeyReply, Stop> {
     let team = parsed(TeamId::from_slice(&op.team_id))?;
     Caller::administers(view, context, team)?;
     if view.get(&keys::team(team))?.is_none() {
@@ -157,17 +131,14 @@ pub fn create_key(
 
 fn validate_key(op: &CreateKey) -> Result<(), Stop> {
     validate_display_name(&op.name)?;
-    let known =
-        |p: &i32| command::Permission::try_from(*p).is_ok_and(|p| p != Permission::Unspecified);
+    let known = |p: &i32| command::Permission::try_from(*p).is_ok_and(|p| p != Permission::Unspecified);
     if op.permissions.is_empty() || !op.permissions.iter().all(known) {
         return reject(
             ErrorCode::Invalid,
             "permissions must name at least one of read, write, admin",
         );
     }
-    if op.scopes.len() > limits::SCOPES_MAX
-        || op.scopes.iter().any(|s| s.len() > limits::SCOPE_BYTES_MAX)
-    {
+    if op.scopes.len() > limits::SCOPES_MAX || op.scopes.iter().any(|s| s.len() > limits::SCOPE_BYTES_MAX) {
         return reject(ErrorCode::Invalid, "too many or too long scopes");
     }
     if op.agent_id == AgentId::SYSTEM {
@@ -229,17 +200,10 @@ fn insert_key(view: &mut View<'_>, team: TeamId, key: Key) -> Result<KeyReply, S
     view.put(keys::key_hash(&key.hash), Bytes::from(route));
     view.put(keys::key_team(id), team.to_bytes());
     view.store(keys::key(team, id), &key);
-    Ok(KeyReply {
-        key_id: id.to_bytes(),
-    })
+    Ok(KeyReply { key_id: id.to_bytes() })
 }
 
-fn register_agent(
-    view: &mut View<'_>,
-    context: &Context<'_>,
-    team: TeamId,
-    agent: &str,
-) -> Result<(), Stop> {
+fn register_agent(view: &mut View<'_>, context: &Context<'_>, team: TeamId, agent: &str) -> Result<(), Stop> {
     let key = keys::agent(team, agent);
     if view.get(&key)?.is_none() {
         view.store(
@@ -256,12 +220,8 @@ fn register_agent(
 
 fn validate_display_name(name: &str) -> Result<(), Stop> {
     let length = name.chars().count();
-    if length == 0 || length > limits::DISPLAY_NAME_CHARS_MAX || name.chars().any(char::is_control)
-    {
-        return reject(
-            ErrorCode::Invalid,
-            "a name has 1 to 128 printable characters",
-        );
+    if length == 0 || length > limits::DISPLAY_NAME_CHARS_MAX || name.chars().any(char::is_control) {
+        return reject(ErrorCode::Invalid, "a name has 1 to 128 printable characters");
     }
     Ok(())
 }

@@ -3,7 +3,8 @@
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    BodyKind, BootstrapAdmin, Command, CreateKey, CreateTeam, Face, Operation, Permission, Principal, Reply, Send, TeamLimits,
+    BodyKind, BootstrapAdmin, Command, CreateKey, CreateTeam, Face, Operation, Permission, Principal, Reply, Send,
+    TeamLimits,
 };
 use agentpost_proto::id::{KeyId, MessageId, TeamId};
 use agentpost_proto::record::LogId;
@@ -23,7 +24,11 @@ pub fn id_of(name: &str) -> [u8; 16] {
 }
 
 pub fn team_id(name: &str) -> TeamId {
-    if name == "system" { TeamId::SYSTEM } else { TeamId(id_of(name)) }
+    if name == "system" {
+        TeamId::SYSTEM
+    } else {
+        TeamId(id_of(name))
+    }
 }
 
 pub fn message_id(name: &str) -> MessageId {
@@ -31,7 +36,10 @@ pub fn message_id(name: &str) -> MessageId {
 }
 
 pub fn principal(team: &str, key: &str) -> Principal {
-    Principal { team_id: team_id(team).to_bytes(), key_id: KeyId(id_of(key)).to_bytes() }
+    Principal {
+        team_id: team_id(team).to_bytes(),
+        key_id: KeyId(id_of(key)).to_bytes(),
+    }
 }
 
 pub fn unlimited() -> TeamLimits {
@@ -51,7 +59,11 @@ pub fn key_hash(key: &str) -> Bytes {
 }
 
 pub fn create_team(name: &str, limits: Option<TeamLimits>) -> Op {
-    Op::CreateTeam(CreateTeam { team_id: team_id(name).to_bytes(), name: name.to_owned(), limits })
+    Op::CreateTeam(CreateTeam {
+        team_id: team_id(name).to_bytes(),
+        name: name.to_owned(),
+        limits,
+    })
 }
 
 pub fn create_key(team: &str, key: &str, permission: Permission, agent: &str) -> CreateKey {
@@ -82,8 +94,16 @@ pub fn send(id: &str, from: &str, to: &str) -> Send {
 }
 
 pub fn encode(wall_ms: u64, ct_epoch: u64, cluster_ms: u64, principal: Option<Principal>, op: Op) -> Bytes {
-    let operation = Operation { principal, op: Some(op) };
-    let command = Command { wall_ms, ct_epoch, cluster_ms, operation: Bytes::from(operation.encode_to_vec()) };
+    let operation = Operation {
+        principal,
+        op: Some(op),
+    };
+    let command = Command {
+        wall_ms,
+        ct_epoch,
+        cluster_ms,
+        operation: Bytes::from(operation.encode_to_vec()),
+    };
     Bytes::from(command.encode_to_vec())
 }
 
@@ -104,7 +124,11 @@ impl Core {
         let command = encode(self.wall_ms, self.epoch, self.cluster_ms, principal, op);
         let mut effects = Vec::new();
         let mut view = View::new(&self.memory, &mut self.cache).unwrap();
-        let log_id = LogId { term: 1, node: 1, index: self.index };
+        let log_id = LogId {
+            term: 1,
+            node: 1,
+            index: self.index,
+        };
         let reply = apply_command(&mut view, &log_id, &command, &mut effects).unwrap();
         let writes = view.into_writes();
         self.memory.write(writes);

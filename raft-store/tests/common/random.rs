@@ -3,7 +3,8 @@
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    AckCursors, BeginEpoch, CursorAck, MarkRead, Permission, Principal, RevokeKey, SendBatch, Sweep, TeamLimits, UpdateTeam,
+    AckCursors, BeginEpoch, CursorAck, MarkRead, Permission, Principal, RevokeKey, SendBatch, Sweep, TeamLimits,
+    UpdateTeam,
 };
 use agentpost_proto::id::KeyId;
 use bytes::Bytes;
@@ -43,22 +44,44 @@ fn message_name() -> impl Strategy<Value = String> {
 }
 
 fn one_send() -> impl Strategy<Value = agentpost_proto::command::Send> {
-    (message_name(), agent(), agent(), 0..4u8, 0..3u8, prop::bool::weighted(0.1)).prop_map(|(id, from, to, idem, body, expires)| {
-        let mut op = send(&id, &from, &to);
-        op.body = Bytes::from(format!("{{\"n\":{body}}}"));
-        op.idempotency_key = if idem == 0 { format!("k{body}") } else { String::new() };
-        op.expires_at_ms = if expires { 3 * DAY_MS } else { 0 };
-        op
-    })
+    (
+        message_name(),
+        agent(),
+        agent(),
+        0..4u8,
+        0..3u8,
+        prop::bool::weighted(0.1),
+    )
+        .prop_map(|(id, from, to, idem, body, expires)| {
+            let mut op = send(&id, &from, &to);
+            op.body = Bytes::from(format!("{{\"n\":{body}}}"));
+            op.idempotency_key = if idem == 0 { format!("k{body}") } else { String::new() };
+            op.expires_at_ms = if expires { 3 * DAY_MS } else { 0 };
+            op
+        })
 }
 
 fn op() -> impl Strategy<Value = Op> {
     let mark = (agent(), message_name(), any::<bool>()).prop_map(|(agent, id, read)| {
-        Op::MarkRead(MarkRead { agent, message_id: message_id(&id).to_bytes(), read })
+        Op::MarkRead(MarkRead {
+            agent,
+            message_id: message_id(&id).to_bytes(),
+            read,
+        })
     });
     let ack = (team(), agent(), 0..3u8, 0..80u64, any::<bool>()).prop_map(|(team, agent, client, seq, implied)| {
-        let client_id = if client == 0 { String::new() } else { format!("c{client}") };
-        let ack = CursorAck { team_id: team_id(team).to_bytes(), agent, client_id, seq, implied };
+        let client_id = if client == 0 {
+            String::new()
+        } else {
+            format!("c{client}")
+        };
+        let ack = CursorAck {
+            team_id: team_id(team).to_bytes(),
+            agent,
+            client_id,
+            seq,
+            implied,
+        };
         Op::AckCursors(AckCursors { acks: vec![ack] })
     });
     prop_oneof![
@@ -80,23 +103,48 @@ fn op() -> impl Strategy<Value = Op> {
 
 pub fn step() -> impl Strategy<Value = Step> {
     let forward = prop_oneof![8 => 0..1000u64, 1 => Just(DAY_MS / 3), 1 => Just(9 * DAY_MS)];
-    (forward.clone(), forward, team(), key(), prop::bool::weighted(0.05), op()).prop_map(|(wall, cluster, team, key, root, op)| {
-        let internal = matches!(op, Op::AckCursors(_) | Op::Sweep(_));
-        let principal = if root { principal("system", "root") } else { principal(team, key) };
-        Step { wall_forward_ms: wall, cluster_forward_ms: cluster, principal: (!internal).then_some(principal), op }
-    })
+    (
+        forward.clone(),
+        forward,
+        team(),
+        key(),
+        prop::bool::weighted(0.05),
+        op(),
+    )
+        .prop_map(|(wall, cluster, team, key, root, op)| {
+            let internal = matches!(op, Op::AckCursors(_) | Op::Sweep(_));
+            let principal = if root {
+                principal("system", "root")
+            } else {
+                principal(team, key)
+            };
+            Step {
+                wall_forward_ms: wall,
+                cluster_forward_ms: cluster,
+                principal: (!internal).then_some(principal),
+                op,
+            }
+        })
 }
 
 /// The commands that make the small world, then the steps, encoded as log entries from index 1 on.
 pub fn log(steps: &[Step]) -> Vec<Bytes> {
     let root = || Some(principal("system", "root"));
-    let limits = TeamLimits { daily_sends: DAILY_SENDS, ..TeamLimits::default() };
-    let mut world = vec![(None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 })), (None, bootstrap("root"))];
+    let limits = TeamLimits {
+        daily_sends: DAILY_SENDS,
+        ..TeamLimits::default()
+    };
+    let mut world = vec![
+        (None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 })),
+        (None, bootstrap("root")),
+    ];
     for team in TEAMS {
         world.push((root(), create_team(team, Some(limits))));
-        for (key, permission, agent) in
-            [("w", Permission::Write, ""), ("alice", Permission::Write, "alice"), ("reader", Permission::Read, "")]
-        {
+        for (key, permission, agent) in [
+            ("w", Permission::Write, ""),
+            ("alice", Permission::Write, "alice"),
+            ("reader", Permission::Read, ""),
+        ] {
             let mut op = create_key(team, key, permission, agent);
             // Key ids and hashes are unique in the shard; the other team's keys carry its name.
             if team == "other" {
@@ -108,7 +156,10 @@ pub fn log(steps: &[Step]) -> Vec<Bytes> {
         }
     }
     let (mut wall_ms, mut cluster_ms) = (1_000, 1_000);
-    let mut log: Vec<Bytes> = world.into_iter().map(|(by, op)| encode(wall_ms, 1, cluster_ms, by, op)).collect();
+    let mut log: Vec<Bytes> = world
+        .into_iter()
+        .map(|(by, op)| encode(wall_ms, 1, cluster_ms, by, op))
+        .collect();
     for step in steps {
         wall_ms += step.wall_forward_ms;
         cluster_ms += step.cluster_forward_ms;
