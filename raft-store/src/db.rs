@@ -17,4 +17,8 @@ impl Kv for StateDb {
     fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
         unimplemented!("{range:?} {order:?}")
     }
+
+    fn frozen(&self) -> Box<dyn Kv + '_> {
+        unimplemented!("a RocksDB snapshot")
+    }
 }

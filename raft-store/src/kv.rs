@@ -46,6 +46,22 @@ pub trait Kv {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal>;
     /// The rows with `start <= key < end`.
     fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_>;
+    /// The same map, standing still: what a question of several reads must stand on while others write.
+    fn frozen(&self) -> Box<dyn Kv + '_>;
+}
+
+impl<K: Kv + ?Sized> Kv for &K {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
+        (**self).get(key)
+    }
+
+    fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
+        (**self).range(range, order)
+    }
+
+    fn frozen(&self) -> Box<dyn Kv + '_> {
+        (**self).frozen()
+    }
 }
 
 /// Writes that become visible together: `None` deletes. Ordered by key, each key once.
@@ -92,5 +108,9 @@ impl Kv for Memory {
             Order::Ascending => Box::new(rows.map(row)),
             Order::Descending => Box::new(rows.rev().map(row)),
         }
+    }
+
+    fn frozen(&self) -> Box<dyn Kv + '_> {
+        Box::new(self)
     }
 }

@@ -49,6 +49,8 @@ pub struct Page {
 
 /// A page of an inbox; examines at most `limits::PAGE_EXAMINED_MAX` entries.
 pub fn inbox_page(kv: &impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>) -> Result<Page, Fatal> {
+    let frozen = kv.frozen();
+    let kv = frozen.as_ref();
     let mut page = Page {
         items: Vec::new(),
         last_seq: query.after_seq,
@@ -91,7 +93,12 @@ pub fn inbox_after(
 type Entries<'a> = Box<dyn Iterator<Item = Result<(u64, InboxEntry), Fatal>> + 'a>;
 
 /// The entries that a query walks: read and unread ones stand in two ranges, joined here by seq.
-fn entries<'a>(kv: &'a impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>) -> Result<Entries<'a>, Fatal> {
+fn entries<'a>(
+    kv: &'a (impl Kv + ?Sized),
+    team: TeamId,
+    agent: &str,
+    query: &PageQuery<'_>,
+) -> Result<Entries<'a>, Fatal> {
     let head = inbox_head(kv, team, agent)?;
     let range = |state: ReadState, floor: u64| match (query.order, query.after_seq) {
         (Order::Ascending, after) => keys::inbox_from(
@@ -126,7 +133,7 @@ fn parse_entry(row: Result<Row, Fatal>) -> Result<(u64, InboxEntry), Fatal> {
     Ok((seq, decode(value)?))
 }
 
-fn item(kv: &impl Kv, team: TeamId, seq: u64, entry: InboxEntry) -> Result<InboxItem, Fatal> {
+fn item(kv: &(impl Kv + ?Sized), team: TeamId, seq: u64, entry: InboxEntry) -> Result<InboxItem, Fatal> {
     let message = load(kv, &keys::message(team, entry.message_seq))?.ok_or_else(|| {
         Fatal::Invariant(format!(
             "an inbox entry of {team} without its message {}",
@@ -152,6 +159,8 @@ pub fn team_after(kv: &impl Kv, team: TeamId, after_seq: u64, limit: usize) -> R
 
 /// The message that `agent` received under this id.
 pub fn received(kv: &impl Kv, team: TeamId, agent: &str, id: MessageId) -> Result<Option<InboxItem>, Fatal> {
+    let frozen = kv.frozen();
+    let kv = frozen.as_ref();
     match find_entry(kv, team, agent, id)? {
         Some((seq, _, entry)) => item(kv, team, seq, entry).map(Some),
         None => Ok(None),
@@ -223,7 +232,7 @@ pub fn team_head(kv: &impl Kv, team: TeamId) -> Result<TeamHead, Fatal> {
 }
 
 /// The counters of an inbox; zeros for one that never received.
-pub fn inbox_head(kv: &impl Kv, team: TeamId, agent: &str) -> Result<InboxHead, Fatal> {
+pub fn inbox_head(kv: &(impl Kv + ?Sized), team: TeamId, agent: &str) -> Result<InboxHead, Fatal> {
     Ok(load(kv, &keys::inbox_head(team, agent))?.unwrap_or_default())
 }
 

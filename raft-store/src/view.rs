@@ -189,6 +189,10 @@ impl Kv for View<'_> {
             order,
         })
     }
+
+    fn frozen(&self) -> Box<dyn Kv + '_> {
+        Box::new(self)
+    }
 }
 
 /// Joins the rows of the base with the writes over them; both come in the same order.

@@ -67,7 +67,7 @@ pub fn mark_read(view: &mut View<'_>, context: &Context<'_>, op: &MarkRead) -> R
 
 /// Where a message stands in an inbox.
 pub(crate) fn find_entry(
-    kv: &impl Kv,
+    kv: &(impl Kv + ?Sized),
     team: TeamId,
     agent: &str,
     id: MessageId,
