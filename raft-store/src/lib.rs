@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod db;
 pub mod effect;
+mod files;
 pub mod keys;
 pub mod kv;
 pub mod log_store;

@@ -1,0 +1,279 @@
+//! The state database, and the handle that lets a snapshot replace it under its readers.
+
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use agentpost_proto::record;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::{
+    BlockBasedOptions, Cache, DBCompressionType, Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions,
+};
+
+use super::{Layout, OpenError, Options, common_options};
+use crate::files::{self, DirGuard};
+use crate::keys;
+use crate::kv::{Fatal, Kv, Order, Rows, Writes};
+use crate::view;
+
+/// The state database. Reads see whole batches; many threads may read while one writes.
+pub struct StateDb {
+    // Closed before the guard removes the directory.
+    db: rocksdb::DB,
+    dir: DirGuard,
+}
+
+/// Whether a database may be created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Create {
+    IfMissing,
+    Never,
+}
+
+impl StateDb {
+    /// Opens, or creates, a state database in its own directory, without the rest of a shard. Blocks.
+    pub fn open(dir: &Path, options: &Options) -> Result<Self, OpenError> {
+        Self::open_dir(dir, options, Create::IfMissing)
+    }
+
+    pub(crate) fn open_dir(dir: &Path, options: &Options, create: Create) -> Result<Self, OpenError> {
+        let db = rocksdb::DB::open(&state_options(options, create), dir).map_err(OpenError::database(dir))?;
+        let dir = DirGuard::keep(dir.to_owned());
+        Ok(StateDb { db, dir })
+    }
+
+    /// Makes writes visible, all at once. They become durable with the next flush, all of them or none.
+    pub fn write(&self, writes: Writes) -> Result<(), Fatal> {
+        let mut batch = WriteBatch::default();
+        for (key, value) in writes {
+            match value {
+                Some(value) => batch.put(key, value),
+                None => batch.delete(key),
+            }
+        }
+        let mut unlogged = WriteOptions::default();
+        unlogged.disable_wal(true);
+        Ok(self.db.write_opt(batch, &unlogged)?)
+    }
+
+    /// Makes everything written so far durable. Blocks for as long as the disk takes.
+    pub fn flush(&self) -> Result<(), Fatal> {
+        Ok(self.db.flush()?)
+    }
+
+    /// A copy of the state as it is now, by hard links, in a directory that does not exist yet. Flushes first.
+    pub(crate) fn checkpoint(&self, dir: &Path) -> Result<(), Fatal> {
+        Ok(Checkpoint::new(&self.db)?.create_checkpoint(dir)?)
+    }
+
+    pub(crate) fn applied(&self) -> Result<record::Applied, Fatal> {
+        Ok(view::load(self, &keys::applied())?.unwrap_or_default())
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Lets the directory go with the last reader.
+    pub(crate) fn doom(&self) {
+        self.dir.doom();
+    }
+}
+
+impl Kv for StateDb {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
+        let value = self.db.get_pinned(key)?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
+        walk(range, order, |mode, bounds| self.db.iterator_opt(mode, bounds))
+    }
+
+    fn frozen(&self) -> Box<dyn Kv + '_> {
+        Box::new(Frozen(self.db.snapshot()))
+    }
+}
+
+/// The state database as it was at one moment. Files that it reads stay, so it is for one question.
+struct Frozen<'a>(rocksdb::Snapshot<'a>);
+
+impl Kv for Frozen<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
+        let value = self.0.get_pinned(key)?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
+        walk(range, order, |mode, bounds| self.0.iterator_opt(mode, bounds))
+    }
+
+    fn frozen(&self) -> Box<dyn Kv + '_> {
+        Box::new(self)
+    }
+}
+
+/// The rows of a range. The iterator is told both bounds: a walk that looked beyond its last row would step
+/// over whatever was deleted there.
+fn walk<'a>(
+    range: Range<Vec<u8>>,
+    order: Order,
+    iterator: impl FnOnce(IteratorMode<'_>, ReadOptions) -> rocksdb::DBIterator<'a>,
+) -> Rows<'a> {
+    if range.start >= range.end {
+        return Box::new(std::iter::empty());
+    }
+    let start = range.start.clone();
+    let mut bounds = ReadOptions::default();
+    bounds.set_iterate_range(range);
+    let mode = match order {
+        Order::Ascending => IteratorMode::From(&start, Direction::Forward),
+        Order::Descending => IteratorMode::End,
+    };
+    Box::new(iterator(mode, bounds).map(|row| {
+        let (key, value) = row?;
+        Ok((Bytes::from(key), Bytes::from(value)))
+    }))
+}
+
+/// The state as this node has it. A snapshot from another node replaces the whole database; whoever
+/// reads keeps the one that it began with. Cheap to clone.
+#[derive(Clone)]
+pub struct StateHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    current: ArcSwap<StateDb>,
+    layout: Layout,
+    options: Options,
+}
+
+impl StateHandle {
+    /// The state of now. Hold it for one request, not for long: after a snapshot was installed it is old.
+    pub fn current(&self) -> Arc<StateDb> {
+        self.shared.current.load_full()
+    }
+
+    /// Makes the state of now durable: it bounds what a restart applies again. Blocks.
+    pub fn flush(&self) -> Result<(), Fatal> {
+        self.current().flush()
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.shared.layout
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    /// Lets everybody who comes from now on read `db`; the old one goes with its last reader.
+    pub(crate) fn replace(&self, db: StateDb) {
+        self.shared.current.swap(Arc::new(db)).doom();
+    }
+
+    /// Opens the live database of a shard, or creates the first one.
+    pub(super) fn open(layout: &Layout, options: &Options) -> Result<Self, OpenError> {
+        let state = layout.state();
+        files::create_dir(&state).map_err(OpenError::io(&state))?;
+        let pointer = read_pointer(layout)?;
+        let create = match pointer {
+            Some(_) => Create::Never,
+            None => Create::IfMissing,
+        };
+        let live = match pointer {
+            Some(name) => {
+                let dir = state.join(&name);
+                if !dir.is_dir() {
+                    let reason = format!("the live directory {name} is missing");
+                    return Err(OpenError::damaged(&state, reason));
+                }
+                name
+            }
+            None if layout.log().exists() => {
+                return Err(OpenError::damaged(&layout.pointer(), "it is missing beside a log"));
+            }
+            None => "db-1".to_owned(),
+        };
+        remove_all_but(&state, &live)?;
+        let db = StateDb::open_dir(&state.join(&live), options, create)?;
+        if create == Create::IfMissing {
+            point_to(layout, &live).map_err(OpenError::io(&state))?;
+        }
+        let shared = Shared {
+            current: ArcSwap::from_pointee(db),
+            layout: layout.clone(),
+            options: options.clone(),
+        };
+        Ok(StateHandle {
+            shared: Arc::new(shared),
+        })
+    }
+}
+
+/// The live state directory's name; none in a new shard.
+fn read_pointer(layout: &Layout) -> Result<Option<String>, OpenError> {
+    let path = layout.pointer();
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            let name = text.trim_end();
+            if number_of(name).is_none() {
+                return Err(OpenError::damaged(&path, format!("it names {name:?}")));
+            }
+            Ok(Some(name.to_owned()))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(OpenError::damaged(&path, "it is not text")),
+        Err(source) => Err(OpenError::Io { path, source }),
+    }
+}
+
+/// Decides durably which state directory is live.
+pub(crate) fn point_to(layout: &Layout, name: &str) -> io::Result<()> {
+    files::replace_file(&layout.pointer(), format!("{name}\n").as_bytes())
+}
+
+/// The number in the name of a state directory.
+pub(crate) fn number_of(name: &str) -> Option<u64> {
+    name.strip_prefix("db-")?.parse().ok()
+}
+
+/// Removes what a crash left behind beside the live directory.
+fn remove_all_but(state: &Path, live: &str) -> Result<(), OpenError> {
+    for name in files::names(state).map_err(OpenError::io(state))? {
+        if name.starts_with("db-") && name != live {
+            let path = state.join(&name);
+            files::remove_dir(&path).map_err(OpenError::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// The state is written without a WAL (the Raft log is its WAL) and read mostly by key, often by keys that
+/// are not there (a fresh idempotency key), so filters stand before both the memtable and the files.
+fn state_options(options: &Options, create: Create) -> rocksdb::Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(options.state_cache_bytes));
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_cache_index_and_filter_blocks_with_high_priority(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_bloom_filter(10.0, false);
+    table.set_whole_key_filtering(true);
+    table.set_block_size(16 << 10);
+    let mut db = common_options();
+    db.create_if_missing(create == Create::IfMissing);
+    db.set_block_based_table_factory(&table);
+    db.set_atomic_flush(true);
+    db.set_write_buffer_size(options.state_write_buffer_bytes);
+    db.set_max_write_buffer_number(4);
+    db.set_memtable_whole_key_filtering(true);
+    db.set_memtable_prefix_bloom_ratio(0.05);
+    db.set_compression_type(DBCompressionType::Lz4);
+    db.set_max_background_jobs(4);
+    db
+}

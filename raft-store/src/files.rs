@@ -1,0 +1,116 @@
+//! The few file operations that must survive a power cut. All of them block.
+//!
+//! A file is durable when its bytes are synced *and* the directory that names it is. A rename is the only
+//! change of a directory that happens wholly or not at all, so everything that must never be seen half
+//! done is built beside its place and renamed into it.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Makes the names in `dir` durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Makes the bytes of an existing file durable.
+pub(crate) fn sync_file(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Creates a directory, with its parents, and makes its name durable.
+pub(crate) fn create_dir(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    match dir.parent() {
+        Some(parent) => sync_dir(parent),
+        None => Ok(()),
+    }
+}
+
+/// Replaces a small file: after a crash it holds the old bytes or the new ones.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let staged = path.with_extension("tmp");
+    let mut file = File::create(&staged)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    rename(&staged, path)
+}
+
+/// Renames within one parent directory, durably.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    match to.parent() {
+        Some(parent) => sync_dir(parent),
+        None => Ok(()),
+    }
+}
+
+/// Removes a directory with all that is in it, if it is there.
+pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The names in a directory, sorted; names that are not UTF-8 are none of ours.
+pub(crate) fn names(dir: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        if let Ok(name) = entry?.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// A directory that somebody still reads. Once doomed, it is removed when the last holder is gone.
+#[derive(Debug)]
+pub(crate) struct DirGuard {
+    path: PathBuf,
+    doomed: AtomicBool,
+}
+
+impl DirGuard {
+    /// A directory that stays.
+    pub(crate) fn keep(path: PathBuf) -> Self {
+        DirGuard {
+            path,
+            doomed: AtomicBool::new(false),
+        }
+    }
+
+    /// A directory that goes, unless [`DirGuard::spare`] is called.
+    pub(crate) fn doomed(path: PathBuf) -> Self {
+        DirGuard {
+            path,
+            doomed: AtomicBool::new(true),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn doom(&self) {
+        self.doomed.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn spare(&self) {
+        self.doomed.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Drop for DirGuard {
+    fn drop(&mut self) {
+        if !self.doomed.load(Ordering::Relaxed) {
+            return;
+        }
+        // What stays behind is removed when the databases are opened the next time.
+        if let Err(error) = remove_dir(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a directory that is not needed any more");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! What the writer and the readers of the log share.
+
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rocksdb::{ColumnFamily, DBRawIterator, ReadOptions, WriteBatch};
+
+use super::PurgePoint;
+use super::metrics::LogMetrics;
+use super::record::{damaged, decode};
+use super::sync::SyncThread;
+use super::tail::Tail;
+use crate::db::LogStart;
+use crate::keys::log as keys;
+use crate::types::{Entry, LogId, Vote};
+
+pub(super) struct Inner {
+    // Joined before the database closes.
+    pub(super) sync: SyncThread,
+    pub(super) db: Arc<rocksdb::DB>,
+    pub(super) log_start: LogStart,
+    pub(super) metrics: Arc<LogMetrics>,
+    pub(super) purge_point: PurgePoint,
+    pub(super) bounds: Mutex<Bounds>,
+}
+
+/// What the log holds: the entries `first..next`.
+pub(super) struct Bounds {
+    pub(super) first: u64,
+    pub(super) next: u64,
+    pub(super) last: Option<LogId>,
+    pub(super) purged: Option<LogId>,
+    pub(super) committed: Option<LogId>,
+    pub(super) vote: Option<Vote>,
+    pub(super) tail: Tail,
+}
+
+/// The log's first index after these entries, if they may be appended.
+pub(super) fn check_follows(bounds: &Bounds, start: LogStart, entries: &[Entry]) -> io::Result<u64> {
+    let new = bounds.first == bounds.next && bounds.purged.is_none();
+    let (mut first, mut next) = (bounds.first, bounds.next);
+    if let (true, LogStart::Anywhere, Some(entry)) = (new, start, entries.first()) {
+        (first, next) = (entry.log_id.index, entry.log_id.index);
+    }
+    let mut term = bounds.last.map_or(0, |last| last.leader_id.term);
+    for entry in entries {
+        let id = entry.log_id;
+        if id.index != next || id.leader_id.term < term {
+            let message = format!("entry {id} does not follow the log, which continues at {next} in term {term}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        (next, term) = (next + 1, id.leader_id.term);
+    }
+    Ok(first)
+}
+
+impl Inner {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Bounds> {
+        self.bounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn entries(&self) -> &ColumnFamily {
+        super::open::family(&self.db, keys::ENTRIES)
+    }
+
+    pub(super) fn meta(&self) -> &ColumnFamily {
+        super::open::family(&self.db, keys::META)
+    }
+
+    /// Writes to the WAL and the memtable. A failure ends the log.
+    pub(super) fn write(&self, batch: WriteBatch) -> io::Result<()> {
+        self.sync.check()?;
+        self.db.write(batch).map_err(|error| {
+            self.sync.fail(&error.to_string());
+            io::Error::other(error)
+        })
+    }
+
+    /// The entries of `start..end` that the log has, from the first on until they exceed `bytes_max`; at
+    /// least one if there is one.
+    pub(super) fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        let mut taken = Taken::new(bytes_max);
+        let bounds = self.lock();
+        let start = start.max(bounds.first);
+        let end = end.min(bounds.next);
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let split = bounds.tail.first().unwrap_or(end).clamp(start, end);
+        let mut cached = Taken::new(bytes_max);
+        let from_tail = (split..end).map_while(|index| bounds.tail.get(index));
+        for (entry, size) in from_tail {
+            if !cached.take(entry.clone(), *size) {
+                break;
+            }
+        }
+        // The iterator sees the database as it is now, whatever is truncated or purged from here on.
+        let iterator = (start < split).then(|| self.iterator(start, split));
+        drop(bounds);
+        if let Some(iterator) = iterator
+            && !read_records(iterator, start..split, &mut taken)?
+        {
+            return Ok(taken.entries);
+        }
+        for (entry, size) in cached.entries.into_iter().zip(cached.sizes) {
+            if !taken.take(entry, size) {
+                break;
+            }
+        }
+        Ok(taken.entries)
+    }
+
+    fn iterator(&self, start: u64, end: u64) -> DBRawIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(keys::entry(start));
+        options.set_iterate_upper_bound(keys::entry(end));
+        self.db.raw_iterator_cf_opt(self.entries(), options)
+    }
+
+    /// Hides the entries from `from` on and returns which were there.
+    pub(super) fn hide_from(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        let (from, last) = {
+            let bounds = self.lock();
+            let from = from.max(bounds.first);
+            if from >= bounds.next {
+                return Ok(None);
+            }
+            let last = match bounds.purged {
+                Some(purged) if purged.index + 1 == from => Some(purged),
+                _ if from == bounds.first => None,
+                _ => bounds.tail.get(from - 1).map(|(entry, _)| entry.log_id),
+            };
+            (from, last)
+        };
+        let last = match last {
+            None if from > self.lock().first => {
+                let kept = self.read(from - 1, from, usize::MAX)?;
+                kept.first().map(|entry| entry.log_id)
+            }
+            known => known,
+        };
+        let mut bounds = self.lock();
+        let gone = from..bounds.next;
+        bounds.tail.truncate(from);
+        bounds.next = from;
+        bounds.last = last;
+        Ok(Some(gone))
+    }
+}
+
+/// Entries gathered up to a number of bytes.
+struct Taken {
+    entries: Vec<Entry>,
+    sizes: Vec<usize>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Taken {
+    fn new(bytes_max: usize) -> Self {
+        Taken {
+            entries: Vec::new(),
+            sizes: Vec::new(),
+            bytes: 0,
+            bytes_max,
+        }
+    }
+
+    /// Takes the entry unless it is too much; says whether it did.
+    fn take(&mut self, entry: Entry, size: usize) -> bool {
+        if !self.entries.is_empty() && self.bytes + size > self.bytes_max {
+            return false;
+        }
+        self.bytes += size;
+        self.entries.push(entry);
+        self.sizes.push(size);
+        true
+    }
+}
+
+/// Reads exactly the entries of `range`; says whether all of them were taken.
+fn read_records(mut iterator: DBRawIterator<'_>, range: Range<u64>, taken: &mut Taken) -> io::Result<bool> {
+    iterator.seek_to_first();
+    for expected in range {
+        let Some((key, value)) = iterator.item() else {
+            iterator.status().map_err(io::Error::other)?;
+            return Err(damaged(format!("entry {expected} is missing")));
+        };
+        if keys::index(key) != Some(expected) {
+            return Err(damaged(format!("entry {expected} is missing")));
+        }
+        if !taken.take(decode(expected, value)?, value.len()) {
+            return Ok(false);
+        }
+        iterator.next();
+    }
+    Ok(true)
+}

@@ -1,0 +1,77 @@
+//! The newest entries of the log in memory, so that replication and apply need not read and decode again
+//! what was appended a moment ago. Never more than what the log holds, always a run without holes that ends
+//! with the last entry.
+
+use std::collections::VecDeque;
+
+use crate::types::Entry;
+
+/// Entries at most: each costs more memory than its bytes.
+const ENTRIES_MAX: usize = 1 << 17;
+
+/// Memory that an entry costs beside its encoded bytes, roughly.
+const ENTRY_OVERHEAD: usize = 128;
+
+pub(super) struct Tail {
+    entries: VecDeque<(Entry, usize)>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Tail {
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Tail {
+            entries: VecDeque::new(),
+            bytes: 0,
+            bytes_max,
+        }
+    }
+
+    /// Adds the entry that follows the last one, with the length of its record.
+    pub(super) fn push(&mut self, entry: Entry, record_bytes: usize) {
+        debug_assert!(
+            self.entries
+                .back()
+                .is_none_or(|(last, _)| last.log_id.index + 1 == entry.log_id.index),
+            "the tail has no holes"
+        );
+        self.bytes += record_bytes + ENTRY_OVERHEAD;
+        self.entries.push_back((entry, record_bytes));
+        while self.bytes > self.bytes_max || self.entries.len() > ENTRIES_MAX {
+            self.pop_front();
+        }
+    }
+
+    /// The oldest entry that is here.
+    pub(super) fn first(&self) -> Option<u64> {
+        self.entries.front().map(|(entry, _)| entry.log_id.index)
+    }
+
+    /// The entry at `index` with the length of its record.
+    pub(super) fn get(&self, index: u64) -> Option<&(Entry, usize)> {
+        let offset = index.checked_sub(self.first()?)?;
+        self.entries.get(usize::try_from(offset).ok()?)
+    }
+
+    /// Forgets every entry from `index` on.
+    pub(super) fn truncate(&mut self, index: u64) {
+        while self.entries.back().is_some_and(|(last, _)| last.log_id.index >= index) {
+            if let Some((_, record_bytes)) = self.entries.pop_back() {
+                self.bytes -= record_bytes + ENTRY_OVERHEAD;
+            }
+        }
+    }
+
+    /// Forgets every entry up to `index`.
+    pub(super) fn purge(&mut self, index: u64) {
+        while self.first().is_some_and(|first| first <= index) {
+            self.pop_front();
+        }
+    }
+
+    fn pop_front(&mut self) {
+        if let Some((_, record_bytes)) = self.entries.pop_front() {
+            self.bytes -= record_bytes + ENTRY_OVERHEAD;
+        }
+    }
+}
