@@ -1,0 +1,321 @@
+//! The client port: routes, and what all of them share. The doors translate and decide nothing: a handler
+//! takes its input apart, makes one call, and converts the result.
+//!
+//! - [`abbababa`], [`kite`], [`admin`], [`health`]: the faces, each with its own shapes;
+//! - [`auth`]: who is calling; [`error`]: the one map from what can go wrong to HTTP;
+//! - [`json`], [`cursor`]: strict input and opaque output; [`serve`]: connections and their bounds.
+//!
+//! **Invariant**: no answer has a plain-text body (but `/metrics`), and no bad input makes a 5xx.
+
+pub mod abbababa;
+pub mod admin;
+pub mod auth;
+pub mod cursor;
+pub mod error;
+pub mod health;
+pub mod json;
+pub mod kite;
+pub mod serve;
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentpost_proto::command::{Operation, operation, reply};
+use agentpost_proto::{id, limits};
+use agentpost_raft_store::db::StateDb;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{MatchedPath, Query, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use bytes::Bytes;
+use http_body_util::LengthLimitError;
+
+use self::auth::{Caller, Remembered};
+use self::cursor::Cursors;
+use self::error::{ApiError, Result};
+use crate::metrics::Face;
+use crate::node::Services;
+
+/// A request from its first byte to its answer; a client that drips its body is cut off.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for a long poll.
+const POLL_TIMEOUT: Duration = Duration::from_secs(limits::WAIT_SECONDS_MAX + 30);
+
+/// What every handler works with.
+pub struct Doors {
+    services: Services,
+    cursors: Cursors,
+    remembered: Remembered,
+}
+
+/// The extractor of the shared state.
+type Door = State<Arc<Doors>>;
+
+/// All routes of the client port.
+pub fn router(services: Services) -> Router {
+    let doors = Arc::new(Doors {
+        cursors: Cursors::new(services.secrets.cursor_key()),
+        remembered: Remembered::default(),
+        services: services.clone(),
+    });
+    forget_on_revocation(&doors);
+    Router::new()
+        .merge(abbababa::routes())
+        .merge(kite::routes())
+        .merge(admin::routes())
+        .merge(health::routes())
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&doors), around))
+        .with_state(doors)
+}
+
+/// Empties the remembered keys whenever some key was revoked.
+fn forget_on_revocation(doors: &Arc<Doors>) {
+    let shutdown = doors.services.cluster.shutdown.clone();
+    let mut revoked = doors.services.wakeups.keys();
+    let weak = Arc::downgrade(doors);
+    doors.services.cluster.tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                () = revoked.woken() => {}
+                () = shutdown.cancelled() => return,
+            }
+            let Some(doors) = weak.upgrade() else { return };
+            doors.remembered.forget();
+        }
+    });
+}
+
+impl Doors {
+    /// The caller of a write. A remembered key is good enough: apply checks it again.
+    async fn writer(&self, headers: &HeaderMap) -> Result<Arc<Caller>> {
+        let services = &self.services;
+        let key_hash = services.secrets.key_hash(auth::presented(headers)?);
+        let generation = match self.remembered.get(&key_hash, services.clock.wall_ms()) {
+            Ok(caller) => return Ok(caller),
+            Err(generation) => generation,
+        };
+        let (_, caller) = auth::authorize(services, &key_hash, services.reader.local()).await?;
+        let caller = Arc::new(caller);
+        self.remembered.insert(generation, key_hash, Arc::clone(&caller));
+        Ok(caller)
+    }
+
+    /// The caller of a read, authorised against the very state that it reads.
+    async fn reader(&self, headers: &HeaderMap, consistency: Consistency) -> Result<Reading> {
+        let services = &self.services;
+        let key_hash = services.secrets.key_hash(auth::presented(headers)?);
+        let state = match consistency {
+            Consistency::Linearizable => services.reader.linearizable().await?,
+            Consistency::Local => services.reader.local(),
+        };
+        let (state, caller) = auth::authorize(services, &key_hash, state).await?;
+        Ok(Reading {
+            state,
+            caller,
+            key_hash,
+        })
+    }
+
+    /// Has an operation carried out in the caller's name. A refusal is an error.
+    async fn propose(&self, caller: &Caller, op: operation::Op) -> Result<reply::Reply> {
+        let operation = Operation {
+            principal: Some(caller.principal()),
+            op: Some(op),
+        };
+        match self.services.proposer.propose(operation).await?.reply {
+            Some(reply::Reply::Rejection(rejection)) => Err(rejection.into()),
+            Some(reply) => Ok(reply),
+            None => Err(ApiError::internal("an empty reply")),
+        }
+    }
+}
+
+/// How fresh a read is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Consistency {
+    /// It sees every send acknowledged before it began.
+    Linearizable,
+    /// What this node knows; works without a quorum.
+    Local,
+}
+
+impl Consistency {
+    fn of(parameters: &Parameters) -> Result<Self> {
+        match parameters.get("consistency")? {
+            None | Some("linearizable") => Ok(Self::Linearizable),
+            Some("local") => Ok(Self::Local),
+            Some(_) => Err(ApiError::field("consistency", "must be linearizable or local")),
+        }
+    }
+}
+
+/// An authorised read.
+struct Reading {
+    state: Arc<StateDb>,
+    caller: Caller,
+    key_hash: [u8; 32],
+}
+
+/// The query string.
+struct Parameters(Vec<(String, String)>);
+
+impl Parameters {
+    fn of(uri: &Uri) -> Result<Self> {
+        let pairs = Query::try_from_uri(uri).map_err(|_| ApiError::invalid("the query string cannot be read"))?;
+        Ok(Parameters(pairs.0))
+    }
+
+    /// The value of a parameter, which may stand only once. Unknown parameters are ignored.
+    fn get(&self, name: &str) -> Result<Option<&str>> {
+        let mut values = self
+            .0
+            .iter()
+            .filter(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str());
+        match (values.next(), values.next()) {
+            (_, Some(_)) => Err(ApiError::field(name, "stands twice in the query string")),
+            (value, None) => Ok(value),
+        }
+    }
+
+    /// A number between `low` and `high`.
+    fn number(&self, name: &str, low: u64, high: u64) -> Result<Option<u64>> {
+        let Some(text) = self.get(name)? else { return Ok(None) };
+        let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        match text.parse() {
+            Ok(number) if plain && (low..=high).contains(&number) => Ok(Some(number)),
+            _ => Err(ApiError::field(name, format!("must be a number from {low} to {high}"))),
+        }
+    }
+}
+
+/// Reads a request body of at most `bytes_max`. A larger one is refused by its Content-Length, or as soon as
+/// too much has come; what follows is not read.
+async fn read_body(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes> {
+    let too_large = || ApiError::too_large("the request body", bytes_max);
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
+        return Err(too_large());
+    }
+    axum::body::to_bytes(body, bytes_max).await.map_err(|error| {
+        if error.source().is_some_and(|source| source.is::<LengthLimitError>()) {
+            too_large()
+        } else {
+            ApiError::invalid("the request body ended early")
+        }
+    })
+}
+
+/// Parses a JSON body that must be an object.
+fn parse<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
+    let text = std::str::from_utf8(body).map_err(|_| ApiError::invalid("the request body is not UTF-8"))?;
+    // serde would also take an array for a struct.
+    if !text.trim_ascii_start().starts_with('{') {
+        return Err(ApiError::invalid("the request body must be a JSON object"));
+    }
+    serde_json::from_str(text).map_err(|e| ApiError::invalid(format!("the request body is not valid JSON: {e}")))
+}
+
+/// The `Idempotency-Key` header; empty without one.
+fn idempotency_key(headers: &HeaderMap) -> Result<String> {
+    const NAME: &str = "Idempotency-Key";
+    let mut values = headers.get_all(NAME).iter();
+    let Some(value) = values.next() else {
+        return Ok(String::new());
+    };
+    if values.next().is_some() {
+        return Err(ApiError::field(NAME, "stands twice"));
+    }
+    let text = value.to_str().unwrap_or_default();
+    id::validate_idempotency_key(text).map_err(|e| ApiError::named(NAME, e.to_string()))?;
+    Ok(text.to_owned())
+}
+
+/// A JSON answer.
+fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// A JSON answer of a type that always serializes.
+fn json_of(value: &impl serde::Serialize) -> Result<Response> {
+    serde_json::to_vec(value)
+        .map(|body| json_response(StatusCode::OK, body))
+        .map_err(ApiError::internal)
+}
+
+/// Which face a path belongs to.
+fn face_of(path: &str) -> Face {
+    match path {
+        "/api/v1/agents/messages" | "/v1/agents/messages" | "/ws" => Face::Kite,
+        "/health" | "/healthz" | "/readyz" | "/metrics" => Face::Node,
+        _ if path.starts_with("/admin/") => Face::Admin,
+        _ => Face::Abbababa,
+    }
+}
+
+async fn unknown_path(uri: Uri) -> Response {
+    ApiError::not_found("no such path").response(face_of(uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Response {
+    let message = format!("{method} is not allowed here");
+    let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
+    error.response(face_of(uri.path()))
+}
+
+/// Around every request: its deadline, its metric, and what all answers carry.
+async fn around(State(doors): Door, request: Request, next: Next) -> Response {
+    let clock = &doors.services.clock;
+    let started = clock.now();
+    let face = face_of(request.uri().path());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("unknown", MatchedPath::as_str);
+    let route = format!("{} {route}", method_name(request.method()));
+    let polls = request.uri().query().is_some_and(|query| query.contains("wait="));
+    let deadline = if polls { POLL_TIMEOUT } else { REQUEST_TIMEOUT };
+    let mut response = match tokio::time::timeout(deadline, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => ApiError::outcome_unknown().response(face),
+    };
+    response
+        .headers_mut()
+        .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    doors
+        .services
+        .metrics
+        .http(face, &route, response.status().as_u16(), started.elapsed());
+    response
+}
+
+/// Only names that we know become labels.
+fn method_name(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PATCH => "PATCH",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "OTHER",
+    }
+}
+
+/// A handler's result in the shape of its face.
+fn answer(face: Face, result: Result<Response>) -> Response {
+    result.unwrap_or_else(|error| error.response(face))
+}

@@ -1,0 +1,85 @@
+//! Connections of the client port: accepted, bounded in what they may send and how slowly, and closed in
+//! order when the node stops.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Open connections of a node; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 10_000;
+/// Headers of a request; more are answered 431.
+const HEADERS_MAX: usize = 64;
+/// Bytes of a request line with its headers; more are answered 431.
+const HEADER_BYTES_MAX: usize = 24 * 1024;
+/// What a connection reads ahead; its header must fit.
+const READ_AHEAD_BYTES: usize = 64 * 1024;
+/// From the end of an answer to the end of the next request's header: also the idle time of a connection.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// After an accept that failed (too many open files): do not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves `router` until `shutdown`; then no new connection is accepted, and open ones end after the answer
+/// that they are at. Every connection runs in `tasks`.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken, tasks: TaskTracker) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let accepted = async {
+            // The semaphore is never closed.
+            let slot = Arc::clone(&slots).acquire_owned().await.ok();
+            (slot, listener.accept().await)
+        };
+        let (slot, accepted) = tokio::select! {
+            accepted = accepted => accepted,
+            () = shutdown.cancelled() => return,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "accepting a client connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (router, shutdown) = (router.clone(), shutdown.clone());
+        tasks.spawn(async move {
+            connection(stream, router, shutdown).await;
+            drop(slot);
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
+    // Answers are written whole; waiting for more to send only delays them.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY");
+    }
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_headers(HEADERS_MAX)
+        .max_header_size(HEADER_BYTES_MAX)
+        .max_buf_size(READ_AHEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // Clients break off, and that is their right.
+        tracing::debug!(%error, "client connection ended");
+    }
+}
