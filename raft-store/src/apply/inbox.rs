@@ -175,15 +175,16 @@ pub fn ack_cursors(view: &mut View<'_>, op: AckCursors) -> Result<(), Stop> {
         }
         let head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
         let key = keys::cursor(team, &ack.agent, &ack.client_id);
-        let mut cursor: Cursor = view.load(&key)?.unwrap_or_default();
+        let stored: Option<Cursor> = view.load(&key)?;
+        let cursor = stored.unwrap_or_default();
         if ack.implied && cursor.acked {
             continue;
         }
         let seq = ack.seq.min(head.last_seq).max(cursor.seq);
-        let acked = cursor.acked || !ack.implied;
-        if (seq, acked) != (cursor.seq, cursor.acked) {
-            cursor = Cursor { seq, acked };
-            view.store(key, &cursor);
+        let moved = Cursor { seq, acked: cursor.acked || !ack.implied };
+        // Also at 0: a cursor that exists resumes there, an absent one begins at a later now.
+        if stored != Some(moved) {
+            view.store(key, &moved);
         }
     }
     Ok(())
