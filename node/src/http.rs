@@ -67,6 +67,7 @@ pub fn router(services: Services) -> Router {
         .merge(kite::routes())
         .merge(admin::routes())
         .merge(health::routes())
+        .merge(crate::ws::route(services))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&doors), around))

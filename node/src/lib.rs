@@ -2,7 +2,7 @@
 //!
 //! From the roof down; every arrow inside points down this list:
 //! - [`node`] starts and stops all;
-//! - the doors translate and decide nothing: [`http`];
+//! - the doors translate and decide nothing: [`http`], [`ws`];
 //! - the shard, one Raft group: [`shard`];
 //! - the ground: [`clock`], [`config`], [`secrets`], [`metrics`].
 
@@ -13,3 +13,4 @@ pub mod metrics;
 pub mod node;
 pub mod secrets;
 pub mod shard;
+pub mod ws;

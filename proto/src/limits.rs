@@ -78,7 +78,22 @@ pub const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
 pub const WS_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 /// A WebSocket frame from a client.
 pub const WS_FRAME_BYTES_MAX: usize = 64 * 1024;
-/// Bytes waiting for a slow reader before it is called slow.
-pub const WS_WRITE_BUFFER_BYTES_MAX: usize = 1024 * 1024;
+/// Encoded frames gather up to this before they are written to a WebSocket; a batch ends with a write anyway.
+pub const WS_WRITE_CHUNK_BYTES: usize = 16 * 1024;
+/// What a WebSocket's write buffer may hold: one chunk that waits for the reader and one event. The largest
+/// event is a body of control characters, six bytes each in JSON; a smaller buffer would make it poison.
+pub const WS_WRITE_BUFFER_BYTES_MAX: usize = WS_WRITE_CHUNK_BYTES + 7 * BODY_BYTES_MAX;
 /// Events that a session reads and writes before it looks at the socket again.
 pub const WS_BATCH_EVENTS: usize = 64;
+/// Sockets of a node: each costs some 50 KiB when idle. More are answered 503 before the upgrade.
+pub const WS_SESSIONS_MAX: usize = 10_000;
+/// Sessions of one inbox on a node: enough for every process of an agent, too few to exhaust the node.
+pub const WS_SESSIONS_PER_AGENT_MAX: usize = 16;
+/// Answers waiting for a slow reader before its next request is left unread.
+pub const WS_ANSWERS_WAITING_MAX: usize = 16;
+/// Encoded events that a session holds while its reader is slow, except that one event is always possible.
+pub const WS_BATCH_BYTES: usize = 256 * 1024;
+/// Cursors in one AckCursors entry: apply stays short.
+pub const ACKS_PER_ENTRY_MAX: usize = 512;
+/// Cursors with acks that wait for a quorum on one node; further ones are dropped and their events seen twice.
+pub const ACKS_WAITING_MAX: usize = 65_536;

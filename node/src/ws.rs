@@ -1,0 +1,151 @@
+//! `GET /ws`: the Kite face's push. [`session`] tells how a session lives.
+
+pub mod ack;
+pub mod admission;
+pub mod feed;
+pub mod frame;
+pub mod handshake;
+pub mod link;
+pub mod liveness;
+pub mod resume;
+pub mod scope;
+pub mod session;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentpost_proto::limits;
+use axum::Router;
+use axum::extract::State;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use crate::http::error::ApiError;
+use crate::metrics::Face;
+use crate::node::Services;
+use ack::Acks;
+use admission::Admission;
+
+/// The times of a session. The defaults are the documented ones; tests shorten them.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// For the `connect` frame, from the upgrade on.
+    pub handshake_within: Duration,
+    /// Between pings.
+    pub ping_every: Duration,
+    /// Silence, with pings unanswered, after which a client is given up. A client that runs a long handler
+    /// does not read its socket meanwhile.
+    pub silent_max: Duration,
+    /// How long a write may wait for the reader.
+    pub stalled_max: Duration,
+    /// How old an event must be before an answered ping counts as its ack.
+    pub implied_after: Duration,
+    /// Between looks at the state without a hint, at most; at least half of it.
+    pub look_every: Duration,
+    /// Between two ack operations of this node.
+    pub ack_every: Duration,
+    /// Without a leader for this long a node closes its sessions: it would not hear of a revoked key.
+    pub isolated_max: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            handshake_within: Duration::from_secs(10),
+            ping_every: Duration::from_secs(30),
+            silent_max: Duration::from_secs(600),
+            stalled_max: Duration::from_secs(30),
+            implied_after: Duration::from_secs(60),
+            look_every: Duration::from_secs(5),
+            ack_every: Duration::from_millis(50),
+            isolated_max: Duration::from_secs(3),
+        }
+    }
+}
+
+/// What all sessions of a node share. Cheap to clone.
+#[derive(Clone)]
+pub struct Hub {
+    pub(crate) services: Services,
+    pub(crate) options: Arc<Options>,
+    pub(crate) acks: Acks,
+    pub(crate) admission: Admission,
+    /// True while this node is cut off from the leader.
+    pub(crate) isolated: watch::Receiver<bool>,
+}
+
+/// The route, with its worker for acks. Call it inside a runtime, once per node.
+pub fn route<S: Clone + Send + Sync + 'static>(services: Services) -> Router<S> {
+    route_with(services, Options::default())
+}
+
+/// The same with other times.
+pub fn route_with<S: Clone + Send + Sync + 'static>(services: Services, options: Options) -> Router<S> {
+    let acks = Acks::default();
+    let cluster = services.cluster.clone();
+    let proposer = services.proposer.clone();
+    let propose = move |operation| {
+        let proposer = proposer.clone();
+        async move { proposer.propose(operation).await }
+    };
+    cluster
+        .tasks
+        .spawn(acks.clone().run(propose, options.ack_every, cluster.shutdown.clone()));
+    let (sender, isolated) = watch::channel(false);
+    cluster
+        .tasks
+        .spawn(watch_isolation(services.clone(), options.isolated_max, sender));
+    let admission = Admission::new(services.metrics.clone());
+    let hub = Hub {
+        services,
+        options: Arc::new(options),
+        acks,
+        admission,
+        isolated,
+    };
+    Router::new().route("/ws", get(upgrade)).with_state(hub)
+}
+
+/// Authentication is in-band, so every upgrade is accepted; only a full node refuses before it.
+async fn upgrade(State(hub): State<Hub>, upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>) -> Response {
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade,
+        Err(rejection) => {
+            let text = rejection.body_text();
+            let error = ApiError::new(rejection.into_response().status(), "upgrade_required", text);
+            return error.response(Face::Kite);
+        }
+    };
+    let Some(seat) = hub.admission.enter() else {
+        return ApiError::unavailable("too many WebSocket sessions on this node").response(Face::Kite);
+    };
+    let tasks = hub.services.cluster.tasks.clone();
+    upgrade
+        .max_message_size(limits::WS_MESSAGE_BYTES_MAX)
+        .max_frame_size(limits::WS_FRAME_BYTES_MAX)
+        // Clients send acks: thousands of idle sockets need not hold 128 KiB each.
+        .read_buffer_size(4 * 1024)
+        .write_buffer_size(limits::WS_WRITE_CHUNK_BYTES)
+        .max_write_buffer_size(limits::WS_WRITE_BUFFER_BYTES_MAX)
+        .on_upgrade(move |socket| tasks.track_future(session::run(hub, socket, seat)))
+}
+
+/// Tells sessions when this node has been without a leader for too long.
+async fn watch_isolation(services: Services, isolated_max: Duration, isolated: watch::Sender<bool>) {
+    let mut ready_at = Instant::now();
+    let watching = async {
+        loop {
+            if services.cluster.ready() {
+                ready_at = Instant::now();
+            }
+            let cut_off = ready_at.elapsed() > isolated_max;
+            isolated.send_if_modified(|was| std::mem::replace(was, cut_off) != cut_off);
+            sleep(isolated_max / 6).await;
+        }
+    };
+    services.cluster.shutdown.run_until_cancelled(watching).await;
+}

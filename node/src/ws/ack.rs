@@ -1,0 +1,359 @@
+//! Acks on their way into the replicated state.
+//!
+//! A client may ack every event; a cursor only needs the highest. So acks are kept in a table, one mark per
+//! cursor, and a worker proposes what the table holds as one operation, at most every 50 ms. An ack that is lost
+//! on the way costs a repetition, never a message, and acks are idempotent: the worker simply tries again.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use agentpost_proto::command::operation::Op;
+use agentpost_proto::command::{AckCursors, CursorAck, Operation, Reply, reply};
+use agentpost_proto::limits;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::resume::CursorName;
+use crate::shard::proposer::ProposeError;
+
+/// The pause after a failed proposal.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long a stopping node tries to store what it has.
+const LAST_TRY: Duration = Duration::from_secs(1);
+
+/// How it is known that a client has the events up to a seq.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// It said so.
+    Ack,
+    /// It answered a ping that was sent after them. Counts only while the cursor never saw an ack. Also the
+    /// proof of a cursor that is created where its session begins.
+    Implied,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    seq: u64,
+    proof: Proof,
+}
+
+impl Mark {
+    /// The first real ack replaces whatever was implied, even when it lies below.
+    fn merge(&mut self, other: Mark) {
+        match (self.proof, other.proof) {
+            (Proof::Implied, Proof::Ack) => *self = other,
+            (Proof::Ack, Proof::Implied) => {}
+            _ => self.seq = self.seq.max(other.seq),
+        }
+    }
+}
+
+/// Marks by cursor, in the order in which the cursors came.
+#[derive(Debug, Default)]
+struct Table {
+    waiting: HashMap<CursorName, Mark>,
+    order: VecDeque<CursorName>,
+    proposed: HashMap<CursorName, Mark>,
+}
+
+impl Table {
+    fn put(&mut self, name: CursorName, mark: Mark) {
+        if let Some(waiting) = self.waiting.get_mut(&name) {
+            waiting.merge(mark);
+        } else if self.waiting.len() < limits::ACKS_WAITING_MAX {
+            self.order.push_back(name.clone());
+            self.waiting.insert(name, mark);
+        } // else: without a quorum for this long the events will be seen twice
+    }
+
+    fn holds(&self, name: &CursorName) -> bool {
+        self.waiting.contains_key(name) || self.proposed.contains_key(name)
+    }
+
+    /// Takes the marks of one operation.
+    fn take(&mut self) -> Vec<CursorAck> {
+        let count = self.order.len().min(limits::ACKS_PER_ENTRY_MAX);
+        for name in self.order.drain(..count) {
+            if let Some(mark) = self.waiting.remove(&name) {
+                self.proposed.insert(name, mark);
+            }
+        }
+        self.proposed
+            .iter()
+            .map(|(name, mark)| cursor_ack(name, *mark))
+            .collect()
+    }
+
+    fn stored(&mut self) {
+        self.proposed.clear();
+    }
+
+    fn failed(&mut self) {
+        for (name, mark) in std::mem::take(&mut self.proposed) {
+            // What came meanwhile is newer.
+            match self.waiting.get_mut(&name) {
+                Some(waiting) => {
+                    let newer = std::mem::replace(waiting, mark);
+                    waiting.merge(newer);
+                }
+                None => self.put(name, mark),
+            }
+        }
+    }
+}
+
+fn cursor_ack(name: &CursorName, mark: Mark) -> CursorAck {
+    CursorAck {
+        team_id: name.team.to_bytes(),
+        agent: name.agent.clone(),
+        client_id: name.client_id.clone(),
+        seq: mark.seq,
+        implied: mark.proof == Proof::Implied,
+    }
+}
+
+/// The table of one node. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Acks {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    table: Mutex<Table>,
+    arrived: Notify,
+    settled: Notify,
+}
+
+impl Acks {
+    /// Moves a cursor, soon.
+    pub fn put(&self, name: &CursorName, seq: u64, proof: Proof) {
+        self.with_table(|table| table.put(name.clone(), Mark { seq, proof }));
+        self.shared.arrived.notify_one();
+    }
+
+    /// Whether something of this cursor is not stored yet.
+    pub fn pending(&self, name: &CursorName) -> bool {
+        self.with_table(|table| table.holds(name))
+    }
+
+    /// Waits until everything of this cursor is stored; false when `within` was not enough.
+    pub async fn stored(&self, name: &CursorName, within: Duration) -> bool {
+        let settled = async {
+            loop {
+                let mut change = std::pin::pin!(self.shared.settled.notified());
+                change.as_mut().enable();
+                if !self.pending(name) {
+                    return;
+                }
+                change.await;
+            }
+        };
+        timeout(within, settled).await.is_ok()
+    }
+
+    /// The worker. `propose` takes an operation to the leader; returns when `shutdown` is cancelled, after a
+    /// last try.
+    pub async fn run<P, F>(self, propose: P, every: Duration, shutdown: CancellationToken)
+    where
+        P: Fn(Operation) -> F,
+        F: Future<Output = Result<Reply, ProposeError>>,
+    {
+        loop {
+            let due = Instant::now() + every;
+            let pause = match shutdown.run_until_cancelled(self.propose_waiting(&propose)).await {
+                Some(Ok(())) => Duration::ZERO,
+                Some(Err(())) => RETRY,
+                None => break,
+            };
+            let rest = async {
+                sleep(pause).await;
+                sleep_until(due).await;
+                if self.with_table(|table| table.order.is_empty()) {
+                    self.shared.arrived.notified().await;
+                }
+            };
+            if shutdown.run_until_cancelled(rest).await.is_none() {
+                break;
+            }
+        }
+        self.with_table(Table::failed);
+        let _ = timeout(LAST_TRY, self.propose_waiting(&propose)).await;
+    }
+
+    async fn propose_waiting<P, F>(&self, propose: &P) -> Result<(), ()>
+    where
+        P: Fn(Operation) -> F,
+        F: Future<Output = Result<Reply, ProposeError>>,
+    {
+        let acks = self.with_table(Table::take);
+        if acks.is_empty() {
+            return Ok(());
+        }
+        let operation = Operation {
+            principal: None,
+            op: Some(Op::AckCursors(AckCursors { acks })),
+        };
+        let outcome = propose(operation).await;
+        let result = match outcome {
+            Ok(Reply {
+                reply: Some(reply::Reply::Rejection(rejection)),
+            }) => {
+                // Names and seqs were checked before they came here: trying again would not help.
+                tracing::error!(message = rejection.message, "acks were refused");
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(error) => {
+                tracing::debug!(%error, "acks wait");
+                Err(())
+            }
+        };
+        self.with_table(|table| if result.is_ok() { table.stored() } else { table.failed() });
+        self.shared.settled.notify_waiters();
+        result
+    }
+
+    fn with_table<T>(&self, act: impl FnOnce(&mut Table) -> T) -> T {
+        act(&mut self.shared.table.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use agentpost_proto::command::Done;
+    use agentpost_proto::id::TeamId;
+
+    use super::*;
+
+    const EVERY: Duration = Duration::from_millis(50);
+
+    fn name(agent: &str) -> CursorName {
+        CursorName {
+            team: TeamId([1; 16]),
+            agent: agent.to_owned(),
+            client_id: String::new(),
+        }
+    }
+
+    type Proposed = Arc<Mutex<Vec<(Instant, Vec<(String, u64, bool)>)>>>;
+
+    /// Runs a worker whose first `failures` proposals fail.
+    fn start(failures: usize) -> (Acks, Proposed, CancellationToken) {
+        let (acks, proposed, shutdown) = (Acks::default(), Proposed::default(), CancellationToken::new());
+        let (log, left) = (Arc::clone(&proposed), Arc::new(AtomicUsize::new(failures)));
+        let propose = move |operation: Operation| {
+            let (log, left) = (Arc::clone(&log), Arc::clone(&left));
+            async move {
+                assert!(operation.principal.is_none());
+                let Some(Op::AckCursors(AckCursors { acks })) = operation.op else {
+                    panic!("not acks")
+                };
+                if left
+                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+                    .is_ok()
+                {
+                    return Err(ProposeError::NotReady("no leader".to_owned()));
+                }
+                let mut marks: Vec<_> = acks.into_iter().map(|a| (a.agent, a.seq, a.implied)).collect();
+                marks.sort();
+                log.lock().unwrap().push((Instant::now(), marks));
+                Ok(Reply {
+                    reply: Some(reply::Reply::Done(Done {})),
+                })
+            }
+        };
+        tokio::spawn(acks.clone().run(propose, EVERY, shutdown.clone()));
+        (acks, proposed, shutdown)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn acks_coalesce_to_the_highest_in_one_operation_per_interval() {
+        let (acks, proposed, _shutdown) = start(0);
+        sleep(EVERY * 3).await;
+        acks.put(&name("a"), 1, Proof::Ack);
+        assert!(acks.stored(&name("a"), EVERY).await);
+        for seq in 2..100 {
+            acks.put(&name("a"), seq, Proof::Ack);
+            acks.put(&name("b"), 200 - seq, Proof::Ack);
+        }
+        assert!(acks.pending(&name("b")));
+        assert!(acks.stored(&name("a"), EVERY * 2).await);
+        assert!(!acks.pending(&name("b")));
+        let log = proposed.lock().unwrap().clone();
+        assert_eq!(log[0].1, [("a".to_owned(), 1, false)]);
+        assert_eq!(log[1].1, [("a".to_owned(), 99, false), ("b".to_owned(), 198, false)]);
+        assert_eq!(log.len(), 2);
+        assert!(log[1].0 - log[0].0 >= EVERY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_proposal_is_repeated_with_what_came_meanwhile() {
+        let (acks, proposed, _shutdown) = start(2);
+        acks.put(&name("a"), 5, Proof::Ack);
+        assert!(!acks.stored(&name("a"), Duration::from_millis(100)).await);
+        acks.put(&name("a"), 6, Proof::Ack);
+        assert!(acks.stored(&name("a"), Duration::from_secs(5)).await);
+        assert_eq!(proposed.lock().unwrap()[0].1, [("a".to_owned(), 6, false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_real_ack_replaces_an_implied_one() {
+        let mut table = Table::default();
+        let mark = |seq, proof| Mark { seq, proof };
+        table.put(name("a"), mark(10, Proof::Implied));
+        table.put(name("a"), mark(7, Proof::Ack));
+        table.put(name("a"), mark(12, Proof::Implied));
+        assert_eq!(table.waiting[&name("a")], mark(7, Proof::Ack));
+        // also when the implied one was proposed already and came back
+        table.take();
+        table.put(name("a"), mark(9, Proof::Ack));
+        table.failed();
+        assert_eq!(table.waiting[&name("a")], mark(9, Proof::Ack));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_operation_is_bounded_and_nobody_starves() {
+        let mut table = Table::default();
+        let count = limits::ACKS_PER_ENTRY_MAX + 1;
+        for at in 0..count {
+            table.put(
+                name(&format!("agent-{at}")),
+                Mark {
+                    seq: 1,
+                    proof: Proof::Ack,
+                },
+            );
+        }
+        assert_eq!(table.take().len(), limits::ACKS_PER_ENTRY_MAX);
+        table.stored();
+        table.put(
+            name("late"),
+            Mark {
+                seq: 1,
+                proof: Proof::Ack,
+            },
+        );
+        assert_eq!(table.take()[..].len(), 2);
+        assert!(table.proposed.contains_key(&name(&format!("agent-{}", count - 1))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stopping_node_stores_what_it_has() {
+        let (acks, proposed, shutdown) = start(0);
+        sleep(EVERY * 3).await;
+        acks.put(&name("a"), 1, Proof::Ack);
+        assert!(acks.stored(&name("a"), EVERY).await);
+        acks.put(&name("a"), 2, Proof::Ack);
+        shutdown.cancel();
+        assert!(acks.stored(&name("a"), EVERY).await);
+        assert_eq!(proposed.lock().unwrap().last().unwrap().1, [("a".to_owned(), 2, false)]);
+    }
+}

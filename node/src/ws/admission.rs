@@ -1,0 +1,189 @@
+//! How many sessions there may be: on the node, and on one inbox.
+//!
+//! A client that lost its network leaves a socket behind that looks alive for minutes. When an inbox has no
+//! place left, the session that was silent longest leaves, if it missed a ping; otherwise the newcomer has to
+//! come back later.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use agentpost_proto::id::TeamId;
+use agentpost_proto::limits;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+
+/// The sessions of one node. Cheap to clone.
+#[derive(Clone)]
+pub struct Admission {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    started: Instant,
+    metrics: Metrics,
+    sessions: AtomicUsize,
+    inboxes: Mutex<HashMap<Inbox, Vec<Arc<Presence>>>>,
+}
+
+type Inbox = (TeamId, String);
+
+/// One session, as the others see it.
+#[derive(Debug, Default)]
+struct Presence {
+    /// When the client was last heard, in milliseconds since the start of the node.
+    heard_ms: AtomicU64,
+    leave: CancellationToken,
+}
+
+/// The right to one session; given back when dropped.
+pub struct Seat {
+    shared: Arc<Shared>,
+    presence: Arc<Presence>,
+    inbox: Option<Inbox>,
+}
+
+impl Admission {
+    /// Nobody is there yet.
+    pub fn new(metrics: Metrics) -> Self {
+        let shared = Shared {
+            started: Instant::now(),
+            metrics,
+            sessions: AtomicUsize::new(0),
+            inboxes: Mutex::default(),
+        };
+        Admission {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// A seat on the node, if one is left.
+    pub fn enter(&self) -> Option<Seat> {
+        let below = |count: usize| (count < limits::WS_SESSIONS_MAX).then_some(count + 1);
+        self.shared
+            .sessions
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, below)
+            .ok()?;
+        self.shared.metrics.ws_sessions.inc();
+        let seat = Seat {
+            shared: Arc::clone(&self.shared),
+            presence: Arc::default(),
+            inbox: None,
+        };
+        seat.heard(Instant::now());
+        Some(seat)
+    }
+}
+
+impl Seat {
+    /// Takes a place at an inbox; false when all are taken by sessions that were heard within `silent`.
+    pub fn listen(&mut self, team: TeamId, agent: &str, silent: Duration) -> bool {
+        let inbox = (team, agent.to_owned());
+        let mut inboxes = self.shared.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        let present = inboxes.entry(inbox.clone()).or_default();
+        if present.len() >= limits::WS_SESSIONS_PER_AGENT_MAX && !self.make_room(present, silent) {
+            return false;
+        }
+        present.push(Arc::clone(&self.presence));
+        self.inbox = Some(inbox);
+        true
+    }
+
+    fn make_room(&self, present: &mut Vec<Arc<Presence>>, silent: Duration) -> bool {
+        let heard = |presence: &Arc<Presence>| Duration::from_millis(presence.heard_ms.load(Ordering::Relaxed));
+        let oldest = (0..present.len()).min_by_key(|at| heard(&present[*at]));
+        match oldest {
+            Some(at) if self.shared.started.elapsed().saturating_sub(heard(&present[at])) >= silent => {
+                present.remove(at).leave.cancel();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The client sent something.
+    pub fn heard(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.shared.started);
+        self.presence
+            .heard_ms
+            .store(since.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Cancelled when this session has to make room.
+    pub fn leave(&self) -> CancellationToken {
+        self.presence.leave.clone()
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.shared.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.shared.metrics.ws_sessions.dec();
+        let Some(inbox) = self.inbox.take() else { return };
+        let mut inboxes = self.shared.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(present) = inboxes.get_mut(&inbox) {
+            present.retain(|other| !Arc::ptr_eq(other, &self.presence));
+            if present.is_empty() {
+                inboxes.remove(&inbox);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const SILENT: Duration = Duration::from_secs(60);
+    const TEAM: TeamId = TeamId([1; 16]);
+
+    fn full_inbox(admission: &Admission) -> Vec<Seat> {
+        let mut seats: Vec<Seat> = (0..limits::WS_SESSIONS_PER_AGENT_MAX)
+            .map(|_| admission.enter().unwrap())
+            .collect();
+        assert!(seats.iter_mut().all(|seat| seat.listen(TEAM, "a", SILENT)));
+        seats
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn places_at_an_inbox_are_bounded_and_come_back() {
+        let admission = Admission::new(Metrics::new());
+        let seats = full_inbox(&admission);
+        let mut late = admission.enter().unwrap();
+        assert!(!late.listen(TEAM, "a", SILENT));
+        assert!(admission.enter().unwrap().listen(TEAM, "b", SILENT));
+        drop(seats);
+        assert!(late.listen(TEAM, "a", SILENT));
+        drop(late);
+        assert_eq!(admission.shared.sessions.load(Ordering::Relaxed), 0);
+        assert!(admission.shared.inboxes.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_session_makes_room() {
+        let admission = Admission::new(Metrics::new());
+        let seats = full_inbox(&admission);
+        tokio::time::advance(SILENT).await;
+        for seat in &seats[1..] {
+            seat.heard(Instant::now());
+        }
+        assert!(admission.enter().unwrap().listen(TEAM, "a", SILENT));
+        let gone: Vec<bool> = seats.iter().map(|seat| seat.leave().is_cancelled()).collect();
+        assert_eq!(gone.iter().filter(|gone| **gone).count(), 1);
+        assert!(gone[0]);
+    }
+
+    #[tokio::test]
+    async fn sessions_of_a_node_are_bounded() {
+        let admission = Admission::new(Metrics::new());
+        let seats: Vec<Seat> = std::iter::from_fn(|| admission.enter()).collect();
+        assert_eq!(seats.len(), limits::WS_SESSIONS_MAX);
+        drop(seats);
+        assert!(admission.enter().is_some());
+    }
+}

@@ -1,0 +1,247 @@
+//! From the upgrade to the first event: who is this, what may it see, where does it begin.
+
+use agentpost_proto::command::Permission;
+use agentpost_proto::frame::{ClientFrame, ServerFrame};
+use agentpost_proto::id::TeamId;
+use agentpost_proto::{limits, record, time};
+use agentpost_raft_store::kv::{Fatal, Kv};
+use agentpost_raft_store::query;
+use axum::extract::ws::Message;
+use std::time::Duration;
+use tokio::time::timeout;
+
+use super::ack::Proof;
+use super::admission::Seat;
+use super::feed::Feed;
+use super::link::{End, Link};
+use super::resume::{self, CursorName, Request, Rows, Start};
+use super::scope::{self, ScopeError};
+use super::{Hub, frame};
+use crate::http::auth::{self, Caller, Finding};
+use crate::shard::wakeups::Listener;
+
+/// How long a handshake waits for acks to be stored before it gives up.
+const STORE_WITHIN: Duration = Duration::from_secs(5);
+
+/// The fields of a `connect` frame.
+struct Connect {
+    token: String,
+    team_id: String,
+    scopes: Vec<String>,
+    client_id: Option<String>,
+}
+
+/// A session that may begin.
+pub struct Opened {
+    /// To ask again, before each batch, whether the key still opens this.
+    pub key_hash: [u8; 32],
+    /// What it reads, at its place.
+    pub feed: Feed,
+    /// Registered before the first read.
+    pub mail: Listener,
+    /// The same for revoked keys.
+    pub keys: Listener,
+    /// The cursor that it moves.
+    pub cursor: Option<CursorName>,
+    /// Where it begins.
+    pub start: Start,
+    /// The frames to send first.
+    pub greeting: Vec<ServerFrame>,
+}
+
+/// Waits for `connect` and decides about it.
+pub async fn open(hub: &Hub, link: &mut Link, seat: &mut Seat) -> Result<Opened, End> {
+    let connect = match timeout(hub.options.handshake_within, first_frame(link)).await {
+        Ok(connect) => connect?,
+        Err(_) => return Err(End::invalid("no connect frame in time")),
+    };
+    let client_id = resume::client_id(connect.client_id.as_deref()).map_err(End::invalid)?;
+    if connect.token.len() > limits::API_KEY_BYTES_MAX {
+        return Err(refused());
+    }
+    let key_hash = hub.services.secrets.key_hash(&connect.token);
+    // A key revoked anywhere before this moment must not pass, and a key made anywhere must.
+    let mut state = hub
+        .services
+        .reader
+        .linearizable()
+        .await
+        .map_err(|e| End::busy(e.to_string()))?;
+    let caller = authenticate(hub, &*state, &key_hash)?;
+    if caller.team.to_string() != connect.team_id {
+        return Err(refused());
+    }
+    if caller.permission < Permission::Read {
+        return Err(End::auth("this API key lacks the permission read"));
+    }
+    let requested = scope::parse_requested(&connect.scopes).map_err(scope_end)?;
+    let narrowed = scope::narrow(&requested, &caller.scopes, caller.bound_agent.as_ref()).map_err(scope_end)?;
+    let feed = Feed::new(caller.team, narrowed, hub.services.config.kite.source_prefix.clone());
+    if let Some(agent) = feed.inbox()
+        && !seat.listen(caller.team, agent.as_str(), hub.options.ping_every * 2)
+    {
+        return Err(End::busy(format!("too many sessions listen to {agent} on this node")));
+    }
+    let (mail, keys) = (feed.listen(&hub.services.wakeups), hub.services.wakeups.keys());
+    let bound_agent = caller.bound_agent.as_ref().map_or("", |agent| agent.as_str());
+    let request = Request {
+        team: caller.team,
+        bound_agent,
+        scopes: &requested,
+        client_id,
+    };
+    let cursor = request.cursor();
+    if let Some(name) = &cursor
+        && hub.acks.pending(name)
+    {
+        // What the previous session of this cursor acked here must be in the state that this one reads.
+        if !hub.acks.stored(name, STORE_WITHIN).await {
+            return Err(End::busy("acknowledgements wait for a quorum"));
+        }
+        state = hub
+            .services
+            .reader
+            .linearizable()
+            .await
+            .map_err(|e| End::busy(e.to_string()))?;
+    }
+    let mut opened = Opened {
+        key_hash,
+        feed,
+        mail,
+        keys,
+        cursor,
+        start: Start {
+            after_seq: 0,
+            acked: false,
+            create: false,
+            resumed: false,
+        },
+        greeting: Vec::new(),
+    };
+    place(hub, &*state, &request, &mut opened).map_err(unreadable)?;
+    drop(state);
+    if let (true, Some(name)) = (opened.start.create, &opened.cursor) {
+        hub.acks.put(name, opened.start.after_seq, Proof::Implied);
+        if !hub.acks.stored(name, STORE_WITHIN).await {
+            return Err(End::busy("the cursor could not be stored"));
+        }
+    }
+    Ok(opened)
+}
+
+/// The client speaks first.
+async fn first_frame(link: &mut Link) -> Result<Connect, End> {
+    loop {
+        let text = match link.receive().await {
+            Some(Ok(Message::Text(text))) => text,
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+            Some(Ok(Message::Binary(_))) => return Err(End::invalid("frames are JSON text")),
+            Some(Ok(Message::Close(_))) | None => return Err(End::Gone),
+            Some(Err(error)) => return Err(End::invalid(error.to_string())),
+        };
+        return match frame::read(&text).map_err(End::invalid)? {
+            Some(ClientFrame::Connect {
+                version: 1,
+                token,
+                team_id,
+                scopes,
+                client_id,
+            }) => Ok(Connect {
+                token,
+                team_id,
+                scopes,
+                client_id,
+            }),
+            Some(ClientFrame::Connect { version, .. }) => Err(End::invalid(format!("unknown version {version}"))),
+            Some(_) | None => Err(End::invalid("the first frame has to be connect")),
+        };
+    }
+}
+
+/// The caller of a valid key; every other key gets the same answer.
+pub fn authenticate(hub: &Hub, kv: &impl Kv, key_hash: &[u8; 32]) -> Result<Caller, End> {
+    match auth::find(kv, key_hash, hub.services.clock.wall_ms()).map_err(unreadable)? {
+        Finding::Valid(caller) => Ok(caller),
+        Finding::Refused | Finding::Unknown => Err(refused()),
+    }
+}
+
+fn refused() -> End {
+    End::auth("invalid API key for this team")
+}
+
+/// A state that cannot be read. The node may be about to stop; the client finds a better one.
+pub fn unreadable(fatal: Fatal) -> End {
+    tracing::error!(%fatal, "a session could not read the state");
+    End::busy("the state of this node cannot be read")
+}
+
+fn scope_end(error: ScopeError) -> End {
+    match error {
+        ScopeError::Invalid(message) => End::invalid(message),
+        ScopeError::NothingAllowed(message) => End::auth(message),
+    }
+}
+
+/// Decides the place, and the frames that tell of it.
+fn place(hub: &Hub, kv: &impl Kv, request: &Request<'_>, opened: &mut Opened) -> Result<(), Fatal> {
+    let row = |name: Option<&CursorName>| match name {
+        Some(name) => query::cursor(kv, name.team, &name.agent, &name.client_id),
+        None => Ok(None),
+    };
+    let rows = Rows {
+        cursor: row(opened.cursor.as_ref())?,
+        fallback: row(request.fallback().as_ref())?,
+        last_seq: query::team_head(kv, request.team)?.last_seq,
+    };
+    opened.start = request.start(&rows);
+    opened.feed.seek(opened.start.after_seq);
+    let client_id = request
+        .client_id
+        .map_or_else(|| hex::encode(hub.services.ids.random::<16>()), str::to_owned);
+    opened.greeting.push(ServerFrame::Connected {
+        last_seq: opened.start.after_seq,
+        client_id,
+    });
+    opened
+        .greeting
+        .push(quota_snapshot(kv, request.team, hub.services.clock.wall_ms())?);
+    let removed = opened.feed.max_removed_seq(kv)?;
+    if let Some(message) = resume::expired(&opened.start, removed) {
+        let oldest = opened.feed.oldest_available_seq(kv)?.unwrap_or(removed + 1);
+        opened.greeting.push(ServerFrame::CursorExpired {
+            oldest_available_seq: oldest,
+            message,
+        });
+    }
+    Ok(())
+}
+
+/// The month's events of the team.
+fn quota_snapshot(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<ServerFrame, Fatal> {
+    let head = query::team_head(kv, team)?;
+    let limits = query::team(kv, team)?.and_then(|team: record::Team| team.limits);
+    // The log's clock may be ahead of this node's at the turn of the month.
+    let now_ms = wall_ms.max(query::applied(kv)?.wall_ms);
+    let used = if head.month == time::month(now_ms) {
+        head.events_used
+    } else {
+        0
+    };
+    let limit = match limits.map_or(0, |limits| limits.monthly_events) {
+        0 => agentpost_proto::limits::UNLIMITED_EVENTS_SHOWN,
+        limit => limit,
+    };
+    Ok(ServerFrame::QuotaSnapshot {
+        provider: "agentpost".to_owned(),
+        events_used: shown(used),
+        events_limit: shown(limit),
+        current_period_end: time::rfc3339(time::next_month_ms(now_ms)),
+    })
+}
+
+/// The frame has signed numbers.
+fn shown(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

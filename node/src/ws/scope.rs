@@ -1,0 +1,287 @@
+//! Which events a session sees: the forms of a scope, and what a key leaves of the requested ones.
+//!
+//! Everything here is decided over sets of events. A scope *covers* another when it matches every event that
+//! the other one matches; a key then leaves the requested scopes that one of its own covers, and its own ones
+//! that a requested one covers (so `*` narrows to whatever the key may see).
+
+use std::fmt;
+
+use agentpost_proto::cloudevent::EVENT_TYPE;
+use agentpost_proto::id::AgentId;
+use agentpost_proto::{limits, record};
+
+/// One term of a subscription; a session sees an event that any of its scopes matches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// `*`: every event of the team.
+    All,
+    /// `source:<n>`: the source contains n, or the event type does (a vendor's client that asks for
+    /// `source:github` expects `com.github.push` too).
+    Source(String),
+    /// `type:<n>`: the event type contains n.
+    Type(String),
+    /// `agent_to:<id>`: mail to exactly this agent.
+    AgentTo(AgentId),
+}
+
+/// Why a list of scopes is not a subscription.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ScopeError {
+    /// A form that nobody knows, or too many of them.
+    #[error("{0}")]
+    Invalid(String),
+    /// Nothing asked for, or nothing left of it.
+    #[error("{0}")]
+    NothingAllowed(&'static str),
+}
+
+impl Scope {
+    /// Reads one scope.
+    pub fn parse(text: &str) -> Result<Self, ScopeError> {
+        let unknown = || {
+            ScopeError::Invalid(format!(
+                "unknown scope {:?}: expected *, source:<name>, type:<name> or agent_to:<agent id>",
+                text.chars().take(64).collect::<String>()
+            ))
+        };
+        if text == "*" {
+            return Ok(Scope::All);
+        }
+        if text.len() > limits::SCOPE_BYTES_MAX {
+            return Err(unknown());
+        }
+        match text.split_once(':') {
+            Some((_, "")) | None => Err(unknown()),
+            Some(("source", name)) => Ok(Scope::Source(name.to_owned())),
+            Some(("type", name)) => Ok(Scope::Type(name.to_owned())),
+            Some(("agent_to", id)) => id.parse().map(Scope::AgentTo).map_err(|_| unknown()),
+            Some(_) => Err(unknown()),
+        }
+    }
+
+    /// Whether this message, shown under a source that begins with `source_prefix`, belongs to the scope.
+    pub fn matches(&self, message: &record::Message, source_prefix: &str) -> bool {
+        match self {
+            Scope::All => true,
+            Scope::Source(name) => {
+                EVENT_TYPE.contains(name.as_str()) || source_contains(source_prefix, &message.from, name)
+            }
+            Scope::Type(name) => EVENT_TYPE.contains(name.as_str()),
+            Scope::AgentTo(id) => message.to == id.as_str(),
+        }
+    }
+
+    /// Whether every event of `other` is one of this scope.
+    fn covers(&self, other: &Scope) -> bool {
+        match (self, other) {
+            (Scope::All, _) => true,
+            (Scope::Source(mine), Scope::Source(name) | Scope::Type(name)) => name.contains(mine.as_str()),
+            (Scope::Type(mine), Scope::Type(name)) => name.contains(mine.as_str()),
+            (Scope::Source(mine) | Scope::Type(mine), Scope::AgentTo(_)) => EVENT_TYPE.contains(mine.as_str()),
+            (Scope::AgentTo(mine), Scope::AgentTo(id)) => mine == id,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scope::All => f.write_str("*"),
+            Scope::Source(name) => write!(f, "source:{name}"),
+            Scope::Type(name) => write!(f, "type:{name}"),
+            Scope::AgentTo(id) => write!(f, "agent_to:{id}"),
+        }
+    }
+}
+
+/// `(prefix + from).contains(name)` without building the text for each event.
+fn source_contains(prefix: &str, from: &str, name: &str) -> bool {
+    if from.contains(name) || prefix.contains(name) {
+        return true;
+    }
+    // Across the seam: a beginning of the name ends the prefix, the rest begins the sender.
+    name.char_indices()
+        .skip(1)
+        .any(|(at, _)| prefix.ends_with(&name[..at]) && from.starts_with(&name[at..]))
+}
+
+/// The scopes of a `connect` frame, each once.
+pub fn parse_requested(texts: &[String]) -> Result<Vec<Scope>, ScopeError> {
+    if texts.is_empty() {
+        return Err(ScopeError::NothingAllowed(
+            "scopes must name at least one of *, source:, type: or agent_to:",
+        ));
+    }
+    if texts.len() > limits::SCOPES_MAX {
+        return Err(ScopeError::Invalid(format!("at most {} scopes", limits::SCOPES_MAX)));
+    }
+    let mut scopes = Vec::with_capacity(texts.len());
+    for text in texts {
+        let scope = Scope::parse(text)?;
+        if !scopes.contains(&scope) {
+            scopes.push(scope);
+        }
+    }
+    Ok(scopes)
+}
+
+/// What the scopes and the binding of a key leave of the requested scopes. A key scope that does not parse
+/// allows nothing.
+pub fn narrow(requested: &[Scope], key_scopes: &[String], bound: Option<&AgentId>) -> Result<Vec<Scope>, ScopeError> {
+    let allowed: Vec<Scope> = key_scopes.iter().filter_map(|text| Scope::parse(text).ok()).collect();
+    let left = match bound {
+        None => intersect(requested, &allowed),
+        Some(agent) => narrow_bound(requested, &allowed, agent),
+    };
+    if left.is_empty() {
+        return Err(ScopeError::NothingAllowed(
+            "this key allows none of the requested scopes",
+        ));
+    }
+    Ok(left)
+}
+
+fn intersect(requested: &[Scope], allowed: &[Scope]) -> Vec<Scope> {
+    let asked = requested
+        .iter()
+        .filter(|wanted| allowed.iter().any(|mine| mine.covers(wanted)));
+    let own = allowed
+        .iter()
+        .filter(|mine| requested.iter().any(|wanted| wanted.covers(mine)));
+    let mut left: Vec<Scope> = Vec::new();
+    for scope in asked.chain(own) {
+        if !left.contains(scope) {
+            left.push(scope.clone());
+        }
+    }
+    left
+}
+
+/// A bound key reads its own inbox and nothing else: only `*` narrows, any other scope has to be that inbox.
+fn narrow_bound(requested: &[Scope], allowed: &[Scope], agent: &AgentId) -> Vec<Scope> {
+    let own = Scope::AgentTo(agent.clone());
+    let asked = requested.iter().any(|scope| *scope == Scope::All || *scope == own);
+    let may = allowed.iter().any(|mine| mine.covers(&own));
+    if asked && may { vec![own] } else { Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const PREFIX: &str = "https://getkite.sh/agents/";
+
+    fn scopes(texts: &[&str]) -> Vec<Scope> {
+        parse_requested(&texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    fn mail(from: &str, to: &str) -> record::Message {
+        record::Message {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            r#type: "task.done".to_owned(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_forms_of_a_scope() {
+        assert_eq!(Scope::parse("*"), Ok(Scope::All));
+        assert_eq!(Scope::parse("source:git:hub"), Ok(Scope::Source("git:hub".to_owned())));
+        assert_eq!(Scope::parse("type:push"), Ok(Scope::Type("push".to_owned())));
+        assert_eq!(Scope::parse("agent_to:a:b"), Ok(Scope::AgentTo("a:b".parse().unwrap())));
+        let long = format!("type:{}", "x".repeat(limits::SCOPE_BYTES_MAX));
+        for bad in [
+            "",
+            "**",
+            "agent_to:",
+            "agent_to:a b",
+            "source:",
+            "type:",
+            "topic:x",
+            "agent-alpha",
+            "AGENT_TO:a",
+            &long,
+        ] {
+            assert!(matches!(Scope::parse(bad), Err(ScopeError::Invalid(_))), "{bad}");
+        }
+        for scope in ["*", "source:a", "type:b", "agent_to:c"] {
+            assert_eq!(Scope::parse(scope).unwrap().to_string(), scope);
+        }
+    }
+
+    #[test]
+    fn a_list_is_bounded_and_each_scope_counts_once() {
+        assert!(matches!(parse_requested(&[]), Err(ScopeError::NothingAllowed(_))));
+        assert_eq!(scopes(&["agent_to:a", "agent_to:a"]).len(), 1);
+        let many = vec!["*".to_owned(); limits::SCOPES_MAX + 1];
+        assert!(matches!(parse_requested(&many), Err(ScopeError::Invalid(_))));
+    }
+
+    #[test]
+    fn what_a_scope_matches() {
+        let message = mail("agent-beta", "agent-alpha");
+        let table = [
+            ("*", true),
+            ("agent_to:agent-alpha", true),
+            ("agent_to:agent-alph", false),
+            ("agent_to:Agent-alpha", false),
+            ("source:beta", true),
+            ("source:getkite", true),
+            ("source:agents/agent-b", true), // across prefix and sender
+            ("source:agents/beta", false),
+            ("source:kite.agent", true), // the event type counts for source too
+            ("source:alpha", false),
+            ("type:com.kite", true),
+            ("type:agent.message", true),
+            ("type:task.done", false), // the Abba Baba type travels as data.type
+            ("type:push", false),
+        ];
+        for (scope, expected) in table {
+            assert_eq!(
+                Scope::parse(scope).unwrap().matches(&message, PREFIX),
+                expected,
+                "{scope}"
+            );
+        }
+        let odd = mail("ä-b", "x");
+        assert!(Scope::parse("source:agents/ä-").unwrap().matches(&odd, PREFIX));
+    }
+
+    #[test]
+    fn what_a_key_leaves_of_the_requested_scopes() {
+        let table: &[(&[&str], &str, &[&str], &[&str])] = &[
+            // requested, bound agent, key scopes, what is left
+            (&["*"], "", &["*"], &["*"]),
+            (&["agent_to:a", "type:x"], "", &["*"], &["agent_to:a", "type:x"]),
+            (&["*"], "", &["agent_to:a", "source:b"], &["agent_to:a", "source:b"]),
+            (&["agent_to:a", "agent_to:b"], "", &["agent_to:b"], &["agent_to:b"]),
+            (&["source:github"], "", &["source:git"], &["source:github"]),
+            (&["source:git"], "", &["source:github"], &["source:github"]),
+            (&["type:git.push"], "", &["source:git"], &["type:git.push"]),
+            (&["source:git.push"], "", &["type:git"], &[]),
+            (&["agent_to:a"], "", &["type:kite"], &["agent_to:a"]),
+            (&["agent_to:a"], "", &["type:github"], &[]),
+            (&["agent_to:a"], "", &["agent_to:b"], &[]),
+            (&["*"], "", &[], &[]),
+            (&["*"], "", &["rubbish"], &[]),
+            (&["*"], "me", &["*"], &["agent_to:me"]),
+            (&["agent_to:me"], "me", &["*"], &["agent_to:me"]),
+            (&["agent_to:you", "*"], "me", &["*"], &["agent_to:me"]),
+            (&["agent_to:you"], "me", &["*"], &[]),
+            (&["type:com.kite"], "me", &["*"], &[]),
+            (&["*"], "me", &["agent_to:you"], &[]),
+            (&["*"], "me", &["agent_to:me"], &["agent_to:me"]),
+        ];
+        for (requested, agent, allowed, left) in table {
+            let bound = agent.parse().ok();
+            let key_scopes: Vec<String> = allowed.iter().map(|s| (*s).to_owned()).collect();
+            let result = narrow(&scopes(requested), &key_scopes, bound.as_ref());
+            let shown: Vec<String> = result.unwrap_or_default().iter().map(Scope::to_string).collect();
+            assert_eq!(shown, *left, "{requested:?} with a key of {agent:?} {allowed:?}");
+        }
+    }
+}
