@@ -19,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use self::state::Create;
+pub(crate) use self::state::{Create, number_of, point_to};
 pub use self::state::{StateDb, StateHandle};
 use crate::files;
 use crate::log_store::LogStore;

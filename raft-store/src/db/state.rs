@@ -5,8 +5,9 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use agentpost_proto::record;
+use agentpost_proto::{peer, record};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use rocksdb::checkpoint::Checkpoint;
@@ -18,6 +19,7 @@ use super::{Layout, OpenError, Options, common_options};
 use crate::files::{self, DirGuard};
 use crate::keys;
 use crate::kv::{Fatal, Kv, Order, Rows, Writes};
+use crate::snapshot::Receiver;
 use crate::view;
 
 /// The state database. Reads see whole batches; many threads may read while one writes.
@@ -151,6 +153,7 @@ struct Shared {
     current: ArcSwap<StateDb>,
     layout: Layout,
     options: Options,
+    receptions: AtomicU64,
 }
 
 impl StateHandle {
@@ -162,6 +165,12 @@ impl StateHandle {
     /// Makes the state of now durable: it bounds what a restart applies again. Blocks.
     pub fn flush(&self) -> Result<(), Fatal> {
         self.current().flush()
+    }
+
+    /// Prepares to receive a snapshot from another node, in a directory of its own. Blocks.
+    pub fn receive(&self, meta: peer::SnapshotMeta) -> io::Result<Receiver> {
+        let number = self.shared.receptions.fetch_add(1, Ordering::Relaxed);
+        Receiver::begin(&self.shared.layout.incoming().join(number.to_string()), meta)
     }
 
     pub(crate) fn layout(&self) -> &Layout {
@@ -209,6 +218,7 @@ impl StateHandle {
             current: ArcSwap::from_pointee(db),
             layout: layout.clone(),
             options: options.clone(),
+            receptions: AtomicU64::new(0),
         };
         Ok(StateHandle {
             shared: Arc::new(shared),
@@ -246,8 +256,8 @@ pub(crate) fn number_of(name: &str) -> Option<u64> {
 /// Removes what a crash left behind beside the live directory.
 fn remove_all_but(state: &Path, live: &str) -> Result<(), OpenError> {
     for name in files::names(state).map_err(OpenError::io(state))? {
-        if name.starts_with("db-") && name != live {
-            let path = state.join(&name);
+        let path = state.join(&name);
+        if name != live && path.is_dir() {
             files::remove_dir(&path).map_err(OpenError::io(&path))?;
         }
     }

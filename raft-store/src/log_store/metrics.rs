@@ -102,7 +102,7 @@ impl LogMetrics {
     }
 }
 
-#[allow(
+#[expect(
     clippy::disallowed_methods,
     reason = "measures the disk; no stored byte and no decision depends on it"
 )]

@@ -1,0 +1,31 @@
+//! openraft's own conformance suite, over real databases on disk.
+#![allow(clippy::unwrap_used)]
+
+use agentpost_raft_store::db::{self, LogStart, Options};
+use agentpost_raft_store::log_store::LogStore;
+use agentpost_raft_store::state_machine::StateMachine;
+use agentpost_raft_store::types::TypeConfig;
+use openraft::StorageError;
+use openraft::testing::log::{StoreBuilder, Suite};
+use tempfile::TempDir;
+
+struct OnDisk;
+
+impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for OnDisk {
+    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options {
+            log_start: LogStart::Anywhere,
+            state_cache_bytes: 1 << 20,
+            state_write_buffer_bytes: 1 << 20,
+            ..Options::default()
+        };
+        let stores = db::open(dir.path(), options).unwrap();
+        Ok((dir, stores.log, stores.machine))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_and_state_machine_do_what_openraft_expects() {
+    Suite::test_all(OnDisk).await.unwrap();
+}
