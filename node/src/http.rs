@@ -17,7 +17,6 @@ pub mod json;
 pub mod kite;
 pub mod serve;
 
-use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +29,8 @@ use axum::extract::{MatchedPath, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use bytes::Bytes;
-use http_body_util::LengthLimitError;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
 
 use self::auth::{Caller, Remembered};
 use self::cursor::Cursors;
@@ -39,7 +38,12 @@ use self::error::{ApiError, Result};
 use crate::metrics::Face;
 use crate::node::Services;
 
-/// A request from its first byte to its answer; a client that drips its body is cut off.
+/// The body of a request; a client that drips it is cut off.
+const BODY_TIMEOUT: Duration = Duration::from_secs(20);
+/// What is still taken in of a refused body, and for how long.
+const DISCARD_BYTES_MAX: usize = 4 * 1024 * 1024;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+/// A request from its header to its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same for a long poll.
 const POLL_TIMEOUT: Duration = Duration::from_secs(limits::WAIT_SECONDS_MAX + 30);
@@ -122,6 +126,27 @@ impl Doors {
         })
     }
 
+    /// Reads a request body of at most `bytes_max`. A larger one is refused by its Content-Length, or as soon
+    /// as too much has come.
+    async fn body(&self, headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Bytes> {
+        let announced = headers
+            .get(header::CONTENT_LENGTH)
+            .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+        let read = if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
+            Err(ApiError::too_large("the request body", bytes_max))
+        } else {
+            let collected = tokio::time::timeout(BODY_TIMEOUT, collect(&mut body, bytes_max));
+            collected.await.unwrap_or_else(|_| Err(ApiError::too_slow()))
+        };
+        if read
+            .as_ref()
+            .is_err_and(|error| error.status == StatusCode::PAYLOAD_TOO_LARGE)
+        {
+            self.services.cluster.tasks.spawn(discard(body));
+        }
+        read
+    }
+
     /// Has an operation carried out in the caller's name. A refusal is an error.
     async fn propose(&self, caller: &Caller, op: operation::Op) -> Result<reply::Reply> {
         let operation = Operation {
@@ -195,23 +220,39 @@ impl Parameters {
     }
 }
 
-/// Reads a request body of at most `bytes_max`. A larger one is refused by its Content-Length, or as soon as
-/// too much has come; what follows is not read.
-async fn read_body(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes> {
-    let too_large = || ApiError::too_large("the request body", bytes_max);
-    let announced = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
-        return Err(too_large());
-    }
-    axum::body::to_bytes(body, bytes_max).await.map_err(|error| {
-        if error.source().is_some_and(|source| source.is::<LengthLimitError>()) {
-            too_large()
-        } else {
-            ApiError::invalid("the request body ended early")
+/// All of a body; the usual one comes in one piece and is not copied.
+async fn collect(body: &mut Body, bytes_max: usize) -> Result<Bytes> {
+    let mut first = Bytes::new();
+    let mut joined = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| ApiError::invalid("the request body ended early"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + joined.len() + data.len() > bytes_max {
+            return Err(ApiError::too_large("the request body", bytes_max));
         }
-    })
+        if first.is_empty() && joined.is_empty() {
+            first = data;
+        } else {
+            joined.extend_from_slice(&std::mem::take(&mut first));
+            joined.extend_from_slice(&data);
+        }
+    }
+    Ok(if joined.is_empty() { first } else { joined.freeze() })
+}
+
+/// Takes in the rest of a refused body for a moment, so that closing the connection does not wipe out the
+/// answer before a client that still writes has read it.
+async fn discard(mut body: Body) {
+    let rest = async {
+        let mut bytes = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > DISCARD_BYTES_MAX {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
 }
 
 /// Parses a JSON body that must be an object.

@@ -1,6 +1,7 @@
 //! The Abba Baba Messaging API at `/api/v1` and `/v1`: two published dialects in one. Requests may use the
 //! names of either, answers carry those of both.
 
+mod batch;
 mod inbox;
 mod render;
 mod send;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use self::render::{Shown, push_message};
 use super::error::{ApiError, Result};
 use super::json::{Fault, Writer, members};
-use super::{Consistency, Door, Doors, Parameters, answer, json_response, parse, read_body};
+use super::{Consistency, Door, Doors, Parameters, answer, json_response, parse};
 use crate::metrics::Face;
 
 type Id = Result<Path<String>, PathRejection>;
@@ -46,7 +47,7 @@ async fn send_message(State(doors): Door, request: Request) -> Response {
 }
 
 async fn send_batch(State(doors): Door, request: Request) -> Response {
-    answer(Face::Abbababa, send::batch(&doors, request).await)
+    answer(Face::Abbababa, batch::batch(&doors, request).await)
 }
 
 async fn list_inbox(State(doors): Door, request: Request) -> Response {
@@ -142,7 +143,9 @@ async fn mark(doors: &Doors, id: Id, request: Request) -> Result<Response> {
     let caller = doors.writer(&parts.headers).await?;
     caller.require(Permission::Read)?;
     let agent = caller.agent(&parts.headers)?;
-    let body = read_body(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let body = doors
+        .body(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX)
+        .await?;
     let read = wanted_mark(&body)?;
     let id = message_id(id)?;
     let op = MarkRead {

@@ -20,7 +20,7 @@ use serde::Deserialize;
 
 use super::auth::Caller;
 use super::error::{ApiError, Result};
-use super::{Consistency, Door, Doors, Reading, answer, json_of, parse, read_body};
+use super::{Consistency, Door, Doors, Reading, answer, json_of, parse};
 use crate::metrics::Face;
 use crate::node::TransferError;
 use crate::secrets::NewKey;
@@ -86,7 +86,9 @@ async fn operator_body<T: for<'de> Deserialize<'de>>(doors: &Doors, request: Req
     let (parts, body) = request.into_parts();
     let caller = doors.writer(&parts.headers).await?;
     operator(&caller)?;
-    let body = read_body(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let body = doors
+        .body(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX)
+        .await?;
     Ok((caller, parse(&body)?))
 }
 

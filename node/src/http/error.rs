@@ -83,6 +83,15 @@ impl ApiError {
         Self::of(ErrorCode::NotFound, StatusCode::NOT_FOUND, what)
     }
 
+    /// 408.
+    pub fn too_slow() -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "request_timeout",
+            "the request body did not arrive in time",
+        )
+    }
+
     /// 413.
     pub fn too_large(what: &str, bytes_max: usize) -> Self {
         Self::new(
@@ -124,6 +133,12 @@ impl ApiError {
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal error",
         )
+    }
+
+    /// The fields that it names.
+    #[cfg(test)]
+    pub fn fields(&self) -> Vec<&str> {
+        self.details.iter().map(|detail| detail.field.as_str()).collect()
     }
 
     /// The answer in the shape of a face: Kite's is `{error, retry_after_secs?}`, all others answer

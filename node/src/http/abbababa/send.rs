@@ -1,27 +1,24 @@
-//! `POST /messages` and `POST /messages/batch`: this face's JSON becomes a `Send`.
+//! `POST /messages`: this face's JSON becomes a `Send`.
 //!
 //! This is the busiest path of a node. The request is parsed once, into raw slices; a body that is compact
 //! already is not copied but shared with the request's own buffer until the operation is encoded.
 
 use std::borrow::Cow;
-use std::fmt;
 
-use agentpost_proto::command::{
-    self, BodyKind, Permission, Send, SendBatch, SendOutcome, SendReply, operation, reply, send_outcome,
-};
-use agentpost_proto::id::{self, AgentId, MessageId};
+use agentpost_proto::command::{self, BodyKind, Permission, Send, operation, reply};
+use agentpost_proto::id::{self, AgentId};
 use agentpost_proto::{limits, time};
 use axum::extract::Request;
 use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use bytes::Bytes;
-use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::render::{Shown, push_message};
+use crate::clock::IdSource;
 use crate::http::error::{ApiError, Result};
-use crate::http::json::{self, Fault, Key, Writer, members, push_text};
-use crate::http::{Doors, idempotency_key, json_response, parse, read_body};
+use crate::http::json::{self, Fault, Writer, members};
+use crate::http::{Doors, idempotency_key, json_response, parse};
 
 /// Characters of a `callbackUrl`.
 const URL_CHARS_MAX: usize = 2048;
@@ -52,7 +49,7 @@ pub async fn one(doors: &Doors, request: Request) -> Result<Response> {
     caller.require(Permission::Write)?;
     let from = caller.agent(&parts.headers)?;
     let key = idempotency_key(&parts.headers)?;
-    let body = read_body(&parts.headers, body, limits::REQUEST_BYTES_MAX).await?;
+    let body = doors.body(&parts.headers, body, limits::REQUEST_BYTES_MAX).await?;
     let item: Item<'_> = parse(&body)?;
     let mut send = item.to_send(&Source::of(doors, &body, &from))?;
     send.idempotency_key = key;
@@ -72,98 +69,18 @@ fn accepted(message: &Shown<'_>) -> Result<Response> {
     Ok(json_response(StatusCode::OK, out))
 }
 
-/// Takes many messages; each has its own result.
-pub async fn batch(doors: &Doors, request: Request) -> Result<Response> {
-    let (parts, body) = request.into_parts();
-    let caller = doors.writer(&parts.headers).await?;
-    caller.require(Permission::Write)?;
-    let from = caller.agent(&parts.headers)?;
-    if parts.headers.contains_key("idempotency-key") {
-        let problem = "does not apply to a batch: give each message its own idempotencyKey";
-        return Err(ApiError::field("Idempotency-Key", problem));
-    }
-    let body = read_body(&parts.headers, body, limits::BATCH_BYTES_MAX).await?;
-    let Batch(items) = parse(&body)?;
-    let source = Source::of(doors, &body, &from);
-    let mut sends = Vec::with_capacity(items.len());
-    let mut refused = Vec::with_capacity(items.len());
-    for item in &items {
-        match item.to_send(&source).and_then(|send| item.keyed(send)) {
-            Ok(send) => {
-                sends.push(send);
-                refused.push(None);
-            }
-            Err(error) => refused.push(Some(error)),
-        }
-    }
-    let outcomes = if sends.is_empty() {
-        Vec::new()
-    } else {
-        match doors
-            .propose(&caller, operation::Op::SendBatch(SendBatch { sends }))
-            .await?
-        {
-            reply::Reply::SendBatch(reply) => reply.outcomes,
-            other => return Err(ApiError::internal(format!("a batch was answered {other:?}"))),
-        }
-    };
-    results(refused, outcomes)
-}
-
-/// The results in the order of the request: refused here, or decided by apply.
-fn results(refused: Vec<Option<ApiError>>, outcomes: Vec<SendOutcome>) -> Result<Response> {
-    let mut out = Vec::with_capacity(64 + 100 * refused.len());
-    out.extend_from_slice(b"{\"results\":[");
-    let mut outcomes = outcomes.into_iter();
-    for (index, refused) in refused.into_iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        let outcome = match refused {
-            Some(error) => Err(error),
-            None => match outcomes.next().and_then(|outcome| outcome.outcome) {
-                Some(send_outcome::Outcome::Sent(reply)) => Ok(reply),
-                Some(send_outcome::Outcome::Rejection(rejection)) => Err(rejection.into()),
-                None => return Err(ApiError::internal("a batch was answered with too few outcomes")),
-            },
-        };
-        push_result(&mut out, outcome)?;
-    }
-    out.extend_from_slice(b"]}");
-    Ok(json_response(StatusCode::OK, out))
-}
-
-fn push_result(out: &mut Vec<u8>, outcome: Result<SendReply>) -> Result<()> {
-    let mut object = Writer::new(out);
-    match outcome {
-        Ok(reply) => {
-            let id = MessageId::from_slice(&reply.message_id).map_err(ApiError::internal)?;
-            object.raw("status", "200");
-            object.raw("success", "true");
-            push_text(object.key("messageId"), &id.abbababa());
-        }
-        Err(error) => {
-            object.raw("status", error.status.as_str());
-            object.raw("success", "false");
-            push_text(object.key("error"), &error.message);
-        }
-    }
-    object.end();
-    Ok(())
-}
-
 /// What every message of a request shares.
-struct Source<'a> {
-    doors: &'a Doors,
+pub struct Source<'a> {
+    ids: &'a IdSource,
     body: &'a Bytes,
     from: &'a AgentId,
     wall_ms: u64,
 }
 
 impl<'a> Source<'a> {
-    fn of(doors: &'a Doors, body: &'a Bytes, from: &'a AgentId) -> Self {
+    pub fn of(doors: &'a Doors, body: &'a Bytes, from: &'a AgentId) -> Self {
         Source {
-            doors,
+            ids: &doors.services.ids,
             body,
             from,
             wall_ms: doors.services.clock.wall_ms(),
@@ -181,7 +98,7 @@ impl<'a> Source<'a> {
 
 impl Item<'_> {
     /// Checks every field.
-    fn to_send(&self, source: &Source<'_>) -> Result<Send> {
+    pub fn to_send(&self, source: &Source<'_>) -> Result<Send> {
         if let Some(fault) = self.fault {
             return Err(ApiError::invalid(format!("the message {fault}")));
         }
@@ -189,7 +106,7 @@ impl Item<'_> {
         let kind = self.kind()?;
         let (body_kind, body) = self.body(source)?;
         let send = Send {
-            message_id: source.doors.services.ids.message_id().to_bytes(),
+            message_id: source.ids.message_id().to_bytes(),
             face: command::Face::Abbababa as i32,
             from: source.from.as_str().to_owned(),
             to,
@@ -211,7 +128,7 @@ impl Item<'_> {
     }
 
     /// With the item's own key; a single message has it in the header.
-    fn keyed(&self, mut send: Send) -> Result<Send> {
+    pub fn keyed(&self, mut send: Send) -> Result<Send> {
         if let Some(key) = text("idempotencyKey", self.idempotency_key)? {
             id::validate_idempotency_key(&key).map_err(|e| ApiError::named("idempotencyKey", e.to_string()))?;
             send.idempotency_key = key.into_owned();
@@ -346,61 +263,177 @@ fn is_web_url(text: &str) -> bool {
     })
 }
 
-/// `{messages: [...]}`, of which each item is read leniently.
-struct Batch<'a>(Vec<Item<'a>>);
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::clock::Clock;
+    use serde_json::{Value, json};
 
-impl<'de: 'a, 'a> Deserialize<'de> for Batch<'a> {
-    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Batch<'de>;
+    /// Unix milliseconds of the tests' now.
+    const NOW_MS: u64 = 1_770_000_000_000;
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object with messages")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut found: Option<Items<'de>> = None;
-                while let Some(Key(key)) = map.next_key()? {
-                    if key != "messages" {
-                        map.next_value::<IgnoredAny>()?;
-                    } else if found.replace(map.next_value()?).is_some() {
-                        return Err(A::Error::duplicate_field("messages"));
-                    }
-                }
-                found
-                    .map(|items| Batch(items.0))
-                    .ok_or_else(|| A::Error::missing_field("messages"))
-            }
-        }
-        input.deserialize_map(Object)
+    fn sent(request: &str) -> Result<Send> {
+        let body = Bytes::copy_from_slice(request.as_bytes());
+        let from: AgentId = "alpha".parse().unwrap();
+        let ids = IdSource::seeded(Clock::system(), 1);
+        let item: Item<'_> = parse(&body)?;
+        let source = Source {
+            ids: &ids,
+            body: &body,
+            from: &from,
+            wall_ms: NOW_MS,
+        };
+        item.to_send(&source).and_then(|send| item.keyed(send))
     }
-}
 
-struct Items<'a>(Vec<Item<'a>>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
-    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        struct List;
-        impl<'de> Visitor<'de> for List {
-            type Value = Items<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of messages")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut items = Vec::with_capacity(limits::BATCH_ITEMS_MAX);
-                while let Some(item) = seq.next_element()? {
-                    if items.len() == limits::BATCH_ITEMS_MAX {
-                        let most = limits::BATCH_ITEMS_MAX;
-                        return Err(A::Error::custom(format!("a batch has at most {most} messages")));
-                    }
-                    items.push(item);
-                }
-                Ok(Items(items))
-            }
+    fn with(changes: &Value) -> String {
+        let mut request = json!({ "toAgentId": "beta", "type": "t", "body": {} });
+        for (key, value) in changes.as_object().unwrap() {
+            request[key] = value.clone();
         }
-        input.deserialize_seq(List)
+        request.to_string()
+    }
+
+    #[test]
+    fn a_body_without_white_space_is_not_copied() {
+        let request = br#"{ "toAgentId": "beta", "type":"t", "body": {"a":1} }"#;
+        let body = Bytes::from_static(request);
+        let item: Item<'_> = parse(&body).unwrap();
+        let (ids, from) = (IdSource::seeded(Clock::system(), 1), "alpha".parse().unwrap());
+        let send = item
+            .to_send(&Source {
+                ids: &ids,
+                body: &body,
+                from: &from,
+                wall_ms: 0,
+            })
+            .unwrap();
+        assert_eq!(send.body, br#"{"a":1}"#.as_slice());
+        assert!(request.as_ptr_range().contains(&send.body.as_ptr()));
+    }
+
+    #[test]
+    fn both_dialects_are_understood() {
+        let a = sent(r#"{"toAgentId":"beta","type":"price.quote","body":{ "n" : 1.50 }}"#).unwrap();
+        assert_eq!(
+            (a.from.as_str(), a.to.as_str(), a.r#type.as_str()),
+            ("alpha", "beta", "price.quote")
+        );
+        assert_eq!(
+            (a.body_kind(), &a.body[..]),
+            (BodyKind::Object, br#"{"n":1.50}"#.as_slice())
+        );
+        assert!(a.extras.is_empty());
+        let b = sent(&with(&json!({
+            "type": null, "messageType": "direct", "body": "hi \u{e4}\n", "subject": "s", "priority": "high",
+            "metadata": {"k": [1, 2]}, "callbackUrl": "https://example.com/x", "threadId": "t 1", "replyToId": "r",
+            "expiresAt": "2099-01-01T00:00:00Z", "idempotencyKey": "once", "whatever": {"a": 1},
+        })))
+        .unwrap();
+        assert_eq!(
+            (b.r#type.as_str(), b.body_kind(), &b.body[..]),
+            ("direct", BodyKind::Text, "hi ä\n".as_bytes())
+        );
+        assert_eq!(
+            (b.thread_id.as_str(), b.reply_to_id.as_str(), b.idempotency_key.as_str()),
+            ("t 1", "r", "once")
+        );
+        assert_eq!(b.expires_at_ms, 4_070_908_800_000);
+        let extras = json!({"subject": "s", "priority": "high", "callbackUrl": "https://example.com/x", "metadata": {"k": [1, 2]}});
+        assert_eq!(serde_json::from_slice::<Value>(&b.extras).unwrap(), extras);
+    }
+
+    #[test]
+    fn type_wins_over_its_alias() {
+        assert_eq!(
+            sent(&with(&json!({ "type": "a", "messageType": "direct" })))
+                .unwrap()
+                .r#type,
+            "a"
+        );
+        assert_eq!(
+            sent(&with(&json!({ "type": null, "messageType": "x.y" })))
+                .unwrap()
+                .r#type,
+            "x.y"
+        );
+    }
+
+    #[test]
+    fn every_bad_field_is_named() {
+        let long = "x".repeat(129);
+        for (changes, field) in [
+            (json!({ "toAgentId": null }), "toAgentId"),
+            (json!({ "toAgentId": 7 }), "toAgentId"),
+            (json!({ "toAgentId": "a b" }), "toAgentId"),
+            (json!({ "toAgentId": ".." }), "toAgentId"),
+            (json!({ "toAgentId": long }), "toAgentId"),
+            (json!({ "topic": "x" }), "toAgentId"),
+            (json!({ "toAgentId": null, "topic": "a b" }), "topic"),
+            (json!({ "type": null }), "type"),
+            (json!({ "type": "" }), "type"),
+            (json!({ "type": "a b" }), "type"),
+            (json!({ "type": ["a"] }), "type"),
+            (json!({ "messageType": 1 }), "messageType"),
+            (json!({ "body": null }), "body"),
+            (json!({ "body": [] }), "body"),
+            (json!({ "body": 1 }), "body"),
+            (json!({ "body": true }), "body"),
+            (json!({ "threadId": "" }), "threadId"),
+            (json!({ "threadId": "a\u{7}" }), "threadId"),
+            (json!({ "replyToId": long }), "replyToId"),
+            (json!({ "subject": {} }), "subject"),
+            (json!({ "priority": "huge" }), "priority"),
+            (json!({ "callbackUrl": "ftp://x/" }), "callbackUrl"),
+            (json!({ "callbackUrl": "/x" }), "callbackUrl"),
+            (json!({ "metadata": [] }), "metadata"),
+            (json!({ "metadata": "x" }), "metadata"),
+            (json!({ "expiresAt": "soon" }), "expiresAt"),
+            (json!({ "expiresAt": "2020-01-01T00:00:00Z" }), "expiresAt"),
+            (json!({ "expiresAt": 5 }), "expiresAt"),
+            (json!({ "idempotencyKey": "" }), "idempotencyKey"),
+            (json!({ "idempotencyKey": "ä" }), "idempotencyKey"),
+        ] {
+            let error = sent(&with(&changes)).unwrap_err();
+            assert_eq!(
+                (error.status, error.fields()),
+                (StatusCode::BAD_REQUEST, vec![field]),
+                "{changes}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_an_object_or_repeats_a_key_is_refused() {
+        for bad in [
+            "",
+            "[]",
+            "[{}]",
+            "null",
+            "\"x\"",
+            "{",
+            r#"{"type":"t","type":"t"}"#,
+            r#"{"type":"t"} x"#,
+        ] {
+            assert_eq!(sent(bad).unwrap_err().status, 400, "{bad}");
+        }
+        let twice = r#"{"toAgentId":"beta","type":"t","body":{"a":1,"\u0061":2}}"#;
+        assert_eq!(sent(twice).unwrap_err().fields(), ["body"]);
+    }
+
+    #[test]
+    fn large_parts_are_413_and_topics_501() {
+        let text = "x".repeat(limits::BODY_BYTES_MAX);
+        assert!(sent(&with(&json!({ "body": text }))).is_ok());
+        assert_eq!(sent(&with(&json!({ "body": text + "x" }))).unwrap_err().status, 413);
+        let metadata = json!({ "k": "x".repeat(limits::EXTRAS_BYTES_MAX) });
+        assert_eq!(sent(&with(&json!({ "metadata": metadata }))).unwrap_err().status, 413);
+        assert_eq!(
+            sent(&with(&json!({ "toAgentId": null, "topic": "news" })))
+                .unwrap_err()
+                .status,
+            501
+        );
     }
 }
