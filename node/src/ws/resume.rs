@@ -209,11 +209,7 @@ mod tests {
             scopes: &scopes,
             client_id: case.client_id,
         };
-        let row = |seq: u64, acked: bool| record::Cursor {
-            seq,
-            acked,
-            ..Default::default()
-        };
+        let row = |seq: u64, acked: bool| record::Cursor { seq, acked };
         let rows = Rows {
             cursor: case.cursor.map(|(seq, acked)| row(seq, acked)),
             fallback: case.fallback.map(|seq| row(seq, true)),

@@ -253,8 +253,14 @@ mod tests {
 
     #[test]
     fn what_a_key_leaves_of_the_requested_scopes() {
-        let table: &[(&[&str], &str, &[&str], &[&str])] = &[
-            // requested, bound agent, key scopes, what is left
+        /// Requested, bound agent, key scopes, what is left.
+        type Case = (
+            &'static [&'static str],
+            &'static str,
+            &'static [&'static str],
+            &'static [&'static str],
+        );
+        let table: &[Case] = &[
             (&["*"], "", &["*"], &["*"]),
             (&["agent_to:a", "type:x"], "", &["*"], &["agent_to:a", "type:x"]),
             (&["*"], "", &["agent_to:a", "source:b"], &["agent_to:a", "source:b"]),

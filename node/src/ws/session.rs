@@ -59,18 +59,19 @@ use crate::metrics::Metrics;
 use crate::shard::wakeups::Listener;
 
 /// One socket from the upgrade to its end.
-pub async fn run(hub: Hub, socket: WebSocket, seat: Seat) {
+pub async fn run(hub: Hub, socket: WebSocket, mut seat: Seat) {
     let mut link = Link::new(socket, hub.options.stalled_max);
     let leave = seat.leave();
     let end = tokio::select! {
         biased;
-        end = converse(&hub, &mut link, seat) => end,
+        end = converse(&hub, &mut link, &mut seat) => end,
         () = hub.services.cluster.shutdown.cancelled() => End::Elsewhere("service restart"),
         () = leave.cancelled() => End::slow("a newer session took the place of this silent one"),
         () = cut_off(hub.isolated.clone()) => End::Elsewhere("this node has lost the cluster"),
     };
     tracing::debug!(?end, "session ended");
     link.close(end).await;
+    drop(seat); // a socket counts until it is closed
 }
 
 /// Returns when the node has been without a leader for too long.
@@ -80,9 +81,9 @@ async fn cut_off(mut isolated: watch::Receiver<bool>) {
     }
 }
 
-async fn converse(hub: &Hub, link: &mut Link, mut seat: Seat) -> End {
+async fn converse(hub: &Hub, link: &mut Link, seat: &mut Seat) -> End {
     // Boxed: the handshake is long and rare, and its state would be carried by every open session.
-    let opened = match Box::pin(handshake::open(hub, link, &mut seat)).await {
+    let opened = match Box::pin(handshake::open(hub, link, seat)).await {
         Ok(opened) => opened,
         Err(end) => return end,
     };
@@ -96,7 +97,7 @@ async fn converse(hub: &Hub, link: &mut Link, mut seat: Seat) -> End {
 struct Session<'a> {
     hub: &'a Hub,
     link: &'a mut Link,
-    client: Client,
+    client: Client<'a>,
     feed: Feed,
     mail: Listener,
     keys: Listener,
@@ -109,7 +110,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(hub: &'a Hub, link: &'a mut Link, seat: Seat, opened: Opened) -> Self {
+    fn new(hub: &'a Hub, link: &'a mut Link, seat: &'a Seat, opened: Opened) -> Self {
         let now = Instant::now();
         let client = Client {
             seat,
@@ -215,8 +216,8 @@ impl<'a> Session<'a> {
 }
 
 /// What the session knows of its client; takes in frames without waiting.
-struct Client {
-    seat: Seat,
+struct Client<'a> {
+    seat: &'a Seat,
     metrics: Metrics,
     acks: Acks,
     /// Moved by acks; none in a live session.
@@ -231,7 +232,7 @@ struct Client {
     answers: VecDeque<ServerFrame>,
 }
 
-impl Client {
+impl Client<'_> {
     fn sent(&mut self, seq: u64) {
         self.delivered_seq = seq;
         if self.cursor.is_some() && !self.acked {
@@ -272,7 +273,7 @@ impl Client {
     }
 }
 
-impl Inbound for Client {
+impl Inbound for Client<'_> {
     fn has_room(&self) -> bool {
         self.answers.len() < limits::WS_ANSWERS_WAITING_MAX
     }
