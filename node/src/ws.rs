@@ -22,7 +22,7 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout};
 
 use crate::http::error::ApiError;
 use crate::metrics::Face;
@@ -92,14 +92,12 @@ pub fn route_with<S: Clone + Send + Sync + 'static>(services: Services, options:
         let proposer = proposer.clone();
         async move { proposer.propose(operation).await }
     };
-    cluster
-        .tasks
-        .spawn(acks.clone().run(propose, options.ack_every, cluster.shutdown.clone()));
+    let worker = acks.clone().run(propose, options.ack_every, cluster.shutdown.clone());
+    cluster.tasks.spawn(worker);
     let (sender, isolated) = watch::channel(false);
-    cluster
-        .tasks
-        .spawn(watch_isolation(services.clone(), options.isolated_max, sender));
     let admission = Admission::new(services.metrics.clone());
+    let watch = watch_isolation(services.clone(), admission.clone(), options.isolated_max, sender);
+    cluster.tasks.spawn(watch);
     let hub = Hub {
         services,
         options: Arc::new(options),
@@ -134,17 +132,20 @@ async fn upgrade(State(hub): State<Hub>, upgrade: Result<WebSocketUpgrade, WebSo
         .on_upgrade(move |socket| tasks.track_future(session::run(hub, socket, seat)))
 }
 
-/// Tells sessions when this node has been without a leader for too long.
-async fn watch_isolation(services: Services, isolated_max: Duration, isolated: watch::Sender<bool>) {
-    let mut ready_at = Instant::now();
+/// Tells sessions when this node has been cut off for too long: it asks the leader now and then, as a
+/// linearizable read does.
+async fn watch_isolation(services: Services, admission: Admission, longest: Duration, isolated: watch::Sender<bool>) {
+    let pause = longest / 6;
+    let confirmed = || async {
+        while services.reader.linearizable().await.is_err() {
+            sleep(pause).await;
+        }
+    };
     let watching = async {
         loop {
-            if services.cluster.ready() {
-                ready_at = Instant::now();
-            }
-            let cut_off = ready_at.elapsed() > isolated_max;
+            let cut_off = !admission.is_empty() && timeout(longest, confirmed()).await.is_err();
             isolated.send_if_modified(|was| std::mem::replace(was, cut_off) != cut_off);
-            sleep(isolated_max / 6).await;
+            sleep(pause).await;
         }
     };
     services.cluster.shutdown.run_until_cancelled(watching).await;

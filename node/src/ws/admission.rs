@@ -60,6 +60,11 @@ impl Admission {
         }
     }
 
+    /// Whether nobody is there.
+    pub fn is_empty(&self) -> bool {
+        self.shared.sessions.load(Ordering::Relaxed) == 0
+    }
+
     /// A seat on the node, if one is left.
     pub fn enter(&self) -> Option<Seat> {
         let below = |count: usize| (count < limits::WS_SESSIONS_MAX).then_some(count + 1);
@@ -160,7 +165,7 @@ mod tests {
         drop(seats);
         assert!(late.listen(TEAM, "a", SILENT));
         drop(late);
-        assert_eq!(admission.shared.sessions.load(Ordering::Relaxed), 0);
+        assert!(admission.is_empty());
         assert!(admission.shared.inboxes.lock().unwrap().is_empty());
     }
 
