@@ -15,5 +15,7 @@ pub mod log_store;
 pub mod query;
 pub mod snapshot;
 pub mod state_machine;
+#[cfg(test)]
+mod testing;
 pub mod types;
 pub mod view;

@@ -181,7 +181,10 @@ pub fn ack_cursors(view: &mut View<'_>, op: AckCursors) -> Result<(), Stop> {
             continue;
         }
         let seq = ack.seq.min(head.last_seq).max(cursor.seq);
-        let moved = Cursor { seq, acked: cursor.acked || !ack.implied };
+        let moved = Cursor {
+            seq,
+            acked: cursor.acked || !ack.implied,
+        };
         // Also at 0: a cursor that exists resumes there, an absent one begins at a later now.
         if stored != Some(moved) {
             view.store(key, &moved);

@@ -1,1 +1,360 @@
 #![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use openraft::storage::{RaftLogReader, RaftLogStorage};
+use openraft::type_config::TypeConfigExt;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::testing::{append, blank, crash_copy, ids, log_id, membership, normal, options, start_append};
+use crate::types::LeaderId;
+
+fn open(dir: &Path) -> LogStore {
+    LogStore::open(dir, &options()).unwrap()
+}
+
+fn vote(term: u64) -> Vote {
+    let leader_id = LeaderId { term, node_id: 1 };
+    Vote {
+        leader_id,
+        committed: false,
+    }
+}
+
+/// The write-ahead log that is being written.
+fn newest_wal(dir: &Path) -> PathBuf {
+    let files = fs::read_dir(dir).unwrap().map(|item| item.unwrap().path());
+    let wals = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+    wals.max().unwrap()
+}
+
+#[tokio::test]
+async fn entries_vote_and_hint_survive_a_restart() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    log.save_vote(&vote(3)).await.unwrap();
+    append(
+        &mut log,
+        vec![blank(1, 0), normal(2, 1, 100), membership(2, 2, &[1, 2])],
+    )
+    .await
+    .unwrap();
+    log.save_committed(Some(log_id(2, 1))).await.unwrap();
+    let written = log.get_log_reader().await.try_get_log_entries(..).await.unwrap();
+    drop(log);
+
+    let mut log = open(dir.path());
+    let mut reader = log.get_log_reader().await;
+    assert_eq!(reader.read_vote().await.unwrap(), Some(vote(3)));
+    assert_eq!(reader.try_get_log_entries(..).await.unwrap(), written);
+    assert_eq!(log.read_committed().await.unwrap(), Some(log_id(2, 1)));
+    assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(log_id(2, 2)));
+}
+
+#[tokio::test]
+async fn an_append_must_follow_the_log() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    assert!(
+        append(&mut log, vec![blank(1, 7)]).await.is_err(),
+        "a new log begins at 0"
+    );
+    append(&mut log, vec![blank(1, 0), blank(2, 1)]).await.unwrap();
+    for wrong in [
+        vec![blank(2, 3)],
+        vec![blank(2, 1)],
+        vec![blank(2, 2), blank(2, 4)],
+        vec![blank(1, 2)],
+    ] {
+        let (flushed, told) = TypeConfig::oneshot();
+        let refused = log.append(wrong, IOFlushed::<TypeConfig>::signal(flushed)).await;
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert!(told.await.unwrap().is_err(), "the callback tells as well");
+    }
+    append(&mut log, vec![blank(2, 2)]).await.unwrap();
+    assert_eq!(ids(&mut log).await, [log_id(1, 0), log_id(2, 1), log_id(2, 2)]);
+}
+
+#[tokio::test]
+async fn a_power_cut_keeps_what_was_synced_and_a_torn_tail_is_dropped() {
+    let dir = TempDir::new().unwrap();
+    let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));
+    let mut log = open(&live);
+    append(&mut log, (0..20).map(|i| normal(1, i, 200)).collect())
+        .await
+        .unwrap();
+    log.save_vote(&vote(9)).await.unwrap();
+    let synced = fs::metadata(newest_wal(&live)).unwrap().len();
+    for i in 20..30 {
+        // Handed to the operating system and readable, but nobody waited for the disk.
+        drop(start_append(&mut log, vec![normal(1, i, 200)]).await.unwrap());
+    }
+    crash_copy(&live, &copy);
+    let wal = fs::File::options().write(true).open(newest_wal(&copy)).unwrap();
+    wal.set_len(synced + 300).unwrap();
+    drop(log);
+
+    let mut log = open(&copy);
+    assert_eq!(ids(&mut log).await, (0..21).map(|i| log_id(1, i)).collect::<Vec<_>>());
+    assert_eq!(log.get_log_reader().await.read_vote().await.unwrap(), Some(vote(9)));
+    append(&mut log, vec![normal(2, 21, 10)]).await.unwrap();
+    drop(log);
+    assert_eq!(ids(&mut open(&copy)).await.len(), 22);
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_the_middle_of_the_wal_refuses_to_open() {
+    let dir = TempDir::new().unwrap();
+    let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));
+    let mut log = open(&live);
+    for i in 0..50 {
+        append(&mut log, vec![normal(1, i, 200)]).await.unwrap();
+    }
+    crash_copy(&live, &copy);
+    let wal = newest_wal(&copy);
+    let mut bytes = fs::read(&wal).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&wal, bytes).unwrap();
+    let refused = LogStore::open(&copy, &options()).err().unwrap();
+    assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn a_record_that_changed_on_disk_is_an_error() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    append(&mut log, (0..4).map(|i| normal(1, i, 50)).collect())
+        .await
+        .unwrap();
+    let key = keys::entry(1);
+    let mut value = log.inner.db.get_cf(log.inner.entries(), key).unwrap().unwrap();
+    *value.last_mut().unwrap() ^= 1;
+    log.inner.db.put_cf(log.inner.entries(), key, value).unwrap();
+    drop(log);
+    let mut reader = open(dir.path()).get_log_reader().await;
+    let error = reader.try_get_log_entries(0..4).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    assert!(error.to_string().contains("checksum"), "{error}");
+    assert_eq!(reader.try_get_log_entries(2..4).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn replication_reads_at_most_a_payload_and_at_least_an_entry() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    let big = APPEND_PAYLOAD_BYTES_MAX * 6 / 10;
+    append(
+        &mut log,
+        vec![
+            normal(1, 0, big),
+            normal(1, 1, 10),
+            normal(1, 2, big),
+            normal(1, 3, big * 3),
+        ],
+    )
+    .await
+    .unwrap();
+    for _restart in 0..2 {
+        let mut reader = log.get_log_reader().await;
+        for (start, expected) in [(0, 2), (1, 2), (2, 1), (3, 1), (4, 0)] {
+            let read = reader.limited_get_log_entries(start, 10).await.unwrap();
+            assert_eq!(read.len(), expected, "from {start}");
+        }
+        let all: Vec<_> = reader.entries_stream(1..4).await.collect().await;
+        assert_eq!(
+            all.into_iter().map(|e| e.unwrap().log_id.index).collect::<Vec<_>>(),
+            [1, 2, 3]
+        );
+        drop((log, reader));
+        log = open(dir.path()); // nothing is in memory any more
+    }
+    log.purge(log_id(1, 1)).await.unwrap();
+    let mut reader = log.get_log_reader().await;
+    assert!(
+        reader.limited_get_log_entries(0, 4).await.unwrap().is_empty(),
+        "never entries from further on"
+    );
+}
+
+#[tokio::test]
+async fn a_truncation_returns_when_it_is_durable() {
+    let dir = TempDir::new().unwrap();
+    let (release, gate) = mpsc::sync_channel::<()>(100);
+    let gate = Mutex::new(gate);
+    let mut log = LogStore::open_with(dir.path(), &options(), move |db| {
+        gate.lock().unwrap().recv().map_err(|e| e.to_string())?;
+        db.flush_wal(true).map_err(|e| e.to_string())
+    })
+    .unwrap();
+    release.send(()).unwrap();
+    append(&mut log, vec![blank(1, 0), blank(1, 1), blank(1, 2)])
+        .await
+        .unwrap();
+    let mut truncation = Box::pin(log.truncate_after(Some(log_id(1, 0))));
+    let early = tokio::time::timeout(Duration::from_millis(50), &mut truncation).await;
+    assert!(early.is_err(), "the disk has not answered yet");
+    release.send(()).unwrap();
+    truncation.await.unwrap();
+    assert_eq!(ids(&mut log).await, [log_id(1, 0)]);
+    drop(release);
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_nothing_is_accepted() {
+    let dir = TempDir::new().unwrap();
+    let mut syncs = 0;
+    let mut log = LogStore::open_with(dir.path(), &options(), move |_| {
+        syncs += 1;
+        if syncs == 1 {
+            Ok(())
+        } else {
+            Err("the disk is gone".to_owned())
+        }
+    })
+    .unwrap();
+    append(&mut log, vec![blank(1, 0)]).await.unwrap();
+    let error = append(&mut log, vec![blank(1, 1)]).await.unwrap_err();
+    assert!(error.to_string().contains("the disk is gone"));
+    assert!(append(&mut log, vec![blank(1, 2)]).await.is_err());
+    assert!(log.save_vote(&vote(2)).await.is_err());
+    assert!(log.save_committed(None).await.is_err());
+    assert!(log.truncate_after(None).await.is_err());
+    assert_eq!(log.metrics().syncs(), 2, "a failed flush is not tried again");
+}
+
+#[tokio::test]
+async fn a_purge_above_the_last_entry_moves_the_log_there() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    append(&mut log, vec![blank(1, 0), blank(1, 1)]).await.unwrap();
+    log.save_committed(Some(log_id(1, 1))).await.unwrap();
+    log.purge(log_id(3, 10)).await.unwrap();
+    for _restart in 0..2 {
+        let state = log.get_log_state().await.unwrap();
+        assert_eq!(state.last_purged_log_id, Some(log_id(3, 10)));
+        assert_eq!(state.last_log_id, Some(log_id(3, 10)));
+        assert!(ids(&mut log).await.is_empty());
+        drop(log);
+        log = open(dir.path());
+    }
+    assert!(append(&mut log, vec![blank(3, 2)]).await.is_err());
+    append(&mut log, vec![blank(3, 11)]).await.unwrap();
+    log.purge(log_id(1, 1)).await.unwrap();
+    assert_eq!(log.purge_point().get(), Some(log_id(3, 10)), "a purge never goes back");
+}
+
+#[tokio::test]
+async fn the_committed_hint_never_points_above_the_log() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    append(&mut log, vec![blank(1, 0), blank(1, 1)]).await.unwrap();
+    log.save_committed(Some(log_id(1, 1))).await.unwrap();
+    log.truncate_after(Some(log_id(1, 0))).await.unwrap();
+    assert_eq!(log.read_committed().await.unwrap(), Some(log_id(1, 0)));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append { count: u64, bytes: usize },
+    Truncate { keep: u64 },
+    Purge { upto: u64 },
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (1..6u64, 0..400usize).prop_map(|(count, bytes)| Step::Append { count, bytes }),
+        2 => (0..8u64).prop_map(|keep| Step::Truncate { keep }),
+        2 => (0..6u64).prop_map(|upto| Step::Purge { upto }),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// What the log must hold: the entries from `begin` on.
+#[derive(Default)]
+struct Model {
+    begin: u64,
+    purged: Option<LogId>,
+    entries: Vec<Entry>,
+}
+
+impl Model {
+    fn next(&self) -> u64 {
+        self.begin + self.entries.len() as u64
+    }
+
+    fn last(&self) -> Option<LogId> {
+        self.entries.last().map(|entry| entry.log_id).or(self.purged)
+    }
+
+    /// Makes the step in the model and in the log.
+    async fn step(&mut self, log: &mut LogStore, term: u64, step: &Step) {
+        match step {
+            Step::Append { count, bytes } => {
+                let new: Vec<_> = (0..*count).map(|i| normal(term, self.next() + i, bytes + 1)).collect();
+                self.entries.extend(new.iter().cloned());
+                append(log, new).await.unwrap();
+            }
+            Step::Truncate { keep } => {
+                self.entries.truncate(usize::try_from(*keep).unwrap());
+                log.truncate_after(self.last()).await.unwrap();
+            }
+            Step::Purge { upto } => {
+                let upto = log_id(self.last().map_or(term, |last| last.leader_id.term), self.begin + upto);
+                self.entries.retain(|entry| entry.log_id.index > upto.index);
+                (self.begin, self.purged) = (upto.index + 1, Some(upto));
+                log.purge(upto).await.unwrap();
+            }
+            Step::Restart => {}
+        }
+    }
+
+    async fn check(&self, log: &mut LogStore) {
+        let state = log.get_log_state().await.unwrap();
+        assert_eq!(
+            (state.last_purged_log_id, state.last_log_id),
+            (self.purged, self.last())
+        );
+        let mut reader = log.get_log_reader().await;
+        assert_eq!(reader.try_get_log_entries(..).await.unwrap(), self.entries);
+        let middle = self.begin + self.entries.len() as u64 / 2;
+        let half = reader.try_get_log_entries(middle..).await.unwrap();
+        assert_eq!(half, self.entries[self.entries.len() / 2..]);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// With everything, something and nothing in memory.
+    #[test]
+    fn memory_and_disk_hold_the_same_log(
+        steps in proptest::collection::vec(step(), 1..25),
+        log_tail_bytes in prop::sample::select(&[0, 1_500, 1 << 20][..]),
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let dir = TempDir::new().unwrap();
+            let options = Options { log_tail_bytes, ..options() };
+            let mut log = LogStore::open(dir.path(), &options).unwrap();
+            let mut model = Model::default();
+            for (term, step) in (1..).zip(&steps) {
+                model.step(&mut log, term, step).await;
+                if matches!(step, Step::Restart) {
+                    drop(log);
+                    log = LogStore::open(dir.path(), &options).unwrap();
+                }
+                model.check(&mut log).await;
+            }
+            drop(log);
+            model.check(&mut LogStore::open(dir.path(), &options).unwrap()).await;
+        });
+    }
+}
