@@ -1,1 +1,45 @@
+//! The client side of Agentpost: a library over its public API and the two command lines built on it.
+//!
+//! - [`Client`]: typed calls of both faces and of the operator API, over the URLs of several nodes. A node that does
+//!   not answer is passed over; a send whose outcome is unknown is repeated under the same idempotency key, so it
+//!   happens once.
+//! - [`inbox::Inbox`]: the mail of an agent as it arrives, over a WebSocket that reconnects to any node and resumes
+//!   after what was acknowledged.
+//! - [`terminal`]: prints what other agents wrote without letting it drive the terminal.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), agentpost::Error> {
+//! use agentpost::Client;
+//! use agentpost::api::kite::SendRequest;
+//!
+//! let client = Client::builder("http://127.0.0.1:7700 http://127.0.0.1:7701").api_key("kite_…").build()?;
+//! let mail = SendRequest {
+//!     from: "agent-beta".to_owned(),
+//!     to: "agent-alpha".to_owned(),
+//!     body: "Here are the results you asked for.".to_owned(),
+//!     thread_id: None,
+//!     reply_to_id: None,
+//! };
+//! let sent = client.kite_send(None, &mail).await?;
+//! println!("{}", sent.id);
+//! # Ok(())
+//! # }
+//! ```
 
+mod admin;
+pub mod client;
+mod endpoints;
+pub mod error;
+pub mod event;
+pub mod inbox;
+mod kite;
+mod mail;
+pub mod retry;
+pub mod terminal;
+mod tls;
+pub mod urls;
+
+pub use agentpost_proto::{api, limits};
+pub use client::Client;
+pub use error::Error;
+pub use mail::{Consistency, ListQuery, Order};

@@ -1,0 +1,66 @@
+//! Calls of the operator API; they need a key of the team `system`.
+//!
+//! Creating a team or a key is not repeated when its outcome is unknown: a second team would clash with the first, and
+//! a second key would leave a secret that nobody holds.
+
+use crate::api::admin::{Cluster, CreateKey, CreateTeam, CreatedKey, Key, Keys, Team, Teams, Transfer, UpdateTeam};
+use crate::client::{Request, segment};
+use crate::{Client, Error};
+
+impl Client {
+    /// Creates a team; its name is unique.
+    pub async fn create_team(&self, team: &CreateTeam) -> Result<Team, Error> {
+        self.call(Request::post("/admin/v1/teams").json(team)?).await
+    }
+
+    /// All teams.
+    pub async fn teams(&self) -> Result<Vec<Team>, Error> {
+        let reply: Teams = self.call(Request::get("/admin/v1/teams")).await?;
+        Ok(reply.teams)
+    }
+
+    /// Changes the limits or settings that `change` names.
+    pub async fn update_team(&self, id: &str, change: &UpdateTeam) -> Result<Team, Error> {
+        self.call(Request::patch(format!("/admin/v1/teams/{}", segment(id))).json(change)?)
+            .await
+    }
+
+    /// Creates a key; the answer is the only place that ever shows its secret.
+    pub async fn create_key(&self, team_id: &str, key: &CreateKey) -> Result<CreatedKey, Error> {
+        self.call(Request::post(format!("/admin/v1/teams/{}/keys", segment(team_id))).json(key)?)
+            .await
+    }
+
+    /// The keys of a team, without their secrets.
+    pub async fn keys(&self, team_id: &str) -> Result<Vec<Key>, Error> {
+        let reply: Keys = self
+            .call(Request::get(format!("/admin/v1/teams/{}/keys", segment(team_id))))
+            .await?;
+        Ok(reply.keys)
+    }
+
+    /// Revokes a key.
+    pub async fn revoke_key(&self, id: &str) -> Result<(), Error> {
+        self.request(&Request::delete(format!("/admin/v1/keys/{}", segment(id))))
+            .await
+            .map(|_| ())
+    }
+
+    /// The nodes and where each stands.
+    pub async fn cluster(&self) -> Result<Cluster, Error> {
+        self.call(Request::get("/admin/v1/cluster")).await
+    }
+
+    /// Hands leadership to another voter.
+    pub async fn transfer(&self, node: u64) -> Result<(), Error> {
+        let request = Request::post("/admin/v1/cluster/transfer").json(&Transfer { node })?;
+        self.request(&request).await.map(|_| ())
+    }
+
+    /// Takes a snapshot on the asked node.
+    pub async fn snapshot(&self) -> Result<(), Error> {
+        self.request(&Request::post("/admin/v1/cluster/snapshot"))
+            .await
+            .map(|_| ())
+    }
+}

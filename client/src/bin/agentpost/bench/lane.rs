@@ -1,0 +1,85 @@
+//! One keep-alive HTTP/1.1 connection with at most one request under way.
+//!
+//! This is hyper without a pool, a resolver or a header map built for each request: the generator must cost little
+//! beside the cluster it loads.
+
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// What all requests of a measurement have in common.
+pub struct Template {
+    path: &'static str,
+    headers: HeaderMap,
+}
+
+impl Template {
+    /// Requests to `path` with this key, as this agent.
+    pub fn new(path: &'static str, key: &str, agent: &str) -> anyhow::Result<Self> {
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, HeaderValue::from_static("agentpost"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {key}"))?);
+        headers.insert("x-agent-id", HeaderValue::from_str(agent)?);
+        Ok(Template { path, headers })
+    }
+}
+
+/// A connection to one node.
+pub struct Lane {
+    sender: SendRequest<Full<Bytes>>,
+    uri: Uri,
+    template: Arc<Template>,
+}
+
+impl Lane {
+    /// Connects to `address`, `host:port`.
+    pub async fn dial(address: &str, template: &Arc<Template>) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address)
+            .await
+            .with_context(|| format!("cannot connect to {address}"))?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // It ends with the sender or the connection; a failure shows in the next send.
+        tokio::spawn(connection);
+        Ok(Lane {
+            sender,
+            uri: Uri::from_static(template.path),
+            template: template.clone(),
+        })
+    }
+
+    /// Posts a body and returns that of a 200.
+    pub async fn post(&mut self, body: Bytes) -> anyhow::Result<Bytes> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.template.headers.clone();
+        self.sender.ready().await?;
+        let response = self.sender.send_request(request).await?;
+        let status = response.status();
+        let mut body = response.into_body();
+        let mut whole = match body.frame().await {
+            Some(frame) => frame?.into_data().map_err(|_| anyhow!("unexpected trailers"))?,
+            None => Bytes::new(),
+        };
+        // An answer fits into one frame, nearly always.
+        if !hyper::body::Body::is_end_stream(&body) {
+            whole = [whole, body.collect().await?.to_bytes()].concat().into();
+        }
+        if status != StatusCode::OK {
+            bail!(
+                "{status}: {}",
+                String::from_utf8_lossy(&whole).chars().take(200).collect::<String>()
+            );
+        }
+        Ok(whole)
+    }
+}

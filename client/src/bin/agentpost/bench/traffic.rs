@@ -1,0 +1,224 @@
+//! The requests of a lane, made from a seed, and the check of their answers.
+
+use std::io::Write;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+/// Bytes of a message body.
+pub const BODY_BYTES: usize = 200;
+/// Inboxes that the load is spread over.
+pub const INBOXES: u64 = 1_000;
+/// Messages of a batch.
+pub const BATCH: usize = agentpost::limits::BATCH_ITEMS_MAX;
+/// The agent that sends.
+pub const SENDER: &str = "bench-sender";
+
+/// How many messages a request carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    Single,
+    Batch,
+}
+
+impl Shape {
+    pub fn path(self) -> &'static str {
+        match self {
+            Shape::Single => "/v1/messages",
+            Shape::Batch => "/v1/messages/batch",
+        }
+    }
+
+    /// Messages that a 200 acknowledges. A batch tells for each of its messages; no other key of the answer looks so.
+    pub fn acknowledged(self, answer: &[u8]) -> usize {
+        match self {
+            Shape::Single => usize::from(contains(answer, b"\"messageId\"")),
+            Shape::Batch => count(answer, b"\"success\":true"),
+        }
+    }
+
+    pub fn expected(self) -> usize {
+        match self {
+            Shape::Single => 1,
+            Shape::Batch => BATCH,
+        }
+    }
+}
+
+/// The requests of one lane: an endless, repeatable sequence.
+pub struct Source {
+    shape: Shape,
+    random: u64,
+    lane: u32,
+    made: u64,
+    started: Instant,
+}
+
+impl Source {
+    /// The sequence of `lane`; `started` is what times in bodies count from.
+    pub fn new(shape: Shape, seed: u64, lane: u32, started: Instant) -> Self {
+        let random = (seed ^ 0x9E37_79B9_7F4A_7C15).wrapping_mul(u64::from(lane) * 2 + 1) | 1;
+        Source {
+            shape,
+            random,
+            lane,
+            made: 0,
+            started,
+        }
+    }
+
+    /// How many messages its requests carry.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The next request, and the id of its first message.
+    pub fn next(&mut self) -> (Bytes, u64) {
+        let first = self.made + 1;
+        let body = match self.shape {
+            Shape::Single => {
+                let mut out = Vec::with_capacity(BODY_BYTES + 64);
+                self.append(&mut out);
+                out
+            }
+            Shape::Batch => {
+                let mut out = Vec::with_capacity(BATCH * (BODY_BYTES + 64) + 16);
+                out.extend_from_slice(b"{\"messages\":[");
+                for n in 0..BATCH {
+                    if n > 0 {
+                        out.push(b',');
+                    }
+                    self.append(&mut out);
+                }
+                out.extend_from_slice(b"]}");
+                out
+            }
+        };
+        (body.into(), id(self.lane, first))
+    }
+
+    /// A request with one message to a given agent.
+    pub fn for_agent(&mut self, agent: &str) -> Bytes {
+        let mut out = Vec::with_capacity(BODY_BYTES + 64);
+        self.message(&mut out, format_args!("{agent}"));
+        out.into()
+    }
+
+    fn append(&mut self, out: &mut Vec<u8>) {
+        let inbox = self.draw() % INBOXES;
+        self.message(out, format_args!("inbox-{inbox}"));
+    }
+
+    fn message(&mut self, out: &mut Vec<u8>, to: std::fmt::Arguments<'_>) {
+        self.made += 1;
+        let (id, at) = (id(self.lane, self.made), nanoseconds(self.started));
+        let begin = write!(
+            out,
+            "{{\"toAgentId\":\"{to}\",\"type\":\"bench\",\"body\":\"{id:016x}{at:016x}"
+        );
+        debug_assert!(begin.is_ok(), "writing to memory");
+        out.resize(out.len() + BODY_BYTES - 32, b'x');
+        out.extend_from_slice(b"\"}");
+    }
+
+    /// Xorshift: fast, and good enough to spread load.
+    fn draw(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+}
+
+fn id(lane: u32, number: u64) -> u64 {
+    u64::from(lane) << 40 | number
+}
+
+/// The id in a message body.
+pub fn id_of(body: &str) -> Option<u64> {
+    u64::from_str_radix(body.get(..16)?, 16).ok()
+}
+
+/// When a message was made, in nanoseconds since the start.
+pub fn made_at(body: &str) -> Option<u64> {
+    u64::from_str_radix(body.get(16..32)?, 16).ok()
+}
+
+/// Nanoseconds since an instant of this process.
+pub fn nanoseconds(started: Instant) -> u64 {
+    u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn contains(text: &[u8], needle: &[u8]) -> bool {
+    text.windows(needle.len()).any(|window| window == needle)
+}
+
+fn count(text: &[u8], needle: &[u8]) -> usize {
+    let mut found = 0;
+    let mut rest = text;
+    // The needle begins with a quote, and an answer has few of them: skipping to the next one is cheap.
+    while let Some(at) = rest.iter().position(|&b| b == needle[0]) {
+        rest = &rest[at..];
+        if rest.starts_with(needle) {
+            found += 1;
+        }
+        rest = &rest[1..];
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use agentpost::api::abbababa::{BatchRequest, SendRequest};
+
+    fn text(message: &SendRequest) -> String {
+        serde_json::from_str(message.body.as_ref().unwrap().get()).unwrap()
+    }
+
+    #[test]
+    fn a_single_request_is_a_message_of_200_bytes() {
+        let mut source = Source::new(Shape::Single, 1, 3, Instant::now());
+        let (request, first) = source.next();
+        let message: SendRequest = serde_json::from_slice(&request).unwrap();
+        let body = text(&message);
+        assert_eq!(body.len(), BODY_BYTES);
+        assert_eq!(id_of(&body), Some(first));
+        assert!(made_at(&body).is_some());
+        assert!(message.to_agent_id.unwrap().starts_with("inbox-"));
+    }
+
+    #[test]
+    fn a_batch_holds_100_messages_with_rising_ids() {
+        let mut source = Source::new(Shape::Batch, 1, 0, Instant::now());
+        source.next();
+        let (request, first) = source.next();
+        let batch: BatchRequest = serde_json::from_slice(&request).unwrap();
+        let ids: Vec<u64> = batch.messages.iter().map(|m| id_of(&text(m)).unwrap()).collect();
+        assert_eq!(ids, (first..first + 100).collect::<Vec<u64>>());
+        assert!(request.len() <= agentpost::limits::BATCH_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_seed_repeats_its_inboxes_and_lanes_differ() {
+        let inboxes = |seed, lane| -> Vec<u64> {
+            let mut source = Source::new(Shape::Single, seed, lane, Instant::now());
+            (0..50).map(|_| source.draw() % INBOXES).collect()
+        };
+        assert_eq!(inboxes(1, 0), inboxes(1, 0));
+        assert_ne!(inboxes(1, 0), inboxes(1, 1));
+        assert_ne!(inboxes(1, 0), inboxes(2, 0));
+    }
+
+    #[test]
+    fn answers_are_counted_by_message() {
+        assert_eq!(
+            Shape::Single.acknowledged(br#"{"success":true,"messageId":"msg_1"}"#),
+            1
+        );
+        assert_eq!(Shape::Single.acknowledged(br#"{"success":true}"#), 0);
+        let answer = br#"{"results":[{"status":200,"success":true,"messageId":"m"},{"status":400,"success":false,"error":"e"},{"status":200,"success":true,"messageId":"n"}]}"#;
+        assert_eq!(Shape::Batch.acknowledged(answer), 2);
+    }
+}

@@ -1,0 +1,59 @@
+//! Where the cluster is, and the key that opens its operator API.
+
+use std::path::PathBuf;
+
+use agentpost::Client;
+use agentpost::urls::parse_bases;
+use anyhow::{Context, bail};
+
+/// Flags that every command takes.
+#[derive(clap::Args)]
+pub struct Connection {
+    /// HTTP URLs of the nodes, blanks between them; may be repeated
+    #[arg(
+        long = "url",
+        global = true,
+        env = "AGENTPOST_URLS",
+        default_value = "http://127.0.0.1:7700"
+    )]
+    urls: Vec<String>,
+    /// File with the admin key [env: AGENTPOST_ADMIN_KEY holds the key itself]
+    // The key has no flag: command lines are visible to every user of the machine.
+    #[arg(long, global = true, value_name = "FILE")]
+    admin_key_file: Option<PathBuf>,
+}
+
+impl Connection {
+    /// The nodes, in the order given.
+    pub fn urls(&self) -> anyhow::Result<Vec<String>> {
+        Ok(parse_bases(&self.urls.join(" "))?)
+    }
+
+    /// A client with the admin key.
+    pub fn admin(&self) -> anyhow::Result<Client> {
+        Ok(Client::builder(self.urls()?.join(" "))
+            .api_key(self.admin_key()?)
+            .build()?)
+    }
+
+    fn admin_key(&self) -> anyhow::Result<String> {
+        let (key, place) = match &self.admin_key_file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path);
+                (
+                    text.with_context(|| format!("cannot read {}", path.display()))?,
+                    path.display().to_string(),
+                )
+            }
+            None => match std::env::var("AGENTPOST_ADMIN_KEY") {
+                Ok(key) => (key, "AGENTPOST_ADMIN_KEY".to_owned()),
+                Err(_) => bail!("no admin key: set AGENTPOST_ADMIN_KEY or give --admin-key-file FILE"),
+            },
+        };
+        let key = key.trim();
+        if key.is_empty() {
+            bail!("{place} is empty");
+        }
+        Ok(key.to_owned())
+    }
+}

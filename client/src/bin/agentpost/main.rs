@@ -1,0 +1,85 @@
+//! `agentpost`: the operator's command line. A file per noun; every command is a call of the library.
+
+mod bench;
+mod cluster;
+mod connection;
+mod key;
+mod output;
+mod table;
+mod team;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use connection::Connection;
+
+#[derive(Parser)]
+#[command(
+    name = "agentpost",
+    version,
+    propagate_version = true,
+    about = "Operate an Agentpost cluster"
+)]
+#[command(
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  agentpost cluster status
+  agentpost team create research --monthly-events 0
+  agentpost key create --team research --permissions write --agent agent-alpha
+  agentpost bench --mode http --in-flight 64
+
+Any node of the cluster serves; with several URLs the next one is asked when one does not answer. The admin key is in
+the file that bootstrap.admin_key_file names on the node that founded the cluster.
+Exit codes: 0 done, 1 failed, 2 wrong usage."
+)]
+struct Cli {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Look at the nodes and act on them
+    #[command(subcommand, arg_required_else_help = true)]
+    Cluster(cluster::Command),
+    /// Create and list teams
+    #[command(subcommand, arg_required_else_help = true)]
+    Team(team::Command),
+    /// Create, list and revoke API keys
+    #[command(subcommand, arg_required_else_help = true)]
+    Key(key::Command),
+    /// Measure acknowledged sends or push latency
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe may have enough.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let runtime = match &cli.command {
+        Command::Bench(args) => args.runtime()?,
+        _ => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+    };
+    runtime.block_on(async {
+        match cli.command {
+            Command::Cluster(command) => cluster::run(command, &cli.connection).await,
+            Command::Team(command) => team::run(command, &cli.connection).await,
+            Command::Key(command) => key::run(command, &cli.connection).await,
+            Command::Bench(args) => bench::run(args, &cli.connection).await,
+        }
+    })
+}

@@ -1,0 +1,139 @@
+//! `kite`: agent mail from a terminal or a script. Flags, output, errors and the configuration file are those of the
+//! vendor's command line, so that its guide can be followed word for word.
+
+mod config;
+mod environment;
+mod listen;
+mod register;
+mod send;
+mod servers;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use config::Config;
+use environment::Environment;
+
+const SERVERS: &str = "\
+Servers and keys, the first that is set:
+  key      KITE_API_KEY, [auth] api_key
+  team     KITE_TEAM_ID, [auth] team_id
+  listen   KITE_WS_URL, AGENTPOST_URLS, [server] url
+  send     KITE_HOOK_BASE_URL, KITE_WS_URL, AGENTPOST_URLS, [server] http_base or url
+AGENTPOST_URLS holds the HTTP URLs of several nodes with blanks between them. Together with a KITE_ variable it names
+the nodes to turn to when that one does not answer. Variables may also stand in the file .env of the current folder;
+the [sections] are those of ~/.config/kite/config.toml.";
+
+#[derive(Parser)]
+#[command(
+    name = "kite",
+    version,
+    propagate_version = true,
+    about = "Agent mail from the command line"
+)]
+#[command(after_help = SERVERS, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Send and receive messages between the agents of a team
+    #[command(subcommand, arg_required_else_help = true)]
+    Agent(Agent),
+}
+
+#[derive(Subcommand)]
+enum Agent {
+    /// Give this machine an agent id; once is enough
+    #[command(after_help = "\
+Examples:
+  kite agent register --name agent-alpha    the id is agent-alpha
+  kite agent register                       the id is a fresh UUID
+
+Nothing is sent: the id is written to ~/.config/kite/config.toml.")]
+    Register(Register),
+    /// Print messages to this agent as they arrive, until stopped
+    #[command(after_help = "\
+Examples:
+  kite agent listen
+  kite agent listen --as-id agent-beta --json | jq -r .data.body
+
+A message is acknowledged once it is printed. What arrives while nobody listens waits in the inbox. In lines for
+people, line breaks and terminal control characters of a message are shown as \\n or \\u{1b}; --json leaves the text
+as it is.")]
+    Listen(Listen),
+    /// Send a message to an agent of the same team
+    #[command(after_help = "\
+Examples:
+  kite agent send --to agent-alpha \"Here are the results you asked for.\"
+  kite agent send --to agent-alpha --thread thread-abc123 --reply-to 01HABC \"Re: those results\"
+
+The message is on the disks of a majority of nodes when the command succeeds. A failure that leaves the outcome open
+is repeated by itself, and the message is stored once.")]
+    Send(Send),
+}
+
+#[derive(Args)]
+struct Register {
+    /// A name for people; the id is made of its letters and digits
+    #[arg(long)]
+    name: Option<String>,
+}
+
+#[derive(Args)]
+struct Listen {
+    /// Listen as this agent instead of the registered one
+    #[arg(long, value_name = "AGENT_ID")]
+    as_id: Option<String>,
+    /// Print one CloudEvent as JSON per line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Send {
+    /// The receiving agent
+    #[arg(long, value_name = "AGENT_ID")]
+    to: String,
+    /// The sending agent; the registered one when absent or without a value
+    #[arg(long, value_name = "AGENT_ID", num_args = 0..=1)]
+    from: Option<Option<String>>,
+    /// Groups messages into a conversation
+    #[arg(long, value_name = "THREAD_ID")]
+    thread: Option<String>,
+    /// The event that this message answers
+    #[arg(long, value_name = "EVENT_ID")]
+    reply_to: Option<String>,
+    /// The message
+    body: String,
+}
+
+fn main() -> ExitCode {
+    let Cli {
+        command: Command::Agent(command),
+    } = Cli::parse();
+    match run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Agent) -> anyhow::Result<()> {
+    let mut config = Config::load(Config::default_path()?)?;
+    if let Agent::Register(args) = command {
+        return register::run(args.name, &mut config);
+    }
+    let environment = Environment::load()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match command {
+        Agent::Register(_) => unreachable!("handled above"),
+        Agent::Listen(args) => runtime.block_on(listen::run(args, &environment, &config)),
+        Agent::Send(args) => runtime.block_on(send::run(args, &environment, &config)),
+    }
+}

@@ -1,0 +1,63 @@
+//! `kite agent register`: purely local.
+
+use std::io::Write;
+
+use anyhow::bail;
+
+use crate::config::Config;
+
+/// Writes the id to the configuration file and tells how to address this agent.
+pub fn run(name: Option<String>, config: &mut Config) -> anyhow::Result<()> {
+    let id = match &name {
+        Some(name) => slug(name),
+        None => uuid::Uuid::now_v7().to_string(),
+    };
+    if id.is_empty() {
+        bail!("Agent name must contain at least one alphanumeric character");
+    }
+    if let Err(invalid) = id.parse::<agentpost_proto::id::AgentId>() {
+        bail!("Agent name is too long: {invalid}");
+    }
+    config.set_agent(&id, name.as_deref());
+    config.save()?;
+
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "Registered agent")?;
+    if let Some(name) = &name {
+        writeln!(out, "  name: {name}")?;
+    }
+    writeln!(out, "  id:   {id}\n")?;
+    writeln!(out, "Other agents on your team can address this agent with:")?;
+    writeln!(out, "  kite agent send --to {id} \"<message>\"")?;
+    Ok(())
+}
+
+/// ASCII letters and digits in lower case; one `-` for each run of anything else between them.
+fn slug(name: &str) -> String {
+    let words = name
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty());
+    words.map(str::to_ascii_lowercase).collect::<Vec<_>>().join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::slug;
+
+    #[test]
+    fn slugs() {
+        for (name, id) in [
+            ("agent-alpha", "agent-alpha"),
+            ("Agent Alpha", "agent-alpha"),
+            ("  My_Agent_42  ", "my-agent-42"),
+            ("agent--with___gaps", "agent-with-gaps"),
+            ("-edge-", "edge"),
+            ("größe 7", "gr-e-7"),
+            ("漢字", ""),
+            ("!!!", ""),
+            ("", ""),
+        ] {
+            assert_eq!(slug(name), id, "{name}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! An event as it arrived. It is kept as JSON instead of a closed struct, so that an event with more or fewer optional
+//! attributes than today is neither lost nor cut when it is printed.
+
+use agentpost_proto::cloudevent::EVENT_TYPE;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::{Map, Value};
+
+/// The order in which the vendor's command line prints attributes; `data` follows, then extensions by name.
+const ATTRIBUTES: [&str; 8] = [
+    "specversion",
+    "id",
+    "type",
+    "source",
+    "datacontenttype",
+    "dataschema",
+    "subject",
+    "time",
+];
+
+/// A CloudEvent with its place in the team's sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// What [`crate::inbox::Inbox::ack`] takes.
+    pub seq: u64,
+    fields: Map<String, Value>,
+}
+
+/// Agent mail in an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Mail<'a> {
+    pub from: &'a str,
+    pub to: &'a str,
+    pub body: &'a str,
+    pub thread_id: Option<&'a str>,
+    pub reply_to_id: Option<&'a str>,
+    /// The Abba Baba type, when it was sent through that face.
+    pub kind: Option<&'a str>,
+}
+
+impl Event {
+    /// Takes the `event` of a frame; nothing without an `id` and a `type` is one.
+    pub fn new(seq: u64, event: Value) -> Option<Self> {
+        let Value::Object(fields) = event else { return None };
+        let text = |name| fields.get(name).is_some_and(Value::is_string);
+        (text("id") && text("type")).then_some(Event { seq, fields })
+    }
+
+    /// The id, unique in the team.
+    pub fn id(&self) -> &str {
+        self.text("id")
+    }
+
+    /// The CloudEvents type.
+    pub fn kind(&self) -> &str {
+        self.text("type")
+    }
+
+    /// The mail, if that is what it is.
+    pub fn mail(&self) -> Option<Mail<'_>> {
+        if self.kind() != EVENT_TYPE {
+            return None;
+        }
+        let data = self.fields.get("data")?.as_object()?;
+        let text = |name: &str| data.get(name).and_then(Value::as_str);
+        Some(Mail {
+            from: text("from")?,
+            to: text("to")?,
+            body: text("body")?,
+            thread_id: text("thread_id"),
+            reply_to_id: text("reply_to_id"),
+            kind: text("type"),
+        })
+    }
+
+    fn text(&self, name: &str) -> &str {
+        self.fields.get(name).and_then(Value::as_str).unwrap_or_default()
+    }
+}
+
+impl Serialize for Event {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.fields.len()))?;
+        for name in ATTRIBUTES.iter().copied().chain(["data"]) {
+            if let Some(value) = self.fields.get(name) {
+                map.serialize_entry(name, value)?;
+            }
+        }
+        for (name, value) in &self.fields {
+            if name != "data" && !ATTRIBUTES.contains(&name.as_str()) {
+                map.serialize_entry(name, value)?;
+            }
+        }
+        map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    fn event() -> Event {
+        let value = json!({
+            "kitesummary": "s", "kiteseq": 7, "data": {"to": "b", "from": "a", "body": "x"}, "time": "2026-04-30T10:00:00Z",
+            "datacontenttype": "application/json", "source": "https://getkite.sh/agents/a", "type": EVENT_TYPE,
+            "id": "i", "specversion": "1.0",
+        });
+        Event::new(7, value).unwrap()
+    }
+
+    #[test]
+    fn it_is_printed_in_the_vendors_order() {
+        let line = serde_json::to_string(&event()).unwrap();
+        let expected = concat!(
+            r#"{"specversion":"1.0","id":"i","type":"com.kite.agent.message","source":"https://getkite.sh/agents/a","#,
+            r#""datacontenttype":"application/json","time":"2026-04-30T10:00:00Z","#,
+            r#""data":{"body":"x","from":"a","to":"b"},"kiteseq":7,"kitesummary":"s"}"#
+        );
+        assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn mail_is_what_has_the_type_and_a_text_body() {
+        let mut event = event();
+        assert_eq!(event.mail().unwrap().body, "x");
+        event
+            .fields
+            .insert("data".to_owned(), json!({"from": "a", "to": "b", "body": 1}));
+        assert!(event.mail().is_none());
+        event.fields.insert("type".to_owned(), json!("com.github.push"));
+        assert!(event.mail().is_none());
+        assert!(Event::new(1, json!({"type": "t"})).is_none());
+        assert!(Event::new(1, json!("text")).is_none());
+    }
+}
