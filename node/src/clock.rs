@@ -32,6 +32,7 @@ impl Clock {
     }
 
     /// Unix milliseconds.
+    #[allow(clippy::disallowed_methods, reason = "this is where the wall clock is read")]
     pub fn wall_ms(&self) -> u64 {
         match self.anchor {
             Some((start_ms, at)) => start_ms + at.elapsed().as_millis() as u64,

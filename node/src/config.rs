@@ -150,9 +150,7 @@ impl Config {
             None => String::new(),
         };
         let name = file.map_or_else(|| "configuration".to_owned(), |path| path.display().to_string());
-        // A value that is not UTF-8 cannot be one of ours.
-        let environment = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
-        Self::from_parts(&name, &text, environment)
+        Self::from_parts(&name, &text, environment())
     }
 
     /// The same from values: `name` stands for the file in errors.
@@ -230,6 +228,11 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// The process's environment, without what is not UTF-8: it cannot be ours.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// Lays `overlay` over `base`. Tables merge, everything else replaces.

@@ -1,16 +1,24 @@
 //! `agentpostd`: everything of Agentpost that touches the world.
 //!
 //! From the roof down; every arrow inside points down this list:
-//! - [`node`] starts and stops all;
+//! - [`node`] starts and stops all; [`dev`] is a node that needs no configuration;
 //! - the doors translate and decide nothing: [`http`], [`ws`];
-//! - the shard, one Raft group: [`shard`];
+//! - [`peer_service`] answers the other nodes; [`cluster`] is what an operator may ask for;
+//! - [`bootstrap`] brings a cluster into being, [`sweeper`] removes what has aged, on the leader;
+//! - the shard, one Raft group: [`shard`]; connections to other nodes: [`peer`];
 //! - the ground: [`clock`], [`config`], [`secrets`], [`metrics`].
 
+pub mod bootstrap;
 pub mod clock;
+pub mod cluster;
 pub mod config;
+pub mod dev;
 pub mod http;
 pub mod metrics;
 pub mod node;
+pub mod peer;
+pub mod peer_service;
 pub mod secrets;
 pub mod shard;
+pub mod sweeper;
 pub mod ws;

@@ -50,6 +50,10 @@ pub struct Metrics {
     pub leader: Gauge,
     /// Flushes of the log to the disk.
     pub log_syncs: Gauge,
+    /// Entries appended to the log.
+    pub log_entries: Gauge,
+    /// Bytes of those.
+    pub log_bytes: Gauge,
     /// Snapshots sent to other nodes.
     pub snapshots_sent: Counter,
     /// Snapshots received from other nodes.
@@ -192,6 +196,8 @@ impl Metrics {
             is_leader: add(r, "is_leader", "1 on the leader", g()),
             leader: add(r, "leader", "Node id of the leader; 0 = none known", g()),
             log_syncs: add(r, "log_syncs", "Flushes of the log to the disk since the start", g()),
+            log_entries: add(r, "log_entries", "Entries appended to the log since the start", g()),
+            log_bytes: add(r, "log_bytes", "Bytes of the entries appended since the start", g()),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
         };

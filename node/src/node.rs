@@ -1,18 +1,60 @@
 //! The composition root: what runs, in which order it starts and stops. No logic.
+//!
+//! **Start**: listeners are bound before anything else, so that clients wait instead of being refused; then
+//! the databases, the Raft group, the peer port, the client port. Until the group has recovered, reads and
+//! writes find no quorum and answer 503, while health and metrics answer.
+//!
+//! **Stop**, under one deadline: refuse new requests and answer those in flight, sessions closing with a
+//! resume hint; stop the leader's workers; hand leadership over; shut Raft down; close the peer port; flush.
 
+use std::future::Future;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use agentpost_proto::api::admin;
+use agentpost_proto::limits::PEER_MESSAGE_BYTES_MAX;
+use agentpost_proto::peer::peer_server::PeerServer;
+use agentpost_raft_store::db::{self, StateHandle, Stores};
+use agentpost_raft_store::effect::Effect;
+use agentpost_raft_store::log_store::LogMetrics;
+use anyhow::Context as _;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
 
+pub use crate::cluster::{ClusterHandle, TransferError};
+
+use crate::bootstrap::Bootstrap;
 use crate::clock::{Clock, IdSource};
+use crate::cluster::Local;
 use crate::config::Config;
+use crate::http;
 use crate::metrics::Metrics;
-use crate::secrets::Secrets;
+use crate::peer::dial::{CONNECTION_WINDOW_BYTES, Dialer, KEEPALIVE, STREAM_WINDOW_BYTES};
+use crate::peer::forward::Forwarder;
+use crate::peer::handshake::Identity;
+use crate::peer::listener;
+use crate::peer::network::Network;
+use crate::peer::snapshot::SendOptions;
+use crate::peer_service::PeerService;
+use crate::secrets::{self, Secrets};
+use crate::shard::keeper::{Keeper, Policy};
+use crate::shard::leadership::{ClusterTime, Leadership};
 use crate::shard::proposer::Proposer;
 use crate::shard::reader::Reader;
 use crate::shard::wakeups::Wakeups;
+use crate::shard::{self, Raft};
+use crate::sweeper::Sweeper;
+
+/// Everything of the stop together.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// Of that, for requests in flight and sessions.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(4);
 
 /// What the doors may use. Cheap to clone.
 #[derive(Clone)]
@@ -29,52 +71,306 @@ pub struct Services {
     pub cluster: ClusterHandle,
 }
 
-/// The cluster as the operator sees it, and the life of this process. Cheap to clone.
-#[derive(Clone)]
-pub struct ClusterHandle {
-    /// Cancelled when the node stops: close sessions with a resume hint, start nothing new.
-    pub shutdown: CancellationToken,
-    /// Every task of the doors runs here, so that stopping can wait for it.
-    pub tasks: TaskTracker,
+/// A node that serves. Dropping it does not stop it; [`RunningNode::stop`] does.
+pub struct RunningNode {
+    /// Where the client port listens.
+    pub client_addr: SocketAddr,
+    /// Where the peer port listens.
+    pub peer_addr: SocketAddr,
+    /// The handles of the doors.
+    pub services: Services,
+    raft: Raft,
+    local: Local,
+    state: StateHandle,
+    dialer: Dialer,
+    /// Cancels the leader's workers and the keeper.
+    workers: CancellationToken,
+    leading: JoinHandle<()>,
+    /// Breaks peer connections.
+    peers: CancellationToken,
+    background: TaskTracker,
 }
 
-/// Why leadership stays where it is.
-#[derive(Debug, thiserror::Error)]
-pub enum TransferError {
-    /// 400.
-    #[error("{0}")]
-    Invalid(String),
-    /// 409.
-    #[error("{0}")]
-    NotCaughtUp(String),
-    /// 503.
-    #[error("not ready: {0}")]
-    NotReady(String),
+/// Starts a node as it is configured; returns when its ports are open.
+pub async fn start(config: Config) -> anyhow::Result<RunningNode> {
+    let bind = |key: &'static str, address| async move {
+        TcpListener::bind(address)
+            .await
+            .with_context(|| format!("{key} = {address}"))
+    };
+    let client = bind("node.client_addr", config.node.client_addr).await?;
+    let peer = bind("node.peer_addr", config.node.peer_addr).await?;
+    start_with(config, client, peer).await
 }
 
-impl ClusterHandle {
-    /// Every node, as it answers within a second.
-    pub async fn status(&self) -> admin::Cluster {
-        unimplemented!()
+/// The same with listeners that are bound already.
+pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) -> anyhow::Result<RunningNode> {
+    let (client_addr, peer_addr) = (client.local_addr()?, peer.local_addr()?);
+    let secrets = Arc::new(Secrets::load(&config.cluster.secret_file)?);
+    prepare_data_dir(&config, &secrets)?;
+    let stores = open(&config).await?;
+    let (clock, metrics) = (Clock::system(), Metrics::new());
+    let ids = IdSource::new(clock.clone());
+    let config = Arc::new(config);
+
+    let identity = Identity::new(&secrets, config.node.id, ids.clone());
+    let dialer = Dialer::new(identity.clone());
+    let forwarder = Forwarder::new(dialer.clone(), metrics.clone());
+    let wakeups = Wakeups::default();
+    let (state, log) = (stores.state.clone(), stores.log.metrics());
+    let sending = SendOptions {
+        bytes_per_s: config.raft.snapshot_send_bytes_per_s,
+    };
+    let network = Network::new(dialer.clone(), sending, metrics.clone());
+    let raft = start_raft(&config, stores, network, &wakeups).await?;
+
+    let cluster_time = ClusterTime::default();
+    let proposer = Proposer::new(
+        raft.clone(),
+        forwarder.clone(),
+        cluster_time.clone(),
+        clock.clone(),
+        ids.clone(),
+        metrics.clone(),
+    );
+    let reader = Reader::new(raft.clone(), state.clone(), forwarder, ids.clone(), metrics.clone());
+    let local = Local::new(raft.clone(), state.clone(), proposer.clone());
+    let cluster = ClusterHandle {
+        shutdown: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+        local: local.clone(),
+        dialer: dialer.clone(),
+        reader: reader.clone(),
+        secrets: Arc::clone(&secrets),
+        metrics: metrics.clone(),
+        log: Arc::clone(&log),
+    };
+    let services = Services {
+        proposer,
+        reader,
+        wakeups,
+        clock,
+        ids,
+        secrets,
+        config,
+        metrics,
+        cluster,
+    };
+    let (workers, peers, background) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+    background.spawn(serve_peers(peer, identity, &services, &raft, &peers));
+    let leading = tokio::spawn(lead(&services, &raft, &state, cluster_time, &workers));
+    background.spawn(keep(&services, &raft, &state, log).run(workers.clone()));
+    background.spawn(Bootstrap::new(raft.clone(), services.clone()).run(workers.clone()));
+    let serving = http::serve::serve(
+        client,
+        http::router(services.clone()),
+        services.cluster.shutdown.clone(),
+        services.cluster.tasks.clone(),
+    );
+    background.spawn(serving);
+    tracing::info!(node = services.config.node.id, %client_addr, %peer_addr, "ports open");
+    Ok(RunningNode {
+        client_addr,
+        peer_addr,
+        services,
+        raft,
+        local,
+        state,
+        dialer,
+        workers,
+        leading,
+        peers,
+        background,
+    })
+}
+
+impl RunningNode {
+    /// Waits until Raft fails for good; the process must then end. Tells why.
+    pub async fn failed(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        loop {
+            if let Err(fatal) = &metrics.borrow_and_update().running_state {
+                return fatal.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                return "Raft has ended".to_owned();
+            }
+        }
     }
 
-    /// Hands leadership to another voter; returns when it leads.
-    pub async fn transfer(&self, to: u64) -> Result<(), TransferError> {
-        unimplemented!("{to}")
+    /// Stops in order; after a deadline whatever is left is abandoned, which costs nothing that was
+    /// acknowledged.
+    pub async fn stop(self) {
+        if tokio::time::timeout(STOP_DEADLINE, self.stop_in_order()).await.is_err() {
+            tracing::warn!("not everything stopped in {STOP_DEADLINE:?}");
+        }
     }
 
-    /// Takes a snapshot on this node; returns when it is on disk.
-    pub async fn snapshot(&self) -> anyhow::Result<()> {
-        unimplemented!()
+    async fn stop_in_order(mut self) {
+        let cluster = &self.services.cluster;
+        cluster.shutdown.cancel();
+        cluster.tasks.close();
+        if tokio::time::timeout(DRAIN_DEADLINE, cluster.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(left = cluster.tasks.len(), "connections did not end in time");
+        }
+        // The state may still be ticked while leadership is handed over: workers end after the order.
+        self.local.resign().await;
+        self.workers.cancel();
+        let _ = (&mut self.leading).await;
+        self.end(true).await;
     }
 
-    /// Whether this node can serve linearizable reads and forward writes.
-    pub fn ready(&self) -> bool {
-        unimplemented!()
+    /// Ends at once, as a crash would, as far as that is possible within a process. For tests.
+    pub async fn abort(self) {
+        self.services.cluster.shutdown.cancel();
+        self.workers.cancel();
+        self.leading.abort();
+        self.end(false).await;
     }
 
-    /// The text of `/metrics`.
-    pub fn metrics_text(&self) -> String {
-        unimplemented!()
+    async fn end(self, flush: bool) {
+        self.peers.cancel();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "Raft did not end in order");
+        }
+        self.dialer.close();
+        self.background.close();
+        self.background.wait().await;
+        if flush {
+            let state = self.state.clone();
+            match tokio::task::spawn_blocking(move || state.flush()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "last flush"),
+                Err(error) => tracing::warn!(%error, "last flush"),
+            }
+        }
+    }
+}
+
+/// Creates the data directory and marks it as this node's; refuses another node's.
+fn prepare_data_dir(config: &Config, secrets: &Secrets) -> anyhow::Result<()> {
+    let dir = &config.node.data_dir;
+    let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    created.with_context(|| format!("node.data_dir {}", dir.display()))?;
+    let owner = format!(
+        "node {} of cluster {}\n",
+        config.node.id,
+        hex::encode(secrets.cluster_id)
+    );
+    let path = dir.join("OWNER");
+    match std::fs::read_to_string(&path) {
+        Ok(found) if found == owner => Ok(()),
+        Ok(found) => anyhow::bail!(
+            "{} belongs to {}, this is {}; check node.id, node.data_dir and cluster.secret_file",
+            dir.display(),
+            found.trim_end(),
+            owner.trim_end()
+        ),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => secrets::write_private(&path, owner.as_bytes()),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+async fn open(config: &Config) -> anyhow::Result<Stores> {
+    let dir = config.node.data_dir.clone();
+    let opening = tokio::task::spawn_blocking(move || open_blocking(&dir));
+    opening.await?
+}
+
+fn open_blocking(dir: &Path) -> anyhow::Result<Stores> {
+    Ok(db::open(dir, db::Options::default())?)
+}
+
+async fn start_raft(config: &Config, stores: Stores, network: Network, wakeups: &Wakeups) -> anyhow::Result<Raft> {
+    let Stores { log, mut machine, .. } = stores;
+    let (effects, installed) = (wakeups.clone(), wakeups.clone());
+    machine.set_effects(Arc::new(move |batch: &[Effect]| effects.publish(batch)));
+    machine.set_installed(Arc::new(move || installed.publish_all()));
+    let settings = shard::raft_config(&config.raft)?;
+    Ok(Raft::new(config.node.id, Arc::new(settings), network, log, machine).await?)
+}
+
+fn serve_peers(
+    tcp: TcpListener,
+    identity: Identity,
+    services: &Services,
+    raft: &Raft,
+    shutdown: &CancellationToken,
+) -> impl Future<Output = ()> + use<> {
+    let service = PeerService {
+        raft: raft.clone(),
+        proposer: services.proposer.clone(),
+        reader: services.reader.clone(),
+        local: services.cluster.local.clone(),
+        metrics: services.metrics.clone(),
+        shutdown: shutdown.clone(),
+    };
+    let service = PeerServer::new(service)
+        .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
+    let config = Arc::clone(&services.config);
+    let members = raft.clone();
+    let is_member = move |id| config.member(id).is_some() || is_member(&members, id);
+    let incoming = listener::listen(tcp, identity, is_member, services.metrics.clone(), shutdown.clone());
+    let serving = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .add_service(service)
+        .serve_with_incoming(incoming);
+    let shutdown = shutdown.clone();
+    async move {
+        // Errors are those of single connections, and end those only.
+        if let Some(Err(error)) = shutdown.run_until_cancelled_owned(serving).await {
+            tracing::error!(%error, "the peer port failed");
+        }
+    }
+}
+
+fn is_member(raft: &Raft, id: u64) -> bool {
+    let metrics = raft.server_metrics();
+    let metrics = metrics.borrow_watched();
+    metrics.membership_config.membership().get_node(&id).is_some()
+}
+
+fn lead(
+    services: &Services,
+    raft: &Raft,
+    state: &StateHandle,
+    cluster_time: ClusterTime,
+    shutdown: &CancellationToken,
+) -> impl Future<Output = ()> + use<> {
+    let sweeper = Sweeper {
+        state: state.clone(),
+        proposer: services.proposer.clone(),
+        cluster_time: cluster_time.clone(),
+        clock: services.clock.clone(),
+    };
+    let leadership = Leadership {
+        raft: raft.clone(),
+        state: state.clone(),
+        proposer: services.proposer.clone(),
+        cluster_time,
+        workers: vec![sweeper.worker()],
+    };
+    leadership.run(shutdown.clone())
+}
+
+fn keep(services: &Services, raft: &Raft, state: &StateHandle, log: Arc<LogMetrics>) -> Keeper {
+    let settings = &services.config.raft;
+    let policy = Policy {
+        log_bytes: settings.snapshot_log_bytes,
+        interval: Duration::from_secs(settings.snapshot_interval_s),
+    };
+    Keeper {
+        raft: raft.clone(),
+        state: state.clone(),
+        log,
+        policy,
+        ids: services.ids.clone(),
     }
 }

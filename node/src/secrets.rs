@@ -130,6 +130,13 @@ impl NewKey {
     }
 }
 
+/// Enough of a key to recognise it in a list: all but its last part.
+pub fn prefix_of(api_key: &str) -> String {
+    api_key
+        .rsplit_once('_')
+        .map_or_else(String::new, |(prefix, _)| prefix.to_owned())
+}
+
 /// Writes a file that only its owner reads, so that it is either complete on the disk or not there.
 pub fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let directory = path

@@ -1,5 +1,104 @@
 //! One Raft group with its stores and handles.
+//!
+//! Everything above reaches the group through three handles: [`proposer`] changes it, [`reader`] reads it,
+//! [`wakeups`] tells that something changed. A node hosts one group today and may host many: nothing outside
+//! this folder and `peer/` names a shard. [`leadership`] runs what only the leader may do, [`keeper`] bounds
+//! the log and the time a restart takes.
 
+pub mod keeper;
+pub mod leadership;
 pub mod proposer;
 pub mod reader;
 pub mod wakeups;
+
+use agentpost_raft_store::state_machine::StateMachine;
+use agentpost_raft_store::types::TypeConfig;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::metrics::RaftServerMetrics;
+use openraft::type_config::alias::WatchReceiverOf;
+
+/// openraft with our types.
+pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
+/// Who leads, as this node knows it. Cheap to read.
+#[derive(Clone)]
+pub struct Lead {
+    here: u64,
+    metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
+}
+
+/// Where the leader is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leader {
+    /// This node.
+    Here,
+    /// That node, at that peer address.
+    There(u64, String),
+    /// Nobody, as far as this node knows.
+    Nobody,
+}
+
+impl Lead {
+    /// Follows `raft`.
+    pub fn new(raft: &Raft) -> Self {
+        Lead {
+            here: *raft.node_id(),
+            metrics: raft.server_metrics(),
+        }
+    }
+
+    /// Who leads now.
+    pub fn now(&self) -> Leader {
+        let metrics = self.metrics.borrow_watched();
+        match metrics.current_leader {
+            None => Leader::Nobody,
+            Some(id) if id == self.here => Leader::Here,
+            Some(id) => match metrics.membership_config.membership().get_node(&id) {
+                Some(member) => Leader::There(id, member.peer_addr.clone()),
+                None => Leader::Nobody,
+            },
+        }
+    }
+
+    /// The leader's id.
+    pub fn id(&self) -> Option<u64> {
+        self.metrics.borrow_watched().current_leader
+    }
+
+    /// The term.
+    pub fn term(&self) -> u64 {
+        self.metrics.borrow_watched().vote.leader_id.term
+    }
+
+    /// Waits for news about leader, term or members. An error means that Raft has ended.
+    pub async fn changed(&mut self) -> Result<(), Ended> {
+        self.metrics.changed().await.map_err(|_| Ended)
+    }
+}
+
+/// Raft runs no more.
+#[derive(Debug, thiserror::Error)]
+#[error("Raft has ended")]
+pub struct Ended;
+
+/// openraft's settings. Where they differ from its defaults: disks need longer timeouts; a pre-vote keeps a
+/// node that cannot win from disturbing; snapshots are [`keeper`]'s decision; the log behind a snapshot stays
+/// long enough for restarted nodes; and a node that led before a restart must be elected again, because its
+/// state may be older than what it had shown.
+pub fn raft_config(settings: &crate::config::Raft) -> Result<openraft::Config, openraft::ConfigError> {
+    let config = openraft::Config {
+        cluster_name: "agentpost".to_owned(),
+        heartbeat_interval: settings.heartbeat_ms,
+        election_timeout_min: settings.election_min_ms,
+        election_timeout_max: settings.election_max_ms,
+        enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
+        snapshot_policy: openraft::SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: settings.log_entries_kept,
+        replication_lag_threshold: settings.log_entries_kept.saturating_mul(2).max(5_000),
+        purge_batch_size: 1_024,
+        install_snapshot_timeout: 600_000,
+        ..openraft::Config::default()
+    };
+    config.validate()
+}

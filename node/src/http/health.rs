@@ -28,7 +28,7 @@ async fn alive() -> Response {
 
 /// This node can serve linearizable reads and forward writes.
 async fn ready(State(doors): Door) -> Response {
-    if doors.services.cluster.ready() {
+    if doors.services.cluster.ready().await {
         json_response(StatusCode::OK, br#"{"status":"ready"}"#.to_vec())
     } else {
         ApiError::unavailable("this node cannot reach a quorum right now").response(Face::Node)

@@ -1,9 +1,49 @@
 //! Takes an operation to the leader and classifies the outcome.
+//!
+//! ```text
+//!             admission        who leads?
+//! operation ────────────►  ┌─ this node: stamp time, client_write ──► reply
+//!  (encoded once)          ├─ another:   one forward, bytes untouched ──► reply
+//!                          └─ nobody:    wait, 2 s at most
+//! ```
+//!
+//! Three endings beside a reply, and the difference matters to callers:
+//! - *overloaded*, *not ready*: nothing was proposed, anybody may try again;
+//! - *outcome unknown*: it may be in the log. Never tried again from here: the client may, with its
+//!   idempotency key, because only the state machine can tell whether the first attempt counted.
+//!
+//! "Nothing was proposed" is claimed in two cases only: Raft refused it as `ForwardToLeader`, matched by
+//! name, or it never left the queue towards the leader. A log entry that was discarded on a leader change,
+//! a fatal error, a dropped responder and a broken stream are unknown.
 
-use agentpost_proto::command::{Operation, Reply};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentpost_proto::command::{Command, Operation, Rejection, Reply, operation, reply};
+use agentpost_proto::limits::PROPOSALS_IN_FLIGHT_MAX;
+use agentpost_proto::peer::forward_reply::Outcome as Answered;
+use agentpost_raft_store::types::Proposal;
+use bytes::Bytes;
+use openraft::errors::{ClientWriteError, RaftError};
+use prost::Message as _;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::leadership::ClusterTime;
+use super::{Lead, Leader, Raft};
+use crate::clock::{Clock, IdSource};
+use crate::metrics::{Metrics, Outcome};
+use crate::peer::forward::{Forwarder, Kind, Lost};
+
+/// How long an operation waits for a leader.
+pub const LEADER_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a proposed operation waits for its answer.
+pub const ANSWER_DEADLINE: Duration = Duration::from_secs(8);
+/// Between two attempts, while nothing was proposed.
+const RETRY_MS: (u64, u64) = (5, 25);
 
 /// Why there is no reply.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
     /// Nothing was proposed; safe to retry.
     #[error("not ready: {0}")]
@@ -18,11 +58,201 @@ pub enum ProposeError {
 
 /// Cheap to clone.
 #[derive(Clone)]
-pub struct Proposer {}
+pub struct Proposer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    raft: Raft,
+    lead: Lead,
+    forwarder: Forwarder,
+    cluster_time: ClusterTime,
+    clock: Clock,
+    ids: IdSource,
+    metrics: Metrics,
+    admission: Semaphore,
+}
 
 impl Proposer {
+    /// Proposes to `raft` when it leads here, through `forwarder` otherwise.
+    pub fn new(
+        raft: Raft,
+        forwarder: Forwarder,
+        cluster_time: ClusterTime,
+        clock: Clock,
+        ids: IdSource,
+        metrics: Metrics,
+    ) -> Self {
+        let lead = Lead::new(&raft);
+        let admission = Semaphore::new(PROPOSALS_IN_FLIGHT_MAX);
+        let shared = Shared {
+            raft,
+            lead,
+            forwarder,
+            cluster_time,
+            clock,
+            ids,
+            metrics,
+            admission,
+        };
+        Proposer {
+            shared: Arc::new(shared),
+        }
+    }
+
     /// Proposes on the leader, directly or by one forward. A deterministic refusal is a `Reply`.
     pub async fn propose(&self, operation: Operation) -> Result<Reply, ProposeError> {
-        unimplemented!("{operation:?}")
+        let shared = &self.shared;
+        let Ok(_admitted) = shared.admission.try_acquire() else {
+            shared.metrics.proposal(Outcome::Overloaded);
+            return Err(ProposeError::Overloaded);
+        };
+        shared.metrics.proposals_in_flight.inc();
+        let operation = Bytes::from(operation.encode_to_vec());
+        let result = self.take_to_leader(operation).await;
+        shared.metrics.proposals_in_flight.dec();
+        shared.metrics.proposal(match &result {
+            Ok(Reply {
+                reply: Some(reply::Reply::Rejection(_)),
+            }) => Outcome::Rejected,
+            Ok(_) => Outcome::Done,
+            Err(ProposeError::NotReady(_)) => Outcome::NotReady,
+            Err(ProposeError::Overloaded) => Outcome::Overloaded,
+            Err(ProposeError::OutcomeUnknown(_)) => Outcome::Unknown,
+        });
+        result
+    }
+
+    async fn take_to_leader(&self, operation: Bytes) -> Result<Reply, ProposeError> {
+        let shared = &self.shared;
+        let deadline = Instant::now() + LEADER_DEADLINE;
+        loop {
+            let reason = match shared.lead.now() {
+                Leader::Here => match self.propose_here(operation.clone()).await {
+                    Err(ProposeError::NotReady(reason)) => reason,
+                    ended => return ended,
+                },
+                Leader::There(node, address) => match self.forward(node, &address, operation.clone()).await {
+                    Err(ProposeError::NotReady(reason)) => reason,
+                    ended => return ended,
+                },
+                Leader::Nobody => "no leader".to_owned(),
+            };
+            if Instant::now() >= deadline {
+                return Err(ProposeError::NotReady(reason));
+            }
+            // A change of leader is the likeliest cure; the pause keeps waiting clients out of step.
+            let pause = Duration::from_millis(shared.ids.jitter_ms(RETRY_MS.0, RETRY_MS.1));
+            let _ = timeout_at(deadline, tokio::time::sleep(pause)).await;
+        }
+    }
+
+    /// Proposes if this node leads; never forwards.
+    pub(crate) async fn propose_here(&self, operation: Bytes) -> Result<Reply, ProposeError> {
+        let shared = &self.shared;
+        let (ct_epoch, cluster_ms) = shared.cluster_time.now();
+        let command = Command {
+            wall_ms: shared.clock.wall_ms(),
+            ct_epoch,
+            cluster_ms,
+            operation,
+        };
+        let proposal = Proposal(Bytes::from(command.encode_to_vec()));
+        match timeout(ANSWER_DEADLINE, shared.raft.client_write(proposal)).await {
+            Ok(Ok(written)) => Ok(written.data),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Err(ProposeError::NotReady(
+                "this node does not lead, or has no quorum".to_owned(),
+            )),
+            Ok(Err(error)) => Err(ProposeError::OutcomeUnknown(error.to_string())),
+            Err(_) => Err(ProposeError::OutcomeUnknown(format!(
+                "no answer within {ANSWER_DEADLINE:?}"
+            ))),
+        }
+    }
+
+    async fn forward(&self, node: u64, address: &str, operation: Bytes) -> Result<Reply, ProposeError> {
+        let asked = self.shared.forwarder.ask(node, address, Kind::Operation(operation));
+        match timeout(ANSWER_DEADLINE, asked).await {
+            Ok(Ok(Answered::Reply(reply))) => Ok(reply),
+            Ok(Ok(Answered::NotReady(refusal))) => Err(ProposeError::NotReady(refusal.reason)),
+            Ok(Ok(Answered::OutcomeUnknown(refusal))) => Err(ProposeError::OutcomeUnknown(refusal.reason)),
+            Ok(Ok(Answered::ReadIndex(_))) => Err(ProposeError::OutcomeUnknown("a foreign answer".to_owned())),
+            Ok(Err(Lost::Unsent(reason))) => Err(ProposeError::NotReady(reason)),
+            Ok(Err(Lost::Unknown(reason))) => Err(ProposeError::OutcomeUnknown(reason)),
+            Err(_) => Err(ProposeError::OutcomeUnknown(format!(
+                "no answer within {ANSWER_DEADLINE:?}"
+            ))),
+        }
+    }
+
+    /// Proposes what another node forwarded, if this node leads. Everything a client can ask for is taken,
+    /// and of the cluster's own operations only those that any node may need; the rest belongs to the leader.
+    pub(crate) async fn propose_forwarded(&self, operation: Bytes) -> Result<Reply, ProposeError> {
+        // Decoded to be judged, and because an entry that does not decode would stop every node.
+        let Ok(decoded) = Operation::decode(operation.clone()) else {
+            return Ok(refused("an operation that does not decode"));
+        };
+        if !may_be_forwarded(&decoded) {
+            return Ok(refused("an operation that only the leader itself may propose"));
+        }
+        self.propose_here(operation).await
+    }
+}
+
+fn may_be_forwarded(operation: &Operation) -> bool {
+    use operation::Op;
+    let has_principal = operation.principal.is_some();
+    match &operation.op {
+        Some(
+            Op::CreateTeam(_)
+            | Op::UpdateTeam(_)
+            | Op::CreateKey(_)
+            | Op::RevokeKey(_)
+            | Op::Send(_)
+            | Op::SendBatch(_)
+            | Op::MarkRead(_),
+        ) => has_principal,
+        // Cumulative, and clamped by apply. The first admin key: apply takes only the first.
+        Some(Op::AckCursors(_) | Op::BootstrapAdmin(_)) => true,
+        Some(Op::BeginEpoch(_) | Op::Tick(_) | Op::Sweep(_)) | None => false,
+    }
+}
+
+fn refused(why: &str) -> Reply {
+    let rejection = Rejection::new(agentpost_proto::command::ErrorCode::Invalid, why);
+    Reply {
+        reply: Some(reply::Reply::Rejection(rejection)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agentpost_proto::command::{BeginEpoch, Principal, Send, Sweep, Tick};
+
+    use super::*;
+
+    #[test]
+    fn peers_forward_what_clients_may_ask_for_and_nothing_else() {
+        let principal = Some(Principal::default());
+        let send = || Some(operation::Op::Send(Send::default()));
+        assert!(may_be_forwarded(&Operation {
+            principal: principal.clone(),
+            op: send()
+        }));
+        assert!(!may_be_forwarded(&Operation {
+            principal: None,
+            op: send()
+        }));
+        for op in [
+            Some(operation::Op::BeginEpoch(BeginEpoch::default())),
+            Some(operation::Op::Tick(Tick {})),
+            Some(operation::Op::Sweep(Sweep::default())),
+            None,
+        ] {
+            assert!(!may_be_forwarded(&Operation {
+                principal: principal.clone(),
+                op
+            }));
+        }
     }
 }

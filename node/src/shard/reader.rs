@@ -1,26 +1,202 @@
 //! Reads of the replicated state on this node.
+//!
+//! A linearizable read needs an index that covers every write acknowledged before it began: the leader names
+//! one after a round of heartbeats has confirmed that it still leads. Such a barrier serves any number of
+//! reads. While one is under way all newcomers gather for the next, so at most one is in flight and its cost
+//! does not grow with the number of readers. A follower asks the leader over the forward stream, then waits
+//! until its own state has reached the index.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use agentpost_raft_store::db::StateDb;
+use agentpost_proto::peer::forward_reply::Outcome as Answered;
+use agentpost_raft_store::db::{StateDb, StateHandle};
+use agentpost_raft_store::types::TypeConfig;
+use openraft::LogIdOptionExt as _;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::metrics::RaftDataMetrics;
+use openraft::raft::ReadPolicy;
+use openraft::type_config::alias::WatchReceiverOf;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Lead, Leader, Raft};
+use crate::clock::IdSource;
+use crate::metrics::Metrics;
+use crate::peer::forward::{Forwarder, Kind};
+
+/// A read that finds no quorum this long is refused.
+pub const READ_DEADLINE: Duration = Duration::from_secs(2);
+/// One barrier; the leader gives up earlier, after its lease.
+const BARRIER_DEADLINE: Duration = Duration::from_secs(1);
+/// Between two attempts.
+const RETRY_MS: (u64, u64) = (5, 25);
+/// Readers that wait for a barrier to start. More are refused at once.
+const WAITING_MAX: usize = 16 * 1024;
 
 /// No quorum, or this node is not serving.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not ready: {0}")]
 pub struct NotReady(pub String);
 
 /// Cheap to clone.
 #[derive(Clone)]
-pub struct Reader {}
+pub struct Reader {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: StateHandle,
+    progress: WatchReceiverOf<TypeConfig, RaftDataMetrics<TypeConfig>>,
+    ids: IdSource,
+    waiting: mpsc::Sender<Waiter>,
+}
+
+/// Somebody who needs a read index.
+struct Waiter {
+    asker: Asker,
+    index: oneshot::Sender<Result<u64, NotReady>>,
+}
+
+/// Who asks decides how far the question may travel: a peer's question has travelled already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    Client,
+    Peer,
+}
 
 impl Reader {
+    /// Reads `state`, which `raft` keeps. Its worker lives as long as the reader.
+    pub fn new(raft: Raft, state: StateHandle, forwarder: Forwarder, ids: IdSource, metrics: Metrics) -> Self {
+        let (waiting, waiters) = mpsc::channel(WAITING_MAX);
+        let progress = raft.data_metrics();
+        let barriers = Barriers {
+            lead: Lead::new(&raft),
+            raft,
+            forwarder,
+            metrics,
+        };
+        tokio::spawn(barriers.run(waiters));
+        Reader {
+            shared: Arc::new(Shared {
+                state,
+                progress,
+                ids,
+                waiting,
+            }),
+        }
+    }
+
     /// The state, containing at least every write acknowledged before this call. Barriers are batched.
     pub async fn linearizable(&self) -> Result<Arc<StateDb>, NotReady> {
-        unimplemented!()
+        self.linearizable_within(READ_DEADLINE).await
+    }
+
+    /// The same with another deadline.
+    pub async fn linearizable_within(&self, limit: Duration) -> Result<Arc<StateDb>, NotReady> {
+        let deadline = Instant::now() + limit;
+        loop {
+            match timeout_at(deadline, self.attempt()).await {
+                Ok(Ok(())) => return Ok(self.local()),
+                Ok(Err(refused)) if Instant::now() >= deadline => return Err(refused),
+                Ok(Err(_)) => {
+                    let pause = Duration::from_millis(self.shared.ids.jitter_ms(RETRY_MS.0, RETRY_MS.1));
+                    tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
+                }
+                Err(_) => return Err(NotReady("no quorum confirmed the leader in time".to_owned())),
+            }
+        }
     }
 
     /// The state as it is here.
     pub fn local(&self) -> Arc<StateDb> {
-        unimplemented!()
+        self.shared.state.current()
+    }
+
+    /// An index that covers every acknowledged write, for a peer. Only the leader has one.
+    pub(crate) async fn read_index_for_peer(&self) -> Result<u64, NotReady> {
+        self.index(Asker::Peer).await
+    }
+
+    async fn attempt(&self) -> Result<(), NotReady> {
+        let index = self.index(Asker::Client).await?;
+        let reached = |progress: &RaftDataMetrics<TypeConfig>| progress.last_applied.index() >= Some(index);
+        let mut progress = self.shared.progress.clone();
+        while !reached(&progress.borrow_and_update()) {
+            progress
+                .changed()
+                .await
+                .map_err(|_| NotReady("this node stops".to_owned()))?;
+        }
+        Ok(())
+    }
+
+    async fn index(&self, asker: Asker) -> Result<u64, NotReady> {
+        let (index, answer) = oneshot::channel();
+        let waiter = Waiter { asker, index };
+        self.shared
+            .waiting
+            .try_send(waiter)
+            .map_err(|_| NotReady("too many reads wait".to_owned()))?;
+        answer
+            .await
+            .unwrap_or_else(|_| Err(NotReady("this node stops".to_owned())))
+    }
+}
+
+/// Runs barriers, one at a time, each for everybody who waits.
+struct Barriers {
+    raft: Raft,
+    lead: Lead,
+    forwarder: Forwarder,
+    metrics: Metrics,
+}
+
+impl Barriers {
+    async fn run(self, mut waiters: mpsc::Receiver<Waiter>) {
+        let mut batch = Vec::new();
+        while waiters.recv_many(&mut batch, WAITING_MAX).await > 0 {
+            let leader = self.lead.now();
+            if !matches!(leader, Leader::Here) {
+                let strayed = batch.extract_if(.., |waiter| waiter.asker == Asker::Peer);
+                strayed.for_each(|waiter| waiter.answer(Err(NotReady("this node does not lead".to_owned()))));
+            }
+            if batch.is_empty() {
+                continue;
+            }
+            let deadline = Instant::now() + BARRIER_DEADLINE;
+            let barrier = timeout_at(deadline, self.barrier(leader));
+            let index = barrier
+                .await
+                .unwrap_or_else(|_| Err(NotReady("no answer from the leader".to_owned())));
+            match index {
+                Ok(_) => self.metrics.read_barriers.inc(),
+                Err(_) => self.metrics.read_barriers_failed.inc(),
+            };
+            batch.drain(..).for_each(|waiter| waiter.answer(index.clone()));
+        }
+    }
+
+    async fn barrier(&self, leader: Leader) -> Result<u64, NotReady> {
+        match leader {
+            Leader::Nobody => Err(NotReady("no leader".to_owned())),
+            Leader::Here => {
+                let confirmed = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
+                let confirmed = confirmed.map_err(|error| NotReady(error.to_string()))?;
+                Ok(confirmed.read_log_id().index())
+            }
+            Leader::There(node, address) => match self.forwarder.ask(node, &address, Kind::ReadIndex).await {
+                Ok(Answered::ReadIndex(index)) => Ok(index),
+                Ok(Answered::NotReady(refusal)) => Err(NotReady(refusal.reason)),
+                Ok(_) => Err(NotReady("a foreign answer".to_owned())),
+                Err(lost) => Err(NotReady(format!("{lost:?}"))),
+            },
+        }
+    }
+}
+
+impl Waiter {
+    fn answer(self, index: Result<u64, NotReady>) {
+        let _ = self.index.send(index);
     }
 }

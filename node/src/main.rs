@@ -1,0 +1,163 @@
+//! `agentpostd`, the node daemon: arguments, configuration, logs, exit code.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use agentpost_node::config::{self, Config, LogFormat};
+use agentpost_node::dev::Dev;
+use agentpost_node::node::{self, RunningNode};
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The configuration or the arguments cannot be used.
+const EXIT_USAGE: u8 = 2;
+
+/// The daemon of Agentpost, a replicated post office for AI agents.
+///
+/// A cluster is one, three or five of these processes. Any of them answers any request.
+#[derive(Parser)]
+#[command(
+    name = "agentpostd",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Every setting can also come from the environment as AGENTPOST_<SECTION>__<KEY>, for example
+AGENTPOST_NODE__CLIENT_ADDR=127.0.0.1:7701. `agentpostd config` prints all of them, explained.
+
+Exit codes: 0 stopped on request, 1 failed while running, 2 configuration or arguments unusable."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run one node of a cluster.
+    ///
+    /// Runs until SIGTERM or SIGINT, then hands leadership over and stops in order. Logs go to stderr.
+    Start {
+        /// The TOML file with the settings that differ from the defaults.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Run a single node for development, without any configuration.
+    ///
+    /// Creates the data directory, a team `default` and keys for it, prints them with commands to try, and
+    /// serves until Ctrl-C. Another start with the same directory goes on where this one ended.
+    Dev {
+        /// Where everything is kept.
+        #[arg(long, value_name = "DIR", default_value = "agentpost-dev")]
+        data_dir: PathBuf,
+        /// The client port, on 127.0.0.1. Nodes would meet on the port 100 above it.
+        #[arg(long, default_value_t = 7700)]
+        port: u16,
+    },
+    /// Print all settings with their defaults and what they mean.
+    Config,
+}
+
+fn main() -> ExitCode {
+    let prepared = match Arguments::parse().command {
+        Command::Start { config } => Config::load(config.as_deref())
+            .map(|config| (config, None))
+            .map_err(Into::into),
+        Command::Dev { data_dir, port } => prepare_dev(&data_dir, port),
+        Command::Config => {
+            print!("{}", config::DEFAULT);
+            return ExitCode::SUCCESS;
+        }
+    };
+    let (config, dev) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            eprintln!("agentpostd: {error:#}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    if let Err(error) = start_logging(&config) {
+        eprintln!("agentpostd: log.level: {error}");
+        return ExitCode::from(EXIT_USAGE);
+    }
+    match run(config, dev) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "agentpostd failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn prepare_dev(dir: &std::path::Path, port: u16) -> anyhow::Result<(Config, Option<Dev>)> {
+    let dev = Dev::prepare(dir)?;
+    let mut config = dev.config(port)?;
+    if std::env::var_os("AGENTPOST_LOG__LEVEL").is_none() {
+        // The keys on the screen matter more than the life of a single node.
+        config.log.level = "warn".to_owned();
+    }
+    Ok((config, Some(dev)))
+}
+
+fn start_logging(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().parse(&config.log.level)?;
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let text = match config.log.format {
+        LogFormat::Auto => std::io::stderr().is_terminal(),
+        LogFormat::Text => true,
+        LogFormat::Json => false,
+    };
+    if text {
+        logs.with_ansi(std::io::stderr().is_terminal()).init();
+    } else {
+        logs.json().flatten_event(true).init();
+    }
+    Ok(())
+}
+
+fn run(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
+    let mut threads = tokio::runtime::Builder::new_multi_thread();
+    if config.runtime.worker_threads > 0 {
+        threads.worker_threads(config.runtime.worker_threads);
+    }
+    let runtime = threads.enable_all().thread_name("agentpostd").build()?;
+    let result = runtime.block_on(serve(config, dev));
+    // Whatever still hangs must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let node = node::start(config).await?;
+    let served = tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+        reason = node.failed() => Err(reason),
+        Err(error) = welcome(&node, dev) => return Err(error),
+    };
+    match served {
+        Ok(signal) => {
+            tracing::info!(signal, "stopping");
+            tokio::select! {
+                () = node.stop() => tracing::info!("stopped"),
+                _ = terminate.recv() => tracing::warn!("second SIGTERM: stopping at once"),
+                _ = interrupt.recv() => tracing::warn!("second SIGINT: stopping at once"),
+            }
+            Ok(())
+        }
+        // Nothing to hand over: Raft has ended, and what it had written is on disk or with the others.
+        Err(reason) => anyhow::bail!("Raft failed: {reason}"),
+    }
+}
+
+/// Greets a developer; returns only on failure.
+async fn welcome(node: &RunningNode, dev: Option<Dev>) -> anyhow::Result<()> {
+    if let Some(dev) = dev {
+        println!("{}", dev.welcome(node).await?);
+    }
+    std::future::pending().await
+}

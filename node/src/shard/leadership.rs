@@ -1,0 +1,171 @@
+//! What only the leader does, for as long as it leads.
+//!
+//! A tenure begins when Raft says that this node leads and ends when it says otherwise. It opens with a
+//! `BeginEpoch` entry: once that is applied here, this node may stamp cluster time, because every command of
+//! its predecessors lies before it. Then the leader-only workers run. When the tenure ends, stamping stops
+//! first, the workers are cancelled, and the next tenure waits until they are gone.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use agentpost_proto::command::{BeginEpoch, Operation, operation, reply};
+use agentpost_raft_store::db::StateHandle;
+use agentpost_raft_store::query;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use prost::Message as _;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::proposer::Proposer;
+use super::{Lead, Leader, Raft};
+
+/// Between two attempts to begin an epoch.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Cluster time as this node may stamp it: it rises evenly, whatever wall clocks do, and stands still between
+/// two leaders. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct ClusterTime {
+    epoch: Arc<RwLock<Option<Epoch>>>,
+}
+
+#[derive(Clone, Copy)]
+struct Epoch {
+    /// The log index of its `BeginEpoch`.
+    index: u64,
+    /// Cluster time there.
+    start_ms: u64,
+    began: Instant,
+}
+
+impl ClusterTime {
+    /// Epoch and milliseconds for a command of now; zeros while this node has no epoch.
+    pub fn now(&self) -> (u64, u64) {
+        let epoch = *self.epoch.read().unwrap_or_else(PoisonError::into_inner);
+        epoch.map_or((0, 0), |epoch| {
+            (epoch.index, epoch.start_ms + epoch.began.elapsed().as_millis() as u64)
+        })
+    }
+
+    fn set(&self, epoch: Option<Epoch>) {
+        *self.epoch.write().unwrap_or_else(PoisonError::into_inner) = epoch;
+    }
+}
+
+/// A job of the leader. Called at the start of each tenure; its future ends soon after the token is cancelled.
+pub type Worker = Arc<dyn Fn(CancellationToken) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// Watches who leads and runs the tenures of this node.
+pub struct Leadership {
+    /// The group.
+    pub raft: Raft,
+    /// Its state here.
+    pub state: StateHandle,
+    /// Where epochs are begun.
+    pub proposer: Proposer,
+    /// Told when this node may stamp.
+    pub cluster_time: ClusterTime,
+    /// Started in every tenure.
+    pub workers: Vec<Worker>,
+}
+
+impl Leadership {
+    /// Runs until `shutdown`, which ends a tenure as well.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut lead = Lead::new(&self.raft);
+        while !shutdown.is_cancelled() {
+            if lead.now() == Leader::Here {
+                let term = lead.term();
+                tracing::info!(term, "this node leads");
+                self.tenure(term, &mut lead, &shutdown).await;
+                tracing::info!(term, "this node leads no longer");
+            } else {
+                tokio::select! {
+                    changed = lead.changed() => if changed.is_err() { return },
+                    () = shutdown.cancelled() => return,
+                }
+            }
+        }
+    }
+
+    /// Returns when another node leads, or this one in another term, and everything of this tenure has ended.
+    async fn tenure(&self, term: u64, lead: &mut Lead, shutdown: &CancellationToken) {
+        let token = shutdown.child_token();
+        let mut running = JoinSet::new();
+        let working = async {
+            self.begin_epoch(term).await;
+            for worker in &self.workers {
+                running.spawn(worker(token.clone()));
+            }
+            std::future::pending::<()>().await;
+        };
+        let deposed =
+            async { while lead.now() == Leader::Here && lead.term() == term && lead.changed().await.is_ok() {} };
+        tokio::select! {
+            () = working => {}
+            () = deposed => {}
+            () = shutdown.cancelled() => {}
+        }
+        self.cluster_time.set(None);
+        token.cancel();
+        while running.join_next().await.is_some() {}
+    }
+
+    async fn begin_epoch(&self, term: u64) {
+        let node = *self.raft.node_id();
+        let op = operation::Op::BeginEpoch(BeginEpoch { node, term });
+        let operation = Bytes::from(
+            Operation {
+                principal: None,
+                op: Some(op),
+            }
+            .encode_to_vec(),
+        );
+        loop {
+            match self.proposer.propose_here(operation.clone()).await {
+                Ok(answer) if matches!(answer.reply, Some(reply::Reply::Done(_))) => {
+                    match query::applied(&*self.state.current()) {
+                        // Nobody else's epoch can have begun since: this node still leads the term.
+                        Ok(applied) if applied.epoch_node == node => {
+                            let epoch = Epoch {
+                                index: applied.epoch,
+                                start_ms: applied.cluster_ms,
+                                began: Instant::now(),
+                            };
+                            self.cluster_time.set(Some(epoch));
+                            return;
+                        }
+                        Ok(_) => {}
+                        Err(error) => tracing::error!(%error, "reading the epoch failed"),
+                    }
+                }
+                // Another term has begun: this tenure is about to end.
+                Ok(answer) => tracing::debug!(?answer, "the epoch was refused"),
+                Err(error) => tracing::info!(%error, "beginning the epoch failed; trying again"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn cluster_time_rises_from_where_its_epoch_began() {
+        let time = ClusterTime::default();
+        assert_eq!(time.now(), (0, 0));
+        time.set(Some(Epoch {
+            index: 7,
+            start_ms: 1_000,
+            began: Instant::now(),
+        }));
+        tokio::time::advance(Duration::from_millis(250)).await;
+        assert_eq!(time.now(), (7, 1_250));
+        time.set(None);
+        assert_eq!(time.now(), (0, 0));
+    }
+}
