@@ -157,15 +157,15 @@ facts() {
 
 # table: minimum, median and maximum of the runs of each kind; the latencies are of the median run.
 table() {
-  printf '\n%-22s %9s %10s %10s %10s  %-9s %8s %8s  %s\n' metric 'in flight' min median max unit 'p50 ms' 'p99 ms' note
-  LC_ALL=C sort -t "$(printf '\t')" -k2,2 -k3,3n -k5,5n "$ROWS" | awk -F'\t' '
+  printf '\n%-38s %9s %10s %10s %10s  %-9s %8s %8s  %s\n' what 'in flight' min median max unit 'p50 ms' 'p99 ms' note
+  LC_ALL=C sort -t "$(printf '\t')" -k2,2 -k1,1 -k3,3n -k5,5n "$ROWS" | awk -F'\t' '
     function flush_group(   m) {
       if (!count) return
       m = int((count + 1) / 2)
-      printf "%-22s %9s %10s %10s %10s  %-9s %8s %8s  %s\n", name, flight, value[1], value[m], value[count], unit, p50[m], p99[m], note[m]
+      printf "%-38s %9s %10s %10s %10s  %-9s %8s %8s  %s\n", name, flight, value[1], value[m], value[count], unit, p50[m], p99[m], note[m]
       count = 0
     }
-    { if ($2 SUBSEP $3 != group) { flush_group(); group = $2 SUBSEP $3; name = $2; flight = $3; unit = $6 }
+    { if ($1 SUBSEP $2 SUBSEP $3 != group) { flush_group(); group = $1 SUBSEP $2 SUBSEP $3; name = $1 " " $2; flight = $3; unit = $6 }
       count++; value[count] = $5; p50[count] = $7 == "NaN" ? "" : $7; p99[count] = $8 == "NaN" ? "" : $8; note[count] = $9 }
     END { flush_group() }'
 }

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::Error;
 use crate::endpoints::Endpoints;
-use crate::error::{Answer, chain};
+use crate::error::{Answer, cause};
 use crate::retry::{Attempts, Failure, Repeat, RetryPolicy};
 use crate::{tls, urls};
 
@@ -94,7 +94,7 @@ impl Builder {
             // Repeating is decided here, where the idempotency key is known.
             .retry(reqwest::retry::never())
             .build()
-            .map_err(|e| Error::Invalid(chain(&e)))?;
+            .map_err(|e| Error::Invalid(cause(&e)))?;
         let (policy, answer_timeout) = (self.policy, self.answer_timeout);
         Ok(Client {
             inner: Arc::new(Inner {

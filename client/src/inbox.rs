@@ -25,7 +25,6 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream};
 
-use crate::error::chain;
 use crate::event::Event;
 use crate::{Error, tls};
 
@@ -236,7 +235,7 @@ enum Lost {
 
 impl From<tungstenite::Error> for Lost {
     fn from(error: tungstenite::Error) -> Self {
-        Lost::Broken(chain(&error))
+        Lost::Broken(error.to_string())
     }
 }
 

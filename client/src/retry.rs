@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
 
-use crate::error::{Answer, Error, chain};
+use crate::error::{Answer, Error, cause};
 
 /// How long and how often a client tries.
 #[derive(Debug, Clone)]
@@ -95,7 +95,7 @@ impl Failure {
         let what = if error.is_timeout() && !not_sent {
             "no answer in time".to_owned()
         } else {
-            chain(&error.without_url())
+            cause(&error.without_url())
         };
         let reason = format!("{base}: {what}");
         if not_sent {

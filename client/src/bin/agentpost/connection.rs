@@ -6,8 +6,11 @@ use agentpost::Client;
 use agentpost::urls::parse_bases;
 use anyhow::{Context, bail};
 
+const DEFAULT_URL: &str = "http://127.0.0.1:7700";
+
 /// Flags that every command takes.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Connection")]
 pub struct Connection {
     /// HTTP URLs of the nodes, blanks between them; may be repeated
     #[arg(
@@ -26,7 +29,9 @@ pub struct Connection {
 impl Connection {
     /// The nodes, in the order given.
     pub fn urls(&self) -> anyhow::Result<Vec<String>> {
-        Ok(parse_bases(&self.urls.join(" "))?)
+        let given = self.urls.join(" ");
+        // A variable that is set to nothing counts as not set.
+        Ok(parse_bases(if given.trim().is_empty() { DEFAULT_URL } else { &given })?)
     }
 
     /// A client with the admin key.
