@@ -1,6 +1,8 @@
 //! A server that answers from a script, and `kite` run against it in a home of its own.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod cluster;
+
 use std::collections::VecDeque;
 use std::process::Output;
 use std::sync::{Arc, Mutex};
