@@ -95,7 +95,7 @@ pub enum OpenError {
         /// What RocksDB says.
         reason: String,
     },
-    /// Bytes are missing or wrong. Nothing was changed.
+    /// Bytes are missing or wrong. Nothing was repaired.
     #[error(
         "{path} is damaged: {reason}. Do not start this node on parts of its data. If the other nodes have a \
          majority, move its data directory away and add it again, empty and under a new node id; otherwise \
@@ -254,5 +254,7 @@ pub(crate) fn common_options() -> rocksdb::Options {
     db.set_keep_log_file_num(4);
     db.set_max_log_file_size(4 << 20);
     db.set_stats_dump_period_sec(0);
+    // Whoever drops an iterator does not wait for files to be unlinked.
+    db.set_avoid_unnecessary_blocking_io(true);
     db
 }

@@ -19,13 +19,22 @@ pub(crate) fn sync_file(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Creates a directory, with its parents, and makes its name durable.
+/// Creates a directory and the missing ones above it, and makes their names durable.
 pub(crate) fn create_dir(dir: &Path) -> io::Result<()> {
-    fs::create_dir_all(dir)?;
-    match dir.parent() {
-        Some(parent) => sync_dir(parent),
-        None => Ok(()),
+    if dir.is_dir() {
+        return Ok(());
     }
+    let parent = match dir.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Err(io::Error::from(io::ErrorKind::NotFound)),
+    };
+    create_dir(parent)?;
+    match fs::create_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        other => other?,
+    }
+    sync_dir(parent)
 }
 
 /// Replaces a small file: after a crash it holds the old bytes or the new ones.

@@ -254,9 +254,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
             begin
         };
-        let end = keys::entry(log_id.index + 1);
         let mut batch = WriteBatch::default();
-        batch.delete_range_cf(self.inner.entries(), keys::entry(begin), end);
+        batch.delete_range_cf(self.inner.entries(), keys::entry(begin), keys::entry(log_id.index + 1));
         batch.put_cf(
             self.inner.meta(),
             keys::PURGED,
@@ -267,10 +266,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.inner.sync.barrier().await?;
         self.inner.purge_point.set(Some(log_id));
         let inner = self.inner.clone();
-        tokio::task::spawn_blocking(move || inner.db.delete_file_in_range_cf(inner.entries(), keys::entry(0), end))
+        tokio::task::spawn_blocking(move || inner.remove_files(log_id.index))
             .await
             .map_err(io::Error::other)?
-            .map_err(io::Error::other)
     }
 }
 

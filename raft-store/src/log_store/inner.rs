@@ -72,7 +72,7 @@ impl Inner {
     pub(super) fn write(&self, batch: WriteBatch) -> io::Result<()> {
         self.sync.check()?;
         self.db.write(batch).map_err(|error| {
-            self.sync.fail(&error.to_string());
+            self.sync.fail(error.as_ref());
             io::Error::other(error)
         })
     }
@@ -109,6 +109,15 @@ impl Inner {
             }
         }
         Ok(taken.entries)
+    }
+
+    /// Gives back the files that hold nothing but entries up to `index`. Both bounds are inclusive here, other
+    /// than those of a range deletion.
+    pub(super) fn remove_files(&self, index: u64) -> io::Result<()> {
+        let removed = self
+            .db
+            .delete_file_in_range_cf(self.entries(), keys::entry(0), keys::entry(index));
+        removed.map_err(io::Error::other)
     }
 
     fn iterator(&self, start: u64, end: u64) -> DBRawIterator<'_> {

@@ -171,7 +171,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_flush_serves_all_that_waited_meanwhile() {
-        let (release, gate) = mpsc::channel::<()>();
+        let (release, gate) = mpsc::sync_channel::<()>(2);
         let flushes = Arc::new(AtomicU32::new(0));
         let counted = flushes.clone();
         let thread = spawn(move || {

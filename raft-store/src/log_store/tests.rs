@@ -250,6 +250,47 @@ async fn a_purge_above_the_last_entry_moves_the_log_there() {
     assert_eq!(log.purge_point().get(), Some(log_id(3, 10)), "a purge never goes back");
 }
 
+/// RocksDB's bounds for the removal of files are both inclusive.
+#[tokio::test]
+async fn a_purge_removes_whole_files_but_not_the_entry_behind_it() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    let mut begin = 0;
+    for _file in 0..3 {
+        append(&mut log, (begin..begin + 100).map(|i| normal(1, i, 500)).collect())
+            .await
+            .unwrap();
+        begin += 100;
+        log.inner.db.flush_cf(log.inner.entries()).unwrap();
+        // Only files below the first level are removed.
+        let from = keys::entry(begin - 100);
+        log.inner
+            .db
+            .compact_range_cf(log.inner.entries(), Some(from), Some(keys::entry(begin)));
+    }
+    let files = |log: &LogStore| {
+        let files = log.inner.db.live_files().unwrap().into_iter();
+        files
+            .filter(|file| file.column_family_name == keys::ENTRIES && file.level > 0)
+            .count()
+    };
+    assert_eq!(files(&log), 3);
+    log.purge(log_id(1, 198)).await.unwrap();
+    assert_eq!(files(&log), 2);
+    for _restart in 0..2 {
+        assert_eq!(
+            ids(&mut log).await,
+            (199..300).map(|i| log_id(1, i)).collect::<Vec<_>>()
+        );
+        drop(log);
+        log = open(dir.path());
+    }
+    assert!(
+        files(&log) <= 3,
+        "the first file is gone, the tombstone may have got one of its own"
+    );
+}
+
 #[tokio::test]
 async fn the_committed_hint_never_points_above_the_log() {
     let dir = TempDir::new().unwrap();

@@ -335,7 +335,8 @@ async fn what_is_not_as_announced_is_refused() {
         chunks.push(chunk.unwrap());
     }
     // All chunks, with a change; the first error.
-    let transfer = |meta: &dyn Fn(&mut peer::SnapshotMeta), change: &dyn Fn(&mut Vec<(u32, Bytes)>)| {
+    type Chunks = Vec<(u32, Bytes)>;
+    let transfer = |meta: &dyn Fn(&mut peer::SnapshotMeta), change: &dyn Fn(&mut Chunks)| {
         let mut receiver = receive(meta)?;
         let mut chunks = chunks.clone();
         change(&mut chunks);
@@ -344,12 +345,12 @@ async fn what_is_not_as_announced_is_refused() {
         }
         receiver.finish().map(drop)
     };
-    let flip = |chunks: &mut Vec<(u32, Bytes)>| {
+    let flip = |chunks: &mut Chunks| {
         let mut bytes = chunks[1].1.to_vec();
         bytes[0] ^= 1;
         chunks[1].1 = Bytes::from(bytes);
     };
-    let longer = |chunks: &mut Vec<(u32, Bytes)>| chunks.push(chunks[chunks.len() - 1].clone());
+    let longer = |chunks: &mut Chunks| chunks.push(chunks[chunks.len() - 1].clone());
     assert!(transfer(&|_| {}, &|_| {}).is_ok());
     assert!(transfer(&|_| {}, &flip).unwrap_err().to_string().contains("checksum"));
     assert!(transfer(&|_| {}, &longer).is_err());
