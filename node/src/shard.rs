@@ -96,7 +96,7 @@ pub fn raft_config(settings: &crate::config::Raft) -> Result<openraft::Config, o
         snapshot_policy: openraft::SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: settings.log_entries_kept,
         replication_lag_threshold: settings.log_entries_kept.saturating_mul(2).max(5_000),
-        purge_batch_size: 1_024,
+        purge_batch_size: settings.log_entries_kept.clamp(1, 1_024),
         install_snapshot_timeout: 600_000,
         ..openraft::Config::default()
     };
