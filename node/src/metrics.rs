@@ -1,4 +1,5 @@
-//! Every metric with its help. All names start with `agentpost_`; no ids of teams or keys in labels.
+//! Every metric with its help. All names start with `agentpost_`, except those of the process; no ids of teams or keys in
+//! labels.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+mod process;
 
 /// The counters and gauges of one node. Cheap to clone.
 #[derive(Clone)]
@@ -130,7 +133,9 @@ fn add<M: Clone + prometheus_client::registry::Metric>(
 impl Metrics {
     /// A fresh set, all zero.
     pub fn new() -> Self {
-        let r = &mut Registry::with_prefix("agentpost");
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(process::Process));
+        let r = registry.sub_registry_with_prefix("agentpost");
         let seconds: fn() -> Histogram = || Histogram::new(exponential_buckets(0.000_25, 2.0, 16));
         let g = Gauge::default;
         let c = Counter::default;
@@ -202,7 +207,7 @@ impl Metrics {
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
         };
         Metrics {
-            registry: Arc::new(std::mem::take(r)),
+            registry: Arc::new(registry),
             ..made
         }
     }
@@ -267,6 +272,8 @@ mod tests {
             r#"agentpost_proposals_total{outcome="Done"} 1"#,
             r#"agentpost_state_hash_index{hash="00000000000000cd"} 8"#,
             "agentpost_is_leader 0",
+            "# TYPE process_cpu_seconds counter",
+            "process_resident_memory_bytes ",
         ] {
             assert!(text.contains(line), "{line} not in\n{text}");
         }

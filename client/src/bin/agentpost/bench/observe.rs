@@ -6,7 +6,7 @@ use agentpost::client::Request;
 /// Flushes of a node's log to disk. Counters and gauges differ in their ending.
 const LOG_SYNCS: [&str; 2] = ["agentpost_log_syncs_total", "agentpost_log_syncs"];
 /// CPU seconds of a node.
-const CPU_SECONDS: [&str; 2] = ["process_cpu_seconds_total", "agentpost_process_cpu_seconds_total"];
+const CPU_SECONDS: [&str; 1] = ["process_cpu_seconds_total"];
 /// The kernel counts CPU time of processes in this unit on every Linux that we run on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
