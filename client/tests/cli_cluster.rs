@@ -268,7 +268,10 @@ async fn refusals_listing_and_the_load_generator() {
             row[4].parse::<f64>().unwrap() > 0.0 && !row[8].contains("errors"),
             "{stdout}"
         );
-        assert!(row[8].contains("flushes/ack=1:") && row[8].contains(" cpu-s=1:"), "{stdout}");
+        assert!(
+            row[8].contains("flushes/ack=1:") && row[8].contains(" cpu-s=1:"),
+            "{stdout}"
+        );
     }
 }
 

@@ -141,7 +141,7 @@ impl Args {
 struct Bench<'a> {
     args: &'a Args,
     admin: &'a Client,
-    nodes: Nodes,
+    urls: &'a [String],
     team: &'a Team,
     key: &'a str,
 }
@@ -152,12 +152,13 @@ pub async fn run(args: Args, connection: &Connection) -> anyhow::Result<()> {
         bail!("crash kills the leader: tell the process of each node with --kill 1=PID,2=PID,…");
     }
     let admin = connection.admin()?;
-    let nodes = Nodes::discover(&admin, &connection.urls()?).await?;
+    let urls = connection.urls()?;
+    Nodes::discover(&admin, &urls).await?;
     let (team, key) = tenant(&admin).await?;
     let bench = Bench {
         args: &args,
         admin: &admin,
-        nodes,
+        urls: &urls,
         team: &team,
         key: &key.api_key,
     };
@@ -225,6 +226,11 @@ impl Bench<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Asked before each measurement: leadership moves, and `crash` leaves a node less.
+    async fn nodes(&self) -> anyhow::Result<Nodes> {
+        Nodes::discover(self.admin, self.urls).await
     }
 
     fn duration(&self) -> Duration {

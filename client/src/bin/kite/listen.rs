@@ -1,16 +1,16 @@
 //! `kite agent listen`: mail on stdout, everything else on stderr.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 
 use agentpost::event::{Event, Mail};
 use agentpost::inbox::{Inbox, Notice, Options};
 use agentpost::terminal::escaped;
 
-use crate::Listen;
 use crate::config::Config;
 use crate::environment::Environment;
 use crate::servers::{auth, ws_urls};
+use crate::{Listen, note};
 
 /// Events printed lately that are not printed again when a reconnect brings them once more.
 const REMEMBERED: usize = 1024;
@@ -23,11 +23,11 @@ pub async fn run(args: Listen, environment: &Environment, config: &Config) -> an
         Some(id) => id,
         None => config.agent_id()?.to_owned(),
     };
-    eprintln!(
+    note(&format!(
         "Listening as agent `{}` (team {})",
         escaped(&agent),
         escaped(&auth.team_id)
-    );
+    ));
     let mut inbox = Inbox::new(Options {
         urls,
         token: auth.api_key,
@@ -43,26 +43,25 @@ pub async fn run(args: Listen, environment: &Environment, config: &Config) -> an
                 if let Some(mail) = event.mail().filter(|mail| mail.to == agent)
                     && printed.is_new(event.id())
                 {
-                    match print(&event, &mail, args.json) {
-                        Err(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(()),
-                        result => result?,
-                    }
+                    print(&event, &mail, args.json)?;
                 }
                 inbox.ack(event.seq).await;
             }
             // Said once for each change of the node; a reconnect to the same node is announced by its pause.
             Notice::Connecting { url } if url != dialled => {
-                eprintln!("Connecting to {url}...");
+                note(&format!("Connecting to {url}..."));
                 dialled = url;
             }
             Notice::Connecting { .. } => {}
-            Notice::Connected { last_seq, .. } => eprintln!("Connected (last_seq: {last_seq})"),
+            Notice::Connected { last_seq, .. } => note(&format!("Connected (last_seq: {last_seq})")),
             Notice::CursorExpired { oldest_available_seq } => {
-                eprintln!("Some mail was removed before it was read; continuing at seq {oldest_available_seq}");
+                note(&format!(
+                    "Some mail was removed before it was read; continuing at seq {oldest_available_seq}"
+                ));
             }
-            Notice::Disconnected { reason } => eprintln!("Disconnected: {}", escaped(&reason)),
-            Notice::ConnectionFailed { reason } => eprintln!("Connection failed: {}", escaped(&reason)),
-            Notice::Reconnecting { after } => eprintln!("Reconnecting in {}s...", after.as_secs()),
+            Notice::Disconnected { reason } => note(&format!("Disconnected: {}", escaped(&reason))),
+            Notice::ConnectionFailed { reason } => note(&format!("Connection failed: {}", escaped(&reason))),
+            Notice::Reconnecting { after } => note(&format!("Reconnecting in {}s...", after.as_secs())),
         }
     }
 }

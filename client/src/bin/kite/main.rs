@@ -8,6 +8,7 @@ mod register;
 mod send;
 mod servers;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -117,11 +118,24 @@ fn main() -> ExitCode {
     } = Cli::parse();
     match run(command) {
         Ok(()) => ExitCode::SUCCESS,
+        // What was asked for is done; only nobody reads about it any more.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {error:#}");
+            note(&format!("Error: {error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// A line on stderr, if anybody is there to read it.
+fn note(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 fn run(command: Agent) -> anyhow::Result<()> {

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Bench;
 use super::lane::{Lane, Template};
+use super::nodes::Nodes;
 use super::report::{Latency, Report, Row};
 use super::traffic::{INBOXES, SENDER, Shape, Source, id_of};
 
@@ -43,12 +44,8 @@ struct Acked {
 
 /// Loads all nodes for three times the duration and kills the leader after the first third.
 pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut Report) -> anyhow::Result<()> {
-    let leader = bench
-        .admin
-        .cluster()
-        .await?
-        .leader
-        .context("the cluster has no leader")?;
+    let nodes = bench.nodes().await?;
+    let leader = nodes.leader().id;
     let pid = bench
         .args
         .kill
@@ -58,7 +55,7 @@ pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut Report) -> anyhow
     let pid = pid.with_context(|| format!("node {leader} leads, but --kill does not name its process"))?;
     let lanes = bench.args.in_flight.iter().copied().max().unwrap_or(64);
     let template = Arc::new(Template::new(Shape::Single.path(), bench.key, SENDER)?);
-    let addresses: Vec<String> = bench.nodes.all.iter().map(|node| node.address.clone()).collect();
+    let addresses: Vec<String> = nodes.all.iter().map(|node| node.address.clone()).collect();
     let begun = Instant::now();
     let (kill_at, end) = (begun + bench.duration(), begun + bench.duration() * 3);
     let mut running = JoinSet::new();
@@ -81,7 +78,7 @@ pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut Report) -> anyhow
         failed += failures;
     }
     let window = longest_gap(acked.iter().map(|ack| ack.at).collect(), killed);
-    let found = read_back(bench).await?;
+    let found = read_back(bench, &nodes).await?;
     let lost = acked.iter().filter(|ack| !found.contains_key(&ack.id)).count();
     let doubled = found.values().filter(|&&times| times > 1).count();
     report.row(Row {
@@ -139,8 +136,8 @@ fn longest_gap(mut times: Vec<Instant>, killed: Instant) -> Duration {
 }
 
 /// The ids in all inboxes of the team, with how often each is there.
-async fn read_back(bench: &Bench<'_>) -> anyhow::Result<HashMap<u64, u32>> {
-    let urls: Vec<&str> = bench.nodes.all.iter().map(|node| node.base.as_str()).collect();
+async fn read_back(bench: &Bench<'_>, nodes: &Nodes) -> anyhow::Result<HashMap<u64, u32>> {
+    let urls: Vec<&str> = nodes.all.iter().map(|node| node.base.as_str()).collect();
     let client = Client::builder(urls.join(" ")).api_key(bench.key).build()?;
     let mut found = HashMap::new();
     for inbox in 0..INBOXES {

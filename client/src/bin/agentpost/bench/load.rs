@@ -51,7 +51,8 @@ impl Tally {
 
 /// Loads the target with `in_flight` lanes and returns what was acknowledged.
 pub async fn measure(bench: &Bench<'_>, shape: Shape, target: Target, in_flight: u32, run: u32) -> anyhow::Result<Row> {
-    let addresses = bench.nodes.addresses(target)?;
+    let nodes = bench.nodes().await?;
+    let addresses = nodes.addresses(target)?;
     let template = Arc::new(Template::new(shape.path(), bench.key, SENDER)?);
     let started = std::time::Instant::now();
     let mut lanes = Vec::new();
@@ -60,7 +61,7 @@ pub async fn measure(bench: &Bench<'_>, shape: Shape, target: Target, in_flight:
         let source = Source::new(shape, seed, number, started);
         lanes.push(Driver::new(&addresses, number as usize, in_flight as usize, &template, source).await?);
     }
-    let clients = bench.nodes.clients()?;
+    let clients = nodes.clients()?;
     let from = Instant::now() + Duration::from_secs(bench.args.warm_up);
     let window = Window {
         from,

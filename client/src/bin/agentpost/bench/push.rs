@@ -23,7 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sends on the leader and listens on a follower, or the other way round with `--target follower`.
 pub async fn measure(bench: &Bench<'_>, run: u32) -> anyhow::Result<Row> {
-    let (leader, follower) = (bench.nodes.leader(), bench.nodes.follower()?);
+    let nodes = bench.nodes().await?;
+    let (leader, follower) = (nodes.leader(), nodes.follower()?);
     let (sender, listener) = if bench.args.target == Target::Follower {
         (follower, leader)
     } else {
@@ -56,7 +57,7 @@ pub async fn measure(bench: &Bench<'_>, run: u32) -> anyhow::Result<Row> {
             }
         }
     });
-    let sent = send(bench, &sender.address, &receiver, started).await;
+    send(bench, &sender.address, &receiver, started).await?;
     let mut samples = Vec::with_capacity(MESSAGES);
     while samples.len() < MESSAGES {
         match timeout(PATIENCE, arrivals.recv()).await {
@@ -65,7 +66,6 @@ pub async fn measure(bench: &Bench<'_>, run: u32) -> anyhow::Result<Row> {
         }
     }
     listening.abort();
-    sent?;
     if samples.len() < MESSAGES {
         bail!("only {} of {MESSAGES} events arrived", samples.len());
     }
