@@ -99,11 +99,23 @@ build_rocksdb() {
   exec 8>&-
 }
 
+# claim_target: cargo names what it compiles by the path inside the checkout and judges freshness by file times, so in a
+# target directory that several checkouts share, a later build of another checkout passes for this one's. Touching the
+# sources whenever another checkout was here last keeps the dependencies shared and the binaries true.
+claim_target() {
+  local stamp=$CARGO_TARGET_DIR/.checkout
+  mkdir -p "$CARGO_TARGET_DIR"
+  [ "$(cat "$stamp" 2>/dev/null)" = "$ROOT" ] && return 0
+  (cd "$ROOT" && find . -name target -prune -o -name .git -prune -o -type f \( -name '*.rs' -o -name '*.proto' -o -name '*.toml' \) -exec touch {} +)
+  echo "$ROOT" >"$stamp"
+}
+
 # ensure_build: everything that cargo needs to compile this workspace.
 ensure_build() {
   ensure_build_tools
   ensure_toolchain
   ensure_rocksdb
+  claim_target
 }
 
 # build_release: release binaries; prints nothing when there is nothing to do.
