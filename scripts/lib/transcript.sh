@@ -5,10 +5,13 @@
 
 FAILURES=0 OUT='' RC=0
 
-heading() { printf '\n%s%s%s\n%s\n' "$BOLD$CYAN" "$1" "$PLAIN" "$DIM$(printf '%*s' "${#1}" '' | tr ' ' '-')$PLAIN"; }
-text() { printf '%s\n' "$@" | fold -s -w 100; }
+heading() { printf '\n\n%s%s%s\n%s\n' "$BOLD$CYAN" "$1" "$PLAIN" "$DIM$(printf '%*s' "${#1}" '' | tr ' ' '-')$PLAIN"; }
+# text SENTENCES...: a paragraph.
+text() { printf '\n'; printf '%s\n' "$*" | fold -s -w 110 | sed 's/ *$//'; }
 
-# run COMMAND: shows and executes it in this shell's variables; its output stays in OUT, its exit status in RC.
+# run COMMAND: shows and executes it in this shell's variables; its output stays in OUT, its exit status in RC. Replies in
+# JSON are shown through the jq filter SHOWN.
+SHOWN=.
 run() {
   printf '\n%s$ %s%s\n' "$BOLD" "$1" "$PLAIN"
   RC=0
@@ -29,7 +32,7 @@ pretty() {
   local all color=-M
   all=$(cat)
   [ -z "$PLAIN" ] || color=-C
-  jq "$color" . <<<"$all" 2>/dev/null || printf '%s\n' "$all"
+  jq "$color" "$SHOWN" <<<"$all" 2>/dev/null || printf '%s\n' "$all"
 }
 
 # check WHAT COMMAND...: a sentence that must be true now.
