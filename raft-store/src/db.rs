@@ -134,11 +134,16 @@ impl OpenError {
         let path = path.to_owned();
         move |error| {
             let reason = error.to_string();
+            let says = |text| reason.contains(text);
             match error.kind() {
-                rocksdb::ErrorKind::IOError if reason.contains("LOCK") => OpenError::InUse { path, reason },
-                rocksdb::ErrorKind::IOError if reason.contains("No space left") => OpenError::Io {
+                rocksdb::ErrorKind::IOError
+                    if says("No locks available") || says("Resource temporarily unavailable") =>
+                {
+                    OpenError::InUse { path, reason }
+                }
+                rocksdb::ErrorKind::IOError if !says("No such file") => OpenError::Io {
                     path,
-                    source: io::Error::new(io::ErrorKind::StorageFull, reason),
+                    source: io::Error::other(reason),
                 },
                 _ => OpenError::Damaged { path, reason },
             }

@@ -76,6 +76,8 @@ pub struct LogStore {
     inner: Arc<Inner>,
     /// Where entries are encoded; kept for its capacity.
     record: Vec<u8>,
+    /// A committed hint that is not written yet.
+    hint: Option<Option<LogId>>,
 }
 
 /// Reads the log beside the one who writes it. Cheap to clone.
@@ -129,6 +131,7 @@ impl LogStore {
         Ok(LogStore {
             inner: Arc::new(inner),
             record: Vec::new(),
+            hint: None,
         })
     }
 
@@ -153,6 +156,9 @@ impl LogStore {
             batch.put_cf(inner.entries(), keys::entry(entry.log_id.index), &self.record);
             sizes.push(self.record.len());
         }
+        if let Some(committed) = self.hint.take() {
+            inner.put_hint(&mut batch, committed);
+        }
         inner.write(batch)?;
         let bytes: usize = sizes.iter().sum();
         inner.metrics.appended(entries.len() as u64, bytes as u64);
@@ -164,6 +170,17 @@ impl LogStore {
             bounds.tail.push(entry, size);
         }
         Ok(())
+    }
+}
+
+impl Drop for LogStore {
+    fn drop(&mut self) {
+        if let Some(committed) = self.hint.take() {
+            let mut batch = WriteBatch::default();
+            self.inner.put_hint(&mut batch, committed);
+            // Without it the next start only waits for its leader to say what is committed.
+            drop(self.inner.write(batch));
+        }
     }
 }
 
@@ -193,13 +210,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 
+    /// Written with the next entries: it is a hint, and a write of its own would make every reply wait for it.
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        let mut batch = WriteBatch::default();
-        match &committed {
-            Some(id) => batch.put_cf(self.inner.meta(), keys::COMMITTED, log_id_to_proto(id).encode_to_vec()),
-            None => batch.delete_cf(self.inner.meta(), keys::COMMITTED),
-        }
-        self.inner.write(batch)?;
+        self.inner.sync.check()?;
+        self.hint = Some(committed);
         self.inner.lock().committed = committed;
         Ok(())
     }

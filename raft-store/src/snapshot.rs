@@ -17,8 +17,8 @@
 //!
 //! **Building.** The checkpoint is taken between two applies, when openraft asks for a builder; it flushes the
 //! state, so the state is durable up to the snapshot, and openraft purges the log only behind a snapshot:
-//! the log never loses an entry that the state could still need. The slow part, reading every file for its
-//! CRC32C, runs beside apply. What the manifest says of log id and membership is read back *from* the
+//! the log never loses an entry that the state could still need. The slow part, reading the files that are
+//! new since the last snapshot for their CRC32C, runs beside apply. What the manifest says of log id and membership is read back *from* the
 //! checkpoint. The directory is built under a name that ends in `.tmp`, synced, then renamed.
 //!
 //! **Receiving.** [`Receiver`] takes the files chunk by chunk in the order of the manifest, checks each
@@ -41,9 +41,8 @@
 //! ends before the log begins is worth nothing (nobody could continue from it) and is not offered: openraft
 //! then builds another. File names from the network are checked: they name files, never paths.
 //!
-//! **What is left out.** Sending only the files that the receiver lacks; remembering checksums of files that the
-//! last snapshot already had; moving a damaged state aside and starting from the snapshot. A checkpoint
-//! shares its files with the live state, so one bad block can damage both.
+//! **What is left out.** Sending only the files that the receiver lacks; moving a damaged state aside and starting
+//! from the snapshot. A checkpoint shares its files with the live state, so one bad block can damage both.
 
 mod install;
 mod manifest;
@@ -249,9 +248,11 @@ impl Snapshots {
         Ok(Unfinished(guard))
     }
 
-    /// Makes a checkpoint the newest snapshot, unless there is a newer one meanwhile. Blocks; reads every file.
+    /// Makes a checkpoint the newest snapshot, unless there is a newer one meanwhile. Blocks; reads the
+    /// files that are new since the last one.
     fn finish(&self, Unfinished(staged): Unfinished) -> io::Result<SnapshotData> {
-        let meta = manifest::describe(staged.path())?;
+        let known = self.lock().clone();
+        let meta = manifest::describe(staged.path(), known.as_ref())?;
         manifest::write(staged.path(), &meta)?;
         self.place(SnapshotData::new(staged, meta, Checked::Content))
     }

@@ -14,6 +14,7 @@ use openraft::type_config::TypeConfigExt;
 use openraft::type_config::alias::OneshotReceiverOf;
 
 use crate::db::{self, Options, Stores};
+use crate::files;
 use crate::log_store::LogStore;
 use crate::state_machine::StateMachine;
 use crate::types::{Entry, LeaderId, LogId, Membership, Proposal, TypeConfig};
@@ -87,16 +88,28 @@ pub(crate) async fn apply(machine: &mut StateMachine, entries: Vec<Entry>) -> io
         .await
 }
 
-/// What a crash of the process leaves at this moment: the files as the operating system has them.
+/// What a crash of the process leaves at this moment: the files as the operating system has them. RocksDB may
+/// be removing some meanwhile; then the moment is a little later.
 pub(crate) fn crash_copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for item in fs::read_dir(from).unwrap() {
-        let item = item.unwrap();
-        let (source, target) = (item.path(), to.join(item.file_name()));
+    while copy(from, to).is_err() {
+        fs::remove_dir_all(to).unwrap();
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    let before = files::names(from)?;
+    for name in &before {
+        let (source, target) = (from.join(name), to.join(name));
         if source.is_dir() {
-            crash_copy(&source, &target);
-        } else if item.file_name() != "LOCK" {
-            fs::copy(&source, &target).unwrap();
+            copy(&source, &target)?;
+        } else if name != "LOCK" {
+            fs::copy(&source, &target)?;
         }
+    }
+    if files::names(from)? == before {
+        Ok(())
+    } else {
+        Err(io::Error::other("changed meanwhile"))
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use prost::Message;
 use rocksdb::{ColumnFamily, DBRawIterator, ReadOptions, WriteBatch};
 
 use super::PurgePoint;
@@ -13,7 +14,7 @@ use super::sync::SyncThread;
 use super::tail::Tail;
 use crate::db::LogStart;
 use crate::keys::log as keys;
-use crate::types::{Entry, LogId, Vote};
+use crate::types::{Entry, LogId, Vote, log_id_to_proto};
 
 pub(super) struct Inner {
     // Joined before the database closes.
@@ -75,6 +76,13 @@ impl Inner {
             self.sync.fail(error.as_ref());
             io::Error::other(error)
         })
+    }
+
+    pub(super) fn put_hint(&self, batch: &mut WriteBatch, committed: Option<LogId>) {
+        match committed {
+            Some(id) => batch.put_cf(self.meta(), keys::COMMITTED, log_id_to_proto(&id).encode_to_vec()),
+            None => batch.delete_cf(self.meta(), keys::COMMITTED),
+        }
     }
 
     /// The entries of `start..end` that the log has, from the first on until they exceed `bytes_max`; at

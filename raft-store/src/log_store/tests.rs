@@ -46,6 +46,7 @@ async fn entries_vote_and_hint_survive_a_restart() {
     .await
     .unwrap();
     log.save_committed(Some(log_id(2, 1))).await.unwrap();
+    assert_eq!(log.read_committed().await.unwrap(), Some(log_id(2, 1)));
     let written = log.get_log_reader().await.try_get_log_entries(..).await.unwrap();
     drop(log);
 
@@ -299,6 +300,21 @@ async fn the_committed_hint_never_points_above_the_log() {
     log.save_committed(Some(log_id(1, 1))).await.unwrap();
     log.truncate_after(Some(log_id(1, 0))).await.unwrap();
     assert_eq!(log.read_committed().await.unwrap(), Some(log_id(1, 0)));
+}
+
+#[tokio::test]
+async fn after_a_crash_the_committed_hint_is_at_most_one_append_old() {
+    let dir = TempDir::new().unwrap();
+    let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));
+    let mut log = open(&live);
+    append(&mut log, vec![blank(1, 0), blank(1, 1)]).await.unwrap();
+    log.save_committed(Some(log_id(1, 1))).await.unwrap();
+    append(&mut log, vec![blank(1, 2)]).await.unwrap();
+    log.save_committed(Some(log_id(1, 2))).await.unwrap();
+    crash_copy(&live, &copy);
+    assert_eq!(open(&copy).read_committed().await.unwrap(), Some(log_id(1, 1)));
+    drop(log);
+    assert_eq!(open(&live).read_committed().await.unwrap(), Some(log_id(1, 2)));
 }
 
 #[derive(Debug, Clone)]

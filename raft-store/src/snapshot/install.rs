@@ -50,7 +50,7 @@ pub(super) fn build(state: &StateHandle, data: &SnapshotData, name: &str) -> io:
 
 /// Table files never change, so the snapshot and the state share them. Everything else is RocksDB's to write.
 fn adopt(from: &Path, to: &Path) -> io::Result<()> {
-    if from.extension().is_some_and(|extension| extension == "sst") {
+    if manifest::is_table(from) {
         return fs::hard_link(from, to);
     }
     fs::copy(from, to)?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 
 use futures::StreamExt;
 use openraft::StorageHelper;
@@ -126,7 +127,8 @@ async fn a_replaced_snapshot_stays_until_nobody_streams_it() {
     let again = build(&mut stores).await;
     assert_eq!(again.dir(), first.dir(), "nothing happened in between");
     apply(&mut stores.machine, vec![blank(1, 6)]).await.unwrap();
-    build(&mut stores).await;
+    let second = build(&mut stores).await;
+    manifest::verify(second.dir(), second.meta()).unwrap();
     assert_eq!(names(dir.path(), "snapshots"), ["snap-1-1-5", "snap-1-1-6"]);
     assert_eq!(
         first
@@ -136,10 +138,45 @@ async fn a_replaced_snapshot_stays_until_nobody_streams_it() {
             .await,
         0
     );
-    drop((first, again));
+    drop((first, second, again));
     while names(dir.path(), "snapshots") != ["snap-1-1-6"] {
         tokio::task::yield_now().await; // the thread that read for the stream lets go a moment later
     }
+}
+
+#[tokio::test]
+async fn a_file_that_went_bad_between_two_snapshots_shows_at_the_receiver() {
+    let dir = TempDir::new().unwrap();
+    let mut stores = node(&dir.path().join("here"), "a", 5).await;
+    let other = node(&dir.path().join("there"), "b", 1).await;
+    let first = build(&mut stores).await;
+    let table = first
+        .meta()
+        .files
+        .iter()
+        .find(|file| file.name.ends_with(".sst"))
+        .unwrap();
+    let path = first.dir().join(&table.name);
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    // In place: the live state and the snapshots share the file.
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .write_all(&bytes)
+        .unwrap();
+    apply(&mut stores.machine, vec![blank(1, 6)]).await.unwrap();
+    let second = build(&mut stores).await;
+    let mut receiver = other.state.receive(second.meta().clone()).unwrap();
+    let mut chunks = second.chunks();
+    let mut received = Ok(());
+    while let (Ok(()), Some(chunk)) = (&received, chunks.next().await) {
+        let (number, bytes) = chunk.unwrap();
+        received = receiver.chunk(number, &bytes);
+    }
+    assert!(received.unwrap_err().to_string().contains("checksum"));
 }
 
 #[tokio::test]
@@ -154,7 +191,7 @@ async fn a_build_that_was_cut_off_leaves_the_last_snapshot() {
     let staged = snapshots.join("snap-1-1-6.tmp");
     for step in 0..2 {
         if step == 1 {
-            manifest::write(&staged, &manifest::describe(&staged).unwrap()).unwrap();
+            manifest::write(&staged, &manifest::describe(&staged, None).unwrap()).unwrap();
         }
         crash_copy(&live, &copy);
         let mut after = open(&copy);
