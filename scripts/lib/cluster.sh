@@ -93,6 +93,7 @@ spawn_node() {
     exec setsid "$DIR/bin/agentpostd" start --config "$dir/config.toml" >>"$dir/log" 2>&1 </dev/null
   ) &
   pid=$!
+  disown "$pid" # or the shell tells when it is killed
   echo "$pid" >"$dir/pid"
   # Until then the process still looks like this script.
   until is_process "$pid" agentpostd "$dir/config.toml" || ! kill -0 "$pid" 2>/dev/null; do sleep 0.002; done
