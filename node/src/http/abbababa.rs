@@ -153,7 +153,14 @@ async fn mark(doors: &Doors, id: Id, request: Request) -> Result<Response> {
         message_id: id.to_bytes(),
         read,
     };
-    match doors.propose(&caller, operation::Op::MarkRead(op)).await? {
+    let done = doors.propose(&caller, operation::Op::MarkRead(op)).await;
+    match done.map_err(|error| {
+        if error.status == StatusCode::NOT_FOUND {
+            no_such_message()
+        } else {
+            error
+        }
+    })? {
         reply::Reply::Done(_) => {}
         other => return Err(ApiError::internal(format!("mark read was answered {other:?}"))),
     }

@@ -1,0 +1,394 @@
+//! Bad input: each kind with its status, in the shape of its face, and nothing of it stored.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+#[path = "common/web.rs"]
+#[allow(dead_code)]
+mod web;
+
+use axum::http::Method;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use common::TestCluster;
+use web::{Answer, Call, Team, mail, new_key};
+
+fn is_of_this_face(answer: &Answer, face: &str) {
+    let shape: Vec<&str> = answer.body.as_object().unwrap().keys().map(String::as_str).collect();
+    if face == "kite" {
+        assert!(
+            shape.iter().all(|key| ["error", "retry_after_secs"].contains(key)),
+            "{shape:?}"
+        );
+    } else {
+        assert_eq!(answer.body["success"], false);
+        assert!(answer.body["code"].is_string());
+        if let Some(details) = answer.body.get("details") {
+            let detail = &details[0];
+            assert!(
+                detail["path"][0] == detail["field"] && detail["message"].is_string(),
+                "{detail}"
+            );
+        }
+    }
+}
+
+fn post(body: &Value) -> Call {
+    Call::post("/v1/messages", body)
+}
+
+fn raw(body: impl Into<bytes::Bytes>) -> Call {
+    Call::new(Method::POST, "/api/v1/messages").raw(body)
+}
+
+fn with(key: &str, value: Value) -> Call {
+    let mut body = mail("beta", &json!({ "n": 1 }));
+    body[key] = value;
+    post(&body)
+}
+
+fn sends() -> Vec<(Call, u16)> {
+    let nested = format!("{}1{}", "[".repeat(40), "]".repeat(40));
+    let deep = format!(r#"{{"toAgentId":"beta","type":"t","body":{{"a":{nested}}}}}"#);
+    let keys: Vec<String> = (0..1001).map(|n| format!("\"k{n}\":0")).collect();
+    let wide = format!(r#"{{"toAgentId":"beta","type":"t","body":{{{}}}}}"#, keys.join(","));
+    let number = format!(r#"{{"toAgentId":"beta","type":"t","body":{{"n":{}}}}}"#, "9".repeat(65));
+    vec![
+        (raw(""), 400),
+        (raw("{"), 400),
+        (raw("not json"), 400),
+        (raw("[]"), 400),
+        (raw("null"), 400),
+        (raw("\"text\""), 400),
+        (raw(&b"{\"toAgentId\":\"\xff\"}"[..]), 400),
+        (raw(r#"{"toAgentId":"beta","type":"t","body":{}} trailing"#), 400),
+        (
+            raw(r#"{"toAgentId":"beta","toAgentId":"gamma","type":"t","body":{}}"#),
+            400,
+        ),
+        (raw(r#"{"toAgentId":"beta","type":"t","body":{"a":1,"a":2}}"#), 400),
+        (raw(r#"{"toAgentId":"beta","type":"t","body":{"a":"\ud800"}}"#), 400),
+        (raw("[".repeat(100_000)), 400),
+        (raw(deep), 400),
+        (raw(wide), 400),
+        (raw(number), 400),
+        (post(&json!({})), 400),
+        (post(&json!({ "type": "t", "body": {} })), 400),
+        (with("toAgentId", json!(["beta"])), 400),
+        (with("toAgentId", json!("a/b")), 400),
+        (with("toAgentId", json!("..")), 400),
+        (with("toAgentId", json!("x".repeat(129))), 400),
+        (with("toAgentId", json!("system")), 404),
+        (with("topic", json!("news")), 400),
+        (with("type", Value::Null), 400),
+        (with("type", json!("")), 400),
+        (with("type", json!("a b")), 400),
+        (with("type", json!("x".repeat(129))), 400),
+        (with("body", Value::Null), 400),
+        (with("body", json!([1])), 400),
+        (with("body", json!(1)), 400),
+        (with("body", json!(true)), 400),
+        (with("body", json!("x".repeat(256 * 1024 + 1))), 413),
+        (with("body", json!({ "x": "y".repeat(400 * 1024) })), 413),
+        (with("threadId", json!("a\n")), 400),
+        (with("replyToId", json!(5)), 400),
+        (with("priority", json!("immediately")), 400),
+        (with("callbackUrl", json!("javascript:alert(1)")), 400),
+        (with("metadata", json!([])), 400),
+        (with("expiresAt", json!("tomorrow")), 400),
+        (with("expiresAt", json!("2001-01-01T00:00:00Z")), 400),
+        (post(&json!({ "topic": "news", "type": "t", "body": {} })), 501),
+        (with("type", json!("t")).once(""), 400),
+        (with("type", json!("t")).once(&"x".repeat(129)), 400),
+        (with("type", json!("t")).once("ä"), 400),
+        (with("type", json!("t")).once("a").once("b"), 400),
+        (with("type", json!("t")).header("x-agent-id", "b c"), 400),
+        (Call::post("/v1/messages/batch", &json!({})), 400),
+        (Call::post("/v1/messages/batch", &json!([])), 400),
+        (Call::post("/v1/messages/batch", &json!({ "messages": {} })), 400),
+        (
+            Call::post(
+                "/v1/messages/batch",
+                &json!({ "messages": [mail("beta", &json!("x".repeat(1 << 20)))] }),
+            ),
+            413,
+        ),
+    ]
+}
+
+fn reads() -> Vec<(Call, u16)> {
+    let list = |query: &str| Call::get(format!("/v1/messages?{query}"));
+    let id = format!("/v1/messages/msg_{}", "a".repeat(32));
+    vec![
+        (list("limit=0"), 400),
+        (list("limit=201"), 400),
+        (list("limit=ten"), 400),
+        (list("limit=1&limit=2"), 400),
+        (list("unreadOnly=yes"), 400),
+        (list("order=random"), 400),
+        (list("wait=61"), 400),
+        (list("wait=soon"), 400),
+        (list("consistency=eventual"), 400),
+        (list("cursor="), 400),
+        (list("cursor=eyJpZCI6Im1zZ19jbF84YTNmMjliMSJ9"), 400),
+        (list("cursor=AWEAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"), 400),
+        (list("cursor=%00%ff"), 400),
+        (list("status=lost"), 400),
+        (list("offset=5000"), 400),
+        (list("fromAgentId=%F0%9F%98%80"), 400),
+        (Call::get(&id), 404),
+        (Call::get("/v1/messages/%ff"), 404),
+        (Call::get(format!("{id}?consistency=maybe")), 400),
+        (Call::patch(&id, &json!({ "read": true })), 404),
+        (Call::patch(&id, &json!({ "read": "yes" })), 400),
+        (Call::patch(&id, &json!({})), 400),
+        (Call::patch(&id, &json!([true])), 400),
+        (Call::patch(&id, &json!({})).raw("{"), 400),
+        (Call::patch("/v1/messages/x", &json!({ "read": true })), 404),
+        (Call::get("/v1/messages/batch"), 405),
+        (Call::delete("/v1/messages"), 405),
+        (Call::new(Method::PUT, &id), 405),
+        (Call::get("/v1/nothing"), 404),
+        (Call::get("/api/v2/messages"), 404),
+        (Call::get("/"), 404),
+        (Call::get("/v1/messages/a/b"), 404),
+        (Call::get("/v1/messages/subscribe"), 501),
+        (Call::post("/v1/messages/subscribe", &json!({ "topic": "x" })), 501),
+        (Call::delete("/api/v1/messages/subscribe?topic=x"), 501),
+        (Call::post("/v1/messages/webhook", &json!({})), 501),
+    ]
+}
+
+fn kite_sends() -> Vec<(Call, u16)> {
+    let with = |key: &str, value: Value| {
+        let mut body = json!({ "from": "alpha", "to": "beta", "body": "x" });
+        body[key] = value;
+        Call::post("/api/v1/agents/messages", &body)
+    };
+    let raw = |body: &str| Call::new(Method::POST, "/api/v1/agents/messages").raw(body.to_owned());
+    vec![
+        (raw(""), 400),
+        (raw("{"), 400),
+        (raw("[]"), 400),
+        (raw(r#"{"from":"a","from":"b","to":"beta","body":"x"}"#), 400),
+        (with("from", Value::Null), 400),
+        (with("from", json!("")), 400),
+        (with("from", json!("a b")), 400),
+        (with("from", json!("system")), 403),
+        (with("to", json!(1)), 400),
+        (with("to", json!(".")), 400),
+        (with("to", json!("system")), 404),
+        (with("body", Value::Null), 400),
+        (with("body", json!({})), 400),
+        (with("body", json!("x".repeat(256 * 1024 + 1))), 413),
+        (with("body", json!("x".repeat(1 << 20))), 413),
+        (with("thread_id", json!("")), 400),
+        (with("reply_to_id", json!({})), 400),
+        (with("body", json!("x")).once(""), 400),
+        (
+            Call::post("/api/v1/agents/messages?team_id=a&team_id=b", &json!({})),
+            400,
+        ),
+        (Call::get("/api/v1/agents/messages"), 405),
+    ]
+}
+
+async fn nothing_was_stored(url: &str, team: &Team) {
+    for agent in ["alpha", "beta", "gamma", "a"] {
+        let inbox = Call::get("/v1/messages").key(&team.key).agent(agent).to(url).await.ok();
+        assert_eq!(inbox["messages"], json!([]), "{agent}");
+    }
+    // Not even an event was counted.
+    let note = json!({ "from": "probe", "to": "probe", "body": "" });
+    let sent = Call::post("/api/v1/agents/messages", &note)
+        .bearer(&team.key)
+        .to(url)
+        .await
+        .ok();
+    assert_eq!(sent["usage"]["events_used"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bad_request_has_its_answer_on_every_node() {
+    let cluster = TestCluster::start(3).await;
+    let (urls, admin) = (cluster.urls(), cluster.admin_key());
+    let team = Team::create(&urls[0], &admin, "bad").await;
+    let cases = sends().into_iter().chain(reads()).map(|case| ("abbababa", case));
+    for (face, (call, status)) in cases.chain(kite_sends().into_iter().map(|case| ("kite", case))) {
+        let shown = call.to_string();
+        for url in &urls {
+            let call = if face == "kite" {
+                call.clone().bearer(&team.key)
+            } else {
+                call.clone().key(&team.key)
+            };
+            let call = if face == "kite" || call.names_agent() {
+                call
+            } else {
+                call.agent("alpha")
+            };
+            let answer = call.to(url).await;
+            assert_eq!(answer.status, status, "{shown}: {}", answer.body);
+            is_of_this_face(&answer, face);
+            answer.error(status);
+        }
+    }
+    nothing_was_stored(&urls[1], &team).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bad_key_has_its_answer_on_every_node() {
+    let cluster = TestCluster::start(3).await;
+    let (urls, admin) = (cluster.urls(), cluster.admin_key());
+    let team = Team::create(&urls[0], &admin, "keys").await;
+    let (_, reader) = new_key(
+        &urls[0],
+        &admin,
+        &team.id,
+        &json!({ "name": "r", "permissions": ["read"] }),
+    )
+    .await;
+    let alpha = team.bound(&urls[0], &admin, "alpha").await;
+    let id = format!("/v1/messages/msg_{}", "a".repeat(32));
+    for url in &urls {
+        for call in [
+            post(&mail("beta", &json!({}))),
+            Call::post("/v1/messages/batch", &json!({ "messages": [] })),
+            Call::get("/v1/messages"),
+            Call::get(&id),
+            Call::patch(&id, &json!({ "read": true })),
+            Call::get("/v1/messages/webhook"),
+        ] {
+            let without = call.clone().agent("alpha").to(url).await;
+            assert_eq!(without.headers["www-authenticate"], "Bearer");
+            assert_eq!(without.body["code"], "invalid_api_key");
+            without.error(401);
+            for bad in [
+                "x",
+                "kite_00000000_00000000000000000000000000000000",
+                &"k".repeat(300),
+                &team.key[1..],
+            ] {
+                call.clone().key(bad).agent("alpha").to(url).await.error(401);
+            }
+            call.clone()
+                .header("authorization", "Basic abc")
+                .to(url)
+                .await
+                .error(401);
+            call.clone()
+                .key(&team.key)
+                .bearer(&alpha)
+                .agent("alpha")
+                .to(url)
+                .await
+                .error(401);
+        }
+        // A key without an agent names one; a bound key names no other.
+        for call in [
+            post(&mail("beta", &json!({}))),
+            Call::get("/v1/messages"),
+            Call::get(&id),
+        ] {
+            call.clone().key(&team.key).to(url).await.error(403);
+            call.clone().key(&team.key).agent("system").to(url).await.error(403);
+            call.clone().key(&alpha).agent("beta").to(url).await.error(403);
+        }
+        post(&mail("beta", &json!({})))
+            .key(&reader)
+            .agent("alpha")
+            .to(url)
+            .await
+            .error(403);
+        Call::post("/v1/messages/batch", &json!({ "messages": [] }))
+            .key(&reader)
+            .agent("alpha")
+            .to(url)
+            .await
+            .error(403);
+        Call::get("/v1/messages").key(&reader).agent("alpha").to(url).await.ok();
+        // Who asks is answered before what.
+        Call::get("/v1/messages?limit=0").key("x").to(url).await.error(401);
+        Call::new(Method::POST, "/v1/messages")
+            .raw("{")
+            .to(url)
+            .await
+            .error(401);
+    }
+    nothing_was_stored(&urls[2], &team).await;
+    cluster.stop().await;
+}
+
+/// Writes `request` and returns what comes back until `enough` says so or the node closes.
+async fn exchange(url: &str, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    let mut chunk = [0; 4096];
+    let read = async {
+        while !answer.windows(4).any(|four| four == b"\r\n\r\n") {
+            match stream.read(&mut chunk).await {
+                Ok(0) | Err(_) => return,
+                Ok(n) => answer.extend_from_slice(&chunk[..n]),
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), read)
+        .await
+        .expect("an answer in time");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_much_is_refused_before_it_is_read() {
+    let cluster = TestCluster::start(1).await;
+    let (url, admin) = (cluster.urls()[0].clone(), cluster.admin_key());
+    let team = Team::create(&url, &admin, "large").await;
+    let head = |path: &str, more: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {}\r\nX-Agent-Id: alpha\r\n{more}\r\n",
+            team.key
+        )
+    };
+    // Announced and never sent.
+    for (path, length) in [
+        ("/v1/messages", "300000"),
+        ("/v1/messages/batch", "1048577"),
+        ("/api/v1/agents/messages", "99999999999"),
+    ] {
+        let answer = exchange(&url, head(path, &format!("Content-Length: {length}\r\n")).as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    }
+    // Not announced, and never ending.
+    let mut endless = head("/v1/messages", "Transfer-Encoding: chunked\r\n").into_bytes();
+    for _ in 0..80 {
+        endless.extend_from_slice(format!("1000\r\n{}\r\n", "x".repeat(4096)).as_bytes());
+    }
+    let answer = exchange(&url, &endless).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    // Headers without end, or too many of them.
+    let long = head("/v1/messages", &format!("X-Long: {}\r\n", "x".repeat(40_000)));
+    assert!(exchange(&url, long.as_bytes()).await.starts_with("HTTP/1.1 431 "));
+    let many: String = (0..100).map(|n| format!("X-{n}: 1\r\n")).collect();
+    assert!(
+        exchange(&url, head("/v1/messages", &many).as_bytes())
+            .await
+            .starts_with("HTTP/1.1 431 ")
+    );
+    // What could be read in two ways.
+    for smuggled in [
+        head("/v1/messages", "Content-Length: 5\r\nContent-Length: 6\r\n") + "{}xxxx",
+        head("/v1/messages", "Content-Length: x\r\n"),
+        "GET /v1/messages HTTP/9.9\r\n\r\n".to_owned(),
+        "nonsense\r\n\r\n".to_owned(),
+    ] {
+        assert!(
+            exchange(&url, smuggled.as_bytes()).await.starts_with("HTTP/1.1 400 "),
+            "{smuggled}"
+        );
+    }
+    nothing_was_stored(&url, &team).await;
+    cluster.stop().await;
+}
