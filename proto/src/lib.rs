@@ -17,19 +17,19 @@ pub mod limits;
 pub mod time;
 
 /// The log format: commands and replies.
-#[allow(missing_docs, clippy::all)]
+#[allow(missing_docs, clippy::all, clippy::too_many_lines)]
 pub mod command {
     tonic::include_proto!("agentpost.command");
 }
 
 /// The stored values.
-#[allow(missing_docs, clippy::all)]
+#[allow(missing_docs, clippy::all, clippy::too_many_lines)]
 pub mod record {
     tonic::include_proto!("agentpost.record");
 }
 
 /// Node-to-node RPC.
-#[allow(missing_docs, clippy::all)]
+#[allow(missing_docs, clippy::all, clippy::too_many_lines)]
 pub mod peer {
     tonic::include_proto!("agentpost.peer");
 }

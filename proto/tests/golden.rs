@@ -33,19 +33,42 @@ fn a_send() -> Send {
     }
 }
 
-fn samples() -> Vec<(&'static str, Vec<u8>)> {
-    let id = LogId {
+fn a_reply() -> SendReply {
+    SendReply {
+        message_id: bytes("0123456789abcdef"),
+        seq: 7,
+        created_at_ms: 1,
+        events_used: 2,
+        events_limit: 3,
+        amount_charged_atomic: 4,
+        sends_used: 5,
+        sends_limit: 6,
+    }
+}
+
+type Samples = Vec<(&'static str, Vec<u8>)>;
+
+fn log_id() -> LogId {
+    LogId {
         term: 3,
         node: 1,
         index: 42,
-    };
-    let limits = TeamLimits {
+    }
+}
+
+fn limits() -> TeamLimits {
+    TeamLimits {
         daily_sends: 1,
         daily_reads: 2,
         daily_webhook_registrations: 3,
         monthly_events: 4,
         overage_price_atomic: Some(5),
-    };
+    }
+}
+
+/// What Raft orders and what apply answers.
+fn commands() -> Samples {
+    let limits = limits();
     let principal = Principal {
         team_id: bytes("team............"),
         key_id: bytes("key............."),
@@ -56,61 +79,6 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
             op: Some(op),
         }
         .encode_to_vec()
-    };
-    let applied = record::Applied {
-        last: Some(id),
-        cluster_ms: 1,
-        wall_ms: 2,
-        epoch: 3,
-        epoch_node: 4,
-        state_hash: 5,
-    };
-    let message = record::Message {
-        id: bytes("0123456789abcdef"),
-        seq: 7,
-        from: "alice".to_owned(),
-        to: "bob".to_owned(),
-        r#type: "note".to_owned(),
-        body_kind: command::BodyKind::Text as i32,
-        body: bytes("hi"),
-        thread_id: "t".to_owned(),
-        reply_to_id: "r".to_owned(),
-        created_at_ms: 1,
-        created_ct_ms: 2,
-        expires_at_ms: 3,
-        extras: bytes("{}"),
-        references: 1,
-    };
-    let key = record::Key {
-        id: bytes("key............."),
-        team_id: bytes("team............"),
-        name: "n".to_owned(),
-        prefix: "p".to_owned(),
-        hash: bytes("hash"),
-        permissions: vec![1, 3],
-        scopes: vec!["*".to_owned()],
-        agent_id: "alice".to_owned(),
-        expires_at_ms: 1,
-        revoked_at_ms: 2,
-        created_at_ms: 3,
-    };
-    let membership = peer::Membership {
-        configs: vec![peer::membership::Config { voters: vec![1, 2, 3] }],
-        members: vec![peer::Member {
-            id: 1,
-            peer_addr: "a:1".to_owned(),
-            url: "http://a".to_owned(),
-        }],
-    };
-    let sent = SendReply {
-        message_id: bytes("0123456789abcdef"),
-        seq: 7,
-        created_at_ms: 1,
-        events_used: 2,
-        events_limit: 3,
-        amount_charged_atomic: 4,
-        sends_used: 5,
-        sends_limit: 6,
     };
     vec![
         (
@@ -168,10 +136,39 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         (
             "reply.send",
             Reply {
-                reply: Some(command::reply::Reply::Send(sent)),
+                reply: Some(command::reply::Reply::Send(a_reply())),
             }
             .encode_to_vec(),
         ),
+    ]
+}
+
+/// Rows that change seldom.
+fn settings() -> Samples {
+    let id = log_id();
+    let limits = limits();
+    let applied = record::Applied {
+        last: Some(id),
+        cluster_ms: 1,
+        wall_ms: 2,
+        epoch: 3,
+        epoch_node: 4,
+        state_hash: 5,
+    };
+    let key = record::Key {
+        id: bytes("key............."),
+        team_id: bytes("team............"),
+        name: "n".to_owned(),
+        prefix: "p".to_owned(),
+        hash: bytes("hash"),
+        permissions: vec![1, 3],
+        scopes: vec!["*".to_owned()],
+        agent_id: "alice".to_owned(),
+        expires_at_ms: 1,
+        revoked_at_ms: 2,
+        created_at_ms: 3,
+    };
+    vec![
         ("record.applied", applied.encode_to_vec()),
         (
             "record.team",
@@ -186,21 +183,43 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("record.key", key.encode_to_vec()),
         (
+            "record.agent",
+            record::Agent {
+                id: "a".to_owned(),
+                name: "n".to_owned(),
+                created_at_ms: 1,
+            }
+            .encode_to_vec(),
+        ),
+    ]
+}
+
+/// Rows of mail and its counters.
+fn mail() -> Samples {
+    let message = record::Message {
+        id: bytes("0123456789abcdef"),
+        seq: 7,
+        from: "alice".to_owned(),
+        to: "bob".to_owned(),
+        r#type: "note".to_owned(),
+        body_kind: command::BodyKind::Text as i32,
+        body: bytes("hi"),
+        thread_id: "t".to_owned(),
+        reply_to_id: "r".to_owned(),
+        created_at_ms: 1,
+        created_ct_ms: 2,
+        expires_at_ms: 3,
+        extras: bytes("{}"),
+        references: 1,
+    };
+    vec![
+        (
             "record.team_head",
             record::TeamHead {
                 last_seq: 1,
                 month: 202_601,
                 events_used: 2,
                 max_removed_seq: 3,
-            }
-            .encode_to_vec(),
-        ),
-        (
-            "record.agent",
-            record::Agent {
-                id: "a".to_owned(),
-                name: "n".to_owned(),
-                created_at_ms: 1,
             }
             .encode_to_vec(),
         ),
@@ -240,6 +259,21 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
             .encode_to_vec(),
         ),
         ("record.cursor", record::Cursor { seq: 1, acked: true }.encode_to_vec()),
+    ]
+}
+
+/// What the log store keeps.
+fn peers() -> Samples {
+    let id = log_id();
+    let membership = peer::Membership {
+        configs: vec![peer::membership::Config { voters: vec![1, 2, 3] }],
+        members: vec![peer::Member {
+            id: 1,
+            peer_addr: "a:1".to_owned(),
+            url: "http://a".to_owned(),
+        }],
+    };
+    vec![
         (
             "peer.entry.command",
             peer::Entry {
@@ -274,7 +308,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
 fn bytes_are_as_they_were() {
     let stored = std::fs::read_to_string(FILE).unwrap_or_default();
     let mut missing = String::new();
-    for (name, value) in samples() {
+    for (name, value) in [commands(), settings(), mail(), peers()].concat() {
         let row = format!("{name} {}", hex::encode(value));
         match stored.lines().find(|line| line.split(' ').next() == Some(name)) {
             Some(line) => assert_eq!(

@@ -110,13 +110,13 @@ impl Builder {
     }
 
     /// The keys that continue with a number in `from..`.
-    fn from_number(self, from: u64) -> Range<Vec<u8>> {
+    fn numbers_from(self, from: u64) -> Range<Vec<u8>> {
         let start = [self.0.as_slice(), &from.to_be_bytes()].concat();
         start..self.prefix().end
     }
 
     /// The keys that continue with a number in `..until`.
-    fn until_number(self, until: u64) -> Range<Vec<u8>> {
+    fn numbers_until(self, until: u64) -> Range<Vec<u8>> {
         let end = [self.0.as_slice(), &until.to_be_bytes()].concat();
         self.0..end
     }
@@ -216,12 +216,12 @@ pub fn inbox_entry(state: ReadState, team: TeamId, agent: &str, seq: u64) -> Byt
 
 /// The entries of an inbox with `from <= seq`.
 pub fn inbox_from(state: ReadState, team: TeamId, agent: &str, from: u64) -> Range<Vec<u8>> {
-    inbox(state, team, agent).from_number(from)
+    inbox(state, team, agent).numbers_from(from)
 }
 
 /// The entries of an inbox with `seq < until`.
 pub fn inbox_until(state: ReadState, team: TeamId, agent: &str, until: u64) -> Range<Vec<u8>> {
-    inbox(state, team, agent).until_number(until)
+    inbox(state, team, agent).numbers_until(until)
 }
 
 /// `me`.
@@ -231,7 +231,7 @@ pub fn message(team: TeamId, seq: u64) -> Bytes {
 
 /// The messages of a team with `from <= seq`.
 pub fn messages_from(team: TeamId, from: u64) -> Range<Vec<u8>> {
-    Builder::new(MESSAGE).team(team).from_number(from)
+    Builder::new(MESSAGE).team(team).numbers_from(from)
 }
 
 /// `mi`.
@@ -250,7 +250,7 @@ pub fn message_expiry(expires_at_ms: u64, team: TeamId, seq: u64) -> Bytes {
 
 /// The `mx` that are due at `wall_ms`.
 pub fn message_expiries_until(wall_ms: u64) -> Range<Vec<u8>> {
-    Builder::new(MESSAGE_EXPIRY).until_number(wall_ms.saturating_add(1))
+    Builder::new(MESSAGE_EXPIRY).numbers_until(wall_ms.saturating_add(1))
 }
 
 /// The team and seq of an `mx` key.
@@ -276,7 +276,7 @@ pub fn idempotency_expiry(expires_ct_ms: u64, team: TeamId, agent: &str, key: &s
 
 /// The `ix` that are due at `cluster_ms`.
 pub fn idempotency_expiries_until(cluster_ms: u64) -> Range<Vec<u8>> {
-    Builder::new(IDEMPOTENCY_EXPIRY).until_number(cluster_ms.saturating_add(1))
+    Builder::new(IDEMPOTENCY_EXPIRY).numbers_until(cluster_ms.saturating_add(1))
 }
 
 /// The `id` key that an `ix` key speaks of: the same fields behind the time.

@@ -4,7 +4,7 @@
 //! database once per batch and in key order. A savepoint per command lets a refusal leave nothing behind.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use agentpost_proto::record;
@@ -22,7 +22,7 @@ pub struct HotCache {
         clippy::disallowed_types,
         reason = "looked up by key, never walked, so its order cannot show"
     )]
-    rows: RefCell<HashMap<Bytes, Option<Bytes>>>,
+    rows: RefCell<std::collections::HashMap<Bytes, Option<Bytes>>>,
 }
 
 impl HotCache {

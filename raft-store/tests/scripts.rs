@@ -193,126 +193,138 @@ fn show(reply: Reply, effects: Vec<Effect>) -> String {
     out
 }
 
+/// Teams and keys.
+fn team_op(step: &Step) -> Option<(Option<Principal>, Op)> {
+    Some(match step {
+        Step::Bootstrap(key) => (None, common::bootstrap(key)),
+        Step::Team {
+            name,
+            by,
+            daily,
+            monthly,
+            price,
+        } => {
+            let limits = TeamLimits {
+                daily_sends: daily.unwrap_or(1000),
+                monthly_events: monthly.unwrap_or(100_000),
+                overage_price_atomic: *price,
+                ..TeamLimits::default()
+            };
+            (caller(by), create_team(name, Some(limits)))
+        }
+        Step::Limits {
+            name,
+            by,
+            daily,
+            strict,
+        } => {
+            let team_id = team_id(name).to_bytes();
+            let op = UpdateTeam {
+                team_id,
+                daily_sends: *daily,
+                strict_recipients: *strict,
+                ..UpdateTeam::default()
+            };
+            (caller(by), Op::UpdateTeam(op))
+        }
+        Step::Key {
+            name,
+            by,
+            team,
+            permission: p,
+            agent,
+            expires,
+        } => {
+            let mut op = create_key(team, name, permission(p.as_ref()), agent.as_deref().unwrap_or(""));
+            op.expires_at_ms = expires.unwrap_or(0);
+            (caller(by), Op::CreateKey(op))
+        }
+        Step::Revoke { name, by } => (
+            caller(by),
+            Op::RevokeKey(RevokeKey {
+                key_id: KeyId(id_of(name)).to_bytes(),
+            }),
+        ),
+        _ => return None,
+    })
+}
+
+/// Mail, cursors and sweeps.
+fn mail_op(step: &Step) -> Option<(Option<Principal>, Op)> {
+    Some(match step {
+        Step::Send {
+            id,
+            by,
+            from,
+            to,
+            body,
+            idem,
+            face,
+            expires,
+        } => {
+            let mut op = send(id, from, to);
+            if let Some(body) = body {
+                op.body = body.clone().into();
+            }
+            op.idempotency_key = idem.clone().unwrap_or_default();
+            op.expires_at_ms = expires.unwrap_or(0);
+            if face.as_deref() == Some("kite") {
+                op.face = Face::Kite as i32;
+            }
+            (caller(by), Op::Send(op))
+        }
+        Step::Batch { items, by } => {
+            let sends = items.iter().map(|item| {
+                let parts: Vec<&str> = item.split(':').collect();
+                send(parts[0], parts[1], parts[2])
+            });
+            (caller(by), Op::SendBatch(SendBatch { sends: sends.collect() }))
+        }
+        Step::Mark { id, state, by, agent } => {
+            let message_id = message_id(id).to_bytes();
+            (
+                caller(by),
+                Op::MarkRead(MarkRead {
+                    agent: agent.clone(),
+                    message_id,
+                    read: state == "read",
+                }),
+            )
+        }
+        Step::Ack {
+            seq,
+            team,
+            agent,
+            client,
+            implied,
+        } => {
+            let ack = CursorAck {
+                team_id: team_id(team).to_bytes(),
+                agent: agent.clone(),
+                client_id: client.clone().unwrap_or_default(),
+                seq: *seq,
+                implied: implied.unwrap_or(false),
+            };
+            (None, Op::AckCursors(AckCursors { acks: vec![ack] }))
+        }
+        Step::Sweep { team } => {
+            let team_id = team.as_ref().map(|t| team_id(t).to_bytes()).unwrap_or_default();
+            (None, Op::Sweep(Sweep { team_id }))
+        }
+        _ => return None,
+    })
+}
+
 #[derive(Default)]
 struct Runner(Core);
 
 impl Runner {
     fn op(&mut self, step: &Step) -> Option<(Option<Principal>, Op)> {
-        Some(match step {
-            Step::Epoch => {
-                self.0.epoch = self.0.index + 1;
-                (None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 }))
-            }
-            Step::Bootstrap(key) => (None, common::bootstrap(key)),
-            Step::Team {
-                name,
-                by,
-                daily,
-                monthly,
-                price,
-            } => {
-                let limits = TeamLimits {
-                    daily_sends: daily.unwrap_or(1000),
-                    monthly_events: monthly.unwrap_or(100_000),
-                    overage_price_atomic: *price,
-                    ..TeamLimits::default()
-                };
-                (caller(by), create_team(name, Some(limits)))
-            }
-            Step::Limits {
-                name,
-                by,
-                daily,
-                strict,
-            } => {
-                let team_id = team_id(name).to_bytes();
-                let op = UpdateTeam {
-                    team_id,
-                    daily_sends: *daily,
-                    strict_recipients: *strict,
-                    ..UpdateTeam::default()
-                };
-                (caller(by), Op::UpdateTeam(op))
-            }
-            Step::Key {
-                name,
-                by,
-                team,
-                permission: p,
-                agent,
-                expires,
-            } => {
-                let mut op = create_key(team, name, permission(p.as_ref()), agent.as_deref().unwrap_or(""));
-                op.expires_at_ms = expires.unwrap_or(0);
-                (caller(by), Op::CreateKey(op))
-            }
-            Step::Revoke { name, by } => (
-                caller(by),
-                Op::RevokeKey(RevokeKey {
-                    key_id: KeyId(id_of(name)).to_bytes(),
-                }),
-            ),
-            Step::Send {
-                id,
-                by,
-                from,
-                to,
-                body,
-                idem,
-                face,
-                expires,
-            } => {
-                let mut op = send(id, from, to);
-                if let Some(body) = body {
-                    op.body = body.clone().into();
-                }
-                op.idempotency_key = idem.clone().unwrap_or_default();
-                op.expires_at_ms = expires.unwrap_or(0);
-                if face.as_deref() == Some("kite") {
-                    op.face = Face::Kite as i32;
-                }
-                (caller(by), Op::Send(op))
-            }
-            Step::Batch { items, by } => {
-                let sends = items.iter().map(|item| {
-                    let parts: Vec<&str> = item.split(':').collect();
-                    send(parts[0], parts[1], parts[2])
-                });
-                (caller(by), Op::SendBatch(SendBatch { sends: sends.collect() }))
-            }
-            Step::Mark { id, state, by, agent } => {
-                let message_id = message_id(id).to_bytes();
-                (
-                    caller(by),
-                    Op::MarkRead(MarkRead {
-                        agent: agent.clone(),
-                        message_id,
-                        read: state == "read",
-                    }),
-                )
-            }
-            Step::Ack {
-                seq,
-                team,
-                agent,
-                client,
-                implied,
-            } => {
-                let ack = CursorAck {
-                    team_id: team_id(team).to_bytes(),
-                    agent: agent.clone(),
-                    client_id: client.clone().unwrap_or_default(),
-                    seq: *seq,
-                    implied: implied.unwrap_or(false),
-                };
-                (None, Op::AckCursors(AckCursors { acks: vec![ack] }))
-            }
-            Step::Sweep { team } => {
-                let team_id = team.as_ref().map(|t| team_id(t).to_bytes()).unwrap_or_default();
-                (None, Op::Sweep(Sweep { team_id }))
-            }
-            Step::Time { .. } | Step::Inbox { .. } | Step::Cursor { .. } | Step::Rows => return None,
-        })
+        if let Step::Epoch = step {
+            self.0.epoch = self.0.index + 1;
+            return Some((None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 })));
+        }
+        team_op(step).or_else(|| mail_op(step))
     }
 
     fn inbox(&self, team: TeamId, agent: &str, query: &PageQuery<'_>) -> String {
