@@ -1,13 +1,24 @@
 //! Our frames and those of the vendor's own crate are exchangeable, in both directions.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+#[path = "common/web.rs"]
+#[allow(dead_code)]
+mod web;
+mod ws_client;
+
 use agentpost_proto::cloudevent::{self, CloudEvent};
 use agentpost_proto::command::BodyKind;
 use agentpost_proto::frame::{self as ours, ClientFrame, ServerFrame};
 use agentpost_proto::record;
 use kite_protocol::agent_message::{self, AgentMessage};
 use kite_protocol::{ClientMessage, ServerMessage};
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+use common::TestCluster;
+use web::{Call, Team};
+use ws_client::Socket;
 
 fn message(body: &str, kind: BodyKind) -> record::Message {
     record::Message {
@@ -171,4 +182,63 @@ fn every_frame_that_their_client_sends_is_one_of_ours() {
             (theirs, ours) => panic!("{theirs:?} became {ours:?}"),
         }
     }
+}
+
+async fn say(socket: &mut Socket, frame: &ClientMessage) {
+    socket.say_raw(Message::text(serde_json::to_string(frame).unwrap())).await;
+}
+
+/// A conversation in their types alone, over a real socket: none of our frames on the client's side.
+#[tokio::test(flavor = "multi_thread")]
+async fn their_client_converses_with_a_cluster() {
+    let cluster = TestCluster::start(3).await;
+    let (urls, admin) = (cluster.urls(), cluster.admin_key());
+    let team = Team::create(&urls[0], &admin, "conformance").await;
+    let connect = |scopes: &[&str], token: &str| ClientMessage::Connect {
+        version: 1,
+        token: token.to_owned(),
+        team_id: team.id.clone(),
+        scopes: scopes.iter().map(|s| (*s).to_owned()).collect(),
+        client_id: None,
+    };
+    let bodies = ["plain", "quotes \" and \n", "🦀".repeat(40).as_str(), ""].map(str::to_owned);
+    for (at, body) in bodies.iter().enumerate() {
+        let mail = json!({"from": "agent-beta", "to": "agent-alpha", "body": body, "thread_id": "t", "reply_to_id": "r"});
+        Call::post("/api/v1/agents/messages", &mail).bearer(&team.key).to(&urls[at % 3]).await.ok();
+    }
+    let object = json!({"toAgentId": "agent-alpha", "type": "task.done", "body": {"a": [1, 2.5]}});
+    Call::post("/v1/messages", &object).key(&team.key).agent("gamma").to(&urls[0]).await.ok();
+
+    let mut socket = Socket::open(&urls[1]).await;
+    say(&mut socket, &connect(&["agent_to:agent-alpha"], &team.key)).await;
+    for _ in 0..2 + bodies.len() + 1 {
+        socket.frame().await;
+    }
+    say(&mut socket, &ClientMessage::Ack { seq: 2 }).await;
+    let request = ClientMessage::Request { id: "q".to_owned(), method: "events.recent".to_owned(), params: Value::Null };
+    say(&mut socket, &request).await;
+    socket.frame().await;
+    let mut refused = Socket::open(&urls[2]).await;
+    say(&mut refused, &connect(&["*"], "kite_wrong")).await;
+    refused.ending().await;
+
+    let mut seen = Vec::new();
+    for text in socket.log.iter().chain(&refused.log) {
+        match serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}")) {
+            ServerMessage::Event { event, .. } => {
+                let event = serde_json::from_value(event).unwrap();
+                seen.push(AgentMessage::from_event(&event).unwrap().body);
+            }
+            ServerMessage::Connected { .. } => seen.push("connected".to_owned()),
+            ServerMessage::QuotaSnapshot { .. } => seen.push("quota".to_owned()),
+            ServerMessage::Response { .. } => seen.push("response".to_owned()),
+            ServerMessage::Error { code, .. } => seen.push(code.to_string()),
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut expected = vec!["connected".to_owned(), "quota".to_owned()];
+    expected.extend(bodies);
+    expected.extend([r#"{"a":[1,2.5]}"#, "response", "4001"].map(str::to_owned));
+    assert_eq!(seen, expected);
+    cluster.stop().await;
 }

@@ -11,8 +11,10 @@ use tokio::time::{sleep, timeout};
 
 use super::frame;
 
-/// How long a goodbye may take when the client reads.
-const GOODBYE: Duration = Duration::from_secs(2);
+/// How long a goodbye may take.
+pub const GOODBYE: Duration = Duration::from_secs(2);
+/// The same for a client that was too slow, in lengths of its longest write.
+const SLOW_GOODBYE: u32 = 4;
 /// Bytes of a close frame's reason.
 const CLOSE_REASON_BYTES_MAX: usize = 120;
 
@@ -25,6 +27,8 @@ pub trait Inbound {
     fn has_room(&self) -> bool;
     /// Takes one frame in.
     fn take(&mut self, received: Received) -> Result<(), End>;
+    /// Takes one frame in that comes while the session is being closed.
+    fn take_late(&mut self, message: Message);
 }
 
 /// Why a session ends.
@@ -120,8 +124,9 @@ impl Link {
     }
 
     /// Says why, closes, and waits for the client to hang up: closing a socket with unread input resets the
-    /// connection, and a reset destroys what the client has not read yet.
-    pub async fn close(mut self, end: End) {
+    /// connection, and a reset destroys what the client has not read yet. What a slow client still acks while
+    /// it reads up to the goodbye counts.
+    pub async fn close(mut self, end: End, inbound: Option<&mut impl Inbound>) {
         let (error, code, reason, grace) = match end {
             End::Gone => {
                 // Answers the client's close frame if there was one.
@@ -130,38 +135,30 @@ impl Link {
             }
             End::Elsewhere(reason) => (None, close_code::RESTART, reason.to_owned(), GOODBYE),
             End::Refused { code, close, message } => {
-                // A slow reader gets as long again to read up to the goodbye.
-                let grace = if code == ERR_SLOW_CONSUMER {
-                    self.stalled_max
-                } else {
-                    GOODBYE
-                };
-                (
-                    Some(ServerFrame::Error {
-                        code,
-                        message: message.clone(),
-                    }),
-                    close,
-                    message,
-                    grace,
-                )
+                // A slow reader gets its time: what is held for it is one event.
+                let slow = code == ERR_SLOW_CONSUMER;
+                let grace = if slow { self.stalled_max * SLOW_GOODBYE } else { GOODBYE };
+                let error = ServerFrame::Error { code, message: message.clone() };
+                (Some(error), close, message, grace)
             }
         };
         let reason = reason[..reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX)].to_owned();
-        let Link {
-            mut sink, mut stream, ..
-        } = self;
+        let Link { mut sink, mut stream, .. } = self;
         let say = async {
             if let Some(error) = error {
                 sink.feed(Message::Text(frame::text(&error))).await?;
             }
-            sink.send(Message::Close(Some(CloseFrame {
-                code,
-                reason: reason.into(),
-            })))
-            .await
+            let close = CloseFrame { code, reason: reason.into() };
+            sink.send(Message::Close(Some(close))).await
         };
-        let hear = async { while let Some(Ok(_)) = stream.next().await {} };
+        let mut inbound = inbound.filter(|_| code != ERR_AUTH_FAILED as u16);
+        let hear = async {
+            while let Some(Ok(message)) = stream.next().await {
+                if let Some(inbound) = &mut inbound {
+                    inbound.take_late(message);
+                }
+            }
+        };
         let _ = timeout(grace, futures::future::join(say, hear)).await;
     }
 }

@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 /// Events sent within this much of each other share one mark.
 const GRAIN: Duration = Duration::from_secs(1);
+/// Marks and pings of a client that speaks but never answers a ping; beyond this they grow coarser.
+const KEPT_MAX: usize = 1_024;
 
 /// The pings of one session and the events before them.
 #[derive(Debug)]
@@ -61,8 +63,9 @@ impl Liveness {
 
     /// An event was sent.
     pub fn sent(&mut self, seq: u64, now: Instant) {
+        let full = self.sent.len() >= KEPT_MAX;
         match self.sent.back_mut() {
-            Some(mark) if now.saturating_duration_since(mark.first) < GRAIN => {
+            Some(mark) if now.saturating_duration_since(mark.first) < GRAIN || full => {
                 mark.last = now;
                 mark.seq = seq;
             }
@@ -81,6 +84,9 @@ impl Liveness {
 
     /// The payload of the next ping; `newest_seq` is the newest event sent before it.
     pub fn ping(&mut self, newest_seq: u64) -> [u8; 8] {
+        if self.pings.len() >= KEPT_MAX {
+            self.pings.pop_front(); // an answer to any later one proves the same
+        }
         self.next_ping += 1;
         self.pings.push_back((self.next_ping, newest_seq));
         self.next_ping.to_be_bytes()
@@ -154,6 +160,21 @@ mod tests {
             .implied(start + Duration::from_secs(200), MINUTE)
             .unwrap_or_default();
         assert!((1_380..=1_401).contains(&implied), "{implied}");
+    }
+
+    #[test]
+    fn a_client_that_never_answers_costs_a_bounded_amount() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start);
+        for step in 0..5_000u64 {
+            let now = start + MINUTE * step as u32;
+            liveness.sent(step + 1, now);
+            liveness.ping(step + 1);
+        }
+        assert_eq!((liveness.sent.len(), liveness.pings.len()), (KEPT_MAX, KEPT_MAX));
+        let last = liveness.ping(5_000);
+        liveness.pong(&last);
+        assert_eq!(liveness.implied(start + MINUTE * 5_001, MINUTE), Some(5_000));
     }
 
     #[test]

@@ -45,13 +45,13 @@ use agentpost_proto::frame::{ClientFrame, ServerFrame};
 use agentpost_proto::limits;
 use axum::extract::ws::{Message, WebSocket};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::ack::{Acks, Proof};
 use super::admission::Seat;
 use super::feed::Feed;
 use super::handshake::{self, Opened};
-use super::link::{End, Inbound, Link, Received};
+use super::link::{End, GOODBYE, Inbound, Link, Received};
 use super::liveness::Liveness;
 use super::resume::CursorName;
 use super::{Hub, frame};
@@ -62,16 +62,24 @@ use crate::shard::wakeups::Listener;
 pub async fn run(hub: Hub, socket: WebSocket, mut seat: Seat) {
     let mut link = Link::new(socket, hub.options.stalled_max);
     let leave = seat.leave();
+    let mut client = None;
     let end = tokio::select! {
         biased;
-        end = converse(&hub, &mut link, &mut seat) => end,
+        end = converse(&hub, &mut link, &mut seat, &mut client) => end,
         () = hub.services.cluster.shutdown.cancelled() => End::Elsewhere("service restart"),
         () = leave.cancelled() => End::slow("a newer session took the place of this silent one"),
         () = cut_off(hub.isolated.clone()) => End::Elsewhere("this node has lost the cluster"),
     };
     tracing::debug!(?end, "session ended");
-    link.close(end).await;
-    drop(seat); // a socket counts until it is closed
+    let stopping = async {
+        hub.services.cluster.shutdown.cancelled().await;
+        sleep(GOODBYE).await;
+    };
+    // The seat is given back only now: a socket counts until it is closed.
+    tokio::select! {
+        () = link.close(end, client.as_mut()) => {}
+        () = stopping => {}
+    }
 }
 
 /// Returns when the node has been without a leader for too long.
@@ -81,23 +89,24 @@ async fn cut_off(mut isolated: watch::Receiver<bool>) {
     }
 }
 
-async fn converse(hub: &Hub, link: &mut Link, seat: &mut Seat) -> End {
+async fn converse<'a>(hub: &Hub, link: &mut Link, seat: &'a mut Seat, client: &mut Option<Client<'a>>) -> End {
     // Boxed: the handshake is long and rare, and its state would be carried by every open session.
     let opened = match Box::pin(handshake::open(hub, link, seat)).await {
         Ok(opened) => opened,
         Err(end) => return end,
     };
-    match Session::new(hub, link, seat, opened).run().await {
+    let client = client.insert(Client::new(hub, seat, &opened));
+    match Session::new(hub, link, client, opened).run().await {
         Ok(never) => match never {},
         Err(end) => end,
     }
 }
 
 /// After the handshake.
-struct Session<'a> {
+struct Session<'a, 'c> {
     hub: &'a Hub,
     link: &'a mut Link,
-    client: Client<'a>,
+    client: &'a mut Client<'c>,
     feed: Feed,
     mail: Listener,
     keys: Listener,
@@ -109,20 +118,9 @@ struct Session<'a> {
     look_at: Instant,
 }
 
-impl<'a> Session<'a> {
-    fn new(hub: &'a Hub, link: &'a mut Link, seat: &'a Seat, opened: Opened) -> Self {
+impl<'a, 'c> Session<'a, 'c> {
+    fn new(hub: &'a Hub, link: &'a mut Link, client: &'a mut Client<'c>, opened: Opened) -> Self {
         let now = Instant::now();
-        let client = Client {
-            seat,
-            metrics: hub.services.metrics.clone(),
-            acks: hub.acks.clone(),
-            cursor: opened.cursor,
-            acked: opened.start.acked,
-            acked_seq: opened.start.after_seq,
-            delivered_seq: opened.start.after_seq,
-            liveness: Liveness::new(now),
-            answers: VecDeque::new(),
-        };
         Session {
             hub,
             link,
@@ -142,14 +140,14 @@ impl<'a> Session<'a> {
     async fn run(mut self) -> Result<std::convert::Infallible, End> {
         for greeting in std::mem::take(&mut self.greeting) {
             self.link
-                .feed(Message::Text(frame::text(&greeting)), &mut self.client)
+                .feed(Message::Text(frame::text(&greeting)), self.client)
                 .await?;
         }
-        self.link.flush(&mut self.client).await?;
+        self.link.flush(self.client).await?;
         loop {
             while let Some(answer) = self.client.answers.pop_front() {
                 self.link
-                    .send(Message::Text(frame::text(&answer)), &mut self.client)
+                    .send(Message::Text(frame::text(&answer)), self.client)
                     .await?;
             }
             let due = self.ping_at.min(self.look_at);
@@ -185,10 +183,10 @@ impl<'a> Session<'a> {
         }
         self.hub.services.metrics.ws_events.inc_by(batch.events.len() as u64);
         for (seq, event) in batch.events {
-            self.link.feed(Message::Text(event), &mut self.client).await?;
+            self.link.feed(Message::Text(event), self.client).await?;
             self.client.sent(seq);
         }
-        self.link.flush(&mut self.client).await
+        self.link.flush(self.client).await
     }
 
     async fn on_time(&mut self) -> Result<(), End> {
@@ -208,7 +206,7 @@ impl<'a> Session<'a> {
             self.ping_at = now + options.ping_every;
             let payload = self.client.liveness.ping(self.client.delivered_seq);
             self.link
-                .send(Message::Ping(payload.to_vec().into()), &mut self.client)
+                .send(Message::Ping(payload.to_vec().into()), self.client)
                 .await?;
         }
         Ok(())
@@ -232,7 +230,21 @@ struct Client<'a> {
     answers: VecDeque<ServerFrame>,
 }
 
-impl Client<'_> {
+impl<'a> Client<'a> {
+    fn new(hub: &Hub, seat: &'a Seat, opened: &Opened) -> Self {
+        Client {
+            seat,
+            metrics: hub.services.metrics.clone(),
+            acks: hub.acks.clone(),
+            cursor: opened.cursor.clone(),
+            acked: opened.start.acked,
+            acked_seq: opened.start.after_seq,
+            delivered_seq: opened.start.after_seq,
+            liveness: Liveness::new(Instant::now()),
+            answers: VecDeque::new(),
+        }
+    }
+
     fn sent(&mut self, seq: u64) {
         self.delivered_seq = seq;
         if self.cursor.is_some() && !self.acked {
@@ -292,6 +304,14 @@ impl Inbound for Client<'_> {
             Some(Ok(Message::Binary(_))) => Err(End::invalid("frames are JSON text")),
             Some(Err(error)) => Err(End::invalid(format!("unreadable frame: {error}"))),
             Some(Ok(Message::Close(_))) | None => Err(End::Gone),
+        }
+    }
+
+    fn take_late(&mut self, message: Message) {
+        if let Message::Text(text) = message
+            && let Ok(Some(ClientFrame::Ack { seq })) = frame::read(&text)
+        {
+            self.ack(seq);
         }
     }
 }

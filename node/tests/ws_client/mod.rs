@@ -3,15 +3,17 @@
 
 use std::time::Duration;
 
+use agentpost_node::node::Services;
+use agentpost_node::{http, ws};
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::timeout;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
 /// How long anything may take.
-pub const SOON: Duration = Duration::from_secs(15);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// What a client asks for.
 #[derive(Clone)]
@@ -26,10 +28,11 @@ pub struct Socket {
     stream: WebSocketStream<TcpStream>,
     /// Every text frame as it came.
     pub log: Vec<String>,
+    ending: Ending,
 }
 
 /// How a session ended.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ending {
     /// Of the error frame.
     pub error: Option<u64>,
@@ -61,7 +64,7 @@ impl Socket {
             .await
             .map_err(|e| e.to_string())?
             .map_err(|e| e.to_string())?;
-        Ok(Socket { stream, log: Vec::new() })
+        Ok(Socket { stream, log: Vec::new(), ending: Ending::default() })
     }
 
     /// Opens, connects, and reads `connected` and `quota_snapshot`. Returns `last_seq` too.
@@ -93,6 +96,25 @@ impl Socket {
         self.say(&json!({"type": "ack", "seq": seq})).await;
     }
 
+    /// Pings, and waits for the pong.
+    pub async fn ping(&mut self) {
+        self.say_raw(Message::Ping("are you there".into())).await;
+        loop {
+            match timeout(SOON, self.stream.next()).await.unwrap().unwrap().unwrap() {
+                Message::Pong(payload) => return assert_eq!(&payload[..], b"are you there"),
+                Message::Ping(_) => {}
+                other => panic!("instead of a pong: {other:?}"),
+            }
+        }
+    }
+
+    /// Proves that the node has read everything that was said before.
+    pub async fn roundtrip(&mut self) {
+        self.say(&json!({"type": "request", "id": "r", "method": "events.recent", "params": {"limit": 1}})).await;
+        let answer = self.frame().await;
+        assert_eq!(answer["type"], "response", "{answer}");
+    }
+
     /// The next frame.
     pub async fn frame(&mut self) -> Value {
         self.frame_within(SOON).await.expect("a frame")
@@ -100,8 +122,9 @@ impl Socket {
 
     /// The next frame, if one comes. Pings are answered beneath.
     pub async fn frame_within(&mut self, within: Duration) -> Option<Value> {
+        let deadline = Instant::now() + within;
         loop {
-            match timeout(within, self.stream.next()).await {
+            match timeout_at(deadline, self.stream.next()).await {
                 Err(_) => return None,
                 Ok(Some(Ok(Message::Text(text)))) => {
                     self.log.push(text.to_string());
@@ -136,27 +159,35 @@ impl Socket {
         assert_eq!(frame, None, "expected silence");
     }
 
+    /// The next frame that is not an error, or none when the socket has closed; [`Self::ended`] tells how.
+    pub async fn frame_or_ending(&mut self) -> Option<Value> {
+        loop {
+            match timeout(SOON, self.stream.next()).await.expect("something happens") {
+                Some(Ok(Message::Text(text))) => {
+                    self.log.push(text.to_string());
+                    let frame: Value = serde_json::from_str(&text).unwrap();
+                    if frame["type"] != "error" {
+                        return Some(frame);
+                    }
+                    assert!(frame["message"].as_str().is_some_and(|m| !m.is_empty()));
+                    self.ending.error = frame["code"].as_u64();
+                }
+                Some(Ok(Message::Close(frame))) => self.ending.close = frame.map(|f| f.code.into()),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return None,
+            }
+        }
+    }
+
+    /// How it ended.
+    pub fn ended(&self) -> Ending {
+        self.ending.clone()
+    }
+
     /// Reads to the end, past events.
     pub async fn ending(&mut self) -> Ending {
-        let mut ending = Ending { error: None, close: None };
-        let reading = async {
-            while let Some(Ok(message)) = self.stream.next().await {
-                match message {
-                    Message::Text(text) => {
-                        self.log.push(text.to_string());
-                        let frame: Value = serde_json::from_str(&text).unwrap();
-                        if frame["type"] == "error" {
-                            assert!(frame["message"].as_str().is_some_and(|m| !m.is_empty()));
-                            ending.error = frame["code"].as_u64();
-                        }
-                    }
-                    Message::Close(frame) => ending.close = frame.map(|f| f.code.into()),
-                    _ => {}
-                }
-            }
-        };
-        timeout(SOON, reading).await.expect("the socket closes");
-        ending
+        while self.frame_or_ending().await.is_some() {}
+        self.ended()
     }
 
     /// Breaks the connection without a word.
@@ -175,4 +206,14 @@ pub fn connect_frame(connect: &Connect<'_>) -> Value {
 /// An error frame and a close frame with the same code.
 pub fn refused(code: u16) -> Ending {
     Ending { error: Some(u64::from(code)), close: Some(code) }
+}
+
+/// Serves `/ws` of a node once more, with other times.
+pub async fn serve_with(services: Services, options: ws::Options) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (shutdown, tasks) = (services.cluster.shutdown.clone(), services.cluster.tasks.clone());
+    let router = ws::route_with(services, options);
+    tokio::spawn(http::serve::serve(listener, router, shutdown, tasks));
+    url
 }
