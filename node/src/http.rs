@@ -3,13 +3,14 @@
 //!
 //! - [`abbababa`], [`kite`], [`admin`], [`health`]: the faces, each with its own shapes;
 //! - [`auth`]: who is calling; [`error`]: the one map from what can go wrong to HTTP;
-//! - [`json`], [`cursor`]: strict input and opaque output; [`serve`]: connections and their bounds.
+//! - [`body`], [`json`], [`cursor`]: strict input and opaque output; [`serve`]: connections and their bounds.
 //!
 //! **Invariant**: no answer has a plain-text body (but `/metrics`), and no bad input makes a 5xx.
 
 pub mod abbababa;
 pub mod admin;
 pub mod auth;
+pub mod body;
 pub mod cursor;
 pub mod error;
 pub mod health;
@@ -29,8 +30,6 @@ use axum::extract::{MatchedPath, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt as _;
 
 use self::auth::{Caller, Remembered};
 use self::cursor::Cursors;
@@ -38,11 +37,6 @@ use self::error::{ApiError, Result};
 use crate::metrics::Face;
 use crate::node::Services;
 
-/// The body of a request; a client that drips it is cut off.
-const BODY_TIMEOUT: Duration = Duration::from_secs(20);
-/// What is still taken in of a refused body, and for how long.
-const DISCARD_BYTES_MAX: usize = 4 * 1024 * 1024;
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// A request from its header to its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same for a long poll.
@@ -126,27 +120,6 @@ impl Doors {
         })
     }
 
-    /// Reads a request body of at most `bytes_max`. A larger one is refused by its Content-Length, or as soon
-    /// as too much has come.
-    async fn body(&self, headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Bytes> {
-        let announced = headers
-            .get(header::CONTENT_LENGTH)
-            .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-        let read = if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
-            Err(ApiError::too_large("the request body", bytes_max))
-        } else {
-            let collected = tokio::time::timeout(BODY_TIMEOUT, collect(&mut body, bytes_max));
-            collected.await.unwrap_or_else(|_| Err(ApiError::too_slow()))
-        };
-        if read
-            .as_ref()
-            .is_err_and(|error| error.status == StatusCode::PAYLOAD_TOO_LARGE)
-        {
-            self.services.cluster.tasks.spawn(discard(body));
-        }
-        read
-    }
-
     /// Has an operation carried out in the caller's name. A refusal is an error.
     async fn propose(&self, caller: &Caller, op: operation::Op) -> Result<reply::Reply> {
         let operation = Operation {
@@ -218,41 +191,6 @@ impl Parameters {
             _ => Err(ApiError::field(name, format!("must be a number from {low} to {high}"))),
         }
     }
-}
-
-/// All of a body; the usual one comes in one piece and is not copied.
-async fn collect(body: &mut Body, bytes_max: usize) -> Result<Bytes> {
-    let mut first = Bytes::new();
-    let mut joined = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| ApiError::invalid("the request body ended early"))?;
-        let Ok(data) = frame.into_data() else { continue };
-        if first.len() + joined.len() + data.len() > bytes_max {
-            return Err(ApiError::too_large("the request body", bytes_max));
-        }
-        if first.is_empty() && joined.is_empty() {
-            first = data;
-        } else {
-            joined.extend_from_slice(&std::mem::take(&mut first));
-            joined.extend_from_slice(&data);
-        }
-    }
-    Ok(if joined.is_empty() { first } else { joined.freeze() })
-}
-
-/// Takes in the rest of a refused body for a moment, so that closing the connection does not wipe out the
-/// answer before a client that still writes has read it.
-async fn discard(mut body: Body) {
-    let rest = async {
-        let mut bytes = 0;
-        while let Some(Ok(frame)) = body.frame().await {
-            bytes += frame.data_ref().map_or(0, Bytes::len);
-            if bytes > DISCARD_BYTES_MAX {
-                return;
-            }
-        }
-    };
-    let _ = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
 }
 
 /// Parses a JSON body that must be an object.
@@ -329,7 +267,12 @@ async fn around(State(doors): Door, request: Request, next: Next) -> Response {
     let route = format!("{} {route}", method_name(request.method()));
     let polls = request.uri().query().is_some_and(|query| query.contains("wait="));
     let deadline = if polls { POLL_TIMEOUT } else { REQUEST_TIMEOUT };
-    let mut response = match tokio::time::timeout(deadline, next.run(request)).await {
+    let mut response = match tokio::time::timeout(
+        deadline,
+        next.run(body::guarded(request, &doors.services.cluster.tasks)),
+    )
+    .await
+    {
         Ok(response) => response,
         Err(_) => ApiError::outcome_unknown().response(face),
     };

@@ -230,6 +230,17 @@ async fn a_repeated_key_makes_one_message() {
             (422, Some("idempotency_mismatch"))
         );
     }
+    // What the repeat attaches is not stored, so it is not shown; what happened since is.
+    let path = format!("/v1/messages/{}", first["messageId"].as_str().unwrap());
+    let read = Call::patch(path, &json!({ "read": true }));
+    let read = read.key(&team.key).agent("beta").to(&urls[1]).await.ok();
+    let mut titled = mail("beta", &json!({ "n": 1 }));
+    titled["subject"] = json!("new");
+    let titled = Call::post("/v1/messages", &titled)
+        .key(&team.key)
+        .agent("alpha")
+        .once("k");
+    assert_eq!(titled.to(&urls[1]).await.ok()["data"], read["data"]);
     // The key belongs to the sending agent.
     let gamma = call("gamma", &json!({ "n": 1 })).once("k").to(&urls[1]).await.ok();
     assert_ne!(gamma["messageId"], first["messageId"]);

@@ -103,7 +103,8 @@ fn sends() -> Vec<(Call, u16)> {
         (with("type", json!("t")).once(&"x".repeat(129)), 400),
         (with("type", json!("t")).once("ä"), 400),
         (with("type", json!("t")).once("a").once("b"), 400),
-        (with("type", json!("t")).header("x-agent-id", "b c"), 400),
+        (with("type", json!("t")).agent("b c"), 400),
+        (with("type", json!("t")).agent("alpha").agent("alpha"), 400),
         (Call::post("/v1/messages/batch", &json!({})), 400),
         (Call::post("/v1/messages/batch", &json!([])), 400),
         (Call::post("/v1/messages/batch", &json!({ "messages": {} })), 400),
@@ -231,6 +232,7 @@ async fn every_bad_request_has_its_answer_on_every_node() {
             let answer = call.to(url).await;
             assert_eq!(answer.status, status, "{shown}: {}", answer.body);
             is_of_this_face(&answer, face);
+            assert_eq!(status == 405, answer.headers.contains_key("allow"), "{shown}");
             answer.error(status);
         }
     }
@@ -361,6 +363,25 @@ async fn too_much_is_refused_before_it_is_read() {
         let answer = exchange(&url, head(path, &format!("Content-Length: {length}\r\n")).as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
     }
+    // Sent to the last byte before the answer is read: the refusal still arrives.
+    for (path, key, status) in [
+        ("/v1/messages", &team.key, 413),
+        ("/v1/messages", &"x".to_owned(), 401),
+        ("/v1/x", &team.key, 404),
+    ] {
+        let length = 3 << 20;
+        let mut whole = format!("POST {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\nX-Agent-Id: alpha\r\nContent-Length: {length}\r\n\r\n").into_bytes();
+        whole.resize(whole.len() + length, b'x');
+        let answer = exchange(&url, &whole).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    }
+    // A client that asks first is told no, not to go on.
+    let polite = exchange(
+        &url,
+        head("/v1/messages", "Content-Length: 300000\r\nExpect: 100-continue\r\n").as_bytes(),
+    )
+    .await;
+    assert!(polite.starts_with("HTTP/1.1 413 "), "{polite}");
     // Not announced, and never ending.
     let mut endless = head("/v1/messages", "Transfer-Encoding: chunked\r\n").into_bytes();
     for _ in 0..80 {

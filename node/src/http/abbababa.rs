@@ -22,7 +22,7 @@ use std::sync::Arc;
 use self::render::{Shown, push_message};
 use super::error::{ApiError, Result};
 use super::json::{Fault, Writer, members};
-use super::{Consistency, Door, Doors, Parameters, answer, json_response, parse};
+use super::{Consistency, Door, Doors, Parameters, answer, body, json_response, parse};
 use crate::metrics::Face;
 
 type Id = Result<Path<String>, PathRejection>;
@@ -143,9 +143,7 @@ async fn mark(doors: &Doors, id: Id, request: Request) -> Result<Response> {
     let caller = doors.writer(&parts.headers).await?;
     caller.require(Permission::Read)?;
     let agent = caller.agent(&parts.headers)?;
-    let body = doors
-        .body(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX)
-        .await?;
+    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
     let read = wanted_mark(&body)?;
     let id = message_id(id)?;
     let op = MarkRead {

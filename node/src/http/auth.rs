@@ -124,18 +124,7 @@ impl Caller {
 
     /// The agent that a request of the Abba Baba face acts as: the key's, else the one named in `X-Agent-Id`.
     pub fn agent(&self, headers: &HeaderMap) -> Result<AgentId> {
-        let named = match headers.get("x-agent-id") {
-            Some(value) => {
-                let text = value
-                    .to_str()
-                    .map_err(|_| ApiError::field("X-Agent-Id", "is not an agent id"))?;
-                Some(
-                    text.parse::<AgentId>()
-                        .map_err(|e| ApiError::field("X-Agent-Id", format!("is invalid: {e}")))?,
-                )
-            }
-            None => None,
-        };
+        let named = named_agent(headers)?;
         let agent = match (&self.bound_agent, named) {
             (Some(bound), Some(named)) if *bound != named => {
                 return Err(ApiError::forbidden("this API key is bound to another agent"));
@@ -162,6 +151,21 @@ impl Caller {
         }
         Ok(())
     }
+}
+
+/// The agent in `X-Agent-Id`.
+fn named_agent(headers: &HeaderMap) -> Result<Option<AgentId>> {
+    const NAME: &str = "X-Agent-Id";
+    let mut values = headers.get_all(NAME).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(ApiError::field(NAME, "stands twice"));
+    }
+    let text = value.to_str().unwrap_or_default();
+    let agent = text
+        .parse()
+        .map_err(|e| ApiError::field(NAME, format!("is invalid: {e}")))?;
+    Ok(Some(agent))
 }
 
 /// The key that a request carries, in either header.

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use super::auth::Caller;
 use super::error::{ApiError, Result};
 use super::json::{self, members};
-use super::{Door, Doors, Parameters, answer, idempotency_key, json_of, parse};
+use super::{Door, Doors, Parameters, answer, body, idempotency_key, json_of, parse};
 use crate::metrics::Face;
 
 members!(
@@ -43,7 +43,7 @@ async fn send(doors: &Doors, request: Request) -> Result<Response> {
     own_team(&caller, &Parameters::of(&parts.uri)?)?;
     caller.require(Permission::Write)?;
     let key = idempotency_key(&parts.headers)?;
-    let body = doors.body(&parts.headers, body, limits::REQUEST_BYTES_MAX).await?;
+    let body = body::read(&parts.headers, body, limits::REQUEST_BYTES_MAX).await?;
     let item: Item<'_> = parse(&body)?;
     let send = item.to_send(&caller, doors.services.ids.message_id(), key)?;
     let (from, to) = (send.from.clone(), send.to.clone());

@@ -16,7 +16,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Se
 use super::send::{Item, Source};
 use crate::http::error::{ApiError, Result};
 use crate::http::json::{Key, Writer, push_text};
-use crate::http::{Doors, json_response, parse};
+use crate::http::{Doors, body, json_response, parse};
 
 /// Takes many messages; each has its own result.
 pub async fn batch(doors: &Doors, request: Request) -> Result<Response> {
@@ -28,7 +28,7 @@ pub async fn batch(doors: &Doors, request: Request) -> Result<Response> {
         let problem = "does not apply to a batch: give each message its own idempotencyKey";
         return Err(ApiError::field("Idempotency-Key", problem));
     }
-    let body = doors.body(&parts.headers, body, limits::BATCH_BYTES_MAX).await?;
+    let body = body::read(&parts.headers, body, limits::BATCH_BYTES_MAX).await?;
     let Batch(items) = parse(&body)?;
     let source = Source::of(doors, &body, &from);
     let mut sends = Vec::with_capacity(items.len());

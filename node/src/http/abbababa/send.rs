@@ -5,9 +5,10 @@
 
 use std::borrow::Cow;
 
-use agentpost_proto::command::{self, BodyKind, Permission, Send, operation, reply};
-use agentpost_proto::id::{self, AgentId};
+use agentpost_proto::command::{self, BodyKind, Permission, Send, SendReply, operation, reply};
+use agentpost_proto::id::{self, AgentId, MessageId, TeamId};
 use agentpost_proto::{limits, time};
+use agentpost_raft_store::query;
 use axum::extract::Request;
 use axum::http::{StatusCode, Uri};
 use axum::response::Response;
@@ -18,7 +19,7 @@ use super::render::{Shown, push_message};
 use crate::clock::IdSource;
 use crate::http::error::{ApiError, Result};
 use crate::http::json::{self, Fault, Writer, members};
-use crate::http::{Doors, idempotency_key, json_response, parse};
+use crate::http::{Doors, body, idempotency_key, json_response, parse};
 
 /// Characters of a `callbackUrl`.
 const URL_CHARS_MAX: usize = 2048;
@@ -49,13 +50,23 @@ pub async fn one(doors: &Doors, request: Request) -> Result<Response> {
     caller.require(Permission::Write)?;
     let from = caller.agent(&parts.headers)?;
     let key = idempotency_key(&parts.headers)?;
-    let body = doors.body(&parts.headers, body, limits::REQUEST_BYTES_MAX).await?;
+    let body = body::read(&parts.headers, body, limits::REQUEST_BYTES_MAX).await?;
     let item: Item<'_> = parse(&body)?;
     let mut send = item.to_send(&Source::of(doors, &body, &from))?;
     send.idempotency_key = key;
     match doors.propose(&caller, operation::Op::Send(send.clone())).await? {
-        reply::Reply::Send(reply) => accepted(&Shown::sent(&send, &reply)?),
+        reply::Reply::Send(reply) if reply.message_id == send.message_id => accepted(&Shown::sent(&send, &reply)?),
+        reply::Reply::Send(first) => repeated(doors, caller.team, &send, &first),
         other => Err(ApiError::internal(format!("a send was answered {other:?}"))),
+    }
+}
+
+/// The answer under a used idempotency key: the message as it was stored then, if it is known here.
+fn repeated(doors: &Doors, team: TeamId, send: &Send, first: &SendReply) -> Result<Response> {
+    let id = MessageId::from_slice(&first.message_id).map_err(ApiError::internal)?;
+    match query::received(&*doors.services.reader.local(), team, &send.to, id)? {
+        Some(item) => accepted(&Shown::of(&item.message, item.read_at_ms)?),
+        None => accepted(&Shown::sent(send, first)?),
     }
 }
 
