@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # Checks everything that must hold before a change lands: format, lints, tests, documentation, supply chain, scripts.
 #
-# usage: scripts/test.sh [--fast] [--no-smoke]
+# usage: scripts/test.sh [SECTION...]
 #
-#   --fast      format, lints and tests only
-#   --no-smoke  all but the last section, which runs quickstart.sh on a release build
+#   SECTION     format lints tests doctests docs deny scripts house smoke; all when none is named
 #   --help      this text
 #
 # It first installs what is missing (compiler and libraries by apt-get, cargo-deny by cargo), and compiles RocksDB once.
@@ -21,29 +20,29 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 CARGO_DENY_VERSION=0.20.2
 TOOLS=$AGENTPOST_CACHE/tools
 
-FAST=no SMOKE=yes
+ALL=(format lints tests doctests docs deny scripts house smoke)
+CHOSEN=()
 while [ $# -gt 0 ]; do
   case $1 in
-    --fast) FAST=yes ;;
-    --no-smoke) SMOKE=no ;;
     -h | --help) usage "$0"; exit 0 ;;
-    *) die "unknown argument '$1'; see --help" ;;
+    *) [[ " ${ALL[*]} " == *" $1 "* ]] || die "unknown argument '$1'; see --help"; CHOSEN+=("$1") ;;
   esac
   shift
 done
+[ ${#CHOSEN[@]} -gt 0 ] || CHOSEN=("${ALL[@]}")
 
 cd "$ROOT"
 OUTPUT=$(mktemp -d)
 trap 'rm -rf "$OUTPUT"' EXIT
 REPORT=() PASSED=0 FAILED=0 SKIPPED=0 BROKEN=0
 
-# section NAME FUNCTION: runs it, times it, remembers how it ended.
+# section NAME: runs check_NAME, times it, remembers how it ended.
 section() {
   local name=$1 started=$SECONDS state=ok
   printf '\n%s== %s%s\n' "$BOLD" "$name" "$PLAIN"
-  # Not `if "$2"`: there the shell would ignore a failing command inside the function.
+  # Not `if check`: there the shell would ignore a failing command inside the function.
   set +e
-  (set -euo pipefail; "$2") 2>&1 | tee "$OUTPUT/$name"
+  (set -euo pipefail; "check_$name") 2>&1 | tee "$OUTPUT/$name"
   [ "${PIPESTATUS[0]}" -eq 0 ] || { state=FAILED; BROKEN=$((BROKEN + 1)); }
   set -e
   REPORT+=("$(printf '%-10s %-7s %5d s' "$name" "$state" "$((SECONDS - started))")")
@@ -139,22 +138,14 @@ ensure_build
 have shellcheck || install_packages shellcheck
 say "$(rustc --version), target directory $CARGO_TARGET_DIR"
 
-section format check_format
-section lints check_lints
-section tests check_tests
-count tests
-if [ "$FAST" = no ]; then
-  section doctests check_doctests
-  count doctests
-  section docs check_docs
-  section deny check_deny
-  section scripts check_scripts
-  section house check_house
-  [ "$SMOKE" = no ] || section smoke check_smoke
-fi
+for name in "${CHOSEN[@]}"; do
+  section "$name"
+  case $name in tests | doctests) count "$name" ;; esac
+done
 
 printf '\n%s== summary%s\n' "$BOLD" "$PLAIN"
 printf '%s\n' "${REPORT[@]}"
 [ "$BROKEN" -eq 0 ] || printf '%s%d of %d sections failed%s\n' "$RED" "$BROKEN" "${#REPORT[@]}" "$PLAIN"
+[[ " ${CHOSEN[*]} " == *tests* ]] || exit "$((BROKEN > 0))"
 printf 'tests: %d passed, %d failed, %d skipped\n' "$PASSED" "$FAILED" "$SKIPPED"
 [ "$BROKEN" -eq 0 ] && [ "$FAILED" -eq 0 ] && [ "$PASSED" -gt 0 ]
