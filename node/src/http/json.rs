@@ -1,6 +1,6 @@
 //! JSON in, strictly and without a tree.
 //!
-//! serde_json checks the syntax once and hands out raw slices ([`members!`]); [`compact`] then walks such a
+//! serde_json checks the syntax once and hands out raw slices (`members!`); [`compact`] then walks such a
 //! slice byte by byte. It keeps numbers and escapes as they were written, which a typed visitor would not
 //! (an integer above 2^64 would come back as a float), and it enforces what syntax cannot: depth, number of
 //! keys, no key twice, length and range of numbers, paired surrogates. A slice without white space is not
@@ -45,7 +45,7 @@ pub enum Fault {
 #[derive(Deserialize)]
 pub struct Key<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
-/// A struct of raw members; see [`members!`].
+/// A struct of raw members; see `members!`.
 pub trait FromMembers<'de>: Sized {
     /// Reads an object.
     fn read<A: MapAccess<'de>>(map: A) -> Result<Self, A::Error>;
