@@ -185,7 +185,9 @@ fn every_frame_that_their_client_sends_is_one_of_ours() {
 }
 
 async fn say(socket: &mut Socket, frame: &ClientMessage) {
-    socket.say_raw(Message::text(serde_json::to_string(frame).unwrap())).await;
+    socket
+        .say_raw(Message::text(serde_json::to_string(frame).unwrap()))
+        .await;
 }
 
 /// A conversation in their types alone, over a real socket: none of our frames on the client's side.
@@ -203,11 +205,21 @@ async fn their_client_converses_with_a_cluster() {
     };
     let bodies = ["plain", "quotes \" and \n", "🦀".repeat(40).as_str(), ""].map(str::to_owned);
     for (at, body) in bodies.iter().enumerate() {
-        let mail = json!({"from": "agent-beta", "to": "agent-alpha", "body": body, "thread_id": "t", "reply_to_id": "r"});
-        Call::post("/api/v1/agents/messages", &mail).bearer(&team.key).to(&urls[at % 3]).await.ok();
+        let mail =
+            json!({"from": "agent-beta", "to": "agent-alpha", "body": body, "thread_id": "t", "reply_to_id": "r"});
+        Call::post("/api/v1/agents/messages", &mail)
+            .bearer(&team.key)
+            .to(&urls[at % 3])
+            .await
+            .ok();
     }
     let object = json!({"toAgentId": "agent-alpha", "type": "task.done", "body": {"a": [1, 2.5]}});
-    Call::post("/v1/messages", &object).key(&team.key).agent("gamma").to(&urls[0]).await.ok();
+    Call::post("/v1/messages", &object)
+        .key(&team.key)
+        .agent("gamma")
+        .to(&urls[0])
+        .await
+        .ok();
 
     let mut socket = Socket::open(&urls[1]).await;
     say(&mut socket, &connect(&["agent_to:agent-alpha"], &team.key)).await;
@@ -215,7 +227,11 @@ async fn their_client_converses_with_a_cluster() {
         socket.frame().await;
     }
     say(&mut socket, &ClientMessage::Ack { seq: 2 }).await;
-    let request = ClientMessage::Request { id: "q".to_owned(), method: "events.recent".to_owned(), params: Value::Null };
+    let request = ClientMessage::Request {
+        id: "q".to_owned(),
+        method: "events.recent".to_owned(),
+        params: Value::Null,
+    };
     say(&mut socket, &request).await;
     socket.frame().await;
     let mut refused = Socket::open(&urls[2]).await;

@@ -39,14 +39,20 @@ impl World {
     /// Sends through the nodes in turn.
     async fn send(&self, team: &Team, to: &str, bodies: impl IntoIterator<Item = &str>) {
         for (at, body) in bodies.into_iter().enumerate() {
-            let call = Call::post("/api/v1/agents/messages", &json!({"from": "sender", "to": to, "body": body}));
+            let call = Call::post(
+                "/api/v1/agents/messages",
+                &json!({"from": "sender", "to": to, "body": body}),
+            );
             call.bearer(&team.key).to(&self.urls[at % self.urls.len()]).await.ok();
         }
     }
 
     /// Waits until a cursor stands at `seq` by a real ack.
     async fn acked(&self, team: &Team, agent: &str, client_id: &str, seq: u64) {
-        let (id, services) = (team.id.parse().unwrap(), self.cluster.services(self.cluster.running()[0]));
+        let (id, services) = (
+            team.id.parse().unwrap(),
+            self.cluster.services(self.cluster.running()[0]),
+        );
         eventually("the ack in the state", async || {
             let state = services.reader.linearizable().await.ok()?;
             let cursor = query::cursor(&*state, id, agent, client_id).unwrap()?;
@@ -61,7 +67,12 @@ impl World {
 }
 
 fn connect<'a>(team: &'a Team, scopes: &'a [&'a str], client_id: Option<&'a str>) -> Connect<'a> {
-    Connect { key: &team.key, team: &team.id, scopes, client_id }
+    Connect {
+        key: &team.key,
+        team: &team.id,
+        scopes,
+        client_id,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,9 +269,15 @@ async fn a_bound_key_narrows(world: &World) {
         assert_eq!(body, "new");
         socket.ack(seq).await;
     }
-    for scopes in [&["agent_to:beta"][..], &["type:com.kite"], &["agent_to:beta", "source:sender"]] {
+    for scopes in [
+        &["agent_to:beta"][..],
+        &["type:com.kite"],
+        &["agent_to:beta", "source:sender"],
+    ] {
         let mut socket = Socket::open(&world.urls[2]).await;
-        socket.say(&ws_client::connect_frame(&connect(&bound, scopes, None))).await;
+        socket
+            .say(&ws_client::connect_frame(&connect(&bound, scopes, None)))
+            .await;
         assert_eq!(socket.ending().await, refused(4001), "{scopes:?}");
     }
     // A client name of a bound key is its agent's own.
@@ -325,7 +342,10 @@ async fn clients_that_never_ack_and_clients_that_never_read() {
     for node in 0..3 {
         urls.push(serve_with(world.cluster.services(node), hasty()).await);
     }
-    tokio::join!(answered_pings_stand_in_for_acks(&world, &urls), a_stalled_reader_resumes_without_loss(&world, &urls));
+    tokio::join!(
+        answered_pings_stand_in_for_acks(&world, &urls),
+        a_stalled_reader_resumes_without_loss(&world, &urls)
+    );
     retention_is_told_once(&world).await;
     world.cluster.stop().await;
 }
@@ -368,7 +388,9 @@ async fn a_stalled_reader_resumes_without_loss(world: &World, urls: &[String]) {
     tokio::time::sleep(Duration::from_secs(3)).await;
     let mut seen = 0;
     let ending = loop {
-        let Some(frame) = socket.frame_or_ending().await else { break socket.ended() };
+        let Some(frame) = socket.frame_or_ending().await else {
+            break socket.ended();
+        };
         if frame["type"] == "event" {
             assert!(body_of(&frame).starts_with(&format!("{seen} ")));
             seen += 1;
@@ -419,7 +441,10 @@ async fn retention_is_told_once(world: &World) {
         assert!(matches!(reply.reply, Some(reply::Reply::Send(_))), "{reply:?}");
     }
     tokio::time::sleep(Duration::from_millis(600)).await;
-    let sweep = Operation { principal: None, op: Some(Op::Sweep(Sweep::default())) };
+    let sweep = Operation {
+        principal: None,
+        op: Some(Op::Sweep(Sweep::default())),
+    };
     leader.proposer.propose(sweep).await.unwrap();
     let (mut socket, last_seq) = world.listen(0, &team, &["agent_to:alpha"], None).await;
     assert_eq!(last_seq, 0);
@@ -446,7 +471,13 @@ async fn sessions_outlive_the_node_that_they_were_on() {
     socket.ack(seq).await;
     world.acked(&team, "alpha", "", seq).await;
     let (ending, ()) = tokio::join!(socket.ending(), world.cluster.stop_node(leader));
-    assert_eq!(ending, Ending { error: None, close: Some(1012) });
+    assert_eq!(
+        ending,
+        Ending {
+            error: None,
+            close: Some(1012)
+        }
+    );
     let other = world.cluster.running()[0];
     let (mut next, last_seq) = world.listen(other, &team, &["agent_to:alpha"], None).await;
     assert_eq!(last_seq, seq);

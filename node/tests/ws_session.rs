@@ -40,13 +40,21 @@ impl World {
     }
 
     async fn send(&self, node: usize, team: &Team, to: &str, body: &str) {
-        let call = Call::post("/api/v1/agents/messages", &json!({"from": "sender", "to": to, "body": body}));
+        let call = Call::post(
+            "/api/v1/agents/messages",
+            &json!({"from": "sender", "to": to, "body": body}),
+        );
         call.bearer(&team.key).to(&self.urls[node]).await.ok();
     }
 }
 
 fn connect<'a>(team: &'a Team, scopes: &'a [&'a str]) -> Connect<'a> {
-    Connect { key: &team.key, team: &team.id, scopes, client_id: None }
+    Connect {
+        key: &team.key,
+        team: &team.id,
+        scopes,
+        client_id: None,
+    }
 }
 
 /// Says one thing first and returns how the socket ends.
@@ -83,28 +91,67 @@ async fn the_greeting(world: &World) {
     assert_eq!(connected["last_seq"], 1);
     assert!(!connected["client_id"].as_str().unwrap().is_empty(), "{connected}");
     let quota = socket.frame().await;
-    assert_eq!((&quota["type"], &quota["provider"]), (&json!("quota_snapshot"), &json!("agentpost")));
+    assert_eq!(
+        (&quota["type"], &quota["provider"]),
+        (&json!("quota_snapshot"), &json!("agentpost"))
+    );
     assert_eq!((&quota["events_used"], &quota["events_limit"]), (&json!(1), &json!(5)));
-    assert!(quota["current_period_end"].as_str().unwrap().ends_with("-01T00:00:00.000Z"), "{quota}");
+    assert!(
+        quota["current_period_end"]
+            .as_str()
+            .unwrap()
+            .ends_with("-01T00:00:00.000Z"),
+        "{quota}"
+    );
     let mut named = Socket::open(&world.urls[1]).await;
-    let connected = named.greet(Connect { client_id: Some("mine"), ..connect(&team, &["*"]) }).await;
+    let connected = named
+        .greet(Connect {
+            client_id: Some("mine"),
+            ..connect(&team, &["*"])
+        })
+        .await;
     assert_eq!(connected["client_id"], "mine");
     let mut empty = Socket::open(&world.urls[1]).await;
-    let connected = empty.greet(Connect { client_id: Some(""), ..connect(&team, &["*"]) }).await;
+    let connected = empty
+        .greet(Connect {
+            client_id: Some(""),
+            ..connect(&team, &["*"])
+        })
+        .await;
     assert_ne!(connected["client_id"], "");
 }
 
 async fn refusals_come_in_band(world: &World) {
     let team = world.team("refusals").await;
     let other = world.team("another").await;
-    let (_, narrow) = world.key(&team, json!({"name": "n", "permissions": ["read"], "scopes": ["agent_to:a"]})).await;
+    let (_, narrow) = world
+        .key(
+            &team,
+            json!({"name": "n", "permissions": ["read"], "scopes": ["agent_to:a"]}),
+        )
+        .await;
     let url = &world.urls[2];
     let all = &["*"][..];
-    let stranger = Team { key: "kite_00000000_00000000000000000000000000000000".to_owned(), ..team.clone() };
-    let foreign = Team { key: other.key.clone(), ..team.clone() };
-    let nowhere = Team { id: String::new(), ..team.clone() };
-    let long = Team { key: "k".repeat(10_000), ..team.clone() };
-    let named = |client_id| Connect { client_id: Some(client_id), ..connect(&team, all) };
+    let stranger = Team {
+        key: "kite_00000000_00000000000000000000000000000000".to_owned(),
+        ..team.clone()
+    };
+    let foreign = Team {
+        key: other.key.clone(),
+        ..team.clone()
+    };
+    let nowhere = Team {
+        id: String::new(),
+        ..team.clone()
+    };
+    let long = Team {
+        key: "k".repeat(10_000),
+        ..team.clone()
+    };
+    let named = |client_id| Connect {
+        client_id: Some(client_id),
+        ..connect(&team, all)
+    };
     let (too_long, many) = ("x".repeat(200), vec!["type:x"; 65]);
     for (request, code) in [
         (connect(&stranger, all), 4001),
@@ -120,7 +167,11 @@ async fn refusals_come_in_band(world: &World) {
         (named(&too_long), 4002),
     ] {
         let words = connect_frame(&request);
-        assert_eq!(first_words(url, Message::text(words.to_string())).await, refused(code), "{words}");
+        assert_eq!(
+            first_words(url, Message::text(words.to_string())).await,
+            refused(code),
+            "{words}"
+        );
     }
     let mut version = connect_frame(&connect(&team, all));
     version["version"] = json!(2);
@@ -134,7 +185,11 @@ async fn refusals_come_in_band(world: &World) {
         "hello".to_owned(),
         "[".repeat(200_000),
     ] {
-        assert_eq!(first_words(url, Message::text(words.clone())).await, refused(4002), "{words:.100}");
+        assert_eq!(
+            first_words(url, Message::text(words.clone())).await,
+            refused(4002),
+            "{words:.100}"
+        );
     }
     assert_eq!(first_words(url, Message::binary("{}")).await, refused(4002));
     let huge = format!(r#"{{"type":"connect","token":"{}"}}"#, "x".repeat(300 * 1024));
@@ -144,14 +199,25 @@ async fn refusals_come_in_band(world: &World) {
 async fn garbage_ends_a_session_and_the_unknown_does_not(world: &World) {
     let team = world.team("garbage").await;
     let (mut socket, _) = Socket::connect(&world.urls[0], connect(&team, &["*"])).await;
-    for ignored in [r#"{"type":"nack","seq":1}"#, r#"{"type":"ack","seq":"1"}"#, r#"{"type":"hello","connect":{}}"#] {
+    for ignored in [
+        r#"{"type":"nack","seq":1}"#,
+        r#"{"type":"ack","seq":"1"}"#,
+        r#"{"type":"hello","connect":{}}"#,
+    ] {
         socket.say_raw(Message::text(ignored)).await;
     }
     socket.ping().await;
     world.send(1, &team, "a", "still here").await;
     assert_eq!(socket.event().await.1, "still here");
     let again = connect_frame(&connect(&team, &["*"])).to_string();
-    for garbage in ["{", "[]", "{}", r#"{"type":7}"#, r#"{"type":"request"}"#, again.as_str()] {
+    for garbage in [
+        "{",
+        "[]",
+        "{}",
+        r#"{"type":7}"#,
+        r#"{"type":"request"}"#,
+        again.as_str(),
+    ] {
         let (mut socket, _) = Socket::connect(&world.urls[0], connect(&team, &["*"])).await;
         socket.say_raw(Message::text(garbage)).await;
         assert_eq!(socket.ending().await, refused(4002), "{garbage}");
@@ -163,16 +229,28 @@ async fn requests_are_answered_and_replay_nothing(world: &World) {
     world.send(0, &team, "a", "old").await;
     let (mut socket, _) = Socket::connect(&world.urls[1], connect(&team, &["*"])).await;
     for at in 0..100 {
-        socket.say(&json!({"type": "request", "id": format!("r{at}"), "method": "events.recent"})).await;
+        socket
+            .say(&json!({"type": "request", "id": format!("r{at}"), "method": "events.recent"}))
+            .await;
     }
     for at in 0..100 {
         let answer = socket.frame().await;
-        assert_eq!((&answer["type"], &answer["id"]), (&json!("response"), &json!(format!("r{at}"))));
+        assert_eq!(
+            (&answer["type"], &answer["id"]),
+            (&json!("response"), &json!(format!("r{at}")))
+        );
         assert_eq!(answer["ok"], false);
         assert_eq!(answer["payload"]["error"], "events.recent is not supported yet");
     }
-    socket.say(&json!({"type": "request", "id": "x", "method": "no.such"})).await;
-    assert!(socket.frame().await["payload"]["error"].as_str().unwrap().contains("unknown method"));
+    socket
+        .say(&json!({"type": "request", "id": "x", "method": "no.such"}))
+        .await;
+    assert!(
+        socket.frame().await["payload"]["error"]
+            .as_str()
+            .unwrap()
+            .contains("unknown method")
+    );
 }
 
 async fn scopes_decide_what_is_seen(world: &World) {
@@ -211,7 +289,10 @@ async fn mail_of_both_faces_arrives_alike(world: &World) {
         let mail = json!({"toAgentId": "alpha", "type": "task.done", "body": body, "threadId": "t-1"});
         Call::post("/v1/messages", &mail).key(&team.key).agent("beta")
     };
-    sent(json!({"nested": {"list": [1, 2.5, null]}})).to(&world.urls[1]).await.ok();
+    sent(json!({"nested": {"list": [1, 2.5, null]}}))
+        .to(&world.urls[1])
+        .await
+        .ok();
     let event = socket.frame().await["event"].clone();
     assert_eq!(event["type"], "com.kite.agent.message");
     assert_eq!(event["source"], "https://getkite.sh/agents/beta");
@@ -222,7 +303,10 @@ async fn mail_of_both_faces_arrives_alike(world: &World) {
     assert_eq!(socket.event().await.1, "plain ä \u{1}\n");
     world.send(2, &team, "alpha", "from kite").await;
     let event = socket.frame().await["event"].clone();
-    assert_eq!(event["data"], json!({"from": "sender", "to": "alpha", "body": "from kite"}));
+    assert_eq!(
+        event["data"],
+        json!({"from": "sender", "to": "alpha", "body": "from kite"})
+    );
 }
 
 async fn teams_see_only_their_own(world: &World) {
@@ -239,7 +323,10 @@ async fn teams_see_only_their_own(world: &World) {
 
 async fn plain_http_is_told(world: &World) {
     let text = Call::get("/ws").to(&world.urls[0]).await.error(400);
-    assert!(text.contains("upgrade") || text.contains("Upgrade") || text.contains("Connection"), "{text}");
+    assert!(
+        text.contains("upgrade") || text.contains("Upgrade") || text.contains("Connection"),
+        "{text}"
+    );
     Call::post("/ws", &json!({})).to(&world.urls[0]).await.error(405);
 }
 
@@ -260,7 +347,11 @@ async fn how_a_session_ends() {
     socket.cut();
     let started = Instant::now();
     while !services.cluster.metrics_text().contains("agentpost_ws_sessions 0") {
-        assert!(started.elapsed() < Duration::from_secs(5), "{}", services.cluster.metrics_text());
+        assert!(
+            started.elapsed() < Duration::from_secs(5),
+            "{}",
+            services.cluster.metrics_text()
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     world.cluster.stop().await;
@@ -268,7 +359,9 @@ async fn how_a_session_ends() {
 
 async fn a_revoked_key_closes_its_sockets_everywhere(world: &World) {
     let team = world.team("revoked").await;
-    let (key_id, doomed) = world.key(&team, json!({"name": "doomed", "permissions": ["read"]})).await;
+    let (key_id, doomed) = world
+        .key(&team, json!({"name": "doomed", "permissions": ["read"]}))
+        .await;
     let mut sockets = Vec::new();
     for url in &world.urls {
         for scopes in [&["*"][..], &["agent_to:a"]] {
@@ -276,7 +369,10 @@ async fn a_revoked_key_closes_its_sockets_everywhere(world: &World) {
         }
     }
     let (mut other, _) = Socket::connect(&world.urls[0], connect(&team, &["*"])).await;
-    Call::delete(format!("/admin/v1/keys/{key_id}")).bearer(&world.admin).to(&world.urls[1]).await;
+    Call::delete(format!("/admin/v1/keys/{key_id}"))
+        .bearer(&world.admin)
+        .to(&world.urls[1])
+        .await;
     let started = Instant::now();
     for socket in &mut sockets {
         assert_eq!(socket.ending().await, refused(4001));
@@ -293,8 +389,13 @@ async fn an_expired_key_closes_its_sockets(world: &World) {
     let team = world.team("expired").await;
     let services = world.cluster.services(1);
     let at = agentpost_proto::time::rfc3339(services.clock.wall_ms() + 2_000);
-    let (_, expiring) = world.key(&team, json!({"name": "e", "permissions": ["read"], "expires_at": at})).await;
-    let options = ws::Options { look_every: Duration::from_millis(200), ..ws::Options::default() };
+    let (_, expiring) = world
+        .key(&team, json!({"name": "e", "permissions": ["read"], "expires_at": at}))
+        .await;
+    let options = ws::Options {
+        look_every: Duration::from_millis(200),
+        ..ws::Options::default()
+    };
     let url = serve_with(services, options).await;
     let (mut socket, _) = Socket::connect(&url, connect(&expiring, &["*"])).await;
     socket.silent().await;
@@ -308,8 +409,15 @@ async fn one_inbox_has_a_bounded_number_of_sessions(world: &World) {
         sockets.push(Socket::connect(&world.urls[0], connect(&team, &["agent_to:a"])).await.0);
     }
     let words = connect_frame(&connect(&team, &["agent_to:a"])).to_string();
-    let busy = Ending { error: Some(4003), close: Some(1013) };
-    assert_eq!(first_words(&world.urls[0], Message::text(words)).await, busy, "not final: the client comes back");
+    let busy = Ending {
+        error: Some(4003),
+        close: Some(1013),
+    };
+    assert_eq!(
+        first_words(&world.urls[0], Message::text(words)).await,
+        busy,
+        "not final: the client comes back"
+    );
     Socket::connect(&world.urls[1], connect(&team, &["agent_to:a"])).await;
     Socket::connect(&world.urls[0], connect(&team, &["agent_to:b"])).await;
     sockets.pop().unwrap().cut();
@@ -335,7 +443,10 @@ async fn silence_is_not_endless(world: &World) {
 }
 
 async fn nobody_waits_for_ever_for_a_connect(world: &World) {
-    let options = ws::Options { handshake_within: Duration::from_millis(300), ..ws::Options::default() };
+    let options = ws::Options {
+        handshake_within: Duration::from_millis(300),
+        ..ws::Options::default()
+    };
     let url = serve_with(world.cluster.services(0), options).await;
     let mut socket = Socket::open(&url).await;
     assert_eq!(socket.ending().await, refused(4002));
@@ -350,8 +461,17 @@ async fn a_node_without_the_cluster_sends_its_clients_away() {
     world.cluster.kill(2).await;
     let words = connect_frame(&connect(&team, &["*"])).to_string();
     // A newcomer has no quorum to be let in by; one who was there is told when it is certain.
-    let busy = Ending { error: Some(4003), close: Some(1013) };
+    let busy = Ending {
+        error: Some(4003),
+        close: Some(1013),
+    };
     assert_eq!(first_words(&world.urls[0], Message::text(words)).await, busy);
-    assert_eq!(socket.ending().await, Ending { error: None, close: Some(1012) });
+    assert_eq!(
+        socket.ending().await,
+        Ending {
+            error: None,
+            close: Some(1012)
+        }
+    );
     world.cluster.stop().await;
 }

@@ -138,17 +138,25 @@ impl Link {
                 // A slow reader gets its time: what is held for it is one event.
                 let slow = code == ERR_SLOW_CONSUMER;
                 let grace = if slow { self.stalled_max * SLOW_GOODBYE } else { GOODBYE };
-                let error = ServerFrame::Error { code, message: message.clone() };
+                let error = ServerFrame::Error {
+                    code,
+                    message: message.clone(),
+                };
                 (Some(error), close, message, grace)
             }
         };
         let reason = reason[..reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX)].to_owned();
-        let Link { mut sink, mut stream, .. } = self;
+        let Link {
+            mut sink, mut stream, ..
+        } = self;
         let say = async {
             if let Some(error) = error {
                 sink.feed(Message::Text(frame::text(&error))).await?;
             }
-            let close = CloseFrame { code, reason: reason.into() };
+            let close = CloseFrame {
+                code,
+                reason: reason.into(),
+            };
             sink.send(Message::Close(Some(close))).await
         };
         let mut inbound = inbound.filter(|_| code != ERR_AUTH_FAILED as u16);

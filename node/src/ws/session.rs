@@ -146,9 +146,7 @@ impl<'a, 'c> Session<'a, 'c> {
         self.link.flush(self.client).await?;
         loop {
             while let Some(answer) = self.client.answers.pop_front() {
-                self.link
-                    .send(Message::Text(frame::text(&answer)), self.client)
-                    .await?;
+                self.link.send(Message::Text(frame::text(&answer)), self.client).await?;
             }
             let due = self.ping_at.min(self.look_at);
             tokio::select! {

@@ -57,14 +57,21 @@ impl Socket {
         if let Some(bytes) = receive_buffer {
             socket.set_recv_buffer_size(bytes).unwrap();
         }
-        let stream = socket.connect(address.parse().unwrap()).await.map_err(|e| e.to_string())?;
+        let stream = socket
+            .connect(address.parse().unwrap())
+            .await
+            .map_err(|e| e.to_string())?;
         stream.set_nodelay(true).unwrap();
         let request = format!("ws://{address}/ws");
         let (stream, _) = timeout(SOON, tokio_tungstenite::client_async(request, stream))
             .await
             .map_err(|e| e.to_string())?
             .map_err(|e| e.to_string())?;
-        Ok(Socket { stream, log: Vec::new(), ending: Ending::default() })
+        Ok(Socket {
+            stream,
+            log: Vec::new(),
+            ending: Ending::default(),
+        })
     }
 
     /// Opens, connects, and reads `connected` and `quota_snapshot`. Returns `last_seq` too.
@@ -110,7 +117,8 @@ impl Socket {
 
     /// Proves that the node has read everything that was said before.
     pub async fn roundtrip(&mut self) {
-        self.say(&json!({"type": "request", "id": "r", "method": "events.recent", "params": {"limit": 1}})).await;
+        self.say(&json!({"type": "request", "id": "r", "method": "events.recent", "params": {"limit": 1}}))
+            .await;
         let answer = self.frame().await;
         assert_eq!(answer["type"], "response", "{answer}");
     }
@@ -141,7 +149,10 @@ impl Socket {
         let frame = self.frame().await;
         assert_eq!(frame["type"], "event", "{frame}");
         assert_eq!(frame["seq"], frame["event"]["kiteseq"]);
-        (frame["seq"].as_u64().unwrap(), frame["event"]["data"]["body"].as_str().unwrap().to_owned())
+        (
+            frame["seq"].as_u64().unwrap(),
+            frame["event"]["data"]["body"].as_str().unwrap().to_owned(),
+        )
     }
 
     /// The bodies of the next events.
@@ -205,7 +216,10 @@ pub fn connect_frame(connect: &Connect<'_>) -> Value {
 
 /// An error frame and a close frame with the same code.
 pub fn refused(code: u16) -> Ending {
-    Ending { error: Some(u64::from(code)), close: Some(code) }
+    Ending {
+        error: Some(u64::from(code)),
+        close: Some(code),
+    }
 }
 
 /// Serves `/ws` of a node once more, with other times.
