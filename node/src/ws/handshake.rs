@@ -1,13 +1,16 @@
 //! From the upgrade to the first event: who is this, what may it see, where does it begin.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use agentpost_proto::command::Permission;
 use agentpost_proto::frame::{ClientFrame, ServerFrame};
-use agentpost_proto::id::TeamId;
+use agentpost_proto::id::{AgentId, TeamId};
 use agentpost_proto::{limits, record, time};
+use agentpost_raft_store::db::StateDb;
 use agentpost_raft_store::kv::{Fatal, Kv};
 use agentpost_raft_store::query;
 use axum::extract::ws::Message;
-use std::time::Duration;
 use tokio::time::timeout;
 
 use super::ack::Proof;
@@ -56,78 +59,75 @@ pub async fn open(hub: &Hub, link: &mut Link, seat: &mut Seat) -> Result<Opened,
         Err(_) => return Err(End::invalid("no connect frame in time")),
     };
     let client_id = resume::client_id(connect.client_id.as_deref()).map_err(End::invalid)?;
-    if connect.token.len() > limits::API_KEY_BYTES_MAX {
-        return Err(refused());
-    }
-    let key_hash = hub.services.secrets.key_hash(&connect.token);
     // A key revoked anywhere before this moment must not pass, and a key made anywhere must.
-    let mut state = hub
-        .services
-        .reader
-        .linearizable()
-        .await
-        .map_err(|e| End::busy(e.to_string()))?;
-    let caller = authenticate(hub, &*state, &key_hash)?;
-    if caller.team.to_string() != connect.team_id {
-        return Err(refused());
-    }
-    if caller.permission < Permission::Read {
-        return Err(End::auth("this API key lacks the permission read"));
-    }
+    let state = linearizable(hub).await?;
+    let (caller, key_hash) = introduce(hub, &*state, &connect)?;
     let requested = scope::parse_requested(&connect.scopes).map_err(scope_end)?;
     let narrowed = scope::narrow(&requested, &caller.scopes, caller.bound_agent.as_ref()).map_err(scope_end)?;
-    let feed = Feed::new(caller.team, narrowed, hub.services.config.kite.source_prefix.clone());
+    let mut feed = Feed::new(caller.team, narrowed, hub.services.config.kite.source_prefix.clone());
     if let Some(agent) = feed.inbox()
         && !seat.listen(caller.team, agent.as_str(), hub.options.ping_every * 2)
     {
         return Err(End::busy(format!("too many sessions listen to {agent} on this node")));
     }
     let (mail, keys) = (feed.listen(&hub.services.wakeups), hub.services.wakeups.keys());
-    let bound_agent = caller.bound_agent.as_ref().map_or("", |agent| agent.as_str());
     let request = Request {
         team: caller.team,
-        bound_agent,
+        bound_agent: caller.bound_agent.as_ref().map_or("", AgentId::as_str),
         scopes: &requested,
         client_id,
     };
     let cursor = request.cursor();
-    if let Some(name) = &cursor
-        && hub.acks.pending(name)
-    {
-        // What the previous session of this cursor acked here must be in the state that this one reads.
+    let state = settled(hub, state, cursor.as_ref()).await?;
+    let (start, greeting) = place(hub, &*state, &request, &mut feed).map_err(unreadable)?;
+    drop(state);
+    if let (true, Some(name)) = (start.create, &cursor) {
+        hub.acks.put(name, start.after_seq, Proof::Implied);
         if !hub.acks.stored(name, STORE_WITHIN).await {
-            return Err(End::busy("acknowledgements wait for a quorum"));
+            return Err(End::busy("the cursor could not be stored"));
         }
-        state = hub
-            .services
-            .reader
-            .linearizable()
-            .await
-            .map_err(|e| End::busy(e.to_string()))?;
     }
-    let mut opened = Opened {
+    Ok(Opened {
         key_hash,
         feed,
         mail,
         keys,
         cursor,
-        start: Start {
-            after_seq: 0,
-            acked: false,
-            create: false,
-            resumed: false,
-        },
-        greeting: Vec::new(),
-    };
-    place(hub, &*state, &request, &mut opened).map_err(unreadable)?;
-    drop(state);
-    if let (true, Some(name)) = (opened.start.create, &opened.cursor) {
-        hub.acks.put(name, opened.start.after_seq, Proof::Implied);
-        if !hub.acks.stored(name, STORE_WITHIN).await {
-            return Err(End::busy("the cursor could not be stored"));
-        }
+        start,
+        greeting,
+    })
+}
+
+async fn linearizable(hub: &Hub) -> Result<Arc<StateDb>, End> {
+    let state = hub.services.reader.linearizable().await;
+    state.map_err(|not_ready| End::busy(not_ready.to_string()))
+}
+
+/// Who has connected, and the hash of the key.
+fn introduce(hub: &Hub, kv: &impl Kv, connect: &Connect) -> Result<(Caller, [u8; 32]), End> {
+    if connect.token.len() > limits::API_KEY_BYTES_MAX {
+        return Err(refused());
     }
-    Ok(opened)
+    let key_hash = hub.services.secrets.key_hash(&connect.token);
+    let caller = authenticate(hub, kv, &key_hash)?;
+    if caller.team.to_string() != connect.team_id {
+        return Err(refused());
+    }
+    if caller.permission < Permission::Read {
+        return Err(End::auth("this API key lacks the permission read"));
+    }
+    Ok((caller, key_hash))
+}
+
+/// A state that holds what the previous session of this cursor acked on this node.
+async fn settled(hub: &Hub, state: Arc<StateDb>, cursor: Option<&CursorName>) -> Result<Arc<StateDb>, End> {
+    let Some(name) = cursor.filter(|name| hub.acks.pending(name)) else {
+        return Ok(state);
+    };
+    if !hub.acks.stored(name, STORE_WITHIN).await {
+        return Err(End::busy("acknowledgements wait for a quorum"));
+    }
+    linearizable(hub).await
 }
 
 /// The client speaks first.
@@ -184,38 +184,35 @@ fn scope_end(error: ScopeError) -> End {
     }
 }
 
-/// Decides the place, and the frames that tell of it.
-fn place(hub: &Hub, kv: &impl Kv, request: &Request<'_>, opened: &mut Opened) -> Result<(), Fatal> {
-    let row = |name: Option<&CursorName>| match name {
+/// Decides where the session begins, takes its feed there, and makes the frames that tell of it.
+fn place(hub: &Hub, kv: &impl Kv, request: &Request<'_>, feed: &mut Feed) -> Result<(Start, Vec<ServerFrame>), Fatal> {
+    let row = |name: Option<CursorName>| match name {
         Some(name) => query::cursor(kv, name.team, &name.agent, &name.client_id),
         None => Ok(None),
     };
     let rows = Rows {
-        cursor: row(opened.cursor.as_ref())?,
-        fallback: row(request.fallback().as_ref())?,
+        cursor: row(request.cursor())?,
+        fallback: row(request.fallback())?,
         last_seq: query::team_head(kv, request.team)?.last_seq,
     };
-    opened.start = request.start(&rows);
-    opened.feed.seek(opened.start.after_seq);
-    let client_id = request
-        .client_id
-        .map_or_else(|| hex::encode(hub.services.ids.random::<16>()), str::to_owned);
-    opened.greeting.push(ServerFrame::Connected {
-        last_seq: opened.start.after_seq,
-        client_id,
-    });
-    opened
-        .greeting
-        .push(quota_snapshot(kv, request.team, hub.services.clock.wall_ms())?);
-    let removed = opened.feed.max_removed_seq(kv)?;
-    if let Some(message) = resume::expired(&opened.start, removed) {
-        let oldest = opened.feed.oldest_available_seq(kv)?.unwrap_or(removed + 1);
-        opened.greeting.push(ServerFrame::CursorExpired {
-            oldest_available_seq: oldest,
+    let start = request.start(&rows);
+    feed.seek(start.after_seq);
+    let fresh = || hex::encode(hub.services.ids.random::<16>());
+    let connected = ServerFrame::Connected {
+        last_seq: start.after_seq,
+        client_id: request.client_id.map_or_else(fresh, str::to_owned),
+    };
+    let quota = quota_snapshot(kv, request.team, hub.services.clock.wall_ms())?;
+    let mut greeting = vec![connected, quota];
+    let removed = feed.max_removed_seq(kv)?;
+    if let Some(message) = resume::expired(&start, removed) {
+        let oldest_available_seq = feed.oldest_available_seq(kv)?.unwrap_or(removed + 1);
+        greeting.push(ServerFrame::CursorExpired {
+            oldest_available_seq,
             message,
         });
     }
-    Ok(())
+    Ok((start, greeting))
 }
 
 /// The month's events of the team.
