@@ -8,7 +8,6 @@ use agentpost_proto::api::admin;
 use agentpost_proto::command::{Operation, Tick, operation};
 use agentpost_proto::peer::{HandOverRequest, StatusReply, StatusRequest, hand_over_reply};
 use agentpost_raft_store::db::StateHandle;
-use agentpost_raft_store::log_store::LogMetrics;
 use agentpost_raft_store::query;
 use agentpost_raft_store::types::Member;
 use bytes::Bytes;
@@ -75,7 +74,6 @@ pub struct ClusterHandle {
     pub(crate) reader: Reader,
     pub(crate) secrets: Arc<Secrets>,
     pub(crate) metrics: Metrics,
-    pub(crate) log: Arc<LogMetrics>,
 }
 
 impl Local {
@@ -282,12 +280,10 @@ impl ClusterHandle {
             .set(gauge(raft.cluster_committed.index().unwrap_or(0)));
         metrics.applied_index.set(gauge(status.applied_index));
         metrics.snapshot_index.set(gauge(raft.snapshot.index().unwrap_or(0)));
+        metrics.purged_index.set(gauge(raft.purged.index().unwrap_or(0)));
         metrics.term.set(gauge(status.term));
         metrics.is_leader.set(i64::from(raft.state == ServerState::Leader));
         metrics.leader.set(gauge(raft.current_leader.unwrap_or(0)));
-        metrics.log_syncs.set(gauge(self.log.syncs()));
-        metrics.log_entries.set(gauge(self.log.entries()));
-        metrics.log_bytes.set(gauge(self.log.bytes()));
         metrics.set_state_hash(status.state_hash, status.state_hash_index);
         metrics.encode()
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentpost_raft_store::log_store::LogMetrics;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+mod log;
 mod process;
 
 /// The counters and gauges of one node. Cheap to clone.
@@ -45,18 +47,14 @@ pub struct Metrics {
     pub applied_index: Gauge,
     /// Raft: the last entry that a snapshot of this node covers.
     pub snapshot_index: Gauge,
+    /// Raft: the last entry that is gone from this node's log.
+    pub purged_index: Gauge,
     /// Raft: the term.
     pub term: Gauge,
     /// Raft: 1 on the leader.
     pub is_leader: Gauge,
     /// Raft: the leader's id as this node knows it; 0 without one.
     pub leader: Gauge,
-    /// Flushes of the log to the disk.
-    pub log_syncs: Gauge,
-    /// Entries appended to the log.
-    pub log_entries: Gauge,
-    /// Bytes of those.
-    pub log_bytes: Gauge,
     /// Snapshots sent to other nodes.
     pub snapshots_sent: Counter,
     /// Snapshots received from other nodes.
@@ -133,9 +131,21 @@ fn add<M: Clone + prometheus_client::registry::Metric>(
 impl Metrics {
     /// A fresh set, all zero.
     pub fn new() -> Self {
+        Self::of(None)
+    }
+
+    /// A fresh set that also tells what this log counts.
+    pub fn of_log(log: Arc<LogMetrics>) -> Self {
+        Self::of(Some(log))
+    }
+
+    fn of(log: Option<Arc<LogMetrics>>) -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(process::Process));
         let r = registry.sub_registry_with_prefix("agentpost");
+        if let Some(log) = log {
+            r.register_collector(Box::new(log::Log(log)));
+        }
         let seconds: fn() -> Histogram = || Histogram::new(exponential_buckets(0.000_25, 2.0, 16));
         let g = Gauge::default;
         let c = Counter::default;
@@ -197,12 +207,10 @@ impl Metrics {
             committed_index: add(r, "committed_index", "Last entry known to be committed", g()),
             applied_index: add(r, "applied_index", "Last applied entry", g()),
             snapshot_index: add(r, "snapshot_index", "Last entry in a snapshot", g()),
+            purged_index: add(r, "purged_index", "Last entry removed from the log", g()),
             term: add(r, "term", "Raft term", g()),
             is_leader: add(r, "is_leader", "1 on the leader", g()),
             leader: add(r, "leader", "Node id of the leader; 0 = none known", g()),
-            log_syncs: add(r, "log_syncs", "Flushes of the log to the disk since the start", g()),
-            log_entries: add(r, "log_entries", "Entries appended to the log since the start", g()),
-            log_bytes: add(r, "log_bytes", "Bytes of the entries appended since the start", g()),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
         };

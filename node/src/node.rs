@@ -109,7 +109,8 @@ pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) 
     let secrets = Arc::new(Secrets::load(&config.cluster.secret_file)?);
     prepare_data_dir(&config, &secrets)?;
     let stores = open(&config).await?;
-    let (clock, metrics) = (Clock::system(), Metrics::new());
+    let (state, log) = (stores.state.clone(), stores.log.metrics());
+    let (clock, metrics) = (Clock::system(), Metrics::of_log(Arc::clone(&log)));
     let ids = IdSource::new(clock.clone());
     let config = Arc::new(config);
 
@@ -117,7 +118,6 @@ pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) 
     let dialer = Dialer::new(identity.clone());
     let forwarder = Forwarder::new(dialer.clone(), metrics.clone());
     let wakeups = Wakeups::default();
-    let (state, log) = (stores.state.clone(), stores.log.metrics());
     let sending = SendOptions {
         bytes_per_s: config.raft.snapshot_send_bytes_per_s,
     };
@@ -143,7 +143,6 @@ pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) 
         reader: reader.clone(),
         secrets: Arc::clone(&secrets),
         metrics: metrics.clone(),
-        log: Arc::clone(&log),
     };
     let services = Services {
         proposer,

@@ -5,6 +5,7 @@
 //! with the handshake. TCP alone would take minutes to notice a peer that vanished, so HTTP/2 pings it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -72,6 +73,8 @@ impl Dialer {
                     identity: Arc::clone(&self.identity),
                     target,
                     address: address.to_owned(),
+                    purpose,
+                    failing: Arc::default(),
                 };
                 Endpoint::from_static("http://peer")
                     .http2_keep_alive_interval(KEEPALIVE)
@@ -97,6 +100,25 @@ struct Connector {
     identity: Arc<Identity>,
     target: u64,
     address: String,
+    purpose: Purpose,
+    /// Whether the last attempt failed: only a change is worth a line in the log.
+    failing: Arc<AtomicBool>,
+}
+
+impl Connector {
+    fn report(&self) -> impl FnOnce(&Result<TokioIo<TcpStream>, HandshakeError>) + use<> {
+        let (node, purpose, failing) = (self.target, self.purpose, Arc::clone(&self.failing));
+        move |connected| match connected {
+            Ok(_) => {
+                failing.store(false, Ordering::Relaxed);
+                tracing::debug!(node, ?purpose, "connected");
+            }
+            Err(error) if !failing.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(node, ?purpose, %error, "node not reached; trying on");
+            }
+            Err(_) => {}
+        }
+    }
 }
 
 impl Service<Uri> for Connector {
@@ -116,8 +138,9 @@ impl Service<Uri> for Connector {
             handshake::dial(&mut stream, &identity, target).await?;
             Ok(TokioIo::new(stream))
         };
-        tokio::time::timeout(CONNECT_TIMEOUT, connect)
-            .map(|done| done.unwrap_or(Err(HandshakeError::Timeout)))
-            .boxed()
+        let report = self.report();
+        let connect = tokio::time::timeout(CONNECT_TIMEOUT, connect);
+        let connect = connect.map(|done| done.unwrap_or(Err(HandshakeError::Timeout)));
+        connect.inspect(report).boxed()
     }
 }

@@ -35,9 +35,12 @@ const WELCOME: u8 = 1;
 /// Why a connection is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// It broke, or the other side hung up.
+    /// It broke, or was never made.
     #[error("connection: {0}")]
-    Io(#[from] std::io::Error),
+    Io(std::io::Error),
+    /// It hung up in the middle.
+    #[error("the other side hung up: it has another cluster secret, is another node, or does not know this one")]
+    HungUp,
     /// Nothing came for too long.
     #[error("no answer within {TIMEOUT:?}")]
     Timeout,
@@ -61,6 +64,15 @@ pub enum HandshakeError {
     /// It does not know the secret.
     #[error("the other side does not hold the cluster secret")]
     Proof,
+}
+
+impl From<std::io::Error> for HandshakeError {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => HandshakeError::HungUp,
+            _ => HandshakeError::Io(error),
+        }
+    }
 }
 
 /// Who this node is to others.
@@ -245,7 +257,7 @@ mod tests {
     async fn another_secret_is_another_cluster() {
         let (near, far) = shake(&node(9, 1), 2, &node(1, 2)).await;
         assert!(matches!(far, Err(HandshakeError::Cluster)), "{far:?}");
-        assert!(matches!(near, Err(HandshakeError::Io(_))), "{near:?}");
+        assert!(matches!(near, Err(HandshakeError::HungUp)), "{near:?}");
     }
 
     #[tokio::test]

@@ -125,7 +125,7 @@ impl NetStreamAppend<TypeConfig> for Peer {
     {
         let pipeline = Pipeline::default();
         let sent = Arc::clone(&pipeline);
-        let requests = input.map(move |request| {
+        let mut requests = input.map(move |request| {
             let entry = InFlight {
                 prev: request.prev_log_id,
                 sent: Instant::now(),
@@ -134,6 +134,12 @@ impl NetStreamAppend<TypeConfig> for Peer {
             append_to_proto(request)
         });
         Box::pin(async move {
+            // openraft pauses after an error when it is asked for a request, so it is asked before connecting:
+            // otherwise a peer that refuses connections would be dialled without end.
+            let Some(first) = requests.next().await else {
+                return Ok(futures::stream::empty().boxed());
+            };
+            let requests = futures::stream::once(std::future::ready(first)).chain(requests);
             let answers = within(OPEN_DEADLINE, self.client.append(requests)).await?.into_inner();
             let mut overdue = interval(APPEND_DEADLINE / 4);
             overdue.set_missed_tick_behavior(MissedTickBehavior::Delay);
