@@ -196,7 +196,7 @@ impl Dev {
             "  curl -s http://{address}/v1/messages -H 'X-API-Key: {agent_key}'\n"
         )?;
         writeln!(out, "For the kite command line:\n")?;
-        writeln!(out, "  export KITE_API_KEY={key}")?;
+        writeln!(out, "  export KITE_API_KEY={key} KITE_TEAM_ID={team}")?;
         writeln!(out, "  export KITE_WS_URL=ws://{address}/ws\n\nCtrl-C stops the node.")?;
         Ok(out)
     }
