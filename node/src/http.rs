@@ -110,7 +110,7 @@ impl Doors {
         let key_hash = services.secrets.key_hash(auth::presented(headers)?);
         let state = match consistency {
             Consistency::Linearizable => services.reader.linearizable().await?,
-            Consistency::Local => services.reader.local(),
+            Consistency::Local => services.reader.local_read()?,
         };
         let (state, caller) = auth::authorize(services, &key_hash, state).await?;
         Ok(Reading {

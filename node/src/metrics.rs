@@ -258,6 +258,23 @@ impl Metrics {
     }
 }
 
+/// Counts one while it lives, however it ends: callers that go away are not counted for ever.
+pub struct Held(Gauge);
+
+impl Held {
+    /// One more.
+    pub fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Held(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Indexes and terms stay far below 2^63.
 pub fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)

@@ -11,11 +11,19 @@ pub mod proposer;
 pub mod reader;
 pub mod wakeups;
 
+use std::time::Duration;
+
 use agentpost_raft_store::state_machine::StateMachine;
 use agentpost_raft_store::types::TypeConfig;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::metrics::RaftServerMetrics;
 use openraft::type_config::alias::WatchReceiverOf;
+use tokio::time::timeout;
+
+use crate::clock::IdSource;
+
+/// Between two attempts at something that needs a leader.
+const RETRY_MS: (u64, u64) = (20, 60);
 
 /// openraft with our types.
 pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
@@ -68,6 +76,18 @@ impl Lead {
     /// The term.
     pub fn term(&self) -> u64 {
         self.metrics.borrow_watched().vote.leader_id.term
+    }
+
+    /// Waits until the leader is another one than `known`, or nobody any more.
+    pub async fn moved_from(&mut self, known: &Leader) {
+        while self.now() == *known && self.changed().await.is_ok() {}
+    }
+
+    /// Before another attempt at what had no leader: a new one is the likeliest cure. The jitter keeps those
+    /// who wait out of step.
+    pub(crate) async fn pause(&self, known: &Leader, ids: &IdSource) {
+        let pause = Duration::from_millis(ids.jitter_ms(RETRY_MS.0, RETRY_MS.1));
+        let _ = timeout(pause, self.clone().moved_from(known)).await;
     }
 
     /// Waits for news about leader, term or members. An error means that Raft has ended.

@@ -22,7 +22,7 @@ use tonic::transport::Channel;
 
 use super::dial::{Dialer, Purpose};
 use super::network::SHARD;
-use crate::metrics::Metrics;
+use crate::metrics::{Held, Metrics};
 
 /// Requests that wait for the stream; the proposer's admission bound keeps it from filling.
 const QUEUE: usize = 8 * 1024;
@@ -119,12 +119,12 @@ impl Forwarder {
                 sent: false,
             },
         };
-        self.shared.metrics.forwards_in_flight.inc();
+        let _counted = Held::new(&self.shared.metrics.forwards_in_flight);
         self.enqueue(target, address, item);
-        let answer = answer.await;
-        self.shared.metrics.forwards_in_flight.dec();
         // A ticket always tells something.
-        answer.unwrap_or_else(|_| Err(Lost::Unknown("the request vanished".to_owned())))
+        answer
+            .await
+            .unwrap_or_else(|_| Err(Lost::Unknown("the request vanished".to_owned())))
     }
 
     fn enqueue(&self, target: u64, address: &str, item: Item) {

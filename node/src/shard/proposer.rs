@@ -32,15 +32,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::leadership::ClusterTime;
 use super::{Lead, Leader, Raft};
 use crate::clock::{Clock, IdSource};
-use crate::metrics::{Metrics, Outcome};
+use crate::metrics::{Held, Metrics, Outcome};
 use crate::peer::forward::{Forwarder, Kind, Lost};
 
 /// How long an operation waits for a leader.
 pub const LEADER_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a proposed operation waits for its answer.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(8);
-/// Between two attempts, while nothing was proposed.
-const RETRY_MS: (u64, u64) = (5, 25);
 
 /// Why there is no reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -107,10 +105,9 @@ impl Proposer {
             shared.metrics.proposal(Outcome::Overloaded);
             return Err(ProposeError::Overloaded);
         };
-        shared.metrics.proposals_in_flight.inc();
+        let _counted = Held::new(&shared.metrics.proposals_in_flight);
         let operation = Bytes::from(operation.encode_to_vec());
         let result = self.take_to_leader(operation).await;
-        shared.metrics.proposals_in_flight.dec();
         shared.metrics.proposal(match &result {
             Ok(Reply {
                 reply: Some(reply::Reply::Rejection(_)),
@@ -127,23 +124,18 @@ impl Proposer {
         let shared = &self.shared;
         let deadline = Instant::now() + LEADER_DEADLINE;
         loop {
-            let reason = match shared.lead.now() {
-                Leader::Here => match self.propose_here(operation.clone()).await {
-                    Err(ProposeError::NotReady(reason)) => reason,
-                    ended => return ended,
-                },
-                Leader::There(node, address) => match self.forward(node, &address, operation.clone()).await {
-                    Err(ProposeError::NotReady(reason)) => reason,
-                    ended => return ended,
-                },
-                Leader::Nobody => "no leader".to_owned(),
+            let leader = shared.lead.now();
+            let attempt = match &leader {
+                Leader::Here => self.propose_here(operation.clone()).await,
+                Leader::There(node, address) => self.forward(*node, address, operation.clone()).await,
+                Leader::Nobody => Err(ProposeError::NotReady("no leader".to_owned())),
             };
-            if Instant::now() >= deadline {
-                return Err(ProposeError::NotReady(reason));
+            match attempt {
+                Err(ProposeError::NotReady(_)) if Instant::now() < deadline => {
+                    let _ = timeout_at(deadline, shared.lead.pause(&leader, &shared.ids)).await;
+                }
+                ended => return ended,
             }
-            // A change of leader is the likeliest cure; the pause keeps waiting clients out of step.
-            let pause = Duration::from_millis(shared.ids.jitter_ms(RETRY_MS.0, RETRY_MS.1));
-            let _ = timeout_at(deadline, tokio::time::sleep(pause)).await;
         }
     }
 

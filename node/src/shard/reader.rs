@@ -7,6 +7,7 @@
 //! until its own state has reached the index.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agentpost_proto::peer::forward_reply::Outcome as Answered;
@@ -18,7 +19,7 @@ use openraft::metrics::RaftDataMetrics;
 use openraft::raft::ReadPolicy;
 use openraft::type_config::alias::WatchReceiverOf;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Lead, Leader, Raft};
 use crate::clock::IdSource;
@@ -29,8 +30,6 @@ use crate::peer::forward::{Forwarder, Kind};
 pub const READ_DEADLINE: Duration = Duration::from_secs(2);
 /// One barrier; the leader gives up earlier, after its lease.
 const BARRIER_DEADLINE: Duration = Duration::from_secs(1);
-/// Between two attempts.
-const RETRY_MS: (u64, u64) = (5, 25);
 /// Readers that wait for a barrier to start. More are refused at once.
 const WAITING_MAX: usize = 16 * 1024;
 
@@ -48,8 +47,10 @@ pub struct Reader {
 struct Shared {
     state: StateHandle,
     progress: WatchReceiverOf<TypeConfig, RaftDataMetrics<TypeConfig>>,
+    lead: Lead,
     ids: IdSource,
     waiting: mpsc::Sender<Waiter>,
+    recovered: Arc<AtomicBool>,
 }
 
 /// Somebody who needs a read index.
@@ -69,21 +70,26 @@ impl Reader {
     /// Reads `state`, which `raft` keeps. Its worker lives as long as the reader.
     pub fn new(raft: Raft, state: StateHandle, forwarder: Forwarder, ids: IdSource, metrics: Metrics) -> Self {
         let (waiting, waiters) = mpsc::channel(WAITING_MAX);
-        let progress = raft.data_metrics();
+        let (progress, lead) = (raft.data_metrics(), Lead::new(&raft));
+        let recovered = Arc::new(AtomicBool::new(false));
+        tokio::spawn(watch_recovery(raft.clone(), Arc::clone(&recovered)));
         let barriers = Barriers {
-            lead: Lead::new(&raft),
+            lead: lead.clone(),
             raft,
             forwarder,
             metrics,
         };
         tokio::spawn(barriers.run(waiters));
+        let shared = Shared {
+            state,
+            progress,
+            lead,
+            ids,
+            waiting,
+            recovered,
+        };
         Reader {
-            shared: Arc::new(Shared {
-                state,
-                progress,
-                ids,
-                waiting,
-            }),
+            shared: Arc::new(shared),
         }
     }
 
@@ -96,15 +102,24 @@ impl Reader {
     pub async fn linearizable_within(&self, limit: Duration) -> Result<Arc<StateDb>, NotReady> {
         let deadline = Instant::now() + limit;
         loop {
+            let leader = self.shared.lead.now();
             match timeout_at(deadline, self.attempt()).await {
                 Ok(Ok(())) => return Ok(self.local()),
                 Ok(Err(refused)) if Instant::now() >= deadline => return Err(refused),
                 Ok(Err(_)) => {
-                    let pause = Duration::from_millis(self.shared.ids.jitter_ms(RETRY_MS.0, RETRY_MS.1));
-                    tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
+                    let _ = timeout_at(deadline, self.shared.lead.pause(&leader, &self.shared.ids)).await;
                 }
                 Err(_) => return Err(NotReady("no quorum confirmed the leader in time".to_owned())),
             }
+        }
+    }
+
+    /// The state as it is here, for a caller who does not need the newest: without asking anybody, but not
+    /// older than what this node has shown before it was restarted.
+    pub fn local_read(&self) -> Result<Arc<StateDb>, NotReady> {
+        match self.shared.recovered.load(Ordering::Acquire) {
+            true => Ok(self.local()),
+            false => Err(NotReady("this node is still catching up after its start".to_owned())),
         }
     }
 
@@ -144,6 +159,14 @@ impl Reader {
     }
 }
 
+/// Tells when the state is again what it was before the last stop, or newer.
+async fn watch_recovery(raft: Raft, recovered: Arc<AtomicBool>) {
+    match raft.wait_for_recovery(None).await {
+        Ok(_) => recovered.store(true, Ordering::Release),
+        Err(error) => tracing::debug!(%error, "stopped before recovery"),
+    }
+}
+
 /// Runs barriers, one at a time, each for everybody who waits.
 struct Barriers {
     raft: Raft,
@@ -164,11 +187,12 @@ impl Barriers {
             if batch.is_empty() {
                 continue;
             }
-            let deadline = Instant::now() + BARRIER_DEADLINE;
-            let barrier = timeout_at(deadline, self.barrier(leader));
-            let index = barrier
-                .await
-                .unwrap_or_else(|_| Err(NotReady("no answer from the leader".to_owned())));
+            let mut lead = self.lead.clone();
+            let index = tokio::select! {
+                index = self.barrier(&leader) => index,
+                () = lead.moved_from(&leader) => Err(NotReady("the leader changed".to_owned())),
+                () = sleep(BARRIER_DEADLINE) => Err(NotReady("no answer from the leader".to_owned())),
+            };
             match index {
                 Ok(_) => self.metrics.read_barriers.inc(),
                 Err(_) => self.metrics.read_barriers_failed.inc(),
@@ -177,7 +201,7 @@ impl Barriers {
         }
     }
 
-    async fn barrier(&self, leader: Leader) -> Result<u64, NotReady> {
+    async fn barrier(&self, leader: &Leader) -> Result<u64, NotReady> {
         match leader {
             Leader::Nobody => Err(NotReady("no leader".to_owned())),
             Leader::Here => {
@@ -185,7 +209,7 @@ impl Barriers {
                 let confirmed = confirmed.map_err(|error| NotReady(error.to_string()))?;
                 Ok(confirmed.read_log_id().index())
             }
-            Leader::There(node, address) => match self.forwarder.ask(node, &address, Kind::ReadIndex).await {
+            Leader::There(node, address) => match self.forwarder.ask(*node, address, Kind::ReadIndex).await {
                 Ok(Answered::ReadIndex(index)) => Ok(index),
                 Ok(Answered::NotReady(refusal)) => Err(NotReady(refusal.reason)),
                 Ok(_) => Err(NotReady("a foreign answer".to_owned())),
