@@ -152,6 +152,91 @@ fn now_ms() -> u64 {
         .as_millis() as u64
 }
 
+/// Every route of the operator API, in a form that an operator might use. `keys` is the path of the team's keys.
+fn routes(team: &str, keys: &str) -> Vec<Call> {
+    vec![
+        Call::get("/admin/v1/teams"),
+        Call::post("/admin/v1/teams", &json!({ "name": "x" })),
+        Call::patch(format!("/admin/v1/teams/{}", team), &json!({})),
+        Call::get(keys),
+        Call::post(keys, &json!({ "name": "x", "permissions": ["admin"] })),
+        Call::delete(format!("/admin/v1/keys/key_{}", "0".repeat(32))),
+        Call::get("/admin/v1/cluster"),
+        Call::post("/admin/v1/cluster/transfer", &json!({ "node": 1 })),
+        Call::post("/admin/v1/cluster/snapshot", &json!({})),
+    ]
+}
+
+/// What an operator may get wrong, with the answer. `unknown` is the id of no team.
+fn mistakes(keys: &str, unknown: &str) -> Vec<(Call, u16)> {
+    vec![
+        (Call::post("/admin/v1/teams", &json!({})), 400),
+        (Call::post("/admin/v1/teams", &json!({ "name": 1 })), 400),
+        (Call::post("/admin/v1/teams", &json!(["x"])), 400),
+        (Call::post("/admin/v1/teams", &json!({ "name": "" })), 400),
+        (Call::post("/admin/v1/teams", &json!({ "name": "a\u{7}" })), 400),
+        (Call::post("/admin/v1/teams", &json!({ "name": "x".repeat(129) })), 400),
+        (
+            Call::post("/admin/v1/teams", &json!({ "name": "y", "color": "red" })),
+            400,
+        ),
+        (
+            Call::post(
+                "/admin/v1/teams",
+                &json!({ "name": "y", "limits": { "daily_sends": -1 } }),
+            ),
+            400,
+        ),
+        (Call::post("/admin/v1/teams", &json!({ "name": "y" })).raw("{"), 400),
+        (Call::patch(format!("/admin/v1/teams/{unknown}"), &json!({})), 404),
+        (Call::patch("/admin/v1/teams/x", &json!({})), 404),
+        (Call::get(format!("/admin/v1/teams/{unknown}/keys")), 404),
+        (
+            Call::post(
+                format!("/admin/v1/teams/{unknown}/keys"),
+                &json!({ "name": "x", "permissions": ["read"] }),
+            ),
+            404,
+        ),
+        (Call::post(keys, &json!({ "name": "x", "permissions": [] })), 400),
+        (Call::post(keys, &json!({ "name": "x", "permissions": ["root"] })), 400),
+        (
+            Call::post(
+                keys,
+                &json!({ "name": "x", "permissions": ["read"], "scopes": ["from:x"] }),
+            ),
+            400,
+        ),
+        (
+            Call::post(
+                keys,
+                &json!({ "name": "x", "permissions": ["read"], "expires_at": "2001-01-01T00:00:00Z" }),
+            ),
+            400,
+        ),
+        (
+            Call::post(
+                keys,
+                &json!({ "name": "x", "permissions": ["read"], "agent_id": "a b" }),
+            ),
+            400,
+        ),
+        (
+            Call::post(
+                keys,
+                &json!({ "name": "x", "permissions": ["read"], "agent_id": "system" }),
+            ),
+            403,
+        ),
+        (Call::delete(format!("/admin/v1/keys/key_{}", "f".repeat(32))), 404),
+        (Call::delete("/admin/v1/keys/x"), 404),
+        (Call::post("/admin/v1/cluster/transfer", &json!({ "node": 99 })), 400),
+        (Call::post("/admin/v1/cluster/transfer", &json!({ "node": "1" })), 400),
+        (Call::get("/admin/v1/nothing"), 404),
+        (Call::delete("/admin/v1/teams"), 405),
+    ]
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_operators_may_and_what_they_ask_is_checked() {
     let cluster = TestCluster::start(3).await;
@@ -167,88 +252,13 @@ async fn only_operators_may_and_what_they_ask_is_checked() {
     let unknown = format!("team_{}1", "0".repeat(31));
     let keys = format!("/admin/v1/teams/{}/keys", team.id);
     for url in &urls {
-        for call in [
-            Call::get("/admin/v1/teams"),
-            Call::post("/admin/v1/teams", &json!({ "name": "x" })),
-            Call::patch(format!("/admin/v1/teams/{}", team.id), &json!({})),
-            Call::get(&keys),
-            Call::post(&keys, &json!({ "name": "x", "permissions": ["admin"] })),
-            Call::delete(format!("/admin/v1/keys/key_{}", "0".repeat(32))),
-            Call::get("/admin/v1/cluster"),
-            Call::post("/admin/v1/cluster/transfer", &json!({ "node": 1 })),
-            Call::post("/admin/v1/cluster/snapshot", &json!({})),
-        ] {
+        for call in routes(&team.id, &keys) {
             call.clone().to(url).await.error(401);
             call.clone().bearer("kite_nobody").to(url).await.error(401);
             call.clone().bearer(&team.key).to(url).await.error(403);
             call.clone().bearer(&team_admin).to(url).await.error(403);
         }
-        for (call, status) in [
-            (Call::post("/admin/v1/teams", &json!({})), 400),
-            (Call::post("/admin/v1/teams", &json!({ "name": 1 })), 400),
-            (Call::post("/admin/v1/teams", &json!(["x"])), 400),
-            (Call::post("/admin/v1/teams", &json!({ "name": "" })), 400),
-            (Call::post("/admin/v1/teams", &json!({ "name": "a\u{7}" })), 400),
-            (Call::post("/admin/v1/teams", &json!({ "name": "x".repeat(129) })), 400),
-            (
-                Call::post("/admin/v1/teams", &json!({ "name": "y", "color": "red" })),
-                400,
-            ),
-            (
-                Call::post(
-                    "/admin/v1/teams",
-                    &json!({ "name": "y", "limits": { "daily_sends": -1 } }),
-                ),
-                400,
-            ),
-            (Call::post("/admin/v1/teams", &json!({ "name": "y" })).raw("{"), 400),
-            (Call::patch(format!("/admin/v1/teams/{unknown}"), &json!({})), 404),
-            (Call::patch("/admin/v1/teams/x", &json!({})), 404),
-            (Call::get(format!("/admin/v1/teams/{unknown}/keys")), 404),
-            (
-                Call::post(
-                    format!("/admin/v1/teams/{unknown}/keys"),
-                    &json!({ "name": "x", "permissions": ["read"] }),
-                ),
-                404,
-            ),
-            (Call::post(&keys, &json!({ "name": "x", "permissions": [] })), 400),
-            (Call::post(&keys, &json!({ "name": "x", "permissions": ["root"] })), 400),
-            (
-                Call::post(
-                    &keys,
-                    &json!({ "name": "x", "permissions": ["read"], "scopes": ["from:x"] }),
-                ),
-                400,
-            ),
-            (
-                Call::post(
-                    &keys,
-                    &json!({ "name": "x", "permissions": ["read"], "expires_at": "2001-01-01T00:00:00Z" }),
-                ),
-                400,
-            ),
-            (
-                Call::post(
-                    &keys,
-                    &json!({ "name": "x", "permissions": ["read"], "agent_id": "a b" }),
-                ),
-                400,
-            ),
-            (
-                Call::post(
-                    &keys,
-                    &json!({ "name": "x", "permissions": ["read"], "agent_id": "system" }),
-                ),
-                403,
-            ),
-            (Call::delete(format!("/admin/v1/keys/key_{}", "f".repeat(32))), 404),
-            (Call::delete("/admin/v1/keys/x"), 404),
-            (Call::post("/admin/v1/cluster/transfer", &json!({ "node": 99 })), 400),
-            (Call::post("/admin/v1/cluster/transfer", &json!({ "node": "1" })), 400),
-            (Call::get("/admin/v1/nothing"), 404),
-            (Call::delete("/admin/v1/teams"), 405),
-        ] {
+        for (call, status) in mistakes(&keys, &unknown) {
             call.bearer(&admin).to(url).await.error(status);
         }
     }
