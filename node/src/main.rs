@@ -11,6 +11,11 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// Rows, entries and requests are many small short-lived buffers, RocksDB's included: with glibc's allocator a
+/// quarter more CPU per message goes into finding room for them.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The configuration or the arguments cannot be used.
 const EXIT_USAGE: u8 = 2;
 
@@ -118,12 +123,23 @@ fn start_logging(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// 0 is one thread per core. A single thread needs no scheduler that shares work, and is faster without one.
+fn runtime(worker_threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
+    use tokio::runtime::Builder;
+    let mut builder = match worker_threads {
+        0 => Builder::new_multi_thread(),
+        1 => Builder::new_current_thread(),
+        _ => {
+            let mut builder = Builder::new_multi_thread();
+            builder.worker_threads(worker_threads);
+            builder
+        }
+    };
+    builder.enable_all().thread_name("agentpostd").build()
+}
+
 fn run(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
-    let mut threads = tokio::runtime::Builder::new_multi_thread();
-    if config.runtime.worker_threads > 0 {
-        threads.worker_threads(config.runtime.worker_threads);
-    }
-    let runtime = threads.enable_all().thread_name("agentpostd").build()?;
+    let runtime = runtime(config.runtime.worker_threads)?;
     let result = runtime.block_on(serve(config, dev));
     // Whatever still hangs must not keep the process.
     runtime.shutdown_background();

@@ -12,6 +12,7 @@ use agentpost_proto::peer::{
 use agentpost_raft_store::types::{
     LogId, TypeConfig, entry_from_proto, log_id_from_proto, log_id_to_proto, vote_from_proto, vote_to_proto,
 };
+use bytes::Bytes;
 use futures::stream::{Stream, StreamExt as _};
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest, VoteResponse,
@@ -192,10 +193,21 @@ fn claimed(from: u64, vote: Option<&peer::Vote>) -> Result<agentpost_raft_store:
     }
 }
 
+/// A command in memory of its own. As a slice of what HTTP/2 received it would keep all of that alive in the
+/// log's tail, and share one contended reference count with hundreds of other entries.
+fn detached(mut entry: peer::Entry) -> peer::Entry {
+    entry.command = Bytes::copy_from_slice(&entry.command);
+    entry
+}
+
 fn append_from_proto(request: AppendRequest, from: u64) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
     check_shard(request.shard)?;
     let vote = claimed(from, request.vote.as_ref())?;
-    let entries: Result<Vec<_>, _> = request.entries.into_iter().map(entry_from_proto).collect();
+    let entries: Result<Vec<_>, _> = request
+        .entries
+        .into_iter()
+        .map(|entry| entry_from_proto(detached(entry)))
+        .collect();
     Ok(AppendEntriesRequest {
         vote,
         prev_log_id: request.prev.as_ref().map(log_id_from_proto),

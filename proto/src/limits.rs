@@ -2,8 +2,8 @@
 
 /// A message body on either face; Kite's ingress limit.
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
-/// A request that carries one message: the body plus room for its JSON envelope.
-pub const REQUEST_BYTES_MAX: usize = BODY_BYTES_MAX + 16 * 1024;
+/// A request that carries one message: the body, every second character escaped, and its JSON envelope.
+pub const REQUEST_BYTES_MAX: usize = 2 * BODY_BYTES_MAX + 16 * 1024;
 /// `POST /messages/batch` as a whole.
 pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// Messages in a batch: one log entry stays well below the replication payload bound.
@@ -38,6 +38,8 @@ pub const EXTRAS_BYTES_MAX: usize = 16 * 1024;
 pub const PAGE_DEFAULT: usize = 50;
 /// Messages of an inbox page at most.
 pub const PAGE_MAX: usize = 200;
+/// Bytes of bodies in a page, about: it may then hold fewer messages than asked for.
+pub const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Entries that one filtered page examines at most; it may then return fewer than `limit`.
 pub const PAGE_EXAMINED_MAX: usize = 2_000;
 /// Seconds of a long poll.

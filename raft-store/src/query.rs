@@ -51,18 +51,20 @@ pub struct Page {
 pub fn inbox_page(kv: &impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>) -> Result<Page, Fatal> {
     let frozen = kv.frozen();
     let kv = frozen.as_ref();
+    let mut bytes = 0;
     let mut page = Page {
         items: Vec::new(),
         last_seq: query.after_seq,
     };
     for row in entries(kv, team, agent, query)?.take(limits::PAGE_EXAMINED_MAX) {
-        if page.items.len() == query.limit {
+        if page.items.len() == query.limit || bytes > limits::PAGE_BYTES_MAX {
             break;
         }
         let (seq, entry) = row?;
         page.last_seq = Some(seq);
         let item = item(kv, team, seq, entry)?;
         if query.from.is_none_or(|from| item.message.from == from) {
+            bytes += item.message.body.len();
             page.items.push(item);
         }
     }

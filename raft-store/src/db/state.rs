@@ -283,7 +283,9 @@ fn state_options(options: &Options, create: Create) -> rocksdb::Options {
     db.set_max_write_buffer_number(4);
     db.set_memtable_whole_key_filtering(true);
     db.set_memtable_prefix_bloom_ratio(0.05);
-    db.set_compression_type(DBCompressionType::Lz4);
+    // Young files are soon rewritten; only what stays is worth compressing.
+    let (plain, packed) = (DBCompressionType::None, DBCompressionType::Lz4);
+    db.set_compression_per_level(&[plain, plain, packed, packed, packed, packed, packed]);
     // An inbox is a queue: where it begins, deletions gather, and every reader would step over them.
     db.add_compact_on_deletion_collector_factory(8_192, 4_096, 0.5);
     let cores = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
