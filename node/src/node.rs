@@ -48,7 +48,7 @@ use crate::shard::leadership::{ClusterTime, Leadership};
 use crate::shard::proposer::Proposer;
 use crate::shard::reader::Reader;
 use crate::shard::wakeups::Wakeups;
-use crate::shard::{self, Raft};
+use crate::shard::{self, Lead, Raft};
 use crate::sweeper::Sweeper;
 
 /// Everything of the stop together.
@@ -124,6 +124,7 @@ pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) 
     let network = Network::new(dialer.clone(), sending, metrics.clone());
     let raft = start_raft(&config, stores, network, &wakeups).await?;
 
+    tokio::spawn(shard::hang_up_on_deposed(Lead::new(&raft), forwarder.clone()));
     let cluster_time = ClusterTime::default();
     let proposer = Proposer::new(
         raft.clone(),

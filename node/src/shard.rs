@@ -18,12 +18,16 @@ use agentpost_raft_store::types::TypeConfig;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::metrics::RaftServerMetrics;
 use openraft::type_config::alias::WatchReceiverOf;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::clock::IdSource;
+use crate::peer::forward::Forwarder;
 
 /// Between two attempts at something that needs a leader.
 const RETRY_MS: (u64, u64) = (20, 60);
+
+/// What a deposed leader still answers, it answers within this time.
+const DEPOSED_GRACE: Duration = Duration::from_millis(500);
 
 /// openraft with our types.
 pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
@@ -93,6 +97,18 @@ impl Lead {
     /// Waits for news about leader, term or members. An error means that Raft has ended.
     pub async fn changed(&mut self) -> Result<(), Ended> {
         self.metrics.changed().await.map_err(|_| Ended)
+    }
+}
+
+/// Ends the streams to leaders of the past. A deposed leader is given [`DEPOSED_GRACE`] to answer what it had
+/// taken; one that was paused or cut off would keep its callers until the connection is found dead.
+pub async fn hang_up_on_deposed(mut lead: Lead, forwarder: Forwarder) {
+    while lead.changed().await.is_ok() {
+        let Some(leader) = lead.id() else { continue };
+        sleep(DEPOSED_GRACE).await;
+        if lead.id() == Some(leader) {
+            forwarder.hang_up_on_others(leader);
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use agentpost_proto::peer::{Done, ForwardReply, ForwardRequest, forward_reply, f
 use bytes::Bytes;
 use futures::Stream;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
@@ -58,7 +59,13 @@ pub struct Forwarder {
 struct Shared {
     dialer: Dialer,
     metrics: Metrics,
-    links: RwLock<HashMap<u64, mpsc::Sender<Item>>>,
+    links: RwLock<HashMap<u64, Link>>,
+}
+
+/// An open stream, or one that is being opened.
+struct Link {
+    queue: mpsc::Sender<Item>,
+    task: AbortHandle,
 }
 
 struct Item {
@@ -134,7 +141,7 @@ impl Forwarder {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .get(&target)
-            .cloned();
+            .map(|link| link.queue.clone());
         let item = match link {
             None => item,
             Some(link) => match link.try_send(item) {
@@ -147,21 +154,35 @@ impl Forwarder {
         };
         let mut links = self.shared.links.write().unwrap_or_else(PoisonError::into_inner);
         // Somebody else may have opened it meanwhile.
-        if links.get(&target).is_none_or(mpsc::Sender::is_closed) {
+        if links.get(&target).is_none_or(|link| link.queue.is_closed()) {
             links.insert(target, self.open(target, address));
         }
         // A link that does not take it drops its ticket, which tells.
-        let _ = links.get(&target).map(|link| link.try_send(item));
+        let _ = links.get(&target).map(|link| link.queue.try_send(item));
     }
 
-    fn open(&self, target: u64, address: &str) -> mpsc::Sender<Item> {
-        let (link, queue) = mpsc::channel(QUEUE);
+    fn open(&self, target: u64, address: &str) -> Link {
+        let (sender, queue) = mpsc::channel(QUEUE);
         let client = self.shared.dialer.client(target, address, Purpose::Forward);
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let reason = run(client, queue).await;
-            tracing::info!(node = target, reason, "forward stream ended");
+            tracing::debug!(node = target, reason, "forward stream ended");
         });
-        link
+        Link {
+            queue: sender,
+            task: task.abort_handle(),
+        }
+    }
+
+    /// Ends the streams to all nodes but `leader`. What waits on them has an unknown outcome.
+    pub fn hang_up_on_others(&self, leader: u64) {
+        let mut links = self.shared.links.write().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|node, link| {
+            if *node != leader {
+                link.task.abort();
+            }
+            *node == leader
+        });
     }
 }
 

@@ -94,6 +94,11 @@ impl TestCluster {
         format!("http://{}", self.places[i].client)
     }
 
+    /// Where node `i` answers the others.
+    pub fn peer_addr(&self, i: usize) -> SocketAddr {
+        self.places[i].peer
+    }
+
     pub fn urls(&self) -> Vec<String> {
         (0..self.places.len()).map(|i| self.url(i)).collect()
     }
