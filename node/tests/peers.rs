@@ -62,12 +62,9 @@ async fn a_member_speaks_for_itself_only() {
         vote: vote(2),
         ..VoteRequest::default()
     };
+    assert_eq!(client.vote(ballot).await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(
-        client.vote(ballot.clone()).await.unwrap_err().code(),
-        Code::PermissionDenied
-    );
-    assert_eq!(
-        client.pre_vote(ballot.clone()).await.unwrap_err().code(),
+        client.pre_vote(ballot).await.unwrap_err().code(),
         Code::PermissionDenied
     );
     let transfer = TransferRequest {
