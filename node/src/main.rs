@@ -1,6 +1,6 @@
 //! `agentpostd`, the node daemon: arguments, configuration, logs, exit code.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -173,7 +173,9 @@ async fn serve(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
 /// Greets a developer; returns only on failure.
 async fn welcome(node: &RunningNode, dev: Option<Dev>) -> anyhow::Result<()> {
     if let Some(dev) = dev {
-        println!("{}", dev.welcome(node).await?);
+        let welcome = dev.welcome(node).await?;
+        // A closed terminal is no reason to stop serving.
+        let _ = writeln!(std::io::stdout(), "{welcome}");
     }
     std::future::pending().await
 }
