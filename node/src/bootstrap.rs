@@ -13,7 +13,6 @@ use agentpost_proto::peer::StatusRequest;
 use agentpost_raft_store::query;
 use agentpost_raft_store::types::Member;
 use anyhow::Context as _;
-use openraft::errors::{InitializeError, RaftError};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +20,6 @@ use crate::node::Services;
 use crate::peer::dial::Purpose;
 use crate::peer::network::SHARD;
 use crate::secrets::{self, NewKey};
-use crate::shard::Raft;
 
 /// Between two attempts.
 const RETRY: Duration = Duration::from_millis(100);
@@ -30,14 +28,13 @@ const ASK_DEADLINE: Duration = Duration::from_millis(200);
 
 /// The first steps of a cluster.
 pub struct Bootstrap {
-    raft: Raft,
     services: Services,
 }
 
 impl Bootstrap {
     /// Acts only if the configuration names an admin key file.
-    pub fn new(raft: Raft, services: Services) -> Self {
-        Bootstrap { raft, services }
+    pub fn new(services: Services) -> Self {
+        Bootstrap { services }
     }
 
     /// Runs until the cluster has an admin key, or `shutdown`.
@@ -56,7 +53,7 @@ impl Bootstrap {
 
     async fn attempt(&self, file: &Path) -> anyhow::Result<()> {
         let api_key = self.admin_key(file)?;
-        if !self.raft.is_initialized().await? && !self.exists_elsewhere().await {
+        if !self.services.cluster.local.is_initialized().await? && !self.exists_elsewhere().await {
             self.initialize().await?;
         }
         loop {
@@ -114,13 +111,7 @@ impl Bootstrap {
                 )
             })
             .collect();
-        match self.raft.initialize(members).await {
-            Ok(()) => tracing::info!("cluster initialised"),
-            // Another node was first: the same members, because all have the same list.
-            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
+        self.services.cluster.local.initialize(members).await
     }
 
     async fn propose(&self, api_key: &str) -> anyhow::Result<()> {

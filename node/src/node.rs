@@ -20,7 +20,6 @@ use agentpost_raft_store::db::{self, StateHandle, Stores};
 use agentpost_raft_store::effect::Effect;
 use agentpost_raft_store::log_store::LogMetrics;
 use anyhow::Context as _;
-use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -160,7 +159,7 @@ pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) 
     background.spawn(serve_peers(peer, identity, &services, &raft, &peers));
     let leading = tokio::spawn(lead(&services, &raft, &state, cluster_time, &workers));
     background.spawn(keep(&services, &raft, &state, log).run(workers.clone()));
-    background.spawn(Bootstrap::new(raft.clone(), services.clone()).run(workers.clone()));
+    background.spawn(Bootstrap::new(services.clone()).run(workers.clone()));
     let serving = http::serve::serve(
         client,
         http::router(services.clone()),
@@ -187,15 +186,7 @@ pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) 
 impl RunningNode {
     /// Waits until Raft fails for good; the process must then end. Tells why.
     pub async fn failed(&self) -> String {
-        let mut metrics = self.raft.metrics();
-        loop {
-            if let Err(fatal) = &metrics.borrow_and_update().running_state {
-                return fatal.to_string();
-            }
-            if metrics.changed().await.is_err() {
-                return "Raft has ended".to_owned();
-            }
-        }
+        self.local.failed().await
     }
 
     /// Stops in order; after a deadline whatever is left is abandoned, which costs nothing that was
@@ -312,8 +303,8 @@ fn serve_peers(
         .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
     let config = Arc::clone(&services.config);
-    let members = raft.clone();
-    let is_member = move |id| config.member(id).is_some() || is_member(&members, id);
+    let local = services.cluster.local.clone();
+    let is_member = move |id| config.member(id).is_some() || local.is_member(id);
     let incoming = listener::listen(tcp, identity, is_member, services.metrics.clone(), shutdown.clone());
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -329,12 +320,6 @@ fn serve_peers(
             tracing::error!(%error, "the peer port failed");
         }
     }
-}
-
-fn is_member(raft: &Raft, id: u64) -> bool {
-    let metrics = raft.server_metrics();
-    let metrics = metrics.borrow_watched();
-    metrics.membership_config.membership().get_node(&id).is_some()
 }
 
 fn lead(

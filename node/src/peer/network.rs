@@ -26,12 +26,13 @@ use openraft::raft::{
     AppendEntriesRequest, SnapshotResponse, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
+use openraft::{ErrorSubject, ErrorVerb, StorageError};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::dial::{Dialer, Purpose};
-use super::snapshot::{self, SendOptions};
+use super::snapshot::{self, SendError, SendOptions};
 use crate::metrics::Metrics;
 
 /// The only shard there is today.
@@ -283,7 +284,7 @@ impl NetSnapshot<TypeConfig> for Peer {
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let sending = snapshot::send(&mut self.client, &vote, snapshot.snapshot, self.sending);
         let vote = tokio::select! {
-            sent = sending => sent?,
+            sent = sending => sent.map_err(streaming_error)?,
             closed = cancel => return Err(StreamingError::Closed(closed)),
         };
         self.metrics.snapshots_sent.inc();
@@ -303,13 +304,25 @@ async fn within<T>(
 }
 
 /// A peer that cannot be reached is left alone for a moment; after any other failure Raft asks again at once.
-pub(super) fn rpc_error(status: Status) -> RPCError<TypeConfig> {
+fn rpc_error(status: Status) -> RPCError<TypeConfig> {
     match status.code() {
         Code::Unavailable => RPCError::Unreachable(Unreachable::new(&status)),
         _ => RPCError::Network(NetworkError::new(&status)),
     }
 }
 
-pub(super) fn network_error(what: &str) -> RPCError<TypeConfig> {
+fn network_error(what: &str) -> RPCError<TypeConfig> {
     RPCError::Network(NetworkError::new(&io::Error::other(what.to_owned())))
+}
+
+/// A node that cannot read its own disk must not go on.
+fn streaming_error(error: SendError) -> StreamingError<TypeConfig> {
+    match error {
+        SendError::Unreadable(error) => {
+            let error = StorageError::from_io_error(ErrorSubject::Snapshot(None), ErrorVerb::Read, error);
+            StreamingError::StorageError(error)
+        }
+        SendError::Refused(status) => rpc_error(status).into(),
+        SendError::Timeout => network_error("snapshot not taken in time").into(),
+    }
 }

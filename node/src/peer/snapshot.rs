@@ -10,16 +10,14 @@ use agentpost_proto::peer::peer_client::PeerClient;
 use agentpost_proto::peer::{self, SnapshotChunk, SnapshotHeader, SnapshotPart, snapshot_part};
 use agentpost_raft_store::db::StateHandle;
 use agentpost_raft_store::snapshot::{Receiver, Snapshot, SnapshotData};
-use agentpost_raft_store::types::{TypeConfig, Vote, vote_from_proto, vote_to_proto};
+use agentpost_raft_store::types::{Vote, vote_from_proto, vote_to_proto};
 use futures::stream::{self, Stream, StreamExt as _};
-use openraft::errors::StreamingError;
-use openraft::{ErrorSubject, ErrorVerb, StorageError};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-use super::network::{SHARD, network_error, rpc_error};
+use super::network::SHARD;
 
 /// A sender that is silent this long is given up.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -44,34 +42,39 @@ impl SendOptions {
     }
 }
 
-/// Sends a snapshot to the node of `client` and waits until it is installed there.
+/// Why a snapshot did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// This node cannot read its own disk.
+    #[error("reading the snapshot: {0}")]
+    Unreadable(io::Error),
+    /// The other node refused it, or the connection broke.
+    #[error(transparent)]
+    Refused(#[from] Status),
+    /// It takes too long.
+    #[error("not taken in time")]
+    Timeout,
+}
+
+/// Sends a snapshot to the node of `client` and waits until it is installed there. Returns that node's vote.
 pub async fn send(
     client: &mut PeerClient<Channel>,
     vote: &Vote,
     snapshot: SnapshotData,
     options: SendOptions,
-) -> Result<Vote, StreamingError<TypeConfig>> {
+) -> Result<Vote, SendError> {
     let deadline = options.duration(snapshot.bytes()) * SLOWDOWN + GRACE;
     let unreadable: Arc<Mutex<Option<io::Error>>> = Arc::default();
     let parts = parts(vote, &snapshot, options, Arc::clone(&unreadable));
     let sent = timeout(deadline, client.snapshot(parts)).await;
     if let Some(error) = unreadable.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        // This node cannot read its own disk.
-        return Err(StreamingError::StorageError(StorageError::from_io_error(
-            ErrorSubject::Snapshot(None),
-            ErrorVerb::Read,
-            error,
-        )));
+        return Err(SendError::Unreadable(error));
     }
-    let reply = sent
-        .map_err(|_| network_error("snapshot not taken in time"))?
-        .map_err(rpc_error)?
-        .into_inner();
-    let vote = reply
-        .vote
-        .as_ref()
-        .ok_or_else(|| network_error("a snapshot answer without a vote"))?;
-    Ok(vote_from_proto(vote))
+    let reply = sent.map_err(|_| SendError::Timeout)??.into_inner();
+    match &reply.vote {
+        Some(vote) => Ok(vote_from_proto(vote)),
+        None => Err(SendError::Refused(Status::internal("a snapshot answer without a vote"))),
+    }
 }
 
 /// Header and chunks, paced. A read error ends the stream early and is left in `unreadable`.

@@ -1,0 +1,272 @@
+//! What this node is within its Raft group: what it says about itself, and how it passes leadership on.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use agentpost_proto::command::{Operation, Tick, operation};
+use agentpost_proto::peer::StatusReply;
+use agentpost_raft_store::db::StateHandle;
+use agentpost_raft_store::query;
+use agentpost_raft_store::types::Member;
+use bytes::Bytes;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{InitializeError, RaftError};
+use openraft::{Instant as _, LogIdOptionExt as _, ServerState};
+use prost::Message as _;
+use tokio::time::{sleep, timeout};
+
+use super::proposer::Proposer;
+use super::{Lead, Leader, Raft};
+use crate::metrics::{Metrics, gauge};
+
+/// A transfer of leadership, from the order until the new leader is known here.
+pub const TRANSFER_DEADLINE: Duration = Duration::from_secs(3);
+/// A voter that lags more than this is no successor on request.
+const LAG_MAX: u64 = 100;
+/// The same when this node stops anyway: while a transfer is under way it takes no writes, so the rest arrives.
+const LAG_MAX_STOPPING: u64 = 10_000;
+/// A voter that has been silent longer is no successor.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
+/// Under load a voter is within reach only from moment to moment.
+const LOOKS: u32 = 100;
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(10);
+/// The last entry of a leader that stops.
+const TICK_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Why leadership stays where it is.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// 400.
+    #[error("{0}")]
+    Invalid(String),
+    /// 409.
+    #[error("{0}")]
+    NotCaughtUp(String),
+    /// 503.
+    #[error("not ready: {0}")]
+    NotReady(String),
+}
+
+/// This node as a member of its group. Cheap to clone.
+#[derive(Clone)]
+pub struct Local {
+    raft: Raft,
+    state: StateHandle,
+    proposer: Proposer,
+}
+
+impl Local {
+    /// Speaks for this node.
+    pub fn new(raft: Raft, state: StateHandle, proposer: Proposer) -> Self {
+        Local { raft, state, proposer }
+    }
+
+    /// The id of this node.
+    pub fn id(&self) -> u64 {
+        *self.raft.node_id()
+    }
+
+    /// Who leads.
+    pub fn lead(&self) -> Lead {
+        Lead::new(&self.raft)
+    }
+
+    /// Where snapshots are received.
+    pub(crate) fn state(&self) -> &StateHandle {
+        &self.state
+    }
+
+    /// The members, as far as this node knows.
+    pub fn members(&self) -> BTreeMap<u64, Member> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let nodes = metrics.membership_config.membership().nodes();
+        nodes.map(|(id, member)| (*id, member.clone())).collect()
+    }
+
+    /// Whether a node is a member, as far as this node knows.
+    pub fn is_member(&self, id: u64) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_node(&id).is_some()
+    }
+
+    /// Whether this node is in a cluster that exists.
+    pub async fn is_initialized(&self) -> anyhow::Result<bool> {
+        Ok(self.raft.is_initialized().await?)
+    }
+
+    /// Founds the cluster. Nothing happens if it exists: all nodes have the same list of members.
+    pub async fn initialize(&self, members: BTreeMap<u64, Member>) -> anyhow::Result<()> {
+        match self.raft.initialize(members).await {
+            Ok(()) => tracing::info!("cluster initialised"),
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Takes a snapshot; returns when it is on disk.
+    pub async fn snapshot(&self) -> anyhow::Result<()> {
+        let wanted = self.raft.metrics().borrow_watched().last_applied;
+        self.raft.trigger().snapshot().await?;
+        let mut metrics = self.raft.metrics();
+        while metrics.borrow_and_update().snapshot < wanted {
+            metrics.changed().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until Raft fails for good; the process must then end. Tells why.
+    pub async fn failed(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        loop {
+            if let Err(fatal) = &metrics.borrow_and_update().running_state {
+                return fatal.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                return "Raft has ended".to_owned();
+            }
+        }
+    }
+
+    /// Brings the gauges up to date.
+    pub fn measure(&self, metrics: &Metrics) {
+        let status = self.status();
+        let raft = self.raft.metrics();
+        let raft = raft.borrow_watched();
+        let index = |id: Option<u64>| gauge(id.unwrap_or(0));
+        metrics.last_log_index.set(gauge(status.last_log_index));
+        metrics.committed_index.set(index(raft.cluster_committed.index()));
+        metrics.applied_index.set(gauge(status.applied_index));
+        metrics.snapshot_index.set(index(raft.snapshot.index()));
+        metrics.purged_index.set(index(raft.purged.index()));
+        metrics.term.set(gauge(status.term));
+        metrics.is_leader.set(i64::from(raft.state == ServerState::Leader));
+        metrics.leader.set(index(raft.current_leader));
+        metrics.set_state_hash(status.state_hash, status.state_hash_index);
+    }
+
+    /// What this node says about itself.
+    pub fn status(&self) -> StatusReply {
+        let applied = query::applied(&*self.state.current()).unwrap_or_default();
+        let applied_index = applied.last.as_ref().map_or(0, |last| last.index);
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let role = match metrics.state {
+            ServerState::Leader => "leader",
+            ServerState::Follower => "follower",
+            ServerState::Candidate => "candidate",
+            ServerState::Learner => "learner",
+            ServerState::Shutdown => "stopping",
+        };
+        StatusReply {
+            node: metrics.id,
+            role: role.to_owned(),
+            term: metrics.current_term,
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            applied_index,
+            state_hash: applied.state_hash,
+            state_hash_index: applied_index,
+        }
+    }
+
+    /// As the leader: hands over to another voter that is up to date, and waits until it leads.
+    pub async fn hand_over(&self, to: u64) -> Result<(), TransferError> {
+        let mut lead = Lead::new(&self.raft);
+        if lead.now() != Leader::Here {
+            return Err(TransferError::NotReady("this node does not lead".to_owned()));
+        }
+        for look in (0..LOOKS).rev() {
+            match self.check_successor(to, LAG_MAX) {
+                Err(TransferError::NotCaughtUp(_)) if look > 0 => sleep(LOOK).await,
+                checked => {
+                    checked?;
+                    break;
+                }
+            }
+        }
+        self.order_transfer(to, &mut lead).await
+    }
+
+    fn check_successor(&self, to: u64, lag_max: u64) -> Result<(), TransferError> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let is_voter = metrics.membership_config.membership().voter_ids().any(|id| id == to);
+        if !is_voter || to == metrics.id {
+            return Err(TransferError::Invalid(format!("node {to} is not another voter")));
+        }
+        let matched = metrics
+            .replication
+            .as_ref()
+            .and_then(|nodes| nodes.get(&to).copied().flatten());
+        let lag = metrics
+            .last_log_index
+            .unwrap_or(0)
+            .saturating_sub(matched.index().unwrap_or(0));
+        if lag > lag_max {
+            return Err(TransferError::NotCaughtUp(format!("node {to} lags by {lag} entries")));
+        }
+        let heard = metrics
+            .heartbeat
+            .as_ref()
+            .and_then(|nodes| nodes.get(&to).copied().flatten());
+        if heard.is_none_or(|at| at.elapsed() > SILENCE_MAX) {
+            return Err(TransferError::NotCaughtUp(format!(
+                "node {to} has not answered for a second"
+            )));
+        }
+        Ok(())
+    }
+
+    async fn order_transfer(&self, to: u64, lead: &mut Lead) -> Result<(), TransferError> {
+        let stopped = |_| TransferError::NotReady("this node stops".to_owned());
+        self.raft.trigger().transfer_leader(to).await.map_err(|_| stopped(()))?;
+        let taken_over = async {
+            while lead.id() != Some(to) {
+                lead.changed().await.map_err(|_| stopped(()))?;
+            }
+            Ok(())
+        };
+        let timed_out = |_| TransferError::NotReady(format!("node {to} did not take over in time"));
+        timeout(TRANSFER_DEADLINE, taken_over).await.map_err(timed_out)?
+    }
+
+    /// Before this node stops: if it leads, hands over to whoever is furthest.
+    pub async fn resign(&self) {
+        let mut lead = Lead::new(&self.raft);
+        if lead.now() != Leader::Here {
+            return;
+        }
+        // Cluster time stands still until the next command: let it stand where it is now.
+        let tick = Operation {
+            principal: None,
+            op: Some(operation::Op::Tick(Tick {})),
+        };
+        let ticked = self.proposer.propose_here(Bytes::from(tick.encode_to_vec()));
+        let _ = timeout(TICK_DEADLINE, ticked).await;
+        let mut successors = self.successors();
+        while let Some(to) = successors.pop() {
+            let handed_over = match self.check_successor(to, LAG_MAX_STOPPING) {
+                Ok(()) => self.order_transfer(to, &mut lead).await,
+                Err(error) => Err(error),
+            };
+            match handed_over {
+                Ok(()) => return tracing::info!(to, "leadership handed over"),
+                Err(error) => tracing::info!(to, %error, "no hand-over"),
+            }
+        }
+    }
+
+    /// The other voters, the furthest last.
+    fn successors(&self) -> Vec<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let matched = metrics.replication.clone().unwrap_or_default();
+        let voters = metrics.membership_config.membership().voter_ids();
+        let mut others: Vec<u64> = voters.filter(|id| *id != metrics.id).collect();
+        others.sort_by_key(|id| matched.get(id).copied().flatten().index());
+        others
+    }
+}
