@@ -356,7 +356,7 @@ async fn too_much_is_refused_before_it_is_read() {
     };
     // Announced and never sent.
     for (path, length) in [
-        ("/v1/messages", "300000"),
+        ("/v1/messages", "600000"),
         ("/v1/messages/batch", "1048577"),
         ("/api/v1/agents/messages", "99999999999"),
     ] {
