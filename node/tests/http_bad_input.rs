@@ -378,13 +378,13 @@ async fn too_much_is_refused_before_it_is_read() {
     // A client that asks first is told no, not to go on.
     let polite = exchange(
         &url,
-        head("/v1/messages", "Content-Length: 300000\r\nExpect: 100-continue\r\n").as_bytes(),
+        head("/v1/messages", "Content-Length: 600000\r\nExpect: 100-continue\r\n").as_bytes(),
     )
     .await;
     assert!(polite.starts_with("HTTP/1.1 413 "), "{polite}");
     // Not announced, and never ending.
     let mut endless = head("/v1/messages", "Transfer-Encoding: chunked\r\n").into_bytes();
-    for _ in 0..80 {
+    for _ in 0..160 {
         endless.extend_from_slice(format!("1000\r\n{}\r\n", "x".repeat(4096)).as_bytes());
     }
     let answer = exchange(&url, &endless).await;
