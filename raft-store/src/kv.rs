@@ -65,7 +65,7 @@ impl<K: Kv + ?Sized> Kv for &K {
 }
 
 /// Writes that become visible together: `None` deletes. Ordered by key, each key once.
-pub type Writes = BTreeMap<Bytes, Option<Bytes>>;
+pub type Writes = Vec<(Bytes, Option<Bytes>)>;
 
 /// A map in memory.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

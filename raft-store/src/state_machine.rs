@@ -108,7 +108,7 @@ impl StateMachine {
         }
         let mut writes = view.into_writes();
         if let Some(row) = membership {
-            writes.insert(keys::membership(), Some(Bytes::from(row.encode_to_vec())));
+            writes.push((keys::membership(), Some(Bytes::from(row.encode_to_vec()))));
         }
         db.write(writes)?;
         for (responder, reply) in answers {

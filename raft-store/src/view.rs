@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 use agentpost_proto::record;
@@ -55,17 +56,30 @@ impl HotCache {
 /// A place in the writes of a batch to which a refused command rolls back.
 #[derive(Debug, Clone, Copy)]
 pub struct Savepoint {
-    writes: usize,
+    serial: u32,
+    undo: usize,
+    fresh: usize,
     state_hash: u64,
+}
+
+/// What a batch does to one row.
+struct Write {
+    /// Of the savepoint behind which the row was first written: newer than it means not there before it.
+    serial: u32,
+    value: Option<Bytes>,
 }
 
 /// The state during one batch.
 pub struct View<'a> {
     base: &'a (dyn Kv + Sync),
     cache: &'a mut HotCache,
-    writes: Writes,
-    /// What each write replaced in `writes`, since the batch began.
-    undo: Vec<(Bytes, Option<Option<Bytes>>)>,
+    writes: BTreeMap<Bytes, Write>,
+    /// What was replaced in rows that are older than the newest savepoint.
+    undo: Vec<(Bytes, Option<Bytes>)>,
+    /// The newest savepoint.
+    serial: u32,
+    /// Rows first written since the batch began.
+    fresh: usize,
     /// The applied row, decoded; written once at the end. Every write chains into its state hash.
     pub(crate) applied: record::Applied,
     bytes: usize,
@@ -80,6 +94,8 @@ impl<'a> View<'a> {
             cache,
             writes: BTreeMap::new(),
             undo: Vec::new(),
+            serial: 0,
+            fresh: 0,
             applied,
             bytes: 0,
         })
@@ -107,8 +123,19 @@ impl<'a> View<'a> {
             Some(value) => XxHash3_64::oneshot_with_seed(hash, value),
             None => !hash,
         };
-        let previous = self.writes.insert(key.clone(), value);
-        self.undo.push((key, previous));
+        match self.writes.entry(key) {
+            Entry::Vacant(row) => {
+                let serial = self.serial;
+                row.insert(Write { serial, value });
+                self.fresh += 1;
+            }
+            Entry::Occupied(mut row) => {
+                let previous = std::mem::replace(&mut row.get_mut().value, value);
+                if row.get().serial < self.serial {
+                    self.undo.push((row.key().clone(), previous));
+                }
+            }
+        }
     }
 
     /// Reads a protobuf row.
@@ -117,21 +144,27 @@ impl<'a> View<'a> {
     }
 
     /// Marks the writes so far.
-    pub fn savepoint(&self) -> Savepoint {
+    pub fn savepoint(&mut self) -> Savepoint {
+        self.serial += 1;
         Savepoint {
-            writes: self.undo.len(),
+            serial: self.serial,
+            undo: self.undo.len(),
+            fresh: self.fresh,
             state_hash: self.applied.state_hash,
         }
     }
 
-    /// Takes back every write since `savepoint`.
+    /// Takes back every write since `savepoint`. Rare, so it may walk the whole batch.
     pub fn rollback(&mut self, savepoint: Savepoint) {
         self.applied.state_hash = savepoint.state_hash;
-        for (key, previous) in self.undo.drain(savepoint.writes..).rev() {
-            match previous {
-                Some(value) => self.writes.insert(key, value),
-                None => self.writes.remove(&key),
-            };
+        for (key, previous) in self.undo.drain(savepoint.undo..).rev() {
+            if let Some(write) = self.writes.get_mut(&key) {
+                write.value = previous;
+            }
+        }
+        if self.fresh > savepoint.fresh {
+            self.writes.retain(|_, write| write.serial < savepoint.serial);
+            self.fresh = savepoint.fresh;
         }
     }
 
@@ -142,13 +175,16 @@ impl<'a> View<'a> {
 
     /// Everything that the batch writes, the applied row included.
     pub fn into_writes(mut self) -> Writes {
-        let applied = std::mem::take(&mut self.applied);
-        self.writes
-            .insert(keys::applied(), Some(Bytes::from(applied.encode_to_vec())));
-        for (key, value) in self.writes.iter().filter(|(key, _)| keys::is_hot(key)) {
-            self.cache.insert(key.clone(), value.clone());
+        let applied = Bytes::from(std::mem::take(&mut self.applied).encode_to_vec());
+        let mut writes: Writes = Vec::with_capacity(self.writes.len() + 1);
+        writes.push((keys::applied(), Some(applied)));
+        for (key, Write { value, .. }) in self.writes {
+            if keys::is_hot(&key) {
+                self.cache.insert(key.clone(), value.clone());
+            }
+            writes.push((key, value));
         }
-        self.writes
+        writes
     }
 }
 
@@ -168,7 +204,7 @@ pub fn decode<T: Message + Default>(bytes: Bytes) -> Result<T, Fatal> {
 impl Kv for View<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
         match self.writes.get(key) {
-            Some(value) => Ok(value.clone()),
+            Some(write) => Ok(write.value.clone()),
             None if keys::is_hot(key) => self.cache.get(key, self.base),
             None => self.base.get(key),
         }
@@ -178,7 +214,11 @@ impl Kv for View<'_> {
         let mut over: Vec<(Bytes, Option<Bytes>)> = Vec::new();
         if range.start < range.end {
             let (start, end) = (Bytes::copy_from_slice(&range.start), Bytes::copy_from_slice(&range.end));
-            over.extend(self.writes.range(start..end).map(|(k, v)| (k.clone(), v.clone())));
+            over.extend(
+                self.writes
+                    .range(start..end)
+                    .map(|(k, write)| (k.clone(), write.value.clone())),
+            );
         }
         if order == Order::Ascending {
             over.reverse(); // taken from the back

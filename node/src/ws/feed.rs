@@ -165,7 +165,7 @@ mod tests {
             } else {
                 ReadState::Unread
             };
-            let mut put = |key: Bytes, value: Vec<u8>| writes.insert(key, Some(value.into()));
+            let mut put = |key: Bytes, value: Vec<u8>| writes.push((key, Some(value.into())));
             put(keys::message(TEAM, seq), message.encode_to_vec());
             put(keys::inbox_entry(state, TEAM, to, seq), entry.encode_to_vec());
         }
@@ -254,8 +254,8 @@ mod tests {
             ..Default::default()
         };
         let mut writes = Writes::new();
-        writes.insert(keys::inbox_head(TEAM, "b"), Some(head.encode_to_vec().into()));
-        writes.insert(keys::team_head(TEAM), Some(team.encode_to_vec().into()));
+        writes.push((keys::inbox_head(TEAM, "b"), Some(head.encode_to_vec().into())));
+        writes.push((keys::team_head(TEAM), Some(team.encode_to_vec().into())));
         memory.write(writes);
         assert_eq!(feed(&["agent_to:b"]).max_removed_seq(&memory).unwrap(), 5);
         assert_eq!(feed(&["agent_to:b", "agent_to:a"]).max_removed_seq(&memory).unwrap(), 7);

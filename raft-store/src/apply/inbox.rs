@@ -14,7 +14,7 @@ use crate::view::{View, decode};
 
 /// Appends an entry. An inbox over its bound loses its oldest entry, a read one first: a sender is never
 /// refused because a receiver does not read.
-pub fn append(view: &mut View<'_>, team: TeamId, agent: &str, seq: u64) -> Result<(), Stop> {
+pub fn append(view: &mut View<'_>, team: TeamId, team_head: &mut TeamHead, agent: &str, seq: u64) -> Result<(), Stop> {
     let mut head: InboxHead = view.load(&keys::inbox_head(team, agent))?.unwrap_or_default();
     head.last_position += 1;
     head.entries += 1;
@@ -27,7 +27,7 @@ pub fn append(view: &mut View<'_>, team: TeamId, agent: &str, seq: u64) -> Resul
     view.store(keys::inbox_entry(ReadState::Unread, team, agent, seq), &entry);
     view.store(keys::inbox_head(team, agent), &head);
     if head.entries > limits::INBOX_ENTRIES_MAX {
-        remove_oldest(view, team, agent, &head)?;
+        remove_oldest(view, team, team_head, agent, &head)?;
     }
     Ok(())
 }
@@ -87,7 +87,13 @@ pub(crate) fn find_entry(
 }
 
 /// Removes the oldest entry of an inbox, the oldest read one if there is any.
-fn remove_oldest(view: &mut View<'_>, team: TeamId, agent: &str, head: &InboxHead) -> Result<(), Stop> {
+fn remove_oldest(
+    view: &mut View<'_>,
+    team: TeamId,
+    team_head: &mut TeamHead,
+    agent: &str,
+    head: &InboxHead,
+) -> Result<(), Stop> {
     for (state, floor) in [
         (ReadState::Read, head.read_floor),
         (ReadState::Unread, head.unread_floor),
@@ -97,7 +103,7 @@ fn remove_oldest(view: &mut View<'_>, team: TeamId, agent: &str, head: &InboxHea
             .next()
             .transpose()?;
         if let Some(seq) = first.and_then(|(key, _)| keys::trailing_number(&key)) {
-            return Ok(remove_entry(view, team, agent, state, seq)?);
+            return Ok(remove_entry(view, team, team_head, agent, state, seq)?);
         }
     }
     Ok(())
@@ -107,6 +113,7 @@ fn remove_oldest(view: &mut View<'_>, team: TeamId, agent: &str, head: &InboxHea
 pub(super) fn remove_entry(
     view: &mut View<'_>,
     team: TeamId,
+    team_head: &mut TeamHead,
     agent: &str,
     state: ReadState,
     seq: u64,
@@ -131,7 +138,7 @@ pub(super) fn remove_entry(
         }
     }
     view.store(keys::inbox_head(team, agent), &head);
-    release_message(view, team, entry.message_seq)
+    release_message(view, team, team_head, entry.message_seq)
 }
 
 /// Whether no row stands between the floor and `seq`.
@@ -143,7 +150,7 @@ fn is_first(view: &View<'_>, team: TeamId, agent: &str, state: ReadState, floor:
         .is_none_or(|next| next > seq))
 }
 
-fn release_message(view: &mut View<'_>, team: TeamId, seq: u64) -> Result<(), Fatal> {
+fn release_message(view: &mut View<'_>, team: TeamId, team_head: &mut TeamHead, seq: u64) -> Result<(), Fatal> {
     let key = keys::message(team, seq);
     let mut message: Message = view
         .load(&key)?
@@ -159,9 +166,7 @@ fn release_message(view: &mut View<'_>, team: TeamId, seq: u64) -> Result<(), Fa
     if message.expires_at_ms != 0 {
         view.delete(keys::message_expiry(message.expires_at_ms, team, seq));
     }
-    let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
-    head.max_removed_seq = head.max_removed_seq.max(seq);
-    view.store(keys::team_head(team), &head);
+    team_head.max_removed_seq = team_head.max_removed_seq.max(seq);
     Ok(())
 }
 

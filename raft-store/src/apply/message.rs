@@ -12,8 +12,9 @@ use prost::Message as _;
 use sha2::{Digest, Sha256};
 
 use super::principal::Caller;
+use super::quota::{self, SendCounts};
 use super::team::{default_limits, parsed};
-use super::{Context, Stop, inbox, quota, reject};
+use super::{Context, Stop, inbox, reject};
 use crate::effect::Effect;
 use crate::keys;
 use crate::kv::{Fatal, Kv};
@@ -27,8 +28,10 @@ pub fn send(
     op: Send,
     effects: &mut Vec<Effect>,
 ) -> Result<SendReply, Stop> {
-    let caller = Caller::with(view, context, Permission::Write)?;
-    send_as(view, context, &caller, op, effects)
+    let mut desk = Desk::open(view, context)?;
+    let reply = desk.send(view, context, op, effects)?;
+    desk.close(view);
+    Ok(reply)
 }
 
 /// Stores many messages; each is counted and decided alone.
@@ -38,18 +41,18 @@ pub fn send_batch(
     op: SendBatch,
     effects: &mut Vec<Effect>,
 ) -> Result<SendBatchReply, Stop> {
-    let caller = Caller::with(view, context, Permission::Write)?;
+    let mut desk = Desk::open(view, context)?;
     if op.sends.len() > limits::BATCH_ITEMS_MAX {
         return reject(ErrorCode::Invalid, "too many messages in a batch");
     }
     let mut outcomes = Vec::with_capacity(op.sends.len());
     for item in op.sends {
-        let savepoint = view.savepoint();
-        let effects_before = effects.len();
-        let outcome = match send_as(view, context, &caller, item, effects) {
+        let (savepoint, head, effects_before) = (view.savepoint(), desk.head, effects.len());
+        let outcome = match desk.send(view, context, item, effects) {
             Ok(sent) => send_outcome::Outcome::Sent(sent),
             Err(Stop::Reject(rejection)) => {
                 view.rollback(savepoint);
+                desk.head = head;
                 effects.truncate(effects_before);
                 send_outcome::Outcome::Rejection(rejection)
             }
@@ -57,67 +60,95 @@ pub fn send_batch(
         };
         outcomes.push(SendOutcome { outcome: Some(outcome) });
     }
+    desk.close(view);
     Ok(SendBatchReply { outcomes })
 }
 
-fn send_as(
-    view: &mut View<'_>,
-    context: &Context<'_>,
-    caller: &Caller,
-    op: Send,
-    effects: &mut Vec<Effect>,
-) -> Result<SendReply, Stop> {
-    let message_id = parsed(MessageId::from_slice(&op.message_id))?;
-    validate(&op)?;
-    caller.acts_as(&op.from)?;
-    let team = caller.team;
-    if let Some(first) = repeated(view, context, team, &op)? {
-        return Ok(first);
-    }
-    let settings: Team = view
-        .load(&keys::team(team))?
-        .ok_or_else(|| Fatal::Invariant(format!("key of {team} without its team")))?;
-    if settings.strict_recipients && view.get(&keys::agent(team, &op.to))?.is_none() {
-        return reject(ErrorCode::NotFound, format!("nobody registered the agent {:?}", op.to));
-    }
-    let team_limits = settings.limits.unwrap_or_else(default_limits);
-    let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
-    if let Some(seq) = view.get(&keys::message_id(team, message_id))? {
-        return already_stored(view, team, &seq, &head, &team_limits);
-    }
-    let price = quota::count_event(&mut head, &team_limits, context)?;
-    let counted = !caller.key.agent_id.is_empty() || op.face() == Face::Abbababa;
-    let sends_used = if counted {
-        quota::count_send(view, context, team, &op.from, &team_limits)?
-    } else {
-        0
-    };
+/// What the messages of one command share: who sends, the team's rules and counters. The counters are
+/// written once, when the command is done.
+struct Desk {
+    caller: Caller,
+    limits: TeamLimits,
+    strict_recipients: bool,
+    head: TeamHead,
+    counts: SendCounts,
+}
 
-    head.last_seq += 1;
-    let seq = head.last_seq;
-    let reply = SendReply {
-        message_id: op.message_id.clone(),
-        seq,
-        created_at_ms: context.wall_ms,
-        events_used: head.events_used,
-        events_limit: team_limits.monthly_events,
-        amount_charged_atomic: price,
-        sends_used,
-        sends_limit: team_limits.daily_sends,
-    };
-    view.store(keys::team_head(team), &head);
-    view.put(
-        keys::message_id(team, message_id),
-        Bytes::copy_from_slice(&seq.to_be_bytes()),
-    );
-    if !op.idempotency_key.is_empty() {
-        remember(view, context, team, &op, &reply);
+impl Desk {
+    fn open(view: &View<'_>, context: &Context<'_>) -> Result<Self, Stop> {
+        let caller = Caller::with(view, context, Permission::Write)?;
+        let team = caller.team;
+        let settings: Team = view
+            .load(&keys::team(team))?
+            .ok_or_else(|| Fatal::Invariant(format!("key of {team} without its team")))?;
+        Ok(Desk {
+            caller,
+            limits: settings.limits.unwrap_or_else(default_limits),
+            strict_recipients: settings.strict_recipients,
+            head: view.load(&keys::team_head(team))?.unwrap_or_default(),
+            counts: SendCounts::default(),
+        })
     }
-    let to = op.to.clone();
-    store_message(view, context, team, seq, op);
-    inbox::append(view, team, &to, seq)?;
-    effects.push(Effect::InboxAppended { team, agent: to, seq });
-    Ok(reply)
+
+    fn close(self, view: &mut View<'_>) {
+        view.store(keys::team_head(self.caller.team), &self.head);
+        self.counts.close(view, self.caller.team);
+    }
+
+    /// Counting is the last step that may refuse, so a refused message is never counted for its sender.
+    fn send(
+        &mut self,
+        view: &mut View<'_>,
+        context: &Context<'_>,
+        op: Send,
+        effects: &mut Vec<Effect>,
+    ) -> Result<SendReply, Stop> {
+        let message_id = parsed(MessageId::from_slice(&op.message_id))?;
+        validate(&op)?;
+        self.caller.acts_as(&op.from)?;
+        let team = self.caller.team;
+        if let Some(first) = repeated(view, context, team, &op)? {
+            return Ok(first);
+        }
+        if self.strict_recipients && view.get(&keys::agent(team, &op.to))?.is_none() {
+            return reject(ErrorCode::NotFound, format!("nobody registered the agent {:?}", op.to));
+        }
+        if let Some(seq) = view.get(&keys::message_id(team, message_id))? {
+            return already_stored(view, team, &seq, &self.head, &self.limits);
+        }
+        let price = quota::count_event(&mut self.head, &self.limits, context)?;
+        let counted = !self.caller.key.agent_id.is_empty() || op.face() == Face::Abbababa;
+        let sends_used = if counted {
+            self.counts.count(view, context, team, &op.from, &self.limits)?
+        } else {
+            0
+        };
+
+        self.head.last_seq += 1;
+        let seq = self.head.last_seq;
+        let reply = SendReply {
+            message_id: op.message_id.clone(),
+            seq,
+            created_at_ms: context.wall_ms,
+            events_used: self.head.events_used,
+            events_limit: self.limits.monthly_events,
+            amount_charged_atomic: price,
+            sends_used,
+            sends_limit: self.limits.daily_sends,
+        };
+        view.put(
+            keys::message_id(team, message_id),
+            Bytes::copy_from_slice(&seq.to_be_bytes()),
+        );
+        if !op.idempotency_key.is_empty() {
+            remember(view, context, team, &op, &reply);
+        }
+        let to = op.to.clone();
+        store_message(view, context, team, seq, op);
+        inbox::append(view, team, &mut self.head, &to, seq)?;
+        effects.push(Effect::InboxAppended { team, agent: to, seq });
+        Ok(reply)
+    }
 }
 
 /// The edge has said the same with more words; here it protects the key space and the replicas.

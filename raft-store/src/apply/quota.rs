@@ -31,31 +31,55 @@ pub fn count_event(head: &mut TeamHead, limits: &TeamLimits, context: &Context<'
     Ok(price)
 }
 
-/// Counts a send of the agent's UTC day. Returns how many it has made, this one included.
-pub fn count_send(
-    view: &mut View<'_>,
-    context: &Context<'_>,
-    team: TeamId,
-    agent: &str,
-    limits: &TeamLimits,
-) -> Result<u64, Stop> {
-    let key = keys::send_count(team, agent);
-    let mut count: SendCount = view.load(&key)?.unwrap_or_default();
-    let today = time::day(context.wall_ms);
-    if today > count.day {
-        count = SendCount { day: today, used: 0 };
+/// The day counters that one command touches, written once at its end.
+#[derive(Default)]
+pub struct SendCounts(Vec<(String, SendCount)>);
+
+impl SendCounts {
+    /// Counts a send of the agent's UTC day. Returns how many it has made, this one included.
+    pub fn count(
+        &mut self,
+        view: &View<'_>,
+        context: &Context<'_>,
+        team: TeamId,
+        agent: &str,
+        limits: &TeamLimits,
+    ) -> Result<u64, Stop> {
+        let count = self.of(view, team, agent)?;
+        let today = time::day(context.wall_ms);
+        if today > count.day {
+            *count = SendCount { day: today, used: 0 };
+        }
+        if limits.daily_sends != 0 && count.used >= limits.daily_sends {
+            let message = format!(
+                "agent {agent:?} has used its {} sends of this UTC day",
+                limits.daily_sends
+            );
+            let wait_s = time::next_midnight_s(context.wall_ms).saturating_sub(context.wall_ms / 1000);
+            return Err(exceeded(message, wait_s));
+        }
+        count.used += 1;
+        Ok(count.used)
     }
-    if limits.daily_sends != 0 && count.used >= limits.daily_sends {
-        let message = format!(
-            "agent {agent:?} has used its {} sends of this UTC day",
-            limits.daily_sends
-        );
-        let wait_s = time::next_midnight_s(context.wall_ms).saturating_sub(context.wall_ms / 1000);
-        return Err(exceeded(message, wait_s));
+
+    fn of(&mut self, view: &View<'_>, team: TeamId, agent: &str) -> Result<&mut SendCount, Stop> {
+        let place = match self.0.iter().position(|(known, _)| known == agent) {
+            Some(place) => place,
+            None => {
+                let count = view.load(&keys::send_count(team, agent))?.unwrap_or_default();
+                self.0.push((agent.to_owned(), count));
+                self.0.len() - 1
+            }
+        };
+        Ok(&mut self.0[place].1)
     }
-    count.used += 1;
-    view.store(key, &count);
-    Ok(count.used)
+
+    /// Writes what was counted.
+    pub fn close(self, view: &mut View<'_>, team: TeamId) {
+        for (agent, count) in self.0 {
+            view.store(keys::send_count(team, &agent), &count);
+        }
+    }
 }
 
 fn exceeded(message: String, retry_after_s: u64) -> Stop {

@@ -4,7 +4,7 @@
 use agentpost_proto::command::{Sweep, SweepReply};
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits;
-use agentpost_proto::record::Message;
+use agentpost_proto::record::{Message, TeamHead};
 
 use super::inbox::remove_entry;
 use super::team::parsed;
@@ -75,8 +75,10 @@ fn sweep_team(view: &mut View<'_>, team: TeamId, cluster_ms: u64) -> Result<usiz
 }
 
 fn remove_message(view: &mut View<'_>, team: TeamId, message: &Message) -> Result<(), Fatal> {
+    let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
     for state in [ReadState::Unread, ReadState::Read] {
-        remove_entry(view, team, &message.to, state, message.seq)?;
+        remove_entry(view, team, &mut head, &message.to, state, message.seq)?;
     }
+    view.store(keys::team_head(team), &head);
     Ok(())
 }

@@ -1,7 +1,5 @@
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
-
 use agentpost_proto::record;
 use bytes::Bytes;
 use openraft::storage::{RaftLogStorage, RaftStateMachine};
@@ -19,7 +17,7 @@ fn key(n: u8) -> Bytes {
 }
 
 fn put(n: u8, value: u8) -> Writes {
-    BTreeMap::from([(key(n), Some(Bytes::from(vec![value])))])
+    vec![(key(n), Some(Bytes::from(vec![value])))]
 }
 
 fn refused(dir: &Path) -> OpenError {
@@ -44,7 +42,7 @@ proptest! {
         let db = StateDb::open(dir.path(), &options()).unwrap();
         let mut memory = Memory::default();
         for (i, (n, value)) in steps.iter().enumerate() {
-            let writes: Writes = BTreeMap::from([(key(*n), value.map(|value| Bytes::from(vec![value])))]);
+            let writes: Writes = vec![(key(*n), value.map(|value| Bytes::from(vec![value])))];
             db.write(writes.clone()).unwrap();
             memory.write(writes);
             if i == flush_at { db.flush().unwrap(); }
@@ -90,9 +88,9 @@ fn rows_and_the_applied_row_become_durable_together() {
         let mut writes = Writes::new();
         for part in 0..3u8 {
             let row = [b"xx".as_slice(), &[part], &index.to_be_bytes()].concat();
-            writes.insert(Bytes::from(row), Some(Bytes::from(vec![part; 100])));
+            writes.push((Bytes::from(row), Some(Bytes::from(vec![part; 100]))));
         }
-        writes.insert(keys::applied(), Some(Bytes::from(applied.encode_to_vec())));
+        writes.push((keys::applied(), Some(Bytes::from(applied.encode_to_vec()))));
         db.write(writes).unwrap();
     }
     db.flush().unwrap();

@@ -1,6 +1,5 @@
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 
@@ -37,11 +36,7 @@ fn write(stores: &Stores, mark: &str, count: usize) {
         let value = Bytes::from(format!("{mark} {n}").repeat(200));
         (Bytes::from(format!("zz{n:05}")), Some(value))
     };
-    stores
-        .state
-        .current()
-        .write((0..count).map(row).collect::<BTreeMap<_, _>>())
-        .unwrap();
+    stores.state.current().write((0..count).map(row).collect()).unwrap();
 }
 
 async fn build(stores: &mut Stores) -> SnapshotData {
