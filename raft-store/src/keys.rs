@@ -239,6 +239,16 @@ pub fn message_id(team: TeamId, id: MessageId) -> Bytes {
     Builder::new(MESSAGE_ID).team(team).bytes(id.0.as_bytes()).key()
 }
 
+/// All `mi` of a team.
+pub fn message_ids(team: TeamId) -> Range<Vec<u8>> {
+    Builder::new(MESSAGE_ID).team(team).prefix()
+}
+
+/// The message id that ends an `mi` key.
+pub fn trailing_message_id(key: &[u8]) -> Option<MessageId> {
+    MessageId::from_slice(key.last_chunk::<16>()?).ok()
+}
+
 /// `mx`.
 pub fn message_expiry(expires_at_ms: u64, team: TeamId, seq: u64) -> Bytes {
     Builder::new(MESSAGE_EXPIRY)

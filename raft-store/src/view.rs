@@ -3,16 +3,20 @@
 //! Writes gather in an ordered map, so a row that many commands change (a team's counters) reaches the
 //! database once per batch and in key order. A savepoint per command lets a refusal leave nothing behind.
 
+mod recent_ids;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Range;
 
+use agentpost_proto::id::{MessageId, TeamId};
 use agentpost_proto::record;
 use bytes::Bytes;
 use prost::Message;
 use twox_hash::XxHash3_64;
 
+use self::recent_ids::RecentIds;
 use crate::keys;
 use crate::kv::{Fatal, Kv, Order, Row, Rows, Writes};
 
@@ -24,6 +28,7 @@ pub struct HotCache {
         reason = "looked up by key, never walked, so its order cannot show"
     )]
     rows: RefCell<std::collections::HashMap<Bytes, Option<Bytes>>>,
+    ids: RefCell<RecentIds>,
 }
 
 impl HotCache {
@@ -50,6 +55,7 @@ impl HotCache {
     /// Forgets everything: the database under it was replaced.
     pub fn clear(&mut self) {
         self.rows.get_mut().clear();
+        self.ids.get_mut().clear();
     }
 }
 
@@ -141,6 +147,21 @@ impl<'a> View<'a> {
     /// Reads a protobuf row.
     pub fn load<T: Message + Default>(&self, key: &[u8]) -> Result<Option<T>, Fatal> {
         load(self, key)
+    }
+
+    /// Whether a message of this id may be stored; asked once for each id that is about to be.
+    pub fn may_hold(&self, team: TeamId, id: MessageId) -> Result<bool, Fatal> {
+        if let Some(answer) = self.cache.ids.borrow_mut().note(team, id) {
+            return Ok(answer);
+        }
+        let greatest = self
+            .range(keys::message_ids(team), Order::Descending)
+            .next()
+            .transpose()?;
+        let greatest = greatest.and_then(|(key, _)| keys::trailing_message_id(&key));
+        let mut ids = self.cache.ids.borrow_mut();
+        ids.watch(team, greatest);
+        Ok(ids.note(team, id).unwrap_or(true))
     }
 
     /// Marks the writes so far.

@@ -113,7 +113,9 @@ impl Desk {
         if self.strict_recipients && view.get(&keys::agent(team, &op.to))?.is_none() {
             return reject(ErrorCode::NotFound, format!("nobody registered the agent {:?}", op.to));
         }
-        if let Some(seq) = view.get(&keys::message_id(team, message_id))? {
+        if view.may_hold(team, message_id)?
+            && let Some(seq) = view.get(&keys::message_id(team, message_id))?
+        {
             return already_stored(view, team, &seq, &self.head, &self.limits);
         }
         let price = quota::count_event(&mut self.head, &self.limits, context)?;
