@@ -30,8 +30,9 @@ use crate::view::{HotCache, View, load};
 
 /// Entries in one write at most: it bounds how long readers of the log and clients wait for each other.
 const BATCH_ENTRIES_MAX: usize = 1_024;
-/// Bytes in one write, about.
-const BATCH_BYTES_MAX: usize = 4 << 20;
+/// Bytes in one write, about. Several times more is slower: the rows of a batch gather in one ordered map, which
+/// then outgrows the caches.
+const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// Where effects go.
 pub type EffectSink = Arc<dyn Fn(&[Effect]) + Send + Sync>;

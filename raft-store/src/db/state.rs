@@ -283,6 +283,9 @@ fn state_options(options: &Options, create: Create) -> rocksdb::Options {
     db.set_max_write_buffer_number(4);
     db.set_memtable_whole_key_filtering(true);
     db.set_memtable_prefix_bloom_ratio(0.05);
+    // Reads of absent rows are rare and filtered, so files may gather: each merge then rewrites less per byte.
+    db.set_level_zero_file_num_compaction_trigger(8);
+    db.set_max_bytes_for_level_base(8 * options.state_write_buffer_bytes as u64);
     // Young files are soon rewritten; only what stays is worth compressing.
     let (plain, packed) = (DBCompressionType::None, DBCompressionType::Lz4);
     db.set_compression_per_level(&[plain, plain, packed, packed, packed, packed, packed]);
