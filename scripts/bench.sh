@@ -5,7 +5,7 @@
 #
 #   --tsv                rows for other programs on stdout instead of a table: peer, metric, in flight, run, value, unit,
 #                        p50 ms, p99 ms, note; one run unless --runs says otherwise
-#   --modes LIST         http,batch,ws-push,start,crash
+#   --modes LIST         ws-push,http,batch,start,crash: in this order, low load before the merges that heavy load leaves
 #   --in-flight LIST     1,16,64,256: sends under way at a time
 #   --seconds COUNT      4: length of one measurement
 #   --runs COUNT         3: measurements of each kind; the table shows their minimum, median and maximum
@@ -28,7 +28,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=lib/cluster.sh
 . "$HERE/lib/cluster.sh"
 
-TSV=no MODES=http,batch,ws-push,start,crash IN_FLIGHT=1,16,64,256 SECONDS_EACH=4 RUNS='' PORT=17700 PEER_PORT=17800 BIN=''
+TSV=no MODES=ws-push,http,batch,start,crash IN_FLIGHT=1,16,64,256 SECONDS_EACH=4 RUNS='' PORT=17700 PEER_PORT=17800 BIN=''
 while [ $# -gt 0 ]; do
   case $1 in
     --tsv) TSV=yes ;;

@@ -253,9 +253,10 @@ mod tests {
             last_seq: 9,
             ..Default::default()
         };
-        let mut writes = Writes::new();
-        writes.push((keys::inbox_head(TEAM, "b"), Some(head.encode_to_vec().into())));
-        writes.push((keys::team_head(TEAM), Some(team.encode_to_vec().into())));
+        let writes = vec![
+            (keys::inbox_head(TEAM, "b"), Some(head.encode_to_vec().into())),
+            (keys::team_head(TEAM), Some(team.encode_to_vec().into())),
+        ];
         memory.write(writes);
         assert_eq!(feed(&["agent_to:b"]).max_removed_seq(&memory).unwrap(), 5);
         assert_eq!(feed(&["agent_to:b", "agent_to:a"]).max_removed_seq(&memory).unwrap(), 7);

@@ -207,7 +207,7 @@ impl Bench<'_> {
                 match mode {
                     Mode::Http => self.sends(traffic::Shape::Single, run, report).await?,
                     Mode::Batch => self.sends(traffic::Shape::Batch, run, report).await?,
-                    Mode::WsPush => report.row(push::measure(self, run).await?),
+                    Mode::WsPush => self.pushes(run, report).await?,
                     Mode::Crash => crash::measure(self, run, report).await?,
                 }
             }
@@ -224,6 +224,19 @@ impl Bench<'_> {
             for target in targets {
                 report.row(load::measure(self, shape, target, in_flight, run).await?);
             }
+        }
+        Ok(())
+    }
+
+    async fn pushes(&self, run: u32, report: &mut Report) -> anyhow::Result<()> {
+        let both = [Target::Leader, Target::Follower];
+        let targets = if self.args.target == Target::Any {
+            &both[..]
+        } else {
+            std::slice::from_ref(&self.args.target)
+        };
+        for target in targets {
+            report.row(push::measure(self, *target, run).await?);
         }
         Ok(())
     }

@@ -21,17 +21,17 @@ const COLD: usize = 50;
 /// For the handshake, and for the last events.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Sends on the leader and listens on a follower, or the other way round with `--target follower`.
-pub async fn measure(bench: &Bench<'_>, run: u32) -> anyhow::Result<Row> {
+/// Sends to the target and listens on the other: the leader applies a message first, so it pushes first.
+pub async fn measure(bench: &Bench<'_>, target: Target, run: u32) -> anyhow::Result<Row> {
     let nodes = bench.nodes().await?;
     let (leader, follower) = (nodes.leader(), nodes.follower()?);
-    let (sender, listener) = if bench.args.target == Target::Follower {
+    let (sender, listener) = if target == Target::Follower {
         (follower, leader)
     } else {
         (leader, follower)
     };
     // Fresh in every run, so that nothing older is resumed.
-    let receiver = format!("push-{run}");
+    let receiver = format!("push-{run}{}", target.suffix());
     let mut inbox = Inbox::new(Options {
         urls: vec![ws_url(&listener.base)?],
         token: bench.key.to_owned(),
@@ -71,7 +71,7 @@ pub async fn measure(bench: &Bench<'_>, run: u32) -> anyhow::Result<Row> {
     }
     let counted = &samples[COLD..];
     Ok(Row {
-        peer: format!("agentpost-ws{}", bench.args.target.suffix()),
+        peer: format!("agentpost-ws{}", target.suffix()),
         metric: "push-websocket",
         in_flight: 1,
         run,
