@@ -72,6 +72,8 @@ struct Desk {
     strict_recipients: bool,
     head: TeamHead,
     counts: SendCounts,
+    /// Whether anything was stored; else there is nothing to write down.
+    stored: bool,
 }
 
 impl Desk {
@@ -87,10 +89,14 @@ impl Desk {
             strict_recipients: settings.strict_recipients,
             head: view.load(&keys::team_head(team))?.unwrap_or_default(),
             counts: SendCounts::default(),
+            stored: false,
         })
     }
 
     fn close(self, view: &mut View<'_>) {
+        if !self.stored {
+            return;
+        }
         view.store(keys::team_head(self.caller.team), &self.head);
         self.counts.close(view, self.caller.team);
     }
@@ -126,6 +132,7 @@ impl Desk {
             0
         };
 
+        self.stored = true;
         self.head.last_seq += 1;
         let seq = self.head.last_seq;
         let reply = SendReply {
