@@ -151,7 +151,7 @@ async fn the_guide_works_across_nodes_and_over_the_death_of_one() {
     assert_eq!(listener.mail().await, line);
 
     // The listener's node dies; it goes on at another one, and nothing comes twice.
-    post.cluster.kill(2).await;
+    post.cluster.kill(2);
     listener.note_with("Disconnected: ").await;
     let third = send(
         &beta,
@@ -175,7 +175,7 @@ async fn the_guide_works_across_nodes_and_over_the_death_of_one() {
         .find(|line| line.contains("unreachable"))
         .expect("the dead node is shown");
     assert!(
-        dead.trim_start().starts_with('2') && dead.contains(post.cluster.url(2)),
+        dead.trim_start().starts_with('2') && dead.contains(&post.cluster.url(2)),
         "{stdout}"
     );
 

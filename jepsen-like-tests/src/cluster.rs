@@ -151,9 +151,14 @@ impl Cluster {
         std::fs::read_to_string(self.file(node, "log")).unwrap_or_default()
     }
 
+    /// Where node 1 wrote the first admin key.
+    pub fn admin_key_file(&self) -> PathBuf {
+        self.dir.path().join("admin.key")
+    }
+
     /// A client of all nodes with the first admin key.
     pub fn admin(&self) -> Result<Client> {
-        let key = std::fs::read_to_string(self.dir.path().join("admin.key"))?;
+        let key = std::fs::read_to_string(self.admin_key_file())?;
         Ok(Client::builder(self.urls()).api_key(key.trim()).build()?)
     }
 
