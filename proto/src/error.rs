@@ -15,6 +15,7 @@ impl ErrorCode {
             ErrorCode::IdempotencyMismatch => "idempotency_mismatch",
             ErrorCode::QuotaExceeded => "quota_exceeded",
             ErrorCode::Stale => "stale",
+            ErrorCode::Gone => "gone",
         }
     }
 }

@@ -65,6 +65,19 @@ opaque_id!(
     KeyId, "key_"
 );
 
+opaque_id!(
+    /// An agent's subscription to a topic.
+    SubscriptionId, "sub_"
+);
+opaque_id!(
+    /// An agent's global webhook.
+    WebhookId, "whk_"
+);
+opaque_id!(
+    /// A delivery: one message, one receiving agent, one URL.
+    DeliveryId, "dlv_"
+);
+
 impl TeamId {
     /// The reserved team `system`, whose keys administer the cluster.
     pub const SYSTEM: TeamId = TeamId([0; 16]);

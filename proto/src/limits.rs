@@ -99,3 +99,53 @@ pub const WS_BATCH_BYTES: usize = 256 * 1024;
 pub const ACKS_PER_ENTRY_MAX: usize = 512;
 /// Cursors with acks that wait for a quorum on one node; further ones are dropped and their events seen twice.
 pub const ACKS_WAITING_MAX: usize = 65_536;
+
+/// A webhook URL.
+pub const URL_BYTES_MAX: usize = 2_048;
+/// Topics of a team.
+pub const TOPICS_MAX: u32 = 1_000;
+/// Open subscriptions of a team.
+pub const SUBSCRIPTIONS_MAX: u32 = 50_000;
+/// Endpoints of a team.
+pub const ENDPOINTS_MAX: u32 = 1_000;
+/// Subscription rows of a topic, closed ones included: the receivers of one publish at most.
+pub const TOPIC_ROWS_MAX: u64 = 20_000;
+/// Subscription rows that one entry walks: a publish to more becomes a job of chunks of this size.
+pub const FANOUT_CHUNK_ROWS: usize = 256;
+/// How long a publish waits for its last chunk before it is answered `fanout: "pending"`.
+pub const FANOUT_WAIT_MS: u64 = 5_000;
+
+/// Attempts in one Claim, Outcome or Takeover entry: apply stays short.
+pub const CLAIMS_PER_ENTRY_MAX: usize = 256;
+/// Deliveries that one CloseEndpoint entry ends.
+pub const CLOSINGS_PER_ENTRY_MAX: usize = 256;
+/// Waits before each retry; one step fewer than attempts.
+pub const RETRY_DELAYS_MS: [u64; 3] = [1_000, 10_000, 100_000];
+/// A `Retry-After` beyond it is ignored.
+pub const RETRY_AFTER_MAX_MS: u64 = 24 * 3600 * 1000;
+/// The wait after an attempt that was never sent.
+pub const NOT_SENT_DELAY_MS: u64 = 1_000;
+/// A claim that nobody reported on is taken over after 2 s to start, 30 s to call and 1 s to report.
+pub const TAKEOVER_AFTER_MS: u64 = 33_000;
+/// More attempts than this without a known outcome end a delivery: its call may be what kills the nodes.
+pub const UNKNOWN_CLOSINGS_MAX: u32 = 5;
+/// Unknown and not-sent attempts that a delivery remembers.
+pub const OTHER_ATTEMPTS_KEPT: usize = 8;
+/// Of a webhook's response: read at most, kept at most.
+pub const RESPONSE_BYTES_READ_MAX: usize = 64 * 1024;
+/// See [`RESPONSE_BYTES_READ_MAX`].
+pub const RESPONSE_BYTES_KEPT_MAX: usize = 1024;
+/// The class of a failed attempt's error.
+pub const ATTEMPT_ERROR_CHARS_MAX: usize = 64;
+/// One webhook attempt, from DNS to the last byte.
+pub const ATTEMPT_TIMEOUT_MS: u64 = 30_000;
+/// Age at which a terminal delivery is removed, in cluster time. A dead one keeps its message this long and
+/// stays itself as long again, so that a late redrive is told why.
+pub const DELIVERY_RETENTION_MS: u64 = 30 * 24 * 3600 * 1000;
+
+/// Units of an agent's reads that a node leases at a time, at most.
+pub const LEASE_UNITS_MAX: u64 = 64;
+/// How long a node spends a lease after it asked for it, in its monotonic clock.
+pub const LEASE_SPENT_WITHIN_MS: u64 = 5_000;
+/// Leases in one ReturnLeases entry.
+pub const LEASES_PER_ENTRY_MAX: usize = 256;

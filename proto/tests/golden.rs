@@ -30,6 +30,7 @@ fn a_send() -> Send {
         expires_at_ms: 9,
         idempotency_key: "k1".to_owned(),
         extras: bytes("{\"subject\":\"s\"}"),
+        topic: String::new(),
     }
 }
 
@@ -43,6 +44,7 @@ fn a_reply() -> SendReply {
         amount_charged_atomic: 4,
         sends_used: 5,
         sends_limit: 6,
+        fanout_job: false,
     }
 }
 
@@ -178,6 +180,7 @@ fn settings() -> Samples {
                 limits: Some(limits),
                 strict_recipients: true,
                 created_at_ms: 1,
+                signing_generation: 0,
             }
             .encode_to_vec(),
         ),
@@ -210,7 +213,7 @@ fn mail() -> Samples {
         created_ct_ms: 2,
         expires_at_ms: 3,
         extras: bytes("{}"),
-        references: 1,
+        topic: String::new(),
     };
     vec![
         (
@@ -220,12 +223,13 @@ fn mail() -> Samples {
                 month: 202_601,
                 events_used: 2,
                 max_removed_seq: 3,
+                ..record::TeamHead::default()
             }
             .encode_to_vec(),
         ),
         (
             "record.send_count",
-            record::SendCount { day: 1, used: 2 }.encode_to_vec(),
+            record::DayCount { day: 1, used: 2 }.encode_to_vec(),
         ),
         (
             "record.inbox_head",

@@ -27,12 +27,18 @@
 //!
 //! What is left out on purpose: reads (they are [`crate::query`]), and anything that waits.
 
+pub mod delivery;
+pub mod endpoint;
+pub mod fanout;
 pub mod inbox;
+pub mod lease;
 pub mod message;
 pub mod principal;
 pub mod quota;
 pub mod sweep;
 pub mod team;
+pub mod topic;
+pub mod webhook;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{Command, Done, ErrorCode, Operation, Principal, Rejection, Reply, reply};
@@ -164,6 +170,45 @@ fn dispatch(
             done()
         }
         Op::Sweep(op) => reply::Reply::Sweep(sweep::sweep(view, context, &op)?),
+        op => return dispatch_deliveries(view, context, op, effects),
+    })
+}
+
+fn dispatch_deliveries(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    op: Op,
+    effects: &mut Vec<Effect>,
+) -> Result<reply::Reply, Stop> {
+    let done = || reply::Reply::Done(Done {});
+    Ok(match op {
+        Op::Subscribe(op) => reply::Reply::Subscription(topic::subscribe(view, context, &op, effects)?),
+        Op::Unsubscribe(op) => {
+            topic::unsubscribe(view, context, &op, effects)?;
+            done()
+        }
+        Op::RegisterWebhook(op) => reply::Reply::Webhook(webhook::register(view, context, op, effects)?),
+        Op::DeleteWebhook(op) => {
+            webhook::delete(view, context, &op, effects)?;
+            done()
+        }
+        Op::RotateSigningKeys(op) => reply::Reply::SigningKeys(team::rotate_signing_keys(view, context, &op)?),
+        Op::CancelDelivery(op) => {
+            delivery::cancel(view, context, &op)?;
+            done()
+        }
+        Op::Redrive(op) => reply::Reply::Redrive(delivery::redrive(view, context, &op, effects)?),
+        Op::Claim(op) => reply::Reply::Attempts(delivery::claim(view, context, &op)?),
+        Op::Outcome(op) => reply::Reply::Attempts(delivery::outcome(view, context, op, effects)?),
+        Op::Takeover(op) => reply::Reply::Attempts(delivery::takeover(view, context, &op, effects)?),
+        Op::FanoutChunk(op) => reply::Reply::Fanout(fanout::chunk(view, context, &op, effects)?),
+        Op::CloseEndpoint(op) => reply::Reply::Close(delivery::close_endpoint(view, context, &op, effects)?),
+        Op::LeaseReads(op) => reply::Reply::Lease(lease::grant(view, context, &op)?),
+        Op::ReturnLeases(op) => {
+            lease::give_back(view, context, &op)?;
+            done()
+        }
+        _ => return reject(ErrorCode::Invalid, "an operation that this version does not know"),
     })
 }
 

@@ -12,12 +12,26 @@
 //! | `th` | team | `TeamHead`: counters |
 //! | `ke` | team, key id | `Key` |
 //! | `ag` | team, agent | `Agent` |
-//! | `sc` | team, agent | `SendCount` of a day |
+//! | `sc` | team, agent | `DayCount` of sends |
+//! | `rd` | team, agent | `DayCount` of inbox reads, leased ones included |
+//! | `rg` | team, agent | `DayCount` of webhook registrations |
 //! | `ih` | team, agent | `InboxHead`: counters |
 //! | `iu` | team, agent, seq | `InboxEntry`, unread |
 //! | `ir` | team, agent, seq | `InboxEntry`, read |
 //! | `me` | team, seq | `Message` |
 //! | `mi` | team, message id | seq, 8 bytes |
+//! | `rf` | team, seq | how many refer to the message, 8 bytes; absent = one |
+//! | `rc` | team, seq of the publish, seq of the entries | `Receivers` of a topic message |
+//! | `tp` | team, topic | `Topic` |
+//! | `su` | team, topic, serial | `Subscription` |
+//! | `sa` | team, agent, topic | serial of the open subscription, 8 bytes |
+//! | `wh` | team, agent | `Webhook` |
+//! | `ep` | team, agent, url | `Endpoint` |
+//! | `dl` | team, number | `Delivery` |
+//! | `di` | team, delivery id | number, 8 bytes |
+//! | `dm` | team, seq of the message, number | empty |
+//! | `dd` | team, number | `DeadLetter` |
+//! | `du` | team, generation, due cluster ms, number | empty: scheduled deliveries |
 //! | `id` | team, agent, idempotency key | `Idempotency` |
 //! | `cu` | team, agent, client id | `Cursor`; an empty client id is the agent's mailbox |
 //!
@@ -30,10 +44,18 @@
 //! | `ki` | key id | team, 16 bytes |
 //! | `ix` | cluster ms of expiry, team, agent, idempotency key | empty |
 //! | `mx` | wall ms of expiry, team, seq | empty |
+//! | `fj` | team, topic, seq of the publish | `FanoutJob` |
+//! | `eh` | team, generation | `EndpointHead`: the earliest `du` |
+//! | `ec` | team, generation | `Closing` |
+//! | `cl` | epoch, team, number | empty: claimed deliveries |
+//! | `dx` | cluster ms of ageing, team, number | empty: terminal deliveries |
+//! | `le` | day, team, lease id | `Lease` |
+
+pub mod log;
 
 use std::ops::Range;
 
-use agentpost_proto::id::{KeyId, MessageId, TeamId};
+use agentpost_proto::id::{DeliveryId, KeyId, MessageId, TeamId};
 use bytes::Bytes;
 
 /// Two bytes that name a kind of row.
@@ -58,10 +80,30 @@ const MESSAGE_EXPIRY: Tag = *b"mx";
 const IDEMPOTENCY: Tag = *b"id";
 const IDEMPOTENCY_EXPIRY: Tag = *b"ix";
 const CURSOR: Tag = *b"cu";
+const READ_COUNT: Tag = *b"rd";
+const REGISTRATION_COUNT: Tag = *b"rg";
+const REFERENCES: Tag = *b"rf";
+const RECEIVERS: Tag = *b"rc";
+const TOPIC: Tag = *b"tp";
+const SUBSCRIPTION: Tag = *b"su";
+const SUBSCRIBED: Tag = *b"sa";
+const WEBHOOK: Tag = *b"wh";
+const ENDPOINT: Tag = *b"ep";
+const DELIVERY: Tag = *b"dl";
+const DELIVERY_ID: Tag = *b"di";
+const DELIVERY_OF_MESSAGE: Tag = *b"dm";
+const DEAD_LETTER: Tag = *b"dd";
+const DUE: Tag = *b"du";
+const FANOUT_JOB: Tag = *b"fj";
+const ENDPOINT_HEAD: Tag = *b"eh";
+const CLOSING: Tag = *b"ec";
+const CLAIMED: Tag = *b"cl";
+const DELIVERY_AGEING: Tag = *b"dx";
+const LEASE: Tag = *b"le";
 
 /// Rows that nearly every command reads: worth a copy in memory.
 pub fn is_hot(key: &[u8]) -> bool {
-    const HOT: [Tag; 5] = [TEAM, TEAM_HEAD, KEY, SEND_COUNT, INBOX_HEAD];
+    const HOT: [Tag; 8] = [TEAM, TEAM_HEAD, KEY, SEND_COUNT, INBOX_HEAD, WEBHOOK, ENDPOINT, TOPIC];
     HOT.iter().any(|tag| key.starts_with(tag))
 }
 
@@ -122,7 +164,12 @@ impl Builder {
     }
 }
 
-/// The number that ends a key.
+/// A number as a value.
+pub fn number(number: u64) -> Bytes {
+    Bytes::copy_from_slice(&number.to_be_bytes())
+}
+
+/// The number that ends a key, or is a value.
 pub fn trailing_number(key: &[u8]) -> Option<u64> {
     key.last_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes))
 }
@@ -299,76 +346,224 @@ pub fn cursor(team: TeamId, agent: &str, client_id: &str) -> Bytes {
     Builder::new(CURSOR).team(team).text(agent).text(client_id).key()
 }
 
-/// The keys of the log database (`log_store.rs`), which has nothing to do with the state database above.
-///
-/// | family | key | value |
-/// |---|---|---|
-/// | `entries` | index, 8 bytes big endian | CRC32C of the rest, 4 bytes big endian; `peer::Entry` |
-/// | `meta` | `vote` | `peer::Vote` |
-/// | `meta` | `committed` | `LogId`: a hint that saves time after a restart |
-/// | `meta` | `purged` | `LogId`: the last entry that is gone |
-pub mod log {
-    /// The family of the entries.
-    pub const ENTRIES: &str = "entries";
-    /// The family of the three single rows.
-    pub const META: &str = "meta";
-    /// Row of `meta`.
-    pub const VOTE: &[u8] = b"vote";
-    /// Row of `meta`.
-    pub const COMMITTED: &[u8] = b"committed";
-    /// Row of `meta`.
-    pub const PURGED: &[u8] = b"purged";
+/// `rd`.
+pub fn read_count(team: TeamId, agent: &str) -> Bytes {
+    Builder::new(READ_COUNT).team(team).text(agent).key()
+}
 
-    /// Key of an entry.
-    pub fn entry(index: u64) -> [u8; 8] {
-        index.to_be_bytes()
-    }
+/// `rg`.
+pub fn registration_count(team: TeamId, agent: &str) -> Bytes {
+    Builder::new(REGISTRATION_COUNT).team(team).text(agent).key()
+}
 
-    /// Index of an entry, from its key.
-    pub fn index(key: &[u8]) -> Option<u64> {
-        key.try_into().ok().map(u64::from_be_bytes)
-    }
+/// `rf`.
+pub fn references(team: TeamId, seq: u64) -> Bytes {
+    Builder::new(REFERENCES).team(team).number(seq).key()
+}
+
+/// `rc`.
+pub fn receivers(team: TeamId, seq: u64, entry_seq: u64) -> Bytes {
+    Builder::new(RECEIVERS).team(team).number(seq).number(entry_seq).key()
+}
+
+/// The `rc` of a topic message; the seq of the entries ends each key.
+pub fn receivers_of(team: TeamId, seq: u64) -> Range<Vec<u8>> {
+    Builder::new(RECEIVERS).team(team).number(seq).prefix()
+}
+
+/// `tp`.
+pub fn topic(team: TeamId, topic: &str) -> Bytes {
+    Builder::new(TOPIC).team(team).text(topic).key()
+}
+
+/// `su`.
+pub fn subscription(team: TeamId, topic: &str, serial: u64) -> Bytes {
+    Builder::new(SUBSCRIPTION).team(team).text(topic).number(serial).key()
+}
+
+/// The subscription rows of a topic with `from <= serial`.
+pub fn subscriptions_from(team: TeamId, topic: &str, from: u64) -> Range<Vec<u8>> {
+    Builder::new(SUBSCRIPTION).team(team).text(topic).numbers_from(from)
+}
+
+/// `sa`.
+pub fn subscribed(team: TeamId, agent: &str, topic: &str) -> Bytes {
+    Builder::new(SUBSCRIBED).team(team).text(agent).text(topic).key()
+}
+
+/// The `sa` of an agent.
+pub fn subscribed_of(team: TeamId, agent: &str) -> Range<Vec<u8>> {
+    Builder::new(SUBSCRIBED).team(team).text(agent).prefix()
+}
+
+/// `wh`.
+pub fn webhook(team: TeamId, agent: &str) -> Bytes {
+    Builder::new(WEBHOOK).team(team).text(agent).key()
+}
+
+/// `ep`.
+pub fn endpoint(team: TeamId, agent: &str, url: &str) -> Bytes {
+    Builder::new(ENDPOINT).team(team).text(agent).text(url).key()
+}
+
+/// `dl`.
+pub fn delivery(team: TeamId, number: u64) -> Bytes {
+    Builder::new(DELIVERY).team(team).number(number).key()
+}
+
+/// The deliveries of a team with `from <= number`.
+pub fn deliveries_from(team: TeamId, from: u64) -> Range<Vec<u8>> {
+    Builder::new(DELIVERY).team(team).numbers_from(from)
+}
+
+/// The deliveries of a team with `number < until`.
+pub fn deliveries_until(team: TeamId, until: u64) -> Range<Vec<u8>> {
+    Builder::new(DELIVERY).team(team).numbers_until(until)
+}
+
+/// `di`.
+pub fn delivery_id(team: TeamId, id: DeliveryId) -> Bytes {
+    Builder::new(DELIVERY_ID).team(team).bytes(&id.0).key()
+}
+
+/// `dm`.
+pub fn delivery_of_message(team: TeamId, seq: u64, number: u64) -> Bytes {
+    Builder::new(DELIVERY_OF_MESSAGE)
+        .team(team)
+        .number(seq)
+        .number(number)
+        .key()
+}
+
+/// The `dm` of a message; the delivery's number ends each key.
+pub fn deliveries_of_message(team: TeamId, seq: u64) -> Range<Vec<u8>> {
+    Builder::new(DELIVERY_OF_MESSAGE).team(team).number(seq).prefix()
+}
+
+/// `dd`.
+pub fn dead_letter(team: TeamId, number: u64) -> Bytes {
+    Builder::new(DEAD_LETTER).team(team).number(number).key()
+}
+
+/// The dead letters of a team with `from <= number`.
+pub fn dead_letters_from(team: TeamId, from: u64) -> Range<Vec<u8>> {
+    Builder::new(DEAD_LETTER).team(team).numbers_from(from)
+}
+
+/// The dead letters of a team with `number < until`.
+pub fn dead_letters_until(team: TeamId, until: u64) -> Range<Vec<u8>> {
+    Builder::new(DEAD_LETTER).team(team).numbers_until(until)
+}
+
+/// `du`.
+pub fn due(team: TeamId, generation: u64, due_ms: u64, number: u64) -> Bytes {
+    Builder::new(DUE)
+        .team(team)
+        .number(generation)
+        .number(due_ms)
+        .number(number)
+        .key()
+}
+
+/// The scheduled deliveries of an endpoint that are due at `from_ms` or later, the earliest first.
+pub fn due_from(team: TeamId, generation: u64, from_ms: u64) -> Range<Vec<u8>> {
+    Builder::new(DUE).team(team).number(generation).numbers_from(from_ms)
+}
+
+/// The due time and number that end a `du` key.
+pub fn parse_due(key: &[u8]) -> Option<(u64, u64)> {
+    let due_ms = u64::from_be_bytes(key.get(26..34)?.try_into().ok()?);
+    Some((due_ms, trailing_number(key)?))
+}
+
+/// `fj`.
+pub fn fanout_job(team: TeamId, topic: &str, seq: u64) -> Bytes {
+    Builder::new(FANOUT_JOB).team(team).text(topic).number(seq).key()
+}
+
+/// The unfinished publishes of a topic, the oldest first.
+pub fn fanout_jobs_of(team: TeamId, topic: &str) -> Range<Vec<u8>> {
+    Builder::new(FANOUT_JOB).team(team).text(topic).prefix()
+}
+
+/// All unfinished publishes.
+pub fn fanout_jobs() -> Range<Vec<u8>> {
+    Builder::new(FANOUT_JOB).prefix()
+}
+
+/// Team, topic and seq of an `fj` key.
+pub fn parse_fanout_job(key: &[u8]) -> Option<(TeamId, &str, u64)> {
+    let team = key.get(2..18)?.try_into().ok()?;
+    let topic = key.get(18..key.len().checked_sub(9)?)?;
+    Some((TeamId(team), std::str::from_utf8(topic).ok()?, trailing_number(key)?))
+}
+
+/// `eh`.
+pub fn endpoint_head(team: TeamId, generation: u64) -> Bytes {
+    Builder::new(ENDPOINT_HEAD).team(team).number(generation).key()
+}
+
+/// All of `eh`.
+pub fn endpoint_heads() -> Range<Vec<u8>> {
+    Builder::new(ENDPOINT_HEAD).prefix()
+}
+
+/// `ec`.
+pub fn closing(team: TeamId, generation: u64) -> Bytes {
+    Builder::new(CLOSING).team(team).number(generation).key()
+}
+
+/// All of `ec`.
+pub fn closings() -> Range<Vec<u8>> {
+    Builder::new(CLOSING).prefix()
+}
+
+/// Team and generation of an `eh` or `ec` key.
+pub fn parse_endpoint_key(key: &[u8]) -> Option<(TeamId, u64)> {
+    let team = key.get(2..18)?.try_into().ok()?;
+    Some((TeamId(team), trailing_number(key)?))
+}
+
+/// `cl`.
+pub fn claimed(epoch: u64, team: TeamId, number: u64) -> Bytes {
+    Builder::new(CLAIMED).number(epoch).team(team).number(number).key()
+}
+
+/// All of `cl`, the oldest epoch first.
+pub fn claims() -> Range<Vec<u8>> {
+    Builder::new(CLAIMED).prefix()
+}
+
+/// Epoch, team and number of a `cl` key.
+pub fn parse_claimed(key: &[u8]) -> Option<(u64, TeamId, u64)> {
+    let epoch = u64::from_be_bytes(key.get(2..10)?.try_into().ok()?);
+    let team = key.get(10..26)?.try_into().ok()?;
+    Some((epoch, TeamId(team), trailing_number(key)?))
+}
+
+/// `dx`.
+pub fn delivery_ageing(cluster_ms: u64, team: TeamId, number: u64) -> Bytes {
+    Builder::new(DELIVERY_AGEING)
+        .number(cluster_ms)
+        .team(team)
+        .number(number)
+        .key()
+}
+
+/// The `dx` that are due at `cluster_ms`. They parse like `mx`.
+pub fn delivery_ageings_until(cluster_ms: u64) -> Range<Vec<u8>> {
+    Builder::new(DELIVERY_AGEING).numbers_until(cluster_ms.saturating_add(1))
+}
+
+/// `le`.
+pub fn lease(day: u32, team: TeamId, lease: &[u8]) -> Bytes {
+    Builder::new(LEASE).number(u64::from(day)).team(team).bytes(lease).key()
+}
+
+/// The leases of the days before `day`.
+pub fn leases_before(day: u32) -> Range<Vec<u8>> {
+    Builder::new(LEASE).numbers_until(u64::from(day))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const A: TeamId = TeamId([1; 16]);
-
-    #[test]
-    fn an_inbox_is_one_range_in_seq_order() {
-        let range = inbox_from(ReadState::Unread, A, "bob", 0);
-        let inside = [1, 255, 256, u64::MAX].map(|seq| inbox_entry(ReadState::Unread, A, "bob", seq));
-        assert!(inside.is_sorted());
-        for key in &inside {
-            assert!(range.contains(&key.to_vec()));
-        }
-        for key in [
-            inbox_entry(ReadState::Read, A, "bob", 1),
-            inbox_entry(ReadState::Unread, A, "bobby", 1),
-            inbox_entry(ReadState::Unread, A, "bo", 1),
-            inbox_entry(ReadState::Unread, TeamId([2; 16]), "bob", 1),
-        ] {
-            assert!(!range.contains(&key.to_vec()));
-        }
-        assert!(inbox_until(ReadState::Unread, A, "bob", 256).contains(&inside[1].to_vec()));
-        assert!(!inbox_until(ReadState::Unread, A, "bob", 256).contains(&inside[2].to_vec()));
-    }
-
-    #[test]
-    fn a_prefix_of_ff_bytes_ends_where_its_parent_ends() {
-        let range = keys_of(TeamId([0xff; 16]));
-        assert!(range.contains(&key(TeamId([0xff; 16]), KeyId([0xff; 16])).to_vec()));
-        assert_eq!(range.end, b"kf".to_vec());
-    }
-
-    #[test]
-    fn expiry_keys_lead_back_to_their_rows() {
-        let expiry = idempotency_expiry(77, A, "bob", "k1");
-        assert_eq!(idempotency_of_expiry(&expiry), Some(idempotency(A, "bob", "k1")));
-        assert!(idempotency_expiries_until(77).contains(&expiry.to_vec()));
-        assert!(!idempotency_expiries_until(76).contains(&expiry.to_vec()));
-        assert_eq!(parse_message_expiry(&message_expiry(5, A, 9)), Some((A, 9)));
-    }
-}
+mod tests;

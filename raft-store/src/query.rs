@@ -1,5 +1,7 @@
 //! Read-only questions to the state. All take any [`Kv`]: a view in `apply`, a database on a node.
 
+pub mod delivery;
+
 use agentpost_proto::command::Sweep;
 use agentpost_proto::id::{KeyId, MessageId, TeamId};
 use agentpost_proto::limits;
@@ -180,6 +182,12 @@ pub fn message(kv: &impl Kv, team: TeamId, id: MessageId) -> Result<Option<Messa
     load(kv, &keys::message(team, seq))
 }
 
+/// How many refer to a stored message: inbox entries, open and dead deliveries, its publish.
+pub fn references(kv: &(impl Kv + ?Sized), team: TeamId, seq: u64) -> Result<u64, Fatal> {
+    let row = kv.get(&keys::references(team, seq))?;
+    Ok(row.and_then(|row| keys::trailing_number(&row)).unwrap_or(1))
+}
+
 /// The key with this keyed hash, revoked and expired ones included.
 pub fn key_by_hash(kv: &impl Kv, hash: &[u8]) -> Result<Option<Key>, Fatal> {
     let Some(route) = kv.get(&keys::key_hash(hash))? else {
@@ -256,7 +264,10 @@ pub fn sweep_due(kv: &impl Kv, cluster_ms: u64, wall_ms: u64) -> Result<Option<S
             .transpose()
             .map(|row| row.is_some())
     };
-    if has_row(keys::idempotency_expiries_until(cluster_ms))? || has_row(keys::message_expiries_until(wall_ms))? {
+    if has_row(keys::idempotency_expiries_until(cluster_ms))?
+        || has_row(keys::message_expiries_until(wall_ms))?
+        || has_row(keys::delivery_ageings_until(cluster_ms))?
+    {
         return Ok(Some(Sweep::default()));
     }
     for team in teams(kv)? {

@@ -68,7 +68,7 @@ fn run(log: &[bytes::Bytes]) -> (Memory, Vec<(u32, SendReply)>) {
 }
 
 fn check_books(memory: &Memory, team: &str) -> Result<(), TestCaseError> {
-    let mut referred: BTreeMap<u64, u32> = BTreeMap::new();
+    let mut referred: BTreeMap<u64, u64> = BTreeMap::new();
     for agent in AGENTS {
         let all = whole_inbox(memory, team, agent, None, Order::Ascending);
         let head = query::inbox_head(memory, team_id(team), agent).unwrap();
@@ -100,7 +100,10 @@ fn check_books(memory: &Memory, team: &str) -> Result<(), TestCaseError> {
         }
     }
     let messages: Vec<Message> = query::team_after(memory, team_id(team), 0, 10_000).unwrap();
-    let counted: BTreeMap<u64, u32> = messages.iter().map(|m| (m.seq, m.references)).collect();
+    let counted: BTreeMap<u64, u64> = messages
+        .iter()
+        .map(|m| (m.seq, query::references(memory, team_id(team), m.seq).unwrap()))
+        .collect();
     prop_assert_eq!(counted, referred, "a message lives exactly while an entry refers to it");
     let ids: BTreeSet<_> = messages.iter().map(|m| m.id.clone()).collect();
     prop_assert_eq!(ids.len(), messages.len(), "one message per id");

@@ -14,7 +14,7 @@ use agentpost_proto::command::{
     AckCursors, BeginEpoch, CursorAck, Face, MarkRead, Permission, Principal, Reply, RevokeKey, SendBatch, SendReply,
     Sweep, TeamLimits, UpdateTeam, reply::Reply as R, send_outcome::Outcome,
 };
-use agentpost_proto::id::{KeyId, TeamId};
+use agentpost_proto::id::{DeliveryId, KeyId, TeamId};
 use agentpost_raft_store::effect::Effect;
 use agentpost_raft_store::keys::ReadState;
 use agentpost_raft_store::kv::Order;
@@ -179,12 +179,43 @@ fn show(reply: Reply, effects: Vec<Effect>) -> String {
             Ok(())
         }
         R::Sweep(sweep) => writeln!(out, "swept {} rows", sweep.rows),
+        R::Attempts(reply) => writeln!(out, "attempts {:?}", reply.done),
+        R::Fanout(reply) => writeln!(out, "chunk finished={} stale={}", reply.finished, reply.stale),
+        R::Close(reply) => writeln!(out, "closed {} finished={}", reply.closed, reply.finished),
+        R::SigningKeys(keys) => writeln!(out, "signing keys {}", keys.generation),
+        R::Redrive(reply) => writeln!(
+            out,
+            "redriven as {}",
+            DeliveryId::from_slice(&reply.delivery_id).unwrap()
+        ),
+        R::Lease(lease) => writeln!(
+            out,
+            "leased {} of day {}: {}/{}",
+            lease.units, lease.day, lease.used, lease.limit
+        ),
+        R::Subscription(s) => writeln!(
+            out,
+            "subscribed url={:?} generation={} registrations={}/{}",
+            s.url, s.generation, s.registrations_used, s.registrations_limit
+        ),
+        R::Webhook(w) => writeln!(
+            out,
+            "webhook generation={} registrations={}/{}",
+            w.generation, w.registrations_used, w.registrations_limit
+        ),
         R::Done(_) | R::Team(_) | R::Key(_) => writeln!(out, "done"),
     }
     .unwrap();
     for effect in effects {
         match effect {
             Effect::InboxAppended { agent, seq, .. } => writeln!(out, "effect: inbox {agent} grew to seq {seq}"),
+            Effect::Published { seq, .. } => writeln!(out, "effect: published at seq {seq}"),
+            Effect::FanoutQueued { topic, .. } => writeln!(out, "effect: topic {topic} has a job"),
+            Effect::FanoutFinished { seq, .. } => {
+                writeln!(out, "effect: the publish at seq {seq} has all its receivers")
+            }
+            Effect::DeliveryDue { generation, .. } => writeln!(out, "effect: endpoint {generation} has work"),
+            Effect::EndpointClosing { generation, .. } => writeln!(out, "effect: endpoint {generation} closes"),
             Effect::KeyRevoked(_) => writeln!(out, "effect: key revoked"),
             Effect::EpochBegan { epoch, node } => writeln!(out, "effect: epoch {epoch} of node {node}"),
         }

@@ -188,6 +188,7 @@ impl From<Rejection> for ApiError {
             ErrorCode::Conflict | ErrorCode::Stale => StatusCode::CONFLICT,
             ErrorCode::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
             ErrorCode::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
+            ErrorCode::Gone => StatusCode::GONE,
             ErrorCode::Unspecified => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let retry_after_s = (code == ErrorCode::QuotaExceeded).then_some(rejection.retry_after_s.max(1));

@@ -88,6 +88,7 @@ impl Item<'_> {
             expires_at_ms: 0,
             idempotency_key,
             extras: Bytes::new(),
+            topic: String::new(),
         })
     }
 }

@@ -202,11 +202,29 @@ fn may_be_forwarded(operation: &Operation) -> bool {
             | Op::RevokeKey(_)
             | Op::Send(_)
             | Op::SendBatch(_)
-            | Op::MarkRead(_),
+            | Op::MarkRead(_)
+            | Op::Subscribe(_)
+            | Op::Unsubscribe(_)
+            | Op::RegisterWebhook(_)
+            | Op::DeleteWebhook(_)
+            | Op::RotateSigningKeys(_)
+            | Op::CancelDelivery(_)
+            | Op::Redrive(_)
+            | Op::LeaseReads(_),
         ) => has_principal,
-        // Cumulative, and clamped by apply. The first admin key: apply takes only the first.
-        Some(Op::AckCursors(_) | Op::BootstrapAdmin(_)) => true,
-        Some(Op::BeginEpoch(_) | Op::Tick(_) | Op::Sweep(_)) | None => false,
+        // Cumulative, and clamped by apply. The first admin key: apply takes only the first. Outcomes and
+        // returned leases: a deposed leader still has some, and apply knows whether they count.
+        Some(Op::AckCursors(_) | Op::BootstrapAdmin(_) | Op::Outcome(_) | Op::ReturnLeases(_)) => true,
+        Some(
+            Op::BeginEpoch(_)
+            | Op::Tick(_)
+            | Op::Sweep(_)
+            | Op::Claim(_)
+            | Op::Takeover(_)
+            | Op::FanoutChunk(_)
+            | Op::CloseEndpoint(_),
+        )
+        | None => false,
     }
 }
 

@@ -90,6 +90,12 @@ impl Wakeups {
                 }
                 // Leadership listens to the state itself.
                 Effect::EpochBegan { .. } => {}
+                // For the dispatcher and those who wait for a publish; see the listeners above.
+                Effect::Published { .. }
+                | Effect::FanoutQueued { .. }
+                | Effect::FanoutFinished { .. }
+                | Effect::DeliveryDue { .. }
+                | Effect::EndpointClosing { .. } => {}
             }
         }
     }

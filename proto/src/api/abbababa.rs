@@ -201,3 +201,31 @@ pub struct ErrorDetail {
     /// What is wrong with it.
     pub message: String,
 }
+
+/// The body of the notice that tells a sender of a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryFailed {
+    /// `msg_…`.
+    pub message_id: String,
+    /// Who should have received it.
+    pub to_agent_id: String,
+    /// Of a topic message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
+    /// Where it was to go.
+    pub url: String,
+    /// How many calls were granted.
+    pub attempts: u32,
+    /// Of the last failed attempt; null without a response.
+    pub last_status: Option<u32>,
+    /// A class: dns, connect, tls, timeout, status and so on.
+    pub last_error: String,
+    /// `dlv_…`.
+    pub delivery_id: String,
+}
+
+impl DeliveryFailed {
+    /// The notice's type.
+    pub const TYPE: &'static str = "delivery.failed";
+}

@@ -10,18 +10,27 @@ use super::team::parsed;
 use super::{Context, Stop, reject};
 use crate::keys::{self, ReadState};
 use crate::kv::{Fatal, Kv, Order};
+use crate::query;
 use crate::view::{View, decode};
 
-/// Appends an entry. An inbox over its bound loses its oldest entry, a read one first: a sender is never
+/// Appends an entry at `seq` for the message at `message_seq`; they differ for a later chunk of a topic
+/// message's receivers. An inbox over its bound loses its oldest entry, a read one first: a sender is never
 /// refused because a receiver does not read.
-pub fn append(view: &mut View<'_>, team: TeamId, team_head: &mut TeamHead, agent: &str, seq: u64) -> Result<(), Stop> {
+pub fn append(
+    view: &mut View<'_>,
+    team: TeamId,
+    team_head: &mut TeamHead,
+    agent: &str,
+    seq: u64,
+    message_seq: u64,
+) -> Result<(), Fatal> {
     let mut head: InboxHead = view.load(&keys::inbox_head(team, agent))?.unwrap_or_default();
     head.last_position += 1;
     head.entries += 1;
     head.unread += 1;
     let entry = InboxEntry {
         position: head.last_position,
-        message_seq: seq,
+        message_seq,
         read_at_ms: 0,
     };
     view.store(keys::inbox_entry(ReadState::Unread, team, agent, seq), &entry);
@@ -93,7 +102,7 @@ fn remove_oldest(
     team_head: &mut TeamHead,
     agent: &str,
     head: &InboxHead,
-) -> Result<(), Stop> {
+) -> Result<(), Fatal> {
     for (state, floor) in [
         (ReadState::Read, head.read_floor),
         (ReadState::Unread, head.unread_floor),
@@ -103,7 +112,7 @@ fn remove_oldest(
             .next()
             .transpose()?;
         if let Some(seq) = first.and_then(|(key, _)| keys::trailing_number(&key)) {
-            return Ok(remove_entry(view, team, team_head, agent, state, seq)?);
+            return remove_entry(view, team, team_head, agent, state, seq);
         }
     }
     Ok(())
@@ -150,16 +159,23 @@ fn is_first(view: &View<'_>, team: TeamId, agent: &str, state: ReadState, floor:
         .is_none_or(|next| next > seq))
 }
 
-fn release_message(view: &mut View<'_>, team: TeamId, team_head: &mut TeamHead, seq: u64) -> Result<(), Fatal> {
-    let key = keys::message(team, seq);
-    let mut message: Message = view
-        .load(&key)?
-        .ok_or_else(|| Fatal::Invariant(format!("an inbox entry of {team} without its message {seq}")))?;
-    message.references = message.references.saturating_sub(1);
-    if message.references > 0 {
-        view.store(key, &message);
+/// One reference less to a message; the last one takes it away. Counted beside the message, so that its
+/// body is not written again.
+pub(super) fn release_message(
+    view: &mut View<'_>,
+    team: TeamId,
+    team_head: &mut TeamHead,
+    seq: u64,
+) -> Result<(), Fatal> {
+    let references = query::references(view, team, seq)?;
+    if references > 1 {
+        set_references(view, team, seq, references - 1);
         return Ok(());
     }
+    let key = keys::message(team, seq);
+    let message: Message = view
+        .load(&key)?
+        .ok_or_else(|| Fatal::Invariant(format!("a reference of {team} to the missing message {seq}")))?;
     view.delete(key);
     let id = MessageId::from_slice(&message.id).map_err(|e| Fatal::Invariant(e.to_string()))?;
     view.delete(keys::message_id(team, id));
@@ -168,6 +184,22 @@ fn release_message(view: &mut View<'_>, team: TeamId, team_head: &mut TeamHead, 
     }
     team_head.max_removed_seq = team_head.max_removed_seq.max(seq);
     Ok(())
+}
+
+/// More references to a message: inbox entries, open and dead deliveries, the publish itself.
+pub(super) fn retain_message(view: &mut View<'_>, team: TeamId, seq: u64, more: u64) -> Result<(), Fatal> {
+    let references = query::references(view, team, seq)?;
+    set_references(view, team, seq, references + more);
+    Ok(())
+}
+
+fn set_references(view: &mut View<'_>, team: TeamId, seq: u64, references: u64) {
+    let key = keys::references(team, seq);
+    if references == 1 {
+        view.delete(key);
+    } else {
+        view.put(key, keys::number(references));
+    }
 }
 
 /// Moves cursors forward. Acks come from nodes, already checked against what they delivered; here they

@@ -144,6 +144,7 @@ impl Desk {
             amount_charged_atomic: price,
             sends_used,
             sends_limit: self.limits.daily_sends,
+            fanout_job: false,
         };
         view.put(
             keys::message_id(team, message_id),
@@ -154,7 +155,7 @@ impl Desk {
         }
         let to = op.to.clone();
         store_message(view, context, team, seq, op);
-        inbox::append(view, team, &mut self.head, &to, seq)?;
+        inbox::append(view, team, &mut self.head, &to, seq, seq)?;
         effects.push(Effect::InboxAppended { team, agent: to, seq });
         Ok(reply)
     }
@@ -277,7 +278,7 @@ fn store_message(view: &mut View<'_>, context: &Context<'_>, team: TeamId, seq: 
         created_ct_ms: context.cluster_ms,
         expires_at_ms: op.expires_at_ms,
         extras: op.extras,
-        references: 1,
+        topic: op.topic,
     };
     view.store(keys::message(team, seq), &message);
 }

@@ -3,7 +3,7 @@
 
 use agentpost_proto::command::{ErrorCode, Rejection, TeamLimits};
 use agentpost_proto::id::TeamId;
-use agentpost_proto::record::{SendCount, TeamHead};
+use agentpost_proto::record::{DayCount, TeamHead};
 use agentpost_proto::time;
 
 use super::{Context, Stop};
@@ -33,7 +33,7 @@ pub fn count_event(head: &mut TeamHead, limits: &TeamLimits, context: &Context<'
 
 /// The day counters that one command touches, written once at its end.
 #[derive(Default)]
-pub struct SendCounts(Vec<(String, SendCount)>);
+pub struct SendCounts(Vec<(String, DayCount)>);
 
 impl SendCounts {
     /// Counts a send of the agent's UTC day. Returns how many it has made, this one included.
@@ -48,7 +48,7 @@ impl SendCounts {
         let count = self.of(view, team, agent)?;
         let today = time::day(context.wall_ms);
         if today > count.day {
-            *count = SendCount { day: today, used: 0 };
+            *count = DayCount { day: today, used: 0 };
         }
         if limits.daily_sends != 0 && count.used >= limits.daily_sends {
             let message = format!(
@@ -62,7 +62,7 @@ impl SendCounts {
         Ok(count.used)
     }
 
-    fn of(&mut self, view: &View<'_>, team: TeamId, agent: &str) -> Result<&mut SendCount, Stop> {
+    fn of(&mut self, view: &View<'_>, team: TeamId, agent: &str) -> Result<&mut DayCount, Stop> {
         let place = match self.0.iter().position(|(known, _)| known == agent) {
             Some(place) => place,
             None => {

@@ -8,16 +8,17 @@ use agentpost_proto::record::{Message, TeamHead};
 
 use super::inbox::remove_entry;
 use super::team::parsed;
-use super::{Context, Stop};
+use super::{Context, Stop, delivery};
 use crate::keys::{self, ReadState};
 use crate::kv::{Fatal, Kv, Order, Row};
 use crate::view::{View, decode};
 
-/// Removes old mail of one team, or the shard's expired idempotency keys and messages.
+/// Removes old mail of one team, or the shard's expired idempotency keys, messages and deliveries.
 pub fn sweep(view: &mut View<'_>, context: &Context<'_>, op: &Sweep) -> Result<SweepReply, Stop> {
     let rows = if op.team_id.is_empty() {
-        let keys = sweep_idempotency(view, context.cluster_ms)?;
-        keys + sweep_expired(view, context.wall_ms, limits::SWEEP_ROWS_MAX - keys)?
+        let mut rows = sweep_idempotency(view, context.cluster_ms)?;
+        rows += sweep_expired(view, context.wall_ms, limits::SWEEP_ROWS_MAX - rows)?;
+        rows + delivery::sweep_aged(view, context.cluster_ms, limits::SWEEP_ROWS_MAX - rows)?
     } else {
         sweep_team(view, parsed(TeamId::from_slice(&op.team_id))?, context.cluster_ms)?
     };

@@ -1,8 +1,8 @@
 //! Teams and keys. A key's secret never gets here: only its keyed hash does.
 
 use agentpost_proto::command::{
-    BootstrapAdmin, CreateKey, CreateTeam, ErrorCode, KeyReply, Permission, RevokeKey, TeamLimits, TeamReply,
-    UpdateTeam,
+    BootstrapAdmin, CreateKey, CreateTeam, ErrorCode, KeyReply, Permission, RevokeKey, RotateSigningKeys,
+    SigningKeysReply, TeamLimits, TeamReply, UpdateTeam,
 };
 use agentpost_proto::id::{AgentId, InvalidId, KeyId, TeamId};
 use agentpost_proto::record::{Agent, Key, Team};
@@ -41,6 +41,7 @@ pub fn bootstrap_admin(view: &mut View<'_>, context: &Context<'_>, op: Bootstrap
         limits: Some(default_limits()),
         strict_recipients: false,
         created_at_ms: context.wall_ms,
+        signing_generation: 0,
     };
     insert_team(view, TeamId::SYSTEM, &team);
     let key = Key {
@@ -74,6 +75,7 @@ pub fn create_team(view: &mut View<'_>, context: &Context<'_>, op: CreateTeam) -
         limits: Some(op.limits.unwrap_or_else(default_limits)),
         strict_recipients: false,
         created_at_ms: context.wall_ms,
+        signing_generation: 0,
     };
     insert_team(view, id, &team);
     Ok(TeamReply { team_id: id.to_bytes() })
@@ -229,4 +231,28 @@ fn validate_display_name(name: &str) -> Result<(), Stop> {
 /// An identifier in a command that does not parse is the caller's fault.
 pub(super) fn parsed<T>(result: Result<T, InvalidId>) -> Result<T, Stop> {
     result.or_else(|e| reject(ErrorCode::Invalid, e.to_string()))
+}
+
+/// current := next, once for each repeat of the same request.
+pub fn rotate_signing_keys(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    op: &RotateSigningKeys,
+) -> Result<SigningKeysReply, Stop> {
+    let id = parsed(TeamId::from_slice(&op.team_id))?;
+    Caller::administers(view, context, id)?;
+    let Some(mut team) = view.load::<Team>(&keys::team(id))? else {
+        return reject(ErrorCode::NotFound, "no such team");
+    };
+    if team.signing_generation != op.from_generation {
+        return reject(
+            ErrorCode::Conflict,
+            "the signing keys were rotated meanwhile; read them again",
+        );
+    }
+    team.signing_generation += 1;
+    view.store(keys::team(id), &team);
+    Ok(SigningKeysReply {
+        generation: team.signing_generation,
+    })
 }

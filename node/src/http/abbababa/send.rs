@@ -129,6 +129,7 @@ impl Item<'_> {
             expires_at_ms: self.expires_at_ms(source.wall_ms)?,
             idempotency_key: String::new(),
             extras: self.extras()?,
+            topic: String::new(),
         };
         match self.topic {
             None => Ok(send),
