@@ -5,6 +5,7 @@
 //!   happens once.
 //! - [`inbox::Inbox`]: the mail of an agent as it arrives, over a WebSocket that reconnects to any node and resumes
 //!   after what was acknowledged.
+//! - [`receiver`]: a small server for webhooks, for tools and tests.
 //! - [`terminal`]: prints what other agents wrote without letting it drive the terminal.
 //!
 //! ```no_run
@@ -34,6 +35,7 @@ pub mod event;
 pub mod inbox;
 mod kite;
 mod mail;
+pub mod receiver;
 pub mod retry;
 pub mod terminal;
 mod tls;

@@ -1,0 +1,295 @@
+//! A webhook receiver that answers from a script and remembers every call: the witness of the fault tests.
+//!
+//! Paths are independent. A path without a script gets the default answer, 200 unless changed. A script is a list of
+//! answers and one for all calls after it; it advances with each call to the path, or separately for each delivery.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use agentpost::receiver::Server;
+pub use agentpost::receiver::{Answer, Call};
+use anyhow::{Context, Result};
+use serde_json::json;
+use tokio::sync::watch;
+
+/// A running receiver on a port of its own. It ends with the value.
+pub struct Receiver {
+    /// `http://127.0.0.1:PORT`.
+    pub url: String,
+    server: Server,
+    state: Arc<Mutex<State>>,
+    count: watch::Receiver<usize>,
+}
+
+struct State {
+    default: Answer,
+    scripts: HashMap<String, Script>,
+    calls: Vec<Call>,
+    log: Option<File>,
+}
+
+struct Script {
+    answers: Vec<Answer>,
+    then: Answer,
+    pace: Pace,
+    /// Calls so far, by delivery id or under the empty one.
+    taken: HashMap<String, usize>,
+}
+
+/// What moves a script on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// Each call to the path.
+    Calls,
+    /// Each call of the same delivery (`webhook-id`): every delivery meets the whole script.
+    CallsOfADelivery,
+}
+
+impl Receiver {
+    /// Listens on loopback.
+    pub async fn start() -> Result<Self> {
+        Self::listen(None).await
+    }
+
+    /// The same, and appends each call to a file as a line of JSON before it is answered.
+    pub async fn start_with_log(path: &Path) -> Result<Self> {
+        let file = File::options().create(true).append(true).open(path);
+        Self::listen(Some(file.with_context(|| format!("cannot open {}", path.display()))?)).await
+    }
+
+    async fn listen(log: Option<File>) -> Result<Self> {
+        let state = Arc::new(Mutex::new(State {
+            default: Answer::status(200),
+            scripts: HashMap::new(),
+            calls: Vec::new(),
+            log,
+        }));
+        let (counted, count) = watch::channel(0);
+        let shared = state.clone();
+        let server = Server::start("127.0.0.1:0", move |call| {
+            let (answer, calls) = lock(&shared).take(call);
+            // Two connections may tell their counts the other way round.
+            counted.send_if_modified(|count| {
+                let more = calls > *count;
+                *count = calls.max(*count);
+                more
+            });
+            answer
+        })
+        .await?;
+        Ok(Receiver {
+            url: server.url(),
+            server,
+            state,
+            count,
+        })
+    }
+
+    /// The URL of a path such as `/hook`.
+    pub fn url_of(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
+    /// What [`Call::at_us`] counts from.
+    pub fn started(&self) -> std::time::Instant {
+        self.server.started()
+    }
+
+    /// Answers calls to paths without a script so.
+    pub fn set_default(&self, answer: Answer) {
+        lock(&self.state).default = answer;
+    }
+
+    /// Gives a path a script in the place of the one it had.
+    pub fn script(&self, path: &str, pace: Pace, answers: impl IntoIterator<Item = Answer>, then: Answer) {
+        let script = Script {
+            answers: answers.into_iter().collect(),
+            then,
+            pace,
+            taken: HashMap::new(),
+        };
+        lock(&self.state).scripts.insert(path.to_owned(), script);
+    }
+
+    /// [`Receiver::script`] for plain statuses; every delivery meets all of them.
+    pub fn statuses(&self, path: &str, statuses: &[u16], then: u16) {
+        let answers = statuses.iter().map(|&status| Answer::status(status));
+        self.script(path, Pace::CallsOfADelivery, answers, Answer::status(then));
+    }
+
+    /// All calls so far, in the order in which they were taken.
+    pub fn calls(&self) -> Vec<Call> {
+        lock(&self.state).calls.clone()
+    }
+
+    /// Those to one path, whatever their query.
+    pub fn calls_to(&self, path: &str) -> Vec<Call> {
+        let state = lock(&self.state);
+        let of_path = |call: &&Call| bare(&call.path) == path;
+        state.calls.iter().filter(of_path).cloned().collect()
+    }
+
+    /// How many calls there were.
+    pub fn count(&self) -> usize {
+        *self.count.borrow()
+    }
+
+    /// Waits until there were so many calls; an error when they do not come in time.
+    pub async fn wait_for(&self, calls: usize, patience: Duration) -> Result<Vec<Call>> {
+        let mut count = self.count.clone();
+        let enough = tokio::time::timeout(patience, count.wait_for(|&count| count >= calls)).await;
+        enough.with_context(|| format!("{} of {calls} calls within {patience:?}", self.count()))??;
+        Ok(self.calls())
+    }
+
+    /// All calls so far as lines of JSON.
+    pub fn json_lines(&self) -> String {
+        lock(&self.state).calls.iter().map(json_line).collect()
+    }
+}
+
+impl State {
+    /// Records the call; returns its answer and the number of calls.
+    fn take(&mut self, call: Call) -> (Answer, usize) {
+        if let Some(log) = &mut self.log {
+            // A witness that cannot write is no witness; the panic ends the call without an answer.
+            log.write_all(json_line(&call).as_bytes())
+                .expect("writing the log of calls");
+        }
+        let answer = match self.scripts.get_mut(bare(&call.path)) {
+            Some(script) => script.next(&call),
+            None => self.default.clone(),
+        };
+        self.calls.push(call);
+        (answer, self.calls.len())
+    }
+}
+
+impl Script {
+    fn next(&mut self, call: &Call) -> Answer {
+        let of = match self.pace {
+            Pace::Calls => "",
+            Pace::CallsOfADelivery => call.header("webhook-id").unwrap_or_default(),
+        };
+        let taken = self.taken.entry(of.to_owned()).or_default();
+        *taken += 1;
+        self.answers.get(*taken - 1).unwrap_or(&self.then).clone()
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // A panic while it is held has already failed the test.
+    state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn bare(path: &str) -> &str {
+    path.split('?').next().unwrap_or(path)
+}
+
+/// `path`, `at_us`, `wall_ms`, `method`, `headers` (a repeated one as the last) and `body`.
+fn json_line(call: &Call) -> String {
+    let headers: HashMap<&str, String> = call
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .collect();
+    let line = json!({
+        "path": call.path, "at_us": call.at_us, "wall_ms": call.wall_ms, "method": call.method.as_str(),
+        "headers": headers, "body": String::from_utf8_lossy(&call.body),
+    });
+    format!("{line}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use agentpost::Client;
+    use agentpost::client::Request;
+    use agentpost::retry::RetryPolicy;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Posts and returns the status.
+    async fn post(receiver: &Receiver, path: &str, body: &str) -> u16 {
+        let client = Client::builder(&receiver.url)
+            .retry(RetryPolicy::once())
+            .build()
+            .unwrap();
+        let request = Request::post(path).json(&body).unwrap();
+        match client.request(&request).await {
+            Ok(answer) => answer.status.as_u16(),
+            Err(error) => error.answer().unwrap().status.as_u16(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_path_answers_from_its_script_and_then_as_told() {
+        let receiver = Receiver::start().await.unwrap();
+        receiver.set_default(Answer::status(204));
+        receiver.script(
+            "/hook",
+            Pace::Calls,
+            [Answer::status(500), Answer::status(410)],
+            Answer::status(200),
+        );
+        let mut statuses = Vec::new();
+        for path in ["/hook", "/other", "/hook?x=1", "/hook", "/hook"] {
+            statuses.push(post(&receiver, path, "b").await);
+        }
+        assert_eq!(statuses, [500, 204, 410, 200, 200]);
+        assert_eq!(receiver.calls_to("/hook").len(), 4);
+        assert_eq!(receiver.wait_for(5, PATIENCE).await.unwrap().len(), 5);
+        assert!(receiver.wait_for(6, Duration::from_millis(1)).await.is_err());
+    }
+
+    #[test]
+    fn each_delivery_meets_the_whole_script() {
+        let mut script = Script {
+            answers: vec![Answer::status(500)],
+            then: Answer::status(200),
+            pace: Pace::CallsOfADelivery,
+            taken: HashMap::new(),
+        };
+        let mut call = |id: &str| {
+            let mut headers = agentpost::receiver::HeaderMap::new();
+            headers.insert("webhook-id", id.parse().unwrap());
+            let call = Call {
+                method: agentpost::receiver::Method::POST,
+                path: "/".to_owned(),
+                headers,
+                body: "".into(),
+                at_us: 0,
+                wall_ms: 0,
+            };
+            script.next(&call).code()
+        };
+        assert_eq!(
+            [call("dlv_1"), call("dlv_2"), call("dlv_1"), call("dlv_2")],
+            [500, 500, 200, 200]
+        );
+    }
+
+    #[tokio::test]
+    async fn calls_are_logged_as_json_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("calls.jsonl");
+        let receiver = Receiver::start_with_log(&path).await.unwrap();
+        post(&receiver, "/a?b=c", "first").await;
+        post(&receiver, "/a", "second").await;
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, receiver.json_lines());
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(
+            (&lines[0]["path"], &lines[0]["method"], &lines[0]["body"]),
+            (&json!("/a?b=c"), &json!("POST"), &json!("\"first\""))
+        );
+        assert_eq!(lines[0]["headers"]["content-type"], "application/json");
+        assert!(lines[0]["at_us"].as_u64() <= lines[1]["at_us"].as_u64());
+    }
+}
