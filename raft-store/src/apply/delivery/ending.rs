@@ -42,6 +42,7 @@ pub(super) fn finish(
     delivery.claim = None;
     delivery.due_ms = 0;
     delivery.ended_at_ms = context.wall_ms;
+    delivery.ended_ct_ms = context.cluster_ms;
     let ages_at = context.cluster_ms + limits::DELIVERY_RETENTION_MS;
     view.put(keys::delivery_ageing(ages_at, team, delivery.number), Bytes::new());
     let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
@@ -231,7 +232,8 @@ pub fn redrive(
             delivery_id: dead.redriven_as,
         });
     }
-    if dead.message_released {
+    // Aged counts as gone, whether it was swept yet or not.
+    if context.cluster_ms >= dead.ended_ct_ms + limits::DELIVERY_RETENTION_MS {
         return reject(ErrorCode::Gone, "the message of this delivery is not kept any more");
     }
     let Some(generation) = endpoint::open_generation(view, team, &dead.agent, &dead.url)? else {

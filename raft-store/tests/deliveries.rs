@@ -1,0 +1,611 @@
+//! The rules of a delivery's life, one test each: what `design/dispatch.md` calls G1 to G3 and the table of
+//! commands, on a core without Raft.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use agentpost_proto::command::operation::Op;
+use agentpost_proto::command::{
+    AttemptOutcome, AttemptRef, AttemptResult, BeginEpoch, CancelDelivery, Claim, CloseEndpoint, DeleteWebhook,
+    ErrorCode, Outcome, Permission, Redrive, RegisterWebhook, Rejection, Sweep, Takeover, TeamLimits, WebhookEvent,
+    reply::Reply as R,
+};
+use agentpost_proto::id::{DeliveryId, TeamId};
+use agentpost_proto::limits;
+use agentpost_proto::record::{AttemptEnd, Delivery, DeliveryEnd, DeliveryState};
+use agentpost_raft_store::effect::Effect;
+use agentpost_raft_store::kv::Order;
+use agentpost_raft_store::query::delivery::{self, DeliveryQuery};
+use agentpost_raft_store::query::{self, PageQuery};
+use common::{Core, bootstrap, create_key, create_team, principal, send, team_id};
+use serde_json::{Value, json};
+
+const URL: &str = "https://bob.example/hook";
+
+/// A core with one team, in which bob has a webhook.
+struct World {
+    core: Core,
+    sent: u32,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = World {
+            core: Core {
+                wall_ms: 1_000,
+                cluster_ms: 1_000,
+                ..Core::default()
+            },
+            sent: 0,
+        };
+        world.begin_epoch();
+        world.by(None, bootstrap("root"));
+        let root = Some(principal("system", "root"));
+        world.by(root.clone(), create_team("acme", Some(TeamLimits::default())));
+        for (key, permission, agent) in [
+            ("w", Permission::Write, ""),
+            ("admin", Permission::Admin, ""),
+            ("bob", Permission::Write, "bob"),
+            ("alice", Permission::Write, "alice"),
+            ("carol", Permission::Write, "carol"),
+        ] {
+            world.by(root.clone(), Op::CreateKey(create_key("acme", key, permission, agent)));
+        }
+        world.register(URL);
+        world
+    }
+
+    fn by(&mut self, by: Option<agentpost_proto::command::Principal>, op: Op) -> (R, Vec<Effect>) {
+        let (reply, effects) = self.core.apply(by, op);
+        (reply.reply.unwrap(), effects)
+    }
+
+    fn done(&mut self, key: &str, op: Op) -> R {
+        match self.by(Some(principal("acme", key)), op).0 {
+            R::Rejection(r) => panic!("rejected: {}", r.message),
+            reply => reply,
+        }
+    }
+
+    fn refused(&mut self, key: &str, op: Op) -> ErrorCode {
+        match self.by(Some(principal("acme", key)), op).0 {
+            R::Rejection(r) => r.code(),
+            reply => panic!("not refused: {reply:?}"),
+        }
+    }
+
+    fn begin_epoch(&mut self) {
+        self.by(None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 }));
+        self.core.epoch = self.core.index;
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.core.wall_ms += ms;
+        self.core.cluster_ms += ms;
+    }
+
+    fn register(&mut self, url: &str) {
+        let op = RegisterWebhook {
+            agent: "bob".to_owned(),
+            webhook_id: vec![7; 16].into(),
+            url: url.to_owned(),
+            events: vec![WebhookEvent::MessageReceived as i32],
+        };
+        self.done("bob", Op::RegisterWebhook(op));
+    }
+
+    /// A message from alice to bob; returns the number of its delivery.
+    fn send(&mut self) -> u64 {
+        self.sent += 1;
+        let op = send(&format!("m{}", self.sent), "alice", "bob");
+        self.done("w", Op::Send(op));
+        query::team_head(&self.core.memory, self.team()).unwrap().last_delivery
+    }
+
+    fn team(&self) -> TeamId {
+        team_id("acme")
+    }
+
+    fn delivery(&self, number: u64) -> Delivery {
+        delivery::by_number(&self.core.memory, self.team(), number)
+            .unwrap()
+            .unwrap()
+    }
+
+    fn attempt(&self, number: u64, attempt_no: u32) -> AttemptRef {
+        AttemptRef {
+            team_id: self.team().to_bytes(),
+            number,
+            attempt_no,
+        }
+    }
+
+    fn attempts(&mut self, op: Op) -> bool {
+        match self.by(None, op).0 {
+            R::Attempts(reply) => reply.done[0],
+            R::Rejection(Rejection { code, .. }) if code == ErrorCode::Stale as i32 => false,
+            reply => panic!("{reply:?}"),
+        }
+    }
+
+    fn claim_in(&mut self, epoch: u64, number: u64, attempt_no: u32) -> bool {
+        let attempts = vec![self.attempt(number, attempt_no)];
+        self.attempts(Op::Claim(Claim { epoch, attempts }))
+    }
+
+    fn claim(&mut self, number: u64, attempt_no: u32) -> bool {
+        self.claim_in(self.core.epoch, number, attempt_no)
+    }
+
+    fn outcome_in(&mut self, epoch: u64, number: u64, attempt_no: u32, result: AttemptResult) -> bool {
+        let outcome = AttemptOutcome {
+            attempt: Some(self.attempt(number, attempt_no)),
+            epoch,
+            result: Some(result),
+        };
+        self.attempts(Op::Outcome(Outcome {
+            outcomes: vec![outcome],
+        }))
+    }
+
+    fn outcome(&mut self, number: u64, attempt_no: u32, result: AttemptResult) -> bool {
+        self.outcome_in(self.core.epoch, number, attempt_no, result)
+    }
+
+    /// Claims the next attempt and fails it with a status; returns the wait until the one after it.
+    fn fail(&mut self, number: u64, result: AttemptResult) -> u64 {
+        let before = self.delivery(number);
+        self.core.cluster_ms = self.core.cluster_ms.max(before.due_ms);
+        assert!(self.claim(number, before.attempt_no + 1));
+        assert!(self.outcome(number, before.attempt_no + 1, result));
+        self.delivery(number).due_ms.saturating_sub(self.core.cluster_ms)
+    }
+
+    fn takeover(&mut self, number: u64, attempt_no: u32) -> bool {
+        let (epoch, attempts) = (self.core.epoch, vec![self.attempt(number, attempt_no)]);
+        self.attempts(Op::Takeover(Takeover { epoch, attempts }))
+    }
+
+    fn close(&mut self, generation: u64) -> (u32, bool) {
+        let op = CloseEndpoint {
+            epoch: self.core.epoch,
+            team_id: self.team().to_bytes(),
+            generation,
+        };
+        match self.by(None, Op::CloseEndpoint(op)).0 {
+            R::Close(reply) => (reply.closed, reply.finished),
+            reply => panic!("{reply:?}"),
+        }
+    }
+
+    /// The bodies of the notices that the sender has.
+    fn notices(&self) -> Vec<Value> {
+        let page = PageQuery {
+            after_seq: None,
+            order: Order::Ascending,
+            limit: 1_000,
+            state: None,
+            from: Some("system"),
+        };
+        let page = query::inbox_page(&self.core.memory, self.team(), "alice", &page).unwrap();
+        let notices = page.items.into_iter().map(|item| item.message);
+        notices
+            .inspect(|notice| assert_eq!(notice.r#type, "delivery.failed"))
+            .map(|notice| serde_json::from_slice(&notice.body).unwrap())
+            .collect()
+    }
+
+    fn dead(&self) -> Vec<u64> {
+        let query = DeliveryQuery {
+            after: None,
+            order: Order::Descending,
+            limit: 1_000,
+            state: Some(DeliveryState::Dead),
+            agent: None,
+        };
+        let page = delivery::page(&self.core.memory, self.team(), &query).unwrap();
+        page.deliveries.iter().map(|d| d.number).collect()
+    }
+}
+
+fn status(status: u32) -> AttemptResult {
+    AttemptResult {
+        status,
+        error: "status".to_owned(),
+        ..AttemptResult::default()
+    }
+}
+
+#[test]
+fn an_attempt_is_granted_once_in_its_number_and_not_early() {
+    let mut world = World::new();
+    let number = world.send();
+    assert!(!world.claim(number, 2), "numbers rise by one");
+    assert!(!world.claim(number + 1, 1), "of a delivery that exists");
+    assert!(world.claim(number, 1));
+    assert!(!world.claim(number, 1), "no number is granted twice");
+    assert!(!world.claim(number, 2), "one attempt at a time");
+    assert!(world.outcome(number, 1, status(500)));
+    assert!(!world.claim(number, 2), "its second has not passed");
+    world.pass(999);
+    assert!(!world.claim(number, 2));
+    world.pass(1);
+    assert!(world.claim(number, 2));
+}
+
+#[test]
+fn only_the_newest_epoch_claims() {
+    let mut world = World::new();
+    let (number, old) = (world.send(), world.core.epoch);
+    world.begin_epoch();
+    assert!(!world.claim_in(old, number, 1));
+    assert!(!world.claim_in(0, number, 1));
+    assert!(world.claim(number, 1));
+}
+
+#[test]
+fn an_outcome_counts_once_and_only_for_its_claim() {
+    let mut world = World::new();
+    let (number, old) = (world.send(), world.core.epoch);
+    assert!(!world.outcome(number, 1, status(200)), "nothing was claimed");
+    assert!(world.claim(number, 1));
+    assert!(!world.outcome(number, 2, status(200)), "another number");
+    assert!(!world.outcome_in(old + 1, number, 1, status(200)), "another epoch");
+    world.begin_epoch();
+    assert!(
+        world.outcome_in(old, number, 1, status(500)),
+        "an old epoch is fine until it is taken over"
+    );
+    assert!(!world.outcome_in(old, number, 1, status(500)), "a repeat moves nothing");
+    let delivery = world.delivery(number);
+    assert_eq!((delivery.step, delivery.closed_failed), (1, 1));
+}
+
+#[test]
+fn the_ladder_has_four_steps_then_one_dead_letter_and_one_notice() {
+    let mut world = World::new();
+    let number = world.send();
+    for wait in limits::RETRY_DELAYS_MS {
+        assert_eq!(world.fail(number, status(503)), wait);
+    }
+    world.fail(number, status(500));
+    let delivery = world.delivery(number);
+    assert_eq!(
+        (delivery.state(), delivery.end()),
+        (DeliveryState::Dead, DeliveryEnd::Exhausted)
+    );
+    assert_eq!((delivery.attempt_no, delivery.closed_failed, delivery.step), (4, 4, 3));
+    assert_eq!(world.dead(), [number]);
+    let id = DeliveryId::from_slice(&delivery.id).unwrap();
+    let expected = json!({
+        "messageId": format!("msg_{}", hex_of(&delivery.message_id)),
+        "toAgentId": "bob", "url": URL, "attempts": 4, "lastStatus": 500, "lastError": "status",
+        "deliveryId": id.to_string(),
+    });
+    assert_eq!(world.notices(), [expected]);
+    assert!(!world.claim(number, 5), "dead is dead");
+    assert!(!world.outcome(number, 4, status(200)));
+    assert_eq!(world.notices().len(), 1);
+}
+
+fn hex_of(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[test]
+fn without_a_response_a_notice_has_no_status() {
+    let mut world = World::new();
+    let number = world.send();
+    let timeout = || AttemptResult {
+        error: "timeout".to_owned(),
+        ..AttemptResult::default()
+    };
+    for _ in 0..4 {
+        world.fail(number, timeout());
+    }
+    let notice = &world.notices()[0];
+    assert_eq!(
+        (&notice["lastStatus"], &notice["lastError"]),
+        (&Value::Null, &json!("timeout"))
+    );
+}
+
+#[test]
+fn retry_after_lengthens_a_wait_up_to_a_day() {
+    let mut world = World::new();
+    let number = world.send();
+    let asked = |retry_after_ms| AttemptResult {
+        retry_after_ms,
+        ..status(429)
+    };
+    assert_eq!(world.fail(number, asked(5_000)), 5_000);
+    assert_eq!(world.fail(number, asked(5_000)), 10_000, "never shorter than the step");
+    assert_eq!(
+        world.fail(number, asked(limits::RETRY_AFTER_MAX_MS + 1)),
+        100_000,
+        "beyond a day it is ignored"
+    );
+}
+
+#[test]
+fn a_call_that_never_began_costs_no_step() {
+    let mut world = World::new();
+    let number = world.send();
+    let not_sent = || AttemptResult {
+        not_sent: true,
+        ..AttemptResult::default()
+    };
+    for n in 1..=20 {
+        assert_eq!(world.fail(number, not_sent()), limits::NOT_SENT_DELAY_MS);
+        let delivery = world.delivery(number);
+        assert_eq!(
+            (delivery.step, delivery.attempt_no, delivery.closed_not_sent),
+            (0, n, n)
+        );
+    }
+    assert_eq!(world.delivery(number).attempts.len(), limits::OTHER_ATTEMPTS_KEPT);
+    assert_eq!(world.fail(number, status(500)), 1_000);
+}
+
+#[test]
+fn success_ends_a_delivery_and_lets_the_message_go() {
+    let mut world = World::new();
+    let number = world.send();
+    let seq = world.delivery(number).message_seq;
+    assert_eq!(query::references(&world.core.memory, world.team(), seq).unwrap(), 2);
+    assert!(world.claim(number, 1));
+    assert!(world.outcome(number, 1, status(204)));
+    let delivery = world.delivery(number);
+    assert_eq!(
+        (delivery.state(), delivery.closed_delivered),
+        (DeliveryState::Delivered, 1)
+    );
+    assert_eq!(query::references(&world.core.memory, world.team(), seq).unwrap(), 1);
+    assert!(world.notices().is_empty() && world.dead().is_empty());
+    assert!(delivery::endpoint_heads(&world.core.memory).unwrap().is_empty());
+    assert!(delivery::claims(&world.core.memory).unwrap().is_empty());
+}
+
+#[test]
+fn a_410_disables_the_endpoint_and_its_open_deliveries_die_with_notices() {
+    let mut world = World::new();
+    let numbers: Vec<u64> = (0..300).map(|_| world.send()).collect();
+    let generation = world.delivery(numbers[0]).generation;
+    assert!(world.claim(numbers[1], 1));
+    assert!(world.claim(numbers[0], 1));
+    assert!(world.outcome(numbers[0], 1, status(410)));
+    assert_eq!(world.delivery(numbers[0]).end(), DeliveryEnd::Gone);
+    assert!(!world.claim(numbers[2], 1), "a closed endpoint grants nothing");
+    assert_eq!(
+        delivery::closings(&world.core.memory).unwrap(),
+        [(world.team(), generation)]
+    );
+    assert_eq!(world.close(generation), (256, false));
+    assert_eq!(world.close(generation), (42, true));
+    assert_eq!(world.close(generation), (0, true));
+    assert!(
+        world.outcome(numbers[1], 1, status(500)),
+        "a claimed one ends by its own outcome"
+    );
+    assert!(
+        numbers[1..]
+            .iter()
+            .all(|n| world.delivery(*n).end() == DeliveryEnd::Disabled)
+    );
+    assert_eq!(world.notices().len(), 300);
+    let last = query::team_head(&world.core.memory, world.team())
+        .unwrap()
+        .last_delivery;
+    assert_eq!(world.send(), last, "a disabled endpoint takes no new deliveries");
+    world.register(URL);
+    let again = world.send();
+    assert_eq!(again, last + 1, "registered again it does");
+    assert_ne!(world.delivery(again).generation, generation, "as a new one");
+}
+
+#[test]
+fn a_success_after_a_410_elsewhere_is_a_success() {
+    let mut world = World::new();
+    let (one, two) = (world.send(), world.send());
+    assert!(world.claim(one, 1) && world.claim(two, 1));
+    assert!(world.outcome(one, 1, status(410)));
+    assert!(world.outcome(two, 1, status(200)));
+    assert_eq!(world.delivery(two).state(), DeliveryState::Delivered);
+    assert_eq!(world.notices().len(), 1);
+}
+
+#[test]
+fn a_deleted_webhook_cancels_without_notices() {
+    let mut world = World::new();
+    let (claimed, waiting, failed) = (world.send(), world.send(), world.send());
+    let generation = world.delivery(claimed).generation;
+    assert!(world.claim(claimed, 1));
+    assert!(world.claim(failed, 1));
+    world.done(
+        "bob",
+        Op::DeleteWebhook(DeleteWebhook {
+            agent: "bob".to_owned(),
+        }),
+    );
+    assert_eq!(world.close(generation), (1, true));
+    assert!(world.outcome(claimed, 1, status(200)), "what was on its way may arrive");
+    assert!(world.outcome(failed, 1, status(500)));
+    assert_eq!(world.delivery(claimed).state(), DeliveryState::Delivered);
+    for number in [waiting, failed] {
+        let delivery = world.delivery(number);
+        assert_eq!(
+            (delivery.state(), delivery.end()),
+            (DeliveryState::Cancelled, DeliveryEnd::Deleted)
+        );
+    }
+    assert!(world.notices().is_empty() && world.dead().is_empty());
+}
+
+#[test]
+fn a_489_needs_its_header() {
+    let mut world = World::new();
+    let (plain, marked) = (world.send(), world.send());
+    assert_eq!(world.fail(plain, status(489)), 1_000);
+    let non_retryable = AttemptResult {
+        non_retryable: true,
+        ..status(489)
+    };
+    world.fail(marked, non_retryable);
+    assert_eq!(world.delivery(marked).end(), DeliveryEnd::NonRetryable);
+    assert_eq!(world.notices().len(), 1);
+}
+
+#[test]
+fn an_orphan_is_taken_over_when_no_call_can_still_run() {
+    let mut world = World::new();
+    let (number, old) = (world.send(), world.core.epoch);
+    assert!(world.claim(number, 1));
+    world.begin_epoch();
+    world.pass(limits::TAKEOVER_AFTER_MS - 1);
+    assert!(!world.takeover(number, 1), "a call may still be running");
+    world.pass(1);
+    assert!(!world.takeover(number, 2), "another number");
+    assert!(world.takeover(number, 1));
+    assert!(!world.takeover(number, 1));
+    assert!(
+        !world.outcome_in(old, number, 1, status(200)),
+        "what comes later is stale"
+    );
+    let delivery = world.delivery(number);
+    assert_eq!(
+        (delivery.state(), delivery.step, delivery.closed_unknown),
+        (DeliveryState::Scheduled, 0, 1)
+    );
+    assert_eq!(delivery.attempts[0].end(), AttemptEnd::Unknown);
+    assert!(world.claim(number, 2), "at once, on the same step");
+}
+
+#[test]
+fn what_may_kill_the_nodes_is_not_tried_for_ever() {
+    let mut world = World::new();
+    let number = world.send();
+    for n in 1..=6 {
+        assert_eq!(world.delivery(number).state(), DeliveryState::Scheduled);
+        assert!(world.claim(number, n));
+        world.pass(limits::TAKEOVER_AFTER_MS);
+        assert!(world.takeover(number, n));
+    }
+    assert_eq!(world.delivery(number).end(), DeliveryEnd::OutcomeUnknown);
+    assert_eq!(world.notices().len(), 1);
+    assert_eq!(world.notices()[0]["attempts"], 6);
+}
+
+fn cancel(world: &World, number: u64, agent: &str) -> Op {
+    Op::CancelDelivery(CancelDelivery {
+        delivery_id: world.delivery(number).id,
+        agent: agent.to_owned(),
+        ..CancelDelivery::default()
+    })
+}
+
+fn redrive(world: &World, number: u64, agent: &str) -> Op {
+    Op::Redrive(Redrive {
+        delivery_id: world.delivery(number).id,
+        agent: agent.to_owned(),
+        ..Redrive::default()
+    })
+}
+
+#[test]
+fn the_receiver_or_an_admin_may_cancel_what_is_not_over() {
+    let mut world = World::new();
+    let (one, two) = (world.send(), world.send());
+    let op = cancel(&world, one, "alice");
+    assert_eq!(world.refused("alice", op), ErrorCode::Forbidden, "the sender may not");
+    let op = cancel(&world, one, "carol");
+    assert_eq!(
+        world.refused("carol", op),
+        ErrorCode::NotFound,
+        "for others it does not exist"
+    );
+    assert!(world.claim(one, 1));
+    let op = cancel(&world, one, "bob");
+    world.done("bob", op.clone());
+    let delivery = world.delivery(one);
+    assert_eq!(
+        (delivery.state(), delivery.closed_unknown),
+        (DeliveryState::Cancelled, 1)
+    );
+    assert!(!world.outcome(one, 1, status(200)));
+    assert_eq!(world.refused("bob", op), ErrorCode::Conflict);
+    let op = cancel(&world, two, "");
+    world.done("admin", op);
+    assert!(world.notices().is_empty());
+    assert!(delivery::endpoint_heads(&world.core.memory).unwrap().is_empty());
+}
+
+#[test]
+fn a_dead_delivery_is_redriven_once_as_a_new_one() {
+    let mut world = World::new();
+    let number = world.send();
+    let op = redrive(&world, number, "bob");
+    assert_eq!(
+        world.refused("bob", op.clone()),
+        ErrorCode::Conflict,
+        "it is not dead yet"
+    );
+    for _ in 0..4 {
+        world.fail(number, status(500));
+    }
+    let first = world.done("bob", op.clone());
+    assert_eq!(world.done("admin", op), first, "a repeat returns the same");
+    let again = world.delivery(number + 1);
+    assert_eq!(again.redrive_of, world.delivery(number).id);
+    assert_eq!(
+        (again.state(), again.step, again.attempt_no),
+        (DeliveryState::Scheduled, 0, 0)
+    );
+    for _ in 0..4 {
+        world.fail(number + 1, status(500));
+    }
+    assert_eq!(world.notices().len(), 2, "its death is news again");
+    assert_eq!(world.dead(), [number + 1, number]);
+}
+
+#[test]
+fn a_redrive_needs_the_url_and_the_message() {
+    let mut world = World::new();
+    let number = world.send();
+    for _ in 0..4 {
+        world.fail(number, status(500));
+    }
+    world.done(
+        "bob",
+        Op::DeleteWebhook(DeleteWebhook {
+            agent: "bob".to_owned(),
+        }),
+    );
+    let op = redrive(&world, number, "bob");
+    assert_eq!(world.refused("bob", op.clone()), ErrorCode::Conflict);
+    world.register(URL);
+    let seq = world.delivery(number).message_seq;
+    for _ in 0..2 {
+        world.pass(limits::DELIVERY_RETENTION_MS);
+        assert_eq!(world.refused("bob", op.clone()), ErrorCode::Gone);
+        sweep(&mut world);
+    }
+    assert_eq!(
+        world.refused("bob", op),
+        ErrorCode::NotFound,
+        "and in the end it is forgotten"
+    );
+    assert!(
+        query::team_after(&world.core.memory, world.team(), 0, 10)
+            .unwrap()
+            .iter()
+            .all(|m| m.seq != seq)
+    );
+    assert!(world.dead().is_empty());
+}
+
+/// Everything that has aged.
+fn sweep(world: &mut World) {
+    while let Some(due) = query::sweep_due(&world.core.memory, world.core.cluster_ms, world.core.wall_ms).unwrap() {
+        world.by(None, Op::Sweep(Sweep { team_id: due.team_id }));
+    }
+}
