@@ -27,6 +27,11 @@ pub fn next_midnight_s(unix_ms: u64) -> u64 {
     (unix_ms / 86_400_000 + 1) * 86_400
 }
 
+/// Seconds until then, rounded up: whoever waits so long has the next day.
+pub fn until_midnight_s(unix_ms: u64) -> u64 {
+    next_midnight_s(unix_ms).saturating_sub(unix_ms / 1000)
+}
+
 /// `year * 100 + month` in UTC.
 pub fn month(unix_ms: u64) -> u32 {
     let date = civil(unix_ms);
@@ -63,6 +68,7 @@ mod tests {
         assert_eq!(rfc3339(next_month_ms(last)), "2027-01-01T00:00:00.000Z");
         assert_eq!(next_midnight_s(last) * 1000, last + 1);
         assert_eq!(day(last) + 1, day(last + 1));
+        assert_eq!((until_midnight_s(last), until_midnight_s(last + 1)), (1, 86_400));
         assert!(parse_rfc3339("yesterday").is_err());
     }
 }

@@ -4,8 +4,8 @@ pub mod delivery;
 
 use agentpost_proto::command::Sweep;
 use agentpost_proto::id::{KeyId, MessageId, TeamId};
-use agentpost_proto::limits;
-use agentpost_proto::record::{Applied, Cursor, InboxEntry, InboxHead, Key, Message, Team, TeamHead};
+use agentpost_proto::record::{Applied, Cursor, DayCount, InboxEntry, InboxHead, Key, Message, Team, TeamHead};
+use agentpost_proto::{limits, time};
 
 use crate::apply::inbox::find_entry;
 use crate::keys::{self, ReadState};
@@ -241,6 +241,12 @@ pub fn team_head(kv: &impl Kv, team: TeamId) -> Result<TeamHead, Fatal> {
     Ok(load(kv, &keys::team_head(team))?.unwrap_or_default())
 }
 
+/// A counter of an agent's day: the row of [`keys::send_count`], [`keys::read_count`] or
+/// [`keys::registration_count`]. It is the count of its own day, which may be over.
+pub fn day_count(kv: &impl Kv, row: &[u8]) -> Result<DayCount, Fatal> {
+    Ok(load(kv, row)?.unwrap_or_default())
+}
+
 /// The counters of an inbox; zeros for one that never received.
 pub fn inbox_head(kv: &(impl Kv + ?Sized), team: TeamId, agent: &str) -> Result<InboxHead, Fatal> {
     Ok(load(kv, &keys::inbox_head(team, agent))?.unwrap_or_default())
@@ -267,6 +273,7 @@ pub fn sweep_due(kv: &impl Kv, cluster_ms: u64, wall_ms: u64) -> Result<Option<S
     if has_row(keys::idempotency_expiries_until(cluster_ms))?
         || has_row(keys::message_expiries_until(wall_ms))?
         || has_row(keys::delivery_ageings_until(cluster_ms))?
+        || has_row(keys::leases_before(time::day(wall_ms)))?
     {
         return Ok(Some(Sweep::default()));
     }

@@ -11,8 +11,9 @@ use std::fmt::Write as _;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    AckCursors, BeginEpoch, CursorAck, Face, MarkRead, Permission, Principal, Reply, RevokeKey, SendBatch, SendReply,
-    Sweep, TeamLimits, UpdateTeam, reply::Reply as R, send_outcome::Outcome,
+    AckCursors, BeginEpoch, CursorAck, Face, LeaseReads, LeaseReturn, MarkRead, Permission, Principal, Reply,
+    ReturnLeases, RevokeKey, SendBatch, SendReply, Sweep, TeamLimits, UpdateTeam, reply::Reply as R,
+    send_outcome::Outcome,
 };
 use agentpost_proto::id::{DeliveryId, KeyId, TeamId};
 use agentpost_raft_store::effect::Effect;
@@ -44,6 +45,8 @@ enum Step {
         monthly: Option<u64>,
         #[arg(key)]
         price: Option<u64>,
+        #[arg(key)]
+        reads: Option<u64>,
     },
     Limits {
         name: String,
@@ -53,6 +56,8 @@ enum Step {
         daily: Option<u64>,
         #[arg(key)]
         strict: Option<bool>,
+        #[arg(key)]
+        reads: Option<u64>,
     },
     Key {
         name: String,
@@ -117,6 +122,26 @@ enum Step {
     },
     Sweep {
         team: Option<String>,
+    },
+    Lease {
+        id: String,
+        #[arg(key)]
+        by: String,
+        #[arg(key)]
+        agent: String,
+        #[arg(key)]
+        node: Option<u64>,
+        #[arg(key)]
+        nodes: Option<u32>,
+    },
+    Return {
+        id: String,
+        #[arg(key)]
+        team: String,
+        #[arg(key)]
+        day: u32,
+        #[arg(key)]
+        unused: u64,
     },
     Inbox {
         team: String,
@@ -234,11 +259,13 @@ fn team_op(step: &Step) -> Option<(Option<Principal>, Op)> {
             daily,
             monthly,
             price,
+            reads,
         } => {
             let limits = TeamLimits {
                 daily_sends: daily.unwrap_or(1000),
                 monthly_events: monthly.unwrap_or(100_000),
                 overage_price_atomic: *price,
+                daily_reads: reads.unwrap_or(0),
                 ..TeamLimits::default()
             };
             (caller(by), create_team(name, Some(limits)))
@@ -248,12 +275,14 @@ fn team_op(step: &Step) -> Option<(Option<Principal>, Op)> {
             by,
             daily,
             strict,
+            reads,
         } => {
             let team_id = team_id(name).to_bytes();
             let op = UpdateTeam {
                 team_id,
                 daily_sends: *daily,
                 strict_recipients: *strict,
+                daily_reads: *reads,
                 ..UpdateTeam::default()
             };
             (caller(by), Op::UpdateTeam(op))
@@ -346,6 +375,37 @@ fn mail_op(step: &Step) -> Option<(Option<Principal>, Op)> {
     })
 }
 
+/// Leased reads.
+fn lease_op(step: &Step) -> Option<(Option<Principal>, Op)> {
+    Some(match step {
+        Step::Lease {
+            id,
+            by,
+            agent,
+            node,
+            nodes,
+        } => {
+            let op = LeaseReads {
+                agent: agent.clone(),
+                lease_id: id_of(id).to_vec().into(),
+                node: node.unwrap_or(1),
+                nodes: nodes.unwrap_or(3),
+            };
+            (caller(by), Op::LeaseReads(op))
+        }
+        Step::Return { id, team, day, unused } => {
+            let lease = LeaseReturn {
+                team_id: team_id(team).to_bytes(),
+                day: *day,
+                lease_id: id_of(id).to_vec().into(),
+                unused: *unused,
+            };
+            (None, Op::ReturnLeases(ReturnLeases { leases: vec![lease] }))
+        }
+        _ => return None,
+    })
+}
+
 #[derive(Default)]
 struct Runner(Core);
 
@@ -355,7 +415,7 @@ impl Runner {
             self.0.epoch = self.0.index + 1;
             return Some((None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 })));
         }
-        team_op(step).or_else(|| mail_op(step))
+        team_op(step).or_else(|| mail_op(step)).or_else(|| lease_op(step))
     }
 
     fn inbox(&self, team: TeamId, agent: &str, query: &PageQuery<'_>) -> String {
@@ -484,5 +544,6 @@ scripts!(
     reading_marks_and_pages,
     cursors_only_move_forward,
     quotas_hold_to_the_last_unit,
+    reads_are_leased_and_returned,
     old_mail_is_swept,
 );

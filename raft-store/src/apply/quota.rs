@@ -1,5 +1,5 @@
-//! Counting. Sends and events are counted in the same entry as the message, so a limit is never exceeded
-//! and nothing is counted that was not stored.
+//! Counting. Sends, registrations and events are counted in the same entry as what they count, so a limit is
+//! never exceeded and nothing is counted that was not stored. Reads are counted in blocks: [`super::lease`].
 
 use agentpost_proto::command::{ErrorCode, Rejection, TeamLimits};
 use agentpost_proto::id::TeamId;
@@ -46,20 +46,8 @@ impl SendCounts {
         limits: &TeamLimits,
     ) -> Result<u64, Stop> {
         let count = self.of(view, team, agent)?;
-        let today = time::day(context.wall_ms);
-        if today > count.day {
-            *count = DayCount { day: today, used: 0 };
-        }
-        if limits.daily_sends != 0 && count.used >= limits.daily_sends {
-            let message = format!(
-                "agent {agent:?} has used its {} sends of this UTC day",
-                limits.daily_sends
-            );
-            let wait_s = time::next_midnight_s(context.wall_ms).saturating_sub(context.wall_ms / 1000);
-            return Err(exceeded(message, wait_s));
-        }
-        count.used += 1;
-        Ok(count.used)
+        count_of_day(count, context.wall_ms, limits.daily_sends)
+            .ok_or_else(|| used_up(context, agent, limits.daily_sends, "sends"))
     }
 
     fn of(&mut self, view: &View<'_>, team: TeamId, agent: &str) -> Result<&mut DayCount, Stop> {
@@ -80,6 +68,49 @@ impl SendCounts {
             view.store(keys::send_count(team, &agent), &count);
         }
     }
+}
+
+/// Counts a registration of a URL in the agent's UTC day. Returns how many it has made, this one included.
+pub fn count_registration(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    team: TeamId,
+    agent: &str,
+    limits: &TeamLimits,
+) -> Result<u64, Stop> {
+    let (row, limit) = (
+        keys::registration_count(team, agent),
+        limits.daily_webhook_registrations,
+    );
+    let mut count: DayCount = view.load(&row)?.unwrap_or_default();
+    let used = count_of_day(&mut count, context.wall_ms, limit)
+        .ok_or_else(|| used_up(context, agent, limit, "webhook registrations"))?;
+    view.store(row, &count);
+    Ok(used)
+}
+
+/// Turns a counter to the day of `wall_ms`. It never turns back: replicated wall time does not.
+pub(super) fn turn(count: &mut DayCount, wall_ms: u64) {
+    let today = time::day(wall_ms);
+    if today > count.day {
+        *count = DayCount { day: today, used: 0 };
+    }
+}
+
+/// Counts one more of the day, if `limit` (0 = unlimited) leaves one. Returns how many there are.
+fn count_of_day(count: &mut DayCount, wall_ms: u64, limit: u64) -> Option<u64> {
+    turn(count, wall_ms);
+    if limit != 0 && count.used >= limit {
+        return None;
+    }
+    count.used += 1;
+    Some(count.used)
+}
+
+/// The refusal of what has no unit left before the next UTC midnight.
+pub(super) fn used_up(context: &Context<'_>, agent: &str, limit: u64, what: &str) -> Stop {
+    let message = format!("agent {agent:?} has used its {limit} {what} of this UTC day");
+    exceeded(message, time::until_midnight_s(context.wall_ms))
 }
 
 fn exceeded(message: String, retry_after_s: u64) -> Stop {

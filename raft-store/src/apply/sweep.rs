@@ -3,8 +3,8 @@
 
 use agentpost_proto::command::{Sweep, SweepReply};
 use agentpost_proto::id::TeamId;
-use agentpost_proto::limits;
 use agentpost_proto::record::{Message, TeamHead};
+use agentpost_proto::{limits, time};
 
 use super::inbox::remove_entry;
 use super::team::parsed;
@@ -18,7 +18,8 @@ pub fn sweep(view: &mut View<'_>, context: &Context<'_>, op: &Sweep) -> Result<S
     let rows = if op.team_id.is_empty() {
         let mut rows = sweep_idempotency(view, context.cluster_ms)?;
         rows += sweep_expired(view, context.wall_ms, limits::SWEEP_ROWS_MAX - rows)?;
-        rows + delivery::sweep_aged(view, context.cluster_ms, limits::SWEEP_ROWS_MAX - rows)?
+        rows += delivery::sweep_aged(view, context.cluster_ms, limits::SWEEP_ROWS_MAX - rows)?;
+        rows + sweep_leases(view, context.wall_ms, limits::SWEEP_ROWS_MAX - rows)?
     } else {
         sweep_team(view, parsed(TeamId::from_slice(&op.team_id))?, context.cluster_ms)?
     };
@@ -58,6 +59,15 @@ fn sweep_expired(view: &mut View<'_>, wall_ms: u64, rows: usize) -> Result<usize
         }
     }
     Ok(due.len())
+}
+
+/// What nobody returned of days that are over.
+fn sweep_leases(view: &mut View<'_>, wall_ms: u64, rows: usize) -> Result<usize, Fatal> {
+    let old = take(view, keys::leases_before(time::day(wall_ms)), rows)?;
+    for (lease, _) in &old {
+        view.delete(lease.clone());
+    }
+    Ok(old.len())
 }
 
 /// A team's messages stand in the order of their age.
