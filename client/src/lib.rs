@@ -5,6 +5,7 @@
 //!   happens once.
 //! - [`inbox::Inbox`]: the mail of an agent as it arrives, over a WebSocket that reconnects to any node and resumes
 //!   after what was acknowledged.
+//! - [`verify`]: for receivers of webhooks: is a call genuine?
 //! - [`receiver`]: a small server for webhooks, for tools and tests.
 //! - [`terminal`]: prints what other agents wrote without letting it drive the terminal.
 //!
@@ -40,6 +41,7 @@ pub mod retry;
 pub mod terminal;
 mod tls;
 pub mod urls;
+pub mod verify;
 
 pub use agentpost_proto::{api, limits};
 pub use client::Client;

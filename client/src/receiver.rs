@@ -20,7 +20,7 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream;
@@ -220,9 +220,7 @@ type AnswerBody = Either<Full<Bytes>, BoxBody<Bytes, Infallible>>;
 
 async fn take<H: Fn(Call) -> Answer>(request: Request<Incoming>, shared: &Shared<H>) -> Response<AnswerBody> {
     let at_us = u64::try_from(shared.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let wall = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let wall_ms = jiff::Timestamp::now().as_millisecond();
     let (parts, body) = request.into_parts();
     let Ok(body) = Limited::new(body, BODY_BYTES_MAX).collect().await else {
         return respond(&Answer::status(413).header("connection", "close"));
@@ -233,7 +231,7 @@ async fn take<H: Fn(Call) -> Answer>(request: Request<Incoming>, shared: &Shared
         headers: parts.headers,
         body: body.to_bytes(),
         at_us,
-        wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX),
+        wall_ms: u64::try_from(wall_ms).unwrap_or_default(),
     });
     if !answer.delay.is_zero() {
         sleep(answer.delay).await;
