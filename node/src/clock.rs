@@ -3,6 +3,7 @@
 //! Calendar questions and stamps use [`Clock::wall_ms`]; deadlines and elapsed time use the monotonic
 //! [`Clock::now`], which wall-clock jumps do not touch.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,30 +17,42 @@ use tokio::time::Instant;
 pub struct Clock {
     /// Where wall time and monotonic time met, when it is not the machine's: tests move `tokio`'s clock.
     anchor: Option<(u64, Instant)>,
+    /// How far wall time was moved, for all clones: tests let days pass, and clocks go wrong.
+    shifted_ms: Arc<AtomicI64>,
 }
 
 impl Clock {
     /// The machine's clock.
     pub fn system() -> Self {
-        Clock { anchor: None }
+        Clock {
+            anchor: None,
+            shifted_ms: Arc::default(),
+        }
     }
 
     /// A clock whose wall time starts at `unix_ms` and advances with tokio's clock.
     pub fn starting_at(unix_ms: u64) -> Self {
         Clock {
             anchor: Some((unix_ms, Instant::now())),
+            shifted_ms: Arc::default(),
         }
+    }
+
+    /// Lets wall time jump, here and in all clones; monotonic time goes on as ever. Tests only.
+    pub fn shift(&self, ms: i64) {
+        self.shifted_ms.fetch_add(ms, Ordering::Relaxed);
     }
 
     /// Unix milliseconds.
     #[allow(clippy::disallowed_methods, reason = "this is where the wall clock is read")]
     pub fn wall_ms(&self) -> u64 {
-        match self.anchor {
+        let unshifted_ms = match self.anchor {
             Some((start_ms, at)) => start_ms + at.elapsed().as_millis() as u64,
             None => SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| d.as_millis() as u64),
-        }
+        };
+        unshifted_ms.saturating_add_signed(self.shifted_ms.load(Ordering::Relaxed))
     }
 
     /// Monotonic time.
@@ -109,6 +122,17 @@ mod tests {
         assert_eq!(first.0.get_version_num(), 7);
         let stamp = u64::from_be_bytes([&[0, 0], &first.0.as_bytes()[..6]].concat().try_into().unwrap());
         assert!(before <= stamp && stamp <= clock.wall_ms());
+    }
+
+    #[test]
+    fn a_shift_moves_the_wall_time_of_all_clones_and_nothing_else() {
+        let clock = Clock::starting_at(1_000_000);
+        let (clone, before) = (clock.clone(), clock.now());
+        clock.shift(-500_000);
+        assert!((500_000..900_000).contains(&clone.wall_ms()));
+        clone.shift(5_000_000);
+        assert!(clock.wall_ms() >= 5_500_000);
+        assert!(clock.now().duration_since(before).as_secs() < 300);
     }
 
     #[test]
