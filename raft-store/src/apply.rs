@@ -232,3 +232,11 @@ fn begin_epoch(
     });
     Ok(())
 }
+
+/// Only the newest epoch works for the cluster: a leader that was replaced without knowing is refused here.
+fn check_epoch(view: &View<'_>, epoch: u64) -> Result<(), Stop> {
+    if epoch == 0 || epoch != view.applied.epoch {
+        return reject(ErrorCode::Stale, "another epoch has begun");
+    }
+    Ok(())
+}

@@ -381,9 +381,10 @@ pub fn subscription(team: TeamId, topic: &str, serial: u64) -> Bytes {
     Builder::new(SUBSCRIPTION).team(team).text(topic).number(serial).key()
 }
 
-/// The subscription rows of a topic with `from <= serial`.
-pub fn subscriptions_from(team: TeamId, topic: &str, from: u64) -> Range<Vec<u8>> {
-    Builder::new(SUBSCRIPTION).team(team).text(topic).numbers_from(from)
+/// The subscription rows of a topic with `from <= serial <= last`.
+pub fn subscriptions_between(team: TeamId, topic: &str, from: u64, last: u64) -> Range<Vec<u8>> {
+    let end = subscription(team, topic, last.saturating_add(1)).to_vec();
+    subscription(team, topic, from).to_vec()..end
 }
 
 /// `sa`.

@@ -1,6 +1,7 @@
 //! Read-only questions to the state. All take any [`Kv`]: a view in `apply`, a database on a node.
 
 pub mod delivery;
+pub mod topic;
 
 use agentpost_proto::command::Sweep;
 use agentpost_proto::id::{KeyId, MessageId, TeamId};
@@ -281,13 +282,31 @@ pub fn sweep_due(kv: &impl Kv, cluster_ms: u64, wall_ms: u64) -> Result<Option<S
         let Ok(id) = TeamId::from_slice(&team.id) else {
             continue;
         };
-        let oldest = team_after(kv, id, 0, 1)?;
-        if oldest
-            .first()
-            .is_some_and(|m| m.created_ct_ms + limits::RETENTION_MS <= cluster_ms)
-        {
+        let head = team_head(kv, id)?;
+        if retention_due(kv, id, head.swept_seq, cluster_ms)?.is_some() {
             return Ok(Some(Sweep { team_id: team.id }));
         }
     }
     Ok(None)
+}
+
+/// The next message behind `swept_seq` that retention gives up. A team's messages stand in the order of their
+/// age; one that still has receivers to come holds up those behind it.
+pub(crate) fn retention_due(
+    kv: &(impl Kv + ?Sized),
+    team: TeamId,
+    swept_seq: u64,
+    cluster_ms: u64,
+) -> Result<Option<Message>, Fatal> {
+    let oldest = kv
+        .range(keys::messages_from(team, swept_seq + 1), Order::Ascending)
+        .next()
+        .transpose()?;
+    let Some((_, value)) = oldest else {
+        return Ok(None);
+    };
+    let message: Message = decode(value)?;
+    let is_kept = message.created_ct_ms + limits::RETENTION_MS > cluster_ms
+        || topic::fanout_pending(kv, team, &message.topic, message.seq)?;
+    Ok(Some(message).filter(|_| !is_kept))
 }

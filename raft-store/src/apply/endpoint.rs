@@ -5,15 +5,37 @@
 //! a new generation: deliveries of the old one end, and its secret is another.
 
 use agentpost_proto::command::ErrorCode;
-use agentpost_proto::id::TeamId;
+use agentpost_proto::id::{AgentId, TeamId};
 use agentpost_proto::limits;
 use agentpost_proto::record::{Closing, DeliveryEnd, Endpoint, TeamHead};
 
+use super::team::parsed;
 use super::{Context, Stop, reject};
 use crate::effect::Effect;
 use crate::keys;
 use crate::kv::{Fatal, Kv};
 use crate::view::View;
+
+/// Agents that may have URLs and subscriptions: all but the reserved one.
+pub(super) fn check_owner(agent: &str) -> Result<(), Stop> {
+    parsed(agent.parse::<AgentId>())?;
+    if agent == AgentId::SYSTEM {
+        return reject(
+            ErrorCode::Forbidden,
+            "the reserved agent \"system\" has no webhook and no subscriptions",
+        );
+    }
+    Ok(())
+}
+
+/// What the key space needs of a URL. The door where it came in has checked what makes it one.
+pub(super) fn check_url(url: &str) -> Result<(), Stop> {
+    if url.is_empty() || url.len() > limits::URL_BYTES_MAX || url.chars().any(char::is_control) {
+        let message = format!("a URL has 1 to {} printable characters", limits::URL_BYTES_MAX);
+        return reject(ErrorCode::Invalid, message);
+    }
+    Ok(())
+}
 
 /// Puts `new` in the place of `old` for one webhook or subscription; empty = no URL. Returns the generation
 /// of `new`, 0 without a URL. A disabled endpoint comes back to life.

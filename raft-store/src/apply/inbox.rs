@@ -87,9 +87,24 @@ pub(crate) fn find_entry(
     else {
         return Ok(None);
     };
-    for state in [ReadState::Unread, ReadState::Read] {
-        if let Some(row) = kv.get(&keys::inbox_entry(state, team, agent, seq))? {
-            return Ok(Some((seq, state, decode(row)?)));
+    let at = |seq: u64| -> Result<_, Fatal> {
+        for state in [ReadState::Unread, ReadState::Read] {
+            if let Some(row) = kv.get(&keys::inbox_entry(state, team, agent, seq))? {
+                return Ok(Some((seq, state, decode(row)?)));
+            }
+        }
+        Ok(None)
+    };
+    if let Some(found) = at(seq)? {
+        return Ok(Some(found));
+    }
+    // A topic message that was given out in chunks stands at their seqs.
+    for row in kv.range(keys::receivers_of(team, seq), Order::Ascending) {
+        let entry_seq = keys::trailing_number(&row?.0).unwrap_or_default();
+        if entry_seq != seq
+            && let Some(found) = at(entry_seq)?
+        {
+            return Ok(Some(found));
         }
     }
     Ok(None)

@@ -1,8 +1,8 @@
-//! Sending.
+//! Sending: to one inbox, or to those subscribed to a topic.
 
 use agentpost_proto::command::{
     BodyKind, ErrorCode, Face, Permission, Send, SendBatch, SendBatchReply, SendOutcome, SendReply, TeamLimits,
-    send_outcome,
+    WebhookEvent, send_outcome,
 };
 use agentpost_proto::id::{self, AgentId, MessageId, TeamId};
 use agentpost_proto::limits;
@@ -11,16 +11,19 @@ use bytes::Bytes;
 use prost::Message as _;
 use sha2::{Digest, Sha256};
 
+use super::delivery::{self, Target};
+use super::fanout::{self, Plan};
 use super::principal::Caller;
 use super::quota::{self, SendCounts};
-use super::team::{default_limits, parsed};
-use super::{Context, Stop, inbox, reject};
+use super::team::{self, default_limits, parsed};
+use super::{Context, Stop, inbox, reject, webhook};
 use crate::effect::Effect;
 use crate::keys;
 use crate::kv::{Fatal, Kv};
+use crate::query;
 use crate::view::View;
 
-/// Stores a message in one inbox. A repeat under its idempotency key, or of its message id, returns the
+/// Stores a message and gives it to its receivers. A repeat under its idempotency key, or of its message id, returns the
 /// first result and stores nothing.
 pub fn send(
     view: &mut View<'_>,
@@ -47,12 +50,13 @@ pub fn send_batch(
     }
     let mut outcomes = Vec::with_capacity(op.sends.len());
     for item in op.sends {
-        let (savepoint, head, effects_before) = (view.savepoint(), desk.head, effects.len());
+        let (savepoint, effects_before) = (view.savepoint(), effects.len());
+        let (head, fanout_rows) = (desk.head, desk.fanout_rows);
         let outcome = match desk.send(view, context, item, effects) {
             Ok(sent) => send_outcome::Outcome::Sent(sent),
             Err(Stop::Reject(rejection)) => {
                 view.rollback(savepoint);
-                desk.head = head;
+                (desk.head, desk.fanout_rows) = (head, fanout_rows);
                 effects.truncate(effects_before);
                 send_outcome::Outcome::Rejection(rejection)
             }
@@ -72,6 +76,8 @@ struct Desk {
     strict_recipients: bool,
     head: TeamHead,
     counts: SendCounts,
+    /// Subscription rows that inline publishes may still walk.
+    fanout_rows: usize,
     /// Whether anything was stored; else there is nothing to write down.
     stored: bool,
 }
@@ -80,15 +86,14 @@ impl Desk {
     fn open(view: &View<'_>, context: &Context<'_>) -> Result<Self, Stop> {
         let caller = Caller::with(view, context, Permission::Write)?;
         let team = caller.team;
-        let settings: Team = view
-            .load(&keys::team(team))?
-            .ok_or_else(|| Fatal::Invariant(format!("key of {team} without its team")))?;
+        let settings: Team = team::settings(view, team)?;
         Ok(Desk {
             caller,
             limits: settings.limits.unwrap_or_else(default_limits),
             strict_recipients: settings.strict_recipients,
             head: view.load(&keys::team_head(team))?.unwrap_or_default(),
             counts: SendCounts::default(),
+            fanout_rows: limits::FANOUT_CHUNK_ROWS,
             stored: false,
         })
     }
@@ -116,7 +121,8 @@ impl Desk {
         if let Some(first) = repeated(view, context, team, &op)? {
             return Ok(first);
         }
-        if self.strict_recipients && view.get(&keys::agent(team, &op.to))?.is_none() {
+        let direct = op.topic.is_empty();
+        if direct && self.strict_recipients && view.get(&keys::agent(team, &op.to))?.is_none() {
             return reject(ErrorCode::NotFound, format!("nobody registered the agent {:?}", op.to));
         }
         if view.may_hold(team, message_id)?
@@ -135,6 +141,10 @@ impl Desk {
         self.stored = true;
         self.head.last_seq += 1;
         let seq = self.head.last_seq;
+        let plan = match direct {
+            true => None,
+            false => Some(Plan::new(view, team, &op.topic, &mut self.fanout_rows)?),
+        };
         let reply = SendReply {
             message_id: op.message_id.clone(),
             seq,
@@ -144,27 +154,61 @@ impl Desk {
             amount_charged_atomic: price,
             sends_used,
             sends_limit: self.limits.daily_sends,
-            fanout_job: false,
+            fanout_job: plan.as_ref().is_some_and(Plan::is_job),
         };
-        view.put(
-            keys::message_id(team, message_id),
-            Bytes::copy_from_slice(&seq.to_be_bytes()),
-        );
+        view.put(keys::message_id(team, message_id), keys::number(seq));
         if !op.idempotency_key.is_empty() {
             remember(view, context, team, &op, &reply);
         }
-        let to = op.to.clone();
-        store_message(view, context, team, seq, op);
-        inbox::append(view, team, &mut self.head, &to, seq, seq)?;
-        effects.push(Effect::InboxAppended { team, agent: to, seq });
+        let message = store_message(view, context, team, seq, op);
+        match plan {
+            Some(plan) => fanout::publish(view, context, team, &mut self.head, (&message, plan), effects)?,
+            None => self.hand_over(view, context, message, effects)?,
+        }
         Ok(reply)
+    }
+
+    /// Puts a direct message into its receiver's inbox, and on the way to its webhook.
+    fn hand_over(
+        &mut self,
+        view: &mut View<'_>,
+        context: &Context<'_>,
+        message: Message,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Fatal> {
+        let (team, seq) = (self.caller.team, message.seq);
+        inbox::append(view, team, &mut self.head, &message.to, seq, seq)?;
+        if let Some((url, generation)) = webhook::open(view, team, &message.to, WebhookEvent::MessageReceived)? {
+            let target = Target {
+                agent: &message.to,
+                url: &url,
+                generation,
+                subscription_id: &[],
+            };
+            delivery::schedule(view, context, team, &mut self.head, &message, target, effects)?;
+        }
+        effects.push(Effect::InboxAppended {
+            team,
+            agent: message.to,
+            seq,
+        });
+        Ok(())
     }
 }
 
 /// The edge has said the same with more words; here it protects the key space and the replicas.
 fn validate(op: &Send) -> Result<(), Stop> {
     parsed(op.from.parse::<AgentId>())?;
-    parsed(op.to.parse::<AgentId>())?;
+    match (op.to.as_str(), op.topic.as_str()) {
+        (to, "") => drop(parsed(to.parse::<AgentId>())?),
+        ("", topic) => parsed(id::validate_name("topic", topic))?,
+        _ => {
+            return reject(
+                ErrorCode::Invalid,
+                "a message goes to an agent or to a topic, not to both",
+            );
+        }
+    }
     parsed(id::validate_name("type", &op.r#type))?;
     if op.from == AgentId::SYSTEM {
         return reject(ErrorCode::Forbidden, "nobody can send as the reserved agent \"system\"");
@@ -234,6 +278,8 @@ fn operation_hash(op: &Send) -> Bytes {
     }
     hash.update(op.body_kind.to_be_bytes());
     hash.update(op.expires_at_ms.to_be_bytes());
+    // Last and only for a publish: direct mail hashes as it did before there were topics.
+    hash.update(op.topic.as_bytes());
     Bytes::copy_from_slice(&hash.finalize())
 }
 
@@ -250,8 +296,10 @@ fn already_stored(
     let message: Message = view
         .load(&keys::message(team, seq))?
         .ok_or_else(|| Fatal::Invariant(format!("message id row of {team} leads to a missing seq {seq}")))?;
+    let fanout_job = query::topic::fanout_pending(view, team, &message.topic, seq)?;
     Ok(SendReply {
         message_id: message.id,
+        fanout_job,
         seq,
         created_at_ms: message.created_at_ms,
         events_used: head.events_used,
@@ -260,7 +308,7 @@ fn already_stored(
     })
 }
 
-fn store_message(view: &mut View<'_>, context: &Context<'_>, team: TeamId, seq: u64, op: Send) {
+fn store_message(view: &mut View<'_>, context: &Context<'_>, team: TeamId, seq: u64, op: Send) -> Message {
     if op.expires_at_ms != 0 {
         view.put(keys::message_expiry(op.expires_at_ms, team, seq), Bytes::new());
     }
@@ -281,4 +329,5 @@ fn store_message(view: &mut View<'_>, context: &Context<'_>, team: TeamId, seq: 
         topic: op.topic,
     };
     view.store(keys::message(team, seq), &message);
+    message
 }

@@ -13,7 +13,7 @@ use super::principal::Caller;
 use super::{Context, Stop, reject};
 use crate::effect::Effect;
 use crate::keys;
-use crate::kv::Kv;
+use crate::kv::{Fatal, Kv};
 use crate::view::View;
 
 /// The limits of a team for which nobody named any.
@@ -25,6 +25,17 @@ pub fn default_limits() -> TeamLimits {
         monthly_events: limits::MONTHLY_EVENTS,
         overage_price_atomic: None,
     }
+}
+
+/// The rules of a team that a valid key belongs to.
+pub(super) fn settings(view: &View<'_>, team: TeamId) -> Result<Team, Fatal> {
+    view.load(&keys::team(team))?
+        .ok_or_else(|| Fatal::Invariant(format!("key of {team} without its team")))
+}
+
+/// Its limits.
+pub(super) fn limits_of(view: &View<'_>, team: TeamId) -> Result<TeamLimits, Fatal> {
+    Ok(settings(view, team)?.limits.unwrap_or_else(default_limits))
 }
 
 /// Creates the reserved team and its first key; accepted once in the life of a cluster.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::ending::{end_closed, finish};
 use super::{leave_due, make_due};
 use crate::apply::team::parsed;
-use crate::apply::{Context, Stop, endpoint, reject};
+use crate::apply::{Context, Stop, check_epoch, endpoint, reject};
 use crate::effect::Effect;
 use crate::keys;
 use crate::kv::Fatal;
@@ -264,14 +264,6 @@ fn find(view: &View<'_>, attempt: &AttemptRef) -> Result<Option<(TeamId, Deliver
     let team = parsed(TeamId::from_slice(&attempt.team_id))?;
     let delivery = view.load(&keys::delivery(team, attempt.number))?;
     Ok(delivery.map(|delivery| (team, delivery)))
-}
-
-/// Only the newest epoch dispatches: a leader that was replaced without knowing is refused here.
-pub(super) fn check_epoch(view: &View<'_>, epoch: u64) -> Result<(), Stop> {
-    if epoch == 0 || epoch != view.applied.epoch {
-        return reject(ErrorCode::Stale, "another epoch has begun");
-    }
-    Ok(())
 }
 
 fn bounded(attempts: usize) -> Result<(), Stop> {

@@ -12,11 +12,11 @@ use agentpost_proto::record::{
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::attempts::{check_epoch, close_attempt};
+use super::attempts::close_attempt;
 use super::{insert, leave_due};
 use crate::apply::principal::{self, Caller};
 use crate::apply::team::parsed;
-use crate::apply::{Context, Stop, endpoint, inbox, reject};
+use crate::apply::{Context, Stop, check_epoch, endpoint, inbox, reject};
 use crate::effect::Effect;
 use crate::keys;
 use crate::kv::{Fatal, Kv, Order};
