@@ -3,11 +3,13 @@
 //! `default.toml` is embedded and is the documentation. It names every key, so a key that it does not name is
 //! a mistake, and the type of its value tells how to read an environment variable.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toml::{Table, Value};
+
+use crate::networks::Network;
 
 /// The documented defaults.
 pub const DEFAULT: &str = include_str!("default.toml");
@@ -102,16 +104,6 @@ pub struct Kite {
 pub struct Webhooks {
     pub allow_http: bool,
     pub allow_networks: Vec<Network>,
-}
-
-/// A range of addresses, `address/prefix length`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Network {
-    /// Its first address.
-    pub address: IpAddr,
-    /// Leading bits that count.
-    pub prefix_bits: u8,
 }
 
 /// `[runtime]`
@@ -283,20 +275,6 @@ fn path_or_empty<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Pa
     Ok((!path.as_os_str().is_empty()).then_some(path))
 }
 
-impl TryFrom<String> for Network {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let parsed = text.split_once('/').and_then(|(address, bits)| {
-            let address: IpAddr = address.parse().ok()?;
-            let prefix_bits: u8 = bits.parse().ok()?;
-            let width = if address.is_ipv4() { 32 } else { 128 };
-            (prefix_bits <= width).then_some(Network { address, prefix_bits })
-        });
-        parsed.ok_or_else(|| format!("{text:?} is not a network such as 127.0.0.0/8"))
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -332,7 +310,7 @@ mod tests {
         assert_eq!((config.node.id, config.node.data_dir.to_str().unwrap()), (7, "/1"));
         assert_eq!(config.member(7).unwrap().peer_addr, "h:1");
         assert!(config.insecure_listen);
-        assert_eq!(config.webhooks.allow_networks[0].prefix_bits, 8);
+        assert_eq!(config.webhooks.allow_networks[0].to_string(), "127.0.0.0/8");
     }
 
     #[test]
@@ -353,6 +331,8 @@ mod tests {
             ),
             ("[raft]\nelection_min_ms = 100", "heartbeat_ms"),
             ("[webhooks]\nallow_networks = [\"127.0.0.0/33\"]", "127.0.0.0/33"),
+            ("[webhooks]\nallow_networks = [\"10.0.0.1/8\"]", "10.0.0.0/8"),
+            ("[webhooks]\nallow_networks = [\"169.254.169.254/32\"]", "never opened"),
             ("[log]\nformat = \"xml\"", "xml"),
         ] {
             let error = load(text, &[]).unwrap_err();

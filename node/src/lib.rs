@@ -5,16 +5,19 @@
 //! - the doors translate and decide nothing: [`http`], [`ws`];
 //! - [`peer_service`] answers the other nodes; [`cluster`] is what an operator may ask for;
 //! - [`bootstrap`] brings a cluster into being, [`sweeper`] removes what has aged, on the leader;
+//! - [`dispatch`] calls the webhooks;
 //! - the shard, one Raft group: [`shard`]; connections to other nodes: [`peer`];
-//! - the ground: [`clock`], [`config`], [`secrets`], [`metrics`].
+//! - the ground: [`clock`], [`config`], [`networks`], [`secrets`], [`metrics`].
 
 pub mod bootstrap;
 pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod dev;
+pub mod dispatch;
 pub mod http;
 pub mod metrics;
+pub mod networks;
 pub mod node;
 pub mod peer;
 pub mod peer_service;

@@ -32,6 +32,7 @@ use crate::bootstrap::Bootstrap;
 use crate::clock::{Clock, IdSource};
 use crate::cluster::Local;
 use crate::config::Config;
+use crate::dispatch::egress::Egress;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::peer::dial::{CONNECTION_WINDOW_BYTES, Dialer, KEEPALIVE, STREAM_WINDOW_BYTES};
@@ -68,6 +69,7 @@ pub struct Services {
     pub config: Arc<Config>,
     pub metrics: Metrics,
     pub cluster: ClusterHandle,
+    pub egress: Egress,
 }
 
 /// A node that serves. Dropping it does not stop it; [`RunningNode::stop`] does.
@@ -112,6 +114,7 @@ pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) 
     let (clock, metrics) = (Clock::system(), Metrics::of_log(Arc::clone(&log)));
     let ids = IdSource::new(clock.clone());
     let config = Arc::new(config);
+    let egress = Egress::new(&config, &[client_addr, peer_addr])?;
 
     let identity = Identity::new(&secrets, config.node.id, ids.clone());
     let dialer = Dialer::new(identity.clone());
@@ -154,6 +157,7 @@ pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) 
         config,
         metrics,
         cluster,
+        egress,
     };
     let (workers, peers, background) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
     background.spawn(serve_peers(peer, identity, &services, &raft, &peers));

@@ -7,8 +7,10 @@ use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use agentpost_proto::id::KeyId;
+use agentpost_proto::id::{KeyId, TeamId};
 use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
@@ -26,6 +28,8 @@ pub struct Secrets {
     pepper: Hmac<Sha256>,
     cursor: [u8; 32],
     peer: [u8; 32],
+    endpoint_secrets: Hmac<Sha256>,
+    signing_keys: Hmac<Sha256>,
 }
 
 impl std::fmt::Debug for Secrets {
@@ -43,6 +47,8 @@ impl Secrets {
             pepper: keyed(&expand(&hkdf, b"key-hash/v1")),
             cursor: expand(&hkdf, b"cursor/v1"),
             peer: expand(&hkdf, b"peer/v1"),
+            endpoint_secrets: keyed(&expand(&hkdf, b"endpoint-secret/v1")),
+            signing_keys: keyed(&expand(&hkdf, b"signing-key/v1")),
         }
     }
 
@@ -78,6 +84,21 @@ impl Secrets {
         &self.cursor
     }
 
+    /// What the owner of an endpoint verifies deliveries with: `whsec_` and the base64 of 32 bytes. Derived, so that
+    /// neither the log nor a snapshot holds it.
+    pub fn endpoint_secret(&self, team: TeamId, generation: u64) -> String {
+        format!(
+            "whsec_{}",
+            STANDARD.encode(derive(&self.endpoint_secrets, team, generation))
+        )
+    }
+
+    /// Signing key `number` of a team, `sig_<40 hex>`: all of its deliveries are signed with its current one.
+    pub fn signing_key(&self, team: TeamId, number: u64) -> String {
+        let bytes = derive(&self.signing_keys, team, number);
+        format!("sig_{}", hex::encode(&bytes[..20]))
+    }
+
     /// Authenticates nodes to each other.
     pub fn peer_key(&self) -> &[u8; 32] {
         &self.peer
@@ -89,6 +110,13 @@ fn expand<const N: usize>(hkdf: &Hkdf<Sha256>, purpose: &[u8]) -> [u8; N] {
     // Fails only for outputs beyond 8,160 bytes.
     hkdf.expand(purpose, &mut key).expect("a short output");
     key
+}
+
+fn derive(under: &Hmac<Sha256>, team: TeamId, number: u64) -> [u8; 32] {
+    let mut mac = under.clone();
+    mac.update(&team.0);
+    mac.update(&number.to_be_bytes());
+    mac.finalize().into_bytes().into()
 }
 
 /// An HMAC-SHA256 under `key`.
@@ -175,6 +203,28 @@ mod tests {
         assert_ne!(one.key_hash("kite_x"), two.key_hash("kite_x"));
         assert_eq!(one.key_hash("kite_x"), Secrets::derive(&[1; 32]).key_hash("kite_x"));
         assert_ne!(one.key_hash("kite_x"), one.key_hash("kite_y"));
+    }
+
+    #[test]
+    fn derived_secrets_differ_by_purpose_team_number_and_cluster() {
+        let (one, two) = (Secrets::derive(&[1; 32]), Secrets::derive(&[2; 32]));
+        let (a, b) = (TeamId([1; 16]), TeamId([2; 16]));
+        let all = [
+            one.endpoint_secret(a, 1),
+            one.endpoint_secret(a, 2),
+            one.endpoint_secret(b, 1),
+            two.endpoint_secret(a, 1),
+            one.signing_key(a, 1),
+            one.signing_key(a, 2),
+            one.signing_key(b, 1),
+            two.signing_key(a, 1),
+        ];
+        assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), all.len());
+        assert_eq!(all[0], Secrets::derive(&[1; 32]).endpoint_secret(a, 1));
+        let bytes = STANDARD.decode(all[0].strip_prefix("whsec_").unwrap()).unwrap();
+        assert_eq!(bytes.len(), 32);
+        let digits = all[4].strip_prefix("sig_").unwrap();
+        assert!(digits.len() == 40 && digits.bytes().all(|b| b.is_ascii_hexdigit()));
     }
 
     #[test]

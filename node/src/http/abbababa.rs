@@ -3,7 +3,7 @@
 
 mod batch;
 mod inbox;
-mod render;
+pub(crate) mod render;
 mod send;
 
 use agentpost_proto::command::{MarkRead, Permission, operation, reply};

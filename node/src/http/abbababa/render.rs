@@ -15,7 +15,10 @@ const NO_EXTRAS: &[u8] = br#"{"subject":null,"priority":"normal","callbackUrl":n
 pub struct Shown<'a> {
     id: MessageId,
     from: &'a str,
+    /// Who received it; nobody in its sender's view of a topic message.
     to: &'a str,
+    /// Empty for a direct message.
+    topic: &'a str,
     kind: &'a str,
     body_kind: BodyKind,
     body: &'a [u8],
@@ -28,12 +31,13 @@ pub struct Shown<'a> {
 }
 
 impl<'a> Shown<'a> {
-    /// A stored message; `read_at_ms` is 0 while its receiver has not read it.
+    /// A stored message as its sender sees it; `read_at_ms` is 0 while its receiver has not read it.
     pub fn of(message: &'a record::Message, read_at_ms: u64) -> Result<Self, Fatal> {
         Ok(Shown {
             id: stored_id(&message.id)?,
             from: &message.from,
             to: &message.to,
+            topic: &message.topic,
             kind: &message.r#type,
             body_kind: message.body_kind(),
             body: &message.body,
@@ -46,12 +50,21 @@ impl<'a> Shown<'a> {
         })
     }
 
+    /// The same as `receiver` sees it.
+    pub fn received(message: &'a record::Message, receiver: &'a str, read_at_ms: u64) -> Result<Self, Fatal> {
+        Ok(Shown {
+            to: receiver,
+            ..Self::of(message, read_at_ms)?
+        })
+    }
+
     /// A message that was just sent.
     pub fn sent(send: &'a Send, reply: &SendReply) -> Result<Self, Fatal> {
         Ok(Shown {
             id: stored_id(&reply.message_id)?,
             from: &send.from,
             to: &send.to,
+            topic: &send.topic,
             kind: &send.r#type,
             body_kind: send.body_kind(),
             body: &send.body,
@@ -74,14 +87,21 @@ fn stored_id(bytes: &[u8]) -> Result<MessageId, Fatal> {
     MessageId::from_slice(bytes).map_err(|e| Fatal::Invariant(format!("stored message: {e}")))
 }
 
+/// The object of `GET /messages/:id` as `receiver` gets it; also a part of a webhook's body.
+pub(crate) fn message_json(message: &record::Message, receiver: &str, read_at_ms: u64) -> Result<Vec<u8>, Fatal> {
+    let mut out = Vec::with_capacity(message.body.len() + message.extras.len() + 640);
+    push_message(&mut out, &Shown::received(message, receiver, read_at_ms)?);
+    Ok(out)
+}
+
 /// Appends the message: the union of both dialects.
 pub fn push_message(out: &mut Vec<u8>, message: &Shown<'_>) {
     let time = |ms: u64| (ms != 0).then(|| rfc3339(ms));
     let mut object = Writer::new(out);
     object.text("id", &*message.id());
     object.text("fromAgentId", message.from);
-    object.text("toAgentId", message.to);
-    object.raw("topic", "null");
+    object.text("toAgentId", some(message.to));
+    object.text("topic", some(message.topic));
     object.text("type", message.kind);
     object.text("messageType", message.kind);
     push_body(object.key("body"), message);
@@ -107,7 +127,7 @@ fn some(text: &str) -> Option<&str> {
 }
 
 /// An object as it is stored, a text as `{"text": …}`.
-fn push_body(out: &mut Vec<u8>, message: &Shown<'_>) {
+pub(crate) fn push_body(out: &mut Vec<u8>, message: &Shown<'_>) {
     match message.body_kind {
         BodyKind::Text => {
             let mut object = Writer::new(out);
@@ -158,6 +178,21 @@ mod tests {
                 "expiresAt": null, "subject": null, "priority": "normal", "callbackUrl": null, "metadata": null,
             })
         );
+    }
+
+    #[test]
+    fn topic_mail_names_its_receiver_and_to_its_sender_nobody() {
+        let message = record::Message {
+            to: String::new(),
+            topic: "market.updates".into(),
+            ..stored()
+        };
+        let sent = shown(&message, 0);
+        assert_eq!((&sent["toAgentId"], &sent["topic"]), (&json!(null), &json!("market.updates")));
+        let received = message_json(&message, "gamma", 1_770_906_601_000).unwrap();
+        let received: Value = serde_json::from_slice(&received).unwrap();
+        assert_eq!((&received["toAgentId"], &received["topic"]), (&json!("gamma"), &sent["topic"]));
+        assert_eq!((&received["status"], &received["id"]), (&json!("read"), &sent["id"]));
     }
 
     #[test]

@@ -1,0 +1,9 @@
+//! Webhooks: who is called, when, and how.
+//!
+//! - [`attempt`] makes one call and says what became of it; [`signature`] is what receivers verify it with;
+//! - [`egress`] is the only way out to an address that a stranger chose; [`resolver`] judges what it dials.
+
+pub mod attempt;
+pub mod egress;
+pub mod resolver;
+pub mod signature;
