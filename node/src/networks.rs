@@ -33,10 +33,10 @@ const PRIVATE_V6: [Ipv6Net; 2] = [LOOPBACK_V6, v6([0xfc00, 0, 0], 7)];
 
 /// Nobody's, or a way into the machine or to its neighbours that no setting opens.
 const NEVER_V4: [Ipv4Net; 9] = [
-    v4(0, 0, 0, 8),     // "this host": Linux dials itself
+    v4(0, 0, 0, 8),      // "this host": Linux dials itself
     v4(169, 254, 0, 16), // link-local, where clouds keep their metadata
     v4(192, 0, 0, 24),
-    v4(192, 0, 2, 24), // documentation, as the next but one and its successor
+    v4(192, 0, 2, 24),   // documentation, as the next but one and its successor
     v4(192, 88, 99, 24), // relays of 6to4
     v4(198, 51, 100, 24),
     v4(203, 0, 113, 24),
@@ -256,7 +256,16 @@ mod tests {
     #[test]
     fn an_allow_list_opens_what_it_can_open() {
         let net = |text: &str| Network::try_from(text.to_owned());
-        for good in ["10.0.0.0/8", "0.0.0.0/0", "::/0", "fc00::/7", "::1/128", "127.0.0.1/32", "fd12:3456::/32", "8.8.8.0/24"] {
+        for good in [
+            "10.0.0.0/8",
+            "0.0.0.0/0",
+            "::/0",
+            "fc00::/7",
+            "::1/128",
+            "127.0.0.1/32",
+            "fd12:3456::/32",
+            "8.8.8.0/24",
+        ] {
             assert_eq!(net(good).unwrap().to_string(), good);
         }
         for (bad, why) in [

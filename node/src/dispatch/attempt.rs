@@ -172,10 +172,7 @@ fn request(call: &Call, now_s: u64) -> Result<(HeaderMap, Bytes), Fatal> {
         "upstash-signature",
         &signature::upstash(&call.signing_key, &delivery.url, &body, now_s, &token_id),
     );
-    put(
-        "x-abbababa-signature",
-        &signature::abbababa(&call.secret, now_s, &body),
-    );
+    put("x-abbababa-signature", &signature::abbababa(&call.secret, now_s, &body));
     put("webhook-id", &name);
     put("webhook-timestamp", &now_s.to_string());
     put(
@@ -246,7 +243,9 @@ fn go_duration_ms(text: &str) -> Option<u64> {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let (value, behind) = rest.split_at(digits);
         let value: f64 = value.parse().ok()?;
-        let unit = behind.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(behind.len());
+        let unit = behind
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(behind.len());
         let (unit, next) = behind.split_at(unit);
         total += value
             * match unit {

@@ -6,10 +6,7 @@
 //!
 //! A client follows no redirect, knows no proxy, cookie or compression, retries nothing and speaks HTTP/1.1.
 //! Connections are kept for a few seconds, never shared between teams.
-#![allow(
-    clippy::disallowed_types,
-    reason = "this is the one place that makes HTTP clients"
-)]
+#![allow(clippy::disallowed_types, reason = "this is the one place that makes HTTP clients")]
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -177,7 +174,10 @@ impl Egress {
             return forbidden("the webhook URL has no valid host name");
         }
         let rules = &self.inner.rules;
-        let within = |domain: &str| name.strip_suffix(domain).is_some_and(|head| head.is_empty() || head.ends_with('.'));
+        let within = |domain: &str| {
+            name.strip_suffix(domain)
+                .is_some_and(|head| head.is_empty() || head.ends_with('.'))
+        };
         if within("localhost") {
             return Ok(!rules.open_loopback());
         }
@@ -197,7 +197,11 @@ impl Egress {
             rules.check(&[address], target.port).await?;
         }
         // A resolver does not learn the port. Where it matters, a client has URLs of one port only.
-        let port = if rules.is_listener_port(target.port) { target.port } else { 0 };
+        let port = if rules.is_listener_port(target.port) {
+            target.port
+        } else {
+            0
+        };
         let host = format!("{}:{}", target.url.host_str().unwrap_or_default(), target.port);
         let mut clients = self.inner.clients.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(clients.get((team, port), host, |slots| self.inner.build(port, slots))?)
@@ -295,7 +299,12 @@ impl Clients {
         self.hosts += usize::from(pool.hosts.insert(host));
         let client = pool.client.clone();
         while self.hosts > HOSTS_MAX || self.by_key.len() > CLIENTS_MAX {
-            let Some(oldest) = self.by_key.iter().min_by_key(|(_, pool)| pool.used).map(|(key, _)| *key) else {
+            let Some(oldest) = self
+                .by_key
+                .iter()
+                .min_by_key(|(_, pool)| pool.used)
+                .map(|(key, _)| *key)
+            else {
                 break;
             };
             self.hosts -= self.by_key.remove(&oldest).map_or(0, |pool| pool.hosts.len());
@@ -317,7 +326,9 @@ fn parse(text: &str, allow_http: bool) -> Result<Url, Forbidden> {
         )));
     }
     let odd = |c: char| c.is_control() || c.is_whitespace() || c == '\\';
-    let scheme = text.split_once("://").map(|(scheme, rest)| (scheme.to_ascii_lowercase(), rest));
+    let scheme = text
+        .split_once("://")
+        .map(|(scheme, rest)| (scheme.to_ascii_lowercase(), rest));
     let authority = match &scheme {
         Some((scheme, rest)) if scheme == "https" || scheme == "http" => rest.split(['/', '?', '#']).next(),
         _ => None,

@@ -188,10 +188,16 @@ mod tests {
             ..stored()
         };
         let sent = shown(&message, 0);
-        assert_eq!((&sent["toAgentId"], &sent["topic"]), (&json!(null), &json!("market.updates")));
+        assert_eq!(
+            (&sent["toAgentId"], &sent["topic"]),
+            (&json!(null), &json!("market.updates"))
+        );
         let received = message_json(&message, "gamma", 1_770_906_601_000).unwrap();
         let received: Value = serde_json::from_slice(&received).unwrap();
-        assert_eq!((&received["toAgentId"], &received["topic"]), (&json!("gamma"), &sent["topic"]));
+        assert_eq!(
+            (&received["toAgentId"], &received["topic"]),
+            (&json!("gamma"), &sent["topic"])
+        );
         assert_eq!((&received["status"], &received["id"]), (&json!("read"), &sent["id"]));
     }
 
