@@ -1,7 +1,8 @@
 //! The client port: routes, and what all of them share. The doors translate and decide nothing: a handler
 //! takes its input apart, makes one call, and converts the result.
 //!
-//! - [`abbababa`], [`kite`], [`admin`], [`health`]: the faces, each with its own shapes;
+//! - [`abbababa`], [`kite`], [`admin`], [`signing`], [`health`]: the faces, each with its own shapes;
+//!   [`deliveries`]: what two of them show alike;
 //! - [`auth`]: who is calling; [`error`]: the one map from what can go wrong to HTTP;
 //! - [`body`], [`json`], [`cursor`]: strict input and opaque output; [`serve`]: connections and their bounds.
 //!
@@ -12,11 +13,13 @@ pub mod admin;
 pub mod auth;
 pub mod body;
 pub mod cursor;
+pub mod deliveries;
 pub mod error;
 pub mod health;
 pub mod json;
 pub mod kite;
 pub mod serve;
+pub mod signing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +27,7 @@ use std::time::Duration;
 use agentpost_proto::command::{Operation, operation, reply};
 use agentpost_proto::{id, limits};
 use agentpost_raft_store::db::StateDb;
+use agentpost_raft_store::kv::Order;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Query, Request, State};
@@ -64,6 +68,7 @@ pub fn router(services: Services) -> Router {
         .merge(abbababa::routes())
         .merge(kite::routes())
         .merge(admin::routes())
+        .merge(signing::routes())
         .merge(health::routes())
         .merge(crate::ws::route(services))
         .fallback(unknown_path)
@@ -179,6 +184,15 @@ impl Parameters {
         match (values.next(), values.next()) {
             (_, Some(_)) => Err(ApiError::field(name, "stands twice in the query string")),
             (value, None) => Ok(value),
+        }
+    }
+
+    /// The order of a list.
+    fn order(&self) -> Result<Order> {
+        match self.get("order")? {
+            None | Some("asc") => Ok(Order::Ascending),
+            Some("desc") => Ok(Order::Descending),
+            Some(_) => Err(ApiError::field("order", "must be asc or desc")),
         }
     }
 

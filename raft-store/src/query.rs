@@ -1,6 +1,7 @@
 //! Read-only questions to the state. All take any [`Kv`]: a view in `apply`, a database on a node.
 
 pub mod delivery;
+pub mod receipt;
 pub mod topic;
 
 use agentpost_proto::command::Sweep;
@@ -39,6 +40,8 @@ pub struct PageQuery<'a> {
     pub state: Option<ReadState>,
     /// Only from this agent.
     pub from: Option<&'a str>,
+    /// Only of this topic.
+    pub topic: Option<&'a str>,
 }
 
 /// A page of an inbox.
@@ -66,7 +69,9 @@ pub fn inbox_page(kv: &impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>
         let (seq, entry) = row?;
         page.last_seq = Some(seq);
         let item = item(kv, team, seq, entry)?;
-        if query.from.is_none_or(|from| item.message.from == from) {
+        if query.from.is_none_or(|from| item.message.from == from)
+            && query.topic.is_none_or(|topic| item.message.topic == topic)
+        {
             bytes += item.message.body.len();
             page.items.push(item);
         }
@@ -88,6 +93,7 @@ pub fn inbox_after(
         limit,
         state: None,
         from: None,
+        topic: None,
     };
     entries(kv, team, agent, &query)?
         .take(limit)

@@ -2,9 +2,14 @@
 //! names of either, answers carry those of both.
 
 mod batch;
+mod deliveries;
+mod fanout;
 mod inbox;
+mod receipt;
 pub(crate) mod render;
 mod send;
+mod subscribe;
+mod webhook;
 
 use agentpost_proto::command::{MarkRead, Permission, operation, reply};
 use agentpost_proto::id::{AgentId, MessageId, TeamId};
@@ -16,9 +21,10 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use axum::routing::{any, get, post};
+use axum::routing::{get, post};
 use std::sync::Arc;
 
+pub(super) use self::deliveries::redriven;
 use self::render::{Shown, push_message};
 use super::error::{ApiError, Result};
 use super::json::{Fault, Writer, members};
@@ -33,12 +39,25 @@ pub(super) fn routes() -> Router<Arc<Doors>> {
         router
             .route(&format!("{mount}/messages"), post(send_message).get(list_inbox))
             .route(&format!("{mount}/messages/batch"), post(send_batch))
-            .route(&format!("{mount}/messages/subscribe"), any(not_yet))
-            .route(&format!("{mount}/messages/webhook"), any(not_yet))
+            .route(
+                &format!("{mount}/messages/subscribe"),
+                post(subscribe).delete(unsubscribe).get(list_subscriptions),
+            )
+            .route(
+                &format!("{mount}/messages/webhook"),
+                post(register_webhook).delete(delete_webhook).get(get_webhook),
+            )
             .route(
                 &format!("{mount}/messages/{{id}}"),
                 get(get_message).patch(mark_message),
             )
+            .route(&format!("{mount}/messages/{{id}}/receipt"), get(get_receipt))
+            .route(&format!("{mount}/deliveries"), get(list_deliveries))
+            .route(
+                &format!("{mount}/deliveries/{{id}}"),
+                get(get_delivery).delete(cancel_delivery),
+            )
+            .route(&format!("{mount}/deliveries/{{id}}/redrive"), post(redrive_delivery))
     })
 }
 
@@ -62,13 +81,48 @@ async fn mark_message(State(doors): Door, id: Id, request: Request) -> Response 
     answer(Face::Abbababa, mark(&doors, id, request).await)
 }
 
-async fn not_yet(State(doors): Door, request: Request) -> Response {
-    let known = doors.writer(&request.into_parts().0.headers).await;
-    let refusal = known.map_or_else(
-        |error| error,
-        |_| ApiError::not_implemented("topics and webhooks are not available yet; direct messages are"),
-    );
-    refusal.response(Face::Abbababa)
+async fn subscribe(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, subscribe::subscribe(&doors, request).await)
+}
+
+async fn unsubscribe(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, subscribe::unsubscribe(&doors, request).await)
+}
+
+async fn list_subscriptions(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, subscribe::list(&doors, &request.into_parts().0).await)
+}
+
+async fn register_webhook(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, webhook::register(&doors, request).await)
+}
+
+async fn delete_webhook(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, webhook::delete(&doors, &request.into_parts().0).await)
+}
+
+async fn get_webhook(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, webhook::get(&doors, &request.into_parts().0).await)
+}
+
+async fn get_receipt(State(doors): Door, id: Id, request: Request) -> Response {
+    answer(Face::Abbababa, receipt::get(&doors, id, &request.into_parts().0).await)
+}
+
+async fn list_deliveries(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, deliveries::list(&doors, &request.into_parts().0).await)
+}
+
+async fn get_delivery(State(doors): Door, id: Id, request: Request) -> Response {
+    answer(Face::Abbababa, deliveries::get(&doors, id, &request.into_parts().0).await)
+}
+
+async fn redrive_delivery(State(doors): Door, id: Id, request: Request) -> Response {
+    answer(Face::Abbababa, deliveries::redrive(&doors, id, &request.into_parts().0).await)
+}
+
+async fn cancel_delivery(State(doors): Door, id: Id, request: Request) -> Response {
+    answer(Face::Abbababa, deliveries::cancel(&doors, id, &request.into_parts().0).await)
 }
 
 /// A malformed id is one that nobody has.
@@ -106,15 +160,19 @@ async fn get_one(doors: &Doors, id: Id, request: Request) -> Result<Response> {
     Ok(json_response(StatusCode::OK, out))
 }
 
-/// Writes the message if `agent` received it or sent it. Both see when its receiver read it.
+/// Writes the message if `agent` received it or sent it. Both see when the receiver of a direct message read it.
 fn push_visible(out: &mut Vec<u8>, kv: &impl Kv, team: TeamId, agent: &AgentId, id: MessageId) -> Result<bool> {
     if let Some(item) = query::received(kv, team, agent.as_str(), id)? {
-        push_message(out, &Shown::of(&item.message, item.read_at_ms)?);
+        push_message(out, &Shown::received(&item.message, agent.as_str(), item.read_at_ms)?);
         return Ok(true);
     }
     let sent = query::message(kv, team, id)?.filter(|message| message.from == agent.as_str());
     let Some(message) = sent else { return Ok(false) };
-    let received = query::received(kv, team, &message.to, id)?;
+    // A topic message has many receivers; who of them read it stands in its receipt.
+    let received = match message.to.as_str() {
+        "" => None,
+        to => query::received(kv, team, to, id)?,
+    };
     push_message(out, &Shown::of(&message, received.map_or(0, |item| item.read_at_ms))?);
     Ok(true)
 }

@@ -1,4 +1,6 @@
-//! The operator API, `/admin/v1`: teams, keys, the cluster. Only for admin keys of the reserved team.
+//! The operator API, `/admin/v1`: teams, keys, the cluster, deliveries. Only for admin keys of the reserved team.
+
+mod deliveries;
 
 use std::sync::Arc;
 
@@ -25,7 +27,7 @@ use crate::metrics::Face;
 use crate::node::TransferError;
 use crate::secrets::NewKey;
 
-type Id = Result<Path<String>, PathRejection>;
+pub(super) type Id = Result<Path<String>, PathRejection>;
 
 /// The routes.
 pub(super) fn routes() -> Router<Arc<Doors>> {
@@ -37,6 +39,7 @@ pub(super) fn routes() -> Router<Arc<Doors>> {
         .route("/admin/v1/cluster", get(cluster))
         .route("/admin/v1/cluster/transfer", post(transfer))
         .route("/admin/v1/cluster/snapshot", post(snapshot))
+        .merge(deliveries::routes())
 }
 
 async fn create_team(State(doors): Door, request: Request) -> Response {
@@ -90,19 +93,19 @@ async fn operator_body<T: for<'de> Deserialize<'de>>(doors: &Doors, request: Req
     Ok((caller, parse(&body)?))
 }
 
-async fn operator_reading(doors: &Doors, headers: &HeaderMap, consistency: Consistency) -> Result<Reading> {
+pub(super) async fn operator_reading(doors: &Doors, headers: &HeaderMap, consistency: Consistency) -> Result<Reading> {
     let reading = doors.reader(headers, consistency).await?;
     operator(&reading.caller)?;
     Ok(reading)
 }
 
-fn team_id(id: Id) -> Result<TeamId> {
+pub(super) fn team_id(id: Id) -> Result<TeamId> {
     id.ok()
         .and_then(|Path(text)| text.parse().ok())
         .ok_or_else(no_such_team)
 }
 
-fn no_such_team() -> ApiError {
+pub(super) fn no_such_team() -> ApiError {
     ApiError::not_found("no such team")
 }
 

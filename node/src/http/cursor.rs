@@ -1,5 +1,5 @@
-//! The opaque cursor of an inbox: `version | order | seq | MAC`, base64url without padding. The MAC also
-//! covers team and inbox, so that a cursor is worth nothing elsewhere, and nobody can make one up.
+//! The opaque cursor of an inbox, or of another list: `version | order | seq | MAC`, base64url without padding.
+//! The MAC also covers team and inbox, or what no agent is called for another list, so that a cursor is worth nothing elsewhere, and nobody can make one up.
 
 use agentpost_proto::id::TeamId;
 use agentpost_raft_store::kv::Order;

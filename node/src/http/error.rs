@@ -101,11 +101,6 @@ impl ApiError {
         )
     }
 
-    /// 501.
-    pub fn not_implemented(message: &'static str) -> Self {
-        Self::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", message)
-    }
-
     /// 503: nothing was changed.
     pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", message);

@@ -2,8 +2,20 @@
 //! and the enveloped one of the vendor's SDK. Requests accept the union of their fields, replies carry the
 //! union of their keys.
 
+mod delivery;
+mod subscription;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+
+pub use self::delivery::{
+    Attempt, DeliveriesResponse, Delivery, DeliveryDetail, DeliveryResponse, DeliveryRow, Receipt, ReceiptCounts,
+    ReceiptDelivery, ReceiptReader, ReceiptResponse, RedriveResponse,
+};
+pub use self::subscription::{
+    SigningKeys, SubscribeRequest, Subscription, SubscriptionResponse, SubscriptionsResponse, Webhook, WebhookRequest,
+    WebhookResponse,
+};
 
 /// `POST /messages`; also an item of `POST /messages/batch`.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -65,6 +77,9 @@ pub struct SendResponse {
     pub success: bool,
     /// `msg_<32 hex>`.
     pub message_id: String,
+    /// `pending` when a publish was answered before the last inbox had it; else absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fanout: Option<String>,
     /// The message, as the SDK wants it; absent in the client library's view.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<Message>,
@@ -88,6 +103,9 @@ pub struct BatchResult {
     /// When it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message_id: Option<String>,
+    /// `pending` while inboxes of a publish follow; else absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fanout: Option<String>,
     /// When it was not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

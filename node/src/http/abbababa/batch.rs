@@ -6,13 +6,14 @@
 use std::fmt;
 
 use agentpost_proto::command::{Permission, SendBatch, SendOutcome, SendReply, operation, reply, send_outcome};
-use agentpost_proto::id::MessageId;
+use agentpost_proto::id::{MessageId, TeamId};
 use agentpost_proto::limits;
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::fanout;
 use super::send::{Item, Source};
 use crate::http::error::{ApiError, Result};
 use crate::http::json::{Key, Writer, push_text};
@@ -32,15 +33,15 @@ pub async fn batch(doors: &Doors, request: Request) -> Result<Response> {
     let Batch(items) = parse(&body)?;
     let source = Source::of(doors, &body, &from);
     let mut sends = Vec::with_capacity(items.len());
-    let mut refused = Vec::with_capacity(items.len());
+    // Per item: what is wrong with it, or its topic.
+    let mut checked = Vec::with_capacity(items.len());
     for item in &items {
-        match item.to_send(&source).and_then(|send| item.keyed(send)) {
-            Ok(send) => {
-                sends.push(send);
-                refused.push(None);
-            }
-            Err(error) => refused.push(Some(error)),
-        }
+        let send = item.to_send(&source).and_then(|send| item.keyed(send));
+        checked.push(send.map(|send| {
+            let topic = send.topic.clone();
+            sends.push(send);
+            topic
+        }));
     }
     let outcomes = if sends.is_empty() {
         Vec::new()
@@ -53,22 +54,32 @@ pub async fn batch(doors: &Doors, request: Request) -> Result<Response> {
             other => return Err(ApiError::internal(format!("a batch was answered {other:?}"))),
         }
     };
-    results(refused, outcomes)
+    results(doors, caller.team, checked, outcomes)
 }
 
-/// The results in the order of the request: refused here, or decided by apply.
-fn results(refused: Vec<Option<ApiError>>, outcomes: Vec<SendOutcome>) -> Result<Response> {
-    let mut out = Vec::with_capacity(64 + 100 * refused.len());
+/// The results in the order of the request: refused here, or decided by apply. Nobody waits for the inboxes
+/// of a large publish; its result says that they follow.
+fn results(
+    doors: &Doors,
+    team: TeamId,
+    checked: Vec<Result<String>>,
+    outcomes: Vec<SendOutcome>,
+) -> Result<Response> {
+    let state = doors.services.reader.local();
+    let mut out = Vec::with_capacity(64 + 100 * checked.len());
     out.extend_from_slice(b"{\"results\":[");
     let mut outcomes = outcomes.into_iter();
-    for (index, refused) in refused.into_iter().enumerate() {
+    for (index, checked) in checked.into_iter().enumerate() {
         if index > 0 {
             out.push(b',');
         }
-        let outcome = match refused {
-            Some(error) => Err(error),
-            None => match outcomes.next().and_then(|outcome| outcome.outcome) {
-                Some(send_outcome::Outcome::Sent(reply)) => Ok(reply),
+        let outcome = match checked {
+            Err(error) => Err(error),
+            Ok(topic) => match outcomes.next().and_then(|outcome| outcome.outcome) {
+                Some(send_outcome::Outcome::Sent(reply)) => {
+                    let pending = fanout::pending_in(&*state, team, &topic, &reply)?;
+                    Ok((reply, pending))
+                }
                 Some(send_outcome::Outcome::Rejection(rejection)) => Err(rejection.into()),
                 None => return Err(ApiError::internal("a batch was answered with too few outcomes")),
             },
@@ -79,14 +90,17 @@ fn results(refused: Vec<Option<ApiError>>, outcomes: Vec<SendOutcome>) -> Result
     Ok(json_response(StatusCode::OK, out))
 }
 
-fn push_result(out: &mut Vec<u8>, outcome: Result<SendReply>) -> Result<()> {
+fn push_result(out: &mut Vec<u8>, outcome: Result<(SendReply, bool)>) -> Result<()> {
     let mut object = Writer::new(out);
     match outcome {
-        Ok(reply) => {
+        Ok((reply, pending)) => {
             let id = MessageId::from_slice(&reply.message_id).map_err(ApiError::internal)?;
             object.raw("status", "200");
             object.raw("success", "true");
             push_text(object.key("messageId"), &id.abbababa());
+            if pending {
+                object.text("fanout", fanout::PENDING);
+            }
         }
         Err(error) => {
             object.raw("status", error.status.as_str());

@@ -5,7 +5,7 @@
 //! meanwhile gets nothing.
 
 use agentpost_proto::command::Permission;
-use agentpost_proto::id::{AgentId, TeamId};
+use agentpost_proto::id::{self, AgentId, TeamId};
 use agentpost_proto::limits;
 use agentpost_raft_store::db::StateDb;
 use agentpost_raft_store::keys::ReadState;
@@ -28,7 +28,8 @@ struct Wanted {
     offset: usize,
     state: Option<ReadState>,
     from: Option<String>,
-    /// A filter that no message passes as long as there are neither topics nor webhooks.
+    topic: Option<String>,
+    /// A filter that no message passes: what became of deliveries does not stand in an inbox.
     nothing: bool,
     cursor: Option<String>,
     wait: Duration,
@@ -36,11 +37,6 @@ struct Wanted {
 
 impl Wanted {
     fn of(parameters: &Parameters) -> Result<Self> {
-        let order = match parameters.get("order")? {
-            None | Some("asc") => Order::Ascending,
-            Some("desc") => Order::Descending,
-            Some(_) => return Err(ApiError::field("order", "must be asc or desc")),
-        };
         let limit = parameters
             .number("limit", 1, limits::PAGE_MAX as u64)?
             .unwrap_or(limits::PAGE_DEFAULT as u64);
@@ -58,20 +54,24 @@ impl Wanted {
             return Err(ApiError::field("fromAgentId", "is not an agent id"));
         }
         let topic = parameters.get("topic")?;
+        if topic.is_some_and(|topic| id::validate_name("topic", topic).is_err()) {
+            return Err(ApiError::field("topic", "is not the name of a topic"));
+        }
         Ok(Wanted {
-            order,
+            order: parameters.order()?,
             limit: limit as usize,
             offset: offset as usize,
             state,
             from: from.map(str::to_owned),
-            nothing: undeliverable || topic.is_some(),
+            topic: topic.map(str::to_owned),
+            nothing: undeliverable,
             cursor,
             wait: Duration::from_secs(wait_s),
         })
     }
 }
 
-/// `unreadOnly` of the one dialect and `status` of the other; true stands for `delivered`.
+/// `unreadOnly` of the one dialect and `status` of the other; true stands for `delivered`, which no message is.
 fn read_state(parameters: &Parameters) -> Result<(Option<ReadState>, bool)> {
     let unread_only = match parameters.get("unreadOnly")? {
         None | Some("false") => false,
@@ -159,6 +159,7 @@ impl Inbox<'_> {
             limit: self.wanted.limit,
             state: self.wanted.state,
             from: self.wanted.from.as_deref(),
+            topic: self.wanted.topic.as_deref(),
         };
         // The SDK's dialect pages by counting.
         let mut skip = self.wanted.offset;
@@ -207,7 +208,7 @@ impl Inbox<'_> {
     }
 
     fn answer(&self, page: &Page) -> Result<Response> {
-        let messages = messages(&page.items)?;
+        let messages = messages(&page.items, self.agent.as_str())?;
         let seq = page.last_seq.unwrap_or(start(self.wanted.order));
         let cursor = self
             .doors
@@ -230,7 +231,7 @@ impl Inbox<'_> {
     }
 }
 
-fn messages(items: &[InboxItem]) -> Result<Vec<u8>> {
+fn messages(items: &[InboxItem], agent: &str) -> Result<Vec<u8>> {
     let bytes: usize = items
         .iter()
         .map(|item| item.message.body.len() + item.message.extras.len() + 640)
@@ -241,7 +242,7 @@ fn messages(items: &[InboxItem]) -> Result<Vec<u8>> {
         if index > 0 {
             out.push(b',');
         }
-        push_message(&mut out, &Shown::of(&item.message, item.read_at_ms)?);
+        push_message(&mut out, &Shown::received(&item.message, agent, item.read_at_ms)?);
     }
     out.push(b']');
     Ok(out)
@@ -264,6 +265,7 @@ mod tests {
             offset: 0,
             state: None,
             from: None,
+            topic: None,
             nothing: false,
             cursor: None,
             wait: Duration::ZERO,
@@ -285,7 +287,7 @@ mod tests {
         );
         assert_eq!(wanted("status=read").unwrap().state, Some(ReadState::Read));
         assert!(wanted("status=delivered").unwrap().nothing);
-        assert!(wanted("topic=x").unwrap().nothing);
+        assert_eq!(wanted("topic=a/b").unwrap().topic.as_deref(), Some("a/b"));
         assert_eq!(wanted("fromAgentId=a%3Ab").unwrap().from.as_deref(), Some("a:b"));
     }
 
@@ -314,6 +316,8 @@ mod tests {
             "offset=2001",
             "offset=1&wait=1",
             "offset=1&cursor=x",
+            "topic=",
+            "topic=a%20b",
             "fromAgentId=",
             "fromAgentId=a%20b",
         ] {

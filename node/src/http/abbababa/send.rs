@@ -15,6 +15,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
+use super::fanout;
 use super::render::{Shown, push_message};
 use crate::clock::IdSource;
 use crate::http::error::{ApiError, Result};
@@ -54,30 +55,43 @@ pub async fn one(doors: &Doors, request: Request) -> Result<Response> {
     let item: Item<'_> = parse(&body)?;
     let mut send = item.to_send(&Source::of(doors, &body, &from))?;
     send.idempotency_key = key;
-    match doors.propose(&caller, operation::Op::Send(send.clone())).await? {
-        reply::Reply::Send(reply) if reply.message_id == send.message_id => accepted(&Shown::sent(&send, &reply)?),
-        reply::Reply::Send(first) => repeated(doors, caller.team, &send, &first),
-        other => Err(ApiError::internal(format!("a send was answered {other:?}"))),
+    let reply = match doors.propose(&caller, operation::Op::Send(send.clone())).await? {
+        reply::Reply::Send(reply) => reply,
+        other => return Err(ApiError::internal(format!("a send was answered {other:?}"))),
+    };
+    let pending = fanout::pending(doors, caller.team, &send.topic, &reply).await?;
+    if reply.message_id == send.message_id {
+        return Ok(accepted(&Shown::sent(&send, &reply)?, pending));
     }
+    repeated(doors, caller.team, &send, &reply, pending)
 }
 
 /// The answer under a used idempotency key: the message as it was stored then, if it is known here.
-fn repeated(doors: &Doors, team: TeamId, send: &Send, first: &SendReply) -> Result<Response> {
+fn repeated(doors: &Doors, team: TeamId, send: &Send, first: &SendReply, pending: bool) -> Result<Response> {
     let id = MessageId::from_slice(&first.message_id).map_err(ApiError::internal)?;
-    match query::received(&*doors.services.reader.local(), team, &send.to, id)? {
-        Some(item) => accepted(&Shown::of(&item.message, item.read_at_ms)?),
-        None => accepted(&Shown::sent(send, first)?),
-    }
+    let state = doors.services.reader.local();
+    let stored = if send.topic.is_empty() {
+        query::received(&*state, team, &send.to, id)?.map(|item| (item.message, item.read_at_ms))
+    } else {
+        query::message(&*state, team, id)?.map(|message| (message, 0))
+    };
+    Ok(match stored {
+        Some((message, read_at_ms)) => accepted(&Shown::of(&message, read_at_ms)?, pending),
+        None => accepted(&Shown::sent(send, first)?, pending),
+    })
 }
 
-fn accepted(message: &Shown<'_>) -> Result<Response> {
+fn accepted(message: &Shown<'_>, pending: bool) -> Response {
     let mut out = Vec::with_capacity(1024);
     let mut object = Writer::new(&mut out);
     object.raw("success", "true");
     object.text("messageId", &*message.id());
+    if pending {
+        object.text("fanout", fanout::PENDING);
+    }
     push_message(object.key("data"), message);
     object.end();
-    Ok(json_response(StatusCode::OK, out))
+    json_response(StatusCode::OK, out)
 }
 
 /// What every message of a request shares.
@@ -113,10 +127,10 @@ impl Item<'_> {
         if let Some(fault) = self.fault {
             return Err(ApiError::invalid(format!("the message {fault}")));
         }
-        let to = self.receiver()?;
+        let (to, topic) = self.receiver()?;
         let kind = self.kind()?;
         let (body_kind, body) = self.body(source)?;
-        let send = Send {
+        Ok(Send {
             message_id: source.ids.message_id().to_bytes(),
             face: command::Face::Abbababa as i32,
             from: source.from.as_str().to_owned(),
@@ -129,14 +143,8 @@ impl Item<'_> {
             expires_at_ms: self.expires_at_ms(source.wall_ms)?,
             idempotency_key: String::new(),
             extras: self.extras()?,
-            topic: String::new(),
-        };
-        match self.topic {
-            None => Ok(send),
-            Some(_) => Err(ApiError::not_implemented(
-                "topics are not available yet; send to toAgentId instead",
-            )),
-        }
+            topic,
+        })
     }
 
     /// With the item's own key; a single message has it in the header.
@@ -148,18 +156,18 @@ impl Item<'_> {
         Ok(send)
     }
 
-    /// The receiving agent; empty for a topic.
-    fn receiver(&self) -> Result<String> {
+    /// The receiving agent or the topic; the other one is empty.
+    fn receiver(&self) -> Result<(String, String)> {
         match (text("toAgentId", self.to_agent_id)?, text("topic", self.topic)?) {
             (Some(agent), None) => {
                 let agent: AgentId = agent
                     .parse()
                     .map_err(|e| ApiError::field("toAgentId", format!("is invalid: {e}")))?;
-                Ok(agent.into())
+                Ok((agent.into(), String::new()))
             }
             (None, Some(topic)) => {
                 id::validate_name("topic", &topic).map_err(|e| ApiError::named("topic", e.to_string()))?;
-                Ok(String::new())
+                Ok((String::new(), topic.into_owned()))
             }
             (Some(_), Some(_)) => Err(ApiError::field("toAgentId", "and topic exclude each other")),
             (None, None) => Err(ApiError::field("toAgentId", "or topic is required")),
@@ -435,17 +443,19 @@ mod tests {
     }
 
     #[test]
-    fn large_parts_are_413_and_topics_501() {
+    fn large_parts_are_413() {
         let text = "x".repeat(limits::BODY_BYTES_MAX);
         assert!(sent(&with(&json!({ "body": text }))).is_ok());
         assert_eq!(sent(&with(&json!({ "body": text + "x" }))).unwrap_err().status, 413);
         let metadata = json!({ "k": "x".repeat(limits::EXTRAS_BYTES_MAX) });
         assert_eq!(sent(&with(&json!({ "metadata": metadata }))).unwrap_err().status, 413);
-        assert_eq!(
-            sent(&with(&json!({ "toAgentId": null, "topic": "news" })))
-                .unwrap_err()
-                .status,
-            501
-        );
+    }
+
+    #[test]
+    fn a_publish_names_a_topic_instead_of_an_agent() {
+        let publish = sent(&with(&json!({ "toAgentId": null, "topic": "market/updates" }))).unwrap();
+        assert_eq!((publish.to.as_str(), publish.topic.as_str()), ("", "market/updates"));
+        let direct = sent(&with(&json!({ "topic": null }))).unwrap();
+        assert_eq!((direct.to.as_str(), direct.topic.as_str()), ("beta", ""));
     }
 }
