@@ -2,7 +2,7 @@
 //! takes its input apart, makes one call, and converts the result.
 //!
 //! - [`abbababa`], [`kite`], [`admin`], [`signing`], [`health`]: the faces, each with its own shapes;
-//!   [`deliveries`]: what two of them show alike;
+//!   `deliveries`: what two of them show alike;
 //! - [`auth`]: who is calling; [`error`]: the one map from what can go wrong to HTTP;
 //! - [`body`], [`json`], [`cursor`]: strict input and opaque output; [`serve`]: connections and their bounds.
 //!
@@ -13,7 +13,7 @@ pub mod admin;
 pub mod auth;
 pub mod body;
 pub mod cursor;
-pub mod deliveries;
+mod deliveries;
 pub mod error;
 pub mod health;
 pub mod json;

@@ -29,6 +29,7 @@ fn whole_inbox(kv: &Memory, team: &str, agent: &str, state: Option<ReadState>, o
         limit: 1000,
         state,
         from: None,
+        topic: None,
     };
     query::inbox_page(kv, team_id(team), agent, &query).unwrap().items
 }

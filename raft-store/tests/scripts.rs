@@ -485,6 +485,7 @@ impl goldenscript::Runner for Runner {
                         _ => None,
                     },
                     from: None,
+                    topic: None,
                 };
                 self.inbox(team_id(team), agent, &query)
             }

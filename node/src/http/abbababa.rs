@@ -114,15 +114,24 @@ async fn list_deliveries(State(doors): Door, request: Request) -> Response {
 }
 
 async fn get_delivery(State(doors): Door, id: Id, request: Request) -> Response {
-    answer(Face::Abbababa, deliveries::get(&doors, id, &request.into_parts().0).await)
+    answer(
+        Face::Abbababa,
+        deliveries::get(&doors, id, &request.into_parts().0).await,
+    )
 }
 
 async fn redrive_delivery(State(doors): Door, id: Id, request: Request) -> Response {
-    answer(Face::Abbababa, deliveries::redrive(&doors, id, &request.into_parts().0).await)
+    answer(
+        Face::Abbababa,
+        deliveries::redrive(&doors, id, &request.into_parts().0).await,
+    )
 }
 
 async fn cancel_delivery(State(doors): Door, id: Id, request: Request) -> Response {
-    answer(Face::Abbababa, deliveries::cancel(&doors, id, &request.into_parts().0).await)
+    answer(
+        Face::Abbababa,
+        deliveries::cancel(&doors, id, &request.into_parts().0).await,
+    )
 }
 
 /// A malformed id is one that nobody has.

@@ -5,19 +5,22 @@
 //! by whatever time passes without a leader.
 
 use agentpost_proto::api::abbababa::{Attempt, Delivery, DeliveryDetail, DeliveryRow};
-use agentpost_proto::id::{DeliveryId, MessageId, SubscriptionId};
+use agentpost_proto::id::{DeliveryId, MessageId, SubscriptionId, TeamId};
 use agentpost_proto::limits;
 use agentpost_proto::record::{self, Applied, AttemptEnd, DeliveryState};
 use agentpost_proto::time::rfc3339;
 use agentpost_raft_store::kv::{Kv, Order};
-use agentpost_raft_store::query::delivery::{DeliveryPage, DeliveryQuery};
+use agentpost_raft_store::query::{
+    self,
+    delivery::{DeliveryPage, DeliveryQuery},
+};
+
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use bytes::Bytes;
 
 use super::error::{ApiError, Result};
 use super::{Doors, Parameters};
-use agentpost_proto::id::TeamId;
 
 /// What no agent is called: separates these cursors from those of inboxes.
 const CURSOR_PURPOSE: &str = "/deliveries";
@@ -41,13 +44,15 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// Checks every parameter.
     pub fn of(parameters: &Parameters) -> Result<Self> {
-        let state = match parameters.get("state")? {
-            None => None,
-            Some(name) => Some(DeliveryState::from_name(name).ok_or_else(|| {
-                ApiError::field("state", "must be scheduled, claimed, delivered, dead or cancelled")
-            })?),
-        };
+        let state =
+            match parameters.get("state")? {
+                None => None,
+                Some(name) => Some(DeliveryState::from_name(name).ok_or_else(|| {
+                    ApiError::field("state", "must be scheduled, claimed, delivered, dead or cancelled")
+                })?),
+            };
         let limit = parameters.number("limit", 1, limits::PAGE_MAX as u64)?;
         Ok(Wanted {
             state,
@@ -84,7 +89,7 @@ pub fn page(
         state: wanted.state,
         agent,
     };
-    let page = agentpost_raft_store::query::delivery::page(kv, team, &query)?;
+    let page = query::delivery::page(kv, team, &query)?;
     let last = page.last.unwrap_or(start);
     let cursor = doors.cursors.encode(team, CURSOR_PURPOSE, wanted.order, last);
     Ok((page, cursor))
@@ -113,8 +118,8 @@ pub fn detail(delivery: &record::Delivery, sight: Sight, applied: &Applied) -> R
 }
 
 fn shown<A>(delivery: &record::Delivery, sight: Sight, applied: &Applied, attempts: A) -> Result<Delivery<A>> {
-    let due_in_ms = (delivery.state() == DeliveryState::Scheduled)
-        .then(|| delivery.due_ms.saturating_sub(applied.cluster_ms));
+    let due_in_ms =
+        (delivery.state() == DeliveryState::Scheduled).then(|| delivery.due_ms.saturating_sub(applied.cluster_ms));
     let overdue_ms = applied.cluster_ms.saturating_sub(delivery.due_ms);
     Ok(Delivery {
         id: id_text(&delivery.id)?.unwrap_or_default(),
@@ -242,7 +247,10 @@ mod tests {
         assert_eq!((all.state.as_str(), all.step, all.attempt_count), ("scheduled", 1, 1));
         assert_eq!(all.url.as_deref(), Some("https://hook.example/x"));
         let first = &all.attempts[0];
-        assert_eq!((first.end.as_str(), first.status, first.took_ms), ("failed", Some(500), Some(12)));
+        assert_eq!(
+            (first.end.as_str(), first.status, first.took_ms),
+            ("failed", Some(500), Some(12))
+        );
         assert_eq!(
             first.response.as_deref(),
             Some("\\u{1b}[2J<b>no</b>\\r\\n\u{fffd}\\u{9b}")
@@ -272,7 +280,10 @@ mod tests {
         dead.set_state(DeliveryState::Dead);
         dead.set_end(DeliveryEnd::Exhausted);
         let dead = row(&dead, Sight::States, &NOW).unwrap();
-        assert_eq!((dead.due_in_ms, dead.due, dead.end.as_deref()), (None, None, Some("exhausted")));
+        assert_eq!(
+            (dead.due_in_ms, dead.due, dead.end.as_deref()),
+            (None, None, Some("exhausted"))
+        );
     }
 
     #[test]
@@ -286,7 +297,15 @@ mod tests {
         };
         assert_eq!(wanted("state=dead&order=desc&limit=7").unwrap(), expected);
         assert_eq!(wanted("").unwrap().limit, limits::PAGE_DEFAULT);
-        for bad in ["state=", "state=DEAD", "state=none", "state=3", "limit=0", "limit=201", "order=up"] {
+        for bad in [
+            "state=",
+            "state=DEAD",
+            "state=none",
+            "state=3",
+            "limit=0",
+            "limit=201",
+            "order=up",
+        ] {
             assert_eq!(wanted(bad).unwrap_err().status, 400, "{bad}");
         }
     }

@@ -25,8 +25,7 @@ pub fn readers(kv: &(impl Kv + ?Sized), team: TeamId, message: &Message, examine
     }
     for row in kv.range(keys::receivers_of(team, message.seq), Order::Ascending) {
         let (key, value) = row?;
-        let entry_seq =
-            keys::trailing_number(&key).ok_or_else(|| Fatal::Invariant("a malformed rc key".to_owned()))?;
+        let entry_seq = keys::trailing_number(&key).ok_or_else(|| Fatal::Invariant("a malformed rc key".to_owned()))?;
         let chunk: Receivers = decode(value)?;
         look(kv, team, &mut readers, entry_seq, chunk.agents, examined)?;
     }

@@ -59,12 +59,7 @@ pub async fn batch(doors: &Doors, request: Request) -> Result<Response> {
 
 /// The results in the order of the request: refused here, or decided by apply. Nobody waits for the inboxes
 /// of a large publish; its result says that they follow.
-fn results(
-    doors: &Doors,
-    team: TeamId,
-    checked: Vec<Result<String>>,
-    outcomes: Vec<SendOutcome>,
-) -> Result<Response> {
+fn results(doors: &Doors, team: TeamId, checked: Vec<Result<String>>, outcomes: Vec<SendOutcome>) -> Result<Response> {
     let state = doors.services.reader.local();
     let mut out = Vec::with_capacity(64 + 100 * checked.len());
     out.extend_from_slice(b"{\"results\":[");

@@ -87,13 +87,6 @@ fn stored_id(bytes: &[u8]) -> Result<MessageId, Fatal> {
     MessageId::from_slice(bytes).map_err(|e| Fatal::Invariant(format!("stored message: {e}")))
 }
 
-/// The object of `GET /messages/:id` as `receiver` gets it; also a part of a webhook's body.
-pub(crate) fn message_json(message: &record::Message, receiver: &str, read_at_ms: u64) -> Result<Vec<u8>, Fatal> {
-    let mut out = Vec::with_capacity(message.body.len() + message.extras.len() + 640);
-    push_message(&mut out, &Shown::received(message, receiver, read_at_ms)?);
-    Ok(out)
-}
-
 /// Appends the message: the union of both dialects.
 pub fn push_message(out: &mut Vec<u8>, message: &Shown<'_>) {
     let time = |ms: u64| (ms != 0).then(|| rfc3339(ms));
@@ -192,7 +185,9 @@ mod tests {
             (&sent["toAgentId"], &sent["topic"]),
             (&json!(null), &json!("market.updates"))
         );
-        let received = message_json(&message, "gamma", 1_770_906_601_000).unwrap();
+        let mut received = Vec::new();
+        let read_at_ms = 1_770_906_601_000;
+        push_message(&mut received, &Shown::received(&message, "gamma", read_at_ms).unwrap());
         let received: Value = serde_json::from_slice(&received).unwrap();
         assert_eq!(
             (&received["toAgentId"], &received["topic"]),

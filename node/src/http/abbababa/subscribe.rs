@@ -78,7 +78,11 @@ pub async fn subscribe(doors: &Doors, request: Request) -> Result<Response> {
     let topic = topic(raw)?;
     let url = wanted.url()?;
     if let Some(url) = url.as_deref().filter(|url| !url.is_empty()) {
-        let field = if wanted.webhook_url.is_some() { "webhookUrl" } else { "callbackUrl" };
+        let field = if wanted.webhook_url.is_some() {
+            "webhookUrl"
+        } else {
+            "callbackUrl"
+        };
         check_url(doors, field, url)?;
     }
     let op = Subscribe {
@@ -164,7 +168,10 @@ pub async fn unsubscribe(doors: &Doors, request: Request) -> Result<Response> {
     };
     let topic = match (in_query, in_body) {
         (Some(a), Some(b)) if a != b => {
-            return Err(ApiError::field("topic", "differs between the query string and the body"));
+            return Err(ApiError::field(
+                "topic",
+                "differs between the query string and the body",
+            ));
         }
         (a, b) => a.or(b).ok_or_else(|| ApiError::field("topic", "is required"))?,
     };
@@ -218,7 +225,10 @@ mod tests {
             (r#"{"callbackUrl": null}"#, Some("")),
             (r#"{"webhookUrl":"https://a/"}"#, Some("https://a/")),
             (r#"{"callbackUrl":"https:\u002f\u002fa/"}"#, Some("https://a/")),
-            (r#"{"webhookUrl":"https://a/","callbackUrl":"https://a/"}"#, Some("https://a/")),
+            (
+                r#"{"webhookUrl":"https://a/","callbackUrl":"https://a/"}"#,
+                Some("https://a/"),
+            ),
         ] {
             assert_eq!(url_of(body).unwrap().as_deref(), url, "{body}");
         }

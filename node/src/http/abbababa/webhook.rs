@@ -121,7 +121,9 @@ pub async fn delete(doors: &Doors, parts: &request::Parts) -> Result<Response> {
     let op = DeleteWebhook { agent: agent.into() };
     match doors.propose(&caller, operation::Op::DeleteWebhook(op)).await? {
         reply::Reply::Done(_) => done("the webhook is deleted"),
-        other => Err(ApiError::internal(format!("a delete of a webhook was answered {other:?}"))),
+        other => Err(ApiError::internal(format!(
+            "a delete of a webhook was answered {other:?}"
+        ))),
     }
 }
 
@@ -164,7 +166,10 @@ mod tests {
             let body = format!("{{\"events\":{list}}}");
             parse::<Wanted<'_>>(body.as_bytes()).unwrap().events()
         };
-        assert_eq!(events(r#"["message.topic","message.received","message.topic"]"#).unwrap(), [1, 2]);
+        assert_eq!(
+            events(r#"["message.topic","message.received","message.topic"]"#).unwrap(),
+            [1, 2]
+        );
         let many = format!("[{}]", vec!["\"message.topic\""; EVENTS_MAX + 1].join(","));
         for bad in [
             "null",

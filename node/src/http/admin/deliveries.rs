@@ -71,12 +71,7 @@ async fn deliveries(doors: &Doors, uri: &Uri, headers: &HeaderMap) -> Result<Res
     })
 }
 
-async fn find(
-    doors: &Doors,
-    id: Id,
-    uri: &Uri,
-    headers: &HeaderMap,
-) -> Result<(Reading, TeamId, record::Delivery)> {
+async fn find(doors: &Doors, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<(Reading, TeamId, record::Delivery)> {
     let (reading, team) = look(doors, &Parameters::of(uri)?, headers).await?;
     let delivery = query::delivery::by_id(&*reading.state, team, delivery_id(id)?)?.ok_or_else(unknown)?;
     Ok((reading, team, delivery))
@@ -108,7 +103,10 @@ async fn cancel_one(doors: &Doors, id: Id, uri: &Uri, headers: &HeaderMap) -> Re
         agent: String::new(),
         team_id: team.to_bytes(),
     };
-    match doors.propose(&reading.caller, operation::Op::CancelDelivery(op)).await? {
+    match doors
+        .propose(&reading.caller, operation::Op::CancelDelivery(op))
+        .await?
+    {
         reply::Reply::Done(_) => json_of(&agentpost_proto::api::admin::Ok { success: true }),
         other => Err(super::unexpected("cancel", &other)),
     }
