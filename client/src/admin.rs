@@ -3,6 +3,7 @@
 //! Creating a team or a key is not repeated when its outcome is unknown: a second team would clash with the first, and
 //! a second key would leave a secret that nobody holds.
 
+use crate::api::abbababa::SigningKeys;
 use crate::api::admin::{Cluster, CreateKey, CreateTeam, CreatedKey, Key, Keys, Team, Teams, Transfer, UpdateTeam};
 use crate::client::{Request, segment};
 use crate::{Client, Error};
@@ -44,6 +45,22 @@ impl Client {
         self.request(&Request::delete(format!("/admin/v1/keys/{}", segment(id))))
             .await
             .map(|_| ())
+    }
+
+    /// What the webhooks of a team are signed with, now and after the next rotation.
+    pub async fn team_signing_keys(&self, team_id: &str) -> Result<SigningKeys, Error> {
+        self.call(Request::get(format!(
+            "/admin/v1/teams/{}/signing-keys",
+            segment(team_id)
+        )))
+        .await
+    }
+
+    /// Makes the next signing key of a team the current one. Not repeated when its outcome is unknown: receivers know
+    /// two keys, so a second rotation would lock them out.
+    pub async fn rotate_team_signing_keys(&self, team_id: &str) -> Result<SigningKeys, Error> {
+        let path = format!("/admin/v1/teams/{}/signing-keys/rotate", segment(team_id));
+        self.call(Request::post(path)).await
     }
 
     /// The nodes and where each stands.

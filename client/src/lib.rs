@@ -3,6 +3,8 @@
 //! - [`Client`]: typed calls of both faces and of the operator API, over the URLs of several nodes. A node that does
 //!   not answer is passed over; a send whose outcome is unknown is repeated under the same idempotency key, so it
 //!   happens once.
+//!   [`Client::publish`] and [`Client::subscribe`] are for topics, [`Client::register_webhook`] has mail delivered to a
+//!   URL, [`Client::receipt`] tells what became of a message.
 //! - [`inbox::Inbox`]: the mail of an agent as it arrives, over a WebSocket that reconnects to any node and resumes
 //!   after what was acknowledged.
 //! - [`verify`]: for receivers of webhooks: is a call genuine?
@@ -30,6 +32,7 @@
 
 mod admin;
 pub mod client;
+mod deliveries;
 mod endpoints;
 pub mod error;
 pub mod event;
@@ -40,10 +43,13 @@ pub mod receiver;
 pub mod retry;
 pub mod terminal;
 mod tls;
+mod topics;
 pub mod urls;
 pub mod verify;
 
 pub use agentpost_proto::{api, limits};
 pub use client::Client;
+pub use deliveries::DeliveryQuery;
 pub use error::Error;
 pub use mail::{Consistency, ListQuery, Order};
+pub use topics::SubscriptionUrl;

@@ -34,6 +34,15 @@ pub enum Order {
     Desc,
 }
 
+impl Order {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Order::Asc => "asc",
+            Order::Desc => "desc",
+        }
+    }
+}
+
 /// How fresh a read must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Consistency {
@@ -59,8 +68,7 @@ impl ListQuery {
             pairs.push(("wait", wait_s.to_string()));
         }
         if let Some(order) = self.order {
-            let text = if order == Order::Asc { "asc" } else { "desc" };
-            pairs.push(("order", text.to_owned()));
+            pairs.push(("order", order.name().to_owned()));
         }
         if let Some(consistency) = self.consistency {
             let text = if consistency == Consistency::Local {

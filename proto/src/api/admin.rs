@@ -26,7 +26,7 @@ pub struct UpdateTeam {
 }
 
 /// Limits to set. 0 is unlimited; `overage_price_atomic: null` removes the price.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct LimitsPatch {

@@ -3,10 +3,13 @@
 mod bench;
 mod cluster;
 mod connection;
+mod deliveries;
 mod key;
 mod output;
+mod signing_keys;
 mod table;
 mod team;
+mod webhook;
 
 use std::process::ExitCode;
 
@@ -28,6 +31,8 @@ Examples:
   agentpost cluster status
   agentpost team create research --monthly-events 0
   agentpost key create --team research --permissions write --agent agent-alpha
+  agentpost deliveries list --team research --state dead
+  agentpost webhook listen --port 9000 --answer 500,200
   agentpost bench --mode http --in-flight 64
 
 Any node of the cluster serves; with several URLs the next one is asked when one does not answer. The admin key is in
@@ -52,7 +57,16 @@ enum Command {
     /// Create, list and revoke API keys
     #[command(subcommand, arg_required_else_help = true)]
     Key(key::Command),
-    /// Measure acknowledged sends or push latency
+    /// List deliveries to webhooks, look at one, deliver dead ones again
+    #[command(subcommand, arg_required_else_help = true)]
+    Deliveries(deliveries::Command),
+    /// Show and rotate what the webhooks of a team are signed with
+    #[command(subcommand, arg_required_else_help = true)]
+    SigningKeys(signing_keys::Command),
+    /// Receive webhooks on this machine: for trying things out
+    #[command(subcommand, arg_required_else_help = true)]
+    Webhook(webhook::Command),
+    /// Measure acknowledged sends, webhook deliveries, fan-out or push latency
     Bench(bench::Args),
 }
 
@@ -79,6 +93,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Cluster(command) => cluster::run(command, &cli.connection).await,
             Command::Team(command) => team::run(command, &cli.connection).await,
             Command::Key(command) => key::run(command, &cli.connection).await,
+            Command::Deliveries(command) => deliveries::run(command, &cli.connection).await,
+            Command::SigningKeys(command) => signing_keys::run(command, &cli.connection).await,
+            Command::Webhook(command) => webhook::run(command).await,
             Command::Bench(args) => bench::run(args, &cli.connection).await,
         }
     })

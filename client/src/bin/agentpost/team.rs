@@ -1,7 +1,7 @@
 //! `agentpost team`: tenants.
 
 use agentpost::Client;
-use agentpost::api::admin::{CreateTeam, LimitsPatch, Team};
+use agentpost::api::admin::{CreateTeam, LimitsPatch, Team, UpdateTeam};
 use anyhow::{Context, bail};
 
 use crate::connection::Connection;
@@ -24,12 +24,59 @@ Limits that are not given take the plan's default. 0 is unlimited.")]
         #[arg(long)]
         json: bool,
     },
+    /// Look at the limits of a team and change them
+    #[command(subcommand, arg_required_else_help = true)]
+    Limits(Limits),
+}
+
+#[derive(clap::Subcommand)]
+pub enum Limits {
+    /// Show the limits of a team
+    Show {
+        /// The team's id or name
+        team: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change some limits of a team; they count from the next request on, on every node
+    #[command(after_help = "\
+Examples:
+  agentpost team limits set research --daily-sends 5000
+  agentpost team limits set crawlers --monthly-events 0 --no-overage
+
+Limits that are not given stay as they are. 0 is unlimited.")]
+    Set(Set),
 }
 
 #[derive(clap::Args)]
 pub struct Create {
     /// The team's name
     name: String,
+    #[command(flatten)]
+    limits: Flags,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Set {
+    /// The team's id or name
+    team: String,
+    #[command(flatten)]
+    limits: Flags,
+    /// Refuse events over the monthly limit
+    #[arg(long, conflicts_with = "overage_price_atomic")]
+    no_overage: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The limits that a person may set.
+#[derive(clap::Args)]
+struct Flags {
     /// Sends of each agent per UTC day
     #[arg(long, value_name = "N")]
     daily_sends: Option<u64>,
@@ -45,9 +92,18 @@ pub struct Create {
     /// Allow events over the monthly limit at this price, in atomic units
     #[arg(long, value_name = "PRICE")]
     overage_price_atomic: Option<u64>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+}
+
+impl Flags {
+    fn patch(self) -> LimitsPatch {
+        LimitsPatch {
+            daily_sends: self.daily_sends,
+            daily_reads: self.daily_reads,
+            daily_webhook_registrations: self.daily_webhook_registrations,
+            monthly_events: self.monthly_events,
+            overage_price_atomic: self.overage_price_atomic.map(Some),
+        }
+    }
 }
 
 /// Runs one of the commands.
@@ -63,21 +119,19 @@ pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()
                 output::text(&table(&teams).render(Paint::for_stdout()))
             }
         }
+        Command::Limits(Limits::Show { team, json }) => {
+            let team = find(&client, &team).await?;
+            show_limits(&team, "Limits", json)
+        }
+        Command::Limits(Limits::Set(args)) => set_limits(&client, args).await,
     }
 }
 
 async fn create(client: &Client, args: Create) -> anyhow::Result<()> {
-    let limits = LimitsPatch {
-        daily_sends: args.daily_sends,
-        daily_reads: args.daily_reads,
-        daily_webhook_registrations: args.daily_webhook_registrations,
-        monthly_events: args.monthly_events,
-        overage_price_atomic: args.overage_price_atomic.map(Some),
-    };
     let team = client
         .create_team(&CreateTeam {
             name: args.name,
-            limits: Some(limits),
+            limits: Some(args.limits.patch()),
         })
         .await?;
     if args.json {
@@ -91,11 +145,65 @@ pub async fn id_of(client: &Client, team: &str) -> anyhow::Result<String> {
     if team.parse::<agentpost_proto::id::TeamId>().is_ok() {
         return Ok(team.to_owned());
     }
-    let teams = client.teams().await.context("cannot look the team up by its name")?;
-    match teams.into_iter().find(|known| known.name == team) {
-        Some(known) => Ok(known.id),
-        None => bail!("no team has the name `{team}`; `agentpost team list` shows all"),
+    Ok(find(client, team).await?.id)
+}
+
+/// The team of an id or a name.
+async fn find(client: &Client, team: &str) -> anyhow::Result<Team> {
+    let teams = client.teams().await.context("cannot look the team up")?;
+    match teams.into_iter().find(|known| known.name == team || known.id == team) {
+        Some(known) => Ok(known),
+        None => bail!("no team has the name or id `{team}`; `agentpost team list` shows all"),
     }
+}
+
+async fn set_limits(client: &Client, args: Set) -> anyhow::Result<()> {
+    let mut patch = args.limits.patch();
+    if args.no_overage {
+        patch.overage_price_atomic = Some(None);
+    }
+    if patch == LimitsPatch::default() {
+        bail!("no limit given; `agentpost team limits set --help` names them");
+    }
+    let change = UpdateTeam {
+        limits: Some(patch),
+        strict_recipients: None,
+    };
+    let team = client.update_team(&id_of(client, &args.team).await?, &change).await?;
+    show_limits(&team, "Changed the limits", args.json)
+}
+
+fn show_limits(team: &Team, what: &str, json: bool) -> anyhow::Result<()> {
+    if json {
+        return output::json(&team.limits);
+    }
+    let name = agentpost::terminal::escaped(&team.name);
+    output::text(&format!("{what} of team {name}\n{}", limit_lines(team)))
+}
+
+fn limit(n: u64) -> String {
+    if n == 0 { "unlimited".to_owned() } else { n.to_string() }
+}
+
+fn overage(team: &Team) -> String {
+    let price = team.limits.overage_price_atomic;
+    price.map_or("refused".to_owned(), |price| price.to_string())
+}
+
+fn limit_lines(team: &Team) -> String {
+    let limits = &team.limits;
+    format!(
+        "  sends of an agent per day:                 {}\n  \
+           inbox reads of an agent per day:           {}\n  \
+           webhook registrations of an agent per day: {}\n  \
+           events of the team per month:              {}\n  \
+           price of an event beyond, atomic units:    {}\n",
+        limit(limits.daily_sends),
+        limit(limits.daily_reads),
+        limit(limits.daily_webhook_registrations),
+        limit(limits.monthly_events),
+        overage(team)
+    )
 }
 
 fn table(teams: &[Team]) -> Table {
@@ -109,7 +217,6 @@ fn table(teams: &[Team]) -> Table {
         ("OVERAGE", Align::Right),
         ("STRICT", Align::Left),
     ]);
-    let limit = |n: u64| if n == 0 { "unlimited".to_owned() } else { n.to_string() };
     for team in teams {
         table.row(
             Tone::Plain,
@@ -120,9 +227,7 @@ fn table(teams: &[Team]) -> Table {
                 limit(team.limits.daily_reads),
                 limit(team.limits.daily_webhook_registrations),
                 limit(team.limits.monthly_events),
-                team.limits
-                    .overage_price_atomic
-                    .map_or("refused".to_owned(), |price| price.to_string()),
+                overage(team),
                 if team.strict_recipients { "yes" } else { "no" }.to_owned(),
             ],
         );
@@ -133,11 +238,19 @@ fn table(teams: &[Team]) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agentpost::api::admin::Limits;
+    use agentpost::api::admin;
+
+    const LINES: &str = "  \
+  sends of an agent per day:                 unlimited
+  inbox reads of an agent per day:           10000
+  webhook registrations of an agent per day: 100
+  events of the team per month:              unlimited
+  price of an event beyond, atomic units:    refused
+";
 
     #[test]
     fn zero_is_shown_as_unlimited() {
-        let limits = Limits {
+        let limits = admin::Limits {
             daily_sends: 0,
             daily_reads: 10_000,
             daily_webhook_registrations: 100,
@@ -154,6 +267,7 @@ mod tests {
 ID      NAME      SENDS/DAY  READS/DAY  WEBHOOKS/DAY  EVENTS/MONTH  OVERAGE  STRICT
 team_1  research  unlimited      10000           100     unlimited  refused  no
 ";
+        assert_eq!(limit_lines(&team), LINES);
         assert_eq!(table(&[team]).render(Paint::Never), expected);
     }
 }

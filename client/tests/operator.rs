@@ -1,0 +1,242 @@
+//! What `agentpost` asks for and prints, word for word, against a server that answers from a script.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::process::{Output, Stdio};
+
+use agentpost::Client;
+use agentpost::retry::RetryPolicy;
+use common::{PATIENCE, Stub, parts};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+
+const TEAM: &str = "team_00000000000000000000000000000001";
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_agentpost"));
+    command.args(args).env_clear().kill_on_drop(true);
+    command
+}
+
+async fn agentpost(server: &Stub, args: &[&str]) -> Output {
+    let output = command(args)
+        .env("AGENTPOST_URLS", &server.base)
+        .env("AGENTPOST_ADMIN_KEY", "admin")
+        .output();
+    tokio::time::timeout(PATIENCE, output)
+        .await
+        .expect("agentpost did not end")
+        .unwrap()
+}
+
+/// Methods and paths of what was asked.
+fn asked(server: &Stub) -> Vec<String> {
+    let seen = server.seen();
+    assert!(seen.iter().all(|seen| seen.header("authorization") == "Bearer admin"));
+    seen.iter()
+        .map(|seen| format!("{} {}", seen.method, seen.path))
+        .collect()
+}
+
+fn delivery(id: &str, attempts: Value) -> Value {
+    json!({
+        "id": id, "state": "dead", "end": "exhausted", "messageId": "msg_1", "fromAgentId": "a", "toAgentId": "b",
+        "topic": "t", "subscriptionId": null, "attempts": attempts, "attemptCount": 4, "step": 3, "due": null,
+        "dueInMs": null, "url": "http://h/hook", "createdAt": "2026-04-30T10:00:00.000Z",
+        "endedAt": "2026-04-30T10:01:51.000Z", "redrivenAs": null, "redriveOf": null,
+    })
+}
+
+fn page(deliveries: &[Value], cursor: &str) -> String {
+    json!({"success": true, "deliveries": deliveries, "cursor": cursor}).to_string()
+}
+
+fn team(limits: Value) -> Value {
+    json!({"id": TEAM, "name": "research", "limits": limits, "strict_recipients": false})
+}
+
+fn limits() -> Value {
+    json!({"daily_sends": 5000, "daily_reads": 10000, "daily_webhook_registrations": 100, "monthly_events": 0,
+           "overage_price_atomic": null})
+}
+
+#[tokio::test]
+async fn signing_keys_are_shown_and_rotated() {
+    let server = Stub::start().await;
+    let pair = |current: &str, next: &str| json!({"current": current, "next": next}).to_string();
+    server
+        .answer(200, pair("sig_1", "sig_2"))
+        .answer(200, pair("sig_2", "sig_3"));
+    let output = agentpost(&server, &["signing-keys", "show", "--team", TEAM]).await;
+    let expected = "Signing keys\n  current: sig_1\n  next:    sig_2\n";
+    assert_eq!(parts(&output), (Some(0), expected.to_owned(), String::new()));
+    let output = agentpost(&server, &["signing-keys", "rotate", "--team", TEAM, "--json"]).await;
+    let (code, stdout, stderr) = parts(&output);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let keys: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(keys, json!({"current": "sig_2", "next": "sig_3"}));
+    let path = format!("/admin/v1/teams/{TEAM}/signing-keys");
+    assert_eq!(asked(&server), [format!("GET {path}"), format!("POST {path}/rotate")]);
+}
+
+#[tokio::test]
+async fn a_rotation_of_unknown_outcome_is_not_repeated() {
+    let server = Stub::start().await;
+    server.answer(504, json!({"error": "outcome unknown"}).to_string());
+    let output = agentpost(&server, &["signing-keys", "rotate", "--team", TEAM]).await;
+    let (code, stdout, stderr) = parts(&output);
+    assert_eq!((code, stdout.as_str()), (Some(1), ""));
+    assert!(stderr.starts_with("Error: outcome unknown: "), "{stderr}");
+    assert_eq!(asked(&server).len(), 1);
+}
+
+#[tokio::test]
+async fn deliveries_are_listed_over_pages_until_the_cursor_stands_still() {
+    let server = Stub::start().await;
+    server
+        .answer(200, page(&[delivery("dlv_1", json!(4))], "c1"))
+        // Examined its share, found nothing, goes on.
+        .answer(200, page(&[], "c2"))
+        .answer(200, page(&[delivery("dlv_2", json!(4))], "c3"))
+        .answer(200, page(&[], "c3"));
+    let args = ["deliveries", "list", "--team", TEAM, "--state", "dead"];
+    let (code, stdout, stderr) = parts(&agentpost(&server, &args).await);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert_eq!(lines.len(), 3, "{stdout}");
+    assert!(
+        lines[1].starts_with("dlv_1  dead (exhausted)         4     3"),
+        "{stdout}"
+    );
+    assert!(
+        lines[2].starts_with("dlv_2") && lines[2].ends_with("http://h/hook"),
+        "{stdout}"
+    );
+    let path = format!("GET /admin/v1/deliveries?team={TEAM}&state=dead&order=desc");
+    assert_eq!(
+        asked(&server),
+        [
+            format!("{path}&limit=50"),
+            format!("{path}&cursor=c1&limit=49"),
+            format!("{path}&cursor=c2&limit=49"),
+            format!("{path}&cursor=c3&limit=48"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_delivery_is_shown_and_redriven() {
+    let server = Stub::start().await;
+    let attempt = json!({"number": 4, "step": 3, "end": "failed", "status": 500, "error": "status", "tookMs": 3});
+    let reply = json!({"success": true, "delivery": delivery("dlv_1", json!([attempt]))});
+    let redriven = json!({"success": true, "deliveryId": "dlv_9"}).to_string();
+    server
+        .answer(200, reply.to_string())
+        .answer(200, &redriven[..])
+        .answer(409, json!({"error": "the delivery is not dead"}).to_string());
+    let (code, stdout, stderr) = parts(&agentpost(&server, &["deliveries", "show", "dlv_1", "--team", TEAM]).await);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert!(stdout.contains("\n  state:        dead (exhausted)\n"), "{stdout}");
+    assert!(
+        stdout.contains("\n      4     3  failed     500  status        3  -        -\n"),
+        "{stdout}"
+    );
+    // The first is done and said so, the second is refused.
+    let args = ["deliveries", "redrive", "dlv_1", "dlv_2", "--team", TEAM];
+    let (code, stdout, stderr) = parts(&agentpost(&server, &args).await);
+    assert_eq!((code, stdout.as_str()), (Some(1), "Redriven dlv_1\n  as: dlv_9\n"));
+    assert_eq!(stderr, "Error: the delivery is not dead (409 Conflict)\n");
+    assert_eq!(
+        asked(&server),
+        [
+            format!("GET /admin/v1/deliveries/dlv_1?team={TEAM}"),
+            format!("POST /admin/v1/deliveries/dlv_1/redrive?team={TEAM}"),
+            format!("POST /admin/v1/deliveries/dlv_2/redrive?team={TEAM}"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn limits_are_shown_and_only_those_named_are_set() {
+    let server = Stub::start().await;
+    let teams = json!({"teams": [team(limits())]}).to_string();
+    let changed = team(limits()).to_string();
+    server
+        .answer(200, &teams[..])
+        .answer(200, &teams[..])
+        .answer(200, changed);
+    let shown = "  sends of an agent per day:                 5000\n  \
+                   inbox reads of an agent per day:           10000\n  \
+                   webhook registrations of an agent per day: 100\n  \
+                   events of the team per month:              unlimited\n  \
+                   price of an event beyond, atomic units:    refused\n";
+    let output = agentpost(&server, &["team", "limits", "show", "research"]).await;
+    assert_eq!(
+        parts(&output),
+        (Some(0), format!("Limits of team research\n{shown}"), String::new())
+    );
+    let args = [
+        "team",
+        "limits",
+        "set",
+        "research",
+        "--daily-sends",
+        "5000",
+        "--no-overage",
+    ];
+    let output = agentpost(&server, &args).await;
+    let expected = format!("Changed the limits of team research\n{shown}");
+    assert_eq!(parts(&output), (Some(0), expected, String::new()));
+    let seen = server.seen();
+    let patch = &seen[2];
+    assert_eq!(
+        (patch.method.as_str(), &patch.path[..]),
+        ("PATCH", &*format!("/admin/v1/teams/{TEAM}"))
+    );
+    assert_eq!(
+        patch.json(),
+        json!({"limits": {"daily_sends": 5000, "overage_price_atomic": null}})
+    );
+    let (code, _, stderr) = parts(&agentpost(&server, &["team", "limits", "set", "research"]).await);
+    assert!(
+        code == Some(1) && stderr.starts_with("Error: no limit given"),
+        "{stderr}"
+    );
+    assert_eq!(server.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn a_webhook_listens_answers_as_told_and_ends_after_its_count() {
+    let args = [
+        "webhook", "listen", "--port", "0", "--answer", "500,200", "--count", "2",
+    ];
+    let mut listener = command(&args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut notes = BufReader::new(listener.stderr.take().unwrap()).lines();
+    let note = tokio::time::timeout(PATIENCE, notes.next_line())
+        .await
+        .unwrap()
+        .unwrap();
+    let base = note.unwrap().strip_prefix("Listening at ").unwrap().to_owned();
+    let client = Client::builder(&base).retry(RetryPolicy::once()).build().unwrap();
+    let hook = agentpost::client::Request::post("/hook")
+        .json(&json!({"event": "message.received", "fromAgentId": "a", "toAgentId": "b", "body": {"text": "hi"}}))
+        .unwrap();
+    let refused = client.request(&hook).await.unwrap_err();
+    assert_eq!(refused.answer().unwrap().status, 500);
+    assert_eq!(client.request(&hook).await.unwrap().status, 200);
+    let output = tokio::time::timeout(PATIENCE, listener.wait_with_output())
+        .await
+        .unwrap()
+        .unwrap();
+    let line = |answer: &str| {
+        format!("[-] attempt -, not verified, answered {answer}: message.received a → b: {{\"text\":\"hi\"}}\n")
+    };
+    let (code, stdout, _) = parts(&output);
+    assert_eq!((code, stdout), (Some(0), line("500") + &line("200")));
+}
