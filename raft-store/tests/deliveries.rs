@@ -186,6 +186,7 @@ impl World {
             limit: 1_000,
             state: None,
             from: Some("system"),
+            topic: None,
         };
         let page = query::inbox_page(&self.core.memory, self.team(), "alice", &page).unwrap();
         let notices = page.items.into_iter().map(|item| item.message);
