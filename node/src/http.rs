@@ -4,6 +4,7 @@
 //! - [`abbababa`], [`kite`], [`admin`], [`signing`], [`health`]: the faces, each with its own shapes;
 //!   `deliveries`: what two of them show alike;
 //! - [`auth`]: who is calling; [`error`]: the one map from what can go wrong to HTTP;
+//! - [`ratelimit`]: what the Abba Baba face says about quotas;
 //! - [`body`], [`json`], [`cursor`]: strict input and opaque output; [`serve`]: connections and their bounds.
 //!
 //! **Invariant**: no answer has a plain-text body (but `/metrics`), and no bad input makes a 5xx.
@@ -18,6 +19,7 @@ pub mod error;
 pub mod health;
 pub mod json;
 pub mod kite;
+pub mod ratelimit;
 pub mod serve;
 pub mod signing;
 
@@ -100,10 +102,14 @@ impl Doors {
         let services = &self.services;
         let key_hash = services.secrets.key_hash(auth::presented(headers)?);
         let generation = match self.remembered.get(&key_hash, services.clock.wall_ms()) {
-            Ok(caller) => return Ok(caller),
+            Ok(caller) => {
+                ratelimit::note_caller(&caller, headers);
+                return Ok(caller);
+            }
             Err(generation) => generation,
         };
         let (_, caller) = auth::authorize(services, &key_hash, services.reader.local()).await?;
+        ratelimit::note_caller(&caller, headers);
         let caller = Arc::new(caller);
         self.remembered.insert(generation, key_hash, Arc::clone(&caller));
         Ok(caller)
@@ -114,10 +120,12 @@ impl Doors {
         let services = &self.services;
         let key_hash = services.secrets.key_hash(auth::presented(headers)?);
         let state = match consistency {
-            Consistency::Linearizable => services.reader.linearizable().await?,
-            Consistency::Local => services.reader.local_read()?,
+            Consistency::Linearizable => services.reader.linearizable().await,
+            Consistency::Local => services.reader.local_read(),
         };
+        let state = state.inspect_err(|_| self.note_known(headers))?;
         let (state, caller) = auth::authorize(services, &key_hash, state).await?;
+        ratelimit::note_caller(&caller, headers);
         Ok(Reading {
             state,
             caller,
@@ -125,15 +133,29 @@ impl Doors {
         })
     }
 
+    /// Notes who calls, as far as this node knows, where nobody is authorised: only to show their limits.
+    fn note_known(&self, headers: &HeaderMap) {
+        let services = &self.services;
+        let Ok(key) = auth::presented(headers) else { return };
+        let (state, key_hash) = (services.reader.local(), services.secrets.key_hash(key));
+        if let Ok(auth::Finding::Valid(caller)) = auth::find(&*state, &key_hash, services.clock.wall_ms()) {
+            ratelimit::note_caller(&caller, headers);
+        }
+    }
+
     /// Has an operation carried out in the caller's name. A refusal is an error.
     async fn propose(&self, caller: &Caller, op: operation::Op) -> Result<reply::Reply> {
+        let sending = ratelimit::Sending::of(&op);
         let operation = Operation {
             principal: Some(caller.principal()),
             op: Some(op),
         };
         match self.services.proposer.propose(operation).await?.reply {
             Some(reply::Reply::Rejection(rejection)) => Err(rejection.into()),
-            Some(reply) => Ok(reply),
+            Some(reply) => {
+                sending.note_counted(&reply);
+                Ok(reply)
+            }
             None => Err(ApiError::internal("an empty reply")),
         }
     }
@@ -259,11 +281,13 @@ fn face_of(path: &str) -> Face {
     }
 }
 
-async fn unknown_path(uri: Uri) -> Response {
+async fn unknown_path(State(doors): Door, headers: HeaderMap, uri: Uri) -> Response {
+    doors.note_known(&headers);
     ApiError::not_found("no such path").response(face_of(uri.path()))
 }
 
-async fn wrong_method(method: Method, uri: Uri) -> Response {
+async fn wrong_method(State(doors): Door, headers: HeaderMap, method: Method, uri: Uri) -> Response {
+    doors.note_known(&headers);
     let message = format!("{method} is not allowed here");
     let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
     error.response(face_of(uri.path()))
@@ -281,14 +305,15 @@ async fn around(State(doors): Door, request: Request, next: Next) -> Response {
     let route = format!("{} {route}", method_name(request.method()));
     let polls = request.uri().query().is_some_and(|query| query.contains("wait="));
     let deadline = if polls { POLL_TIMEOUT } else { REQUEST_TIMEOUT };
-    let mut response = match tokio::time::timeout(
-        deadline,
-        next.run(body::guarded(request, &doors.services.cluster.tasks)),
-    )
-    .await
-    {
-        Ok(response) => response,
-        Err(_) => ApiError::outcome_unknown().response(face),
+    let counted = ratelimit::Counted::of(request.method(), request.uri().path());
+    let answered = next.run(body::guarded(request, &doors.services.cluster.tasks));
+    let answered = async {
+        let in_time = tokio::time::timeout(deadline, answered).await;
+        in_time.unwrap_or_else(|_| ApiError::outcome_unknown().response(face))
+    };
+    let mut response = match counted {
+        Some(counted) => ratelimit::shown(&doors.services, counted, answered).await,
+        None => answered.await,
     };
     response
         .headers_mut()

@@ -6,6 +6,7 @@
 //! - [`peer_service`] answers the other nodes; [`cluster`] is what an operator may ask for;
 //! - [`bootstrap`] brings a cluster into being, [`sweeper`] removes what has aged, on the leader;
 //! - [`dispatch`] calls the webhooks;
+//! - [`leases`] lets this node count inbox reads without an entry for each;
 //! - the shard, one Raft group: [`shard`]; connections to other nodes: [`peer`];
 //! - the ground: [`clock`], [`config`], [`networks`], [`secrets`], [`metrics`].
 
@@ -16,6 +17,7 @@ pub mod config;
 pub mod dev;
 pub mod dispatch;
 pub mod http;
+pub mod leases;
 pub mod metrics;
 pub mod networks;
 pub mod node;

@@ -5,7 +5,8 @@
 //! writes find no quorum and answer 503, while health and metrics answer.
 //!
 //! **Stop**, under one deadline: refuse new requests and answer those in flight, sessions closing with a
-//! resume hint; stop the leader's workers; hand leadership over; shut Raft down; close the peer port; flush.
+//! resume hint; return leases; stop the leader's workers; hand leadership over; shut Raft down; close the peer
+//! port; flush.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -34,6 +35,7 @@ use crate::cluster::Local;
 use crate::config::Config;
 use crate::dispatch::egress::Egress;
 use crate::http;
+use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::peer::dial::{CONNECTION_WINDOW_BYTES, Dialer, KEEPALIVE, STREAM_WINDOW_BYTES};
 use crate::peer::forward::Forwarder;
@@ -63,6 +65,7 @@ pub struct Services {
     pub proposer: Proposer,
     pub reader: Reader,
     pub wakeups: Wakeups,
+    pub leases: Leases,
     pub clock: Clock,
     pub ids: IdSource,
     pub secrets: Arc<Secrets>,
@@ -147,10 +150,19 @@ pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) 
         secrets: Arc::clone(&secrets),
         metrics: metrics.clone(),
     };
+    let leases = Leases::new(
+        proposer.clone(),
+        reader.clone(),
+        local.clone(),
+        clock.clone(),
+        ids.clone(),
+        cluster.tasks.clone(),
+    );
     let services = Services {
         proposer,
         reader,
         wakeups,
+        leases,
         clock,
         ids,
         secrets,
@@ -163,6 +175,7 @@ pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) 
     background.spawn(serve_peers(peer, identity, &services, &raft, &peers));
     let leading = tokio::spawn(lead(&services, &raft, &state, cluster_time, &workers));
     background.spawn(keep(&services, &raft, &state, log).run(workers.clone()));
+    background.spawn(services.leases.clone().run(workers.clone()));
     background.spawn(Bootstrap::new(services.clone()).run(workers.clone()));
     let serving = http::serve::serve(
         client,
@@ -211,6 +224,7 @@ impl RunningNode {
         {
             tracing::warn!(left = cluster.tasks.len(), "connections did not end in time");
         }
+        self.services.leases.close().await;
         // The state may still be ticked while leadership is handed over: workers end after the order.
         self.local.resign().await;
         self.workers.cancel();

@@ -149,3 +149,7 @@ pub const LEASE_UNITS_MAX: u64 = 64;
 pub const LEASE_SPENT_WITHIN_MS: u64 = 5_000;
 /// Leases in one ReturnLeases entry.
 pub const LEASES_PER_ENTRY_MAX: usize = 256;
+/// Agents whose reads a node leases at one time; the readers of further ones are answered 503.
+pub const LEASED_AGENTS_MAX: usize = 65_536;
+/// Leases waiting to be returned on one node while there is no quorum; what is unspent of further ones is lost.
+pub const LEASE_RETURNS_WAITING_MAX: usize = 65_536;

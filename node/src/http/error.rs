@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 
 use super::json_response;
+use crate::leases::NoUnit;
 use crate::metrics::Face;
 use crate::shard::proposer::ProposeError;
 use crate::shard::reader::NotReady;
@@ -207,6 +208,16 @@ impl From<ProposeError> for ApiError {
 impl From<NotReady> for ApiError {
     fn from(_: NotReady) -> Self {
         Self::unavailable("this node cannot reach a quorum right now")
+    }
+}
+
+impl From<NoUnit> for ApiError {
+    fn from(error: NoUnit) -> Self {
+        match error {
+            NoUnit::Rejected(rejection) => rejection.into(),
+            NoUnit::NotReady(why) => Self::unavailable(why),
+            NoUnit::Fatal(fatal) => fatal.into(),
+        }
     }
 }
 

@@ -8,14 +8,13 @@
 use agentpost_proto::command::{ErrorCode, LeaseReads, LeaseReply, LeaseReturn, Permission, ReturnLeases};
 use agentpost_proto::id::{AgentId, TeamId};
 use agentpost_proto::limits::{LEASE_UNITS_MAX, LEASES_PER_ENTRY_MAX};
-use agentpost_proto::record::{DayCount, Lease, Team};
+use agentpost_proto::record::{DayCount, Lease};
 use agentpost_proto::time;
 
 use super::principal::Caller;
-use super::team::{default_limits, parsed};
+use super::team::{limits_of, parsed};
 use super::{Context, Stop, quota, reject};
 use crate::keys;
-use crate::kv::Fatal;
 use crate::view::View;
 
 /// Grants a block of an agent's reads of this day to a node. A repeat of the same lease returns the first
@@ -30,10 +29,7 @@ pub fn grant(view: &mut View<'_>, context: &Context<'_>, op: &LeaseReads) -> Res
     if op.lease_id.len() != 16 {
         return reject(ErrorCode::Invalid, "a lease id has 16 bytes");
     }
-    let team: Team = view
-        .load(&keys::team(caller.team))?
-        .ok_or_else(|| Fatal::Invariant(format!("key of {} without its team", caller.team)))?;
-    let limit = team.limits.unwrap_or_else(default_limits).daily_reads;
+    let limit = limits_of(view, caller.team)?.daily_reads;
     let count_row = keys::read_count(caller.team, &op.agent);
     let mut count: DayCount = view.load(&count_row)?.unwrap_or_default();
     quota::turn(&mut count, context.wall_ms);

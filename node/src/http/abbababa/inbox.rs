@@ -18,7 +18,7 @@ use std::time::Duration;
 use super::render::{Shown, push_message};
 use crate::http::error::{ApiError, Result};
 use crate::http::json::{Writer, push_text};
-use crate::http::{Consistency, Doors, Parameters, auth, json_response};
+use crate::http::{Consistency, Doors, Parameters, auth, json_response, ratelimit};
 
 /// What the query string asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -110,6 +110,9 @@ pub async fn list(doors: &Doors, parts: &request::Parts) -> Result<Response> {
         Some(text) => cursor_seq(doors, team, &agent, wanted.order, text)?,
         None => None,
     };
+    let leases = &doors.services.leases;
+    let taken = leases.take(reading.caller.principal(), team, agent.as_str(), &reading.state);
+    ratelimit::note_standing(taken.await?);
     let inbox = Inbox {
         doors,
         team,
