@@ -107,7 +107,9 @@ async fn ask(egress: &Egress, clock: &Clock, call: &Call, answer: &mut Answer) -
     let sending = client.post(target.url).headers(headers).body(body).send();
     let response = sending.await.map_err(|error| class_of(&error))?;
     answer.note(&response, clock.wall_ms())?;
-    answer.read(egress, response).await
+    let peer = response.remote_addr();
+    let visible = peer.is_some_and(|address| egress.may_show(address.ip()));
+    answer.read(response, visible).await
 }
 
 impl Answer {
@@ -130,10 +132,7 @@ impl Answer {
         Ok(())
     }
 
-    async fn read(&mut self, egress: &Egress, mut response: Response) -> Result<(), &'static str> {
-        let visible = response
-            .remote_addr()
-            .is_some_and(|address| egress.may_show(address.ip()));
+    async fn read(&mut self, mut response: Response, visible: bool) -> Result<(), &'static str> {
         let mut read = 0;
         while read < limits::RESPONSE_BYTES_READ_MAX {
             let Some(chunk) = response.chunk().await.map_err(|error| class_of(&error))? else {
@@ -213,7 +212,7 @@ fn body(call: &Call, id: DeliveryId) -> Result<Vec<u8>, Fatal> {
         let subscription = stored(SubscriptionId::from_slice(&delivery.subscription_id))?;
         object.text("subscriptionId", &*subscription.to_string());
     }
-    render::push_message(object.key("message"), &shown);
+    object.raw("message", render::message_json(message, &delivery.agent, 0)?);
     object.end();
     Ok(out)
 }
@@ -283,4 +282,101 @@ fn class_of(error: &reqwest::Error) -> &'static str {
 fn has<E: StdError + 'static>(error: &(dyn StdError + 'static)) -> bool {
     let packed = || error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     error.is::<E>() || packed().is_some_and(|inner| has::<E>(inner)) || error.source().is_some_and(has::<E>)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const NOW_MS: u64 = 1_770_906_600_000;
+
+    #[test]
+    fn a_wait_is_seconds_a_date_or_a_duration() {
+        for (text, ms) in [
+            ("0", 0),
+            ("120", 120_000),
+            (" 7 ", 7_000),
+            ("Thu, 12 Feb 2026 14:30:30 GMT", 30_000),
+            ("Thursday, 12-Feb-26 14:30:30 GMT", 30_000),
+            ("Thu, 12 Feb 2026 14:29:00 GMT", 0),
+            ("6m5s", 365_000),
+            ("1h", 3_600_000),
+            ("1.5s", 1_500),
+            ("300ms", 300),
+            ("1us", 1),
+            ("1500µs", 2),
+            ("2h45m0.5s", 9_900_500),
+        ] {
+            assert_eq!(retry_after_ms(text, NOW_MS), Some(ms), "{text}");
+        }
+        for text in [
+            "",
+            "soon",
+            "-1",
+            "1.5",
+            "5 s",
+            "s",
+            "1x",
+            "1..5s",
+            "-5s",
+            "0x10",
+            "1h-5m",
+            "99999999999999999999",
+            "Thu, 12 Feb 2026",
+        ] {
+            assert_eq!(retry_after_ms(text, NOW_MS), None, "{text}");
+        }
+    }
+
+    fn response(status: u16, headers: &[(&'static str, &str)], body: Vec<u8>) -> Response {
+        let mut response = axum::http::Response::builder().status(status);
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+        response.body(body).unwrap().into()
+    }
+
+    fn noted(status: u16, headers: &[(&'static str, &str)]) -> Answer {
+        let mut answer = Answer::default();
+        answer.note(&response(status, headers, Vec::new()), NOW_MS).unwrap();
+        answer
+    }
+
+    #[test]
+    fn only_489_with_its_header_is_for_good() {
+        let header = ("upstash-nonretryable-error", "true");
+        assert!(noted(489, &[header]).non_retryable);
+        assert!(noted(489, &[("upstash-nonretryable-error", "True")]).non_retryable);
+        assert!(!noted(489, &[]).non_retryable);
+        assert!(!noted(489, &[("upstash-nonretryable-error", "false")]).non_retryable);
+        assert!(!noted(500, &[header]).non_retryable);
+    }
+
+    #[test]
+    fn a_wait_that_is_too_long_counts_as_none() {
+        assert_eq!(noted(503, &[("retry-after", "86400")]).retry_after_ms, 86_400_000);
+        assert_eq!(noted(503, &[("retry-after", "86401")]).retry_after_ms, 0);
+        let long = format!("{}1", "0".repeat(64));
+        assert_eq!(noted(503, &[("retry-after", &long)]).retry_after_ms, 0);
+        assert_eq!(noted(503, &[("retry-after", &long[1..])]).retry_after_ms, 1_000);
+    }
+
+    #[test]
+    fn headers_are_bounded() {
+        let value = "x".repeat(RESPONSE_HEADER_BYTES_MAX);
+        let answer = response(200, &[("x-large", &value)], Vec::new());
+        assert_eq!(Answer::default().note(&answer, NOW_MS), Err("protocol"));
+    }
+
+    #[tokio::test]
+    async fn one_kibibyte_of_a_public_answer_is_kept_and_nothing_of_a_private_one() {
+        let body: Vec<u8> = (0..5_000u32).map(|i| i as u8).collect();
+        let mut answer = Answer::default();
+        answer.read(response(200, &[], body.clone()), true).await.unwrap();
+        assert_eq!(answer.body[..], body[..1024]);
+        let mut answer = Answer::default();
+        answer.read(response(200, &[], body), false).await.unwrap();
+        assert!(answer.body.is_empty());
+    }
 }

@@ -251,6 +251,9 @@ impl Resolve for CheckedResolver {
                 found
             })
             .await??;
+            if found.is_empty() {
+                return Err("the name has no address".into());
+            }
             rules.check(&found, port).await?;
             let addresses = found
                 .into_iter()

@@ -1,0 +1,99 @@
+//! What a name resolves to is judged when it is dialled.
+
+use crate::stage::{LOOPBACK, OK, OK_CLOSE, Receiver, Stage};
+use crate::urls::{Where, table};
+
+const NAME: &str = "receiver.example.com";
+const PUBLIC: &str = "93.184.216.34";
+
+#[tokio::test]
+async fn no_hostile_address_of_the_table_is_dialled_alone_or_among_public_ones() {
+    let stage = Stage::new("");
+    let url = format!("https://{NAME}/hook");
+    stage.egress.check_url(&url).unwrap();
+    for row in table().iter().filter(|row| row.at == Where::Dialling) {
+        let address = row.text.as_str();
+        for answer in [
+            &[address][..],
+            &[PUBLIC, address],
+            &[address, PUBLIC],
+            &[PUBLIC, "1.1.1.1", address],
+        ] {
+            stage.names.set(NAME, &[answer]);
+            let result = stage.call(&url).await;
+            assert_eq!((result.status, &*result.error), (0, "refused"), "{answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_is_rebound_after_its_check_reaches_nothing() {
+    // 127.0.0.2 is open and stands for a public address; 127.0.0.1 is what must not be reached.
+    let open = Receiver::at("127.0.0.2:0", OK_CLOSE).await;
+    let closed = Receiver::at(&format!("127.0.0.1:{}", open.addr.port()), OK_CLOSE).await;
+    let stage = Stage::new("allow_http = true\nallow_networks = [\"127.0.0.2/32\"]");
+    let url = format!("http://{NAME}:{}/", open.addr.port());
+    stage.names.set(
+        NAME,
+        &[
+            &["127.0.0.2"],
+            &["127.0.0.1"],
+            &["127.0.0.2", "127.0.0.1"],
+            &["127.0.0.1", "127.0.0.2"],
+            &["::ffff:127.0.0.1"],
+            &["::1"],
+            &["0.0.0.0"],
+            &["127.0.0.2"],
+        ],
+    );
+    stage.egress.check_url(&url).unwrap();
+    assert_eq!(
+        stage.names.asked(),
+        0,
+        "a name is looked up when it is dialled, not before"
+    );
+    assert_eq!(stage.call(&url).await.status, 200);
+    for _ in 0..6 {
+        assert_eq!(stage.call(&url).await.error, "refused");
+    }
+    assert_eq!(stage.call(&url).await.status, 200);
+    assert_eq!(
+        stage.names.asked(),
+        8,
+        "one look-up for each connection, whose answer is dialled"
+    );
+    assert_eq!((open.connections(), closed.connections()), (2, 0));
+}
+
+#[tokio::test]
+async fn a_kept_connection_leads_where_it_was_checked_to_lead() {
+    let open = Receiver::at("127.0.0.2:0", OK).await;
+    let closed = Receiver::at(&format!("127.0.0.1:{}", open.addr.port()), OK).await;
+    let stage = Stage::new("allow_http = true\nallow_networks = [\"127.0.0.2/32\"]");
+    let url = format!("http://{NAME}:{}/", open.addr.port());
+    stage.names.set(NAME, &[&["127.0.0.2"], &["127.0.0.1"]]);
+    for _ in 0..3 {
+        assert_eq!(stage.call(&url).await.status, 200);
+    }
+    assert_eq!((open.connections(), closed.connections()), (1, 0));
+}
+
+#[tokio::test]
+async fn addresses_in_urls_are_judged_at_each_call() {
+    // They were registered when the settings were others.
+    let receiver = Receiver::answering(OK).await;
+    for settings in ["", "allow_http = true", "allow_networks = [\"127.0.0.0/8\"]"] {
+        let result = Stage::new(settings).call(&receiver.url()).await;
+        assert_eq!(result.error, "refused", "{settings}");
+    }
+    assert_eq!(receiver.connections(), 0);
+    assert_eq!(Stage::new(LOOPBACK).call(&receiver.url()).await.status, 200);
+}
+
+#[tokio::test]
+async fn names_without_addresses_are_a_class_of_their_own() {
+    let stage = Stage::new(LOOPBACK);
+    assert_eq!(stage.call("https://unknown.example.com/").await.error, "dns");
+    stage.names.set(NAME, &[&[]]);
+    assert_eq!(stage.call(&format!("https://{NAME}/")).await.error, "dns");
+}
