@@ -212,7 +212,7 @@ fn body(call: &Call, id: DeliveryId) -> Result<Vec<u8>, Fatal> {
         let subscription = stored(SubscriptionId::from_slice(&delivery.subscription_id))?;
         object.text("subscriptionId", &*subscription.to_string());
     }
-    object.raw("message", render::message_json(message, &delivery.agent, 0)?);
+    render::push_message(object.key("message"), &shown);
     object.end();
     Ok(out)
 }
