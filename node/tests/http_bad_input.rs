@@ -161,6 +161,134 @@ fn reads() -> Vec<(Call, u16)> {
     ]
 }
 
+fn registrations() -> Vec<(Call, u16)> {
+    let subscribe = |body: Value| Call::post("/v1/messages/subscribe", &body);
+    let raw = |path: &str, body: &str| Call::new(Method::POST, format!("/api/v1/messages/{path}")).raw(body.to_owned());
+    let unsubscribe = |query: &str| Call::delete(format!("/v1/messages/subscribe{query}"));
+    let webhook = |body: Value| Call::post("/v1/messages/webhook", &body);
+    let hook = "https://hook.example/";
+    let deep = format!(r#"{{"url":"https://hook.example/","events":{}}}"#, "[".repeat(50_000));
+    let large = json!({ "topic": "t", "x": "y".repeat(64 * 1024) });
+    let mut cases = vec![
+        (raw("webhook", &deep), 400),
+        (subscribe(json!({})), 400),
+        (subscribe(json!({ "topic": null })), 400),
+        (subscribe(json!({ "topic": 7 })), 400),
+        (subscribe(json!({ "topic": "" })), 400),
+        (subscribe(json!({ "topic": "a b" })), 400),
+        (subscribe(json!({ "topic": "x".repeat(129) })), 400),
+        (subscribe(json!({ "topic": "t", "webhookUrl": "" })), 400),
+        (subscribe(json!({ "topic": "t", "webhookUrl": [hook] })), 400),
+        (subscribe(json!({ "topic": "t", "callbackUrl": true })), 400),
+        (
+            subscribe(json!({ "topic": "t", "webhookUrl": "http://hook.example/" })),
+            400,
+        ),
+        (
+            subscribe(json!({ "topic": "t", "webhookUrl": hook, "callbackUrl": "https://other.example/" })),
+            400,
+        ),
+        (
+            subscribe(json!({ "topic": "t", "webhookUrl": null, "callbackUrl": hook })),
+            400,
+        ),
+        (raw("subscribe", r#"{"topic":"t","topic":"t"}"#), 400),
+        (raw("subscribe", r#"{"topic":"t","webhookUrl":"\ud800"}"#), 400),
+        (subscribe(large.clone()), 413),
+        (unsubscribe(""), 400),
+        (unsubscribe("?topic="), 400),
+        (unsubscribe("?topic=a%20b"), 400),
+        (unsubscribe("?topic=a&topic=b"), 400),
+        (unsubscribe("?topic=%ff"), 400),
+        (unsubscribe("?topic=a").json(&json!({ "topic": "b" })), 400),
+        (unsubscribe("").json(&json!({ "topic": ["a"] })), 400),
+        (unsubscribe("").json(&json!({})), 400),
+        (unsubscribe("?topic=a").raw("["), 400),
+        (unsubscribe("?topic=a").json(&large), 413),
+        (Call::new(Method::PATCH, "/v1/messages/subscribe"), 405),
+        (Call::new(Method::PUT, "/v1/messages/webhook"), 405),
+        (Call::get("/v1/messages/subscribe?consistency=soon"), 400),
+        (Call::get("/v1/messages/webhook?consistency=soon"), 400),
+        (webhook(json!({})), 400),
+        (webhook(json!({ "url": hook })), 400),
+        (webhook(json!({ "events": ["message.topic"] })), 400),
+        (webhook(json!({ "url": null, "events": ["message.topic"] })), 400),
+        (webhook(json!({ "url": [hook], "events": ["message.topic"] })), 400),
+        (webhook(json!({ "url": hook, "events": [] })), 400),
+        (webhook(json!({ "url": hook, "events": "message.topic" })), 400),
+        (webhook(json!({ "url": hook, "events": ["message.sent"] })), 400),
+        (webhook(json!({ "url": hook, "events": ["message.topic", null] })), 400),
+        (
+            webhook(json!({ "url": hook, "events": vec!["message.topic"; 1000] })),
+            400,
+        ),
+        (
+            webhook(json!({ "url": hook, "events": { "message.topic": true } })),
+            400,
+        ),
+        (
+            webhook(json!({ "url": "hook.example", "events": ["message.topic"] })),
+            400,
+        ),
+        (
+            webhook(json!({ "url": hook, "events": ["message.topic"], "x": "y".repeat(64 * 1024) })),
+            413,
+        ),
+        (
+            raw(
+                "webhook",
+                r#"{"url":"https://a.example/","url":"https://b.example/","events":["message.topic"]}"#,
+            ),
+            400,
+        ),
+    ];
+    for path in ["subscribe", "webhook"] {
+        cases.extend(["", "{", "[]", "null", "7", "not json", "{} x"].map(|body| (raw(path, body), 400)));
+        cases.push((
+            Call::post(format!("/v1/messages/{path}"), &json!({})).raw(&b"{\"topic\":\"\xff\"}"[..]),
+            400,
+        ));
+    }
+    cases
+}
+
+fn deliveries() -> Vec<(Call, u16)> {
+    let list = |query: &str| Call::get(format!("/v1/deliveries?{query}"));
+    let post = |path: String| Call::new(Method::POST, path);
+    let id = format!("/api/v1/deliveries/dlv_{}", "0a".repeat(16));
+    let mut cases = vec![
+        (list("state="), 400),
+        (list("state=none"), 400),
+        (list("state=Dead"), 400),
+        (list("state=dead&state=dead"), 400),
+        (list("limit=0"), 400),
+        (list("limit=201"), 400),
+        (list("limit=many"), 400),
+        (list("order=newest"), 400),
+        (list("cursor="), 400),
+        (list("cursor=AWEAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"), 400),
+        (list("cursor=%ff"), 400),
+        (list("consistency=eventual"), 400),
+        (Call::get(format!("{id}?consistency=eventual")), 400),
+        (Call::get(&id), 404),
+        (Call::delete(&id), 404),
+        (post(format!("{id}/redrive")), 404),
+        (Call::get(format!("{id}/redrive")), 405),
+        (post("/v1/deliveries".to_owned()), 405),
+        (post(id.clone()), 405),
+        (Call::get(format!("/v1/messages/msg_{}/receipt", "a".repeat(32))), 404),
+        (Call::get("/v1/messages/x/receipt"), 404),
+        (Call::get("/v1/messages/x/receipt?consistency=no"), 400),
+        (post(format!("/v1/messages/msg_{}/receipt", "a".repeat(32))), 405),
+    ];
+    for bad in ["x", "dlv_", "dlv_ZZ", "%ff", "msg_0a", &"d".repeat(5000)] {
+        cases.push((Call::get(format!("/v1/deliveries/{bad}")), 404));
+        cases.push((Call::delete(format!("/v1/deliveries/{bad}")), 404));
+        cases.push((post(format!("/v1/deliveries/{bad}/redrive")), 404));
+    }
+    cases
+}
+
 fn kite_sends() -> Vec<(Call, u16)> {
     let with = |key: &str, value: Value| {
         let mut body = json!({ "from": "alpha", "to": "beta", "body": "x" });
@@ -199,6 +327,11 @@ async fn nothing_was_stored(url: &str, team: &Team) {
     for agent in ["alpha", "beta", "gamma", "a"] {
         let inbox = Call::get("/v1/messages").key(&team.key).agent(agent).to(url).await.ok();
         assert_eq!(inbox["messages"], json!([]), "{agent}");
+        for path in ["messages/subscribe", "messages/webhook", "deliveries"] {
+            let get = Call::get(format!("/v1/{path}")).key(&team.key).agent(agent);
+            let data = get.to(url).await.ok()["data"].clone();
+            assert!(data.is_null() || data == json!([]), "{agent} {path} {data}");
+        }
     }
     // Not even an event was counted.
     let note = json!({ "from": "probe", "to": "probe", "body": "" });
@@ -215,7 +348,12 @@ async fn every_bad_request_has_its_answer_on_every_node() {
     let cluster = TestCluster::start(3).await;
     let (urls, admin) = (cluster.urls(), cluster.admin_key());
     let team = Team::create(&urls[0], &admin, "bad").await;
-    let cases = sends().into_iter().chain(reads()).map(|case| ("abbababa", case));
+    let cases = sends()
+        .into_iter()
+        .chain(reads())
+        .chain(registrations())
+        .chain(deliveries());
+    let cases = cases.map(|case| ("abbababa", case));
     for (face, (call, status)) in cases.chain(kite_sends().into_iter().map(|case| ("kite", case))) {
         let shown = call.to_string();
         for url in &urls {
@@ -254,6 +392,7 @@ async fn every_bad_key_has_its_answer_on_every_node() {
     .await;
     let alpha = team.bound(&urls[0], &admin, "alpha").await;
     let id = format!("/v1/messages/msg_{}", "a".repeat(32));
+    let delivery = format!("/v1/deliveries/dlv_{}", "a".repeat(32));
     for url in &urls {
         for call in [
             post(&mail("beta", &json!({}))),
@@ -262,6 +401,18 @@ async fn every_bad_key_has_its_answer_on_every_node() {
             Call::get(&id),
             Call::patch(&id, &json!({ "read": true })),
             Call::get("/v1/messages/webhook"),
+            Call::post("/v1/messages/webhook", &json!({})),
+            Call::delete("/v1/messages/webhook"),
+            Call::get("/v1/messages/subscribe"),
+            Call::post("/v1/messages/subscribe", &json!({})),
+            Call::delete("/v1/messages/subscribe"),
+            Call::get(format!("{id}/receipt")),
+            Call::get("/v1/deliveries"),
+            Call::get(&delivery),
+            Call::delete(&delivery),
+            Call::new(Method::POST, format!("{delivery}/redrive")),
+            Call::get("/v2/keys"),
+            Call::new(Method::POST, "/v2/keys/rotate"),
         ] {
             let without = call.clone().agent("alpha").to(url).await;
             assert_eq!(without.headers["www-authenticate"], "Bearer");
@@ -293,6 +444,11 @@ async fn every_bad_key_has_its_answer_on_every_node() {
             post(&mail("beta", &json!({}))),
             Call::get("/v1/messages"),
             Call::get(&id),
+            Call::get("/v1/messages/webhook"),
+            Call::post("/v1/messages/subscribe", &json!({ "topic": "t" })),
+            Call::get(format!("{id}/receipt")),
+            Call::get("/v1/deliveries"),
+            Call::delete(&delivery),
         ] {
             call.clone().key(&team.key).to(url).await.error(403);
             call.clone().key(&team.key).agent("system").to(url).await.error(403);

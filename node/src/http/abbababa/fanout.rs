@@ -43,3 +43,46 @@ pub fn pending_in(kv: &impl Kv, team: TeamId, topic: &str, reply: &SendReply) ->
     }
     Ok(query::team_head(kv, team)?.last_seq < reply.seq || query::topic::fanout_pending(kv, team, topic, reply.seq)?)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use agentpost_proto::record::{FanoutJob, TeamHead};
+    use agentpost_raft_store::keys;
+    use agentpost_raft_store::kv::Memory;
+    use prost::Message as _;
+
+    const TEAM: TeamId = TeamId([1; 16]);
+
+    #[test]
+    fn a_publish_is_pending_until_it_is_applied_and_its_job_is_done() {
+        let reply = |fanout_job| SendReply {
+            seq: 7,
+            fanout_job,
+            ..SendReply::default()
+        };
+        let pending = |kv: &Memory, job| pending_in(kv, TEAM, "news", &reply(job)).unwrap();
+        let head = |last_seq| {
+            let head = TeamHead {
+                last_seq,
+                ..TeamHead::default()
+            };
+            (keys::team_head(TEAM), Some(head.encode_to_vec().into()))
+        };
+        let job = keys::fanout_job(TEAM, "news", 7);
+        let mut kv = Memory::default();
+        assert!(!pending(&kv, false));
+        // This node has not heard of it.
+        kv.write(vec![head(6)]);
+        assert!(pending(&kv, true));
+        kv.write(vec![
+            head(7),
+            (job.clone(), Some(FanoutJob::default().encode_to_vec().into())),
+        ]);
+        assert!(pending(&kv, true));
+        // Done, and perhaps the message has expired since.
+        kv.write(vec![(job, None), head(9)]);
+        assert!(!pending(&kv, true));
+    }
+}
