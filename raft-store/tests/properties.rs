@@ -1,26 +1,30 @@
 //! What holds after every random history: the books balance and nothing crosses a team.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/books.rs"]
+mod books;
 mod common;
 #[path = "common/random.rs"]
 mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
 use agentpost_proto::command::send_outcome::Outcome;
-use agentpost_proto::command::{Reply, SendReply};
-use agentpost_proto::id::MessageId;
-use agentpost_proto::record::{LogId, Message};
+use agentpost_proto::command::{Command, Operation, Reply, SendReply};
+use agentpost_proto::id::{MessageId, TeamId};
+use agentpost_proto::record::Message;
 use agentpost_proto::time;
-use agentpost_raft_store::apply::apply_command;
-use agentpost_raft_store::keys::ReadState;
-use agentpost_raft_store::kv::{Memory, Order};
+use agentpost_raft_store::effect::Effect;
+use agentpost_raft_store::keys::{self, ReadState};
+use agentpost_raft_store::kv::{Kv, Memory, Order};
 use agentpost_raft_store::query::{self, InboxItem, PageQuery};
-use agentpost_raft_store::view::{HotCache, View};
-use common::{encode, id_of, key_hash, message_id, principal, send, team_id};
+use agentpost_raft_store::view::decode;
+use bytes::Bytes;
+use common::{Core, encode, id_of, key_hash, message_id, principal, send, team_id};
 use proptest::prelude::*;
-use random::{AGENTS, DAILY_SENDS, TEAMS, log, step};
+use random::{AGENTS, DAILY_SENDS, TEAMS, beginning, finished_log, log, step};
 
 fn whole_inbox(kv: &Memory, team: &str, agent: &str, state: Option<ReadState>, order: Order) -> Vec<InboxItem> {
     let query = PageQuery {
@@ -34,13 +38,14 @@ fn whole_inbox(kv: &Memory, team: &str, agent: &str, state: Option<ReadState>, o
     query::inbox_page(kv, team_id(team), agent, &query).unwrap().items
 }
 
-fn sent_of(reply: Reply) -> Vec<SendReply> {
-    match reply.reply.unwrap() {
-        R::Send(sent) => vec![sent],
+/// The result of each send of a command; none for a refused one.
+fn sent_of(reply: &Reply) -> Vec<Option<SendReply>> {
+    match reply.reply.clone().unwrap() {
+        R::Send(sent) => vec![Some(sent)],
         R::SendBatch(batch) => batch
             .outcomes
             .into_iter()
-            .filter_map(|o| match o.outcome.unwrap() {
+            .map(|o| match o.outcome.unwrap() {
                 Outcome::Sent(sent) => Some(sent),
                 Outcome::Rejection(_) => None,
             })
@@ -49,71 +54,150 @@ fn sent_of(reply: Reply) -> Vec<SendReply> {
     }
 }
 
-/// Replays a log one entry at a time; returns the state and every accepted send with its day.
-fn run(log: &[bytes::Bytes]) -> (Memory, Vec<(u32, SendReply)>) {
-    let (mut memory, mut cache, mut accepted) = (Memory::default(), HotCache::default(), Vec::new());
-    for (i, command) in log.iter().enumerate() {
-        let mut view = View::new(&memory, &mut cache).unwrap();
-        let id = LogId {
-            term: 1,
-            node: 1,
-            index: i as u64 + 1,
-        };
-        let reply = apply_command(&mut view, &id, command, &mut Vec::new()).unwrap();
-        let writes = view.into_writes();
-        memory.write(writes);
-        let day = time::day(query::applied(&memory).unwrap().wall_ms);
-        accepted.extend(sent_of(reply).into_iter().map(|sent| (day, sent)));
-    }
-    (memory, accepted)
+/// What a history made: the state and what happened on the way.
+#[derive(Default)]
+struct History {
+    memory: Memory,
+    /// Every accepted send with its day.
+    accepted: Vec<(u32, SendReply)>,
+    publishes: Publishes,
 }
 
-fn check_books(memory: &Memory, team: &str) -> Result<(), TestCaseError> {
-    let mut referred: BTreeMap<u64, u64> = BTreeMap::new();
+/// Replays a log one entry at a time, from where the small world is made.
+fn run(log: &[Bytes]) -> Result<History, TestCaseError> {
+    let mut core = beginning();
+    let mut history = History {
+        publishes: Publishes::beginning(),
+        ..History::default()
+    };
+    for command in log.iter().skip(core.index as usize) {
+        if command.is_empty() {
+            core.blank();
+            continue;
+        }
+        let last_seqs = TEAMS.map(|team| query::team_head(&core.memory, team_id(team)).unwrap().last_seq);
+        let (reply, effects) = core.play(command);
+        history.publishes.note(&core, command, &reply, &last_seqs);
+        history.publishes.check(&core, &effects)?;
+        let day = time::day(query::applied(&core.memory).unwrap().wall_ms);
+        history
+            .accepted
+            .extend(sent_of(&reply).into_iter().flatten().map(|sent| (day, sent)));
+    }
+    history.memory = core.memory;
+    Ok(history)
+}
+
+/// A model of topics: who is subscribed, and whom each publish must reach.
+#[derive(Default)]
+struct Publishes {
+    subscribed: BTreeMap<(TeamId, String), BTreeSet<String>>,
+    expected: BTreeMap<(TeamId, u64), BTreeSet<String>>,
+}
+
+impl Publishes {
+    fn beginning() -> Self {
+        let mut model = Publishes::default();
+        for (team, topic, agent) in random::subscribed_at_first() {
+            let subscribed = model.subscribed.entry((team_id(team), topic.to_owned()));
+            subscribed.or_default().insert(agent);
+        }
+        model
+    }
+
+    /// Follows an accepted command.
+    fn note(&mut self, core: &Core, command: &Bytes, reply: &Reply, last_seqs: &[u64]) {
+        let command: Command = decode(command.clone()).unwrap();
+        let operation: Operation = decode(command.operation).unwrap();
+        if matches!(reply.reply, Some(R::Rejection(_))) {
+            return;
+        }
+        let Some(team) = operation.principal.map(|p| TeamId::from_slice(&p.team_id).unwrap()) else {
+            return;
+        };
+        match operation.op.unwrap() {
+            Op::Subscribe(op) => drop(self.subscribed.entry((team, op.topic)).or_default().insert(op.agent)),
+            Op::Unsubscribe(op) => drop(self.subscribed.entry((team, op.topic)).or_default().remove(&op.agent)),
+            Op::Send(_) | Op::SendBatch(_) => {
+                let before = TEAMS
+                    .iter()
+                    .position(|t| team_id(t) == team)
+                    .map_or(0, |at| last_seqs[at]);
+                for sent in sent_of(reply).into_iter().flatten().filter(|sent| sent.seq > before) {
+                    let id = MessageId::from_slice(&sent.message_id).unwrap();
+                    let message = query::message(&core.memory, team, id).unwrap().unwrap();
+                    if !message.topic.is_empty() {
+                        let subscribed = self.subscribed.get(&(team, message.topic)).cloned();
+                        let mut receivers = subscribed.unwrap_or_default();
+                        receivers.remove(&message.from);
+                        self.expected.insert((team, sent.seq), receivers);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A publish that is complete has reached exactly those, each once.
+    fn check(&self, core: &Core, effects: &[Effect]) -> Result<(), TestCaseError> {
+        for effect in effects {
+            let (team, seq) = match effect {
+                Effect::Published { team, seq } | Effect::FanoutFinished { team, seq } => (*team, *seq),
+                _ => continue,
+            };
+            let message: Message = decode(core.memory.get(&keys::message(team, seq)).unwrap().unwrap()).unwrap();
+            if query::topic::fanout_pending(&core.memory, team, &message.topic, seq).unwrap() {
+                continue;
+            }
+            let got = query::topic::receivers(&core.memory, team, seq, usize::MAX).unwrap();
+            let once: BTreeSet<String> = got.iter().cloned().collect();
+            prop_assert_eq!(once.len(), got.len(), "each once");
+            prop_assert_eq!(
+                &once,
+                &self.expected[&(team, seq)],
+                "publish {} to {}",
+                seq,
+                message.topic
+            );
+            let id = MessageId::from_slice(&message.id).unwrap();
+            for agent in &got {
+                let item = query::received(&core.memory, team, agent, id).unwrap();
+                prop_assert_eq!(item.map(|item| item.message.seq), Some(seq));
+            }
+            let is_there = |agent: &&str| query::received(&core.memory, team, agent, id).unwrap().is_some();
+            let others = AGENTS.iter().copied().filter(|agent| !once.contains(*agent));
+            prop_assert_eq!(others.filter(is_there).count(), 0);
+        }
+        Ok(())
+    }
+}
+
+/// What the pages of an inbox say of each other, and the order of each topic along it.
+fn check_pages(memory: &Memory, team: &str) -> Result<(), TestCaseError> {
     for agent in AGENTS {
         let all = whole_inbox(memory, team, agent, None, Order::Ascending);
-        let head = query::inbox_head(memory, team_id(team), agent).unwrap();
-        prop_assert_eq!(head.entries, all.len() as u64);
-        prop_assert_eq!(
-            head.unread,
-            all.iter().filter(|item| item.read_at_ms == 0).count() as u64
-        );
-        let order: Vec<(u64, u64)> = all.iter().map(|item| (item.seq, item.position)).collect();
-        prop_assert!(
-            order.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 < w[1].1),
-            "seq and position rise: {order:?}"
-        );
-        prop_assert!(order.last().is_none_or(|(_, position)| *position <= head.last_position));
+        let seqs: Vec<u64> = all.iter().map(|item| item.seq).collect();
         let reversed: Vec<u64> = whole_inbox(memory, team, agent, None, Order::Descending)
             .iter()
             .rev()
             .map(|item| item.seq)
             .collect();
-        prop_assert_eq!(reversed, order.iter().map(|(seq, _)| *seq).collect::<Vec<_>>());
+        prop_assert_eq!(&reversed, &seqs);
         for state in [ReadState::Unread, ReadState::Read] {
             for item in whole_inbox(memory, team, agent, Some(state), Order::Ascending) {
                 prop_assert_eq!(item.read_at_ms == 0, state == ReadState::Unread);
             }
         }
-        for item in all {
-            prop_assert_eq!(&item.message.to, agent);
-            *referred.entry(item.message.seq).or_default() += 1;
+        let mut newest: BTreeMap<&str, u64> = BTreeMap::new();
+        for item in &all {
+            if item.message.topic.is_empty() {
+                prop_assert_eq!(&item.message.to, agent);
+                continue;
+            }
+            prop_assert!(item.message.to.is_empty() && item.message.from != agent);
+            let before = newest.insert(&item.message.topic, item.message.seq);
+            prop_assert!(before < Some(item.message.seq), "a topic's publishes keep their order");
         }
-    }
-    let messages: Vec<Message> = query::team_after(memory, team_id(team), 0, 10_000).unwrap();
-    let counted: BTreeMap<u64, u64> = messages
-        .iter()
-        .map(|m| (m.seq, query::references(memory, team_id(team), m.seq).unwrap()))
-        .collect();
-    prop_assert_eq!(counted, referred, "a message lives exactly while an entry refers to it");
-    let ids: BTreeSet<_> = messages.iter().map(|m| m.id.clone()).collect();
-    prop_assert_eq!(ids.len(), messages.len(), "one message per id");
-    for message in &messages {
-        let id = MessageId::from_slice(&message.id).unwrap();
-        prop_assert_eq!(
-            query::message(memory, team_id(team), id).unwrap().unwrap().seq,
-            message.seq
-        );
     }
     Ok(())
 }
@@ -122,20 +206,31 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_books_balance_after_any_history(steps in prop::collection::vec(step(), 0..120)) {
-        let (memory, accepted) = run(&log(&steps));
+    fn the_books_balance_after_any_history(steps in prop::collection::vec(step(), 0..240)) {
+        let history = run(&log(&steps))?;
         for team in TEAMS {
-            check_books(&memory, team)?;
+            books::check(&history.memory, team_id(team))?;
+            check_pages(&history.memory, team)?;
         }
         // Every accepted send of a counted agent said how many it was: no day has more than the limit.
-        for (_, sent) in &accepted {
+        for (_, sent) in &history.accepted {
             prop_assert!(sent.sends_used <= DAILY_SENDS);
         }
     }
 
     #[test]
-    fn no_daily_quota_is_ever_exceeded(steps in prop::collection::vec(step(), 0..120)) {
-        let (memory, accepted) = run(&log(&steps));
+    fn every_publish_reaches_those_subscribed_at_it_once(steps in prop::collection::vec(step(), 0..240)) {
+        let history = run(&finished_log(&steps))?;
+        prop_assert_eq!(query::delivery::fanout_jobs(&history.memory).unwrap().len(), 0);
+        for team in TEAMS {
+            books::check(&history.memory, team_id(team))?;
+            check_pages(&history.memory, team)?;
+        }
+    }
+
+    #[test]
+    fn no_daily_quota_is_ever_exceeded(steps in prop::collection::vec(step(), 0..240)) {
+        let History { memory, accepted, .. } = run(&log(&steps))?;
         let mut per_day: BTreeMap<(u32, String, bytes::Bytes), BTreeSet<u64>> = BTreeMap::new();
         for (day, sent) in accepted {
             // Which agent sent it stands in the state, unless the message is gone; then the seq alone cannot say.
@@ -155,13 +250,13 @@ proptest! {
 
     #[test]
     fn a_team_cannot_change_another(steps in prop::collection::vec(step(), 0..60), probe in step()) {
-        let (before, _) = run(&log(&steps));
+        let before = run(&log(&steps))?.memory;
         // Whatever a key of acme asks for, no row of the team "other" changes.
         let by_acme = random::Step { principal: Some(principal("acme", "w")), ..probe };
-        prop_assume!(!matches!(by_acme.op, agentpost_proto::command::operation::Op::AckCursors(_) | agentpost_proto::command::operation::Op::Sweep(_)));
+        prop_assume!(!by_acme.act.is_internal());
         let mut all = steps.clone();
         all.push(by_acme);
-        let (after, _) = run(&log(&all));
+        let after = run(&log(&all))?.memory;
         let rows = |memory: &Memory| -> Vec<_> {
             let other = team_id("other").0;
             memory.rows().filter(|(key, _)| key.windows(16).any(|w| w == other)).map(|(k, v)| (k.clone(), v.clone())).collect()
@@ -177,10 +272,10 @@ fn retries_under_one_key_make_one_message() {
     for n in 0..20 {
         let mut op = send(&format!("retry{n}"), "alice", "bob");
         op.idempotency_key = "order-7".to_owned();
-        let op = agentpost_proto::command::operation::Op::Send(op);
+        let op = Op::Send(op);
         log.push(encode(2_000 + n, 1, 2_000 + n, Some(principal("acme", "w")), op));
     }
-    let (memory, accepted) = run(&log);
+    let History { memory, accepted, .. } = run(&log).unwrap();
     assert_eq!(whole_inbox(&memory, "acme", "bob", None, Order::Ascending).len(), 1);
     assert_eq!(accepted.len(), 20);
     assert!(

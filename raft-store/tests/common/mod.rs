@@ -4,11 +4,11 @@
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
     BodyKind, BootstrapAdmin, Command, CreateKey, CreateTeam, Face, Operation, Permission, Principal, Reply, Send,
-    TeamLimits,
+    Subscribe, TeamLimits,
 };
 use agentpost_proto::id::{KeyId, MessageId, TeamId};
 use agentpost_proto::record::LogId;
-use agentpost_raft_store::apply::apply_command;
+use agentpost_raft_store::apply::{apply_blank, apply_command};
 use agentpost_raft_store::effect::Effect;
 use agentpost_raft_store::kv::Memory;
 use agentpost_raft_store::view::{HotCache, View};
@@ -93,6 +93,22 @@ pub fn send(id: &str, from: &str, to: &str) -> Send {
     }
 }
 
+pub fn publish(id: &str, from: &str, topic: &str) -> Send {
+    Send {
+        topic: topic.to_owned(),
+        ..send(id, from, "")
+    }
+}
+
+pub fn subscribe(agent: &str, topic: &str) -> Subscribe {
+    Subscribe {
+        agent: agent.to_owned(),
+        topic: topic.to_owned(),
+        subscription_id: Bytes::copy_from_slice(&id_of(&format!("{agent}-{topic}"))),
+        url: None,
+    }
+}
+
 pub fn encode(wall_ms: u64, ct_epoch: u64, cluster_ms: u64, principal: Option<Principal>, op: Op) -> Bytes {
     let operation = Operation {
         principal,
@@ -120,8 +136,13 @@ pub struct Core {
 
 impl Core {
     pub fn apply(&mut self, principal: Option<Principal>, op: Op) -> (Reply, Vec<Effect>) {
-        self.index += 1;
         let command = encode(self.wall_ms, self.epoch, self.cluster_ms, principal, op);
+        self.play(&command)
+    }
+
+    /// Applies an encoded command.
+    pub fn play(&mut self, command: &Bytes) -> (Reply, Vec<Effect>) {
+        self.index += 1;
         let mut effects = Vec::new();
         let mut view = View::new(&self.memory, &mut self.cache).unwrap();
         let log_id = LogId {
@@ -129,9 +150,30 @@ impl Core {
             node: 1,
             index: self.index,
         };
-        let reply = apply_command(&mut view, &log_id, &command, &mut effects).unwrap();
+        let reply = apply_command(&mut view, &log_id, command, &mut effects).unwrap();
         let writes = view.into_writes();
         self.memory.write(writes);
         (reply, effects)
+    }
+
+    /// An entry without a command.
+    pub fn blank(&mut self) {
+        self.index += 1;
+        let mut view = View::new(&self.memory, &mut self.cache).unwrap();
+        let (term, node, index) = (1, 1, self.index);
+        apply_blank(&mut view, &LogId { term, node, index });
+        let writes = view.into_writes();
+        self.memory.write(writes);
+    }
+}
+
+/// With an empty cache: it only ever holds what the rows say.
+impl Clone for Core {
+    fn clone(&self) -> Self {
+        Core {
+            memory: self.memory.clone(),
+            cache: HotCache::default(),
+            ..*self
+        }
     }
 }

@@ -1,20 +1,36 @@
-//! Random command lists over a small world: few teams, agents and keys, so that everything collides.
+//! Random command lists over a small world: few teams, agents and keys, so that everything collides; and one
+//! topic with a crowd, so that publishes become jobs.
+//!
+//! What the cluster does by itself (claims, chunks, take-overs) is only interesting when it fits the state. A
+//! step names it vaguely, and [`log`] makes a command of it that fits, or just misses, the state at that place.
 #![allow(dead_code, clippy::unwrap_used)]
+
+use std::sync::{Mutex, OnceLock};
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    AckCursors, BeginEpoch, CursorAck, MarkRead, Permission, Principal, RevokeKey, SendBatch, Sweep, TeamLimits,
-    UpdateTeam,
+    AckCursors, BeginEpoch, CursorAck, DeleteWebhook, MarkRead, Permission, Principal, RegisterWebhook, RevokeKey,
+    SendBatch, Subscribe, Sweep, TeamLimits, Unsubscribe, UpdateTeam,
 };
 use agentpost_proto::id::KeyId;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use crate::common::{bootstrap, create_key, create_team, encode, id_of, message_id, principal, send, team_id};
+use crate::common::{
+    Core, bootstrap, create_key, create_team, encode, id_of, message_id, principal, send, subscribe, team_id,
+};
+
+#[path = "dispatcher.rs"]
+pub mod dispatcher;
 
 pub const TEAMS: [&str; 2] = ["acme", "other"];
 pub const AGENTS: [&str; 3] = ["alice", "bob", "carol"];
-pub const DAILY_SENDS: u64 = 6;
+pub const TOPICS: [&str; 2] = ["big", "small"];
+const URLS: [&str; 2] = ["https://a.example/", "https://b.example/"];
+pub const DAILY_SENDS: u64 = 8;
+pub const DAILY_REGISTRATIONS: u64 = 6;
+/// Agents of acme on the topic "big": a little more than one chunk.
+pub const CROWD: usize = 258;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// One step of a random history: who asks, what, and how far the clocks went since the last step.
@@ -23,7 +39,32 @@ pub struct Step {
     pub wall_forward_ms: u64,
     pub cluster_forward_ms: u64,
     pub principal: Option<Principal>,
-    pub op: Op,
+    pub act: Act,
+}
+
+/// What happens in a step.
+#[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "a few hundred live at a time")]
+pub enum Act {
+    /// A command as it stands.
+    Op(Op),
+    /// An entry without a command.
+    Blank,
+    /// A new leader.
+    Epoch,
+    /// What the dispatcher does, resolved against the state.
+    Dispatch(dispatcher::Act),
+}
+
+impl Act {
+    /// Whether it comes from the cluster itself, not from a key.
+    pub fn is_internal(&self) -> bool {
+        match self {
+            Act::Op(op) => matches!(op, Op::AckCursors(_) | Op::Sweep(_)),
+            Act::Blank | Act::Epoch => true,
+            Act::Dispatch(act) => act.is_internal(),
+        }
+    }
 }
 
 fn agent() -> impl Strategy<Value = String> {
@@ -34,13 +75,30 @@ fn team() -> impl Strategy<Value = &'static str> {
     prop::sample::select(&TEAMS[..])
 }
 
+fn topic() -> impl Strategy<Value = String> {
+    prop::sample::select(&TOPICS[..]).prop_map(str::to_owned)
+}
+
+fn url() -> impl Strategy<Value = String> {
+    prop::sample::select(&URLS[..]).prop_map(str::to_owned)
+}
+
 /// A key of the team: free to act as anyone, bound to alice, read only, or unknown.
 fn key() -> impl Strategy<Value = &'static str> {
-    prop::sample::select(&["w", "w", "w", "alice", "reader", "nokey"][..])
+    prop::sample::select(&["w", "w", "w", "w", "alice", "reader", "nokey"][..])
+}
+
+/// Key ids are unique in the shard; the other team's keys carry its name.
+fn key_of(team: &str, key: &str) -> String {
+    if team == "other" {
+        format!("{key}-o")
+    } else {
+        key.to_owned()
+    }
 }
 
 fn message_name() -> impl Strategy<Value = String> {
-    (0..60u32).prop_map(|n| format!("m{n}"))
+    (0..70u32).prop_map(|n| format!("m{n}"))
 }
 
 fn one_send() -> impl Strategy<Value = agentpost_proto::command::Send> {
@@ -48,17 +106,53 @@ fn one_send() -> impl Strategy<Value = agentpost_proto::command::Send> {
         message_name(),
         agent(),
         agent(),
+        prop::option::weighted(0.5, topic()),
         0..4u8,
         0..3u8,
         prop::bool::weighted(0.1),
     )
-        .prop_map(|(id, from, to, idem, body, expires)| {
+        .prop_map(|(id, from, to, topic, idem, body, expires)| {
             let mut op = send(&id, &from, &to);
+            if let Some(topic) = topic {
+                op.to.clear();
+                op.topic = topic;
+            }
             op.body = Bytes::from(format!("{{\"n\":{body}}}"));
             op.idempotency_key = if idem == 0 { format!("k{body}") } else { String::new() };
             op.expires_at_ms = if expires { 3 * DAY_MS } else { 0 };
             op
         })
+}
+
+/// Subscriptions and webhooks.
+fn registration() -> impl Strategy<Value = Op> {
+    let subscribed = (agent(), topic(), 0..5u8, url()).prop_map(|(agent, topic, how, url)| {
+        let url = match how {
+            0 => None,
+            1 => Some(String::new()),
+            _ => Some(url),
+        };
+        Op::Subscribe(Subscribe {
+            url,
+            ..subscribe(&agent, &topic)
+        })
+    });
+    let unsubscribed = (agent(), topic()).prop_map(|(agent, topic)| Op::Unsubscribe(Unsubscribe { agent, topic }));
+    let registered = (agent(), url(), 1..4i32).prop_map(|(agent, url, events)| {
+        Op::RegisterWebhook(RegisterWebhook {
+            webhook_id: Bytes::copy_from_slice(&id_of(&agent)),
+            agent,
+            url,
+            events: [1, 2].into_iter().filter(|event| events & event != 0).collect(),
+        })
+    });
+    let deleted = agent().prop_map(|agent| Op::DeleteWebhook(DeleteWebhook { agent }));
+    prop_oneof![
+        6 => subscribed,
+        3 => unsubscribed,
+        3 => registered,
+        1 => deleted,
+    ]
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -85,9 +179,10 @@ fn op() -> impl Strategy<Value = Op> {
         Op::AckCursors(AckCursors { acks: vec![ack] })
     });
     prop_oneof![
-        12 => one_send().prop_map(Op::Send),
+        14 => one_send().prop_map(Op::Send),
         4 => prop::collection::vec(one_send(), 0..6).prop_map(|sends| Op::SendBatch(SendBatch { sends })),
-        6 => mark,
+        8 => registration(),
+        4 => mark,
         2 => ack,
         1 => Just(Op::RevokeKey(RevokeKey { key_id: KeyId(id_of("reader")).to_bytes() })),
         1 => (team(), any::<bool>()).prop_map(|(team, strict)| Op::UpdateTeam(UpdateTeam {
@@ -102,68 +197,164 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 pub fn step() -> impl Strategy<Value = Step> {
-    let forward = prop_oneof![8 => 0..1000u64, 1 => Just(DAY_MS / 3), 1 => Just(9 * DAY_MS)];
-    (
-        forward.clone(),
-        forward,
-        team(),
-        key(),
-        prop::bool::weighted(0.05),
-        op(),
-    )
-        .prop_map(|(wall, cluster, team, key, root, op)| {
-            let internal = matches!(op, Op::AckCursors(_) | Op::Sweep(_));
+    let forward = prop_oneof![
+        8 => 0..1000u64,
+        4 => 1000..40_000u64,
+        1 => Just(100_000),
+        1 => Just(DAY_MS / 3),
+        1 => Just(9 * DAY_MS)
+    ];
+    let act = prop_oneof![
+        30 => op().prop_map(Act::Op),
+        20 => dispatcher::act().prop_map(Act::Dispatch),
+        1 => Just(Act::Epoch),
+        1 => Just(Act::Blank),
+    ];
+    (forward.clone(), forward, team(), key(), prop::bool::weighted(0.05), act).prop_map(
+        |(wall, cluster, team, key, root, act)| {
             let principal = if root {
                 principal("system", "root")
             } else {
-                principal(team, key)
+                principal(team, &key_of(team, key))
             };
             Step {
                 wall_forward_ms: wall,
                 cluster_forward_ms: cluster,
-                principal: (!internal).then_some(principal),
-                op,
+                principal: (!act.is_internal()).then_some(principal),
+                act,
             }
-        })
+        },
+    )
 }
 
-/// The commands that make the small world, then the steps, encoded as log entries from index 1 on.
-pub fn log(steps: &[Step]) -> Vec<Bytes> {
-    let root = || Some(principal("system", "root"));
-    let limits = TeamLimits {
-        daily_sends: DAILY_SENDS,
-        ..TeamLimits::default()
-    };
-    let mut world = vec![
-        (None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 })),
-        (None, bootstrap("root")),
-    ];
-    for team in TEAMS {
-        world.push((root(), create_team(team, Some(limits))));
-        for (key, permission, agent) in [
-            ("w", Permission::Write, ""),
-            ("alice", Permission::Write, "alice"),
-            ("reader", Permission::Read, ""),
-        ] {
-            let mut op = create_key(team, key, permission, agent);
-            // Key ids and hashes are unique in the shard; the other team's keys carry its name.
-            if team == "other" {
-                let name = format!("{key}-o");
-                op.key_id = KeyId(id_of(&name)).to_bytes();
-                op.key_hash = crate::common::key_hash(&name);
+/// Writes a log while it plays it.
+#[derive(Clone, Default)]
+struct Writer {
+    core: Core,
+    log: Vec<Bytes>,
+}
+
+impl Writer {
+    fn push(&mut self, by: Option<Principal>, op: Op) {
+        let core = &mut self.core;
+        self.log.push(encode(
+            core.wall_ms,
+            core.epoch,
+            core.cluster_ms,
+            by.clone(),
+            op.clone(),
+        ));
+        core.apply(by, op);
+    }
+
+    fn epoch(&mut self) {
+        self.push(None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 }));
+        self.core.epoch = self.core.index;
+    }
+
+    fn step(&mut self, step: &Step) {
+        self.core.wall_ms += step.wall_forward_ms;
+        self.core.cluster_ms += step.cluster_forward_ms;
+        let op = match &step.act {
+            Act::Op(op) => Some(op.clone()),
+            Act::Dispatch(act) => dispatcher::resolve(&self.core, act),
+            Act::Epoch => return self.epoch(),
+            Act::Blank => None,
+        };
+        match op {
+            Some(op) => self.push(step.principal.clone(), op),
+            None => {
+                self.log.push(Bytes::new());
+                self.core.blank();
             }
-            world.push((root(), Op::CreateKey(op)));
         }
     }
-    let (mut wall_ms, mut cluster_ms) = (1_000, 1_000);
-    let mut log: Vec<Bytes> = world
-        .into_iter()
-        .map(|(by, op)| encode(wall_ms, 1, cluster_ms, by, op))
-        .collect();
-    for step in steps {
-        wall_ms += step.wall_forward_ms;
-        cluster_ms += step.cluster_forward_ms;
-        log.push(encode(wall_ms, 1, cluster_ms, step.principal.clone(), step.op.clone()));
+
+    /// Teams, keys and the crowd.
+    fn world() -> Self {
+        let mut writer = Writer::default();
+        (writer.core.wall_ms, writer.core.cluster_ms) = (1_000, 1_000);
+        let root = || Some(principal("system", "root"));
+        let limits = TeamLimits {
+            daily_sends: DAILY_SENDS,
+            daily_webhook_registrations: DAILY_REGISTRATIONS,
+            ..TeamLimits::default()
+        };
+        writer.epoch();
+        writer.push(None, bootstrap("root"));
+        for team in TEAMS {
+            writer.push(root(), create_team(team, Some(limits)));
+            for (key, permission, agent) in [
+                ("w", Permission::Write, ""),
+                ("alice", Permission::Write, "alice"),
+                ("reader", Permission::Read, ""),
+            ] {
+                let op = create_key(team, &key_of(team, key), permission, agent);
+                writer.push(root(), Op::CreateKey(op));
+            }
+        }
+        for (team, topic, agent) in subscribed_at_first() {
+            // The crowd has no URLs, so that histories do not drown in deliveries.
+            let url = AGENTS.contains(&agent.as_str()).then(|| URLS[0].to_owned());
+            let op = Subscribe {
+                url,
+                ..subscribe(&agent, topic)
+            };
+            writer.push(Some(principal(team, &key_of(team, "w"))), Op::Subscribe(op));
+        }
+        for team in TEAMS {
+            let op = RegisterWebhook {
+                agent: "bob".to_owned(),
+                webhook_id: Bytes::copy_from_slice(&id_of("bob")),
+                url: URLS[1].to_owned(),
+                events: vec![1, 2],
+            };
+            writer.push(Some(principal(team, &key_of(team, "w"))), Op::RegisterWebhook(op));
+        }
+        writer
     }
-    log
+}
+
+/// Team, topic and agent of the subscriptions with which every history begins.
+pub fn subscribed_at_first() -> Vec<(&'static str, &'static str, String)> {
+    let crowd = (0..CROWD).map(|n| ("acme", "big", format!("x{n}")));
+    let few = TEAMS
+        .iter()
+        .flat_map(|team| AGENTS.map(|agent| (*team, "small", agent.to_owned())));
+    crowd.chain(few).collect()
+}
+
+/// A copy of the small world, made once.
+fn world() -> Writer {
+    static WORLD: OnceLock<Mutex<Writer>> = OnceLock::new();
+    let world = WORLD.get_or_init(|| Mutex::new(Writer::world()));
+    world.lock().unwrap().clone()
+}
+
+/// The state with which every history begins, after as many entries as its index says.
+pub fn beginning() -> Core {
+    world().core
+}
+
+/// The commands that make the small world, then the steps, encoded as log entries from index 1 on; an empty
+/// one is a blank entry.
+pub fn log(steps: &[Step]) -> Vec<Bytes> {
+    write(steps).log
+}
+
+fn write(steps: &[Step]) -> Writer {
+    let mut writer = world();
+    for step in steps {
+        writer.step(step);
+    }
+    writer
+}
+
+/// The same, and then every unfinished publish brought to its end.
+pub fn finished_log(steps: &[Step]) -> Vec<Bytes> {
+    let mut writer = write(steps);
+    while let Some(op) = dispatcher::next_chunk(&writer.core) {
+        writer.push(None, op);
+    }
+    writer.log
 }
