@@ -4,6 +4,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/show.rs"]
+mod show;
+#[path = "common/topic_steps.rs"]
+mod topic_steps;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -11,16 +15,15 @@ use std::fmt::Write as _;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    AckCursors, BeginEpoch, CursorAck, Face, LeaseReads, LeaseReturn, MarkRead, Permission, Principal, Reply,
-    ReturnLeases, RevokeKey, SendBatch, SendReply, Sweep, TeamLimits, UpdateTeam, reply::Reply as R,
-    send_outcome::Outcome,
+    AckCursors, BeginEpoch, CursorAck, Face, LeaseReads, LeaseReturn, MarkRead, Permission, Principal, ReturnLeases,
+    RevokeKey, SendBatch, Sweep, TeamLimits, UpdateTeam,
 };
-use agentpost_proto::id::{DeliveryId, KeyId, TeamId};
-use agentpost_raft_store::effect::Effect;
+use agentpost_proto::id::{KeyId, TeamId};
 use agentpost_raft_store::keys::ReadState;
 use agentpost_raft_store::kv::Order;
 use agentpost_raft_store::query::{self, PageQuery};
 use common::{Core, create_key, create_team, id_of, message_id, principal, send, team_id};
+use topic_steps::TopicStep;
 
 #[derive(goldenscript::Command)]
 enum Step {
@@ -171,82 +174,6 @@ fn caller(by: &str) -> Option<Principal> {
 
 fn permission(name: Option<&String>) -> Permission {
     name.map_or(Permission::Write, |name| Permission::from_name(name).unwrap())
-}
-
-fn show_sent(sent: &SendReply) -> String {
-    let id = String::from_utf8_lossy(&sent.message_id)
-        .trim_end_matches('.')
-        .to_owned();
-    format!(
-        "sent {id} seq={} events={}/{} sends={}/{} charged={}",
-        sent.seq, sent.events_used, sent.events_limit, sent.sends_used, sent.sends_limit, sent.amount_charged_atomic
-    )
-}
-
-fn show(reply: Reply, effects: Vec<Effect>) -> String {
-    let mut out = String::new();
-    match reply.reply.unwrap() {
-        R::Rejection(r) => writeln!(
-            out,
-            "rejected {}: {} (retry after {} s)",
-            r.code().as_str(),
-            r.message,
-            r.retry_after_s
-        ),
-        R::Send(sent) => writeln!(out, "{}", show_sent(&sent)),
-        R::SendBatch(batch) => {
-            for outcome in batch.outcomes {
-                match outcome.outcome.unwrap() {
-                    Outcome::Sent(sent) => writeln!(out, "{}", show_sent(&sent)).unwrap(),
-                    Outcome::Rejection(r) => writeln!(out, "rejected {}: {}", r.code().as_str(), r.message).unwrap(),
-                }
-            }
-            Ok(())
-        }
-        R::Sweep(sweep) => writeln!(out, "swept {} rows", sweep.rows),
-        R::Attempts(reply) => writeln!(out, "attempts {:?}", reply.done),
-        R::Fanout(reply) => writeln!(out, "chunk finished={} stale={}", reply.finished, reply.stale),
-        R::Close(reply) => writeln!(out, "closed {} finished={}", reply.closed, reply.finished),
-        R::SigningKeys(keys) => writeln!(out, "signing keys {}", keys.generation),
-        R::Redrive(reply) => writeln!(
-            out,
-            "redriven as {}",
-            DeliveryId::from_slice(&reply.delivery_id).unwrap()
-        ),
-        R::Lease(lease) => writeln!(
-            out,
-            "leased {} of day {}: {}/{}",
-            lease.units, lease.day, lease.used, lease.limit
-        ),
-        R::Subscription(s) => writeln!(
-            out,
-            "subscribed url={:?} generation={} registrations={}/{}",
-            s.url, s.generation, s.registrations_used, s.registrations_limit
-        ),
-        R::Webhook(w) => writeln!(
-            out,
-            "webhook generation={} registrations={}/{}",
-            w.generation, w.registrations_used, w.registrations_limit
-        ),
-        R::Done(_) | R::Team(_) | R::Key(_) => writeln!(out, "done"),
-    }
-    .unwrap();
-    for effect in effects {
-        match effect {
-            Effect::InboxAppended { agent, seq, .. } => writeln!(out, "effect: inbox {agent} grew to seq {seq}"),
-            Effect::Published { seq, .. } => writeln!(out, "effect: published at seq {seq}"),
-            Effect::FanoutQueued { topic, .. } => writeln!(out, "effect: topic {topic} has a job"),
-            Effect::FanoutFinished { seq, .. } => {
-                writeln!(out, "effect: the publish at seq {seq} has all its receivers")
-            }
-            Effect::DeliveryDue { generation, .. } => writeln!(out, "effect: endpoint {generation} has work"),
-            Effect::EndpointClosing { generation, .. } => writeln!(out, "effect: endpoint {generation} closes"),
-            Effect::KeyRevoked(_) => writeln!(out, "effect: key revoked"),
-            Effect::EpochBegan { epoch, node } => writeln!(out, "effect: epoch {epoch} of node {node}"),
-        }
-        .unwrap();
-    }
-    out
 }
 
 /// Teams and keys.
@@ -422,9 +349,7 @@ impl Runner {
         let page = query::inbox_page(&self.0.memory, team, agent, query).unwrap();
         let mut out = String::new();
         for item in page.items {
-            let id = String::from_utf8_lossy(&item.message.id)
-                .trim_end_matches('.')
-                .to_owned();
+            let id = show::name(&item.message.id);
             let read = if item.read_at_ms == 0 {
                 "unread".to_owned()
             } else {
@@ -449,13 +374,34 @@ impl Runner {
     }
 }
 
-impl goldenscript::Runner for Runner {
-    type Command = Step;
+/// A command of a script: what there is to say about topics has a file of its own.
+enum Line {
+    Mail(Step),
+    Topic(TopicStep),
+}
 
-    fn run(&mut self, step: &Step, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
+impl TryFrom<&goldenscript::Command> for Line {
+    type Error = Box<dyn Error>;
+
+    fn try_from(line: &goldenscript::Command) -> Result<Self, Box<dyn Error>> {
+        match topic_steps::knows(&line.name) {
+            true => TopicStep::try_from(line).map(Line::Topic),
+            false => Step::try_from(line).map(Line::Mail),
+        }
+    }
+}
+
+impl goldenscript::Runner for Runner {
+    type Command = Line;
+
+    fn run(&mut self, line: &Line, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
+        let step = match line {
+            Line::Topic(step) => return Ok(topic_steps::run(&mut self.0, step)),
+            Line::Mail(step) => step,
+        };
         if let Some((principal, op)) = self.op(step) {
             let (reply, effects) = self.0.apply(principal, op);
-            return Ok(show(reply, effects));
+            return Ok(show::reply(reply, effects));
         }
         Ok(match step {
             Step::Time { wall, cluster } => {
@@ -546,5 +492,11 @@ scripts!(
     cursors_only_move_forward,
     quotas_hold_to_the_last_unit,
     reads_are_leased_and_returned,
+    a_topic_reaches_those_subscribed_at_the_publish,
+    a_large_publish_is_given_out_in_chunks,
+    later_publishes_wait_for_a_job,
+    a_webhook_gets_what_it_asked_for,
+    registrations_are_checked_and_counted,
+    old_topic_mail_is_swept,
     old_mail_is_swept,
 );
