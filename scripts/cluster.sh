@@ -21,7 +21,7 @@
 #   --timeout SECONDS       60: how long up and start wait for readiness
 #
 # DIR/env exports AGENTPOST_URLS (the N-th is node N), AGENTPOST_ADMIN_KEY, AGENTPOST_BIN, KITE_API_KEY, KITE_TEAM_ID
-# and KITE_WS_URL: a team `default` with a key that may write. Webhooks may go to http://127.0.0.0/8.
+# and KITE_WS_URL: a team `default` with a key that may write. Webhooks may go to loopback addresses, with http:// too.
 
 # shellcheck source-path=SCRIPTDIR
 set -euo pipefail

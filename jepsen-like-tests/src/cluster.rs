@@ -93,7 +93,7 @@ impl Cluster {
             "[node]\nid = {node}\ndata_dir = \"{dir}/node{node}\"\nclient_addr = \"127.0.0.1:{client_port}\"\n\
              peer_addr = \"127.0.0.1:{peer_port}\"\n[cluster]\nsecret_file = \"{dir}/cluster.secret\"\n\
              nodes = [{}]\n[bootstrap]\nadmin_key_file = \"{admin_key_file}\"\n[runtime]\nworker_threads = 1\n\
-             [webhooks]\nallow_http = true\nallow_networks = [\"127.0.0.0/8\"]\n",
+             [webhooks]\nallow_http = true\nallow_networks = [\"127.0.0.0/8\", \"::1/128\"]\n",
             list.join(", ")
         )
     }

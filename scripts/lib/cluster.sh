@@ -65,7 +65,7 @@ make_files() {
       # Exactly one node brings the cluster into being.
       [ "$n" -ne 1 ] || printf '[bootstrap]\nadmin_key_file = "%s"\n\n' "$DIR/admin.key"
       # Agents on this machine may receive webhooks.
-      printf '[webhooks]\nallow_http = true\nallow_networks = ["127.0.0.0/8"]\n\n'
+      printf '[webhooks]\nallow_http = true\nallow_networks = ["127.0.0.0/8", "::1/128"]\n\n'
       printf '[runtime]\nworker_threads = %d\n' "$WORKERS"
     } >"$DIR/$n/config.toml"
   done

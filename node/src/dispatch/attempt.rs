@@ -51,7 +51,7 @@ pub struct Call {
     pub redelivery_possible: bool,
 }
 
-/// Calls the URL once and tells what became of it. Ends within [`super::egress::Timeouts::attempt`].
+/// Calls the URL once and tells what became of it; not at all if its host is called too often. Ends within [`super::egress::Timeouts::attempt`].
 pub async fn make(egress: &Egress, clock: &Clock, call: Call) -> AttemptResult {
     let (started_at_ms, begun) = (clock.wall_ms(), clock.now());
     let mut answer = Answer::default();
@@ -67,7 +67,7 @@ pub async fn make(egress: &Egress, clock: &Clock, call: Call) -> AttemptResult {
         Ok(()) => "status",
     };
     AttemptResult {
-        not_sent: false,
+        not_sent: answer.not_sent,
         // A success that did not arrive whole is none.
         status: if success && !error.is_empty() {
             0
@@ -86,6 +86,8 @@ pub async fn make(egress: &Egress, clock: &Clock, call: Call) -> AttemptResult {
 /// What is known of the answer so far.
 #[derive(Default)]
 struct Answer {
+    /// There was no call.
+    not_sent: bool,
     status: u16,
     non_retryable: bool,
     retry_after_ms: u64,
@@ -100,15 +102,19 @@ async fn ask(egress: &Egress, clock: &Clock, call: &Call, answer: &mut Answer) -
         "protocol"
     })?;
     let target = egress.admit(&call.delivery.url).map_err(|_| "refused")?;
+    if !egress.wait_for(&target).await {
+        answer.not_sent = true;
+        return Err("");
+    }
     let client = egress.client(call.team, &target).await.map_err(|error| match error {
         CannotCall::Refused(_) => "refused",
         CannotCall::Client(_) => "protocol",
     })?;
-    let sending = client.post(target.url).headers(headers).body(body).send();
+    let sending = client.post(target.url.clone()).headers(headers).body(body).send();
     let response = sending.await.map_err(|error| class_of(&error))?;
     answer.note(&response, clock.wall_ms())?;
     let peer = response.remote_addr();
-    let visible = peer.is_some_and(|address| egress.may_show(address.ip()));
+    let visible = peer.is_some_and(|address| egress.may_show(&target, address.ip()));
     answer.read(response, visible).await
 }
 

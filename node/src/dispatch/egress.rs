@@ -20,10 +20,13 @@ use reqwest::{Client, redirect, retry};
 use rustls::client::Resumption;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use url::{Host, Url};
 
+use super::pace::Pace;
 use super::resolver::{CheckedResolver, LOOKUPS_PER_TEAM_MAX, Lookup, Refused, Rules, SystemLookup};
 use crate::config::Config;
+use crate::networks::{Kind, kind};
 
 /// From the name to the end of the TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -98,6 +101,7 @@ struct Inner {
     tls: ClientConfig,
     timeouts: Timeouts,
     clients: Mutex<Clients>,
+    pace: Pace,
 }
 
 /// A URL that may be called.
@@ -106,6 +110,22 @@ pub struct Target {
     /// As it is dialled; signatures use the text that was registered.
     pub url: Url,
     port: u16,
+}
+
+impl Target {
+    fn host(&self) -> &str {
+        let host = self.url.host_str().unwrap_or_default();
+        host.strip_suffix('.').unwrap_or(host)
+    }
+
+    /// The address that stands in the URL itself.
+    fn literal(&self) -> Option<IpAddr> {
+        match self.url.host() {
+            Some(Host::Ipv4(address)) => Some(IpAddr::V4(address)),
+            Some(Host::Ipv6(address)) => Some(IpAddr::V6(address)),
+            _ => None,
+        }
+    }
 }
 
 /// Why a URL may not be called; a sentence for people.
@@ -135,6 +155,7 @@ impl Egress {
             tls,
             timeouts: options.timeouts,
             clients: Mutex::default(),
+            pace: Pace::default(),
         };
         Ok(Egress { inner: Arc::new(inner) })
     }
@@ -188,12 +209,7 @@ impl Egress {
     /// The client for this team and URL. Fails if an address that stands in the URL is closed.
     pub async fn client(&self, team: TeamId, target: &Target) -> Result<Client, CannotCall> {
         let rules = &self.inner.rules;
-        let literal = match target.url.host() {
-            Some(Host::Ipv4(address)) => Some(IpAddr::V4(address)),
-            Some(Host::Ipv6(address)) => Some(IpAddr::V6(address)),
-            _ => None,
-        };
-        if let Some(address) = literal {
+        if let Some(address) = target.literal() {
             rules.check(&[address], target.port).await?;
         }
         // A resolver does not learn the port. Where it matters, a client has URLs of one port only.
@@ -207,15 +223,35 @@ impl Egress {
         Ok(clients.get((team, port), host, |slots| self.inner.build(port, slots))?)
     }
 
+    /// Waits until the target's host may be called once more; false = that would take too long.
+    pub async fn wait_for(&self, target: &Target) -> bool {
+        if target
+            .literal()
+            .is_some_and(|address| self.inner.rules.is_allowed(address))
+        {
+            return true;
+        }
+        let Some(wait) = self.inner.pace.wait(target.host(), Instant::now()) else {
+            return false;
+        };
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        true
+    }
+
+    /// Whether the team may see what the receiver at this address answered; also learns where the host is. Within
+    /// private networks it may not: the answer could be that of a service which is none of its business.
+    pub fn may_show(&self, target: &Target, address: IpAddr) -> bool {
+        self.inner
+            .pace
+            .note(target.host(), self.inner.rules.is_allowed(address));
+        kind(address.to_canonical()) == Kind::Public
+    }
+
     /// How long things may take.
     pub fn timeouts(&self) -> Timeouts {
         self.inner.timeouts
-    }
-
-    /// Whether the team may see what a receiver at this address answered. Within private networks it may not: the
-    /// answer could be that of a service which is none of its business.
-    pub fn may_show(&self, address: IpAddr) -> bool {
-        crate::networks::kind(address.to_canonical()) == crate::networks::Kind::Public
     }
 }
 

@@ -382,3 +382,25 @@ async fn proxies_of_the_environment_are_ignored() {
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
     assert_eq!(proxy.connections(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_public_host_is_not_called_too_often_whoever_asks() {
+    // Nothing answers, so that no socket is opened, and time passes at once.
+    let stage = Stage::new("");
+    let calls = (0..200u8).map(|i| {
+        let mut call = call(&format!("https://victim.example.com:{}/", 2000 + u16::from(i % 20)));
+        call.team = agentpost_proto::id::TeamId([i; 16]);
+        let egress = stage.egress.clone();
+        async move { attempt::make(&egress, &Clock::system(), call).await }
+    });
+    let results = futures::future::join_all(calls).await;
+    let (put_back, made): (Vec<_>, Vec<_>) = results.into_iter().partition(|result| result.not_sent);
+    assert!(made.iter().all(|result| result.error == "dns"));
+    // The burst, and then 42 a second for a second and a half.
+    assert_eq!((made.len(), stage.names.asked()), (71, 71));
+    assert!(
+        put_back
+            .iter()
+            .all(|result| result.status == 0 && result.error.is_empty())
+    );
+}

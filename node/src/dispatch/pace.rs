@@ -1,0 +1,121 @@
+//! How often one host of the public internet is called, whoever asked for it: nobody can aim a cluster at a victim by
+//! registering many URLs there.
+//!
+//! At most [`CALLS_PER_S`] calls in any second. A call too many waits, for no longer than [`WAIT_MAX`]; beyond that it
+//! is put back, with its place on the ladder. Hosts within `webhooks.allow_networks` are not paced, from the first
+//! answer that showed where they are.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Calls to one host in any second.
+pub const CALLS_PER_S: u32 = 50;
+/// Of those, the calls that need no distance from the one before.
+const BURST: u32 = 8;
+const DISTANCE: Duration = Duration::from_nanos(1_000_000_000 / (CALLS_PER_S - BURST) as u64);
+/// A call waits while it holds a slot of its team, and its time to answer runs.
+pub const WAIT_MAX: Duration = Duration::from_millis(1_500);
+/// Hosts that are remembered.
+const HOSTS_MAX: usize = 4_096;
+
+/// The hosts that were called lately.
+#[derive(Default)]
+pub struct Pace {
+    hosts: Mutex<HashMap<String, Host>>,
+}
+
+struct Host {
+    /// When the calls so far are paid off.
+    paid: Instant,
+    exempt: bool,
+}
+
+impl Pace {
+    /// How long the next call to `host` has to wait; none = too long, and it does not count.
+    pub fn wait(&self, host: &str, now: Instant) -> Option<Duration> {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = match hosts.get_mut(host) {
+            Some(known) => known,
+            None => {
+                if hosts.len() >= HOSTS_MAX {
+                    // Those that wait are as few as calls in flight.
+                    hosts.retain(|_, host| host.paid > now);
+                }
+                let fresh = Host {
+                    paid: now,
+                    exempt: false,
+                };
+                hosts.entry(host.to_owned()).or_insert(fresh)
+            }
+        };
+        if known.exempt {
+            return Some(Duration::ZERO);
+        }
+        let begin = known.paid.max(now);
+        let wait = (begin - now).saturating_sub(DISTANCE * (BURST - 1));
+        if wait > WAIT_MAX {
+            return None;
+        }
+        known.paid = begin + DISTANCE;
+        Some(wait)
+    }
+
+    /// Whether the host turned out to be within `webhooks.allow_networks`.
+    pub fn note(&self, host: &str, exempt: bool) {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = hosts.get_mut(host) {
+            known.exempt = exempt;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_second_has_more_calls_than_allowed_and_no_time_is_wasted(gaps in prop::collection::vec(0u64..60, 1..400)) {
+            let (pace, mut now, mut starts) = (Pace::default(), Instant::now(), Vec::new());
+            for gap in gaps {
+                now += Duration::from_millis(gap);
+                match pace.wait("host", now) {
+                    Some(wait) => starts.push(now + wait),
+                    // Only behind a queue that fills the whole wait.
+                    None => prop_assert!(starts.iter().filter(|at| **at > now).count() >= 60),
+                }
+            }
+            for first in &starts {
+                let within = starts.iter().filter(|at| *at >= first && **at < *first + Duration::from_secs(1));
+                prop_assert!(within.count() <= CALLS_PER_S as usize);
+            }
+        }
+    }
+
+    #[test]
+    fn hosts_do_not_wait_for_each_other_and_open_networks_not_at_all() {
+        let (pace, now) = (Pace::default(), Instant::now());
+        while pace.wait("busy", now).is_some() {}
+        assert_eq!(pace.wait("calm", now), Some(Duration::ZERO));
+        pace.note("busy", true);
+        assert_eq!(pace.wait("busy", now), Some(Duration::ZERO));
+        pace.note("busy", false);
+        assert_eq!(pace.wait("busy", now), None);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_those_that_wait_stay() {
+        let (pace, now) = (Pace::default(), Instant::now());
+        while pace.wait("busy", now).is_some() {}
+        for i in 0..3 * HOSTS_MAX {
+            pace.wait(&format!("host-{i}"), now + Duration::from_millis(i as u64 / 10));
+        }
+        assert!(pace.hosts.lock().unwrap().len() <= HOSTS_MAX);
+        assert_eq!(pace.wait("busy", now), None);
+    }
+}
