@@ -32,7 +32,7 @@ use tokio_util::task::TaskTracker;
 
 use self::ledger::{Held, Ledger, Moment};
 use crate::clock::{Clock, IdSource};
-use crate::shard::local::Local;
+use crate::cluster::{ClusterHandle, Local};
 use crate::shard::proposer::{LEADER_DEADLINE, Proposer};
 use crate::shard::reader::Reader;
 
@@ -91,23 +91,16 @@ struct Reads {
 }
 
 impl Leases {
-    /// Asks through `proposer`. Requests run among `tasks`: they outlive a reader who goes away, so that what
-    /// was granted is not lost.
-    pub fn new(
-        proposer: Proposer,
-        reader: Reader,
-        local: Local,
-        clock: Clock,
-        ids: IdSource,
-        tasks: TaskTracker,
-    ) -> Self {
+    /// Asks through `proposer`. Requests run among the tasks of the doors: they outlive a reader who goes away,
+    /// so that what was granted is not lost.
+    pub fn new(proposer: Proposer, clock: Clock, ids: IdSource, cluster: &ClusterHandle) -> Self {
         let shared = Shared {
             proposer,
-            reader,
-            local,
+            reader: cluster.reader.clone(),
+            local: cluster.local.clone(),
             clock,
             ids,
-            tasks,
+            tasks: cluster.tasks.clone(),
             ledger: Mutex::default(),
         };
         Leases {

@@ -150,14 +150,7 @@ pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) 
         secrets: Arc::clone(&secrets),
         metrics: metrics.clone(),
     };
-    let leases = Leases::new(
-        proposer.clone(),
-        reader.clone(),
-        local.clone(),
-        clock.clone(),
-        ids.clone(),
-        cluster.tasks.clone(),
-    );
+    let leases = Leases::new(proposer.clone(), clock.clone(), ids.clone(), &cluster);
     let services = Services {
         proposer,
         reader,
