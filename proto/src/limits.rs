@@ -135,8 +135,28 @@ pub const OTHER_ATTEMPTS_KEPT: usize = 8;
 pub const RESPONSE_BYTES_READ_MAX: usize = 64 * 1024;
 /// See [`RESPONSE_BYTES_READ_MAX`].
 pub const RESPONSE_BYTES_KEPT_MAX: usize = 1024;
+/// Headers of a webhook's response: how many, and their names and values together.
+pub const RESPONSE_HEADERS_MAX: usize = 64;
+/// See [`RESPONSE_HEADERS_MAX`].
+pub const RESPONSE_HEADER_BYTES_MAX: usize = 16 * 1024;
+/// A longer `Retry-After` is not read.
+pub const RETRY_AFTER_BYTES_MAX: usize = 64;
+/// Calls in any second to one host outside `webhooks.allow_networks`: a cluster cannot be aimed at a victim.
+pub const HOST_CALLS_PER_S_MAX: u32 = 50;
+/// Names that a node looks up at once: a look-up takes a thread that cannot be stopped.
+pub const LOOKUPS_MAX: usize = 192;
+/// The same for one team: names that hang are the trouble of their team alone.
+pub const TEAM_LOOKUPS_MAX: usize = 16;
+/// Idle connections of a team to one host; as many as it has calls.
+pub const IDLE_PER_HOST_MAX: usize = 64;
+/// Hosts that a node keeps connections to.
+pub const OUTBOUND_HOSTS_MAX: usize = 1_024;
+/// Teams that a node keeps connections for.
+pub const OUTBOUND_CLIENTS_MAX: usize = 256;
 /// The class of a failed attempt's error.
 pub const ATTEMPT_ERROR_CHARS_MAX: usize = 64;
+/// Of an attempt, from DNS to the end of the TLS handshake.
+pub const CONNECT_TIMEOUT_MS: u64 = 5_000;
 /// One webhook attempt, from DNS to the last byte.
 pub const ATTEMPT_TIMEOUT_MS: u64 = 30_000;
 /// Age at which a terminal delivery is removed, in cluster time. A dead one keeps its message this long and

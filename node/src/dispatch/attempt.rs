@@ -27,9 +27,6 @@ use crate::http::json::Writer;
 
 /// "Never try again", with its header.
 const NON_RETRYABLE: u16 = 489;
-/// Names and values of the answer's headers.
-const RESPONSE_HEADER_BYTES_MAX: usize = 16 * 1024;
-const RETRY_AFTER_BYTES_MAX: usize = 64;
 
 /// What an attempt needs.
 pub struct Call {
@@ -122,7 +119,7 @@ impl Answer {
     fn note(&mut self, response: &Response, now_ms: u64) -> Result<(), &'static str> {
         let headers = response.headers();
         let length = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
-        if headers.iter().map(length).sum::<usize>() > RESPONSE_HEADER_BYTES_MAX {
+        if headers.iter().map(length).sum::<usize>() > limits::RESPONSE_HEADER_BYTES_MAX {
             return Err("protocol");
         }
         self.status = response.status().as_u16();
@@ -131,7 +128,7 @@ impl Answer {
             self.status == NON_RETRYABLE && headers.get("upstash-nonretryable-error").is_some_and(says_so);
         self.retry_after_ms = headers
             .get(RETRY_AFTER)
-            .filter(|value| value.len() <= RETRY_AFTER_BYTES_MAX)
+            .filter(|value| value.len() <= limits::RETRY_AFTER_BYTES_MAX)
             .and_then(|value| retry_after_ms(value.to_str().ok()?, now_ms))
             .filter(|ms| *ms <= limits::RETRY_AFTER_MAX_MS)
             .unwrap_or(0);
@@ -370,7 +367,7 @@ mod tests {
 
     #[test]
     fn headers_are_bounded() {
-        let value = "x".repeat(RESPONSE_HEADER_BYTES_MAX);
+        let value = "x".repeat(limits::RESPONSE_HEADER_BYTES_MAX);
         let answer = response(200, &[("x-large", &value)], Vec::new());
         assert_eq!(Answer::default().note(&answer, NOW_MS), Err("protocol"));
     }

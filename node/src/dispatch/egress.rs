@@ -24,22 +24,13 @@ use tokio::time::Instant;
 use url::{Host, Url};
 
 use super::pace::Pace;
-use super::resolver::{CheckedResolver, LOOKUPS_PER_TEAM_MAX, Lookup, Refused, Rules, SystemLookup};
+use super::resolver::{CheckedResolver, Lookup, Refused, Rules, SystemLookup};
 use crate::config::Config;
 use crate::networks::{Kind, kind};
 
-/// From the name to the end of the TLS handshake.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shorter than the time after which common servers close an idle connection, so that a request does not meet the
 /// closing on its way and fail for it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Idle connections to one host for one team.
-const IDLE_PER_HOST_MAX: usize = 16;
-/// Hosts that connections are kept to, over all teams.
-const HOSTS_MAX: usize = 1_024;
-/// Clients.
-const CLIENTS_MAX: usize = 256;
-const RESPONSE_HEADERS_MAX: usize = 64;
 const HOST_BYTES_MAX: usize = 253;
 const LABEL_BYTES_MAX: usize = 63;
 
@@ -55,7 +46,7 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         Timeouts {
-            connect: CONNECT_TIMEOUT,
+            connect: Duration::from_millis(limits::CONNECT_TIMEOUT_MS),
             attempt: Duration::from_millis(limits::ATTEMPT_TIMEOUT_MS),
         }
     }
@@ -284,10 +275,10 @@ impl Inner {
             .referer(false)
             .no_proxy()
             .http1_only()
-            .http1_max_headers(RESPONSE_HEADERS_MAX)
+            .http1_max_headers(limits::RESPONSE_HEADERS_MAX)
             .connect_timeout(self.timeouts.connect)
             .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
+            .pool_max_idle_per_host(limits::IDLE_PER_HOST_MAX)
             .build()
     }
 }
@@ -319,7 +310,7 @@ impl Clients {
         if !self.by_key.contains_key(&key) {
             let same_team = self.by_key.iter().find(|((team, _), _)| *team == key.0);
             let slots = same_team.map_or_else(
-                || Arc::new(Semaphore::new(LOOKUPS_PER_TEAM_MAX)),
+                || Arc::new(Semaphore::new(limits::TEAM_LOOKUPS_MAX)),
                 |(_, pool)| Arc::clone(&pool.slots),
             );
             let pool = Pool {
@@ -334,7 +325,7 @@ impl Clients {
         pool.used = self.uses;
         self.hosts += usize::from(pool.hosts.insert(host));
         let client = pool.client.clone();
-        while self.hosts > HOSTS_MAX || self.by_key.len() > CLIENTS_MAX {
+        while self.hosts > limits::OUTBOUND_HOSTS_MAX || self.by_key.len() > limits::OUTBOUND_CLIENTS_MAX {
             let Some(oldest) = self
                 .by_key
                 .iter()

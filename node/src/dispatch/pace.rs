@@ -1,7 +1,7 @@
 //! How often one host of the public internet is called, whoever asked for it: nobody can aim a cluster at a victim by
 //! registering many URLs there.
 //!
-//! At most [`CALLS_PER_S`] calls in any second. A call too many waits, for no longer than [`WAIT_MAX`]; beyond that it
+//! At most [`HOST_CALLS_PER_S_MAX`] calls in any second. A call too many waits, for no longer than [`WAIT_MAX`]; beyond that it
 //! is put back, with its place on the ladder. Hosts within `webhooks.allow_networks` are not paced, from the first
 //! answer that showed where they are.
 
@@ -9,13 +9,12 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use agentpost_proto::limits::HOST_CALLS_PER_S_MAX;
 use tokio::time::Instant;
 
-/// Calls to one host in any second.
-pub const CALLS_PER_S: u32 = 50;
 /// Of those, the calls that need no distance from the one before.
 const BURST: u32 = 8;
-const DISTANCE: Duration = Duration::from_nanos(1_000_000_000 / (CALLS_PER_S - BURST) as u64);
+const DISTANCE: Duration = Duration::from_nanos(1_000_000_000 / (HOST_CALLS_PER_S_MAX - BURST) as u64);
 /// A call waits while it holds a slot of its team, and its time to answer runs.
 pub const WAIT_MAX: Duration = Duration::from_millis(1_500);
 /// Hosts that are remembered.
@@ -92,7 +91,7 @@ mod tests {
             }
             for first in &starts {
                 let within = starts.iter().filter(|at| *at >= first && **at < *first + Duration::from_secs(1));
-                prop_assert!(within.count() <= CALLS_PER_S as usize);
+                prop_assert!(within.count() <= HOST_CALLS_PER_S_MAX as usize);
             }
         }
     }

@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use agentpost_proto::limits::LOOKUPS_MAX;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -18,10 +19,6 @@ use url::{Host, Url};
 use crate::config::Config;
 use crate::networks::{Kind, Network, kind};
 
-/// Names that the system looks up at once, each in a thread that cannot be stopped: for all teams, and for one.
-const LOOKUPS_MAX: usize = 192;
-/// See [`LOOKUPS_MAX`]: names that hang are the trouble of their team alone.
-pub const LOOKUPS_PER_TEAM_MAX: usize = 16;
 /// How long the addresses of the cluster's own nodes are remembered.
 const OWN_ADDRESSES_FOR: Duration = Duration::from_secs(30);
 /// How long a connection waits for them.

@@ -1,6 +1,11 @@
 //! What a name resolves to is judged when it is dialled.
 
-use crate::stage::{LOOPBACK, OK, OK_CLOSE, Receiver, Stage};
+use agentpost_node::clock::Clock;
+use agentpost_node::dispatch::attempt;
+use agentpost_proto::id::TeamId;
+use agentpost_proto::limits::TEAM_LOOKUPS_MAX;
+
+use crate::stage::{HANGING, LOOPBACK, OK, OK_CLOSE, Receiver, Stage, call};
 use crate::urls::{Where, table};
 
 const NAME: &str = "receiver.example.com";
@@ -96,4 +101,24 @@ async fn names_without_addresses_are_a_class_of_their_own() {
     assert_eq!(stage.call("https://unknown.example.com/").await.error, "dns");
     stage.names.set(NAME, &[&[]]);
     assert_eq!(stage.call(&format!("https://{NAME}/")).await.error, "dns");
+}
+
+#[tokio::test]
+async fn names_that_hang_are_the_trouble_of_their_team_alone() {
+    let receiver = Receiver::answering(OK).await;
+    let stage = Stage::hasty(LOOPBACK);
+    stage.names.set(NAME, &[&["127.0.0.1"]]);
+    let (hanging, good) = (
+        format!("http://{HANGING}/"),
+        format!("http://{NAME}:{}/", receiver.addr.port()),
+    );
+    let calls = (0..TEAM_LOOKUPS_MAX).map(|_| stage.call(&hanging));
+    for result in futures::future::join_all(calls).await {
+        assert_eq!(result.error, "timeout");
+    }
+    // Nobody waits for those look-ups any more, but their threads could still hang.
+    assert_eq!(stage.call(&good).await.error, "timeout");
+    let mut other = call(&good);
+    other.team = TeamId([2; 16]);
+    assert_eq!(attempt::make(&stage.egress, &Clock::system(), other).await.status, 200);
 }

@@ -27,6 +27,9 @@ pub fn config(webhooks: &str) -> Config {
 /// As `dev` and the local cluster are configured.
 pub const LOOPBACK: &str = "allow_http = true\nallow_networks = [\"127.0.0.0/8\"]";
 
+/// Never answered, as if its name server were dead.
+pub const HANGING: &str = "hanging.example.com";
+
 /// Answers each look-up with the next of its answers; the last one stays.
 #[derive(Default)]
 pub struct Names {
@@ -49,6 +52,9 @@ impl Names {
 impl Lookup for Names {
     fn lookup(&self, name: String) -> Looked {
         self.asked.fetch_add(1, Ordering::SeqCst);
+        if name == HANGING {
+            return Box::pin(std::future::pending());
+        }
         let mut answers = self.answers.lock().unwrap();
         let found = answers.get_mut(&name).and_then(|queue| {
             let next = queue.front().cloned();
