@@ -67,8 +67,10 @@ pub const UNLIMITED_EVENTS_SHOWN: u64 = 9_007_199_254_740_991;
 /// How an unlimited rate limit header is printed.
 pub const UNLIMITED_RATE_SHOWN: u64 = 2_147_483_647;
 
-/// Client operations waiting for Raft on one node; more are answered 503 at once.
+/// Operations waiting for Raft on one node; more of clients are answered 503 at once.
 pub const PROPOSALS_IN_FLIGHT_MAX: usize = 4_096;
+/// Of those, kept free for the cluster's own operations (claims, outcomes, chunks): clients cannot starve them.
+pub const PROPOSALS_RESERVED: usize = 512;
 /// Of one replication request: it must not outlast an election timeout.
 pub const APPEND_PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
 /// A message on the peer port: an append payload that ends with one largest entry, with room.
@@ -119,6 +121,28 @@ pub const FANOUT_WAIT_MS: u64 = 5_000;
 pub const CLAIMS_PER_ENTRY_MAX: usize = 256;
 /// Deliveries that one CloseEndpoint entry ends.
 pub const CLOSINGS_PER_ENTRY_MAX: usize = 256;
+/// Attempts of one endpoint between claim and recorded outcome.
+pub const ENDPOINT_CALLS_MAX: usize = 8;
+/// The same of a team.
+pub const TEAM_CALLS_MAX: usize = 64;
+/// The same of the dispatching node.
+pub const NODE_CALLS_MAX: usize = 512;
+/// When fewer slots than these are free on the node, a team holds at most its share of them all.
+pub const NODE_CALLS_SCARCE: usize = 128;
+/// Failures to connect in a row, after which an endpoint is tried by one call at a time.
+pub const CONNECT_FAILURES_MAX: u32 = 10;
+/// How long claims and outcomes gather before they are proposed; the first after a pause does not wait.
+pub const GATHER_MS: u64 = 5;
+/// A call begins within this time of its claim's application, or not at all.
+pub const START_WINDOW_MS: u64 = 2_000;
+/// A hand-over of leadership waits this long for calls: 2 s to start and 30 s to call.
+pub const DRAIN_MS: u64 = 32_000;
+/// Hints that wait for a worker; beyond it the worker looks at everything.
+pub const HINTS_WAITING_MAX: usize = 16_384;
+/// Chunks of one publish that are proposed at a time.
+pub const FANOUT_CHUNKS_IN_FLIGHT: usize = 8;
+/// The state ages although nobody writes: a command at least this often.
+pub const TICK_MS: u64 = 1_000;
 /// Waits before each retry; one step fewer than attempts.
 pub const RETRY_DELAYS_MS: [u64; 3] = [1_000, 10_000, 100_000];
 /// A `Retry-After` beyond it is ignored.

@@ -4,6 +4,8 @@ pub mod delivery;
 pub mod receipt;
 pub mod topic;
 
+use std::ops::Range;
+
 use agentpost_proto::command::Sweep;
 use agentpost_proto::id::{KeyId, MessageId, TeamId};
 use agentpost_proto::record::{Applied, Cursor, DayCount, InboxEntry, InboxHead, Key, Message, Team, TeamHead};
@@ -99,34 +101,6 @@ pub fn inbox_after(
         .take(limit)
         .map(|row| row.and_then(|(seq, entry)| item(kv, team, seq, entry)))
         .collect()
-}
-
-/// Seqs of an inbox behind `after_seq`, oldest first, at most `limit`, each with the seq of its message: for one
-/// who joins several inboxes and needs few of their messages.
-pub fn inbox_seqs_after(
-    kv: &impl Kv,
-    team: TeamId,
-    agent: &str,
-    after_seq: u64,
-    limit: usize,
-) -> Result<Vec<(u64, u64)>, Fatal> {
-    let query = PageQuery {
-        after_seq: Some(after_seq),
-        order: Order::Ascending,
-        limit,
-        state: None,
-        from: None,
-        topic: None,
-    };
-    entries(kv, team, agent, &query)?
-        .take(limit)
-        .map(|row| row.map(|(seq, entry)| (seq, entry.message_seq)))
-        .collect()
-}
-
-/// The message at a seq.
-pub fn message_at(kv: &impl Kv, team: TeamId, seq: u64) -> Result<Option<Message>, Fatal> {
-    load(kv, &keys::message(team, seq))
 }
 
 type Entries<'a> = Box<dyn Iterator<Item = Result<(u64, InboxEntry), Fatal>> + 'a>;
@@ -297,18 +271,41 @@ pub fn applied(kv: &impl Kv) -> Result<Applied, Fatal> {
     Ok(load(kv, &keys::applied())?.unwrap_or_default())
 }
 
+/// Whether time matters to anything here: a delivery, an idempotency key, mail, a lease.
+pub fn ages(kv: &impl Kv) -> Result<bool, Fatal> {
+    for range in [
+        keys::endpoint_heads(),
+        keys::claims(),
+        keys::idempotency_expiries_until(u64::MAX),
+        keys::delivery_ageings_until(u64::MAX),
+        keys::leases_before(u32::MAX),
+    ] {
+        if has_row(kv, range)? {
+            return Ok(true);
+        }
+    }
+    for team in teams(kv)? {
+        if let Ok(id) = TeamId::from_slice(&team.id) {
+            let head = team_head(kv, id)?;
+            if has_row(kv, keys::messages_from(id, head.swept_seq + 1))? {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn has_row(kv: &(impl Kv + ?Sized), range: Range<Vec<u8>>) -> Result<bool, Fatal> {
+    let first = kv.range(range, Order::Ascending).next().transpose()?;
+    Ok(first.is_some())
+}
+
 /// The next sweep that has something to remove at these times, if any.
 pub fn sweep_due(kv: &impl Kv, cluster_ms: u64, wall_ms: u64) -> Result<Option<Sweep>, Fatal> {
-    let has_row = |range| {
-        kv.range(range, Order::Ascending)
-            .next()
-            .transpose()
-            .map(|row| row.is_some())
-    };
-    if has_row(keys::idempotency_expiries_until(cluster_ms))?
-        || has_row(keys::message_expiries_until(wall_ms))?
-        || has_row(keys::delivery_ageings_until(cluster_ms))?
-        || has_row(keys::leases_before(time::day(wall_ms)))?
+    if has_row(kv, keys::idempotency_expiries_until(cluster_ms))?
+        || has_row(kv, keys::message_expiries_until(wall_ms))?
+        || has_row(kv, keys::delivery_ageings_until(cluster_ms))?
+        || has_row(kv, keys::leases_before(time::day(wall_ms)))?
     {
         return Ok(Some(Sweep::default()));
     }

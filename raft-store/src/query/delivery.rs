@@ -2,7 +2,7 @@
 
 use agentpost_proto::id::{DeliveryId, TeamId};
 use agentpost_proto::limits;
-use agentpost_proto::record::{Delivery, DeliveryState, EndpointHead, FanoutJob};
+use agentpost_proto::record::{Delivery, DeliveryState, EndpointHead, FanoutJob, Message};
 
 use crate::keys;
 use crate::kv::{Fatal, Kv, Order, Row};
@@ -42,30 +42,26 @@ pub fn endpoint_heads(kv: &(impl Kv + ?Sized)) -> Result<Vec<(TeamId, u64, u64)>
         .collect()
 }
 
-/// The numbers of an endpoint's deliveries that are due at `cluster_ms`, the earliest first, at most `limit`.
-pub fn due(
+/// An endpoint's scheduled deliveries, the earliest first: when each is due, in cluster time, and its number.
+pub fn scheduled(
     kv: &(impl Kv + ?Sized),
     team: TeamId,
     generation: u64,
-    cluster_ms: u64,
     limit: usize,
-) -> Result<Vec<u64>, Fatal> {
+) -> Result<Vec<(u64, u64)>, Fatal> {
     // From the head on: a scan from the start would cross the traces of all rows removed before it.
     let Some(first) = endpoint_head(kv, team, generation)? else {
         return Ok(Vec::new());
     };
-    let mut numbers = Vec::new();
-    for row in kv
-        .range(keys::due_from(team, generation, first), Order::Ascending)
+    kv.range(keys::due_from(team, generation, first), Order::Ascending)
         .take(limit)
-    {
-        let (due_ms, number) = parsed(keys::parse_due(&row?.0), "du")?;
-        if due_ms > cluster_ms {
-            break;
-        }
-        numbers.push(number);
-    }
-    Ok(numbers)
+        .map(|row| parsed(keys::parse_due(&row?.0), "du"))
+        .collect()
+}
+
+/// The message that a delivery carries. It is there for as long as the delivery may be attempted.
+pub fn message(kv: &(impl Kv + ?Sized), team: TeamId, delivery: &Delivery) -> Result<Option<Message>, Fatal> {
+    load(kv, &keys::message(team, delivery.message_seq))
 }
 
 /// Every claimed delivery: epoch, team, number; the oldest epoch first.
@@ -91,6 +87,39 @@ pub fn fanout_jobs(kv: &(impl Kv + ?Sized)) -> Result<Vec<(TeamId, String, u64, 
             Ok((team, topic.to_owned(), seq, decode(value)?))
         })
         .collect()
+}
+
+/// The oldest unfinished publish of a topic: the only one whose chunks count now.
+pub fn first_fanout_job(kv: &(impl Kv + ?Sized), team: TeamId, topic: &str) -> Result<Option<(u64, FanoutJob)>, Fatal> {
+    let Some(row) = kv.range(keys::fanout_jobs_of(team, topic), Order::Ascending).next() else {
+        return Ok(None);
+    };
+    let (key, value) = row?;
+    Ok(Some((parsed(keys::trailing_number(&key), "fj")?, decode(value)?)))
+}
+
+/// Where the next chunks of a publish begin, at most `limit` of them: each walks
+/// `limits::FANOUT_CHUNK_ROWS` subscription rows. While a publish is unfinished no row of its receivers goes
+/// away but by its own chunks, so the places can be known before the chunks are applied.
+pub fn chunk_starts(
+    kv: &(impl Kv + ?Sized),
+    team: TeamId,
+    topic: &str,
+    job: &FanoutJob,
+    limit: usize,
+) -> Result<Vec<u64>, Fatal> {
+    let mut starts = vec![job.next_serial];
+    let rows = keys::subscriptions_between(team, topic, job.next_serial, job.last_serial);
+    for (n, row) in kv.range(rows, Order::Ascending).enumerate() {
+        if starts.len() == limit {
+            break;
+        }
+        let serial = parsed(keys::trailing_number(&row?.0), "su")?;
+        if (n + 1) % limits::FANOUT_CHUNK_ROWS == 0 && serial != job.last_serial {
+            starts.push(serial + 1);
+        }
+    }
+    Ok(starts)
 }
 
 /// The deliveries of a message, in the order they were made, at most `limit`.
