@@ -114,7 +114,8 @@ down() {
     signal_node "$n" CONT || true
   done
   for n in $(all_nodes); do
-    await_gone 20 "$n" || { warn "node $n did not stop within 20 s: killing it"; signal_node "$n" KILL || true; await_gone 5 "$n" || true; }
+    # A node finishes its calls to webhooks first, half a minute at most.
+    await_gone 45 "$n" || { warn "node $n did not stop within 45 s: killing it"; signal_node "$n" KILL || true; await_gone 5 "$n" || true; }
     rm -f "$DIR/$n/pid"
   done
   if [ "$WIPE" = yes ]; then wipe; fi

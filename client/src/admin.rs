@@ -3,6 +3,8 @@
 //! Creating a team or a key is not repeated when its outcome is unknown: a second team would clash with the first, and
 //! a second key would leave a secret that nobody holds.
 
+use std::time::Duration;
+
 use crate::api::abbababa::SigningKeys;
 use crate::api::admin::{Cluster, CreateKey, CreateTeam, CreatedKey, Key, Keys, Team, Teams, Transfer, UpdateTeam};
 use crate::client::{Request, segment};
@@ -68,9 +70,11 @@ impl Client {
         self.call(Request::get("/admin/v1/cluster")).await
     }
 
-    /// Hands leadership to another voter.
+    /// Hands leadership to another voter. The old leader first finishes its calls to webhooks, half a minute at
+    /// most.
     pub async fn transfer(&self, node: u64) -> Result<(), Error> {
         let request = Request::post("/admin/v1/cluster/transfer").json(&Transfer { node })?;
+        let request = request.patience(Duration::from_secs(35));
         self.request(&request).await.map(|_| ())
     }
 

@@ -16,7 +16,7 @@ use crate::peer::dial::{Dialer, Purpose};
 use crate::peer::network::SHARD;
 use crate::secrets::Secrets;
 use crate::shard::Leader;
-use crate::shard::local::TRANSFER_DEADLINE;
+use crate::shard::local::{DRAIN_DEADLINE, TRANSFER_DEADLINE};
 pub use crate::shard::local::{Local, TransferError};
 use crate::shard::reader::Reader;
 
@@ -80,7 +80,7 @@ impl ClusterHandle {
         };
         let mut client = self.dialer.client(leader, &address, Purpose::Control);
         let asked = client.hand_over(HandOverRequest { shard: SHARD, to });
-        let reply = match timeout(TRANSFER_DEADLINE + STATUS_DEADLINE, asked).await {
+        let reply = match timeout(DRAIN_DEADLINE + TRANSFER_DEADLINE + STATUS_DEADLINE, asked).await {
             Ok(Ok(reply)) => reply.into_inner(),
             Ok(Err(status)) => return Err(TransferError::NotReady(status.message().to_owned())),
             Err(_) => return Err(TransferError::NotReady("the leader does not answer".to_owned())),

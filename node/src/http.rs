@@ -45,6 +45,8 @@ use crate::node::Services;
 
 /// A request from its header to its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// A transfer of leadership waits for the calls to webhooks that run, which may take longer than that.
+const TRANSFER_TIMEOUT: Duration = Duration::from_millis(limits::DRAIN_MS + 10_000);
 /// The same for a long poll.
 const POLL_TIMEOUT: Duration = Duration::from_secs(limits::WAIT_SECONDS_MAX + 30);
 
@@ -304,7 +306,11 @@ async fn around(State(doors): Door, request: Request, next: Next) -> Response {
         .map_or("unknown", MatchedPath::as_str);
     let route = format!("{} {route}", method_name(request.method()));
     let polls = request.uri().query().is_some_and(|query| query.contains("wait="));
-    let deadline = if polls { POLL_TIMEOUT } else { REQUEST_TIMEOUT };
+    let deadline = match request.uri().path() {
+        admin::TRANSFER => TRANSFER_TIMEOUT,
+        _ if polls => POLL_TIMEOUT,
+        _ => REQUEST_TIMEOUT,
+    };
     let counted = ratelimit::Counted::of(request.method(), request.uri().path());
     let answered = next.run(body::guarded(request, &doors.services.cluster.tasks));
     let answered = async {

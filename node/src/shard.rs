@@ -3,12 +3,15 @@
 //! Everything above reaches the group through three handles: [`proposer`] changes it, [`reader`] reads it,
 //! [`wakeups`] tells that something changed. A node hosts one group today and may host many: nothing outside
 //! this folder and `peer/` names a shard. [`leadership`] runs what only the leader may do, [`keeper`] bounds
-//! the log and the time a restart takes, [`local`] speaks for this node.
+//! the log and the time a restart takes, [`local`] speaks for this node, [`drain`] is what it finishes before
+//! another may lead.
 
+pub mod drain;
 pub mod keeper;
 pub mod leadership;
 pub mod local;
 pub mod proposer;
+pub mod quorum;
 pub mod reader;
 pub mod wakeups;
 

@@ -1,14 +1,12 @@
 //! Leader-only: lets what has aged be removed.
 //!
 //! apply removes nothing on its own, because it has no clock. Every [`PERIOD`] this worker asks the state
-//! whether something is due and proposes sweeps, each of bounded work, until nothing is. While the state
-//! holds anything, one entry per period is proposed even if nothing is due: it carries cluster time forward
-//! in a cluster that nobody writes to.
+//! whether something is due and proposes sweeps, each of bounded work, until nothing is.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost_proto::command::{Operation, Tick, operation};
+use agentpost_proto::command::{Operation, operation};
 use agentpost_raft_store::db::StateHandle;
 use agentpost_raft_store::kv::Fatal;
 use agentpost_raft_store::query;
@@ -63,9 +61,8 @@ impl Sweeper {
     }
 
     async fn round(&self) {
-        let mut proposed = false;
         loop {
-            let op = match self.next(proposed) {
+            let op = match self.next() {
                 Ok(Some(op)) => op,
                 Ok(None) => return,
                 Err(error) => return tracing::error!(%error, "looking for aged rows failed"),
@@ -74,22 +71,17 @@ impl Sweeper {
                 // The next round tries again; if leadership is lost, somebody else does.
                 return tracing::debug!(%error, "a sweep was not proposed");
             }
-            proposed = true;
         }
     }
 
     /// What to propose next in a round.
-    fn next(&self, proposed: bool) -> Result<Option<operation::Op>, Fatal> {
+    fn next(&self) -> Result<Option<operation::Op>, Fatal> {
         let (epoch, cluster_ms) = self.cluster_time.now();
         if epoch == 0 {
             return Ok(None);
         }
-        let state = self.state.current();
-        if let Some(sweep) = query::sweep_due(&*state, cluster_ms, self.clock.wall_ms())? {
-            return Ok(Some(operation::Op::Sweep(sweep)));
-        }
-        let idle = proposed || query::teams(&*state)?.is_empty();
-        Ok((!idle).then_some(operation::Op::Tick(Tick {})))
+        let due = query::sweep_due(&*self.state.current(), cluster_ms, self.clock.wall_ms())?;
+        Ok(due.map(operation::Op::Sweep))
     }
 
     async fn propose(&self, op: operation::Op) -> Result<(), ProposeError> {

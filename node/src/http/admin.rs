@@ -27,6 +27,9 @@ use crate::metrics::Face;
 use crate::node::TransferError;
 use crate::secrets::NewKey;
 
+/// The one request that may take longer than others.
+pub(super) const TRANSFER: &str = "/admin/v1/cluster/transfer";
+
 pub(super) type Id = Result<Path<String>, PathRejection>;
 
 /// The routes.
@@ -37,7 +40,7 @@ pub(super) fn routes() -> Router<Arc<Doors>> {
         .route("/admin/v1/teams/{id}/keys", post(create_key).get(list_keys))
         .route("/admin/v1/keys/{id}", delete(revoke_key))
         .route("/admin/v1/cluster", get(cluster))
-        .route("/admin/v1/cluster/transfer", post(transfer))
+        .route(TRANSFER, post(transfer))
         .route("/admin/v1/cluster/snapshot", post(snapshot))
         .merge(deliveries::routes())
 }

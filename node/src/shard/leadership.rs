@@ -35,6 +35,8 @@ pub struct ClusterTime {
 struct Epoch {
     /// The log index of its `BeginEpoch`.
     index: u64,
+    /// The leadership that it belongs to.
+    term: u64,
     /// Cluster time there.
     start_ms: u64,
     began: Instant,
@@ -47,6 +49,14 @@ impl ClusterTime {
         epoch.map_or((0, 0), |epoch| {
             (epoch.index, epoch.start_ms + epoch.began.elapsed().as_millis() as u64)
         })
+    }
+
+    /// The term of the leadership that began `epoch`, for as long as it is this node's.
+    pub(super) fn term_of(&self, epoch: u64) -> Option<u64> {
+        let current = *self.epoch.read().unwrap_or_else(PoisonError::into_inner);
+        current
+            .filter(|current| current.index == epoch)
+            .map(|current| current.term)
     }
 
     fn set(&self, epoch: Option<Epoch>) {
@@ -131,6 +141,7 @@ impl Leadership {
                         Ok(applied) if applied.epoch_node == node => {
                             let epoch = Epoch {
                                 index: applied.epoch,
+                                term,
                                 start_ms: applied.cluster_ms,
                                 began: Instant::now(),
                             };
@@ -160,12 +171,15 @@ mod tests {
         assert_eq!(time.now(), (0, 0));
         time.set(Some(Epoch {
             index: 7,
+            term: 3,
             start_ms: 1_000,
             began: Instant::now(),
         }));
         tokio::time::advance(Duration::from_millis(250)).await;
         assert_eq!(time.now(), (7, 1_250));
+        assert_eq!((time.term_of(7), time.term_of(6)), (Some(3), None));
         time.set(None);
+        assert_eq!(time.term_of(7), None);
         assert_eq!(time.now(), (0, 0));
     }
 }

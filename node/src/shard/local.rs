@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentpost_proto::command::{Operation, Tick, operation};
+use agentpost_proto::limits::DRAIN_MS;
 use agentpost_proto::peer::StatusReply;
 use agentpost_raft_store::db::StateHandle;
 use agentpost_raft_store::query;
@@ -15,10 +16,13 @@ use openraft::{Instant as _, LogIdOptionExt as _, ServerState};
 use prost::Message as _;
 use tokio::time::{sleep, timeout};
 
+use super::drain::{Drain, Hold};
 use super::proposer::Proposer;
 use super::{Lead, Leader, Raft};
 use crate::metrics::{Metrics, gauge};
 
+/// What a hand-over gives the work that it waits for.
+pub const DRAIN_DEADLINE: Duration = Duration::from_millis(DRAIN_MS);
 /// A transfer of leadership, from the order until the new leader is known here.
 pub const TRANSFER_DEADLINE: Duration = Duration::from_secs(3);
 /// A voter that lags more than this is no successor on request.
@@ -54,12 +58,18 @@ pub struct Local {
     raft: Raft,
     state: StateHandle,
     proposer: Proposer,
+    drain: Drain,
 }
 
 impl Local {
-    /// Speaks for this node.
-    pub fn new(raft: Raft, state: StateHandle, proposer: Proposer) -> Self {
-        Local { raft, state, proposer }
+    /// Speaks for this node, whose workers enter `drain`.
+    pub fn new(raft: Raft, state: StateHandle, proposer: Proposer, drain: Drain) -> Self {
+        Local {
+            raft,
+            state,
+            proposer,
+            drain,
+        }
     }
 
     /// The id of this node.
@@ -172,22 +182,48 @@ impl Local {
         }
     }
 
-    /// As the leader: hands over to another voter that is up to date, and waits until it leads.
+    /// As the leader: hands over to another voter that is up to date, and waits until it leads. Before that,
+    /// nothing new is begun and what runs is finished, so that the new leader inherits no unknown outcome.
     pub async fn hand_over(&self, to: u64) -> Result<(), TransferError> {
         let mut lead = Lead::new(&self.raft);
         if lead.now() != Leader::Here {
             return Err(TransferError::NotReady("this node does not lead".to_owned()));
         }
+        self.reach_successor(to).await?;
+        let _held = self.drain.hold();
+        self.drained().await;
+        self.tick().await;
+        self.reach_successor(to).await?;
+        self.order_transfer(to, &mut lead).await
+    }
+
+    async fn drained(&self) {
+        if timeout(DRAIN_DEADLINE, self.drain.emptied()).await.is_err() {
+            tracing::warn!(
+                left = self.drain.inside(),
+                "not everything was finished before the hand-over"
+            );
+        }
+    }
+
+    /// Cluster time stands still until the new leader's first command: lets it stand where it is now.
+    async fn tick(&self) {
+        let tick = Operation {
+            principal: None,
+            op: Some(operation::Op::Tick(Tick {})),
+        };
+        let ticked = self.proposer.propose_here(Bytes::from(tick.encode_to_vec()));
+        let _ = timeout(TICK_DEADLINE, ticked).await;
+    }
+
+    async fn reach_successor(&self, to: u64) -> Result<(), TransferError> {
         for look in (0..LOOKS).rev() {
             match self.check_successor(to, LAG_MAX) {
                 Err(TransferError::NotCaughtUp(_)) if look > 0 => sleep(LOOK).await,
-                checked => {
-                    checked?;
-                    break;
-                }
+                checked => return checked,
             }
         }
-        self.order_transfer(to, &mut lead).await
+        Ok(())
     }
 
     fn check_successor(&self, to: u64, lag_max: u64) -> Result<(), TransferError> {
@@ -233,23 +269,32 @@ impl Local {
         timeout(TRANSFER_DEADLINE, taken_over).await.map_err(timed_out)?
     }
 
-    /// Before this node stops: if it leads, hands over to whoever is furthest.
-    pub async fn resign(&self) {
+    /// Work that a stop has to wait for.
+    pub fn unfinished(&self) -> usize {
+        self.drain.inside()
+    }
+
+    /// Lets the leader's workers begin nothing new while the answer lives.
+    pub fn hold(&self) -> Hold {
+        self.drain.hold()
+    }
+
+    /// Before this node stops: finishes what its workers began, and if it leads, hands over to whoever is
+    /// furthest. Nothing may begin meanwhile.
+    pub async fn resign(&self, _held: &Hold) {
+        self.drained().await;
         let mut lead = Lead::new(&self.raft);
-        if lead.now() != Leader::Here {
-            return;
+        if lead.now() == Leader::Here {
+            self.tick().await;
+            self.pass_on(&mut lead).await;
         }
-        // Cluster time stands still until the next command: let it stand where it is now.
-        let tick = Operation {
-            principal: None,
-            op: Some(operation::Op::Tick(Tick {})),
-        };
-        let ticked = self.proposer.propose_here(Bytes::from(tick.encode_to_vec()));
-        let _ = timeout(TICK_DEADLINE, ticked).await;
+    }
+
+    async fn pass_on(&self, lead: &mut Lead) {
         let mut successors = self.successors();
         while let Some(to) = successors.pop() {
             let handed_over = match self.check_successor(to, LAG_MAX_STOPPING) {
-                Ok(()) => self.order_transfer(to, &mut lead).await,
+                Ok(()) => self.order_transfer(to, lead).await,
                 Err(error) => Err(error),
             };
             match handed_over {

@@ -15,16 +15,21 @@
 //! "Nothing was proposed" is claimed in two cases only: Raft refused it as `ForwardToLeader`, matched by
 //! name, or it never left the queue towards the leader. A log entry that was discarded on a leader change,
 //! a fatal error, a dropped responder and a broken stream are unknown.
+//!
+//! The cluster's own operations have places of their own among those in flight, so that clients cannot starve
+//! them. What only the leader of an epoch may propose is written on the condition that the leadership of that
+//! epoch still stands when Raft appends it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::command::{Command, Operation, Rejection, Reply, operation, reply};
-use agentpost_proto::limits::PROPOSALS_IN_FLIGHT_MAX;
+use agentpost_proto::limits::{PROPOSALS_IN_FLIGHT_MAX, PROPOSALS_RESERVED};
 use agentpost_proto::peer::forward_reply::Outcome as Answered;
-use agentpost_raft_store::types::Proposal;
+use agentpost_raft_store::types::{LeaderId, Proposal};
 use bytes::Bytes;
-use openraft::errors::{ClientWriteError, RaftError};
+use openraft::errors::ClientWriteError;
+use openraft::impls::ProgressResponder;
 use prost::Message as _;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -69,6 +74,8 @@ struct Shared {
     ids: IdSource,
     metrics: Metrics,
     admission: Semaphore,
+    /// For the cluster's own operations.
+    reserved: Semaphore,
 }
 
 impl Proposer {
@@ -82,7 +89,8 @@ impl Proposer {
         metrics: Metrics,
     ) -> Self {
         let lead = Lead::new(&raft);
-        let admission = Semaphore::new(PROPOSALS_IN_FLIGHT_MAX);
+        let admission = Semaphore::new(PROPOSALS_IN_FLIGHT_MAX - PROPOSALS_RESERVED);
+        let reserved = Semaphore::new(PROPOSALS_RESERVED);
         let shared = Shared {
             raft,
             lead,
@@ -92,6 +100,7 @@ impl Proposer {
             ids,
             metrics,
             admission,
+            reserved,
         };
         Proposer {
             shared: Arc::new(shared),
@@ -139,8 +148,31 @@ impl Proposer {
         }
     }
 
+    /// Proposes one of the cluster's own operations that any node may need: outcomes, for example.
+    pub(crate) async fn propose_internal(&self, op: operation::Op) -> Result<Reply, ProposeError> {
+        // They wait for each other only, and those who propose them bound their number.
+        let _admitted = self.shared.reserved.acquire().await;
+        self.take_to_leader(internal(op)).await
+    }
+
+    /// Proposes what only the leader of `epoch` may; refused as not ready when another leadership would append it.
+    pub(crate) async fn propose_in(&self, epoch: u64, op: operation::Op) -> Result<Reply, ProposeError> {
+        let shared = &self.shared;
+        let _admitted = shared.reserved.acquire().await;
+        let Some(term) = shared.cluster_time.term_of(epoch) else {
+            return Err(ProposeError::NotReady("the epoch is over".to_owned()));
+        };
+        let node_id = *shared.raft.node_id();
+        self.write(internal(op), Some(LeaderId { term, node_id })).await
+    }
+
     /// Proposes if this node leads; never forwards.
     pub(crate) async fn propose_here(&self, operation: Bytes) -> Result<Reply, ProposeError> {
+        self.write(operation, None).await
+    }
+
+    /// Stamps an operation and has Raft append it, if this node leads, and in this leadership if one is named.
+    async fn write(&self, operation: Bytes, leader: Option<LeaderId>) -> Result<Reply, ProposeError> {
         let shared = &self.shared;
         let (ct_epoch, cluster_ms) = shared.cluster_time.now();
         let command = Command {
@@ -150,16 +182,27 @@ impl Proposer {
             operation,
         };
         let proposal = Proposal(Bytes::from(command.encode_to_vec()));
-        match timeout(ANSWER_DEADLINE, shared.raft.client_write(proposal)).await {
-            Ok(Ok(written)) => Ok(written.data),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Err(ProposeError::NotReady(
-                "this node does not lead, or has no quorum".to_owned(),
-            )),
-            Ok(Err(error)) => Err(ProposeError::OutcomeUnknown(error.to_string())),
-            Err(_) => Err(ProposeError::OutcomeUnknown(format!(
-                "no answer within {ANSWER_DEADLINE:?}"
-            ))),
+        let (responder, answer) = ProgressResponder::complete_only();
+        let mut request = shared.raft.write(proposal).responder(responder);
+        if let Some(leader) = leader {
+            request = request.with_leader(leader);
         }
+        let written = async {
+            let unknown = |reason: String| ProposeError::OutcomeUnknown(reason);
+            request.await.map_err(|fatal| unknown(fatal.to_string()))?;
+            match answer.await {
+                Ok(Ok(written)) => Ok(written.data),
+                Ok(Err(ClientWriteError::ForwardToLeader(_))) => Err(ProposeError::NotReady(
+                    "this node does not lead, or has no quorum".to_owned(),
+                )),
+                Ok(Err(error)) => Err(unknown(error.to_string())),
+                Err(_) => Err(unknown("Raft dropped it".to_owned())),
+            }
+        };
+        timeout(ANSWER_DEADLINE, written).await.unwrap_or_else(|_| {
+            let reason = format!("no answer within {ANSWER_DEADLINE:?}");
+            Err(ProposeError::OutcomeUnknown(reason))
+        })
     }
 
     async fn forward(&self, node: u64, address: &str, operation: Bytes) -> Result<Reply, ProposeError> {
@@ -189,6 +232,14 @@ impl Proposer {
         }
         self.propose_here(operation).await
     }
+}
+
+fn internal(op: operation::Op) -> Bytes {
+    let operation = Operation {
+        principal: None,
+        op: Some(op),
+    };
+    Bytes::from(operation.encode_to_vec())
 }
 
 fn may_be_forwarded(operation: &Operation) -> bool {

@@ -3,6 +3,9 @@
 //! A hint says "look again", never what happened: however many effects arrive while a listener is busy, it
 //! wakes once. A listener registers *before* it reads, so nothing falls between its read and its wait. When
 //! nobody listens, an effect costs one atomic load; when others listen, a shared lock and two hash lookups.
+//! The leader's workers are told where to look: [`work`].
+
+pub mod work;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
@@ -11,6 +14,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use agentpost_proto::id::TeamId;
 use agentpost_raft_store::effect::Effect;
 use tokio::sync::watch;
+
+use self::work::Work;
 
 /// The switchboard of one shard. Cheap to clone.
 #[derive(Clone, Default)]
@@ -24,17 +29,23 @@ struct Board {
     listeners: AtomicUsize,
     teams: RwLock<HashMap<TeamId, Team>>,
     keys: watch::Sender<()>,
+    due: Arc<work::Board<(TeamId, u64)>>,
+    closings: Arc<work::Board<(TeamId, u64)>>,
+    fanouts: Arc<work::Board<(TeamId, String)>>,
 }
 
 #[derive(Default)]
 struct Team {
     any: watch::Sender<()>,
+    /// The last chunk of some publish was applied.
+    fanouts: watch::Sender<()>,
     inboxes: HashMap<String, watch::Sender<()>>,
 }
 
 enum Place {
     Inbox(TeamId, String),
     Team(TeamId),
+    Fanouts(TeamId),
     Keys,
 }
 
@@ -61,6 +72,29 @@ impl Wakeups {
         let mut teams = self.board.teams.write().unwrap_or_else(PoisonError::into_inner);
         let hints = teams.entry(team).or_default().any.subscribe();
         self.listener(hints, Place::Team(team))
+    }
+
+    /// Wakes when a publish of the team has reached its last receiver.
+    pub fn fanout(&self, team: TeamId) -> Listener {
+        self.board.listeners.fetch_add(1, Ordering::SeqCst);
+        let mut teams = self.board.teams.write().unwrap_or_else(PoisonError::into_inner);
+        let hints = teams.entry(team).or_default().fanouts.subscribe();
+        self.listener(hints, Place::Fanouts(team))
+    }
+
+    /// Endpoints whose earliest delivery became another: team and generation.
+    pub fn due(&self) -> Work<(TeamId, u64)> {
+        self.board.due.listen()
+    }
+
+    /// Endpoints whose deliveries are to be closed: team and generation.
+    pub fn closings(&self) -> Work<(TeamId, u64)> {
+        self.board.closings.listen()
+    }
+
+    /// Topics with a publish that needs chunks.
+    pub fn fanouts(&self) -> Work<(TeamId, String)> {
+        self.board.fanouts.listen()
     }
 
     /// Wakes when some key was revoked.
@@ -90,12 +124,20 @@ impl Wakeups {
                 }
                 // Leadership listens to the state itself.
                 Effect::EpochBegan { .. } => {}
-                // For the dispatcher and those who wait for a publish; see the listeners above.
-                Effect::Published { .. }
-                | Effect::FanoutQueued { .. }
-                | Effect::FanoutFinished { .. }
-                | Effect::DeliveryDue { .. }
-                | Effect::EndpointClosing { .. } => {}
+                Effect::Published { team, .. } => {
+                    if let Some(team) = teams.as_ref().and_then(|teams| teams.get(team)) {
+                        team.any.send_replace(());
+                    }
+                }
+                Effect::FanoutFinished { team, .. } => {
+                    if let Some(team) = teams.as_ref().and_then(|teams| teams.get(team)) {
+                        team.any.send_replace(());
+                        team.fanouts.send_replace(());
+                    }
+                }
+                Effect::FanoutQueued { team, topic } => self.board.fanouts.hint(|| (*team, topic.clone())),
+                Effect::DeliveryDue { team, generation } => self.board.due.hint(|| (*team, *generation)),
+                Effect::EndpointClosing { team, generation } => self.board.closings.hint(|| (*team, *generation)),
             }
         }
     }
@@ -103,8 +145,12 @@ impl Wakeups {
     /// Wakes everyone: after a snapshot was installed nobody knows what became possible.
     pub fn publish_all(&self) {
         self.board.keys.send_replace(());
+        self.board.due.everywhere();
+        self.board.closings.everywhere();
+        self.board.fanouts.everywhere();
         for team in self.board.teams.read().unwrap_or_else(PoisonError::into_inner).values() {
             team.any.send_replace(());
+            team.fanouts.send_replace(());
             team.inboxes.values().for_each(|inbox| {
                 inbox.send_replace(());
             });
@@ -135,7 +181,7 @@ impl Drop for Listener {
     fn drop(&mut self) {
         let (team, agent) = match &self.place {
             Place::Inbox(team, agent) => (team, Some(agent)),
-            Place::Team(team) => (team, None),
+            Place::Team(team) | Place::Fanouts(team) => (team, None),
             Place::Keys => return,
         };
         let mut teams = self.board.teams.write().unwrap_or_else(PoisonError::into_inner);
@@ -146,7 +192,8 @@ impl Drop for Listener {
             {
                 slot.inboxes.remove(agent);
             }
-            let others = slot.any.receiver_count() - usize::from(agent.is_none());
+            let listeners = slot.any.receiver_count() + slot.fanouts.receiver_count();
+            let others = listeners - usize::from(agent.is_none());
             if others == 0 && slot.inboxes.is_empty() {
                 teams.remove(team);
             }
@@ -160,6 +207,7 @@ impl Drop for Listener {
 mod tests {
     use futures::FutureExt as _;
 
+    use super::work::Places;
     use super::*;
 
     const TEAM: TeamId = TeamId([1; 16]);
@@ -192,6 +240,35 @@ mod tests {
         assert!(keys.woken().now_or_never().is_some());
         wakeups.publish_all();
         assert!(keys.woken().now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_fan_out_wakes_its_publisher_and_readers_of_the_team() {
+        let wakeups = Wakeups::default();
+        let (mut fanout, mut team) = (wakeups.fanout(TEAM), wakeups.team(TEAM));
+        wakeups.publish(&[appended("a"), Effect::Published { team: TEAM, seq: 1 }]);
+        team.woken().await;
+        assert!(fanout.woken().now_or_never().is_none());
+        wakeups.publish(&[Effect::FanoutFinished { team: TEAM, seq: 1 }]);
+        fanout.woken().await;
+        team.woken().await;
+        drop((fanout, team));
+        assert!(wakeups.board.teams.read().is_ok_and(|teams| teams.is_empty()));
+    }
+
+    #[tokio::test]
+    async fn workers_are_told_where_to_look() {
+        let wakeups = Wakeups::default();
+        let mut due = wakeups.due();
+        assert_eq!(due.next().await, Places::Everywhere);
+        let generation = 4;
+        wakeups.publish(&[
+            Effect::DeliveryDue { team: TEAM, generation },
+            Effect::EndpointClosing { team: TEAM, generation },
+        ]);
+        assert_eq!(due.next().await, Places::These(vec![(TEAM, 4)]));
+        wakeups.publish_all();
+        assert_eq!(due.next().await, Places::Everywhere);
     }
 
     #[tokio::test]

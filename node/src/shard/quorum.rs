@@ -1,0 +1,52 @@
+//! Whether this node may still believe that it leads.
+//!
+//! A leader learns late that it was replaced. But no other node can have been elected while a quorum answered
+//! this one within its lease, because those who answered do not vote for another before the lease is over. Who
+//! acts on the outside world asks here first.
+
+use std::time::Duration;
+
+use agentpost_raft_store::types::TypeConfig;
+use openraft::Instant as _;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::metrics::{RaftDataMetrics, RaftServerMetrics};
+use openraft::type_config::alias::WatchReceiverOf;
+
+use super::Raft;
+
+/// Knows when a quorum was last heard. Cheap to clone.
+#[derive(Clone)]
+pub struct Quorum {
+    here: u64,
+    lease: Duration,
+    data: WatchReceiverOf<TypeConfig, RaftDataMetrics<TypeConfig>>,
+    server: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
+}
+
+impl Quorum {
+    /// Follows `raft`.
+    pub fn new(raft: &Raft) -> Self {
+        Quorum {
+            here: *raft.node_id(),
+            lease: Duration::from_millis(raft.config().election_timeout_max),
+            data: raft.data_metrics(),
+            server: raft.server_metrics(),
+        }
+    }
+
+    /// Whether this node leads and has heard from a quorum within its lease.
+    pub fn is_fresh(&self) -> bool {
+        {
+            let server = self.server.borrow_watched();
+            if server.current_leader != Some(self.here) {
+                return false;
+            }
+            let mut voters = server.membership_config.membership().voter_ids();
+            if voters.all(|voter| voter == self.here) {
+                return true;
+            }
+        }
+        let data = self.data.borrow_watched();
+        data.last_quorum_acked.is_some_and(|at| at.elapsed() < self.lease)
+    }
+}
