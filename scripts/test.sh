@@ -64,13 +64,14 @@ check_format() { cargo fmt --all --check; }
 check_lints() { cargo clippy --workspace --all-targets --locked --quiet -- -D warnings; }
 
 check_tests() {
-  # Tests that drive processes take the binaries from here.
-  cargo build --workspace --bins --locked --quiet
+  # Tests that drive processes take the binaries from here. They may have a node die where they choose.
+  local features=agentpost-node/failpoints
+  cargo build --workspace --bins --locked --quiet --features "$features"
   export AGENTPOST_BIN=$CARGO_TARGET_DIR/debug
   if have cargo-nextest; then
-    cargo nextest run --workspace --locked --no-fail-fast --cargo-quiet
+    cargo nextest run --workspace --locked --no-fail-fast --cargo-quiet --features "$features"
   else
-    cargo test --workspace --lib --bins --tests --locked --no-fail-fast --quiet
+    cargo test --workspace --lib --bins --tests --locked --no-fail-fast --quiet --features "$features"
   fi
 }
 

@@ -4,9 +4,8 @@
 //! - [`node`] starts and stops all; [`dev`] is a node that needs no configuration;
 //! - the doors translate and decide nothing: [`http`], [`ws`];
 //! - [`peer_service`] answers the other nodes; [`cluster`] is what an operator may ask for;
-//! - [`bootstrap`] brings a cluster into being, [`sweeper`] removes what has aged, on the leader;
-//! - [`dispatch`] calls the webhooks;
-//! - [`leases`] lets this node count inbox reads without an entry for each;
+//! - [`bootstrap`] brings a cluster into being; [`leases`] counts inbox reads without a log entry each;
+//! - on the leader [`dispatch`] calls webhooks, [`sweeper`] removes what has aged, [`ticker`] carries time forward;
 //! - the shard, one Raft group: [`shard`]; connections to other nodes: [`peer`];
 //! - the ground: [`clock`], [`config`], [`networks`], [`secrets`], [`metrics`].
 
@@ -26,4 +25,5 @@ pub mod peer_service;
 pub mod secrets;
 pub mod shard;
 pub mod sweeper;
+pub mod ticker;
 pub mod ws;

@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+pub mod dispatch;
 mod log;
 mod process;
 
@@ -23,6 +24,8 @@ pub struct Metrics {
     http_seconds: Family<FaceLabel, Histogram, fn() -> Histogram>,
     proposals: Family<ProposalLabel, Counter>,
     state_hash: Family<StateHashLabels, Gauge>,
+    /// The dispatcher.
+    pub dispatch: dispatch::Dispatch,
     /// Client operations between admission and answer on this node.
     pub proposals_in_flight: Gauge,
     /// Requests on this node's stream to the leader.
@@ -213,6 +216,7 @@ impl Metrics {
             leader: add(r, "leader", "Node id of the leader; 0 = none known", g()),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
+            dispatch: dispatch::Dispatch::register(r),
         };
         Metrics {
             registry: Arc::new(registry),

@@ -5,8 +5,9 @@
 //! writes find no quorum and answer 503, while health and metrics answer.
 //!
 //! **Stop**, under one deadline: refuse new requests and answer those in flight, sessions closing with a
-//! resume hint; return leases; stop the leader's workers; hand leadership over; shut Raft down; close the peer
-//! port; flush.
+//! resume hint, while calls to webhooks that run are finished and no new ones begin; return leases; hand
+//! leadership over; stop the leader's workers; shut Raft down; close the peer port; flush. The deadline is longer
+//! by the length of a call when calls run: an attempt that is broken off has an unknown outcome and is repeated.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -33,7 +34,10 @@ use crate::bootstrap::Bootstrap;
 use crate::clock::{Clock, IdSource};
 use crate::cluster::Local;
 use crate::config::Config;
+use crate::dispatch;
+use crate::dispatch::calls::Calls;
 use crate::dispatch::egress::Egress;
+use crate::dispatch::reporter::Reporter;
 use crate::http;
 use crate::leases::Leases;
 use crate::metrics::Metrics;
@@ -45,18 +49,24 @@ use crate::peer::network::Network;
 use crate::peer::snapshot::SendOptions;
 use crate::peer_service::PeerService;
 use crate::secrets::{self, Secrets};
+use crate::shard::drain::{Drain, Hold};
 use crate::shard::keeper::{Keeper, Policy};
 use crate::shard::leadership::{ClusterTime, Leadership};
+use crate::shard::local::DRAIN_DEADLINE;
 use crate::shard::proposer::Proposer;
+use crate::shard::quorum::Quorum;
 use crate::shard::reader::Reader;
 use crate::shard::wakeups::Wakeups;
 use crate::shard::{self, Lead, Raft};
 use crate::sweeper::Sweeper;
+use crate::ticker::Ticker;
 
-/// Everything of the stop together.
+/// Everything of the stop together, but for calls to webhooks: they add [`DRAIN_DEADLINE`].
+///
+/// [`DRAIN_DEADLINE`]: crate::shard::local::DRAIN_DEADLINE
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// Of that, for requests in flight and sessions.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(4);
+const DOORS_DEADLINE: Duration = Duration::from_secs(4);
 
 /// What the doors may use. Cheap to clone.
 #[derive(Clone)]
@@ -87,6 +97,7 @@ pub struct RunningNode {
     local: Local,
     state: StateHandle,
     dialer: Dialer,
+    calls: Calls,
     /// Cancels the leader's workers and the keeper.
     workers: CancellationToken,
     leading: JoinHandle<()>,
@@ -140,7 +151,8 @@ pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) 
         metrics.clone(),
     );
     let reader = Reader::new(raft.clone(), state.clone(), forwarder, ids.clone(), metrics.clone());
-    let local = Local::new(raft.clone(), state.clone(), proposer.clone());
+    let drain = Drain::default();
+    let local = Local::new(raft.clone(), state.clone(), proposer.clone(), drain.clone());
     let cluster = ClusterHandle {
         shutdown: CancellationToken::new(),
         tasks: TaskTracker::new(),
@@ -164,33 +176,118 @@ pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) 
         cluster,
         egress,
     };
-    let (workers, peers, background) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-    background.spawn(serve_peers(peer, identity, &services, &raft, &peers));
-    let leading = tokio::spawn(lead(&services, &raft, &state, cluster_time, &workers));
-    background.spawn(keep(&services, &raft, &state, log).run(workers.clone()));
-    background.spawn(services.leases.clone().run(workers.clone()));
-    background.spawn(Bootstrap::new(services.clone()).run(workers.clone()));
-    let serving = http::serve::serve(
-        client,
-        http::router(services.clone()),
-        services.cluster.shutdown.clone(),
-        services.cluster.tasks.clone(),
-    );
-    background.spawn(serving);
-    tracing::info!(node = services.config.node.id, %client_addr, %peer_addr, "ports open");
-    Ok(RunningNode {
-        client_addr,
-        peer_addr,
-        services,
+    let core = Core {
         raft,
-        local,
         state,
+        log,
+        cluster_time,
+        drain,
+        local,
         dialer,
-        workers,
-        leading,
-        peers,
-        background,
-    })
+    };
+    tracing::info!(node = services.config.node.id, %client_addr, %peer_addr, "ports open");
+    Ok(core.run(services, identity, (client, client_addr), (peer, peer_addr)))
+}
+
+/// The parts of a node under its handles.
+struct Core {
+    raft: Raft,
+    state: StateHandle,
+    log: Arc<LogMetrics>,
+    cluster_time: ClusterTime,
+    drain: Drain,
+    local: Local,
+    dialer: Dialer,
+}
+
+impl Core {
+    /// Starts everything that runs beside Raft.
+    fn run(
+        self,
+        services: Services,
+        identity: Identity,
+        (client, client_addr): (TcpListener, SocketAddr),
+        (peer, peer_addr): (TcpListener, SocketAddr),
+    ) -> RunningNode {
+        let (workers, peers, background) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        background.spawn(serve_peers(peer, identity, &services, &self.raft, &peers));
+        let (reporter, reports) = Reporter::new(&services);
+        background.spawn(reporter.run(workers.clone()));
+        let calls = Calls::new(self.drain.clone(), Quorum::new(&self.raft), reports, &services);
+        let leading = tokio::spawn(self.lead(&services, &calls).run(workers.clone()));
+        background.spawn(self.keep(&services).run(workers.clone()));
+        background.spawn(services.leases.clone().run(workers.clone()));
+        background.spawn(Bootstrap::new(services.clone()).run(workers.clone()));
+        background.spawn(http::serve::serve(
+            client,
+            http::router(services.clone()),
+            services.cluster.shutdown.clone(),
+            services.cluster.tasks.clone(),
+        ));
+        RunningNode {
+            client_addr,
+            peer_addr,
+            services,
+            raft: self.raft,
+            local: self.local,
+            state: self.state,
+            dialer: self.dialer,
+            calls,
+            workers,
+            leading,
+            peers,
+            background,
+        }
+    }
+
+    /// What runs while this node leads.
+    fn lead(&self, services: &Services, calls: &Calls) -> Leadership {
+        let (state, proposer) = (&self.state, &services.proposer);
+        let ticker = Ticker {
+            state: state.clone(),
+            proposer: proposer.clone(),
+            cluster_time: self.cluster_time.clone(),
+        };
+        let sweeper = Sweeper {
+            state: state.clone(),
+            proposer: proposer.clone(),
+            cluster_time: self.cluster_time.clone(),
+            clock: services.clock.clone(),
+        };
+        let dispatching = dispatch::Handles {
+            state: state.clone(),
+            proposer: proposer.clone(),
+            cluster_time: self.cluster_time.clone(),
+            wakeups: services.wakeups.clone(),
+            calls: calls.clone(),
+            secrets: Arc::clone(&services.secrets),
+            metrics: services.metrics.clone(),
+        };
+        let mut workers = vec![ticker.worker(), sweeper.worker()];
+        workers.extend(dispatch::workers(&dispatching));
+        Leadership {
+            raft: self.raft.clone(),
+            state: state.clone(),
+            proposer: proposer.clone(),
+            cluster_time: self.cluster_time.clone(),
+            workers,
+        }
+    }
+
+    fn keep(&self, services: &Services) -> Keeper {
+        let settings = &services.config.raft;
+        let policy = Policy {
+            log_bytes: settings.snapshot_log_bytes,
+            interval: Duration::from_secs(settings.snapshot_interval_s),
+        };
+        Keeper {
+            raft: self.raft.clone(),
+            state: self.state.clone(),
+            log: Arc::clone(&self.log),
+            policy,
+            ids: services.ids.clone(),
+        }
+    }
 }
 
 impl RunningNode {
@@ -202,16 +299,22 @@ impl RunningNode {
     /// Stops in order; after a deadline whatever is left is abandoned, which costs nothing that was
     /// acknowledged.
     pub async fn stop(self) {
-        if tokio::time::timeout(STOP_DEADLINE, self.stop_in_order()).await.is_err() {
-            tracing::warn!("not everything stopped in {STOP_DEADLINE:?}");
+        let held = self.local.hold();
+        let calls = match self.local.unfinished() {
+            0 => Duration::ZERO,
+            _ => DRAIN_DEADLINE,
+        };
+        let deadline = STOP_DEADLINE + calls;
+        if tokio::time::timeout(deadline, self.stop_in_order(&held)).await.is_err() {
+            tracing::warn!("not everything stopped in {deadline:?}");
         }
     }
 
-    async fn stop_in_order(mut self) {
+    async fn stop_in_order(mut self, held: &Hold) {
         let cluster = &self.services.cluster;
         cluster.shutdown.cancel();
         cluster.tasks.close();
-        if tokio::time::timeout(DRAIN_DEADLINE, cluster.tasks.wait())
+        if tokio::time::timeout(DOORS_DEADLINE, cluster.tasks.wait())
             .await
             .is_err()
         {
@@ -219,7 +322,7 @@ impl RunningNode {
         }
         self.services.leases.close().await;
         // The state may still be ticked while leadership is handed over: workers end after the order.
-        self.local.resign().await;
+        self.local.resign(held).await;
         self.workers.cancel();
         let _ = (&mut self.leading).await;
         self.end(true).await;
@@ -229,12 +332,14 @@ impl RunningNode {
     pub async fn abort(self) {
         self.services.cluster.shutdown.cancel();
         self.workers.cancel();
+        self.calls.abort();
         self.leading.abort();
         self.end(false).await;
     }
 
     async fn end(self, flush: bool) {
         self.peers.cancel();
+        self.calls.abort();
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "Raft did not end in order");
         }
@@ -330,43 +435,5 @@ fn serve_peers(
         if let Some(Err(error)) = shutdown.run_until_cancelled_owned(serving).await {
             tracing::error!(%error, "the peer port failed");
         }
-    }
-}
-
-fn lead(
-    services: &Services,
-    raft: &Raft,
-    state: &StateHandle,
-    cluster_time: ClusterTime,
-    shutdown: &CancellationToken,
-) -> impl Future<Output = ()> + use<> {
-    let sweeper = Sweeper {
-        state: state.clone(),
-        proposer: services.proposer.clone(),
-        cluster_time: cluster_time.clone(),
-        clock: services.clock.clone(),
-    };
-    let leadership = Leadership {
-        raft: raft.clone(),
-        state: state.clone(),
-        proposer: services.proposer.clone(),
-        cluster_time,
-        workers: vec![sweeper.worker()],
-    };
-    leadership.run(shutdown.clone())
-}
-
-fn keep(services: &Services, raft: &Raft, state: &StateHandle, log: Arc<LogMetrics>) -> Keeper {
-    let settings = &services.config.raft;
-    let policy = Policy {
-        log_bytes: settings.snapshot_log_bytes,
-        interval: Duration::from_secs(settings.snapshot_interval_s),
-    };
-    Keeper {
-        raft: raft.clone(),
-        state: state.clone(),
-        log,
-        policy,
-        ids: services.ids.clone(),
     }
 }

@@ -1,0 +1,77 @@
+//! Places where a test may have this process die.
+//!
+//! With the cargo feature `failpoints` (test builds only), `AGENTPOST_FAILPOINT=<name>[:<n>]` in the environment
+//! makes the process abort when it passes the place of that name for the n-th time, 1 if not given: nothing
+//! is flushed and nobody is told, as in a crash. Without the feature the places cost nothing and the variable
+//! means nothing.
+
+/// Where the process may be told to die. The names are in kebab case: `before-claim`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Deliveries were chosen; their Claim is about to be proposed.
+    BeforeClaim,
+    /// The Claim is applied here.
+    ClaimCommitted,
+    /// The checks are passed; the HTTP call is about to begin.
+    BeforeCall,
+    /// The call has ended, the result is in memory.
+    AfterCall,
+    /// The Outcome is about to be proposed.
+    BeforeOutcome,
+    /// The Outcome is applied and answered.
+    OutcomeCommitted,
+}
+
+/// Dies here if the environment says so.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn pass(_: Place) {}
+
+#[cfg(feature = "failpoints")]
+pub use armed::pass;
+
+#[cfg(feature = "failpoints")]
+mod armed {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::Place;
+
+    struct Fuse {
+        name: String,
+        passes_left: AtomicU64,
+    }
+
+    static FUSE: OnceLock<Option<Fuse>> = OnceLock::new();
+
+    /// Dies here if the environment says so.
+    pub fn pass(place: Place) {
+        let fuse = FUSE.get_or_init(|| std::env::var("AGENTPOST_FAILPOINT").ok().map(|text| lit(&text)));
+        let Some(fuse) = fuse.as_ref().filter(|fuse| fuse.name == name(place)) else {
+            return;
+        };
+        if fuse.passes_left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            tracing::error!(failpoint = %fuse.name, "dying as told");
+            std::process::abort();
+        }
+    }
+
+    fn lit(text: &str) -> Fuse {
+        let (name, passes) = text.split_once(':').unwrap_or((text, "1"));
+        Fuse {
+            name: name.to_owned(),
+            passes_left: AtomicU64::new(passes.parse().unwrap_or(1)),
+        }
+    }
+
+    fn name(place: Place) -> &'static str {
+        match place {
+            Place::BeforeClaim => "before-claim",
+            Place::ClaimCommitted => "claim-committed",
+            Place::BeforeCall => "before-call",
+            Place::AfterCall => "after-call",
+            Place::BeforeOutcome => "before-outcome",
+            Place::OutcomeCommitted => "outcome-committed",
+        }
+    }
+}
