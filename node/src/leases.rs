@@ -144,7 +144,8 @@ impl Leases {
 
     /// How an agent's day stands in `state`, for those who only look.
     pub fn standing(&self, team: TeamId, agent: &str, state: &StateDb) -> Result<Standing, Fatal> {
-        let (row, at) = (keys::read_count(team, agent), self.moment(state)?);
+        let row = keys::read_count(team, agent);
+        let at = self.moment_of(self.wall_ms(state)?);
         let used = used(state, &row, at.day)?.saturating_sub(self.ledger().unspent(&row, at));
         Ok(Standing {
             used,
@@ -155,7 +156,7 @@ impl Leases {
     /// Takes a unit of what this node holds. None: a lease must be asked for.
     fn take_held(&self, reads: &Reads, state: &StateDb) -> Result<Option<Standing>, NoUnit> {
         let wall_ms = self.wall_ms(state)?;
-        let at = self.moment(state)?;
+        let at = self.moment_of(wall_ms);
         match decide(&mut self.ledger(), state, reads.team, &reads.row, at)? {
             Decision::Taken(standing) => Ok(Some(standing)),
             Decision::Ask => Ok(None),
@@ -205,7 +206,7 @@ impl Leases {
             units,
             asked_at,
         };
-        let at = self.moment(&shared.reader.local())?;
+        let at = self.moment_of(self.wall_ms(&shared.reader.local())?);
         let mut ledger = self.ledger();
         ledger.put(&reads.row, lease);
         let left = ledger.spend(&reads.row, at);
@@ -225,8 +226,8 @@ impl Leases {
                 _ = period.tick() => {}
                 () = shutdown.cancelled() => return,
             }
-            match self.moment(&self.shared.reader.local()) {
-                Ok(at) => self.ledger().expire(at),
+            match self.wall_ms(&self.shared.reader.local()) {
+                Ok(wall_ms) => self.ledger().expire(self.moment_of(wall_ms)),
                 Err(error) => tracing::error!(%error, "reading the time failed"),
             }
             shutdown.run_until_cancelled(self.give_back()).await;
@@ -268,11 +269,11 @@ impl Leases {
         self.shared.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn moment(&self, state: &StateDb) -> Result<Moment, Fatal> {
-        Ok(Moment {
-            day: time::day(self.wall_ms(state)?),
+    fn moment_of(&self, wall_ms: u64) -> Moment {
+        Moment {
+            day: time::day(wall_ms),
             now: self.shared.clock.now(),
-        })
+        }
     }
 
     /// Replicated wall time, or this node's own when that is ahead: nobody has written for a while.

@@ -152,6 +152,8 @@ fn now_ms() -> u64 {
         .as_millis() as u64
 }
 
+const NO_DELIVERY: &str = "dlv_00000000000000000000000000000000";
+
 /// Every route of the operator API, in a form that an operator might use. `keys` is the path of the team's keys.
 fn routes(team: &str, keys: &str) -> Vec<Call> {
     vec![
@@ -164,11 +166,47 @@ fn routes(team: &str, keys: &str) -> Vec<Call> {
         Call::get("/admin/v1/cluster"),
         Call::post("/admin/v1/cluster/transfer", &json!({ "node": 1 })),
         Call::post("/admin/v1/cluster/snapshot", &json!({})),
+        Call::get(format!("/admin/v1/teams/{team}/signing-keys")),
+        Call::post(format!("/admin/v1/teams/{team}/signing-keys/rotate"), &json!({})),
+        Call::get(format!("/admin/v1/deliveries?team={team}")),
+        Call::get(format!("/admin/v1/deliveries/{NO_DELIVERY}?team={team}")),
+        Call::delete(format!("/admin/v1/deliveries/{NO_DELIVERY}?team={team}")),
+        Call::post(
+            format!("/admin/v1/deliveries/{NO_DELIVERY}/redrive?team={team}"),
+            &json!({}),
+        ),
     ]
 }
 
 /// What an operator may get wrong, with the answer. `unknown` is the id of no team.
 fn mistakes(keys: &str, unknown: &str) -> Vec<(Call, u16)> {
+    let mut all = mistakes_with_deliveries(keys);
+    all.extend(mistakes_with_teams(keys, unknown));
+    all
+}
+
+fn mistakes_with_deliveries(keys: &str) -> Vec<(Call, u16)> {
+    let team = keys.split('/').nth(4).unwrap();
+    let of = |path: &str| format!("/admin/v1/deliveries{path}?team={team}");
+    let none = format!("/{NO_DELIVERY}");
+    let again = format!("{none}/redrive");
+    vec![
+        (Call::get(of("") + "&state=lost"), 400),
+        (Call::get(of("") + "&limit=0"), 400),
+        (Call::get(of("") + "&order=up"), 400),
+        (Call::get(of("") + "&cursor=x"), 400),
+        (Call::get(of(&none)), 404),
+        (Call::delete(of(&none)), 404),
+        (Call::post(of(&again), &json!({})), 404),
+        (Call::get(of("/x")), 404),
+        (Call::get(of("/%ff")), 404),
+        (Call::get(format!("/admin/v1/deliveries{none}")), 400),
+        (Call::post(of(""), &json!({})), 405),
+        (Call::get(of(&again)), 405),
+    ]
+}
+
+fn mistakes_with_teams(keys: &str, unknown: &str) -> Vec<(Call, u16)> {
     vec![
         (Call::post("/admin/v1/teams", &json!({})), 400),
         (Call::post("/admin/v1/teams", &json!({ "name": 1 })), 400),
@@ -232,6 +270,20 @@ fn mistakes(keys: &str, unknown: &str) -> Vec<(Call, u16)> {
         (Call::delete("/admin/v1/keys/x"), 404),
         (Call::post("/admin/v1/cluster/transfer", &json!({ "node": 99 })), 400),
         (Call::post("/admin/v1/cluster/transfer", &json!({ "node": "1" })), 400),
+        (Call::get(format!("/admin/v1/teams/{unknown}/signing-keys")), 404),
+        (
+            Call::post(format!("/admin/v1/teams/{unknown}/signing-keys/rotate"), &json!({})),
+            404,
+        ),
+        (Call::get("/admin/v1/teams/x/signing-keys"), 404),
+        (Call::delete("/admin/v1/teams/x/signing-keys"), 405),
+        (Call::get("/admin/v1/deliveries"), 400),
+        (
+            Call::get(format!("/admin/v1/deliveries?team={unknown}&team={unknown}")),
+            400,
+        ),
+        (Call::get(format!("/admin/v1/deliveries?team={unknown}")), 404),
+        (Call::get("/admin/v1/deliveries?team=%00"), 404),
         (Call::get("/admin/v1/nothing"), 404),
         (Call::delete("/admin/v1/teams"), 405),
     ]

@@ -161,40 +161,42 @@ fn reads() -> Vec<(Call, u16)> {
     ]
 }
 
-fn registrations() -> Vec<(Call, u16)> {
-    let subscribe = |body: Value| Call::post("/v1/messages/subscribe", &body);
-    let raw = |path: &str, body: &str| Call::new(Method::POST, format!("/api/v1/messages/{path}")).raw(body.to_owned());
+/// What no route that takes an object takes.
+fn no_objects(path: &str) -> Vec<(Call, u16)> {
+    let raw = |body: &str| Call::new(Method::POST, path).raw(body.to_owned());
+    let mut cases: Vec<_> = ["", "{", "[]", "null", "7", "not json", "{} x"]
+        .map(|body| (raw(body), 400))
+        .into();
+    let no_text = Call::new(Method::POST, path).raw(&b"{\"topic\":\"\xff\"}"[..]);
+    cases.push((no_text, 400));
+    cases
+}
+
+fn subscriptions() -> Vec<(Call, u16)> {
+    let raw = |body: &str| Call::new(Method::POST, "/api/v1/messages/subscribe").raw(body.to_owned());
     let unsubscribe = |query: &str| Call::delete(format!("/v1/messages/subscribe{query}"));
-    let webhook = |body: Value| Call::post("/v1/messages/webhook", &body);
-    let hook = "https://hook.example/";
-    let deep = format!(r#"{{"url":"https://hook.example/","events":{}}}"#, "[".repeat(50_000));
+    let (hook, other) = ("https://hook.example/", "https://other.example/");
     let large = json!({ "topic": "t", "x": "y".repeat(64 * 1024) });
-    let mut cases = vec![
-        (raw("webhook", &deep), 400),
-        (subscribe(json!({})), 400),
-        (subscribe(json!({ "topic": null })), 400),
-        (subscribe(json!({ "topic": 7 })), 400),
-        (subscribe(json!({ "topic": "" })), 400),
-        (subscribe(json!({ "topic": "a b" })), 400),
-        (subscribe(json!({ "topic": "x".repeat(129) })), 400),
-        (subscribe(json!({ "topic": "t", "webhookUrl": "" })), 400),
-        (subscribe(json!({ "topic": "t", "webhookUrl": [hook] })), 400),
-        (subscribe(json!({ "topic": "t", "callbackUrl": true })), 400),
-        (
-            subscribe(json!({ "topic": "t", "webhookUrl": "http://hook.example/" })),
-            400,
-        ),
-        (
-            subscribe(json!({ "topic": "t", "webhookUrl": hook, "callbackUrl": "https://other.example/" })),
-            400,
-        ),
-        (
-            subscribe(json!({ "topic": "t", "webhookUrl": null, "callbackUrl": hook })),
-            400,
-        ),
-        (raw("subscribe", r#"{"topic":"t","topic":"t"}"#), 400),
-        (raw("subscribe", r#"{"topic":"t","webhookUrl":"\ud800"}"#), 400),
-        (subscribe(large.clone()), 413),
+    let bad = [
+        json!({}),
+        json!({ "topic": null }),
+        json!({ "topic": 7 }),
+        json!({ "topic": "" }),
+        json!({ "topic": "a b" }),
+        json!({ "topic": "x".repeat(129) }),
+        json!({ "topic": "t", "webhookUrl": "" }),
+        json!({ "topic": "t", "webhookUrl": [hook] }),
+        json!({ "topic": "t", "callbackUrl": true }),
+        json!({ "topic": "t", "webhookUrl": "http://hook.example/" }),
+        json!({ "topic": "t", "webhookUrl": hook, "callbackUrl": other }),
+        json!({ "topic": "t", "webhookUrl": null, "callbackUrl": hook }),
+    ];
+    let mut cases = no_objects("/api/v1/messages/subscribe");
+    cases.extend(bad.map(|body| (Call::post("/v1/messages/subscribe", &body), 400)));
+    cases.extend(vec![
+        (raw(r#"{"topic":"t","topic":"t"}"#), 400),
+        (raw(r#"{"topic":"t","webhookUrl":"\ud800"}"#), 400),
+        (Call::post("/v1/messages/subscribe", &large), 413),
         (unsubscribe(""), 400),
         (unsubscribe("?topic="), 400),
         (unsubscribe("?topic=a%20b"), 400),
@@ -206,49 +208,40 @@ fn registrations() -> Vec<(Call, u16)> {
         (unsubscribe("?topic=a").raw("["), 400),
         (unsubscribe("?topic=a").json(&large), 413),
         (Call::new(Method::PATCH, "/v1/messages/subscribe"), 405),
-        (Call::new(Method::PUT, "/v1/messages/webhook"), 405),
         (Call::get("/v1/messages/subscribe?consistency=soon"), 400),
-        (Call::get("/v1/messages/webhook?consistency=soon"), 400),
-        (webhook(json!({})), 400),
-        (webhook(json!({ "url": hook })), 400),
-        (webhook(json!({ "events": ["message.topic"] })), 400),
-        (webhook(json!({ "url": null, "events": ["message.topic"] })), 400),
-        (webhook(json!({ "url": [hook], "events": ["message.topic"] })), 400),
-        (webhook(json!({ "url": hook, "events": [] })), 400),
-        (webhook(json!({ "url": hook, "events": "message.topic" })), 400),
-        (webhook(json!({ "url": hook, "events": ["message.sent"] })), 400),
-        (webhook(json!({ "url": hook, "events": ["message.topic", null] })), 400),
-        (
-            webhook(json!({ "url": hook, "events": vec!["message.topic"; 1000] })),
-            400,
-        ),
-        (
-            webhook(json!({ "url": hook, "events": { "message.topic": true } })),
-            400,
-        ),
-        (
-            webhook(json!({ "url": "hook.example", "events": ["message.topic"] })),
-            400,
-        ),
-        (
-            webhook(json!({ "url": hook, "events": ["message.topic"], "x": "y".repeat(64 * 1024) })),
-            413,
-        ),
-        (
-            raw(
-                "webhook",
-                r#"{"url":"https://a.example/","url":"https://b.example/","events":["message.topic"]}"#,
-            ),
-            400,
-        ),
+    ]);
+    cases
+}
+
+fn webhooks() -> Vec<(Call, u16)> {
+    let raw = |body: String| Call::new(Method::POST, "/api/v1/messages/webhook").raw(body);
+    let hook = "https://hook.example/";
+    let bad = [
+        json!({}),
+        json!({ "url": hook }),
+        json!({ "events": ["message.topic"] }),
+        json!({ "url": null, "events": ["message.topic"] }),
+        json!({ "url": [hook], "events": ["message.topic"] }),
+        json!({ "url": hook, "events": [] }),
+        json!({ "url": hook, "events": "message.topic" }),
+        json!({ "url": hook, "events": ["message.sent"] }),
+        json!({ "url": hook, "events": ["message.topic", null] }),
+        json!({ "url": hook, "events": vec!["message.topic"; 1000] }),
+        json!({ "url": hook, "events": { "message.topic": true } }),
+        json!({ "url": "hook.example", "events": ["message.topic"] }),
     ];
-    for path in ["subscribe", "webhook"] {
-        cases.extend(["", "{", "[]", "null", "7", "not json", "{} x"].map(|body| (raw(path, body), 400)));
-        cases.push((
-            Call::post(format!("/v1/messages/{path}"), &json!({})).raw(&b"{\"topic\":\"\xff\"}"[..]),
-            400,
-        ));
-    }
+    let deep = format!(r#"{{"url":"{hook}","events":{}}}"#, "[".repeat(50_000));
+    let twice = format!(r#"{{"url":"{hook}","url":"{hook}","events":["message.topic"]}}"#);
+    let large = json!({ "url": hook, "events": ["message.topic"], "x": "y".repeat(64 * 1024) });
+    let mut cases = no_objects("/v1/messages/webhook");
+    cases.extend(bad.map(|body| (Call::post("/v1/messages/webhook", &body), 400)));
+    cases.extend([
+        (raw(deep), 400),
+        (raw(twice), 400),
+        (raw(large.to_string()), 413),
+        (Call::new(Method::PUT, "/v1/messages/webhook"), 405),
+        (Call::get("/v1/messages/webhook?consistency=soon"), 400),
+    ]);
     cases
 }
 
@@ -348,12 +341,8 @@ async fn every_bad_request_has_its_answer_on_every_node() {
     let cluster = TestCluster::start(3).await;
     let (urls, admin) = (cluster.urls(), cluster.admin_key());
     let team = Team::create(&urls[0], &admin, "bad").await;
-    let cases = sends()
-        .into_iter()
-        .chain(reads())
-        .chain(registrations())
-        .chain(deliveries());
-    let cases = cases.map(|case| ("abbababa", case));
+    let cases = [sends(), reads(), subscriptions(), webhooks(), deliveries()];
+    let cases = cases.into_iter().flatten().map(|case| ("abbababa", case));
     for (face, (call, status)) in cases.chain(kite_sends().into_iter().map(|case| ("kite", case))) {
         let shown = call.to_string();
         for url in &urls {
@@ -378,6 +367,47 @@ async fn every_bad_request_has_its_answer_on_every_node() {
     cluster.stop().await;
 }
 
+const MESSAGE: &str = "/v1/messages/msg_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const DELIVERY: &str = "/v1/deliveries/dlv_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+/// One call of each kind that needs a key.
+fn every_call() -> Vec<Call> {
+    vec![
+        post(&mail("beta", &json!({}))),
+        Call::post("/v1/messages/batch", &json!({ "messages": [] })),
+        Call::get("/v1/messages"),
+        Call::get(MESSAGE),
+        Call::patch(MESSAGE, &json!({ "read": true })),
+        Call::get("/v1/messages/webhook"),
+        Call::post("/v1/messages/webhook", &json!({})),
+        Call::delete("/v1/messages/webhook"),
+        Call::get("/v1/messages/subscribe"),
+        Call::post("/v1/messages/subscribe", &json!({})),
+        Call::delete("/v1/messages/subscribe"),
+        Call::get(format!("{MESSAGE}/receipt")),
+        Call::get("/v1/deliveries"),
+        Call::get(DELIVERY),
+        Call::delete(DELIVERY),
+        Call::new(Method::POST, format!("{DELIVERY}/redrive")),
+        Call::get("/v2/keys"),
+        Call::new(Method::POST, "/v2/keys/rotate"),
+    ]
+}
+
+/// Some that need an agent too.
+fn calls_of_agents() -> Vec<Call> {
+    vec![
+        post(&mail("beta", &json!({}))),
+        Call::get("/v1/messages"),
+        Call::get(MESSAGE),
+        Call::get("/v1/messages/webhook"),
+        Call::post("/v1/messages/subscribe", &json!({ "topic": "t" })),
+        Call::get(format!("{MESSAGE}/receipt")),
+        Call::get("/v1/deliveries"),
+        Call::delete(DELIVERY),
+    ]
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_bad_key_has_its_answer_on_every_node() {
     let cluster = TestCluster::start(3).await;
@@ -391,29 +421,8 @@ async fn every_bad_key_has_its_answer_on_every_node() {
     )
     .await;
     let alpha = team.bound(&urls[0], &admin, "alpha").await;
-    let id = format!("/v1/messages/msg_{}", "a".repeat(32));
-    let delivery = format!("/v1/deliveries/dlv_{}", "a".repeat(32));
     for url in &urls {
-        for call in [
-            post(&mail("beta", &json!({}))),
-            Call::post("/v1/messages/batch", &json!({ "messages": [] })),
-            Call::get("/v1/messages"),
-            Call::get(&id),
-            Call::patch(&id, &json!({ "read": true })),
-            Call::get("/v1/messages/webhook"),
-            Call::post("/v1/messages/webhook", &json!({})),
-            Call::delete("/v1/messages/webhook"),
-            Call::get("/v1/messages/subscribe"),
-            Call::post("/v1/messages/subscribe", &json!({})),
-            Call::delete("/v1/messages/subscribe"),
-            Call::get(format!("{id}/receipt")),
-            Call::get("/v1/deliveries"),
-            Call::get(&delivery),
-            Call::delete(&delivery),
-            Call::new(Method::POST, format!("{delivery}/redrive")),
-            Call::get("/v2/keys"),
-            Call::new(Method::POST, "/v2/keys/rotate"),
-        ] {
+        for call in every_call() {
             let without = call.clone().agent("alpha").to(url).await;
             assert_eq!(without.headers["www-authenticate"], "Bearer");
             assert_eq!(without.body["code"], "invalid_api_key");
@@ -440,16 +449,7 @@ async fn every_bad_key_has_its_answer_on_every_node() {
                 .error(401);
         }
         // A key without an agent names one; a bound key names no other.
-        for call in [
-            post(&mail("beta", &json!({}))),
-            Call::get("/v1/messages"),
-            Call::get(&id),
-            Call::get("/v1/messages/webhook"),
-            Call::post("/v1/messages/subscribe", &json!({ "topic": "t" })),
-            Call::get(format!("{id}/receipt")),
-            Call::get("/v1/deliveries"),
-            Call::delete(&delivery),
-        ] {
+        for call in calls_of_agents() {
             call.clone().key(&team.key).to(url).await.error(403);
             call.clone().key(&team.key).agent("system").to(url).await.error(403);
             call.clone().key(&alpha).agent("beta").to(url).await.error(403);

@@ -60,12 +60,8 @@ async fn a_webhook_is_registered_replaced_and_deleted_through_any_node() {
     assert_ne!(other["secret"], first["secret"]);
     assert_eq!(get("alpha").to(&urls[0]).await.ok()["webhook"], other);
 
-    for turn in 0..2 {
-        let done = Call::delete("/v1/messages/webhook")
-            .key(&alpha)
-            .to(&urls[turn])
-            .await
-            .ok();
+    for url in &urls[..2] {
+        let done = Call::delete("/v1/messages/webhook").key(&alpha).to(url).await.ok();
         assert!(done["success"] == true && done["data"]["message"].is_string());
     }
     assert_eq!(get("alpha").to(&urls[2]).await.ok(), none);

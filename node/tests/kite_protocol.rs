@@ -122,6 +122,27 @@ fn every_event_that_we_send_is_agent_mail_to_their_parser() {
 }
 
 #[test]
+fn topic_mail_is_agent_mail_to_their_parser() {
+    let message = record::Message {
+        to: String::new(),
+        topic: "news".to_owned(),
+        ..message("hi", BodyKind::Text)
+    };
+    let prefix = cloudevent::SOURCE_PREFIX;
+    for (event, to) in [
+        (CloudEvent::of(&message, 42, prefix), "topic:news"),
+        (CloudEvent::received(&message, "agent-alpha", 42, prefix), "agent-alpha"),
+    ] {
+        assert_eq!(event.data.topic.as_deref(), Some("news"));
+        let ServerMessage::Event { event, .. } = as_theirs(&ServerFrame::Event { seq: 42, event }) else {
+            panic!("not an event")
+        };
+        let mail = AgentMessage::from_event(&serde_json::from_value(event).unwrap()).unwrap();
+        assert_eq!((mail.to.as_str(), mail.body.as_str()), (to, "hi"));
+    }
+}
+
+#[test]
 fn our_constants_are_theirs() {
     assert_eq!(cloudevent::EVENT_TYPE, agent_message::EVENT_TYPE);
     assert_eq!(cloudevent::SOURCE_PREFIX, agent_message::SOURCE_PREFIX);

@@ -42,13 +42,23 @@ pub struct Data {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thread_id: Option<String>,
     pub to: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
 }
 
 impl CloudEvent {
-    /// The event of a stored message as it stands at `seq` of an inbox or of the team.
+    /// The event of a stored message as it stands at `seq` of the team: to its receiver, or `topic:<name>`.
     pub fn of(message: &record::Message, seq: u64, source_prefix: &str) -> Self {
+        if message.topic.is_empty() {
+            return Self::received(message, &message.to, seq, source_prefix);
+        }
+        Self::received(message, &format!("topic:{}", message.topic), seq, source_prefix)
+    }
+
+    /// The event of a stored message as `to` received it at `seq` of its inbox.
+    pub fn received(message: &record::Message, to: &str, seq: u64, source_prefix: &str) -> Self {
         let body = String::from_utf8_lossy(&message.body).into_owned();
         let id = MessageId::from_slice(&message.id).map_or_else(|_| String::new(), MessageId::kite);
         let text = |value: &String| (!value.is_empty()).then(|| value.clone());
@@ -60,10 +70,11 @@ impl CloudEvent {
             datacontenttype: "application/json".to_owned(),
             time: rfc3339(message.created_at_ms),
             kiteseq: seq,
-            kitesummary: summary(&message.from, &message.to, &body),
+            kitesummary: summary(&message.from, to, &body),
             data: Data {
                 from: message.from.clone(),
-                to: message.to.clone(),
+                to: to.to_owned(),
+                topic: text(&message.topic),
                 thread_id: text(&message.thread_id),
                 reply_to_id: text(&message.reply_to_id),
                 kind: (message.r#type != EVENT_TYPE).then(|| message.r#type.clone()),

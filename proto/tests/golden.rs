@@ -3,6 +3,9 @@
 //! an existing row must not differ.
 #![allow(clippy::unwrap_used)]
 
+#[path = "golden/deliveries.rs"]
+mod deliveries;
+
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{self, Command, Operation, Principal, Reply, Send, SendReply, TeamLimits};
 use agentpost_proto::peer;
@@ -312,7 +315,18 @@ fn peers() -> Samples {
 fn bytes_are_as_they_were() {
     let stored = std::fs::read_to_string(FILE).unwrap_or_default();
     let mut missing = String::new();
-    for (name, value) in [commands(), settings(), mail(), peers()].concat() {
+    let samples = [
+        commands(),
+        settings(),
+        mail(),
+        peers(),
+        deliveries::requests(),
+        deliveries::work(),
+        deliveries::replies(),
+        deliveries::topics(),
+        deliveries::deliveries(),
+    ];
+    for (name, value) in samples.concat() {
         let row = format!("{name} {}", hex::encode(value));
         match stored.lines().find(|line| line.split(' ').next() == Some(name)) {
             Some(line) => assert_eq!(

@@ -103,6 +103,34 @@ pub fn inbox_after(
         .collect()
 }
 
+/// Seqs of an inbox behind `after_seq`, oldest first, at most `limit`, each with the seq of its message: for one
+/// who joins several inboxes and needs few of their messages.
+pub fn inbox_seqs_after(
+    kv: &impl Kv,
+    team: TeamId,
+    agent: &str,
+    after_seq: u64,
+    limit: usize,
+) -> Result<Vec<(u64, u64)>, Fatal> {
+    let query = PageQuery {
+        after_seq: Some(after_seq),
+        order: Order::Ascending,
+        limit,
+        state: None,
+        from: None,
+        topic: None,
+    };
+    entries(kv, team, agent, &query)?
+        .take(limit)
+        .map(|row| row.map(|(seq, entry)| (seq, entry.message_seq)))
+        .collect()
+}
+
+/// The message at a seq.
+pub fn message_at(kv: &impl Kv, team: TeamId, seq: u64) -> Result<Option<Message>, Fatal> {
+    load(kv, &keys::message(team, seq))
+}
+
 type Entries<'a> = Box<dyn Iterator<Item = Result<(u64, InboxEntry), Fatal>> + 'a>;
 
 /// The entries that a query walks: read and unread ones stand in two ranges, joined here by seq.

@@ -1,4 +1,13 @@
 //! What a session reads: the events after its place, in batches of bounded size.
+//!
+//! Mail stands in two orders: the team's, in which each message has one place, and each inbox's. Wide scopes
+//! look at the first, `agent_to` at the second. They differ for topic mail: an inbox that a later chunk of a
+//! publish reached has it at that chunk's seq. A session with several scopes sees the orders joined by seq, and
+//! each seq once, because a vendor's client keeps one event for each: a message that a wide scope shows is not
+//! shown again where an inbox has it, and one that reached several of its inboxes at once is shown as it was
+//! sent, to the topic.
+
+use std::collections::BTreeMap;
 
 use agentpost_proto::id::{AgentId, TeamId};
 use agentpost_proto::{limits, record};
@@ -14,7 +23,10 @@ use crate::shard::wakeups::{Listener, Wakeups};
 #[derive(Debug)]
 pub struct Feed {
     team: TeamId,
-    scopes: Vec<Scope>,
+    /// What is shown where the team's order has it.
+    wide: Vec<Scope>,
+    /// The inboxes that are shown besides.
+    agents: Vec<AgentId>,
     source_prefix: String,
     after_seq: u64,
     /// Rows of the next batch: fewer when messages are large.
@@ -30,22 +42,60 @@ pub struct Batch {
     pub more: bool,
 }
 
+/// A place in one of the orders that a session reads.
+struct Row<'a> {
+    seq: u64,
+    message: record::Message,
+    shown: Shown<'a>,
+}
+
+/// How a row is shown.
+#[derive(Debug, Clone, Copy)]
+enum Shown<'a> {
+    /// To no one here, or elsewhere.
+    Not,
+    /// Once for all who look.
+    AsSent,
+    /// As this agent got it.
+    Received(&'a AgentId),
+}
+
+/// What the orders have at one seq.
+#[derive(Default)]
+struct Found<'a> {
+    /// The team's.
+    message: Option<record::Message>,
+    /// The inboxes', and the seq of their message.
+    receivers: Vec<&'a AgentId>,
+    message_seq: u64,
+}
+
 impl Feed {
     /// Everything that one of `scopes` (the narrowed ones) matches; the place is set later.
     pub fn new(team: TeamId, scopes: Vec<Scope>, source_prefix: String) -> Self {
+        let all = scopes.iter().any(Scope::is_total);
+        let (mut wide, mut agents) = (Vec::new(), Vec::new());
+        for scope in scopes {
+            match scope {
+                Scope::AgentTo(_) if all => {}
+                Scope::AgentTo(agent) => agents.push(agent),
+                scope => wide.push(scope),
+            }
+        }
         Feed {
             team,
-            scopes,
+            wide,
+            agents,
             source_prefix,
             after_seq: 0,
             rows: limits::WS_BATCH_EVENTS,
         }
     }
 
-    /// The one inbox that this is about, if so: it has an index of its own.
+    /// The one inbox that this is about, if so.
     pub fn inbox(&self) -> Option<&AgentId> {
-        match self.scopes.as_slice() {
-            [Scope::AgentTo(id)] => Some(id),
+        match (self.wide.as_slice(), self.agents.as_slice()) {
+            ([], [agent]) => Some(agent),
             _ => None,
         }
     }
@@ -65,15 +115,20 @@ impl Feed {
 
     /// The highest seq that retention took from here.
     pub fn max_removed_seq(&self, kv: &impl Kv) -> Result<u64, Fatal> {
-        Ok(match self.inbox() {
-            Some(agent) => query::inbox_head(kv, self.team, agent.as_str())?.max_removed_seq,
-            None => query::team_head(kv, self.team)?.max_removed_seq,
-        })
+        let mut removed = 0;
+        if !self.wide.is_empty() {
+            removed = query::team_head(kv, self.team)?.max_removed_seq;
+        }
+        for agent in &self.agents {
+            let head = query::inbox_head(kv, self.team, agent.as_str())?;
+            removed = removed.max(head.max_removed_seq);
+        }
+        Ok(removed)
     }
 
     /// The first retained entry after the place.
     pub fn oldest_available_seq(&self, kv: &impl Kv) -> Result<Option<u64>, Fatal> {
-        Ok(self.read(kv, 1)?.first().map(|(seq, _)| *seq))
+        Ok(self.read(kv, 1)?.first().map(|row| row.seq))
     }
 
     /// Reads on from the place and moves it behind what it returns.
@@ -83,44 +138,102 @@ impl Feed {
             events: Vec::with_capacity(rows.len()),
             more: rows.len() == self.rows,
         };
-        self.rows = next_rows(&rows);
-        let mut bytes = 0;
-        for (seq, message) in rows {
+        let next_rows = next_rows(&rows);
+        let (mut bytes, mut after_seq) = (0, self.after_seq);
+        for Row { seq, message, shown } in rows {
             if bytes >= limits::WS_BATCH_BYTES {
                 batch.more = true;
                 break;
             }
-            self.after_seq = seq;
-            if self
-                .scopes
-                .iter()
-                .any(|scope| scope.matches(&message, &self.source_prefix))
-            {
-                let event = frame::event(&message, seq, &self.source_prefix);
-                bytes += event.len();
-                batch.events.push((seq, event));
-            }
+            after_seq = seq;
+            let receiver = match shown {
+                Shown::Not => continue,
+                Shown::AsSent => None,
+                Shown::Received(agent) => Some(agent.as_str()),
+            };
+            let event = frame::event(&message, receiver, seq, &self.source_prefix);
+            bytes += event.len();
+            batch.events.push((seq, event));
         }
+        (self.rows, self.after_seq) = (next_rows, after_seq);
         Ok(batch)
     }
 
-    fn read(&self, kv: &impl Kv, rows: usize) -> Result<Vec<(u64, record::Message)>, Fatal> {
-        Ok(match self.inbox() {
-            Some(agent) => query::inbox_after(kv, self.team, agent.as_str(), self.after_seq, rows)?
-                .into_iter()
-                .map(|item| (item.seq, item.message))
-                .collect(),
-            None => query::team_after(kv, self.team, self.after_seq, rows)?
-                .into_iter()
-                .map(|message| (message.seq, message))
-                .collect(),
-        })
+    /// The next `rows` places, with what stands there.
+    fn read(&self, kv: &impl Kv, rows: usize) -> Result<Vec<Row<'_>>, Fatal> {
+        // Standing still: an entry that came between two looks would be passed over.
+        let frozen = kv.frozen();
+        let kv = &frozen.as_ref();
+        let Some(agent) = self.inbox() else {
+            return self.join(kv, rows);
+        };
+        let items = query::inbox_after(kv, self.team, agent.as_str(), self.after_seq, rows)?;
+        let row = |item: query::InboxItem| Row {
+            seq: item.seq,
+            message: item.message,
+            shown: Shown::Received(agent),
+        };
+        Ok(items.into_iter().map(row).collect())
+    }
+
+    /// The same over several orders.
+    fn join(&self, kv: &impl Kv, rows: usize) -> Result<Vec<Row<'_>>, Fatal> {
+        let mut places: BTreeMap<u64, Found<'_>> = BTreeMap::new();
+        if !self.wide.is_empty() {
+            for message in query::team_after(kv, self.team, self.after_seq, rows)? {
+                let seq = message.seq;
+                places.entry(seq).or_default().message = Some(message);
+            }
+        }
+        for agent in &self.agents {
+            for (seq, message_seq) in query::inbox_seqs_after(kv, self.team, agent.as_str(), self.after_seq, rows)? {
+                let found = places.entry(seq).or_default();
+                found.receivers.push(agent);
+                found.message_seq = message_seq;
+            }
+        }
+        // Each order gave its first `rows`, so the first `rows` of all are among them.
+        places
+            .into_iter()
+            .take(rows)
+            .map(|(seq, found)| self.row(kv, seq, found))
+            .collect()
+    }
+
+    fn row<'a>(&self, kv: &impl Kv, seq: u64, found: Found<'a>) -> Result<Row<'a>, Fatal> {
+        let Found {
+            message,
+            receivers,
+            message_seq,
+        } = found;
+        let message = match message {
+            Some(message) => message,
+            None => query::message_at(kv, self.team, message_seq)?.ok_or_else(|| {
+                Fatal::Invariant(format!(
+                    "an inbox entry of {} without its message {message_seq}",
+                    self.team
+                ))
+            })?,
+        };
+        let is_wide = self
+            .wide
+            .iter()
+            .any(|scope| scope.matches(&message, &self.source_prefix));
+        let shown = match receivers.as_slice() {
+            // A wide scope shows it where it was sent, and only there.
+            _ if is_wide && seq == message.seq => Shown::AsSent,
+            _ if is_wide => Shown::Not,
+            [] => Shown::Not,
+            [agent] => Shown::Received(agent),
+            _ => Shown::AsSent,
+        };
+        Ok(Row { seq, message, shown })
     }
 }
 
 /// As many rows as fit the byte bound if the next messages are like these.
-fn next_rows(rows: &[(u64, record::Message)]) -> usize {
-    let bytes: usize = rows.iter().map(|(_, message)| message.body.len()).sum();
+fn next_rows(rows: &[Row<'_>]) -> usize {
+    let bytes: usize = rows.iter().map(|row| row.message.body.len()).sum();
     let fitting = limits::WS_BATCH_BYTES * rows.len() / bytes.max(1);
     if rows.is_empty() {
         limits::WS_BATCH_EVENTS
@@ -215,6 +328,115 @@ mod tests {
         }
     }
 
+    /// A topic message at `seq` with its entries: (inbox, seq of the entry).
+    fn publish(memory: &mut Memory, seq: u64, from: &str, entries: &[(&str, u64)]) {
+        let message = record::Message {
+            id: vec![seq as u8; 16].into(),
+            seq,
+            from: from.to_owned(),
+            topic: "news".to_owned(),
+            body: "x".into(),
+            ..Default::default()
+        };
+        let mut writes: Writes = vec![(keys::message(TEAM, seq), Some(message.encode_to_vec().into()))];
+        for (agent, entry_seq) in entries {
+            let entry = record::InboxEntry {
+                position: *entry_seq,
+                message_seq: seq,
+                read_at_ms: 0,
+            };
+            let key = keys::inbox_entry(ReadState::Unread, TEAM, agent, *entry_seq);
+            writes.push((key, Some(entry.encode_to_vec().into())));
+        }
+        memory.write(writes);
+    }
+
+    /// What a session with these scopes sees: each seq with `data.to`, read in batches of any size.
+    fn seen(memory: &Memory, scopes: &[&str]) -> Vec<(u64, String)> {
+        let mut all = Vec::new();
+        for rows in [1, 2, 3, limits::WS_BATCH_EVENTS] {
+            let mut feed = feed(scopes);
+            feed.rows = rows;
+            let mut events = Vec::new();
+            loop {
+                let batch = feed.batch(memory).unwrap();
+                feed.rows = rows;
+                events.extend(batch.events);
+                if !batch.more {
+                    break;
+                }
+            }
+            all.push(events);
+        }
+        assert!(
+            all.windows(2).all(|w| w[0] == w[1]),
+            "batches of any size join: {scopes:?}"
+        );
+        let shown = |(seq, event): (u64, Utf8Bytes)| {
+            let frame: serde_json::Value = serde_json::from_str(&event).unwrap();
+            let data = &frame["event"]["data"];
+            assert_eq!((&frame["seq"], &frame["event"]["kiteseq"]), (&seq.into(), &seq.into()));
+            let to = data["to"].as_str().unwrap().to_owned();
+            let of_topic = ![1, 3, 4].contains(&seq);
+            assert_eq!(
+                data["topic"],
+                if of_topic {
+                    "news".into()
+                } else {
+                    serde_json::Value::Null
+                }
+            );
+            (seq, to)
+        };
+        all.pop().unwrap().into_iter().map(shown).collect()
+    }
+
+    #[test]
+    fn topic_mail_is_shown_once_and_as_each_scope_has_it() {
+        let mut memory = Memory::default();
+        mail(&mut memory, [(1, "a", 1), (3, "b", 1), (4, "c", 1)]);
+        // One reached a and b at once and c later; the other only the two, one after the other.
+        publish(&mut memory, 2, "p", &[("a", 2), ("b", 2), ("c", 5)]);
+        publish(&mut memory, 6, "q", &[("a", 7), ("b", 8)]);
+        /// Scopes, and what their session sees.
+        type Case = (&'static [&'static str], &'static [(u64, &'static str)]);
+        let table: &[Case] = &[
+            (&["agent_to:a"], &[(1, "a"), (2, "a"), (7, "a")]),
+            (&["agent_to:c"], &[(4, "c"), (5, "c")]),
+            (&["agent_to:d"], &[]),
+            (
+                &["*"],
+                &[(1, "a"), (2, "topic:news"), (3, "b"), (4, "c"), (6, "topic:news")],
+            ),
+            // The wide form once, in any order of the scopes and whatever makes a scope wide.
+            (
+                &["agent_to:c", "*"],
+                &[(1, "a"), (2, "topic:news"), (3, "b"), (4, "c"), (6, "topic:news")],
+            ),
+            (
+                &["type:kite", "agent_to:a"],
+                &[(1, "a"), (2, "topic:news"), (3, "b"), (4, "c"), (6, "topic:news")],
+            ),
+            // A scope that shows one publish leaves the other to the inbox.
+            (&["source:x/p"], &[(2, "topic:news")]),
+            (&["source:x/p", "agent_to:a"], &[(1, "a"), (2, "topic:news"), (7, "a")]),
+            (&["source:x/q", "agent_to:c"], &[(4, "c"), (5, "c"), (6, "topic:news")]),
+            // Several inboxes, joined by seq; what reached two at once was sent to the topic.
+            (
+                &["agent_to:a", "agent_to:c"],
+                &[(1, "a"), (2, "a"), (4, "c"), (5, "c"), (7, "a")],
+            ),
+            (
+                &["agent_to:b", "agent_to:a"],
+                &[(1, "a"), (2, "topic:news"), (3, "b"), (7, "a"), (8, "b")],
+            ),
+        ];
+        for (scopes, expected) in table {
+            let expected: Vec<(u64, String)> = expected.iter().map(|(seq, to)| (*seq, (*to).to_owned())).collect();
+            assert_eq!(seen(&memory, scopes), expected, "{scopes:?}");
+        }
+    }
+
     #[test]
     fn large_messages_make_small_batches() {
         let mut memory = Memory::default();
@@ -259,7 +481,9 @@ mod tests {
         ];
         memory.write(writes);
         assert_eq!(feed(&["agent_to:b"]).max_removed_seq(&memory).unwrap(), 5);
-        assert_eq!(feed(&["agent_to:b", "agent_to:a"]).max_removed_seq(&memory).unwrap(), 7);
+        assert_eq!(feed(&["agent_to:b", "agent_to:a"]).max_removed_seq(&memory).unwrap(), 5);
+        assert_eq!(feed(&["agent_to:b", "source:s"]).max_removed_seq(&memory).unwrap(), 7);
+        assert_eq!(feed(&["*"]).max_removed_seq(&memory).unwrap(), 7);
         assert_eq!(feed(&["agent_to:b"]).oldest_available_seq(&memory).unwrap(), Some(9));
         assert_eq!(feed(&["*"]).oldest_available_seq(&memory).unwrap(), Some(8));
     }

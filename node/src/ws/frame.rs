@@ -41,12 +41,13 @@ pub fn text(frame: &ServerFrame) -> Utf8Bytes {
     serde_json::to_string(frame).unwrap_or_default().into()
 }
 
-/// Encodes the event of a message that stands at `seq`.
-pub fn event(message: &record::Message, seq: u64, source_prefix: &str) -> Utf8Bytes {
-    text(&ServerFrame::Event {
-        seq,
-        event: CloudEvent::of(message, seq, source_prefix),
-    })
+/// Encodes the event of a message that stands at `seq`, as `receiver` got it or as it was sent.
+pub fn event(message: &record::Message, receiver: Option<&str>, seq: u64, source_prefix: &str) -> Utf8Bytes {
+    let event = match receiver {
+        Some(receiver) => CloudEvent::received(message, receiver, seq, source_prefix),
+        None => CloudEvent::of(message, seq, source_prefix),
+    };
+    text(&ServerFrame::Event { seq, event })
 }
 
 /// The answer to a request, until the methods exist.
@@ -127,7 +128,7 @@ mod tests {
             body: r#"{"ok":true}"#.into(),
             ..Default::default()
         };
-        let frame: Value = serde_json::from_str(&event(&message, 7, "https://getkite.sh/agents/")).unwrap();
+        let frame: Value = serde_json::from_str(&event(&message, None, 7, "https://getkite.sh/agents/")).unwrap();
         assert_eq!(frame["seq"], 7);
         assert_eq!(frame["event"]["kiteseq"], 7);
         assert_eq!(frame["event"]["data"]["body"], r#"{"ok":true}"#);

@@ -71,13 +71,22 @@ impl Scope {
         }
     }
 
+    /// Whether all mail of a team belongs to the scope.
+    pub fn is_total(&self) -> bool {
+        match self {
+            Scope::All => true,
+            Scope::Source(name) | Scope::Type(name) => EVENT_TYPE.contains(name.as_str()),
+            Scope::AgentTo(_) => false,
+        }
+    }
+
     /// Whether every event of `other` is one of this scope.
     fn covers(&self, other: &Scope) -> bool {
         match (self, other) {
             (Scope::All, _) => true,
             (Scope::Source(mine), Scope::Source(name) | Scope::Type(name)) => name.contains(mine.as_str()),
             (Scope::Type(mine), Scope::Type(name)) => name.contains(mine.as_str()),
-            (Scope::Source(mine) | Scope::Type(mine), Scope::AgentTo(_)) => EVENT_TYPE.contains(mine.as_str()),
+            (Scope::Source(_) | Scope::Type(_), Scope::AgentTo(_)) => self.is_total(),
             (Scope::AgentTo(mine), Scope::AgentTo(id)) => mine == id,
             _ => false,
         }

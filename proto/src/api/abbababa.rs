@@ -132,7 +132,7 @@ pub struct Message {
     pub reply_to_id: Option<String>,
     /// `read` once read, else `pending`.
     pub status: String,
-    /// Always `inbox` until a webhook delivers it.
+    /// Always `inbox`: webhooks come on top, and `/deliveries` tells about them.
     pub delivery_method: String,
     #[serde(default)]
     pub expires_at: Option<String>,

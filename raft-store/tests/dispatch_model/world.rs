@@ -1,0 +1,591 @@
+//! The model: what may happen, and in which order, around the replicated state.
+
+use std::collections::BTreeSet;
+
+use agentpost_proto::limits;
+use agentpost_proto::record::DeliveryState;
+use stateright::Model;
+
+use crate::replica::{Replicas, Standing};
+
+/// Deliveries of a model at most, numbered from 1.
+pub const DELIVERIES_MAX: usize = 2;
+const NODES: u8 = 3;
+const START_WINDOW_MS: u64 = 2_000;
+const LAST_DELAY_MS: u64 = limits::RETRY_DELAYS_MS[limits::RETRY_DELAYS_MS.len() - 1];
+
+/// An attempt, and the epoch (counted from 1) that claimed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Attempt {
+    /// Who claimed it.
+    pub epoch: u8,
+    /// Number of the delivery.
+    pub delivery: u8,
+    /// Its serial.
+    pub no: u8,
+}
+
+/// What became of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Answer {
+    /// A 2xx.
+    Ok,
+    /// Anything that is tried again.
+    Failed,
+    /// It was never begun.
+    NotSent,
+}
+
+/// A log entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Entry {
+    /// A new leader's first.
+    Begin { node: u8 },
+    /// Only time.
+    Tick,
+    /// Asks for an attempt.
+    Claim(Attempt),
+    /// Reports one.
+    Outcome(Attempt, Answer),
+    /// Closes one that nobody reports, on behalf of `epoch`.
+    Takeover { epoch: u8, of: Attempt },
+}
+
+/// How far the dispatcher is with an attempt that it knows to be its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Phase {
+    /// The claim is applied here; the call may begin within this time.
+    Granted { window_ms: u64 },
+    /// The last look at the clock and the leadership was good; the process stopped right behind it.
+    Checked,
+    /// On the wire; ends within this time.
+    Running { left_ms: u64 },
+    /// To be reported.
+    Ended(Answer),
+}
+
+/// An attempt in the memory of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Call {
+    /// Where.
+    pub node: u8,
+    /// Which.
+    pub attempt: Attempt,
+    /// How far.
+    pub phase: Phase,
+}
+
+/// Rules that the model can break, to show that it notices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Weakness {
+    /// apply takes over a claim of any age.
+    EarlyTakeover,
+    /// apply gives out the number of an attempt with an unknown outcome again.
+    NumbersReused,
+    /// apply does not compare the number of an outcome.
+    OutcomesOfAnyNumber,
+    /// apply records an outcome whether or not the attempt is still claimed.
+    OutcomesAfterTheEnd,
+    /// apply does not compare the epoch of a claim.
+    ClaimsOfOldEpochs,
+    /// The dispatcher starts calls without looking at the clock and at its leadership.
+    NoLookBeforeTheCall,
+    /// The dispatcher does not take over claims of its own epoch.
+    OwnClaimsForgotten,
+}
+
+/// Rules that are seen broken in what happens, not in the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// An attempt reaches the receiver twice.
+    D1,
+    /// An attempt leaves Claimed twice.
+    D4,
+    /// More calls than recorded attempts.
+    D6,
+    /// A call before its delay is over.
+    D8,
+    /// A claim of an epoch after a later one began.
+    D9,
+    /// Two calls of a delivery at a time, or in the wrong order, although no process was stopped.
+    OneCallAtATime,
+}
+
+/// Who leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Leader {
+    node: u8,
+    /// 0 before its BeginEpoch is applied.
+    epoch: u8,
+}
+
+/// One state of everything.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct World {
+    /// The replicated state.
+    pub replica: u32,
+    leader: Leader,
+    /// Epochs begun so far.
+    epochs: u8,
+    /// Nodes that ever led, so that those that never did need not be told apart.
+    led: u8,
+    /// The node whose process is stopped, and the epoch that it thinks it leads.
+    stopped: Option<(u8, u8)>,
+    /// Time that the leader could not stamp yet.
+    unstamped_ms: u64,
+    /// What the nodes remember.
+    calls: BTreeSet<Call>,
+    /// Numbers that reached the receiver, a bit each.
+    started: [u32; DELIVERIES_MAX],
+    /// Real time since the last recorded failure.
+    failed_ago_ms: [u64; DELIVERIES_MAX],
+    epochs_left: u8,
+    stops_left: u8,
+    lost_claims_left: u8,
+    lost_outcomes_left: u8,
+    /// The first rule seen broken.
+    pub broken: Option<Rule>,
+}
+
+/// One step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Action {
+    /// The leader proposes, it becomes an entry, and the answer reaches the proposer or not.
+    Propose { entry: Entry, answered: bool },
+    /// The look before the call was good: it begins.
+    Start(Call),
+    /// The same as Start, but the process is stopped between the look and the call.
+    StopBeforeCall(Call),
+    /// The receiver answers, the time is over, or the look before the call was bad; nobody can be told now.
+    End(Call, Answer),
+    /// The same, and the outcome becomes an entry; the answer to that reaches the proposer or not.
+    Report { call: Call, answer: Answer, answered: bool },
+    /// The task dies with what it knows.
+    Lose(Call),
+    /// Another leadership, maybe of the same node.
+    Elect(u8),
+    /// Its epoch begins.
+    Begin,
+    /// A process is stopped.
+    Stop(u8),
+    /// It goes on, maybe with a proposal of the epoch that it thinks it leads.
+    Continue(Option<Entry>),
+    /// Time passes.
+    Wait(u64),
+}
+
+/// What a model begins with.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// One delivery each: how many of its steps have failed already.
+    pub failed_before: &'static [u8],
+    /// Changes of the epoch.
+    pub epochs: u8,
+    /// Processes that may be stopped.
+    pub stops: u8,
+    /// Answers to a Claim, and outcomes or answers to one, that may be lost.
+    pub losses: u8,
+}
+
+/// The model and the states of its replicas.
+pub struct Dispatch {
+    /// Shared by all states.
+    pub replicas: Replicas,
+    setup: Setup,
+    weakness: Option<Weakness>,
+}
+
+impl Dispatch {
+    /// The protocol, or a weakened one.
+    pub fn new(setup: Setup, weakness: Option<Weakness>) -> Self {
+        Dispatch {
+            replicas: Replicas::new(setup.failed_before, weakness),
+            setup,
+            weakness,
+        }
+    }
+
+    fn weak(&self, weakness: Weakness) -> bool {
+        self.weakness == Some(weakness)
+    }
+
+    /// Whether every delivery has ended.
+    pub fn is_over(&self, world: &World) -> bool {
+        !self.replicas.standings(world.replica).iter().any(Standing::is_open)
+    }
+
+    /// Whether one delivery ended well and another did not.
+    pub fn ends_differ(&self, world: &World) -> bool {
+        let standings = self.replicas.standings(world.replica);
+        let any = |state| standings.iter().any(|s| s.state == state);
+        any(DeliveryState::Delivered) && (any(DeliveryState::Dead) || standings.len() == 1)
+    }
+
+    fn may_start(&self, world: &World, call: &Call) -> bool {
+        let leads = world.leader
+            == Leader {
+                node: call.node,
+                epoch: call.attempt.epoch,
+            };
+        match call.phase {
+            Phase::Granted { window_ms } => leads && window_ms > 0,
+            _ => false,
+        }
+    }
+
+    /// What the dispatcher would propose now.
+    fn work(&self, world: &World, standings: &[Standing], Leader { node, epoch }: Leader) -> Vec<Entry> {
+        let mut work = Vec::new();
+        if epoch == 0 || world.stopped.is_some_and(|(stopped, _)| stopped == node) {
+            return work;
+        }
+        for (delivery, standing) in (1..).zip(standings.iter()) {
+            let no = standing.attempt_no;
+            let at_work = |c: &Call| c.node == node && (c.attempt.delivery, c.attempt.no) == (delivery, no);
+            match standing.claim {
+                None if standing.state == DeliveryState::Scheduled && standing.due_in_ms == 0 => {
+                    let no = no + 1;
+                    work.push(Entry::Claim(Attempt { epoch, delivery, no }));
+                }
+                Some(claim) if claim.late_in_ms == 0 || self.weak(Weakness::EarlyTakeover) => {
+                    let own = claim.epoch == epoch;
+                    if own && (world.calls.iter().any(at_work) || self.weak(Weakness::OwnClaimsForgotten)) {
+                        continue;
+                    }
+                    let of = Attempt {
+                        epoch: claim.epoch,
+                        delivery,
+                        no,
+                    };
+                    work.push(Entry::Takeover { epoch, of });
+                }
+                _ => {}
+            }
+        }
+        work
+    }
+
+    fn steps_of_calls(&self, world: &World, leader_works: bool, actions: &mut Vec<Action>) {
+        let looks = !self.weak(Weakness::NoLookBeforeTheCall);
+        for call in world.calls.iter().filter(|call| world.works(call.node)) {
+            let answers: &[Answer] = match call.phase {
+                Phase::Granted { .. } if looks && !self.may_start(world, call) => &[Answer::NotSent],
+                Phase::Granted { .. } | Phase::Checked => {
+                    actions.push(Action::Start(*call));
+                    if call.phase != Phase::Checked && world.stops_left > 0 {
+                        actions.push(Action::StopBeforeCall(*call));
+                    }
+                    continue;
+                }
+                Phase::Running { .. } => &[Answer::Ok, Answer::Failed],
+                Phase::Ended(answer) => &[answer],
+            };
+            for answer in answers.iter().copied() {
+                let call = *call;
+                if leader_works {
+                    actions.push(Action::Report {
+                        call,
+                        answer,
+                        answered: true,
+                    });
+                    if world.lost_outcomes_left > 0 {
+                        actions.push(Action::Report {
+                            call,
+                            answer,
+                            answered: false,
+                        });
+                    }
+                } else if call.phase != Phase::Ended(answer) {
+                    actions.push(Action::End(call, answer));
+                }
+            }
+            if world.lost_outcomes_left > 0 && matches!(call.phase, Phase::Running { .. }) {
+                actions.push(Action::Lose(*call));
+            }
+        }
+    }
+
+    fn faults(&self, world: &World, actions: &mut Vec<Action>) {
+        if world.epochs_left > 0 {
+            let known = (world.led + 1).min(NODES);
+            actions.extend(
+                (0..known)
+                    .filter(|n| world.works(*n) && world.leader.node != *n)
+                    .map(Action::Elect),
+            );
+        }
+        if world.stops_left > 0 {
+            let works = |node: &u8| world.leader.node == *node || world.calls.iter().any(|c| c.node == *node);
+            actions.extend((0..world.led).filter(works).map(Action::Stop));
+        }
+    }
+
+    /// Until when nothing changes by itself; none while something must happen at once.
+    fn wait(&self, world: &World, standings: &[Standing]) -> Option<u64> {
+        let mut next: Vec<u64> = Vec::new();
+        for call in &world.calls {
+            let works = world.works(call.node);
+            match call.phase {
+                Phase::Granted { window_ms } => {
+                    if works && !self.weak(Weakness::NoLookBeforeTheCall) {
+                        return None;
+                    }
+                    next.push(window_ms);
+                }
+                Phase::Checked | Phase::Running { left_ms: 0 } if works => return None,
+                Phase::Running { left_ms } => next.push(left_ms),
+                Phase::Checked | Phase::Ended(_) => {}
+            }
+        }
+        if world.leader.epoch != 0 {
+            for standing in standings {
+                let at = standing.claim.map_or(standing.due_in_ms, |claim| claim.late_in_ms);
+                next.push(at.saturating_sub(world.unstamped_ms));
+            }
+        }
+        next.into_iter().filter(|ms| *ms > 0).min()
+    }
+
+    /// An entry on top of the log; notes what must not happen.
+    fn append(&self, world: &mut World, entry: Entry, elapsed_ms: u64) -> bool {
+        let before = self.replicas.standings(world.replica);
+        let (replica, done) = self.replicas.apply(world.replica, entry, elapsed_ms);
+        world.replica = replica;
+        match entry {
+            Entry::Claim(a) if done && a.epoch < world.epochs => world.breaks(Rule::D9),
+            Entry::Takeover { of: a, .. } | Entry::Outcome(a, _) if done => {
+                let standing = &before[usize::from(a.delivery) - 1];
+                if standing.state != DeliveryState::Claimed || standing.attempt_no != a.no {
+                    world.breaks(Rule::D4);
+                }
+            }
+            _ => {}
+        }
+        if let (Entry::Outcome(a, Answer::Failed), true) = (entry, done) {
+            world.failed_ago_ms[usize::from(a.delivery) - 1] = 0;
+        }
+        done
+    }
+
+    fn propose(&self, world: &mut World, node: u8, entry: Entry, answered: bool) {
+        let done = self.append(world, entry, 0);
+        if let (Entry::Claim(attempt), true, true) = (entry, done, answered) {
+            let phase = Phase::Granted {
+                window_ms: START_WINDOW_MS,
+            };
+            world.calls.insert(Call { node, attempt, phase });
+        }
+    }
+
+    fn start(&self, world: &mut World, call: Call) {
+        let Attempt { delivery, no, .. } = call.attempt;
+        let at = usize::from(delivery) - 1;
+        let standing = &self.replicas.standings(world.replica)[at];
+        if world.started[at] & (1 << no) != 0 {
+            world.breaks(Rule::D1);
+        }
+        let delay = |step: u32| limits::RETRY_DELAYS_MS[step as usize - 1];
+        if standing.attempt_no == no && standing.step > 0 && world.failed_ago_ms[at] < delay(standing.step) {
+            world.breaks(Rule::D8);
+        }
+        let running = |c: &Call| c.attempt.delivery == delivery && matches!(c.phase, Phase::Running { .. });
+        let never_stopped = world.stops_left == self.setup.stops;
+        if never_stopped && (world.calls.iter().any(running) || world.started[at] >> no > 1) {
+            world.breaks(Rule::OneCallAtATime);
+        }
+        world.started[at] |= 1 << no;
+        let [delivered, failed, unknown, _] = standing.closed;
+        let claimed = u32::from(standing.claim.is_some());
+        if standing.is_open() && world.started[at].count_ones() > delivered + failed + unknown + claimed {
+            world.breaks(Rule::D6);
+        }
+        world.proceed(
+            call,
+            Phase::Running {
+                left_ms: limits::ATTEMPT_TIMEOUT_MS,
+            },
+        );
+    }
+
+    fn pass(&self, world: &mut World, ms: u64) {
+        world.calls = std::mem::take(&mut world.calls)
+            .into_iter()
+            .map(|call| Call {
+                phase: match call.phase {
+                    Phase::Granted { window_ms } => Phase::Granted {
+                        window_ms: window_ms.saturating_sub(ms),
+                    },
+                    Phase::Running { left_ms } => Phase::Running {
+                        left_ms: left_ms.saturating_sub(ms),
+                    },
+                    other => other,
+                },
+                ..call
+            })
+            .collect();
+        for ago in &mut world.failed_ago_ms {
+            *ago = (*ago + ms).min(LAST_DELAY_MS);
+        }
+        if world.leader.epoch != 0 {
+            world.unstamped_ms += ms;
+            self.stamp(world);
+        }
+    }
+
+    /// A working leader's entries carry its time; one that is stopped catches up when it goes on.
+    fn stamp(&self, world: &mut World) {
+        if world.works(world.leader.node) && world.unstamped_ms > 0 {
+            let elapsed_ms = std::mem::take(&mut world.unstamped_ms);
+            self.append(world, Entry::Tick, elapsed_ms);
+        }
+    }
+}
+
+impl World {
+    fn works(&self, node: u8) -> bool {
+        self.stopped.is_none_or(|(stopped, _)| stopped != node)
+    }
+
+    fn stop(&mut self, node: u8) {
+        let Leader { node: leader, epoch } = self.leader;
+        self.stopped = Some((node, if leader == node { epoch } else { 0 }));
+        self.stops_left -= 1;
+    }
+
+    /// What nothing can come of any more would only tell equal futures apart.
+    fn forget(&mut self, standings: &[Standing]) {
+        for (delivery, standing) in (1..).zip(standings.iter()) {
+            if !standing.is_open() && !self.calls.iter().any(|c| c.attempt.delivery == delivery) {
+                self.started[usize::from(delivery) - 1] = 0;
+                self.failed_ago_ms[usize::from(delivery) - 1] = LAST_DELAY_MS;
+            }
+        }
+    }
+
+    fn breaks(&mut self, rule: Rule) {
+        self.broken.get_or_insert(rule);
+    }
+
+    fn proceed(&mut self, call: Call, phase: Phase) {
+        self.calls.remove(&call);
+        self.calls.insert(Call { phase, ..call });
+    }
+}
+
+impl Model for Dispatch {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World {
+            replica: 0,
+            leader: Leader { node: 0, epoch: 1 },
+            epochs: 1,
+            led: 1,
+            stopped: None,
+            unstamped_ms: 0,
+            calls: BTreeSet::new(),
+            started: [0; DELIVERIES_MAX],
+            failed_ago_ms: [LAST_DELAY_MS; DELIVERIES_MAX],
+            epochs_left: self.setup.epochs,
+            stops_left: self.setup.stops,
+            lost_claims_left: self.setup.losses,
+            lost_outcomes_left: self.setup.losses,
+            broken: None,
+        }]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        let leader_works = world.works(world.leader.node);
+        let over = self.is_over(world);
+        if world.broken.is_some() || over && world.calls.is_empty() {
+            return;
+        }
+        let standings = self.replicas.standings(world.replica);
+        let work = self.work(world, &standings, world.leader);
+        for entry in &work {
+            let entry = *entry;
+            actions.push(Action::Propose { entry, answered: true });
+            if world.lost_claims_left > 0 && matches!(entry, Entry::Claim(_)) {
+                actions.push(Action::Propose { entry, answered: false });
+            }
+        }
+        if leader_works && world.leader.epoch == 0 {
+            actions.push(Action::Begin);
+        }
+        self.steps_of_calls(world, leader_works, actions);
+        if let Some((node, epoch)) = world.stopped {
+            actions.push(Action::Continue(None));
+            if world.leader != (Leader { node, epoch }) {
+                let back = World {
+                    stopped: None,
+                    ..world.clone()
+                };
+                let work = self.work(&back, &standings, Leader { node, epoch });
+                actions.extend(work.into_iter().map(|entry| Action::Continue(Some(entry))));
+            }
+        }
+        if !over {
+            self.faults(world, actions);
+            let has_news = |c: &Call| world.works(c.node) && matches!(c.phase, Phase::Ended(_));
+            let prompt = work.is_empty() && !(leader_works && world.calls.iter().any(has_news));
+            actions.extend(self.wait(world, &standings).filter(|_| prompt).map(Action::Wait));
+        }
+    }
+
+    fn next_state(&self, last: &World, action: Action) -> Option<World> {
+        let mut world = last.clone();
+        match action {
+            Action::Propose { entry, answered } => {
+                world.lost_claims_left -= u8::from(!answered);
+                self.propose(&mut world, last.leader.node, entry, answered);
+            }
+            Action::Start(call) => self.start(&mut world, call),
+            Action::StopBeforeCall(call) => {
+                world.proceed(call, Phase::Checked);
+                world.stop(call.node);
+            }
+            Action::End(call, answer) => world.proceed(call, Phase::Ended(answer)),
+            Action::Report { call, answer, answered } => {
+                self.append(&mut world, Entry::Outcome(call.attempt, answer), 0);
+                if answered {
+                    world.calls.remove(&call);
+                } else {
+                    world.proceed(call, Phase::Ended(answer));
+                    world.lost_outcomes_left -= 1;
+                }
+            }
+            Action::Lose(call) => {
+                world.calls.remove(&call);
+                world.lost_outcomes_left -= 1;
+            }
+            Action::Elect(node) => {
+                world.leader = Leader { node, epoch: 0 };
+                world.led = world.led.max(node + 1);
+                world.epochs_left -= 1;
+                world.unstamped_ms = 0;
+            }
+            Action::Begin => {
+                let node = world.leader.node;
+                self.append(&mut world, Entry::Begin { node }, 0);
+                world.epochs += 1;
+                world.leader.epoch = world.epochs;
+            }
+            Action::Stop(node) => world.stop(node),
+            Action::Continue(proposal) => {
+                let (node, _) = world.stopped.take()?;
+                self.stamp(&mut world);
+                if let Some(entry) = proposal {
+                    self.propose(&mut world, node, entry, true);
+                }
+            }
+            Action::Wait(ms) => self.pass(&mut world, ms),
+        }
+        world.forget(&self.replicas.standings(world.replica));
+        Some(world)
+    }
+
+    fn properties(&self) -> Vec<stateright::Property<Self>> {
+        crate::properties()
+    }
+}
