@@ -6,7 +6,8 @@
 #   SECTION     format lints tests doctests docs deny scripts house smoke; all when none is named
 #   --help      this text
 #
-# It first installs what is missing (compiler and libraries by apt-get, cargo-deny by cargo), and compiles RocksDB once.
+# It first installs what is missing (compiler and libraries by apt-get, cargo-deny by cargo, the receivers' libraries by npm), and
+# compiles RocksDB once.
 # Every section runs even if an earlier one failed; the last line counts the tests; the exit status is 0 only if all is well.
 
 # shellcheck source-path=SCRIPTDIR
@@ -64,6 +65,7 @@ check_format() { cargo fmt --all --check; }
 check_lints() { cargo clippy --workspace --all-targets --locked --quiet -- -D warnings; }
 
 check_tests() {
+  ensure_receivers
   # Tests that drive processes take the binaries from here. They may have a node die where they choose.
   local features=agentpost-node/failpoints
   cargo build --workspace --bins --locked --quiet --features "$features"
@@ -73,6 +75,25 @@ check_tests() {
   else
     cargo test --workspace --lib --bins --tests --locked --no-fail-fast --quiet --features "$features"
   fi
+}
+
+# The receivers' own libraries (npm), which node/tests/vendor_signatures.rs shows our deliveries: into the cache, once per
+# lock file. The test looks for them under the same name.
+ensure_receivers() {
+  local vendor=$ROOT/node/tests/vendor dir work
+  dir=$AGENTPOST_CACHE/receivers-$(sha256sum "$vendor/package-lock.json" | cut -c 1-12)
+  [ ! -d "$dir" ] || return 0
+  have npm || install_packages nodejs npm
+  say "installing the receivers' own libraries into $dir (npm ci)"
+  mkdir -p "$AGENTPOST_CACHE"
+  work=$(mktemp -d "$AGENTPOST_CACHE/receivers.XXXXXX")
+  cp "$vendor"/package.json "$vendor"/package-lock.json "$work"
+  if ! npm ci --prefix "$work" --ignore-scripts --no-audit --no-fund --loglevel error >&2; then
+    rm -rf "$work"
+    die "npm could not install the packages of $vendor"
+  fi
+  # Another run may have been faster.
+  mv -T "$work" "$dir" 2>/dev/null || rm -rf "$work"
 }
 
 check_doctests() { cargo test --workspace --doc --locked --quiet; }

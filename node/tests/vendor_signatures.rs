@@ -1,0 +1,317 @@
+//! Deliveries of a real node, verified by the libraries that receivers use: the npm packages `@upstash/qstash` and
+//! `standardwebhooks`, the crate `standardwebhooks`, and an HMAC made here.
+//!
+//! The npm packages stand in the cache, where `scripts/test.sh` puts them; without them the test fails.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+#[path = "common/web.rs"]
+#[allow(dead_code)]
+mod web;
+
+use std::collections::HashSet;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::{HeaderMap, StatusCode};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use common::{TestCluster, eventually};
+use web::{Call, Team, mail, new_key};
+
+const OPEN: &str = "[webhooks]\nallow_http = true\nallow_networks = [\"127.0.0.0/8\", \"::1/128\"]\n";
+
+/// What arrived.
+#[derive(Debug, Clone)]
+struct Delivery {
+    headers: HeaderMap,
+    body: String,
+}
+
+impl Delivery {
+    fn header(&self, name: &str) -> &str {
+        self.headers[name].to_str().unwrap()
+    }
+}
+
+/// A receiver that refuses each delivery once. Gives what arrived, and its port.
+async fn receiver() -> (Arc<Mutex<Vec<Delivery>>>, u16) {
+    let arrived = Arc::new(Mutex::new(Vec::new()));
+    let (log, seen) = (Arc::clone(&arrived), Arc::new(Mutex::new(HashSet::new())));
+    let take = move |headers: HeaderMap, body: Bytes| {
+        let id = headers["webhook-id"].to_str().unwrap().to_owned();
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        log.lock().unwrap().push(Delivery { headers, body });
+        let first = seen.lock().unwrap().insert(id);
+        std::future::ready(if first {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::OK
+        })
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(take)).await });
+    (arrived, port)
+}
+
+/// A node, a team, an agent with a webhook.
+struct Office {
+    cluster: TestCluster,
+    team: Team,
+    admin_key: String,
+    url: String,
+    secret: String,
+    arrived: Arc<Mutex<Vec<Delivery>>>,
+}
+
+impl Office {
+    async fn open() -> Self {
+        let cluster = TestCluster::start_with(1, OPEN).await;
+        let (arrived, port) = receiver().await;
+        let team = Team::create(&cluster.url(0), &cluster.admin_key(), "signed").await;
+        let admin = json!({ "name": "admin", "permissions": ["admin"] });
+        let (_, admin_key) = new_key(&cluster.url(0), &cluster.admin_key(), &team.id, &admin).await;
+        // What is signed is the URL as it was registered, which no parser would write like this.
+        let url = format!("HTTP://LocalHost:{port}/Hook/../%7Ehook?empty=&ä=%c3%a4");
+        let wanted = json!({ "url": url, "events": ["message.received"] });
+        let made = Call::post("/v1/messages/webhook", &wanted).key(&team.key).agent("beta");
+        let made = made.to(&cluster.url(0)).await.ok();
+        Office {
+            secret: made["webhook"]["secret"].as_str().unwrap().to_owned(),
+            cluster,
+            team,
+            admin_key,
+            url,
+            arrived,
+        }
+    }
+
+    /// Sends a message and gives its two attempts.
+    async fn deliver(&self, body: &Value) -> [Delivery; 2] {
+        let before = self.arrived.lock().unwrap().len();
+        let sent = Call::post("/v1/messages", &mail("beta", body))
+            .key(&self.team.key)
+            .agent("alpha");
+        sent.to(&self.cluster.url(0)).await.ok();
+        eventually("a delivery and its retry", async || {
+            let arrived = self.arrived.lock().unwrap();
+            <[Delivery; 2]>::try_from(arrived[before..].to_vec()).ok()
+        })
+        .await
+    }
+
+    async fn keys(&self, rotate: bool) -> Keys {
+        let call = match rotate {
+            true => Call::post("/v2/keys/rotate", &json!({})),
+            false => Call::get("/v2/keys"),
+        };
+        let keys = call.key(&self.admin_key).to(&self.cluster.url(0)).await.ok();
+        let text = |name: &str| keys[name].as_str().unwrap().to_owned();
+        Keys {
+            current: text("current"),
+            next: text("next"),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Keys {
+    current: String,
+    next: String,
+}
+
+/// Cases for `verify.mjs`, and what must come of each.
+#[derive(Default)]
+struct Cases {
+    cases: Vec<Value>,
+    expected: Vec<(String, bool)>,
+}
+
+impl Cases {
+    fn qstash(&mut self, what: &str, good: bool, keys: &Keys, delivery: &Delivery, url: Option<&str>) {
+        let mut case = json!({
+            "library": "qstash", "current": keys.current, "next": keys.next,
+            "signature": delivery.header("upstash-signature"), "body": delivery.body,
+        });
+        if let Some(url) = url {
+            case["url"] = json!(url);
+        }
+        self.push(what, good, case);
+    }
+
+    fn standard(&mut self, what: &str, good: bool, secret: &str, delivery: &Delivery) {
+        let names = ["webhook-id", "webhook-timestamp", "webhook-signature"];
+        let headers: serde_json::Map<_, _> = names
+            .map(|n| (n.to_owned(), json!(delivery.header(n))))
+            .into_iter()
+            .collect();
+        self.push(
+            what,
+            good,
+            json!({ "library": "standard", "secret": secret, "headers": headers, "body": delivery.body }),
+        );
+    }
+
+    fn push(&mut self, what: &str, good: bool, case: Value) {
+        let library = case["library"].as_str().unwrap();
+        self.expected.push((format!("{library}: {what}"), good));
+        self.cases.push(case);
+    }
+
+    /// Asks the libraries.
+    fn check(self) {
+        let vendor = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vendor");
+        let mut node = Command::new("node")
+            .arg(vendor.join("verify.mjs"))
+            .arg(installed(&vendor))
+            // It would make the library believe a published development key.
+            .env_remove("QSTASH_DEV")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("node, which runs the receivers' own libraries: install Node.js 18 or newer");
+        let cases = serde_json::to_vec(&self.cases).unwrap();
+        node.stdin.take().unwrap().write_all(&cases).unwrap();
+        let output = node.wait_with_output().unwrap();
+        assert!(output.status.success(), "verify.mjs failed");
+        let verdicts: Vec<String> = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(verdicts.len(), self.expected.len());
+        for ((what, good), verdict) in self.expected.iter().zip(verdicts) {
+            assert_eq!(verdict == "ok", *good, "{what}: {verdict}");
+        }
+    }
+}
+
+/// Where `scripts/test.sh` installs the packages of this lock file.
+fn installed(vendor: &Path) -> PathBuf {
+    let lock = std::fs::read(vendor.join("package-lock.json")).unwrap();
+    let version = &hex::encode(Sha256::digest(&lock))[..12];
+    let set = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let cache = set("AGENTPOST_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("agentpost")))
+        .or_else(|| Some(set("HOME")?.join(".cache/agentpost")))
+        .unwrap();
+    let dir = cache.join(format!("receivers-{version}"));
+    assert!(
+        dir.join("node_modules/@upstash/qstash/package.json").exists(),
+        "the receivers' own libraries are not in {}: run scripts/test.sh, or copy {}/package*.json there and run `npm ci`",
+        dir.display(),
+        vendor.display(),
+    );
+    dir
+}
+
+/// The checks that need no other language.
+fn check_here(secret: &str, delivery: &Delivery) {
+    let verifier = standardwebhooks::Webhook::new(secret).unwrap();
+    verifier.verify(delivery.body.as_bytes(), &delivery.headers).unwrap();
+    let header = delivery.header("x-abbababa-signature");
+    let (time, signature) = header.strip_prefix("t=").unwrap().split_once(",v1=").unwrap();
+    assert_eq!(time, delivery.header("webhook-timestamp"));
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+    mac.update(format!("{time}.{}", delivery.body).as_bytes());
+    mac.verify_slice(&hex::decode(signature).unwrap()).unwrap();
+}
+
+#[tokio::test]
+async fn receivers_own_libraries_verify_deliveries_before_and_after_a_rotation() {
+    let office = Office::open().await;
+    let mut cases = Cases::default();
+    let before = office.keys(false).await;
+    let [first, retry] = office.deliver(&json!({ "text": "ä \"quoted\" 🙂\n", "n": 1.50 })).await;
+    let other = Keys {
+        current: "sig_other".to_owned(),
+        next: "sig_another".to_owned(),
+    };
+    for (what, delivery) in [("first attempt", &first), ("retry", &retry)] {
+        check_here(&office.secret, delivery);
+        cases.qstash(what, true, &before, delivery, Some(&office.url));
+        cases.qstash(what, true, &before, delivery, None);
+        cases.standard(what, true, &office.secret, delivery);
+        // What must not pass: without these, a verifier that takes anything would do.
+        cases.qstash(
+            "another URL",
+            false,
+            &before,
+            delivery,
+            Some(&office.url.to_lowercase()),
+        );
+        cases.qstash("other keys", false, &other, delivery, None);
+        let mut changed = delivery.clone();
+        changed.body = changed.body.replace("alpha", "omega");
+        assert_ne!(changed.body, delivery.body);
+        cases.qstash("another body", false, &before, &changed, None);
+        cases.standard("another body", false, &office.secret, &changed);
+        cases.standard("another secret", false, "whsec_c2VjcmV0", delivery);
+    }
+    assert_eq!(first.header("webhook-id"), retry.header("webhook-id"));
+    assert_eq!(first.body, retry.body);
+    assert_ne!(first.header("upstash-signature"), retry.header("upstash-signature"));
+    assert_eq!(
+        (first.header("upstash-retried"), retry.header("upstash-retried")),
+        ("0", "1")
+    );
+
+    let rotated = office.keys(true).await;
+    assert_eq!(rotated.current, before.next);
+    let [first, retry] = office.deliver(&json!({ "after": "one rotation" })).await;
+    for delivery in [&first, &retry] {
+        check_here(&office.secret, delivery);
+        cases.qstash(
+            "rotated, receiver with the new pair",
+            true,
+            &rotated,
+            delivery,
+            Some(&office.url),
+        );
+        cases.qstash(
+            "rotated, receiver with the old pair",
+            true,
+            &before,
+            delivery,
+            Some(&office.url),
+        );
+        let retired = Keys {
+            next: before.current.clone(),
+            ..before.clone()
+        };
+        cases.qstash("rotated, retired key", false, &retired, delivery, None);
+    }
+
+    let twice = office.keys(true).await;
+    let [first, _] = office.deliver(&json!({ "after": "two rotations" })).await;
+    cases.qstash(
+        "rotated twice, receiver with the second pair",
+        true,
+        &rotated,
+        &first,
+        None,
+    );
+    cases.qstash(
+        "rotated twice, receiver with the third pair",
+        true,
+        &twice,
+        &first,
+        None,
+    );
+    cases.qstash(
+        "rotated twice, receiver with the first pair",
+        false,
+        &before,
+        &first,
+        None,
+    );
+    cases.check();
+    office.cluster.stop().await;
+}
