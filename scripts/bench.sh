@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Measures a three-node cluster on this machine: acknowledged sends, push latency, start, and the loss of the leader.
+# Measures a three-node cluster on this machine: acknowledged sends, push latency, fan-out, webhook deliveries, start, and the
+# loss of the leader.
 #
 # usage: scripts/bench.sh [--tsv] [options]
 #
 #   --tsv                rows for other programs on stdout instead of a table: peer, metric, in flight, run, value, unit,
 #                        p50 ms, p99 ms, note; one run unless --runs says otherwise
-#   --modes LIST         ws-push,http,batch,start,crash: in this order, low load before the merges that heavy load leaves
-#   --in-flight LIST     1,16,64,256: sends under way at a time
+#   --modes LIST         ws-push,fanout,http,batch,deliver,start,crash: in this order, low load before the merges that heavy
+#                        load leaves
+#   --in-flight LIST     1,16,64,256: sends under way at a time, for http and batch
 #   --seconds COUNT      4: length of one measurement
 #   --runs COUNT         3: measurements of each kind; the table shows their minimum, median and maximum
 #   --port PORT          17700: first client port
@@ -28,7 +30,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=lib/cluster.sh
 . "$HERE/lib/cluster.sh"
 
-TSV=no MODES=ws-push,http,batch,start,crash IN_FLIGHT=1,16,64,256 SECONDS_EACH=4 RUNS='' PORT=17700 PEER_PORT=17800 BIN=''
+TSV=no MODES=ws-push,fanout,http,batch,deliver,start,crash IN_FLIGHT=1,16,64,256 SECONDS_EACH=4 RUNS='' PORT=17700 PEER_PORT=17800 BIN=''
 while [ $# -gt 0 ]; do
   case $1 in
     --tsv) TSV=yes ;;
@@ -48,7 +50,7 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$RUNS" ] || { [ "$TSV" = yes ] && RUNS=1 || RUNS=3; }
 for mode in ${MODES//,/ }; do
-  case $mode in http | batch | ws-push | start | crash) ;; *) die "unknown mode '$mode'; see --help" ;; esac
+  case $mode in http | batch | ws-push | fanout | deliver | start | crash) ;; *) die "unknown mode '$mode'; see --help" ;; esac
 done
 
 if [ -n "$BIN" ]; then install_packages curl jq; else build_release; BIN=$BUILT_BIN; fi

@@ -11,7 +11,7 @@
 #   --help            this text
 #
 # It installs what is missing, builds the release binaries, starts three nodes, walks through both ways to send and read
-# mail on different nodes, kills the leader with kill -9 while mail is being sent, and checks that nothing was lost. Every
+# mail on different nodes, publishes to a topic, watches a webhook fail and succeed, kills the leader with kill -9 while mail is being sent, and checks that nothing was lost. Every
 # command is printed as it is run. Your own Kite configuration is not touched. The exit status is 0 only if every check held.
 
 # Commands are shown with their variables and expanded when they are run:
@@ -40,6 +40,7 @@ done
 
 # The user's own settings must not leak in.
 unset KITE_API_KEY KITE_TEAM_ID KITE_WS_URL KITE_HOOK_BASE_URL AGENTPOST_URLS AGENTPOST_ADMIN_KEY AGENTPOST_BIN
+unset AGENTPOST_WEBHOOK_SECRET QSTASH_CURRENT_SIGNING_KEY QSTASH_NEXT_SIGNING_KEY
 WORK=$(mktemp -d) LISTENERS=()
 
 finish() {
@@ -210,6 +211,102 @@ abbababa_examples() {
   SHOWN=.
 }
 
+# hook NAME ANSWERS: a webhook in the background at HOOK_URL that verifies with SECRET and the team's signing keys, its
+# output in WORK/NAME. The command takes the secrets from its environment.
+hook() {
+  local name=$1 answers=$2 port=${HOOK_URL##*:}
+  port=${port%%/*}
+  printf '\n%s$ agentpost webhook listen --port %s --answer %s &%s\n' "$BOLD" "$port" "$answers" "$PLAIN"
+  AGENTPOST_WEBHOOK_SECRET=$SECRET agentpost webhook listen --port "$port" --answer "$answers" \
+    >"$WORK/$name" 2>"$WORK/$name.err" </dev/null &
+  LISTENERS+=($!)
+  check "the webhook listens" eventually 20 grep -q '^Listening' "$WORK/$name.err"
+  sed 's/^/  /' "$WORK/$name.err"
+}
+# free_port: the first from 9000 on, and the next at the next call.
+free_port() {
+  HOOK_PORT=$((${HOOK_PORT:-8999} + 1))
+  until port_free "$HOOK_PORT"; do HOOK_PORT=$((HOOK_PORT + 1)); done
+}
+# notice_of MESSAGE: the sender's newest mail is the notice of its dead letter.
+notice_of() {
+  OUT=$(curl -s "$NODE3/v1/messages?order=desc&limit=1" -H "X-API-Key: $SENDER_KEY")
+  jq -e --arg m "$1" '.messages[0] | .fromAgentId == "system" and .type == "delivery.failed" and .body.messageId == $m' <<<"$OUT"
+}
+# delivered MESSAGE ATTEMPTS: its receipt says so.
+delivered() {
+  OUT=$(curl -s "$NODE1/v1/messages/$1/receipt" -H "X-API-Key: $SENDER_KEY")
+  jq -e --argjson n "$2" '.receipt.delivered[0] | .state == "delivered" and .attempts == $n' <<<"$OUT"
+}
+
+topics_and_webhooks() {
+  local slow lost delivery
+  heading "5. A topic, a webhook that fails twice, and a dead letter"
+  SHOWN='del(.data, .pagination) | walk(if type == "object" then with_entries(select(.value != null)) else . end)'
+  text "Who subscribes to a topic gets what is published to it, in its own inbox and in the order of publishing."
+  run 'curl -s -X POST "$NODE1/v1/messages/subscribe" -H "X-API-Key: $RECEIVER_KEY" \
+    -H "Content-Type: application/json" -d '"'"'{"topic": "marketplace.updates"}'"'"
+  check "subscribed" jq -e '.subscription.topic == "marketplace.updates"' <<<"$OUT"
+  run 'curl -s -X POST "$NODE3/v1/messages" -H "X-API-Key: $SENDER_KEY" -H "Content-Type: application/json" \
+    -d '"'"'{"topic": "marketplace.updates", "type": "price.change", "body": {"service": "audit", "usdc": 4}}'"'"
+  MESSAGE=$(field .messageId)
+  run 'curl -s "$NODE2/v1/messages?unreadOnly=true" -H "X-API-Key: $RECEIVER_KEY"'
+  check "the subscriber has it, on another node" jq -e --arg m "$MESSAGE" '.messages[-1] | .id == $m and .topic == "marketplace.updates"' <<<"$OUT"
+
+  text "A webhook gets mail as it comes. This one fails twice, so it is tried again after 1 s and after 10 s more. What verifies its calls is in the answers to the registration and to /v2/keys."
+  free_port
+  HOOK_URL=http://127.0.0.1:$HOOK_PORT/mail
+  run 'curl -s -X POST "$NODE2/v1/messages/webhook" -H "X-API-Key: $RECEIVER_KEY" -H "Content-Type: application/json" \
+    -d "{\"url\": \"$HOOK_URL\", \"events\": [\"message.received\", \"message.topic\"]}"'
+  SECRET=$(field .webhook.secret)
+  check "registered, with a secret" grep -q '^whsec_' <<<"$SECRET"
+  run 'curl -s "$NODE3/v2/keys" -H "X-API-Key: $RECEIVER_KEY"'
+  export QSTASH_CURRENT_SIGNING_KEY QSTASH_NEXT_SIGNING_KEY
+  QSTASH_CURRENT_SIGNING_KEY=$(field .current) QSTASH_NEXT_SIGNING_KEY=$(field .next)
+  hook slow 500,500,200
+  run 'curl -s -X POST "$NODE1/v1/messages" -H "X-API-Key: $SENDER_KEY" -H "Content-Type: application/json" \
+    -d '"'"'{"toAgentId": "agt_receiver_001", "type": "delivery.request", "body": {"serviceId": "svc_cl_audit_02"}}'"'"
+  slow=$(field .messageId)
+  check "the first call comes at once; all its signatures verify" heard slow 'attempt 1, verified, answered 500'
+
+  text "Meanwhile another agent: its webhook answers 489, which says that no retry will help. (So does 410, which also disables the URL. Everything else is tried four times, which takes 111 s.)"
+  new_key AUDITOR_KEY '{"name":"auditor","permissions":["write"],"agent_id":"agt_auditor_007"}'
+  free_port
+  HOOK_URL=http://127.0.0.1:$HOOK_PORT/mail
+  run 'curl -s -X POST "$NODE3/v1/messages/webhook" -H "X-API-Key: $AUDITOR_KEY" -H "Content-Type: application/json" \
+    -d "{\"url\": \"$HOOK_URL\", \"events\": [\"message.received\"]}"'
+  SECRET=$(field .webhook.secret)
+  hook refusing 489
+  run 'curl -s -X POST "$NODE2/v1/messages" -H "X-API-Key: $SENDER_KEY" -H "Content-Type: application/json" \
+    -d '"'"'{"toAgentId": "agt_auditor_007", "type": "delivery.request", "body": {"serviceId": "svc_cl_audit_03"}}'"'"
+  lost=$(field .messageId)
+  check "it is called once" heard refusing 'attempt 1, verified, answered 489'
+  check "the sender finds a notice of the dead letter in its inbox" eventually 10 notice_of "$lost"
+  run 'curl -s "$NODE3/v1/messages?order=desc&limit=1" -H "X-API-Key: $SENDER_KEY"'
+  delivery=$(field '.messages[0].body.deliveryId')
+  run 'agentpost deliveries list --team "$TEAM" --state dead'
+  check "the operator sees it too" grep -q "^$delivery  dead (non_retryable)" <<<"$OUT"
+
+  text "Its receiver is repaired, and the operator has it delivered after all."
+  kill "${LISTENERS[-1]}"
+  check "its port is free again" eventually 10 port_free "$HOOK_PORT"
+  hook repaired 200
+  run "agentpost deliveries redrive $delivery --team \"\$TEAM\""
+  check "it arrives" heard repaired 'attempt 1, verified, answered 200'
+  sed 's/^/  /' "$WORK/repaired"
+
+  check "the webhook that failed twice has got its mail, with the third call" eventually 30 grep -q 'attempt 3, verified, answered 200' "$WORK/slow"
+  sed 's/^/  /' "$WORK/slow"
+  check "the sender's receipt tells of three attempts" eventually 10 delivered "$slow" 3
+  run 'agentpost deliveries list --team "$TEAM"'
+  run "curl -s \"\$NODE1/v1/messages/$slow/receipt\" -H \"X-API-Key: \$SENDER_KEY\""
+  check "and that it is not read yet" jq -e '.receipt.counts == {receivers: 1, read: 0}' <<<"$OUT"
+  text "The webhooks of this walk go with it."
+  run 'curl -s -X DELETE "$NODE2/v1/messages/webhook" -H "X-API-Key: $RECEIVER_KEY"'
+  curl -s -o /dev/null -X DELETE "$NODE2/v1/messages/webhook" -H "X-API-Key: $AUDITOR_KEY"
+  SHOWN=.
+}
+
 # send_note I: message I of the crash test, repeated under its idempotency key, node after node, until it is acknowledged.
 send_note() {
   local urls=("$NODE1" "$NODE2" "$NODE3") try=0 deadline=$(($(now_ms) + 30000)) code
@@ -235,7 +332,7 @@ notes_on() {
 
 kill_the_leader() {
   local i first before longest=0 took killed expected n
-  heading "5. kill -9 for the leader while mail is being sent"
+  heading "6. kill -9 for the leader while mail is being sent"
   NOTES=30
   killed=1
   text "Alpha listens at node $killed. That node shall lead, so that the listener loses its node and the cluster its leader."
@@ -304,6 +401,7 @@ start_cluster
 make_team
 kite_guide
 abbababa_examples
+topics_and_webhooks
 kill_the_leader
 farewell
 [ "$FAILURES" -eq 0 ]

@@ -5,15 +5,21 @@
 //! cluster more often than not, so its own work is kept small: prepared headers, no JSON parser, one thread.
 //!
 //! `load.rs` drives, `traffic.rs` makes the requests, `lane.rs` carries them, `nodes.rs` knows the cluster,
-//! `observe.rs` reads what a measurement cost, `push.rs` and `crash.rs` are the two other experiments, `report.rs` prints.
+//! `observe.rs` reads what a measurement cost, `report.rs` prints. The other experiments: `push.rs`, `crash.rs`,
+//! `fanout.rs`, and `deliver.rs` with `isolation.rs`, whose webhooks are registered by `hooks.rs` and lead to `sink.rs`.
 
 mod crash;
+mod deliver;
+mod fanout;
+mod hooks;
+mod isolation;
 mod lane;
 mod load;
 mod nodes;
 mod observe;
 mod push;
 mod report;
+mod sink;
 mod traffic;
 
 use std::time::Duration;
@@ -39,9 +45,12 @@ Modes:
   http     sends of one message each; in flight counts messages
   batch    sends of 100 messages each; in flight counts requests, the figure counts messages
   ws-push  time from a send on one node to the event on a WebSocket of another, at low load
+  fanout   publishes to a topic with 1,000 subscribers; the figure counts inbox entries
+  deliver  webhook deliveries to 100 URLs of 10 teams in this program, and the log entries that they cost; then how long
+           deliveries wait for their call, and whether a dead and a dripping URL delay the others
   crash    kills the leader under load and tells how long nobody got an acknowledgement, and whether mail was lost
 
-It creates a team of its own without limits, and a key that it revokes at the end. A send counts when it is
+It creates teams of its own without limits, and keys that it revokes at the end. A send counts when it is
 acknowledged: flushed to disk at a majority. With one in flight the leader and a follower are also measured alone.
 Rows of --tsv: peer, metric, in flight, run, value, unit, p50 ms, p99 ms, note. The note gives, for each node, log
 flushes for each acknowledged message and CPU seconds, then the CPU seconds of this program and the whole machine's.")]
@@ -87,6 +96,8 @@ enum Mode {
     Http,
     Batch,
     WsPush,
+    Fanout,
+    Deliver,
     Crash,
 }
 
@@ -96,6 +107,8 @@ impl Mode {
             Mode::Http => "http",
             Mode::Batch => "batch",
             Mode::WsPush => "ws-push",
+            Mode::Fanout => "fanout",
+            Mode::Deliver => "deliver",
             Mode::Crash => "crash",
         }
     }
@@ -144,6 +157,8 @@ struct Bench<'a> {
     urls: &'a [String],
     team: &'a Team,
     key: &'a str,
+    /// All teams and their keys; `team` and `key` are the first.
+    tenants: &'a [(Team, CreatedKey)],
 }
 
 /// Runs the measurements and prints their figures.
@@ -154,21 +169,33 @@ pub async fn run(args: Args, connection: &Connection) -> anyhow::Result<()> {
     let admin = connection.admin()?;
     let urls = connection.urls()?;
     Nodes::discover(&admin, &urls).await?;
-    let (team, key) = tenant(&admin).await?;
+    let count = if args.mode.contains(&Mode::Deliver) {
+        hooks::TEAMS
+    } else {
+        1
+    };
+    let mut tenants = Vec::new();
+    for _ in 0..count {
+        tenants.push(tenant(&admin).await?);
+    }
     let bench = Bench {
         args: &args,
         admin: &admin,
         urls: &urls,
-        team: &team,
-        key: &key.api_key,
+        team: &tenants[0].0,
+        key: &tenants[0].1.api_key,
+        tenants: &tenants,
     };
     let mut report = Report::new(args.tsv);
     let measured = bench.measure(&mut report).await;
-    // The key must not outlive the run, however it ended.
-    let revoked = admin.revoke_key(&key.id).await;
+    // The keys must not outlive the run, however it ended.
+    let mut revoked = Ok(());
+    for (_, key) in &tenants {
+        revoked = revoked.and(admin.revoke_key(&key.id).await);
+    }
     report.finish()?;
     measured?;
-    revoked.context("cannot revoke the key of the benchmark")
+    revoked.context("cannot revoke a key of the benchmark")
 }
 
 /// A fresh team without limits, and its key.
@@ -208,6 +235,8 @@ impl Bench<'_> {
                     Mode::Http => self.sends(traffic::Shape::Single, run, report).await?,
                     Mode::Batch => self.sends(traffic::Shape::Batch, run, report).await?,
                     Mode::WsPush => self.pushes(run, report).await?,
+                    Mode::Fanout => fanout::measure(self, run, report).await?,
+                    Mode::Deliver => deliver::measure(self, run, report).await?,
                     Mode::Crash => crash::measure(self, run, report).await?,
                 }
             }

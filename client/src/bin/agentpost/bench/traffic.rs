@@ -81,40 +81,59 @@ impl Source {
                 self.append(&mut out);
                 out
             }
-            Shape::Batch => {
-                let mut out = Vec::with_capacity(BATCH * (BODY_BYTES + 64) + 16);
-                out.extend_from_slice(b"{\"messages\":[");
-                for n in 0..BATCH {
-                    if n > 0 {
-                        out.push(b',');
-                    }
-                    self.append(&mut out);
-                }
-                out.extend_from_slice(b"]}");
-                out
-            }
+            Shape::Batch => return (self.batch(Source::append), id(self.lane, first)),
         };
         (body.into(), id(self.lane, first))
+    }
+
+    fn batch(&mut self, mut append: impl FnMut(&mut Self, &mut Vec<u8>)) -> Bytes {
+        let mut out = Vec::with_capacity(BATCH * (BODY_BYTES + 64) + 16);
+        out.extend_from_slice(b"{\"messages\":[");
+        for n in 0..BATCH {
+            if n > 0 {
+                out.push(b',');
+            }
+            append(self, &mut out);
+        }
+        out.extend_from_slice(b"]}");
+        out.into()
     }
 
     /// A request with one message to a given agent.
     pub fn for_agent(&mut self, agent: &str) -> Bytes {
         let mut out = Vec::with_capacity(BODY_BYTES + 64);
-        self.message(&mut out, format_args!("{agent}"));
+        self.message(&mut out, "toAgentId", format_args!("{agent}"));
         out.into()
+    }
+
+    /// A request that publishes one message.
+    pub fn for_topic(&mut self, topic: &str) -> Bytes {
+        let mut out = Vec::with_capacity(BODY_BYTES + 64);
+        self.message(&mut out, "topic", format_args!("{topic}"));
+        out.into()
+    }
+
+    /// A batch whose messages go to these agents in turn.
+    pub fn batch_to(&mut self, agents: &[String]) -> Bytes {
+        let mut agents = agents.iter().cycle();
+        self.batch(|source, out| {
+            if let Some(agent) = agents.next() {
+                source.message(out, "toAgentId", format_args!("{agent}"));
+            }
+        })
     }
 
     fn append(&mut self, out: &mut Vec<u8>) {
         let inbox = self.draw() % INBOXES;
-        self.message(out, format_args!("inbox-{inbox}"));
+        self.message(out, "toAgentId", format_args!("inbox-{inbox}"));
     }
 
-    fn message(&mut self, out: &mut Vec<u8>, to: std::fmt::Arguments<'_>) {
+    fn message(&mut self, out: &mut Vec<u8>, address: &str, to: std::fmt::Arguments<'_>) {
         self.made += 1;
         let (id, at) = (id(self.lane, self.made), nanoseconds(self.started));
         let begin = write!(
             out,
-            "{{\"toAgentId\":\"{to}\",\"type\":\"bench\",\"body\":\"{id:016x}{at:016x}"
+            "{{\"{address}\":\"{to}\",\"type\":\"bench\",\"body\":\"{id:016x}{at:016x}"
         );
         debug_assert!(begin.is_ok(), "writing to memory");
         out.resize(out.len() + BODY_BYTES - 32, b'x');
@@ -198,6 +217,16 @@ mod tests {
         let ids: Vec<u64> = batch.messages.iter().map(|m| id_of(&text(m)).unwrap()).collect();
         assert_eq!(ids, (first..first + 100).collect::<Vec<u64>>());
         assert!(request.len() <= agentpost::limits::BATCH_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_batch_can_go_to_given_agents_and_a_message_to_a_topic() {
+        let mut source = Source::new(Shape::Batch, 1, 0, Instant::now());
+        let batch: BatchRequest = serde_json::from_slice(&source.batch_to(&["a".to_owned(), "b".to_owned()])).unwrap();
+        let to: Vec<&str> = batch.messages.iter().filter_map(|m| m.to_agent_id.as_deref()).collect();
+        assert_eq!((to.len(), to[0], to[1], to[2]), (100, "a", "b", "a"));
+        let published: SendRequest = serde_json::from_slice(&source.for_topic("t")).unwrap();
+        assert_eq!((published.topic.as_deref(), published.to_agent_id), (Some("t"), None));
     }
 
     #[test]
