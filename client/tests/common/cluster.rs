@@ -1,6 +1,7 @@
 //! The operator's command line against three node processes.
 
 use std::process::Output;
+use std::time::Duration;
 
 use jepsen_like_tests::cluster::Cluster as Nodes;
 use tokio::process::Command;
@@ -35,6 +36,11 @@ impl Cluster {
 
     /// The operator's command line.
     pub async fn agentpost(&self, args: &[&str]) -> Output {
+        self.agentpost_within(PATIENCE, args).await
+    }
+
+    /// The same, for a command that takes its time.
+    pub async fn agentpost_within(&self, patience: Duration, args: &[&str]) -> Output {
         let output = Command::new(env!("CARGO_BIN_EXE_agentpost"))
             .args(args)
             .env_clear()
@@ -43,7 +49,7 @@ impl Cluster {
             .arg(self.0.admin_key_file())
             .kill_on_drop(true)
             .output();
-        tokio::time::timeout(PATIENCE, output)
+        tokio::time::timeout(patience, output)
             .await
             .expect("agentpost did not end")
             .unwrap()
