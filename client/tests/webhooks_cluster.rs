@@ -219,11 +219,7 @@ async fn a_topic_and_a_webhook_that_fails_and_then_succeeds() {
 async fn a_dead_letter_its_notice_and_another_try() {
     let post = Post::open().await;
     let receiver = Receiver::start().await.unwrap();
-    receiver.set_default(
-        Answer::status(489)
-            .header("upstash-nonretryable-error", "true")
-            .body("closed\u{1b}"),
-    );
+    receiver.set_default(Answer::status(489).header("upstash-nonretryable-error", "true"));
     let (sender, agent) = (post.agent("sender", 1), post.agent("agent", 2));
     agent.register_webhook(&receiver.url_of("/mail"), &BOTH).await.unwrap();
     let message = send(&sender, "agent").await;
@@ -248,10 +244,7 @@ async fn a_dead_letter_its_notice_and_another_try() {
     );
     let (code, stdout, _) = post.of_team(&["deliveries", "show", &dead]).await;
     assert_eq!(code, Some(0));
-    assert!(
-        stdout.contains("489") && stdout.contains("closed") && !stdout.contains('\u{1b}'),
-        "{stdout}"
-    );
+    assert!(stdout.contains("  failed     489  status  "), "{stdout}");
 
     receiver.set_default(Answer::status(200));
     let (code, stdout, stderr) = post.of_team(&["deliveries", "redrive", &dead]).await;
