@@ -1,5 +1,6 @@
 //! One property per file. A checker names every violation that it finds; none means valid.
 
+pub mod dispatch;
 pub mod inbox_order;
 pub mod lost;
 

@@ -3,6 +3,7 @@
 
 pub mod checker;
 pub mod cluster;
+pub mod deliveries;
 pub mod history;
 pub mod receiver;
 pub mod workload;

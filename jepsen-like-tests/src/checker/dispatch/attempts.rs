@@ -1,0 +1,139 @@
+//! D3 to D6 and D12: what is recorded of the attempts.
+
+use agentpost::api::abbababa::DeliveryDetail;
+
+use crate::deliveries::{Evidence, ended};
+
+/// Steps of the ladder: so many failures end a delivery.
+const STEPS: usize = 4;
+/// Unknown and unsent attempts that a delivery remembers.
+const OTHERS_KEPT: usize = 8;
+
+/// Checks every delivery by itself.
+pub fn check(evidence: &Evidence) -> Vec<String> {
+    let mut violations = Vec::new();
+    for (id, delivery) in &evidence.deliveries {
+        violations.extend(numbers(id, delivery));
+        violations.extend(steps(id, delivery));
+        let calls = evidence.calls_of(id).len();
+        let unknown = ended(delivery, "unknown");
+        if calls > STEPS + unknown {
+            violations.push(format!("D6: {calls} calls of {id} with {unknown} unknown attempts"));
+        }
+        if evidence.faults.unclean == 0 && unknown > 0 {
+            violations.push(format!(
+                "D12: {unknown} attempts of {id} are unknown, and no leader was lost"
+            ));
+        }
+        let recorded = ended(delivery, "failed") + ended(delivery, "delivered");
+        if evidence.faults.unclean == 0
+            && delivery.state != "cancelled"
+            && calls > recorded + usize::from(delivery.state == "claimed")
+        {
+            violations.push(format!(
+                "D12: {calls} calls of {id} for {recorded} recorded ones, and no leader was lost"
+            ));
+        }
+    }
+    violations
+}
+
+fn numbers(id: &str, delivery: &DeliveryDetail) -> Vec<String> {
+    let mut violations = Vec::new();
+    let numbers: Vec<u32> = delivery.attempts.iter().map(|a| a.number).collect();
+    if !numbers.is_sorted_by(|a, b| a < b) {
+        violations.push(format!("D4: the recorded attempts of {id} are {numbers:?}"));
+    }
+    let known = ["delivered", "failed", "unknown", "not_sent"];
+    for attempt in delivery.attempts.iter().filter(|a| !known.contains(&a.end.as_str())) {
+        violations.push(format!(
+            "D4: attempt {} of {id} ended as {:?}",
+            attempt.number, attempt.end
+        ));
+    }
+    let claimed = usize::from(delivery.state == "claimed");
+    let granted = delivery.attempt_count as usize;
+    let others = ended(delivery, "unknown") + ended(delivery, "not_sent");
+    let accounted = numbers.len() + claimed;
+    if accounted > granted || accounted < granted && others < OTHERS_KEPT {
+        violations.push(format!(
+            "D3: {accounted} attempts of {id} are accounted for, granted were {granted}"
+        ));
+    }
+    violations
+}
+
+fn steps(id: &str, delivery: &DeliveryDetail) -> Vec<String> {
+    let mut violations = Vec::new();
+    let failed = delivery.attempts.iter().filter(|a| a.end == "failed");
+    let failed: Vec<u32> = failed.map(|a| a.step).collect();
+    if !failed.iter().copied().eq(0..failed.len() as u32) {
+        violations.push(format!("D5: the failed steps of {id} are {failed:?}"));
+    }
+    if !delivery.attempts.iter().map(|a| a.step).is_sorted() {
+        violations.push(format!("D5: the steps of {id} go back"));
+    }
+    if delivery.step as usize > failed.len() || failed.len() > STEPS {
+        violations.push(format!("D5: {id} stands on step {} after {failed:?}", delivery.step));
+    }
+    let successes = ended(delivery, "delivered");
+    if successes != usize::from(delivery.state == "delivered") {
+        violations.push(format!("D4: {id} is {} after {successes} successes", delivery.state));
+    }
+    violations
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::made_up::{call, dead, delivered, evidence, violates};
+
+    #[test]
+    fn every_attempt_is_accounted_for_or_d3() {
+        let mut bad = evidence(delivered("d", &["failed", "delivered"]));
+        bad.deliveries.get_mut("d").unwrap().attempt_count = 3;
+        violates(&bad, &super::check, "D3");
+        bad.deliveries.get_mut("d").unwrap().attempt_count = 1;
+        violates(&bad, &super::check, "D3");
+    }
+
+    #[test]
+    fn an_attempt_that_is_recorded_twice_violates_d4() {
+        let mut bad = evidence(delivered("d", &["failed", "delivered"]));
+        bad.deliveries.get_mut("d").unwrap().attempts[1].number = 1;
+        violates(&bad, &super::check, "D4");
+        let mut twice = evidence(delivered("d", &["failed", "delivered"]));
+        twice.deliveries.get_mut("d").unwrap().attempts[0].end = "delivered".to_owned();
+        violates(&twice, &super::check, "D4");
+    }
+
+    #[test]
+    fn a_step_that_fails_twice_or_is_left_out_violates_d5() {
+        for steps in [[0, 0], [1, 0], [0, 2]] {
+            let mut bad = evidence(delivered("d", &["failed", "failed", "delivered"]));
+            let delivery = bad.deliveries.get_mut("d").unwrap();
+            (delivery.attempts[0].step, delivery.attempts[1].step) = (steps[0], steps[1]);
+            violates(&bad, &super::check, "D5");
+        }
+    }
+
+    #[test]
+    fn more_calls_than_steps_and_unknowns_violate_d6() {
+        let mut bad = evidence(dead("d", &["failed", "failed", "unknown", "failed", "failed"]));
+        assert!(super::check(&bad).is_empty());
+        bad.calls.push(call("d", 6, 3, 1, 1_000_000));
+        violates(&bad, &super::check, "D6");
+    }
+
+    #[test]
+    fn without_a_lost_leader_an_unknown_attempt_or_an_extra_call_violates_d12() {
+        let mut bad = evidence(delivered("d", &["unknown", "delivered"]));
+        assert!(super::check(&bad).is_empty());
+        bad.faults.unclean = 0;
+        violates(&bad, &super::check, "D12");
+        let mut extra = evidence(delivered("d", &["delivered"]));
+        extra.faults.unclean = 0;
+        assert!(super::check(&extra).is_empty());
+        extra.calls.push(call("d", 2, 0, 1, 10));
+        violates(&extra, &super::check, "D12");
+    }
+}

@@ -1,0 +1,85 @@
+//! D7 and D10: how deliveries end, and that they do.
+
+use crate::deliveries::{Evidence, is_over};
+
+/// Compares the ends with dead letters and notices.
+pub fn check(evidence: &Evidence) -> Vec<String> {
+    let mut violations = Vec::new();
+    for (id, delivery) in &evidence.deliveries {
+        if !is_over(delivery) {
+            violations.push(format!("D10: {id} is still {}", delivery.state));
+        }
+        let dead = usize::from(delivery.state == "dead");
+        let letters = evidence.dead.iter().filter(|dead| *dead == id).count();
+        let notices: Vec<_> = evidence
+            .notices
+            .iter()
+            .filter(|notice| notice.delivery == *id)
+            .collect();
+        if letters != dead {
+            violations.push(format!("D7: {id} is {} and has {letters} dead letters", delivery.state));
+        }
+        if notices.len() != dead {
+            violations.push(format!(
+                "D7: {id} is {} and has {} notices",
+                delivery.state,
+                notices.len()
+            ));
+        }
+        for notice in notices {
+            if notice.to != delivery.from_agent_id || notice.attempts != delivery.attempt_count {
+                violations.push(format!("D7: the notice of {id} is {notice:?}"));
+            }
+        }
+    }
+    let unknown = |id: &&String| !evidence.deliveries.contains_key(*id);
+    let noticed = evidence.notices.iter().map(|notice| &notice.delivery);
+    for id in evidence.dead.iter().chain(noticed).filter(unknown) {
+        violations.push(format!("D7: a dead letter or notice of {id}, which does not exist"));
+    }
+    violations
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::made_up::{dead, delivered, evidence, violates};
+
+    const FAILURES: [&str; 4] = ["failed"; 4];
+
+    #[test]
+    fn dead_ones_have_one_letter_and_one_notice_or_d7() {
+        let good = || evidence(dead("d", &FAILURES));
+        assert!(super::check(&good()).is_empty());
+        let mut bad = good();
+        bad.dead.clear();
+        violates(&bad, &super::check, "D7");
+        let mut bad = good();
+        bad.notices.clear();
+        violates(&bad, &super::check, "D7");
+        let mut bad = good();
+        bad.notices.push(bad.notices[0].clone());
+        violates(&bad, &super::check, "D7");
+        let mut bad = good();
+        bad.notices[0].to = "somebody".to_owned();
+        violates(&bad, &super::check, "D7");
+        let mut bad = good();
+        bad.deliveries.clear();
+        violates(&bad, &super::check, "D7");
+    }
+
+    #[test]
+    fn delivered_ones_have_none_or_d7() {
+        let mut bad = evidence(delivered("d", &["delivered"]));
+        bad.dead.push("d".to_owned());
+        violates(&bad, &super::check, "D7");
+    }
+
+    #[test]
+    fn what_is_still_open_violates_d10() {
+        for state in ["scheduled", "claimed"] {
+            let mut bad = evidence(delivered("d", &["delivered"]));
+            bad.deliveries.get_mut("d").unwrap().state = state.to_owned();
+            violates(&bad, &super::check, "D10");
+        }
+    }
+}

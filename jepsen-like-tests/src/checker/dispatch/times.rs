@@ -1,0 +1,104 @@
+//! D8 and D11: when calls arrive, on the receiver's monotonic clock.
+
+use crate::deliveries::{Evidence, Seen};
+
+/// Waits before the steps 1, 2 and 3.
+const DELAYS_US: [u64; 3] = [1_000_000, 10_000_000, 100_000_000];
+/// An attempt of unknown outcome is closed 33 s after its claim, of which its call may have begun 2 s later.
+const UNKNOWN_US: u64 = 31_000_000;
+/// The longest call to a URL that is deleted meanwhile.
+const DELETED_US: u64 = 30_000_000;
+/// Cluster time counts whole milliseconds.
+const ROUNDING_US: u64 = 5_000;
+
+/// Checks the distances of each delivery's calls, and the calls to deleted URLs.
+pub fn check(evidence: &Evidence) -> Vec<String> {
+    let mut violations = Vec::new();
+    for id in evidence.deliveries.keys() {
+        for (before, call, least_us) in successors(evidence, id) {
+            let apart_us = call.at_us.saturating_sub(before.at_us);
+            if apart_us + ROUNDING_US < least_us {
+                violations.push(format!(
+                    "D8: attempt {} of {id} came {apart_us} us after attempt {}, not {least_us}",
+                    call.attempt, before.attempt
+                ));
+            }
+        }
+    }
+    for deletion in evidence.deletions.iter().filter(|_| evidence.faults.stops == 0) {
+        let after = |call: &&Seen| call.path == deletion.path && call.at_us > deletion.at_us + DELETED_US;
+        for call in evidence.calls.iter().filter(after) {
+            violations.push(format!(
+                "D11: attempt {} of {} came to {} long after its deletion",
+                call.attempt, call.delivery, call.path
+            ));
+        }
+    }
+    violations
+}
+
+/// Each call with the one before it, and how far they must be apart.
+fn successors<'a>(evidence: &'a Evidence, id: &str) -> Vec<(&'a Seen, &'a Seen, u64)> {
+    let calls = evidence.calls_of(id);
+    let pairs = calls.windows(2).map(|pair| (pair[0], pair[1]));
+    let least = |(before, call): (&'a Seen, &'a Seen)| {
+        let least_us = match call.step.checked_sub(before.step) {
+            Some(0) => UNKNOWN_US,
+            Some(_) => DELAYS_US.get(call.step as usize - 1).copied().unwrap_or(0),
+            None => 0, // D5
+        };
+        (before, call, least_us)
+    };
+    // A process that was stopped may send an old attempt late: nothing follows from its distance.
+    let in_order = |(before, call): &(&Seen, &Seen)| call.at_us >= before.at_us || evidence.faults.stops == 0;
+    pairs.filter(in_order).map(least).collect()
+}
+
+/// How much later than its step's delay each retry came, in milliseconds and rising; the time that the failed call took
+/// is in it.
+pub fn lateness_ms(evidence: &Evidence) -> Vec<u64> {
+    let ids = evidence.deliveries.keys();
+    let mut late: Vec<u64> = ids
+        .flat_map(|id| successors(evidence, id))
+        .filter(|(before, call, _)| before.step + 1 == call.step)
+        .map(|(before, call, least_us)| (call.at_us - before.at_us).saturating_sub(least_us) / 1000)
+        .collect();
+    late.sort_unstable();
+    late
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::made_up::{dead, delivered, evidence, violates};
+    use crate::deliveries::Deletion;
+
+    #[test]
+    fn a_call_before_its_time_violates_d8() {
+        let good = evidence(dead("d", &["failed"; 4]));
+        assert!(super::check(&good).is_empty());
+        assert_eq!(super::lateness_ms(&good), [0, 0, 0]);
+        for n in 1..4 {
+            let mut bad = good.clone();
+            bad.calls[n].at_us -= 100_000;
+            violates(&bad, &super::check, "D8");
+        }
+        let mut early = evidence(delivered("d", &["unknown", "delivered"]));
+        assert!(super::check(&early).is_empty());
+        early.calls[1].at_us = early.calls[0].at_us + 30_000_000;
+        violates(&early, &super::check, "D8");
+    }
+
+    #[test]
+    fn a_call_long_after_the_deletion_violates_d11() {
+        let mut bad = evidence(delivered("d", &["failed", "delivered"]));
+        bad.calls[1].at_us += 40_000_000;
+        let (path, at_us) = (bad.calls[1].path.clone(), bad.calls[1].at_us - 30_000_001);
+        bad.deletions = vec![Deletion { path, at_us }];
+        violates(&bad, &super::check, "D11");
+        bad.deletions[0].at_us += 1;
+        assert!(super::check(&bad).is_empty());
+        bad.deletions[0].at_us = 0;
+        bad.faults.stops = 1;
+        assert!(super::check(&bad).is_empty());
+    }
+}
