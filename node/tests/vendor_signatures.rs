@@ -224,94 +224,62 @@ fn check_here(secret: &str, delivery: &Delivery) {
     mac.verify_slice(&hex::decode(signature).unwrap()).unwrap();
 }
 
+/// What must pass before a rotation, and what must not: without it, a verifier that takes anything would do.
+fn before_a_rotation(cases: &mut Cases, office: &Office, keys: &Keys, deliveries: &[Delivery; 2]) {
+    let other = Keys {
+        current: "sig_other".to_owned(),
+        next: "sig_another".to_owned(),
+    };
+    for (what, delivery) in ["first attempt", "retry"].into_iter().zip(deliveries) {
+        check_here(&office.secret, delivery);
+        cases.qstash(what, true, keys, delivery, Some(&office.url));
+        cases.qstash(what, true, keys, delivery, None);
+        cases.standard(what, true, &office.secret, delivery);
+        let another_url = office.url.to_lowercase();
+        cases.qstash("another URL", false, keys, delivery, Some(&another_url));
+        cases.qstash("other keys", false, &other, delivery, None);
+        let mut changed = delivery.clone();
+        changed.body = changed.body.replace("alpha", "omega");
+        assert_ne!(changed.body, delivery.body);
+        cases.qstash("another body", false, keys, &changed, None);
+        cases.standard("another body", false, &office.secret, &changed);
+        cases.standard("another secret", false, "whsec_c2VjcmV0", delivery);
+    }
+}
+
 #[tokio::test]
 async fn receivers_own_libraries_verify_deliveries_before_and_after_a_rotation() {
     let office = Office::open().await;
     let mut cases = Cases::default();
     let before = office.keys(false).await;
-    let [first, retry] = office.deliver(&json!({ "text": "ä \"quoted\" 🙂\n", "n": 1.50 })).await;
-    let other = Keys {
-        current: "sig_other".to_owned(),
-        next: "sig_another".to_owned(),
-    };
-    for (what, delivery) in [("first attempt", &first), ("retry", &retry)] {
-        check_here(&office.secret, delivery);
-        cases.qstash(what, true, &before, delivery, Some(&office.url));
-        cases.qstash(what, true, &before, delivery, None);
-        cases.standard(what, true, &office.secret, delivery);
-        // What must not pass: without these, a verifier that takes anything would do.
-        cases.qstash(
-            "another URL",
-            false,
-            &before,
-            delivery,
-            Some(&office.url.to_lowercase()),
-        );
-        cases.qstash("other keys", false, &other, delivery, None);
-        let mut changed = delivery.clone();
-        changed.body = changed.body.replace("alpha", "omega");
-        assert_ne!(changed.body, delivery.body);
-        cases.qstash("another body", false, &before, &changed, None);
-        cases.standard("another body", false, &office.secret, &changed);
-        cases.standard("another secret", false, "whsec_c2VjcmV0", delivery);
-    }
+    let body = json!({ "text": "ä \"quoted\" 🙂\n", "n": 1.50 });
+    let deliveries = office.deliver(&body).await;
+    before_a_rotation(&mut cases, &office, &before, &deliveries);
+    let [first, retry] = &deliveries;
     assert_eq!(first.header("webhook-id"), retry.header("webhook-id"));
     assert_eq!(first.body, retry.body);
     assert_ne!(first.header("upstash-signature"), retry.header("upstash-signature"));
-    assert_eq!(
-        (first.header("upstash-retried"), retry.header("upstash-retried")),
-        ("0", "1")
-    );
+    let steps = (first.header("upstash-retried"), retry.header("upstash-retried"));
+    assert_eq!(steps, ("0", "1"));
 
     let rotated = office.keys(true).await;
     assert_eq!(rotated.current, before.next);
-    let [first, retry] = office.deliver(&json!({ "after": "one rotation" })).await;
-    for delivery in [&first, &retry] {
+    let retired = Keys {
+        next: before.current.clone(),
+        ..before.clone()
+    };
+    for delivery in &office.deliver(&json!({ "after": "one rotation" })).await {
         check_here(&office.secret, delivery);
-        cases.qstash(
-            "rotated, receiver with the new pair",
-            true,
-            &rotated,
-            delivery,
-            Some(&office.url),
-        );
-        cases.qstash(
-            "rotated, receiver with the old pair",
-            true,
-            &before,
-            delivery,
-            Some(&office.url),
-        );
-        let retired = Keys {
-            next: before.current.clone(),
-            ..before.clone()
-        };
+        cases.qstash("rotated, new pair", true, &rotated, delivery, Some(&office.url));
+        cases.qstash("rotated, old pair", true, &before, delivery, Some(&office.url));
         cases.qstash("rotated, retired key", false, &retired, delivery, None);
     }
 
     let twice = office.keys(true).await;
     let [first, _] = office.deliver(&json!({ "after": "two rotations" })).await;
-    cases.qstash(
-        "rotated twice, receiver with the second pair",
-        true,
-        &rotated,
-        &first,
-        None,
-    );
-    cases.qstash(
-        "rotated twice, receiver with the third pair",
-        true,
-        &twice,
-        &first,
-        None,
-    );
-    cases.qstash(
-        "rotated twice, receiver with the first pair",
-        false,
-        &before,
-        &first,
-        None,
-    );
+    cases.qstash("rotated twice, second pair", true, &rotated, &first, None);
+    cases.qstash("rotated twice, third pair", true, &twice, &first, None);
+    cases.qstash("rotated twice, first pair", false, &before, &first, None);
     cases.check();
     office.cluster.stop().await;
 }

@@ -270,12 +270,13 @@ fn class_of(error: &reqwest::Error) -> &'static str {
         "refused"
     } else if has::<rustls::Error>(error) {
         "tls"
-    } else if error.is_timeout() {
-        "timeout"
     } else if error.is_dns() {
         "dns"
     } else if error.is_connect() {
+        // Also when it took too long: a host that is not there must not look like a slow one.
         "connect"
+    } else if error.is_timeout() {
+        "timeout"
     } else {
         "protocol"
     }

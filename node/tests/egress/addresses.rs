@@ -1,11 +1,15 @@
 //! What a name resolves to is judged when it is dialled.
 
+use std::time::Duration;
+
 use agentpost_node::clock::Clock;
 use agentpost_node::dispatch::attempt;
+use agentpost_node::dispatch::egress::Timeouts;
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits::TEAM_LOOKUPS_MAX;
+use rustls::RootCertStore;
 
-use crate::stage::{HANGING, LOOPBACK, OK, OK_CLOSE, Receiver, Stage, call};
+use crate::stage::{HANGING, LOOPBACK, OK, OK_CLOSE, Receiver, Stage, call, config};
 use crate::urls::{Where, table};
 
 const NAME: &str = "receiver.example.com";
@@ -101,6 +105,20 @@ async fn names_without_addresses_are_a_class_of_their_own() {
     assert_eq!(stage.call("https://unknown.example.com/").await.error, "dns");
     stage.names.set(NAME, &[&[]]);
     assert_eq!(stage.call(&format!("https://{NAME}/")).await.error, "dns");
+}
+
+#[tokio::test]
+async fn no_connection_in_time_is_not_a_slow_answer() {
+    let timeouts = Timeouts {
+        connect: Duration::from_millis(100),
+        ..Timeouts::default()
+    };
+    let stage = Stage::with(&config(LOOPBACK), &[], RootCertStore::empty(), timeouts);
+    assert_eq!(stage.call(&format!("http://{HANGING}/")).await.error, "connect");
+    // It takes the connection, and never says a word of TLS.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    assert_eq!(stage.call(&url).await.error, "connect");
 }
 
 #[tokio::test]
