@@ -9,6 +9,7 @@ mod web;
 use agentpost_proto::api::abbababa::{
     GetResponse, ListResponse, ReceiptResponse, SendResponse, SubscriptionResponse, SubscriptionsResponse,
 };
+use futures::future::join_all;
 use serde_json::{Value, json};
 
 use common::TestCluster;
@@ -252,6 +253,47 @@ async fn a_repeated_publish_is_one_message() {
     assert_eq!(results["results"][0]["messageId"], first["messageId"]);
     let expected: Vec<_> = (1..4).map(|n| json!({ "n": n })).collect();
     assert_eq!(bodies(&list(&urls[2], &team, "beta", "").await), expected);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_publish_is_answered_when_every_inbox_has_it() {
+    let cluster = TestCluster::start(3).await;
+    let (urls, admin) = (cluster.urls(), cluster.admin_key());
+    let team = Team::create(&urls[0], &admin, "large").await;
+    let agents: Vec<String> = (0..600).map(|n| format!("agent-{n}")).collect();
+    for some in agents.chunks(50) {
+        join_all(some.iter().map(|agent| subscribe(&urls[0], &team, agent, "news"))).await;
+    }
+    for (turn, url) in urls.iter().enumerate() {
+        let call = Call::post("/v1/messages", &news(&json!({ "turn": turn })))
+            .key(&team.key)
+            .agent("alpha")
+            .once(&format!("turn {turn}"));
+        let sent = call.clone().to(url).await.ok();
+        assert!(sent.get("fanout").is_none(), "{sent}");
+        let last = list(&urls[(turn + 1) % 3], &team, &agents[599], "order=desc&limit=1").await;
+        assert_eq!(last["messages"][0]["id"], sent["messageId"]);
+        // A repeat has nothing to wait for.
+        assert_eq!(call.to(&urls[0]).await.ok(), sent);
+    }
+    let expected: Vec<_> = (0..3).map(|turn| json!({ "turn": turn })).collect();
+    for agent in agents.iter().step_by(100) {
+        assert_eq!(bodies(&list(&urls[0], &team, agent, "").await), expected);
+    }
+    let id = list(&urls[0], &team, &agents[0], "").await["messages"][0]["id"].clone();
+    let receipt = Call::get(format!("/v1/messages/{}/receipt", id.as_str().unwrap()))
+        .key(&team.key)
+        .agent("alpha")
+        .to(&urls[1])
+        .await
+        .ok()["receipt"]
+        .clone();
+    assert_eq!(receipt["counts"], json!({ "receivers": 600, "read": 0 }));
+    assert_eq!(
+        (&receipt["fanout"], receipt["read"].as_array().unwrap().len()),
+        (&json!("complete"), 200)
+    );
     cluster.stop().await;
 }
 
