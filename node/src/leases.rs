@@ -250,7 +250,7 @@ impl Leases {
                 principal: None,
                 op: Some(operation::Op::ReturnLeases(ReturnLeases { leases: leases.clone() })),
             };
-            match self.shared.proposer.propose(operation).await {
+            match self.shared.proposer.propose_internal(operation).await {
                 Ok(answer) => {
                     if let Some(reply::Reply::Rejection(rejection)) = answer.reply {
                         tracing::error!(?rejection, "returned leases were refused");

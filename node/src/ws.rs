@@ -90,7 +90,7 @@ pub fn route_with<S: Clone + Send + Sync + 'static>(services: Services, options:
     let proposer = services.proposer.clone();
     let propose = move |operation| {
         let proposer = proposer.clone();
-        async move { proposer.propose(operation).await }
+        async move { proposer.propose_internal(operation).await }
     };
     let worker = acks.clone().run(propose, options.ack_every, cluster.shutdown.clone());
     cluster.tasks.spawn(worker);

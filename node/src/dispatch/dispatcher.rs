@@ -222,9 +222,14 @@ impl Tenure {
 
     /// The earliest delivery of an endpoint that no claim is on its way for; not before `not_before_ms`.
     fn look_again(&mut self, state: &StateDb, endpoint: Endpoint, not_before_ms: u64) -> Result<(), Fatal> {
-        let rows = self.unclaimed(state, endpoint, 1)?;
-        let due_ms = rows.first().map(|(due_ms, _)| (*due_ms).max(not_before_ms));
-        self.queue.set_due(endpoint, due_ms);
+        let due_ms = if self.claiming.contains_key(&endpoint) {
+            let rows = self.unclaimed(state, endpoint, 1)?;
+            rows.first().map(|(due_ms, _)| *due_ms)
+        } else {
+            delivery::endpoint_head(state, endpoint.0, endpoint.1)?
+        };
+        self.queue
+            .set_due(endpoint, due_ms.map(|due_ms| due_ms.max(not_before_ms)));
         Ok(())
     }
 

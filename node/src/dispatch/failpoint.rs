@@ -4,6 +4,10 @@
 //! makes the process abort when it passes the place of that name for the n-th time, 1 if not given: nothing
 //! is flushed and nobody is told, as in a crash. Without the feature the places cost nothing and the variable
 //! means nothing.
+//!
+//! A test of whole clusters builds with `--features agentpost-node/failpoints` (as `scripts/test.sh` does, which
+//! hands the binaries on in `AGENTPOST_BIN`) and sets the variable for the one process that shall die; on a
+//! node that does not lead no place is passed, but for those of outcomes that a deposed leader still owes.
 
 /// Where the process may be told to die. The names are in kebab case: `before-claim`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

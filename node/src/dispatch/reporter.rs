@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use agentpost_proto::command::{AttemptOutcome, Outcome, operation, reply};
+use agentpost_proto::command::{AttemptOutcome, Operation, Outcome, operation, reply};
 use agentpost_proto::limits::{CLAIMS_PER_ENTRY_MAX, GATHER_MS, NODE_CALLS_MAX};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::mpsc;
@@ -107,13 +107,15 @@ async fn record(proposer: &Proposer, metrics: &Metrics, ids: &IdSource, batch: V
     }
 }
 
-fn outcome_of(batch: &[Ended]) -> operation::Op {
+fn outcome_of(batch: &[Ended]) -> Operation {
     let outcome = |ended: &Ended| AttemptOutcome {
         attempt: Some(ended.attempt.to_proto()),
         epoch: ended.epoch,
         result: Some(ended.result.clone()),
     };
-    operation::Op::Outcome(Outcome {
-        outcomes: batch.iter().map(outcome).collect(),
-    })
+    let outcomes = batch.iter().map(outcome).collect();
+    Operation {
+        principal: None,
+        op: Some(operation::Op::Outcome(Outcome { outcomes })),
+    }
 }

@@ -148,11 +148,11 @@ impl Proposer {
         }
     }
 
-    /// Proposes one of the cluster's own operations that any node may need: outcomes, for example.
-    pub(crate) async fn propose_internal(&self, op: operation::Op) -> Result<Reply, ProposeError> {
+    /// Proposes one of the cluster's own operations that any node may need: outcomes, acks.
+    pub(crate) async fn propose_internal(&self, operation: Operation) -> Result<Reply, ProposeError> {
         // They wait for each other only, and those who propose them bound their number.
         let _admitted = self.shared.reserved.acquire().await;
-        self.take_to_leader(internal(op)).await
+        self.take_to_leader(Bytes::from(operation.encode_to_vec())).await
     }
 
     /// Proposes what only the leader of `epoch` may; refused as not ready when another leadership would append it.

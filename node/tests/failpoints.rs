@@ -1,0 +1,108 @@
+//! Nodes that die where they are told: the places themselves. What must hold after each is tested with whole
+//! clusters elsewhere.
+#![cfg(feature = "failpoints")]
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+#[path = "common/sink.rs"]
+mod sink;
+#[path = "common/web.rs"]
+#[allow(dead_code)]
+mod web;
+
+use std::collections::HashMap;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::eventually;
+use serde_json::{Value, json};
+use sink::Sink;
+use web::{Call, mail};
+
+const SIGABRT: i32 = 6;
+
+/// `agentpostd dev` in `dir`, with the keys that it wrote there.
+struct Dev {
+    process: Child,
+    keys: HashMap<String, String>,
+}
+
+impl Dev {
+    async fn start(dir: &Path, failpoint: &str) -> Self {
+        let _ = std::fs::remove_file(dir.join("ready"));
+        let process = Command::new(env!("CARGO_BIN_EXE_agentpostd"))
+            .args(["dev", "--port", "0", "--data-dir"])
+            .arg(dir)
+            .env("AGENTPOST_FAILPOINT", failpoint)
+            .stdout(std::fs::File::create(dir.join("ready")).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let keys = eventually("a node that serves", async || {
+            let said = std::fs::read_to_string(dir.join("ready")).ok()?;
+            said.contains("Ctrl-C").then(|| exports(&dir.join("keys.env")))
+        })
+        .await;
+        Dev { process, keys }
+    }
+
+    async fn call(&self, call: Call) -> Value {
+        let call = call.key(&self.keys["KITE_API_KEY"]).agent("agent-a");
+        call.to(&self.keys["AGENTPOST_URLS"]).await.ok()
+    }
+
+    async fn died(mut self) {
+        let status = eventually("the end of the node", async || self.process.try_wait().unwrap()).await;
+        assert_eq!(status.signal(), Some(SIGABRT));
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn exports(file: &Path) -> HashMap<String, String> {
+    let text = std::fs::read_to_string(file).unwrap();
+    let lines = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+    lines
+        .map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned()))
+        .collect()
+}
+
+/// One message to a webhook of a node that dies at `failpoint`; then what it does when it lives again. Returns
+/// the calls before and after.
+async fn one_delivery(failpoint: &str) -> (usize, usize) {
+    let dir = tempfile::tempdir().unwrap();
+    let sink = Sink::start().await;
+    let node = Dev::start(dir.path(), failpoint).await;
+    let webhook = json!({ "url": sink.url("/hook"), "events": ["message.received"] });
+    node.call(Call::post("/v1/messages/webhook", &webhook)).await;
+    let sending = node.call(Call::post("/v1/messages", &mail("agent-a", &json!({ "n": 1 }))));
+    // It may die before it answers.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), sending).await;
+    node.died().await;
+    let before = sink.count();
+    let node = Dev::start(dir.path(), "none").await;
+    eventually("the end of the delivery", async || {
+        let list = node.call(Call::get("/v1/deliveries")).await;
+        (list["deliveries"][0]["state"] == "delivered").then_some(())
+    })
+    .await;
+    (before, sink.count())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_the_claim_nothing_was_sent() {
+    assert_eq!(one_delivery("before-claim").await, (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_outcome_nothing_is_sent_again() {
+    assert_eq!(one_delivery("outcome-committed:1").await, (1, 1));
+}
