@@ -20,6 +20,8 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 CARGO_DENY_VERSION=0.20.2
 TOOLS=$AGENTPOST_CACHE/tools
+# Tests may have a node die where they choose; nothing that is released can.
+FAILPOINTS=agentpost-node/failpoints
 
 ALL=(format lints tests doctests docs deny scripts house smoke)
 CHOSEN=()
@@ -62,18 +64,17 @@ count() {
 }
 
 check_format() { cargo fmt --all --check; }
-check_lints() { cargo clippy --workspace --all-targets --locked --quiet -- -D warnings; }
+check_lints() { cargo clippy --workspace --all-targets --features "$FAILPOINTS" --locked --quiet -- -D warnings; }
 
 check_tests() {
   ensure_receivers
-  # Tests that drive processes take the binaries from here. They may have a node die where they choose.
-  local features=agentpost-node/failpoints
-  cargo build --workspace --bins --locked --quiet --features "$features"
+  # Tests that drive processes take the binaries from here.
+  cargo build --workspace --bins --locked --quiet --features "$FAILPOINTS"
   export AGENTPOST_BIN=$CARGO_TARGET_DIR/debug
   if have cargo-nextest; then
-    cargo nextest run --workspace --locked --no-fail-fast --cargo-quiet --features "$features"
+    cargo nextest run --workspace --locked --no-fail-fast --cargo-quiet --features "$FAILPOINTS"
   else
-    cargo test --workspace --lib --bins --tests --locked --no-fail-fast --quiet --features "$features"
+    cargo test --workspace --lib --bins --tests --locked --no-fail-fast --quiet --features "$FAILPOINTS"
   fi
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use agentpost_proto::command::{AttemptRef, AttemptResult};
 use agentpost_proto::id::TeamId;
-use agentpost_proto::limits::{RETRY_DELAYS_MS, START_WINDOW_MS};
+use agentpost_proto::limits::{ATTEMPT_TIMEOUT_MS, RETRY_DELAYS_MS, START_WINDOW_MS};
 use agentpost_proto::record::Delivery;
 use futures::FutureExt as _;
 use tokio::sync::mpsc;
@@ -292,10 +292,54 @@ fn class_of(result: &AttemptResult) -> AttemptClass {
     }
 }
 
+/// Two timers can end a call: that of the connection, and that of the whole attempt, which is much longer.
 fn reach_of(result: &AttemptResult) -> Reach {
     match class_of(result) {
         AttemptClass::NotSent => Reach::Untried,
         AttemptClass::Connect => Reach::Unreachable,
+        AttemptClass::Timeout if result.status == 0 && result.took_ms < ATTEMPT_TIMEOUT_MS / 2 => Reach::Unreachable,
         _ => Reach::Reached,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(status: u32, error: &str, took_ms: u64) -> AttemptResult {
+        AttemptResult {
+            status,
+            error: error.to_owned(),
+            took_ms,
+            ..AttemptResult::default()
+        }
+    }
+
+    #[test]
+    fn only_a_connection_that_was_not_made_counts_against_an_endpoint() {
+        for (result, reach) in [
+            (result(200, "", 3), Reach::Reached),
+            (result(503, "status", 3), Reach::Reached),
+            (result(0, "connect", 3), Reach::Unreachable),
+            (result(0, "dns", 3), Reach::Unreachable),
+            (result(0, "tls", 3), Reach::Unreachable),
+            (result(0, "timeout", 5_001), Reach::Unreachable),
+            (result(0, "timeout", ATTEMPT_TIMEOUT_MS), Reach::Reached),
+            (result(0, "protocol", 3), Reach::Reached),
+            (not_sent(), Reach::Untried),
+        ] {
+            assert_eq!(reach_of(&result), reach, "{result:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_attempt_is_that_of_the_last_step_or_a_refusal_for_good() {
+        let steps = RETRY_DELAYS_MS.len() as u32;
+        assert!(!is_last(&result(500, "status", 1), steps - 1));
+        assert!(is_last(&result(500, "status", 1), steps));
+        assert!(!is_last(&result(200, "", 1), steps));
+        assert!(is_last(&result(410, "status", 1), 0));
+        assert!(!is_last(&result(489, "status", 1), 0));
+        assert!(!is_last(&not_sent(), steps));
     }
 }
