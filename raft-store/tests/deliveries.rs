@@ -192,6 +192,7 @@ impl World {
         let notices = page.items.into_iter().map(|item| item.message);
         notices
             .inspect(|notice| assert_eq!(notice.r#type, "delivery.failed"))
+            .inspect(|notice| assert_eq!(notice.id[..6], [0; 6], "never the greatest id of its team"))
             .map(|notice| serde_json::from_slice(&notice.body).unwrap())
             .collect()
     }

@@ -130,8 +130,8 @@ proptest! {
     #[test]
     fn one_log_gives_one_state(
         steps in prop::collection::vec(step(), 0..120),
-        cuts in prop::collection::vec(0..450usize, 0..12),
-        reopen_at in 0..450usize,
+        cuts in prop::collection::vec(0..600usize, 0..12),
+        reopen_at in 0..600usize,
     ) {
         let log = log(&steps);
         let each: Vec<usize> = (1..log.len()).collect();

@@ -111,6 +111,8 @@ fn id_of(delivery: &Delivery) -> DeliveryId {
         hash.update((field.len() as u64).to_be_bytes());
         hash.update(field);
     }
+    // A message id may come again when retention has taken its first message, whose deliveries stay for longer.
+    hash.update(delivery.message_seq.to_be_bytes());
     hash.update(delivery.redrive_no.to_be_bytes());
     let hash = hash.finalize();
     DeliveryId(std::array::from_fn(|n| hash[n]))

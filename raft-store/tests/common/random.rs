@@ -1,5 +1,5 @@
-//! Random command lists over a small world: few teams, agents and keys, so that everything collides; and one
-//! topic with a crowd, so that publishes become jobs.
+//! Random command lists over a small world: few teams, agents and keys, so that everything collides; and
+//! topics with a crowd, so that publishes become jobs.
 //!
 //! What the cluster does by itself (claims, chunks, take-overs) is only interesting when it fits the state. A
 //! step names it vaguely, and [`log`] makes a command of it that fits, or just misses, the state at that place.
@@ -25,12 +25,14 @@ pub mod dispatcher;
 
 pub const TEAMS: [&str; 2] = ["acme", "other"];
 pub const AGENTS: [&str; 3] = ["alice", "bob", "carol"];
-pub const TOPICS: [&str; 2] = ["big", "small"];
+pub const TOPICS: [&str; 3] = ["big", "middling", "small"];
 const URLS: [&str; 2] = ["https://a.example/", "https://b.example/"];
 pub const DAILY_SENDS: u64 = 8;
 pub const DAILY_REGISTRATIONS: u64 = 6;
 /// Agents of acme on the topic "big": a little more than one chunk.
-pub const CROWD: usize = 258;
+const CROWD: usize = 258;
+/// Those of them on "middling": one publish fits a command, the second of a batch does not.
+const HALF_CROWD: usize = 130;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// One step of a random history: who asks, what, and how far the clocks went since the last step.
@@ -321,7 +323,8 @@ pub fn subscribed_at_first() -> Vec<(&'static str, &'static str, String)> {
     let few = TEAMS
         .iter()
         .flat_map(|team| AGENTS.map(|agent| (*team, "small", agent.to_owned())));
-    crowd.chain(few).collect()
+    let half = (0..HALF_CROWD).map(|n| ("acme", "middling", format!("x{n}")));
+    crowd.chain(half).chain(few).collect()
 }
 
 /// A copy of the small world, made once.
