@@ -5,9 +5,10 @@ mod common;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    BeginEpoch, ErrorCode, FanoutChunk, FanoutReply, Permission, RegisterWebhook, SendReply, Subscribe,
+    BeginEpoch, CancelDelivery, ErrorCode, FanoutChunk, FanoutReply, Permission, RegisterWebhook, SendReply, Subscribe,
     reply::Reply as R,
 };
+use agentpost_proto::id::DeliveryId;
 use agentpost_proto::limits;
 use agentpost_proto::record::{TeamHead, Topic};
 use agentpost_raft_store::effect::Effect;
@@ -207,6 +208,52 @@ fn a_team_has_so_many_topics_subscriptions_and_urls() {
         ErrorCode::Forbidden
     );
     done(&mut core, Op::Subscribe(subscribe("bob", "news")));
+}
+
+/// Retention takes a message before it takes its deliveries, and its id may come again in between.
+#[test]
+fn a_message_id_that_comes_again_has_deliveries_of_its_own() {
+    let mut core = world();
+    let team = team_id("acme");
+    done(
+        &mut core,
+        Op::Subscribe(Subscribe {
+            url: Some("https://b.example/".to_owned()),
+            ..subscribe("bob", "news")
+        }),
+    );
+    done(&mut core, Op::Send(publish("m1", "alice", "news")));
+    core.cluster_ms += 1_000;
+    let first = query::delivery::by_number(&core.memory, team, 1).unwrap().unwrap();
+    let op = CancelDelivery {
+        delivery_id: first.id.clone(),
+        agent: "bob".to_owned(),
+        team_id: Bytes::new(),
+    };
+    done(&mut core, Op::CancelDelivery(op));
+
+    core.cluster_ms += limits::RETENTION_MS - 1;
+    sweep(&mut core);
+    assert_eq!(query::message(&core.memory, team, message_id("m1")).unwrap(), None);
+    done(&mut core, Op::Send(publish("m1", "alice", "news")));
+    let second = query::delivery::by_number(&core.memory, team, 2).unwrap().unwrap();
+    let find = |core: &Core, id: &[u8]| {
+        let id = DeliveryId::from_slice(id).unwrap();
+        query::delivery::by_id(&core.memory, team, id)
+            .unwrap()
+            .map(|d| d.number)
+    };
+    assert_eq!((find(&core, &first.id), find(&core, &second.id)), (Some(1), Some(2)));
+
+    core.cluster_ms += 1;
+    sweep(&mut core);
+    assert_eq!((find(&core, &first.id), find(&core, &second.id)), (None, Some(2)));
+}
+
+fn sweep(core: &mut Core) {
+    while let Some(op) = query::sweep_due(&core.memory, core.cluster_ms, core.wall_ms).unwrap() {
+        core.apply(None, Op::Sweep(op));
+    }
 }
 
 #[test]
