@@ -58,7 +58,7 @@ impl Cluster {
         let mut cluster = Cluster { dir, binary, nodes };
         for node in 1..=count {
             std::fs::write(cluster.file(node, "toml"), cluster.config(node))?;
-            cluster.spawn(node)?;
+            cluster.spawn(node, None)?;
         }
         for node in 1..=count {
             cluster.wait_ready(node).await?;
@@ -98,9 +98,11 @@ impl Cluster {
         )
     }
 
-    fn spawn(&mut self, node: usize) -> Result<()> {
+    /// A failpoint, `name` or `name:pass`, ends the process where the node's `failpoint.rs` says.
+    fn spawn(&mut self, node: usize, failpoint: Option<&str>) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.file(node, "log"))?;
         let process = Command::new(&self.binary)
+            .envs(failpoint.map(|place| ("AGENTPOST_FAILPOINT", place)))
             .arg("start")
             .arg("--config")
             .arg(self.file(node, "toml"))
@@ -125,8 +127,65 @@ impl Cluster {
     /// Starts a killed node again and waits until it serves.
     pub async fn restart(&mut self, node: usize) -> Result<()> {
         ensure!(self.nodes[node - 1].process.is_none(), "node {node} runs already");
-        self.spawn(node)?;
+        self.spawn(node, None)?;
         self.wait_ready(node).await
+    }
+
+    /// Starts a node again that will end itself at a failpoint. Needs a binary with the feature `failpoints`.
+    pub async fn arm(&mut self, node: usize, failpoint: &str) -> Result<()> {
+        self.kill(node)?;
+        self.spawn(node, Some(failpoint))?;
+        self.wait_ready(node).await
+    }
+
+    /// Waits until a node has ended by itself.
+    pub async fn ended(&mut self, node: usize) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let process = self.nodes[node - 1]
+                .process
+                .as_mut()
+                .context("the node was not started")?;
+            if process.try_wait()?.is_some() {
+                return self.kill(node);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        bail!("node {node} lives on:\n{}", self.log(node))
+    }
+
+    /// Hands leadership to a node, in peace.
+    pub async fn transfer(&self, node: usize) -> Result<()> {
+        let admin = self.admin()?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // Refused while the node is behind or nobody leads.
+            let refused = admin.transfer(node as u64).await.err();
+            if self.leader().await? == node {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "node {node} does not lead: {refused:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until all nodes have the same state hash at the same applied index.
+    pub async fn same_state(&self) -> Result<()> {
+        let admin = self.admin()?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = admin.cluster().await?;
+            let hash = |n: &agentpost::api::admin::Node| n.state_hash_index.zip(n.state_hash.clone());
+            let hashes: Vec<_> = status.nodes.iter().map(hash).collect();
+            if hashes.len() == self.nodes.len() && hashes[0].is_some() && hashes.iter().all(|h| *h == hashes[0]) {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the replicas' hashes never agreed: {status:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Nodes whose process runs.
@@ -199,6 +258,12 @@ impl Cluster {
             .api_key(&team.key)
             .agent(agent)
             .retry(RetryPolicy::once());
+        Ok(client.build()?)
+    }
+
+    /// A client of all nodes.
+    pub fn client(&self, team: &Team, agent: &str) -> Result<Client> {
+        let client = Client::builder(self.urls()).api_key(&team.key).agent(agent);
         Ok(client.build()?)
     }
 

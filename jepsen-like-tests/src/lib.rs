@@ -6,4 +6,5 @@ pub mod cluster;
 pub mod deliveries;
 pub mod history;
 pub mod receiver;
+pub mod webhooks;
 pub mod workload;

@@ -39,28 +39,5 @@ async fn killing_leaders_under_load_loses_nothing() {
         violations.len(),
         &violations[..violations.len().min(5)]
     );
-    same_state_everywhere(&cluster).await;
-}
-
-/// At one and the same applied index all nodes have the same state hash.
-async fn same_state_everywhere(cluster: &Cluster) {
-    let admin = cluster.admin().unwrap();
-    for _ in 0..100 {
-        let status = admin.cluster().await.unwrap();
-        let mut hashes: Vec<_> = status
-            .nodes
-            .iter()
-            .map(|n| (n.state_hash_index, n.state_hash.clone()))
-            .collect();
-        assert_eq!(hashes.len(), 3);
-        hashes.dedup();
-        match hashes.as_slice() {
-            [(Some(_), Some(_))] => return,
-            _ => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
-    panic!(
-        "the replicas' hashes never agreed: {:?}",
-        admin.cluster().await.unwrap()
-    );
+    cluster.same_state().await.unwrap();
 }
