@@ -9,8 +9,9 @@ use std::sync::{Mutex, OnceLock};
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    AckCursors, BeginEpoch, CursorAck, DeleteWebhook, MarkRead, Permission, Principal, RegisterWebhook, RevokeKey,
-    SendBatch, Subscribe, Sweep, TeamLimits, Unsubscribe, UpdateTeam,
+    AckCursors, BeginEpoch, CursorAck, DeleteWebhook, LeaseReads, LeaseReturn, MarkRead, Permission, Principal,
+    RegisterWebhook, ReturnLeases, RevokeKey, RotateSigningKeys, SendBatch, Subscribe, Sweep, TeamLimits, Unsubscribe,
+    UpdateTeam,
 };
 use agentpost_proto::id::KeyId;
 use bytes::Bytes;
@@ -62,7 +63,7 @@ impl Act {
     /// Whether it comes from the cluster itself, not from a key.
     pub fn is_internal(&self) -> bool {
         match self {
-            Act::Op(op) => matches!(op, Op::AckCursors(_) | Op::Sweep(_)),
+            Act::Op(op) => matches!(op, Op::AckCursors(_) | Op::Sweep(_) | Op::ReturnLeases(_)),
             Act::Blank | Act::Epoch => true,
             Act::Dispatch(act) => act.is_internal(),
         }
@@ -157,6 +158,35 @@ fn registration() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Leased reads, and signing keys.
+fn counted() -> impl Strategy<Value = Op> {
+    let lease_id = |n: u8| Bytes::copy_from_slice(&id_of(&format!("lease{n}")));
+    let leased = (agent(), 0..6u8, 1..3u64).prop_map(move |(agent, n, node)| {
+        Op::LeaseReads(LeaseReads {
+            agent,
+            lease_id: lease_id(n),
+            node,
+            nodes: 3,
+        })
+    });
+    let returned = (team(), 0..12u32, 0..6u8, 0..70u64).prop_map(move |(team, day, n, unused)| {
+        let lease = LeaseReturn {
+            team_id: team_id(team).to_bytes(),
+            day,
+            lease_id: lease_id(n),
+            unused,
+        };
+        Op::ReturnLeases(ReturnLeases { leases: vec![lease] })
+    });
+    let rotated = (team(), 0..3u64).prop_map(|(team, from_generation)| {
+        Op::RotateSigningKeys(RotateSigningKeys {
+            team_id: team_id(team).to_bytes(),
+            from_generation,
+        })
+    });
+    prop_oneof![2 => leased, 1 => returned, 1 => rotated]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let mark = (agent(), message_name(), any::<bool>()).prop_map(|(agent, id, read)| {
         Op::MarkRead(MarkRead {
@@ -184,6 +214,7 @@ fn op() -> impl Strategy<Value = Op> {
         14 => one_send().prop_map(Op::Send),
         4 => prop::collection::vec(one_send(), 0..6).prop_map(|sends| Op::SendBatch(SendBatch { sends })),
         8 => registration(),
+        2 => counted(),
         4 => mark,
         2 => ack,
         1 => Just(Op::RevokeKey(RevokeKey { key_id: KeyId(id_of("reader")).to_bytes() })),
@@ -279,6 +310,7 @@ impl Writer {
         let root = || Some(principal("system", "root"));
         let limits = TeamLimits {
             daily_sends: DAILY_SENDS,
+            daily_reads: 500,
             daily_webhook_registrations: DAILY_REGISTRATIONS,
             ..TeamLimits::default()
         };
