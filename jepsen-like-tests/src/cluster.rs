@@ -138,6 +138,50 @@ impl Cluster {
         self.wait_ready(node).await
     }
 
+    /// SIGSTOP: the process stands still and knows nothing of it.
+    pub fn pause(&self, node: usize) -> Result<()> {
+        self.signal(node, "-STOP")
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self, node: usize) -> Result<()> {
+        self.signal(node, "-CONT")
+    }
+
+    /// Through the command, because sending signals oneself takes unsafe code.
+    fn signal(&self, node: usize, signal: &str) -> Result<()> {
+        let process = self.nodes[node - 1].process.as_ref().context("the node does not run")?;
+        let status = Command::new("kill")
+            .arg(signal)
+            .arg(process.id().to_string())
+            .status()?;
+        ensure!(status.success(), "kill {signal} ended with {status}");
+        Ok(())
+    }
+
+    /// The node that leads without one that is away.
+    pub async fn leader_without(&self, away: usize) -> Result<usize> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            for node in self.running().filter(|node| *node != away) {
+                let key = std::fs::read_to_string(self.admin_key_file())?;
+                let one = Client::builder(self.url(node))
+                    .api_key(key.trim())
+                    .retry(RetryPolicy::once())
+                    .build()?;
+                let leader = one.cluster().await.ok().and_then(|status| status.leader);
+                if let Some(leader) = leader.filter(|leader| *leader as usize != away) {
+                    return Ok(leader as usize);
+                }
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "no leader without {away} within {PATIENCE:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// Waits until a node has ended by itself.
     pub async fn ended(&mut self, node: usize) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;

@@ -100,10 +100,15 @@ impl Evidence {
         Ok(evidence)
     }
 
-    /// The calls of a delivery, by attempt.
-    pub fn calls_of(&self, delivery: &str) -> Vec<&Seen> {
-        let mut calls: Vec<&Seen> = self.calls.iter().filter(|call| call.delivery == delivery).collect();
-        calls.sort_by_key(|call| (call.attempt, call.at_us));
+    /// The calls of each delivery, by attempt.
+    pub fn by_delivery(&self) -> BTreeMap<&str, Vec<&Seen>> {
+        let mut calls: BTreeMap<&str, Vec<&Seen>> = BTreeMap::new();
+        for call in &self.calls {
+            calls.entry(&call.delivery).or_default().push(call);
+        }
+        for calls in calls.values_mut() {
+            calls.sort_by_key(|call| (call.attempt, call.at_us));
+        }
         calls
     }
 }

@@ -38,7 +38,10 @@ fn calls_and_unknown(evidence: &Evidence, agent: &str) -> (usize, usize) {
     let of_agent = evidence.deliveries.values().find(|d| d.to_agent_id == agent);
     let delivery = of_agent.unwrap();
     assert_eq!(delivery.state, "delivered", "{agent}: {delivery:?}");
-    (evidence.calls_of(&delivery.id).len(), ended(delivery, "unknown"))
+    (
+        evidence.by_delivery()[delivery.id.as_str()].len(),
+        ended(delivery, "unknown"),
+    )
 }
 
 /// One leader after the other dies at a place of the dispatcher, each with one delivery in its hands. The places
@@ -122,6 +125,41 @@ async fn leaders_killed_at_any_moment_under_load_break_no_rule() {
     assert!(!evidence.dead.is_empty());
 }
 
+/// A leader that stands still for a moment reports what it had begun; one that stands still for longer than a call may
+/// take comes too late with it, and starts nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_wakes_up_reports_or_comes_too_late() {
+    let cluster = Cluster::start(3).await.unwrap();
+    let webhooks = Webhooks::start(&cluster, "pauses", &["slow"]).await.unwrap();
+    let slow = Answer::status(200).after(Duration::from_secs(2));
+    webhooks.receiver.script("/slow", Pace::Calls, [], slow);
+    let mut sent = 0;
+    let faults = Faults { unclean: 1, stops: 1 };
+    for (pause_s, repeated) in [(3, false), (40, true)] {
+        let leader = cluster.leader().await.unwrap();
+        let calls = webhooks.receiver.count();
+        for _ in 0..6 {
+            webhooks.send(&cluster, "slow", &format!("key-{sent}")).await.unwrap();
+            sent += 1;
+        }
+        webhooks.receiver.wait_for(calls + 6, PATIENCE).await.unwrap();
+        cluster.pause(leader).unwrap();
+        let next = cluster.leader_without(leader).await.unwrap();
+        assert_ne!(next, leader);
+        sleep(Duration::from_secs(pause_s)).await;
+        cluster.resume(leader).unwrap();
+        let evidence = webhooks.finish(&cluster, sent, faults, PATIENCE).await.unwrap();
+        valid(&evidence);
+        let unknown: usize = evidence.deliveries.values().map(|d| ended(d, "unknown")).sum();
+        println!(
+            "after {pause_s} s: {} calls, {unknown} unknown attempts",
+            evidence.calls.len()
+        );
+        assert_eq!(unknown > 0, repeated, "after {pause_s} s");
+        assert!(evidence.deliveries.values().all(|d| d.state == "delivered"));
+    }
+}
+
 /// Leadership goes round while calls are under way: nothing is unknown, nothing is called twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn graceful_transfers_repeat_no_call() {
@@ -185,11 +223,9 @@ async fn an_always_failing_receiver_gets_four_calls_and_a_deleted_one_no_more() 
         (failing.state.as_str(), failing.end.as_deref()),
         ("dead", Some("exhausted"))
     );
-    let steps: Vec<(u32, u32)> = evidence
-        .calls_of(&failing.id)
-        .iter()
-        .map(|c| (c.attempt, c.step))
-        .collect();
+    let calls = evidence.by_delivery();
+    let calls = calls[failing.id.as_str()].iter();
+    let steps: Vec<(u32, u32)> = calls.map(|call| (call.attempt, call.step)).collect();
     assert_eq!(steps, [(1, 0), (2, 1), (3, 2), (4, 3)]);
     println!(
         "retries came {:?} ms after their time",

@@ -12,10 +12,11 @@ const OTHERS_KEPT: usize = 8;
 /// Checks every delivery by itself.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     let mut violations = Vec::new();
+    let by_delivery = evidence.by_delivery();
     for (id, delivery) in &evidence.deliveries {
         violations.extend(numbers(id, delivery));
         violations.extend(steps(id, delivery));
-        let calls = evidence.calls_of(id).len();
+        let calls = by_delivery.get(id.as_str()).map_or(0, Vec::len);
         let unknown = ended(delivery, "unknown");
         if calls > STEPS + unknown {
             violations.push(format!("D6: {calls} calls of {id} with {unknown} unknown attempts"));

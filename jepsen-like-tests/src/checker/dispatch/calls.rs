@@ -72,8 +72,7 @@ fn redeliveries(evidence: &Evidence) -> Vec<String> {
 
 fn epochs(evidence: &Evidence) -> Vec<String> {
     let mut violations = Vec::new();
-    for id in evidence.deliveries.keys() {
-        let calls = evidence.calls_of(id);
+    for (id, calls) in evidence.by_delivery() {
         for pair in calls.windows(2).filter(|pair| pair[1].epoch < pair[0].epoch) {
             violations.push(format!(
                 "D9: attempt {} of {id} has epoch {}, the one before had {}",

@@ -1,21 +1,27 @@
 //! D7 and D10: how deliveries end, and that they do.
 
-use crate::deliveries::{Evidence, is_over};
+use std::collections::BTreeMap;
+
+use crate::deliveries::{Evidence, Notice, is_over};
 
 /// Compares the ends with dead letters and notices.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     let mut violations = Vec::new();
+    let mut letters: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut notices: BTreeMap<&str, Vec<&Notice>> = BTreeMap::new();
+    for id in &evidence.dead {
+        *letters.entry(id).or_default() += 1;
+    }
+    for notice in &evidence.notices {
+        notices.entry(&notice.delivery).or_default().push(notice);
+    }
     for (id, delivery) in &evidence.deliveries {
         if !is_over(delivery) {
             violations.push(format!("D10: {id} is still {}", delivery.state));
         }
         let dead = usize::from(delivery.state == "dead");
-        let letters = evidence.dead.iter().filter(|dead| *dead == id).count();
-        let notices: Vec<_> = evidence
-            .notices
-            .iter()
-            .filter(|notice| notice.delivery == *id)
-            .collect();
+        let letters = letters.get(id.as_str()).copied().unwrap_or(0);
+        let notices = notices.remove(id.as_str()).unwrap_or_default();
         if letters != dead {
             violations.push(format!("D7: {id} is {} and has {letters} dead letters", delivery.state));
         }

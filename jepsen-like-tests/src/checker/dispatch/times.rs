@@ -14,8 +14,8 @@ const ROUNDING_US: u64 = 5_000;
 /// Checks the distances of each delivery's calls, and the calls to deleted URLs.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     let mut violations = Vec::new();
-    for id in evidence.deliveries.keys() {
-        for (before, call, least_us) in successors(evidence, id) {
+    for (id, calls) in evidence.by_delivery() {
+        for (before, call, least_us) in successors(evidence, &calls) {
             let apart_us = call.at_us.saturating_sub(before.at_us);
             if apart_us + ROUNDING_US < least_us {
                 violations.push(format!(
@@ -38,8 +38,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
 }
 
 /// Each call with the one before it, and how far they must be apart.
-fn successors<'a>(evidence: &'a Evidence, id: &str) -> Vec<(&'a Seen, &'a Seen, u64)> {
-    let calls = evidence.calls_of(id);
+fn successors<'a>(evidence: &Evidence, calls: &[&'a Seen]) -> Vec<(&'a Seen, &'a Seen, u64)> {
     let pairs = calls.windows(2).map(|pair| (pair[0], pair[1]));
     let least = |(before, call): (&'a Seen, &'a Seen)| {
         let least_us = match call.step.checked_sub(before.step) {
@@ -57,9 +56,10 @@ fn successors<'a>(evidence: &'a Evidence, id: &str) -> Vec<(&'a Seen, &'a Seen, 
 /// How much later than its step's delay each retry came, in milliseconds and rising; the time that the failed call took
 /// is in it.
 pub fn lateness_ms(evidence: &Evidence) -> Vec<u64> {
-    let ids = evidence.deliveries.keys();
-    let mut late: Vec<u64> = ids
-        .flat_map(|id| successors(evidence, id))
+    let by_delivery = evidence.by_delivery();
+    let mut late: Vec<u64> = by_delivery
+        .values()
+        .flat_map(|calls| successors(evidence, calls))
         .filter(|(before, call, _)| before.step + 1 == call.step)
         .map(|(before, call, least_us)| (call.at_us - before.at_us).saturating_sub(least_us) / 1000)
         .collect();
