@@ -8,7 +8,7 @@
 //! | D3 | every granted attempt is accounted for | counters beyond the history that is kept: core properties |
 //! | D4 | an attempt is recorded once | |
 //! | D5 | a step fails once, steps rise by one | |
-//! | D6 | calls ≤ 4 + unknown; no unknown without an unclean change | |
+//! | D6, G4 | calls ≤ 4 + unknown; a delivery has at most one unknown attempt for each lost leader | |
 //! | D7 | dead ⇔ one dead letter ⇔ one notice, never also delivered | |
 //! | D8 | no call before its time; lateness is measured | |
 //! | D9 | epochs of calls never go back | claims that led to no call: the model |

@@ -1,4 +1,4 @@
-//! D3 to D6 and D12: what is recorded of the attempts.
+//! D3 to D6, D12 and G4: what is recorded of the attempts.
 
 use agentpost::api::abbababa::DeliveryDetail;
 
@@ -21,9 +21,11 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
         if calls > STEPS + unknown {
             violations.push(format!("D6: {calls} calls of {id} with {unknown} unknown attempts"));
         }
-        if evidence.faults.unclean == 0 && unknown > 0 {
+        let lost = evidence.faults.unclean as usize;
+        if unknown > lost {
+            let rule = if lost == 0 { "D12" } else { "G4" };
             violations.push(format!(
-                "D12: {unknown} attempts of {id} are unknown, and no leader was lost"
+                "{rule}: {unknown} attempts of {id} are unknown, {lost} leaders were lost"
             ));
         }
         let recorded = ended(delivery, "failed") + ended(delivery, "delivered");
@@ -123,6 +125,17 @@ mod tests {
         assert!(super::check(&bad).is_empty());
         bad.calls.push(call("d", 6, 3, 1, 1_000_000));
         violates(&bad, &super::check, "D6");
+    }
+
+    #[test]
+    fn a_lost_leader_costs_a_delivery_one_attempt_or_g4() {
+        let mut bad = evidence(dead(
+            "d",
+            &["failed", "failed", "unknown", "unknown", "failed", "failed"],
+        ));
+        violates(&bad, &super::check, "G4");
+        bad.faults.unclean = 2;
+        assert!(super::check(&bad).is_empty());
     }
 
     #[test]
