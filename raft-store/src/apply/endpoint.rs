@@ -94,7 +94,8 @@ fn release(
     begin_closing(view, team, endpoint.generation, DeliveryEnd::Deleted, effects)
 }
 
-/// Has the scheduled deliveries of an endpoint closed, if there are any.
+/// Has the scheduled deliveries of an endpoint closed, if there are any. The first reason stays: a 410 promised
+/// notices, and deleting the URL meanwhile takes none back.
 pub(super) fn begin_closing(
     view: &mut View<'_>,
     team: TeamId,
@@ -102,8 +103,9 @@ pub(super) fn begin_closing(
     end: DeliveryEnd,
     effects: &mut Vec<Effect>,
 ) -> Result<(), Fatal> {
-    if view.get(&keys::endpoint_head(team, generation))?.is_some() {
-        view.store(keys::closing(team, generation), &Closing { end: end as i32 });
+    let key = keys::closing(team, generation);
+    if view.get(&keys::endpoint_head(team, generation))?.is_some() && view.get(&key)?.is_none() {
+        view.store(key, &Closing { end: end as i32 });
         effects.push(Effect::EndpointClosing { team, generation });
     }
     Ok(())

@@ -211,6 +211,19 @@ fn a_410_disables_the_endpoint_and_its_open_deliveries_die_with_notices() {
 }
 
 #[test]
+fn deleting_the_url_after_a_410_takes_no_notice_back() {
+    let mut world = World::new();
+    let (gone, waiting) = (world.send(), world.send());
+    let generation = world.delivery(gone).generation;
+    world.fail(gone, status(410));
+    let agent = "bob".to_owned();
+    world.done("bob", Op::DeleteWebhook(DeleteWebhook { agent }));
+    assert_eq!(world.close(generation), (1, true));
+    assert_eq!(world.delivery(waiting).end(), DeliveryEnd::Disabled);
+    assert_eq!(world.notices().len(), 2);
+}
+
+#[test]
 fn a_success_after_a_410_elsewhere_is_a_success() {
     let mut world = World::new();
     let (one, two) = (world.send(), world.send());
