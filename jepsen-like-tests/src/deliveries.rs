@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use agentpost::api::abbababa::{DeliveryDetail, DeliveryFailed};
+use agentpost::api::abbababa::{Delivery, DeliveryDetail, DeliveryFailed, DeliveryRow};
 use agentpost::{Consistency, DeliveryQuery, ListQuery};
 use anyhow::{Context, Result, ensure};
 
@@ -82,14 +82,15 @@ impl Evidence {
     pub async fn gather(cluster: &Cluster, team: &Team, senders: &[String], calls: &[Call]) -> Result<Self> {
         let mut evidence = Evidence::default();
         let admin = cluster.admin()?;
-        for id in ids(cluster, team, None).await? {
+        for DeliveryRow { id, .. } in rows(cluster, team, None).await? {
             let delivery = admin.team_delivery(&team.id, &id).await?;
             ensure!(
                 evidence.deliveries.insert(id.clone(), delivery).is_none(),
                 "{id} is listed twice"
             );
         }
-        evidence.dead = ids(cluster, team, Some("dead")).await?;
+        let dead = rows(cluster, team, Some("dead")).await?;
+        evidence.dead = dead.into_iter().map(|row| row.id).collect();
         for sender in senders {
             evidence.notices.extend(notices(cluster, team, sender).await?);
         }
@@ -119,7 +120,7 @@ pub fn ended(delivery: &DeliveryDetail, end: &str) -> usize {
 }
 
 /// Whether a delivery is over.
-pub fn is_over(delivery: &DeliveryDetail) -> bool {
+pub fn is_over<A>(delivery: &Delivery<A>) -> bool {
     !matches!(delivery.state.as_str(), "scheduled" | "claimed")
 }
 
@@ -139,22 +140,22 @@ pub fn seen(call: &Call) -> Result<Seen> {
     })
 }
 
-/// The ids of a team's deliveries, all or those in a state.
-pub async fn ids(cluster: &Cluster, team: &Team, state: Option<&str>) -> Result<Vec<String>> {
+/// A team's deliveries, all or those in a state, in the order in which they were made. Each page is read at one moment.
+pub async fn rows(cluster: &Cluster, team: &Team, state: Option<&str>) -> Result<Vec<DeliveryRow>> {
     let admin = cluster.admin()?;
     let mut query = DeliveryQuery {
         state: state.map(str::to_owned),
         limit: Some(200),
         ..DeliveryQuery::default()
     };
-    let mut ids = Vec::new();
+    let mut rows = Vec::new();
     loop {
         let page = admin.team_deliveries(&team.id, &query).await?;
-        if page.deliveries.is_empty() {
-            return Ok(ids);
+        rows.extend(page.deliveries);
+        // A page that looked at many rows may be empty and yet not the last.
+        if query.cursor.replace(page.cursor.clone()) == Some(page.cursor) {
+            return Ok(rows);
         }
-        ids.extend(page.deliveries.into_iter().map(|row| row.id));
-        query.cursor = Some(page.cursor);
     }
 }
 

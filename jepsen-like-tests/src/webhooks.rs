@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use agentpost::Client;
 use agentpost::api::abbababa::SendRequest;
-use agentpost::{Client, DeliveryQuery};
 use anyhow::{Result, ensure};
 use serde_json::value::to_raw_value;
 use tokio::task::JoinHandle;
 
 use crate::cluster::{Cluster, Team};
-use crate::deliveries::{Evidence, Faults, ids};
+use crate::deliveries::{Evidence, Faults, is_over, rows};
 use crate::receiver::{Call, Receiver};
 
 /// Who sends.
@@ -71,15 +71,16 @@ impl Webhooks {
     ) -> Result<Evidence> {
         let deadline = Instant::now() + patience;
         loop {
-            let open = self.open(cluster).await?;
-            if open == 0 && ids(cluster, &self.team, None).await?.len() >= count {
+            let rows = rows(cluster, &self.team, None).await?;
+            let open = rows.iter().filter(|row| !is_over(row)).count();
+            if open == 0 && rows.len() >= count {
                 break;
             }
             ensure!(
                 Instant::now() < deadline,
                 "{open} deliveries are open after {patience:?}"
             );
-            tokio::time::sleep(Duration::from_millis(250)).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
         cluster.same_state().await?;
         let calls = self.receiver.calls();
@@ -90,20 +91,6 @@ impl Webhooks {
             evidence.deliveries.len()
         );
         Ok(Evidence { faults, ..evidence })
-    }
-
-    async fn open(&self, cluster: &Cluster) -> Result<usize> {
-        let admin = cluster.admin()?;
-        let mut open = 0;
-        for state in ["scheduled", "claimed"] {
-            let query = DeliveryQuery {
-                state: Some(state.to_owned()),
-                limit: Some(200),
-                ..DeliveryQuery::default()
-            };
-            open += admin.team_deliveries(&self.team.id, &query).await?.deliveries.len();
-        }
-        Ok(open)
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use agentpost::api::abbababa::DeliveryDetail;
 use anyhow::Result;
 use jepsen_like_tests::checker::dispatch;
 use jepsen_like_tests::cluster::Cluster;
@@ -182,6 +183,9 @@ async fn graceful_transfers_repeat_no_call() {
         .await
         .unwrap();
     valid(&evidence);
+    let others = evidence.deliveries.values().filter(|d| d.state != "delivered");
+    assert_eq!(others.collect::<Vec<_>>(), Vec::<&DeliveryDetail>::new());
+    assert_eq!(evidence.calls.len(), sent + sent / agents.len());
     let epochs = evidence.calls.iter().map(|call| call.epoch);
     let epochs: std::collections::BTreeSet<u64> = epochs.collect();
     println!(

@@ -22,6 +22,18 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
         }
         violations.extend(granted(evidence, call));
     }
+    for (id, delivery) in &evidence.deliveries {
+        let answered = delivery
+            .attempts
+            .iter()
+            .filter(|a| a.end == "delivered" || a.status.is_some());
+        for attempt in answered.filter(|a| !first.contains_key(&(id.as_str(), a.number))) {
+            violations.push(format!(
+                "D2: attempt {} of {id} has an answer and never arrived",
+                attempt.number
+            ));
+        }
+    }
     violations.extend(redeliveries(evidence));
     violations.extend(epochs(evidence));
     violations
@@ -122,6 +134,9 @@ mod tests {
         let mut unsent = evidence(delivered("d", &["not_sent", "delivered"]));
         unsent.calls.push(call("d", 1, 0, 1, 0));
         violates(&unsent, &super::check, "D2");
+        let mut nobody = evidence(delivered("d", &["failed", "delivered"]));
+        nobody.calls.pop();
+        violates(&nobody, &super::check, "D2");
         let mut other_step = evidence(delivered("d", &["delivered"]));
         other_step.calls[0].step = 1;
         violates(&other_step, &super::check, "D2");
