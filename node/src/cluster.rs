@@ -42,6 +42,19 @@ pub struct ClusterHandle {
 }
 
 impl ClusterHandle {
+    /// Of a process that lives.
+    pub(crate) fn new(local: Local, dialer: Dialer, reader: Reader, secrets: Arc<Secrets>, metrics: Metrics) -> Self {
+        ClusterHandle {
+            shutdown: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            local,
+            dialer,
+            reader,
+            secrets,
+            metrics,
+        }
+    }
+
     /// Every node, as it answers within a second.
     pub async fn status(&self) -> admin::Cluster {
         let here = self.local.status();

@@ -103,7 +103,7 @@ impl Doors {
     async fn writer(&self, headers: &HeaderMap) -> Result<Arc<Caller>> {
         let services = &self.services;
         let key_hash = services.secrets.key_hash(auth::presented(headers)?);
-        let generation = match self.remembered.get(&key_hash, services.clock.wall_ms()) {
+        let generation = match self.remembered.get(&key_hash, services.wall_time.now_ms()) {
             Ok(caller) => {
                 ratelimit::note_caller(&caller, headers);
                 return Ok(caller);
@@ -140,7 +140,7 @@ impl Doors {
         let services = &self.services;
         let Ok(key) = auth::presented(headers) else { return };
         let (state, key_hash) = (services.reader.local(), services.secrets.key_hash(key));
-        if let Ok(auth::Finding::Valid(caller)) = auth::find(&*state, &key_hash, services.clock.wall_ms()) {
+        if let Ok(auth::Finding::Valid(caller)) = auth::find(&*state, &key_hash, services.wall_time.now_ms()) {
             ratelimit::note_caller(&caller, headers);
         }
     }

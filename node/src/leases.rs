@@ -3,7 +3,7 @@
 //! A node leases a block of an agent's reads through the log and spends it on its own. The limit holds over
 //! all nodes, because a unit counts as used from its grant on:
 //! - a lease is spent for a few seconds only, counted from before it was asked for, and never after its day
-//!   was over by this node's clock or by the replicated one;
+//!   was over by the voters' clocks, as this node knows them, or by the replicated one;
 //! - a lease whose grant has an unknown outcome is never spent; a crash wastes what was held;
 //! - what was not spent is returned, many leases in one entry, every [`PERIOD`] and when the node stops;
 //! - nothing is spent while the state that a request reads says that more is used than the limit allows: a
@@ -31,10 +31,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::ledger::{Held, Ledger, Moment};
-use crate::clock::{Clock, IdSource};
+use crate::clock::IdSource;
 use crate::cluster::{ClusterHandle, Local};
 use crate::shard::proposer::{LEADER_DEADLINE, Proposer};
 use crate::shard::reader::Reader;
+use crate::shard::wall_time::WallTime;
 
 /// Between two returns.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -74,7 +75,7 @@ struct Shared {
     proposer: Proposer,
     reader: Reader,
     local: Local,
-    clock: Clock,
+    wall_time: WallTime,
     ids: IdSource,
     tasks: TaskTracker,
     ledger: Mutex<Ledger>,
@@ -93,12 +94,12 @@ struct Reads {
 impl Leases {
     /// Asks through `proposer`. Requests run among the tasks of the doors: they outlive a reader who goes away,
     /// so that what was granted is not lost.
-    pub fn new(proposer: Proposer, clock: Clock, ids: IdSource, cluster: &ClusterHandle) -> Self {
+    pub fn new(proposer: Proposer, wall_time: WallTime, ids: IdSource, cluster: &ClusterHandle) -> Self {
         let shared = Shared {
             proposer,
             reader: cluster.reader.clone(),
             local: cluster.local.clone(),
-            clock,
+            wall_time,
             ids,
             tasks: cluster.tasks.clone(),
             ledger: Mutex::default(),
@@ -174,7 +175,7 @@ impl Leases {
     /// Asks for a lease and spends its first unit.
     async fn ask(&self, reads: &Reads) -> Result<Standing, NoUnit> {
         let shared = &self.shared;
-        let (id, asked_at) = (shared.ids.random(), shared.clock.now());
+        let (id, asked_at) = (shared.ids.random(), shared.wall_time.clock().now());
         let op = LeaseReads {
             agent: reads.agent.clone(),
             lease_id: Bytes::copy_from_slice(&id),
@@ -272,13 +273,13 @@ impl Leases {
     fn moment_of(&self, wall_ms: u64) -> Moment {
         Moment {
             day: time::day(wall_ms),
-            now: self.shared.clock.now(),
+            now: self.shared.wall_time.clock().now(),
         }
     }
 
-    /// Replicated wall time, or this node's own when that is ahead: nobody has written for a while.
+    /// Replicated wall time, or that of the voters' clocks when it is ahead: nobody has written for a while.
     pub fn wall_ms(&self, state: &StateDb) -> Result<u64, Fatal> {
-        Ok(query::applied(state)?.wall_ms.max(self.shared.clock.wall_ms()))
+        Ok(query::applied(state)?.wall_ms.max(self.shared.wall_time.now_ms()))
     }
 }
 

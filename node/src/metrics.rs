@@ -2,6 +2,7 @@
 //! labels.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use agentpost_raft_store::log_store::LogMetrics;
@@ -24,6 +25,7 @@ pub struct Metrics {
     http_seconds: Family<FaceLabel, Histogram, fn() -> Histogram>,
     proposals: Family<ProposalLabel, Counter>,
     state_hash: Family<StateHashLabels, Gauge>,
+    clock_divergence: Family<NodeLabel, Gauge<f64, AtomicU64>>,
     /// The dispatcher.
     pub dispatch: dispatch::Dispatch,
     /// Client operations between admission and answer on this node.
@@ -110,6 +112,11 @@ struct ProposalLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NodeLabel {
+    node: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateHashLabels {
     hash: String,
 }
@@ -176,6 +183,12 @@ impl Metrics {
                 r,
                 "state_hash_index",
                 "The index at which the state had this hash",
+                Family::default(),
+            ),
+            clock_divergence: add(
+                r,
+                "clock_divergence_seconds",
+                "How far the clock of each voter, as this node reads it, is ahead of wall time",
                 Family::default(),
             ),
             proposals_in_flight: add(r, "proposals_in_flight", "Client operations waiting for an answer", g()),
@@ -251,6 +264,11 @@ impl Metrics {
                 hash: format!("{hash:016x}"),
             })
             .set(gauge(index));
+    }
+
+    /// Shows how far a voter's clock is ahead of wall time.
+    pub fn set_clock_divergence(&self, node: u64, seconds: f64) {
+        self.clock_divergence.get_or_create(&NodeLabel { node }).set(seconds);
     }
 
     /// The exposition in Prometheus's text format.

@@ -57,6 +57,7 @@ use crate::shard::proposer::Proposer;
 use crate::shard::quorum::Quorum;
 use crate::shard::reader::Reader;
 use crate::shard::wakeups::Wakeups;
+use crate::shard::wall_time::{Timekeeper, WallTime};
 use crate::shard::{self, Lead, Raft};
 use crate::sweeper::Sweeper;
 use crate::ticker::Ticker;
@@ -77,6 +78,7 @@ pub struct Services {
     pub wakeups: Wakeups,
     pub leases: Leases,
     pub clock: Clock,
+    pub wall_time: WallTime,
     pub ids: IdSource,
     pub secrets: Arc<Secrets>,
     pub config: Arc<Config>,
@@ -120,12 +122,22 @@ pub async fn start(config: Config) -> anyhow::Result<RunningNode> {
 
 /// The same with listeners that are bound already.
 pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) -> anyhow::Result<RunningNode> {
+    start_at(Clock::system(), config, client, peer).await
+}
+
+/// The same with another clock than the machine's. For tests.
+pub async fn start_at(
+    clock: Clock,
+    config: Config,
+    client: TcpListener,
+    peer: TcpListener,
+) -> anyhow::Result<RunningNode> {
     let (client_addr, peer_addr) = (client.local_addr()?, peer.local_addr()?);
     let secrets = Arc::new(Secrets::load(&config.cluster.secret_file)?);
     prepare_data_dir(&config, &secrets)?;
     let stores = open(&config).await?;
     let (state, log) = (stores.state.clone(), stores.log.metrics());
-    let (clock, metrics) = (Clock::system(), Metrics::of_log(Arc::clone(&log)));
+    let (wall_time, metrics) = (WallTime::new(clock.clone()), Metrics::of_log(Arc::clone(&log)));
     let ids = IdSource::new(clock.clone());
     let config = Arc::new(config);
     let egress = Egress::new(&config, &[client_addr, peer_addr])?;
@@ -134,41 +146,43 @@ pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) 
     let dialer = Dialer::new(identity.clone());
     let forwarder = Forwarder::new(dialer.clone(), metrics.clone());
     let wakeups = Wakeups::default();
-    let sending = SendOptions {
-        bytes_per_s: config.raft.snapshot_send_bytes_per_s,
-    };
-    let network = Network::new(dialer.clone(), sending, metrics.clone());
-    let raft = start_raft(&config, stores, network, &wakeups).await?;
+    let raft = start_raft(&config, stores, (&dialer, &metrics), &wakeups).await?;
 
     tokio::spawn(shard::hang_up_on_deposed(Lead::new(&raft), forwarder.clone()));
     let cluster_time = ClusterTime::default();
     let proposer = Proposer::new(
         raft.clone(),
+        state.clone(),
         forwarder.clone(),
         cluster_time.clone(),
-        clock.clone(),
+        wall_time.clone(),
         ids.clone(),
         metrics.clone(),
     );
     let reader = Reader::new(raft.clone(), state.clone(), forwarder, ids.clone(), metrics.clone());
     let drain = Drain::default();
-    let local = Local::new(raft.clone(), state.clone(), proposer.clone(), drain.clone());
-    let cluster = ClusterHandle {
-        shutdown: CancellationToken::new(),
-        tasks: TaskTracker::new(),
-        local: local.clone(),
-        dialer: dialer.clone(),
-        reader: reader.clone(),
-        secrets: Arc::clone(&secrets),
-        metrics: metrics.clone(),
-    };
-    let leases = Leases::new(proposer.clone(), clock.clone(), ids.clone(), &cluster);
+    let local = Local::new(
+        raft.clone(),
+        state.clone(),
+        proposer.clone(),
+        drain.clone(),
+        clock.clone(),
+    );
+    let cluster = ClusterHandle::new(
+        local.clone(),
+        dialer.clone(),
+        reader.clone(),
+        Arc::clone(&secrets),
+        metrics.clone(),
+    );
+    let leases = Leases::new(proposer.clone(), wall_time.clone(), ids.clone(), &cluster);
     let services = Services {
         proposer,
         reader,
         wakeups,
         leases,
         clock,
+        wall_time,
         ids,
         secrets,
         config,
@@ -215,6 +229,7 @@ impl Core {
         background.spawn(reporter.run(workers.clone()));
         let calls = Calls::new(self.drain.clone(), Quorum::new(&self.raft), reports, &services);
         let leading = tokio::spawn(self.lead(&services, &calls).run(workers.clone()));
+        background.spawn(self.timekeeper(&services).run(workers.clone()));
         background.spawn(self.keep(&services).run(workers.clone()));
         background.spawn(services.leases.clone().run(workers.clone()));
         background.spawn(Bootstrap::new(services.clone()).run(workers.clone()));
@@ -252,7 +267,7 @@ impl Core {
             state: state.clone(),
             proposer: proposer.clone(),
             cluster_time: self.cluster_time.clone(),
-            clock: services.clock.clone(),
+            wall_time: services.wall_time.clone(),
         };
         let dispatching = dispatch::Handles {
             state: state.clone(),
@@ -272,6 +287,11 @@ impl Core {
             cluster_time: self.cluster_time.clone(),
             workers,
         }
+    }
+
+    fn timekeeper(&self, services: &Services) -> Timekeeper {
+        let (wall_time, metrics) = (services.wall_time.clone(), services.metrics.clone());
+        Timekeeper::new(wall_time, self.local.clone(), self.dialer.clone(), metrics)
     }
 
     fn keep(&self, services: &Services) -> Keeper {
@@ -391,7 +411,16 @@ fn open_blocking(dir: &Path) -> anyhow::Result<Stores> {
     Ok(db::open(dir, db::Options::default())?)
 }
 
-async fn start_raft(config: &Config, stores: Stores, network: Network, wakeups: &Wakeups) -> anyhow::Result<Raft> {
+async fn start_raft(
+    config: &Config,
+    stores: Stores,
+    (dialer, metrics): (&Dialer, &Metrics),
+    wakeups: &Wakeups,
+) -> anyhow::Result<Raft> {
+    let sending = SendOptions {
+        bytes_per_s: config.raft.snapshot_send_bytes_per_s,
+    };
+    let network = Network::new(dialer.clone(), sending, metrics.clone());
     let Stores { log, mut machine, .. } = stores;
     let (effects, installed) = (wakeups.clone(), wakeups.clone());
     machine.set_effects(Arc::new(move |batch: &[Effect]| effects.publish(batch)));

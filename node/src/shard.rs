@@ -4,7 +4,7 @@
 //! [`wakeups`] tells that something changed. A node hosts one group today and may host many: nothing outside
 //! this folder and `peer/` names a shard. [`leadership`] runs what only the leader may do, [`keeper`] bounds
 //! the log and the time a restart takes, [`local`] speaks for this node, [`drain`] is what it finishes before
-//! another may lead.
+//! another may lead, [`wall_time`] reads the voters' clocks.
 
 pub mod drain;
 pub mod keeper;
@@ -14,6 +14,7 @@ pub mod proposer;
 pub mod quorum;
 pub mod reader;
 pub mod wakeups;
+pub mod wall_time;
 
 use std::time::Duration;
 

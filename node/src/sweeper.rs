@@ -16,9 +16,9 @@ use prost::Message as _;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
 use crate::shard::leadership::{ClusterTime, Worker};
 use crate::shard::proposer::{ProposeError, Proposer};
+use crate::shard::wall_time::WallTime;
 
 /// How far behind its time something may be removed.
 pub const PERIOD: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ pub struct Sweeper {
     /// What ages are measured in.
     pub cluster_time: ClusterTime,
     /// What calendar dates are compared with.
-    pub clock: Clock,
+    pub wall_time: WallTime,
 }
 
 impl Sweeper {
@@ -80,7 +80,9 @@ impl Sweeper {
         if epoch == 0 {
             return Ok(None);
         }
-        let due = query::sweep_due(&*self.state.current(), cluster_ms, self.clock.wall_ms())?;
+        // What the sweep will be stamped with: by a later time nothing would be removed, again and again.
+        let wall_ms = self.wall_time.stamp().unwrap_or(0);
+        let due = query::sweep_due(&*self.state.current(), cluster_ms, wall_ms)?;
         Ok(due.map(operation::Op::Sweep))
     }
 

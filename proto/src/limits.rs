@@ -143,6 +143,8 @@ pub const HINTS_WAITING_MAX: usize = 16_384;
 pub const FANOUT_CHUNKS_IN_FLIGHT: usize = 8;
 /// The state ages although nobody writes: a command at least this often.
 pub const TICK_MS: u64 = 1_000;
+/// A clock that is further from those of the other voters shows in the log; nothing is signed with its time.
+pub const CLOCK_DIVERGENCE_MS_MAX: u64 = 5_000;
 /// Waits before each retry; one step fewer than attempts.
 pub const RETRY_DELAYS_MS: [u64; 3] = [1_000, 10_000, 100_000];
 /// A `Retry-After` beyond it is ignored.

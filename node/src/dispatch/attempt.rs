@@ -21,9 +21,9 @@ use reqwest::Response;
 use super::egress::{CannotCall, Egress};
 use super::resolver::Refused;
 use super::signature;
-use crate::clock::Clock;
 use crate::http::abbababa::render;
 use crate::http::json::Writer;
+use crate::shard::wall_time::WallTime;
 
 /// "Never try again", with its header.
 const NON_RETRYABLE: u16 = 489;
@@ -49,10 +49,10 @@ pub struct Call {
 }
 
 /// Calls the URL once and tells what became of it; not at all if its host is called too often. Ends within [`super::egress::Timeouts::attempt`].
-pub async fn make(egress: &Egress, clock: &Clock, call: Call) -> AttemptResult {
-    let (started_at_ms, begun) = (clock.wall_ms(), clock.now());
+pub async fn make(egress: &Egress, time: &WallTime, call: Call) -> AttemptResult {
+    let (started_at_ms, begun) = (time.near_ms(), time.clock().now());
     let mut answer = Answer::default();
-    let asking = ask(egress, clock, &call, &mut answer);
+    let asking = ask(egress, time, &call, &mut answer);
     let ended = match tokio::time::timeout(egress.timeouts().attempt, asking).await {
         Ok(ended) => ended,
         Err(_) => Err("timeout"),
@@ -93,8 +93,8 @@ struct Answer {
 }
 
 /// The error is a class.
-async fn ask(egress: &Egress, clock: &Clock, call: &Call, answer: &mut Answer) -> Result<(), &'static str> {
-    let (headers, body) = request(call, clock.wall_ms() / 1000).map_err(|error| {
+async fn ask(egress: &Egress, time: &WallTime, call: &Call, answer: &mut Answer) -> Result<(), &'static str> {
+    let (headers, body) = request(call, time.near_ms() / 1000).map_err(|error| {
         tracing::error!(%error, team = %call.team, number = call.delivery.number, "a delivery cannot be rendered");
         "protocol"
     })?;
@@ -109,7 +109,7 @@ async fn ask(egress: &Egress, clock: &Clock, call: &Call, answer: &mut Answer) -
     })?;
     let sending = client.post(target.url.clone()).headers(headers).body(body).send();
     let response = sending.await.map_err(|error| class_of(&error))?;
-    answer.note(&response, clock.wall_ms())?;
+    answer.note(&response, time.near_ms())?;
     let peer = response.remote_addr();
     let visible = peer.is_some_and(|address| egress.may_show(&target, address.ip()));
     answer.read(response, visible).await

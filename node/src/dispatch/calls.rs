@@ -29,12 +29,12 @@ use super::egress::Egress;
 use super::failpoint::{self, Place};
 use super::fair_queue::{Endpoint, Reach};
 use super::reporter::Reports;
-use crate::clock::Clock;
 use crate::metrics::dispatch::AttemptClass;
 use crate::metrics::{Held, Metrics};
 use crate::node::Services;
 use crate::shard::drain::{Drain, Entered};
 use crate::shard::quorum::Quorum;
+use crate::shard::wall_time::WallTime;
 
 /// One attempt of one delivery, as the log names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -117,7 +117,7 @@ struct Shared {
     /// Cancelled when the process is to end as in a crash.
     life: CancellationToken,
     egress: Egress,
-    clock: Clock,
+    wall_time: WallTime,
     quorum: Quorum,
     metrics: Metrics,
     reports: Reports,
@@ -132,7 +132,7 @@ impl Calls {
             tasks: TaskTracker::new(),
             life: CancellationToken::new(),
             egress: services.egress.clone(),
-            clock: services.clock.clone(),
+            wall_time: services.wall_time.clone(),
             quorum,
             metrics: services.metrics.clone(),
             reports,
@@ -235,7 +235,7 @@ impl Calls {
         let shared = &self.shared;
         failpoint::pass(Place::BeforeCall);
         let _counted = Held::new(&shared.metrics.dispatch.calls_in_flight);
-        let calling = AssertUnwindSafe(attempt::make(&shared.egress, &shared.clock, call));
+        let calling = AssertUnwindSafe(attempt::make(&shared.egress, &shared.wall_time, call));
         let result = calling.catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!("an attempt panicked");
             AttemptResult {

@@ -228,7 +228,7 @@ async fn keys_post(doors: &Doors, id: Id, request: Request) -> Result<Response> 
         permissions: permissions(&wanted.permissions)?,
         scopes: scopes(wanted.scopes)?,
         agent_id: agent,
-        expires_at_ms: expiry(wanted.expires_at.as_deref(), services.clock.wall_ms())?,
+        expires_at_ms: expiry(wanted.expires_at.as_deref(), services.wall_time.now_ms())?,
     };
     match doors.propose(&caller, operation::Op::CreateKey(op)).await? {
         reply::Reply::Key(_) => json_of(&admin::CreatedKey {

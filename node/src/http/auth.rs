@@ -71,10 +71,10 @@ pub async fn authorize(
     known: Arc<StateDb>,
 ) -> Result<(Arc<StateDb>, Caller)> {
     let mut state = known;
-    let mut finding = find(&*state, key_hash, services.clock.wall_ms())?;
+    let mut finding = find(&*state, key_hash, services.wall_time.now_ms())?;
     if matches!(finding, Finding::Unknown) {
         state = services.reader.linearizable().await?;
-        finding = find(&*state, key_hash, services.clock.wall_ms())?;
+        finding = find(&*state, key_hash, services.wall_time.now_ms())?;
     }
     match finding {
         Finding::Valid(caller) => Ok((state, caller)),

@@ -5,9 +5,9 @@
 //! looked up twice and what was just counted is shown exactly. The rest is read from this node's state, which
 //! may be a moment behind another node's. The notes live as long as the request.
 //!
-//! Decisions where the specification is silent: the day is that of replicated wall time, or of this node's
-//! clock if that is ahead; a 429 always shows 0 remaining, whichever quota it met; a caller whom nobody knows
-//! is shown what a 401 shows.
+//! Decisions where the specification is silent: the day is that of replicated wall time, or of the voters'
+//! clocks as this node knows them if that is ahead; a 429 always shows 0 remaining, whichever quota it met; a
+//! caller whom nobody knows is shown what a 401 shows.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -160,7 +160,7 @@ pub(super) async fn shown(services: &Services, counted: Counted, answer: impl Fu
     let wall_ms = services
         .leases
         .wall_ms(&state)
-        .unwrap_or_else(|_| services.clock.wall_ms());
+        .unwrap_or_else(|_| services.wall_time.now_ms());
     let standing = notes.standing.map(Ok).or_else(|| {
         let who = notes.caller.as_ref()?;
         Some(standing(services, &state, counted, who, wall_ms))

@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 use super::drain::{Drain, Hold};
 use super::proposer::Proposer;
 use super::{Lead, Leader, Raft};
+use crate::clock::Clock;
 use crate::metrics::{Metrics, gauge};
 
 /// What a hand-over gives the work that it waits for.
@@ -59,16 +60,18 @@ pub struct Local {
     state: StateHandle,
     proposer: Proposer,
     drain: Drain,
+    clock: Clock,
 }
 
 impl Local {
     /// Speaks for this node, whose workers enter `drain`.
-    pub fn new(raft: Raft, state: StateHandle, proposer: Proposer, drain: Drain) -> Self {
+    pub fn new(raft: Raft, state: StateHandle, proposer: Proposer, drain: Drain, clock: Clock) -> Self {
         Local {
             raft,
             state,
             proposer,
             drain,
+            clock,
         }
     }
 
@@ -93,6 +96,15 @@ impl Local {
         let metrics = metrics.borrow_watched();
         let nodes = metrics.membership_config.membership().nodes();
         nodes.map(|(id, member)| (*id, member.clone())).collect()
+    }
+
+    /// The voters, as far as this node knows.
+    pub fn voters(&self) -> BTreeMap<u64, Member> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let known = |id| Some((id, membership.get_node(&id)?.clone()));
+        membership.voter_ids().filter_map(known).collect()
     }
 
     /// Whether a node is a member, as far as this node knows.
@@ -179,6 +191,7 @@ impl Local {
             applied_index,
             state_hash: applied.state_hash,
             state_hash_index: applied_index,
+            wall_ms: self.clock.wall_ms(),
         }
     }
 

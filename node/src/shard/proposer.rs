@@ -26,6 +26,8 @@ use std::time::Duration;
 use agentpost_proto::command::{Command, Operation, Rejection, Reply, operation, reply};
 use agentpost_proto::limits::{PROPOSALS_IN_FLIGHT_MAX, PROPOSALS_RESERVED};
 use agentpost_proto::peer::forward_reply::Outcome as Answered;
+use agentpost_raft_store::db::StateHandle;
+use agentpost_raft_store::query;
 use agentpost_raft_store::types::{LeaderId, Proposal};
 use bytes::Bytes;
 use openraft::errors::ClientWriteError;
@@ -35,8 +37,9 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::leadership::ClusterTime;
+use super::wall_time::WallTime;
 use super::{Lead, Leader, Raft};
-use crate::clock::{Clock, IdSource};
+use crate::clock::IdSource;
 use crate::metrics::{Held, Metrics, Outcome};
 use crate::peer::forward::{Forwarder, Kind, Lost};
 
@@ -67,10 +70,11 @@ pub struct Proposer {
 
 struct Shared {
     raft: Raft,
+    state: StateHandle,
     lead: Lead,
     forwarder: Forwarder,
     cluster_time: ClusterTime,
-    clock: Clock,
+    wall_time: WallTime,
     ids: IdSource,
     metrics: Metrics,
     admission: Semaphore,
@@ -79,12 +83,13 @@ struct Shared {
 }
 
 impl Proposer {
-    /// Proposes to `raft` when it leads here, through `forwarder` otherwise.
+    /// Proposes to `raft`, whose state is `state`, when it leads here, through `forwarder` otherwise.
     pub fn new(
         raft: Raft,
+        state: StateHandle,
         forwarder: Forwarder,
         cluster_time: ClusterTime,
-        clock: Clock,
+        wall_time: WallTime,
         ids: IdSource,
         metrics: Metrics,
     ) -> Self {
@@ -93,10 +98,11 @@ impl Proposer {
         let reserved = Semaphore::new(PROPOSALS_RESERVED);
         let shared = Shared {
             raft,
+            state,
             lead,
             forwarder,
             cluster_time,
-            clock,
+            wall_time,
             ids,
             metrics,
             admission,
@@ -176,7 +182,7 @@ impl Proposer {
         let shared = &self.shared;
         let (ct_epoch, cluster_ms) = shared.cluster_time.now();
         let command = Command {
-            wall_ms: shared.clock.wall_ms(),
+            wall_ms: self.wall_ms()?,
             ct_epoch,
             cluster_ms,
             operation,
@@ -203,6 +209,22 @@ impl Proposer {
             let reason = format!("no answer within {ANSWER_DEADLINE:?}");
             Err(ProposeError::OutcomeUnknown(reason))
         })
+    }
+
+    /// Wall time for a command: 0, for where it stands, while the voters' clocks are not known. Only a cluster
+    /// that has no time at all waits for them, so that its first day is the right one.
+    fn wall_ms(&self) -> Result<u64, ProposeError> {
+        let shared = &self.shared;
+        if let Some(wall_ms) = shared.wall_time.stamp() {
+            return Ok(wall_ms);
+        }
+        match query::applied(&*shared.state.current()) {
+            Ok(applied) if applied.wall_ms != 0 => Ok(0),
+            Ok(_) => Err(ProposeError::NotReady(
+                "the voters' clocks are not known yet".to_owned(),
+            )),
+            Err(error) => Err(ProposeError::NotReady(error.to_string())),
+        }
     }
 
     async fn forward(&self, node: u64, address: &str, operation: Bytes) -> Result<Reply, ProposeError> {

@@ -161,7 +161,7 @@ async fn first_frame(link: &mut Link) -> Result<Connect, End> {
 
 /// The caller of a valid key; every other key gets the same answer.
 pub fn authenticate(hub: &Hub, kv: &impl Kv, key_hash: &[u8; 32]) -> Result<Caller, End> {
-    match auth::find(kv, key_hash, hub.services.clock.wall_ms()).map_err(unreadable)? {
+    match auth::find(kv, key_hash, hub.services.wall_time.now_ms()).map_err(unreadable)? {
         Finding::Valid(caller) => Ok(caller),
         Finding::Refused | Finding::Unknown => Err(refused()),
     }
@@ -202,7 +202,7 @@ fn place(hub: &Hub, kv: &impl Kv, request: &Request<'_>, feed: &mut Feed) -> Res
         last_seq: start.after_seq,
         client_id: request.client_id.map_or_else(fresh, str::to_owned),
     };
-    let quota = quota_snapshot(kv, request.team, hub.services.clock.wall_ms())?;
+    let quota = quota_snapshot(kv, request.team, hub.services.wall_time.now_ms())?;
     let mut greeting = vec![connected, quota];
     let removed = feed.max_removed_seq(kv)?;
     if let Some(message) = resume::expired(&start, removed) {
@@ -219,7 +219,7 @@ fn place(hub: &Hub, kv: &impl Kv, request: &Request<'_>, feed: &mut Feed) -> Res
 fn quota_snapshot(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<ServerFrame, Fatal> {
     let head = query::team_head(kv, team)?;
     let limits = query::team(kv, team)?.and_then(|team: record::Team| team.limits);
-    // The log's clock may be ahead of this node's at the turn of the month.
+    // The log's time may be ahead of what this node reckons at the turn of the month.
     let now_ms = wall_ms.max(query::applied(kv)?.wall_ms);
     let used = if head.month == time::month(now_ms) {
         head.events_used

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use agentpost_node::clock::Clock;
 use agentpost_node::config::Config;
 use agentpost_node::node::{self, RunningNode, Services};
 use agentpost_proto::command::{CreateKey, CreateTeam, Operation, Permission, Principal, TeamLimits, operation, reply};
@@ -59,6 +60,11 @@ impl TestCluster {
 
     /// The same with settings that differ from the defaults, for all nodes, as TOML.
     pub async fn start_with(n: usize, settings: &str) -> Self {
+        Self::start_with_clocks(n, settings, |_| Clock::system()).await
+    }
+
+    /// The same with clocks of the nodes' own, until they are restarted.
+    pub async fn start_with_clocks(n: usize, settings: &str, clock_of: impl Fn(usize) -> Clock) -> Self {
         let dir = tempfile::tempdir().unwrap();
         agentpost_node::secrets::write_private(&dir.path().join("secret"), &[7; 32]).unwrap();
         let mut listeners = Vec::new();
@@ -79,7 +85,9 @@ impl TestCluster {
             settings: settings.to_owned(),
         };
         for (i, (client, peer)) in listeners.into_iter().enumerate() {
-            let node = node::start_with(cluster.config(i), client, peer).await.unwrap();
+            let node = node::start_at(clock_of(i), cluster.config(i), client, peer)
+                .await
+                .unwrap();
             cluster.put(i, node);
         }
         for i in 0..n {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use agentpost_node::clock::Clock;
 use agentpost_node::dispatch::attempt;
 use agentpost_node::dispatch::egress::Timeouts;
+use agentpost_node::shard::wall_time::WallTime;
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits::TEAM_LOOKUPS_MAX;
 use rustls::RootCertStore;
@@ -138,5 +139,10 @@ async fn names_that_hang_are_the_trouble_of_their_team_alone() {
     assert_eq!(stage.call(&good).await.error, "timeout");
     let mut other = call(&good);
     other.team = TeamId([2; 16]);
-    assert_eq!(attempt::make(&stage.egress, &Clock::system(), other).await.status, 200);
+    assert_eq!(
+        attempt::make(&stage.egress, &WallTime::new(Clock::system()), other)
+            .await
+            .status,
+        200
+    );
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use agentpost_node::clock::Clock;
 use agentpost_node::dispatch::attempt;
+use agentpost_node::shard::wall_time::WallTime;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -72,7 +73,7 @@ async fn a_topic_message_names_its_topic_subscription_and_receiver() {
     call.delivery.topic = "market".into();
     call.delivery.subscription_id = vec![3; 16].into();
     call.redelivery_possible = true;
-    attempt::make(&stage.egress, &Clock::system(), call).await;
+    attempt::make(&stage.egress, &WallTime::new(Clock::system()), call).await;
     let (head, body) = receiver.requests().remove(0);
     let body: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(body["event"], "message.topic");
@@ -341,7 +342,7 @@ async fn connections_are_kept_for_a_team_and_not_for_two() {
     assert_eq!(receiver.connections(), 1);
     let mut other = call(&receiver.url());
     other.team = agentpost_proto::id::TeamId([2; 16]);
-    attempt::make(&stage.egress, &Clock::system(), other).await;
+    attempt::make(&stage.egress, &WallTime::new(Clock::system()), other).await;
     assert_eq!((receiver.connections(), receiver.requests().len()), (2, 4));
 }
 
@@ -391,7 +392,7 @@ async fn a_public_host_is_not_called_too_often_whoever_asks() {
         let mut call = call(&format!("https://victim.example.com:{}/", 2000 + u16::from(i % 20)));
         call.team = agentpost_proto::id::TeamId([i; 16]);
         let egress = stage.egress.clone();
-        async move { attempt::make(&egress, &Clock::system(), call).await }
+        async move { attempt::make(&egress, &WallTime::new(Clock::system()), call).await }
     });
     let results = futures::future::join_all(calls).await;
     let (put_back, made): (Vec<_>, Vec<_>) = results.into_iter().partition(|result| result.not_sent);

@@ -11,6 +11,7 @@ use agentpost_node::config::Config;
 use agentpost_node::dispatch::attempt::{self, Call};
 use agentpost_node::dispatch::egress::{Egress, Options, Timeouts};
 use agentpost_node::dispatch::resolver::{Looked, Lookup};
+use agentpost_node::shard::wall_time::WallTime;
 use agentpost_proto::command::{AttemptResult, BodyKind};
 use agentpost_proto::id::TeamId;
 use agentpost_proto::record;
@@ -102,7 +103,7 @@ impl Stage {
 
     /// One attempt at the URL.
     pub async fn call(&self, url: &str) -> AttemptResult {
-        attempt::make(&self.egress, &Clock::system(), call(url)).await
+        attempt::make(&self.egress, &WallTime::new(Clock::system()), call(url)).await
     }
 }
 

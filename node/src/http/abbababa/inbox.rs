@@ -204,7 +204,7 @@ impl Inbox<'_> {
             }
             page = self.page(&state, page.last_seq)?;
         }
-        match auth::find(&*state, key_hash, services.clock.wall_ms())? {
+        match auth::find(&*state, key_hash, services.wall_time.now_ms())? {
             auth::Finding::Valid(_) => Ok(page),
             auth::Finding::Refused | auth::Finding::Unknown => Err(auth::refused()),
         }

@@ -108,7 +108,7 @@ impl<'a> Source<'a> {
             ids: &doors.services.ids,
             body,
             from,
-            wall_ms: doors.services.clock.wall_ms(),
+            wall_ms: doors.services.wall_time.now_ms(),
         }
     }
 
