@@ -2,7 +2,6 @@
 //! labels.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use agentpost_raft_store::log_store::LogMetrics;
@@ -13,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+pub mod clocks;
 pub mod dispatch;
 mod log;
 mod process;
@@ -25,7 +25,8 @@ pub struct Metrics {
     http_seconds: Family<FaceLabel, Histogram, fn() -> Histogram>,
     proposals: Family<ProposalLabel, Counter>,
     state_hash: Family<StateHashLabels, Gauge>,
-    clock_divergence: Family<NodeLabel, Gauge<f64, AtomicU64>>,
+    /// The voters' clocks.
+    pub clocks: clocks::Clocks,
     /// The dispatcher.
     pub dispatch: dispatch::Dispatch,
     /// Client operations between admission and answer on this node.
@@ -112,11 +113,6 @@ struct ProposalLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct NodeLabel {
-    node: u64,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateHashLabels {
     hash: String,
 }
@@ -185,12 +181,6 @@ impl Metrics {
                 "The index at which the state had this hash",
                 Family::default(),
             ),
-            clock_divergence: add(
-                r,
-                "clock_divergence_seconds",
-                "How far the clock of each voter, as this node reads it, is ahead of wall time",
-                Family::default(),
-            ),
             proposals_in_flight: add(r, "proposals_in_flight", "Client operations waiting for an answer", g()),
             forwards_in_flight: add(
                 r,
@@ -229,6 +219,7 @@ impl Metrics {
             leader: add(r, "leader", "Node id of the leader; 0 = none known", g()),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
+            clocks: clocks::Clocks::register(r),
             dispatch: dispatch::Dispatch::register(r),
         };
         Metrics {
@@ -264,11 +255,6 @@ impl Metrics {
                 hash: format!("{hash:016x}"),
             })
             .set(gauge(index));
-    }
-
-    /// Shows how far a voter's clock is ahead of wall time.
-    pub fn set_clock_divergence(&self, node: u64, seconds: f64) {
-        self.clock_divergence.get_or_create(&NodeLabel { node }).set(seconds);
     }
 
     /// The exposition in Prometheus's text format.

@@ -180,7 +180,7 @@ impl Timekeeper {
         let Some(agreed) = agreed else { return };
         for (id, reading) in &self.readings {
             let off_ms = reading.saturating_sub(agreed);
-            self.metrics.set_clock_divergence(*id, off_ms as f64 / 1000.0);
+            self.metrics.clocks.set_divergence(*id, off_ms as f64 / 1000.0);
             if off_ms.unsigned_abs() <= CLOCK_DIVERGENCE_MS_MAX {
                 if self.diverging.remove(id) {
                     tracing::info!(node = id, off_ms, "the clock of this node is near the others' again");
