@@ -31,6 +31,7 @@ pub struct Config {
     pub raft: Raft,
     pub kite: Kite,
     pub webhooks: Webhooks,
+    pub limits: Limits,
     pub runtime: Runtime,
     pub log: Log,
 }
@@ -104,6 +105,16 @@ pub struct Kite {
 pub struct Webhooks {
     pub allow_http: bool,
     pub allow_networks: Vec<Network>,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Limits {
+    pub burst_sends: u32,
+    pub burst_requests: u32,
+    pub burst_window_s: u32,
 }
 
 /// `[runtime]`
@@ -206,6 +217,9 @@ impl Config {
         if self.member(self.node.id).is_none() {
             return Err(format!("cluster.nodes does not hold node.id = {}", self.node.id));
         }
+        if !(1..=86_400).contains(&self.limits.burst_window_s) {
+            return Err("limits.burst_window_s is from 1 to 86400".to_owned());
+        }
         let raft = &self.raft;
         if raft.heartbeat_ms == 0
             || raft.heartbeat_ms * 2 > raft.election_min_ms
@@ -291,6 +305,7 @@ mod tests {
         assert_eq!(config.node.public_url, "http://127.0.0.1:7700");
         assert_eq!(config.cluster.nodes.len(), 1);
         assert_eq!(config.bootstrap.admin_key_file, None);
+        assert_eq!((config.limits.burst_sends, config.limits.burst_requests), (0, 0));
     }
 
     #[test]
@@ -334,6 +349,8 @@ mod tests {
             ("[webhooks]\nallow_networks = [\"10.0.0.1/8\"]", "10.0.0.0/8"),
             ("[webhooks]\nallow_networks = [\"169.254.169.254/32\"]", "never opened"),
             ("[log]\nformat = \"xml\"", "xml"),
+            ("[limits]\nburst_window_s = 0", "burst_window_s"),
+            ("[limits]\nburst_sends = -1", "burst_sends"),
         ] {
             let error = load(text, &[]).unwrap_err();
             assert!(error.contains(named) && error.contains("test.toml"), "{text}: {error}");

@@ -4,7 +4,7 @@
 //! - [`abbababa`], [`kite`], [`admin`], [`signing`], [`health`]: the faces, each with its own shapes;
 //!   `deliveries`: what two of them show alike;
 //! - [`auth`]: who is calling; [`error`]: the one map from what can go wrong to HTTP;
-//! - [`ratelimit`]: what the Abba Baba face says about quotas;
+//! - [`ratelimit`]: what the Abba Baba face says about quotas; [`burst`]: what a key may ask of this node at once;
 //! - [`body`], [`json`], [`cursor`]: strict input and opaque output; [`serve`]: connections and their bounds.
 //!
 //! **Invariant**: no answer has a plain-text body (but `/metrics`), and no bad input makes a 5xx.
@@ -13,6 +13,7 @@ pub mod abbababa;
 pub mod admin;
 pub mod auth;
 pub mod body;
+pub mod burst;
 pub mod cursor;
 mod deliveries;
 pub mod error;
@@ -105,15 +106,15 @@ impl Doors {
         let key_hash = services.secrets.key_hash(auth::presented(headers)?);
         let generation = match self.remembered.get(&key_hash, services.wall_time.now_ms()) {
             Ok(caller) => {
-                ratelimit::note_caller(&caller, headers);
+                self.admit(&caller, headers)?;
                 return Ok(caller);
             }
             Err(generation) => generation,
         };
         let (_, caller) = auth::authorize(services, &key_hash, services.reader.local()).await?;
-        ratelimit::note_caller(&caller, headers);
         let caller = Arc::new(caller);
         self.remembered.insert(generation, key_hash, Arc::clone(&caller));
+        self.admit(&caller, headers)?;
         Ok(caller)
     }
 
@@ -127,12 +128,25 @@ impl Doors {
         };
         let state = state.inspect_err(|_| self.note_known(headers))?;
         let (state, caller) = auth::authorize(services, &key_hash, state).await?;
-        ratelimit::note_caller(&caller, headers);
+        self.admit(&caller, headers)?;
         Ok(Reading {
             state,
             caller,
             key_hash,
         })
+    }
+
+    /// Notes who calls, and counts the request.
+    fn admit(&self, caller: &Caller, headers: &HeaderMap) -> Result<()> {
+        ratelimit::note_caller(caller, headers);
+        let admitted = self.services.bursts.request(caller, &self.services.clock);
+        admitted.inspect_err(|_| ratelimit::note_burst())
+    }
+
+    /// Counts a message before it is proposed.
+    fn count_send(&self, caller: &Caller) -> Result<()> {
+        let counted = self.services.bursts.send(caller, &self.services.clock);
+        counted.inspect_err(|_| ratelimit::note_burst())
     }
 
     /// Notes who calls, as far as this node knows, where nobody is authorised: only to show their limits.
@@ -147,6 +161,9 @@ impl Doors {
 
     /// Has an operation carried out in the caller's name. A refusal is an error.
     async fn propose(&self, caller: &Caller, op: operation::Op) -> Result<reply::Reply> {
+        if matches!(op, operation::Op::Send(_)) {
+            self.count_send(caller)?;
+        }
         let sending = ratelimit::Sending::of(&op);
         let operation = Operation {
             principal: Some(caller.principal()),

@@ -39,6 +39,7 @@ use crate::dispatch::calls::Calls;
 use crate::dispatch::egress::Egress;
 use crate::dispatch::reporter::Reporter;
 use crate::http;
+use crate::http::burst::Bursts;
 use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::peer::dial::{CONNECTION_WINDOW_BYTES, Dialer, KEEPALIVE, STREAM_WINDOW_BYTES};
@@ -85,6 +86,7 @@ pub struct Services {
     pub metrics: Metrics,
     pub cluster: ClusterHandle,
     pub egress: Egress,
+    pub bursts: Arc<Bursts>,
 }
 
 /// A node that serves. Dropping it does not stop it; [`RunningNode::stop`] does.
@@ -176,6 +178,7 @@ pub async fn start_at(
         metrics.clone(),
     );
     let leases = Leases::new(proposer.clone(), wall_time.clone(), ids.clone(), &cluster);
+    let bursts = Arc::new(Bursts::new(&config.limits));
     let services = Services {
         proposer,
         reader,
@@ -189,6 +192,7 @@ pub async fn start_at(
         metrics,
         cluster,
         egress,
+        bursts,
     };
     let core = Core {
         raft,

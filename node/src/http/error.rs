@@ -15,6 +15,9 @@ use crate::metrics::Face;
 use crate::shard::proposer::ProposeError;
 use crate::shard::reader::NotReady;
 
+/// The stable name of what a burst limit refuses; that of quotas is another.
+const BURST: &str = "rate_limited";
+
 /// A refusal, before it takes the shape of a face.
 #[derive(Debug)]
 pub struct ApiError {
@@ -100,6 +103,19 @@ impl ApiError {
             "too_large",
             format!("{what} has more than {bytes_max} bytes"),
         )
+    }
+
+    /// 429 of a burst limit: nothing was changed.
+    pub fn burst(message: String, retry_after_s: u64) -> Self {
+        ApiError {
+            retry_after_s: Some(retry_after_s),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, BURST, message)
+        }
+    }
+
+    /// Whether a burst limit refused it.
+    pub fn is_burst(&self) -> bool {
+        self.code == BURST
     }
 
     /// 503: nothing was changed.

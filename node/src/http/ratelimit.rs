@@ -6,8 +6,9 @@
 //! may be a moment behind another node's. The notes live as long as the request.
 //!
 //! Decisions where the specification is silent: the day is that of replicated wall time, or of the voters'
-//! clocks as this node knows them if that is ahead; a 429 always shows 0 remaining, whichever quota it met; a
-//! caller whom nobody knows is shown what a 401 shows.
+//! clocks as this node knows them if that is ahead; a 429 of a quota always shows 0 remaining, whichever quota it
+//! met, while one of a burst limit shows what is left of the day, for which nobody has to wait; a caller whom nobody
+//! knows is shown what a 401 shows.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -43,6 +44,8 @@ tokio::task_local! {
 struct Notes {
     caller: Option<Who>,
     standing: Option<Standing>,
+    /// A burst limit refused it.
+    burst: bool,
 }
 
 struct Who {
@@ -69,6 +72,11 @@ pub(super) fn note_caller(caller: &Caller, headers: &HeaderMap) {
 /// Notes how the quota that the answer will show stands after this request.
 pub(super) fn note_standing(standing: Standing) {
     note(|notes| notes.standing = Some(standing));
+}
+
+/// Notes that a burst limit refuses the request.
+pub(super) fn note_burst() {
+    note(|notes| notes.burst = true);
 }
 
 /// The messages that an operation is about to send. A reply that speaks of others is one of the past.
@@ -167,7 +175,7 @@ pub(super) async fn shown(services: &Services, counted: Counted, answer: impl Fu
     });
     let (limit, remaining) = match (response.status(), standing) {
         (StatusCode::UNAUTHORIZED, _) | (_, None | Some(Err(_))) => nobody(counted),
-        (StatusCode::TOO_MANY_REQUESTS, Some(Ok(standing))) => (shown_of(standing).0, 0),
+        (StatusCode::TOO_MANY_REQUESTS, Some(Ok(standing))) if !notes.burst => (shown_of(standing).0, 0),
         (_, Some(Ok(standing))) => shown_of(standing),
     };
     let headers = response.headers_mut();

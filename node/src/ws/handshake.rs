@@ -116,6 +116,8 @@ fn introduce(hub: &Hub, kv: &impl Kv, connect: &Connect) -> Result<(Caller, [u8;
     if caller.permission < Permission::Read {
         return Err(End::auth("this API key lacks the permission read"));
     }
+    let admitted = hub.services.bursts.request(&caller, &hub.services.clock);
+    admitted.map_err(|error| End::busy(error.message))?;
     Ok((caller, key_hash))
 }
 

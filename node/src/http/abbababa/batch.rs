@@ -33,15 +33,25 @@ pub async fn batch(doors: &Doors, request: Request) -> Result<Response> {
     let Batch(items) = parse(&body)?;
     let source = Source::of(doors, &body, &from);
     let mut sends = Vec::with_capacity(items.len());
-    // Per item: what is wrong with it, or its topic.
+    // Per item: why it is not sent, or its topic.
     let mut checked = Vec::with_capacity(items.len());
     for item in &items {
         let send = item.to_send(&source).and_then(|send| item.keyed(send));
+        let send = send.and_then(|send| doors.count_send(&caller).map(|()| send));
         checked.push(send.map(|send| {
             let topic = send.topic.clone();
             sends.push(send);
             topic
         }));
+    }
+    // Where no message may go now, the whole answer says when to come back.
+    if sends.is_empty()
+        && let Some(place) = checked
+            .iter()
+            .position(|item| matches!(item, Err(error) if error.is_burst()))
+        && let Err(refusal) = checked.swap_remove(place)
+    {
+        return Err(refusal);
     }
     let outcomes = if sends.is_empty() {
         Vec::new()
