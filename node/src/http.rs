@@ -255,7 +255,8 @@ fn parse<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
     if !text.trim_ascii_start().starts_with('{') {
         return Err(ApiError::invalid("the request body must be a JSON object"));
     }
-    serde_json::from_str(text).map_err(|e| ApiError::invalid(format!("the request body is not valid JSON: {e}")))
+    serde_json::from_str(text)
+        .map_err(|e| ApiError::invalid(format!("the request body is not valid JSON: {}", json::explain(&e))))
 }
 
 /// The `Idempotency-Key` header; empty without one.

@@ -9,12 +9,12 @@ pub fn rfc3339(unix_ms: u64) -> String {
     format!("{at:.3}")
 }
 
-/// Unix milliseconds of an RFC 3339 text.
-pub fn parse_rfc3339(text: &str) -> Result<u64, String> {
+/// Unix milliseconds of an RFC 3339 text. The error does not repeat what it was given.
+pub fn parse_rfc3339(text: &str) -> Result<u64, &'static str> {
     let at: Timestamp = text
         .parse()
-        .map_err(|_| format!("{text:?} is not an RFC 3339 time such as 2026-04-30T10:00:00Z"))?;
-    u64::try_from(at.as_millisecond()).map_err(|_| format!("{text:?} lies before 1970"))
+        .map_err(|_| "expected an RFC 3339 time such as 2026-04-30T10:00:00Z")?;
+    u64::try_from(at.as_millisecond()).map_err(|_| "expected a time after 1970")
 }
 
 /// Days since 1970-01-01 in UTC.
@@ -69,6 +69,6 @@ mod tests {
         assert_eq!(next_midnight_s(last) * 1000, last + 1);
         assert_eq!(day(last) + 1, day(last + 1));
         assert_eq!((until_midnight_s(last), until_midnight_s(last + 1)), (1, 86_400));
-        assert!(parse_rfc3339("yesterday").is_err());
+        assert!(parse_rfc3339("yesterday").is_err_and(|e| !e.contains("yesterday")));
     }
 }

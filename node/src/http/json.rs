@@ -19,6 +19,18 @@ const KEYS_MAX: usize = 1_000;
 /// Characters of one number at most.
 const NUMBER_CHARS_MAX: usize = 64;
 
+/// What is wrong with a JSON text, without the value that is wrong: people put keys and tokens in the wrong place,
+/// and what is said here may be logged.
+pub fn explain(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    // serde quotes the value, then says what it expected, in words that are ours.
+    let expected = text.rfind(", expected ").filter(|_| error.is_data());
+    match expected.filter(|_| !text.starts_with("unknown field ")) {
+        Some(at) => text[at + 2..].to_owned(),
+        None => text,
+    }
+}
+
 /// Why a well-formed JSON text is refused all the same; shown to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
@@ -431,6 +443,37 @@ mod tests {
         assert_eq!(text(r#""\ud800""#), Err(Fault::BadUnicode));
         assert_eq!(text("12"), Err(Fault::NotText));
         assert_eq!(text("{}"), Err(Fault::NotText));
+    }
+
+    #[test]
+    fn an_explanation_never_quotes_a_value() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code)]
+        struct Typed {
+            number: u8,
+            kind: Option<Kind>,
+        }
+        #[derive(Debug, Deserialize)]
+        enum Kind {
+            One,
+            Two,
+        }
+        for (bad, explained) in [
+            (r#"{"number":"kite_x, expected y"}"#, "expected u8"),
+            (r#"{"number":300777}"#, "expected u8"),
+            (r#"{"number":1,"kind":"kite_x"}"#, "expected `One` or `Two`"),
+            (r#"{"number":[]}"#, "expected u8"),
+            (r#""kite_x""#, "expected struct Typed"),
+            (r#"{"other":1}"#, "unknown field `other`, expected `number` or `kind`"),
+            (r#"{}"#, "missing field `number`"),
+            (r#"{"number":1"#, "EOF while parsing an object"),
+            (r#"{"number":kite_x}"#, "expected value"),
+        ] {
+            let text = explain(&serde_json::from_str::<Typed>(bad).unwrap_err());
+            assert!(text.starts_with(explained), "{bad}: {text}");
+            assert!(!text.contains("kite_x") && !text.contains("300777"), "{bad}: {text}");
+        }
     }
 
     members!(

@@ -6,6 +6,8 @@ use agentpost_proto::record;
 use axum::extract::ws::Utf8Bytes;
 use serde_json::Value;
 
+use crate::http::json::explain;
+
 /// RPC methods of the vendor's protocol that come later.
 const LATER_METHODS: &[&str] = &[
     "events.recent",
@@ -27,10 +29,10 @@ pub fn read(text: &str) -> Result<Option<ClientFrame>, String> {
         Ok(frame) => return Ok(Some(frame)),
         Err(error) => error,
     };
-    let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
+    let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {}", explain(&e)))?;
     match value.get("type").and_then(Value::as_str) {
         None => Err("a frame is a JSON object with a string \"type\"".to_owned()),
-        Some("connect" | "request") => Err(format!("malformed frame: {error}")),
+        Some("connect" | "request") => Err(format!("malformed frame: {}", explain(&error))),
         Some(_) => Ok(None),
     }
 }

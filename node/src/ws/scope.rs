@@ -39,10 +39,8 @@ impl Scope {
     /// Reads one scope.
     pub fn parse(text: &str) -> Result<Self, ScopeError> {
         let unknown = || {
-            ScopeError::Invalid(format!(
-                "unknown scope {:?}: expected *, source:<name>, type:<name> or agent_to:<agent id>",
-                text.chars().take(64).collect::<String>()
-            ))
+            let expected = "unknown scope: expected *, source:<name>, type:<name> or agent_to:<agent id>";
+            ScopeError::Invalid(expected.to_owned())
         };
         if text == "*" {
             return Ok(Scope::All);
