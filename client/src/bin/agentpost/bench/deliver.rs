@@ -35,8 +35,9 @@ pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut Report) -> anyhow
 }
 
 async fn both(bench: &Bench<'_>, run: u32, report: &mut Report) -> anyhow::Result<()> {
-    full_load(bench, run, report).await?;
-    isolation::measure(bench, run, report).await
+    // First what is measured at low load: full load leaves merges behind it.
+    isolation::measure(bench, run, report).await?;
+    full_load(bench, run, report).await
 }
 
 /// What the lanes have done.
