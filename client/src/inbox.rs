@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::frame::{ClientFrame, ERR_AUTH_FAILED, ERR_SLOW_CONSUMER};
+use agentpost_proto::secret::Secret;
 use futures::{SinkExt, StreamExt};
 use serde::Deserialize;
 use serde_json::Value;
@@ -43,7 +44,7 @@ pub struct Options {
     /// WebSocket URLs, the first dialled first; not empty.
     pub urls: Vec<String>,
     /// The API key.
-    pub token: String,
+    pub token: Secret,
     /// The key's team.
     pub team_id: String,
     /// `*`, `source:…`, `type:…` or `agent_to:…`; any of them lets an event pass.

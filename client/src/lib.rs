@@ -47,6 +47,7 @@ mod topics;
 pub mod urls;
 pub mod verify;
 
+pub use agentpost_proto::secret::Secret;
 pub use agentpost_proto::{api, limits};
 pub use client::Client;
 pub use deliveries::DeliveryQuery;

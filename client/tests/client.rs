@@ -155,7 +155,7 @@ async fn an_inbox_goes_on_at_another_node_where_it_left_off() {
     ]);
     let mut inbox = Inbox::new(Options {
         urls: vec![first.ws_url(), second.ws_url()],
-        token: "k".to_owned(),
+        token: "k".to_owned().into(),
         team_id: "t".to_owned(),
         scopes: vec!["agent_to:a".to_owned()],
         client_id: Some("me".to_owned()),
@@ -195,7 +195,7 @@ async fn pauses_double_up_to_30_seconds_and_cover_whole_rounds() {
     let (token, team_id) = ("k".to_owned(), "t".to_owned());
     let mut inbox = Inbox::new(Options {
         urls,
-        token,
+        token: token.into(),
         team_id,
         scopes: Vec::new(),
         client_id: None,

@@ -131,7 +131,7 @@ async fn deliveries_receipts_and_keys_of_an_agent() {
     // A repeat would find it cancelled, by whomever.
     let end = client.cancel_delivery("dlv_1").await;
     assert!(matches!(end, Err(Error::OutcomeUnknown { .. })), "{end:?}");
-    assert_eq!(client.signing_keys().await.unwrap().next, "sig_2");
+    assert_eq!(&*client.signing_keys().await.unwrap().next, "sig_2");
     let paths: Vec<String> = asked(&server).into_iter().map(|(path, _)| path).collect();
     assert_eq!(
         paths,

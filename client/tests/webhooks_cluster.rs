@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use agentpost::api::abbababa::{DeliveryFailed, Message, SendRequest};
 use agentpost::verify::Verifier;
-use agentpost::{Client, ListQuery, SubscriptionUrl};
+use agentpost::{Client, ListQuery, Secret, SubscriptionUrl};
 use common::cluster::Cluster;
 use common::{PATIENCE, parts};
 use jepsen_like_tests::receiver::{Answer, Call, Receiver};
@@ -95,7 +95,7 @@ async fn limits_and_signing_keys_are_changed_by_the_operator() {
     );
     assert_eq!(post.signing_keys().await.0, next);
     // An agent gets the same from another node.
-    assert_eq!(post.agent("a", 3).signing_keys().await.unwrap().current, next);
+    assert_eq!(post.agent("a", 3).signing_keys().await.unwrap().current, Secret(next));
 
     let args = [
         "team",
@@ -141,7 +141,7 @@ async fn a_topic_and_a_webhook_that_fails_and_then_succeeds() {
         .unwrap();
     assert_eq!(agent.webhook().await.unwrap(), Some(webhook.clone()));
     let (current, next) = post.signing_keys().await;
-    let verifier = |secret: &Option<String>, url: &str| {
+    let verifier = |secret: &Option<Secret>, url: &str| {
         let verifier = Verifier::new().secret(secret.as_ref().unwrap()).unwrap();
         verifier.signing_keys(&current, &next).url(url)
     };

@@ -292,7 +292,7 @@ impl Cluster {
         let key = admin.create_key(&team.id, &key).await?;
         Ok(Team {
             id: team.id,
-            key: key.api_key,
+            key: key.api_key.into(),
         })
     }
 

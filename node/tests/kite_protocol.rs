@@ -195,7 +195,7 @@ fn every_frame_that_their_client_sends_is_one_of_ours() {
                     scopes: s,
                     client_id: c,
                 },
-            ) => assert_eq!((version, token, team_id, scopes, client_id), (v, t, i, s, c)),
+            ) => assert_eq!((version, token, team_id, scopes, client_id), (v, t.0, i, s, c)),
             (ClientMessage::Ack { seq }, ClientFrame::Ack { seq: s }) => assert_eq!(seq, s),
             (ClientMessage::Request { id, method, .. }, ClientFrame::Request { id: i, method: m, .. }) => {
                 assert_eq!((id, method), (i, m));

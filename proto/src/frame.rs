@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cloudevent::CloudEvent;
+use crate::secret::Secret;
 
 /// Bad or revoked key, wrong team, nothing left of the scopes. Fatal for clients.
 pub const ERR_AUTH_FAILED: u32 = 4001;
@@ -24,7 +25,7 @@ pub const ERR_QUOTA_BLOCKED: u32 = 4005;
 pub enum ClientFrame {
     Connect {
         version: u32,
-        token: String,
+        token: Secret,
         team_id: String,
         #[serde(default)]
         scopes: Vec<String>,

@@ -4,7 +4,7 @@
 //!   traffic, generated from `proto/agentpost/*.proto`. A field number is never reused and never changes
 //!   its type; readers skip what they do not know. `tests/golden.rs` guards the bytes.
 //! - [`api`]: JSON bodies of the three faces; [`frame`] and [`cloudevent`]: the Kite WebSocket.
-//! - [`id`]: newtypes whose parse is the validation. [`limits`]: every bound of the system.
+//! - [`id`]: newtypes whose parse is the validation; [`secret`]: what no log may show. [`limits`]: every bound of the system.
 //!
 //! No tokio, no I/O, no clock, no randomness.
 
@@ -14,6 +14,7 @@ pub mod error;
 pub mod frame;
 pub mod id;
 pub mod limits;
+pub mod secret;
 pub mod time;
 
 /// The log format: commands and replies.

@@ -234,7 +234,7 @@ async fn keys_post(doors: &Doors, id: Id, request: Request) -> Result<Response> 
         reply::Reply::Key(_) => json_of(&admin::CreatedKey {
             id: new.id.to_string(),
             key_prefix: new.prefix,
-            api_key: new.api_key,
+            api_key: new.api_key.into(),
         }),
         other => Err(unexpected("create key", &other)),
     }

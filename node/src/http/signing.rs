@@ -72,8 +72,8 @@ async fn shown(doors: &Doors, reading: &Reading, team: TeamId, rotate: bool) -> 
     }
     let secrets = &doors.services.secrets;
     json_of(&SigningKeys {
-        current: secrets.signing_key(team, generation),
-        next: secrets.signing_key(team, generation + 1),
+        current: secrets.signing_key(team, generation).into(),
+        next: secrets.signing_key(team, generation + 1).into(),
     })
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use agentpost_proto::command::Permission;
 use agentpost_proto::frame::{ClientFrame, ServerFrame};
 use agentpost_proto::id::{AgentId, TeamId};
+use agentpost_proto::secret::Secret;
 use agentpost_proto::{limits, record, time};
 use agentpost_raft_store::db::StateDb;
 use agentpost_raft_store::kv::{Fatal, Kv};
@@ -28,7 +29,7 @@ const STORE_WITHIN: Duration = Duration::from_secs(5);
 
 /// The fields of a `connect` frame.
 struct Connect {
-    token: String,
+    token: Secret,
     team_id: String,
     scopes: Vec<String>,
     client_id: Option<String>,

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::secret::Secret;
+
 /// `POST /teams`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -101,7 +103,7 @@ pub struct CreateKey {
 pub struct CreatedKey {
     pub id: String,
     pub key_prefix: String,
-    pub api_key: String,
+    pub api_key: Secret,
 }
 
 /// A key without its secret.

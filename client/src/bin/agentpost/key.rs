@@ -121,7 +121,7 @@ async fn create(client: &Client, args: Create) -> anyhow::Result<()> {
     }
     output::text(&format!(
         "Created key\n  id:      {}\n  prefix:  {}\n  api key: {}\n\nThe api key is not shown again.\n",
-        key.id, key.key_prefix, key.api_key
+        key.id, key.key_prefix, key.api_key.0
     ))
 }
 

@@ -50,7 +50,7 @@ pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()
 }
 
 fn shown(head: &str, keys: &SigningKeys) -> String {
-    format!("{head}\n  current: {}\n  next:    {}\n", keys.current, keys.next)
+    format!("{head}\n  current: {}\n  next:    {}\n", keys.current.0, keys.next.0)
 }
 
 #[cfg(test)]
@@ -60,8 +60,8 @@ mod tests {
     #[test]
     fn both_keys_are_shown() {
         let keys = SigningKeys {
-            current: "sig_1".to_owned(),
-            next: "sig_2".to_owned(),
+            current: "sig_1".to_owned().into(),
+            next: "sig_2".to_owned().into(),
         };
         let expected = "Signing keys\n  current: sig_1\n  next:    sig_2\n";
         assert_eq!(shown("Signing keys", &keys), expected);

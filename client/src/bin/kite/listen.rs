@@ -30,7 +30,7 @@ pub async fn run(args: Listen, environment: &Environment, config: &Config) -> an
     ));
     let mut inbox = Inbox::new(Options {
         urls,
-        token: auth.api_key,
+        token: auth.api_key.into(),
         team_id: auth.team_id,
         scopes: vec![format!("agent_to:{agent}")],
         client_id: None,

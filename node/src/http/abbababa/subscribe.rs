@@ -148,7 +148,7 @@ fn shown(
         updated_at: rfc3339(row.updated_at_ms),
         secret: url
             .is_some()
-            .then(|| doors.services.secrets.endpoint_secret(team, endpoint.generation)),
+            .then(|| doors.services.secrets.endpoint_secret(team, endpoint.generation).into()),
         webhook_url: url,
     })
 }

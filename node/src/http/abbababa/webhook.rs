@@ -151,7 +151,7 @@ fn shown(
         is_active: !endpoint.disabled,
         disabled: endpoint.disabled,
         created_at: rfc3339(row.created_at_ms),
-        secret: Some(doors.services.secrets.endpoint_secret(team, endpoint.generation)),
+        secret: Some(doors.services.secrets.endpoint_secret(team, endpoint.generation).into()),
     })
 }
 

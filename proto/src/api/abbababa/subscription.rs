@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::command::WebhookEvent;
+use crate::secret::Secret;
 
 impl WebhookEvent {
     /// As it is written in an event list and in the body of a delivery. Never changes.
@@ -56,7 +57,7 @@ pub struct Subscription {
     pub updated_at: String,
     /// `whsec_…`, with a URL: what its deliveries are signed with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret: Option<String>,
+    pub secret: Option<Secret>,
 }
 
 /// The reply to a subscribe.
@@ -110,7 +111,7 @@ pub struct Webhook {
     pub created_at: String,
     /// `whsec_…`: what its deliveries are signed with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret: Option<String>,
+    pub secret: Option<Secret>,
 }
 
 /// The reply to `POST` and `GET /messages/webhook`.
@@ -129,7 +130,7 @@ pub struct WebhookResponse {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SigningKeys {
     /// What deliveries are signed with.
-    pub current: String,
+    pub current: Secret,
     /// What they will be signed with after the next rotation.
-    pub next: String,
+    pub next: Secret,
 }

@@ -34,7 +34,7 @@ pub async fn measure(bench: &Bench<'_>, target: Target, run: u32) -> anyhow::Res
     let receiver = format!("push-{run}{}", target.suffix());
     let mut inbox = Inbox::new(Options {
         urls: vec![ws_url(&listener.base)?],
-        token: bench.key.to_owned(),
+        token: bench.key.to_owned().into(),
         team_id: bench.team.id.clone(),
         scopes: vec![format!("agent_to:{receiver}")],
         client_id: None,
