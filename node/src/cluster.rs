@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use agentpost_proto::api::admin;
 use agentpost_proto::peer::{HandOverRequest, StatusReply, StatusRequest, hand_over_reply};
+use agentpost_raft_store::query;
 use agentpost_raft_store::types::Member;
 use futures::future::join_all;
 use tokio::time::timeout;
@@ -112,9 +113,15 @@ impl ClusterHandle {
         taken.unwrap_or_else(|_| Err(anyhow::anyhow!("the snapshot takes too long")))
     }
 
-    /// Whether this node can serve linearizable reads and forward writes: finds out by doing it.
+    /// Whether this node can serve linearizable reads and forward writes: finds out by doing it. A new cluster is
+    /// ready when its first admin key is in the state: until then nobody can ask for anything, and while its nodes
+    /// do not know the time yet it takes no writes.
     pub async fn ready(&self) -> bool {
-        !self.shutdown.is_cancelled() && self.reader.linearizable_within(READY_DEADLINE).await.is_ok()
+        !self.shutdown.is_cancelled()
+            && match self.reader.linearizable_within(READY_DEADLINE).await {
+                Ok(state) => query::has_admin(&*state).unwrap_or(false),
+                Err(_) => false,
+            }
     }
 
     /// The text of `/metrics`.
