@@ -89,15 +89,7 @@ pub fn inbox_after(
     after_seq: u64,
     limit: usize,
 ) -> Result<Vec<InboxItem>, Fatal> {
-    let query = PageQuery {
-        after_seq: Some(after_seq),
-        order: Order::Ascending,
-        limit,
-        state: None,
-        from: None,
-        topic: None,
-    };
-    entries(kv, team, agent, &query)?
+    entries_after(kv, team, agent, after_seq)?
         .take(limit)
         .map(|row| row.and_then(|(seq, entry)| item(kv, team, seq, entry)))
         .collect()
@@ -112,18 +104,22 @@ pub fn inbox_seqs_after(
     after_seq: u64,
     limit: usize,
 ) -> Result<Vec<(u64, u64)>, Fatal> {
+    entries_after(kv, team, agent, after_seq)?
+        .take(limit)
+        .map(|row| row.map(|(seq, entry)| (seq, entry.message_seq)))
+        .collect()
+}
+
+fn entries_after<'a>(kv: &'a impl Kv, team: TeamId, agent: &str, after_seq: u64) -> Result<Entries<'a>, Fatal> {
     let query = PageQuery {
         after_seq: Some(after_seq),
         order: Order::Ascending,
-        limit,
+        limit: usize::MAX,
         state: None,
         from: None,
         topic: None,
     };
-    entries(kv, team, agent, &query)?
-        .take(limit)
-        .map(|row| row.map(|(seq, entry)| (seq, entry.message_seq)))
-        .collect()
+    entries(kv, team, agent, &query)
 }
 
 /// The message at a seq.

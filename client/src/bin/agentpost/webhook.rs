@@ -32,7 +32,7 @@ not verify is answered 401. Without a secret and without signing keys nothing is
 
 Answers: a status from 200 to 599, `never` (no answer at all) or `drip` (200, and a body that never ends). 489 is sent with
 Upstash-NonRetryable-Error: true. The cluster must allow this address: agentpostd dev and scripts/cluster.sh allow
-http://127.0.0.0/8.")]
+http to 127.0.0.0/8 and ::1.")]
     Listen(Listen),
 }
 
