@@ -31,6 +31,7 @@
 //! ```
 
 mod admin;
+mod agents;
 pub mod client;
 mod deliveries;
 mod endpoints;
@@ -38,9 +39,11 @@ pub mod error;
 pub mod event;
 pub mod inbox;
 mod kite;
+pub mod login;
 mod mail;
 pub mod receiver;
 pub mod retry;
+pub mod rpc;
 pub mod terminal;
 mod tls;
 mod topics;

@@ -10,7 +10,9 @@
 //! **Invariant**: no answer has a plain-text body (but `/metrics`), and no bad input makes a 5xx.
 
 pub mod abbababa;
+pub mod activate;
 pub mod admin;
+pub mod agents;
 pub mod auth;
 pub mod body;
 pub mod burst;
@@ -19,7 +21,9 @@ mod deliveries;
 pub mod error;
 pub mod health;
 pub mod json;
+pub mod keys;
 pub mod kite;
+pub mod login;
 pub mod ratelimit;
 pub mod serve;
 pub mod signing;
@@ -72,6 +76,9 @@ pub fn router(services: Services) -> Router {
     Router::new()
         .merge(abbababa::routes())
         .merge(kite::routes())
+        .merge(agents::routes())
+        .merge(login::routes())
+        .merge(activate::routes())
         .merge(admin::routes())
         .merge(signing::routes())
         .merge(health::routes())
@@ -294,9 +301,10 @@ fn json_of(value: &impl serde::Serialize) -> Result<Response> {
 /// Which face a path belongs to.
 fn face_of(path: &str) -> Face {
     match path {
-        "/api/v1/agents/messages" | "/v1/agents/messages" | "/ws" => Face::Kite,
+        "/api/v1/agents" | "/v1/agents" | "/api/v1/agents/messages" | "/v1/agents/messages" | "/ws" => Face::Kite,
         "/health" | "/healthz" | "/readyz" | "/metrics" => Face::Node,
-        _ if path.starts_with("/admin/") => Face::Admin,
+        _ if path.starts_with("/api/auth/") => Face::Kite,
+        _ if path.starts_with("/admin/") || path.starts_with("/activate") => Face::Admin,
         _ => Face::Abbababa,
     }
 }

@@ -164,6 +164,11 @@ impl Peer for PeerService {
         });
         Ok(Response::new(peer::HandOverReply { refused }))
     }
+
+    async fn presence(&self, request: Request<peer::PresenceRequest>) -> Result<Response<peer::PresenceReply>, Status> {
+        sender(&request)?;
+        Err(Status::unimplemented("presence"))
+    }
 }
 
 /// Who is at the other end.

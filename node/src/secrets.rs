@@ -30,6 +30,7 @@ pub struct Secrets {
     peer: [u8; 32],
     endpoint_secrets: Hmac<Sha256>,
     signing_keys: Hmac<Sha256>,
+    login_keys: Hmac<Sha256>,
 }
 
 impl std::fmt::Debug for Secrets {
@@ -49,6 +50,7 @@ impl Secrets {
             peer: expand(&hkdf, b"peer/v1"),
             endpoint_secrets: keyed(&expand(&hkdf, b"endpoint-secret/v1")),
             signing_keys: keyed(&expand(&hkdf, b"signing-key/v1")),
+            login_keys: keyed(&expand(&hkdf, b"login-key/v1")),
         }
     }
 
@@ -77,6 +79,14 @@ impl Secrets {
         let mut mac = self.pepper.clone();
         mac.update(presented.as_bytes());
         mac.finalize().into_bytes().into()
+    }
+
+    /// The team key that a device code stands for: every node makes the same, and none has to store it.
+    pub fn login_key(&self, device_code: &str) -> String {
+        let mut mac = self.login_keys.clone();
+        mac.update(device_code.as_bytes());
+        let bytes: [u8; 32] = mac.finalize().into_bytes().into();
+        format!("kite_{}_{}", hex::encode(&bytes[..4]), hex::encode(&bytes[4..20]))
     }
 
     /// Signs list cursors.

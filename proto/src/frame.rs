@@ -72,6 +72,13 @@ pub enum ServerFrame {
         oldest_available_seq: u64,
         message: String,
     },
+    /// The team can send nothing for now; what it has received can still be read.
+    BillingBlock {
+        provider: String,
+        reason: String,
+        retryable: bool,
+        action: Value,
+    },
     Error {
         code: u32,
         message: String,

@@ -101,6 +101,44 @@ pub const WS_BATCH_BYTES: usize = 256 * 1024;
 pub const ACKS_PER_ENTRY_MAX: usize = 512;
 /// Cursors with acks that wait for a quorum on one node; further ones are dropped and their events seen twice.
 pub const ACKS_WAITING_MAX: usize = 65_536;
+/// Named cursors of a team. Another one has to wait until one was forgotten.
+pub const CURSORS_MAX: u32 = 10_000;
+/// A cursor that nobody used for so long is forgotten, in cluster time: twice the age that mail reaches.
+pub const CURSOR_TTL_MS: u64 = 2 * RETENTION_MS;
+/// A use of a cursor is noted when the last note is as old as this: not every ack moves an index row.
+pub const CURSOR_TOUCH_MS: u64 = 24 * 3600 * 1000;
+/// RPC requests of one session that wait for their turn; a further one is left unread.
+pub const RPC_REQUESTS_WAITING_MAX: usize = 16;
+/// Events of one `events.recent` at most.
+pub const RECENT_EVENTS_MAX: u64 = 1_000;
+/// Events of an `events.recent` that names no limit.
+pub const RECENT_EVENTS_DEFAULT: u64 = 100;
+/// Bytes of bodies in one `events.recent`, about: it then holds fewer events and says where to go on.
+pub const RECENT_BYTES_MAX: usize = 1024 * 1024;
+
+/// Keys of a team, revoked and expired ones included. Beyond it a new key takes the place of one of those.
+pub const KEYS_MAX: u32 = 1_000;
+/// Agents in the directory of a team.
+pub const AGENTS_MAX: u32 = 20_000;
+
+/// Life of a device code, in cluster time.
+pub const LOGIN_TTL_MS: u64 = 10 * 60 * 1000;
+/// Seconds between two questions of a device; a faster one is told to slow down.
+pub const LOGIN_INTERVAL_S: u64 = 5;
+/// Open device codes of a cluster: anybody may ask for one.
+pub const LOGINS_MAX: u32 = 1_000;
+/// Device codes that one address gets from one node in a minute; then 429.
+pub const LOGIN_CODES_PER_MINUTE: u32 = 30;
+/// Unknown device codes that one address may ask one node for in a minute; then 429, before any reading.
+pub const LOGIN_MISSES_PER_MINUTE: u32 = 60;
+/// Unknown user codes that one key may try on one node in a minute; then 429.
+pub const USER_CODE_MISSES_PER_MINUTE: u32 = 10;
+/// Letters of a user code, shown in two halves: 20^8 are 2.5 * 10^10.
+pub const USER_CODE_LETTERS: usize = 8;
+/// Consonants that nobody mistakes for another or reads as a word (RFC 8628, 6.1).
+pub const USER_CODE_ALPHABET: &[u8; 20] = b"BCDFGHJKLMNPQRSTVWXZ";
+/// What a device calls itself; longer ones are cut.
+pub const LOGIN_CLIENT_CHARS_MAX: usize = 128;
 
 /// A webhook URL.
 pub const URL_BYTES_MAX: usize = 2_048;

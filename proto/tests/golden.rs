@@ -265,7 +265,15 @@ fn mail() -> Samples {
             }
             .encode_to_vec(),
         ),
-        ("record.cursor", record::Cursor { seq: 1, acked: true }.encode_to_vec()),
+        (
+            "record.cursor",
+            record::Cursor {
+                seq: 1,
+                acked: true,
+                ..record::Cursor::default()
+            }
+            .encode_to_vec(),
+        ),
     ]
 }
 

@@ -32,6 +32,7 @@ pub mod endpoint;
 pub mod fanout;
 pub mod inbox;
 pub mod lease;
+pub mod login;
 pub mod message;
 pub mod principal;
 pub mod quota;
@@ -159,6 +160,19 @@ fn dispatch(
             team::revoke_key(view, context, op, effects)?;
             done()
         }
+        Op::RegisterAgent(op) => {
+            team::register(view, context, &op)?;
+            done()
+        }
+        Op::StartLogin(op) => {
+            login::start(view, context, op)?;
+            done()
+        }
+        Op::DecideLogin(op) => {
+            login::decide(view, context, op)?;
+            done()
+        }
+        Op::ClaimLogin(op) => reply::Reply::Login(login::claim(view, context, &op)?),
         Op::Send(op) => reply::Reply::Send(message::send(view, context, op, effects)?),
         Op::SendBatch(op) => reply::Reply::SendBatch(message::send_batch(view, context, op, effects)?),
         Op::MarkRead(op) => {

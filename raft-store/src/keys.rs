@@ -50,13 +50,21 @@
 //! | `cl` | epoch, team, number | empty: claimed deliveries |
 //! | `dx` | cluster ms of ageing, team, number | empty: terminal deliveries |
 //! | `le` | day, team, lease id | `Lease` |
+//! | `cx` | cluster ms of use, team, agent, client id | empty: one for each `cu` |
+//! | `lh` | | `LoginHead` |
+//! | `lo` | user code | `Login` |
+//! | `ld` | hash of a device code | user code |
+//! | `lx` | cluster ms of expiry, user code | empty |
 
 pub mod log;
+mod shard;
 
 use std::ops::Range;
 
 use agentpost_proto::id::{DeliveryId, KeyId, MessageId, TeamId};
 use bytes::Bytes;
+
+pub use shard::*;
 
 /// Two bytes that name a kind of row.
 pub type Tag = [u8; 2];
@@ -100,6 +108,11 @@ const CLOSING: Tag = *b"ec";
 const CLAIMED: Tag = *b"cl";
 const DELIVERY_AGEING: Tag = *b"dx";
 const LEASE: Tag = *b"le";
+const CURSOR_USE: Tag = *b"cx";
+const LOGIN_HEAD: Tag = *b"lh";
+const LOGIN: Tag = *b"lo";
+const LOGIN_DEVICE: Tag = *b"ld";
+const LOGIN_EXPIRY: Tag = *b"lx";
 
 /// Rows that nearly every command reads: worth a copy in memory.
 pub fn is_hot(key: &[u8]) -> bool {
@@ -194,11 +207,6 @@ pub fn teams() -> Range<Vec<u8>> {
     Builder::new(TEAM).prefix()
 }
 
-/// `tn`.
-pub fn team_name(name: &str) -> Bytes {
-    Builder::new(TEAM_NAME).text(name).key()
-}
-
 /// `th`.
 pub fn team_head(team: TeamId) -> Bytes {
     Builder::new(TEAM_HEAD).team(team).key()
@@ -214,19 +222,30 @@ pub fn keys_of(team: TeamId) -> Range<Vec<u8>> {
     Builder::new(KEY).team(team).prefix()
 }
 
-/// `kh`.
-pub fn key_hash(hash: &[u8]) -> Bytes {
-    Builder::new(KEY_HASH).bytes(hash).key()
-}
-
-/// `ki`.
-pub fn key_team(key: KeyId) -> Bytes {
-    Builder::new(KEY_TEAM).bytes(&key.0).key()
-}
-
 /// `ag`.
 pub fn agent(team: TeamId, agent: &str) -> Bytes {
     Builder::new(AGENT).team(team).text(agent).key()
+}
+
+/// The `ag` of a team that follow `after`; all of them after an empty one.
+pub fn agents_after(team: TeamId, after: &str) -> Range<Vec<u8>> {
+    texts_after(AGENT, team, after)
+}
+
+/// The text that follows the team in a key of two fields, such as `ag` and `ih`.
+pub fn trailing_text(key: &[u8]) -> Option<&str> {
+    std::str::from_utf8(key.get(18..key.len().checked_sub(1)?)?).ok()
+}
+
+/// The keys `tag, team, text` with a text greater than `after`.
+fn texts_after(tag: Tag, team: TeamId, after: &str) -> Range<Vec<u8>> {
+    let all = Builder::new(tag).team(team);
+    let end = all.prefix().end;
+    let mut start = Builder::new(tag).team(team).text(after).0;
+    if !after.is_empty() {
+        start.push(0);
+    }
+    start..end
 }
 
 /// `sc`.
@@ -237,6 +256,11 @@ pub fn send_count(team: TeamId, agent: &str) -> Bytes {
 /// `ih`.
 pub fn inbox_head(team: TeamId, agent: &str) -> Bytes {
     Builder::new(INBOX_HEAD).team(team).text(agent).key()
+}
+
+/// The `ih` of a team whose agents follow `after`; all of them after an empty one.
+pub fn inbox_heads_after(team: TeamId, after: &str) -> Range<Vec<u8>> {
+    texts_after(INBOX_HEAD, team, after)
 }
 
 /// Whether an inbox entry is read; decides its tag.
@@ -296,49 +320,9 @@ pub fn trailing_message_id(key: &[u8]) -> Option<MessageId> {
     MessageId::from_slice(key.last_chunk::<16>()?).ok()
 }
 
-/// `mx`.
-pub fn message_expiry(expires_at_ms: u64, team: TeamId, seq: u64) -> Bytes {
-    Builder::new(MESSAGE_EXPIRY)
-        .number(expires_at_ms)
-        .team(team)
-        .number(seq)
-        .key()
-}
-
-/// The `mx` that are due at `wall_ms`.
-pub fn message_expiries_until(wall_ms: u64) -> Range<Vec<u8>> {
-    Builder::new(MESSAGE_EXPIRY).numbers_until(wall_ms.saturating_add(1))
-}
-
-/// The team and seq of an `mx` key.
-pub fn parse_message_expiry(key: &[u8]) -> Option<(TeamId, u64)> {
-    let team = key.get(10..26)?.try_into().ok()?;
-    Some((TeamId(team), trailing_number(key)?))
-}
-
 /// `id`.
 pub fn idempotency(team: TeamId, agent: &str, key: &str) -> Bytes {
     Builder::new(IDEMPOTENCY).team(team).text(agent).text(key).key()
-}
-
-/// `ix`.
-pub fn idempotency_expiry(expires_ct_ms: u64, team: TeamId, agent: &str, key: &str) -> Bytes {
-    Builder::new(IDEMPOTENCY_EXPIRY)
-        .number(expires_ct_ms)
-        .team(team)
-        .text(agent)
-        .text(key)
-        .key()
-}
-
-/// The `ix` that are due at `cluster_ms`.
-pub fn idempotency_expiries_until(cluster_ms: u64) -> Range<Vec<u8>> {
-    Builder::new(IDEMPOTENCY_EXPIRY).numbers_until(cluster_ms.saturating_add(1))
-}
-
-/// The `id` key that an `ix` key speaks of: the same fields behind the time.
-pub fn idempotency_of_expiry(key: &[u8]) -> Option<Bytes> {
-    Some(Builder::new(IDEMPOTENCY).bytes(key.get(10..)?).key())
 }
 
 /// `cu`.
@@ -475,95 +459,6 @@ pub fn due_from(team: TeamId, generation: u64, from_ms: u64) -> Range<Vec<u8>> {
 pub fn parse_due(key: &[u8]) -> Option<(u64, u64)> {
     let due_ms = u64::from_be_bytes(key.get(26..34)?.try_into().ok()?);
     Some((due_ms, trailing_number(key)?))
-}
-
-/// `fj`.
-pub fn fanout_job(team: TeamId, topic: &str, seq: u64) -> Bytes {
-    Builder::new(FANOUT_JOB).team(team).text(topic).number(seq).key()
-}
-
-/// The unfinished publishes of a topic, the oldest first.
-pub fn fanout_jobs_of(team: TeamId, topic: &str) -> Range<Vec<u8>> {
-    Builder::new(FANOUT_JOB).team(team).text(topic).prefix()
-}
-
-/// All unfinished publishes.
-pub fn fanout_jobs() -> Range<Vec<u8>> {
-    Builder::new(FANOUT_JOB).prefix()
-}
-
-/// Team, topic and seq of an `fj` key.
-pub fn parse_fanout_job(key: &[u8]) -> Option<(TeamId, &str, u64)> {
-    let team = key.get(2..18)?.try_into().ok()?;
-    let topic = key.get(18..key.len().checked_sub(9)?)?;
-    Some((TeamId(team), std::str::from_utf8(topic).ok()?, trailing_number(key)?))
-}
-
-/// `eh`.
-pub fn endpoint_head(team: TeamId, generation: u64) -> Bytes {
-    Builder::new(ENDPOINT_HEAD).team(team).number(generation).key()
-}
-
-/// All of `eh`.
-pub fn endpoint_heads() -> Range<Vec<u8>> {
-    Builder::new(ENDPOINT_HEAD).prefix()
-}
-
-/// `ec`.
-pub fn closing(team: TeamId, generation: u64) -> Bytes {
-    Builder::new(CLOSING).team(team).number(generation).key()
-}
-
-/// All of `ec`.
-pub fn closings() -> Range<Vec<u8>> {
-    Builder::new(CLOSING).prefix()
-}
-
-/// Team and generation of an `eh` or `ec` key.
-pub fn parse_endpoint_key(key: &[u8]) -> Option<(TeamId, u64)> {
-    let team = key.get(2..18)?.try_into().ok()?;
-    Some((TeamId(team), trailing_number(key)?))
-}
-
-/// `cl`.
-pub fn claimed(epoch: u64, team: TeamId, number: u64) -> Bytes {
-    Builder::new(CLAIMED).number(epoch).team(team).number(number).key()
-}
-
-/// All of `cl`, the oldest epoch first.
-pub fn claims() -> Range<Vec<u8>> {
-    Builder::new(CLAIMED).prefix()
-}
-
-/// Epoch, team and number of a `cl` key.
-pub fn parse_claimed(key: &[u8]) -> Option<(u64, TeamId, u64)> {
-    let epoch = u64::from_be_bytes(key.get(2..10)?.try_into().ok()?);
-    let team = key.get(10..26)?.try_into().ok()?;
-    Some((epoch, TeamId(team), trailing_number(key)?))
-}
-
-/// `dx`.
-pub fn delivery_ageing(cluster_ms: u64, team: TeamId, number: u64) -> Bytes {
-    Builder::new(DELIVERY_AGEING)
-        .number(cluster_ms)
-        .team(team)
-        .number(number)
-        .key()
-}
-
-/// The `dx` that are due at `cluster_ms`. They parse like `mx`.
-pub fn delivery_ageings_until(cluster_ms: u64) -> Range<Vec<u8>> {
-    Builder::new(DELIVERY_AGEING).numbers_until(cluster_ms.saturating_add(1))
-}
-
-/// `le`.
-pub fn lease(day: u32, team: TeamId, lease: &[u8]) -> Bytes {
-    Builder::new(LEASE).number(u64::from(day)).team(team).bytes(lease).key()
-}
-
-/// The leases of the days before `day`.
-pub fn leases_before(day: u32) -> Range<Vec<u8>> {
-    Builder::new(LEASE).numbers_until(u64::from(day))
 }
 
 #[cfg(test)]

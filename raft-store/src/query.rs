@@ -1,6 +1,8 @@
 //! Read-only questions to the state. All take any [`Kv`]: a view in `apply`, a database on a node.
 
+pub mod agent;
 pub mod delivery;
+pub mod login;
 pub mod receipt;
 pub mod topic;
 

@@ -5,11 +5,8 @@ mod deliveries;
 use std::sync::Arc;
 
 use agentpost_proto::api::admin::{self, LimitsPatch};
-use agentpost_proto::command::{
-    CreateKey, CreateTeam, Permission, RevokeKey, TeamLimits, UpdateTeam, operation, reply,
-};
-use agentpost_proto::id::{AgentId, KeyId, TeamId};
-use agentpost_proto::time::{parse_rfc3339, rfc3339};
+use agentpost_proto::command::{CreateTeam, Permission, TeamLimits, UpdateTeam, operation, reply};
+use agentpost_proto::id::TeamId;
 use agentpost_proto::{limits, record};
 use agentpost_raft_store::query;
 use axum::Router;
@@ -22,10 +19,9 @@ use serde::Deserialize;
 
 use super::auth::Caller;
 use super::error::{ApiError, Result};
-use super::{Consistency, Door, Doors, Reading, answer, body, json_of, parse};
+use super::{Consistency, Door, Doors, Reading, answer, body, json_of, keys, parse};
 use crate::metrics::Face;
 use crate::node::TransferError;
-use crate::secrets::NewKey;
 
 /// The one request that may take longer than others.
 pub(super) const TRANSFER: &str = "/admin/v1/cluster/transfer";
@@ -116,17 +112,9 @@ fn unexpected(what: &str, reply: &reply::Reply) -> ApiError {
     ApiError::internal(format!("{what} was answered {reply:?}"))
 }
 
-fn display_name(name: &str) -> Result<()> {
-    let length = name.chars().count();
-    if length == 0 || length > limits::DISPLAY_NAME_CHARS_MAX || name.chars().any(char::is_control) {
-        return Err(ApiError::field("name", "must have 1 to 128 printable characters"));
-    }
-    Ok(())
-}
-
 async fn teams_post(doors: &Doors, request: Request) -> Result<Response> {
     let (caller, wanted): (_, admin::CreateTeam) = operator_body(doors, request).await?;
-    display_name(&wanted.name)?;
+    keys::display_name(&wanted.name)?;
     let limits = new_limits(&wanted.limits.unwrap_or_default());
     let id = TeamId(doors.services.ids.random());
     let op = CreateTeam {
@@ -211,101 +199,7 @@ async fn team_patch(doors: &Doors, id: Id, request: Request) -> Result<Response>
 async fn keys_post(doors: &Doors, id: Id, request: Request) -> Result<Response> {
     let (caller, wanted): (_, admin::CreateKey) = operator_body(doors, request).await?;
     let team = team_id(id)?;
-    let services = &doors.services;
-    let agent = bound_agent(wanted.agent_id)?;
-    let new = if agent.is_empty() {
-        NewKey::team(&services.ids)
-    } else {
-        NewKey::agent(&services.ids)
-    };
-    display_name(&wanted.name)?;
-    let op = CreateKey {
-        team_id: team.to_bytes(),
-        key_id: new.id.to_bytes(),
-        key_hash: services.secrets.key_hash(&new.api_key).to_vec().into(),
-        key_prefix: new.prefix.clone(),
-        name: wanted.name,
-        permissions: permissions(&wanted.permissions)?,
-        scopes: scopes(wanted.scopes)?,
-        agent_id: agent,
-        expires_at_ms: expiry(wanted.expires_at.as_deref(), services.wall_time.now_ms())?,
-    };
-    match doors.propose(&caller, operation::Op::CreateKey(op)).await? {
-        reply::Reply::Key(_) => json_of(&admin::CreatedKey {
-            id: new.id.to_string(),
-            key_prefix: new.prefix,
-            api_key: new.api_key.into(),
-        }),
-        other => Err(unexpected("create key", &other)),
-    }
-}
-
-/// The agent that a new key is bound to; empty for none.
-fn bound_agent(agent: Option<String>) -> Result<String> {
-    let Some(agent) = agent else { return Ok(String::new()) };
-    if agent == AgentId::SYSTEM {
-        return Err(ApiError::forbidden("the agent id system is reserved"));
-    }
-    let agent: AgentId = agent
-        .parse()
-        .map_err(|e| ApiError::field("agent_id", format!("is invalid: {e}")))?;
-    Ok(agent.into())
-}
-
-fn permissions(names: &[String]) -> Result<Vec<i32>> {
-    let known = |name: &String| match name.as_str() {
-        "read" => Ok(Permission::Read as i32),
-        "write" => Ok(Permission::Write as i32),
-        "admin" => Ok(Permission::Admin as i32),
-        _ => Err(ApiError::field("permissions", "can only hold read, write and admin")),
-    };
-    let mut permissions = names.iter().map(known).collect::<Result<Vec<i32>>>()?;
-    permissions.sort_unstable();
-    permissions.dedup();
-    if permissions.is_empty() {
-        return Err(ApiError::field(
-            "permissions",
-            "must name at least one of read, write and admin",
-        ));
-    }
-    Ok(permissions)
-}
-
-fn scopes(scopes: Option<Vec<String>>) -> Result<Vec<String>> {
-    let Some(scopes) = scopes else {
-        return Ok(vec!["*".to_owned()]);
-    };
-    if scopes.is_empty() || scopes.len() > limits::SCOPES_MAX {
-        return Err(ApiError::field(
-            "scopes",
-            format!("must have 1 to {} items", limits::SCOPES_MAX),
-        ));
-    }
-    match scopes.iter().find(|scope| !is_scope(scope)) {
-        Some(_) => Err(ApiError::field(
-            "scopes",
-            "can only hold *, source:NAME, type:NAME and agent_to:AGENT",
-        )),
-        None => Ok(scopes),
-    }
-}
-
-fn is_scope(scope: &str) -> bool {
-    let named = |(kind, value): (&str, &str)| match kind {
-        "source" | "type" => !value.is_empty() && !value.chars().any(char::is_control),
-        "agent_to" => value.parse::<AgentId>().is_ok(),
-        _ => false,
-    };
-    scope == "*" || (scope.len() <= limits::SCOPE_BYTES_MAX && scope.split_once(':').is_some_and(named))
-}
-
-fn expiry(at: Option<&str>, wall_ms: u64) -> Result<u64> {
-    let Some(at) = at else { return Ok(0) };
-    let at_ms = parse_rfc3339(at).map_err(|e| ApiError::field("expires_at", format!("is invalid: {e}")))?;
-    if at_ms <= wall_ms {
-        return Err(ApiError::field("expires_at", "lies in the past"));
-    }
-    Ok(at_ms)
+    json_of(&keys::create(&doors.services, &caller, team, wanted).await?)
 }
 
 async fn keys_get(doors: &Doors, id: Id, headers: &HeaderMap) -> Result<Response> {
@@ -314,43 +208,17 @@ async fn keys_get(doors: &Doors, id: Id, headers: &HeaderMap) -> Result<Response
     query::team(&*reading.state, team)?.ok_or_else(no_such_team)?;
     let keys = query::keys(&*reading.state, team)?
         .into_iter()
-        .map(shown_key)
+        .map(keys::shown)
         .collect::<Result<_>>()?;
     json_of(&admin::Keys { keys })
-}
-
-fn shown_key(key: record::Key) -> Result<admin::Key> {
-    let permissions = key.permissions().filter_map(|permission| match permission {
-        Permission::Read => Some("read".to_owned()),
-        Permission::Write => Some("write".to_owned()),
-        Permission::Admin => Some("admin".to_owned()),
-        Permission::Unspecified => None,
-    });
-    Ok(admin::Key {
-        id: KeyId::from_slice(&key.id).map_err(ApiError::internal)?.to_string(),
-        permissions: permissions.collect(),
-        name: key.name,
-        key_prefix: key.prefix,
-        scopes: key.scopes,
-        agent_id: Some(key.agent_id).filter(|agent| !agent.is_empty()),
-        expires_at: (key.expires_at_ms != 0).then(|| rfc3339(key.expires_at_ms)),
-        revoked: key.revoked_at_ms != 0,
-        created_at: rfc3339(key.created_at_ms),
-    })
 }
 
 async fn key_delete(doors: &Doors, id: Id, headers: &HeaderMap) -> Result<Response> {
     let caller = doors.writer(headers).await?;
     operator(&caller)?;
-    let id: Option<KeyId> = id.ok().and_then(|Path(text)| text.parse().ok());
-    let id = id.ok_or_else(|| ApiError::not_found("no such key"))?;
-    match doors
-        .propose(&caller, operation::Op::RevokeKey(RevokeKey { key_id: id.to_bytes() }))
-        .await?
-    {
-        reply::Reply::Done(_) => json_of(&admin::Ok { success: true }),
-        other => Err(unexpected("revoke key", &other)),
-    }
+    let id = id.map(|Path(text)| text).unwrap_or_default();
+    keys::revoke(&doors.services, &caller, &id).await?;
+    json_of(&admin::Ok { success: true })
 }
 
 /// Works without a quorum: that is when an operator needs it most.
@@ -388,46 +256,6 @@ async fn snapshot_post(doors: &Doors, headers: &HeaderMap) -> Result<Response> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    fn owned(texts: &[&str]) -> Vec<String> {
-        texts.iter().map(|text| (*text).to_owned()).collect()
-    }
-
-    #[test]
-    fn permissions_are_known_names() {
-        assert_eq!(permissions(&owned(&["write", "read", "write"])).unwrap(), [1, 2]);
-        for bad in [&[][..], &["*"], &["read", "Write"], &[""]] {
-            assert_eq!(permissions(&owned(bad)).unwrap_err().status, 400, "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn scopes_have_known_forms() {
-        assert_eq!(scopes(None).unwrap(), ["*"]);
-        assert!(scopes(Some(owned(&["*", "source:github", "type:com.x", "agent_to:a:b"]))).is_ok());
-        let long = format!("type:{}", "x".repeat(limits::SCOPE_BYTES_MAX));
-        for bad in [
-            &[][..],
-            &[""],
-            &["**"],
-            &["source:"],
-            &["agent_to:a b"],
-            &["from:x"],
-            &["agent_to"],
-            &[&long],
-        ] {
-            assert_eq!(scopes(Some(owned(bad))).unwrap_err().status, 400, "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn an_expiry_lies_ahead() {
-        assert_eq!(expiry(None, 5).unwrap(), 0);
-        assert_eq!(expiry(Some("1970-01-01T00:00:00.006Z"), 5).unwrap(), 6);
-        for bad in ["1970-01-01T00:00:00.005Z", "tomorrow", ""] {
-            assert_eq!(expiry(Some(bad), 5).unwrap_err().status, 400, "{bad}");
-        }
-    }
 
     #[test]
     fn a_patch_tells_null_from_absent() {

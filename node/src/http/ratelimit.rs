@@ -135,7 +135,7 @@ impl Counted {
     pub fn of(method: &Method, path: &str) -> Option<Self> {
         let below = path.strip_prefix("/api").unwrap_or(path).strip_prefix("/v1")?;
         match below {
-            "/agents/messages" => None,
+            "/agents" | "/agents/messages" => None,
             "/messages" if method == Method::POST => Some(Counted::Sends),
             "/messages/batch" => Some(Counted::Sends),
             "/messages/subscribe" | "/messages/webhook" => Some(Counted::Registrations),

@@ -273,6 +273,8 @@ fn may_be_forwarded(operation: &Operation) -> bool {
             | Op::UpdateTeam(_)
             | Op::CreateKey(_)
             | Op::RevokeKey(_)
+            | Op::RegisterAgent(_)
+            | Op::DecideLogin(_)
             | Op::Send(_)
             | Op::SendBatch(_)
             | Op::MarkRead(_)
@@ -286,8 +288,16 @@ fn may_be_forwarded(operation: &Operation) -> bool {
             | Op::LeaseReads(_),
         ) => has_principal,
         // Cumulative, and clamped by apply. The first admin key: apply takes only the first. Outcomes and
-        // returned leases: a deposed leader still has some, and apply knows whether they count.
-        Some(Op::AckCursors(_) | Op::BootstrapAdmin(_) | Op::Outcome(_) | Op::ReturnLeases(_)) => true,
+        // returned leases: a deposed leader still has some, and apply knows whether they count. Logins: who asks
+        // for a key has none yet.
+        Some(
+            Op::AckCursors(_)
+            | Op::BootstrapAdmin(_)
+            | Op::Outcome(_)
+            | Op::ReturnLeases(_)
+            | Op::StartLogin(_)
+            | Op::ClaimLogin(_),
+        ) => true,
         Some(
             Op::BeginEpoch(_)
             | Op::Tick(_)

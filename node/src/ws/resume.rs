@@ -209,7 +209,11 @@ mod tests {
             scopes: &scopes,
             client_id: case.client_id,
         };
-        let row = |seq: u64, acked: bool| record::Cursor { seq, acked };
+        let row = |seq: u64, acked: bool| record::Cursor {
+            seq,
+            acked,
+            ..record::Cursor::default()
+        };
         let rows = Rows {
             cursor: case.cursor.map(|(seq, acked)| row(seq, acked)),
             fallback: case.fallback.map(|seq| row(seq, true)),

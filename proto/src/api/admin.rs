@@ -168,3 +168,57 @@ pub struct Ok {
     /// Always true.
     pub success: bool,
 }
+
+/// `POST /login/lookup`: which device waits with this code, and what this key may let it into.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserCode {
+    /// With or without the dash, in either case.
+    pub user_code: String,
+}
+
+/// A device that waits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WaitingLogin {
+    /// `BCDF-GHJK`.
+    pub user_code: String,
+    /// What the device calls itself; may be empty, and anything may be written there.
+    pub client: String,
+    /// RFC 3339.
+    pub requested_at: String,
+    /// Seconds.
+    pub expires_in: u64,
+    /// The teams that the asking key can let it into, by name.
+    pub teams: Vec<LoginTeam>,
+}
+
+/// A team to choose.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct LoginTeam {
+    pub id: String,
+    pub name: String,
+}
+
+/// `POST /login/approve`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApproveLogin {
+    /// See [`UserCode`].
+    pub user_code: String,
+    /// Id or name; that of the asking key when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
+    /// `["write"]` when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permissions: Option<Vec<String>>,
+}
+
+/// The reply: where the device was let in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ApprovedLogin {
+    pub user_code: String,
+    pub team: LoginTeam,
+    pub permissions: Vec<String>,
+}

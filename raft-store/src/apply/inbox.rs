@@ -236,6 +236,7 @@ pub fn ack_cursors(view: &mut View<'_>, op: AckCursors) -> Result<(), Stop> {
         let moved = Cursor {
             seq,
             acked: cursor.acked || !ack.implied,
+            used_ct_ms: cursor.used_ct_ms,
         };
         // Also at 0: a cursor that exists resumes there, an absent one begins at a later now.
         if stored != Some(moved) {

@@ -58,6 +58,19 @@ impl Caller {
         Ok(caller)
     }
 
+    /// A key that may make keys of `team`: one that [administers](Self::administers) it and is not itself narrowed to an
+    /// agent or to scopes, for the new key could do more.
+    pub fn hands_out_keys(view: &View<'_>, context: &Context<'_>, team: TeamId) -> Result<Self, Stop> {
+        let caller = Self::administers(view, context, team)?;
+        if !caller.key.agent_id.is_empty() || !caller.key.scopes.iter().any(|scope| scope == "*") {
+            return reject(
+                ErrorCode::Forbidden,
+                "an API key that is bound to an agent or to scopes cannot make keys",
+            );
+        }
+        Ok(caller)
+    }
+
     /// Refuses when the key is bound to another agent.
     pub fn acts_as(&self, agent: &str) -> Result<(), Stop> {
         if !self.key.agent_id.is_empty() && self.key.agent_id != agent {

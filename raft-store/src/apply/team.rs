@@ -1,8 +1,8 @@
 //! Teams and keys. A key's secret never gets here: only its keyed hash does.
 
 use agentpost_proto::command::{
-    BootstrapAdmin, CreateKey, CreateTeam, ErrorCode, KeyReply, Permission, RevokeKey, RotateSigningKeys,
-    SigningKeysReply, TeamLimits, TeamReply, UpdateTeam,
+    BootstrapAdmin, CreateKey, CreateTeam, ErrorCode, KeyReply, Permission, RegisterAgent, RevokeKey,
+    RotateSigningKeys, SigningKeysReply, TeamLimits, TeamReply, UpdateTeam,
 };
 use agentpost_proto::id::{AgentId, InvalidId, KeyId, TeamId};
 use agentpost_proto::record::{Agent, Key, Team};
@@ -66,7 +66,7 @@ pub fn bootstrap_admin(view: &mut View<'_>, context: &Context<'_>, op: Bootstrap
         created_at_ms: context.wall_ms,
         ..Key::default()
     };
-    insert_key(view, TeamId::SYSTEM, key)
+    insert_key(view, context, TeamId::SYSTEM, key)
 }
 
 /// Creates a team; its name is unique in the cluster.
@@ -118,13 +118,13 @@ pub fn update_team(view: &mut View<'_>, context: &Context<'_>, op: UpdateTeam) -
 /// Creates a key of a team; binding it to an agent registers the agent.
 pub fn create_key(view: &mut View<'_>, context: &Context<'_>, op: CreateKey) -> Result<KeyReply, Stop> {
     let team = parsed(TeamId::from_slice(&op.team_id))?;
-    Caller::administers(view, context, team)?;
+    Caller::hands_out_keys(view, context, team)?;
     if view.get(&keys::team(team))?.is_none() {
         return reject(ErrorCode::NotFound, "no such team");
     }
     validate_key(&op)?;
     if !op.agent_id.is_empty() {
-        register_agent(view, context, team, &op.agent_id)?;
+        register_agent(view, context, team, &op.agent_id, None)?;
     }
     let key = Key {
         id: op.key_id,
@@ -139,18 +139,12 @@ pub fn create_key(view: &mut View<'_>, context: &Context<'_>, op: CreateKey) -> 
         revoked_at_ms: 0,
         created_at_ms: context.wall_ms,
     };
-    insert_key(view, team, key)
+    insert_key(view, context, team, key)
 }
 
 fn validate_key(op: &CreateKey) -> Result<(), Stop> {
     validate_display_name(&op.name)?;
-    let known = |p: &i32| command::Permission::try_from(*p).is_ok_and(|p| p != Permission::Unspecified);
-    if op.permissions.is_empty() || !op.permissions.iter().all(known) {
-        return reject(
-            ErrorCode::Invalid,
-            "permissions must name at least one of read, write, admin",
-        );
-    }
+    validate_permissions(&op.permissions)?;
     if op.scopes.len() > limits::SCOPES_MAX || op.scopes.iter().any(|s| s.len() > limits::SCOPE_BYTES_MAX) {
         return reject(ErrorCode::Invalid, "too many or too long scopes");
     }
@@ -162,6 +156,18 @@ fn validate_key(op: &CreateKey) -> Result<(), Stop> {
     }
     if !op.agent_id.is_empty() {
         parsed(op.agent_id.parse::<AgentId>())?;
+    }
+    Ok(())
+}
+
+/// At least one, and only known ones.
+pub(super) fn validate_permissions(permissions: &[i32]) -> Result<(), Stop> {
+    let known = |p: &i32| command::Permission::try_from(*p).is_ok_and(|p| p != Permission::Unspecified);
+    if permissions.is_empty() || !permissions.iter().all(known) {
+        return reject(
+            ErrorCode::Invalid,
+            "permissions must name at least one of read, write, admin",
+        );
     }
     Ok(())
 }
@@ -201,7 +207,12 @@ fn insert_team(view: &mut View<'_>, id: TeamId, team: &Team) {
     view.store(keys::team(id), team);
 }
 
-fn insert_key(view: &mut View<'_>, team: TeamId, key: Key) -> Result<KeyReply, Stop> {
+pub(super) fn insert_key(
+    view: &mut View<'_>,
+    _context: &Context<'_>,
+    team: TeamId,
+    key: Key,
+) -> Result<KeyReply, Stop> {
     let id = parsed(KeyId::from_slice(&key.id))?;
     if key.hash.len() != 32 {
         return reject(ErrorCode::Invalid, "a key hash has 32 bytes");
@@ -216,18 +227,41 @@ fn insert_key(view: &mut View<'_>, team: TeamId, key: Key) -> Result<KeyReply, S
     Ok(KeyReply { key_id: id.to_bytes() })
 }
 
-fn register_agent(view: &mut View<'_>, context: &Context<'_>, team: TeamId, agent: &str) -> Result<(), Stop> {
-    let key = keys::agent(team, agent);
-    if view.get(&key)?.is_none() {
-        view.store(
-            key,
-            &Agent {
-                id: agent.to_owned(),
-                name: String::new(),
-                created_at_ms: context.wall_ms,
-            },
-        );
+/// Puts an agent into the directory, or gives it another name.
+pub fn register(view: &mut View<'_>, context: &Context<'_>, op: &RegisterAgent) -> Result<(), Stop> {
+    let caller = Caller::with(view, context, Permission::Write)?;
+    caller.acts_as(&op.agent)?;
+    let agent = parsed(op.agent.parse::<AgentId>())?;
+    if agent.as_str() == AgentId::SYSTEM {
+        return reject(ErrorCode::Forbidden, "the agent id \"system\" is reserved");
     }
+    if !op.name.is_empty() {
+        validate_display_name(&op.name)?;
+    }
+    register_agent(view, context, caller.team, agent.as_str(), Some(&op.name))
+}
+
+/// `name`: none keeps the one that is there.
+fn register_agent(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    team: TeamId,
+    agent: &str,
+    name: Option<&str>,
+) -> Result<(), Stop> {
+    let key = keys::agent(team, agent);
+    let row = match view.load::<Agent>(&key)? {
+        Some(stored) => Agent {
+            name: name.map_or(stored.name, str::to_owned),
+            ..stored
+        },
+        None => Agent {
+            id: agent.to_owned(),
+            name: name.unwrap_or_default().to_owned(),
+            created_at_ms: context.wall_ms,
+        },
+    };
+    view.store(key, &row);
     Ok(())
 }
 

@@ -78,7 +78,7 @@ pub fn reply(reply: Reply, effects: Vec<Effect>) -> String {
             "webhook generation={} registrations={}/{}",
             w.generation, w.registrations_used, w.registrations_limit
         ),
-        R::Done(_) | R::Team(_) | R::Key(_) => writeln!(out, "done"),
+        R::Login(_) | R::Done(_) | R::Team(_) | R::Key(_) => writeln!(out, "done"),
     }
     .unwrap();
     let (crowd, effects): (Vec<Effect>, Vec<Effect>) = effects.into_iter().partition(is_of_the_crowd);

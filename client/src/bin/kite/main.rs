@@ -1,12 +1,18 @@
 //! `kite`: agent mail from a terminal or a script. Flags, output, errors and the configuration file are those of the
 //! vendor's command line, so that its guide can be followed word for word.
 
+mod agents;
 mod config;
 mod environment;
+mod keys;
 mod listen;
+mod login;
+mod logs;
 mod register;
 mod send;
 mod servers;
+mod status;
+mod stream;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -41,9 +47,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Get a key for this machine: somebody lets it in with a code
+    Login(login::Args),
     /// Send and receive messages between the agents of a team
     #[command(subcommand, arg_required_else_help = true)]
     Agent(Agent),
+    /// Print the team's events as they arrive, until stopped
+    Stream(stream::Args),
+    /// Print the team's latest events
+    Logs(logs::Args),
+    /// Create, list and revoke API keys of the team
+    #[command(subcommand, arg_required_else_help = true)]
+    Keys(keys::Command),
+    /// Print where this machine is logged in, and the team's numbers
+    Status,
 }
 
 #[derive(Subcommand)]
@@ -75,6 +92,8 @@ Examples:
 The message is on the disks of a majority of nodes when the command succeeds. A failure that leaves the outcome open
 is repeated by itself, and the message is stored once.")]
     Send(Send),
+    /// List the agents of the team, and who listens
+    List(agents::Args),
 }
 
 #[derive(Args)]
@@ -113,9 +132,7 @@ struct Send {
 }
 
 fn main() -> ExitCode {
-    let Cli {
-        command: Command::Agent(command),
-    } = Cli::parse();
+    let Cli { command } = Cli::parse();
     match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         // What was asked for is done; only nobody reads about it any more.
@@ -138,16 +155,22 @@ fn note(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
-fn run(command: Agent) -> anyhow::Result<()> {
+fn run(command: Command) -> anyhow::Result<()> {
     let mut config = Config::load(Config::default_path()?)?;
-    if let Agent::Register(args) = command {
+    if let Command::Agent(Agent::Register(args)) = command {
         return register::run(args.name, &mut config);
     }
     let environment = Environment::load()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match command {
-        Agent::Register(_) => unreachable!("handled above"),
-        Agent::Listen(args) => runtime.block_on(listen::run(args, &environment, &config)),
-        Agent::Send(args) => runtime.block_on(send::run(args, &environment, &config)),
+        Command::Login(args) => runtime.block_on(login::run(args, &environment, &mut config)),
+        Command::Agent(Agent::Register(_)) => unreachable!("handled above"),
+        Command::Agent(Agent::Listen(args)) => runtime.block_on(listen::run(args, &environment, &config)),
+        Command::Agent(Agent::Send(args)) => runtime.block_on(send::run(args, &environment, &config)),
+        Command::Agent(Agent::List(args)) => runtime.block_on(agents::run(args, &environment, &config)),
+        Command::Stream(args) => runtime.block_on(stream::run(args, &environment, &config)),
+        Command::Logs(args) => runtime.block_on(logs::run(args, &environment, &config)),
+        Command::Keys(command) => runtime.block_on(keys::run(command, &environment, &config)),
+        Command::Status => runtime.block_on(status::run(&environment, &config)),
     }
 }

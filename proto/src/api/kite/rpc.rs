@@ -1,0 +1,125 @@
+//! Parameters and payloads of the methods of the socket, as the vendor's command line reads them. Optional fields
+//! beyond those are ours.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cloudevent::CloudEvent;
+use crate::secret::Secret;
+
+/// The error in the payload of a refused request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Refused {
+    /// A sentence for people.
+    pub error: String,
+}
+
+/// `events.recent`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RecentParams {
+    /// Events at most; `limits::RECENT_EVENTS_DEFAULT` when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+    /// Only events before this seq.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before_seq: Option<u64>,
+    /// Only events of this thread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thread_id: Option<String>,
+}
+
+/// The events that the session's scopes show, the newest first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Recent<E = RecentEvent> {
+    /// At most `limit`; fewer when they are large, or few match.
+    pub events: Vec<E>,
+    /// `before_seq` of the next page; none when nothing is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_before_seq: Option<u64>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct RecentEvent {
+    pub seq: u64,
+    pub created_at: String,
+    pub event: CloudEvent,
+}
+
+/// `dashboard.stats`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Stats {
+    /// Of the session's key.
+    pub team_id: String,
+    /// Events accepted today (UTC), of whatever kind; the name is the vendor's.
+    pub webhooks_today: u64,
+    /// URLs that webhooks go to.
+    pub active_endpoints: u64,
+    /// Keys that are neither revoked nor expired.
+    pub active_api_keys: u64,
+    /// Of the session's key.
+    pub current_key_permissions: Vec<String>,
+    /// There are no plans here: `self-hosted`.
+    pub plan_name: String,
+    /// Topics of a team at most.
+    pub active_sources_limit: u64,
+}
+
+/// `keys.list`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct KeyList {
+    pub team_id: String,
+    /// By age.
+    pub keys: Vec<ListedKey>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ListedKey {
+    pub id: String,
+    pub name: String,
+    pub key_prefix: String,
+    pub revoked: bool,
+    pub created_at: String,
+    pub permissions: Vec<String>,
+    pub scopes: Vec<String>,
+    #[serde(default)]
+    pub agent_id: Option<String>,
+    #[serde(default)]
+    pub expires_at: Option<String>,
+}
+
+/// `keys.create`. `null` counts as missing.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct CreateKeyParams {
+    /// For people; the vendor's command line may leave it out.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// `["*"]` when missing.
+    #[serde(default)]
+    pub scopes: Option<Vec<String>>,
+    /// `["read"]` when missing; `*` is `admin`.
+    #[serde(default)]
+    pub permissions: Option<Vec<String>>,
+    /// RFC 3339.
+    #[serde(default)]
+    pub expires_at: Option<String>,
+}
+
+/// A new key; the only time that `api_key` is shown.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct CreatedKey {
+    pub id: String,
+    pub key_prefix: String,
+    pub api_key: Secret,
+}
+
+/// Parameters and payload of `keys.revoke`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct KeyId {
+    pub id: String,
+}

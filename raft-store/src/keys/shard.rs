@@ -1,0 +1,206 @@
+//! Keys that do not begin with a team: they answer a question about the whole shard.
+
+use std::ops::Range;
+
+use agentpost_proto::id::{KeyId, TeamId};
+use bytes::Bytes;
+
+use super::{
+    Builder, CLAIMED, CLOSING, CURSOR, CURSOR_USE, DELIVERY_AGEING, ENDPOINT_HEAD, FANOUT_JOB, IDEMPOTENCY,
+    IDEMPOTENCY_EXPIRY, KEY_HASH, KEY_TEAM, LEASE, LOGIN, LOGIN_DEVICE, LOGIN_EXPIRY, LOGIN_HEAD, MESSAGE_EXPIRY,
+    TEAM_NAME, trailing_number,
+};
+
+/// `tn`.
+pub fn team_name(name: &str) -> Bytes {
+    Builder::new(TEAM_NAME).text(name).key()
+}
+
+/// `kh`.
+pub fn key_hash(hash: &[u8]) -> Bytes {
+    Builder::new(KEY_HASH).bytes(hash).key()
+}
+
+/// `ki`.
+pub fn key_team(key: KeyId) -> Bytes {
+    Builder::new(KEY_TEAM).bytes(&key.0).key()
+}
+
+/// `mx`.
+pub fn message_expiry(expires_at_ms: u64, team: TeamId, seq: u64) -> Bytes {
+    Builder::new(MESSAGE_EXPIRY)
+        .number(expires_at_ms)
+        .team(team)
+        .number(seq)
+        .key()
+}
+
+/// The `mx` that are due at `wall_ms`.
+pub fn message_expiries_until(wall_ms: u64) -> Range<Vec<u8>> {
+    Builder::new(MESSAGE_EXPIRY).numbers_until(wall_ms.saturating_add(1))
+}
+
+/// The team and seq of an `mx` key.
+pub fn parse_message_expiry(key: &[u8]) -> Option<(TeamId, u64)> {
+    let team = key.get(10..26)?.try_into().ok()?;
+    Some((TeamId(team), trailing_number(key)?))
+}
+
+/// `ix`.
+pub fn idempotency_expiry(expires_ct_ms: u64, team: TeamId, agent: &str, key: &str) -> Bytes {
+    Builder::new(IDEMPOTENCY_EXPIRY)
+        .number(expires_ct_ms)
+        .team(team)
+        .text(agent)
+        .text(key)
+        .key()
+}
+
+/// The `ix` that are due at `cluster_ms`.
+pub fn idempotency_expiries_until(cluster_ms: u64) -> Range<Vec<u8>> {
+    Builder::new(IDEMPOTENCY_EXPIRY).numbers_until(cluster_ms.saturating_add(1))
+}
+
+/// The `id` key that an `ix` key speaks of: the same fields behind the time.
+pub fn idempotency_of_expiry(key: &[u8]) -> Option<Bytes> {
+    Some(Builder::new(IDEMPOTENCY).bytes(key.get(10..)?).key())
+}
+
+/// `fj`.
+pub fn fanout_job(team: TeamId, topic: &str, seq: u64) -> Bytes {
+    Builder::new(FANOUT_JOB).team(team).text(topic).number(seq).key()
+}
+
+/// The unfinished publishes of a topic, the oldest first.
+pub fn fanout_jobs_of(team: TeamId, topic: &str) -> Range<Vec<u8>> {
+    Builder::new(FANOUT_JOB).team(team).text(topic).prefix()
+}
+
+/// All unfinished publishes.
+pub fn fanout_jobs() -> Range<Vec<u8>> {
+    Builder::new(FANOUT_JOB).prefix()
+}
+
+/// Team, topic and seq of an `fj` key.
+pub fn parse_fanout_job(key: &[u8]) -> Option<(TeamId, &str, u64)> {
+    let team = key.get(2..18)?.try_into().ok()?;
+    let topic = key.get(18..key.len().checked_sub(9)?)?;
+    Some((TeamId(team), std::str::from_utf8(topic).ok()?, trailing_number(key)?))
+}
+
+/// `eh`.
+pub fn endpoint_head(team: TeamId, generation: u64) -> Bytes {
+    Builder::new(ENDPOINT_HEAD).team(team).number(generation).key()
+}
+
+/// All of `eh`.
+pub fn endpoint_heads() -> Range<Vec<u8>> {
+    Builder::new(ENDPOINT_HEAD).prefix()
+}
+
+/// `ec`.
+pub fn closing(team: TeamId, generation: u64) -> Bytes {
+    Builder::new(CLOSING).team(team).number(generation).key()
+}
+
+/// All of `ec`.
+pub fn closings() -> Range<Vec<u8>> {
+    Builder::new(CLOSING).prefix()
+}
+
+/// Team and generation of an `eh` or `ec` key.
+pub fn parse_endpoint_key(key: &[u8]) -> Option<(TeamId, u64)> {
+    let team = key.get(2..18)?.try_into().ok()?;
+    Some((TeamId(team), trailing_number(key)?))
+}
+
+/// `cl`.
+pub fn claimed(epoch: u64, team: TeamId, number: u64) -> Bytes {
+    Builder::new(CLAIMED).number(epoch).team(team).number(number).key()
+}
+
+/// All of `cl`, the oldest epoch first.
+pub fn claims() -> Range<Vec<u8>> {
+    Builder::new(CLAIMED).prefix()
+}
+
+/// Epoch, team and number of a `cl` key.
+pub fn parse_claimed(key: &[u8]) -> Option<(u64, TeamId, u64)> {
+    let epoch = u64::from_be_bytes(key.get(2..10)?.try_into().ok()?);
+    let team = key.get(10..26)?.try_into().ok()?;
+    Some((epoch, TeamId(team), trailing_number(key)?))
+}
+
+/// `dx`.
+pub fn delivery_ageing(cluster_ms: u64, team: TeamId, number: u64) -> Bytes {
+    Builder::new(DELIVERY_AGEING)
+        .number(cluster_ms)
+        .team(team)
+        .number(number)
+        .key()
+}
+
+/// The `dx` that are due at `cluster_ms`. They parse like `mx`.
+pub fn delivery_ageings_until(cluster_ms: u64) -> Range<Vec<u8>> {
+    Builder::new(DELIVERY_AGEING).numbers_until(cluster_ms.saturating_add(1))
+}
+
+/// `le`.
+pub fn lease(day: u32, team: TeamId, lease: &[u8]) -> Bytes {
+    Builder::new(LEASE).number(u64::from(day)).team(team).bytes(lease).key()
+}
+
+/// The leases of the days before `day`.
+pub fn leases_before(day: u32) -> Range<Vec<u8>> {
+    Builder::new(LEASE).numbers_until(u64::from(day))
+}
+
+/// `cx`.
+pub fn cursor_use(cluster_ms: u64, team: TeamId, agent: &str, client_id: &str) -> Bytes {
+    Builder::new(CURSOR_USE)
+        .number(cluster_ms)
+        .team(team)
+        .text(agent)
+        .text(client_id)
+        .key()
+}
+
+/// The `cx` of uses at `cluster_ms` or before.
+pub fn cursor_uses_until(cluster_ms: u64) -> Range<Vec<u8>> {
+    Builder::new(CURSOR_USE).numbers_until(cluster_ms.saturating_add(1))
+}
+
+/// The `cu` key that a `cx` key speaks of: the same fields behind the time.
+pub fn cursor_of_use(key: &[u8]) -> Option<Bytes> {
+    Some(Builder::new(CURSOR).bytes(key.get(10..)?).key())
+}
+
+/// `lh`.
+pub fn login_head() -> Bytes {
+    Builder::new(LOGIN_HEAD).key()
+}
+
+/// `lo`.
+pub fn login(user_code: &str) -> Bytes {
+    Builder::new(LOGIN).text(user_code).key()
+}
+
+/// `ld`.
+pub fn login_device(device_hash: &[u8]) -> Bytes {
+    Builder::new(LOGIN_DEVICE).bytes(device_hash).key()
+}
+
+/// `lx`.
+pub fn login_expiry(cluster_ms: u64, user_code: &str) -> Bytes {
+    Builder::new(LOGIN_EXPIRY).number(cluster_ms).text(user_code).key()
+}
+
+/// The `lx` that are due at `cluster_ms`.
+pub fn login_expiries_until(cluster_ms: u64) -> Range<Vec<u8>> {
+    Builder::new(LOGIN_EXPIRY).numbers_until(cluster_ms.saturating_add(1))
+}
+
+/// The user code of an `lx` key.
+pub fn parse_login_expiry(key: &[u8]) -> Option<&str> {
+    std::str::from_utf8(key.get(10..key.len().checked_sub(1)?)?).ok()
+}
