@@ -305,6 +305,11 @@ pub fn messages_from(team: TeamId, from: u64) -> Range<Vec<u8>> {
     Builder::new(MESSAGE).team(team).numbers_from(from)
 }
 
+/// The messages of a team with `seq < until`.
+pub fn messages_until(team: TeamId, until: u64) -> Range<Vec<u8>> {
+    Builder::new(MESSAGE).team(team).numbers_until(until)
+}
+
 /// `mi`.
 pub fn message_id(team: TeamId, id: MessageId) -> Bytes {
     Builder::new(MESSAGE_ID).team(team).bytes(id.0.as_bytes()).key()
