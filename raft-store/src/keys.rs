@@ -241,7 +241,8 @@ pub fn trailing_text(key: &[u8]) -> Option<&str> {
 fn texts_after(tag: Tag, team: TeamId, after: &str) -> Range<Vec<u8>> {
     let all = Builder::new(tag).team(team);
     let end = all.prefix().end;
-    let mut start = Builder::new(tag).team(team).text(after).0;
+    // `after` may be any text that somebody asks with, so it is not one of a key.
+    let mut start = Builder::new(tag).team(team).bytes(after.as_bytes()).bytes(&[0]).0;
     if !after.is_empty() {
         start.push(0);
     }

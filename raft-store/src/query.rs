@@ -345,7 +345,7 @@ pub fn applied(kv: &impl Kv) -> Result<Applied, Fatal> {
     Ok(load(kv, &keys::applied())?.unwrap_or_default())
 }
 
-/// Whether time matters to anything here: a delivery, an idempotency key, mail, a lease.
+/// Whether time matters to anything here: a delivery, an idempotency key, mail, a lease, a login, a cursor.
 pub fn ages(kv: &impl Kv) -> Result<bool, Fatal> {
     for range in [
         keys::endpoint_heads(),
@@ -353,6 +353,8 @@ pub fn ages(kv: &impl Kv) -> Result<bool, Fatal> {
         keys::idempotency_expiries_until(u64::MAX),
         keys::delivery_ageings_until(u64::MAX),
         keys::leases_before(u32::MAX),
+        keys::login_expiries_until(u64::MAX),
+        keys::cursor_uses_until(u64::MAX),
     ] {
         if has_row(kv, range)? {
             return Ok(true);
@@ -380,6 +382,11 @@ pub fn sweep_due(kv: &impl Kv, cluster_ms: u64, wall_ms: u64) -> Result<Option<S
         || has_row(kv, keys::message_expiries_until(wall_ms))?
         || has_row(kv, keys::delivery_ageings_until(cluster_ms))?
         || has_row(kv, keys::leases_before(time::day(wall_ms)))?
+        || has_row(kv, keys::login_expiries_until(cluster_ms))?
+        || has_row(
+            kv,
+            keys::cursor_uses_until(cluster_ms.saturating_sub(limits::CURSOR_TTL_MS)),
+        )?
     {
         return Ok(Some(Sweep::default()));
     }
