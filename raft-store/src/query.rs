@@ -345,7 +345,8 @@ pub fn applied(kv: &impl Kv) -> Result<Applied, Fatal> {
     Ok(load(kv, &keys::applied())?.unwrap_or_default())
 }
 
-/// Whether time matters to anything here: a delivery, an idempotency key, mail, a lease, a login, a cursor.
+/// Whether time matters to anything here: a delivery, an idempotency key, mail, a lease, a login. An unused cursor
+/// is in no hurry: two months of commands that only carry time would cost more than its row.
 pub fn ages(kv: &impl Kv) -> Result<bool, Fatal> {
     for range in [
         keys::endpoint_heads(),
@@ -354,7 +355,6 @@ pub fn ages(kv: &impl Kv) -> Result<bool, Fatal> {
         keys::delivery_ageings_until(u64::MAX),
         keys::leases_before(u32::MAX),
         keys::login_expiries_until(u64::MAX),
-        keys::cursor_uses_until(u64::MAX),
     ] {
         if has_row(kv, range)? {
             return Ok(true);
