@@ -44,6 +44,7 @@ mod mail;
 pub mod receiver;
 pub mod retry;
 pub mod rpc;
+mod socket;
 pub mod terminal;
 mod tls;
 mod topics;
