@@ -225,7 +225,7 @@ async fn incoming(socket: &mut Socket) -> Result<Incoming, Lost> {
                 return Ok(Incoming::CursorExpired(oldest_available_seq));
             }
             Frame::Error { code, message } => return Err(ended_by(code, message)),
-            Frame::Connected { .. } | Frame::Other => {}
+            Frame::Connected { .. } | Frame::Response { .. } | Frame::Other => {}
         }
     }
 }

@@ -1,5 +1,5 @@
 //! One WebSocket to one node: TCP, TLS, the first two frames, then frames one after another under a watch over
-//! silence. [`crate::inbox`] listens on it.
+//! silence. [`crate::inbox`] listens on it, [`crate::rpc`] asks one request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +56,12 @@ pub(crate) enum Frame {
         seq: u64,
         event: Value,
     },
+    Response {
+        id: String,
+        ok: bool,
+        #[serde(default)]
+        payload: Value,
+    },
     CursorExpired {
         oldest_available_seq: u64,
     },
@@ -93,7 +99,7 @@ impl Socket {
             match self.frame().await? {
                 Frame::Connected { last_seq, client_id } => return Ok((last_seq, client_id)),
                 Frame::Error { code, message } => return Err(ended_by(code, message)),
-                Frame::Event { .. } | Frame::CursorExpired { .. } | Frame::Other => {}
+                Frame::Event { .. } | Frame::Response { .. } | Frame::CursorExpired { .. } | Frame::Other => {}
             }
         }
     }
