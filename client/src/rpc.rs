@@ -39,8 +39,10 @@ use crate::{Error, tls};
 /// The servers answer within 2 s (no leader) + 8 s (outcome unknown); behind a slow request of the same session it may
 /// take a little longer. The vendor's command line waits for ever.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// How a server begins the text of a request that it may or may not have carried out.
+/// How a server begins the text of a request that it may or may not have carried out …
 const UNKNOWN: &str = "outcome unknown: ";
+/// … and of one that it leaves to another node.
+const NOT_DONE: &str = "not carried out: ";
 
 /// Whom to ask, and as whom.
 #[derive(Debug, Clone)]
@@ -185,9 +187,10 @@ impl Rpc {
         }
         let text = payload.get("error").and_then(Value::as_str);
         let text = text.unwrap_or("request failed");
-        match text.strip_prefix(UNKNOWN) {
-            Some(reason) => Err(unknown(reason.to_owned())),
-            None => Ok(Err(Error::Declined(text.to_owned()))),
+        match (text.strip_prefix(UNKNOWN), text.strip_prefix(NOT_DONE)) {
+            (Some(reason), _) => Err(unknown(reason.to_owned())),
+            (_, Some(reason)) => Err(not_done(reason.to_owned())),
+            (None, None) => Ok(Err(Error::Declined(text.to_owned()))),
         }
     }
 }

@@ -267,8 +267,8 @@ async fn logs_go_on_over_pages_until_there_are_enough_or_no_more() {
     assert_eq!(
         last,
         [
-            asked("events.recent", json!({"limit": 1000})),
-            asked("events.recent", json!({"limit": 1000, "before_seq": 9}))
+            asked("events.recent", json!({"limit": 5000})),
+            asked("events.recent", json!({"limit": 4999, "before_seq": 9}))
         ]
     );
 }

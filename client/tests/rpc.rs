@@ -84,9 +84,16 @@ async fn a_node_that_is_busy_takes_nothing_so_a_change_goes_on() {
     let (first, second) = (Stub::start().await, Stub::start().await);
     first.session(vec![say(json!({"type": "error", "code": 4003, "message": "not now"}))]);
     second.session_that_answers(true, json!({"id": "key_1"}));
-    let revoked = rpc(&[&first.base, &second.base]).revoke_key("key_1").await;
-    assert_eq!(revoked.unwrap().id, "key_1");
-    assert_eq!(second.requests(), [("keys.revoke".to_owned(), json!({"id": "key_1"}))]);
+    let rpc = rpc(&[&first.base, &second.base]);
+    assert_eq!(rpc.revoke_key("key_1").await.unwrap().id, "key_1");
+    let request = ("keys.revoke".to_owned(), json!({"id": "key_1"}));
+    assert_eq!(second.requests().last(), Some(&request));
+
+    // It stops while the request waits.
+    second.session_that_answers(false, json!({"error": "not carried out: service restart"}));
+    first.session_that_answers(true, json!({"id": "key_2"}));
+    assert_eq!(rpc.revoke_key("key_1").await.unwrap().id, "key_2");
+    assert_eq!((second.requests().last(), second.requests().len()), (Some(&request), 2));
 }
 
 #[tokio::test]

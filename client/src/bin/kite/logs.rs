@@ -3,7 +3,6 @@
 use std::io::Write;
 
 use agentpost::api::kite::rpc::RecentParams;
-use agentpost::limits::RECENT_EVENTS_MAX;
 use agentpost::rpc::RecentEvent;
 use agentpost::terminal::escaped;
 
@@ -40,7 +39,7 @@ pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyh
     let (mut left, mut before_seq) = (args.limit, args.before);
     while left > 0 {
         let params = RecentParams {
-            limit: Some(left.min(RECENT_EVENTS_MAX)),
+            limit: Some(left),
             before_seq,
             thread_id: args.thread.clone(),
         };
