@@ -192,6 +192,30 @@ async fn without_a_code_there_is_no_login() {
 }
 
 #[tokio::test]
+async fn what_others_write_while_it_waits_stays() {
+    let server = Stub::start().await;
+    server.answer(200, code(&server).to_string());
+    let user = User::new();
+    let login = user
+        .command(&["login", "--server", &server.base])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    common::eventually(|| server.seen().len() > 1).await;
+    user.kite(&["agent", "register", "--name", "agent-alpha"]).await;
+    server.answer(200, key());
+    let output = tokio::time::timeout(PATIENCE, login.wait_with_output())
+        .await
+        .expect("kite did not end")
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let file = written(&user);
+    assert_eq!(file["agent"]["id"].as_str(), Some("agent-alpha"));
+    assert_eq!(file["auth"]["api_key"].as_str(), Some(SECRET));
+}
+
+#[tokio::test]
 async fn an_interrupt_leaves_everything_as_it_was() {
     let server = Stub::start().await;
     server.answer(200, code(&server).to_string());

@@ -310,13 +310,13 @@ async fn a_machine_is_let_into_the_team_that_is_named_or_the_only_one() {
 async fn on_a_terminal_a_machine_is_let_in_only_after_a_yes() {
     use tokio::io::AsyncWriteExt;
     let server = Stub::start().await;
-    for (answer, code) in [("n\n", 1), ("\n", 1), ("yes\n", 0)] {
+    for (flag, answer, code) in [("", "n\n", 1), ("", "\n", 1), ("", "yes\n", 0), ("--yes", "", 0)] {
         let before = server.seen().len();
         server.answer(200, waiting(&[("team_1", "research")]));
         if code == 0 {
             server.answer(200, approved());
         }
-        let run = format!("'{}' login approve BCDF-GHJK", env!("CARGO_BIN_EXE_agentpost"));
+        let run = format!("'{}' login approve BCDF-GHJK {flag}", env!("CARGO_BIN_EXE_agentpost"));
         let mut terminal = Command::new("script")
             .args(["-q", "-e", "-c", &run, "/dev/null"])
             .env("AGENTPOST_URLS", &server.base)
@@ -334,10 +334,8 @@ async fn on_a_terminal_a_machine_is_let_in_only_after_a_yes() {
             .unwrap();
         let screen = String::from_utf8(output.stdout).unwrap().replace('\r', "");
         assert_eq!(output.status.code(), Some(code), "{screen}");
-        assert!(
-            screen.contains("Let it in into research with write? [y/N] "),
-            "{screen}"
-        );
+        let question = screen.contains("Let it in into research with write? [y/N] ");
+        assert_eq!(question, flag.is_empty(), "{screen}");
         assert_eq!(screen.contains(APPROVED), code == 0, "{screen}");
         assert_eq!(server.seen().len() - before, if code == 0 { 2 } else { 1 });
     }

@@ -28,7 +28,7 @@ pub enum Command {
 Examples:
   agentpost login approve BCDF-GHJK --team research
   agentpost login approve bcdfghjk --team research --permissions read
-  AGENTPOST_ADMIN_KEY=kite_... agentpost login approve BCDF-GHJK
+  agentpost login approve BCDF-GHJK --admin-key-file team-admin.key
 
 Compare the code with the one on the machine's own screen: whoever asked for it gets the key. The command shows who asks
 and, on a terminal, wants a yes first. The operator's key names the team; the admin key of a team lets machines into

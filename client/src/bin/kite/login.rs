@@ -30,8 +30,9 @@ Examples:
   kite login
   kite login --server https://post.example
 
-The command shows a code and waits. Somebody with an administrator's key lets the machine in, on the page that is named
-with the code or with `agentpost login approve CODE`; the team is chosen there, and what the key may do.
+Without --server it turns to the server that `kite agent send` sends to. It shows a code and waits. Somebody with
+an administrator's key lets the machine in, on the page that is named with the code or with
+`agentpost login approve CODE`; the team is chosen there, and what the key may do.
 The key is not shown. It is written to ~/.config/kite/config.toml with its team and server, in place of the ones before;
 the key before is not revoked. The agent id and everything else in the file stay.")]
 pub struct Args {
