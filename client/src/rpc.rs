@@ -36,8 +36,7 @@ use crate::retry::{Attempts, Failure, Repeat, RetryPolicy};
 use crate::socket::{Frame, Lost, Socket, ended_by};
 use crate::{Error, tls};
 
-/// The servers answer within 2 s (no leader) + 8 s (outcome unknown); behind a slow request of the same session it may
-/// take a little longer. The vendor's command line waits for ever.
+/// The servers answer within 2 s (no leader) + 8 s (outcome unknown). The vendor's command line waits for ever.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How a server begins the text of a request that it may or may not have carried out …
 const UNKNOWN: &str = "outcome unknown: ";

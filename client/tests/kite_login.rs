@@ -191,28 +191,42 @@ async fn without_a_code_there_is_no_login() {
     assert!(!user.config_path().exists());
 }
 
-#[tokio::test]
-async fn what_others_write_while_it_waits_stays() {
-    let server = Stub::start().await;
-    server.answer(200, code(&server).to_string());
-    let user = User::new();
-    let login = user
-        .command(&["login", "--server", &server.base])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+/// `kite login` as it is while it waits, with what somebody does meanwhile.
+async fn meanwhile(user: &User, server: &Stub, deed: impl AsyncFnOnce()) -> (Option<i32>, String, String) {
+    server.answer(200, code(server).to_string());
+    let mut command = user.command(&["login", "--server", &server.base]);
+    let login = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     common::eventually(|| server.seen().len() > 1).await;
-    user.kite(&["agent", "register", "--name", "agent-alpha"]).await;
+    deed().await;
     server.answer(200, key());
     let output = tokio::time::timeout(PATIENCE, login.wait_with_output())
         .await
-        .expect("kite did not end")
-        .unwrap();
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+        .expect("kite did not end");
+    parts(&output.unwrap())
+}
+
+#[tokio::test]
+async fn what_others_write_while_it_waits_stays() {
+    let server = Stub::start().await;
+    let user = User::new();
+    let register = async || drop(user.kite(&["agent", "register", "--name", "agent-alpha"]).await);
+    let (code, _, stderr) = meanwhile(&user, &server, register).await;
+    assert_eq!(code, Some(0), "{stderr}");
     let file = written(&user);
     assert_eq!(file["agent"]["id"].as_str(), Some("agent-alpha"));
     assert_eq!(file["auth"]["api_key"].as_str(), Some(SECRET));
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_be_kept_is_not_shown_but_told_of() {
+    let server = Stub::start().await;
+    let user = User::new();
+    let (code, stdout, stderr) = meanwhile(&user, &server, async || write_config(&user, "[auth\n")).await;
+    assert_eq!((code, stdout.as_str()), (Some(1), ""));
+    let start = "Error: a key was made, but it is lost; `kite keys list` shows it to others, for revoking it: ";
+    let error = stderr.lines().find(|line| line.starts_with("Error: ")).unwrap();
+    assert!(error.starts_with(start) && !stderr.contains(SECRET), "{stderr}");
+    assert_eq!(std::fs::read_to_string(user.config_path()).unwrap(), "[auth\n");
 }
 
 #[tokio::test]
