@@ -285,18 +285,19 @@ async fn a_reader_that_stands_still_ends_neither_the_session_nor_the_process() {
 async fn signals_end_it_and_its_session() {
     for (signal, code) in [("TERM", 143), ("INT", 130), ("HUP", 129)] {
         let folder = tempfile::tempdir().unwrap();
-        let gone = folder.path().join("gone");
+        let [acked, gone] = ["acked", "gone"].map(|name| folder.path().join(name));
         let server = Stub::start().await;
         server.session(vec![
             connected(0),
             mail(1),
             Step::Acked(1),
+            Step::Touch(acked.clone()),
             Step::Gone,
             Step::Touch(gone.clone()),
         ]);
         let user = User::of(&server.base);
         let mut kite = Running::connected(&user, &["agent", "listen", "--as-id", "agent-alpha"]).await;
-        kite.line().await;
+        exists(&acked).await;
         kite.signal(signal);
         assert_eq!(kite.ended().await.code(), Some(code));
         assert_eq!(kite.rest_of_notes().await, [""; 0]);

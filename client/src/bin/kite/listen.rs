@@ -55,11 +55,7 @@ pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyh
         scopes: vec![format!("agent_to:{agent}")],
         client_id: None,
     })?;
-    let line: Box<dyn Fn(&Event) -> String> = if args.json {
-        Box::new(Event::to_string)
-    } else {
-        Box::new(|event| event.mail().map(|mail| line(event.id(), &mail)).unwrap_or_default())
-    };
+    let line = if args.json { Event::to_string } else { mail_line };
     let wanted = move |event: &Event| event.mail().is_some_and(|mail| mail.to == agent.as_str());
     listening::run(Listening {
         inbox,
@@ -67,6 +63,11 @@ pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyh
         sink: Sink::Lines(line),
     })
     .await
+}
+
+/// The line of an event that is mail.
+pub fn mail_line(event: &Event) -> String {
+    event.mail().map(|mail| line(event.id(), &mail)).unwrap_or_default()
 }
 
 fn line(id: &str, mail: &Mail<'_>) -> String {

@@ -31,7 +31,7 @@ pub struct Listening {
 /// Where events go.
 pub enum Sink {
     /// One line on stdout for each, without its end.
-    Lines(Box<dyn Fn(&Event) -> String>),
+    Lines(fn(&Event) -> String),
     /// A command for each.
     Command(Box<Exec>),
 }
@@ -102,12 +102,13 @@ impl Sink {
 
 /// Lines about the session.
 #[derive(Default)]
-struct Notes {
+pub struct Notes {
     dialled: String,
 }
 
 impl Notes {
-    fn line(&mut self, notice: &Notice) -> Option<String> {
+    /// What is said of a notice, if anything.
+    pub fn line(&mut self, notice: &Notice) -> Option<String> {
         Some(match notice {
             Notice::Event(_) => return None,
             Notice::Connecting { url } => {

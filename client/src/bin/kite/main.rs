@@ -5,6 +5,8 @@ mod agents;
 mod config;
 mod environment;
 mod exec;
+#[cfg(test)]
+mod forgery;
 mod keys;
 mod listen;
 mod listening;
@@ -20,6 +22,7 @@ mod stream;
 use std::io::Write;
 use std::process::ExitCode;
 
+use agentpost::terminal::escaped;
 use clap::{Parser, Subcommand};
 
 use config::Config;
@@ -113,7 +116,7 @@ fn end(error: &anyhow::Error) -> ExitCode {
         // What was asked for is done; only nobody reads about it any more.
         return ExitCode::SUCCESS;
     }
-    note(&format!("Error: {error:#}"));
+    note(&format!("Error: {}", escaped(&format!("{error:#}"))));
     ExitCode::FAILURE
 }
 

@@ -107,27 +107,30 @@ impl Args {
         fits(&self.source, &[event.source(), event.kind()]) && fits(&self.event_type, &[event.kind()])
     }
 
-    fn lines(&self) -> Box<dyn Fn(&Event) -> String> {
-        if self.json {
-            Box::new(Event::to_string)
-        } else if self.compact {
-            Box::new(|event| escaped(event.summary().unwrap_or(event.kind())).into_owned())
-        } else {
-            let zone = TimeZone::system();
-            Box::new(move |event| line(event, &zone))
+    fn lines(&self) -> fn(&Event) -> String {
+        match (self.json, self.compact) {
+            (true, _) => Event::to_string,
+            (false, true) => compact_line,
+            (false, false) => line,
         }
     }
 }
 
-fn line(event: &Event, zone: &TimeZone) -> String {
+/// `[HH:MM:SS] #seq type  summary`, in the local time zone.
+pub fn line(event: &Event) -> String {
     let time = event.time().parse().unwrap_or_else(|_| Timestamp::now());
     format!(
         "[{}] #{} {}  {}",
-        time.to_zoned(zone.clone()).strftime("%H:%M:%S"),
+        time.to_zoned(TimeZone::system()).strftime("%H:%M:%S"),
         event.seq,
         escaped(event.kind()),
         escaped(event.summary().unwrap_or_default())
     )
+}
+
+/// The summary, or the type of an event that has none.
+pub fn compact_line(event: &Event) -> String {
+    escaped(event.summary().unwrap_or(event.kind())).into_owned()
 }
 
 /// Part of a scope. The server refuses others, and a stream that is refused tries again for ever.
