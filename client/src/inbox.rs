@@ -11,7 +11,9 @@
 //! ```
 //!
 //! The wait is 1, 2, 4 … 30 s and starts again at 1 s after each handshake. What was not acknowledged comes again after
-//! a reconnect: a caller acknowledges when it has dealt with an event, and may see the last ones twice.
+//! a reconnect: a caller acknowledges when it has dealt with an event, and may see the last ones twice. A caller that
+//! takes minutes for an event races its work with [`Inbox::attend`]; one that cannot deal with it calls
+//! [`Inbox::reopen`].
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -304,3 +304,75 @@ async fn signals_end_it_and_its_session() {
         exists(&gone).await;
     }
 }
+
+#[tokio::test]
+async fn signals_that_the_caller_had_ignored_stay_ignored() {
+    let folder = tempfile::tempdir().unwrap();
+    let signalled = folder.path().join("signalled");
+    let server = Stub::start().await;
+    server.session(vec![
+        connected(0),
+        Step::Await(signalled.clone()),
+        mail(1),
+        Step::Acked(1),
+        Step::Gone,
+    ]);
+    let user = User::of(&server.base);
+    // As nohup does it, and a script that starts something with `&`.
+    let mut shell = tokio::process::Command::new("sh");
+    let kite = user.command(&[]);
+    let variables = kite
+        .as_std()
+        .get_envs()
+        .filter_map(|(name, value)| Some((name, value?)));
+    shell
+        .args([
+            "-c",
+            "trap '' HUP INT; exec \"$0\" stream --compact",
+            env!("CARGO_BIN_EXE_kite"),
+        ])
+        .env_clear()
+        .envs(variables)
+        .current_dir(user.home.path())
+        .kill_on_drop(true);
+    let mut kite = Running::start(shell);
+    kite.note_with("Connected (last_seq: 0)").await;
+    kite.signal("HUP");
+    kite.signal("INT");
+    std::fs::write(&signalled, "").unwrap();
+    assert_eq!(kite.line().await, "summary 1");
+    kite.signal("TERM");
+    assert_eq!(kite.ended().await.code(), Some(143));
+}
+
+#[tokio::test]
+async fn help_teaches_with_examples_that_can_be_typed() {
+    let user = User::new();
+    let folder = std::path::Path::new(env!("CARGO_BIN_EXE_kite")).parent().unwrap();
+    for args in [
+        &["--help"][..],
+        &["agent", "--help"],
+        &["agent", "register", "--help"],
+        &["agent", "listen", "--help"],
+        &["agent", "send", "--help"],
+        &["stream", "--help"],
+    ] {
+        let (code, help, _) = parts(&user.kite(args).await);
+        assert_eq!(code, Some(0));
+        assert!(help.lines().all(|line| line.chars().count() <= 120), "{help}");
+        let examples: Vec<&str> = help.lines().filter(|line| line.starts_with("  kite ")).collect();
+        assert!(examples.len() >= 2, "{help}");
+        let of_others = ["login", "logs", "agent list"].map(|command| format!("  kite {command}"));
+        for example in examples {
+            if of_others.iter().any(|start| example.starts_with(start)) {
+                continue;
+            }
+            // Without what stands beside it or reads from it; the last flag makes it harmless.
+            let typed = example.trim().split("   ").next().unwrap().split(" | ").next().unwrap();
+            let mut shell = tokio::process::Command::new("/bin/sh");
+            shell.args(["-c", &format!("{typed} --help")]).env("PATH", folder);
+            let output = shell.output().await.unwrap();
+            assert!(output.status.success(), "{typed}: {output:?}");
+        }
+    }
+}

@@ -2,39 +2,53 @@
 //! server hears a goodbye.
 
 use std::fmt;
+use std::future::poll_fn;
+use std::task::Poll;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGINT, SIGTERM and SIGHUP.
-pub struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-}
+/// SIGINT, SIGTERM and SIGHUP, as far as they are not ignored.
+pub struct Stop(Vec<(u8, Signal)>);
 
 /// The signal that ended the process.
 #[derive(Debug)]
 pub struct Stopped(u8);
 
 impl Stop {
-    /// From now on the signals do not end the process by themselves.
+    /// From now on the signals do not end the process by themselves. What the caller had ignored stays ignored: `nohup`
+    /// does that to SIGHUP, and a script to SIGINT for what it starts with `&`.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Stop {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
+        let ignored = ignored();
+        let mut signals = Vec::new();
+        for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+            let number = u8::try_from(kind.as_raw_value()).unwrap_or_default();
+            if ignored & 1 << (number - 1) == 0 {
+                signals.push((number, signal(kind)?));
+            }
+        }
+        Ok(Stop(signals))
     }
 
     /// The next one.
     pub async fn signal(&mut self) -> Stopped {
-        let kind = tokio::select! {
-            _ = self.interrupt.recv() => SignalKind::interrupt(),
-            _ = self.terminate.recv() => SignalKind::terminate(),
-            _ = self.hang_up.recv() => SignalKind::hangup(),
-        };
-        Stopped(u8::try_from(kind.as_raw_value()).unwrap_or_default())
+        let number = poll_fn(|context| {
+            for (number, signal) in &mut self.0 {
+                if signal.poll_recv(context).is_ready() {
+                    return Poll::Ready(*number);
+                }
+            }
+            Poll::Pending
+        });
+        Stopped(number.await)
     }
+}
+
+/// A bit for each ignored signal, as Linux tells it; asking the system directly takes unsafe code. Elsewhere none.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.unwrap_or_default()
 }
 
 impl Stopped {
