@@ -174,7 +174,7 @@ async fn what_the_session_is_told_is_one_line_each() {
         ])
         .session(vec![connected(9), error(4004)])
         .session(vec![error(4003)])
-        .session(vec![connected(9), refusal()]);
+        .session(vec![connected(9), error(4001)]);
     let user = User::of(&server.base).with("TZ", "UTC");
     let (code, stdout, stderr) = parts(&user.kite(&["stream", "--client-id", "archive"]).await);
     assert_eq!(
@@ -186,7 +186,8 @@ async fn what_the_session_is_told_is_one_line_each() {
          Some mail was removed before it was read; continuing at seq 9\n\
          Disconnected: Server error (4005): why\\nthen\nReconnecting in 1s...\n\
          Connected (last_seq: 9)\nDisconnected: slow consumer\nReconnecting in 1s...\n\
-         Connection failed: Server error (4003): why\\nthen\nReconnecting in 2s...\nConnected (last_seq: 9)\n{REFUSED}\n",
+         Connection failed: Server error (4003): why\\nthen\nReconnecting in 2s...\nConnected (last_seq: 9)\n\
+         Error: Server error (4001): why\\nthen\n",
         server.ws_url()
     );
     assert_eq!(stderr, expected);

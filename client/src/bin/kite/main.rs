@@ -116,7 +116,12 @@ fn end(error: &anyhow::Error) -> ExitCode {
         // What was asked for is done; only nobody reads about it any more.
         return ExitCode::SUCCESS;
     }
-    note(&format!("Error: {}", escaped(&format!("{error:#}"))));
+    let text = format!("Error: {error:#}");
+    // A server's sentence stays one line; those of the commands may have several.
+    match error.is::<agentpost::Error>() {
+        true => note(&escaped(&text)),
+        false => note(&text),
+    }
     ExitCode::FAILURE
 }
 
