@@ -11,14 +11,17 @@
 //! ```
 //!
 //! The wait is 1, 2, 4 … 30 s and starts again at 1 s after each handshake. What was not acknowledged comes again after
-//! a reconnect: a caller acknowledges when it has dealt with an event, and may see the last ones twice.
+//! a reconnect: a caller acknowledges when it has dealt with an event, and may see the last ones twice. A caller that
+//! takes minutes for an event races its work with [`Inbox::attend`]; one that cannot deal with it calls
+//! [`Inbox::reopen`].
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::frame::ClientFrame;
 use agentpost_proto::secret::Secret;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::event::Event;
 use crate::socket::{Frame, Lost, Socket, ended_by};
@@ -26,6 +29,8 @@ use crate::{Error, tls};
 
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// A caller that is busy for longer is stood in for by [`Inbox::attend`]. Servers wait for pongs for minutes.
+const BUSY_AFTER: Duration = Duration::from_secs(5);
 
 /// What to listen to.
 #[derive(Debug, Clone)]
@@ -64,6 +69,11 @@ pub enum Notice {
         /// The oldest one kept.
         oldest_available_seq: u64,
     },
+    /// The team can send nothing for now; what it received still arrives.
+    BillingBlock {
+        /// The server's sentence.
+        reason: String,
+    },
     /// The session ended.
     Disconnected {
         /// Why.
@@ -89,6 +99,17 @@ pub struct Inbox {
     node: usize,
     failed: usize,
     pause: Duration,
+    handed: Handed,
+}
+
+/// What the caller was given in this session.
+#[derive(Debug, Default)]
+struct Handed {
+    newest: u64,
+    /// The oldest that it has not acknowledged.
+    unacked: Option<u64>,
+    /// It has acknowledged something.
+    acked: bool,
 }
 
 enum State {
@@ -114,6 +135,7 @@ impl Inbox {
             node: 0,
             failed: 0,
             pause: PAUSE_MIN,
+            handed: Handed::default(),
         })
     }
 
@@ -129,11 +151,11 @@ impl Inbox {
                 }
                 State::Dialing => return self.dial().await,
                 State::Open(socket) => match incoming(socket).await {
-                    Ok(Incoming::Event(event)) => return Ok(Notice::Event(event)),
-                    Ok(Incoming::CursorExpired(seq)) => {
-                        return Ok(Notice::CursorExpired {
-                            oldest_available_seq: seq,
-                        });
+                    Ok(notice) => {
+                        if let Notice::Event(event) = &notice {
+                            self.handed.event(event.seq);
+                        }
+                        return Ok(notice);
                     }
                     Err(Lost::Rejected { code, message }) => self.state = State::Rejected { code, message },
                     Err(Lost::Broken(reason)) => {
@@ -169,6 +191,37 @@ impl Inbox {
         if let State::Open(socket) = &mut self.state {
             // A failure shows in the next read.
             let _ = socket.send(&ClientFrame::Ack { seq }).await;
+            self.handed.ack(seq);
+        }
+    }
+
+    /// Keeps the session open while the caller is busy with an event for minutes: answers pings, and reads ahead within
+    /// bounds what [`Inbox::next`] returns later. Never returns; to be raced with the work.
+    ///
+    /// A server may take a client that answers pings and never acknowledges for one that does not know how, and count
+    /// its events as delivered. So the first thing said is an acknowledgement of what came before those in work.
+    pub async fn attend(&mut self) -> Infallible {
+        sleep(BUSY_AFTER).await;
+        if let Some(seq) = self.handed.dealt_with() {
+            self.ack(seq).await;
+        }
+        match &mut self.state {
+            State::Open(socket) => socket.read_ahead().await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Ends the session, so that what was not acknowledged comes again, with the same node after `pause`.
+    pub async fn reopen(&mut self, pause: Duration) {
+        self.close().await;
+        self.pause = pause;
+    }
+
+    /// Ends the session in good order; [`Inbox::next`] begins another one.
+    pub async fn close(&mut self) {
+        if let State::Open(socket) = &mut self.state {
+            socket.close().await;
+            self.state = State::Pause;
         }
     }
 
@@ -190,6 +243,7 @@ impl Inbox {
                 self.state = State::Open(Box::new(socket));
                 self.failed = 0;
                 self.pause = PAUSE_MIN;
+                self.handed = Handed::default();
                 Ok(Notice::Connected { last_seq, client_id })
             }
             Err(Lost::Rejected { code, message }) => {
@@ -208,24 +262,60 @@ impl Inbox {
     }
 }
 
-enum Incoming {
-    Event(Event),
-    CursorExpired(u64),
+impl Handed {
+    fn event(&mut self, seq: u64) {
+        self.newest = seq;
+        self.unacked = self.unacked.or(Some(seq));
+    }
+
+    fn ack(&mut self, seq: u64) {
+        self.acked = true;
+        if let Some(oldest) = self.unacked {
+            self.unacked = (seq < self.newest).then(|| oldest.max(seq + 1));
+        }
+    }
+
+    /// What can be acknowledged while events are in work, for a caller that has not acknowledged anything yet.
+    fn dealt_with(&self) -> Option<u64> {
+        self.unacked.filter(|_| !self.acked)?.checked_sub(1)
+    }
 }
 
-async fn incoming(socket: &mut Socket) -> Result<Incoming, Lost> {
+async fn incoming(socket: &mut Socket) -> Result<Notice, Lost> {
     loop {
         match socket.frame().await? {
             Frame::Event { seq, event } => {
                 if let Some(event) = Event::new(seq, event) {
-                    return Ok(Incoming::Event(event));
+                    return Ok(Notice::Event(event));
                 }
             }
             Frame::CursorExpired { oldest_available_seq } => {
-                return Ok(Incoming::CursorExpired(oldest_available_seq));
+                return Ok(Notice::CursorExpired { oldest_available_seq });
             }
+            Frame::BillingBlock { reason } => return Ok(Notice::BillingBlock { reason }),
             Frame::Error { code, message } => return Err(ended_by(code, message)),
             Frame::Connected { .. } | Frame::Response { .. } | Frame::Other => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_before_the_events_in_work_is_dealt_with() {
+        let mut handed = Handed::default();
+        assert_eq!(handed.dealt_with(), None);
+        handed.event(7);
+        handed.event(9);
+        assert_eq!(handed.dealt_with(), Some(6), "said once, before the caller's first");
+        handed.ack(6);
+        assert_eq!(handed.dealt_with(), None);
+
+        let mut handed = Handed::default();
+        handed.event(7);
+        handed.ack(7);
+        assert_eq!((handed.unacked, handed.dealt_with()), (None, None));
     }
 }

@@ -1,6 +1,8 @@
 //! One WebSocket to one node: TCP, TLS, the first two frames, then frames one after another under a watch over
 //! silence. [`crate::inbox`] listens on it, [`crate::rpc`] asks one request.
 
+mod ahead;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream};
 
 /// TCP, TLS and the upgrade, and once more the handshake frames.
@@ -19,12 +21,15 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(20);
 /// … and given up when none comes in this time: a node that lost power closes nothing.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(20);
+/// How long the server's part of a closing is waited for.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// An open socket.
 pub(crate) struct Socket {
     stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
     heard_at: Instant,
     asked_at: Option<Instant>,
+    ahead: ahead::Ahead,
 }
 
 /// Why there is no socket any more.
@@ -65,6 +70,10 @@ pub(crate) enum Frame {
     CursorExpired {
         oldest_available_seq: u64,
     },
+    BillingBlock {
+        #[serde(default)]
+        reason: String,
+    },
     Error {
         code: u32,
         message: String,
@@ -88,6 +97,7 @@ impl Socket {
             stream,
             heard_at: Instant::now(),
             asked_at: None,
+            ahead: ahead::Ahead::default(),
         };
         socket.send(hello).await?;
         let (last_seq, client_id) = timeout(DIAL_TIMEOUT, socket.greeted()).await.map_err(late)??;
@@ -99,7 +109,11 @@ impl Socket {
             match self.frame().await? {
                 Frame::Connected { last_seq, client_id } => return Ok((last_seq, client_id)),
                 Frame::Error { code, message } => return Err(ended_by(code, message)),
-                Frame::Event { .. } | Frame::Response { .. } | Frame::CursorExpired { .. } | Frame::Other => {}
+                Frame::Event { .. }
+                | Frame::Response { .. }
+                | Frame::CursorExpired { .. }
+                | Frame::BillingBlock { .. }
+                | Frame::Other => {}
             }
         }
     }
@@ -107,12 +121,21 @@ impl Socket {
     /// The next frame that can be read.
     pub(crate) async fn frame(&mut self) -> Result<Frame, Lost> {
         loop {
+            let text = match self.ahead.next() {
+                Some(read) => read?,
+                None => self.text().await?,
+            };
+            if let Ok(frame) = serde_json::from_str(&text) {
+                return Ok(frame);
+            }
+        }
+    }
+
+    /// The next text from the socket.
+    async fn text(&mut self) -> Result<Utf8Bytes, Lost> {
+        loop {
             match self.message().await? {
-                Message::Text(text) => {
-                    if let Ok(frame) = serde_json::from_str(&text) {
-                        return Ok(frame);
-                    }
-                }
+                Message::Text(text) => return Ok(text),
                 Message::Close(_) => return Err(Lost::Broken("the server closed the connection".to_owned())),
                 // The library answers pings by itself.
                 Message::Ping(_) | Message::Pong(_) | Message::Binary(_) | Message::Frame(_) => {}
@@ -151,6 +174,16 @@ impl Socket {
     pub(crate) async fn send(&mut self, frame: &ClientFrame) -> Result<(), Lost> {
         let text = serde_json::to_string(frame).map_err(|e| Lost::Broken(e.to_string()))?;
         Ok(self.stream.send(Message::Text(text.into())).await?)
+    }
+
+    /// Says goodbye. What still arrives is read: unread bytes would make the system reset the connection, and the
+    /// server might lose the last acknowledgements over it.
+    pub(crate) async fn close(&mut self) {
+        let goodbye = async {
+            let _ = self.stream.close(None).await;
+            while let Some(Ok(_)) = self.stream.next().await {}
+        };
+        let _ = timeout(GOODBYE, goodbye).await;
     }
 }
 

@@ -2,8 +2,11 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod cluster;
+pub mod process;
+pub mod steps;
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::process::Output;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -50,6 +53,17 @@ pub enum Step {
     Hear(serde_json::Value),
     /// Closes without a word.
     Hang,
+    /// Pings a client that is busy with its first event and waits for the pong. An acknowledgement has to come first,
+    /// and is kept for the next step.
+    Ping,
+    /// Waits for acknowledgements up to this one; anything else ends `kite` with an error that says so.
+    Acked(u64),
+    /// Waits until the client has gone; anything it still says ends the next session with an error that says so.
+    Gone,
+    /// Waits until there is such a file.
+    Await(PathBuf),
+    /// Makes such a file.
+    Touch(PathBuf),
 }
 
 #[derive(Default)]
@@ -159,6 +173,7 @@ async fn play(mut socket: WebSocket, script: Arc<Mutex<Script>>) {
         script.hellos.push(hello);
         script.sessions.pop_front().unwrap_or_default()
     };
+    let mut kept = VecDeque::new();
     for step in steps {
         match step {
             Step::Ask => match next_json(&mut socket).await {
@@ -173,6 +188,11 @@ async fn play(mut socket: WebSocket, script: Arc<Mutex<Script>>) {
             Step::Say(text) => socket.send(Message::Text(text.into())).await.unwrap(),
             Step::Hear(expected) => assert_eq!(next_json(&mut socket).await, Some(expected)),
             Step::Hang => return,
+            other => {
+                if let Err(fault) = steps::play(other, &mut socket, &mut kept).await {
+                    return steps::accuse(&mut socket, &script, fault).await;
+                }
+            }
         }
     }
     let _ = socket.send(Message::Close(None)).await;

@@ -12,6 +12,17 @@ use anyhow::anyhow;
 use crate::config::Config;
 use crate::environment::Environment;
 
+/// For `kite --help`.
+pub const HELP: &str = "\
+Servers and keys, the first that is set:
+  key      KITE_API_KEY, [auth] api_key
+  team     KITE_TEAM_ID, [auth] team_id
+  listen   KITE_WS_URL, AGENTPOST_URLS, [server] url
+  send     KITE_HOOK_BASE_URL, KITE_WS_URL, AGENTPOST_URLS, [server] http_base or url
+AGENTPOST_URLS holds the HTTP URLs of several nodes with blanks between them. Together with a KITE_ variable it names
+the nodes to turn to when that one does not answer. Variables may also stand in the file .env of the current folder;
+the [sections] are those of ~/.config/kite/config.toml.";
+
 const DEFAULT_URL: &str = "ws://localhost:7700/ws";
 
 /// The key and its team.
