@@ -112,6 +112,9 @@ impl ClusterHandle {
     pub async fn sessions(&self, team: TeamId, agents: &[String]) -> Sessions {
         let mut open: Vec<u64> = vec![0; agents.len()];
         let mut unreachable = Vec::new();
+        if agents.is_empty() {
+            return Sessions { open, unreachable };
+        }
         let members = self.local.members().into_iter().map(|(id, member)| async move {
             let sessions = if id == self.local.id() {
                 Some(self.presence.sessions(team, agents))

@@ -7,12 +7,12 @@ mod deliveries;
 mod key;
 mod output;
 mod signing_keys;
-mod table;
 mod team;
 mod webhook;
 
 use std::process::ExitCode;
 
+use agentpost::table;
 use clap::{Parser, Subcommand};
 
 use connection::Connection;
