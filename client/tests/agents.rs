@@ -3,10 +3,14 @@
 
 mod common;
 
+use std::process::Stdio;
+
 use agentpost::Client;
 use agentpost::api::kite::RegisterAgent;
-use common::{Stub, User, dead_base, parts};
+use common::cluster::Cluster;
+use common::{PATIENCE, Stub, User, dead_base, parts};
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 const LIST: &[&str] = &["agent", "list"];
 
@@ -135,4 +139,56 @@ async fn a_registration_of_unknown_outcome_is_repeated() {
         ("POST", "/api/v1/agents")
     );
     assert_eq!(seen[1].json(), json!({ "id": "a:1" }));
+}
+
+/// Waits until `kite agent list` prints these rows and says this besides.
+async fn lists(user: &User, rows: &[&str], note: &str) {
+    let expected = format!("AGENT  NAME  LISTENING  REGISTERED\n{}\n", rows.join("\n"));
+    let mut last = None;
+    let listed = async {
+        while last.as_ref() != Some(&(Some(0), expected.clone(), note.to_owned())) {
+            last = Some(parts(&user.kite(LIST).await));
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, listed).await;
+    assert!(waited.is_ok(), "expected {rows:?} {note:?}, not {last:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_of_a_node_that_hangs_are_missing_until_it_goes_on() {
+    let cluster = Cluster::start().await;
+    let team = cluster.agentpost_json(&["team", "create", "default"]).await;
+    let key = ["key", "create", "--team", "default", "--permissions", "write"];
+    let key = cluster.agentpost_json(&key).await;
+    let user = |urls: &str| {
+        User::of(urls)
+            .with("KITE_TEAM_ID", team["id"].as_str().unwrap())
+            .with("KITE_API_KEY", key["api_key"].as_str().unwrap())
+    };
+    let (others, third) = (user(&cluster.urls_from(1)), user(&cluster.url(3)));
+    for agent in ["a", "b"] {
+        let sent = others
+            .kite(&["agent", "send", "--to", agent, "--from", "x", "hi"])
+            .await;
+        assert!(sent.status.success(), "{sent:?}");
+    }
+    let mut listener = third.command(&["agent", "listen", "--as-id", "b"]);
+    let mut listener = listener.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut mail = BufReader::new(listener.stdout.take().unwrap()).lines();
+    let first = tokio::time::timeout(PATIENCE, mail.next_line()).await;
+    assert!(first.unwrap().unwrap().unwrap().ends_with("x → b: hi"));
+
+    lists(&others, &["a      -             0  -", "b      -             1  -"], "").await;
+    cluster.pause(3);
+    let note = "Node 3 did not answer: who listens there is not counted\n";
+    lists(
+        &others,
+        &["a      -             0  -", "b      -             0  -"],
+        note,
+    )
+    .await;
+    cluster.resume(3);
+    lists(&others, &["a      -             0  -", "b      -             1  -"], "").await;
+    listener.kill().await.unwrap();
+    lists(&others, &["a      -             0  -", "b      -             0  -"], "").await;
 }

@@ -1,4 +1,5 @@
-//! Kite's REST route: `POST /api/v1/agents/messages?team_id=`. The WebSocket is in [`crate::ws`].
+//! Kite's way to send: `POST /api/v1/agents/messages?team_id=`. Its directory is in [`super::agents`], its WebSocket in
+//! [`crate::ws`].
 
 use std::sync::Arc;
 
