@@ -3,6 +3,7 @@
 //! - [`Client`]: typed calls of both faces and of the operator API, over the URLs of several nodes. A node that does
 //!   not answer is passed over; a send whose outcome is unknown is repeated under the same idempotency key, so it
 //!   happens once.
+//!   [`Client::agents`] tells who is there and who listens,
 //!   [`Client::publish`] and [`Client::subscribe`] are for topics, [`Client::register_webhook`] has mail delivered to a
 //!   URL, [`Client::receipt`] tells what became of a message.
 //! - [`inbox::Inbox`]: the mail of an agent as it arrives, over a WebSocket that reconnects to any node and resumes
@@ -11,7 +12,7 @@
 //! - [`login::Login`]: a key for a machine that somebody lets in with a code; `Client` has the side of who lets it in.
 //! - [`verify`]: for receivers of webhooks: is a call genuine?
 //! - [`receiver`]: a small server for webhooks, for tools and tests.
-//! - [`terminal`]: prints what other agents wrote without letting it drive the terminal.
+//! - [`terminal`]: prints what other agents wrote without letting it drive the terminal; [`table`]: the same in columns.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), agentpost::Error> {
@@ -47,6 +48,7 @@ pub mod receiver;
 pub mod retry;
 pub mod rpc;
 mod socket;
+pub mod table;
 pub mod terminal;
 mod tls;
 mod topics;

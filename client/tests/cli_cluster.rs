@@ -109,6 +109,17 @@ async fn send(user: &User, args: &[&str], from: &str, to: &str) -> String {
     id
 }
 
+/// One listener of the only agent with mail, and what is said besides.
+async fn alpha_listens(user: &User, note: &str) {
+    let table = "AGENT        NAME  LISTENING  REGISTERED\nagent-alpha  -             1  -\n";
+    let expected = (Some(0), table.to_owned(), note.to_owned());
+    // A node that is slow to answer is named too, for once.
+    let listed = async { while parts(&user.kite(&["agent", "list"]).await) != expected {} };
+    tokio::time::timeout(PATIENCE, listed)
+        .await
+        .unwrap_or_else(|_| panic!("not listed: {expected:?}"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_guide_works_across_nodes_and_over_the_death_of_one() {
     let mut post = Post::open().await;
@@ -149,6 +160,7 @@ async fn the_guide_works_across_nodes_and_over_the_death_of_one() {
     let second = send(&beta, &args, "other", "agent-alpha").await;
     let line = format!("[{second}] other → agent-alpha thread=t-1 reply_to={first}: Re:\\n\\u{{1b}}[1mbold");
     assert_eq!(listener.mail().await, line);
+    alpha_listens(&beta, "").await;
 
     // The listener's node dies; it goes on at another one, and nothing comes twice.
     post.cluster.kill(2);
@@ -166,6 +178,7 @@ async fn the_guide_works_across_nodes_and_over_the_death_of_one() {
         format!("[{third}] agent-beta → agent-alpha: still there?")
     );
 
+    alpha_listens(&beta, "Node 2 did not answer: who listens there is not counted\n").await;
     let output = post.cluster.agentpost(&["cluster", "status"]).await;
     let (code, stdout, stderr) = parts(&output);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::api::admin;
-use agentpost_proto::peer::{HandOverRequest, StatusReply, StatusRequest, hand_over_reply};
+use agentpost_proto::id::TeamId;
+use agentpost_proto::peer::{HandOverRequest, PresenceRequest, StatusReply, StatusRequest, hand_over_reply};
 use agentpost_raft_store::query;
 use agentpost_raft_store::types::Member;
 use futures::future::join_all;
@@ -15,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::metrics::Metrics;
 use crate::peer::dial::{Dialer, Purpose};
 use crate::peer::network::SHARD;
+use crate::presence::Presence;
 use crate::secrets::Secrets;
 use crate::shard::Leader;
 use crate::shard::local::{DRAIN_DEADLINE, TRANSFER_DEADLINE};
@@ -23,10 +25,21 @@ use crate::shard::reader::Reader;
 
 /// What another node is given to say how it is.
 const STATUS_DEADLINE: Duration = Duration::from_secs(1);
+/// What another node is given to say who listens there.
+const PRESENCE_DEADLINE: Duration = Duration::from_secs(1);
 /// What `/readyz` gives a read barrier.
 const READY_DEADLINE: Duration = Duration::from_secs(1);
 /// A snapshot on demand.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(300);
+
+/// The listeners of some agents on all nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sessions {
+    /// Of each agent, in the order asked: those of the nodes that answered.
+    pub open: Vec<u64>,
+    /// The nodes that did not, by id.
+    pub unreachable: Vec<u64>,
+}
 
 /// The cluster as the operator sees it, and the life of this process. Cheap to clone.
 #[derive(Clone)]
@@ -38,19 +51,28 @@ pub struct ClusterHandle {
     pub(crate) local: Local,
     pub(crate) dialer: Dialer,
     pub(crate) reader: Reader,
+    pub(crate) presence: Presence,
     pub(crate) secrets: Arc<Secrets>,
     pub(crate) metrics: Metrics,
 }
 
 impl ClusterHandle {
     /// Of a process that lives.
-    pub(crate) fn new(local: Local, dialer: Dialer, reader: Reader, secrets: Arc<Secrets>, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        local: Local,
+        dialer: Dialer,
+        reader: Reader,
+        presence: Presence,
+        secrets: Arc<Secrets>,
+        metrics: Metrics,
+    ) -> Self {
         ClusterHandle {
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
             local,
             dialer,
             reader,
+            presence,
             secrets,
             metrics,
         }
@@ -83,6 +105,34 @@ impl ClusterHandle {
                 .map(|(id, member, status)| describe(id, member, status, last))
                 .collect(),
         }
+    }
+
+    /// How many open sessions listen to each of these agents, at most `limits::PAGE_MAX` of them, on all nodes that
+    /// answer within a second.
+    pub async fn sessions(&self, team: TeamId, agents: &[String]) -> Sessions {
+        let mut open: Vec<u64> = vec![0; agents.len()];
+        let mut unreachable = Vec::new();
+        if agents.is_empty() {
+            return Sessions { open, unreachable };
+        }
+        let members = self.local.members().into_iter().map(|(id, member)| async move {
+            let sessions = if id == self.local.id() {
+                Some(self.presence.sessions(team, agents))
+            } else {
+                self.ask_presence(id, &member, team, agents).await
+            };
+            (id, sessions)
+        });
+        for (id, sessions) in join_all(members).await {
+            match sessions {
+                Some(sessions) => open
+                    .iter_mut()
+                    .zip(sessions)
+                    .for_each(|(sum, more)| *sum += u64::from(more)),
+                None => unreachable.push(id),
+            }
+        }
+        Sessions { open, unreachable }
     }
 
     /// Hands leadership to another voter; returns when it leads. Any node may be asked.
@@ -134,6 +184,18 @@ impl ClusterHandle {
         let mut client = self.dialer.client(id, &member.peer_addr, Purpose::Control);
         let reply = timeout(STATUS_DEADLINE, client.status(StatusRequest { shard: SHARD })).await;
         Some(reply.ok()?.ok()?.into_inner())
+    }
+
+    /// Not beside the heartbeats: clients decide how often this is asked.
+    async fn ask_presence(&self, id: u64, member: &Member, team: TeamId, agents: &[String]) -> Option<Vec<u32>> {
+        let mut client = self.dialer.client(id, &member.peer_addr, Purpose::Forward);
+        let request = PresenceRequest {
+            team_id: team.to_bytes(),
+            agents: agents.to_vec(),
+        };
+        let reply = timeout(PRESENCE_DEADLINE, client.presence(request)).await;
+        let sessions = reply.ok()?.ok()?.into_inner().sessions;
+        (sessions.len() == agents.len()).then_some(sessions)
     }
 }
 

@@ -4,7 +4,8 @@
 //! - [`node`] starts and stops all; [`dev`] is a node that needs no configuration;
 //! - the doors translate and decide nothing: [`http`], [`ws`];
 //! - [`peer_service`] answers the other nodes; [`cluster`] is what an operator may ask for;
-//! - [`bootstrap`] brings a cluster into being; [`leases`] counts inbox reads without a log entry each;
+//! - [`bootstrap`] brings a cluster into being; [`leases`] counts inbox reads without a log entry each, [`presence`] who
+//!   listens;
 //! - on the leader [`dispatch`] calls webhooks, [`sweeper`] removes what has aged, [`ticker`] carries time forward;
 //! - the shard, one Raft group: [`shard`]; connections to other nodes: [`peer`];
 //! - the ground: [`clock`], [`config`], [`networks`], [`secrets`], [`metrics`].
@@ -22,6 +23,7 @@ pub mod networks;
 pub mod node;
 pub mod peer;
 pub mod peer_service;
+pub mod presence;
 pub mod secrets;
 pub mod shard;
 pub mod sweeper;

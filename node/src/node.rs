@@ -49,6 +49,7 @@ use crate::peer::listener;
 use crate::peer::network::Network;
 use crate::peer::snapshot::SendOptions;
 use crate::peer_service::PeerService;
+use crate::presence::Presence;
 use crate::secrets::{self, Secrets};
 use crate::shard::drain::{Drain, Hold};
 use crate::shard::keeper::{Keeper, Policy};
@@ -77,6 +78,7 @@ pub struct Services {
     pub proposer: Proposer,
     pub reader: Reader,
     pub wakeups: Wakeups,
+    pub presence: Presence,
     pub leases: Leases,
     pub clock: Clock,
     pub wall_time: WallTime,
@@ -170,10 +172,12 @@ pub async fn start_at(
         drain.clone(),
         clock.clone(),
     );
+    let presence = Presence::default();
     let cluster = ClusterHandle::new(
         local.clone(),
         dialer.clone(),
         reader.clone(),
+        presence.clone(),
         Arc::clone(&secrets),
         metrics.clone(),
     );
@@ -183,6 +187,7 @@ pub async fn start_at(
         proposer,
         reader,
         wakeups,
+        presence,
         leases,
         clock,
         wall_time,
@@ -445,6 +450,7 @@ fn serve_peers(
         proposer: services.proposer.clone(),
         reader: services.reader.clone(),
         local: services.cluster.local.clone(),
+        presence: services.presence.clone(),
         metrics: services.metrics.clone(),
         shutdown: shutdown.clone(),
     };

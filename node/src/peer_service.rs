@@ -3,7 +3,8 @@
 
 use std::pin::Pin;
 
-use agentpost_proto::limits::PROPOSALS_IN_FLIGHT_MAX;
+use agentpost_proto::id::{InvalidId, TeamId};
+use agentpost_proto::limits::{PAGE_MAX, PROPOSALS_IN_FLIGHT_MAX};
 use agentpost_proto::peer::peer_server::Peer;
 use agentpost_proto::peer::{
     self, AppendReply, AppendRequest, ForwardReply, ForwardRequest, Refusal, append_reply, forward_reply,
@@ -25,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::peer::listener::PeerId;
 use crate::peer::network::SHARD;
 use crate::peer::snapshot;
+use crate::presence::Presence;
 use crate::shard::Raft;
 use crate::shard::proposer::{ProposeError, Proposer};
 use crate::shard::reader::{NotReady, Reader};
@@ -39,6 +41,8 @@ pub struct PeerService {
     pub reader: Reader,
     /// Tells about this node.
     pub local: Local,
+    /// Tells who listens here.
+    pub presence: Presence,
     /// Counts.
     pub metrics: Metrics,
     /// Ends the long streams.
@@ -167,7 +171,14 @@ impl Peer for PeerService {
 
     async fn presence(&self, request: Request<peer::PresenceRequest>) -> Result<Response<peer::PresenceReply>, Status> {
         sender(&request)?;
-        Err(Status::unimplemented("presence"))
+        let request = request.into_inner();
+        let invalid = |error: InvalidId| Status::invalid_argument(error.to_string());
+        let team = TeamId::from_slice(&request.team_id).map_err(invalid)?;
+        if request.agents.len() > PAGE_MAX {
+            return Err(Status::invalid_argument(format!("more than {PAGE_MAX} agents")));
+        }
+        let sessions = self.presence.sessions(team, &request.agents);
+        Ok(Response::new(peer::PresenceReply { sessions }))
     }
 }
 

@@ -95,7 +95,7 @@ pub fn route_with<S: Clone + Send + Sync + 'static>(services: Services, options:
     let worker = acks.clone().run(propose, options.ack_every, cluster.shutdown.clone());
     cluster.tasks.spawn(worker);
     let (sender, isolated) = watch::channel(false);
-    let admission = Admission::new(services.metrics.clone());
+    let admission = Admission::new(services.metrics.clone(), services.presence.clone());
     let watch = watch_isolation(services.clone(), admission.clone(), options.isolated_max, sender);
     cluster.tasks.spawn(watch);
     let hub = Hub {

@@ -9,10 +9,12 @@ use agentpost_node::peer::dial::{Dialer, Purpose};
 use agentpost_node::peer::handshake::Identity;
 use agentpost_node::secrets::Secrets;
 use agentpost_proto::command::{BeginEpoch, Operation, Tick, operation, reply};
+use agentpost_proto::id::TeamId;
+use agentpost_proto::limits::PAGE_MAX;
 use agentpost_proto::peer::peer_client::PeerClient;
 use agentpost_proto::peer::{
-    AppendRequest, Done, ForwardRequest, StatusRequest, TransferRequest, Vote, VoteRequest, forward_reply,
-    forward_request,
+    AppendRequest, Done, ForwardRequest, PresenceRequest, StatusRequest, TransferRequest, Vote, VoteRequest,
+    forward_reply, forward_request,
 };
 use prost::Message as _;
 use tonic::Code;
@@ -96,6 +98,38 @@ async fn a_member_speaks_for_itself_only() {
         term,
         "nobody's term moved"
     );
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listeners_are_told_of_a_page_of_agents_at_most() {
+    let cluster = TestCluster::start(2).await;
+    let mut client = client(&cluster, 7, 2, 1);
+    let services = cluster.services(0);
+    let team = TeamId([5; 16]);
+    let _listening = services.presence.listen(team, vec!["b".parse().unwrap()]);
+    let request = |team_id: Vec<u8>, agents: usize| PresenceRequest {
+        team_id: team_id.into(),
+        agents: (0..agents)
+            .map(|n| if n == 1 { "b".to_owned() } else { format!("x{n}") })
+            .collect(),
+    };
+    for (team, listeners) in [(vec![5; 16], 1), (vec![6; 16], 0)] {
+        let told = client.presence(request(team, PAGE_MAX)).await.unwrap().into_inner();
+        assert_eq!(told.sessions.len(), PAGE_MAX);
+        assert_eq!(
+            (told.sessions[1], told.sessions.iter().sum::<u32>()),
+            (listeners, listeners)
+        );
+    }
+    for bad in [
+        request(vec![5; 16], PAGE_MAX + 1),
+        request(vec![5; 15], 1),
+        request(vec![], 1),
+    ] {
+        let refused = client.presence(bad).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    }
     cluster.stop().await;
 }
 

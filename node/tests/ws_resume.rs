@@ -271,7 +271,7 @@ async fn a_bound_key_narrows(world: &World) {
     }
     for scopes in [
         &["agent_to:beta"][..],
-        &["type:com.kite"],
+        &["type:push"],
         &["agent_to:beta", "source:sender"],
     ] {
         let mut socket = Socket::open(&world.urls[2]).await;

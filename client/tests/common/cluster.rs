@@ -34,6 +34,16 @@ impl Cluster {
         self.0.kill(n).unwrap();
     }
 
+    /// SIGSTOP: its connections stay open and nothing comes.
+    pub fn pause(&self, n: usize) {
+        self.0.pause(n).unwrap();
+    }
+
+    /// Goes on after [`Self::pause`].
+    pub fn resume(&self, n: usize) {
+        self.0.resume(n).unwrap();
+    }
+
     /// The operator's command line.
     pub async fn agentpost(&self, args: &[&str]) -> Output {
         self.agentpost_within(PATIENCE, args).await

@@ -1,4 +1,5 @@
-//! Kite's REST route: `POST /api/v1/agents/messages?team_id=`. The WebSocket is in [`crate::ws`].
+//! Kite's way to send: `POST /api/v1/agents/messages?team_id=`. Its directory is in [`super::agents`], its WebSocket in
+//! [`crate::ws`].
 
 use std::sync::Arc;
 
@@ -54,7 +55,7 @@ async fn send(doors: &Doors, request: Request) -> Result<Response> {
 }
 
 /// Any other team, whether it exists or not, is answered alike.
-fn own_team(caller: &Caller, parameters: &Parameters) -> Result<()> {
+pub(super) fn own_team(caller: &Caller, parameters: &Parameters) -> Result<()> {
     match parameters.get("team_id")? {
         Some(team) if team != caller.team.to_string() => {
             Err(ApiError::forbidden("this API key belongs to another team"))
@@ -68,9 +69,9 @@ impl Item<'_> {
         if let Some(fault) = self.fault {
             return Err(ApiError::invalid(format!("the request body {fault}")));
         }
-        let from = agent("from", self.from)?;
+        let from = named_agent("from", self.from)?;
         caller.may_act_as(&from)?;
-        let to = agent("to", self.to)?;
+        let to = named_agent("to", self.to)?;
         let body = required("body", self.body)?;
         if body.len() > limits::BODY_BYTES_MAX {
             return Err(ApiError::too_large("body", limits::BODY_BYTES_MAX));
@@ -93,14 +94,16 @@ impl Item<'_> {
     }
 }
 
-fn required(field: &str, raw: Option<&RawValue>) -> Result<String> {
+/// A member that has to be there, as text.
+pub(super) fn required(field: &str, raw: Option<&RawValue>) -> Result<String> {
     let raw = raw.ok_or_else(|| ApiError::field(field, "is required"))?;
     json::text(raw.get())
         .map(String::from)
         .map_err(|fault| ApiError::field(field, fault))
 }
 
-fn agent(field: &str, raw: Option<&RawValue>) -> Result<AgentId> {
+/// The same, as the id of an agent.
+pub(super) fn named_agent(field: &str, raw: Option<&RawValue>) -> Result<AgentId> {
     required(field, raw)?
         .parse()
         .map_err(|e| ApiError::field(field, format!("is invalid: {e}")))

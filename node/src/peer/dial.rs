@@ -40,7 +40,7 @@ pub enum Purpose {
     Control,
     /// Snapshot transfer.
     Snapshot,
-    /// Operations and read barriers of clients.
+    /// Operations, read barriers and questions of clients.
     Forward,
 }
 

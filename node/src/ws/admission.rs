@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use agentpost_proto::id::TeamId;
+use agentpost_proto::id::{AgentId, TeamId};
 use agentpost_proto::limits;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+use crate::presence::{Listening, Presence};
 
 /// The sessions of one node. Cheap to clone.
 #[derive(Clone)]
@@ -25,15 +26,16 @@ pub struct Admission {
 struct Shared {
     started: Instant,
     metrics: Metrics,
+    presence: Presence,
     sessions: AtomicUsize,
-    inboxes: Mutex<HashMap<Inbox, Vec<Arc<Presence>>>>,
+    inboxes: Mutex<HashMap<Inbox, Vec<Arc<Occupant>>>>,
 }
 
 type Inbox = (TeamId, String);
 
 /// One session, as the others see it.
 #[derive(Debug, Default)]
-struct Presence {
+struct Occupant {
     /// When the client was last heard, in milliseconds since the start of the node.
     heard_ms: AtomicU64,
     leave: CancellationToken,
@@ -42,16 +44,18 @@ struct Presence {
 /// The right to one session; given back when dropped.
 pub struct Seat {
     shared: Arc<Shared>,
-    presence: Arc<Presence>,
+    occupant: Arc<Occupant>,
     inbox: Option<Inbox>,
+    listening: Option<Listening>,
 }
 
 impl Admission {
-    /// Nobody is there yet.
-    pub fn new(metrics: Metrics) -> Self {
+    /// Nobody is there yet; who comes is counted in `presence`.
+    pub fn new(metrics: Metrics, presence: Presence) -> Self {
         let shared = Shared {
             started: Instant::now(),
             metrics,
+            presence,
             sessions: AtomicUsize::new(0),
             inboxes: Mutex::default(),
         };
@@ -75,8 +79,9 @@ impl Admission {
         self.shared.metrics.ws_sessions.inc();
         let seat = Seat {
             shared: Arc::clone(&self.shared),
-            presence: Arc::default(),
+            occupant: Arc::default(),
             inbox: None,
+            listening: None,
         };
         seat.heard(Instant::now());
         Some(seat)
@@ -92,13 +97,19 @@ impl Seat {
         if present.len() >= limits::WS_SESSIONS_PER_AGENT_MAX && !self.make_room(present, silent) {
             return false;
         }
-        present.push(Arc::clone(&self.presence));
+        present.push(Arc::clone(&self.occupant));
         self.inbox = Some(inbox);
         true
     }
 
-    fn make_room(&self, present: &mut Vec<Arc<Presence>>, silent: Duration) -> bool {
-        let heard = |presence: &Arc<Presence>| Duration::from_millis(presence.heard_ms.load(Ordering::Relaxed));
+    /// Counts as a listener of each of these agents until the seat is given back. Unlike a place at an inbox this is
+    /// not bounded by agent: a session may name several, and none of them may shut it out.
+    pub fn show(&mut self, team: TeamId, agents: Vec<AgentId>) {
+        self.listening = Some(self.shared.presence.listen(team, agents));
+    }
+
+    fn make_room(&self, present: &mut Vec<Arc<Occupant>>, silent: Duration) -> bool {
+        let heard = |occupant: &Arc<Occupant>| Duration::from_millis(occupant.heard_ms.load(Ordering::Relaxed));
         let oldest = (0..present.len()).min_by_key(|at| heard(&present[*at]));
         match oldest {
             Some(at) if self.shared.started.elapsed().saturating_sub(heard(&present[at])) >= silent => {
@@ -112,14 +123,14 @@ impl Seat {
     /// The client sent something.
     pub fn heard(&self, now: Instant) {
         let since = now.saturating_duration_since(self.shared.started);
-        self.presence
+        self.occupant
             .heard_ms
             .store(since.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// Cancelled when this session has to make room.
     pub fn leave(&self) -> CancellationToken {
-        self.presence.leave.clone()
+        self.occupant.leave.clone()
     }
 }
 
@@ -130,7 +141,7 @@ impl Drop for Seat {
         let Some(inbox) = self.inbox.take() else { return };
         let mut inboxes = self.shared.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(present) = inboxes.get_mut(&inbox) {
-            present.retain(|other| !Arc::ptr_eq(other, &self.presence));
+            present.retain(|other| !Arc::ptr_eq(other, &self.occupant));
             if present.is_empty() {
                 inboxes.remove(&inbox);
             }
@@ -157,7 +168,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn places_at_an_inbox_are_bounded_and_come_back() {
-        let admission = Admission::new(Metrics::new());
+        let admission = Admission::new(Metrics::new(), Presence::default());
         let seats = full_inbox(&admission);
         let mut late = admission.enter().unwrap();
         assert!(!late.listen(TEAM, "a", SILENT));
@@ -171,7 +182,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_session_makes_room() {
-        let admission = Admission::new(Metrics::new());
+        let admission = Admission::new(Metrics::new(), Presence::default());
         let seats = full_inbox(&admission);
         tokio::time::advance(SILENT).await;
         for seat in &seats[1..] {
@@ -183,9 +194,32 @@ mod tests {
         assert!(gone[0]);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_is_seen_until_its_seat_is_given_back() {
+        let presence = Presence::default();
+        let admission = Admission::new(Metrics::new(), presence.clone());
+        let seen = || presence.sessions(TEAM, &["a".to_owned(), "b".to_owned()]);
+        let mut seats = full_inbox(&admission);
+        for seat in &mut seats {
+            seat.show(TEAM, vec!["a".parse().unwrap()]);
+        }
+        // It listens to two agents, takes no place at the inbox of either, and none keeps it out.
+        let mut several = admission.enter().unwrap();
+        several.show(TEAM, vec!["a".parse().unwrap(), "b".parse().unwrap()]);
+        let full = limits::WS_SESSIONS_PER_AGENT_MAX as u32;
+        assert_eq!(seen(), [full + 1, 1]);
+        assert!(!admission.enter().unwrap().listen(TEAM, "a", SILENT));
+        // Who has to make room is there until its socket is closed.
+        tokio::time::advance(SILENT).await;
+        assert!(admission.enter().unwrap().listen(TEAM, "a", SILENT));
+        assert_eq!(seen(), [full + 1, 1]);
+        drop((seats, several));
+        assert_eq!(seen(), [0, 0]);
+    }
+
     #[tokio::test]
     async fn sessions_of_a_node_are_bounded() {
-        let admission = Admission::new(Metrics::new());
+        let admission = Admission::new(Metrics::new(), Presence::default());
         let seats: Vec<Seat> = std::iter::from_fn(|| admission.enter()).collect();
         assert_eq!(seats.len(), limits::WS_SESSIONS_MAX);
         drop(seats);

@@ -65,12 +65,14 @@ pub async fn open(hub: &Hub, link: &mut Link, seat: &mut Seat) -> Result<Opened,
     let (caller, key_hash) = introduce(hub, &*state, &connect)?;
     let requested = scope::parse_requested(&connect.scopes).map_err(scope_end)?;
     let narrowed = scope::narrow(&requested, &caller.scopes, caller.bound_agent.as_ref()).map_err(scope_end)?;
+    let agents = scope::agents(&narrowed);
     let mut feed = Feed::new(caller.team, narrowed, hub.services.config.kite.source_prefix.clone());
     if let Some(agent) = feed.inbox()
         && !seat.listen(caller.team, agent.as_str(), hub.options.ping_every * 2)
     {
         return Err(End::busy(format!("too many sessions listen to {agent} on this node")));
     }
+    seat.show(caller.team, agents);
     let (mail, keys) = (feed.listen(&hub.services.wakeups), hub.services.wakeups.keys());
     let request = Request {
         team: caller.team,

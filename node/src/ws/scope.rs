@@ -1,8 +1,10 @@
 //! Which events a session sees: the forms of a scope, and what a key leaves of the requested ones.
 //!
 //! Everything here is decided over sets of events. A scope *covers* another when it matches every event that
-//! the other one matches; a key then leaves the requested scopes that one of its own covers, and its own ones
-//! that a requested one covers (so `*` narrows to whatever the key may see).
+//! the other one matches; a key then leaves the requested scopes that one of its own covers, its own ones
+//! that a requested one covers (so `*` narrows to whatever the key may see), and of two `source:` scopes of which
+//! neither covers the other what they have in common. An inbox is left whole or not at all: whoever saw a part of it
+//! would move its cursor over the rest.
 
 use std::fmt;
 
@@ -22,6 +24,13 @@ pub enum Scope {
     Type(String),
     /// `agent_to:<id>`: mail to exactly this agent.
     AgentTo(AgentId),
+    /// The source contains one of each. Nobody asks for it: it is what a key leaves of `source:` scopes.
+    Common {
+        /// Of the requested scopes.
+        asked: Vec<String>,
+        /// Of the key's.
+        allowed: Vec<String>,
+    },
 }
 
 /// Why a list of scopes is not a subscription.
@@ -66,6 +75,13 @@ impl Scope {
             }
             Scope::Type(name) => EVENT_TYPE.contains(name.as_str()),
             Scope::AgentTo(id) => message.to == id.as_str(),
+            Scope::Common { asked, allowed } => {
+                let one_of = |names: &[String]| {
+                    let mut names = names.iter();
+                    names.any(|name| source_contains(source_prefix, &message.from, name))
+                };
+                one_of(asked) && one_of(allowed)
+            }
         }
     }
 
@@ -74,7 +90,7 @@ impl Scope {
         match self {
             Scope::All => true,
             Scope::Source(name) | Scope::Type(name) => EVENT_TYPE.contains(name.as_str()),
-            Scope::AgentTo(_) => false,
+            Scope::AgentTo(_) | Scope::Common { .. } => false,
         }
     }
 
@@ -82,9 +98,10 @@ impl Scope {
     fn covers(&self, other: &Scope) -> bool {
         match (self, other) {
             (Scope::All, _) => true,
+            (_, Scope::All) => false,
+            _ if self.is_total() => true,
             (Scope::Source(mine), Scope::Source(name) | Scope::Type(name)) => name.contains(mine.as_str()),
             (Scope::Type(mine), Scope::Type(name)) => name.contains(mine.as_str()),
-            (Scope::Source(_) | Scope::Type(_), Scope::AgentTo(_)) => self.is_total(),
             (Scope::AgentTo(mine), Scope::AgentTo(id)) => mine == id,
             _ => false,
         }
@@ -98,6 +115,14 @@ impl fmt::Display for Scope {
             Scope::Source(name) => write!(f, "source:{name}"),
             Scope::Type(name) => write!(f, "type:{name}"),
             Scope::AgentTo(id) => write!(f, "agent_to:{id}"),
+            Scope::Common { asked, allowed } => {
+                write!(
+                    f,
+                    "source:({}) and source:({})",
+                    asked.join(" or "),
+                    allowed.join(" or ")
+                )
+            }
         }
     }
 }
@@ -132,6 +157,15 @@ pub fn parse_requested(texts: &[String]) -> Result<Vec<Scope>, ScopeError> {
     Ok(scopes)
 }
 
+/// The agents whose inboxes are among the scopes, each once when each scope is.
+pub fn agents(scopes: &[Scope]) -> Vec<AgentId> {
+    let agent = |scope: &Scope| match scope {
+        Scope::AgentTo(agent) => Some(agent.clone()),
+        _ => None,
+    };
+    scopes.iter().filter_map(agent).collect()
+}
+
 /// What the scopes and the binding of a key leave of the requested scopes. A key scope that does not parse
 /// allows nothing.
 pub fn narrow(requested: &[Scope], key_scopes: &[String], bound: Option<&AgentId>) -> Result<Vec<Scope>, ScopeError> {
@@ -152,25 +186,34 @@ pub fn narrow(requested: &[Scope], key_scopes: &[String], bound: Option<&AgentId
 }
 
 fn intersect(requested: &[Scope], allowed: &[Scope]) -> Vec<Scope> {
-    let asked = requested
-        .iter()
-        .filter(|wanted| allowed.iter().any(|mine| mine.covers(wanted)));
-    let own = allowed
-        .iter()
-        .filter(|mine| requested.iter().any(|wanted| wanted.covers(mine)));
+    let covered = |scope: &&Scope, by: &[Scope]| by.iter().any(|wide| wide.covers(scope));
+    let (asked, asked_rest): (Vec<&Scope>, Vec<&Scope>) = requested.iter().partition(|scope| covered(scope, allowed));
+    let (own, own_rest): (Vec<&Scope>, Vec<&Scope>) = allowed.iter().partition(|scope| covered(scope, requested));
     let mut left: Vec<Scope> = Vec::new();
-    for scope in asked.chain(own) {
+    for scope in asked.into_iter().chain(own) {
         if !left.contains(scope) {
             left.push(scope.clone());
         }
     }
+    let (asked, allowed) = (sources(&asked_rest), sources(&own_rest));
+    if !asked.is_empty() && !allowed.is_empty() {
+        left.push(Scope::Common { asked, allowed });
+    }
     left
 }
 
-/// A bound key reads its own inbox and nothing else: only `*` narrows, any other scope has to be that inbox.
+fn sources(scopes: &[&Scope]) -> Vec<String> {
+    let source = |scope: &&Scope| match scope {
+        Scope::Source(name) => Some(name.clone()),
+        _ => None,
+    };
+    scopes.iter().filter_map(source).collect()
+}
+
+/// A bound key reads its own inbox and nothing else: whatever covers it narrows to it.
 fn narrow_bound(requested: &[Scope], allowed: &[Scope], agent: &AgentId) -> Vec<Scope> {
     let own = Scope::AgentTo(agent.clone());
-    let asked = requested.iter().any(|scope| *scope == Scope::All || *scope == own);
+    let asked = requested.iter().any(|scope| scope.covers(&own));
     let may = allowed.iter().any(|mine| mine.covers(&own));
     if asked && may { vec![own] } else { Vec::new() }
 }
@@ -256,6 +299,13 @@ mod tests {
                 "{scope}"
             );
         }
+        let common = Scope::Common {
+            asked: vec!["delta".to_owned(), "beta".to_owned()],
+            allowed: vec!["agents/agent-".to_owned()],
+        };
+        for (from, expected) in [("agent-beta", true), ("agent-gamma", false), ("beta", false)] {
+            assert_eq!(common.matches(&mail(from, "x"), PREFIX), expected, "{from}");
+        }
         let odd = mail("ä-b", "x");
         assert!(Scope::parse("source:agents/ä-").unwrap().matches(&odd, PREFIX));
     }
@@ -281,13 +331,41 @@ mod tests {
             (&["agent_to:a"], "", &["type:kite"], &["agent_to:a"]),
             (&["agent_to:a"], "", &["type:github"], &[]),
             (&["agent_to:a"], "", &["agent_to:b"], &[]),
+            // All events have the one type: a scope that it matches covers every other, but is not the wish for all.
+            (&["source:beta"], "", &["type:com.kite"], &["source:beta"]),
+            (&["type:agent.message"], "", &["source:beta"], &["source:beta"]),
+            (
+                &["source:kite"],
+                "",
+                &["source:beta", "agent_to:a"],
+                &["source:beta", "agent_to:a"],
+            ),
+            (&["*"], "", &["type:kite"], &["type:kite"]),
+            // Overlapping sources have a part in common, inboxes and other types do not.
+            (
+                &["source:alpha"],
+                "",
+                &["source:team-"],
+                &["source:(alpha) and source:(team-)"],
+            ),
+            (
+                &["source:x", "source:y-1", "source:z"],
+                "",
+                &["source:y", "source:w", "source:z-9"],
+                &["source:y-1", "source:z-9", "source:(x or z) and source:(y or w)"],
+            ),
+            (&["agent_to:a"], "", &["source:beta"], &[]),
+            (&["source:beta"], "", &["agent_to:a"], &[]),
+            (&["type:push"], "", &["source:github"], &[]),
             (&["*"], "", &[], &[]),
             (&["*"], "", &["rubbish"], &[]),
             (&["*"], "me", &["*"], &["agent_to:me"]),
             (&["agent_to:me"], "me", &["*"], &["agent_to:me"]),
             (&["agent_to:you", "*"], "me", &["*"], &["agent_to:me"]),
             (&["agent_to:you"], "me", &["*"], &[]),
-            (&["type:com.kite"], "me", &["*"], &[]),
+            (&["type:com.kite"], "me", &["*"], &["agent_to:me"]),
+            (&["source:kite", "type:push"], "me", &["source:agent"], &["agent_to:me"]),
+            (&["source:you"], "me", &["*"], &[]),
             (&["*"], "me", &["agent_to:you"], &[]),
             (&["*"], "me", &["agent_to:me"], &["agent_to:me"]),
         ];

@@ -5,7 +5,7 @@ use agentpost_proto::record::Agent;
 
 use crate::keys;
 use crate::kv::{Fatal, Kv, Order};
-use crate::view::decode;
+use crate::view::{decode, load};
 
 /// An agent of a team.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,6 +14,11 @@ pub struct Listed {
     pub id: String,
     /// Its row in the directory; none for one that only got mail.
     pub registered: Option<Agent>,
+}
+
+/// The row of an agent in the directory.
+pub fn registered(kv: &impl Kv, team: TeamId, id: &str) -> Result<Option<Agent>, Fatal> {
+    load(kv, &keys::agent(team, id))
 }
 
 /// The agents that follow `after` (all after an empty one), by id, at most `limit`.

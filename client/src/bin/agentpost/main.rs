@@ -8,12 +8,12 @@ mod key;
 mod login;
 mod output;
 mod signing_keys;
-mod table;
 mod team;
 mod webhook;
 
 use std::process::ExitCode;
 
+use agentpost::table;
 use clap::{Parser, Subcommand};
 
 use connection::Connection;

@@ -2,27 +2,34 @@
 
 use std::io::IsTerminal;
 
-use agentpost::terminal::escaped;
+use crate::terminal::escaped;
 
 /// Where a column's cells stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
+    /// Text.
     Left,
+    /// Numbers.
     Right,
 }
 
 /// Colour of a row, used on terminals only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
+    /// None.
     Plain,
+    /// Green.
     Good,
+    /// Red.
     Bad,
 }
 
 /// Whether to use colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Paint {
+    /// Yes.
     Colours,
+    /// No.
     Never,
 }
 

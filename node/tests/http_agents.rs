@@ -1,0 +1,499 @@
+//! The directory of agents on three nodes: who is registered, who listens, and where.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+#[path = "common/web.rs"]
+#[allow(dead_code)]
+mod web;
+mod ws_client;
+
+use axum::http::Method;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use agentpost_proto::api::kite::{Agent, Agents};
+use futures::{StreamExt as _, stream};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use common::{TestCluster, eventually};
+use web::{Call, Team, new_key};
+use ws_client::{Connect, Socket};
+
+const AGENTS: &str = "/api/v1/agents";
+
+struct World {
+    cluster: TestCluster,
+    urls: Vec<String>,
+    admin: String,
+}
+
+impl World {
+    async fn start() -> Self {
+        let cluster = TestCluster::start(3).await;
+        let (urls, admin) = (cluster.urls(), cluster.admin_key());
+        World { cluster, urls, admin }
+    }
+
+    async fn team(&self, name: &str) -> Team {
+        Team::create(&self.urls[0], &self.admin, name).await
+    }
+
+    async fn key(&self, team: &Team, wanted: Value) -> String {
+        new_key(&self.urls[0], &self.admin, &team.id, &wanted).await.1
+    }
+
+    async fn register(&self, node: usize, key: &str, id: &str, name: Option<&str>) -> Agent {
+        let call = Call::post(AGENTS, &json!({ "id": id, "name": name })).bearer(key);
+        serde_json::from_value(call.to(&self.urls[node]).await.ok()).unwrap()
+    }
+
+    async fn mail(&self, node: usize, team: &Team, to: &str) -> u16 {
+        let mail = json!({ "from": "sender", "to": to, "body": "x" });
+        let call = Call::post("/api/v1/agents/messages", &mail).bearer(&team.key);
+        call.to(&self.urls[node]).await.status
+    }
+
+    async fn listen(&self, node: usize, team: &Team, key: &str, scopes: &[&str]) -> Socket {
+        let connect = Connect {
+            key,
+            team: &team.id,
+            scopes,
+            client_id: None,
+        };
+        Socket::connect(&self.urls[node], connect).await.0
+    }
+
+    /// A page for which every node answered in time, as on a busy machine one may not.
+    async fn page(&self, node: usize, key: &str, query: &str) -> Agents {
+        eventually("a page of all nodes", async || {
+            let page = self.page_if_ready(node, key, query).await?;
+            page.unreachable_nodes.is_empty().then_some(page)
+        })
+        .await
+    }
+
+    /// A page, or none while there is no leader.
+    async fn page_if_ready(&self, node: usize, key: &str, query: &str) -> Option<Agents> {
+        let call = Call::get(format!("{AGENTS}?{query}")).bearer(key);
+        let answer = call.to(&self.urls[node]).await;
+        (answer.status != 503).then(|| serde_json::from_value(answer.ok()).unwrap())
+    }
+
+    /// Each agent with its sessions, as node `node` tells.
+    async fn present(&self, node: usize, team: &Team, query: &str) -> Vec<(String, u64)> {
+        present(self.page(node, &team.key, query).await).0
+    }
+
+    /// Waits until every running node tells the same.
+    async fn all_tell(&self, team: &Team, query: &str, agents: &[(&str, u64)], unreachable: &[u64]) {
+        let agents: Vec<_> = agents.iter().map(|(id, n)| ((*id).to_owned(), *n)).collect();
+        let expected = (agents, unreachable.to_vec());
+        for node in self.cluster.running() {
+            eventually(&format!("{expected:?} on node {node}"), async || {
+                let page = self.page_if_ready(node, &team.key, query).await?;
+                (present(page) == expected).then_some(())
+            })
+            .await;
+        }
+    }
+}
+
+/// Agents with their sessions, and the nodes that did not answer.
+type Present = (Vec<(String, u64)>, Vec<u64>);
+
+fn present(page: Agents) -> Present {
+    let agents = page.agents.into_iter().map(|agent| (agent.id, agent.sessions));
+    (agents.collect(), page.unreachable_nodes)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_directory_of_a_team() {
+    let world = World::start().await;
+    tokio::join!(
+        who_is_registered_or_got_mail_is_listed(&world),
+        listeners_are_counted_on_every_node(&world),
+        teams_share_nothing(&world),
+        pages_join_while_agents_are_added(&world),
+        strict_recipients_are_the_registered_ones(&world),
+        who_may_register_whom(&world),
+        bad_input_has_its_answer_and_registers_nobody(&world),
+    );
+    world.cluster.stop().await;
+}
+
+async fn who_is_registered_or_got_mail_is_listed(world: &World) {
+    let team = world.team("listed").await;
+    let empty = Call::get(AGENTS).bearer(&team.key).to(&world.urls[1]).await.ok();
+    assert_eq!(empty, json!({ "agents": [], "next": null, "unreachable_nodes": [] }));
+    let alpha = world.register(0, &team.key, "alpha", Some("Älpha 1")).await;
+    assert_eq!(
+        (
+            alpha.id.as_str(),
+            alpha.name.as_deref(),
+            alpha.registered,
+            alpha.sessions
+        ),
+        ("alpha", Some("Älpha 1"), true, 0)
+    );
+    team.bound(&world.urls[1], &world.admin, "beta").await;
+    assert_eq!(world.mail(2, &team, "gamma").await, 200);
+    // Mail to the reserved agent is refused, so it never gets an inbox; a sender without mail has none either.
+    assert_eq!(world.mail(2, &team, "system").await, 404);
+    for node in 0..3 {
+        for mount in ["/api/v1", "/v1"] {
+            let path = format!("{mount}/agents?team_id={}", team.id);
+            let body = Call::get(path).key(&team.key).to(&world.urls[node]).await.ok();
+            let page: Agents = serde_json::from_value(body.clone()).unwrap();
+            assert_eq!(page.agents[0], alpha);
+            let shown: Vec<_> = page.agents.iter().map(|a| (a.id.as_str(), a.registered)).collect();
+            assert_eq!(shown, [("alpha", true), ("beta", true), ("gamma", false)]);
+            assert!(page.agents[1].registered_at.as_ref().unwrap().ends_with('Z'));
+            let gamma =
+                json!({ "id": "gamma", "name": null, "registered": false, "registered_at": null, "sessions": 0 });
+            assert_eq!((&body["agents"][2], &body["next"]), (&gamma, &Value::Null));
+        }
+    }
+    // Once more: another name, the same day. Without one the name goes.
+    let renamed = world.register(1, &team.key, "alpha", Some("A")).await;
+    assert_eq!(renamed.registered_at, alpha.registered_at);
+    assert_eq!(renamed.name.as_deref(), Some("A"));
+    assert_eq!(world.register(2, &team.key, "alpha", None).await.name, None);
+    let gamma = world.register(0, &team.key, "gamma", None).await;
+    assert!(gamma.registered && gamma.registered_at.is_some());
+    assert_eq!(world.page(1, &team.key, "").await.agents.len(), 3);
+}
+
+async fn listeners_are_counted_on_every_node(world: &World) {
+    let team = world.team("listeners").await;
+    for agent in ["alpha", "beta", "delta"] {
+        world.register(0, &team.key, agent, None).await;
+    }
+    let beta = team.bound(&world.urls[0], &world.admin, "beta").await;
+    let narrow = json!({ "name": "n", "permissions": ["read"], "scopes": ["agent_to:delta", "agent_to:beta"] });
+    let narrow = world.key(&team, narrow).await;
+    let first = world.listen(0, &team, &team.key, &["agent_to:alpha"]).await;
+    let second = world
+        .listen(1, &team, &team.key, &["agent_to:alpha", "agent_to:alpha"])
+        .await;
+    let several = ["agent_to:beta", "type:push", "agent_to:alpha"];
+    let several = world.listen(2, &team, &team.key, &several).await;
+    let wide = world.listen(0, &team, &team.key, &["*", "source:alpha"]).await;
+    // What the key leaves counts, not what was asked for.
+    let own = world.listen(1, &team, &beta, &["*"]).await;
+    let left = world
+        .listen(2, &team, &narrow, &["agent_to:delta", "agent_to:alpha"])
+        .await;
+    // Who connected is counted: no waiting.
+    for node in 0..3 {
+        let agents = world.present(node, &team, "").await;
+        let expected = [("alpha", 3), ("beta", 2), ("delta", 1)];
+        assert_eq!(agents, expected.map(|(id, n)| (id.to_owned(), n)), "node {node}");
+    }
+    eventually("a registration that tells the same", async || {
+        let alpha = world.register(1, &team.key, "alpha", None).await;
+        (alpha.sessions == 3).then_some(())
+    })
+    .await;
+    second.cut();
+    world
+        .all_tell(&team, "", &[("alpha", 2), ("beta", 2), ("delta", 1)], &[])
+        .await;
+    several.cut();
+    world
+        .all_tell(&team, "", &[("alpha", 1), ("beta", 1), ("delta", 1)], &[])
+        .await;
+    for socket in [first, wide, own, left] {
+        socket.cut();
+    }
+    world
+        .all_tell(&team, "", &[("alpha", 0), ("beta", 0), ("delta", 0)], &[])
+        .await;
+    // Whoever was turned away never listened.
+    let mut refused = Socket::open(&world.urls[0]).await;
+    let connect = Connect {
+        key: &beta,
+        team: &team.id,
+        scopes: &["agent_to:alpha"],
+        client_id: None,
+    };
+    refused.say(&ws_client::connect_frame(&connect)).await;
+    assert_eq!(refused.frame().await["code"], 4001);
+    assert_eq!(world.present(0, &team, "limit=1").await, [("alpha".to_owned(), 0)]);
+}
+
+async fn teams_share_nothing(world: &World) {
+    let (one, other) = (world.team("one").await, world.team("other").await);
+    world.register(0, &one.key, "alpha", Some("one's")).await;
+    world.register(1, &other.key, "alpha", Some("other's")).await;
+    world.register(2, &other.key, "theirs", None).await;
+    assert_eq!(world.mail(0, &one, "mine").await, 200);
+    let _sockets = [
+        world.listen(0, &one, &one.key, &["agent_to:alpha"]).await,
+        world.listen(1, &other, &other.key, &["agent_to:alpha"]).await,
+        world
+            .listen(2, &other, &other.key, &["agent_to:alpha", "agent_to:mine"])
+            .await,
+    ];
+    for node in 0..3 {
+        let page = world.page(node, &one.key, "").await;
+        let shown: Vec<_> = page
+            .agents
+            .iter()
+            .map(|a| (&a.id[..], a.name.as_deref(), a.sessions))
+            .collect();
+        assert_eq!(shown, [("alpha", Some("one's"), 1), ("mine", None, 0)], "node {node}");
+        let page = world.page(node, &other.key, "").await;
+        let shown: Vec<_> = page
+            .agents
+            .iter()
+            .map(|a| (&a.id[..], a.name.as_deref(), a.sessions))
+            .collect();
+        assert_eq!(
+            shown,
+            [("alpha", Some("other's"), 2), ("theirs", None, 0)],
+            "node {node}"
+        );
+        // A team that is not the key's is refused alike whether it exists.
+        for team in [&other.id, "team_x"] {
+            let foreign = Call::get(format!("{AGENTS}?team_id={team}")).bearer(&one.key);
+            let error = foreign.to(&world.urls[node]).await.error(403);
+            assert_eq!(error, "this API key belongs to another team");
+        }
+    }
+}
+
+async fn pages_join_while_agents_are_added(world: &World) {
+    let team = world.team("pages").await;
+    let id = |n: u32| format!("agent-{:04}", n * 7919 % 10_000);
+    let before: BTreeSet<String> = (0..45).map(id).collect();
+    // Some are only registered, some only got mail, some both.
+    stream::iter(0..45)
+        .for_each_concurrent(16, async |n| {
+            if n % 3 != 0 {
+                world.register(n as usize % 3, &team.key, &id(n), None).await;
+            }
+            if n % 3 != 1 {
+                assert_eq!(world.mail(n as usize % 3, &team, &id(n)).await, 200);
+            }
+        })
+        .await;
+    let done = AtomicBool::new(false);
+    let adding = async {
+        let mut n = 45;
+        while !done.load(Ordering::Relaxed) && n < 500 {
+            world.register(n as usize % 3, &team.key, &id(n), None).await;
+            n += 1;
+        }
+        n
+    };
+    let reading = async {
+        for limit in [1, 7, 44] {
+            let all = walk(world, &team, limit).await;
+            let all: BTreeSet<String> = all.into_iter().collect();
+            assert!(all.is_superset(&before), "{:?}", before.difference(&all));
+        }
+        done.store(true, Ordering::Relaxed);
+    };
+    let (added, ()) = tokio::join!(adding, reading);
+    let expected: BTreeSet<String> = (0..added).map(id).collect();
+    let all = walk(world, &team, 50).await;
+    assert_eq!(all, expected.iter().cloned().collect::<Vec<_>>());
+    // A full last page has no next one.
+    let page = world
+        .page(0, &team.key, &format!("after={}&limit=2", all[all.len() - 3]))
+        .await;
+    assert_eq!((page.agents.len(), page.next), (2, None));
+    let page = world.page(0, &team.key, "after=zzz&consistency=local").await;
+    assert_eq!((page.agents.len(), page.next), (0, None));
+}
+
+/// All ids, page by page, each page from the next node.
+async fn walk(world: &World, team: &Team, limit: usize) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut query = format!("limit={limit}");
+    for node in (0..3).cycle() {
+        let page = world.page(node, &team.key, &query).await;
+        assert!(page.agents.len() <= limit);
+        all.extend(page.agents.into_iter().map(|agent| agent.id));
+        assert!(all.windows(2).all(|pair| pair[0] < pair[1]), "{all:?}");
+        match page.next {
+            Some(next) => query = format!("limit={limit}&after={next}"),
+            None => break,
+        }
+    }
+    all
+}
+
+async fn strict_recipients_are_the_registered_ones(world: &World) {
+    let team = world.team("strict").await;
+    assert_eq!(world.mail(0, &team, "old").await, 200);
+    let strict = Call::patch(
+        format!("/admin/v1/teams/{}", team.id),
+        &json!({ "strict_recipients": true }),
+    );
+    strict.bearer(&world.admin).to(&world.urls[1]).await.ok();
+    for node in 0..3 {
+        let agent = format!("agent-{node}");
+        for writer in 0..3 {
+            assert_eq!(world.mail(writer, &team, &agent).await, 404);
+        }
+        world.register(node, &team.key, &agent, None).await;
+        for writer in 0..3 {
+            assert_eq!(world.mail(writer, &team, &agent).await, 200, "{agent} by node {writer}");
+        }
+    }
+    team.bound(&world.urls[2], &world.admin, "bound").await;
+    assert_eq!(world.mail(0, &team, "bound").await, 200);
+    // Being listed is not being registered.
+    assert_eq!(world.page(1, &team.key, "").await.agents.len(), 5);
+    assert_eq!(world.mail(1, &team, "old").await, 404);
+}
+
+async fn who_may_register_whom(world: &World) {
+    let team = world.team("rights").await;
+    let reader = world.key(&team, json!({ "name": "r", "permissions": ["read"] })).await;
+    let alpha = team.bound(&world.urls[0], &world.admin, "alpha").await;
+    let post = |id: &str| Call::post(AGENTS, &json!({ "id": id }));
+    for url in &world.urls {
+        Call::get(AGENTS).bearer(&reader).to(url).await.ok();
+        Call::get(AGENTS).bearer(&alpha).to(url).await.ok();
+        for (key, id) in [
+            (&reader, "beta"),
+            (&alpha, "beta"),
+            (&team.key, "system"),
+            (&alpha, "system"),
+        ] {
+            post(id).bearer(key).to(url).await.error(403);
+        }
+        post("alpha").bearer(&alpha).to(url).await.ok();
+        let foreign = Call::post(format!("{AGENTS}?team_id=team_x"), &json!({ "id": "beta" }));
+        foreign.bearer(&team.key).to(url).await.error(403);
+        for call in [Call::get(AGENTS), post("beta"), Call::get(format!("{AGENTS}?limit=0"))] {
+            call.clone().to(url).await.error(401);
+            call.bearer("kite_00000000_00000000000000000000000000000000")
+                .to(url)
+                .await
+                .error(401);
+        }
+    }
+    assert_eq!(world.present(0, &team, "").await, [("alpha".to_owned(), 0)]);
+}
+
+fn bad_reads() -> Vec<(Call, u16)> {
+    let queries = [
+        "after=",
+        "after=a%20b",
+        "after=..",
+        "after=%ff",
+        "after=a&after=a",
+        "limit=",
+        "limit=0",
+        "limit=201",
+        "limit=-1",
+        "limit=all",
+        "limit=1&limit=2",
+        "consistency=none",
+        "team_id=a&team_id=b",
+    ];
+    let list = |query: &str| (Call::get(format!("{AGENTS}?{query}")), 400);
+    let mut cases = queries.map(list).to_vec();
+    cases.push(list(&format!("after={}", "x".repeat(129))));
+    cases
+}
+
+fn bad_registrations() -> Vec<(Call, u16)> {
+    let raw = |body: &str| (Call::new(Method::POST, AGENTS).raw(body.to_owned()), 400);
+    let post = |body: Value| (Call::post(AGENTS, &body), 400);
+    let twice = r#"{"id":"gamma","id":"beta"}"#;
+    let half = r#"{"id":"gamma","name":"\ud800"}"#;
+    let mut cases = ["", "{", "[]", "null", "7", "not json", "{} x", "{}", twice, half]
+        .map(raw)
+        .to_vec();
+    let ids = [
+        json!(""),
+        json!(7),
+        json!(["a"]),
+        json!("a b"),
+        json!("ä"),
+        json!(".."),
+        json!("x".repeat(129)),
+    ];
+    cases.extend(ids.map(|id| post(json!({ "id": id }))));
+    let names = [
+        json!(""),
+        json!(7),
+        json!({}),
+        json!("a\nb"),
+        json!("\u{1b}[2J"),
+        json!("ä".repeat(129)),
+    ];
+    cases.extend(names.map(|name| post(json!({ "id": "gamma", "name": name }))));
+    let no_text = Call::new(Method::POST, AGENTS).raw(&b"{\"id\":\"\xff\"}"[..]);
+    let large = Call::post(AGENTS, &json!({ "id": "gamma", "x": "y".repeat(64 * 1024) }));
+    cases.extend([
+        (no_text, 400),
+        (large, 413),
+        (Call::delete(AGENTS), 405),
+        (Call::new(Method::PUT, "/v1/agents"), 405),
+        (Call::get(format!("{AGENTS}/gamma")), 404),
+    ]);
+    cases
+}
+
+async fn bad_input_has_its_answer_and_registers_nobody(world: &World) {
+    let team = world.team("bad").await;
+    for (call, status) in [bad_reads(), bad_registrations()].concat() {
+        for url in &world.urls {
+            let answer = call.clone().bearer(&team.key).to(url).await;
+            assert_eq!(answer.status, status, "{call}: {}", answer.body);
+            assert_eq!(status == 405, answer.headers.contains_key("allow"), "{call}");
+            // The shape of this face: a sentence, and nothing of the other one's.
+            let keys: Vec<&String> = answer.body.as_object().unwrap().keys().collect();
+            assert!(keys == ["error"] || status == 404, "{call}: {}", answer.body);
+        }
+    }
+    assert_eq!(world.present(1, &team, "").await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_does_not_answer_is_named_and_the_rest_is_counted() {
+    let world = World::start().await;
+    let team = world.team("gone").await;
+    for agent in ["alpha", "beta"] {
+        world.register(0, &team.key, agent, None).await;
+    }
+    let mut sockets = Vec::new();
+    for node in 0..3 {
+        sockets.push(world.listen(node, &team, &team.key, &["agent_to:alpha"]).await);
+    }
+    world.all_tell(&team, "", &[("alpha", 3), ("beta", 0)], &[]).await;
+
+    world.cluster.kill(2).await;
+    world.all_tell(&team, "", &[("alpha", 2), ("beta", 0)], &[3]).await;
+    // Something listens where the node was and says nothing.
+    let mute = eventually("the port of the node that died", async || {
+        TcpListener::bind(world.cluster.peer_addr(2)).await.ok()
+    })
+    .await;
+    world.all_tell(&team, "", &[("alpha", 2), ("beta", 0)], &[3]).await;
+    drop(mute);
+
+    // Back, it has no listeners: theirs went down with it.
+    world.cluster.restart(2).await;
+    world.all_tell(&team, "", &[("alpha", 2), ("beta", 0)], &[]).await;
+    let _back = world.listen(2, &team, &team.key, &["agent_to:beta"]).await;
+    world.all_tell(&team, "", &[("alpha", 2), ("beta", 1)], &[]).await;
+
+    // Without a quorum a node knows of its own listeners, until it sends them elsewhere.
+    world.cluster.kill(2).await;
+    world.cluster.kill(1).await;
+    let call = Call::get(AGENTS).bearer(&team.key);
+    call.to(&world.urls[0]).await.error(503);
+    let register = Call::post(AGENTS, &json!({ "id": "gamma" })).bearer(&team.key);
+    assert!([503, 504].contains(&register.to(&world.urls[0]).await.status));
+    world
+        .all_tell(&team, "consistency=local", &[("alpha", 0), ("beta", 0)], &[2, 3])
+        .await;
+    world.cluster.stop().await;
+}
