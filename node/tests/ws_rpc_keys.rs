@@ -10,7 +10,7 @@ mod ws_client;
 use agentpost_proto::time::{parse_rfc3339, rfc3339};
 use serde_json::{Value, json};
 
-use common::TestCluster;
+use common::{TestCluster, eventually};
 use web::{Call, Team, new_key};
 use ws_client::{Connect, Socket, connect_frame, refused};
 
@@ -103,107 +103,70 @@ enum Fate {
 
 use Fate::{Done, NoSession, Told};
 
+const METHODS: [&str; 6] = [
+    "events.recent",
+    "dashboard.stats",
+    "keys.list",
+    "keys.create",
+    "keys.revoke",
+    "hooks.list",
+];
+const NO_HOOKS: Fate = Told("takes no webhooks in");
 const LACKS_ADMIN: Fate = Told("lacks the permission admin");
 const IS_BOUND: Fate = Told("bound to an agent");
 const NARROWED: Fate = Told("bound to an agent or to scopes cannot make keys");
-const NO_HOOKS: Fate = Told("takes no webhooks in");
+
+const READER: [Fate; 6] = [Done, Done, Done, LACKS_ADMIN, LACKS_ADMIN, NO_HOOKS];
+const ADMIN: [Fate; 6] = [Done, Done, Done, Done, Done, NO_HOOKS];
+const BOUND: [Fate; 6] = [Done, Done, IS_BOUND, IS_BOUND, IS_BOUND, NO_HOOKS];
+const SCOPED_ADMIN: [Fate; 6] = [Done, Done, Done, NARROWED, Done, NO_HOOKS];
+/// Keys of others do not exist; keys are made for the own team alone, whatever a request says.
+const OTHER_TEAM: [Fate; 6] = [Done, Done, Done, Done, Told("no such key"), NO_HOOKS];
+
+/// Keys of the team as an operator asks for them.
+const KEYS: [(&str, [Fate; 6]); 8] = [
+    (r#"{"permissions": ["read"]}"#, READER),
+    (r#"{"permissions": ["write"]}"#, READER),
+    (r#"{"permissions": ["admin"]}"#, ADMIN),
+    (r#"{"permissions": ["read"], "agent_id": "alpha"}"#, BOUND),
+    (r#"{"permissions": ["write"], "agent_id": "alpha"}"#, BOUND),
+    (r#"{"permissions": ["admin"], "agent_id": "alpha"}"#, BOUND),
+    (r#"{"permissions": ["read"], "scopes": ["agent_to:alpha"]}"#, READER),
+    (
+        r#"{"permissions": ["admin"], "scopes": ["agent_to:alpha"]}"#,
+        SCOPED_ADMIN,
+    ),
+];
 
 async fn who_may_do_what(world: &World) {
     let team = world.team("matrix").await;
     let other = world.team("matrix of others").await;
-    let at = rfc3339(world.cluster.services(0).clock.wall_ms() + 1_500);
-    let make = async |permission: &str, more: Value| {
-        let mut wanted = json!({"name": "k", "permissions": [permission]});
-        wanted
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        world.key(&team, wanted).await.1
-    };
-    let none = json!({});
-    let (bound, scoped) = (json!({"agent_id": "alpha"}), json!({"scopes": ["agent_to:alpha"]}));
-    let expired = make("admin", json!({"expires_at": at})).await;
+    let mut table = vec![
+        ("an admin of another team", other.clone(), OTHER_TEAM),
+        ("an expired admin", expired(world, &team).await, [NoSession; 6]),
+    ];
     let foreign = Team {
         key: other.key.clone(),
         ..team.clone()
     };
-    while world.send(0, &expired).await.status != 401 {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    table.push(("a key of another team", foreign, [NoSession; 6]));
+    for (wanted, fates) in KEYS {
+        let mut key: Value = serde_json::from_str(wanted).unwrap();
+        key["name"] = json!("k");
+        table.push((wanted, world.key(&team, key).await.1, fates));
     }
-    let methods = [
-        "events.recent",
-        "dashboard.stats",
-        "keys.list",
-        "keys.create",
-        "keys.revoke",
-        "hooks.list",
-    ];
-    let nobody = [NoSession; 6];
-    let table: [(&str, Team, [Fate; 6]); 11] = [
-        (
-            "read",
-            make("read", none.clone()).await,
-            [Done, Done, Done, LACKS_ADMIN, LACKS_ADMIN, NO_HOOKS],
-        ),
-        (
-            "write",
-            make("write", none.clone()).await,
-            [Done, Done, Done, LACKS_ADMIN, LACKS_ADMIN, NO_HOOKS],
-        ),
-        (
-            "admin",
-            make("admin", none.clone()).await,
-            [Done, Done, Done, Done, Done, NO_HOOKS],
-        ),
-        (
-            "bound read",
-            make("read", bound.clone()).await,
-            [Done, Done, IS_BOUND, IS_BOUND, IS_BOUND, NO_HOOKS],
-        ),
-        (
-            "bound write",
-            make("write", bound.clone()).await,
-            [Done, Done, IS_BOUND, IS_BOUND, IS_BOUND, NO_HOOKS],
-        ),
-        (
-            "bound admin",
-            make("admin", bound.clone()).await,
-            [Done, Done, IS_BOUND, IS_BOUND, IS_BOUND, NO_HOOKS],
-        ),
-        (
-            "scoped read",
-            make("read", scoped.clone()).await,
-            [Done, Done, Done, LACKS_ADMIN, LACKS_ADMIN, NO_HOOKS],
-        ),
-        (
-            "scoped admin",
-            make("admin", scoped.clone()).await,
-            [Done, Done, Done, NARROWED, Done, NO_HOOKS],
-        ),
-        // Keys of another team do not exist; keys are made for the own team alone, whatever a request says.
-        (
-            "admin of another team",
-            other.clone(),
-            [Done, Done, Done, Done, Told("no such key"), NO_HOOKS],
-        ),
-        ("another team's key", foreign, nobody),
-        ("expired", expired, nobody),
-    ];
     for (who, key, fates) in &table {
-        for (method, expected) in methods.iter().zip(fates) {
-            let (victim, _) = world
-                .key(&team, json!({"name": "victim", "permissions": ["read"]}))
-                .await;
+        for (method, expected) in METHODS.iter().zip(fates) {
+            let victim = json!({"name": "victim", "permissions": ["read"]});
+            let (victim, _) = world.key(&team, victim).await;
             let params = match *method {
                 "keys.create" => json!({"name": "made", "team_id": team.id, "agent_id": "alpha"}),
                 "keys.revoke" => json!({"id": victim}),
                 _ => json!({}),
             };
-            let fate = fate_of(world, key, method, params).await;
-            match (fate, expected) {
-                (Ok(()), Done) => {}
+            match (fate_of(world, key, method, params).await, expected) {
+                (Ok(()), Done) | (Err(None), NoSession) => {}
                 (Err(Some(why)), Told(words)) => assert!(why.contains(words), "{who} {method}: {why}"),
-                (Err(None), NoSession) => {}
                 (fate, expected) => panic!("{who} {method}: {fate:?} instead of {expected:?}"),
             }
             let listed = keys_of(world, &team).await;
@@ -218,6 +181,20 @@ async fn who_may_do_what(world: &World) {
     let made = |keys: Vec<Value>| keys.iter().filter(|key| key["name"] == "made").count();
     assert_eq!(made(keys_of(world, &team).await), 1);
     assert_eq!(made(keys_of(world, &other).await), 1);
+}
+
+/// An admin key that was valid a moment ago.
+async fn expired(world: &World, team: &Team) -> Team {
+    let at = rfc3339(world.cluster.services(0).clock.wall_ms() + 1_500);
+    let wanted = json!({"name": "e", "permissions": ["admin"], "expires_at": at});
+    let key = world.key(team, wanted).await.1;
+    for node in 0..3 {
+        eventually("an expired key", async || {
+            (world.send(node, &key).await.status == 401).then_some(())
+        })
+        .await;
+    }
+    key
 }
 
 /// What an operator sees.

@@ -281,8 +281,9 @@ mod tests {
     fn a_list_that_would_not_fit_says_how_many_scopes_a_key_has() {
         assert_eq!(some_of(owned(&["*"])), ["*"]);
         let long = format!("type:{}", "x".repeat(limits::SCOPE_BYTES_MAX - 5));
-        assert_eq!(some_of(vec![long.clone()]), [long.clone()]);
-        assert_eq!(some_of(vec![long.clone(); 3]), [long, "… and 2 more".to_owned()]);
+        let cut = some_of(vec![long.clone(); 3]);
+        assert_eq!(cut, [long.as_str(), "… and 2 more"]);
+        assert_eq!(some_of(vec![long]), cut[..1]);
         let many: Vec<String> = (0..64).map(|n| format!("agent_to:{n:04}")).collect();
         let some = some_of(many.clone());
         assert_eq!((&some[..19], some[19].as_str()), (&many[..19], "… and 45 more"));
