@@ -87,6 +87,7 @@ async fn the_months_events() {
     let world = World::start().await;
     tokio::join!(
         a_team_that_becomes_blocked_is_told_once_and_loses_nothing(&world),
+        a_slow_listener_gets_all_that_was_accepted(&world),
         a_raised_limit_ends_the_block(&world),
         a_price_instead_of_a_block(&world),
         without_a_limit_nothing_is_blocked(&world),
@@ -157,6 +158,23 @@ async fn a_team_that_becomes_blocked_is_told_once_and_loses_nothing(world: &Worl
         let stats = socket.answer("dashboard.stats", json!({})).await;
         assert_eq!(stats["webhooks_today"], 3);
     }
+}
+
+/// It is live only: what it is not sent before the end, it never sees.
+async fn a_slow_listener_gets_all_that_was_accepted(world: &World) {
+    let events = 90;
+    let team = world.team("slow", events, None).await;
+    let mut socket = Socket::open_narrow(&world.urls[2]).await;
+    socket.greet(connect(&team, &["*"])).await;
+    let body = "x".repeat(100_000);
+    for n in 0..events as usize {
+        world.send(n % 3, &team, &body).await.ok();
+    }
+    world.send(0, &team, "too much").await.error(429);
+    for seq in 1..=events {
+        assert_eq!(socket.event().await.0, seq);
+    }
+    assert_eq!(socket.ending().await, refused(4005));
 }
 
 async fn a_raised_limit_ends_the_block(world: &World) {
