@@ -13,7 +13,8 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use agentpost_proto::api::kite::rpc::{CreateKeyParams, KeyId as KeyIdOf, Recent, RecentParams, Refused, Stats};
+use agentpost_proto::api::admin::CreatedKey;
+use agentpost_proto::api::kite::rpc as wire;
 use agentpost_proto::command::Permission;
 use agentpost_proto::frame::ServerFrame;
 use agentpost_proto::id::{self, KeyId};
@@ -42,11 +43,11 @@ const METHOD_CHARS_SHOWN: usize = 64;
 /// What a request asks for.
 #[derive(Debug)]
 enum Call {
-    Recent(RecentParams),
+    Recent(wire::RecentParams),
     Stats,
     ListKeys,
-    CreateKey(Box<CreateKeyParams>),
-    RevokeKey(KeyIdOf),
+    CreateKey(Box<wire::CreateKeyParams>),
+    RevokeKey(wire::KeyId),
     /// Nothing that can be had: why.
     Refused(String),
 }
@@ -111,7 +112,7 @@ impl<'a> Requests<'a> {
     /// Takes a request in. `bytes` is the length of its frame.
     pub fn put(&mut self, mut id: String, method: &str, params: Value, bytes: usize) {
         let call = if id.len() > limits::RPC_ID_BYTES_MAX {
-            id.truncate(id.floor_char_boundary(limits::RPC_ID_BYTES_MAX));
+            id = id[..id.floor_char_boundary(limits::RPC_ID_BYTES_MAX)].to_owned();
             Call::Refused(format!(
                 "the id of a request has at most {} bytes",
                 limits::RPC_ID_BYTES_MAX
@@ -192,7 +193,7 @@ fn boxed<'a, T: Serialize>(outcome: impl Future<Output = Result<T>> + Send + 'a)
 
 fn refusal(id: String, error: String) -> Utf8Bytes {
     // A string always encodes.
-    let payload = serde_json::to_value(Refused { error }).unwrap_or_default();
+    let payload = serde_json::to_value(wire::Refused { error }).unwrap_or_default();
     frame::text(&ServerFrame::Response { id, ok: false, payload })
 }
 
@@ -253,8 +254,8 @@ impl Call {
     }
 }
 
-fn recent_params(params: Value) -> Result<RecentParams, String> {
-    let params: RecentParams = read(params)?;
+fn recent_params(params: Value) -> Result<wire::RecentParams, String> {
+    let params: wire::RecentParams = read(params)?;
     if let Some(thread_id) = &params.thread_id {
         id::validate_opaque("thread_id", thread_id).map_err(|e| e.to_string())?;
     }
@@ -301,7 +302,7 @@ impl<'a> Key<'a> {
         Ok((state, caller))
     }
 
-    async fn recent(self, feed: Feed, params: RecentParams) -> Result<Recent> {
+    async fn recent(self, feed: Feed, params: wire::RecentParams) -> Result<wire::Recent> {
         let (state, _) = self.reads().await?;
         let limit = params.limit.unwrap_or(limits::RECENT_EVENTS_DEFAULT);
         let mut history = History::before(params.before_seq.unwrap_or(u64::MAX), limit, params.thread_id);
@@ -311,11 +312,11 @@ impl<'a> Key<'a> {
         Ok(history.page())
     }
 
-    async fn stats(self) -> Result<Stats> {
+    async fn stats(self) -> Result<wire::Stats> {
         let (state, caller) = self.reads().await?;
         let (team, wall_ms) = (caller.team, self.services.wall_time.now_ms());
         let key = query::key(&*state, team, caller.key_id)?.ok_or_else(auth::refused)?;
-        Ok(Stats {
+        Ok(wire::Stats {
             team_id: team.to_string(),
             webhooks_today: query::events_today(&*state, team, wall_ms)?,
             active_endpoints: query::team_head(&*state, team)?.endpoints.into(),
@@ -326,18 +327,18 @@ impl<'a> Key<'a> {
         })
     }
 
-    async fn list_keys(self) -> Result<agentpost_proto::api::kite::rpc::KeyList> {
+    async fn list_keys(self) -> Result<wire::KeyList> {
         let (state, caller) = self.reads().await?;
         manages_keys(&caller)?;
         keys::listed(&*state, caller.team)
     }
 
-    async fn create_key(self, params: CreateKeyParams) -> Result<agentpost_proto::api::admin::CreatedKey> {
+    async fn create_key(self, params: wire::CreateKeyParams) -> Result<CreatedKey> {
         let caller = self.changes_keys().await?;
         keys::create(self.services, &caller, caller.team, keys::wanted(params)).await
     }
 
-    async fn revoke_key(self, params: KeyIdOf) -> Result<KeyIdOf> {
+    async fn revoke_key(self, params: wire::KeyId) -> Result<wire::KeyId> {
         let caller = self.changes_keys().await?;
         keys::revoke_own(self.services, &caller, &params.id).await?;
         Ok(params)
