@@ -147,6 +147,9 @@ impl Feed {
 
     /// Reads on from the place and moves it behind what it returns.
     pub fn batch(&mut self, kv: &impl Kv) -> Result<Batch, Fatal> {
+        // Standing still: an entry that came between two looks would be passed over.
+        let frozen = kv.frozen();
+        let kv = &frozen.as_ref();
         let rows = self.read(kv, Look::After(self.after_seq), self.rows)?;
         let mut batch = Batch {
             events: Vec::with_capacity(rows.len()),
@@ -173,11 +176,8 @@ impl Feed {
         Ok(batch)
     }
 
-    /// The next `rows` places, with what stands there.
+    /// The next `rows` places, with what stands there; `kv` stands still.
     fn read(&self, kv: &impl Kv, look: Look, rows: usize) -> Result<Vec<Row<'_>>, Fatal> {
-        // Standing still: an entry that came between two looks would be passed over.
-        let frozen = kv.frozen();
-        let kv = &frozen.as_ref();
         let Some(agent) = self.inbox() else {
             return self.join(kv, look, rows);
         };

@@ -87,6 +87,9 @@ impl History {
 impl Feed {
     /// Reads a step further back; false when the page is complete.
     pub fn recall(&self, kv: &impl Kv, history: &mut History) -> Result<bool, Fatal> {
+        // Standing still: the entries of several orders are joined, and each has its message.
+        let frozen = kv.frozen();
+        let kv = &frozen.as_ref();
         let wanted = history.rows.min(limits::PAGE_EXAMINED_MAX - history.examined);
         let rows = self.read(kv, Look::Before(history.before_seq), wanted)?;
         let last = rows.len() < wanted;
