@@ -178,11 +178,11 @@ impl<'a> Requests<'a> {
     /// Ends them all: an answer each, for a client that is told to go elsewhere.
     pub fn give_up(&mut self, why: &str) -> Vec<Utf8Bytes> {
         let running = self.running.take().map(|running| match running.changes {
-            Changes::Nothing => refusal(running.id, format!("not carried out: {why}")),
+            Changes::Nothing => refusal(running.id, not_carried_out(why)),
             Changes::Keys | Changes::OwnKey => refusal(running.id, unknown()),
         });
         let waiting = self.waiting.drain(..);
-        let waiting = waiting.map(|(id, _)| refusal(id, format!("not carried out: {why}")));
+        let waiting = waiting.map(|(id, _)| refusal(id, not_carried_out(why)));
         self.answer.take().into_iter().chain(running).chain(waiting).collect()
     }
 }
@@ -197,12 +197,18 @@ fn refusal(id: String, error: String) -> Utf8Bytes {
     frame::text(&ServerFrame::Response { id, ok: false, payload })
 }
 
-/// An error in a sentence. There is no idempotency key here that a client could try again with.
+/// An error in a sentence, by whose first words a client knows whether to ask another node. There is no idempotency
+/// key here that it could try again with when nobody knows.
 fn said(error: ApiError) -> String {
     match error.status {
         StatusCode::GATEWAY_TIMEOUT => unknown(),
+        StatusCode::SERVICE_UNAVAILABLE => not_carried_out(&error.message),
         _ => error.message.into_owned(),
     }
+}
+
+fn not_carried_out(why: &str) -> String {
+    format!("not carried out: {why}")
 }
 
 fn unknown() -> String {
