@@ -45,6 +45,7 @@ pub struct Metrics {
     pub ws_events: Counter,
     /// Acks read from WebSockets.
     pub ws_acks: Counter,
+    ws_requests: Family<MethodLabel, Counter>,
     /// Raft: the last entry in this node's log.
     pub last_log_index: Gauge,
     /// Raft: the last entry that a quorum holds, as far as this node knows.
@@ -108,6 +109,11 @@ struct FaceLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MethodLabel {
+    method: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ProposalLabel {
     outcome: Outcome,
 }
@@ -134,6 +140,16 @@ fn add<M: Clone + prometheus_client::registry::Metric>(
     metric
 }
 
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_25, 2.0, 16))
+}
+
+fn register_requests(registry: &mut Registry) -> Family<MethodLabel, Counter> {
+    let help =
+        "Requests read from WebSockets, by method; refused: those that name none of ours, or not as it is asked for";
+    add(registry, "ws_requests", help, Family::default())
+}
+
 impl Metrics {
     /// A fresh set, all zero.
     pub fn new() -> Self {
@@ -152,7 +168,6 @@ impl Metrics {
         if let Some(log) = log {
             r.register_collector(Box::new(log::Log(log)));
         }
-        let seconds: fn() -> Histogram = || Histogram::new(exponential_buckets(0.000_25, 2.0, 16));
         let g = Gauge::default;
         let c = Counter::default;
         let made = Metrics {
@@ -167,7 +182,7 @@ impl Metrics {
                 r,
                 "http_seconds",
                 "Time to answer HTTP requests",
-                Family::new_with_constructor(seconds),
+                Family::new_with_constructor(seconds as fn() -> Histogram),
             ),
             proposals: add(
                 r,
@@ -209,6 +224,7 @@ impl Metrics {
             ws_sessions: add(r, "ws_sessions", "Open WebSocket sessions", g()),
             ws_events: add(r, "ws_events", "Events written to WebSockets", c()),
             ws_acks: add(r, "ws_acks", "Acks read from WebSockets", c()),
+            ws_requests: register_requests(r),
             last_log_index: add(r, "last_log_index", "Last entry of the log", g()),
             committed_index: add(r, "committed_index", "Last entry known to be committed", g()),
             applied_index: add(r, "applied_index", "Last applied entry", g()),
@@ -240,6 +256,11 @@ impl Metrics {
         self.http_seconds
             .get_or_create(&FaceLabel { face })
             .observe(elapsed.as_secs_f64());
+    }
+
+    /// Counts a request over a WebSocket. `method` is one of ours.
+    pub fn ws_request(&self, method: &'static str) {
+        self.ws_requests.get_or_create(&MethodLabel { method }).inc();
     }
 
     /// Counts the end of a proposal.

@@ -7,7 +7,9 @@ pub mod frame;
 pub mod handshake;
 pub mod link;
 pub mod liveness;
+pub mod quota;
 pub mod resume;
+pub mod rpc;
 pub mod scope;
 pub mod session;
 

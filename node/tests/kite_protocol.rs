@@ -1,4 +1,4 @@
-//! Our frames and those of the vendor's own crate are exchangeable, in both directions.
+//! Our frames and those of the vendor's own crate are exchangeable, in both directions. Events: `kite_cloudevents.rs`.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -7,138 +7,237 @@ mod common;
 mod web;
 mod ws_client;
 
+use agentpost_node::ws::frame;
 use agentpost_proto::cloudevent::{self, CloudEvent};
-use agentpost_proto::command::BodyKind;
 use agentpost_proto::frame::{self as ours, ClientFrame, ServerFrame};
 use agentpost_proto::record;
+use agentpost_proto::secret::Secret;
 use kite_protocol::agent_message::{self, AgentMessage};
 use kite_protocol::{ClientMessage, ServerMessage};
+use proptest::prelude::*;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use common::TestCluster;
-use web::{Call, Team};
+use web::{Call, Team, new_key};
 use ws_client::Socket;
 
-fn message(body: &str, kind: BodyKind) -> record::Message {
-    record::Message {
-        id: uuid::Uuid::from_u128(0x0192_f0e1_0000_7000_8000_0000_0000_0001)
-            .as_bytes()
-            .to_vec()
-            .into(),
-        seq: 42,
-        from: "agent-beta".to_owned(),
-        to: "agent-alpha".to_owned(),
-        r#type: "task.result".to_owned(),
-        body_kind: kind as i32,
-        body: body.to_owned().into(),
-        thread_id: "thread-abc123".to_owned(),
-        created_at_ms: 1_777_543_200_123,
-        ..Default::default()
+/// Through the text that crosses the socket.
+fn crossed<T: DeserializeOwned>(frame: &impl Serialize) -> T {
+    let text = text(frame);
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+fn text(frame: &impl Serialize) -> String {
+    serde_json::to_string(frame).unwrap()
+}
+
+/// What a frame says, field by field.
+fn said(frame: &impl Serialize) -> Value {
+    serde_json::to_value(frame).unwrap()
+}
+
+/// Any JSON; floats that both sides print alike.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<i32>().prop_map(|n| Value::from(f64::from(n) / 4.0)),
+        any::<String>().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 32, 6, |inner| {
+        let object = prop::collection::btree_map(any::<String>(), inner.clone(), 0..6);
+        prop_oneof![
+            prop::collection::vec(inner, 0..6).prop_map(Value::from),
+            object.prop_map(|fields| Value::Object(fields.into_iter().collect())),
+        ]
+    })
+}
+
+fn any_event() -> impl Strategy<Value = CloudEvent> {
+    let texts = (any::<String>(), any::<String>(), any::<String>(), 0..=i64::MAX as u64);
+    texts.prop_map(|(from, body, topic, seq)| {
+        let message = record::Message {
+            id: vec![7; 16].into(),
+            from,
+            to: "agent-alpha".to_owned(),
+            topic,
+            body: body.into(),
+            ..Default::default()
+        };
+        CloudEvent::of(&message, seq, cloudevent::SOURCE_PREFIX)
+    })
+}
+
+fn any_server_frame() -> impl Strategy<Value = ServerFrame> {
+    let words = any::<String>;
+    prop_oneof![
+        (any::<u64>(), words()).prop_map(|(last_seq, client_id)| ServerFrame::Connected { last_seq, client_id }),
+        (words(), any::<i64>(), any::<i64>(), words()).prop_map(
+            |(provider, events_used, events_limit, current_period_end)| ServerFrame::QuotaSnapshot {
+                provider,
+                events_used,
+                events_limit,
+                current_period_end,
+            }
+        ),
+        (any::<u64>(), any_event()).prop_map(|(seq, event)| ServerFrame::Event { seq, event }),
+        (words(), any::<bool>(), any_json()).prop_map(|(id, ok, payload)| ServerFrame::Response { id, ok, payload }),
+        (any::<u64>(), words()).prop_map(|(oldest_available_seq, message)| ServerFrame::CursorExpired {
+            oldest_available_seq,
+            message,
+        }),
+        (words(), words(), any::<bool>(), any_json()).prop_map(|(provider, reason, retryable, action)| {
+            ServerFrame::BillingBlock {
+                provider,
+                reason,
+                retryable,
+                action,
+            }
+        }),
+        (any::<u32>(), words()).prop_map(|(code, message)| ServerFrame::Error { code, message }),
+    ]
+}
+
+fn any_client_frame() -> impl Strategy<Value = ClientMessage> {
+    let words = any::<String>;
+    let scopes = prop::collection::vec(words(), 0..4);
+    let connect = (any::<u32>(), words(), words(), scopes, prop::option::of(words()));
+    prop_oneof![
+        connect.prop_map(|(version, token, team_id, scopes, client_id)| ClientMessage::Connect {
+            version,
+            token,
+            team_id,
+            scopes,
+            client_id,
+        }),
+        any::<u64>().prop_map(|seq| ClientMessage::Ack { seq }),
+        (words(), words(), any_json()).prop_map(|(id, method, params)| ClientMessage::Request { id, method, params }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn what_we_send_says_the_same_in_their_types(frame in any_server_frame()) {
+        let theirs: ServerMessage = crossed(&frame);
+        prop_assert_eq!(said(&theirs), said(&frame));
+        // And what they would send parses as ours.
+        let back: ServerFrame = crossed(&theirs);
+        prop_assert_eq!(said(&back), said(&frame));
+    }
+
+    #[test]
+    fn what_they_send_says_the_same_in_our_types(frame in any_client_frame()) {
+        let text = serde_json::to_string(&frame).unwrap();
+        let ours = frame::read(&text).unwrap().unwrap();
+        prop_assert_eq!(said(&ours), said(&frame));
+        // And what our client sends parses as theirs.
+        let back: ClientMessage = crossed(&ours);
+        prop_assert_eq!(said(&back), said(&frame));
     }
 }
 
-fn as_theirs(frame: &ServerFrame) -> ServerMessage {
-    serde_json::from_str(&serde_json::to_string(frame).unwrap()).unwrap()
-}
-
+/// The bytes of kite-wire.md, seen on the wire.
 #[test]
-fn every_frame_that_we_send_is_one_of_theirs() {
-    let connected = ServerFrame::Connected {
-        last_seq: 5,
-        client_id: "c".to_owned(),
-    };
-    assert!(matches!(as_theirs(&connected), ServerMessage::Connected { last_seq: 5, client_id } if client_id == "c"));
-    let quota = ServerFrame::QuotaSnapshot {
-        provider: "agentpost".to_owned(),
-        events_used: 42,
-        events_limit: 9_007_199_254_740_991,
-        current_period_end: "2026-12-01T00:00:00.000Z".to_owned(),
-    };
-    assert!(matches!(
-        as_theirs(&quota),
-        ServerMessage::QuotaSnapshot { events_used: 42, .. }
-    ));
-    let response = ServerFrame::Response {
-        id: "r".to_owned(),
-        ok: false,
-        payload: json!({"error": "x"}),
-    };
-    assert!(
-        matches!(as_theirs(&response), ServerMessage::Response { ok: false, payload, .. } if payload["error"] == "x")
-    );
-    let expired = ServerFrame::CursorExpired {
-        oldest_available_seq: 9,
-        message: "gone".to_owned(),
-    };
-    assert!(matches!(
-        as_theirs(&expired),
-        ServerMessage::CursorExpired {
-            oldest_available_seq: 9,
-            ..
-        }
-    ));
-    let error = ServerFrame::Error {
-        code: ours::ERR_SLOW_CONSUMER,
-        message: "slow".to_owned(),
-    };
-    assert!(matches!(
-        as_theirs(&error),
-        ServerMessage::Error {
-            code: kite_protocol::ERR_SLOW_CONSUMER,
-            ..
-        }
-    ));
-}
-
-#[test]
-fn every_event_that_we_send_is_agent_mail_to_their_parser() {
-    let long = "ä".repeat(500);
-    for (body, kind) in [
-        ("Here are the results you asked for.", BodyKind::Text),
-        (r#"{"nested":{"list":[1,2.5,null]}}"#, BodyKind::Object),
-        ("", BodyKind::Text),
-        ("quotes \" and \u{1} control \n and 🦀", BodyKind::Text),
-        (long.as_str(), BodyKind::Text),
+fn frames_are_written_as_theirs_are() {
+    let (team_id, client_id) = ("t".to_owned(), "c".to_owned());
+    for (ours, theirs) in [
+        (
+            text(&ClientFrame::Connect {
+                version: 1,
+                token: Secret("kite_x".to_owned()),
+                team_id: team_id.clone(),
+                scopes: vec!["agent_to:a".to_owned()],
+                client_id: None,
+            }),
+            r#"{"type":"connect","version":1,"token":"kite_x","team_id":"t","scopes":["agent_to:a"],"client_id":null}"#,
+        ),
+        (text(&ClientFrame::Ack { seq: 42 }), r#"{"type":"ack","seq":42}"#),
+        (
+            text(&ServerFrame::Connected { last_seq: 5, client_id }),
+            r#"{"type":"connected","last_seq":5,"client_id":"c"}"#,
+        ),
+        (
+            text(&ServerFrame::Response {
+                id: "u".to_owned(),
+                ok: true,
+                payload: json!({}),
+            }),
+            r#"{"type":"response","id":"u","ok":true,"payload":{}}"#,
+        ),
+        (
+            text(&ServerFrame::BillingBlock {
+                provider: "p".to_owned(),
+                reason: "r".to_owned(),
+                retryable: false,
+                action: json!({}),
+            }),
+            r#"{"type":"billing_block","provider":"p","reason":"r","retryable":false,"action":{}}"#,
+        ),
+        (
+            text(&ServerFrame::Error {
+                code: 4005,
+                message: "m".to_owned(),
+            }),
+            r#"{"type":"error","code":4005,"message":"m"}"#,
+        ),
     ] {
-        let event = CloudEvent::of(&message(body, kind), 42, cloudevent::SOURCE_PREFIX);
-        let ServerMessage::Event { seq, event } = as_theirs(&ServerFrame::Event { seq: 42, event }) else {
-            panic!("not an event")
-        };
-        assert_eq!(seq, 42);
-        let event = serde_json::from_value(event).unwrap();
-        assert_eq!(kite_protocol::get_kiteseq(&event), Some(42));
-        assert!(
-            kite_protocol::get_kitesummary(&event)
-                .unwrap()
-                .starts_with("[agent msg] agent-beta → agent-alpha")
-        );
-        let mail = AgentMessage::from_event(&event).unwrap();
-        assert_eq!((mail.from.as_str(), mail.to.as_str()), ("agent-beta", "agent-alpha"));
-        assert_eq!(mail.body, body);
-        assert_eq!(mail.thread_id.as_deref(), Some("thread-abc123"));
-        assert_eq!(mail.reply_to_id, None);
+        assert_eq!(ours, theirs);
     }
 }
 
+/// What either side may leave out, write as null, or add.
 #[test]
-fn topic_mail_is_agent_mail_to_their_parser() {
-    let message = record::Message {
-        to: String::new(),
-        topic: "news".to_owned(),
-        ..message("hi", BodyKind::Text)
-    };
-    let prefix = cloudevent::SOURCE_PREFIX;
-    for (event, to) in [
-        (CloudEvent::of(&message, 42, prefix), "topic:news"),
-        (CloudEvent::received(&message, "agent-alpha", 42, prefix), "agent-alpha"),
+fn what_is_absent_or_unknown_is_read_alike() {
+    for (text, meant) in [
+        (
+            r#"{"type":"connect","version":1,"token":"k","team_id":"t","scopes":["*"]}"#,
+            json!({"type": "connect", "version": 1, "token": "k", "team_id": "t", "scopes": ["*"], "client_id": null}),
+        ),
+        (
+            r#"{"client_id":null,"scopes":[],"x":{"y":[]},"team_id":"t","token":"k","version":1,"type":"connect"}"#,
+            json!({"type": "connect", "version": 1, "token": "k", "team_id": "t", "scopes": [], "client_id": null}),
+        ),
+        (
+            r#"{"type":"request","id":"1","method":"m"}"#,
+            json!({"type": "request", "id": "1", "method": "m", "params": null}),
+        ),
+        (
+            r#"{"type":"request","id":"1","method":"m","params":null,"timeout":5}"#,
+            json!({"type": "request", "id": "1", "method": "m", "params": null}),
+        ),
+        (
+            r#"{"type":"ack","seq":0,"more":true}"#,
+            json!({"type": "ack", "seq": 0}),
+        ),
     ] {
-        assert_eq!(event.data.topic.as_deref(), Some("news"));
-        let ServerMessage::Event { event, .. } = as_theirs(&ServerFrame::Event { seq: 42, event }) else {
-            panic!("not an event")
-        };
-        let mail = AgentMessage::from_event(&serde_json::from_value(event).unwrap()).unwrap();
-        assert_eq!((mail.to.as_str(), mail.body.as_str()), (to, "hi"));
+        let ours = frame::read(text).unwrap().unwrap();
+        let theirs: ClientMessage = serde_json::from_str(text).unwrap();
+        assert_eq!((said(&ours), said(&theirs)), (meant.clone(), meant), "{text}");
+    }
+    for (text, meant) in [
+        (
+            r#"{"type":"response","id":"1","ok":true}"#,
+            json!({"type": "response", "id": "1", "ok": true, "payload": null}),
+        ),
+        (
+            r#"{"type":"connected","last_seq":1,"client_id":"c","server":"x"}"#,
+            json!({"type": "connected", "last_seq": 1, "client_id": "c"}),
+        ),
+        (
+            r#"{"type":"billing_block","provider":"p","reason":"r","retryable":true,"action":null,"x":1}"#,
+            json!({"type": "billing_block", "provider": "p", "reason": "r", "retryable": true, "action": null}),
+        ),
+    ] {
+        let ours: ServerFrame = serde_json::from_str(text).unwrap();
+        let theirs: ServerMessage = serde_json::from_str(text).unwrap();
+        assert_eq!((said(&ours), said(&theirs)), (meant.clone(), meant), "{text}");
     }
 }
 
@@ -151,58 +250,6 @@ fn our_constants_are_theirs() {
     assert_eq!(ours::ERR_RATE_LIMITED, kite_protocol::ERR_RATE_LIMITED);
     assert_eq!(ours::ERR_SLOW_CONSUMER, kite_protocol::ERR_SLOW_CONSUMER);
     assert_eq!(ours::ERR_QUOTA_BLOCKED, kite_protocol::ERR_QUOTA_BLOCKED);
-    let short = AgentMessage::new("a", "b", "short");
-    assert_eq!(cloudevent::summary("a", "b", "short"), short.summary());
-    let long = AgentMessage::new("a", "b", "x".repeat(100));
-    assert_eq!(cloudevent::summary("a", "b", &long.body), long.summary());
-}
-
-#[test]
-fn every_frame_that_their_client_sends_is_one_of_ours() {
-    let connect = |client_id: Option<&str>| ClientMessage::Connect {
-        version: 1,
-        token: "kite_abc12345_secret".to_owned(),
-        team_id: "team_123".to_owned(),
-        scopes: vec!["source:github".to_owned(), "type:push".to_owned()],
-        client_id: client_id.map(str::to_owned),
-    };
-    let theirs = [
-        connect(None),
-        connect(Some("my-agent")),
-        ClientMessage::Ack { seq: u64::MAX },
-        ClientMessage::Request {
-            id: "1".to_owned(),
-            method: "keys.list".to_owned(),
-            params: json!({"deep": [1, {}]}),
-        },
-    ];
-    for frame in theirs {
-        let text = serde_json::to_string(&frame).unwrap();
-        let ours = agentpost_node::ws::frame::read(&text).unwrap().unwrap();
-        match (frame, ours) {
-            (
-                ClientMessage::Connect {
-                    version,
-                    token,
-                    team_id,
-                    scopes,
-                    client_id,
-                },
-                ClientFrame::Connect {
-                    version: v,
-                    token: t,
-                    team_id: i,
-                    scopes: s,
-                    client_id: c,
-                },
-            ) => assert_eq!((version, token, team_id, scopes, client_id), (v, t.0, i, s, c)),
-            (ClientMessage::Ack { seq }, ClientFrame::Ack { seq: s }) => assert_eq!(seq, s),
-            (ClientMessage::Request { id, method, .. }, ClientFrame::Request { id: i, method: m, .. }) => {
-                assert_eq!((id, method), (i, m));
-            }
-            (theirs, ours) => panic!("{theirs:?} became {ours:?}"),
-        }
-    }
 }
 
 async fn say(socket: &mut Socket, frame: &ClientMessage) {
@@ -277,5 +324,130 @@ async fn their_client_converses_with_a_cluster() {
     expected.extend(bodies);
     expected.extend([r#"{"a":[1,2.5]}"#, "response", "4001"].map(str::to_owned));
     assert_eq!(seen, expected);
+    cluster.stop().await;
+}
+
+/// The next frame, in their types.
+async fn heard(socket: &mut Socket) -> ServerMessage {
+    serde_json::from_value(socket.frame().await).unwrap()
+}
+
+/// The methods of their management commands in order, and what these read of the answers.
+const COMMANDS: [(&str, &str, &[&str]); 7] = [
+    (
+        "events.recent",
+        r#"{"limit": 100}"#,
+        &[
+            "events/0/seq",
+            "events/0/created_at",
+            "events/0/event/type",
+            "events/0/event/kitesummary",
+        ],
+    ),
+    (
+        "dashboard.stats",
+        "{}",
+        &["team_id", "webhooks_today", "active_endpoints", "active_api_keys"],
+    ),
+    (
+        "dashboard.stats",
+        "null",
+        &["current_key_permissions/0", "plan_name", "active_sources_limit"],
+    ),
+    (
+        "keys.create",
+        r#"{"name": "ci", "scopes": ["*"], "permissions": ["read"], "expires_at": null}"#,
+        &["id", "key_prefix", "api_key"],
+    ),
+    (
+        "keys.list",
+        "{}",
+        &[
+            "team_id",
+            "keys/0/created_at",
+            "keys/2/id",
+            "keys/2/name",
+            "keys/2/key_prefix",
+        ],
+    ),
+    ("keys.list", "{}", &["keys/2/revoked"]),
+    ("keys.revoke", r#"{"id": "MADE"}"#, &["id"]),
+];
+
+async fn ask(socket: &mut Socket, method: &str, params: Value) -> (bool, Value) {
+    let request = ClientMessage::Request {
+        id: method.to_uppercase(),
+        method: method.to_owned(),
+        params,
+    };
+    say(socket, &request).await;
+    match heard(socket).await {
+        ServerMessage::Response { id, ok, payload } => {
+            assert_eq!(id, method.to_uppercase());
+            (ok, payload)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn their_management_commands_find_what_they_read() {
+    let cluster = TestCluster::start(1).await;
+    let (url, admin) = (cluster.url(0), cluster.admin_key());
+    let limits = json!({"monthly_events": 1});
+    let team = Team::with_limits(&url, &admin, "management", &limits).await;
+    let boss = json!({"name": "boss", "permissions": ["admin"]});
+    let (_, token) = new_key(&url, &admin, &team.id, &boss).await;
+    let mail = json!({"from": "agent-beta", "to": "agent-alpha", "body": "hello"});
+    let send = Call::post("/api/v1/agents/messages", &mail).bearer(&team.key);
+    send.to(&url).await.ok();
+
+    let mut socket = Socket::open(&url).await;
+    let connect = ClientMessage::Connect {
+        version: 1,
+        token,
+        team_id: team.id.clone(),
+        scopes: vec!["*".to_owned()],
+        client_id: None,
+    };
+    say(&mut socket, &connect).await;
+    let connected = heard(&mut socket).await;
+    assert!(matches!(connected, ServerMessage::Connected { last_seq: 1, .. }));
+    let quota = heard(&mut socket).await;
+    assert!(matches!(
+        quota,
+        ServerMessage::QuotaSnapshot {
+            events_used: 1,
+            events_limit: 1,
+            ..
+        }
+    ));
+    let blocked = heard(&mut socket).await;
+    assert!(matches!(blocked, ServerMessage::BillingBlock { retryable: true, .. }));
+
+    let mut made = String::new();
+    for (method, params, fields) in COMMANDS {
+        let params = serde_json::from_str(&params.replace("MADE", &made)).unwrap();
+        let (ok, payload) = ask(&mut socket, method, params).await;
+        assert!(ok, "{method}: {payload}");
+        for field in fields {
+            let value = payload.pointer(&format!("/{field}"));
+            assert!(
+                value.is_some_and(|value| !value.is_null()),
+                "{method} {field}: {payload}"
+            );
+        }
+        if method == "keys.create" {
+            made = payload["id"].as_str().unwrap().to_owned();
+        }
+        for event in payload["events"].as_array().into_iter().flatten() {
+            let event = serde_json::from_value(event["event"].clone()).unwrap();
+            assert_eq!(AgentMessage::from_event(&event).unwrap().body, "hello");
+        }
+    }
+    for method in ["hooks.list", "no.such"] {
+        let (ok, payload) = ask(&mut socket, method, Value::Null).await;
+        assert!(!ok && payload["error"].is_string(), "{payload}");
+    }
     cluster.stop().await;
 }

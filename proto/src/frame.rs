@@ -66,6 +66,7 @@ pub enum ServerFrame {
     Response {
         id: String,
         ok: bool,
+        #[serde(default)]
         payload: Value,
     },
     CursorExpired {

@@ -93,8 +93,6 @@ pub const WS_BATCH_EVENTS: usize = 64;
 pub const WS_SESSIONS_MAX: usize = 10_000;
 /// Sessions of one inbox on a node: enough for every process of an agent, too few to exhaust the node.
 pub const WS_SESSIONS_PER_AGENT_MAX: usize = 16;
-/// Answers waiting for a slow reader before its next request is left unread.
-pub const WS_ANSWERS_WAITING_MAX: usize = 16;
 /// Encoded events that a session holds while its reader is slow, except that one event is always possible.
 pub const WS_BATCH_BYTES: usize = 256 * 1024;
 /// Cursors in one AckCursors entry: apply stays short.
@@ -109,13 +107,19 @@ pub const CURSOR_TTL_MS: u64 = 2 * RETENTION_MS;
 pub const CURSOR_TOUCH_MS: u64 = 24 * 3600 * 1000;
 /// RPC requests of one session that wait for their turn; a further one is left unread.
 pub const RPC_REQUESTS_WAITING_MAX: usize = 16;
+/// The id of an RPC request: it is kept while the request waits, and comes back with the answer.
+pub const RPC_ID_BYTES_MAX: usize = 128;
 /// Events of one `events.recent` at most.
 pub const RECENT_EVENTS_MAX: u64 = 1_000;
 /// Events of an `events.recent` that names no limit.
 pub const RECENT_EVENTS_DEFAULT: u64 = 100;
-/// Bytes of bodies in one `events.recent`, about: it then holds fewer events and says where to go on.
+/// Bytes of encoded events in one `events.recent`, unless a single one is larger: it then holds fewer events and says
+/// where to go on. Its frame must fit [`WS_WRITE_BUFFER_BYTES_MAX`], as the largest event does.
 pub const RECENT_BYTES_MAX: usize = 1024 * 1024;
 
+/// Bytes of scopes in one `keys.list`: with them, [`KEYS_MAX`] keys fit [`WS_WRITE_BUFFER_BYTES_MAX`]. When there are
+/// more, keys with many scopes show some of them.
+pub const LISTED_SCOPES_BYTES_MAX: usize = 256 * 1024;
 /// Keys of a team, revoked and expired ones included. Beyond it a new key takes the place of one of those.
 pub const KEYS_MAX: u32 = 1_000;
 /// Agents in the directory of a team.

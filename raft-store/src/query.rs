@@ -216,18 +216,42 @@ pub fn inbox_before(
 ) -> Result<Vec<InboxItem>, Fatal> {
     let frozen = kv.frozen();
     let kv = frozen.as_ref();
+    entries_before(kv, team, agent, before_seq)?
+        .take(limit)
+        .map(|row| row.and_then(|(seq, entry)| item(kv, team, seq, entry)))
+        .collect()
+}
+
+/// Seqs of an inbox before `before_seq`, newest first, at most `limit`, each with the seq of its message: see
+/// [`inbox_seqs_after`].
+pub fn inbox_seqs_before(
+    kv: &impl Kv,
+    team: TeamId,
+    agent: &str,
+    before_seq: u64,
+    limit: usize,
+) -> Result<Vec<(u64, u64)>, Fatal> {
+    entries_before(kv, team, agent, before_seq)?
+        .take(limit)
+        .map(|row| row.map(|(seq, entry)| (seq, entry.message_seq)))
+        .collect()
+}
+
+fn entries_before<'a>(
+    kv: &'a (impl Kv + ?Sized),
+    team: TeamId,
+    agent: &str,
+    before_seq: u64,
+) -> Result<Entries<'a>, Fatal> {
     let query = PageQuery {
         after_seq: Some(before_seq),
         order: Order::Descending,
-        limit,
+        limit: usize::MAX,
         state: None,
         from: None,
         topic: None,
     };
-    entries(kv, team, agent, &query)?
-        .take(limit)
-        .map(|row| row.and_then(|(seq, entry)| item(kv, team, seq, entry)))
-        .collect()
+    entries(kv, team, agent, &query)
 }
 
 /// The message that `agent` received under this id.

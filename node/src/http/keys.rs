@@ -1,10 +1,13 @@
 //! Keys, as the operator API and the methods of the socket make, show and revoke them.
 
 use agentpost_proto::api::admin::{CreateKey as Wanted, CreatedKey, Key};
+use agentpost_proto::api::kite::rpc::{CreateKeyParams, KeyList, ListedKey};
 use agentpost_proto::command::{CreateKey, Operation, Permission, RevokeKey, operation, reply};
 use agentpost_proto::id::{AgentId, KeyId, TeamId};
 use agentpost_proto::time::{parse_rfc3339, rfc3339};
 use agentpost_proto::{limits, record};
+use agentpost_raft_store::kv::Kv;
+use agentpost_raft_store::query;
 
 use super::auth::Caller;
 use super::error::{ApiError, Result};
@@ -39,6 +42,36 @@ pub async fn create(services: &Services, caller: &Caller, team: TeamId, wanted: 
         }),
         other => Err(ApiError::internal(format!("create key was answered {other:?}"))),
     }
+}
+
+/// A key as the vendor's command line asks for it, who leaves out what it does not care for.
+pub fn wanted(params: CreateKeyParams) -> Wanted {
+    let permissions = params.permissions.unwrap_or_else(|| vec!["read".to_owned()]);
+    let named = |permission: String| match permission.as_str() {
+        "*" => "admin".to_owned(),
+        _ => permission,
+    };
+    Wanted {
+        name: params.name.unwrap_or_else(|| "kite key".to_owned()),
+        permissions: permissions.into_iter().map(named).collect(),
+        agent_id: None,
+        scopes: params.scopes,
+        expires_at: params.expires_at,
+    }
+}
+
+/// Revokes a key of the caller's own team, also where the caller is an operator.
+pub async fn revoke_own(services: &Services, caller: &Caller, id: &str) -> Result<()> {
+    let state = services.reader.linearizable().await?;
+    let known = match id.parse() {
+        Ok(id) => query::key(&*state, caller.team, id)?.is_some(),
+        Err(_) => false,
+    };
+    if !known {
+        return Err(ApiError::not_found("no such key"));
+    }
+    drop(state);
+    revoke(services, caller, id).await
 }
 
 /// Revokes a key; one that the caller may not name does not exist.
@@ -76,6 +109,48 @@ pub fn shown(key: record::Key) -> Result<Key> {
         revoked: key.revoked_at_ms != 0,
         created_at: rfc3339(key.created_at_ms),
     })
+}
+
+/// The keys of a team by age, for one frame. When they would not fit, those with many scopes show some of them.
+pub fn listed(kv: &impl Kv, team: TeamId) -> Result<KeyList> {
+    let mut rows = query::keys(kv, team)?;
+    rows.sort_by(|a, b| (a.created_at_ms, &a.id).cmp(&(b.created_at_ms, &b.id)));
+    let scopes: usize = rows.iter().flat_map(|key| &key.scopes).map(String::len).sum();
+    let cut = scopes > limits::LISTED_SCOPES_BYTES_MAX;
+    let listed = |row: record::Key| {
+        let key = shown(row)?;
+        Ok(ListedKey {
+            id: key.id,
+            name: key.name,
+            key_prefix: key.key_prefix,
+            revoked: key.revoked,
+            created_at: key.created_at,
+            permissions: key.permissions,
+            scopes: if cut { some_of(key.scopes) } else { key.scopes },
+            agent_id: key.agent_id,
+            expires_at: key.expires_at,
+        })
+    };
+    Ok(KeyList {
+        team_id: team.to_string(),
+        keys: rows.into_iter().map(listed).collect::<Result<_>>()?,
+    })
+}
+
+/// The first of a key's scopes, and how many more there are.
+fn some_of(mut scopes: Vec<String>) -> Vec<String> {
+    let mut bytes = 0;
+    let fits = |scope: &&String| {
+        bytes += scope.len();
+        bytes <= limits::SCOPE_BYTES_MAX
+    };
+    let kept = scopes.iter().take_while(fits).count();
+    let more = scopes.len() - kept;
+    scopes.truncate(kept);
+    if more > 0 {
+        scopes.push(format!("… and {more} more"));
+    }
+    scopes
 }
 
 /// What a key may do, by name.
@@ -182,6 +257,36 @@ mod tests {
         for bad in [&[][..], &["*"], &["read", "Write"], &[""]] {
             assert_eq!(permissions(&owned(bad)).unwrap_err().status, 400, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn the_socket_asks_for_little_by_default() {
+        let wanted_of = |params: &str| wanted(serde_json::from_str(params).unwrap());
+        for nothing in [
+            "{}",
+            r#"{"name":null,"scopes":null,"permissions":null,"expires_at":null}"#,
+        ] {
+            let wanted = wanted_of(nothing);
+            assert_eq!(
+                (wanted.name.as_str(), wanted.permissions),
+                ("kite key", owned(&["read"]))
+            );
+            assert_eq!((wanted.scopes, wanted.agent_id, wanted.expires_at), (None, None, None));
+        }
+        let all = wanted_of(r#"{"permissions":["*","read"],"agent_id":"x"}"#);
+        assert_eq!((all.permissions, all.agent_id), (owned(&["admin", "read"]), None));
+    }
+
+    #[test]
+    fn a_list_that_would_not_fit_says_how_many_scopes_a_key_has() {
+        assert_eq!(some_of(owned(&["*"])), ["*"]);
+        let long = format!("type:{}", "x".repeat(limits::SCOPE_BYTES_MAX - 5));
+        let cut = some_of(vec![long.clone(); 3]);
+        assert_eq!(cut, [long.as_str(), "… and 2 more"]);
+        assert_eq!(some_of(vec![long]), cut[..1]);
+        let many: Vec<String> = (0..64).map(|n| format!("agent_to:{n:04}")).collect();
+        let some = some_of(many.clone());
+        assert_eq!((&some[..19], some[19].as_str()), (&many[..19], "… and 45 more"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a session reads: the events after its place, in batches of bounded size.
+//! What a session reads: the events after its place, in batches of bounded size. [`recent`] goes back from any place.
 //!
 //! Mail stands in two orders: the team's, in which each message has one place, and each inbox's. Wide scopes
 //! look at the first, `agent_to` at the second. They differ for topic mail: an inbox that a later chunk of a
@@ -6,6 +6,8 @@
 //! each seq once, because a vendor's client keeps one event for each: a message that a wide scope shows is not
 //! shown again where an inbox has it, and one that reached several of its inboxes at once is shown as it was
 //! sent, to the topic.
+
+pub mod recent;
 
 use std::collections::BTreeMap;
 
@@ -20,7 +22,7 @@ use super::scope::Scope;
 use crate::shard::wakeups::{Listener, Wakeups};
 
 /// A subscription and its place.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Feed {
     team: TeamId,
     /// What is shown where the team's order has it.
@@ -40,6 +42,15 @@ pub struct Batch {
     pub events: Vec<(u64, Utf8Bytes)>,
     /// There may be more at once.
     pub more: bool,
+}
+
+/// Where a look begins, and which way it goes.
+#[derive(Debug, Clone, Copy)]
+enum Look {
+    /// Behind this seq, oldest first.
+    After(u64),
+    /// Before this seq, newest first.
+    Before(u64),
 }
 
 /// A place in one of the orders that a session reads.
@@ -128,12 +139,18 @@ impl Feed {
 
     /// The first retained entry after the place.
     pub fn oldest_available_seq(&self, kv: &impl Kv) -> Result<Option<u64>, Fatal> {
-        Ok(self.read(kv, 1)?.first().map(|row| row.seq))
+        Ok(self
+            .read(kv, Look::After(self.after_seq), 1)?
+            .first()
+            .map(|row| row.seq))
     }
 
     /// Reads on from the place and moves it behind what it returns.
     pub fn batch(&mut self, kv: &impl Kv) -> Result<Batch, Fatal> {
-        let rows = self.read(kv, self.rows)?;
+        // Standing still: an entry that came between two looks would be passed over.
+        let frozen = kv.frozen();
+        let kv = &frozen.as_ref();
+        let rows = self.read(kv, Look::After(self.after_seq), self.rows)?;
         let mut batch = Batch {
             events: Vec::with_capacity(rows.len()),
             more: rows.len() == self.rows,
@@ -159,15 +176,15 @@ impl Feed {
         Ok(batch)
     }
 
-    /// The next `rows` places, with what stands there.
-    fn read(&self, kv: &impl Kv, rows: usize) -> Result<Vec<Row<'_>>, Fatal> {
-        // Standing still: an entry that came between two looks would be passed over.
-        let frozen = kv.frozen();
-        let kv = &frozen.as_ref();
+    /// The next `rows` places, with what stands there; `kv` stands still.
+    fn read(&self, kv: &impl Kv, look: Look, rows: usize) -> Result<Vec<Row<'_>>, Fatal> {
         let Some(agent) = self.inbox() else {
-            return self.join(kv, rows);
+            return self.join(kv, look, rows);
         };
-        let items = query::inbox_after(kv, self.team, agent.as_str(), self.after_seq, rows)?;
+        let items = match look {
+            Look::After(seq) => query::inbox_after(kv, self.team, agent.as_str(), seq, rows)?,
+            Look::Before(seq) => query::inbox_before(kv, self.team, agent.as_str(), seq, rows)?,
+        };
         let row = |item: query::InboxItem| Row {
             seq: item.seq,
             message: item.message,
@@ -177,27 +194,35 @@ impl Feed {
     }
 
     /// The same over several orders.
-    fn join(&self, kv: &impl Kv, rows: usize) -> Result<Vec<Row<'_>>, Fatal> {
+    fn join(&self, kv: &impl Kv, look: Look, rows: usize) -> Result<Vec<Row<'_>>, Fatal> {
         let mut places: BTreeMap<u64, Found<'_>> = BTreeMap::new();
         if !self.wide.is_empty() {
-            for message in query::team_after(kv, self.team, self.after_seq, rows)? {
+            let messages = match look {
+                Look::After(seq) => query::team_after(kv, self.team, seq, rows)?,
+                Look::Before(seq) => query::team_before(kv, self.team, seq, rows)?,
+            };
+            for message in messages {
                 let seq = message.seq;
                 places.entry(seq).or_default().message = Some(message);
             }
         }
         for agent in &self.agents {
-            for (seq, message_seq) in query::inbox_seqs_after(kv, self.team, agent.as_str(), self.after_seq, rows)? {
+            let seqs = match look {
+                Look::After(seq) => query::inbox_seqs_after(kv, self.team, agent.as_str(), seq, rows)?,
+                Look::Before(seq) => query::inbox_seqs_before(kv, self.team, agent.as_str(), seq, rows)?,
+            };
+            for (seq, message_seq) in seqs {
                 let found = places.entry(seq).or_default();
                 found.receivers.push(agent);
                 found.message_seq = message_seq;
             }
         }
         // Each order gave its first `rows`, so the first `rows` of all are among them.
-        places
-            .into_iter()
-            .take(rows)
-            .map(|(seq, found)| self.row(kv, seq, found))
-            .collect()
+        let row = |(seq, found)| self.row(kv, seq, found);
+        match look {
+            Look::After(_) => places.into_iter().take(rows).map(row).collect(),
+            Look::Before(_) => places.into_iter().rev().take(rows).map(row).collect(),
+        }
     }
 
     fn row<'a>(&self, kv: &impl Kv, seq: u64, found: Found<'a>) -> Result<Row<'a>, Fatal> {
@@ -254,7 +279,7 @@ mod tests {
     use super::super::scope::parse_requested;
     use super::*;
 
-    const TEAM: TeamId = TeamId([1; 16]);
+    pub(super) const TEAM: TeamId = TeamId([1; 16]);
 
     /// Puts mail into inboxes: (seq, to, bytes of the body).
     fn mail(memory: &mut Memory, items: impl IntoIterator<Item = (u64, &'static str, usize)>) {
@@ -285,7 +310,7 @@ mod tests {
         memory.write(writes);
     }
 
-    fn feed(scopes: &[&str]) -> Feed {
+    pub(super) fn feed(scopes: &[&str]) -> Feed {
         let texts: Vec<String> = scopes.iter().map(|s| (*s).to_owned()).collect();
         Feed::new(TEAM, parse_requested(&texts).unwrap(), "https://x/".to_owned())
     }

@@ -8,20 +8,6 @@ use serde_json::Value;
 
 use crate::http::json::explain;
 
-/// RPC methods of the vendor's protocol that come later.
-const LATER_METHODS: &[&str] = &[
-    "events.recent",
-    "dashboard.stats",
-    "keys.list",
-    "keys.create",
-    "keys.revoke",
-    "hooks.list",
-    "hooks.create",
-    "hooks.deactivate",
-    "hooks.rotate_secret",
-    "hooks.github.prepare_install",
-];
-
 /// What a text frame says; none if it says nothing to us: an unknown type is for a later version, and an ack
 /// never fails. The error goes to the client.
 pub fn read(text: &str) -> Result<Option<ClientFrame>, String> {
@@ -30,10 +16,17 @@ pub fn read(text: &str) -> Result<Option<ClientFrame>, String> {
         Err(error) => error,
     };
     let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {}", explain(&e)))?;
-    match value.get("type").and_then(Value::as_str) {
-        None => Err("a frame is a JSON object with a string \"type\"".to_owned()),
-        Some("connect" | "request") => Err(format!("malformed frame: {}", explain(&error))),
-        Some(_) => Ok(None),
+    let text = |name: &str| value.get(name).and_then(Value::as_str);
+    match (text("type"), text("id")) {
+        (None, _) => Err("a frame is a JSON object with a string \"type\"".to_owned()),
+        // One that can be answered is.
+        (Some("request"), Some(id)) => Ok(Some(ClientFrame::Request {
+            id: id.to_owned(),
+            method: String::new(),
+            params: Value::Null,
+        })),
+        (Some("connect" | "request"), _) => Err(format!("malformed frame: {}", explain(&error))),
+        (Some(_), _) => Ok(None),
     }
 }
 
@@ -50,20 +43,6 @@ pub fn event(message: &record::Message, receiver: Option<&str>, seq: u64, source
         None => CloudEvent::of(message, seq, source_prefix),
     };
     text(&ServerFrame::Event { seq, event })
-}
-
-/// The answer to a request, until the methods exist.
-pub fn answer(id: String, method: &str) -> ServerFrame {
-    let error = if LATER_METHODS.contains(&method) {
-        format!("{method} is not supported yet")
-    } else {
-        format!("unknown method {:?}", method.chars().take(64).collect::<String>())
-    };
-    ServerFrame::Response {
-        id,
-        ok: false,
-        payload: serde_json::json!({ "error": error }),
-    }
 }
 
 #[cfg(test)]
@@ -93,6 +72,20 @@ mod tests {
     }
 
     #[test]
+    fn a_request_that_says_who_it_is_can_be_answered() {
+        for text in [
+            r#"{"type":"request","id":"1"}"#,
+            r#"{"type":"request","id":"1","method":7}"#,
+            r#"{"type":"request","id":"1","method":null,"params":{}}"#,
+        ] {
+            let Ok(Some(ClientFrame::Request { id, method, .. })) = read(text) else {
+                panic!("{text}")
+            };
+            assert_eq!((id.as_str(), method.as_str()), ("1", ""), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_not_understood_is_ignored_and_what_is_broken_is_told() {
         for ignored in [
             r#"{"type":"nack","seq":1}"#,
@@ -113,6 +106,7 @@ mod tests {
             r#"{"type":1}"#,
             r#"{"type":"connect"}"#,
             r#"{"type":"request"}"#,
+            r#"{"type":"request","id":7,"method":"keys.list"}"#,
             &deep,
         ] {
             assert!(read(broken).is_err(), "{broken}");

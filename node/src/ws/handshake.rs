@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use agentpost_proto::command::Permission;
 use agentpost_proto::frame::{ClientFrame, ServerFrame};
-use agentpost_proto::id::{AgentId, TeamId};
+use agentpost_proto::id::{AgentId, KeyId, TeamId};
+use agentpost_proto::limits;
 use agentpost_proto::secret::Secret;
-use agentpost_proto::{limits, record, time};
 use agentpost_raft_store::db::StateDb;
 use agentpost_raft_store::kv::{Fatal, Kv};
 use agentpost_raft_store::query;
@@ -20,7 +20,7 @@ use super::feed::Feed;
 use super::link::{End, Link};
 use super::resume::{self, CursorName, Request, Rows, Start};
 use super::scope::{self, ScopeError};
-use super::{Hub, frame};
+use super::{Hub, frame, quota};
 use crate::http::auth::{self, Caller, Finding};
 use crate::shard::wakeups::Listener;
 
@@ -37,6 +37,10 @@ struct Connect {
 
 /// A session that may begin.
 pub struct Opened {
+    /// Whose it is.
+    pub team: TeamId,
+    /// The key that opened it.
+    pub key_id: KeyId,
     /// To ask again, before each batch, whether the key still opens this.
     pub key_hash: [u8; 32],
     /// What it reads, at its place.
@@ -91,6 +95,8 @@ pub async fn open(hub: &Hub, link: &mut Link, seat: &mut Seat) -> Result<Opened,
         }
     }
     Ok(Opened {
+        team: caller.team,
+        key_id: caller.key_id,
         key_hash,
         feed,
         mail,
@@ -207,8 +213,9 @@ fn place(hub: &Hub, kv: &impl Kv, request: &Request<'_>, feed: &mut Feed) -> Res
         last_seq: start.after_seq,
         client_id: request.client_id.map_or_else(fresh, str::to_owned),
     };
-    let quota = quota_snapshot(kv, request.team, hub.services.wall_time.now_ms())?;
-    let mut greeting = vec![connected, quota];
+    let quota = quota::Greeting::of(kv, request.team, hub.services.wall_time.now_ms())?;
+    let mut greeting = vec![connected, quota.snapshot];
+    greeting.extend(quota.block);
     let removed = feed.max_removed_seq(kv)?;
     if let Some(message) = resume::expired(&start, removed) {
         let oldest_available_seq = feed.oldest_available_seq(kv)?.unwrap_or(removed + 1);
@@ -218,32 +225,4 @@ fn place(hub: &Hub, kv: &impl Kv, request: &Request<'_>, feed: &mut Feed) -> Res
         });
     }
     Ok((start, greeting))
-}
-
-/// The month's events of the team.
-fn quota_snapshot(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<ServerFrame, Fatal> {
-    let head = query::team_head(kv, team)?;
-    let limits = query::team(kv, team)?.and_then(|team: record::Team| team.limits);
-    // The log's time may be ahead of what this node reckons at the turn of the month.
-    let now_ms = wall_ms.max(query::applied(kv)?.wall_ms);
-    let used = if head.month == time::month(now_ms) {
-        head.events_used
-    } else {
-        0
-    };
-    let limit = match limits.map_or(0, |limits| limits.monthly_events) {
-        0 => agentpost_proto::limits::UNLIMITED_EVENTS_SHOWN,
-        limit => limit,
-    };
-    Ok(ServerFrame::QuotaSnapshot {
-        provider: "agentpost".to_owned(),
-        events_used: shown(used),
-        events_limit: shown(limit),
-        current_period_end: time::rfc3339(time::next_month_ms(now_ms)),
-    })
-}
-
-/// The frame has signed numbers.
-fn shown(count: u64) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }

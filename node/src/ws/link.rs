@@ -3,7 +3,9 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use agentpost_proto::frame::{ERR_AUTH_FAILED, ERR_INVALID_MESSAGE, ERR_RATE_LIMITED, ERR_SLOW_CONSUMER, ServerFrame};
+use agentpost_proto::frame::{
+    ERR_AUTH_FAILED, ERR_INVALID_MESSAGE, ERR_QUOTA_BLOCKED, ERR_RATE_LIMITED, ERR_SLOW_CONSUMER, ServerFrame,
+};
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{Sink, SinkExt as _, StreamExt as _};
@@ -29,6 +31,9 @@ pub trait Inbound {
     fn take(&mut self, received: Received) -> Result<(), End>;
     /// Takes one frame in that comes while the session is being closed.
     fn take_late(&mut self, message: Message);
+    /// Goes on with what the client asked for: what that holds must not wait for a slow reader. Returns when
+    /// there is something new to write. Cancel-safe.
+    fn work(&mut self) -> impl Future<Output = ()> + Send;
 }
 
 /// Why a session ends.
@@ -63,6 +68,11 @@ impl End {
     /// The reader does not keep up. Reconnecting resumes without loss.
     pub fn slow(message: impl Into<String>) -> Self {
         Self::refused(ERR_SLOW_CONSUMER, message)
+    }
+
+    /// The team can send nothing more this month. Only for a session that began before it was so.
+    pub fn quota(message: impl Into<String>) -> Self {
+        Self::refused(ERR_QUOTA_BLOCKED, message)
     }
 
     /// Not now: no quorum, or no place. The vendor has no code for it; this one makes its clients come back
@@ -186,6 +196,7 @@ async fn drive(
             biased;
             written = &mut write => return written.map_err(|_| End::Gone),
             received = stream.next(), if inbound.has_room() => inbound.take(received)?,
+            () = inbound.work() => {}
             () = &mut stalled => {
                 let message = format!("the reader took nothing for {} s", stalled_max.as_secs());
                 return Err(End::slow(message));

@@ -13,7 +13,8 @@
 //!   apply ───────────────────►┐                      ┌──────────────► Acks ──► one operation per 50 ms
 //!                             ▼                      │                         moves the cursors
 //!   state ───── Feed ────► session ───── Link ─────► client
-//!         batches after        place: after_seq
+//!         batches after    ▲   place: after_seq         │
+//!                          └─────── Requests ◄──────────┘
 //! ```
 //!
 //! **The rules.**
@@ -29,23 +30,25 @@
 //!   clients that never send any.
 //! - While a write waits for the reader, frames from the client are still taken in. When it waits for too long
 //!   the session ends with 4004; the client comes back and resumes where its acks ended.
+//! - Requests ([`super::rpc`]) are carried out beside all that, one at a time. They read the state for themselves:
+//!   what they show neither moves the place nor counts as delivered.
+//! - A team that becomes blocked ([`super::quota`]) is told once, by an end.
 //! - An `error` frame is sent only when the session is about to end.
 //!
-//! **Endings.** Error frame and close code are the same number (4001, 4002, 4004), except 4003 with 1013 for "not
-//! now" (no quorum, no place). A node that stops closes with 1012. Only 4001 is final for the vendor's clients;
-//! from all others they come back.
+//! **Endings.** Error frame and close code are the same number (4001, 4002, 4004, 4005), except 4003 with 1013 for
+//! "not now" (no quorum, no place). A node that stops, or has lost the cluster, closes with 1012, after an answer to
+//! each request that waits. Only 4001 is final for the vendor's clients; from all others they come back.
 //!
-//! **Left out.** RPC methods over the socket, answered as not supported; fan-out of one encoded event to many
-//! sessions (each encodes for itself: agents mostly have inboxes of their own).
+//! **Left out.** Fan-out of one encoded event to many sessions (each encodes for itself: agents mostly have inboxes of
+//! their own).
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use agentpost_proto::frame::{ClientFrame, ServerFrame};
-use agentpost_proto::limits;
+use agentpost_proto::id::TeamId;
 use axum::extract::ws::{Message, WebSocket};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::ack::{Acks, Proof};
 use super::admission::Seat;
@@ -54,7 +57,8 @@ use super::handshake::{self, Opened};
 use super::link::{End, GOODBYE, Inbound, Link, Received};
 use super::liveness::Liveness;
 use super::resume::CursorName;
-use super::{Hub, frame};
+use super::rpc::Requests;
+use super::{Hub, frame, quota};
 use crate::metrics::Metrics;
 use crate::shard::wakeups::Listener;
 
@@ -75,11 +79,32 @@ pub async fn run(hub: Hub, socket: WebSocket, mut seat: Seat) {
         hub.services.cluster.shutdown.cancelled().await;
         sleep(GOODBYE).await;
     };
+    // Boxed, as all that is rare: every open session carries the rest.
+    let goodbye = Box::pin(async {
+        if let Some(client) = &mut client {
+            // A client that takes nothing any more is told by the close frame alone.
+            let _ = timeout(GOODBYE, give_up(&mut link, client, &end)).await;
+        }
+        link.close(end, client.as_mut()).await;
+    });
     // The seat is given back only now: a socket counts until it is closed.
     tokio::select! {
-        () = link.close(end, client.as_mut()) => {}
+        () = goodbye => {}
         () = stopping => {}
     }
+}
+
+/// Drops what was asked and cannot be carried out any more. Who is sent elsewhere gets an answer to each.
+async fn give_up(link: &mut Link, client: &mut Client<'_>, end: &End) -> Result<(), End> {
+    let (why, told) = match end {
+        End::Elsewhere(why) => (*why, true),
+        End::Gone | End::Refused { .. } => ("the session has ended", false),
+    };
+    let answers = client.requests.give_up(why);
+    for answer in answers.into_iter().filter(|_| told) {
+        link.feed(Message::Text(answer), client).await?;
+    }
+    link.flush(client).await
 }
 
 /// Returns when the node has been without a leader for too long.
@@ -89,8 +114,8 @@ async fn cut_off(mut isolated: watch::Receiver<bool>) {
     }
 }
 
-async fn converse<'a>(hub: &Hub, link: &mut Link, seat: &'a mut Seat, client: &mut Option<Client<'a>>) -> End {
-    // Boxed: the handshake is long and rare, and its state would be carried by every open session.
+async fn converse<'a>(hub: &'a Hub, link: &mut Link, seat: &'a mut Seat, client: &mut Option<Client<'a>>) -> End {
+    // Boxed: the handshake is long and rare.
     let opened = match Box::pin(handshake::open(hub, link, seat)).await {
         Ok(opened) => opened,
         Err(end) => return end,
@@ -110,8 +135,13 @@ struct Session<'a, 'c> {
     feed: Feed,
     mail: Listener,
     keys: Listener,
+    team: TeamId,
     key_hash: [u8; 32],
     greeting: Vec<ServerFrame>,
+    /// The client was greeted while its team was blocked, and it still is.
+    blocked: bool,
+    /// The team became blocked: why. The session ends when nothing is left to send.
+    ending: Option<String>,
     /// There may be events after the place.
     behind: bool,
     ping_at: Instant,
@@ -128,7 +158,10 @@ impl<'a, 'c> Session<'a, 'c> {
             feed: opened.feed,
             mail: opened.mail,
             keys: opened.keys,
+            team: opened.team,
             key_hash: opened.key_hash,
+            blocked: opened.greeting.iter().any(is_block),
+            ending: None,
             greeting: opened.greeting,
             behind: true,
             ping_at: now + hub.options.ping_every,
@@ -145,30 +178,58 @@ impl<'a, 'c> Session<'a, 'c> {
         }
         self.link.flush(self.client).await?;
         loop {
-            while let Some(answer) = self.client.answers.pop_front() {
-                self.link.send(Message::Text(frame::text(&answer)), self.client).await?;
+            self.client.requests.begin(&self.feed);
+            if let Some(answer) = self.client.requests.answer() {
+                self.link.send(Message::Text(answer), self.client).await?;
+                continue;
+            }
+            if !self.behind
+                && self.client.requests.is_idle()
+                && let Some(why) = self.ending.take()
+            {
+                return Err(End::quota(why));
             }
             let due = self.ping_at.min(self.look_at);
             tokio::select! {
                 biased;
-                received = self.link.receive() => self.client.take(received)?,
+                received = self.link.receive(), if self.client.has_room() => self.client.take(received)?,
                 () = self.mail.woken(), if !self.behind => self.behind = true,
-                () = self.keys.woken() => self.authorize()?,
+                () = self.keys.woken() => self.authorize().await?,
                 () = sleep_until(due) => self.on_time().await?,
+                () = self.client.work() => {}
                 () = std::future::ready(()), if self.behind => self.deliver().await?,
             }
         }
     }
 
     /// The key may have been revoked, or have expired, since the last look.
-    fn authorize(&self) -> Result<(), End> {
-        let state = self.hub.services.reader.local();
-        handshake::authenticate(self.hub, &*state, &self.key_hash).map(drop)
+    async fn authorize(&mut self) -> Result<(), End> {
+        let refused = {
+            let state = self.hub.services.reader.local();
+            handshake::authenticate(self.hub, &*state, &self.key_hash).err()
+        };
+        match refused {
+            None => Ok(()),
+            Some(end) => Err(Box::pin(self.dismiss(end)).await),
+        }
+    }
+
+    /// Who asked for it is told first that it is done.
+    async fn dismiss(&mut self, end: End) -> End {
+        if self.client.requests.revokes_own_key() {
+            self.client.work().await;
+        }
+        if let Some(answer) = self.client.requests.answer()
+            && let Err(gone) = self.link.send(Message::Text(answer), self.client).await
+        {
+            return gone;
+        }
+        end
     }
 
     /// Sends one batch.
     async fn deliver(&mut self) -> Result<(), End> {
-        self.authorize()?;
+        self.authorize().await?;
         let batch = {
             let state = self.hub.services.reader.local();
             self.feed.batch(&*state).map_err(handshake::unreadable)?
@@ -187,12 +248,23 @@ impl<'a, 'c> Session<'a, 'c> {
         self.link.flush(self.client).await
     }
 
+    /// The team may have used up its month since the last look. What is there by now is sent before the end.
+    fn look_at_quota(&mut self) -> Result<(), End> {
+        let services = &self.hub.services;
+        let why = quota::why_blocked(&*services.reader.local(), self.team, services.wall_time.now_ms())
+            .map_err(handshake::unreadable)?;
+        self.blocked &= why.is_some();
+        self.ending = why.filter(|_| !self.blocked);
+        Ok(())
+    }
+
     async fn on_time(&mut self) -> Result<(), End> {
         let now = Instant::now();
         let options = &self.hub.options;
         if now >= self.look_at {
             self.behind = true;
             self.client.imply(now, options.implied_after);
+            self.look_at_quota()?;
             let most_ms = options.look_every.as_millis() as u64;
             let pause_ms = self.hub.services.ids.jitter_ms(most_ms / 2, most_ms);
             self.look_at = now + Duration::from_millis(pause_ms);
@@ -211,6 +283,10 @@ impl<'a, 'c> Session<'a, 'c> {
     }
 }
 
+fn is_block(frame: &ServerFrame) -> bool {
+    matches!(frame, ServerFrame::BillingBlock { .. })
+}
+
 /// What the session knows of its client; takes in frames without waiting.
 struct Client<'a> {
     seat: &'a Seat,
@@ -225,11 +301,11 @@ struct Client<'a> {
     /// The newest event that was written to this socket.
     delivered_seq: u64,
     liveness: Liveness,
-    answers: VecDeque<ServerFrame>,
+    requests: Requests<'a>,
 }
 
 impl<'a> Client<'a> {
-    fn new(hub: &Hub, seat: &'a Seat, opened: &Opened) -> Self {
+    fn new(hub: &'a Hub, seat: &'a Seat, opened: &Opened) -> Self {
         Client {
             seat,
             metrics: hub.services.metrics.clone(),
@@ -239,7 +315,7 @@ impl<'a> Client<'a> {
             acked_seq: opened.start.after_seq,
             delivered_seq: opened.start.after_seq,
             liveness: Liveness::new(Instant::now()),
-            answers: VecDeque::new(),
+            requests: Requests::new(&hub.services, opened),
         }
     }
 
@@ -275,7 +351,7 @@ impl<'a> Client<'a> {
     fn text(&mut self, text: &str) -> Result<(), End> {
         match frame::read(text).map_err(End::invalid)? {
             Some(ClientFrame::Ack { seq }) => self.ack(seq),
-            Some(ClientFrame::Request { id, method, .. }) => self.answers.push_back(frame::answer(id, &method)),
+            Some(ClientFrame::Request { id, method, params }) => self.requests.put(id, &method, params, text.len()),
             Some(ClientFrame::Connect { .. }) => return Err(End::invalid("already connected")),
             None => {}
         }
@@ -285,7 +361,7 @@ impl<'a> Client<'a> {
 
 impl Inbound for Client<'_> {
     fn has_room(&self) -> bool {
-        self.answers.len() < limits::WS_ANSWERS_WAITING_MAX
+        self.requests.has_room()
     }
 
     fn take(&mut self, received: Received) -> Result<(), End> {
@@ -311,5 +387,24 @@ impl Inbound for Client<'_> {
         {
             self.ack(seq);
         }
+    }
+
+    fn work(&mut self) -> impl Future<Output = ()> + Send {
+        self.requests.work()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes_of<F: Future>(_: impl FnOnce(Hub, WebSocket, Seat) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_session_is_small() {
+        // Ten thousand of them are to be had: what is rare belongs into a box.
+        assert!(bytes_of(run) <= 6_400, "{}", bytes_of(run));
     }
 }

@@ -123,6 +123,49 @@ impl Socket {
         assert_eq!(answer["type"], "response", "{answer}");
     }
 
+    /// Asks, as the vendor's command line does: waits for the answer and skips events. Returns `ok` and the payload.
+    pub async fn ask(&mut self, method: &str, params: Value) -> (bool, Value) {
+        let id = format!("ask {}", self.log.len());
+        self.say(&json!({"type": "request", "id": id, "method": method, "params": params}))
+            .await;
+        loop {
+            let frame = self.frame().await;
+            if frame["type"] != "event" {
+                assert_eq!(
+                    (&frame["type"], &frame["id"]),
+                    (&json!("response"), &json!(id)),
+                    "{frame}"
+                );
+                return (frame["ok"].as_bool().unwrap(), frame["payload"].clone());
+            }
+        }
+    }
+
+    /// The payload of what is not refused.
+    #[track_caller]
+    pub fn answer(&mut self, method: &str, params: Value) -> impl Future<Output = Value> {
+        let at = std::panic::Location::caller();
+        let method = method.to_owned();
+        async move {
+            let (ok, payload) = self.ask(&method, params).await;
+            assert!(ok, "{at}: {method}: {payload}");
+            payload
+        }
+    }
+
+    /// The error of what is refused.
+    #[track_caller]
+    pub fn refusal(&mut self, method: &str, params: Value) -> impl Future<Output = String> {
+        let at = std::panic::Location::caller();
+        let method = method.to_owned();
+        async move {
+            let (ok, payload) = self.ask(&method, params).await;
+            assert!(!ok, "{at}: {method}: {payload}");
+            assert_eq!(payload.as_object().unwrap().len(), 1, "{payload}");
+            payload["error"].as_str().unwrap().to_owned()
+        }
+    }
+
     /// The next frame.
     pub async fn frame(&mut self) -> Value {
         self.frame_within(SOON).await.expect("a frame")

@@ -16,7 +16,8 @@ pub struct Refused {
 /// `events.recent`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RecentParams {
-    /// Events at most; `limits::RECENT_EVENTS_DEFAULT` when missing.
+    /// Events at most; `limits::RECENT_EVENTS_DEFAULT` when missing, and from 1 to `limits::RECENT_EVENTS_MAX` whatever is
+    /// asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
     /// Only events before this seq.
@@ -70,7 +71,7 @@ pub struct Stats {
 #[allow(missing_docs)]
 pub struct KeyList {
     pub team_id: String,
-    /// By age.
+    /// By age. In a list that would not fit a frame, keys with many scopes show some, then `… and N more`.
     pub keys: Vec<ListedKey>,
 }
 

@@ -1,0 +1,146 @@
+//! The team's month on the socket: what it has used, and whether it is blocked: used up, with no price for more.
+//!
+//! A blocked team can send nothing, but what it has received stays readable. So a session that is greeted while the
+//! team is blocked is told and goes on. One that was open before ends once, with 4005: that is how the vendor's
+//! clients learn of it. They come back and are greeted as above.
+
+use agentpost_proto::command::TeamLimits;
+use agentpost_proto::frame::ServerFrame;
+use agentpost_proto::id::TeamId;
+use agentpost_proto::limits::UNLIMITED_EVENTS_SHOWN;
+use agentpost_proto::record::TeamHead;
+use agentpost_proto::time;
+use agentpost_raft_store::apply::team::default_limits;
+use agentpost_raft_store::kv::{Fatal, Kv};
+use agentpost_raft_store::query;
+use serde_json::json;
+
+const PROVIDER: &str = "agentpost";
+
+/// Until when a team can send nothing, in Unix milliseconds; none if it can. The rule of `apply/quota.rs`.
+pub fn blocked_until(head: &TeamHead, limits: &TeamLimits, now_ms: u64) -> Option<u64> {
+    let used_up = limits.monthly_events != 0 && used(head, now_ms) >= limits.monthly_events;
+    let blocked = used_up && limits.overage_price_atomic.is_none();
+    blocked.then(|| time::next_month_ms(now_ms))
+}
+
+/// Events of the month of `now_ms`. A month that the state has left never comes back: the state's own counts for a
+/// clock that is behind it.
+fn used(head: &TeamHead, now_ms: u64) -> u64 {
+    let over = head.month < time::month(now_ms);
+    if over { 0 } else { head.events_used }
+}
+
+/// Why the team is blocked, if it is. Costs one row that is always in memory, unless the team has a limit.
+pub fn why_blocked(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<Option<String>, Fatal> {
+    let limits = limits_of(kv, team)?;
+    if limits.monthly_events == 0 || limits.overage_price_atomic.is_some() {
+        return Ok(None);
+    }
+    let head = query::team_head(kv, team)?;
+    let blocked = blocked_until(&head, &limits, now_ms(kv, wall_ms)?).is_some();
+    Ok(blocked.then(|| used_up(limits.monthly_events)))
+}
+
+/// What a greeting says about the month.
+pub struct Greeting {
+    /// Always sent.
+    pub snapshot: ServerFrame,
+    /// When the team is blocked.
+    pub block: Option<ServerFrame>,
+}
+
+impl Greeting {
+    /// Of a team at `wall_ms`.
+    pub fn of(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<Self, Fatal> {
+        let (head, limits) = (query::team_head(kv, team)?, limits_of(kv, team)?);
+        let now_ms = now_ms(kv, wall_ms)?;
+        let limit = match limits.monthly_events {
+            0 => UNLIMITED_EVENTS_SHOWN,
+            limit => limit,
+        };
+        let snapshot = ServerFrame::QuotaSnapshot {
+            provider: PROVIDER.to_owned(),
+            events_used: shown(used(&head, now_ms)),
+            events_limit: shown(limit),
+            current_period_end: time::rfc3339(time::next_month_ms(now_ms)),
+        };
+        let block = blocked_until(&head, &limits, now_ms).map(|until_ms| ServerFrame::BillingBlock {
+            provider: PROVIDER.to_owned(),
+            reason: used_up(limit),
+            retryable: true,
+            action: json!({
+                "type": "wait_or_raise_limit",
+                "retry_after_secs": until_ms.saturating_sub(now_ms).div_ceil(1000).max(1),
+            }),
+        });
+        Ok(Greeting { snapshot, block })
+    }
+}
+
+fn used_up(limit: u64) -> String {
+    format!("the team's {limit} events of this month are used up")
+}
+
+fn limits_of(kv: &impl Kv, team: TeamId) -> Result<TeamLimits, Fatal> {
+    let team = query::team(kv, team)?;
+    Ok(team.and_then(|team| team.limits).unwrap_or_else(default_limits))
+}
+
+/// The log's time may be ahead of what this node reckons at the turn of the month.
+fn now_ms(kv: &impl Kv, wall_ms: u64) -> Result<u64, Fatal> {
+    Ok(wall_ms.max(query::applied(kv)?.wall_ms))
+}
+
+/// The frame has signed numbers.
+fn shown(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAY: u64 = 1_777_593_600_000; // 2026-05-01
+    const JUNE: u64 = 1_780_272_000_000;
+
+    fn limits(monthly_events: u64, overage_price_atomic: Option<u64>) -> TeamLimits {
+        TeamLimits {
+            monthly_events,
+            overage_price_atomic,
+            ..TeamLimits::default()
+        }
+    }
+
+    fn head(month: u32, events_used: u64) -> TeamHead {
+        TeamHead {
+            month,
+            events_used,
+            ..TeamHead::default()
+        }
+    }
+
+    #[test]
+    fn blocked_is_used_up_without_a_price_until_the_month_ends() {
+        for (month, used, limits, now_ms, until_ms) in [
+            (202_605, 9, limits(10, None), MAY, None),
+            (202_605, 10, limits(10, None), MAY, Some(JUNE)),
+            (202_605, 11, limits(10, None), JUNE - 1, Some(JUNE)),
+            // A new month, though nothing was sent in it.
+            (202_605, 10, limits(10, None), JUNE, None),
+            // A clock behind the state.
+            (202_606, 10, limits(10, None), JUNE - 1, Some(JUNE)),
+            (202_605, 10, limits(0, None), MAY, None),
+            (202_605, 10, limits(10, Some(0)), MAY, None),
+            (202_605, 10, limits(10, Some(5)), MAY, None),
+            (0, 0, limits(1, None), MAY, None),
+        ] {
+            let context = format!("{month} {used} {limits:?} {now_ms}");
+            assert_eq!(
+                blocked_until(&head(month, used), &limits, now_ms),
+                until_ms,
+                "{context}"
+            );
+        }
+    }
+}
