@@ -12,10 +12,10 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Deserialize;
 
-use super::super::auth::Caller;
-use super::super::error::{ApiError, Result};
-use super::super::{Consistency, Door, Doors, Reading, answer, body, json_of, keys, parse};
 use super::for_once;
+use crate::http::auth::Caller;
+use crate::http::error::{ApiError, Result};
+use crate::http::{Consistency, Door, Doors, Reading, answer, body, json_of, keys, parse};
 use crate::metrics::Face;
 
 const NO_SUCH_CODE: &str = "no device waits with this code, or it has expired";

@@ -13,11 +13,11 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 
-use super::super::error::{ApiError, Result};
-use super::super::serve::Origin;
-use super::super::{Door, Doors, answer, body, json_of, parse};
 use super::{decide, for_once};
 use crate::clock::IdSource;
+use crate::http::error::{ApiError, Result};
+use crate::http::serve::Origin;
+use crate::http::{Door, Doors, answer, body, json_of, parse};
 use crate::metrics::Face;
 use crate::node::Services;
 use crate::secrets::{self, Secrets};
