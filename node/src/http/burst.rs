@@ -92,6 +92,11 @@ impl<K: Copy + Eq + Hash> Windows<K> {
         }
     }
 
+    /// How many.
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
     /// Counts one, or tells how long to wait; what is refused is not counted.
     pub fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
         let mut keys = lock(&self.keys);

@@ -9,6 +9,7 @@
 mod decide;
 mod device;
 
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,42 +62,31 @@ impl Default for Limits {
 impl Limits {
     /// Counts a device code that is about to be made.
     fn code(&self, origin: Origin, now: Instant) -> Result<()> {
-        let limit = limits::LOGIN_CODES_PER_MINUTE;
-        let taken = self.codes.take(origin, now);
-        taken.map_err(|wait| {
-            ApiError::burst(
-                format!("more than {limit} device codes in a minute, on this node"),
-                wait,
-            )
-        })
+        take(&self.codes, origin, now, "device codes")
     }
 
     /// Counts a device code that nobody here knows.
     fn miss(&self, origin: Origin, now: Instant) -> Result<()> {
-        let limit = limits::LOGIN_MISSES_PER_MINUTE;
-        let taken = self.misses.take(origin, now);
-        taken.map_err(|wait| {
-            ApiError::burst(
-                format!("more than {limit} unknown device codes in a minute, on this node"),
-                wait,
-            )
-        })
+        take(&self.misses, origin, now, "unknown device codes")
     }
 
     /// Does something with a user code, which counts unless the code exists: counted first, so that many at a time
     /// try no more than one after the other.
     async fn guess<T>(&self, caller: &Caller, now: Instant, attempt: impl Future<Output = Result<T>>) -> Result<T> {
-        let limit = limits::USER_CODE_MISSES_PER_MINUTE;
-        self.guesses.take(caller.key_id, now).map_err(|wait| {
-            let message = format!("more than {limit} unknown codes in a minute with this API key, on this node");
-            ApiError::burst(message, wait)
-        })?;
+        take(&self.guesses, caller.key_id, now, "unknown codes with this API key")?;
         let result = attempt.await;
         if !matches!(&result, Err(error) if error.status == 404) {
             self.guesses.give_back(caller.key_id);
         }
         result
     }
+}
+
+fn take<K: Copy + Eq + Hash>(windows: &Windows<K>, key: K, now: Instant, what: &str) -> Result<()> {
+    windows.take(key, now).map_err(|wait| {
+        let limit = windows.limit();
+        ApiError::burst(format!("more than {limit} {what} in a minute, on this node"), wait)
+    })
 }
 
 /// Answers of a login are for one reader, once.
