@@ -6,8 +6,8 @@
 #   SECTION     format lints tests doctests docs deny scripts house smoke; all when none is named
 #   --help      this text
 #
-# It first installs what is missing (compiler and libraries by apt-get, cargo-deny by cargo, the receivers' libraries by npm), and
-# compiles RocksDB once.
+# It first installs what is missing (compiler, libraries and a browser by apt-get, cargo-deny by cargo, what tests have from npm),
+# and compiles RocksDB once.
 # Every section runs even if an earlier one failed; the last line counts the tests; the exit status is 0 only if all is well.
 
 # shellcheck source-path=SCRIPTDIR
@@ -67,7 +67,8 @@ check_format() { cargo fmt --all --check; }
 check_lints() { cargo clippy --workspace --all-targets --features "$FAILPOINTS" --locked --quiet -- -D warnings; }
 
 check_tests() {
-  ensure_receivers
+  ensure_vendor
+  have chromium || install_packages chromium
   # Tests that drive processes take the binaries from here.
   cargo build --workspace --bins --locked --quiet --features "$FAILPOINTS"
   export AGENTPOST_BIN=$CARGO_TARGET_DIR/debug
@@ -78,16 +79,16 @@ check_tests() {
   fi
 }
 
-# The receivers' own libraries (npm), which node/tests/vendor_signatures.rs shows our deliveries: into the cache, once per
-# lock file. The test looks for them under the same name.
-ensure_receivers() {
+# What tests have from npm (node/tests/vendor): the receivers' own libraries, which are shown our deliveries, and the driver
+# of the browser. Into the cache, once per lock file; the tests look for it under the same name.
+ensure_vendor() {
   local vendor=$ROOT/node/tests/vendor dir work
-  dir=$AGENTPOST_CACHE/receivers-$(sha256sum "$vendor/package-lock.json" | cut -c 1-12)
+  dir=$AGENTPOST_CACHE/vendor-$(sha256sum "$vendor/package-lock.json" | cut -c 1-12)
   [ ! -d "$dir" ] || return 0
   have npm || install_packages nodejs npm
-  say "installing the receivers' own libraries into $dir (npm ci)"
+  say "installing the packages of node/tests/vendor into $dir (npm ci)"
   mkdir -p "$AGENTPOST_CACHE"
-  work=$(mktemp -d "$AGENTPOST_CACHE/receivers.XXXXXX")
+  work=$(mktemp -d "$AGENTPOST_CACHE/vendor.XXXXXX")
   cp "$vendor"/package.json "$vendor"/package-lock.json "$work"
   if ! npm ci --prefix "$work" --ignore-scripts --no-audit --no-fund --loglevel error >&2; then
     rm -rf "$work"

@@ -2,12 +2,13 @@
 //! takes its input apart, makes one call, and converts the result.
 //!
 //! - [`abbababa`], [`kite`], [`admin`], [`signing`], [`health`]: the faces, each with its own shapes;
+//!   [`login`], [`activate`]: how devices get a key, and the page for whoever lets them in;
 //!   `deliveries`: what two of them show alike;
 //! - [`auth`]: who is calling; [`error`]: the one map from what can go wrong to HTTP;
 //! - [`ratelimit`]: what the Abba Baba face says about quotas; [`burst`]: what a key may ask of this node at once;
 //! - [`body`], [`json`], [`cursor`]: strict input and opaque output; [`serve`]: connections and their bounds.
 //!
-//! **Invariant**: no answer has a plain-text body (but `/metrics`), and no bad input makes a 5xx.
+//! **Invariant**: every answer is JSON (but `/metrics`, and the files of `/activate`), and no bad input makes a 5xx.
 
 pub mod abbababa;
 pub mod activate;
@@ -60,6 +61,7 @@ pub struct Doors {
     services: Services,
     cursors: Cursors,
     remembered: Remembered,
+    logins: login::Limits,
 }
 
 /// The extractor of the shared state.
@@ -70,6 +72,7 @@ pub fn router(services: Services) -> Router {
     let doors = Arc::new(Doors {
         cursors: Cursors::new(services.secrets.cursor_key()),
         remembered: Remembered::default(),
+        logins: login::Limits::default(),
         services: services.clone(),
     });
     forget_on_revocation(&doors);

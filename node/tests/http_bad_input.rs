@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
+#[path = "http_bad_input/login.rs"]
+mod login;
 #[path = "common/web.rs"]
 #[allow(dead_code)]
 mod web;

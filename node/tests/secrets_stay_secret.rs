@@ -234,6 +234,7 @@ async fn no_secret_leaves_where_it_belongs() {
     bad_input(&mut world).await;
     sessions(&mut world).await;
     operators(&mut world).await;
+    logins(&mut world).await;
     world.secrets.assert_absent("an answer", &world.answers);
     // A leader goes while mail is sent: the talkative part of a node's life.
     let leader = world.cluster.leader().await;
@@ -527,6 +528,47 @@ async fn operators(world: &mut World) {
         for node in 0..3 {
             let status = world.ask(node, call.clone().bearer(&admin)).await.status;
             assert_eq!(status, 200, "{shown}");
+        }
+    }
+}
+
+/// Devices: one is let in and fetches its key, one is turned away, one waits.
+async fn logins(world: &mut World) {
+    let (admin, token) = (world.team_admin.clone(), "/api/auth/device-token");
+    for (node, what) in [Some("approve"), Some("deny"), None].into_iter().enumerate() {
+        let ask = Call::post("/api/auth/device-code", &json!({ "client": BODY }));
+        let told = ask.to(&world.urls[node]).await.ok();
+        let code = told["device_code"].as_str().unwrap();
+        world.secrets.add("a device code", code);
+        let poll = Call::post(token, &json!({ "device_code": code }));
+        world.refused(2, 400, poll.clone()).await;
+        if let Some(what) = what {
+            let body = json!({ "user_code": told["user_code"] });
+            let decide = Call::post(format!("/admin/v1/login/{what}"), &body).bearer(&admin);
+            assert_eq!(world.ask(1, decide).await.status, 200);
+        }
+        if what == Some("approve") {
+            let got = poll.to(&world.urls[0]).await.ok();
+            let key = got["api_key"].as_str().unwrap();
+            world.secrets.add_key("a device's key", key);
+            world.refused(0, 403, Call::get("/admin/v1/teams").bearer(key)).await;
+        }
+        // Where they do not belong.
+        let status = if what == Some("deny") { 403 } else { 400 };
+        world.refused(0, status, poll).await;
+        for body in [
+            json!({ "device_code": [code] }),
+            json!({ "device_code": { "x": code } }),
+            json!(code),
+        ] {
+            world.refused(1, 400, Call::post(token, &body)).await;
+        }
+        for (status, body) in [
+            (404, json!({ "user_code": code })),
+            (400, json!({ "user_code": "x", "more": code })),
+        ] {
+            let decide = Call::post("/admin/v1/login/approve", &body).bearer(&admin);
+            world.refused(2, status, decide).await;
         }
     }
 }

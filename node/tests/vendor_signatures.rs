@@ -5,13 +5,13 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
+mod vendor;
 #[path = "common/web.rs"]
 #[allow(dead_code)]
 mod web;
 
 use std::collections::HashSet;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -20,7 +20,7 @@ use axum::body::Bytes;
 use axum::http::{HeaderMap, StatusCode};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
+use sha2::Sha256;
 
 use common::{TestCluster, eventually};
 use web::{Call, Team, mail, new_key};
@@ -167,10 +167,9 @@ impl Cases {
 
     /// Asks the libraries.
     fn check(self) {
-        let vendor = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vendor");
         let mut node = Command::new("node")
-            .arg(vendor.join("verify.mjs"))
-            .arg(installed(&vendor))
+            .arg(vendor::scripts().join("verify.mjs"))
+            .arg(vendor::installed("@upstash/qstash"))
             // It would make the library believe a published development key.
             .env_remove("QSTASH_DEV")
             .stdin(Stdio::piped())
@@ -187,29 +186,6 @@ impl Cases {
             assert_eq!(verdict == "ok", *good, "{what}: {verdict}");
         }
     }
-}
-
-/// Where `scripts/test.sh` installs the packages of this lock file.
-fn installed(vendor: &Path) -> PathBuf {
-    let lock = std::fs::read(vendor.join("package-lock.json")).unwrap();
-    let version = &hex::encode(Sha256::digest(&lock))[..12];
-    let set = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    let cache = set("AGENTPOST_CACHE")
-        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("agentpost")))
-        .or_else(|| Some(set("HOME")?.join(".cache/agentpost")))
-        .unwrap();
-    let dir = cache.join(format!("receivers-{version}"));
-    assert!(
-        dir.join("node_modules/@upstash/qstash/package.json").exists(),
-        "the receivers' own libraries are not in {}: run scripts/test.sh, or copy {}/package*.json there and run `npm ci`",
-        dir.display(),
-        vendor.display(),
-    );
-    dir
 }
 
 /// The checks that need no other language.

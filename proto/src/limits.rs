@@ -135,7 +135,7 @@ pub const LOGINS_MAX: u32 = 1_000;
 pub const LOGINS_SWEPT_PER_START: usize = 2;
 /// Device codes that one address gets from one node in a minute; then 429.
 pub const LOGIN_CODES_PER_MINUTE: u32 = 30;
-/// Unknown device codes that one address may ask one node for in a minute; then 429, before any reading.
+/// Unknown device codes that one address may ask one node for in a minute; then 429, without asking the leader.
 pub const LOGIN_MISSES_PER_MINUTE: u32 = 60;
 /// Unknown user codes that one key may try on one node in a minute; then 429.
 pub const USER_CODE_MISSES_PER_MINUTE: u32 = 10;

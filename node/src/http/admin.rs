@@ -12,7 +12,7 @@ use agentpost_raft_store::query;
 use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::routing::{delete, get, patch, post};
 use serde::Deserialize;
@@ -240,7 +240,7 @@ async fn transfer_post(doors: &Doors, request: Request) -> Result<Response> {
         .await
         .map_err(|error| match error {
             TransferError::Invalid(why) => ApiError::field("node", why),
-            TransferError::NotCaughtUp(why) => ApiError::new(StatusCode::CONFLICT, "conflict", why),
+            TransferError::NotCaughtUp(why) => ApiError::conflict(why),
             TransferError::NotReady(_) => ApiError::unavailable("the cluster has no leader right now"),
         })?;
     json_of(&admin::Ok { success: true })

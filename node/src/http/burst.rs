@@ -6,12 +6,14 @@
 //!
 //! A key's window begins with its first request. The window before counts for as much as it still reaches into the
 //! last `burst_window_s`, as if its requests had been spread evenly: two numbers a key instead of every arrival.
+//! [`Windows`] do the same for whatever else is counted by something, [`Spacing`] keeps two times apart.
 //!
 //! Own code because the crates for this refill a bucket, which lets a key have nearly twice its limit in its first
 //! window, and need clocks and upkeep of their own.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::hash::Hash;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentpost_proto::id::{KeyId, TeamId};
@@ -27,8 +29,8 @@ const KEYS_MAX: usize = 65_536;
 
 /// What is limited.
 pub struct Bursts {
-    sends: Option<Windows>,
-    requests: Option<Windows>,
+    sends: Option<Windows<KeyId>>,
+    requests: Option<Windows<KeyId>>,
 }
 
 impl Bursts {
@@ -54,22 +56,22 @@ impl Bursts {
 }
 
 /// Operators are never counted: they are who would raise a limit.
-fn take(windows: Option<&Windows>, caller: &Caller, clock: &Clock, what: &str) -> Result<(), ApiError> {
+fn take(windows: Option<&Windows<KeyId>>, caller: &Caller, clock: &Clock, what: &str) -> Result<(), ApiError> {
     let Some(windows) = windows.filter(|_| caller.team != TeamId::SYSTEM) else {
         return Ok(());
     };
     windows.take(caller.key_id, clock.now()).map_err(|wait| {
         let (limit, seconds) = (windows.limit, windows.length.as_secs());
         let message = format!("more than {limit} {what} in {seconds} s with this API key on this node");
-        ApiError::burst(message, wait.as_millis().div_ceil(1_000).max(1) as u64)
+        ApiError::burst(message, wait)
     })
 }
 
-/// What each key used of one limit.
-struct Windows {
+/// What each of many used of one limit, whatever they are told apart by.
+pub struct Windows<K> {
     limit: u32,
     length: Duration,
-    keys: Mutex<HashMap<KeyId, Window>>,
+    keys: Mutex<HashMap<K, Window>>,
 }
 
 /// One key's current window and the one before it.
@@ -80,8 +82,9 @@ struct Window {
     used: u32,
 }
 
-impl Windows {
-    fn new(limit: u32, length: Duration) -> Self {
+impl<K: Copy + Eq + Hash> Windows<K> {
+    /// `limit` in any `length` of time.
+    pub fn new(limit: u32, length: Duration) -> Self {
         Windows {
             limit,
             length,
@@ -89,16 +92,17 @@ impl Windows {
         }
     }
 
+    /// How many.
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
     /// Counts one, or tells how long to wait; what is refused is not counted.
-    fn take(&self, key: KeyId, now: Instant) -> Result<(), Duration> {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        if keys.len() >= KEYS_MAX && !keys.contains_key(&key) {
-            keys.retain(|_, window| now.duration_since(window.began) < 2 * self.length);
-            // Half, so that not every newcomer walks over all.
-            if keys.len() > KEYS_MAX / 2 {
-                keys.clear();
-            }
-        }
+    pub fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
+        let mut keys = lock(&self.keys);
+        make_room(&mut keys, &key, |window| {
+            now.duration_since(window.began) < 2 * self.length
+        });
         let window = keys.entry(key).or_insert(Window {
             began: now,
             before: 0,
@@ -112,6 +116,57 @@ impl Windows {
             }
             wait => Err(wait),
         }
+    }
+
+    /// Takes one back that was counted before it was known whether it counts.
+    pub fn give_back(&self, key: K) {
+        if let Some(window) = lock(&self.keys).get_mut(&key) {
+            window.used = window.used.saturating_sub(1);
+        }
+    }
+}
+
+/// When each of many was last let through.
+pub struct Spacing<K> {
+    apart: Duration,
+    last: Mutex<HashMap<K, Instant>>,
+}
+
+impl<K: Copy + Eq + Hash> Spacing<K> {
+    /// Two times of one key lie at least `apart`.
+    pub fn new(apart: Duration) -> Self {
+        Spacing {
+            apart,
+            last: Mutex::default(),
+        }
+    }
+
+    /// Whether it is not too soon; who comes too soon does not have to wait longer for it.
+    pub fn take(&self, key: K, now: Instant) -> bool {
+        let recent = |last: &Instant| now.duration_since(*last) < self.apart;
+        let mut known = lock(&self.last);
+        if known.get(&key).is_some_and(recent) {
+            return false;
+        }
+        make_room(&mut known, &key, recent);
+        known.insert(key, now);
+        true
+    }
+}
+
+fn lock<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Forgets the idle ones if there is no room for a newcomer.
+fn make_room<K: Eq + Hash, V>(known: &mut HashMap<K, V>, key: &K, busy: impl Fn(&V) -> bool) {
+    if known.len() < KEYS_MAX || known.contains_key(key) {
+        return;
+    }
+    known.retain(|_, value| busy(value));
+    // Half, so that not every newcomer walks over all.
+    if known.len() > KEYS_MAX / 2 {
+        known.clear();
     }
 }
 
@@ -210,6 +265,35 @@ mod tests {
         let minutes = passed.last().unwrap().duration_since(passed[0]).as_secs_f64() / 60.0;
         assert!((passed.len() as f64) <= 7.0 * (minutes + 1.0));
         assert!((passed.len() as f64) > 6.0 * minutes);
+    }
+
+    #[test]
+    fn what_is_given_back_does_not_count() {
+        let (windows, start) = (Windows::new(2, MINUTE), Instant::now());
+        for _ in 0..5 {
+            windows.take(key(1), start).unwrap();
+            windows.give_back(key(1));
+        }
+        windows.take(key(1), start).unwrap();
+        windows.take(key(1), start).unwrap();
+        windows.take(key(1), start).unwrap_err();
+        // Also when its window is over, or nothing was taken.
+        assert_eq!(windows.take(key(1), start + MINUTE).unwrap_err(), seconds(30));
+        windows.give_back(key(1));
+        windows.give_back(key(2));
+        windows.take(key(2), start).unwrap();
+    }
+
+    #[test]
+    fn spacing_keeps_times_apart_and_punishes_nobody() {
+        let (spacing, start) = (Spacing::new(seconds(4)), Instant::now());
+        let took = [0, 1, 3, 4, 5, 7, 8, 20].map(|at| spacing.take(key(1), start + seconds(at)));
+        assert_eq!(took, [true, false, false, true, false, false, true, true]);
+        assert!(spacing.take(key(2), start + seconds(20)));
+        (0..2 * KEYS_MAX as u32).for_each(|n| {
+            spacing.take(key(n), start + seconds(21));
+            assert!(spacing.last.lock().unwrap().len() <= KEYS_MAX);
+        });
     }
 
     #[test]

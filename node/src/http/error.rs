@@ -1,6 +1,7 @@
 //! The one map from what can go wrong to HTTP, and the two shapes in which the faces say it.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use agentpost_proto::api::abbababa::{ErrorBody, ErrorDetail};
 use agentpost_proto::api::kite;
@@ -96,6 +97,11 @@ impl ApiError {
         )
     }
 
+    /// 409.
+    pub fn conflict(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::of(ErrorCode::Conflict, StatusCode::CONFLICT, message)
+    }
+
     /// 413.
     pub fn too_large(what: &str, bytes_max: usize) -> Self {
         Self::new(
@@ -106,9 +112,9 @@ impl ApiError {
     }
 
     /// 429 of a burst limit: nothing was changed.
-    pub fn burst(message: String, retry_after_s: u64) -> Self {
+    pub fn burst(message: String, wait: Duration) -> Self {
         ApiError {
-            retry_after_s: Some(retry_after_s),
+            retry_after_s: Some(wait.as_millis().div_ceil(1_000).max(1) as u64),
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, BURST, message)
         }
     }
@@ -135,6 +141,14 @@ impl ApiError {
             "outcome unknown: the request may or may not have been carried out; \
              retry with the same Idempotency-Key, which cannot make a duplicate",
         )
+    }
+
+    /// With another sentence if the outcome is unknown: for requests that have no idempotency key.
+    pub fn told_when_unknown(mut self, message: &'static str) -> Self {
+        if self.status == StatusCode::GATEWAY_TIMEOUT {
+            self.message = message.into();
+        }
+        self
     }
 
     /// 500. What broke is in the log, not in the answer.

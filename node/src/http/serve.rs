@@ -1,12 +1,16 @@
 //! Connections of the client port: accepted, bounded in what they may send and how slowly, and closed in
-//! order when the node stops.
+//! order when the node stops. Each request learns where its connection comes from.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::{Extensions, Request};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -27,6 +31,27 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// After an accept that failed (too many open files): do not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Where a connection comes from, as far as limits tell clients apart: an IPv4 address, or the half of an IPv6
+/// address that names a network, for a host has all of the other half to itself. Behind a proxy it is the proxy's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Origin(IpAddr);
+
+impl Origin {
+    /// Of a client's address.
+    pub fn of(address: IpAddr) -> Self {
+        Origin(match address.to_canonical() {
+            IpAddr::V4(whole) => IpAddr::V4(whole),
+            IpAddr::V6(whole) => IpAddr::V6(Ipv6Addr::from_bits(whole.to_bits() >> 64 << 64)),
+        })
+    }
+
+    /// Of a request that came through [`serve`].
+    pub fn noted(extensions: &Extensions) -> Self {
+        let unknown = Origin(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        extensions.get().copied().unwrap_or(unknown)
+    }
+}
+
 /// Serves `router` until `shutdown`; then no new connection is accepted, and open ones end after the answer
 /// that they are at. Every connection runs in `tasks`.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken, tasks: TaskTracker) {
@@ -41,8 +66,8 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
             accepted = accepted => accepted,
             () = shutdown.cancelled() => return,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "accepting a client connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -51,24 +76,29 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
         };
         let (router, shutdown) = (router.clone(), shutdown.clone());
         tasks.spawn(async move {
-            connection(stream, router, shutdown).await;
+            connection(stream, Origin::of(from.ip()), router, shutdown).await;
             drop(slot);
         });
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
+async fn connection(stream: TcpStream, origin: Origin, router: Router, shutdown: CancellationToken) {
     // Answers are written whole; waiting for more to send only delays them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(origin);
+        router.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_headers(HEADERS_MAX)
         .max_header_size(HEADER_BYTES_MAX)
         .max_buf_size(READ_AHEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     let ended = tokio::select! {
@@ -81,5 +111,20 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
     if let Err(error) = ended {
         // Clients break off, and that is their right.
         tracing::debug!(%error, "client connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn hosts_are_told_apart_and_their_own_addresses_are_not() {
+        let of = |text: &str| Origin::of(text.parse().unwrap());
+        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
+        assert_eq!(of("10.0.0.1"), of("::ffff:10.0.0.1"));
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff:ffff:ffff:ffff"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
     }
 }

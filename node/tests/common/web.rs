@@ -1,7 +1,7 @@
 //! A small HTTP client for tests: one connection per call, and every answer must be JSON.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, Method, Request};
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 
 /// Longer than any deadline of a node: a test that hangs says where.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -48,6 +48,7 @@ pub struct Call {
     path: String,
     headers: Vec<(String, String)>,
     body: Bytes,
+    from: IpAddr,
 }
 
 impl Call {
@@ -57,6 +58,7 @@ impl Call {
             path: path.into(),
             headers: Vec::new(),
             body: Bytes::new(),
+            from: Ipv4Addr::LOCALHOST.into(),
         }
     }
 
@@ -108,6 +110,12 @@ impl Call {
         self.header("idempotency-key", key)
     }
 
+    /// From another address of this machine.
+    pub fn coming_from(mut self, address: [u8; 4]) -> Self {
+        self.from = address.into();
+        self
+    }
+
     pub fn names_agent(&self) -> bool {
         self.headers.iter().any(|(name, _)| name == "x-agent-id")
     }
@@ -125,7 +133,9 @@ impl Call {
             .expect("a plain URL")
             .parse()
             .expect("an address");
-        let stream = TcpStream::connect(host).await.expect("a connection");
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((self.from, 0).into()).unwrap();
+        let stream = socket.connect(host).await.expect("a connection");
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .unwrap();
