@@ -38,6 +38,9 @@ pub enum Error {
         /// The server's sentence.
         message: String,
     },
+    /// The server declined a request over the socket: repeating it gets the same answer.
+    #[error("{0}")]
+    Declined(String),
     /// The caller's own input: a URL, a key, a file.
     #[error("{0}")]
     Invalid(String),
@@ -49,7 +52,7 @@ impl Error {
         match self {
             Error::Refused(answer) => Some(answer),
             Error::Unavailable { answer, .. } | Error::OutcomeUnknown { answer, .. } => answer.as_ref(),
-            Error::Malformed(_) | Error::Session { .. } | Error::Invalid(_) => None,
+            Error::Malformed(_) | Error::Session { .. } | Error::Declined(_) | Error::Invalid(_) => None,
         }
     }
 }

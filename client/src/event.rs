@@ -1,6 +1,8 @@
 //! An event as it arrived. It is kept as JSON instead of a closed struct, so that an event with more or fewer optional
 //! attributes than today is neither lost nor cut when it is printed.
 
+use std::fmt;
+
 use agentpost_proto::cloudevent::EVENT_TYPE;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value};
@@ -56,6 +58,21 @@ impl Event {
         self.text("type")
     }
 
+    /// The CloudEvents source; empty when there is none.
+    pub fn source(&self) -> &str {
+        self.text("source")
+    }
+
+    /// When it was received (RFC 3339); empty when the event does not tell.
+    pub fn time(&self) -> &str {
+        self.text("time")
+    }
+
+    /// The server's one line about it, if there is one.
+    pub fn summary(&self) -> Option<&str> {
+        self.fields.get("kitesummary")?.as_str()
+    }
+
     /// The mail, if that is what it is.
     pub fn mail(&self) -> Option<Mail<'_>> {
         if self.kind() != EVENT_TYPE {
@@ -75,6 +92,13 @@ impl Event {
 
     fn text(&self, name: &str) -> &str {
         self.fields.get(name).and_then(Value::as_str).unwrap_or_default()
+    }
+}
+
+/// JSON on one line.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -112,7 +136,7 @@ mod tests {
 
     #[test]
     fn it_is_printed_in_the_vendors_order() {
-        let line = serde_json::to_string(&event()).unwrap();
+        let line = event().to_string();
         let expected = concat!(
             r#"{"specversion":"1.0","id":"i","type":"com.kite.agent.message","source":"https://getkite.sh/agents/a","#,
             r#""datacontenttype":"application/json","time":"2026-04-30T10:00:00Z","#,
@@ -133,5 +157,14 @@ mod tests {
         assert!(event.mail().is_none());
         assert!(Event::new(1, json!({"type": "t"})).is_none());
         assert!(Event::new(1, json!("text")).is_none());
+    }
+
+    #[test]
+    fn what_an_event_does_not_tell_is_empty() {
+        let whole = event();
+        assert_eq!(whole.source(), "https://getkite.sh/agents/a");
+        assert_eq!((whole.time(), whole.summary()), ("2026-04-30T10:00:00Z", Some("s")));
+        let bare = Event::new(1, json!({"id": "i", "type": "t", "time": 5, "kitesummary": null})).unwrap();
+        assert_eq!((bare.source(), bare.time(), bare.summary()), ("", "", None));
     }
 }

@@ -11,32 +11,26 @@
 //! ```
 //!
 //! The wait is 1, 2, 4 … 30 s and starts again at 1 s after each handshake. What was not acknowledged comes again after
-//! a reconnect: a caller acknowledges when it has dealt with an event, and may see the last ones twice.
+//! a reconnect: a caller acknowledges when it has dealt with an event, and may see the last ones twice. A caller that
+//! takes minutes for an event races its work with [`Inbox::attend`]; one that cannot deal with it calls
+//! [`Inbox::reopen`].
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost_proto::frame::{ClientFrame, ERR_AUTH_FAILED, ERR_SLOW_CONSUMER};
+use agentpost_proto::frame::ClientFrame;
 use agentpost_proto::secret::Secret;
-use futures::{SinkExt, StreamExt};
-use serde::Deserialize;
-use serde_json::Value;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout};
-use tokio_tungstenite::tungstenite::{self, Message};
-use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::event::Event;
+use crate::socket::{Frame, Lost, Socket, ended_by};
 use crate::{Error, tls};
 
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// TCP, TLS and the upgrade, and once more the handshake frames.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A session that is silent for so long is asked for a sign of life …
-const SILENCE: Duration = Duration::from_secs(20);
-/// … and given up when none comes in this time: a node that lost power closes nothing.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(20);
+/// A caller that is busy for longer is stood in for by [`Inbox::attend`]. Servers wait for pongs for minutes.
+const BUSY_AFTER: Duration = Duration::from_secs(5);
 
 /// What to listen to.
 #[derive(Debug, Clone)]
@@ -75,6 +69,11 @@ pub enum Notice {
         /// The oldest one kept.
         oldest_available_seq: u64,
     },
+    /// The team can send nothing for now; what it received still arrives.
+    BillingBlock {
+        /// The server's sentence.
+        reason: String,
+    },
     /// The session ended.
     Disconnected {
         /// Why.
@@ -100,12 +99,23 @@ pub struct Inbox {
     node: usize,
     failed: usize,
     pause: Duration,
+    handed: Handed,
+}
+
+/// What the caller was given in this session.
+#[derive(Debug, Default)]
+struct Handed {
+    newest: u64,
+    /// The oldest that it has not acknowledged.
+    unacked: Option<u64>,
+    /// It has acknowledged something.
+    acked: bool,
 }
 
 enum State {
     Dial,
     Dialing,
-    Open(Box<Session>),
+    Open(Box<Socket>),
     Pause,
     Waiting { until: Instant },
     Rejected { code: u32, message: String },
@@ -125,6 +135,7 @@ impl Inbox {
             node: 0,
             failed: 0,
             pause: PAUSE_MIN,
+            handed: Handed::default(),
         })
     }
 
@@ -139,12 +150,12 @@ impl Inbox {
                     });
                 }
                 State::Dialing => return self.dial().await,
-                State::Open(session) => match session.next().await {
-                    Ok(Incoming::Event(event)) => return Ok(Notice::Event(event)),
-                    Ok(Incoming::CursorExpired(seq)) => {
-                        return Ok(Notice::CursorExpired {
-                            oldest_available_seq: seq,
-                        });
+                State::Open(socket) => match incoming(socket).await {
+                    Ok(notice) => {
+                        if let Notice::Event(event) = &notice {
+                            self.handed.event(event.seq);
+                        }
+                        return Ok(notice);
                     }
                     Err(Lost::Rejected { code, message }) => self.state = State::Rejected { code, message },
                     Err(Lost::Broken(reason)) => {
@@ -177,9 +188,40 @@ impl Inbox {
 
     /// Acknowledges every event up to `seq`. A session that breaks before the server knows delivers them again.
     pub async fn ack(&mut self, seq: u64) {
-        if let State::Open(session) = &mut self.state {
+        if let State::Open(socket) = &mut self.state {
             // A failure shows in the next read.
-            let _ = session.send(&ClientFrame::Ack { seq }).await;
+            let _ = socket.send(&ClientFrame::Ack { seq }).await;
+            self.handed.ack(seq);
+        }
+    }
+
+    /// Keeps the session open while the caller is busy with an event for minutes: answers pings, and reads ahead within
+    /// bounds what [`Inbox::next`] returns later. Never returns; to be raced with the work.
+    ///
+    /// A server may take a client that answers pings and never acknowledges for one that does not know how, and count
+    /// its events as delivered. So the first thing said is an acknowledgement of what came before those in work.
+    pub async fn attend(&mut self) -> Infallible {
+        sleep(BUSY_AFTER).await;
+        if let Some(seq) = self.handed.dealt_with() {
+            self.ack(seq).await;
+        }
+        match &mut self.state {
+            State::Open(socket) => socket.read_ahead().await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Ends the session, so that what was not acknowledged comes again, with the same node after `pause`.
+    pub async fn reopen(&mut self, pause: Duration) {
+        self.close().await;
+        self.pause = pause;
+    }
+
+    /// Ends the session in good order; [`Inbox::next`] begins another one.
+    pub async fn close(&mut self) {
+        if let State::Open(socket) = &mut self.state {
+            socket.close().await;
+            self.state = State::Pause;
         }
     }
 
@@ -189,11 +231,19 @@ impl Inbox {
     }
 
     async fn dial(&mut self) -> Result<Notice, Error> {
-        match Session::open(self.url(), self.tls.clone(), &self.options).await {
-            Ok((session, last_seq, client_id)) => {
-                self.state = State::Open(Box::new(session));
+        let hello = ClientFrame::Connect {
+            version: 1,
+            token: self.options.token.clone(),
+            team_id: self.options.team_id.clone(),
+            scopes: self.options.scopes.clone(),
+            client_id: self.options.client_id.clone(),
+        };
+        match Socket::open(self.url(), self.tls.clone(), &hello).await {
+            Ok((socket, last_seq, client_id)) => {
+                self.state = State::Open(Box::new(socket));
                 self.failed = 0;
                 self.pause = PAUSE_MIN;
+                self.handed = Handed::default();
                 Ok(Notice::Connected { last_seq, client_id })
             }
             Err(Lost::Rejected { code, message }) => {
@@ -212,165 +262,60 @@ impl Inbox {
     }
 }
 
-/// One open socket.
-struct Session {
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
-    heard_at: Instant,
-    asked_at: Option<Instant>,
-}
-
-enum Incoming {
-    Event(Event),
-    CursorExpired(u64),
-}
-
-/// Why there is no session any more.
-enum Lost {
-    /// Reconnecting would meet the same refusal.
-    Rejected {
-        code: u32,
-        message: String,
-    },
-    Broken(String),
-}
-
-impl From<tungstenite::Error> for Lost {
-    fn from(error: tungstenite::Error) -> Self {
-        Lost::Broken(error.to_string())
-    }
-}
-
-/// The server's frames, read more loosely than the server writes them: an event stays JSON, what is unknown is skipped.
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Frame {
-    Connected {
-        last_seq: u64,
-        client_id: String,
-    },
-    Event {
-        seq: u64,
-        event: Value,
-    },
-    CursorExpired {
-        oldest_available_seq: u64,
-    },
-    Error {
-        code: u32,
-        message: String,
-    },
-    #[serde(other)]
-    Other,
-}
-
-impl Session {
-    async fn open(
-        url: &str,
-        tls: Arc<rustls::ClientConfig>,
-        options: &Options,
-    ) -> Result<(Session, u64, String), Lost> {
-        let late = |_| Lost::Broken(format!("no answer within {} s", DIAL_TIMEOUT.as_secs()));
-        let connector = Some(Connector::Rustls(tls));
-        let dial = tokio_tungstenite::connect_async_tls_with_config(url, None, true, connector);
-        let (socket, _) = timeout(DIAL_TIMEOUT, Box::pin(dial)).await.map_err(late)??;
-        let mut session = Session {
-            socket,
-            heard_at: Instant::now(),
-            asked_at: None,
-        };
-        let hello = ClientFrame::Connect {
-            version: 1,
-            token: options.token.clone(),
-            team_id: options.team_id.clone(),
-            scopes: options.scopes.clone(),
-            client_id: options.client_id.clone(),
-        };
-        session.send(&hello).await?;
-        let (last_seq, client_id) = timeout(DIAL_TIMEOUT, session.greeted()).await.map_err(late)??;
-        Ok((session, last_seq, client_id))
+impl Handed {
+    fn event(&mut self, seq: u64) {
+        self.newest = seq;
+        self.unacked = self.unacked.or(Some(seq));
     }
 
-    async fn greeted(&mut self) -> Result<(u64, String), Lost> {
-        loop {
-            match self.frame().await? {
-                Frame::Connected { last_seq, client_id } => return Ok((last_seq, client_id)),
-                Frame::Error { code, message } => return Err(ended_by(code, message)),
-                Frame::Event { .. } | Frame::CursorExpired { .. } | Frame::Other => {}
-            }
+    fn ack(&mut self, seq: u64) {
+        self.acked = true;
+        if let Some(oldest) = self.unacked {
+            self.unacked = (seq < self.newest).then(|| oldest.max(seq + 1));
         }
     }
 
-    async fn next(&mut self) -> Result<Incoming, Lost> {
-        loop {
-            match self.frame().await? {
-                Frame::Event { seq, event } => {
-                    if let Some(event) = Event::new(seq, event) {
-                        return Ok(Incoming::Event(event));
-                    }
-                }
-                Frame::CursorExpired { oldest_available_seq } => {
-                    return Ok(Incoming::CursorExpired(oldest_available_seq));
-                }
-                Frame::Error { code, message } => return Err(ended_by(code, message)),
-                Frame::Connected { .. } | Frame::Other => {}
-            }
-        }
-    }
-
-    /// The next frame that can be read.
-    async fn frame(&mut self) -> Result<Frame, Lost> {
-        loop {
-            match self.message().await? {
-                Message::Text(text) => {
-                    if let Ok(frame) = serde_json::from_str(&text) {
-                        return Ok(frame);
-                    }
-                }
-                Message::Close(_) => return Err(Lost::Broken("the server closed the connection".to_owned())),
-                // The library answers pings by itself.
-                Message::Ping(_) | Message::Pong(_) | Message::Binary(_) | Message::Frame(_) => {}
-            }
-        }
-    }
-
-    /// The next message, watching over silence. What has arrived is read first: a caller who was busy for long must not
-    /// take its own absence for the server's.
-    async fn message(&mut self) -> Result<Message, Lost> {
-        loop {
-            let patience = match self.asked_at {
-                Some(asked_at) => asked_at + SIGN_OF_LIFE,
-                None => self.heard_at + SILENCE,
-            };
-            tokio::select! {
-                biased;
-                message = self.socket.next() => {
-                    self.heard_at = Instant::now();
-                    self.asked_at = None;
-                    let closed = || Lost::Broken("connection closed".to_owned());
-                    return Ok(message.ok_or_else(closed)??);
-                }
-                () = sleep_until(patience) => {
-                    if self.asked_at.is_some() {
-                        return Err(Lost::Broken("the server went silent".to_owned()));
-                    }
-                    self.asked_at = Some(Instant::now());
-                    self.socket.send(Message::Ping(Vec::new().into())).await?;
-                }
-            }
-        }
-    }
-
-    async fn send(&mut self, frame: &ClientFrame) -> Result<(), Lost> {
-        let text = serde_json::to_string(frame).map_err(|e| Lost::Broken(e.to_string()))?;
-        Ok(self.socket.send(Message::Text(text.into())).await?)
+    /// What can be acknowledged while events are in work, for a caller that has not acknowledged anything yet.
+    fn dealt_with(&self) -> Option<u64> {
+        self.unacked.filter(|_| !self.acked)?.checked_sub(1)
     }
 }
 
-fn ended_by(code: u32, message: String) -> Lost {
-    match code {
-        ERR_AUTH_FAILED => Lost::Rejected { code, message },
-        _ if message.contains("Invalid token") => Lost::Rejected { code, message },
-        ERR_SLOW_CONSUMER => Lost::Broken("slow consumer".to_owned()),
-        _ => Lost::Broken(format!("Server error ({code}): {message}")),
+async fn incoming(socket: &mut Socket) -> Result<Notice, Lost> {
+    loop {
+        match socket.frame().await? {
+            Frame::Event { seq, event } => {
+                if let Some(event) = Event::new(seq, event) {
+                    return Ok(Notice::Event(event));
+                }
+            }
+            Frame::CursorExpired { oldest_available_seq } => {
+                return Ok(Notice::CursorExpired { oldest_available_seq });
+            }
+            Frame::BillingBlock { reason } => return Ok(Notice::BillingBlock { reason }),
+            Frame::Error { code, message } => return Err(ended_by(code, message)),
+            Frame::Connected { .. } | Frame::Response { .. } | Frame::Other => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_before_the_events_in_work_is_dealt_with() {
+        let mut handed = Handed::default();
+        assert_eq!(handed.dealt_with(), None);
+        handed.event(7);
+        handed.event(9);
+        assert_eq!(handed.dealt_with(), Some(6), "said once, before the caller's first");
+        handed.ack(6);
+        assert_eq!(handed.dealt_with(), None);
+
+        let mut handed = Handed::default();
+        handed.event(7);
+        handed.ack(7);
+        assert_eq!((handed.unacked, handed.dealt_with()), (None, None));
     }
 }

@@ -7,6 +7,8 @@
 //!   URL, [`Client::receipt`] tells what became of a message.
 //! - [`inbox::Inbox`]: the mail of an agent as it arrives, over a WebSocket that reconnects to any node and resumes
 //!   after what was acknowledged.
+//! - [`rpc::Rpc`]: the management methods of the Kite face: history, the team's numbers, keys.
+//! - [`login::Login`]: a key for a machine that somebody lets in with a code; `Client` has the side of who lets it in.
 //! - [`verify`]: for receivers of webhooks: is a call genuine?
 //! - [`receiver`]: a small server for webhooks, for tools and tests.
 //! - [`terminal`]: prints what other agents wrote without letting it drive the terminal.
@@ -44,6 +46,7 @@ mod mail;
 pub mod receiver;
 pub mod retry;
 pub mod rpc;
+mod socket;
 pub mod terminal;
 mod tls;
 mod topics;

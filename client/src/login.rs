@@ -1,1 +1,273 @@
-//! The device login, from both sides: a machine that asks for a key, and an administrator who lets it in.
+//! The device login: a machine without a key shows a code, somebody with an administrator's key lets it in, the machine
+//! gets a key of its own. Both sides stand here: [`Login`] for the machine, three calls of [`Client`] for the
+//! administrator.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use agentpost::Client;
+//! use agentpost::login::Login;
+//!
+//! let client = Client::builder("http://127.0.0.1:7700").build()?;
+//! let login = Login::start(client, Some("build server".to_owned())).await?;
+//! println!("Open {} and enter the code {}", login.code().verification_url, login.code().user_code);
+//! let key = login.key().await?;
+//! println!("team {}", key.team_id);
+//! # Ok(())
+//! # }
+//! ```
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::api::admin::{ApproveLogin, ApprovedLogin, UserCode, WaitingLogin};
+use crate::api::kite::{
+    DeviceCode, DeviceKey, DeviceToken, LOGIN_DENIED, LOGIN_EXPIRED, LOGIN_PENDING, LOGIN_SLOW_DOWN, StartLogin,
+};
+use crate::client::Request;
+use crate::retry::Repeat;
+use crate::{Client, Error};
+
+/// Between two questions when the server names no interval.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// What a server may name as interval is brought into these bounds.
+const INTERVAL_MIN: Duration = Duration::from_secs(1);
+const INTERVAL_MAX: Duration = Duration::from_secs(60);
+/// From each `slow_down` on it is longer by this.
+const SLOWER: Duration = Duration::from_secs(5);
+/// The longest that anybody waits, and the life of a code when the server names none.
+const LIFE_MAX: Duration = Duration::from_secs(30 * 60);
+
+/// Why a device got no key.
+#[derive(Debug, thiserror::Error)]
+pub enum Failed {
+    /// Nobody let it in in time.
+    #[error("Device code expired")]
+    Expired,
+    /// The code is used up, and an answer was lost that may have held the key: a key exists that nobody has.
+    #[error("the server's answer with the key was lost")]
+    Lost,
+    /// Somebody turned it away.
+    #[error("Authorization denied")]
+    Denied,
+    /// Asking on would not help.
+    #[error(transparent)]
+    Client(#[from] Error),
+}
+
+/// A device that waits to be let in.
+pub struct Login {
+    client: Client,
+    code: DeviceCode,
+    ends_at: Instant,
+}
+
+impl Login {
+    /// Asks for a code. `device` is what the machine calls itself before the one who lets it in.
+    pub async fn start(client: Client, device: Option<String>) -> Result<Self, Error> {
+        let request = Request::post("/api/auth/device-code").json(&StartLogin { client: device })?;
+        // A code that nobody knows of expires by itself.
+        let code: DeviceCode = client.call(request.repeat(Repeat::Safely)).await?;
+        let life = code.expires_in.map_or(LIFE_MAX, Duration::from_secs).min(LIFE_MAX);
+        Ok(Login {
+            client,
+            code,
+            ends_at: Instant::now() + life,
+        })
+    }
+
+    /// What a person has to be shown.
+    pub fn code(&self) -> &DeviceCode {
+        &self.code
+    }
+
+    /// Asks until somebody has decided, at the server's pace. An answer that decides nothing, or none at all, is no
+    /// reason to stop. Dropping the future is safe, but may lose a key that was just made.
+    pub async fn key(self) -> Result<DeviceKey, Failed> {
+        let mut course = Course::new(self.code.interval);
+        let mut pause = course.interval;
+        loop {
+            sleep(pause).await;
+            // Asked once more when the time is up: the code may have been approved in its last seconds.
+            let last = Instant::now() >= self.ends_at;
+            let device_code = self.code.device_code.clone();
+            let request = Request::post("/api/auth/device-token").json(&DeviceToken { device_code })?;
+            match course.after(self.client.call(request).await, last) {
+                ControlFlow::Break(end) => return end,
+                ControlFlow::Continue(next) => pause = next,
+            }
+        }
+    }
+}
+
+/// What was learned from the answers so far.
+#[derive(Debug)]
+struct Course {
+    interval: Duration,
+    /// The last answer was lost, and it may have held the key.
+    unsure: bool,
+}
+
+impl Course {
+    fn new(seconds: Option<u64>) -> Self {
+        let interval = seconds.map_or(INTERVAL, Duration::from_secs);
+        Course {
+            interval: interval.clamp(INTERVAL_MIN, INTERVAL_MAX),
+            unsure: false,
+        }
+    }
+
+    /// The end, or the pause before the next question.
+    fn after(
+        &mut self,
+        answer: Result<DeviceKey, Error>,
+        last: bool,
+    ) -> ControlFlow<Result<DeviceKey, Failed>, Duration> {
+        let error = match answer {
+            Ok(key) => return ControlFlow::Break(Ok(key)),
+            Err(Error::Invalid(reason)) => return ControlFlow::Break(Err(Error::Invalid(reason).into())),
+            Err(error) => error,
+        };
+        let mut pause = self.interval;
+        match error.answer().and_then(|answer| answer.message()).as_deref() {
+            Some(LOGIN_DENIED) => return ControlFlow::Break(Err(Failed::Denied)),
+            Some(LOGIN_EXPIRED) if self.unsure && !last => return ControlFlow::Break(Err(Failed::Lost)),
+            Some(LOGIN_EXPIRED) => return ControlFlow::Break(Err(Failed::Expired)),
+            Some(LOGIN_PENDING) => self.unsure = false,
+            Some(LOGIN_SLOW_DOWN) => {
+                self.unsure = false;
+                self.interval = (self.interval + SLOWER).min(INTERVAL_MAX);
+                pause = self.interval;
+            }
+            _ => {
+                self.unsure |= matches!(error, Error::OutcomeUnknown { .. } | Error::Malformed(_));
+                let told = error.answer().and_then(|answer| answer.retry_after);
+                pause = pause.max(told.unwrap_or_default()).min(INTERVAL_MAX);
+            }
+        }
+        if last {
+            return ControlFlow::Break(Err(Failed::Expired));
+        }
+        ControlFlow::Continue(pause)
+    }
+}
+
+/// The side of the administrator. Each takes a key with the permission `admin`, of the team or of the operator; codes
+/// may be written with or without the dash, in either case.
+impl Client {
+    /// Which device waits with this code, and where this key can let it in.
+    pub async fn waiting_login(&self, user_code: &str) -> Result<WaitingLogin, Error> {
+        let user_code = user_code.to_owned();
+        let request = Request::post("/admin/v1/login/lookup").json(&UserCode { user_code })?;
+        self.call(request.repeat(Repeat::Safely)).await
+    }
+
+    /// Lets a device in: the key that it gets has these permissions in this team.
+    pub async fn approve_login(&self, approval: &ApproveLogin) -> Result<ApprovedLogin, Error> {
+        self.call(Request::post("/admin/v1/login/approve").json(approval)?)
+            .await
+    }
+
+    /// Turns a device away.
+    pub async fn deny_login(&self, user_code: &str) -> Result<(), Error> {
+        let user_code = user_code.to_owned();
+        let request = Request::post("/admin/v1/login/deny").json(&UserCode { user_code })?;
+        self.request(&request).await.map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::error::Answer;
+    use reqwest::StatusCode;
+
+    fn refused(status: u16, body: &str, retry_after: Option<u64>) -> Result<DeviceKey, Error> {
+        Err(Error::Refused(Answer {
+            status: StatusCode::from_u16(status).unwrap(),
+            body: body.to_owned(),
+            retry_after: retry_after.map(Duration::from_secs),
+        }))
+    }
+
+    fn said(error: &str) -> Result<DeviceKey, Error> {
+        refused(400, &format!("{{\"error\":\"{error}\"}}"), None)
+    }
+
+    fn unknown() -> Result<DeviceKey, Error> {
+        let reason = String::new();
+        Err(Error::OutcomeUnknown { reason, answer: None })
+    }
+
+    /// Seconds until the next question.
+    fn pause(course: &mut Course, answer: Result<DeviceKey, Error>) -> u64 {
+        match course.after(answer, false) {
+            ControlFlow::Continue(pause) => pause.as_secs(),
+            ControlFlow::Break(end) => panic!("ended with {end:?}"),
+        }
+    }
+
+    fn end(course: &mut Course, answer: Result<DeviceKey, Error>, last: bool) -> Result<DeviceKey, Failed> {
+        match course.after(answer, last) {
+            ControlFlow::Continue(pause) => panic!("goes on after {pause:?}"),
+            ControlFlow::Break(end) => end,
+        }
+    }
+
+    #[test]
+    fn the_server_sets_the_pace_within_bounds() {
+        for (told, seconds) in [(None, 5), (Some(0), 1), (Some(7), 7), (Some(86_400), 60)] {
+            assert_eq!(Course::new(told).interval.as_secs(), seconds, "{told:?}");
+        }
+        let course = &mut Course::new(Some(2));
+        assert_eq!(pause(course, said(LOGIN_PENDING)), 2);
+        assert_eq!(pause(course, said(LOGIN_SLOW_DOWN)), 7);
+        assert_eq!(pause(course, said(LOGIN_SLOW_DOWN)), 12);
+        assert_eq!(pause(course, said(LOGIN_PENDING)), 12, "slower from then on");
+        let busy = "{\"error\":\"too many\",\"retry_after_secs\":30}";
+        assert_eq!(pause(course, refused(429, busy, Some(30))), 30);
+        assert_eq!(pause(course, refused(429, busy, Some(9_999))), 60);
+    }
+
+    #[test]
+    fn what_decides_nothing_is_asked_again() {
+        let course = &mut Course::new(None);
+        for (status, body) in [
+            (404, ""),
+            (502, "<html>"),
+            (400, "{\"error\":\"news\"}"),
+            (400, "{\"error\":7}"),
+        ] {
+            assert_eq!(pause(course, refused(status, body, None)), 5, "{status} {body}");
+        }
+        assert_eq!(pause(course, unknown()), 5);
+        assert_eq!(pause(course, Err(Error::Malformed(String::new()))), 5);
+    }
+
+    #[test]
+    fn decisions_end_it() {
+        let key = DeviceKey {
+            api_key: "k".to_owned().into(),
+            team_id: "t".to_owned(),
+        };
+        let course = &mut Course::new(None);
+        assert_eq!(end(course, Ok(key), false).unwrap().team_id, "t");
+        let denied = refused(403, "{\"error\":\"access_denied\"}", None);
+        assert!(matches!(end(course, denied, false), Err(Failed::Denied)));
+        assert!(matches!(end(course, said(LOGIN_EXPIRED), false), Err(Failed::Expired)));
+        assert!(matches!(end(course, said(LOGIN_PENDING), true), Err(Failed::Expired)));
+    }
+
+    #[test]
+    fn a_code_used_up_after_a_lost_answer_is_told_from_an_old_one() {
+        let course = &mut Course::new(None);
+        pause(course, unknown());
+        assert!(matches!(end(course, said(LOGIN_EXPIRED), false), Err(Failed::Lost)));
+        assert!(matches!(end(course, said(LOGIN_EXPIRED), true), Err(Failed::Expired)));
+        // Still pending: the lost answer held no key.
+        pause(course, said(LOGIN_PENDING));
+        assert!(matches!(end(course, said(LOGIN_EXPIRED), false), Err(Failed::Expired)));
+    }
+}

@@ -207,6 +207,140 @@ async fn limits_are_shown_and_only_those_named_are_set() {
     assert_eq!(server.seen().len(), 3);
 }
 
+fn waiting(teams: &[(&str, &str)]) -> String {
+    let teams: Vec<Value> = teams.iter().map(|(id, name)| json!({"id": id, "name": name})).collect();
+    json!({"user_code": "BCDF-GHJK", "client": "kite 0.1.0 on laptop\u{1b}[2J", "expires_in": 475,
+           "requested_at": "2026-04-30T10:00:00.000Z", "teams": teams})
+    .to_string()
+}
+
+const WHO: &str = "Login BCDF-GHJK\n  device:  kite 0.1.0 on laptop\\u{1b}[2J\n  \
+                   asked:   2 min 5 s ago (2026-04-30T10:00:00.000Z)\n  ends in: 7 min 55 s\n";
+const APPROVED: &str = "Approved BCDF-GHJK\n  team:        research (team_1)\n  permissions: write\n";
+
+fn approved() -> String {
+    json!({"user_code": "BCDF-GHJK", "team": {"id": "team_1", "name": "research"}, "permissions": ["write"]})
+        .to_string()
+}
+
+#[tokio::test]
+async fn a_waiting_machine_is_shown_and_turned_away() {
+    let server = Stub::start().await;
+    let teams = [("team_1", "research"), ("team_22", "ops")];
+    server
+        .answer(200, waiting(&teams))
+        .answer(200, waiting(&teams))
+        .answer(200, "{\"success\":true}")
+        .answer(404, json!({"error": "no machine waits with this code"}).to_string());
+    let output = agentpost(&server, &["login", "show", "bcdfghjk"]).await;
+    let expected = format!("{WHO}\nTEAM      ID\nresearch  team_1\nops       team_22\n");
+    assert_eq!(parts(&output), (Some(0), expected, String::new()));
+    let output = agentpost(&server, &["login", "show", "bcdfghjk", "--json"]).await;
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(shown, serde_json::from_str::<Value>(&waiting(&teams)).unwrap());
+    let output = agentpost(&server, &["login", "deny", "BCDF-GHJK"]).await;
+    assert_eq!(
+        parts(&output),
+        (Some(0), "Denied BCDF-GHJK\n".to_owned(), String::new())
+    );
+    let output = agentpost(&server, &["login", "deny", "BCDF-GHJK"]).await;
+    let expected = "Error: no machine waits with this code (404 Not Found)\n".to_owned();
+    assert_eq!(parts(&output), (Some(1), String::new(), expected));
+    let lookup = "POST /admin/v1/login/lookup";
+    let deny = "POST /admin/v1/login/deny";
+    assert_eq!(asked(&server), [lookup, lookup, deny, deny]);
+    assert_eq!(server.seen()[0].json(), json!({"user_code": "bcdfghjk"}));
+    assert_eq!(server.seen()[2].json(), json!({"user_code": "BCDF-GHJK"}));
+}
+
+#[tokio::test]
+async fn a_machine_is_let_into_the_team_that_is_named_or_the_only_one() {
+    let server = Stub::start().await;
+    let own = waiting(&[("team_1", "research")]);
+    let all = waiting(&[("team_1", "research"), ("team_2", "ops")]);
+    for (waiting, args, team, permissions) in [
+        (&own, &[][..], "team_1", json!(["write"])),
+        (
+            &all,
+            &["--team", "ops", "--permissions", "read,admin"],
+            "team_2",
+            json!(["read", "admin"]),
+        ),
+        (&all, &["--team", "team_1", "--yes"], "team_1", json!(["write"])),
+    ] {
+        server.answer(200, &waiting[..]).answer(200, approved());
+        let output = agentpost(&server, &[&["login", "approve", "BCDF-GHJK"], args].concat()).await;
+        // Not a terminal: nobody is asked.
+        assert_eq!(
+            parts(&output),
+            (Some(0), APPROVED.to_owned(), WHO.to_owned()),
+            "{args:?}"
+        );
+        let body = json!({"user_code": "BCDF-GHJK", "team": team, "permissions": permissions});
+        assert_eq!(server.seen().last().unwrap().json(), body);
+    }
+    let count = server.seen().len();
+    server.answer(200, &all[..]);
+    let output = agentpost(&server, &["login", "approve", "BCDF-GHJK"]).await;
+    let expected =
+        "Error: this key can let the machine into 2 teams: name one with --team\n  research\n  ops\n".to_owned();
+    assert_eq!(parts(&output), (Some(1), String::new(), expected));
+    assert_eq!(server.seen().len(), count + 1, "nothing is approved");
+
+    // Of unknown outcome: not repeated.
+    server
+        .answer(200, &own[..])
+        .answer(504, json!({"error": "outcome unknown"}).to_string());
+    let (code, stdout, stderr) = parts(&agentpost(&server, &["login", "approve", "BCDF-GHJK", "--json"]).await);
+    assert_eq!((code, stdout.as_str()), (Some(1), ""));
+    assert!(stderr.contains("\nError: outcome unknown: "), "{stderr}");
+    assert_eq!(server.seen().len(), count + 3);
+    for args in [
+        &["login"][..],
+        &["login", "approve"],
+        &["login", "approve", "C", "--permissions", "all"],
+    ] {
+        assert_eq!(agentpost(&server, args).await.status.code(), Some(2), "{args:?}");
+    }
+}
+
+/// On a terminal that `script` provides.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn on_a_terminal_a_machine_is_let_in_only_after_a_yes() {
+    use tokio::io::AsyncWriteExt;
+    let server = Stub::start().await;
+    for (flag, answer, code) in [("", "n\n", 1), ("", "\n", 1), ("", "yes\n", 0), ("--yes", "", 0)] {
+        let before = server.seen().len();
+        server.answer(200, waiting(&[("team_1", "research")]));
+        if code == 0 {
+            server.answer(200, approved());
+        }
+        let run = format!("'{}' login approve BCDF-GHJK {flag}", env!("CARGO_BIN_EXE_agentpost"));
+        let mut terminal = Command::new("script")
+            .args(["-q", "-e", "-c", &run, "/dev/null"])
+            .env("AGENTPOST_URLS", &server.base)
+            .env("AGENTPOST_ADMIN_KEY", "admin")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut keyboard = terminal.stdin.take().unwrap();
+        keyboard.write_all(answer.as_bytes()).await.unwrap();
+        let output = tokio::time::timeout(PATIENCE, terminal.wait_with_output())
+            .await
+            .expect("it did not end")
+            .unwrap();
+        let screen = String::from_utf8(output.stdout).unwrap().replace('\r', "");
+        assert_eq!(output.status.code(), Some(code), "{screen}");
+        let question = screen.contains("Let it in into research with write? [y/N] ");
+        assert_eq!(question, flag.is_empty(), "{screen}");
+        assert_eq!(screen.contains(APPROVED), code == 0, "{screen}");
+        assert_eq!(server.seen().len() - before, if code == 0 { 2 } else { 1 });
+    }
+}
+
 #[tokio::test]
 async fn a_webhook_listens_answers_as_told_and_ends_after_its_count() {
     let args = [

@@ -196,6 +196,15 @@ pub fn validate_opaque(what: &str, text: &str) -> Result<(), InvalidId> {
     Ok(())
 }
 
+/// Checks a login's user code as it is stored: `limits::USER_CODE_LETTERS` of `limits::USER_CODE_ALPHABET`.
+pub fn validate_user_code(text: &str) -> Result<(), InvalidId> {
+    let known = text.bytes().all(|b| limits::USER_CODE_ALPHABET.contains(&b));
+    if text.len() != limits::USER_CODE_LETTERS || !known {
+        return Err(InvalidId("a user code has 8 consonants".to_owned()));
+    }
+    Ok(())
+}
+
 /// Checks an idempotency key: 1 to 128 printable ASCII characters.
 pub fn validate_idempotency_key(text: &str) -> Result<(), InvalidId> {
     let printable = text.bytes().all(|b| (0x20..0x7f).contains(&b));
@@ -234,6 +243,23 @@ mod tests {
         assert_eq!(id.kite().parse(), Ok(id));
         assert!("msg_zz".parse::<MessageId>().is_err());
         assert!("not an id".parse::<MessageId>().is_err());
+    }
+
+    #[test]
+    fn user_codes_are_eight_known_consonants() {
+        assert_eq!(validate_user_code("BCDFGHJK"), Ok(()));
+        for bad in [
+            "",
+            "BCDFGHJ",
+            "BCDFGHJKL",
+            "BCDF-GHJK",
+            "bcdfghjk",
+            "BCDFGHJA",
+            "BCDFGHJ\0",
+            "BCDFGHÄ",
+        ] {
+            assert!(validate_user_code(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -127,6 +127,8 @@ pub const LOGIN_TTL_MS: u64 = 10 * 60 * 1000;
 pub const LOGIN_INTERVAL_S: u64 = 5;
 /// Open device codes of a cluster: anybody may ask for one.
 pub const LOGINS_MAX: u32 = 1_000;
+/// Expired logins that a new one takes away: more than one, so that they become fewer.
+pub const LOGINS_SWEPT_PER_START: usize = 2;
 /// Device codes that one address gets from one node in a minute; then 429.
 pub const LOGIN_CODES_PER_MINUTE: u32 = 30;
 /// Unknown device codes that one address may ask one node for in a minute; then 429, before any reading.

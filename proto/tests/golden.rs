@@ -5,6 +5,8 @@
 
 #[path = "golden/deliveries.rs"]
 mod deliveries;
+#[path = "golden/members.rs"]
+mod members;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{self, Command, Operation, Principal, Reply, Send, SendReply, TeamLimits};
@@ -333,6 +335,9 @@ fn bytes_are_as_they_were() {
         deliveries::replies(),
         deliveries::topics(),
         deliveries::deliveries(),
+        members::requests(),
+        members::logins(),
+        members::rows(),
     ];
     for (name, value) in samples.concat() {
         let row = format!("{name} {}", hex::encode(value));

@@ -27,10 +27,13 @@
 //!
 //! What is left out on purpose: reads (they are [`crate::query`]), and anything that waits.
 
+pub mod agent;
+pub mod cursor;
 pub mod delivery;
 pub mod endpoint;
 pub mod fanout;
 pub mod inbox;
+pub mod key;
 pub mod lease;
 pub mod login;
 pub mod message;
@@ -155,13 +158,13 @@ fn dispatch(
         Op::BootstrapAdmin(op) => reply::Reply::Key(team::bootstrap_admin(view, context, op)?),
         Op::CreateTeam(op) => reply::Reply::Team(team::create_team(view, context, op)?),
         Op::UpdateTeam(op) => reply::Reply::Team(team::update_team(view, context, op)?),
-        Op::CreateKey(op) => reply::Reply::Key(team::create_key(view, context, op)?),
+        Op::CreateKey(op) => reply::Reply::Key(key::create(view, context, op)?),
         Op::RevokeKey(op) => {
-            team::revoke_key(view, context, op, effects)?;
+            key::revoke(view, context, op, effects)?;
             done()
         }
         Op::RegisterAgent(op) => {
-            team::register(view, context, &op)?;
+            agent::register(view, context, &op)?;
             done()
         }
         Op::StartLogin(op) => {
@@ -169,7 +172,7 @@ fn dispatch(
             done()
         }
         Op::DecideLogin(op) => {
-            login::decide(view, context, op)?;
+            login::decide(view, context, &op)?;
             done()
         }
         Op::ClaimLogin(op) => reply::Reply::Login(login::claim(view, context, &op)?),
@@ -180,7 +183,7 @@ fn dispatch(
             done()
         }
         Op::AckCursors(op) => {
-            inbox::ack_cursors(view, op)?;
+            cursor::ack(view, context, &op)?;
             done()
         }
         Op::Sweep(op) => reply::Reply::Sweep(sweep::sweep(view, context, &op)?),

@@ -241,7 +241,8 @@ pub fn trailing_text(key: &[u8]) -> Option<&str> {
 fn texts_after(tag: Tag, team: TeamId, after: &str) -> Range<Vec<u8>> {
     let all = Builder::new(tag).team(team);
     let end = all.prefix().end;
-    let mut start = Builder::new(tag).team(team).text(after).0;
+    // `after` may be any text that somebody asks with, so it is not one of a key.
+    let mut start = Builder::new(tag).team(team).bytes(after.as_bytes()).bytes(&[0]).0;
     if !after.is_empty() {
         start.push(0);
     }
@@ -303,6 +304,11 @@ pub fn message(team: TeamId, seq: u64) -> Bytes {
 /// The messages of a team with `from <= seq`.
 pub fn messages_from(team: TeamId, from: u64) -> Range<Vec<u8>> {
     Builder::new(MESSAGE).team(team).numbers_from(from)
+}
+
+/// The messages of a team with `seq < until`.
+pub fn messages_until(team: TeamId, until: u64) -> Range<Vec<u8>> {
+    Builder::new(MESSAGE).team(team).numbers_until(until)
 }
 
 /// `mi`.

@@ -14,6 +14,7 @@ use agentpost_proto::record::{Applied, Cursor, DayCount, InboxEntry, InboxHead, 
 use agentpost_proto::{limits, time};
 
 use crate::apply::inbox::find_entry;
+use crate::apply::principal::is_valid;
 use crate::keys::{self, ReadState};
 use crate::kv::{Fatal, Kv, Order, Row};
 use crate::view::{decode, load};
@@ -196,6 +197,39 @@ pub fn team_after(kv: &impl Kv, team: TeamId, after_seq: u64, limit: usize) -> R
         .collect()
 }
 
+/// Messages of a whole team before `before_seq`, newest first, at most `limit`. Each may have a body of
+/// `limits::BODY_BYTES_MAX`: who shows many asks for a few at a time.
+pub fn team_before(kv: &impl Kv, team: TeamId, before_seq: u64, limit: usize) -> Result<Vec<Message>, Fatal> {
+    kv.range(keys::messages_until(team, before_seq), Order::Descending)
+        .take(limit)
+        .map(|row| row.and_then(|(_, value)| decode(value)))
+        .collect()
+}
+
+/// Entries of an inbox before `before_seq`, newest first, at most `limit`. See [`team_before`] for their size.
+pub fn inbox_before(
+    kv: &impl Kv,
+    team: TeamId,
+    agent: &str,
+    before_seq: u64,
+    limit: usize,
+) -> Result<Vec<InboxItem>, Fatal> {
+    let frozen = kv.frozen();
+    let kv = frozen.as_ref();
+    let query = PageQuery {
+        after_seq: Some(before_seq),
+        order: Order::Descending,
+        limit,
+        state: None,
+        from: None,
+        topic: None,
+    };
+    entries(kv, team, agent, &query)?
+        .take(limit)
+        .map(|row| row.and_then(|(seq, entry)| item(kv, team, seq, entry)))
+        .collect()
+}
+
 /// The message that `agent` received under this id.
 pub fn received(kv: &impl Kv, team: TeamId, agent: &str, id: MessageId) -> Result<Option<InboxItem>, Fatal> {
     let frozen = kv.frozen();
@@ -249,6 +283,12 @@ pub fn keys(kv: &impl Kv, team: TeamId) -> Result<Vec<Key>, Fatal> {
         .collect()
 }
 
+/// How many keys of a team are neither revoked nor expired at `wall_ms`.
+pub fn active_keys(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<u64, Fatal> {
+    let keys = keys(kv, team)?;
+    Ok(keys.iter().filter(|key| is_valid(key, wall_ms)).count() as u64)
+}
+
 /// A team.
 pub fn team(kv: &impl Kv, team: TeamId) -> Result<Option<Team>, Fatal> {
     load(kv, &keys::team(team))
@@ -276,6 +316,14 @@ pub fn team_head(kv: &impl Kv, team: TeamId) -> Result<TeamHead, Fatal> {
     Ok(load(kv, &keys::team_head(team))?.unwrap_or_default())
 }
 
+/// Events that a team's members made in the UTC day of `wall_ms`. A day that the state has left never comes back:
+/// the state's own day counts for a clock that is behind it.
+pub fn events_today(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<u64, Fatal> {
+    let head = team_head(kv, team)?;
+    let over = head.day < time::day(wall_ms);
+    Ok(if over { 0 } else { head.events_today })
+}
+
 /// A counter of an agent's day: the row of [`keys::send_count`], [`keys::read_count`] or
 /// [`keys::registration_count`]. It is the count of its own day, which may be over.
 pub fn day_count(kv: &impl Kv, row: &[u8]) -> Result<DayCount, Fatal> {
@@ -297,7 +345,8 @@ pub fn applied(kv: &impl Kv) -> Result<Applied, Fatal> {
     Ok(load(kv, &keys::applied())?.unwrap_or_default())
 }
 
-/// Whether time matters to anything here: a delivery, an idempotency key, mail, a lease.
+/// Whether time matters to anything here: a delivery, an idempotency key, mail, a lease, a login. An unused cursor
+/// is in no hurry: two months of commands that only carry time would cost more than its row.
 pub fn ages(kv: &impl Kv) -> Result<bool, Fatal> {
     for range in [
         keys::endpoint_heads(),
@@ -305,6 +354,7 @@ pub fn ages(kv: &impl Kv) -> Result<bool, Fatal> {
         keys::idempotency_expiries_until(u64::MAX),
         keys::delivery_ageings_until(u64::MAX),
         keys::leases_before(u32::MAX),
+        keys::login_expiries_until(u64::MAX),
     ] {
         if has_row(kv, range)? {
             return Ok(true);
@@ -332,6 +382,11 @@ pub fn sweep_due(kv: &impl Kv, cluster_ms: u64, wall_ms: u64) -> Result<Option<S
         || has_row(kv, keys::message_expiries_until(wall_ms))?
         || has_row(kv, keys::delivery_ageings_until(cluster_ms))?
         || has_row(kv, keys::leases_before(time::day(wall_ms)))?
+        || has_row(kv, keys::login_expiries_until(cluster_ms))?
+        || has_row(
+            kv,
+            keys::cursor_uses_until(cluster_ms.saturating_sub(limits::CURSOR_TTL_MS)),
+        )?
     {
         return Ok(Some(Sweep::default()));
     }

@@ -3,6 +3,8 @@
 
 #[path = "common/books.rs"]
 mod books;
+#[path = "common/claims.rs"]
+mod claims;
 mod common;
 #[path = "common/random.rs"]
 mod random;
@@ -76,7 +78,9 @@ fn run(log: &[Bytes]) -> Result<History, TestCaseError> {
             continue;
         }
         let last_seqs = TEAMS.map(|team| query::team_head(&core.memory, team_id(team)).unwrap().last_seq);
+        let expected = claims::expected(&core, command);
         let (reply, effects) = core.play(command);
+        claims::check(&core, expected, &reply)?;
         history.publishes.note(&core, command, &reply, &last_seqs);
         history.publishes.check(&core, &effects)?;
         let day = time::day(query::applied(&core.memory).unwrap().wall_ms);
@@ -252,7 +256,7 @@ proptest! {
     fn a_team_cannot_change_another(steps in prop::collection::vec(step(), 0..60), probe in step()) {
         let before = run(&log(&steps))?.memory;
         // Whatever a key of acme asks for, no row of the team "other" changes.
-        let by_acme = random::Step { principal: Some(principal("acme", "w")), ..probe };
+        let by_acme = random::Step { principal: Some(principal("acme", "boss")), ..probe };
         prop_assume!(!by_acme.act.is_internal());
         let mut all = steps.clone();
         all.push(by_acme);

@@ -88,6 +88,8 @@ struct World {
     registrations: BTreeMap<(usize, u32), u64>,
     reads: BTreeMap<(usize, u32), u64>,
     events: BTreeMap<u32, u64>,
+    /// Of the same events, those of each day.
+    events_of_day: BTreeMap<u32, u64>,
     leases: Vec<Out>,
 }
 
@@ -109,6 +111,7 @@ impl World {
             registrations: BTreeMap::new(),
             reads: BTreeMap::new(),
             events: BTreeMap::new(),
+            events_of_day: BTreeMap::new(),
             leases: Vec::new(),
         }
     }
@@ -222,6 +225,7 @@ impl World {
             Outcome::Sent(sent) => {
                 prop_assert!(!refused_month && !refused_day, "beyond a limit: {:?}", sent);
                 *events += 1;
+                *self.events_of_day.entry(day).or_default() += 1;
                 *sends += u64::from(counted);
                 let expected = SendReply {
                     events_used: *events,
@@ -342,6 +346,8 @@ impl World {
     /// What the state says of today is what was counted.
     fn check(&self) -> Result<(), TestCaseError> {
         let today = self.day();
+        let events = query::events_today(&self.core.memory, team_id("acme"), self.core.wall_ms).unwrap();
+        prop_assert_eq!(events, self.events_of_day.get(&today).copied().unwrap_or(0));
         for (agent, name) in AGENTS.iter().enumerate() {
             let team = team_id("acme");
             for (row, counted) in [

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/member_steps.rs"]
+mod member_steps;
 #[path = "common/show.rs"]
 mod show;
 #[path = "common/topic_steps.rs"]
@@ -23,6 +25,7 @@ use agentpost_raft_store::keys::ReadState;
 use agentpost_raft_store::kv::Order;
 use agentpost_raft_store::query::{self, PageQuery};
 use common::{Core, create_key, create_team, id_of, message_id, principal, send, team_id};
+use member_steps::MemberStep;
 use topic_steps::TopicStep;
 
 #[derive(goldenscript::Command)]
@@ -286,11 +289,8 @@ fn mail_op(step: &Step) -> Option<(Option<Principal>, Op)> {
             implied,
         } => {
             let ack = CursorAck {
-                team_id: team_id(team).to_bytes(),
-                agent: agent.clone(),
-                client_id: client.clone().unwrap_or_default(),
-                seq: *seq,
                 implied: implied.unwrap_or(false),
+                ..common::ack(team, agent, client.as_deref().unwrap_or(""), *seq)
             };
             (None, Op::AckCursors(AckCursors { acks: vec![ack] }))
         }
@@ -374,19 +374,23 @@ impl Runner {
     }
 }
 
-/// A command of a script: what there is to say about topics has a file of its own.
+/// A command of a script: topics and who belongs to a team have files of their own.
 enum Line {
     Mail(Step),
     Topic(TopicStep),
+    Member(MemberStep),
 }
 
 impl TryFrom<&goldenscript::Command> for Line {
     type Error = Box<dyn Error>;
 
     fn try_from(line: &goldenscript::Command) -> Result<Self, Box<dyn Error>> {
-        match topic_steps::knows(&line.name) {
-            true => TopicStep::try_from(line).map(Line::Topic),
-            false => Step::try_from(line).map(Line::Mail),
+        if topic_steps::knows(&line.name) {
+            TopicStep::try_from(line).map(Line::Topic)
+        } else if member_steps::knows(&line.name) {
+            MemberStep::try_from(line).map(Line::Member)
+        } else {
+            Step::try_from(line).map(Line::Mail)
         }
     }
 }
@@ -397,6 +401,7 @@ impl goldenscript::Runner for Runner {
     fn run(&mut self, line: &Line, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
         let step = match line {
             Line::Topic(step) => return Ok(topic_steps::run(&mut self.0, step)),
+            Line::Member(step) => return Ok(member_steps::run(&mut self.0, step)),
             Line::Mail(step) => step,
         };
         if let Some((principal, op)) = self.op(step) {
@@ -490,6 +495,16 @@ scripts!(
     keys_are_checked_where_it_counts,
     reading_marks_and_pages,
     cursors_only_move_forward,
+    cursors_that_nobody_uses_are_forgotten,
+    a_team_has_so_many_cursors,
+    a_login_is_approved_and_fetched_once,
+    a_login_is_denied,
+    a_login_expires,
+    logins_are_decided_by_administrators,
+    a_full_team_gives_up_its_oldest_dead_key,
+    agents_are_registered_and_listed,
+    events_are_counted_by_the_day,
+    history_is_read_backwards,
     quotas_hold_to_the_last_unit,
     reads_are_leased_and_returned,
     a_topic_reaches_those_subscribed_at_the_publish,

@@ -2,8 +2,11 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod cluster;
+pub mod process;
+pub mod steps;
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::process::Output;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -40,12 +43,27 @@ impl Seen {
 /// One step of a WebSocket session.
 #[derive(Debug, Clone)]
 pub enum Step {
+    /// Waits for a request; it then stands in [`Stub::requests`].
+    Ask,
+    /// Answers the last request: `ok` and the payload.
+    Answer(bool, serde_json::Value),
     /// Sends a frame.
     Say(String),
     /// Waits for this frame.
     Hear(serde_json::Value),
     /// Closes without a word.
     Hang,
+    /// Pings a client that is busy with its first event and waits for the pong. An acknowledgement has to come first,
+    /// and is kept for the next step.
+    Ping,
+    /// Waits for acknowledgements up to this one; anything else ends `kite` with an error that says so.
+    Acked(u64),
+    /// Waits until the client has gone; anything it still says ends the next session with an error that says so.
+    Gone,
+    /// Waits until there is such a file.
+    Await(PathBuf),
+    /// Makes such a file.
+    Touch(PathBuf),
 }
 
 #[derive(Default)]
@@ -54,6 +72,7 @@ struct Script {
     sessions: VecDeque<Vec<Step>>,
     seen: Vec<Seen>,
     hellos: Vec<serde_json::Value>,
+    requests: Vec<serde_json::Value>,
 }
 
 /// A server on a port of its own.
@@ -96,10 +115,30 @@ impl Stub {
         self.script.lock().unwrap().seen.clone()
     }
 
+    /// Plays the next session so: greets, takes one request and answers it.
+    pub fn session_that_answers(&self, ok: bool, payload: serde_json::Value) -> &Self {
+        self.session(vec![greeting(), Step::Ask, Step::Answer(ok, payload)])
+    }
+
+    /// Method and parameters of the requests over sockets.
+    pub fn requests(&self) -> Vec<(String, serde_json::Value)> {
+        let requests = self.script.lock().unwrap().requests.clone();
+        let method = |frame: &serde_json::Value| frame["method"].as_str().unwrap_or_default().to_owned();
+        requests
+            .into_iter()
+            .map(|frame| (method(&frame), frame["params"].clone()))
+            .collect()
+    }
+
     /// The `connect` frames.
     pub fn hellos(&self) -> Vec<serde_json::Value> {
         self.script.lock().unwrap().hellos.clone()
     }
+}
+
+/// The first frame of a session that may begin.
+pub fn greeting() -> Step {
+    Step::Say(serde_json::json!({"type": "connected", "last_seq": 0, "client_id": "c"}).to_string())
 }
 
 async fn answer(
@@ -134,11 +173,26 @@ async fn play(mut socket: WebSocket, script: Arc<Mutex<Script>>) {
         script.hellos.push(hello);
         script.sessions.pop_front().unwrap_or_default()
     };
+    let mut kept = VecDeque::new();
     for step in steps {
         match step {
+            Step::Ask => match next_json(&mut socket).await {
+                Some(request) => script.lock().unwrap().requests.push(request),
+                None => return,
+            },
+            Step::Answer(ok, payload) => {
+                let id = script.lock().unwrap().requests.last().unwrap()["id"].clone();
+                let response = serde_json::json!({"type": "response", "id": id, "ok": ok, "payload": payload});
+                socket.send(Message::Text(response.to_string().into())).await.unwrap();
+            }
             Step::Say(text) => socket.send(Message::Text(text.into())).await.unwrap(),
             Step::Hear(expected) => assert_eq!(next_json(&mut socket).await, Some(expected)),
             Step::Hang => return,
+            other => {
+                if let Err(fault) = steps::play(other, &mut socket, &mut kept).await {
+                    return steps::accuse(&mut socket, &script, fault).await;
+                }
+            }
         }
     }
     let _ = socket.send(Message::Close(None)).await;
@@ -151,6 +205,16 @@ async fn next_json(socket: &mut WebSocket) -> Option<serde_json::Value> {
         }
     }
     None
+}
+
+/// Waits for a state.
+pub async fn eventually(mut reached: impl FnMut() -> bool) {
+    let wait = async {
+        while !reached() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("not reached in time");
 }
 
 /// A URL that refuses connections.

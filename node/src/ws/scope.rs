@@ -32,7 +32,7 @@ pub enum ScopeError {
     Invalid(String),
     /// Nothing asked for, or nothing left of it.
     #[error("{0}")]
-    NothingAllowed(&'static str),
+    NothingAllowed(String),
 }
 
 impl Scope {
@@ -116,9 +116,8 @@ fn source_contains(prefix: &str, from: &str, name: &str) -> bool {
 /// The scopes of a `connect` frame, each once.
 pub fn parse_requested(texts: &[String]) -> Result<Vec<Scope>, ScopeError> {
     if texts.is_empty() {
-        return Err(ScopeError::NothingAllowed(
-            "scopes must name at least one of *, source:, type: or agent_to:",
-        ));
+        let what = "scopes must name at least one of *, source:, type: or agent_to:";
+        return Err(ScopeError::NothingAllowed(what.to_owned()));
     }
     if texts.len() > limits::SCOPES_MAX {
         return Err(ScopeError::Invalid(format!("at most {} scopes", limits::SCOPES_MAX)));
@@ -142,9 +141,12 @@ pub fn narrow(requested: &[Scope], key_scopes: &[String], bound: Option<&AgentId
         Some(agent) => narrow_bound(requested, &allowed, agent),
     };
     if left.is_empty() {
-        return Err(ScopeError::NothingAllowed(
-            "this key allows none of the requested scopes",
-        ));
+        let what = "this key allows none of the requested scopes";
+        // The key's holder may be told whose it is: listening as another agent is the usual cause.
+        return Err(ScopeError::NothingAllowed(match bound {
+            None => what.to_owned(),
+            Some(agent) => format!("{what}: it is bound to agent {agent}"),
+        }));
     }
     Ok(left)
 }
@@ -296,5 +298,20 @@ mod tests {
             let shown: Vec<String> = result.unwrap_or_default().iter().map(Scope::to_string).collect();
             assert_eq!(shown, *left, "{requested:?} with a key of {agent:?} {allowed:?}");
         }
+    }
+
+    #[test]
+    fn a_key_of_another_agent_is_told_whose_it_is() {
+        let told = |bound: &str| {
+            let bound = bound.parse().ok();
+            narrow(&scopes(&["agent_to:you"]), &["agent_to:me".to_owned()], bound.as_ref())
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(told(""), "this key allows none of the requested scopes");
+        assert_eq!(
+            told("me"),
+            "this key allows none of the requested scopes: it is bound to agent me"
+        );
     }
 }

@@ -1,9 +1,9 @@
-//! Inboxes: appending, marking, removing, and the cursors of readers.
+//! Inboxes: appending, marking, removing.
 
-use agentpost_proto::command::{AckCursors, ErrorCode, MarkRead, Permission};
+use agentpost_proto::command::{ErrorCode, MarkRead, Permission};
 use agentpost_proto::id::{AgentId, MessageId, TeamId};
 use agentpost_proto::limits;
-use agentpost_proto::record::{Cursor, InboxEntry, InboxHead, Message, TeamHead};
+use agentpost_proto::record::{InboxEntry, InboxHead, Message, TeamHead};
 
 use super::principal::Caller;
 use super::team::parsed;
@@ -215,33 +215,4 @@ fn set_references(view: &mut View<'_>, team: TeamId, seq: u64, references: u64) 
     } else {
         view.put(key, keys::number(references));
     }
-}
-
-/// Moves cursors forward. Acks come from nodes, already checked against what they delivered; here they
-/// only never pass the team's last message.
-pub fn ack_cursors(view: &mut View<'_>, op: AckCursors) -> Result<(), Stop> {
-    for ack in op.acks {
-        let team = parsed(TeamId::from_slice(&ack.team_id))?;
-        if ack.agent.contains('\0') || ack.client_id.contains('\0') {
-            return reject(ErrorCode::Invalid, "a cursor name with a zero byte");
-        }
-        let head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
-        let key = keys::cursor(team, &ack.agent, &ack.client_id);
-        let stored: Option<Cursor> = view.load(&key)?;
-        let cursor = stored.unwrap_or_default();
-        if ack.implied && cursor.acked {
-            continue;
-        }
-        let seq = ack.seq.min(head.last_seq).max(cursor.seq);
-        let moved = Cursor {
-            seq,
-            acked: cursor.acked || !ack.implied,
-            used_ct_ms: cursor.used_ct_ms,
-        };
-        // Also at 0: a cursor that exists resumes there, an absent one begins at a later now.
-        if stored != Some(moved) {
-            view.store(key, &moved);
-        }
-    }
-    Ok(())
 }

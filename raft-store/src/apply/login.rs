@@ -10,35 +10,36 @@
 //! Nothing secret gets here. The node that hands out the device code derives the key from it, and only the key's
 //! keyed hash is in the row; whichever node the device asks later derives the same key again. The key is made
 //! when it is fetched, by the authority of whoever approved, which must be valid then too: revoking an administrator
-//! ends what it let in but nobody fetched.
+//! ends what it let in but nobody fetched. Who approves names the team, and only one that it administers: a code
+//! belongs to no team before.
 
 use agentpost_proto::command::{
     ClaimLogin, DecideLogin, ErrorCode, LoginReply, Permission, Principal, Rejection, StartLogin,
 };
-use agentpost_proto::id::TeamId;
+use agentpost_proto::id::{self, TeamId};
 use agentpost_proto::limits;
 use agentpost_proto::record::{Key, Login, LoginHead, LoginState};
 
 use super::principal::Caller;
-use super::team::{insert_key, parsed, settings};
-use super::{Context, Stop, reject};
+use super::team::parsed;
+use super::{Context, Stop, key, reject};
 use crate::keys;
-use crate::kv::{Fatal, Kv};
+use crate::kv::{Fatal, Kv, Order, Row};
 use crate::query;
 use crate::view::View;
 
 /// A new pending login. Anybody may ask, so there is a bound.
 pub fn start(view: &mut View<'_>, context: &Context<'_>, op: StartLogin) -> Result<(), Stop> {
-    let letters = op.user_code.as_bytes();
-    if op.device_hash.len() != 32 || op.key_hash.len() != 32 {
+    parsed(id::validate_user_code(&op.user_code))?;
+    if op.device_hash.len() != 32 {
         return reject(ErrorCode::Invalid, "a hash has 32 bytes");
     }
-    if letters.len() != limits::USER_CODE_LETTERS || !letters.iter().all(|l| limits::USER_CODE_ALPHABET.contains(l)) {
-        return reject(ErrorCode::Invalid, "a user code has 8 consonants");
-    }
+    key::check_new(view, &op.key_id, &op.key_hash, &op.key_prefix)?;
     if op.client.chars().count() > limits::LOGIN_CLIENT_CHARS_MAX || op.client.chars().any(char::is_control) {
         return reject(ErrorCode::Invalid, "the client's name is too long or not printable");
     }
+    // What has expired makes room without waiting for a sweep of its own.
+    sweep(view, context.cluster_ms, limits::LOGINS_SWEPT_PER_START)?;
     let mut head: LoginHead = view.load(&keys::login_head())?.unwrap_or_default();
     if head.open >= limits::LOGINS_MAX {
         return Err(Stop::Reject(Rejection {
@@ -79,21 +80,17 @@ pub fn start(view: &mut View<'_>, context: &Context<'_>, op: StartLogin) -> Resu
 }
 
 /// Lets a device into a team that the caller administers, or turns it away. Decided once.
-pub fn decide(view: &mut View<'_>, context: &Context<'_>, op: DecideLogin) -> Result<(), Stop> {
-    let caller = if op.approve {
-        let team = parsed(TeamId::from_slice(&op.team_id))?;
-        let caller = Caller::hands_out_keys(view, context, team)?;
-        if team == TeamId::SYSTEM {
-            return reject(
-                ErrorCode::Invalid,
-                "nobody logs in to the team system: create an operator's key instead",
-            );
+pub fn decide(view: &mut View<'_>, context: &Context<'_>, op: &DecideLogin) -> Result<(), Stop> {
+    let (caller, let_in) = match op.approve {
+        true => {
+            let (caller, team, permissions) = may_let_in(view, context, op)?;
+            (caller, Some((team, permissions)))
         }
-        settings_exist(view, team)?;
-        super::team::validate_permissions(&op.permissions)?;
-        caller
-    } else {
-        Caller::with(view, context, Permission::Admin)?
+        false => {
+            let caller = Caller::with(view, context, Permission::Admin)?;
+            caller.not_narrowed()?;
+            (caller, None)
+        }
     };
     let Some(mut login) = query::login::by_user_code(view, &op.user_code, context.cluster_ms)? else {
         return reject(ErrorCode::NotFound, "no device waits with this code, or it has expired");
@@ -101,12 +98,11 @@ pub fn decide(view: &mut View<'_>, context: &Context<'_>, op: DecideLogin) -> Re
     if login.state() != LoginState::Pending {
         return reject(ErrorCode::Conflict, "this code was decided already");
     }
-    if op.approve {
-        login.state = LoginState::Approved as i32;
-        login.team_id = op.team_id;
-        login.permissions = op.permissions;
-    } else {
-        login.state = LoginState::Denied as i32;
+    login.set_state(LoginState::Denied);
+    if let Some((team, permissions)) = let_in {
+        login.set_state(LoginState::Approved);
+        login.team_id = team.to_bytes();
+        login.permissions = permissions;
     }
     login.decided_by = Some(Principal {
         team_id: caller.team.to_bytes(),
@@ -116,11 +112,19 @@ pub fn decide(view: &mut View<'_>, context: &Context<'_>, op: DecideLogin) -> Re
     Ok(())
 }
 
-fn settings_exist(view: &View<'_>, team: TeamId) -> Result<(), Stop> {
-    if view.get(&keys::team(team))?.is_none() {
-        return reject(ErrorCode::NotFound, "no such team");
+/// Who lets a device in, where and with what, when that is possible. Whether it is, is asked again at the claim.
+fn may_let_in(view: &View<'_>, context: &Context<'_>, op: &DecideLogin) -> Result<(Caller, TeamId, Vec<i32>), Stop> {
+    let team = parsed(TeamId::from_slice(&op.team_id))?;
+    let caller = Caller::hands_out_keys(view, context, team)?;
+    if team == TeamId::SYSTEM {
+        return reject(
+            ErrorCode::Invalid,
+            "nobody logs in to the team system: create an operator's key instead",
+        );
     }
-    Ok(())
+    key::check_team(view, team)?;
+    key::check_room(view, context, team)?;
+    Ok((caller, team, key::known_permissions(&op.permissions)?))
 }
 
 /// Makes the key of an approved login. The code ends here: a second claim finds nothing.
@@ -144,7 +148,6 @@ pub fn claim(view: &mut View<'_>, context: &Context<'_>, op: &ClaimLogin) -> Res
         Err(Stop::Reject(_)) => return reject(ErrorCode::Forbidden, "who approved this login may not any more"),
         other => other?,
     };
-    settings(view, team)?;
     remove(view, &login)?;
     let key = Key {
         id: login.key_id,
@@ -157,15 +160,32 @@ pub fn claim(view: &mut View<'_>, context: &Context<'_>, op: &ClaimLogin) -> Res
         created_at_ms: context.wall_ms,
         ..Key::default()
     };
-    let made = insert_key(view, context, team, key)?;
+    let made = key::insert(view, context, team, key)?;
     Ok(LoginReply {
         team_id: team.to_bytes(),
         key_id: made.key_id,
     })
 }
 
+/// Takes away logins that nobody fetched in time, at most `rows`.
+pub(super) fn sweep(view: &mut View<'_>, cluster_ms: u64, rows: usize) -> Result<usize, Fatal> {
+    let expired: Vec<Row> = view
+        .range(keys::login_expiries_until(cluster_ms), Order::Ascending)
+        .take(rows)
+        .collect::<Result<_, _>>()?;
+    for (expiry, _) in &expired {
+        let login: Option<Login> = match keys::parse_login_expiry(expiry) {
+            Some(user_code) => view.load(&keys::login(user_code))?,
+            None => None,
+        };
+        let login = login.ok_or_else(|| Fatal::Invariant("an lx key without its login".to_owned()))?;
+        remove(view, &login)?;
+    }
+    Ok(expired.len())
+}
+
 /// Takes a login away, with the rows that lead to it.
-pub(super) fn remove(view: &mut View<'_>, login: &Login) -> Result<(), Fatal> {
+fn remove(view: &mut View<'_>, login: &Login) -> Result<(), Fatal> {
     let mut head: LoginHead = view.load(&keys::login_head())?.unwrap_or_default();
     head.open = head
         .open

@@ -58,17 +58,22 @@ impl Caller {
         Ok(caller)
     }
 
-    /// A key that may make keys of `team`: one that [administers](Self::administers) it and is not itself narrowed to an
-    /// agent or to scopes, for the new key could do more.
+    /// A key that may make keys of `team`: one that [administers](Self::administers) it and is not narrowed itself.
     pub fn hands_out_keys(view: &View<'_>, context: &Context<'_>, team: TeamId) -> Result<Self, Stop> {
         let caller = Self::administers(view, context, team)?;
-        if !caller.key.agent_id.is_empty() || !caller.key.scopes.iter().any(|scope| scope == "*") {
+        caller.not_narrowed()?;
+        Ok(caller)
+    }
+
+    /// Refuses a key that is narrowed to an agent or to scopes: a new key could do more than it.
+    pub fn not_narrowed(&self) -> Result<(), Stop> {
+        if !self.key.agent_id.is_empty() || !self.key.scopes.iter().any(|scope| scope == "*") {
             return reject(
                 ErrorCode::Forbidden,
-                "an API key that is bound to an agent or to scopes cannot make keys",
+                "an API key that is bound to an agent or to scopes cannot make keys or decide over logins",
             );
         }
-        Ok(caller)
+        Ok(())
     }
 
     /// Refuses when the key is bound to another agent.

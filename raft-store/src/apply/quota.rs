@@ -10,12 +10,17 @@ use super::{Context, Stop};
 use crate::keys;
 use crate::view::View;
 
-/// Counts an event of the team's month. Returns its price: 0 within the limit.
+/// Counts an event of the team's month and of its UTC day. Returns its price: 0 within the limit.
 pub fn count_event(head: &mut TeamHead, limits: &TeamLimits, context: &Context<'_>) -> Result<u64, Stop> {
     let month = time::month(context.wall_ms);
     if month > head.month {
         head.month = month;
         head.events_used = 0;
+    }
+    let today = time::day(context.wall_ms);
+    if today > head.day {
+        head.day = today;
+        head.events_today = 0;
     }
     let within = limits.monthly_events == 0 || head.events_used < limits.monthly_events;
     let price = match (within, limits.overage_price_atomic) {
@@ -28,6 +33,7 @@ pub fn count_event(head: &mut TeamHead, limits: &TeamLimits, context: &Context<'
         }
     };
     head.events_used += 1;
+    head.events_today += 1;
     Ok(price)
 }
 

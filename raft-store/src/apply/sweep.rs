@@ -8,20 +8,23 @@ use agentpost_proto::{limits, time};
 
 use super::inbox::{release_message, remove_entry};
 use super::team::parsed;
-use super::{Context, Stop, delivery};
+use super::{Context, Stop, cursor, delivery, login};
 use crate::keys::{self, ReadState};
 use crate::kv::{Fatal, Kv, Order, Row};
 use crate::query;
 use crate::view::{View, decode};
 
-/// Removes old mail of one team, or the shard's expired idempotency keys, messages and deliveries.
+/// Removes old mail of one team, or what has aged in the shard: idempotency keys, messages, deliveries, leases,
+/// logins and cursors.
 pub fn sweep(view: &mut View<'_>, context: &Context<'_>, op: &Sweep) -> Result<SweepReply, Stop> {
     let rows = if op.team_id.is_empty() {
         let left = |rows: usize| limits::SWEEP_ROWS_MAX.saturating_sub(rows);
         let mut rows = sweep_idempotency(view, context.cluster_ms)?;
         rows += sweep_expired(view, context.wall_ms, left(rows))?;
         rows += delivery::sweep_aged(view, context.cluster_ms, left(rows))?;
-        rows + sweep_leases(view, context.wall_ms, left(rows))?
+        rows += sweep_leases(view, context.wall_ms, left(rows))?;
+        rows += login::sweep(view, context.cluster_ms, left(rows))?;
+        rows + cursor::sweep(view, context.cluster_ms, left(rows))?
     } else {
         sweep_team(view, parsed(TeamId::from_slice(&op.team_id))?, context.cluster_ms)?
     };

@@ -1,17 +1,15 @@
-//! Teams and keys. A key's secret never gets here: only its keyed hash does.
+//! Teams: their limits, names and signing keys.
 
 use agentpost_proto::command::{
-    BootstrapAdmin, CreateKey, CreateTeam, ErrorCode, KeyReply, Permission, RegisterAgent, RevokeKey,
-    RotateSigningKeys, SigningKeysReply, TeamLimits, TeamReply, UpdateTeam,
+    BootstrapAdmin, CreateTeam, ErrorCode, KeyReply, Permission, RotateSigningKeys, SigningKeysReply, TeamLimits,
+    TeamReply, UpdateTeam,
 };
-use agentpost_proto::id::{AgentId, InvalidId, KeyId, TeamId};
-use agentpost_proto::record::{Agent, Key, Team};
-use agentpost_proto::{command, limits};
-use bytes::Bytes;
+use agentpost_proto::id::{InvalidId, TeamId};
+use agentpost_proto::limits;
+use agentpost_proto::record::{Key, Team};
 
 use super::principal::Caller;
-use super::{Context, Stop, reject};
-use crate::effect::Effect;
+use super::{Context, Stop, key, reject};
 use crate::keys;
 use crate::kv::{Fatal, Kv};
 use crate::view::View;
@@ -66,7 +64,7 @@ pub fn bootstrap_admin(view: &mut View<'_>, context: &Context<'_>, op: Bootstrap
         created_at_ms: context.wall_ms,
         ..Key::default()
     };
-    insert_key(view, context, TeamId::SYSTEM, key)
+    key::insert(view, context, TeamId::SYSTEM, key)
 }
 
 /// Creates a team; its name is unique in the cluster.
@@ -115,157 +113,13 @@ pub fn update_team(view: &mut View<'_>, context: &Context<'_>, op: UpdateTeam) -
     Ok(TeamReply { team_id: id.to_bytes() })
 }
 
-/// Creates a key of a team; binding it to an agent registers the agent.
-pub fn create_key(view: &mut View<'_>, context: &Context<'_>, op: CreateKey) -> Result<KeyReply, Stop> {
-    let team = parsed(TeamId::from_slice(&op.team_id))?;
-    Caller::hands_out_keys(view, context, team)?;
-    if view.get(&keys::team(team))?.is_none() {
-        return reject(ErrorCode::NotFound, "no such team");
-    }
-    validate_key(&op)?;
-    if !op.agent_id.is_empty() {
-        register_agent(view, context, team, &op.agent_id, None)?;
-    }
-    let key = Key {
-        id: op.key_id,
-        team_id: team.to_bytes(),
-        name: op.name,
-        prefix: op.key_prefix,
-        hash: op.key_hash,
-        permissions: op.permissions,
-        scopes: op.scopes,
-        agent_id: op.agent_id,
-        expires_at_ms: op.expires_at_ms,
-        revoked_at_ms: 0,
-        created_at_ms: context.wall_ms,
-    };
-    insert_key(view, context, team, key)
-}
-
-fn validate_key(op: &CreateKey) -> Result<(), Stop> {
-    validate_display_name(&op.name)?;
-    validate_permissions(&op.permissions)?;
-    if op.scopes.len() > limits::SCOPES_MAX || op.scopes.iter().any(|s| s.len() > limits::SCOPE_BYTES_MAX) {
-        return reject(ErrorCode::Invalid, "too many or too long scopes");
-    }
-    if op.agent_id == AgentId::SYSTEM {
-        return reject(
-            ErrorCode::Forbidden,
-            "no key can be bound to the reserved agent \"system\"",
-        );
-    }
-    if !op.agent_id.is_empty() {
-        parsed(op.agent_id.parse::<AgentId>())?;
-    }
-    Ok(())
-}
-
-/// At least one, and only known ones.
-pub(super) fn validate_permissions(permissions: &[i32]) -> Result<(), Stop> {
-    let known = |p: &i32| command::Permission::try_from(*p).is_ok_and(|p| p != Permission::Unspecified);
-    if permissions.is_empty() || !permissions.iter().all(known) {
-        return reject(
-            ErrorCode::Invalid,
-            "permissions must name at least one of read, write, admin",
-        );
-    }
-    Ok(())
-}
-
-/// Revokes a key. From this entry on no write by it is accepted anywhere.
-pub fn revoke_key(
-    view: &mut View<'_>,
-    context: &Context<'_>,
-    op: RevokeKey,
-    effects: &mut Vec<Effect>,
-) -> Result<(), Stop> {
-    let id = parsed(KeyId::from_slice(&op.key_id))?;
-    let Some(team) = view.get(&keys::key_team(id))? else {
-        Caller::with(view, context, Permission::Admin)?;
-        return reject(ErrorCode::NotFound, "no such key");
-    };
-    let team = parsed(TeamId::from_slice(&team))?;
-    match Caller::administers(view, context, team) {
-        Err(Stop::Reject(r)) if r.code() == ErrorCode::NotFound => {
-            return reject(ErrorCode::NotFound, "no such key");
-        }
-        other => other?,
-    };
-    let Some(mut key) = view.load::<Key>(&keys::key(team, id))? else {
-        return reject(ErrorCode::NotFound, "no such key");
-    };
-    if key.revoked_at_ms == 0 {
-        key.revoked_at_ms = context.wall_ms.max(1);
-        view.store(keys::key(team, id), &key);
-        effects.push(Effect::KeyRevoked(id));
-    }
-    Ok(())
-}
-
 fn insert_team(view: &mut View<'_>, id: TeamId, team: &Team) {
     view.put(keys::team_name(&team.name), id.to_bytes());
     view.store(keys::team(id), team);
 }
 
-pub(super) fn insert_key(
-    view: &mut View<'_>,
-    _context: &Context<'_>,
-    team: TeamId,
-    key: Key,
-) -> Result<KeyReply, Stop> {
-    let id = parsed(KeyId::from_slice(&key.id))?;
-    if key.hash.len() != 32 {
-        return reject(ErrorCode::Invalid, "a key hash has 32 bytes");
-    }
-    if view.get(&keys::key_hash(&key.hash))?.is_some() || view.get(&keys::key_team(id))?.is_some() {
-        return reject(ErrorCode::Conflict, "this key exists already");
-    }
-    let route = [team.0, id.0].concat();
-    view.put(keys::key_hash(&key.hash), Bytes::from(route));
-    view.put(keys::key_team(id), team.to_bytes());
-    view.store(keys::key(team, id), &key);
-    Ok(KeyReply { key_id: id.to_bytes() })
-}
-
-/// Puts an agent into the directory, or gives it another name.
-pub fn register(view: &mut View<'_>, context: &Context<'_>, op: &RegisterAgent) -> Result<(), Stop> {
-    let caller = Caller::with(view, context, Permission::Write)?;
-    caller.acts_as(&op.agent)?;
-    let agent = parsed(op.agent.parse::<AgentId>())?;
-    if agent.as_str() == AgentId::SYSTEM {
-        return reject(ErrorCode::Forbidden, "the agent id \"system\" is reserved");
-    }
-    if !op.name.is_empty() {
-        validate_display_name(&op.name)?;
-    }
-    register_agent(view, context, caller.team, agent.as_str(), Some(&op.name))
-}
-
-/// `name`: none keeps the one that is there.
-fn register_agent(
-    view: &mut View<'_>,
-    context: &Context<'_>,
-    team: TeamId,
-    agent: &str,
-    name: Option<&str>,
-) -> Result<(), Stop> {
-    let key = keys::agent(team, agent);
-    let row = match view.load::<Agent>(&key)? {
-        Some(stored) => Agent {
-            name: name.map_or(stored.name, str::to_owned),
-            ..stored
-        },
-        None => Agent {
-            id: agent.to_owned(),
-            name: name.unwrap_or_default().to_owned(),
-            created_at_ms: context.wall_ms,
-        },
-    };
-    view.store(key, &row);
-    Ok(())
-}
-
-fn validate_display_name(name: &str) -> Result<(), Stop> {
+/// A name for people.
+pub(super) fn validate_display_name(name: &str) -> Result<(), Stop> {
     let length = name.chars().count();
     if length == 0 || length > limits::DISPLAY_NAME_CHARS_MAX || name.chars().any(char::is_control) {
         return reject(ErrorCode::Invalid, "a name has 1 to 128 printable characters");

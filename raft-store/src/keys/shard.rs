@@ -175,6 +175,13 @@ pub fn cursor_of_use(key: &[u8]) -> Option<Bytes> {
     Some(Builder::new(CURSOR).bytes(key.get(10..)?).key())
 }
 
+/// The team of a `cx` key, and whether its client has a name.
+pub fn parse_cursor_use(key: &[u8]) -> Option<(TeamId, bool)> {
+    let team = key.get(10..26)?.try_into().ok()?;
+    let client_ends = key.len().checked_sub(2)?;
+    Some((TeamId(team), key[client_ends] != 0))
+}
+
 /// `lh`.
 pub fn login_head() -> Bytes {
     Builder::new(LOGIN_HEAD).key()

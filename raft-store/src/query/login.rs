@@ -1,13 +1,17 @@
 //! Devices that ask for a key. One that has expired is absent, whether or not it was swept.
 
+use agentpost_proto::id;
 use agentpost_proto::record::Login;
 
 use crate::keys;
 use crate::kv::{Fatal, Kv};
 use crate::view::load;
 
-/// The login that a person names.
+/// The login that a person names: by any text, of which only a well-formed code can be one.
 pub fn by_user_code(kv: &(impl Kv + ?Sized), user_code: &str, cluster_ms: u64) -> Result<Option<Login>, Fatal> {
+    if id::validate_user_code(user_code).is_err() {
+        return Ok(None);
+    }
     let login: Option<Login> = load(kv, &keys::login(user_code))?;
     Ok(login.filter(|login| cluster_ms < login.expires_ct_ms))
 }

@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agentpost_proto::id::{MessageId, TeamId};
+use agentpost_proto::id::{KeyId, MessageId, TeamId};
 use agentpost_proto::limits;
 use agentpost_proto::record::{
-    Closing, DeadLetter, Delivery, DeliveryState, Endpoint, EndpointHead, FanoutJob, InboxEntry, InboxHead, Message,
-    Receivers, Subscription, TeamHead, Topic, Webhook,
+    Closing, Cursor, DeadLetter, Delivery, DeliveryState, Endpoint, EndpointHead, FanoutJob, InboxEntry, InboxHead,
+    Key, Login, LoginHead, LoginState, Message, Receivers, Subscription, TeamHead, Topic, Webhook,
 };
 use agentpost_raft_store::keys;
 use agentpost_raft_store::kv::{Kv, Memory, Order};
@@ -89,6 +89,10 @@ fn is_open(delivery: &Delivery) -> bool {
 
 /// Everything below, for one team.
 pub fn check(kv: &Memory, team: TeamId) -> Check {
+    members(kv, team)?;
+    members(kv, TeamId::SYSTEM)?;
+    logins(kv)?;
+    cursors(kv, team)?;
     inboxes(kv, team)?;
     references(kv, team)?;
     topics(kv, team)?;
@@ -96,6 +100,75 @@ pub fn check(kv: &Memory, team: TeamId) -> Check {
     delivery_rows(kv, team)?;
     delivery_indexes(kv, team)?;
     nothing_is_stuck(kv, team)
+}
+
+/// Every key is counted, and found by its hash and by its id; every agent is counted.
+pub fn members(kv: &Memory, team: TeamId) -> Check {
+    let head: TeamHead = query::team_head(kv, team).unwrap();
+    let own = of_team::<Key>(kv, b"ke", team);
+    prop_assert_eq!(head.keys as usize, own.len());
+    for (row, key) in own {
+        let id = KeyId::from_slice(&key.id).unwrap();
+        prop_assert_eq!(&row, &keys::key(team, id));
+        prop_assert_eq!(&key.team_id, &team.to_bytes());
+        prop_assert_eq!(query::key_by_hash(kv, &key.hash).unwrap(), Some(key));
+        prop_assert_eq!(kv.get(&keys::key_team(id)).unwrap(), Some(team.to_bytes()));
+    }
+    let rows = |tag: &[u8; 2]| kv.rows().filter(|(key, _)| key.starts_with(tag)).count();
+    prop_assert_eq!((rows(b"kh"), rows(b"ki")), (rows(b"ke"), rows(b"ke")));
+    prop_assert_eq!(head.agents as usize, keys_of(kv, b"ag", team).len());
+    Ok(())
+}
+
+/// Every login is counted, found by its device, and has its expiry; who approved one administered its team.
+pub fn logins(kv: &Memory) -> Check {
+    let head: Option<LoginHead> = kv.get(&keys::login_head()).unwrap().map(|row| decode(row).unwrap());
+    let logins = all::<Login>(kv, b"lo");
+    prop_assert_eq!(head.unwrap_or_default().open as usize, logins.len());
+    let (mut devices, mut expiries) = (BTreeMap::new(), BTreeSet::new());
+    for (row, login) in logins {
+        prop_assert_eq!(&row, &keys::login(&login.user_code));
+        let is_decided = login.state() != LoginState::Pending;
+        prop_assert_eq!(is_decided, login.decided_by.is_some());
+        prop_assert_eq!(login.state() == LoginState::Approved, !login.team_id.is_empty());
+        if let Some(by) = login.decided_by.filter(|_| !login.team_id.is_empty()) {
+            prop_assert!(by.team_id == login.team_id || by.team_id == TeamId::SYSTEM.to_bytes());
+        }
+        devices.insert(
+            keys::login_device(&login.device_hash),
+            Bytes::from(login.user_code.clone()),
+        );
+        expiries.insert(keys::login_expiry(login.expires_ct_ms, &login.user_code));
+    }
+    let rows = |tag: &'static [u8; 2]| kv.rows().filter(move |(key, _)| key.starts_with(tag));
+    let found: BTreeMap<Bytes, Bytes> = rows(b"ld").map(|(key, value)| (key.clone(), value.clone())).collect();
+    prop_assert_eq!(found, devices);
+    prop_assert_eq!(
+        rows(b"lx").map(|(key, _)| key.clone()).collect::<BTreeSet<_>>(),
+        expiries
+    );
+    Ok(())
+}
+
+/// Every cursor has one note of its use, no note is without its cursor, and those with a name are counted.
+fn cursors(kv: &Memory, team: TeamId) -> Check {
+    let head: TeamHead = query::team_head(kv, team).unwrap();
+    let (mut named, mut notes) = (0, BTreeSet::new());
+    let now = query::applied(kv).unwrap().cluster_ms;
+    for (key, cursor) in of_team::<Cursor>(kv, b"cu", team) {
+        let agent = text(&key);
+        let client = std::str::from_utf8(&key[18 + agent.len() + 1..key.len() - 1]).unwrap();
+        named += u32::from(!client.is_empty());
+        prop_assert!(cursor.seq <= head.last_seq && (1..=now.max(1)).contains(&cursor.used_ct_ms));
+        notes.insert(keys::cursor_use(cursor.used_ct_ms, team, &agent, client));
+    }
+    prop_assert_eq!(head.cursors, named);
+    let rows = kv.rows().map(|(key, _)| key.clone());
+    let found: BTreeSet<Bytes> = rows
+        .filter(|key| key.starts_with(b"cx") && key[10..26] == team.0)
+        .collect();
+    prop_assert_eq!(found, notes);
+    Ok(())
 }
 
 /// Heads count their entries, and seq and position rise along every inbox.

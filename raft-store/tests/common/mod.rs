@@ -3,8 +3,8 @@
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    BodyKind, BootstrapAdmin, Command, CreateKey, CreateTeam, Face, Operation, Permission, Principal, Reply, Send,
-    Subscribe, TeamLimits,
+    BodyKind, BootstrapAdmin, ClaimLogin, Command, CreateKey, CreateTeam, CursorAck, DecideLogin, Face, Operation,
+    Permission, Principal, Reply, Send, StartLogin, Subscribe, TeamLimits,
 };
 use agentpost_proto::id::{KeyId, MessageId, TeamId};
 use agentpost_proto::record::LogId;
@@ -77,6 +77,51 @@ pub fn create_key(team: &str, key: &str, permission: Permission, agent: &str) ->
         scopes: vec!["*".to_owned()],
         agent_id: agent.to_owned(),
         expires_at_ms: 0,
+    }
+}
+
+/// A device that asks for the key `key`.
+pub fn start_login(user_code: &str, device: &str, key: &str) -> StartLogin {
+    StartLogin {
+        device_hash: key_hash(device),
+        user_code: user_code.to_owned(),
+        key_id: KeyId(id_of(key)).to_bytes(),
+        key_hash: key_hash(key),
+        key_prefix: key.to_owned(),
+        client: String::new(),
+    }
+}
+
+/// Lets a device into a team with the permission to write.
+pub fn approve_login(user_code: &str, team: &str) -> DecideLogin {
+    DecideLogin {
+        user_code: user_code.to_owned(),
+        approve: true,
+        team_id: team_id(team).to_bytes(),
+        permissions: vec![Permission::Write as i32],
+    }
+}
+
+pub fn deny_login(user_code: &str) -> DecideLogin {
+    DecideLogin {
+        user_code: user_code.to_owned(),
+        ..DecideLogin::default()
+    }
+}
+
+pub fn claim_login(device: &str) -> ClaimLogin {
+    ClaimLogin {
+        device_hash: key_hash(device),
+    }
+}
+
+pub fn ack(team: &str, agent: &str, client_id: &str, seq: u64) -> CursorAck {
+    CursorAck {
+        team_id: team_id(team).to_bytes(),
+        agent: agent.to_owned(),
+        client_id: client_id.to_owned(),
+        seq,
+        implied: false,
     }
 }
 

@@ -9,16 +9,17 @@ use std::sync::{Mutex, OnceLock};
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    AckCursors, BeginEpoch, CursorAck, DeleteWebhook, LeaseReads, LeaseReturn, MarkRead, Permission, Principal,
-    RegisterWebhook, ReturnLeases, RevokeKey, RotateSigningKeys, SendBatch, Subscribe, Sweep, TeamLimits, Unsubscribe,
-    UpdateTeam,
+    AckCursors, BeginEpoch, CreateKey, CursorAck, DeleteWebhook, LeaseReads, LeaseReturn, MarkRead, Permission,
+    Principal, RegisterAgent, RegisterWebhook, ReturnLeases, RevokeKey, RotateSigningKeys, SendBatch, Subscribe, Sweep,
+    TeamLimits, Unsubscribe, UpdateTeam,
 };
 use agentpost_proto::id::KeyId;
 use bytes::Bytes;
 use proptest::prelude::*;
 
 use crate::common::{
-    Core, bootstrap, create_key, create_team, encode, id_of, message_id, principal, send, subscribe, team_id,
+    Core, ack, approve_login, bootstrap, claim_login, create_key, create_team, deny_login, encode, id_of, message_id,
+    principal, send, start_login, subscribe, team_id,
 };
 
 #[path = "dispatcher.rs"]
@@ -28,6 +29,10 @@ pub const TEAMS: [&str; 2] = ["acme", "other"];
 pub const AGENTS: [&str; 3] = ["alice", "bob", "carol"];
 pub const TOPICS: [&str; 3] = ["big", "middling", "small"];
 const URLS: [&str; 2] = ["https://a.example/", "https://b.example/"];
+const USER_CODES: [&str; 3] = ["BCDFGHJK", "CDFGHJKL", "DFGHJKLM"];
+const DEVICES: [&str; 3] = ["d0", "d1", "d2"];
+/// Keys that come and go, of whichever team.
+const PASSING_KEYS: [&str; 5] = ["p0", "p1", "p2", "p3", "p4"];
 pub const DAILY_SENDS: u64 = 8;
 pub const DAILY_REGISTRATIONS: u64 = 6;
 /// Agents of acme on the topic "big": a little more than one chunk.
@@ -63,7 +68,10 @@ impl Act {
     /// Whether it comes from the cluster itself, not from a key.
     pub fn is_internal(&self) -> bool {
         match self {
-            Act::Op(op) => matches!(op, Op::AckCursors(_) | Op::Sweep(_) | Op::ReturnLeases(_)),
+            Act::Op(op) => matches!(
+                op,
+                Op::AckCursors(_) | Op::Sweep(_) | Op::ReturnLeases(_) | Op::StartLogin(_) | Op::ClaimLogin(_)
+            ),
             Act::Blank | Act::Epoch => true,
             Act::Dispatch(act) => act.is_internal(),
         }
@@ -86,13 +94,16 @@ fn url() -> impl Strategy<Value = String> {
     prop::sample::select(&URLS[..]).prop_map(str::to_owned)
 }
 
-/// A key of the team: free to act as anyone, bound to alice, read only, or unknown.
+/// A key of the team: free to act as anyone, bound to alice, read only, administrators, or unknown.
 fn key() -> impl Strategy<Value = &'static str> {
-    prop::sample::select(&["w", "w", "w", "w", "alice", "reader", "nokey"][..])
+    const KEYS: [&str; 10] = [
+        "w", "w", "w", "w", "boss", "boss", "steward", "alice", "reader", "nokey",
+    ];
+    prop::sample::select(&KEYS[..])
 }
 
 /// Key ids are unique in the shard; the other team's keys carry its name.
-fn key_of(team: &str, key: &str) -> String {
+pub fn key_of(team: &str, key: &str) -> String {
     if team == "other" {
         format!("{key}-o")
     } else {
@@ -187,6 +198,53 @@ fn counted() -> impl Strategy<Value = Op> {
     prop_oneof![2 => leased, 1 => returned, 1 => rotated]
 }
 
+fn named(names: &'static [&'static str]) -> impl Strategy<Value = &'static str> {
+    prop::sample::select(names)
+}
+
+/// Logins and keys, and who is in the directory.
+pub fn membership() -> impl Strategy<Value = Op> {
+    let started = (named(&USER_CODES), named(&DEVICES), named(&PASSING_KEYS))
+        .prop_map(|(code, device, key)| Op::StartLogin(start_login(code, device, key)));
+    let approved = (named(&USER_CODES), team()).prop_map(|(code, team)| Op::DecideLogin(approve_login(code, team)));
+    let denied = named(&USER_CODES).prop_map(|code| Op::DecideLogin(deny_login(code)));
+    let claimed = named(&DEVICES).prop_map(|device| Op::ClaimLogin(claim_login(device)));
+    let created = (
+        team(),
+        named(&PASSING_KEYS),
+        prop::option::weighted(0.3, agent()),
+        0..3u64,
+    )
+        .prop_map(|(team, key, agent, days)| {
+            Op::CreateKey(CreateKey {
+                expires_at_ms: days * DAY_MS,
+                ..create_key(team, key, Permission::Write, &agent.unwrap_or_default())
+            })
+        });
+    let revoked = prop_oneof![
+        8 => named(&PASSING_KEYS),
+        2 => Just("reader"),
+        1 => Just("boss"),
+    ]
+    .prop_map(|key| {
+        let key_id = KeyId(id_of(key)).to_bytes();
+        Op::RevokeKey(RevokeKey { key_id })
+    });
+    let registered = (agent(), any::<bool>()).prop_map(|(agent, has_name)| {
+        let name = if has_name { "A name".to_owned() } else { String::new() };
+        Op::RegisterAgent(RegisterAgent { agent, name })
+    });
+    prop_oneof![
+        4 => started,
+        6 => approved,
+        1 => denied,
+        5 => claimed,
+        2 => created,
+        2 => revoked,
+        2 => registered,
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let mark = (agent(), message_name(), any::<bool>()).prop_map(|(agent, id, read)| {
         Op::MarkRead(MarkRead {
@@ -202,11 +260,8 @@ fn op() -> impl Strategy<Value = Op> {
             format!("c{client}")
         };
         let ack = CursorAck {
-            team_id: team_id(team).to_bytes(),
-            agent,
-            client_id,
-            seq,
             implied,
+            ..ack(team, &agent, &client_id, seq)
         };
         Op::AckCursors(AckCursors { acks: vec![ack] })
     });
@@ -217,7 +272,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => counted(),
         4 => mark,
         2 => ack,
-        1 => Just(Op::RevokeKey(RevokeKey { key_id: KeyId(id_of("reader")).to_bytes() })),
+        6 => membership(),
         1 => (team(), any::<bool>()).prop_map(|(team, strict)| Op::UpdateTeam(UpdateTeam {
             team_id: team_id(team).to_bytes(),
             strict_recipients: Some(strict),
@@ -235,7 +290,7 @@ pub fn step() -> impl Strategy<Value = Step> {
         4 => 1000..40_000u64,
         1 => Just(100_000),
         1 => Just(DAY_MS / 3),
-        1 => Just(9 * DAY_MS)
+        1 => Just(20 * DAY_MS)
     ];
     let act = prop_oneof![
         30 => op().prop_map(Act::Op),
@@ -322,6 +377,8 @@ impl Writer {
                 ("w", Permission::Write, ""),
                 ("alice", Permission::Write, "alice"),
                 ("reader", Permission::Read, ""),
+                ("boss", Permission::Admin, ""),
+                ("steward", Permission::Admin, "alice"),
             ] {
                 let op = create_key(team, &key_of(team, key), permission, agent);
                 writer.push(root(), Op::CreateKey(op));

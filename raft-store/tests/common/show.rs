@@ -78,7 +78,8 @@ pub fn reply(reply: Reply, effects: Vec<Effect>) -> String {
             "webhook generation={} registrations={}/{}",
             w.generation, w.registrations_used, w.registrations_limit
         ),
-        R::Login(_) | R::Done(_) | R::Team(_) | R::Key(_) => writeln!(out, "done"),
+        R::Login(login) => writeln!(out, "key {} of team {}", name(&login.key_id), name(&login.team_id)),
+        R::Done(_) | R::Team(_) | R::Key(_) => writeln!(out, "done"),
     }
     .unwrap();
     let (crowd, effects): (Vec<Effect>, Vec<Effect>) = effects.into_iter().partition(is_of_the_crowd);

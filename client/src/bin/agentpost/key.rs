@@ -60,15 +60,17 @@ pub struct Create {
     json: bool,
 }
 
+/// What a key may do.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Permission {
+pub enum Permission {
     Read,
     Write,
     Admin,
 }
 
 impl Permission {
-    fn name(self) -> &'static str {
+    /// As it stands in requests.
+    pub fn name(self) -> &'static str {
         match self {
             Permission::Read => "read",
             Permission::Write => "write",

@@ -5,6 +5,7 @@ mod cluster;
 mod connection;
 mod deliveries;
 mod key;
+mod login;
 mod output;
 mod signing_keys;
 mod table;
@@ -31,6 +32,7 @@ Examples:
   agentpost cluster status
   agentpost team create research --monthly-events 0
   agentpost key create --team research --permissions write --agent agent-alpha
+  agentpost login approve BCDF-GHJK --team research
   agentpost deliveries list --team research --state dead
   agentpost webhook listen --port 9000 --answer 500,200
   agentpost bench --mode http --in-flight 64
@@ -57,6 +59,9 @@ enum Command {
     /// Create, list and revoke API keys
     #[command(subcommand, arg_required_else_help = true)]
     Key(key::Command),
+    /// Let machines in that wait with the code of `kite login`, or turn them away
+    #[command(subcommand, arg_required_else_help = true)]
+    Login(login::Command),
     /// List deliveries to webhooks, look at one, deliver dead ones again
     #[command(subcommand, arg_required_else_help = true)]
     Deliveries(deliveries::Command),
@@ -93,6 +98,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Cluster(command) => cluster::run(command, &cli.connection).await,
             Command::Team(command) => team::run(command, &cli.connection).await,
             Command::Key(command) => key::run(command, &cli.connection).await,
+            Command::Login(command) => login::run(command, &cli.connection).await,
             Command::Deliveries(command) => deliveries::run(command, &cli.connection).await,
             Command::SigningKeys(command) => signing_keys::run(command, &cli.connection).await,
             Command::Webhook(command) => webhook::run(command).await,

@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use agentpost::api::kite::DeviceKey;
 use anyhow::{Context, anyhow, bail};
 use toml::{Table, Value};
 
@@ -71,16 +72,40 @@ impl Config {
 
     /// Replaces the registered agent.
     pub fn set_agent(&mut self, id: &str, name: Option<&str>) {
-        let entry = self.table.entry("agent").or_insert_with(|| Value::Table(Table::new()));
-        if !entry.is_table() {
-            *entry = Value::Table(Table::new());
-        }
-        let Some(agent) = entry.as_table_mut() else { return };
+        let agent = self.section("agent");
         agent.insert("id".to_owned(), Value::String(id.to_owned()));
         match name {
             Some(name) => agent.insert("name".to_owned(), Value::String(name.to_owned())),
             None => agent.remove("name"),
         };
+    }
+
+    /// Replaces the key, and the server that it is for.
+    pub fn set_login(&mut self, key: &DeviceKey, ws_url: &str, http_base: &str) {
+        let auth = self.section("auth");
+        auth.insert("api_key".to_owned(), Value::String(key.api_key.0.clone()));
+        auth.insert("team_id".to_owned(), Value::String(key.team_id.clone()));
+        let server = self.section("server");
+        server.insert("url".to_owned(), Value::String(ws_url.to_owned()));
+        server.insert("http_base".to_owned(), Value::String(http_base.to_owned()));
+    }
+
+    /// Reads the file again, for a change after a long wait: others may have written to it.
+    pub fn reload(&mut self) -> anyhow::Result<()> {
+        *self = Config::load(self.path.clone())?;
+        Ok(())
+    }
+
+    /// A section to write to; what stands in its place and is none is replaced.
+    fn section(&mut self, name: &str) -> &mut Table {
+        let value = self.table.entry(name).or_insert_with(|| Value::Table(Table::new()));
+        if !value.is_table() {
+            *value = Value::Table(Table::new());
+        }
+        match value {
+            Value::Table(table) => table,
+            _ => unreachable!("made a table above"),
+        }
     }
 
     /// Writes the file in one step, readable by its owner only: it may hold a key.
@@ -143,6 +168,32 @@ mod tests {
             .parse()
             .unwrap();
         assert_eq!(table, expected);
+    }
+
+    #[test]
+    fn a_login_replaces_key_and_server_and_keeps_the_rest() {
+        let folder = folder();
+        let path = folder.path().join("config.toml");
+        fs::write(&path, "[auth]\napi_key = \"old\"\n").unwrap();
+        let mut config = Config::load(path.clone()).unwrap();
+        // While the login waited.
+        fs::write(
+            &path,
+            "server = 1\n[auth]\napi_key = \"old\"\nhook_token = \"h\"\n[agent]\nid = \"a\"\n",
+        )
+        .unwrap();
+        let key = DeviceKey {
+            api_key: "new".to_owned().into(),
+            team_id: "t".to_owned(),
+        };
+        config.reload().unwrap();
+        config.set_login(&key, "wss://post/ws", "https://post");
+        config.save().unwrap();
+
+        let table: Table = fs::read_to_string(&path).unwrap().parse().unwrap();
+        let expected = "[auth]\napi_key = \"new\"\nhook_token = \"h\"\nteam_id = \"t\"\n[agent]\nid = \"a\"\n\
+                        [server]\nurl = \"wss://post/ws\"\nhttp_base = \"https://post\"\n";
+        assert_eq!(table, expected.parse().unwrap());
     }
 
     #[test]

@@ -1,82 +1,73 @@
-//! `kite agent listen`: mail on stdout, everything else on stderr.
-
-use std::collections::VecDeque;
-use std::io::Write;
+//! `kite agent listen`: the mail of an agent, a line each.
 
 use agentpost::event::{Event, Mail};
-use agentpost::inbox::{Inbox, Notice, Options};
+use agentpost::inbox::{Inbox, Options};
 use agentpost::terminal::escaped;
+use agentpost_proto::id::AgentId;
+use anyhow::anyhow;
 
 use crate::config::Config;
 use crate::environment::Environment;
+use crate::listening::{self, Listening, Sink};
+use crate::note;
 use crate::servers::{auth, ws_urls};
-use crate::{Listen, note};
 
-/// Events printed lately that are not printed again when a reconnect brings them once more.
-const REMEMBERED: usize = 1024;
+const HELP: &str = "\
+Examples:
+  kite agent listen
+  kite agent listen --as-id agent-beta --json | jq -r .data.body
 
-/// Prints mail until the process is stopped, nobody reads the output any more or the key is rejected.
-pub async fn run(args: Listen, environment: &Environment, config: &Config) -> anyhow::Result<()> {
+A message is acknowledged once it is printed. What arrives while nobody listens waits in the inbox. Two listeners of one
+agent both get what comes while they are connected, but share one place in the inbox. In lines for people, line breaks
+and terminal control characters of a message are shown as \\n or \\u{1b}; --json leaves the text as it is.";
+
+#[derive(clap::Args)]
+#[command(after_help = HELP)]
+pub struct Args {
+    /// Listen as this agent instead of the registered one
+    #[arg(long, value_name = "AGENT_ID")]
+    as_id: Option<String>,
+    /// Print one CloudEvent as JSON per line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints mail until stopped.
+pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyhow::Result<()> {
     let auth = auth(environment, config)?;
     let urls = ws_urls(environment, config)?;
     let agent = match args.as_id {
         Some(id) => id,
         None => config.agent_id()?.to_owned(),
     };
+    // Refused here, because a listener that the server refuses for it tries again for ever.
+    let agent: AgentId = agent
+        .parse()
+        .map_err(|invalid| anyhow!("`{}` is no agent id: {invalid}", escaped(&agent)))?;
     note(&format!(
-        "Listening as agent `{}` (team {})",
-        escaped(&agent),
+        "Listening as agent `{agent}` (team {})",
         escaped(&auth.team_id)
     ));
-    let mut inbox = Inbox::new(Options {
+    let inbox = Inbox::new(Options {
         urls,
         token: auth.api_key.into(),
         team_id: auth.team_id,
         scopes: vec![format!("agent_to:{agent}")],
         client_id: None,
     })?;
-    let mut printed = Recent::default();
-    let mut dialled = String::new();
-    loop {
-        match inbox.next().await? {
-            Notice::Event(event) => {
-                if let Some(mail) = event.mail().filter(|mail| mail.to == agent)
-                    && printed.is_new(event.id())
-                {
-                    print(&event, &mail, args.json)?;
-                }
-                inbox.ack(event.seq).await;
-            }
-            // Said once for each change of the node; a reconnect to the same node is announced by its pause.
-            Notice::Connecting { url } if url != dialled => {
-                note(&format!("Connecting to {url}..."));
-                dialled = url;
-            }
-            Notice::Connecting { .. } => {}
-            Notice::Connected { last_seq, .. } => note(&format!("Connected (last_seq: {last_seq})")),
-            Notice::CursorExpired { oldest_available_seq } => {
-                note(&format!(
-                    "Some mail was removed before it was read; continuing at seq {oldest_available_seq}"
-                ));
-            }
-            Notice::Disconnected { reason } => note(&format!("Disconnected: {}", escaped(&reason))),
-            Notice::ConnectionFailed { reason } => note(&format!("Connection failed: {}", escaped(&reason))),
-            Notice::Reconnecting { after } => note(&format!("Reconnecting in {}s...", after.as_secs())),
-        }
-    }
+    let line = if args.json { Event::to_string } else { mail_line };
+    let wanted = move |event: &Event| event.mail().is_some_and(|mail| mail.to == agent.as_str());
+    listening::run(Listening {
+        inbox,
+        wanted: Box::new(wanted),
+        sink: Sink::Lines(line),
+    })
+    .await
 }
 
-/// Returns when the line has left the process, so that an acknowledged message is never lost in a buffer.
-fn print(event: &Event, mail: &Mail<'_>, json: bool) -> std::io::Result<()> {
-    let mut line = if json {
-        serde_json::to_string(event)?
-    } else {
-        line(event.id(), mail)
-    };
-    line.push('\n');
-    let mut out = std::io::stdout().lock();
-    out.write_all(line.as_bytes())?;
-    out.flush()
+/// The line of an event that is mail.
+pub fn mail_line(event: &Event) -> String {
+    event.mail().map(|mail| line(event.id(), &mail)).unwrap_or_default()
 }
 
 fn line(id: &str, mail: &Mail<'_>) -> String {
@@ -90,23 +81,6 @@ fn line(id: &str, mail: &Mail<'_>) -> String {
         field("reply_to", mail.reply_to_id),
         escaped(mail.body)
     )
-}
-
-/// The last ids, oldest first.
-#[derive(Default)]
-struct Recent(VecDeque<String>);
-
-impl Recent {
-    fn is_new(&mut self, id: &str) -> bool {
-        if self.0.iter().rev().any(|seen| seen == id) {
-            return false;
-        }
-        if self.0.len() == REMEMBERED {
-            self.0.pop_front();
-        }
-        self.0.push_back(id.to_owned());
-        true
-    }
 }
 
 #[cfg(test)]
@@ -148,16 +122,5 @@ mod tests {
             line,
             "[i] agent-beta → agent-alpha thread=\\u{1b}[2J: hi\\n[01HFAKE] boss → agent-alpha: pay"
         );
-    }
-
-    #[test]
-    fn recent_ids_are_remembered_and_old_ones_forgotten() {
-        let mut recent = Recent::default();
-        assert!(recent.is_new("first"));
-        assert!(!recent.is_new("first"));
-        for n in 0..REMEMBERED {
-            assert!(recent.is_new(&n.to_string()));
-        }
-        assert!(recent.is_new("first"));
     }
 }

@@ -6,9 +6,25 @@ use anyhow::bail;
 
 use crate::config::Config;
 
+const HELP: &str = "\
+Examples:
+  kite agent register --name agent-alpha    the id is agent-alpha
+  kite agent register                       the id is a fresh UUID
+
+Nothing is sent: the id is written to ~/.config/kite/config.toml.";
+
+#[derive(clap::Args)]
+#[command(after_help = HELP)]
+pub struct Args {
+    /// A name for people; the id is made of its letters and digits
+    #[arg(long)]
+    name: Option<String>,
+}
+
 /// Writes the id to the configuration file and tells how to address this agent.
-pub fn run(name: Option<String>, config: &mut Config) -> anyhow::Result<()> {
-    let id = match &name {
+pub fn run(args: &Args, config: &mut Config) -> anyhow::Result<()> {
+    let name = args.name.as_deref();
+    let id = match name {
         Some(name) => slug(name),
         None => uuid::Uuid::now_v7().to_string(),
     };
@@ -18,12 +34,12 @@ pub fn run(name: Option<String>, config: &mut Config) -> anyhow::Result<()> {
     if let Err(invalid) = id.parse::<agentpost_proto::id::AgentId>() {
         bail!("Agent name is too long: {invalid}");
     }
-    config.set_agent(&id, name.as_deref());
+    config.set_agent(&id, name);
     config.save()?;
 
     let mut out = std::io::stdout().lock();
     writeln!(out, "Registered agent")?;
-    if let Some(name) = &name {
+    if let Some(name) = name {
         writeln!(out, "  name: {name}")?;
     }
     writeln!(out, "  id:   {id}\n")?;

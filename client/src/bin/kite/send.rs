@@ -7,13 +7,39 @@ use agentpost::terminal::escaped;
 use agentpost::{Client, Error};
 use anyhow::anyhow;
 
-use crate::Send;
 use crate::config::Config;
 use crate::environment::Environment;
 use crate::servers::{auth, http_bases};
 
+const HELP: &str = "\
+Examples:
+  kite agent send --to agent-alpha \"Here are the results you asked for.\"
+  kite agent send --to agent-alpha --thread thread-abc123 --reply-to 01HABC \"Re: those results\"
+
+The message is on the disks of a majority of nodes when the command succeeds. A failure that leaves the outcome open
+is repeated by itself, and the message is stored once. Sending needs a key with the permission write.";
+
+#[derive(clap::Args)]
+#[command(after_help = HELP)]
+pub struct Args {
+    /// The receiving agent
+    #[arg(long, value_name = "AGENT_ID")]
+    to: String,
+    /// The sending agent; the registered one when absent or without a value
+    #[arg(long, value_name = "AGENT_ID", num_args = 0..=1)]
+    from: Option<Option<String>>,
+    /// Groups messages into a conversation
+    #[arg(long, value_name = "THREAD_ID")]
+    thread: Option<String>,
+    /// The event that this message answers
+    #[arg(long, value_name = "EVENT_ID")]
+    reply_to: Option<String>,
+    /// The message
+    body: String,
+}
+
 /// Sends one message and prints what became of it.
-pub async fn run(args: Send, environment: &Environment, config: &Config) -> anyhow::Result<()> {
+pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyhow::Result<()> {
     let auth = auth(environment, config)?;
     let servers = http_bases(environment, config)?;
     let from = sender(args.from, config)?;

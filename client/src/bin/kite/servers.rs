@@ -3,11 +3,25 @@
 //! A `KITE_` variable names one server, as it does for the vendor's command line. `AGENTPOST_URLS` names all nodes of a
 //! cluster; beside a `KITE_` variable it adds the nodes to turn to when that one does not answer.
 
+use agentpost::Error;
+use agentpost::rpc::{Options, Rpc};
+use agentpost::terminal::escaped;
 use agentpost::urls::{http_base, parse_base, parse_bases, ws_url};
 use anyhow::anyhow;
 
 use crate::config::Config;
 use crate::environment::Environment;
+
+/// For `kite --help`.
+pub const HELP: &str = "\
+Servers and keys, the first that is set:
+  key      KITE_API_KEY, [auth] api_key
+  team     KITE_TEAM_ID, [auth] team_id
+  listen   KITE_WS_URL, AGENTPOST_URLS, [server] url
+  send     KITE_HOOK_BASE_URL, KITE_WS_URL, AGENTPOST_URLS, [server] http_base or url
+AGENTPOST_URLS holds the HTTP URLs of several nodes with blanks between them. Together with a KITE_ variable it names
+the nodes to turn to when that one does not answer. Variables may also stand in the file .env of the current folder;
+the [sections] are those of ~/.config/kite/config.toml.";
 
 const DEFAULT_URL: &str = "ws://localhost:7700/ws";
 
@@ -70,6 +84,21 @@ pub fn http_bases(environment: &Environment, config: &Config) -> anyhow::Result<
     };
     let rest = bases.into_iter().filter(|base| first.as_ref() != Some(base));
     Ok(first.clone().into_iter().chain(rest).collect())
+}
+
+/// For the commands that ask the server one thing.
+pub fn rpc(environment: &Environment, config: &Config) -> anyhow::Result<Rpc> {
+    let auth = auth(environment, config)?;
+    Ok(Rpc::new(Options {
+        urls: ws_urls(environment, config)?,
+        token: auth.api_key.into(),
+        team_id: auth.team_id,
+    })?)
+}
+
+/// What a server said, in a form that may be shown.
+pub fn shown(error: &Error) -> anyhow::Error {
+    anyhow!("{}", escaped(&error.to_string()))
 }
 
 fn configured_base(config: &Config) -> anyhow::Result<String> {

@@ -1,0 +1,109 @@
+//! Reading while the caller is busy with an event. The library beneath answers a ping only when the socket is read, and
+//! the ping may stand behind events; so events are read ahead, in their order and within bounds. Beyond them the
+//! socket is left alone: the server's writes then wait, and after a while it ends the session as too slow.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+
+use futures::SinkExt;
+use tokio::time::sleep;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+use super::{Lost, SILENCE, Socket};
+
+/// Texts read ahead: a burst of small events, four batches of the server.
+const TEXTS_MAX: usize = 256;
+/// Bytes of texts read ahead. The text that crosses the bound is kept, so memory is bounded by this and one event.
+const BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// What was read ahead, oldest first.
+#[derive(Default)]
+pub(super) struct Ahead {
+    texts: VecDeque<Utf8Bytes>,
+    bytes: usize,
+    /// What ended the socket after them.
+    lost: Option<Lost>,
+}
+
+impl Ahead {
+    /// The oldest; the end of the socket comes after all texts.
+    pub(super) fn next(&mut self) -> Option<Result<Utf8Bytes, Lost>> {
+        match self.texts.pop_front() {
+            Some(text) => {
+                self.bytes -= text.len();
+                Some(Ok(text))
+            }
+            None => self.lost.take().map(Err),
+        }
+    }
+
+    fn push(&mut self, read: Result<Utf8Bytes, Lost>) {
+        match read {
+            Ok(text) => {
+                self.bytes += text.len();
+                self.texts.push_back(text);
+            }
+            Err(lost) => self.lost = Some(lost),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.texts.len() >= TEXTS_MAX || self.bytes >= BYTES_MAX
+    }
+}
+
+impl Socket {
+    /// Reads what comes, and so answers pings, until it is dropped; [`Socket::frame`] returns it all later.
+    pub(crate) async fn read_ahead(&mut self) -> Infallible {
+        while self.ahead.lost.is_none() {
+            if self.ahead.is_full() {
+                // A sign of life in the place of the answers to pings that cannot be read now.
+                sleep(SILENCE).await;
+                if let Err(error) = self.stream.send(Message::Ping(Vec::new().into())).await {
+                    self.ahead.push(Err(error.into()));
+                }
+            } else {
+                let read = self.text().await;
+                self.ahead.push(read);
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn texts_come_back_in_their_order_and_the_end_after_them() {
+        let mut ahead = Ahead::default();
+        assert!(ahead.next().is_none());
+        for text in ["a", "bc"] {
+            ahead.push(Ok(text.into()));
+        }
+        ahead.push(Err(Lost::Broken("gone".to_owned())));
+        assert_eq!(ahead.next().unwrap().unwrap(), "a");
+        assert_eq!(ahead.next().unwrap().unwrap(), "bc");
+        assert!(matches!(ahead.next(), Some(Err(Lost::Broken(reason))) if reason == "gone"));
+        assert!(ahead.next().is_none() && ahead.bytes == 0);
+    }
+
+    #[test]
+    fn it_is_bounded_in_number_and_in_bytes() {
+        let mut ahead = Ahead::default();
+        for _ in 0..TEXTS_MAX {
+            assert!(!ahead.is_full());
+            ahead.push(Ok("{}".into()));
+        }
+        assert!(ahead.is_full());
+        ahead.next();
+        assert!(!ahead.is_full());
+        ahead.push(Ok("x".repeat(BYTES_MAX).into()));
+        ahead.next();
+        assert!(ahead.is_full(), "one large text fills it");
+        while ahead.next().is_some() {}
+        assert!(!ahead.is_full());
+    }
+}

@@ -1,0 +1,107 @@
+//! Where keys come from: of each command that makes one, what it may make and by whose authority, worked out from the
+//! rows before it.
+#![allow(clippy::unwrap_used)]
+
+use agentpost_proto::command::operation::Op;
+use agentpost_proto::command::reply::Reply as R;
+use agentpost_proto::command::{Command, Operation, Permission, Principal, Reply};
+use agentpost_proto::id::{KeyId, TeamId};
+use agentpost_proto::record::{Key, LoginState};
+use agentpost_raft_store::query;
+use agentpost_raft_store::view::decode;
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use crate::common::Core;
+
+/// The key that a claim or a creation may make, and the device that claims it: none if it has to be refused. Outer
+/// none: not a command that makes keys.
+pub type Expected = Option<Option<(Key, Option<Bytes>)>>;
+
+pub fn expected(core: &Core, command: &Bytes) -> Expected {
+    let command: Command = decode(command.clone()).unwrap();
+    let operation: Operation = decode(command.operation.clone()).unwrap();
+    let (principal, key, device) = match operation.op? {
+        Op::CreateKey(op) => {
+            let key = Key {
+                id: op.key_id,
+                team_id: op.team_id,
+                hash: op.key_hash,
+                permissions: op.permissions,
+                agent_id: op.agent_id,
+                ..Key::default()
+            };
+            (operation.principal, key, None)
+        }
+        Op::ClaimLogin(op) => {
+            let applied = query::applied(&core.memory).unwrap();
+            let now = match command.ct_epoch == applied.epoch {
+                true => applied.cluster_ms.max(command.cluster_ms),
+                false => applied.cluster_ms,
+            };
+            let login = query::login::by_device(&core.memory, &op.device_hash, now).unwrap();
+            let Some(login) = login.filter(|login| login.state() == LoginState::Approved) else {
+                return Some(None);
+            };
+            let key = Key {
+                id: login.key_id,
+                team_id: login.team_id,
+                hash: login.key_hash,
+                permissions: login.permissions,
+                ..Key::default()
+            };
+            (login.decided_by, key, Some(op.device_hash))
+        }
+        _ => return None,
+    };
+    Some(administers(core, &command, principal, &key.team_id).then_some((key, device)))
+}
+
+/// Whether the key behind a principal is a living one that may make keys of a team.
+fn administers(core: &Core, command: &Command, principal: Option<Principal>, team: &[u8]) -> bool {
+    let principal = principal.unwrap();
+    let by = TeamId::from_slice(&principal.team_id).unwrap();
+    let id = KeyId::from_slice(&principal.key_id).unwrap();
+    let wall_ms = query::applied(&core.memory).unwrap().wall_ms.max(command.wall_ms);
+    query::key(&core.memory, by, id).unwrap().is_some_and(|key| {
+        let is_alive = key.revoked_at_ms == 0 && (key.expires_at_ms == 0 || wall_ms < key.expires_at_ms);
+        let is_wide = key.agent_id.is_empty() && key.scopes == ["*"];
+        let is_of_team = principal.team_id == team || by == TeamId::SYSTEM;
+        is_alive && is_wide && is_of_team && key.permissions.contains(&(Permission::Admin as i32))
+    })
+}
+
+/// A key that was made is the one that was expected, and a login that made one is over.
+pub fn check(core: &Core, expected: Expected, reply: &Reply) -> Result<(), TestCaseError> {
+    let Some(expected) = expected else { return Ok(()) };
+    let (is_login, made) = match reply.reply.as_ref().unwrap() {
+        R::Key(reply) => (false, &reply.key_id),
+        R::Login(reply) => (true, &reply.key_id),
+        _ => return Ok(()),
+    };
+    prop_assert!(expected.is_some(), "a key by nobody's authority");
+    let (expected, device) = expected.unwrap();
+    let team = TeamId::from_slice(&expected.team_id).unwrap();
+    let key = query::key(&core.memory, team, KeyId::from_slice(made).unwrap()).unwrap();
+    let key = key.expect("the key of the answer");
+    prop_assert_eq!(
+        (&key.id, &key.team_id, &key.hash, &key.permissions, &key.agent_id),
+        (
+            &expected.id,
+            &expected.team_id,
+            &expected.hash,
+            &expected.permissions,
+            &expected.agent_id
+        )
+    );
+    prop_assert_eq!(is_login, device.is_some());
+    if let Some(device) = device {
+        prop_assert_eq!(&key.scopes, &["*"]);
+        prop_assert_eq!(
+            query::login::by_device(&core.memory, &device, 0).unwrap(),
+            None,
+            "single use"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! Cursors that come in an unusual way: many at once, malformed, or from before their uses were noted.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use agentpost_proto::command::operation::Op;
+use agentpost_proto::command::reply::Reply as R;
+use agentpost_proto::command::{AckCursors, BeginEpoch, CursorAck, ErrorCode, Sweep};
+use agentpost_proto::limits;
+use agentpost_proto::record::Cursor;
+use agentpost_raft_store::{keys, query};
+use bytes::Bytes;
+use common::{Core, ack, bootstrap, create_team, principal, team_id, unlimited};
+use prost::Message as _;
+
+const NOW: u64 = 1_000_000;
+
+fn world() -> Core {
+    let mut core = Core {
+        wall_ms: NOW,
+        cluster_ms: NOW,
+        ..Core::default()
+    };
+    core.apply(None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 }));
+    core.epoch = core.index;
+    core.apply(None, bootstrap("root"));
+    core.apply(
+        Some(principal("system", "root")),
+        create_team("acme", Some(unlimited())),
+    );
+    core
+}
+
+fn acks(core: &mut Core, acks: Vec<CursorAck>) -> Option<ErrorCode> {
+    let (reply, _) = core.apply(None, Op::AckCursors(AckCursors { acks }));
+    match reply.reply.unwrap() {
+        R::Rejection(rejection) => Some(rejection.code()),
+        _ => None,
+    }
+}
+
+fn exists(core: &Core, agent: &str, client_id: &str) -> bool {
+    query::cursor(&core.memory, team_id("acme"), agent, client_id)
+        .unwrap()
+        .is_some()
+}
+
+fn counted(core: &Core) -> u32 {
+    query::team_head(&core.memory, team_id("acme")).unwrap().cursors
+}
+
+/// The acks of an entry are those of different clients: what is wrong with one is not the others' fault.
+#[test]
+fn one_bad_ack_costs_the_others_nothing() {
+    let mut core = world();
+    let long = "c".repeat(limits::CLIENT_ID_BYTES_MAX + 1);
+    let mut foreign = ack("acme", "bob", "c3", 0);
+    foreign.team_id = Bytes::from_static(b"short");
+    let mixed = vec![
+        ack("acme", "bob", "c1", 0),
+        ack("acme", "bo\0b", "c2", 0),
+        ack("acme", "bob", "c\0", 0),
+        ack("acme", "bob", &long, 0),
+        foreign,
+        ack("acme", "bob", "c4", 0),
+    ];
+    assert_eq!(acks(&mut core, mixed), None);
+    assert!(exists(&core, "bob", "c1") && exists(&core, "bob", "c4"));
+    assert_eq!(counted(&core), 2);
+}
+
+#[test]
+fn an_entry_has_so_many_acks_and_they_come_from_nodes() {
+    let mut core = world();
+    let many = |count: usize| (0..count).map(|n| ack("acme", "", &format!("c{n}"), 0)).collect();
+    assert_eq!(
+        acks(&mut core, many(limits::ACKS_PER_ENTRY_MAX + 1)),
+        Some(ErrorCode::Invalid)
+    );
+    assert_eq!(counted(&core), 0);
+    assert_eq!(acks(&mut core, many(limits::ACKS_PER_ENTRY_MAX)), None);
+    assert_eq!(counted(&core) as usize, limits::ACKS_PER_ENTRY_MAX);
+    let op = Op::AckCursors(AckCursors { acks: many(1) });
+    let (reply, _) = core.apply(Some(principal("system", "root")), op);
+    assert!(matches!(reply.reply, Some(R::Rejection(_))));
+}
+
+/// A cursor that was stored before its uses were noted is noted and counted at its next use, and ages from then on.
+#[test]
+fn an_old_cursor_gets_its_note_when_it_is_used() {
+    let mut core = world();
+    let acme = team_id("acme");
+    let old = Cursor {
+        acked: true,
+        ..Cursor::default()
+    };
+    let row = (keys::cursor(acme, "bob", "old"), Some(Bytes::from(old.encode_to_vec())));
+    core.memory.write(vec![row]);
+    core.cluster_ms += 2 * limits::CURSOR_TTL_MS;
+    core.apply(None, Op::Sweep(Sweep::default()));
+    assert!(exists(&core, "bob", "old"), "nobody knows its age");
+
+    let touch = CursorAck {
+        implied: true,
+        ..ack("acme", "bob", "old", 0)
+    };
+    assert_eq!(acks(&mut core, vec![touch.clone(), touch]), None);
+    assert_eq!(counted(&core), 1);
+    let used = query::cursor(&core.memory, acme, "bob", "old")
+        .unwrap()
+        .unwrap()
+        .used_ct_ms;
+    assert_eq!(used, core.cluster_ms);
+    core.cluster_ms += limits::CURSOR_TTL_MS;
+    core.apply(None, Op::Sweep(Sweep::default()));
+    assert!(!exists(&core, "bob", "old"));
+    assert_eq!(counted(&core), 0);
+}
+
+/// The sweeper proposes a cursor's end. The ticker does not carry time on for its sake.
+#[test]
+fn a_cursor_is_swept_at_its_time_but_does_not_hurry_it() {
+    let mut core = world();
+    let due = |core: &Core| query::sweep_due(&core.memory, core.cluster_ms, core.wall_ms).unwrap();
+    assert_eq!(acks(&mut core, vec![ack("acme", "bob", "", 0)]), None);
+    assert!(!query::ages(&core.memory).unwrap());
+    core.cluster_ms += limits::CURSOR_TTL_MS - 1;
+    assert_eq!(due(&core), None);
+    core.cluster_ms += 1;
+    let sweep = due(&core).unwrap();
+    core.apply(None, Op::Sweep(sweep));
+    assert_eq!(due(&core), None);
+}
+
+/// At cluster time 0 too: 0 in a row means that there is no note.
+#[test]
+fn a_cursor_of_the_first_moment_is_noted() {
+    let mut core = Core::default();
+    assert_eq!(acks(&mut core, vec![ack("acme", "bob", "c1", 0)]), None);
+    assert_eq!(acks(&mut core, vec![ack("acme", "bob", "c1", 0)]), None);
+    assert_eq!(counted(&core), 1);
+}
