@@ -10,9 +10,10 @@
 #   --bin DIR         take the binaries from there instead of building them
 #   --help            this text
 #
-# It installs what is missing, builds the release binaries, starts three nodes, walks through both ways to send and read
-# mail on different nodes, publishes to a topic, watches a webhook fail and succeed, kills the leader with kill -9 while mail is being sent, and checks that nothing was lost. Every
-# command is printed as it is run. Your own Kite configuration is not touched. The exit status is 0 only if every check held.
+# It installs what is missing, builds the release binaries, starts three nodes, logs a machine in, walks through both ways to
+# send and read mail on different nodes, publishes to a topic, watches a webhook fail and succeed, kills the leader with
+# kill -9 while mail is being sent, and checks that nothing was lost. Every command is printed as it is run. Your own Kite
+# configuration is not touched. The exit status is 0 only if every check held.
 
 # Commands are shown with their variables and expanded when they are run:
 # shellcheck source-path=SCRIPTDIR disable=SC2016,SC2034
@@ -55,24 +56,27 @@ trap 'exit 130' INT TERM
 
 cluster() { "$HERE/cluster.sh" "$@" --dir "$DIR"; }
 
-# on MACHINE COMMAND...: as the user of machine alpha or beta. Each has a home and one node that it talks to. It takes the
-# place of the (sub)shell that calls it, so that the pid of a listener is the listener's.
+# on MACHINE COMMAND...: as the user of machine alpha or beta. Each has a home, with the configuration that `kite login` and
+# `kite agent register` write there. It takes the place of the (sub)shell that calls it, so that the pid of a listener is the listener's.
 on() {
-  local machine=$1 url=$NODE1 key=$ALPHA_KITE_KEY; shift
-  [ "$machine" = alpha ] || { url=$NODE2 key=$BETA_KITE_KEY; }
+  local machine=$1; shift
   cd "$WORK/$machine"
-  exec env -u XDG_CONFIG_HOME -u XDG_DATA_HOME HOME="$WORK/$machine" PATH="$AGENTPOST_BIN:$PATH" \
-    KITE_WS_URL="ws${url#http}/ws" KITE_API_KEY="$key" KITE_TEAM_ID="$TEAM" "$@"
+  exec env -u XDG_CONFIG_HOME -u XDG_DATA_HOME -u AGENTPOST_URLS HOME="$WORK/$machine" PATH="$AGENTPOST_BIN:$PATH" "$@"
 }
 
-# listen NAME MACHINE ARGS...: a listener in the background, its output in WORK/NAME.
-listen() {
+# background NAME MACHINE COMMAND...: in the background, its output in WORK/NAME and WORK/NAME.err.
+background() {
   local name=$1 machine=$2; shift 2
-  printf '\n%s%s$ %s &%s\n' "$BOLD" "$machine" "kite agent listen${*:+ $*}" "$PLAIN"
-  on "$machine" env AGENTPOST_URLS="$AGENTPOST_URLS" kite agent listen "$@" >"$WORK/$name" 2>"$WORK/$name.err" </dev/null &
+  printf '\n%s%s$ %s &%s\n' "$BOLD" "$machine" "$*" "$PLAIN"
+  on "$machine" env AGENTPOST_URLS="$AGENTPOST_URLS" "$@" >"$WORK/$name" 2>"$WORK/$name.err" </dev/null &
   LISTENERS+=($!)
-  check "the listener is connected" eventually 20 grep -q '^Connected' "$WORK/$name.err"
-  sed 's/^/  /' "$WORK/$name.err"
+}
+
+# listen NAME MACHINE ARGS...: a listener in the background.
+listen() {
+  background "$1" "$2" kite agent listen "${@:3}"
+  check "the listener is connected" eventually 20 grep -q '^Connected' "$WORK/$1.err"
+  sed 's/^/  /' "$WORK/$1.err"
 }
 # heard NAME TEXT: a listener has printed it.
 heard() { eventually 10 grep -qF -- "$2" "$WORK/$1"; }
@@ -112,7 +116,7 @@ new_key() {
 
 make_team() {
   heading "2. A team and its keys"
-  text "Nothing crosses the border of a team. A key may be bound to one agent; these three are."
+  text "Nothing crosses the border of a team. A key may be bound to one agent; these three are. The machines of the Kite guide get theirs below."
   TEAM_NAME=quickstart-$(date +%Y%m%d-%H%M%S)-$$
   run 'curl -s -X POST "$NODE1/admin/v1/teams" -H "Authorization: Bearer $AGENTPOST_ADMIN_KEY" \
     -H "Content-Type: application/json" -d "{\"name\": \"$TEAM_NAME\"}"'
@@ -125,15 +129,35 @@ make_team() {
   RECEIVER_KEY=$(field .api_key)
   new_key SENDER_KEY '{"name":"sender","permissions":["write"],"agent_id":"agt_sender_042"}'
   new_key INBOX_KEY '{"name":"alpha inbox","permissions":["read"],"agent_id":"agent-alpha"}'
-  new_key ALPHA_KITE_KEY '{"name":"machine alpha","permissions":["write"]}'
-  new_key BETA_KITE_KEY '{"name":"machine beta","permissions":["write"]}'
+}
+
+# user_code NAME: what the login in the background tells its user to type.
+user_code() { grep -ohE '\b[B-DF-HJ-NP-TV-XZ]{4}-[B-DF-HJ-NP-TV-XZ]{4}\b' "$WORK/$1" "$WORK/$1.err" | head -n 1; }
+
+kite_login() {
+  heading "3. The Kite guide: two machines get their keys"
+  text "Machine alpha talks to node 1, machine beta to node 2. Each is a home directory of its own here. Alpha asks for a key; whoever administers the team lets it in, on any node: on the page $NODE2/activate, or by command."
+  mkdir -p "$WORK/alpha" "$WORK/beta"
+  background login alpha kite login --server "$NODE1"
+  check "it shows a code" eventually 20 user_code login
+  sed 's/^/  /' "$WORK/login.err" "$WORK/login"
+  CODE=$(user_code login)
+  run 'agentpost login approve "$CODE" --team "$TEAM" --permissions admin --yes'
+  check "let in" test "$RC" -eq 0
+  check "machine alpha has its key" eventually 20 grep -q '^Logged in' "$WORK/login"
+  sed 's/^/  /' "$WORK/login"
+  check "in a file that nobody else may read" test "$(stat -c %a "$WORK/alpha/.config/kite/config.toml")" = 600
+
+  text "Alpha makes a key for machine beta, which has it in its environment, here by a .env file."
+  run_on alpha 'kite keys create --name "machine beta" --permissions write'
+  BETA_KEY=$(grep -oE 'kite_[0-9a-f]{8}_[0-9a-f]{32}' <<<"$OUT" | head -n 1)
+  check "a key of the form kite_..." test -n "$BETA_KEY"
+  printf 'KITE_API_KEY=%s\nKITE_TEAM_ID=%s\nKITE_WS_URL=ws%s/ws\n' "$BETA_KEY" "$TEAM" "${NODE2#http}" >"$WORK/beta/.env"
 }
 
 kite_guide() {
   local id
-  heading "3. The Kite guide: two machines, two nodes"
-  text "Machine alpha talks to node 1, machine beta to node 2. Each is a home directory of its own here."
-  mkdir -p "$WORK/alpha" "$WORK/beta"
+  heading "4. The Kite guide: register, listen, send"
   run_on alpha 'kite agent register --name agent-alpha'
   check "alpha is agent-alpha" grep -q 'id: *agent-alpha' <<<"$OUT"
   run_on beta 'kite agent register --name agent-beta'
@@ -151,7 +175,7 @@ kite_guide() {
 
   text "Without the CLI, through node 3, and with a second listener that prints the whole event:"
   listen json alpha --json
-  run 'curl -s -X POST "$NODE3/api/v1/agents/messages?team_id=$TEAM" -H "Authorization: Bearer $BETA_KITE_KEY" \
+  run 'curl -s -X POST "$NODE3/api/v1/agents/messages?team_id=$TEAM" -H "Authorization: Bearer $BETA_KEY" \
     -H "Content-Type: application/json" \
     -d '"'"'{"from": "agent-beta", "to": "agent-alpha", "body": "Sent with curl.", "thread_id": "thread-abc123"}'"'"
   check "the reply has the event id and the usage" jq -e '(.id | length == 36) and .usage.events_used >= 3 and .usage.events_limit > 0' <<<"$OUT"
@@ -160,16 +184,36 @@ kite_guide() {
   check "the second listener has the whole CloudEvent" heard json "$id"
   grep -F -- "$id" "$WORK/json" | head -n 1 | pretty | sed 's/^/  /'
   check "and it is a com.kite.agent.message" jq -e '.type == "com.kite.agent.message" and .data.to == "agent-alpha"' <<<"$(grep -F -- "$id" "$WORK/json" | head -n 1)"
+
+  text "Who is there, and what went through:"
+  run_on beta 'kite agent list'
+  check "agent-alpha has two listeners" grep -qE '^agent-alpha .* 2 ' <<<"$OUT"
+  run_on beta 'kite logs --limit 3'
+  check "the newest event comes first" grep -qF 'Sent with curl.' <<<"$(head -n 1 <<<"$OUT")"
+  run_on beta 'kite status'
+  check "the team's numbers" grep -qF -- "- team_id: $TEAM" <<<"$OUT"
   # Listeners of one agent share its mailbox, so what one has acknowledged the other does not get after a break.
-  kill "${LISTENERS[1]}"
+  kill "${LISTENERS[-1]}"
+}
+
+kite_mistakes() {
+  local key
   text "What goes wrong says so:"
   run_on beta 'HOME=/nonexistent kite agent send --to agent-alpha hello'
   check "an unregistered machine is told to register" grep -qF 'kite agent register' <<<"$OUT"
   check "with exit status 1" test "$RC" -eq 1
+  run_on alpha 'kite keys create --name "only reads"'
+  key=$(grep -oE 'kite_[0-9a-f]{8}_[0-9a-f]{32}' <<<"$OUT" | head -n 1)
+  run_on beta "KITE_API_KEY=$key kite agent send --to agent-alpha hello"
+  check "a key without write is refused" grep -qF 'send failed (403 Forbidden)' <<<"$OUT"
+  run_on alpha "kite keys list"
+  key=$(sed -n 's/^- id=\(key_[0-9a-f]*\) name=only reads .*/\1/p' <<<"$OUT")
+  run_on alpha "kite keys revoke --id $key"
+  check "and goes" grep -qF "Revoked API key: $key" <<<"$OUT"
 }
 
 abbababa_examples() {
-  heading "4. The Abba Baba examples: send on node 2, read on node 3"
+  heading "5. The Abba Baba examples: send on node 2, read on node 3"
   text "Replies are shown without their empty keys and without \`data\`, where clients of the newer dialect find the same again."
   SHOWN='del(.data, .pagination) | walk(if type == "object" then with_entries(select(.value != null or .key == "readAt")) else . end)'
   run 'curl -s -X POST "$NODE2/v1/messages" -H "X-API-Key: $SENDER_KEY" -H "Content-Type: application/json" -d '"'"'{
@@ -241,7 +285,7 @@ delivered() {
 
 topics_and_webhooks() {
   local slow lost delivery
-  heading "5. A topic, a webhook that fails twice, and a dead letter"
+  heading "6. A topic, a webhook that fails twice, and a dead letter"
   SHOWN='del(.data, .pagination) | walk(if type == "object" then with_entries(select(.value != null)) else . end)'
   text "Who subscribes to a topic gets what is published to it, in its own inbox and in the order of publishing."
   run 'curl -s -X POST "$NODE1/v1/messages/subscribe" -H "X-API-Key: $RECEIVER_KEY" \
@@ -332,7 +376,7 @@ notes_on() {
 
 kill_the_leader() {
   local i first before longest=0 took killed expected n
-  heading "6. kill -9 for the leader while mail is being sent"
+  heading "7. kill -9 for the leader while mail is being sent"
   NOTES=30
   killed=1
   text "Alpha listens at node $killed. That node shall lead, so that the listener loses its node and the cluster its leader."
@@ -399,7 +443,9 @@ farewell() {
 
 start_cluster
 make_team
+kite_login
 kite_guide
+kite_mistakes
 abbababa_examples
 topics_and_webhooks
 kill_the_leader
