@@ -158,18 +158,24 @@ async fn requests_are_limited_after_authentication_and_never_the_operators() {
         (Some(ERR_RATE_LIMITED.into()), Some(1013))
     );
 
-    // A session is one request, however much it says.
+    // A session is one request, however much it reads and acks, and each of its methods is one.
     let mut socket = Socket::open(&url).await;
     socket.say(&connect(&other)).await;
     assert_eq!(socket.frame().await["type"], "connected");
     socket.frame().await;
     for _ in 0..6 {
-        socket.roundtrip().await;
+        socket.ack(1).await;
     }
-    for _ in 0..3 {
+    socket.roundtrip().await;
+    for _ in 0..2 {
         list(&other).to(&url).await.ok();
     }
     refused(&list(&other).to(&url).await);
+    socket
+        .say(&json!({"type": "request", "id": "r", "method": "dashboard.stats", "params": {}}))
+        .await;
+    let answer = socket.frame().await;
+    assert!(answer["id"] == "r" && answer["ok"] == false, "{answer}");
 
     for _ in 0..6 {
         Call::get("/admin/v1/teams").bearer(&admin).to(&url).await.ok();
