@@ -61,7 +61,8 @@ cluster() { "$HERE/cluster.sh" "$@" --dir "$DIR"; }
 on() {
   local machine=$1; shift
   cd "$WORK/$machine"
-  exec env -u XDG_CONFIG_HOME -u XDG_DATA_HOME -u AGENTPOST_URLS HOME="$WORK/$machine" PATH="$AGENTPOST_BIN:$PATH" "$@"
+  exec env -u XDG_CONFIG_HOME -u XDG_DATA_HOME -u AGENTPOST_URLS -u KITE_API_KEY -u KITE_TEAM_ID -u KITE_WS_URL \
+    HOME="$WORK/$machine" PATH="$AGENTPOST_BIN:$PATH" "$@"
 }
 
 # background NAME MACHINE COMMAND...: in the background, its output in WORK/NAME and WORK/NAME.err.
@@ -131,6 +132,8 @@ make_team() {
   new_key INBOX_KEY '{"name":"alpha inbox","permissions":["read"],"agent_id":"agent-alpha"}'
 }
 
+# key_in TEXT: the API key that a command has printed.
+key_in() { grep -oE 'kite_[0-9a-f]{8}_[0-9a-f]{32}' <<<"$1" | head -n 1 || true; }
 # user_code NAME: what the login in the background tells its user to type.
 user_code() { grep -ohE '\b[B-DF-HJ-NP-TV-XZ]{4}-[B-DF-HJ-NP-TV-XZ]{4}\b' "$WORK/$1" "$WORK/$1.err" | head -n 1; }
 
@@ -150,7 +153,7 @@ kite_login() {
 
   text "Alpha makes a key for machine beta, which has it in its environment, here by a .env file."
   run_on alpha 'kite keys create --name "machine beta" --permissions write'
-  BETA_KEY=$(grep -oE 'kite_[0-9a-f]{8}_[0-9a-f]{32}' <<<"$OUT" | head -n 1)
+  BETA_KEY=$(key_in "$OUT")
   check "a key of the form kite_..." test -n "$BETA_KEY"
   printf 'KITE_API_KEY=%s\nKITE_TEAM_ID=%s\nKITE_WS_URL=ws%s/ws\n' "$BETA_KEY" "$TEAM" "${NODE2#http}" >"$WORK/beta/.env"
 }
@@ -203,7 +206,7 @@ kite_mistakes() {
   check "an unregistered machine is told to register" grep -qF 'kite agent register' <<<"$OUT"
   check "with exit status 1" test "$RC" -eq 1
   run_on alpha 'kite keys create --name "only reads"'
-  key=$(grep -oE 'kite_[0-9a-f]{8}_[0-9a-f]{32}' <<<"$OUT" | head -n 1)
+  key=$(key_in "$OUT")
   run_on beta "KITE_API_KEY=$key kite agent send --to agent-alpha hello"
   check "a key without write is refused" grep -qF 'send failed (403 Forbidden)' <<<"$OUT"
   run_on alpha "kite keys list"
