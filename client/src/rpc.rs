@@ -30,7 +30,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::api::kite::rpc::{CreateKeyParams, CreatedKey, KeyId, Recent, RecentParams};
+use crate::api::kite::rpc::{
+    CreateKeyParams, CreatedKey, KeyId, NOT_CARRIED_OUT, OUTCOME_UNKNOWN, Recent, RecentParams,
+};
 use crate::endpoints::Endpoints;
 use crate::retry::{Attempts, Failure, Repeat, RetryPolicy};
 use crate::socket::{Frame, Lost, Socket, ended_by};
@@ -38,10 +40,6 @@ use crate::{Error, tls};
 
 /// The servers answer within 2 s (no leader) + 8 s (outcome unknown). The vendor's command line waits for ever.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// How a server begins the text of a request that it may or may not have carried out …
-const UNKNOWN: &str = "outcome unknown: ";
-/// … and of one that it leaves to another node.
-const NOT_DONE: &str = "not carried out: ";
 
 /// Whom to ask, and as whom.
 #[derive(Debug, Clone)]
@@ -186,7 +184,7 @@ impl Rpc {
         }
         let text = payload.get("error").and_then(Value::as_str);
         let text = text.unwrap_or("request failed");
-        match (text.strip_prefix(UNKNOWN), text.strip_prefix(NOT_DONE)) {
+        match (text.strip_prefix(OUTCOME_UNKNOWN), text.strip_prefix(NOT_CARRIED_OUT)) {
             (Some(reason), _) => Err(unknown(reason.to_owned())),
             (_, Some(reason)) => Err(not_done(reason.to_owned())),
             (None, None) => Ok(Err(Error::Declined(text.to_owned()))),

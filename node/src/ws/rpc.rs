@@ -208,11 +208,14 @@ fn said(error: ApiError) -> String {
 }
 
 fn not_carried_out(why: &str) -> String {
-    format!("not carried out: {why}")
+    format!("{}{why}", wire::NOT_CARRIED_OUT)
 }
 
 fn unknown() -> String {
-    "outcome unknown: the request may or may not have been carried out; keys.list tells".to_owned()
+    format!(
+        "{}the request may or may not have been carried out; keys.list tells",
+        wire::OUTCOME_UNKNOWN
+    )
 }
 
 impl Call {

@@ -13,6 +13,12 @@ pub struct Refused {
     pub error: String,
 }
 
+/// How the error of a request begins that may or may not have been carried out. The vendor's payload has no field for
+/// it; a client that does not know these words shows them.
+pub const OUTCOME_UNKNOWN: &str = "outcome unknown: ";
+/// How it begins when nothing was done and another node, or a later time, may help.
+pub const NOT_CARRIED_OUT: &str = "not carried out: ";
+
 /// `events.recent`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RecentParams {
