@@ -26,8 +26,8 @@
 //!   sessions are woken by revocations. A node that has lost its leader would not hear of them; after three
 //!   seconds it sends its clients to another node.
 //! - Acks are cumulative, clamped to what this socket was sent, never move back and are never answered with an
-//!   error. A session without a cursor ignores them. [`super::liveness`] tells what stands in for the acks of
-//!   clients that never send any.
+//!   error. A session without a cursor ignores them. [`super::progress`] has these rules, [`super::liveness`] tells
+//!   what stands in for the acks of clients that never send any.
 //! - While a write waits for the reader, frames from the client are still taken in. When it waits for too long
 //!   the session ends with 4004; the client comes back and resumes where its acks ended.
 //! - Requests ([`super::rpc`]) are carried out beside all that, one at a time. They read the state for themselves:
@@ -50,15 +50,14 @@ use axum::extract::ws::{Message, WebSocket};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::ack::{Acks, Proof};
+use super::ack::Acks;
 use super::admission::Seat;
 use super::feed::Feed;
 use super::handshake::{self, Opened};
 use super::link::{End, GOODBYE, Inbound, Link, Received};
-use super::liveness::Liveness;
-use super::resume::CursorName;
+use super::progress::Progress;
 use super::rpc::Requests;
-use super::{Hub, frame, quota};
+use super::{Hub, Options, frame, quota};
 use crate::metrics::Metrics;
 use crate::shard::wakeups::Listener;
 
@@ -263,18 +262,18 @@ impl<'a, 'c> Session<'a, 'c> {
         let options = &self.hub.options;
         if now >= self.look_at {
             self.behind = true;
-            self.client.imply(now, options.implied_after);
+            self.client.tell_cursor(now, options);
             self.look_at_quota()?;
             let most_ms = options.look_every.as_millis() as u64;
             let pause_ms = self.hub.services.ids.jitter_ms(most_ms / 2, most_ms);
             self.look_at = now + Duration::from_millis(pause_ms);
         }
         if now >= self.ping_at {
-            if self.client.liveness.silence(now) >= options.silent_max {
+            if self.client.progress.silence(now) >= options.silent_max {
                 return Err(End::slow("no sign of life since many pings"));
             }
             self.ping_at = now + options.ping_every;
-            let payload = self.client.liveness.ping(self.client.delivered_seq);
+            let payload = self.client.progress.ping();
             self.link
                 .send(Message::Ping(payload.to_vec().into()), self.client)
                 .await?;
@@ -292,15 +291,7 @@ struct Client<'a> {
     seat: &'a Seat,
     metrics: Metrics,
     acks: Acks,
-    /// Moved by acks; none in a live session.
-    cursor: Option<CursorName>,
-    /// The cursor has seen a real ack.
-    acked: bool,
-    /// Where acks of this session have moved it.
-    acked_seq: u64,
-    /// The newest event that was written to this socket.
-    delivered_seq: u64,
-    liveness: Liveness,
+    progress: Progress,
     requests: Requests<'a>,
 }
 
@@ -310,41 +301,28 @@ impl<'a> Client<'a> {
             seat,
             metrics: hub.services.metrics.clone(),
             acks: hub.acks.clone(),
-            cursor: opened.cursor.clone(),
-            acked: opened.start.acked,
-            acked_seq: opened.start.after_seq,
-            delivered_seq: opened.start.after_seq,
-            liveness: Liveness::new(Instant::now()),
+            progress: Progress::new(opened.cursor.clone(), &opened.start, Instant::now()),
             requests: Requests::new(&hub.services, opened),
         }
     }
 
     fn sent(&mut self, seq: u64) {
-        self.delivered_seq = seq;
-        if self.cursor.is_some() && !self.acked {
-            self.liveness.sent(seq, Instant::now());
-        }
+        self.progress.sent(seq, Instant::now());
     }
 
     fn ack(&mut self, seq: u64) {
         self.metrics.ws_acks.inc();
-        let Some(cursor) = &self.cursor else { return };
-        let seq = seq.min(self.delivered_seq).max(self.acked_seq);
-        // The first ack counts even if it moves nothing: from then on acks alone do.
-        if seq > self.acked_seq || !self.acked {
-            self.acks.put(cursor, seq, Proof::Ack);
-            self.acked_seq = seq;
-            self.acked = true;
-            self.liveness.forget_sent();
+        if let Some((cursor, mark)) = self.progress.ack(seq) {
+            self.acks.put(cursor, mark);
         }
     }
 
-    /// Moves the cursor of a client that never acks.
-    fn imply(&mut self, now: Instant, age: Duration) {
-        if let (Some(cursor), false) = (&self.cursor, self.acked)
-            && let Some(seq) = self.liveness.implied(now, age)
-        {
-            self.acks.put(cursor, seq, Proof::Implied);
+    /// What time has proved: that events arrived, and that the cursor is in use.
+    fn tell_cursor(&mut self, now: Instant, options: &Options) {
+        let implied = self.progress.implied(now, options.implied_after);
+        let touched = self.progress.touch(now, options.touch_every);
+        for (cursor, mark) in implied.into_iter().chain(touched) {
+            self.acks.put(cursor, mark);
         }
     }
 
@@ -366,12 +344,12 @@ impl Inbound for Client<'_> {
 
     fn take(&mut self, received: Received) -> Result<(), End> {
         let now = Instant::now();
-        self.liveness.heard(now);
+        self.progress.heard(now);
         self.seat.heard(now);
         match received {
             Some(Ok(Message::Text(text))) => self.text(&text),
             Some(Ok(Message::Pong(payload))) => {
-                self.liveness.pong(&payload);
+                self.progress.pong(&payload);
                 Ok(())
             }
             Some(Ok(Message::Ping(_))) => Ok(()), // answered beneath us
