@@ -56,14 +56,15 @@ impl Mark {
 
 /// Marks by cursor, in the order in which the cursors came.
 #[derive(Debug, Default)]
-struct Table {
+pub struct Table {
     waiting: HashMap<CursorName, Mark>,
     order: VecDeque<CursorName>,
     proposed: HashMap<CursorName, Mark>,
 }
 
 impl Table {
-    fn put(&mut self, name: CursorName, mark: Mark) {
+    /// Takes a mark in.
+    pub fn put(&mut self, name: CursorName, mark: Mark) {
         if let Some(waiting) = self.waiting.get_mut(&name) {
             waiting.merge(mark);
         } else if self.waiting.len() < limits::ACKS_WAITING_MAX {
@@ -72,12 +73,13 @@ impl Table {
         } // else: without a quorum for this long the events will be seen twice
     }
 
-    fn holds(&self, name: &CursorName) -> bool {
+    /// Whether something of this cursor is not stored yet.
+    pub fn holds(&self, name: &CursorName) -> bool {
         self.waiting.contains_key(name) || self.proposed.contains_key(name)
     }
 
-    /// Takes the marks of one operation.
-    fn take(&mut self) -> Vec<CursorAck> {
+    /// Takes the marks of one operation; [`Self::stored`] or [`Self::failed`] ends it.
+    pub fn take(&mut self) -> Vec<CursorAck> {
         let count = self.order.len().min(limits::ACKS_PER_ENTRY_MAX);
         for name in self.order.drain(..count) {
             if let Some(mark) = self.waiting.remove(&name) {
@@ -90,11 +92,13 @@ impl Table {
             .collect()
     }
 
-    fn stored(&mut self) {
+    /// The operation is in the state.
+    pub fn stored(&mut self) {
         self.proposed.clear();
     }
 
-    fn failed(&mut self) {
+    /// The operation may not be in the state: its marks go into the next one.
+    pub fn failed(&mut self) {
         for (name, mark) in std::mem::take(&mut self.proposed) {
             // What came meanwhile is newer.
             match self.waiting.get_mut(&name) {
