@@ -141,18 +141,17 @@ async fn settled(hub: &Hub, state: Arc<StateDb>, cursor: Option<&CursorName>) ->
     linearizable(hub).await
 }
 
-/// Stores a new cursor before its session begins, and has an old one know that it is used.
+/// Stores a new cursor before its session begins, and that an old one is in use again: a sweep may be about to
+/// forget it.
 async fn note(hub: &Hub, name: &CursorName, start: &Start) -> Result<(), End> {
-    if start.create || start.touch {
-        let mark = Mark {
-            seq: start.after_seq,
-            proof: Proof::Implied,
-        };
-        hub.acks.put(name.clone(), mark);
-    }
-    if !start.create {
+    if !start.create && !start.touch {
         return Ok(());
     }
+    let mark = Mark {
+        seq: start.after_seq,
+        proof: Proof::Implied,
+    };
+    hub.acks.put(name.clone(), mark);
     if !hub.acks.stored(name, STORE_WITHIN).await {
         return Err(End::busy("the cursor could not be stored"));
     }

@@ -144,7 +144,8 @@ impl Request<'_> {
                 after_seq: seq(cursor),
                 acked: cursor.acked,
                 create: false,
-                touch: rows.cluster_ms.saturating_sub(cursor.used_ct_ms) >= limits::CURSOR_TOUCH_MS,
+                // One that was made before there were notes has none.
+                touch: cursor.used_ct_ms == 0 || cursor.used_ct_ms + limits::CURSOR_TOUCH_MS <= rows.cluster_ms,
             });
         }
         let create = self.client_id.is_some();

@@ -9,12 +9,12 @@ use agentpost_proto::record::{InboxHead, LogId};
 use agentpost_raft_store::apply::apply_command;
 use agentpost_raft_store::keys;
 use agentpost_raft_store::kv::{Memory, Writes};
+use agentpost_raft_store::query;
 use agentpost_raft_store::view::{HotCache, View};
-use bytes::Bytes;
 use prost::Message as _;
 
 use crate::replica::{bootstrap, create_key, create_team, encode, principal, subscribe, team_id, unlimited};
-use crate::steps::{AGENTS, BOUNDED, BOUNDED_ENTRIES, TOPIC};
+use crate::steps::{AGENTS, BOUNDED, BOUNDED_ENTRIES, CURSORS_LEFT, TOPIC};
 
 /// The only team.
 pub fn team() -> TeamId {
@@ -48,7 +48,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// With a team, a topic to which the first agents are subscribed, and an inbox that is nearly full.
+    /// With a team that has nearly all its cursors, a topic to which the first agents are subscribed, and an inbox
+    /// that is nearly full.
     pub fn new() -> Self {
         let mut cluster = Cluster {
             memory: Memory::default(),
@@ -72,11 +73,13 @@ impl Cluster {
             unread: limits::INBOX_ENTRIES_MAX - BOUNDED_ENTRIES,
             ..InboxHead::default()
         };
-        let row = (
-            keys::inbox_head(team(), BOUNDED),
-            Some(Bytes::from(head.encode_to_vec())),
-        );
-        cluster.append(vec![row]);
+        let mut counts = query::team_head(&cluster.memory, team()).unwrap();
+        counts.cursors = limits::CURSORS_MAX - CURSORS_LEFT;
+        cluster.append(vec![
+            (keys::inbox_head(team(), BOUNDED), Some(head.encode_to_vec().into())),
+            (keys::team_head(team()), Some(counts.encode_to_vec().into())),
+        ]);
+        cluster.cache.clear();
         cluster
     }
 

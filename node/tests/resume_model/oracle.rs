@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use crate::cluster::team;
-use crate::steps::{AGENTS, SENDERS, Sees, Subscription};
+use crate::steps::{AGENTS, CURSORS_LEFT, SENDERS, Sees, Subscription};
 
 type Checked = Result<(), TestCaseError>;
 
@@ -167,6 +167,20 @@ impl Oracle {
         Ok(())
     }
 
+    /// A client was refused: it is a new name, and the team has all that it may have.
+    pub fn check_refusal(&self, cursor: Option<&CursorName>) -> Checked {
+        let exists = |name: &CursorName| self.cursors.get(name).is_some_and(|(_, known)| known.row.is_some());
+        prop_assert!(cursor.is_some_and(|name| !name.client_id.is_empty() && !exists(name)));
+        prop_assert_eq!(self.named(), CURSORS_LEFT as usize);
+        Ok(())
+    }
+
+    fn named(&self) -> usize {
+        let named =
+            |(name, (_, known)): &(&CursorName, &(Sees, Known))| !name.client_id.is_empty() && known.row.is_some();
+        self.cursors.iter().filter(named).count()
+    }
+
     /// A node took an ack in.
     pub fn heard(&mut self, name: &CursorName, node: usize, seq: u64) {
         if let Some((_, known)) = self.cursors.get_mut(name) {
@@ -216,7 +230,12 @@ impl Oracle {
                 (Some(_), None) => {
                     let unused_ms = cluster_ms - known.used_ms + limits::CURSOR_TOUCH_MS;
                     prop_assert!(unused_ms >= limits::CURSOR_TTL_MS, "{name:?} was forgotten too early");
-                    prop_assert!(!is_open(name), "{name:?} was forgotten under an open session");
+                    // A mailbox begins at its oldest mail again, and that is younger than any cursor that is forgotten.
+                    let is_named = !name.client_id.is_empty();
+                    prop_assert!(
+                        !(is_named && is_open(name)),
+                        "{name:?} was forgotten under an open session"
+                    );
                     (known.floor, known.heard) = (0, BTreeMap::new());
                 }
                 (before, Some(row)) => {
@@ -237,6 +256,7 @@ impl Oracle {
             known.row = row;
         }
         self.cursors = cursors;
+        prop_assert!(self.named() <= CURSORS_LEFT as usize, "a cursor too many");
         Ok(())
     }
 }

@@ -10,6 +10,9 @@ pub const SOURCE_PREFIX: &str = "https://x/agents/";
 pub const BOUNDED: &str = "b";
 pub const BOUNDED_ENTRIES: u64 = 5;
 
+/// How many named cursors the team may still have.
+pub const CURSORS_LEFT: u32 = 3;
+
 /// What a session asks for, and, said once more and independently, what it has to see.
 pub struct Subscription {
     pub scopes: &'static [&'static str],

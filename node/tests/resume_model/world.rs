@@ -236,7 +236,7 @@ impl World {
     }
 
     /// The handshake: see the newest state, have acks of this cursor that wait on this node stored, decide, and
-    /// store a new cursor. Others send meanwhile.
+    /// store a new cursor or a new use. Others send meanwhile, and what has aged goes.
     fn connect(
         &mut self,
         subscription: &'static Subscription,
@@ -264,7 +264,10 @@ impl World {
         }
         let state = &self.cluster.replicas[node].memory;
         let rows = Rows::read(state, &request).unwrap();
-        let start = request.start(&rows).unwrap();
+        let start = match request.start(&rows) {
+            Ok(start) => start,
+            Err(_) => return self.oracle.check_refusal(cursor.as_ref()),
+        };
         self.oracle
             .check_start((node, subscription), cursor.as_ref(), &start, rows.last_seq)?;
         let mut feed = Feed::new(team(), narrowed, SOURCE_PREFIX.to_owned());
@@ -272,13 +275,15 @@ impl World {
         for n in 0..meanwhile {
             self.send(sender(n), Some(agent(n)), false)?;
         }
+        if meanwhile == 2 {
+            self.sweep()?;
+        }
         if let (true, Some(name)) = (start.create || start.touch, &cursor) {
             let (seq, proof) = (start.after_seq, Proof::Implied);
-            self.cluster.replicas[node].acks.put(name.clone(), Mark { seq, proof });
-            if start.create {
-                self.propose(node, Proposal::Stored)?;
-                self.cluster.catch_up(node, usize::MAX);
-            }
+            let table = &mut self.cluster.replicas[node].acks;
+            table.put(name.clone(), Mark { seq, proof });
+            self.propose(node, Proposal::Stored)?;
+            self.cluster.catch_up(node, usize::MAX);
         }
         self.sessions.push(Session {
             subscription,
@@ -489,10 +494,12 @@ impl World {
         }
         for (n, subscription) in SUBSCRIPTIONS.iter().enumerate() {
             self.connect(subscription, n % 3, Manner::Honest, 0)?;
-            let at = self.sessions.len() - 1;
+            let Some(at) = self.sessions.len().checked_sub(1) else {
+                continue; // a name too many
+            };
             while self.deliver(at)? {}
             self.read(at, usize::MAX);
-            let session = &self.sessions[at];
+            let session = self.sessions.remove(at);
             let Some(name) = &session.cursor else { continue };
             let (log, head) = (self.cluster.len(), self.oracle.sent.last().map_or(0, |sent| sent.seq));
             let known = self.oracle.cursors.get(name).map(|(_, known)| known);
