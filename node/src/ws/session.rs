@@ -47,7 +47,7 @@ use std::time::Duration;
 use agentpost_proto::frame::{ClientFrame, ServerFrame};
 use agentpost_proto::id::TeamId;
 use axum::extract::ws::{Message, WebSocket};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::ack::Acks;
@@ -61,14 +61,21 @@ use super::{Hub, Options, frame, quota};
 use crate::metrics::Metrics;
 use crate::shard::wakeups::Listener;
 
+/// How long a session may still write when its key was revoked.
+const REVOKED_MAX: Duration = Duration::from_millis(500);
+
 /// One socket from the upgrade to its end.
 pub async fn run(hub: Hub, socket: WebSocket, mut seat: Seat) {
     let mut link = Link::new(socket, hub.options.stalled_max);
     let leave = seat.leave();
     let mut client = None;
+    let (admitted, key) = oneshot::channel();
+    // Boxed, as all that is rare: every open session carries the rest.
+    let revoked = Box::pin(revoked(&hub, key));
     let end = tokio::select! {
         biased;
-        end = converse(&hub, &mut link, &mut seat, &mut client) => end,
+        end = converse(&hub, &mut link, &mut seat, &mut client, admitted) => end,
+        end = revoked => end,
         () = hub.services.cluster.shutdown.cancelled() => End::Elsewhere("service restart"),
         () = leave.cancelled() => End::slow("a newer session took the place of this silent one"),
         () = cut_off(hub.isolated.clone()) => End::Elsewhere("this node has lost the cluster"),
@@ -78,7 +85,6 @@ pub async fn run(hub: Hub, socket: WebSocket, mut seat: Seat) {
         hub.services.cluster.shutdown.cancelled().await;
         sleep(GOODBYE).await;
     };
-    // Boxed, as all that is rare: every open session carries the rest.
     let goodbye = Box::pin(async {
         if let Some(client) = &mut client {
             // A client that takes nothing any more is told by the close frame alone.
@@ -113,12 +119,36 @@ async fn cut_off(mut isolated: watch::Receiver<bool>) {
     }
 }
 
-async fn converse<'a>(hub: &'a Hub, link: &mut Link, seat: &'a mut Seat, client: &mut Option<Client<'a>>) -> End {
+/// Returns when the key of the session was revoked and the session has not ended by itself: it waits for a reader
+/// that takes nothing.
+async fn revoked(hub: &Hub, admitted: oneshot::Receiver<[u8; 32]>) -> End {
+    let Ok(key_hash) = admitted.await else {
+        return std::future::pending().await; // it was not let in
+    };
+    let mut keys = hub.services.wakeups.keys();
+    loop {
+        let refused = handshake::authenticate(hub, &*hub.services.reader.local(), &key_hash).err();
+        if let Some(end) = refused {
+            sleep(REVOKED_MAX).await;
+            return end;
+        }
+        keys.woken().await;
+    }
+}
+
+async fn converse<'a>(
+    hub: &'a Hub,
+    link: &mut Link,
+    seat: &'a mut Seat,
+    client: &mut Option<Client<'a>>,
+    admitted: oneshot::Sender<[u8; 32]>,
+) -> End {
     // Boxed: the handshake is long and rare.
     let opened = match Box::pin(handshake::open(hub, link, seat)).await {
         Ok(opened) => opened,
         Err(end) => return end,
     };
+    let _ = admitted.send(opened.key_hash);
     let client = client.insert(Client::new(hub, seat, &opened));
     match Session::new(hub, link, client, opened).run().await {
         Ok(never) => match never {},
