@@ -10,6 +10,9 @@
 //!
 //! The requested scopes decide, not what the key leaves of them: a management command asks for `*` on a fresh
 //! socket and must neither replay an agent's mail nor move its cursor, whatever key it holds.
+//!
+//! A cursor that nobody uses is forgotten after [`limits::CURSOR_TTL_MS`]. A mailbox then begins at its oldest mail
+//! again, all of it younger; a named client is new again.
 
 use agentpost_proto::id::TeamId;
 use agentpost_proto::{limits, record};

@@ -28,8 +28,9 @@
 //! - Acks are cumulative, clamped to what this socket was sent, never move back and are never answered with an
 //!   error. A session without a cursor ignores them. [`super::progress`] has these rules, [`super::liveness`] tells
 //!   what stands in for the acks of clients that never send any.
-//! - While a write waits for the reader, frames from the client are still taken in. When it waits for too long
-//!   the session ends with 4004; the client comes back and resumes where its acks ended.
+//! - What was removed before the session came to it is told (`cursor_expired`) before what follows; see [`super::feed`].
+//! - While a write waits for the reader, frames from the client are still taken in, and the key is still watched.
+//!   When it waits for too long the session ends with 4004; the client comes back and resumes where its acks ended.
 //! - Requests ([`super::rpc`]) are carried out beside all that, one at a time. They read the state for themselves:
 //!   what they show neither moves the place nor counts as delivered.
 //! - A team that becomes blocked ([`super::quota`]) is told once, by an end.
