@@ -7,6 +7,7 @@ pub mod frame;
 pub mod handshake;
 pub mod link;
 pub mod liveness;
+pub mod progress;
 pub mod quota;
 pub mod resume;
 pub mod rpc;
@@ -46,6 +47,8 @@ pub struct Options {
     pub stalled_max: Duration,
     /// How old an event must be before an answered ping counts as its ack.
     pub implied_after: Duration,
+    /// How often an open session tells its cursor that it is used.
+    pub touch_every: Duration,
     /// Between looks at the state without a hint, at most; at least half of it.
     pub look_every: Duration,
     /// Between two ack operations of this node.
@@ -62,6 +65,7 @@ impl Default for Options {
             silent_max: Duration::from_secs(600),
             stalled_max: Duration::from_secs(30),
             implied_after: Duration::from_secs(60),
+            touch_every: Duration::from_millis(limits::CURSOR_TOUCH_MS),
             look_every: Duration::from_secs(5),
             ack_every: Duration::from_millis(50),
             isolated_max: Duration::from_secs(3),

@@ -7,13 +7,13 @@ mod common;
 mod web;
 mod ws_client;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agentpost_node::ws;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use common::TestCluster;
+use common::{TestCluster, eventually};
 use web::{Call, Team, new_key};
 use ws_client::{Connect, Ending, Socket, connect_frame, refused, serve_with};
 
@@ -324,8 +324,6 @@ async fn plain_http_is_told(world: &World) {
 async fn how_a_session_ends() {
     let world = World::start().await;
     tokio::join!(
-        a_revoked_key_closes_its_sockets_everywhere(&world),
-        an_expired_key_closes_its_sockets(&world),
         one_inbox_has_a_bounded_number_of_sessions(&world),
         silence_is_not_endless(&world),
         nobody_waits_for_ever_for_a_connect(&world),
@@ -335,61 +333,12 @@ async fn how_a_session_ends() {
     let services = world.cluster.services(0);
     assert!(services.cluster.metrics_text().contains("agentpost_ws_sessions 1"));
     socket.cut();
-    let started = Instant::now();
-    while !services.cluster.metrics_text().contains("agentpost_ws_sessions 0") {
-        assert!(
-            started.elapsed() < Duration::from_secs(5),
-            "{}",
-            services.cluster.metrics_text()
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("no session in the metrics", async || {
+        let metrics = services.cluster.metrics_text();
+        metrics.contains("agentpost_ws_sessions 0").then_some(())
+    })
+    .await;
     world.cluster.stop().await;
-}
-
-async fn a_revoked_key_closes_its_sockets_everywhere(world: &World) {
-    let team = world.team("revoked").await;
-    let (key_id, doomed) = world
-        .key(&team, json!({"name": "doomed", "permissions": ["read"]}))
-        .await;
-    let mut sockets = Vec::new();
-    for url in &world.urls {
-        for scopes in [&["*"][..], &["agent_to:a"]] {
-            sockets.push(Socket::connect(url, connect(&doomed, scopes)).await.0);
-        }
-    }
-    let (mut other, _) = Socket::connect(&world.urls[0], connect(&team, &["*"])).await;
-    Call::delete(format!("/admin/v1/keys/{key_id}"))
-        .bearer(&world.admin)
-        .to(&world.urls[1])
-        .await;
-    let started = Instant::now();
-    for socket in &mut sockets {
-        assert_eq!(socket.ending().await, refused(4001));
-    }
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
-    other.silent().await;
-    let words = connect_frame(&connect(&doomed, &["*"])).to_string();
-    for url in &world.urls {
-        assert_eq!(first_words(url, Message::text(words.clone())).await, refused(4001));
-    }
-}
-
-async fn an_expired_key_closes_its_sockets(world: &World) {
-    let team = world.team("expired").await;
-    let services = world.cluster.services(1);
-    let at = agentpost_proto::time::rfc3339(services.clock.wall_ms() + 2_000);
-    let (_, expiring) = world
-        .key(&team, json!({"name": "e", "permissions": ["read"], "expires_at": at}))
-        .await;
-    let options = ws::Options {
-        look_every: Duration::from_millis(200),
-        ..ws::Options::default()
-    };
-    let url = serve_with(services, options).await;
-    let (mut socket, _) = Socket::connect(&url, connect(&expiring, &["*"])).await;
-    socket.silent().await;
-    assert_eq!(socket.ending().await, refused(4001));
 }
 
 async fn one_inbox_has_a_bounded_number_of_sessions(world: &World) {

@@ -30,14 +30,17 @@ pub enum Proof {
     /// It said so.
     Ack,
     /// It answered a ping that was sent after them. Counts only while the cursor never saw an ack. Also the
-    /// proof of a cursor that is created where its session begins.
+    /// proof of a cursor that is created where its session begins, and of a use that moves nothing.
     Implied,
 }
 
+/// What a session tells its cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Mark {
-    seq: u64,
-    proof: Proof,
+pub struct Mark {
+    /// The client has the events up to here.
+    pub seq: u64,
+    /// How that is known.
+    pub proof: Proof,
 }
 
 impl Mark {
@@ -53,14 +56,15 @@ impl Mark {
 
 /// Marks by cursor, in the order in which the cursors came.
 #[derive(Debug, Default)]
-struct Table {
+pub struct Table {
     waiting: HashMap<CursorName, Mark>,
     order: VecDeque<CursorName>,
     proposed: HashMap<CursorName, Mark>,
 }
 
 impl Table {
-    fn put(&mut self, name: CursorName, mark: Mark) {
+    /// Takes a mark in.
+    pub fn put(&mut self, name: CursorName, mark: Mark) {
         if let Some(waiting) = self.waiting.get_mut(&name) {
             waiting.merge(mark);
         } else if self.waiting.len() < limits::ACKS_WAITING_MAX {
@@ -69,12 +73,13 @@ impl Table {
         } // else: without a quorum for this long the events will be seen twice
     }
 
-    fn holds(&self, name: &CursorName) -> bool {
+    /// Whether something of this cursor is not stored yet.
+    pub fn holds(&self, name: &CursorName) -> bool {
         self.waiting.contains_key(name) || self.proposed.contains_key(name)
     }
 
-    /// Takes the marks of one operation.
-    fn take(&mut self) -> Vec<CursorAck> {
+    /// Takes the marks of one operation; [`Self::stored`] or [`Self::failed`] ends it.
+    pub fn take(&mut self) -> Vec<CursorAck> {
         let count = self.order.len().min(limits::ACKS_PER_ENTRY_MAX);
         for name in self.order.drain(..count) {
             if let Some(mark) = self.waiting.remove(&name) {
@@ -87,11 +92,13 @@ impl Table {
             .collect()
     }
 
-    fn stored(&mut self) {
+    /// The operation is in the state.
+    pub fn stored(&mut self) {
         self.proposed.clear();
     }
 
-    fn failed(&mut self) {
+    /// The operation may not be in the state: its marks go into the next one.
+    pub fn failed(&mut self) {
         for (name, mark) in std::mem::take(&mut self.proposed) {
             // What came meanwhile is newer.
             match self.waiting.get_mut(&name) {
@@ -130,8 +137,8 @@ struct Shared {
 
 impl Acks {
     /// Moves a cursor, soon.
-    pub fn put(&self, name: &CursorName, seq: u64, proof: Proof) {
-        self.with_table(|table| table.put(name.clone(), Mark { seq, proof }));
+    pub fn put(&self, name: CursorName, mark: Mark) {
+        self.with_table(|table| table.put(name, mark));
         self.shared.arrived.notify_one();
     }
 
@@ -243,6 +250,11 @@ mod tests {
         }
     }
 
+    fn acked(seq: u64) -> Mark {
+        let proof = Proof::Ack;
+        Mark { seq, proof }
+    }
+
     type Proposed = Arc<Mutex<Vec<(Instant, Vec<(String, u64, bool)>)>>>;
 
     /// Runs a worker whose first `failures` proposals fail.
@@ -278,11 +290,11 @@ mod tests {
     async fn acks_coalesce_to_the_highest_in_one_operation_per_interval() {
         let (acks, proposed, _shutdown) = start(0);
         sleep(EVERY * 3).await;
-        acks.put(&name("a"), 1, Proof::Ack);
+        acks.put(name("a"), acked(1));
         assert!(acks.stored(&name("a"), EVERY).await);
         for seq in 2..100 {
-            acks.put(&name("a"), seq, Proof::Ack);
-            acks.put(&name("b"), 200 - seq, Proof::Ack);
+            acks.put(name("a"), acked(seq));
+            acks.put(name("b"), acked(200 - seq));
         }
         assert!(acks.pending(&name("b")));
         assert!(acks.stored(&name("a"), EVERY * 2).await);
@@ -297,9 +309,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_failed_proposal_is_repeated_with_what_came_meanwhile() {
         let (acks, proposed, _shutdown) = start(2);
-        acks.put(&name("a"), 5, Proof::Ack);
+        acks.put(name("a"), acked(5));
         assert!(!acks.stored(&name("a"), Duration::from_millis(100)).await);
-        acks.put(&name("a"), 6, Proof::Ack);
+        acks.put(name("a"), acked(6));
         assert!(acks.stored(&name("a"), Duration::from_secs(5)).await);
         assert_eq!(proposed.lock().unwrap()[0].1, [("a".to_owned(), 6, false)]);
     }
@@ -324,23 +336,11 @@ mod tests {
         let mut table = Table::default();
         let count = limits::ACKS_PER_ENTRY_MAX + 1;
         for at in 0..count {
-            table.put(
-                name(&format!("agent-{at}")),
-                Mark {
-                    seq: 1,
-                    proof: Proof::Ack,
-                },
-            );
+            table.put(name(&format!("agent-{at}")), acked(1));
         }
         assert_eq!(table.take().len(), limits::ACKS_PER_ENTRY_MAX);
         table.stored();
-        table.put(
-            name("late"),
-            Mark {
-                seq: 1,
-                proof: Proof::Ack,
-            },
-        );
+        table.put(name("late"), acked(1));
         assert_eq!(table.take()[..].len(), 2);
         assert!(table.proposed.contains_key(&name(&format!("agent-{}", count - 1))));
     }
@@ -349,9 +349,9 @@ mod tests {
     async fn a_stopping_node_stores_what_it_has() {
         let (acks, proposed, shutdown) = start(0);
         sleep(EVERY * 3).await;
-        acks.put(&name("a"), 1, Proof::Ack);
+        acks.put(name("a"), acked(1));
         assert!(acks.stored(&name("a"), EVERY).await);
-        acks.put(&name("a"), 2, Proof::Ack);
+        acks.put(name("a"), acked(2));
         shutdown.cancel();
         assert!(acks.stored(&name("a"), EVERY).await);
         assert_eq!(proposed.lock().unwrap().last().unwrap().1, [("a".to_owned(), 2, false)]);

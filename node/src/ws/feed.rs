@@ -31,14 +31,16 @@ pub struct Feed {
     agents: Vec<AgentId>,
     source_prefix: String,
     after_seq: u64,
+    /// Up to here the client knows that something may be gone.
+    told_seq: u64,
     /// Rows of the next batch: fewer when messages are large.
     rows: usize,
 }
 
-/// Encoded events, in order.
+/// Encoded events, in order. Before them a `cursor_expired` if some after the place were removed unseen.
 #[derive(Debug)]
 pub struct Batch {
-    /// Each with its seq.
+    /// Each with its seq; a `cursor_expired` with the one before the next that is left.
     pub events: Vec<(u64, Utf8Bytes)>,
     /// There may be more at once.
     pub more: bool,
@@ -99,6 +101,7 @@ impl Feed {
             agents,
             source_prefix,
             after_seq: 0,
+            told_seq: 0,
             rows: limits::WS_BATCH_EVENTS,
         }
     }
@@ -124,8 +127,8 @@ impl Feed {
         self.after_seq = after_seq;
     }
 
-    /// The highest seq that retention took from here.
-    pub fn max_removed_seq(&self, kv: &impl Kv) -> Result<u64, Fatal> {
+    /// The highest seq that was removed from here.
+    fn max_removed_seq(&self, kv: &impl Kv) -> Result<u64, Fatal> {
         let mut removed = 0;
         if !self.wide.is_empty() {
             removed = query::team_head(kv, self.team)?.max_removed_seq;
@@ -137,24 +140,23 @@ impl Feed {
         Ok(removed)
     }
 
-    /// The first retained entry after the place.
-    pub fn oldest_available_seq(&self, kv: &impl Kv) -> Result<Option<u64>, Fatal> {
-        Ok(self
-            .read(kv, Look::After(self.after_seq), 1)?
-            .first()
-            .map(|row| row.seq))
-    }
-
     /// Reads on from the place and moves it behind what it returns.
     pub fn batch(&mut self, kv: &impl Kv) -> Result<Batch, Fatal> {
-        // Standing still: an entry that came between two looks would be passed over.
+        // Standing still: what came or was removed between two looks would be passed over.
         let frozen = kv.frozen();
         let kv = &frozen.as_ref();
+        let removed = self.max_removed_seq(kv)?;
         let rows = self.read(kv, Look::After(self.after_seq), self.rows)?;
         let mut batch = Batch {
             events: Vec::with_capacity(rows.len()),
             more: rows.len() == self.rows,
         };
+        if removed > self.after_seq.max(self.told_seq) {
+            let oldest = rows.first().map_or(removed + 1, |row| row.seq);
+            let expired = frame::expired(self.after_seq, removed, oldest);
+            batch.events.push((oldest - 1, expired));
+        }
+        let told_seq = self.told_seq.max(removed);
         let next_rows = next_rows(&rows);
         let (mut bytes, mut after_seq) = (0, self.after_seq);
         for Row { seq, message, shown } in rows {
@@ -172,7 +174,7 @@ impl Feed {
             bytes += event.len();
             batch.events.push((seq, event));
         }
-        (self.rows, self.after_seq) = (next_rows, after_seq);
+        (self.rows, self.after_seq, self.told_seq) = (next_rows, after_seq, told_seq);
         Ok(batch)
     }
 
@@ -509,7 +511,65 @@ mod tests {
         assert_eq!(feed(&["agent_to:b", "agent_to:a"]).max_removed_seq(&memory).unwrap(), 5);
         assert_eq!(feed(&["agent_to:b", "source:s"]).max_removed_seq(&memory).unwrap(), 7);
         assert_eq!(feed(&["*"]).max_removed_seq(&memory).unwrap(), 7);
-        assert_eq!(feed(&["agent_to:b"]).oldest_available_seq(&memory).unwrap(), Some(9));
-        assert_eq!(feed(&["*"]).oldest_available_seq(&memory).unwrap(), Some(8));
+    }
+
+    /// The frames of a batch: the seqs of events, and (oldest available, place) of a loss as negative numbers.
+    fn told(batch: &Batch) -> Vec<i64> {
+        let number = |(seq, event): &(u64, Utf8Bytes)| {
+            let frame: serde_json::Value = serde_json::from_str(event).unwrap();
+            match frame["type"].as_str().unwrap() {
+                "event" => *seq as i64,
+                other => {
+                    assert_eq!(other, "cursor_expired");
+                    assert_eq!(frame["oldest_available_seq"], *seq + 1);
+                    -(*seq as i64 + 1)
+                }
+            }
+        };
+        batch.events.iter().map(number).collect()
+    }
+
+    fn removed(memory: &mut Memory, agent: &str, seqs: impl IntoIterator<Item = u64>) {
+        for seq in seqs {
+            let mut inbox = query::inbox_head(memory, TEAM, agent).unwrap();
+            let mut team = query::team_head(memory, TEAM).unwrap();
+            inbox.max_removed_seq = inbox.max_removed_seq.max(seq);
+            team.max_removed_seq = team.max_removed_seq.max(seq);
+            memory.write(vec![
+                (keys::inbox_head(TEAM, agent), Some(inbox.encode_to_vec().into())),
+                (keys::team_head(TEAM), Some(team.encode_to_vec().into())),
+                (keys::inbox_entry(ReadState::Unread, TEAM, agent, seq), None),
+                (keys::inbox_entry(ReadState::Read, TEAM, agent, seq), None),
+                (keys::message(TEAM, seq), None),
+            ]);
+        }
+    }
+
+    #[test]
+    fn what_was_removed_unseen_is_told_before_what_follows_and_once() {
+        for scopes in [&["agent_to:a"][..], &["*"]] {
+            let mut memory = Memory::default();
+            mail(&mut memory, (1..=9).map(|seq| (seq, "a", 10)));
+            let mut feed = feed(scopes);
+            feed.seek(2);
+            removed(&mut memory, "a", [1, 2]);
+            feed.rows = 2;
+            assert_eq!(
+                told(&feed.batch(&memory).unwrap()),
+                [3, 4],
+                "nothing behind the place is missed"
+            );
+            // While it was away from the state; and a hole in front of it.
+            removed(&mut memory, "a", [3, 4, 5, 7]);
+            feed.rows = 2;
+            assert_eq!(told(&feed.batch(&memory).unwrap()), [-6, 6, 8], "{scopes:?}");
+            assert_eq!(told(&feed.batch(&memory).unwrap()), [9]);
+            mail(&mut memory, [(10, "a", 10)]);
+            removed(&mut memory, "a", [10]);
+            assert_eq!(told(&feed.batch(&memory).unwrap()), [-11], "nothing is left");
+            assert!(told(&feed.batch(&memory).unwrap()).is_empty());
+            mail(&mut memory, [(11, "a", 10)]);
+            assert_eq!(told(&feed.batch(&memory).unwrap()), [11]);
+        }
     }
 }

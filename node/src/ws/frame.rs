@@ -45,6 +45,15 @@ pub fn event(message: &record::Message, receiver: Option<&str>, seq: u64, source
     text(&ServerFrame::Event { seq, event })
 }
 
+/// Tells a client at `after_seq` that events up to `removed_seq` may be gone.
+pub fn expired(after_seq: u64, removed_seq: u64, oldest_available_seq: u64) -> Utf8Bytes {
+    let message = format!("events up to {removed_seq} may have been removed by retention; resuming after {after_seq}");
+    text(&ServerFrame::CursorExpired {
+        oldest_available_seq,
+        message,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

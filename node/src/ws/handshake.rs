@@ -14,7 +14,7 @@ use agentpost_raft_store::query;
 use axum::extract::ws::Message;
 use tokio::time::timeout;
 
-use super::ack::Proof;
+use super::ack::{Mark, Proof};
 use super::admission::Seat;
 use super::feed::Feed;
 use super::link::{End, Link};
@@ -86,13 +86,13 @@ pub async fn open(hub: &Hub, link: &mut Link, seat: &mut Seat) -> Result<Opened,
     };
     let cursor = request.cursor();
     let state = settled(hub, state, cursor.as_ref()).await?;
-    let (start, greeting) = place(hub, &*state, &request, &mut feed).map_err(unreadable)?;
+    let rows = Rows::read(&*state, &request).map_err(unreadable)?;
+    let start = request.start(&rows).map_err(End::invalid)?;
+    feed.seek(start.after_seq);
+    let greeting = greeting(hub, &*state, &request, &start).map_err(unreadable)?;
     drop(state);
-    if let (true, Some(name)) = (start.create, &cursor) {
-        hub.acks.put(name, start.after_seq, Proof::Implied);
-        if !hub.acks.stored(name, STORE_WITHIN).await {
-            return Err(End::busy("the cursor could not be stored"));
-        }
+    if let Some(name) = &cursor {
+        note(hub, name, &start).await?;
     }
     Ok(Opened {
         team: caller.team,
@@ -139,6 +139,26 @@ async fn settled(hub: &Hub, state: Arc<StateDb>, cursor: Option<&CursorName>) ->
         return Err(End::busy("acknowledgements wait for a quorum"));
     }
     linearizable(hub).await
+}
+
+/// Stores a new cursor before its session begins, and that an old one is in use again: a sweep may be about to
+/// forget it.
+async fn note(hub: &Hub, name: &CursorName, start: &Start) -> Result<(), End> {
+    if !start.create && !start.touch {
+        return Ok(());
+    }
+    let mark = Mark {
+        seq: start.after_seq,
+        proof: Proof::Implied,
+    };
+    hub.acks.put(name.clone(), mark);
+    if !hub.acks.stored(name, STORE_WITHIN).await {
+        return Err(End::busy("the cursor could not be stored"));
+    }
+    // How many there may be is decided where all nodes meet: another client may have taken the last place.
+    let state = linearizable(hub).await?;
+    let stored = query::cursor(&*state, name.team, &name.agent, &name.client_id).map_err(unreadable)?;
+    stored.map(drop).ok_or_else(|| End::invalid(resume::too_many()))
 }
 
 /// The client speaks first.
@@ -195,19 +215,8 @@ fn scope_end(error: ScopeError) -> End {
     }
 }
 
-/// Decides where the session begins, takes its feed there, and makes the frames that tell of it.
-fn place(hub: &Hub, kv: &impl Kv, request: &Request<'_>, feed: &mut Feed) -> Result<(Start, Vec<ServerFrame>), Fatal> {
-    let row = |name: Option<CursorName>| match name {
-        Some(name) => query::cursor(kv, name.team, &name.agent, &name.client_id),
-        None => Ok(None),
-    };
-    let rows = Rows {
-        cursor: row(request.cursor())?,
-        fallback: row(request.fallback())?,
-        last_seq: query::team_head(kv, request.team)?.last_seq,
-    };
-    let start = request.start(&rows);
-    feed.seek(start.after_seq);
+/// The frames that come first.
+fn greeting(hub: &Hub, kv: &impl Kv, request: &Request<'_>, start: &Start) -> Result<Vec<ServerFrame>, Fatal> {
     let fresh = || hex::encode(hub.services.ids.random::<16>());
     let connected = ServerFrame::Connected {
         last_seq: start.after_seq,
@@ -216,13 +225,5 @@ fn place(hub: &Hub, kv: &impl Kv, request: &Request<'_>, feed: &mut Feed) -> Res
     let quota = quota::Greeting::of(kv, request.team, hub.services.wall_time.now_ms())?;
     let mut greeting = vec![connected, quota.snapshot];
     greeting.extend(quota.block);
-    let removed = feed.max_removed_seq(kv)?;
-    if let Some(message) = resume::expired(&start, removed) {
-        let oldest_available_seq = feed.oldest_available_seq(kv)?.unwrap_or(removed + 1);
-        greeting.push(ServerFrame::CursorExpired {
-            oldest_available_seq,
-            message,
-        });
-    }
-    Ok((start, greeting))
+    Ok(greeting)
 }

@@ -10,9 +10,14 @@
 //!
 //! The requested scopes decide, not what the key leaves of them: a management command asks for `*` on a fresh
 //! socket and must neither replay an agent's mail nor move its cursor, whatever key it holds.
+//!
+//! A cursor that nobody uses is forgotten after [`limits::CURSOR_TTL_MS`]. A mailbox then begins at its oldest mail
+//! again, all of it younger; a named client is new again.
 
 use agentpost_proto::id::TeamId;
 use agentpost_proto::{limits, record};
+use agentpost_raft_store::kv::{Fatal, Kv};
+use agentpost_raft_store::query;
 
 use super::scope::Scope;
 
@@ -49,6 +54,30 @@ pub struct Rows {
     pub fallback: Option<record::Cursor>,
     /// The team's newest seq.
     pub last_seq: u64,
+    /// How many named cursors the team has.
+    pub cursors: u32,
+    /// Cluster time.
+    pub cluster_ms: u64,
+}
+
+impl Rows {
+    /// What a state has of them.
+    pub fn read(kv: &impl Kv, request: &Request<'_>) -> Result<Self, Fatal> {
+        let frozen = kv.frozen();
+        let kv = &frozen.as_ref();
+        let row = |name: Option<CursorName>| match name {
+            Some(name) => query::cursor(kv, name.team, &name.agent, &name.client_id),
+            None => Ok(None),
+        };
+        let head = query::team_head(kv, request.team)?;
+        Ok(Rows {
+            cursor: row(request.cursor())?,
+            fallback: row(request.fallback())?,
+            last_seq: head.last_seq,
+            cursors: head.cursors,
+            cluster_ms: query::applied(kv)?.cluster_ms,
+        })
+    }
 }
 
 /// Where to begin.
@@ -61,8 +90,8 @@ pub struct Start {
     /// The cursor does not exist and has to be written before the session begins. Otherwise a client that is
     /// cut off before its first ack would begin at a later "now" and miss what lies between.
     pub create: bool,
-    /// Whether this goes on where something was left, so that what retention removed since is a loss to report.
-    pub resumed: bool,
+    /// The last note of the cursor's use is so old that this one has to be noted.
+    pub touch: bool,
 }
 
 /// Checks a client id. An empty one counts as none.
@@ -109,60 +138,45 @@ impl Request<'_> {
         }
     }
 
-    /// The decision.
-    pub fn start(&self, rows: &Rows) -> Start {
+    /// The decision. The error is for a client that asks for a cursor more than its team may have.
+    pub fn start(&self, rows: &Rows) -> Result<Start, String> {
         // A cursor never lies behind the last message; a damaged one must not silence its session.
         let seq = |cursor: &record::Cursor| cursor.seq.min(rows.last_seq);
         if let (Some(_), Some(cursor)) = (self.cursor(), &rows.cursor) {
-            return Start {
+            return Ok(Start {
                 after_seq: seq(cursor),
                 acked: cursor.acked,
                 create: false,
-                resumed: true,
-            };
+                // One that was made before there were notes has none.
+                touch: cursor.used_ct_ms == 0 || cursor.used_ct_ms + limits::CURSOR_TOUCH_MS <= rows.cluster_ms,
+            });
         }
-        match (self.client_id, self.mailbox()) {
-            (None, None) => Start {
-                after_seq: rows.last_seq,
-                acked: false,
-                create: false,
-                resumed: false,
-            },
-            (None, Some(_)) => Start {
-                after_seq: 0,
-                acked: false,
-                create: false,
-                resumed: true,
-            },
-            (Some(_), Some(_)) => {
-                let after_seq = rows.fallback.as_ref().map_or(0, seq);
-                Start {
-                    after_seq,
-                    acked: false,
-                    create: true,
-                    resumed: true,
-                }
-            }
-            (Some(_), None) => Start {
-                after_seq: rows.last_seq,
-                acked: false,
-                create: true,
-                resumed: false,
-            },
+        let create = self.client_id.is_some();
+        if create && rows.cursors >= limits::CURSORS_MAX {
+            return Err(too_many());
         }
+        let after_seq = match (self.client_id, self.mailbox()) {
+            (_, None) => rows.last_seq,
+            (None, Some(_)) => 0,
+            (Some(_), Some(_)) => rows.fallback.as_ref().map_or(0, seq),
+        };
+        Ok(Start {
+            after_seq,
+            acked: false,
+            create,
+            touch: false,
+        })
     }
 }
 
-/// The text of a `cursor_expired` frame if mail after `start` is gone. `max_removed_seq` is that of the inbox
-/// for a session on one inbox, that of the team otherwise.
-pub fn expired(start: &Start, max_removed_seq: u64) -> Option<String> {
-    let lost = start.resumed && start.after_seq < max_removed_seq;
-    lost.then(|| {
-        format!(
-            "events up to {max_removed_seq} may have been removed by retention; resuming after {}",
-            start.after_seq
-        )
-    })
+/// Why a new client id is refused, and what to do.
+pub fn too_many() -> String {
+    format!(
+        "this team has its {} cursors of named clients: connect with a client_id that was used before, or with none; \
+         a cursor is forgotten when it was not used for {} days",
+        limits::CURSORS_MAX,
+        limits::CURSOR_TTL_MS / (24 * 3600 * 1000)
+    )
 }
 
 #[cfg(test)]
@@ -185,7 +199,6 @@ mod tests {
         moves: Option<(&'static str, &'static str)>,
         after_seq: u64,
         create: bool,
-        resumed: bool,
     }
 
     const DEFAULT: Case = Case {
@@ -197,7 +210,6 @@ mod tests {
         moves: Some(("a", "")),
         after_seq: 0,
         create: false,
-        resumed: true,
     };
 
     fn check(case: &Case) {
@@ -218,14 +230,14 @@ mod tests {
             cursor: case.cursor.map(|(seq, acked)| row(seq, acked)),
             fallback: case.fallback.map(|seq| row(seq, true)),
             last_seq: HEAD,
+            ..Rows::default()
         };
         let about = format!("{:?} {:?} bound to {:?}", case.scopes, case.client_id, case.bound);
         let name = request.cursor().map(|c| (c.agent, c.client_id));
         assert_eq!(name, case.moves.map(|(a, c)| (a.to_owned(), c.to_owned())), "{about}");
-        let start = request.start(&rows);
+        let start = request.start(&rows).unwrap();
         assert_eq!(start.after_seq, case.after_seq, "{about}");
         assert_eq!(start.create, case.create, "{about}");
-        assert_eq!(start.resumed, case.resumed, "{about}");
         assert_eq!(
             start.acked,
             case.cursor.is_some_and(|(_, acked)| acked) && case.moves.is_some(),
@@ -265,7 +277,6 @@ mod tests {
         let live = Case {
             moves: None,
             after_seq: HEAD,
-            resumed: false,
             ..DEFAULT
         };
         check(&Case { scopes: &["*"], ..live });
@@ -298,7 +309,6 @@ mod tests {
         let fresh = Case {
             create: true,
             after_seq: HEAD,
-            resumed: false,
             ..named
         };
         check(&Case {
@@ -342,17 +352,69 @@ mod tests {
         assert!(client_id(Some(&"x".repeat(limits::CLIENT_ID_BYTES_MAX + 1))).is_err());
     }
 
+    fn named<'a>(scopes: &'a [Scope], client_id: &'a str) -> Request<'a> {
+        Request {
+            team: TEAM,
+            bound_agent: "",
+            scopes,
+            client_id: Some(client_id),
+        }
+    }
+
     #[test]
-    fn only_a_resume_below_what_was_removed_is_a_loss() {
-        let start = |after_seq, resumed| Start {
-            after_seq,
-            acked: false,
-            create: false,
-            resumed,
+    fn a_use_is_noted_when_the_last_note_is_old() {
+        let scopes = parse_requested(&["*".to_owned()]).unwrap();
+        let touch = |used_ct_ms, cluster_ms| {
+            let cursor = Some(record::Cursor {
+                used_ct_ms,
+                ..record::Cursor::default()
+            });
+            let rows = Rows {
+                cursor,
+                cluster_ms,
+                ..Rows::default()
+            };
+            named(&scopes, "c").start(&rows).unwrap().touch
         };
-        assert!(expired(&start(4, true), 5).is_some());
-        assert!(expired(&start(5, true), 5).is_none());
-        assert!(expired(&start(0, true), 0).is_none());
-        assert!(expired(&start(4, false), 5).is_none());
+        assert!(!touch(1_000, 1_000 + limits::CURSOR_TOUCH_MS - 1));
+        assert!(touch(1_000, 1_000 + limits::CURSOR_TOUCH_MS));
+        assert!(
+            !touch(2_000, 1_000),
+            "time never goes back, but a sum must not overflow"
+        );
+        assert!(
+            touch(0, limits::CURSOR_TOUCH_MS),
+            "a cursor of an older version has no note"
+        );
+    }
+
+    #[test]
+    fn a_team_with_all_its_cursors_keeps_them_and_gets_no_more() {
+        let (wide, mailbox) = (["*".to_owned()], ["agent_to:a".to_owned()]);
+        for scopes in [&wide, &mailbox] {
+            let scopes = parse_requested(scopes).unwrap();
+            let full = Rows {
+                cursors: limits::CURSORS_MAX,
+                last_seq: HEAD,
+                ..Rows::default()
+            };
+            let refusal = named(&scopes, "new").start(&full).unwrap_err();
+            assert!(refusal.contains("10000") && refusal.contains("60 days"), "{refusal}");
+            let known = Rows {
+                cursor: Some(record::Cursor::default()),
+                ..full.clone()
+            };
+            assert!(named(&scopes, "known").start(&known).is_ok());
+            let nameless = Request {
+                client_id: None,
+                ..named(&scopes, "")
+            };
+            assert!(nameless.start(&full).is_ok());
+            let one_left = Rows {
+                cursors: limits::CURSORS_MAX - 1,
+                ..full
+            };
+            assert!(named(&scopes, "new").start(&one_left).unwrap().create);
+        }
     }
 }

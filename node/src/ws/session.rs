@@ -26,10 +26,11 @@
 //!   sessions are woken by revocations. A node that has lost its leader would not hear of them; after three
 //!   seconds it sends its clients to another node.
 //! - Acks are cumulative, clamped to what this socket was sent, never move back and are never answered with an
-//!   error. A session without a cursor ignores them. [`super::liveness`] tells what stands in for the acks of
-//!   clients that never send any.
-//! - While a write waits for the reader, frames from the client are still taken in. When it waits for too long
-//!   the session ends with 4004; the client comes back and resumes where its acks ended.
+//!   error. A session without a cursor ignores them. [`super::progress`] has these rules, [`super::liveness`] tells
+//!   what stands in for the acks of clients that never send any.
+//! - What was removed before the session came to it is told (`cursor_expired`) before what follows; see [`super::feed`].
+//! - While a write waits for the reader, frames from the client are still taken in, and the key is still watched.
+//!   When it waits for too long the session ends with 4004; the client comes back and resumes where its acks ended.
 //! - Requests ([`super::rpc`]) are carried out beside all that, one at a time. They read the state for themselves:
 //!   what they show neither moves the place nor counts as delivered.
 //! - A team that becomes blocked ([`super::quota`]) is told once, by an end.
@@ -47,29 +48,35 @@ use std::time::Duration;
 use agentpost_proto::frame::{ClientFrame, ServerFrame};
 use agentpost_proto::id::TeamId;
 use axum::extract::ws::{Message, WebSocket};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::ack::{Acks, Proof};
+use super::ack::Acks;
 use super::admission::Seat;
 use super::feed::Feed;
 use super::handshake::{self, Opened};
 use super::link::{End, GOODBYE, Inbound, Link, Received};
-use super::liveness::Liveness;
-use super::resume::CursorName;
+use super::progress::Progress;
 use super::rpc::Requests;
-use super::{Hub, frame, quota};
+use super::{Hub, Options, frame, quota};
 use crate::metrics::Metrics;
 use crate::shard::wakeups::Listener;
+
+/// How long a session may still write when its key was revoked.
+const REVOKED_MAX: Duration = Duration::from_millis(500);
 
 /// One socket from the upgrade to its end.
 pub async fn run(hub: Hub, socket: WebSocket, mut seat: Seat) {
     let mut link = Link::new(socket, hub.options.stalled_max);
     let leave = seat.leave();
     let mut client = None;
+    let (admitted, key) = oneshot::channel();
+    // Boxed, as all that is rare: every open session carries the rest.
+    let revoked = Box::pin(revoked(&hub, key));
     let end = tokio::select! {
         biased;
-        end = converse(&hub, &mut link, &mut seat, &mut client) => end,
+        end = converse(&hub, &mut link, &mut seat, &mut client, admitted) => end,
+        end = revoked => end,
         () = hub.services.cluster.shutdown.cancelled() => End::Elsewhere("service restart"),
         () = leave.cancelled() => End::slow("a newer session took the place of this silent one"),
         () = cut_off(hub.isolated.clone()) => End::Elsewhere("this node has lost the cluster"),
@@ -79,7 +86,6 @@ pub async fn run(hub: Hub, socket: WebSocket, mut seat: Seat) {
         hub.services.cluster.shutdown.cancelled().await;
         sleep(GOODBYE).await;
     };
-    // Boxed, as all that is rare: every open session carries the rest.
     let goodbye = Box::pin(async {
         if let Some(client) = &mut client {
             // A client that takes nothing any more is told by the close frame alone.
@@ -114,12 +120,36 @@ async fn cut_off(mut isolated: watch::Receiver<bool>) {
     }
 }
 
-async fn converse<'a>(hub: &'a Hub, link: &mut Link, seat: &'a mut Seat, client: &mut Option<Client<'a>>) -> End {
+/// Returns when the key of the session was revoked and the session has not ended by itself: it waits for a reader
+/// that takes nothing.
+async fn revoked(hub: &Hub, admitted: oneshot::Receiver<[u8; 32]>) -> End {
+    let Ok(key_hash) = admitted.await else {
+        return std::future::pending().await; // it was not let in
+    };
+    let mut keys = hub.services.wakeups.keys();
+    loop {
+        let refused = handshake::authenticate(hub, &*hub.services.reader.local(), &key_hash).err();
+        if let Some(end) = refused {
+            sleep(REVOKED_MAX).await;
+            return end;
+        }
+        keys.woken().await;
+    }
+}
+
+async fn converse<'a>(
+    hub: &'a Hub,
+    link: &mut Link,
+    seat: &'a mut Seat,
+    client: &mut Option<Client<'a>>,
+    admitted: oneshot::Sender<[u8; 32]>,
+) -> End {
     // Boxed: the handshake is long and rare.
     let opened = match Box::pin(handshake::open(hub, link, seat)).await {
         Ok(opened) => opened,
         Err(end) => return end,
     };
+    let _ = admitted.send(opened.key_hash);
     let client = client.insert(Client::new(hub, seat, &opened));
     match Session::new(hub, link, client, opened).run().await {
         Ok(never) => match never {},
@@ -263,18 +293,18 @@ impl<'a, 'c> Session<'a, 'c> {
         let options = &self.hub.options;
         if now >= self.look_at {
             self.behind = true;
-            self.client.imply(now, options.implied_after);
+            self.client.tell_cursor(now, options);
             self.look_at_quota()?;
             let most_ms = options.look_every.as_millis() as u64;
             let pause_ms = self.hub.services.ids.jitter_ms(most_ms / 2, most_ms);
             self.look_at = now + Duration::from_millis(pause_ms);
         }
         if now >= self.ping_at {
-            if self.client.liveness.silence(now) >= options.silent_max {
+            if self.client.progress.silence(now) >= options.silent_max {
                 return Err(End::slow("no sign of life since many pings"));
             }
             self.ping_at = now + options.ping_every;
-            let payload = self.client.liveness.ping(self.client.delivered_seq);
+            let payload = self.client.progress.ping();
             self.link
                 .send(Message::Ping(payload.to_vec().into()), self.client)
                 .await?;
@@ -292,15 +322,7 @@ struct Client<'a> {
     seat: &'a Seat,
     metrics: Metrics,
     acks: Acks,
-    /// Moved by acks; none in a live session.
-    cursor: Option<CursorName>,
-    /// The cursor has seen a real ack.
-    acked: bool,
-    /// Where acks of this session have moved it.
-    acked_seq: u64,
-    /// The newest event that was written to this socket.
-    delivered_seq: u64,
-    liveness: Liveness,
+    progress: Progress,
     requests: Requests<'a>,
 }
 
@@ -310,41 +332,28 @@ impl<'a> Client<'a> {
             seat,
             metrics: hub.services.metrics.clone(),
             acks: hub.acks.clone(),
-            cursor: opened.cursor.clone(),
-            acked: opened.start.acked,
-            acked_seq: opened.start.after_seq,
-            delivered_seq: opened.start.after_seq,
-            liveness: Liveness::new(Instant::now()),
+            progress: Progress::new(opened.cursor.clone(), &opened.start, Instant::now()),
             requests: Requests::new(&hub.services, opened),
         }
     }
 
     fn sent(&mut self, seq: u64) {
-        self.delivered_seq = seq;
-        if self.cursor.is_some() && !self.acked {
-            self.liveness.sent(seq, Instant::now());
-        }
+        self.progress.sent(seq, Instant::now());
     }
 
     fn ack(&mut self, seq: u64) {
         self.metrics.ws_acks.inc();
-        let Some(cursor) = &self.cursor else { return };
-        let seq = seq.min(self.delivered_seq).max(self.acked_seq);
-        // The first ack counts even if it moves nothing: from then on acks alone do.
-        if seq > self.acked_seq || !self.acked {
-            self.acks.put(cursor, seq, Proof::Ack);
-            self.acked_seq = seq;
-            self.acked = true;
-            self.liveness.forget_sent();
+        if let Some((cursor, mark)) = self.progress.ack(seq) {
+            self.acks.put(cursor, mark);
         }
     }
 
-    /// Moves the cursor of a client that never acks.
-    fn imply(&mut self, now: Instant, age: Duration) {
-        if let (Some(cursor), false) = (&self.cursor, self.acked)
-            && let Some(seq) = self.liveness.implied(now, age)
-        {
-            self.acks.put(cursor, seq, Proof::Implied);
+    /// What time has proved: that events arrived, and that the cursor is in use.
+    fn tell_cursor(&mut self, now: Instant, options: &Options) {
+        let implied = self.progress.implied(now, options.implied_after);
+        let touched = self.progress.touch(now, options.touch_every);
+        for (cursor, mark) in implied.into_iter().chain(touched) {
+            self.acks.put(cursor, mark);
         }
     }
 
@@ -366,12 +375,12 @@ impl Inbound for Client<'_> {
 
     fn take(&mut self, received: Received) -> Result<(), End> {
         let now = Instant::now();
-        self.liveness.heard(now);
+        self.progress.heard(now);
         self.seat.heard(now);
         match received {
             Some(Ok(Message::Text(text))) => self.text(&text),
             Some(Ok(Message::Pong(payload))) => {
-                self.liveness.pong(&payload);
+                self.progress.pong(&payload);
                 Ok(())
             }
             Some(Ok(Message::Ping(_))) => Ok(()), // answered beneath us

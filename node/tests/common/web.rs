@@ -122,12 +122,18 @@ impl Call {
 
     /// Sends it to the node at `url`.
     pub async fn to(&self, url: &str) -> Answer {
+        self.try_to(url).await.expect("an answer")
+    }
+
+    /// The same for a node that may be gone.
+    pub async fn try_to(&self, url: &str) -> Result<Answer, String> {
         tokio::time::timeout(PATIENCE, self.exchange(url))
             .await
             .expect("an answer in time")
     }
 
-    async fn exchange(&self, url: &str) -> Answer {
+    async fn exchange(&self, url: &str) -> Result<Answer, String> {
+        let broken = |error: hyper::Error| error.to_string();
         let host: SocketAddr = url
             .strip_prefix("http://")
             .expect("a plain URL")
@@ -135,10 +141,9 @@ impl Call {
             .expect("an address");
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((self.from, 0).into()).unwrap();
-        let stream = socket.connect(host).await.expect("a connection");
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .unwrap();
+        let stream = socket.connect(host).await.map_err(|e| e.to_string())?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+        let (mut sender, connection) = handshake.await.map_err(broken)?;
         let connection = tokio::spawn(connection);
         let mut request = Request::builder()
             .method(self.method.clone())
@@ -148,8 +153,8 @@ impl Call {
             request = request.header(name, value.as_bytes());
         }
         let request = request.body(Full::new(self.body.clone())).unwrap();
-        let (parts, body) = sender.send_request(request).await.expect("an answer").into_parts();
-        let bytes = body.collect().await.expect("a whole answer").to_bytes();
+        let (parts, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
+        let bytes = body.collect().await.map_err(broken)?.to_bytes();
         drop(sender);
         let _ = connection.await;
         let shown = String::from_utf8_lossy(&bytes);
@@ -160,11 +165,11 @@ impl Call {
         );
         assert_eq!(parts.headers["x-content-type-options"], "nosniff");
         let body = serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{e} in {shown}"));
-        Answer {
+        Ok(Answer {
             status: parts.status.as_u16(),
             headers: parts.headers,
             body,
-        }
+        })
     }
 }
 

@@ -99,6 +99,11 @@ impl Socket {
         timeout(SOON, self.stream.send(message)).await.unwrap().unwrap();
     }
 
+    /// The same on a socket that may be gone; then reading tells.
+    pub async fn try_say(&mut self, message: Message) {
+        let _ = timeout(SOON, self.stream.send(message)).await;
+    }
+
     pub async fn ack(&mut self, seq: u64) {
         self.say(&json!({"type": "ack", "seq": seq})).await;
     }

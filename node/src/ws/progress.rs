@@ -1,0 +1,234 @@
+//! How far a session has brought its client, and what its cursor is told of it: the rules of acks, as a pure
+//! decision over what was sent, what came back, and time.
+//!
+//! - An ack is cumulative, clamped to what this socket was sent, and never moves back.
+//! - While the cursor never saw an ack, what [`Liveness`] has proof of moves it.
+//! - A session that stays open uses its cursor, also when it has nothing to tell: it says so now and then, or the
+//!   cursor would be forgotten.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::ack::{Mark, Proof};
+use super::liveness::Liveness;
+use super::resume::{CursorName, Start};
+
+/// One session's, from its greeting to its end.
+#[derive(Debug)]
+pub struct Progress {
+    /// Moved by acks; none in a live session.
+    cursor: Option<CursorName>,
+    /// The cursor has seen a real ack.
+    acked: bool,
+    /// Where the session began, or where its acks have moved the cursor since.
+    acked_seq: u64,
+    /// The newest event that was written to this socket.
+    delivered_seq: u64,
+    /// When the cursor was last told that it is used.
+    touched: Instant,
+    liveness: Liveness,
+}
+
+/// What a cursor is told.
+pub type Note = (CursorName, Mark);
+
+impl Progress {
+    /// Nothing was sent yet.
+    pub fn new(cursor: Option<CursorName>, start: &Start, now: Instant) -> Self {
+        Progress {
+            cursor,
+            acked: start.acked,
+            acked_seq: start.after_seq,
+            delivered_seq: start.after_seq,
+            touched: now,
+            liveness: Liveness::new(now),
+        }
+    }
+
+    /// An event was written to the socket.
+    pub fn sent(&mut self, seq: u64, now: Instant) {
+        self.delivered_seq = seq;
+        if self.cursor.is_some() && !self.acked {
+            self.liveness.sent(seq, now);
+        }
+    }
+
+    /// The client acknowledged everything up to `seq`, as it says.
+    pub fn ack(&mut self, seq: u64) -> Option<Note> {
+        let cursor = self.cursor.as_ref()?;
+        let seq = seq.min(self.delivered_seq).max(self.acked_seq);
+        // The first ack counts even if it moves nothing: from then on acks alone do.
+        if seq == self.acked_seq && self.acked {
+            return None;
+        }
+        (self.acked, self.acked_seq) = (true, seq);
+        self.liveness.forget_sent();
+        let proof = Proof::Ack;
+        is_kept(cursor, seq).then(|| (cursor.clone(), Mark { seq, proof }))
+    }
+
+    /// What pings have proved about a client that never acks: events at least `age` old.
+    pub fn implied(&mut self, now: Instant, age: Duration) -> Option<Note> {
+        let cursor = self.cursor.as_ref().filter(|_| !self.acked)?;
+        let seq = self.liveness.implied(now, age)?;
+        let proof = Proof::Implied;
+        Some((cursor.clone(), Mark { seq, proof }))
+    }
+
+    /// Tells the cursor that it is used, when the last time is as old as `every`. Moves nothing.
+    pub fn touch(&mut self, now: Instant, every: Duration) -> Option<Note> {
+        let cursor = self.cursor.as_ref()?;
+        if now.saturating_duration_since(self.touched) < every {
+            return None;
+        }
+        self.touched = now;
+        let (seq, proof) = (self.acked_seq, Proof::Implied);
+        is_kept(cursor, seq).then(|| (cursor.clone(), Mark { seq, proof }))
+    }
+
+    /// The client said something.
+    pub fn heard(&mut self, now: Instant) {
+        self.liveness.heard(now);
+    }
+
+    /// How long the client has been silent while pings waited for it.
+    pub fn silence(&self, now: Instant) -> Duration {
+        self.liveness.silence(now)
+    }
+
+    /// The payload of the next ping.
+    pub fn ping(&mut self) -> [u8; 8] {
+        self.liveness.ping(self.delivered_seq)
+    }
+
+    /// A pong came.
+    pub fn pong(&mut self, payload: &[u8]) {
+        self.liveness.pong(payload);
+    }
+}
+
+/// Whether a cursor at `seq` needs a row. A mailbox without a cursor begins at 0 anyway, and nobody shall fill
+/// the state by listening to inboxes that do not exist; a named client would begin at a later "now".
+fn is_kept(cursor: &CursorName, seq: u64) -> bool {
+    seq > 0 || !cursor.client_id.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use agentpost_proto::id::TeamId;
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn name(agent: &str, client_id: &str) -> CursorName {
+        CursorName {
+            team: TeamId([1; 16]),
+            agent: agent.to_owned(),
+            client_id: client_id.to_owned(),
+        }
+    }
+
+    fn begun(cursor: Option<CursorName>, after_seq: u64, acked: bool) -> (Progress, Instant) {
+        let start = Start {
+            after_seq,
+            acked,
+            create: false,
+            touch: false,
+        };
+        let now = Instant::now();
+        (Progress::new(cursor, &start, now), now)
+    }
+
+    fn mark(note: Option<Note>) -> Option<(u64, Proof)> {
+        note.map(|(_, mark)| (mark.seq, mark.proof))
+    }
+
+    #[test]
+    fn acks_are_clamped_to_what_was_sent_and_never_move_back() {
+        let (mut progress, now) = begun(Some(name("a", "")), 10, true);
+        assert_eq!(mark(progress.ack(99)), None, "nothing was sent yet");
+        progress.sent(12, now);
+        progress.sent(15, now);
+        assert_eq!(
+            mark(progress.ack(11)),
+            Some((11, Proof::Ack)),
+            "also between two events"
+        );
+        assert_eq!(mark(progress.ack(u64::MAX)), Some((15, Proof::Ack)));
+        for repeated in [0, 12, 15, 16] {
+            assert_eq!(mark(progress.ack(repeated)), None, "{repeated}");
+        }
+        progress.sent(20, now);
+        assert_eq!(mark(progress.ack(20)), Some((20, Proof::Ack)));
+    }
+
+    #[test]
+    fn the_first_ack_counts_even_if_it_moves_nothing() {
+        let (mut progress, now) = begun(Some(name("a", "")), 10, false);
+        progress.sent(11, now);
+        let ping = progress.ping();
+        assert_eq!(mark(progress.ack(3)), Some((10, Proof::Ack)));
+        progress.pong(&ping);
+        assert_eq!(mark(progress.implied(now + MINUTE * 2, MINUTE)), None);
+        progress.sent(12, now);
+        let ping = progress.ping();
+        progress.pong(&ping);
+        assert_eq!(mark(progress.implied(now + MINUTE * 2, MINUTE)), None);
+    }
+
+    #[test]
+    fn pings_stand_in_for_acks_only_where_a_cursor_never_saw_one() {
+        for (cursor, acked, expected) in [
+            (Some(name("a", "")), false, Some((12, Proof::Implied))),
+            (Some(name("a", "")), true, None),
+            (None, false, None),
+        ] {
+            let (mut progress, now) = begun(cursor, 10, acked);
+            progress.sent(12, now);
+            let ping = progress.ping();
+            progress.sent(13, now + MINUTE / 2);
+            progress.pong(&ping);
+            assert_eq!(mark(progress.implied(now + MINUTE * 2, MINUTE)), expected);
+        }
+    }
+
+    #[test]
+    fn a_live_session_tells_nobody() {
+        let (mut progress, now) = begun(None, 10, false);
+        progress.sent(11, now);
+        assert_eq!(mark(progress.ack(11)), None);
+        assert_eq!(mark(progress.touch(now + MINUTE * 9, MINUTE)), None);
+    }
+
+    #[test]
+    fn an_open_session_keeps_its_cursor_in_use() {
+        let (mut progress, now) = begun(Some(name("a", "")), 10, true);
+        progress.sent(11, now);
+        assert_eq!(mark(progress.touch(now + MINUTE / 2, MINUTE)), None);
+        let touch = progress.touch(now + MINUTE, MINUTE);
+        assert_eq!(mark(touch), Some((10, Proof::Implied)), "not what was only sent");
+        assert_eq!(mark(progress.touch(now + MINUTE * 3 / 2, MINUTE)), None);
+        progress.ack(11);
+        assert_eq!(
+            mark(progress.touch(now + MINUTE * 2, MINUTE)),
+            Some((11, Proof::Implied))
+        );
+    }
+
+    #[test]
+    fn listening_to_an_empty_inbox_leaves_no_row() {
+        let (mut progress, now) = begun(Some(name("nobody", "")), 0, false);
+        assert_eq!(mark(progress.ack(7)), None, "an invented number");
+        assert_eq!(mark(progress.touch(now + MINUTE, MINUTE)), None);
+        progress.sent(1, now);
+        assert_eq!(mark(progress.ack(7)), Some((1, Proof::Ack)));
+        // A named client has a place even at 0.
+        let (mut progress, now) = begun(Some(name("", "c")), 0, false);
+        assert_eq!(mark(progress.ack(7)), Some((0, Proof::Ack)));
+        assert_eq!(mark(progress.touch(now + MINUTE, MINUTE)), Some((0, Proof::Implied)));
+    }
+}
