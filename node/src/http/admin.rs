@@ -192,7 +192,9 @@ async fn team_patch(doors: &Doors, id: Id, request: Request) -> Result<Response>
         reply::Reply::Team(_) => {}
         other => return Err(unexpected("update team", &other)),
     }
-    let state = doors.services.reader.linearizable().await?;
+    // It is done: without a quorum for this read the caller must not hear that nothing was changed.
+    let state = doors.services.reader.linearizable().await;
+    let state = state.map_err(|_| ApiError::outcome_unknown())?;
     json_of(&shown_team(query::team(&*state, id)?.ok_or_else(no_such_team)?)?)
 }
 
