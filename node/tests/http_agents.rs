@@ -1,11 +1,7 @@
 //! The directory of agents on three nodes: who is registered, who listens, and where.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
-#[path = "common/web.rs"]
-#[allow(dead_code)]
-mod web;
-mod ws_client;
+mod world;
 
 use axum::http::Method;
 use std::collections::BTreeSet;
@@ -16,52 +12,22 @@ use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use common::{TestCluster, eventually};
-use web::{Call, Team, new_key};
-use ws_client::{Connect, Socket};
+use world::common::eventually;
+use world::web::{Call, Team};
+use world::ws_client::{Socket, connect_frame};
+use world::{World, connect};
 
 const AGENTS: &str = "/api/v1/agents";
 
-struct World {
-    cluster: TestCluster,
-    urls: Vec<String>,
-    admin: String,
-}
-
 impl World {
-    async fn start() -> Self {
-        let cluster = TestCluster::start(3).await;
-        let (urls, admin) = (cluster.urls(), cluster.admin_key());
-        World { cluster, urls, admin }
-    }
-
-    async fn team(&self, name: &str) -> Team {
-        Team::create(&self.urls[0], &self.admin, name).await
-    }
-
-    async fn key(&self, team: &Team, wanted: Value) -> String {
-        new_key(&self.urls[0], &self.admin, &team.id, &wanted).await.1
+    /// Sends, and tells the status of the answer.
+    async fn mail(&self, node: usize, team: &Team, to: &str) -> u16 {
+        self.try_send(node, team, to, "x").await.status
     }
 
     async fn register(&self, node: usize, key: &str, id: &str, name: Option<&str>) -> Agent {
         let call = Call::post(AGENTS, &json!({ "id": id, "name": name })).bearer(key);
         serde_json::from_value(call.to(&self.urls[node]).await.ok()).unwrap()
-    }
-
-    async fn mail(&self, node: usize, team: &Team, to: &str) -> u16 {
-        let mail = json!({ "from": "sender", "to": to, "body": "x" });
-        let call = Call::post("/api/v1/agents/messages", &mail).bearer(&team.key);
-        call.to(&self.urls[node]).await.status
-    }
-
-    async fn listen(&self, node: usize, team: &Team, key: &str, scopes: &[&str]) -> Socket {
-        let connect = Connect {
-            key,
-            team: &team.id,
-            scopes,
-            client_id: None,
-        };
-        Socket::connect(&self.urls[node], connect).await.0
     }
 
     /// A page for which every node answered in time, as on a busy machine one may not.
@@ -169,20 +135,20 @@ async fn listeners_are_counted_on_every_node(world: &World) {
     for agent in ["alpha", "beta", "delta"] {
         world.register(0, &team.key, agent, None).await;
     }
-    let beta = team.bound(&world.urls[0], &world.admin, "beta").await;
+    let beta = world.bound(&team, "beta").await;
     let narrow = json!({ "name": "n", "permissions": ["read"], "scopes": ["agent_to:delta", "agent_to:beta"] });
-    let narrow = world.key(&team, narrow).await;
-    let first = world.listen(0, &team, &team.key, &["agent_to:alpha"]).await;
-    let second = world
-        .listen(1, &team, &team.key, &["agent_to:alpha", "agent_to:alpha"])
+    let (_, narrow) = world.key(&team, narrow).await;
+    let (first, _) = world.listen(0, &team, &["agent_to:alpha"], None).await;
+    let (second, _) = world
+        .listen(1, &team, &["agent_to:alpha", "agent_to:alpha"], None)
         .await;
     let several = ["agent_to:beta", "type:push", "agent_to:alpha"];
-    let several = world.listen(2, &team, &team.key, &several).await;
-    let wide = world.listen(0, &team, &team.key, &["*", "source:alpha"]).await;
+    let (several, _) = world.listen(2, &team, &several, None).await;
+    let (wide, _) = world.listen(0, &team, &["*", "source:alpha"], None).await;
     // What the key leaves counts, not what was asked for.
-    let own = world.listen(1, &team, &beta, &["*"]).await;
-    let left = world
-        .listen(2, &team, &narrow, &["agent_to:delta", "agent_to:alpha"])
+    let (own, _) = world.listen(1, &beta, &["*"], None).await;
+    let (left, _) = world
+        .listen(2, &narrow, &["agent_to:delta", "agent_to:alpha"], None)
         .await;
     // Who connected is counted: no waiting.
     for node in 0..3 {
@@ -211,13 +177,9 @@ async fn listeners_are_counted_on_every_node(world: &World) {
         .await;
     // Whoever was turned away never listened.
     let mut refused = Socket::open(&world.urls[0]).await;
-    let connect = Connect {
-        key: &beta,
-        team: &team.id,
-        scopes: &["agent_to:alpha"],
-        client_id: None,
-    };
-    refused.say(&ws_client::connect_frame(&connect)).await;
+    refused
+        .say(&connect_frame(&connect(&beta, &["agent_to:alpha"], None)))
+        .await;
     assert_eq!(refused.frame().await["code"], 4001);
     assert_eq!(world.present(0, &team, "limit=1").await, [("alpha".to_owned(), 0)]);
 }
@@ -229,11 +191,12 @@ async fn teams_share_nothing(world: &World) {
     world.register(2, &other.key, "theirs", None).await;
     assert_eq!(world.mail(0, &one, "mine").await, 200);
     let _sockets = [
-        world.listen(0, &one, &one.key, &["agent_to:alpha"]).await,
-        world.listen(1, &other, &other.key, &["agent_to:alpha"]).await,
+        world.listen(0, &one, &["agent_to:alpha"], None).await.0,
+        world.listen(1, &other, &["agent_to:alpha"], None).await.0,
         world
-            .listen(2, &other, &other.key, &["agent_to:alpha", "agent_to:mine"])
-            .await,
+            .listen(2, &other, &["agent_to:alpha", "agent_to:mine"], None)
+            .await
+            .0,
     ];
     for node in 0..3 {
         let page = world.page(node, &one.key, "").await;
@@ -352,21 +315,21 @@ async fn strict_recipients_are_the_registered_ones(world: &World) {
 
 async fn who_may_register_whom(world: &World) {
     let team = world.team("rights").await;
-    let reader = world.key(&team, json!({ "name": "r", "permissions": ["read"] })).await;
-    let alpha = team.bound(&world.urls[0], &world.admin, "alpha").await;
+    let (_, reader) = world.key(&team, json!({ "name": "r", "permissions": ["read"] })).await;
+    let alpha = world.bound(&team, "alpha").await;
     let post = |id: &str| Call::post(AGENTS, &json!({ "id": id }));
     for url in &world.urls {
-        Call::get(AGENTS).bearer(&reader).to(url).await.ok();
-        Call::get(AGENTS).bearer(&alpha).to(url).await.ok();
-        for (key, id) in [
+        Call::get(AGENTS).bearer(&reader.key).to(url).await.ok();
+        Call::get(AGENTS).bearer(&alpha.key).to(url).await.ok();
+        for (holder, id) in [
             (&reader, "beta"),
             (&alpha, "beta"),
-            (&team.key, "system"),
+            (&team, "system"),
             (&alpha, "system"),
         ] {
-            post(id).bearer(key).to(url).await.error(403);
+            post(id).bearer(&holder.key).to(url).await.error(403);
         }
-        post("alpha").bearer(&alpha).to(url).await.ok();
+        post("alpha").bearer(&alpha.key).to(url).await.ok();
         let foreign = Call::post(format!("{AGENTS}?team_id=team_x"), &json!({ "id": "beta" }));
         foreign.bearer(&team.key).to(url).await.error(403);
         for call in [Call::get(AGENTS), post("beta"), Call::get(format!("{AGENTS}?limit=0"))] {
@@ -465,7 +428,7 @@ async fn a_node_that_does_not_answer_is_named_and_the_rest_is_counted() {
     }
     let mut sockets = Vec::new();
     for node in 0..3 {
-        sockets.push(world.listen(node, &team, &team.key, &["agent_to:alpha"]).await);
+        sockets.push(world.listen(node, &team, &["agent_to:alpha"], None).await.0);
     }
     world.all_tell(&team, "", &[("alpha", 3), ("beta", 0)], &[]).await;
 
@@ -482,7 +445,7 @@ async fn a_node_that_does_not_answer_is_named_and_the_rest_is_counted() {
     // Back, it has no listeners: theirs went down with it.
     world.cluster.restart(2).await;
     world.all_tell(&team, "", &[("alpha", 2), ("beta", 0)], &[]).await;
-    let _back = world.listen(2, &team, &team.key, &["agent_to:beta"]).await;
+    let (_back, _) = world.listen(2, &team, &["agent_to:beta"], None).await;
     world.all_tell(&team, "", &[("alpha", 2), ("beta", 1)], &[]).await;
 
     // Without a quorum a node knows of its own listeners, until it sends them elsewhere.

@@ -1,11 +1,7 @@
 //! Cursors: whose they are, how many a team may have, how they stay in use, and what is told of losses.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-#[path = "common/web.rs"]
-#[allow(dead_code)]
-mod web;
-mod ws_client;
+mod world;
 
 use std::time::Duration;
 
@@ -21,42 +17,12 @@ use openraft::EntryPayload;
 use openraft::storage::{RaftLogReader as _, RaftLogStorage as _};
 use serde_json::{Value, json};
 
-use common::{TestCluster, eventually};
-use web::{Call, Team};
-use ws_client::{Connect, Socket, connect_frame, refused, serve_with};
-
-struct World {
-    cluster: TestCluster,
-    urls: Vec<String>,
-    admin: String,
-}
+use world::common::eventually;
+use world::web::{Call, Team};
+use world::ws_client::{Socket, connect_frame, refused, serve_with};
+use world::{World, connect};
 
 impl World {
-    async fn start() -> Self {
-        let cluster = TestCluster::start(3).await;
-        let (urls, admin) = (cluster.urls(), cluster.admin_key());
-        World { cluster, urls, admin }
-    }
-
-    async fn team(&self, name: &str) -> Team {
-        Team::create(&self.urls[0], &self.admin, name).await
-    }
-
-    async fn bound(&self, team: &Team, agent: &str) -> Team {
-        let key = team.bound(&self.urls[0], &self.admin, agent).await;
-        Team { key, ..team.clone() }
-    }
-
-    async fn send(&self, team: &Team, to: &str, body: &str) {
-        let mail = json!({ "from": "sender", "to": to, "body": body });
-        let call = Call::post("/api/v1/agents/messages", &mail).bearer(&team.key);
-        call.to(&self.urls[0]).await.ok();
-    }
-
-    async fn listen(&self, node: usize, team: &Team, scopes: &[&str], client_id: Option<&str>) -> (Socket, u64) {
-        Socket::connect(&self.urls[node], connect(team, scopes, client_id)).await
-    }
-
     /// Proposes an operation of the cluster's own.
     async fn propose(&self, op: Op) {
         let services = self.cluster.services(self.cluster.leader().await);
@@ -78,15 +44,6 @@ fn id(team: &Team) -> TeamId {
     team.id.parse().unwrap()
 }
 
-fn connect<'a>(team: &'a Team, scopes: &'a [&'a str], client_id: Option<&'a str>) -> Connect<'a> {
-    Connect {
-        key: &team.key,
-        team: &team.id,
-        scopes,
-        client_id,
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn whose_a_cursor_is_and_how_many_there_are() {
     let world = World::start().await;
@@ -106,7 +63,7 @@ async fn one_name_is_a_cursor_of_each_team_and_each_bound_agent(world: &World) {
         world.listen(0, client, &["*"], Some("same")).await;
     }
     for (team, to) in [(&team, "a"), (&team, "b"), (&team, "a"), (&other, "a")] {
-        world.send(team, to, to).await;
+        world.send(0, team, to, to).await;
     }
     for (client, bodies) in clients
         .into_iter()
@@ -193,7 +150,7 @@ async fn who_asks_and_does_not_listen_leaves_no_cursor(world: &World) {
         socket.roundtrip().await;
     }
     // Acks of one node go out together and in order.
-    world.send(&team, "somebody", "x").await;
+    world.send(0, &team, "somebody", "x").await;
     let (mut socket, _) = world.listen(0, &team, &["agent_to:somebody"], None).await;
     let (seq, _) = socket.event().await;
     socket.ack(seq).await;
@@ -234,8 +191,8 @@ async fn a_session_that_is_open_keeps_its_cursor_in_use() {
     };
     let url = serve_with(world.cluster.services(0), options).await;
     let client = connect(&team, &["agent_to:alpha"], Some("c"));
-    world.send(&team, "alpha", "1").await;
-    world.send(&team, "alpha", "2").await;
+    world.send(0, &team, "alpha", "1").await;
+    world.send(0, &team, "alpha", "2").await;
     let (mut socket, _) = Socket::connect(&url, client).await;
     let (seq, _) = socket.event().await;
     socket.ack(seq).await;
@@ -294,12 +251,12 @@ async fn a_slow_reader_is_told_what_expired_before_it(world: &World) {
     let team = world.team("slow").await;
     let large = "x".repeat(200 * 1024);
     for _ in 0..40 {
-        world.send(&team, "alpha", &large).await;
+        world.send(0, &team, "alpha", &large).await;
     }
     let mut socket = Socket::open_narrow(&world.urls[0]).await;
     socket.greet(connect(&team, &["agent_to:alpha"], None)).await;
     lose(world, &team, "alpha").await;
-    world.send(&team, "alpha", "left").await;
+    world.send(0, &team, "alpha", "left").await;
     // It is told as soon as it goes on.
     let (mut seqs, mut told) = (Vec::new(), 0);
     while seqs.last() != Some(&42) {
@@ -333,7 +290,7 @@ async fn who_comes_back_is_told_until_it_acks_what_follows(world: &World) {
             assert_eq!(expired["oldest_available_seq"], start + 3, "nothing is left");
             socket.silent().await;
         }
-        world.send(&team, "a", "next").await;
+        world.send(0, &team, "a", "next").await;
         let (mut socket, _) = world.listen(2, &team, &scopes, client_id).await;
         assert_eq!(socket.frame().await["type"], "cursor_expired");
         assert_eq!(socket.event().await, (start + 3, "next".to_owned()));
@@ -360,7 +317,7 @@ async fn a_client_given_up_for_its_silence_loses_nothing(world: &World) {
     };
     let url = serve_with(world.cluster.services(2), options).await;
     for body in ["1", "2", "3"] {
-        world.send(&team, "alpha", body).await;
+        world.send(0, &team, "alpha", body).await;
     }
     let (mut socket, _) = Socket::connect(&url, connect(&team, &["agent_to:alpha"], None)).await;
     // It runs its handler with the first event, for longer than any client may.

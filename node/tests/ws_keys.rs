@@ -1,11 +1,7 @@
 //! Sockets whose key ends: revoked or expired, on every node that has one, also one that nobody reads.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-#[path = "common/web.rs"]
-#[allow(dead_code)]
-mod web;
-mod ws_client;
+mod world;
 
 use std::time::{Duration, Instant};
 
@@ -15,56 +11,19 @@ use agentpost_proto::time::rfc3339;
 use futures::future::join_all;
 use serde_json::json;
 
-use common::{TestCluster, eventually};
-use web::{Call, Team, new_key};
-use ws_client::{Connect, Socket, connect_frame, refused, serve_with};
+use world::common::eventually;
+use world::web::{Call, Team};
+use world::ws_client::{Socket, connect_frame, refused, serve_with};
+use world::{World, connect};
 
 const REVOCATIONS: usize = 100;
 const HOUR_MS: u64 = 3_600_000;
 
-struct World {
-    cluster: TestCluster,
-    urls: Vec<String>,
-    admin: String,
-    team: Team,
-}
-
 impl World {
-    async fn start() -> Self {
-        let cluster = TestCluster::start(3).await;
-        let (urls, admin) = (cluster.urls(), cluster.admin_key());
-        let team = Team::create(&urls[0], &admin, "keys").await;
-        World {
-            cluster,
-            urls,
-            admin,
-            team,
-        }
-    }
-
     /// A key that may read, and its id.
-    async fn key(&self, expires_at: Option<String>) -> (String, String) {
+    async fn doomed(&self, team: &Team, expires_at: Option<String>) -> (String, Team) {
         let wanted = json!({ "name": "doomed", "permissions": ["read"], "expires_at": expires_at });
-        new_key(&self.urls[0], &self.admin, &self.team.id, &wanted).await
-    }
-
-    fn connect<'a>(&'a self, key: &'a str, scopes: &'a [&'a str]) -> Connect<'a> {
-        Connect {
-            key,
-            team: &self.team.id,
-            scopes,
-            client_id: None,
-        }
-    }
-
-    async fn open(&self, url: &str, key: &str, scopes: &[&str]) -> Socket {
-        let mut socket = Socket::open(url).await;
-        let connect = Connect {
-            scopes,
-            ..self.connect(key, &[])
-        };
-        socket.greet(connect).await;
-        socket
+        self.key(team, wanted).await
     }
 
     async fn revoke(&self, node: usize, id: &str) {
@@ -73,10 +32,10 @@ impl World {
     }
 
     /// Nobody opens anything with this key, on any node.
-    async fn is_refused(&self, key: &str) {
+    async fn is_refused(&self, key: &Team) {
         for url in &self.urls {
             let mut socket = Socket::open(url).await;
-            socket.say(&connect_frame(&self.connect(key, &["*"]))).await;
+            socket.say(&connect_frame(&connect(key, &["*"], None))).await;
             assert_eq!(socket.ending().await, refused(4001));
         }
     }
@@ -95,15 +54,16 @@ impl World {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_key_closes_its_sockets_on_every_node() {
     let world = World::start().await;
-    let keys = join_all((0..REVOCATIONS).map(|_| world.key(None))).await;
-    let mut other = world.open(&world.urls[0], &world.team.key, &["*"]).await;
+    let team = world.team("keys").await;
+    let keys = join_all((0..REVOCATIONS).map(|_| world.doomed(&team, None))).await;
+    let (mut other, _) = world.listen(0, &team, &["*"], None).await;
     let mut took = Vec::new();
     for (turn, (id, key)) in keys.iter().enumerate() {
         let scopes = [["*"], ["agent_to:a"]][turn % 2];
-        let mut sockets = join_all(world.urls.iter().map(|url| world.open(url, key, &scopes))).await;
+        let mut sockets = join_all((0..3).map(|node| world.listen(node, key, &scopes, None))).await;
         let started = Instant::now();
         world.revoke(turn % 3, id).await;
-        let endings = join_all(sockets.iter_mut().map(|socket| socket.ending())).await;
+        let endings = join_all(sockets.iter_mut().map(|(socket, _)| socket.ending())).await;
         took.push(started.elapsed());
         assert!(endings.iter().all(|ending| *ending == refused(4001)), "{endings:?}");
     }
@@ -121,6 +81,7 @@ async fn a_revoked_key_closes_its_sockets_on_every_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_key_closes_the_socket_of_a_stalled_reader() {
     let world = World::start().await;
+    let team = world.team("keys").await;
     let options = ws::Options {
         stalled_max: Duration::from_secs(3_600),
         ..ws::Options::default()
@@ -128,16 +89,14 @@ async fn a_revoked_key_closes_the_socket_of_a_stalled_reader() {
     let url = serve_with(world.cluster.services(1), options).await;
     let large = "x".repeat(200 * 1024);
     for at in 0..40 {
-        let mail = json!({ "from": "sender", "to": "a", "body": large });
-        let call = Call::post("/api/v1/agents/messages", &mail).bearer(&world.team.key);
-        call.to(&world.urls[at % 3]).await.ok();
+        world.send(at % 3, &team, "a", &large).await;
     }
-    let (id, key) = world.key(None).await;
-    let (_, spared) = world.key(None).await;
+    let (id, key) = world.doomed(&team, None).await;
+    let (_, spared) = world.doomed(&team, None).await;
     let mut sockets = Vec::new();
     for key in [&key, &spared] {
         let mut socket = Socket::open_narrow(&url).await;
-        socket.greet(world.connect(key, &["agent_to:a"])).await;
+        socket.greet(connect(key, &["agent_to:a"], None)).await;
         assert_eq!(socket.event().await.0, 1);
         sockets.push(socket);
     }
@@ -155,8 +114,9 @@ async fn a_revoked_key_closes_the_socket_of_a_stalled_reader() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expired_key_closes_its_sockets_on_every_node() {
     let world = World::start().await;
+    let team = world.team("keys").await;
     let in_an_hour = rfc3339(Clock::system().wall_ms() + HOUR_MS);
-    let (_, key) = world.key(Some(in_an_hour)).await;
+    let (_, key) = world.doomed(&team, Some(in_an_hour)).await;
     let mut sockets = Vec::new();
     for node in 0..3 {
         let options = ws::Options {
@@ -165,10 +125,10 @@ async fn an_expired_key_closes_its_sockets_on_every_node() {
         };
         let url = serve_with(world.cluster.services(node), options).await;
         for scopes in [["*"], ["agent_to:a"]] {
-            sockets.push(world.open(&url, &key, &scopes).await);
+            sockets.push(Socket::connect(&url, connect(&key, &scopes, None)).await.0);
         }
     }
-    let mut other = world.open(&world.urls[1], &world.team.key, &["*"]).await;
+    let (mut other, _) = world.listen(1, &team, &["*"], None).await;
     for socket in &mut sockets {
         socket.silent().await;
     }
@@ -181,9 +141,7 @@ async fn an_expired_key_closes_its_sockets_on_every_node() {
     }
     world.is_refused(&key).await;
     other.silent().await;
-    let mail = json!({ "from": "sender", "to": "a", "body": "still here" });
-    let call = Call::post("/api/v1/agents/messages", &mail).bearer(&world.team.key);
-    call.to(&world.urls[2]).await.ok();
+    world.send(2, &team, "a", "still here").await;
     assert_eq!(other.event().await.1, "still here");
     world.cluster.stop().await;
 }

@@ -1,11 +1,7 @@
 //! The month's events on the Kite face: what is told, when a team is blocked, and that it loses nothing by it.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
-#[path = "common/web.rs"]
-#[allow(dead_code)]
-mod web;
-mod ws_client;
+mod world;
 
 use std::time::Duration;
 
@@ -13,35 +9,28 @@ use agentpost_node::ws;
 use agentpost_proto::time::{month, next_month_ms, parse_rfc3339, rfc3339};
 use serde_json::{Value, json};
 
-use common::{TestCluster, eventually};
-use web::{Answer, Call, Team};
-use ws_client::{Connect, Socket, connect_frame, refused, serve_with};
+use world::common::eventually;
+use world::web::{Answer, Call, Team};
+use world::ws_client::{Socket, connect_frame, refused, serve_with};
+use world::{World, connect};
 
 const DAY_MS: i64 = 86_400_000;
 
-struct World {
-    cluster: TestCluster,
-    /// Whose sessions look more often than by default.
-    urls: Vec<String>,
-    admin: String,
+/// Three nodes; the URLs are of sockets alone, whose sessions look more often than by default.
+async fn start() -> World {
+    let mut world = World::start().await;
+    for (node, url) in world.urls.iter_mut().enumerate() {
+        let options = ws::Options {
+            look_every: Duration::from_millis(200),
+            ..ws::Options::default()
+        };
+        *url = serve_with(world.cluster.services(node), options).await;
+    }
+    world
 }
 
 impl World {
-    async fn start() -> Self {
-        let cluster = TestCluster::start(3).await;
-        let mut urls = Vec::new();
-        for node in 0..3 {
-            let options = ws::Options {
-                look_every: Duration::from_millis(200),
-                ..ws::Options::default()
-            };
-            urls.push(serve_with(cluster.services(node), options).await);
-        }
-        let admin = cluster.admin_key();
-        World { cluster, urls, admin }
-    }
-
-    async fn team(&self, name: &str, events: u64, price: Option<u64>) -> Team {
+    async fn limited_team(&self, name: &str, events: u64, price: Option<u64>) -> Team {
         let limits = json!({"monthly_events": events, "overage_price_atomic": price, "daily_sends": 0});
         Team::with_limits(&self.cluster.url(0), &self.admin, name, &limits).await
     }
@@ -51,7 +40,7 @@ impl World {
         patch.bearer(&self.admin).to(&self.cluster.url(1)).await.ok();
     }
 
-    async fn send(&self, node: usize, team: &Team, body: &str) -> Answer {
+    async fn mail(&self, node: usize, team: &Team, body: &str) -> Answer {
         let mail = json!({"from": "sender", "to": "alpha", "body": body});
         let call = Call::post(format!("/api/v1/agents/messages?team_id={}", team.id), &mail);
         call.bearer(&team.key).to(&self.cluster.url(node)).await
@@ -60,21 +49,12 @@ impl World {
     /// Connects: the socket, and the frames of its greeting.
     async fn greeted(&self, node: usize, team: &Team, scopes: &[&str], frames: usize) -> (Socket, Vec<Value>) {
         let mut socket = Socket::open(&self.urls[node]).await;
-        socket.say(&connect_frame(&connect(team, scopes))).await;
+        socket.say(&connect_frame(&connect(team, scopes, None))).await;
         let mut greeting = Vec::new();
         for _ in 0..frames {
             greeting.push(socket.frame().await);
         }
         (socket, greeting)
-    }
-}
-
-fn connect<'a>(team: &'a Team, scopes: &'a [&'a str]) -> Connect<'a> {
-    Connect {
-        key: &team.key,
-        team: &team.id,
-        scopes,
-        client_id: None,
     }
 }
 
@@ -84,7 +64,7 @@ fn kinds(frames: &[Value]) -> Vec<&str> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_months_events() {
-    let world = World::start().await;
+    let world = start().await;
     tokio::join!(
         a_team_that_becomes_blocked_is_told_once_and_loses_nothing(&world),
         a_slow_listener_gets_all_that_was_accepted(&world),
@@ -96,7 +76,7 @@ async fn the_months_events() {
 }
 
 async fn a_team_that_becomes_blocked_is_told_once_and_loses_nothing(world: &World) {
-    let team = world.team("blocked", 3, None).await;
+    let team = world.limited_team("blocked", 3, None).await;
     let now_ms = world.cluster.services(0).clock.wall_ms();
     let mut sockets = Vec::new();
     for node in 0..3 {
@@ -116,7 +96,7 @@ async fn a_team_that_becomes_blocked_is_told_once_and_loses_nothing(world: &Worl
         sockets.push(world.greeted(node, &team, &["*"], 2).await.0);
     }
     for n in 1..=3 {
-        let usage = world.send(n % 3, &team, &n.to_string()).await.ok()["usage"].clone();
+        let usage = world.mail(n % 3, &team, &n.to_string()).await.ok()["usage"].clone();
         let expected = json!({"events_used": n, "events_limit": 3, "amount_charged_atomic": 0});
         assert_eq!(usage, expected);
     }
@@ -128,7 +108,7 @@ async fn a_team_that_becomes_blocked_is_told_once_and_loses_nothing(world: &Worl
         assert_eq!(told["message"], "the team's 3 events of this month are used up");
     }
     for node in 0..3 {
-        let over = world.send(node, &team, "too much").await;
+        let over = world.mail(node, &team, "too much").await;
         let seconds = over.body["retry_after_secs"].as_u64().unwrap();
         assert!((1..=31 * 86_400).contains(&seconds));
         assert_eq!(over.headers["retry-after"], seconds.to_string().as_str());
@@ -163,14 +143,14 @@ async fn a_team_that_becomes_blocked_is_told_once_and_loses_nothing(world: &Worl
 /// It is live only: what it is not sent before the end, it never sees.
 async fn a_slow_listener_gets_all_that_was_accepted(world: &World) {
     let events = 90;
-    let team = world.team("slow", events, None).await;
+    let team = world.limited_team("slow", events, None).await;
     let mut socket = Socket::open_narrow(&world.urls[2]).await;
-    socket.greet(connect(&team, &["*"])).await;
+    socket.greet(connect(&team, &["*"], None)).await;
     let body = "x".repeat(100_000);
     for n in 0..events as usize {
-        world.send(n % 3, &team, &body).await.ok();
+        world.mail(n % 3, &team, &body).await.ok();
     }
-    world.send(0, &team, "too much").await.error(429);
+    world.mail(0, &team, "too much").await.error(429);
     for seq in 1..=events {
         assert_eq!(socket.event().await.0, seq);
     }
@@ -178,8 +158,8 @@ async fn a_slow_listener_gets_all_that_was_accepted(world: &World) {
 }
 
 async fn a_raised_limit_ends_the_block(world: &World) {
-    let team = world.team("raised", 1, None).await;
-    world.send(0, &team, "1").await.ok();
+    let team = world.limited_team("raised", 1, None).await;
+    world.mail(0, &team, "1").await.ok();
     let (mut greeted_blocked, greeting) = world.greeted(1, &team, &["*"], 3).await;
     assert_eq!(kinds(&greeting)[2], "billing_block");
     world.set_limits(&team, json!({"monthly_events": 3})).await;
@@ -188,14 +168,14 @@ async fn a_raised_limit_ends_the_block(world: &World) {
         (kinds(&greeting)[1], &greeting[1]["events_limit"]),
         ("quota_snapshot", &json!(3))
     );
-    world.send(1, &team, "2").await.ok();
+    world.mail(1, &team, "2").await.ok();
     assert_eq!(
         (socket.event().await.1, greeted_blocked.event().await.1),
         ("2".to_owned(), "2".to_owned())
     );
     // Both know by now that it may send; longer than any two looks.
     assert_eq!(greeted_blocked.frame_within(Duration::from_millis(1_000)).await, None);
-    world.send(2, &team, "3").await.ok();
+    world.mail(2, &team, "3").await.ok();
     for socket in [&mut socket, &mut greeted_blocked] {
         assert_eq!(socket.event().await.1, "3");
         assert_eq!(socket.ending().await, refused(4005));
@@ -209,16 +189,16 @@ async fn a_raised_limit_ends_the_block(world: &World) {
     // A price ends it as well.
     world.set_limits(&team, json!({"overage_price_atomic": 5})).await;
     assert_eq!(
-        world.send(0, &team, "4").await.ok()["usage"]["amount_charged_atomic"],
+        world.mail(0, &team, "4").await.ok()["usage"]["amount_charged_atomic"],
         5
     );
 }
 
 async fn a_price_instead_of_a_block(world: &World) {
-    let team = world.team("overage", 2, Some(1_500)).await;
+    let team = world.limited_team("overage", 2, Some(1_500)).await;
     let (mut socket, _) = world.greeted(0, &team, &["*"], 2).await;
     for (n, charged) in [(1, 0), (2, 0), (3, 1_500), (4, 1_500)] {
-        let usage = world.send(n % 3, &team, "x").await.ok()["usage"].clone();
+        let usage = world.mail(n % 3, &team, "x").await.ok()["usage"].clone();
         let expected = json!({"events_used": n, "events_limit": 2, "amount_charged_atomic": charged});
         assert_eq!(usage, expected);
     }
@@ -233,10 +213,10 @@ async fn a_price_instead_of_a_block(world: &World) {
 }
 
 async fn without_a_limit_nothing_is_blocked(world: &World) {
-    let team = world.team("unlimited", 0, None).await;
+    let team = world.limited_team("unlimited", 0, None).await;
     let (mut socket, greeting) = world.greeted(0, &team, &["*"], 2).await;
     assert_eq!(greeting[1]["events_limit"], 9_007_199_254_740_991u64);
-    let usage = world.send(1, &team, "x").await.ok()["usage"].clone();
+    let usage = world.mail(1, &team, "x").await.ok()["usage"].clone();
     let expected = json!({"events_used": 1, "events_limit": 9_007_199_254_740_991u64, "amount_charged_atomic": 0});
     assert_eq!(usage, expected);
     socket.bodies(1).await;
@@ -245,10 +225,10 @@ async fn without_a_limit_nothing_is_blocked(world: &World) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_month_ends_the_block() {
-    let world = World::start().await;
-    let team = world.team("month", 1, None).await;
-    world.send(0, &team, "1").await.ok();
-    world.send(1, &team, "2").await.error(429);
+    let world = start().await;
+    let team = world.limited_team("month", 1, None).await;
+    world.mail(0, &team, "1").await.ok();
+    world.mail(1, &team, "2").await.error(429);
     let (mut stays, greeting) = world.greeted(0, &team, &["agent_to:alpha"], 3).await;
     assert_eq!(kinds(&greeting)[2], "billing_block");
     assert_eq!(stays.bodies(1).await, ["1"]);
@@ -272,7 +252,7 @@ async fn a_new_month_ends_the_block() {
     let (mut socket, _) = world.greeted(2, &team, &["agent_to:alpha"], 2).await;
     assert_eq!(socket.bodies(1).await, ["1"]);
     socket.silent().await;
-    let usage = world.send(2, &team, "new").await.ok()["usage"].clone();
+    let usage = world.mail(2, &team, "new").await.ok()["usage"].clone();
     assert_eq!(usage["events_used"], 1);
     // And it is told again, also who was told in the month before and has stayed.
     for socket in [&mut socket, &mut stays] {
@@ -284,20 +264,20 @@ async fn a_new_month_ends_the_block() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_are_answered_before_a_blocked_team_is_told() {
-    let world = World::start().await;
-    let team = world.team("busy", 60, None).await;
+    let world = start().await;
+    let team = world.limited_team("busy", 60, None).await;
     for n in 0..59 {
-        world.send(n % 3, &team, &"x".repeat(20_000)).await.ok();
+        world.mail(n % 3, &team, &"x".repeat(20_000)).await.ok();
     }
     let mut socket = Socket::open_narrow(&world.urls[0]).await;
-    socket.greet(connect(&team, &["*"])).await;
+    socket.greet(connect(&team, &["*"], None)).await;
     // Megabytes that nobody reads yet: most of them wait when the team becomes blocked.
     let requests = 15;
     for at in 0..requests {
         let request = json!({"type": "request", "id": at.to_string(), "method": "events.recent"});
         socket.say(&request).await;
     }
-    world.send(0, &team, "last").await.ok();
+    world.mail(0, &team, "last").await.ok();
     tokio::time::sleep(Duration::from_millis(600)).await;
     let (mut answered, mut seen) = (0, 0);
     while let Some(frame) = socket.frame_or_ending().await {

@@ -1,11 +1,7 @@
 //! Where sessions begin and what their acks move, on three nodes.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-#[path = "common/web.rs"]
-#[allow(dead_code)]
-mod web;
-mod ws_client;
+mod world;
 
 use std::time::Duration;
 
@@ -15,35 +11,16 @@ use agentpost_proto::command::{BodyKind, Operation, Principal, Send, Sweep, repl
 use agentpost_raft_store::query;
 use serde_json::{Value, json};
 
-use common::{TestCluster, eventually};
-use web::{Call, Team, new_key};
-use ws_client::{Connect, Ending, Socket, refused, serve_with};
-
-struct World {
-    cluster: TestCluster,
-    urls: Vec<String>,
-    admin: String,
-}
+use world::common::eventually;
+use world::web::Team;
+use world::ws_client::{Ending, Socket, connect_frame, refused, serve_with};
+use world::{World, connect};
 
 impl World {
-    async fn start() -> Self {
-        let cluster = TestCluster::start(3).await;
-        let (urls, admin) = (cluster.urls(), cluster.admin_key());
-        World { cluster, urls, admin }
-    }
-
-    async fn team(&self, name: &str) -> Team {
-        Team::create(&self.urls[0], &self.admin, name).await
-    }
-
     /// Sends through the nodes in turn.
-    async fn send(&self, team: &Team, to: &str, bodies: impl IntoIterator<Item = &str>) {
+    async fn send_all(&self, team: &Team, to: &str, bodies: impl IntoIterator<Item = &str>) {
         for (at, body) in bodies.into_iter().enumerate() {
-            let call = Call::post(
-                "/api/v1/agents/messages",
-                &json!({"from": "sender", "to": to, "body": body}),
-            );
-            call.bearer(&team.key).to(&self.urls[at % self.urls.len()]).await.ok();
+            self.send(at % self.urls.len(), team, to, body).await;
         }
     }
 
@@ -59,19 +36,6 @@ impl World {
             (cursor.acked && cursor.seq == seq).then_some(())
         })
         .await;
-    }
-
-    async fn listen(&self, node: usize, team: &Team, scopes: &[&str], client_id: Option<&str>) -> (Socket, u64) {
-        Socket::connect(&self.urls[node], connect(team, scopes, client_id)).await
-    }
-}
-
-fn connect<'a>(team: &'a Team, scopes: &'a [&'a str], client_id: Option<&'a str>) -> Connect<'a> {
-    Connect {
-        key: &team.key,
-        team: &team.id,
-        scopes,
-        client_id,
     }
 }
 
@@ -94,8 +58,8 @@ async fn sessions_resume_where_their_acks_ended() {
 
 async fn a_mailbox_continues_on_another_node(world: &World) {
     let team = world.team("resume").await;
-    world.send(&team, "alpha", ["1", "2", "3", "4", "5"]).await;
-    world.send(&team, "beta", ["not for alpha"]).await;
+    world.send_all(&team, "alpha", ["1", "2", "3", "4", "5"]).await;
+    world.send_all(&team, "beta", ["not for alpha"]).await;
     let (mut first, last_seq) = world.listen(0, &team, &["agent_to:alpha"], None).await;
     assert_eq!(last_seq, 0, "the first connect begins at the oldest mail");
     let mut seqs = Vec::new();
@@ -111,7 +75,7 @@ async fn a_mailbox_continues_on_another_node(world: &World) {
     assert_eq!(last_seq, seqs[1]);
     assert_eq!(next.bodies(3).await, ["3", "4", "5"], "exactly the rest, in order");
     next.silent().await;
-    world.send(&team, "alpha", ["live"]).await;
+    world.send_all(&team, "alpha", ["live"]).await;
     assert_eq!(next.event().await.1, "live");
     next.cut(); // nothing acked: the next node repeats it
     let (mut next, _) = world.listen(2, &team, &["agent_to:alpha"], None).await;
@@ -133,7 +97,7 @@ async fn what_waits_here_counts_here(world: &World) {
     let url = serve_with(world.cluster.services(1), options).await;
     let team = world.team("flush").await;
     let mailbox = connect(&team, &["agent_to:alpha"], None);
-    world.send(&team, "alpha", ["1", "2", "3"]).await;
+    world.send_all(&team, "alpha", ["1", "2", "3"]).await;
     let (mut socket, _) = Socket::connect(&url, mailbox.clone()).await;
     assert_eq!(socket.bodies(3).await, ["1", "2", "3"]);
     for seq in 1..=2 {
@@ -158,7 +122,7 @@ async fn two_sessions_on_one_mailbox_both_get_everything(world: &World) {
     let team = world.team("two").await;
     let (mut one, _) = world.listen(0, &team, &["agent_to:alpha"], None).await;
     let (mut two, _) = world.listen(1, &team, &["agent_to:alpha"], None).await;
-    world.send(&team, "alpha", ["1", "2", "3"]).await;
+    world.send_all(&team, "alpha", ["1", "2", "3"]).await;
     assert_eq!(one.bodies(3).await, ["1", "2", "3"]);
     let mut last = 0;
     for body in ["1", "2", "3"] {
@@ -179,12 +143,12 @@ async fn two_sessions_on_one_mailbox_both_get_everything(world: &World) {
 
 async fn a_wide_session_without_a_name_is_live_only(world: &World) {
     let team = world.team("wide").await;
-    world.send(&team, "alpha", ["old"]).await;
+    world.send_all(&team, "alpha", ["old"]).await;
     let (mut socket, last_seq) = world.listen(0, &team, &["*"], None).await;
     assert_eq!(last_seq, 1);
     socket.silent().await;
-    world.send(&team, "alpha", ["new"]).await;
-    world.send(&team, "beta", ["newer"]).await;
+    world.send_all(&team, "alpha", ["new"]).await;
+    world.send_all(&team, "beta", ["newer"]).await;
     let (_, body) = socket.event().await;
     assert_eq!(body, "new");
     let (seq, body) = socket.event().await;
@@ -202,7 +166,7 @@ async fn a_wide_session_without_a_name_is_live_only(world: &World) {
 
 async fn a_named_client_has_its_own_cursor(world: &World) {
     let team = world.team("named").await;
-    world.send(&team, "alpha", ["1", "2"]).await;
+    world.send_all(&team, "alpha", ["1", "2"]).await;
     let (mut mailbox, _) = world.listen(0, &team, &["agent_to:alpha"], None).await;
     let (seq, _) = mailbox.event().await;
     mailbox.ack(seq).await;
@@ -214,14 +178,14 @@ async fn a_named_client_has_its_own_cursor(world: &World) {
     assert_eq!(body, "2");
     let (mut stream, last_seq) = world.listen(2, &team, &["source:sender"], Some("stream")).await;
     assert_eq!(last_seq, second);
-    world.send(&team, "beta", ["3"]).await;
+    world.send_all(&team, "beta", ["3"]).await;
     let (third, body) = stream.event().await;
     assert_eq!(body, "3");
     stream.ack(third).await;
     laptop.ack(second).await;
     world.acked(&team, "", "stream", third).await;
     world.acked(&team, "", "laptop", second).await;
-    world.send(&team, "alpha", ["4"]).await;
+    world.send_all(&team, "alpha", ["4"]).await;
     stream.cut();
     laptop.cut();
     let (mut stream, last_seq) = world.listen(0, &team, &["source:sender"], Some("stream")).await;
@@ -240,7 +204,7 @@ async fn a_named_client_that_never_acked_begins_where_it_first_connected(world: 
         let name = scopes[0];
         let (socket, first) = world.listen(0, &team, scopes, Some(name)).await;
         socket.cut();
-        world.send(&team, "alpha", ["while away"]).await;
+        world.send_all(&team, "alpha", ["while away"]).await;
         let (mut socket, again) = world.listen(1, &team, scopes, Some(name)).await;
         assert_eq!(first, again);
         assert_eq!(socket.event().await.1, "while away");
@@ -254,13 +218,13 @@ async fn acks_are_clamped_to_what_was_delivered(world: &World) {
     socket.ack(u64::MAX).await;
     socket.say(&json!({"type": "ack", "seq": -1})).await;
     socket.say(&json!({"type": "ack"})).await;
-    world.send(&team, "alpha", ["1", "2"]).await;
-    world.send(&team, "beta", ["x", "y", "z"]).await;
+    world.send_all(&team, "alpha", ["1", "2"]).await;
+    world.send_all(&team, "beta", ["x", "y", "z"]).await;
     assert_eq!(socket.event().await.1, "1");
     let (seq, _) = socket.event().await;
     socket.ack(seq + 3).await;
     world.acked(&team, "alpha", "", seq).await;
-    world.send(&team, "alpha", ["3"]).await;
+    world.send_all(&team, "alpha", ["3"]).await;
     let (mut next, last_seq) = world.listen(1, &team, &["agent_to:alpha"], None).await;
     assert_eq!(last_seq, seq);
     assert_eq!(next.event().await.1, "3");
@@ -268,17 +232,16 @@ async fn acks_are_clamped_to_what_was_delivered(world: &World) {
 
 async fn a_bound_key_narrows(world: &World) {
     let team = world.team("bound").await;
-    let key = team.bound(&world.urls[0], &world.admin, "alpha").await;
-    let bound = Team { key, ..team.clone() };
-    world.send(&team, "alpha", ["old"]).await;
+    let bound = world.bound(&team, "alpha").await;
+    world.send_all(&team, "alpha", ["old"]).await;
     let (mut live, last_seq) = world.listen(0, &bound, &["*"], None).await;
     assert_eq!(last_seq, 1, "* stays live only, although it narrows to one mailbox");
     live.silent().await;
     let (mut mailbox, last_seq) = world.listen(1, &bound, &["agent_to:alpha"], None).await;
     assert_eq!(last_seq, 0);
     assert_eq!(mailbox.event().await.1, "old");
-    world.send(&team, "beta", ["not for alpha"]).await;
-    world.send(&team, "alpha", ["new"]).await;
+    world.send_all(&team, "beta", ["not for alpha"]).await;
+    world.send_all(&team, "alpha", ["new"]).await;
     for socket in [&mut live, &mut mailbox] {
         let (seq, body) = socket.event().await;
         assert_eq!(body, "new");
@@ -290,15 +253,13 @@ async fn a_bound_key_narrows(world: &World) {
         &["agent_to:beta", "source:sender"],
     ] {
         let mut socket = Socket::open(&world.urls[2]).await;
-        socket
-            .say(&ws_client::connect_frame(&connect(&bound, scopes, None)))
-            .await;
+        socket.say(&connect_frame(&connect(&bound, scopes, None))).await;
         assert_eq!(socket.ending().await, refused(4001), "{scopes:?}");
     }
     // A client name of a bound key is its agent's own.
     let (_, _) = world.listen(0, &bound, &["*"], Some("stream")).await;
-    world.send(&team, "beta", ["still not for alpha"]).await;
-    world.send(&team, "alpha", ["newer"]).await;
+    world.send_all(&team, "beta", ["still not for alpha"]).await;
+    world.send_all(&team, "alpha", ["newer"]).await;
     let (mut named, _) = world.listen(1, &bound, &["*"], Some("stream")).await;
     assert_eq!(named.event().await.1, "newer");
 }
@@ -309,8 +270,8 @@ async fn a_restless_reader_loses_nothing(world: &World) {
     const COUNT: usize = 120;
     let sending = async {
         for at in 0..COUNT {
-            world.send(&team, "alpha", [format!("{at}").as_str()]).await;
-            world.send(&team, "beta", ["noise"]).await;
+            world.send_all(&team, "alpha", [format!("{at}").as_str()]).await;
+            world.send_all(&team, "beta", ["noise"]).await;
         }
     };
     let reading = async {
@@ -368,7 +329,7 @@ async fn clients_that_never_ack_and_clients_that_never_read() {
 async fn answered_pings_stand_in_for_acks(world: &World, urls: &[String]) {
     let team = world.team("old-client").await;
     let old = connect(&team, &["agent_to:alpha"], None);
-    world.send(&team, "alpha", ["1", "2"]).await;
+    world.send_all(&team, "alpha", ["1", "2"]).await;
     let (mut socket, _) = Socket::connect(&urls[0], old.clone()).await;
     assert_eq!(socket.bodies(2).await, ["1", "2"]);
     socket.cut();
@@ -379,7 +340,7 @@ async fn answered_pings_stand_in_for_acks(world: &World, urls: &[String]) {
     let (mut socket, last_seq) = Socket::connect(&urls[2], old.clone()).await;
     assert_eq!(last_seq, 2, "pings were answered");
     // After the first real ack, acks alone move the cursor, even the old one.
-    world.send(&team, "alpha", ["3", "4"]).await;
+    world.send_all(&team, "alpha", ["3", "4"]).await;
     let (seq, _) = socket.event().await;
     socket.event().await;
     socket.ack(seq).await;
@@ -395,7 +356,7 @@ async fn a_stalled_reader_resumes_without_loss(world: &World, urls: &[String]) {
     let count = 60;
     for at in 0..count {
         let body = format!("{at} {large}");
-        world.send(&team, "alpha", [body.as_str()]).await;
+        world.send_all(&team, "alpha", [body.as_str()]).await;
     }
     let mut socket = Socket::open_narrow(&urls[0]).await;
     socket.greet(connect(&team, &["agent_to:alpha"], None)).await;
@@ -432,7 +393,7 @@ fn body_of(frame: &Value) -> &str {
 async fn retention_is_told_once(world: &World) {
     let team = world.team("retention").await;
     let wanted = json!({"name": "w", "permissions": ["write"]});
-    let (key_id, _) = new_key(&world.urls[0], &world.admin, &team.id, &wanted).await;
+    let (key_id, _) = world.key(&team, wanted).await;
     let leader = world.cluster.services(world.cluster.leader().await);
     let mail = |body: &'static str, expires_at_ms: u64| Operation {
         principal: Some(Principal {
@@ -481,7 +442,7 @@ async fn sessions_outlive_the_node_that_they_were_on() {
     let team = world.team("failover").await;
     let leader = world.cluster.leader().await;
     let (mut socket, _) = world.listen(leader, &team, &["agent_to:alpha"], None).await;
-    world.send(&team, "alpha", ["1", "2", "3"]).await;
+    world.send_all(&team, "alpha", ["1", "2", "3"]).await;
     let (seq, _) = socket.event().await;
     socket.ack(seq).await;
     world.acked(&team, "alpha", "", seq).await;

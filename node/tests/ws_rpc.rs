@@ -2,11 +2,7 @@
 //! `ws_rpc_turns.rs`.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
-#[path = "common/web.rs"]
-#[allow(dead_code)]
-mod web;
-mod ws_client;
+mod world;
 
 use agentpost_proto::limits;
 use agentpost_proto::time::parse_rfc3339;
@@ -16,53 +12,15 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
-use common::{TestCluster, eventually};
-use web::{Call, Team, new_key};
-use ws_client::{Connect, Socket};
-
-struct World {
-    cluster: TestCluster,
-    urls: Vec<String>,
-    admin: String,
-}
+use world::World;
+use world::common::eventually;
+use world::web::{Call, Team};
 
 impl World {
-    async fn start() -> Self {
-        let cluster = TestCluster::start(3).await;
-        let (urls, admin) = (cluster.urls(), cluster.admin_key());
-        World { cluster, urls, admin }
-    }
-
-    async fn team(&self, name: &str) -> Team {
-        Team::create(&self.urls[0], &self.admin, name).await
-    }
-
-    async fn key(&self, team: &Team, wanted: Value) -> Team {
-        let (_, key) = new_key(&self.urls[0], &self.admin, &team.id, &wanted).await;
-        Team { key, ..team.clone() }
-    }
-
-    async fn send(&self, node: usize, team: &Team, to: &str, body: &str) {
-        self.send_in(node, team, to, body, None).await;
-    }
-
-    async fn send_in(&self, node: usize, team: &Team, to: &str, body: &str, thread: Option<&str>) {
+    async fn send_thread(&self, node: usize, team: &Team, to: &str, body: &str, thread: Option<&str>) {
         let mail = json!({"from": "sender", "to": to, "body": body, "thread_id": thread});
         let call = Call::post("/api/v1/agents/messages", &mail);
         call.bearer(&team.key).to(&self.urls[node]).await.ok();
-    }
-
-    async fn listen(&self, node: usize, team: &Team, scopes: &[&str]) -> Socket {
-        Socket::connect(&self.urls[node], connect(team, scopes)).await.0
-    }
-}
-
-fn connect<'a>(team: &'a Team, scopes: &'a [&'a str]) -> Connect<'a> {
-    Connect {
-        key: &team.key,
-        team: &team.id,
-        scopes,
-        client_id: None,
     }
 }
 
@@ -100,12 +58,12 @@ async fn what_the_methods_show() {
 
 async fn history_is_newest_first(world: &World) {
     let team = world.team("history").await;
-    let mut socket = world.listen(1, &team, &["*"]).await;
+    let (mut socket, _) = world.listen(1, &team, &["*"], None).await;
     let nothing = socket.answer("events.recent", json!({"limit": 100})).await;
     assert_eq!(nothing, json!({"events": []}));
     for n in 1..=5 {
         let thread = (n % 2 == 0).then_some("even");
-        world.send_in(n % 3, &team, "alpha", &n.to_string(), thread).await;
+        world.send_thread(n % 3, &team, "alpha", &n.to_string(), thread).await;
     }
     let all = socket.answer("events.recent", Value::Null).await;
     assert_eq!(bodies(&all), ["5", "4", "3", "2", "1"]);
@@ -142,11 +100,8 @@ async fn history_is_newest_first(world: &World) {
 async fn history_goes_by_the_scopes_of_the_session(world: &World) {
     let team = world.team("scoped history").await;
     let narrow = json!({"name": "n", "permissions": ["read"], "scopes": ["agent_to:a", "agent_to:b"]});
-    let narrow = world.key(&team, narrow).await;
-    let bound = Team {
-        key: team.bound(&world.urls[0], &world.admin, "a").await,
-        ..team.clone()
-    };
+    let (_, narrow) = world.key(&team, narrow).await;
+    let bound = world.bound(&team, "a").await;
     for agent in ["a", "b"] {
         let subscribe = Call::post("/v1/messages/subscribe", &json!({"topic": "news"}));
         subscribe.key(&team.key).agent(agent).to(&world.urls[0]).await.ok();
@@ -173,7 +128,7 @@ async fn history_goes_by_the_scopes_of_the_session(world: &World) {
         (&bound, &["*"], &["a news", "a to a"]),
         (&bound, &["agent_to:a"], &["a news", "a to a"]),
     ] {
-        let mut socket = world.listen(0, team, scopes).await;
+        let (mut socket, _) = world.listen(0, team, scopes, None).await;
         let page = socket.answer("events.recent", json!({})).await;
         let shown: Vec<String> = events(&page)
             .into_iter()
@@ -187,7 +142,12 @@ async fn history_holds_every_acknowledged_send(world: &World) {
     let team = world.team("linearizable").await;
     let mut sockets = Vec::new();
     for node in 0..3 {
-        sockets.push(world.listen(node, &team, &["source:nobody", "agent_to:a"]).await);
+        sockets.push(
+            world
+                .listen(node, &team, &["source:nobody", "agent_to:a"], None)
+                .await
+                .0,
+        );
     }
     for n in 0..30 {
         world.send(n % 3, &team, "a", &n.to_string()).await;
@@ -204,7 +164,7 @@ async fn large_history_comes_in_pages(world: &World) {
         let body = if n % 3 == 1 { quotes.clone() } else { n.to_string() };
         world.send(n % 3, &team, "a", &body).await;
     }
-    let mut socket = world.listen(2, &team, &["*"]).await;
+    let (mut socket, _) = world.listen(2, &team, &["*"], None).await;
     let (mut seen, mut before_seq) = (Vec::new(), Value::Null);
     loop {
         let page = socket.answer("events.recent", json!({"before_seq": before_seq})).await;
@@ -221,12 +181,12 @@ async fn large_history_comes_in_pages(world: &World) {
 async fn figures_of_the_team(world: &World) {
     let team = world.team("figures").await;
     let wanted = json!({"name": "b", "permissions": ["read", "admin"]});
-    let boss = world.key(&team, wanted).await;
+    let (_, boss) = world.key(&team, wanted).await;
     for n in 0..4 {
         world.send(n % 3, &team, "a", "x").await;
     }
     for (key, permissions) in [(&team, &["write"][..]), (&boss, &["read", "admin"])] {
-        let mut socket = world.listen(1, key, &["*"]).await;
+        let (mut socket, _) = world.listen(1, key, &["*"], None).await;
         for params in [json!({}), Value::Null] {
             let figures = socket.answer("dashboard.stats", params).await;
             let expected = json!({
@@ -241,8 +201,8 @@ async fn figures_of_the_team(world: &World) {
 async fn whatever_is_asked_a_session_goes_on(world: &World) {
     let team = world.team("nonsense").await;
     let admin = json!({"name": "admin", "permissions": ["admin"]});
-    let team = world.key(&team, admin).await;
-    let mut socket = world.listen(0, &team, &["*"]).await;
+    let (_, team) = world.key(&team, admin).await;
+    let (mut socket, _) = world.listen(0, &team, &["*"], None).await;
     let long = "é".repeat(15_000);
     let deep = (0..60).fold(json!(1), |inner, _| json!([inner]));
     for (method, params) in [
@@ -294,7 +254,7 @@ async fn whatever_is_asked_a_session_goes_on(world: &World) {
 
 async fn however_it_is_asked_there_is_an_answer(world: &World) {
     let team = world.team("odd frames").await;
-    let mut socket = world.listen(0, &team, &["*"]).await;
+    let (mut socket, _) = world.listen(0, &team, &["*"], None).await;
     let long = "é".repeat(15_000);
     for method in [
         "list",
@@ -338,18 +298,15 @@ async fn however_it_is_asked_there_is_an_answer(world: &World) {
 /// As the vendor's management commands connect, with any key.
 async fn requests_neither_replay_nor_move_a_cursor(world: &World) {
     let team = world.team("cursors").await;
-    let bound = Team {
-        key: team.bound(&world.urls[0], &world.admin, "alpha").await,
-        ..team.clone()
-    };
+    let bound = world.bound(&team, "alpha").await;
     let narrow = json!({"name": "n", "permissions": ["read"], "scopes": ["agent_to:alpha"]});
-    let narrow = world.key(&team, narrow).await;
+    let (_, narrow) = world.key(&team, narrow).await;
     let old = 7;
     for n in 0..old {
         world.send(n % 3, &team, "alpha", &format!("old {n}")).await;
     }
     let known = 3;
-    let (mut listener, _) = Socket::connect(&world.urls[0], connect(&bound, &["agent_to:alpha"])).await;
+    let (mut listener, _) = world.listen(0, &bound, &["agent_to:alpha"], None).await;
     listener.bodies(old).await;
     listener.ack(known).await;
     let id = team.id.parse().unwrap();
@@ -361,7 +318,7 @@ async fn requests_neither_replay_nor_move_a_cursor(world: &World) {
     listener.cut();
     let mut now = old as u64;
     for (node, key) in [(0, &team), (1, &bound), (2, &narrow), (1, &team), (2, &bound)] {
-        let (mut socket, last_seq) = Socket::connect(&world.urls[node], connect(key, &["*"])).await;
+        let (mut socket, last_seq) = world.listen(node, key, &["*"], None).await;
         assert_eq!(last_seq, now);
         for invented in [1, 2, now + 1, 1_000_000, u64::MAX] {
             socket.ack(invented).await;
@@ -389,7 +346,7 @@ async fn requests_neither_replay_nor_move_a_cursor(world: &World) {
         let mailbox = cursor(node, "alpha", "").await.unwrap();
         assert_eq!((mailbox.seq, mailbox.acked), (known, true));
     }
-    let (mut listener, last_seq) = Socket::connect(&world.urls[1], connect(&bound, &["agent_to:alpha"])).await;
+    let (mut listener, last_seq) = world.listen(1, &bound, &["agent_to:alpha"], None).await;
     assert_eq!(last_seq, known);
     for seq in known + 1..=now {
         assert_eq!(listener.event().await.0, seq);

@@ -1,67 +1,28 @@
 //! Keys over the socket, on three nodes: who may do what, and that it counts everywhere at once.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
-#[path = "common/web.rs"]
-#[allow(dead_code)]
-mod web;
-mod ws_client;
+mod world;
 
 use agentpost_proto::time::{parse_rfc3339, rfc3339};
 use serde_json::{Value, json};
 
-use common::{TestCluster, eventually};
-use web::{Call, Team, new_key};
-use ws_client::{Connect, Socket, connect_frame, refused};
-
-struct World {
-    cluster: TestCluster,
-    urls: Vec<String>,
-    admin: String,
-}
+use world::common::eventually;
+use world::web::{Call, Team};
+use world::ws_client::{Socket, connect_frame, refused};
+use world::{World, connect};
 
 impl World {
-    async fn start() -> Self {
-        let cluster = TestCluster::start(3).await;
-        let (urls, admin) = (cluster.urls(), cluster.admin_key());
-        World { cluster, urls, admin }
-    }
-
     /// A team whose key is an admin's; the tests' own write key is its oldest.
-    async fn team(&self, name: &str) -> Team {
-        let team = Team::create(&self.urls[0], &self.admin, name).await;
+    async fn managed_team(&self, name: &str) -> Team {
+        let team = self.team(name).await;
         self.key(&team, json!({"name": "boss", "permissions": ["admin"]}))
             .await
             .1
     }
 
-    async fn key(&self, team: &Team, wanted: Value) -> (String, Team) {
-        let (id, key) = new_key(&self.urls[0], &self.admin, &team.id, &wanted).await;
-        (id, Team { key, ..team.clone() })
-    }
-
     /// As the vendor's management commands connect.
     async fn manage(&self, node: usize, team: &Team) -> Socket {
-        self.listen(node, team, &["*"]).await
-    }
-
-    async fn listen(&self, node: usize, team: &Team, scopes: &[&str]) -> Socket {
-        Socket::connect(&self.urls[node], connect(team, scopes)).await.0
-    }
-
-    async fn send(&self, node: usize, team: &Team) -> web::Answer {
-        let mail = json!({"from": "sender", "to": "alpha", "body": "hello"});
-        let call = Call::post("/api/v1/agents/messages", &mail);
-        call.bearer(&team.key).to(&self.urls[node]).await
-    }
-}
-
-fn connect<'a>(team: &'a Team, scopes: &'a [&'a str]) -> Connect<'a> {
-    Connect {
-        key: &team.key,
-        team: &team.id,
-        scopes,
-        client_id: None,
+        self.listen(node, team, &["*"], None).await.0
     }
 }
 
@@ -139,8 +100,8 @@ const KEYS: [(&str, [Fate; 6]); 8] = [
 ];
 
 async fn who_may_do_what(world: &World) {
-    let team = world.team("matrix").await;
-    let other = world.team("matrix of others").await;
+    let team = world.managed_team("matrix").await;
+    let other = world.managed_team("matrix of others").await;
     let mut table = vec![
         ("an admin of another team", other.clone(), OTHER_TEAM),
         ("an expired admin", expired(world, &team).await, [NoSession; 6]),
@@ -187,10 +148,10 @@ async fn who_may_do_what(world: &World) {
 async fn expired(world: &World, team: &Team) -> Team {
     let at = rfc3339(world.cluster.services(0).clock.wall_ms() + 1_500);
     let wanted = json!({"name": "e", "permissions": ["admin"], "expires_at": at});
-    let key = world.key(team, wanted).await.1;
+    let (_, key) = world.key(team, wanted).await;
     for node in 0..3 {
         eventually("an expired key", async || {
-            (world.send(node, &key).await.status == 401).then_some(())
+            (world.try_send(node, &key, "alpha", "hello").await.status == 401).then_some(())
         })
         .await;
     }
@@ -207,7 +168,7 @@ async fn keys_of(world: &World, team: &Team) -> Vec<Value> {
 /// Done, refused with a text, or not even connected.
 async fn fate_of(world: &World, key: &Team, method: &str, params: Value) -> Result<(), Option<String>> {
     let mut socket = Socket::open(&world.urls[1]).await;
-    socket.say(&connect_frame(&connect(key, &["*"]))).await;
+    socket.say(&connect_frame(&connect(key, &["*"], None))).await;
     if socket.frame_or_ending().await.is_none() {
         assert_eq!(socket.ended(), refused(4001));
         return Err(None);
@@ -218,7 +179,7 @@ async fn fate_of(world: &World, key: &Team, method: &str, params: Value) -> Resu
 }
 
 async fn a_key_works_on_every_node_at_once(world: &World) {
-    let team = world.team("at once").await;
+    let team = world.managed_team("at once").await;
     for n in 0..9 {
         let (maker, user) = (n % 3, (n + 1) % 3);
         let mut socket = world.manage(maker, &team).await;
@@ -228,8 +189,8 @@ async fn a_key_works_on_every_node_at_once(world: &World) {
         let (id, key) = (text(&made["id"]), text(&made["api_key"]));
         assert!(key.starts_with("kite_") && key.starts_with(&text(&made["key_prefix"])));
         let own = Team { key, ..team.clone() };
-        world.send(user, &own).await.ok();
-        let mut listener = world.listen((n + 2) % 3, &own, &["agent_to:alpha"]).await;
+        world.send(user, &own, "alpha", "hello").await;
+        let (mut listener, _) = world.listen((n + 2) % 3, &own, &["agent_to:alpha"], None).await;
         listener.bodies(n + 1).await;
         let list = world.manage(user, &own).await.answer("keys.list", json!({})).await;
         let last = list["keys"].as_array().unwrap().last().unwrap().clone();
@@ -241,7 +202,7 @@ async fn a_key_works_on_every_node_at_once(world: &World) {
 }
 
 async fn a_revoked_key_closes_sockets_on_every_node(world: &World) {
-    let team = world.team("revoked").await;
+    let team = world.managed_team("revoked").await;
     let mut boss = world.manage(0, &team).await;
     let made = boss.answer("keys.create", json!({"permissions": ["write"]})).await;
     let doomed = Team {
@@ -251,7 +212,7 @@ async fn a_revoked_key_closes_sockets_on_every_node(world: &World) {
     let mut sockets = Vec::new();
     for node in 0..3 {
         for scopes in [&["*"][..], &["agent_to:alpha"]] {
-            sockets.push(world.listen(node, &doomed, scopes).await);
+            sockets.push(world.listen(node, &doomed, scopes, None).await.0);
         }
     }
     let id = json!({"id": made["id"]});
@@ -260,7 +221,7 @@ async fn a_revoked_key_closes_sockets_on_every_node(world: &World) {
         assert_eq!(socket.ending().await, refused(4001));
     }
     for node in 0..3 {
-        assert_eq!(world.send(node, &doomed).await.status, 401);
+        assert_eq!(world.try_send(node, &doomed, "alpha", "hello").await.status, 401);
     }
     // Twice is once.
     assert_eq!(boss.answer("keys.revoke", id.clone()).await, id);
@@ -271,7 +232,7 @@ async fn a_revoked_key_closes_sockets_on_every_node(world: &World) {
 
 /// On the leader the revocation is applied before it is answered; elsewhere it may be the other way round.
 async fn the_answer_comes_before_the_own_end(world: &World) {
-    let team = world.team("own key").await;
+    let team = world.managed_team("own key").await;
     for n in 0..12 {
         let (id, own) = world.key(&team, json!({"name": "own", "permissions": ["admin"]})).await;
         let mut socket = world.manage(n % 3, &own).await;
@@ -295,7 +256,7 @@ async fn the_answer_comes_before_the_own_end(world: &World) {
 }
 
 async fn defaults_and_wishes(world: &World) {
-    let team = world.team("wishes").await;
+    let team = world.managed_team("wishes").await;
     let mut boss = world.manage(2, &team).await;
     let at = rfc3339(world.cluster.services(0).clock.wall_ms() + 3_600_000);
     for (params, name, permissions, scopes, expires_at) in [
@@ -339,7 +300,7 @@ async fn defaults_and_wishes(world: &World) {
 }
 
 async fn operators_manage_the_keys_of_their_own_team(world: &World) {
-    let team = world.team("of a tenant").await;
+    let team = world.managed_team("of a tenant").await;
     let system = Team {
         id: format!("team_{}", "0".repeat(32)),
         key: world.admin.clone(),
@@ -358,14 +319,14 @@ async fn operators_manage_the_keys_of_their_own_team(world: &World) {
     };
     let id = json!({"id": made["id"]});
     world.manage(2, &second).await.answer("keys.revoke", id).await;
-    let words = connect_frame(&connect(&second, &["*"]));
+    let words = connect_frame(&connect(&second, &["*"], None));
     let mut socket = Socket::open(&world.urls[0]).await;
     socket.say(&words).await;
     assert_eq!(socket.ending().await, refused(4001));
 }
 
 async fn a_list_that_would_not_fit_a_frame(world: &World) {
-    let team = world.team("many scopes").await;
+    let team = world.managed_team("many scopes").await;
     let mut boss = world.manage(0, &team).await;
     let scopes: Vec<String> = (0..64).map(|n| format!("source:{n:02}{}", "x".repeat(247))).collect();
     let count = 20;

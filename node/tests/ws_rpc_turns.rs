@@ -2,11 +2,7 @@
 //! stop or have lost the cluster.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
-#[path = "common/web.rs"]
-#[allow(dead_code)]
-mod web;
-mod ws_client;
+mod world;
 
 use std::time::Duration;
 
@@ -15,55 +11,9 @@ use agentpost_proto::limits;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use common::{TestCluster, eventually};
-use web::{Call, Team, new_key};
-use ws_client::{Connect, Ending, Socket, serve_with};
-
-struct World {
-    cluster: TestCluster,
-    urls: Vec<String>,
-    admin: String,
-}
-
-impl World {
-    async fn start() -> Self {
-        Self::start_with(3, "").await
-    }
-
-    async fn start_with(nodes: usize, settings: &str) -> Self {
-        let cluster = TestCluster::start_with(nodes, settings).await;
-        let (urls, admin) = (cluster.urls(), cluster.admin_key());
-        World { cluster, urls, admin }
-    }
-
-    async fn team(&self, name: &str) -> Team {
-        Team::create(&self.urls[0], &self.admin, name).await
-    }
-
-    async fn key(&self, team: &Team, wanted: Value) -> Team {
-        let (_, key) = new_key(&self.urls[0], &self.admin, &team.id, &wanted).await;
-        Team { key, ..team.clone() }
-    }
-
-    async fn send(&self, node: usize, team: &Team, to: &str, body: &str) {
-        let mail = json!({"from": "sender", "to": to, "body": body});
-        let call = Call::post("/api/v1/agents/messages", &mail);
-        call.bearer(&team.key).to(&self.urls[node]).await.ok();
-    }
-
-    async fn listen(&self, node: usize, team: &Team, scopes: &[&str]) -> Socket {
-        Socket::connect(&self.urls[node], connect(team, scopes)).await.0
-    }
-}
-
-fn connect<'a>(team: &'a Team, scopes: &'a [&'a str]) -> Connect<'a> {
-    Connect {
-        key: &team.key,
-        team: &team.id,
-        scopes,
-        client_id: None,
-    }
-}
+use world::common::eventually;
+use world::ws_client::{Ending, Socket, serve_with};
+use world::{World, connect};
 
 fn bodies(page: &Value) -> Vec<&str> {
     let events = page["events"].as_array().unwrap().iter();
@@ -84,9 +34,9 @@ async fn requests_wait_for_their_turn_and_hold_nothing_up() {
 
 async fn many_at_once_are_answered_in_order(world: &World) {
     let team = world.team("at once").await;
-    let team = world.key(&team, json!({"name": "a", "permissions": ["admin"]})).await;
+    let (_, team) = world.key(&team, json!({"name": "a", "permissions": ["admin"]})).await;
     world.send(0, &team, "a", "x").await;
-    let mut socket = world.listen(1, &team, &["*"]).await;
+    let (mut socket, _) = world.listen(1, &team, &["*"], None).await;
     let methods = [
         "events.recent",
         "keys.create",
@@ -129,7 +79,7 @@ async fn events_pass_requests_that_wait(world: &World) {
         world.send(n % 3, &team, "other", &body).await;
     }
     let mut socket = Socket::open_narrow(&world.urls[1]).await;
-    socket.greet(connect(&team, &["*"])).await;
+    socket.greet(connect(&team, &["*"], None)).await;
     let requests = 40;
     for at in 0..requests {
         let request = json!({"type": "request", "id": at.to_string(), "method": "events.recent"});
@@ -160,7 +110,7 @@ async fn events_pass_requests_that_wait(world: &World) {
 async fn a_request_goes_on_while_its_reader_takes_nothing() {
     let world = World::start().await;
     let team = world.team("slow reader").await;
-    let team = world.key(&team, json!({"name": "a", "permissions": ["admin"]})).await;
+    let (_, team) = world.key(&team, json!({"name": "a", "permissions": ["admin"]})).await;
     let body = "x".repeat(100_000);
     for n in 0..120 {
         world.send(n % 3, &team, "alpha", &body).await;
@@ -173,7 +123,7 @@ async fn a_request_goes_on_while_its_reader_takes_nothing() {
     };
     let url = serve_with(world.cluster.services(node), options).await;
     let mut socket = Socket::open_narrow(&url).await;
-    socket.greet(connect(&team, &["agent_to:alpha"])).await;
+    socket.greet(connect(&team, &["agent_to:alpha"], None)).await;
     for at in 0..10 {
         let request = json!({"type": "request", "id": at.to_string(), "method": "keys.create"});
         socket.say(&request).await;
@@ -194,8 +144,8 @@ async fn a_request_goes_on_while_its_reader_takes_nothing() {
 async fn without_a_quorum_every_request_gets_an_error() {
     let world = World::start().await;
     let team = world.team("isolated").await;
-    let team = world.key(&team, json!({"name": "a", "permissions": ["admin"]})).await;
-    let mut socket = world.listen(0, &team, &["*"]).await;
+    let (_, team) = world.key(&team, json!({"name": "a", "permissions": ["admin"]})).await;
+    let (mut socket, _) = world.listen(0, &team, &["*"], None).await;
     socket.answer("keys.list", json!({})).await;
     world.cluster.kill(1).await;
     world.cluster.kill(2).await;
@@ -233,7 +183,7 @@ async fn without_a_quorum_every_request_gets_an_error() {
 async fn requests_count_as_requests_of_their_key() {
     let world = World::start_with(1, "[limits]\nburst_requests = 6\nburst_window_s = 3600\n").await;
     let team = world.team("bursts").await;
-    let mut socket = world.listen(0, &team, &["*"]).await;
+    let (mut socket, _) = world.listen(0, &team, &["*"], None).await;
     // The handshake was the first.
     for _ in 1..6 {
         socket.answer("dashboard.stats", json!({})).await;
@@ -259,7 +209,7 @@ async fn a_node_that_stops_answers_what_waits() {
     let world = World::start().await;
     let team = world.team("stopping").await;
     let mut socket = Socket::open_narrow(&world.urls[1]).await;
-    socket.greet(connect(&team, &["*"])).await;
+    socket.greet(connect(&team, &["*"], None)).await;
     let requests = limits::RPC_REQUESTS_WAITING_MAX;
     for at in 0..requests {
         let request = json!({"type": "request", "id": at.to_string(), "method": "events.recent"});
@@ -281,7 +231,7 @@ async fn a_node_that_stops_answers_what_waits() {
     // Those that the node had not read yet are left to the close frame.
     assert_eq!(socket.ended().close, Some(1012));
     assert!(answered <= requests, "{answered}");
-    let mut elsewhere = world.listen(0, &team, &["*"]).await;
+    let (mut elsewhere, _) = world.listen(0, &team, &["*"], None).await;
     elsewhere.answer("events.recent", json!({})).await;
     elsewhere.say_raw(Message::Close(None)).await;
     tokio::time::timeout(Duration::from_secs(30), elsewhere.ending())

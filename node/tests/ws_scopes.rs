@@ -1,11 +1,7 @@
 //! What each scope shows and what a key leaves of it, as a table: every case is a session on each of two nodes.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-#[path = "common/web.rs"]
-#[allow(dead_code)]
-mod web;
-mod ws_client;
+mod world;
 
 use std::collections::HashMap;
 
@@ -13,9 +9,9 @@ use agentpost_proto::limits;
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use common::TestCluster;
-use web::{Call, Team, new_key};
-use ws_client::{Connect, Socket, connect_frame, refused};
+use world::web::{Call, Team};
+use world::ws_client::{Socket, connect_frame, refused};
+use world::{World, connect};
 
 /// The agent that a key is bound to, or empty, and the key's scopes.
 type Holder = (&'static str, &'static [&'static str]);
@@ -34,6 +30,14 @@ const ALL: Seen = &[
     (6, "topic:news"),
 ];
 const ALPHA: Seen = &[(1, "alpha"), (3, "alpha"), (4, "alpha"), (6, "alpha")];
+const BOTH_INBOXES: Seen = &[
+    (1, "alpha"),
+    (2, "beta"),
+    (3, "alpha"),
+    (4, "topic:news"),
+    (5, "beta"),
+    (6, "alpha"),
+];
 const RESEARCH: Seen = &[(1, "alpha"), (2, "beta"), (4, "topic:news")];
 const SUPPORT: Seen = &[(3, "alpha"), (5, "beta")];
 
@@ -89,18 +93,7 @@ const SHOWN: &[(Holder, &[&str], Seen)] = &[
         &["agent_to:alpha", "source:planner"],
         &[(1, "alpha"), (3, "alpha"), (4, "topic:news"), (6, "alpha")],
     ),
-    (
-        ANY,
-        &["agent_to:alpha", "agent_to:beta"],
-        &[
-            (1, "alpha"),
-            (2, "beta"),
-            (3, "alpha"),
-            (4, "topic:news"),
-            (5, "beta"),
-            (6, "alpha"),
-        ],
-    ),
+    (ANY, &["agent_to:alpha", "agent_to:beta"], BOTH_INBOXES),
     (ANY, &["agent_to:alpha", "*"], ALL),
     (ANY, &["agent_to:alpha", "type:kite", "source:nobody"], ALL),
     // A key for some sources leaves what both have in common.
@@ -113,18 +106,7 @@ const SHOWN: &[(Holder, &[&str], Seen)] = &[
     (OF_RESEARCH, &["source:support"], &[]),
     (OF_RESEARCH, &["agent_to:alpha", "source:coder"], &[(2, "beta")]),
     // A key for some inboxes.
-    (
-        TWO_INBOXES,
-        &["*"],
-        &[
-            (1, "alpha"),
-            (2, "beta"),
-            (3, "alpha"),
-            (4, "topic:news"),
-            (5, "beta"),
-            (6, "alpha"),
-        ],
-    ),
+    (TWO_INBOXES, &["*"], BOTH_INBOXES),
     (
         TWO_INBOXES,
         &["agent_to:beta", "agent_to:gamma"],
@@ -176,38 +158,29 @@ const UNKNOWN: &[&[&str]] = &[
     &["*", "from:x"],
 ];
 
-struct World {
-    urls: Vec<String>,
-    admin: String,
+/// One team and its keys.
+struct Keys {
+    world: World,
     team: Team,
-    keys: HashMap<Holder, String>,
+    keys: HashMap<Holder, Team>,
 }
 
-impl World {
-    async fn key(&mut self, holder: Holder) -> String {
+impl Keys {
+    async fn key(&mut self, holder: Holder) -> Team {
         if let Some(key) = self.keys.get(&holder) {
             return key.clone();
         }
         let (agent, scopes) = holder;
         let agent = (!agent.is_empty()).then_some(agent);
         let wanted = json!({ "name": "k", "permissions": ["read"], "scopes": scopes, "agent_id": agent });
-        let (_, key) = new_key(&self.urls[0], &self.admin, &self.team.id, &wanted).await;
+        let (_, key) = self.world.key(&self.team, wanted).await;
         self.keys.insert(holder, key.clone());
         key
     }
 
-    fn connect<'a>(&'a self, key: &'a str, scopes: &'a [&'a str]) -> Connect<'a> {
-        Connect {
-            key,
-            team: &self.team.id,
-            scopes,
-            client_id: None,
-        }
-    }
-
     /// Asserts that every node turns this frame away.
     async fn refuses(&self, frame: &Value, code: u16) {
-        for url in &self.urls {
+        for url in &self.world.urls {
             let mut socket = Socket::open(url).await;
             socket.say(frame).await;
             assert_eq!(socket.ending().await, refused(code), "{}", frame["scopes"]);
@@ -217,12 +190,12 @@ impl World {
     async fn mail(&self, from: &str, to: &str) {
         let mail = json!({ "from": from, "to": to, "body": "x" });
         let call = Call::post("/api/v1/agents/messages", &mail);
-        call.bearer(&self.team.key).to(&self.urls[0]).await.ok();
+        call.bearer(&self.team.key).to(&self.world.urls[0]).await.ok();
     }
 
     async fn abbababa(&self, from: &str, path: &str, body: &Value) {
         let call = Call::post(format!("/v1/{path}"), body).key(&self.team.key).agent(from);
-        call.to(&self.urls[1]).await.ok();
+        call.to(&self.world.urls[1]).await.ok();
     }
 
     /// What [`ALL`] lists, in that order.
@@ -247,29 +220,26 @@ async fn next(socket: &mut Socket) -> (u64, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_scope_with_every_key_on_two_nodes() {
-    let cluster = TestCluster::start(2).await;
-    let (urls, admin) = (cluster.urls(), cluster.admin_key());
-    let team = Team::create(&urls[0], &admin, "scopes").await;
-    let keys = HashMap::new();
-    let mut world = World {
-        urls,
-        admin,
+    let world = World::start_with(2, "").await;
+    let team = world.team("scopes").await;
+    let mut keys = Keys {
+        world,
         team,
-        keys,
+        keys: HashMap::new(),
     };
     for agent in ["alpha", "beta", "gamma"] {
         let news = json!({ "topic": "news" });
-        world.abbababa(agent, "messages/subscribe", &news).await;
+        keys.abbababa(agent, "messages/subscribe", &news).await;
     }
     let mut sessions = Vec::new();
     for (holder, scopes, seen) in SHOWN {
-        let key = world.key(*holder).await;
-        for url in &world.urls {
-            let (socket, _) = Socket::connect(url, world.connect(&key, scopes)).await;
+        let key = keys.key(*holder).await;
+        for url in &keys.world.urls {
+            let (socket, _) = Socket::connect(url, connect(&key, scopes, None)).await;
             sessions.push((socket, format!("{scopes:?} with a key of {holder:?} on {url}"), *seen));
         }
     }
-    world.post().await;
+    keys.post().await;
     let looks = sessions.iter_mut().map(async |(socket, about, seen)| {
         for (seq, to) in *seen {
             assert_eq!(next(socket).await, (*seq, (*to).to_owned()), "{about}");
@@ -279,20 +249,20 @@ async fn every_scope_with_every_key_on_two_nodes() {
     join_all(looks).await;
 
     for (holder, scopes) in NOTHING_LEFT {
-        let key = world.key(*holder).await;
-        world.refuses(&connect_frame(&world.connect(&key, scopes)), 4001).await;
+        let key = keys.key(*holder).await;
+        keys.refuses(&connect_frame(&connect(&key, scopes, None)), 4001).await;
     }
-    let any = world.key(ANY).await;
+    let any = keys.key(ANY).await;
     for scopes in UNKNOWN {
-        world.refuses(&connect_frame(&world.connect(&any, scopes)), 4002).await;
+        keys.refuses(&connect_frame(&connect(&any, scopes, None)), 4002).await;
     }
-    what_is_too_much_or_no_list(&world, &any).await;
-    cluster.stop().await;
+    what_is_too_much_or_no_list(&keys, &any).await;
+    keys.world.cluster.stop().await;
 }
 
-async fn what_is_too_much_or_no_list(world: &World, key: &str) {
+async fn what_is_too_much_or_no_list(keys: &Keys, key: &Team) {
     let frame = |scopes: Value| {
-        let mut frame = connect_frame(&world.connect(key, &[]));
+        let mut frame = connect_frame(&connect(key, &[], None));
         frame["scopes"] = scopes;
         frame
     };
@@ -301,16 +271,16 @@ async fn what_is_too_much_or_no_list(world: &World, key: &str) {
     most[limits::SCOPES_MAX - 1] = "agent_to:gamma".to_owned();
     let mut longest = format!("type:{}", "x".repeat(limits::SCOPE_BYTES_MAX - "type:".len()));
     for fits in [json!(most), json!([longest])] {
-        let mut socket = Socket::open(&world.urls[1]).await;
+        let mut socket = Socket::open(&keys.world.urls[1]).await;
         socket.say(&frame(fits)).await;
         assert_eq!(socket.frame().await["type"], "connected");
     }
     longest.push('x');
     let too_many = [sources, vec!["*".to_owned()]].concat();
     for bad in [json!(too_many), json!([longest]), json!("*"), json!([1]), json!({})] {
-        world.refuses(&frame(bad), 4002).await;
+        keys.refuses(&frame(bad), 4002).await;
     }
     let mut missing = frame(json!([]));
     missing.as_object_mut().unwrap().remove("scopes");
-    world.refuses(&missing, 4001).await;
+    keys.refuses(&missing, 4001).await;
 }

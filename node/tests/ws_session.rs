@@ -1,11 +1,7 @@
 //! What a session answers and how it ends, on three nodes.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-#[path = "common/web.rs"]
-#[allow(dead_code)]
-mod web;
-mod ws_client;
+mod world;
 
 use std::time::Duration;
 
@@ -13,49 +9,10 @@ use agentpost_node::ws;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use common::{TestCluster, eventually};
-use web::{Call, Team, new_key};
-use ws_client::{Connect, Ending, Socket, connect_frame, refused, serve_with};
-
-struct World {
-    cluster: TestCluster,
-    urls: Vec<String>,
-    admin: String,
-}
-
-impl World {
-    async fn start() -> Self {
-        let cluster = TestCluster::start(3).await;
-        let (urls, admin) = (cluster.urls(), cluster.admin_key());
-        World { cluster, urls, admin }
-    }
-
-    async fn team(&self, name: &str) -> Team {
-        Team::create(&self.urls[0], &self.admin, name).await
-    }
-
-    async fn key(&self, team: &Team, wanted: Value) -> (String, Team) {
-        let (id, key) = new_key(&self.urls[0], &self.admin, &team.id, &wanted).await;
-        (id, Team { key, ..team.clone() })
-    }
-
-    async fn send(&self, node: usize, team: &Team, to: &str, body: &str) {
-        let call = Call::post(
-            "/api/v1/agents/messages",
-            &json!({"from": "sender", "to": to, "body": body}),
-        );
-        call.bearer(&team.key).to(&self.urls[node]).await.ok();
-    }
-}
-
-fn connect<'a>(team: &'a Team, scopes: &'a [&'a str]) -> Connect<'a> {
-    Connect {
-        key: &team.key,
-        team: &team.id,
-        scopes,
-        client_id: None,
-    }
-}
+use world::common::eventually;
+use world::web::{Call, Team};
+use world::ws_client::{Ending, Socket, connect_frame, refused, serve_with};
+use world::{World, connect};
 
 /// Says one thing first and returns how the socket ends.
 async fn first_words(url: &str, words: Message) -> Ending {
@@ -85,7 +42,7 @@ async fn the_greeting(world: &World) {
     let team = Team::with_limits(&world.urls[0], &world.admin, "greeting", &limits).await;
     world.send(0, &team, "alpha", "x").await;
     let mut socket = Socket::open(&world.urls[1]).await;
-    socket.say(&connect_frame(&connect(&team, &["*"]))).await;
+    socket.say(&connect_frame(&connect(&team, &["*"], None))).await;
     let connected = socket.frame().await;
     assert_eq!(connected["type"], "connected");
     assert_eq!(connected["last_seq"], 1);
@@ -104,20 +61,10 @@ async fn the_greeting(world: &World) {
         "{quota}"
     );
     let mut named = Socket::open(&world.urls[1]).await;
-    let connected = named
-        .greet(Connect {
-            client_id: Some("mine"),
-            ..connect(&team, &["*"])
-        })
-        .await;
+    let connected = named.greet(connect(&team, &["*"], Some("mine"))).await;
     assert_eq!(connected["client_id"], "mine");
     let mut empty = Socket::open(&world.urls[1]).await;
-    let connected = empty
-        .greet(Connect {
-            client_id: Some(""),
-            ..connect(&team, &["*"])
-        })
-        .await;
+    let connected = empty.greet(connect(&team, &["*"], Some(""))).await;
     assert_ne!(connected["client_id"], "");
 }
 
@@ -148,21 +95,18 @@ async fn refusals_come_in_band(world: &World) {
         key: "k".repeat(10_000),
         ..team.clone()
     };
-    let named = |client_id| Connect {
-        client_id: Some(client_id),
-        ..connect(&team, all)
-    };
+    let named = |client_id| connect(&team, all, Some(client_id));
     let (too_long, many) = ("x".repeat(200), vec!["type:x"; 65]);
     for (request, code) in [
-        (connect(&stranger, all), 4001),
-        (connect(&foreign, all), 4001),
-        (connect(&nowhere, all), 4001),
-        (connect(&long, all), 4001),
-        (connect(&team, &[]), 4001),
-        (connect(&narrow, &["agent_to:b"]), 4001),
-        (connect(&team, &["topic:x"]), 4002),
-        (connect(&team, &["agent_to:a b"]), 4002),
-        (connect(&team, &many), 4002),
+        (connect(&stranger, all, None), 4001),
+        (connect(&foreign, all, None), 4001),
+        (connect(&nowhere, all, None), 4001),
+        (connect(&long, all, None), 4001),
+        (connect(&team, &[], None), 4001),
+        (connect(&narrow, &["agent_to:b"], None), 4001),
+        (connect(&team, &["topic:x"], None), 4002),
+        (connect(&team, &["agent_to:a b"], None), 4002),
+        (connect(&team, &many, None), 4002),
         (named("line\nbreak"), 4002),
         (named(&too_long), 4002),
     ] {
@@ -173,9 +117,9 @@ async fn refusals_come_in_band(world: &World) {
             "{words}"
         );
     }
-    let mut version = connect_frame(&connect(&team, all));
+    let mut version = connect_frame(&connect(&team, all, None));
     version["version"] = json!(2);
-    let mut tokenless = connect_frame(&connect(&team, all));
+    let mut tokenless = connect_frame(&connect(&team, all, None));
     tokenless["token"] = Value::Null;
     for words in [
         version.to_string(),
@@ -198,7 +142,7 @@ async fn refusals_come_in_band(world: &World) {
 
 async fn garbage_ends_a_session_and_the_unknown_does_not(world: &World) {
     let team = world.team("garbage").await;
-    let (mut socket, _) = Socket::connect(&world.urls[0], connect(&team, &["*"])).await;
+    let (mut socket, _) = world.listen(0, &team, &["*"], None).await;
     for ignored in [
         r#"{"type":"nack","seq":1}"#,
         r#"{"type":"ack","seq":"1"}"#,
@@ -209,7 +153,7 @@ async fn garbage_ends_a_session_and_the_unknown_does_not(world: &World) {
     socket.ping().await;
     world.send(1, &team, "a", "still here").await;
     assert_eq!(socket.event().await.1, "still here");
-    let again = connect_frame(&connect(&team, &["*"])).to_string();
+    let again = connect_frame(&connect(&team, &["*"], None)).to_string();
     for garbage in [
         "{",
         "[]",
@@ -218,7 +162,7 @@ async fn garbage_ends_a_session_and_the_unknown_does_not(world: &World) {
         r#"{"type":"request"}"#,
         again.as_str(),
     ] {
-        let (mut socket, _) = Socket::connect(&world.urls[0], connect(&team, &["*"])).await;
+        let (mut socket, _) = world.listen(0, &team, &["*"], None).await;
         socket.say_raw(Message::text(garbage)).await;
         assert_eq!(socket.ending().await, refused(4002), "{garbage}");
     }
@@ -227,7 +171,7 @@ async fn garbage_ends_a_session_and_the_unknown_does_not(world: &World) {
 async fn requests_are_answered_in_order(world: &World) {
     let team = world.team("requests").await;
     world.send(0, &team, "a", "old").await;
-    let (mut socket, _) = Socket::connect(&world.urls[1], connect(&team, &["*"])).await;
+    let (mut socket, _) = world.listen(1, &team, &["*"], None).await;
     for at in 0..100 {
         socket
             .say(&json!({"type": "request", "id": format!("r{at}"), "method": "events.recent"}))
@@ -260,7 +204,7 @@ async fn scopes_decide_what_is_seen(world: &World) {
         (&narrow, &["*"], &["to a", "to b"]),
         (&narrow, &["agent_to:b", "agent_to:c"], &["to b"]),
     ] {
-        let (socket, _) = Socket::connect(&world.urls[2], connect(team, scopes)).await;
+        let (socket, _) = world.listen(2, team, scopes, None).await;
         expected.push((socket, scopes, bodies));
     }
     for to in ["a", "b", "c"] {
@@ -274,7 +218,7 @@ async fn scopes_decide_what_is_seen(world: &World) {
 
 async fn mail_of_both_faces_arrives_alike(world: &World) {
     let team = world.team("faces").await;
-    let (mut socket, _) = Socket::connect(&world.urls[0], connect(&team, &["agent_to:alpha"])).await;
+    let (mut socket, _) = world.listen(0, &team, &["agent_to:alpha"], None).await;
     let sent = |body: Value| {
         let mail = json!({"toAgentId": "alpha", "type": "task.done", "body": body, "threadId": "t-1"});
         Call::post("/v1/messages", &mail).key(&team.key).agent("beta")
@@ -301,8 +245,8 @@ async fn mail_of_both_faces_arrives_alike(world: &World) {
 
 async fn teams_see_only_their_own(world: &World) {
     let (one, two) = (world.team("one").await, world.team("two").await);
-    let (mut socket, _) = Socket::connect(&world.urls[0], connect(&one, &["*", "agent_to:a"])).await;
-    let (mut mailbox, _) = Socket::connect(&world.urls[0], connect(&one, &["agent_to:a"])).await;
+    let (mut socket, _) = world.listen(0, &one, &["*", "agent_to:a"], None).await;
+    let (mut mailbox, _) = world.listen(0, &one, &["agent_to:a"], None).await;
     world.send(0, &two, "a", "secret").await;
     socket.silent().await;
     mailbox.silent().await;
@@ -329,7 +273,7 @@ async fn how_a_session_ends() {
         nobody_waits_for_ever_for_a_connect(&world),
     );
     let team = world.team("metrics").await;
-    let (socket, _) = Socket::connect(&world.urls[0], connect(&team, &["*"])).await;
+    let (socket, _) = world.listen(0, &team, &["*"], None).await;
     let services = world.cluster.services(0);
     assert!(services.cluster.metrics_text().contains("agentpost_ws_sessions 1"));
     socket.cut();
@@ -345,9 +289,9 @@ async fn one_inbox_has_a_bounded_number_of_sessions(world: &World) {
     let team = world.team("crowd").await;
     let mut sockets = Vec::new();
     for _ in 0..agentpost_proto::limits::WS_SESSIONS_PER_AGENT_MAX {
-        sockets.push(Socket::connect(&world.urls[0], connect(&team, &["agent_to:a"])).await.0);
+        sockets.push(world.listen(0, &team, &["agent_to:a"], None).await.0);
     }
-    let words = connect_frame(&connect(&team, &["agent_to:a"])).to_string();
+    let words = connect_frame(&connect(&team, &["agent_to:a"], None)).to_string();
     let busy = Ending {
         error: Some(4003),
         close: Some(1013),
@@ -357,11 +301,11 @@ async fn one_inbox_has_a_bounded_number_of_sessions(world: &World) {
         busy,
         "not final: the client comes back"
     );
-    Socket::connect(&world.urls[1], connect(&team, &["agent_to:a"])).await;
-    Socket::connect(&world.urls[0], connect(&team, &["agent_to:b"])).await;
+    world.listen(1, &team, &["agent_to:a"], None).await;
+    world.listen(0, &team, &["agent_to:b"], None).await;
     sockets.pop().unwrap().cut();
     tokio::time::sleep(Duration::from_millis(200)).await;
-    Socket::connect(&world.urls[0], connect(&team, &["agent_to:a"])).await;
+    world.listen(0, &team, &["agent_to:a"], None).await;
 }
 
 async fn silence_is_not_endless(world: &World) {
@@ -372,8 +316,8 @@ async fn silence_is_not_endless(world: &World) {
         ..ws::Options::default()
     };
     let url = serve_with(world.cluster.services(2), options).await;
-    let (mut reading, _) = Socket::connect(&url, connect(&team, &["*"])).await;
-    let (mut busy, _) = Socket::connect(&url, connect(&team, &["*"])).await;
+    let (mut reading, _) = Socket::connect(&url, connect(&team, &["*"], None)).await;
+    let (mut busy, _) = Socket::connect(&url, connect(&team, &["*"], None)).await;
     // One reads, which answers pings; the other one runs a handler.
     assert!(reading.frame_within(Duration::from_millis(2_500)).await.is_none());
     assert_eq!(busy.ending().await, refused(4004));
@@ -395,10 +339,10 @@ async fn nobody_waits_for_ever_for_a_connect(world: &World) {
 async fn a_node_without_the_cluster_sends_its_clients_away() {
     let world = World::start().await;
     let team = world.team("isolated").await;
-    let (mut socket, _) = Socket::connect(&world.urls[0], connect(&team, &["*"])).await;
+    let (mut socket, _) = world.listen(0, &team, &["*"], None).await;
     world.cluster.kill(1).await;
     world.cluster.kill(2).await;
-    let words = connect_frame(&connect(&team, &["*"])).to_string();
+    let words = connect_frame(&connect(&team, &["*"], None)).to_string();
     // A newcomer has no quorum to be let in by; one who was there is told when it is certain.
     let busy = Ending {
         error: Some(4003),

@@ -1,35 +1,22 @@
 //! Topic mail on the Kite face: who sees what, where, and how often, on three nodes.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-#[path = "common/web.rs"]
-#[allow(dead_code)]
-mod web;
-mod ws_client;
+mod world;
 
 use agentpost_proto::limits;
 use agentpost_raft_store::query;
 use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
-use common::{TestCluster, eventually};
-use web::{Call, Team};
-use ws_client::{Connect, Socket};
-
-struct World {
-    cluster: TestCluster,
-    urls: Vec<String>,
-    admin: String,
-}
+use world::World;
+use world::common::eventually;
+use world::web::{Call, Team};
+use world::ws_client::Socket;
 
 /// An event as a test looks at it: its seq, `data.to`, `data.topic` and body.
 type Seen = (u64, String, Value, String);
 
 impl World {
-    async fn team(&self, name: &str) -> Team {
-        Team::create(&self.urls[0], &self.admin, name).await
-    }
-
     async fn subscribe(&self, node: usize, team: &Team, agent: &str, topic: &str) {
         let call = Call::post("/v1/messages/subscribe", &json!({ "topic": topic }));
         call.key(&team.key).agent(agent).to(&self.urls[node]).await.ok();
@@ -45,22 +32,6 @@ impl World {
             .unwrap()
             .parse::<agentpost_proto::id::MessageId>();
         id.unwrap().kite()
-    }
-
-    async fn mail(&self, node: usize, team: &Team, to: &str, body: &str) {
-        let mail = json!({ "from": "sender", "to": to, "body": body });
-        let call = Call::post("/api/v1/agents/messages", &mail);
-        call.bearer(&team.key).to(&self.urls[node]).await.ok();
-    }
-
-    async fn listen(&self, node: usize, team: &Team, scopes: &[&str], client_id: Option<&str>) -> Socket {
-        let connect = Connect {
-            key: &team.key,
-            team: &team.id,
-            scopes,
-            client_id,
-        };
-        Socket::connect(&self.urls[node], connect).await.0
     }
 
     /// Waits until every publish of the team has reached its receivers.
@@ -99,9 +70,7 @@ fn direct(seq: u64, to: &str, body: &str) -> Seen {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn topic_mail_on_the_kite_face() {
-    let cluster = TestCluster::start(3).await;
-    let (urls, admin) = (cluster.urls(), cluster.admin_key());
-    let world = World { cluster, urls, admin };
+    let world = World::start().await;
     tokio::join!(
         each_scope_sees_its_form_once(&world),
         a_publish_that_nobody_receives_wakes_wide_sessions(&world),
@@ -115,19 +84,19 @@ async fn each_scope_sees_its_form_once(world: &World) {
     world.subscribe(0, &team, "alpha", "news").await;
     world.subscribe(1, &team, "beta", "news").await;
     world.subscribe(2, &team, "gamma", "news").await;
-    let mut alpha = world.listen(0, &team, &["agent_to:alpha"], None).await;
-    let mut gamma = world.listen(1, &team, &["agent_to:gamma"], None).await;
-    let mut wide = world.listen(2, &team, &["*"], None).await;
-    let mut both = world.listen(0, &team, &["agent_to:alpha", "type:kite"], None).await;
-    let mut mixed = world.listen(1, &team, &["source:nobody", "agent_to:alpha"], None).await;
-    let mut pair = world
+    let (mut alpha, _) = world.listen(0, &team, &["agent_to:alpha"], None).await;
+    let (mut gamma, _) = world.listen(1, &team, &["agent_to:gamma"], None).await;
+    let (mut wide, _) = world.listen(2, &team, &["*"], None).await;
+    let (mut both, _) = world.listen(0, &team, &["agent_to:alpha", "type:kite"], None).await;
+    let (mut mixed, _) = world.listen(1, &team, &["source:nobody", "agent_to:alpha"], None).await;
+    let (mut pair, _) = world
         .listen(2, &team, &["agent_to:alpha", "agent_to:gamma"], None)
         .await;
 
     let id = world.publish(1, &team, "beta", "news", "one").await;
-    world.mail(2, &team, "alpha", "two").await;
+    world.send(2, &team, "alpha", "two").await;
     world.publish(0, &team, "gamma", "news", "three").await;
-    world.mail(1, &team, "gamma", "four").await;
+    world.send(1, &team, "gamma", "four").await;
 
     for (socket, expected) in [
         (
@@ -185,8 +154,8 @@ async fn each_scope_sees_its_form_once(world: &World) {
 
 async fn a_publish_that_nobody_receives_wakes_wide_sessions(world: &World) {
     let team = world.team("nobody").await;
-    let mut wide = world.listen(0, &team, &["*"], None).await;
-    let mut alpha = world.listen(1, &team, &["agent_to:alpha"], None).await;
+    let (mut wide, _) = world.listen(0, &team, &["*"], None).await;
+    let (mut alpha, _) = world.listen(1, &team, &["agent_to:alpha"], None).await;
     world.publish(2, &team, "beta", "empty", "hello?").await;
     assert_eq!(next(&mut wide).await, of_topic(1, "topic:empty", "empty", "hello?"));
     alpha.silent().await;
@@ -201,13 +170,13 @@ async fn a_large_publish_stands_where_its_chunk_put_it(world: &World) {
         .await;
     world.subscribe(2, &team, "last", "all").await;
 
-    let mut wide = world.listen(0, &team, &["agent_to:last", "*"], Some("wide")).await;
-    let mut last = world.listen(1, &team, &["agent_to:last"], None).await;
-    let mut ends = world
+    let (mut wide, _) = world.listen(0, &team, &["agent_to:last", "*"], Some("wide")).await;
+    let (mut last, _) = world.listen(1, &team, &["agent_to:last"], None).await;
+    let (mut ends, _) = world
         .listen(2, &team, &["agent_to:first", "agent_to:last"], Some("ends"))
         .await;
     world.publish(0, &team, "somebody", "all", "one").await;
-    world.mail(1, &team, "last", "two").await;
+    world.send(1, &team, "last", "two").await;
     world.fanned_out(&team).await;
     world.publish(2, &team, "somebody", "all", "three").await;
     world.fanned_out(&team).await;
@@ -263,14 +232,14 @@ async fn a_large_publish_stands_where_its_chunk_put_it(world: &World) {
         })
         .await;
     }
-    let mut ends = world
+    let (mut ends, _) = world
         .listen(0, &team, &["agent_to:first", "agent_to:last"], Some("ends"))
         .await;
     for event in &events[3..] {
         assert_eq!(&next(&mut ends).await, event);
     }
     ends.silent().await;
-    let mut wide = world.listen(1, &team, &["agent_to:last", "*"], Some("wide")).await;
+    let (mut wide, _) = world.listen(1, &team, &["agent_to:last", "*"], Some("wide")).await;
     assert_eq!(next(&mut wide).await.0, two);
     assert_eq!(next(&mut wide).await, three);
     wide.silent().await;
