@@ -1,7 +1,7 @@
 //! Keys, as the operator API and the methods of the socket make, show and revoke them.
 
 use agentpost_proto::api::admin::{CreateKey as Wanted, CreatedKey, Key};
-use agentpost_proto::api::kite::rpc::{CreateKeyParams, KeyList, ListedKey};
+use agentpost_proto::api::kite::rpc::{CreateKeyParams, KeyList};
 use agentpost_proto::command::{CreateKey, Operation, Permission, RevokeKey, operation, reply};
 use agentpost_proto::id::{AgentId, KeyId, TeamId};
 use agentpost_proto::time::{parse_rfc3339, rfc3339};
@@ -118,18 +118,11 @@ pub fn listed(kv: &impl Kv, team: TeamId) -> Result<KeyList> {
     let scopes: usize = rows.iter().flat_map(|key| &key.scopes).map(String::len).sum();
     let cut = scopes > limits::LISTED_SCOPES_BYTES_MAX;
     let listed = |row: record::Key| {
-        let key = shown(row)?;
-        Ok(ListedKey {
-            id: key.id,
-            name: key.name,
-            key_prefix: key.key_prefix,
-            revoked: key.revoked,
-            created_at: key.created_at,
-            permissions: key.permissions,
-            scopes: if cut { some_of(key.scopes) } else { key.scopes },
-            agent_id: key.agent_id,
-            expires_at: key.expires_at,
-        })
+        let mut key = shown(row)?;
+        if cut {
+            key.scopes = some_of(key.scopes);
+        }
+        Ok(key)
     };
     Ok(KeyList {
         team_id: team.to_string(),

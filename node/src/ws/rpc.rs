@@ -13,7 +13,6 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use agentpost_proto::api::admin::CreatedKey;
 use agentpost_proto::api::kite::rpc as wire;
 use agentpost_proto::command::Permission;
 use agentpost_proto::frame::ServerFrame;
@@ -342,7 +341,7 @@ impl<'a> Key<'a> {
         keys::listed(&*state, caller.team)
     }
 
-    async fn create_key(self, params: wire::CreateKeyParams) -> Result<CreatedKey> {
+    async fn create_key(self, params: wire::CreateKeyParams) -> Result<wire::CreatedKey> {
         let caller = self.changes_keys().await?;
         keys::create(self.services, &caller, caller.team, keys::wanted(params)).await
     }

@@ -3,8 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::api::admin::CreatedKey;
+use crate::api::admin::Key;
 use crate::cloudevent::CloudEvent;
-use crate::secret::Secret;
 
 /// The error in the payload of a refused request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -78,27 +79,10 @@ pub struct Stats {
 pub struct KeyList {
     pub team_id: String,
     /// By age. In a list that would not fit a frame, keys with many scopes show some, then `… and N more`.
-    pub keys: Vec<ListedKey>,
+    pub keys: Vec<Key>,
 }
 
-/// One of them.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct ListedKey {
-    pub id: String,
-    pub name: String,
-    pub key_prefix: String,
-    pub revoked: bool,
-    pub created_at: String,
-    pub permissions: Vec<String>,
-    pub scopes: Vec<String>,
-    #[serde(default)]
-    pub agent_id: Option<String>,
-    #[serde(default)]
-    pub expires_at: Option<String>,
-}
-
-/// `keys.create`. `null` counts as missing.
+/// `keys.create`, which answers [`CreatedKey`]. `null` counts as missing.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct CreateKeyParams {
     /// For people; the vendor's command line may leave it out.
@@ -113,15 +97,6 @@ pub struct CreateKeyParams {
     /// RFC 3339.
     #[serde(default)]
     pub expires_at: Option<String>,
-}
-
-/// A new key; the only time that `api_key` is shown.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct CreatedKey {
-    pub id: String,
-    pub key_prefix: String,
-    pub api_key: Secret,
 }
 
 /// Parameters and payload of `keys.revoke`.
