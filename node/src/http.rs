@@ -2,8 +2,8 @@
 //! takes its input apart, makes one call, and converts the result.
 //!
 //! - [`abbababa`], [`kite`], [`admin`], [`signing`], [`health`]: the faces, each with its own shapes;
-//!   [`login`], [`activate`]: how devices get a key, and the page for whoever lets them in;
-//!   `deliveries`: what two of them show alike;
+//!   [`agents`]: who is there; [`login`], [`activate`]: how devices get a key, and the page for whoever lets them in;
+//!   `deliveries`, [`keys`]: what two doors show alike;
 //! - [`auth`]: who is calling; [`error`]: the one map from what can go wrong to HTTP;
 //! - [`ratelimit`]: what the Abba Baba face says about quotas; [`burst`]: what a key may ask of this node at once;
 //! - [`body`], [`json`], [`cursor`]: strict input and opaque output; [`serve`]: connections and their bounds.
@@ -169,24 +169,28 @@ impl Doors {
         }
     }
 
-    /// Has an operation carried out in the caller's name. A refusal is an error.
+    /// The same as [`carry_out`], counting what a request sends.
     async fn propose(&self, caller: &Caller, op: operation::Op) -> Result<reply::Reply> {
         if matches!(op, operation::Op::Send(_)) {
             self.count_send(caller)?;
         }
         let sending = ratelimit::Sending::of(&op);
-        let operation = Operation {
-            principal: Some(caller.principal()),
-            op: Some(op),
-        };
-        match self.services.proposer.propose(operation).await?.reply {
-            Some(reply::Reply::Rejection(rejection)) => Err(rejection.into()),
-            Some(reply) => {
-                sending.note_counted(&reply);
-                Ok(reply)
-            }
-            None => Err(ApiError::internal("an empty reply")),
-        }
+        let reply = carry_out(&self.services, caller, op).await?;
+        sending.note_counted(&reply);
+        Ok(reply)
+    }
+}
+
+/// Has an operation carried out in the caller's name. A refusal is an error.
+async fn carry_out(services: &Services, caller: &Caller, op: operation::Op) -> Result<reply::Reply> {
+    let operation = Operation {
+        principal: Some(caller.principal()),
+        op: Some(op),
+    };
+    match services.proposer.propose(operation).await?.reply {
+        Some(reply::Reply::Rejection(rejection)) => Err(rejection.into()),
+        Some(reply) => Ok(reply),
+        None => Err(ApiError::internal("an empty reply")),
     }
 }
 

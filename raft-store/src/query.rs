@@ -92,7 +92,7 @@ pub fn inbox_after(
     after_seq: u64,
     limit: usize,
 ) -> Result<Vec<InboxItem>, Fatal> {
-    entries_after(kv, team, agent, after_seq)?
+    entries_beyond(kv, team, agent, Order::Ascending, after_seq)?
         .take(limit)
         .map(|row| row.and_then(|(seq, entry)| item(kv, team, seq, entry)))
         .collect()
@@ -107,16 +107,23 @@ pub fn inbox_seqs_after(
     after_seq: u64,
     limit: usize,
 ) -> Result<Vec<(u64, u64)>, Fatal> {
-    entries_after(kv, team, agent, after_seq)?
+    entries_beyond(kv, team, agent, Order::Ascending, after_seq)?
         .take(limit)
         .map(|row| row.map(|(seq, entry)| (seq, entry.message_seq)))
         .collect()
 }
 
-fn entries_after<'a>(kv: &'a impl Kv, team: TeamId, agent: &str, after_seq: u64) -> Result<Entries<'a>, Fatal> {
+/// All entries of an inbox beyond `seq` in this order.
+fn entries_beyond<'a>(
+    kv: &'a (impl Kv + ?Sized),
+    team: TeamId,
+    agent: &str,
+    order: Order,
+    seq: u64,
+) -> Result<Entries<'a>, Fatal> {
     let query = PageQuery {
-        after_seq: Some(after_seq),
-        order: Order::Ascending,
+        after_seq: Some(seq),
+        order,
         limit: usize::MAX,
         state: None,
         from: None,
@@ -216,7 +223,7 @@ pub fn inbox_before(
 ) -> Result<Vec<InboxItem>, Fatal> {
     let frozen = kv.frozen();
     let kv = frozen.as_ref();
-    entries_before(kv, team, agent, before_seq)?
+    entries_beyond(kv, team, agent, Order::Descending, before_seq)?
         .take(limit)
         .map(|row| row.and_then(|(seq, entry)| item(kv, team, seq, entry)))
         .collect()
@@ -231,27 +238,10 @@ pub fn inbox_seqs_before(
     before_seq: u64,
     limit: usize,
 ) -> Result<Vec<(u64, u64)>, Fatal> {
-    entries_before(kv, team, agent, before_seq)?
+    entries_beyond(kv, team, agent, Order::Descending, before_seq)?
         .take(limit)
         .map(|row| row.map(|(seq, entry)| (seq, entry.message_seq)))
         .collect()
-}
-
-fn entries_before<'a>(
-    kv: &'a (impl Kv + ?Sized),
-    team: TeamId,
-    agent: &str,
-    before_seq: u64,
-) -> Result<Entries<'a>, Fatal> {
-    let query = PageQuery {
-        after_seq: Some(before_seq),
-        order: Order::Descending,
-        limit: usize::MAX,
-        state: None,
-        from: None,
-        topic: None,
-    };
-    entries(kv, team, agent, &query)
 }
 
 /// The message that `agent` received under this id.
@@ -316,6 +306,17 @@ pub fn active_keys(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<u64, Fata
 /// A team.
 pub fn team(kv: &impl Kv, team: TeamId) -> Result<Option<Team>, Fatal> {
     load(kv, &keys::team(team))
+}
+
+/// The team of this name, which may be any text.
+pub fn team_named(kv: &impl Kv, name: &str) -> Result<Option<TeamId>, Fatal> {
+    // No team is named so, and no key can hold it.
+    if name.contains('\0') {
+        return Ok(None);
+    }
+    let id = kv.get(&keys::team_name(name))?;
+    id.map(|id| TeamId::from_slice(&id).map_err(|e| Fatal::Invariant(e.to_string())))
+        .transpose()
 }
 
 /// All teams but the reserved one, by id.

@@ -2,7 +2,7 @@
 
 use agentpost_proto::api::admin::{CreateKey as Wanted, CreatedKey, Key};
 use agentpost_proto::api::kite::rpc::{CreateKeyParams, KeyList};
-use agentpost_proto::command::{CreateKey, Operation, Permission, RevokeKey, operation, reply};
+use agentpost_proto::command::{CreateKey, Permission, RevokeKey, operation, reply};
 use agentpost_proto::id::{AgentId, KeyId, TeamId};
 use agentpost_proto::time::{parse_rfc3339, rfc3339};
 use agentpost_proto::{limits, record};
@@ -10,6 +10,7 @@ use agentpost_raft_store::kv::Kv;
 use agentpost_raft_store::query;
 
 use super::auth::Caller;
+use super::carry_out;
 use super::error::{ApiError, Result};
 use crate::node::Services;
 use crate::secrets::NewKey;
@@ -34,7 +35,7 @@ pub async fn create(services: &Services, caller: &Caller, team: TeamId, wanted: 
         agent_id: agent,
         expires_at_ms: expiry(wanted.expires_at.as_deref(), services.wall_time.now_ms())?,
     };
-    match propose(services, caller, operation::Op::CreateKey(op)).await? {
+    match carry_out(services, caller, operation::Op::CreateKey(op)).await? {
         reply::Reply::Key(_) => Ok(CreatedKey {
             id: new.id.to_string(),
             key_prefix: new.prefix,
@@ -78,21 +79,9 @@ pub async fn revoke_own(services: &Services, caller: &Caller, id: &str) -> Resul
 pub async fn revoke(services: &Services, caller: &Caller, id: &str) -> Result<()> {
     let id: KeyId = id.parse().map_err(|_| ApiError::not_found("no such key"))?;
     let op = operation::Op::RevokeKey(RevokeKey { key_id: id.to_bytes() });
-    match propose(services, caller, op).await? {
+    match carry_out(services, caller, op).await? {
         reply::Reply::Done(_) => Ok(()),
         other => Err(ApiError::internal(format!("revoke key was answered {other:?}"))),
-    }
-}
-
-async fn propose(services: &Services, caller: &Caller, op: operation::Op) -> Result<reply::Reply> {
-    let operation = Operation {
-        principal: Some(caller.principal()),
-        op: Some(op),
-    };
-    match services.proposer.propose(operation).await?.reply {
-        Some(reply::Reply::Rejection(rejection)) => Err(rejection.into()),
-        Some(reply) => Ok(reply),
-        None => Err(ApiError::internal("an empty reply")),
     }
 }
 

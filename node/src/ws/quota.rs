@@ -10,6 +10,7 @@ use agentpost_proto::id::TeamId;
 use agentpost_proto::limits::UNLIMITED_EVENTS_SHOWN;
 use agentpost_proto::record::TeamHead;
 use agentpost_proto::time;
+use agentpost_raft_store::apply::quota as rule;
 use agentpost_raft_store::apply::team::default_limits;
 use agentpost_raft_store::kv::{Fatal, Kv};
 use agentpost_raft_store::query;
@@ -17,18 +18,10 @@ use serde_json::json;
 
 const PROVIDER: &str = "agentpost";
 
-/// Until when a team can send nothing, in Unix milliseconds; none if it can. The rule of `apply/quota.rs`.
+/// Until when a team can send nothing, in Unix milliseconds; none if it can.
 pub fn blocked_until(head: &TeamHead, limits: &TeamLimits, now_ms: u64) -> Option<u64> {
-    let used_up = limits.monthly_events != 0 && used(head, now_ms) >= limits.monthly_events;
-    let blocked = used_up && limits.overage_price_atomic.is_none();
+    let blocked = rule::is_blocked(limits, rule::events_of_month(head, now_ms));
     blocked.then(|| time::next_month_ms(now_ms))
-}
-
-/// Events of the month of `now_ms`. A month that the state has left never comes back: the state's own counts for a
-/// clock that is behind it.
-fn used(head: &TeamHead, now_ms: u64) -> u64 {
-    let over = head.month < time::month(now_ms);
-    if over { 0 } else { head.events_used }
 }
 
 /// Why the team is blocked, if it is. Costs one row that is always in memory, unless the team has a limit.
@@ -39,7 +32,7 @@ pub fn why_blocked(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<Option<St
     }
     let head = query::team_head(kv, team)?;
     let blocked = blocked_until(&head, &limits, now_ms(kv, wall_ms)?).is_some();
-    Ok(blocked.then(|| used_up(limits.monthly_events)))
+    Ok(blocked.then(|| rule::month_used_up(&limits)))
 }
 
 /// What a greeting says about the month.
@@ -61,13 +54,13 @@ impl Greeting {
         };
         let snapshot = ServerFrame::QuotaSnapshot {
             provider: PROVIDER.to_owned(),
-            events_used: shown(used(&head, now_ms)),
+            events_used: shown(rule::events_of_month(&head, now_ms)),
             events_limit: shown(limit),
             current_period_end: time::rfc3339(time::next_month_ms(now_ms)),
         };
         let block = blocked_until(&head, &limits, now_ms).map(|until_ms| ServerFrame::BillingBlock {
             provider: PROVIDER.to_owned(),
-            reason: used_up(limit),
+            reason: rule::month_used_up(&limits),
             retryable: true,
             action: json!({
                 "type": "wait_or_raise_limit",
@@ -76,10 +69,6 @@ impl Greeting {
         });
         Ok(Greeting { snapshot, block })
     }
-}
-
-fn used_up(limit: u64) -> String {
-    format!("the team's {limit} events of this month are used up")
 }
 
 fn limits_of(kv: &impl Kv, team: TeamId) -> Result<TeamLimits, Fatal> {

@@ -81,7 +81,9 @@ fn decisions() -> Vec<(Call, u16)> {
     ] {
         cases.push((approve(json!({ "user_code": "BCDF-GHJK", field: value })), 400));
     }
-    cases.push((approve(json!({ "user_code": "BCDF-GHJK", "team": "nobody" })), 404));
+    for team in ["nobody", "", "a\u{0}b", &"x".repeat(60_000)] {
+        cases.push((approve(json!({ "user_code": "BCDF-GHJK", "team": team })), 404));
+    }
     cases.push((Call::get("/admin/v1/login"), 404));
     cases
 }

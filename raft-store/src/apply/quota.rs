@@ -10,27 +10,43 @@ use super::{Context, Stop};
 use crate::keys;
 use crate::view::View;
 
+/// Events of the month of `wall_ms`. A month that the state has left never comes back: the state's own counts for a
+/// clock that is behind it.
+pub fn events_of_month(head: &TeamHead, wall_ms: u64) -> u64 {
+    let over = head.month < time::month(wall_ms);
+    if over { 0 } else { head.events_used }
+}
+
+/// Whether a team that has `used` so many events of its month is refused a further one.
+pub fn is_blocked(limits: &TeamLimits, used: u64) -> bool {
+    is_used_up(limits, used) && limits.overage_price_atomic.is_none()
+}
+
+fn is_used_up(limits: &TeamLimits, used: u64) -> bool {
+    limits.monthly_events != 0 && used >= limits.monthly_events
+}
+
+/// What a blocked team is told.
+pub fn month_used_up(limits: &TeamLimits) -> String {
+    format!("the team's {} events of this month are used up", limits.monthly_events)
+}
+
 /// Counts an event of the team's month and of its UTC day. Returns its price: 0 within the limit.
 pub fn count_event(head: &mut TeamHead, limits: &TeamLimits, context: &Context<'_>) -> Result<u64, Stop> {
-    let month = time::month(context.wall_ms);
-    if month > head.month {
-        head.month = month;
-        head.events_used = 0;
-    }
+    head.events_used = events_of_month(head, context.wall_ms);
+    head.month = head.month.max(time::month(context.wall_ms));
     let today = time::day(context.wall_ms);
     if today > head.day {
         head.day = today;
         head.events_today = 0;
     }
-    let within = limits.monthly_events == 0 || head.events_used < limits.monthly_events;
-    let price = match (within, limits.overage_price_atomic) {
-        (true, _) => 0,
-        (false, Some(price)) => price,
-        (false, None) => {
-            let message = format!("the team's {} events of this month are used up", limits.monthly_events);
-            let wait_ms = time::next_month_ms(context.wall_ms).saturating_sub(context.wall_ms);
-            return Err(exceeded(message, wait_ms.div_ceil(1000)));
-        }
+    if is_blocked(limits, head.events_used) {
+        let wait_ms = time::next_month_ms(context.wall_ms).saturating_sub(context.wall_ms);
+        return Err(exceeded(month_used_up(limits), wait_ms.div_ceil(1000)));
+    }
+    let price = match is_used_up(limits, head.events_used) {
+        true => limits.overage_price_atomic.unwrap_or(0),
+        false => 0,
     };
     head.events_used += 1;
     head.events_today += 1;

@@ -6,8 +6,8 @@ use agentpost_proto::id::TeamId;
 use agentpost_proto::limits;
 use agentpost_proto::record::{LoginState, Team};
 use agentpost_proto::time::rfc3339;
-use agentpost_raft_store::kv::{Fatal, Kv};
-use agentpost_raft_store::{keys as rows, query};
+use agentpost_raft_store::kv::Kv;
+use agentpost_raft_store::query;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Deserialize;
@@ -126,7 +126,10 @@ async fn let_in(doors: &Doors, request: Request) -> Result<Response> {
 /// The team that the device gets a key of. One of others answers as one that does not exist.
 fn chosen_team(kv: &impl Kv, caller: &Caller, wanted: Option<&str>) -> Result<Team> {
     let id = match wanted {
-        Some(named) => team_named(kv, named)?,
+        Some(named) => match named.parse() {
+            Ok(id) => Some(id),
+            Err(_) => query::team_named(kv, named)?,
+        },
         None if caller.team == TeamId::SYSTEM => {
             return Err(ApiError::field(
                 "team",
@@ -141,17 +144,6 @@ fn chosen_team(kv: &impl Kv, caller: &Caller, wanted: Option<&str>) -> Result<Te
         None => None,
     };
     team.ok_or_else(|| ApiError::not_found(NO_SUCH_TEAM))
-}
-
-fn team_named(kv: &impl Kv, named: &str) -> Result<Option<TeamId>, Fatal> {
-    if let Ok(id) = named.parse() {
-        return Ok(Some(id));
-    }
-    if named.chars().count() > limits::DISPLAY_NAME_CHARS_MAX {
-        return Ok(None);
-    }
-    let id = kv.get(&rows::team_name(named))?;
-    Ok(id.and_then(|id| TeamId::from_slice(&id).ok()))
 }
 
 async fn turn_away(doors: &Doors, request: Request) -> Result<Response> {
