@@ -1,61 +1,92 @@
-//! A cluster of real processes on loopback, each with its own data directory, ended with the value.
+//! A cluster of real processes, ended with the value: what may be done to processes. Where they live is
+//! [`network`]'s business, what they store on is [`disk`]'s.
+
+pub mod disk;
+pub mod network;
+mod operator;
 
 use std::fs::File;
 use std::io::Write as _;
 
-use std::net::TcpListener;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use agentpost::Client;
-use agentpost::api::admin::{CreateKey, CreateTeam, LimitsPatch};
 use agentpost::client::Request;
 use agentpost::retry::RetryPolicy;
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
+use self::disk::Disk;
+use self::network::Network;
+use crate::history::Recorder;
+pub use crate::world::Team;
+use crate::world::World;
+
 /// Elections take a second here; a machine that starves takes many.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a cluster is made of.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// How many nodes found it.
+    pub nodes: usize,
+    /// Where they live.
+    pub network: network::Kind,
+    /// What they store on.
+    pub disk: disk::Kind,
+    /// Tables of `agentpostd config` for every node, as TOML. Not those that [`Cluster`] writes itself: `[node]`,
+    /// `[cluster]`, `[bootstrap]`, `[runtime]`, `[webhooks]`.
+    pub config: String,
+    /// The environment of every node: preloaded libraries, mutants.
+    pub env: Vec<(String, String)>,
+}
 
 /// Nodes 1 to n, as the operator counts them.
 pub struct Cluster {
     dir: TempDir,
     binary: PathBuf,
+    settings: Settings,
+    network: Network,
+    disk: Disk,
     nodes: Vec<Node>,
 }
 
 struct Node {
-    client_port: u16,
-    peer_port: u16,
+    /// What the cluster calls it: its number, until it had to join again.
+    id: u64,
     process: Option<Child>,
 }
 
-/// A team without limits, and a key that may act as any of its agents.
-pub struct Team {
-    /// `team_…`.
-    pub id: String,
-    /// A key with the permission `write`.
-    pub key: String,
-}
-
 impl Cluster {
-    /// Starts `count` nodes and waits until all serve.
+    /// Starts `count` nodes on loopback and waits until all serve.
     pub async fn start(count: usize) -> Result<Self> {
+        Self::start_with(Settings {
+            nodes: count,
+            ..Settings::default()
+        })
+        .await
+    }
+
+    /// Starts a cluster and waits until all nodes serve.
+    pub async fn start_with(settings: Settings) -> Result<Self> {
+        let count = settings.nodes;
         let binary = find_binary()?;
         let dir = tempfile::tempdir()?;
         write_secret(&dir.path().join("cluster.secret"))?;
-        let ports = free_ports(2 * count)?;
-        let nodes = ports
-            .chunks(2)
-            .map(|p| Node {
-                client_port: p[0],
-                peer_port: p[1],
-                process: None,
-            })
-            .collect::<Vec<_>>();
-        let mut cluster = Cluster { dir, binary, nodes };
+        let network = Network::create(settings.network, count)?;
+        let disk = Disk::create(settings.disk, dir.path(), count)?;
+        let nodes = (1..=count as u64).map(|id| Node { id, process: None }).collect();
+        let mut cluster = Cluster {
+            dir,
+            binary,
+            settings,
+            network,
+            disk,
+            nodes,
+        };
         for node in 1..=count {
             std::fs::write(cluster.file(node, "toml"), cluster.config(node))?;
             cluster.spawn(node, None)?;
@@ -73,12 +104,13 @@ impl Cluster {
     fn config(&self, node: usize) -> String {
         let dir = self.dir.path().display();
         let list: Vec<String> = (1..=self.nodes.len())
-            .map(|id| {
-                let n = &self.nodes[id - 1];
-                format!(
-                    "{{ id = {id}, peer_addr = \"127.0.0.1:{}\", url = \"http://127.0.0.1:{}\" }}",
-                    n.peer_port, n.client_port
-                )
+            .map(|other| {
+                let (peer, client) = (
+                    self.network.peer_addr_for_others(other),
+                    self.network.client_addr(other),
+                );
+                let id = self.nodes[other - 1].id;
+                format!("{{ id = {id}, peer_addr = \"{peer}\", url = \"http://{client}\" }}")
             })
             .collect();
         let admin_key_file = if node == 1 {
@@ -86,22 +118,29 @@ impl Cluster {
         } else {
             String::new()
         };
-        let Node {
-            client_port, peer_port, ..
-        } = &self.nodes[node - 1];
+        let (client, peer) = (self.network.client_addr(node), self.network.peer_addr(node));
+        let id = self.nodes[node - 1].id;
+        let insecure = !client.ip().is_loopback();
+        let host = self.network.host();
         format!(
-            "[node]\nid = {node}\ndata_dir = \"{dir}/node{node}\"\nclient_addr = \"127.0.0.1:{client_port}\"\n\
-             peer_addr = \"127.0.0.1:{peer_port}\"\n[cluster]\nsecret_file = \"{dir}/cluster.secret\"\n\
-             nodes = [{}]\n[bootstrap]\nadmin_key_file = \"{admin_key_file}\"\n[runtime]\nworker_threads = 1\n\
-             [webhooks]\nallow_http = true\nallow_networks = [\"127.0.0.0/8\", \"::1/128\"]\n",
-            list.join(", ")
+            "insecure_listen = {insecure}\n\
+             [node]\nid = {id}\ndata_dir = \"{}\"\nclient_addr = \"{client}\"\npeer_addr = \"{peer}\"\n\
+             [cluster]\nsecret_file = \"{dir}/cluster.secret\"\nnodes = [{}]\n\
+             [bootstrap]\nadmin_key_file = \"{admin_key_file}\"\n[runtime]\nworker_threads = 1\n\
+             [webhooks]\nallow_http = true\nallow_networks = [\"127.0.0.0/8\", \"::1/128\", \"{host}/32\"]\n{}",
+            self.disk.data_dir(node).display(),
+            list.join(", "),
+            self.settings.config
         )
     }
 
     /// A failpoint, `name` or `name:pass`, ends the process where the node's `failpoint.rs` says.
     fn spawn(&mut self, node: usize, failpoint: Option<&str>) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.file(node, "log"))?;
-        let process = Command::new(&self.binary)
+        let process = self
+            .network
+            .command(node, &self.binary)
+            .envs(self.settings.env.iter().map(|(name, value)| (name, value)))
             .envs(failpoint.map(|place| ("AGENTPOST_FAILPOINT", place)))
             .arg("start")
             .arg("--config")
@@ -129,6 +168,37 @@ impl Cluster {
         ensure!(self.nodes[node - 1].process.is_none(), "node {node} runs already");
         self.spawn(node, None)?;
         self.wait_ready(node).await
+    }
+
+    /// Starts these nodes, which do not run; returns at once.
+    pub fn launch(&mut self, nodes: &[usize]) -> Result<()> {
+        nodes.iter().try_for_each(|node| self.spawn(*node, None))
+    }
+
+    /// Waits until these nodes serve.
+    pub async fn await_ready(&mut self, nodes: &[usize]) -> Result<()> {
+        for node in nodes {
+            self.wait_ready(*node).await?;
+        }
+        Ok(())
+    }
+
+    /// How many nodes there are.
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Nodes whose process does not run.
+    pub fn stopped(&self) -> impl Iterator<Item = usize> {
+        (1..=self.nodes.len()).filter(|node| self.nodes[node - 1].process.is_none())
+    }
+
+    /// Copies what the nodes logged.
+    pub fn save_logs(&self, to: &Path) -> Result<()> {
+        for node in 1..=self.nodes.len() {
+            std::fs::copy(self.file(node, "log"), to.join(format!("node{node}.log")))?;
+        }
+        Ok(())
     }
 
     /// Starts a node again that will end itself at a failpoint. Needs a binary with the feature `failpoints`.
@@ -159,27 +229,40 @@ impl Cluster {
         Ok(())
     }
 
-    /// The node that leads without one that is away.
-    pub async fn leader_without(&self, away: usize) -> Result<usize> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            for node in self.running().filter(|node| *node != away) {
-                let key = std::fs::read_to_string(self.admin_key_file())?;
-                let one = Client::builder(self.url(node))
-                    .api_key(key.trim())
-                    .retry(RetryPolicy::once())
-                    .build()?;
-                let leader = one.cluster().await.ok().and_then(|status| status.leader);
-                if let Some(leader) = leader.filter(|leader| *leader as usize != away) {
-                    return Ok(leader as usize);
-                }
+    /// Nodes that ended by themselves since this was asked last, and how. They can be started again.
+    pub fn crashed(&mut self) -> Result<Vec<(usize, ExitStatus)>> {
+        let mut crashed = Vec::new();
+        for (number, node) in (1..).zip(&mut self.nodes) {
+            if let Some(process) = &mut node.process
+                && let Some(status) = process.try_wait()?
+            {
+                node.process = None;
+                crashed.push((number, status));
             }
-            ensure!(
-                Instant::now() < deadline,
-                "no leader without {away} within {PATIENCE:?}"
-            );
-            tokio::time::sleep(Duration::from_millis(100)).await;
         }
+        Ok(crashed)
+    }
+
+    /// What clients of this cluster know.
+    pub fn world(&self, recorder: Recorder, seed: u64, rate: u64) -> Result<World> {
+        Ok(World {
+            urls: (1..=self.nodes.len()).map(|node| self.url(node)).collect(),
+            admin_key: std::fs::read_to_string(self.admin_key_file())?.trim().to_owned(),
+            host: self.network.host(),
+            recorder,
+            seed,
+            rate,
+        })
+    }
+
+    /// The network between the nodes.
+    pub fn network(&mut self) -> &mut Network {
+        &mut self.network
+    }
+
+    /// What the nodes store on.
+    pub fn disk(&mut self) -> &mut Disk {
+        &mut self.disk
     }
 
     /// Waits until a node has ended by itself.
@@ -198,40 +281,6 @@ impl Cluster {
         bail!("node {node} lives on:\n{}", self.log(node))
     }
 
-    /// Hands leadership to a node, in peace.
-    pub async fn transfer(&self, node: usize) -> Result<()> {
-        let admin = self.admin()?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            // Refused while the node is behind or nobody leads.
-            let refused = admin.transfer(node as u64).await.err();
-            if self.leader().await? == node {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "node {node} does not lead: {refused:?}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// Waits until all nodes have the same state hash at the same applied index.
-    pub async fn same_state(&self) -> Result<()> {
-        let admin = self.admin()?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let status = admin.cluster().await?;
-            let hash = |n: &agentpost::api::admin::Node| n.state_hash_index.zip(n.state_hash.clone());
-            let hashes: Vec<_> = status.nodes.iter().map(hash).collect();
-            if hashes.len() == self.nodes.len() && hashes[0].is_some() && hashes.iter().all(|h| *h == hashes[0]) {
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "the replicas' hashes never agreed: {status:?}"
-            );
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-
     /// Nodes whose process runs.
     pub fn running(&self) -> impl Iterator<Item = usize> {
         (1..=self.nodes.len()).filter(|node| self.nodes[node - 1].process.is_some())
@@ -239,7 +288,7 @@ impl Cluster {
 
     /// Base URL of a node's client port.
     pub fn url(&self, node: usize) -> String {
-        format!("http://127.0.0.1:{}", self.nodes[node - 1].client_port)
+        format!("http://{}", self.network.client_addr(node))
     }
 
     /// The base URLs of all nodes, separated by blanks.
@@ -253,78 +302,6 @@ impl Cluster {
     /// What a node wrote to its log, for a failure's message.
     pub fn log(&self, node: usize) -> String {
         std::fs::read_to_string(self.file(node, "log")).unwrap_or_default()
-    }
-
-    /// Where node 1 wrote the first admin key.
-    pub fn admin_key_file(&self) -> PathBuf {
-        self.dir.path().join("admin.key")
-    }
-
-    /// A client of all nodes with the first admin key.
-    pub fn admin(&self) -> Result<Client> {
-        let key = std::fs::read_to_string(self.admin_key_file())?;
-        Ok(Client::builder(self.urls()).api_key(key.trim()).build()?)
-    }
-
-    /// Creates a team without limits.
-    pub async fn team(&self, name: &str) -> Result<Team> {
-        let admin = self.admin()?;
-        let limits = LimitsPatch {
-            daily_sends: Some(0),
-            daily_reads: Some(0),
-            monthly_events: Some(0),
-            ..Default::default()
-        };
-        let team = admin
-            .create_team(&CreateTeam {
-                name: name.to_owned(),
-                limits: Some(limits),
-            })
-            .await?;
-        let permissions = vec!["write".to_owned()];
-        let key = CreateKey {
-            name: "test".to_owned(),
-            permissions,
-            agent_id: None,
-            scopes: None,
-            expires_at: None,
-        };
-        let key = admin.create_key(&team.id, &key).await?;
-        Ok(Team {
-            id: team.id,
-            key: key.api_key.into(),
-        })
-    }
-
-    /// A client of one node only, that tries once.
-    pub fn node_client(&self, node: usize, team: &Team, agent: &str) -> Result<Client> {
-        let client = Client::builder(self.url(node))
-            .api_key(&team.key)
-            .agent(agent)
-            .retry(RetryPolicy::once());
-        Ok(client.build()?)
-    }
-
-    /// A client of all nodes.
-    pub fn client(&self, team: &Team, agent: &str) -> Result<Client> {
-        let client = Client::builder(self.urls()).api_key(&team.key).agent(agent);
-        Ok(client.build()?)
-    }
-
-    /// The node that leads, once there is one.
-    pub async fn leader(&self) -> Result<usize> {
-        let admin = self.admin()?;
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            if let Ok(status) = admin.cluster().await
-                && let Some(leader) = status.leader.map(|id| id as usize)
-                && self.running().any(|node| node == leader)
-            {
-                return Ok(leader);
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        bail!("no leader within {PATIENCE:?}")
     }
 
     async fn wait_ready(&mut self, node: usize) -> Result<()> {
@@ -360,14 +337,6 @@ impl Drop for Cluster {
 fn write_secret(path: &Path) -> Result<()> {
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     Ok(file.write_all(&rand::random::<[u8; 32]>())?)
-}
-
-/// Ports that nobody listens on. All are held while they are chosen, so no two are the same.
-fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let listeners = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0"))
-        .collect::<std::io::Result<Vec<_>>>()?;
-    listeners.iter().map(|l| Ok(l.local_addr()?.port())).collect()
 }
 
 /// `AGENTPOSTD_BIN`, or the binary of the same build as this test.

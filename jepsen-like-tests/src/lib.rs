@@ -1,10 +1,28 @@
-//! Black-box fault tests: real `agentpostd` processes, a workload that records what it was told, faults, and
-//! checkers that compare the record with what the cluster has afterwards. Nothing here links the node.
+//! Faults against a cluster of real `agentpostd` processes, and what must hold all the same.
+//!
+//! ```text
+//!  scenario.rs ── the table: name, script, workloads, what it must have covered
+//!      │  stage.rs: what a script may do: kill, pause, cut, power off, damage …
+//!      ▼
+//!  run.rs ── starts cluster/ (processes, networks, disks) and workload/ (clients), runs the script, heals, audits
+//!      │  history.jsonl, faults.jsonl, run.json, …
+//!      ▼
+//!  checker/ ── one property per file, over what was written down ──► verdict.rs ──► report.rs
+//! ```
+//!
+//! Clients know only the public API; nothing here knows how a node works inside. What a run wrote down can be
+//! checked again at any time, without a cluster.
 
 pub mod checker;
 pub mod cluster;
 pub mod deliveries;
+pub mod faults;
 pub mod history;
 pub mod receiver;
+pub mod run;
+pub mod scenario;
+pub mod stage;
+pub mod verdict;
 pub mod webhooks;
 pub mod workload;
+pub mod world;

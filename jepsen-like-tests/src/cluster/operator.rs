@@ -1,0 +1,163 @@
+//! The cluster through the operator's eyes: who leads, are the states the same, teams, nodes that come back under a new id.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use agentpost::Client;
+use agentpost::retry::RetryPolicy;
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Cluster, PATIENCE};
+use crate::world::{self, Team};
+
+impl Cluster {
+    /// Brings a node back whose data is gone or damaged, and whose process does not run: the cluster forgets it, and it
+    /// joins again, empty and under a new id, as `agentpost node rejoin` has it; returns when it is a voter.
+    pub async fn rejoin(&mut self, node: usize) -> Result<()> {
+        let file = self.file(node, "toml");
+        self.agentpost(&["node", "rejoin", "--config", &file.display().to_string()])?;
+        self.nodes[node - 1].id = id_in(&file)?;
+        self.launch(&[node])?;
+        let id = self.nodes[node - 1].id.to_string();
+        self.agentpost(&["cluster", "promote", &id])?;
+        self.await_ready(&[node]).await
+    }
+
+    /// Runs the command line `agentpost` of the same build as an operator, asking the nodes whose process runs.
+    pub fn agentpost(&self, arguments: &[&str]) -> Result<String> {
+        let urls: Vec<String> = self.running().map(|node| self.url(node)).collect();
+        let output = Command::new(self.binary.with_file_name("agentpost"))
+            .args(arguments)
+            .env("AGENTPOST_URLS", urls.join(" "))
+            .env(
+                "AGENTPOST_ADMIN_KEY",
+                std::fs::read_to_string(self.admin_key_file())?.trim(),
+            )
+            .output()
+            .context("agentpost beside agentpostd")?;
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        ensure!(output.status.success(), "agentpost {}: {said}", arguments.join(" "));
+        Ok(said)
+    }
+
+    /// The number of the node that has an id now.
+    fn number(&self, id: u64) -> Option<usize> {
+        self.nodes.iter().position(|node| node.id == id).map(|place| place + 1)
+    }
+
+    /// The node that leads without one that is away.
+    pub async fn leader_without(&self, away: usize) -> Result<usize> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            for node in self.running().filter(|node| *node != away) {
+                let key = std::fs::read_to_string(self.admin_key_file())?;
+                let one = Client::builder(self.url(node))
+                    .api_key(key.trim())
+                    .retry(RetryPolicy::once())
+                    .build()?;
+                let leader = one.cluster().await.ok().and_then(|status| self.number(status.leader?));
+                if let Some(leader) = leader.filter(|leader| *leader != away) {
+                    return Ok(leader);
+                }
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "no leader without {away} within {PATIENCE:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Hands leadership to a node, in peace.
+    pub async fn transfer(&self, node: usize) -> Result<()> {
+        let admin = self.admin()?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // Refused while the node is behind or nobody leads.
+            let refused = admin.transfer(self.nodes[node - 1].id).await.err();
+            if self.leader().await? == node {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "node {node} does not lead: {refused:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until all nodes have the same state hash at the same applied index.
+    pub async fn same_state(&self) -> Result<()> {
+        let admin = self.admin()?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = admin.cluster().await?;
+            let hash = |n: &agentpost::api::admin::Node| n.state_hash_index.zip(n.state_hash.clone());
+            let hashes: Vec<_> = status.nodes.iter().map(hash).collect();
+            if hashes.len() == self.nodes.len() && hashes[0].is_some() && hashes.iter().all(|h| *h == hashes[0]) {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the replicas' hashes never agreed: {status:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Where node 1 wrote the first admin key.
+    pub fn admin_key_file(&self) -> PathBuf {
+        self.dir.path().join("admin.key")
+    }
+
+    /// A client of all nodes with the first admin key.
+    pub fn admin(&self) -> Result<Client> {
+        let key = std::fs::read_to_string(self.admin_key_file())?;
+        Ok(Client::builder(self.urls()).api_key(key.trim()).build()?)
+    }
+
+    /// Creates a team without limits.
+    pub async fn team(&self, name: &str) -> Result<Team> {
+        world::create_team(&self.admin()?, name, None).await
+    }
+
+    /// A client of one node only, that tries once.
+    pub fn node_client(&self, node: usize, team: &Team, agent: &str) -> Result<Client> {
+        let client = Client::builder(self.url(node))
+            .api_key(&team.key)
+            .agent(agent)
+            .retry(RetryPolicy::once());
+        Ok(client.build()?)
+    }
+
+    /// A client of all nodes.
+    pub fn client(&self, team: &Team, agent: &str) -> Result<Client> {
+        let client = Client::builder(self.urls()).api_key(&team.key).agent(agent);
+        Ok(client.build()?)
+    }
+
+    /// The node that leads, once there is one.
+    pub async fn leader(&self) -> Result<usize> {
+        let admin = self.admin()?;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Ok(status) = admin.cluster().await
+                && let Some(leader) = status.leader.and_then(|id| self.number(id))
+                && self.running().any(|node| node == leader)
+            {
+                return Ok(leader);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        bail!("no leader within {PATIENCE:?}")
+    }
+}
+
+/// `node.id` in a configuration.
+fn id_in(file: &Path) -> Result<u64> {
+    let text = std::fs::read_to_string(file)?;
+    let id = text.lines().find_map(|line| line.strip_prefix("id = "));
+    Ok(id.context("no node.id")?.trim().parse()?)
+}

@@ -1,0 +1,162 @@
+//! One run of a scenario: cluster, clients, faults, healing, audit, verdict, in one directory.
+//!
+//! ```text
+//! <dir>/run.json          what ran and how to repeat it      <dir>/history.jsonl   what clients did
+//! <dir>/faults.jsonl      what was done to the cluster       <dir>/replicas.json   whether all states are the same
+//! <dir>/verdict.json      what is said of it                 <dir>/report.html     the same for people
+//! <dir>/node<N>.log       what the nodes said
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+
+use crate::checker;
+use crate::cluster::Cluster;
+use crate::faults::FaultLog;
+use crate::history::Recorder;
+use crate::scenario::Scenario;
+use crate::stage::Stage;
+use crate::verdict::{Sum, VERDICT, Verdict};
+use crate::workload;
+
+/// The file that says what ran.
+pub const RUN: &str = "run.json";
+/// The file about the end of the replicas.
+pub const REPLICAS: &str = "replicas.json";
+/// Clients alone, before the first fault.
+const BEFORE: Duration = Duration::from_secs(1);
+/// Clients alone, after healing: whoever cannot serve by then does not live.
+const AFTER: Duration = Duration::from_secs(5);
+
+/// What a command asked for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where all choices come from.
+    pub seed: u64,
+    /// How long the faults go on.
+    pub length: Duration,
+    /// A directory that does not exist yet.
+    pub dir: PathBuf,
+}
+
+/// What ran.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// The scenario.
+    pub scenario: String,
+    /// Where all choices came from.
+    pub seed: u64,
+    /// How long the faults were to go on.
+    pub length_s: f64,
+    /// How many nodes.
+    pub nodes: usize,
+    /// The command that repeats it.
+    pub command: String,
+    /// From which commit the harness was built; empty if unknown.
+    pub git: String,
+    /// When it began, Unix milliseconds.
+    pub wall_ms: i64,
+    /// When the faults began and the cluster was healed, nanoseconds since the run began.
+    pub faults_began: u64,
+    /// See `faults_began`.
+    pub healed: u64,
+    /// Processes that ended by themselves: node and exit status.
+    pub crashes: Vec<(usize, String)>,
+}
+
+/// Whether all states were the same in the end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Replicas {
+    /// Whether they were.
+    pub same: bool,
+    /// What was seen, for people.
+    pub seen: String,
+}
+
+/// Runs a scenario; whatever happens, the directory has a verdict in the end.
+pub async fn run(scenario: &Scenario, options: &Options) -> Result<Verdict> {
+    std::fs::create_dir_all(&options.dir)?;
+    let verdict = match play(scenario, options).await {
+        Ok(()) => checker::check(&options.dir)?,
+        Err(error) => Verdict::without_result(Sum::Unknown, format!("{error:#}")),
+    };
+    write(&options.dir.join(VERDICT), &verdict)?;
+    Ok(verdict)
+}
+
+async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
+    let dir = &options.dir;
+    let cluster = Cluster::start_with((scenario.cluster)()).await?;
+    let recorder = Recorder::create(dir)?;
+    let world = cluster.world(recorder.clone(), options.seed, scenario.rate)?;
+    let mut loads = Vec::new();
+    for kind in scenario.loads {
+        loads.push(workload::start(*kind, &world).await?);
+    }
+    tokio::time::sleep(BEFORE).await;
+    let mut run = describe(scenario, options, cluster.nodes(), recorder.now());
+    let mut stage = Stage {
+        cluster,
+        world: world.clone(),
+        faults: FaultLog::create(dir, recorder.clone())?,
+        random: StdRng::seed_from_u64(options.seed),
+        until: Instant::now() + options.length,
+    };
+    (scenario.script)(&mut stage).await.context("the script")?;
+    stage.heal().await.context("healing")?;
+    run.healed = recorder.now();
+    tokio::time::sleep(AFTER).await;
+    for load in loads {
+        load.finish(&world).await?;
+    }
+    let same = stage.cluster.same_state().await;
+    let replicas = Replicas {
+        same: same.is_ok(),
+        seen: same.err().map(|error| format!("{error:#}")).unwrap_or_default(),
+    };
+    let crashed = stage.cluster.crashed()?;
+    run.crashes = crashed
+        .into_iter()
+        .map(|(node, status)| (node, status.to_string()))
+        .collect();
+    recorder.flush()?;
+    stage.cluster.save_logs(dir)?;
+    write(&dir.join(REPLICAS), &replicas)?;
+    write(&dir.join(RUN), &run)
+}
+
+fn describe(scenario: &Scenario, options: &Options, nodes: usize, faults_began: u64) -> Run {
+    let length_s = options.length.as_secs_f64();
+    Run {
+        scenario: scenario.name.to_owned(),
+        seed: options.seed,
+        length_s,
+        nodes,
+        command: format!(
+            "scripts/faults.sh run {} --seed {} --seconds {length_s}",
+            scenario.name, options.seed
+        ),
+        git: std::env::var("AGENTPOST_GIT").unwrap_or_default(),
+        wall_ms: jiff::Timestamp::now().as_millisecond(),
+        faults_began,
+        healed: 0,
+        crashes: Vec::new(),
+    }
+}
+
+/// Writes a file of JSON for machines and people.
+pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = serde_json::to_vec_pretty(value)?;
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Reads a file of JSON.
+pub fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| path.display().to_string())
+}

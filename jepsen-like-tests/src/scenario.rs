@@ -1,0 +1,76 @@
+//! The table of scenarios. A scenario is a script of faults, the clients that run beside it, and what it must have met
+//! for its verdict to mean anything. The letters are those of the test plan.
+
+pub mod peace;
+pub mod process;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use futures::future::BoxFuture;
+
+use crate::cluster::Settings;
+use crate::stage::Stage;
+use crate::workload;
+
+/// A named scenario.
+#[derive(Clone)]
+pub struct Scenario {
+    /// Short: `K1`.
+    pub name: &'static str,
+    /// One line for people.
+    pub title: &'static str,
+    /// The cluster it needs.
+    pub cluster: fn() -> Settings,
+    /// What clients do meanwhile.
+    pub loads: &'static [workload::Kind],
+    /// Messages a second of all clients together; 0 = as fast as they can.
+    pub rate: u64,
+    /// How long the faults go on, unless the command says otherwise.
+    pub length: Duration,
+    /// How long in `faults.sh smoke`; none if it is not part of that.
+    pub smoke: Option<Duration>,
+    /// What the machine must be able to do.
+    pub needs: &'static [Need],
+    /// What must have happened.
+    pub cover: Cover,
+    /// Does the faults, until `stage.over()`; leaves nothing behind that [`Stage::heal`] cannot mend.
+    pub script: Script,
+}
+
+/// Does the faults of a scenario.
+pub type Script = for<'a> fn(&'a mut Stage) -> BoxFuture<'a, Result<()>>;
+
+/// What a machine may lack. A scenario that lacks something is `skipped`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Network namespaces and nftables: root.
+    Namespaces,
+    /// Loop devices with ext4: root.
+    LoopImages,
+    /// libfaketime.
+    FakeTime,
+    /// A binary with the feature `failpoints`.
+    Failpoints,
+}
+
+/// What a run must have met; see [`crate::verdict::Coverage`].
+#[derive(Debug, Clone, Copy)]
+pub struct Cover {
+    /// Kinds of faults, and how often each at least.
+    pub faults: &'static [(&'static str, u64)],
+    /// Acknowledged operations that began inside a fault.
+    pub operations_inside: u64,
+    /// Changes of the leader.
+    pub leader_changes: u64,
+}
+
+/// All of them, in the order of the test plan.
+pub fn all() -> Vec<Scenario> {
+    [peace::scenarios(), process::scenarios()].concat()
+}
+
+/// The one of a name.
+pub fn named(name: &str) -> Option<Scenario> {
+    all().into_iter().find(|s| s.name.eq_ignore_ascii_case(name))
+}

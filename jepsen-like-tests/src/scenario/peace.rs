@@ -1,0 +1,30 @@
+//! H: no fault at all. Systems have lost messages in peace, too.
+
+use std::time::Duration;
+
+use super::{Cover, Scenario};
+use crate::cluster::Settings;
+use crate::workload;
+
+/// H1.
+pub fn scenarios() -> Vec<Scenario> {
+    vec![Scenario {
+        name: "H1",
+        title: "no fault at all, at full rate",
+        cluster: || Settings {
+            nodes: 3,
+            ..Settings::default()
+        },
+        loads: &[workload::Kind::Send],
+        rate: 0,
+        length: Duration::from_secs(30),
+        smoke: Some(Duration::from_secs(5)),
+        needs: &[],
+        cover: Cover {
+            faults: &[],
+            operations_inside: 0,
+            leader_changes: 0,
+        },
+        script: |stage| Box::pin(async move { stage.rest().await }),
+    }]
+}
