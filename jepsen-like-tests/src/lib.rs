@@ -23,6 +23,7 @@ pub mod run;
 pub mod scenario;
 pub mod stage;
 pub mod verdict;
+pub mod watch;
 pub mod webhooks;
 pub mod workload;
 pub mod world;

@@ -4,7 +4,7 @@
 //! <dir>/run.json          what ran and how to repeat it      <dir>/history.jsonl   what clients did
 //! <dir>/faults.jsonl      what was done to the cluster       <dir>/replicas.json   whether all states are the same
 //! <dir>/verdict.json      what is said of it                 <dir>/report.html     the same for people
-//! <dir>/node<N>.log       what the nodes said
+//! <dir>/node<N>.log       what the nodes said               <dir>/leaders.jsonl   who led, as the nodes said
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -22,6 +22,7 @@ use crate::history::Recorder;
 use crate::scenario::Scenario;
 use crate::stage::Stage;
 use crate::verdict::{Sum, VERDICT, Verdict};
+use crate::watch::Watch;
 use crate::workload;
 
 /// The file that says what ran.
@@ -94,6 +95,7 @@ async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
     let cluster = Cluster::start_with((scenario.cluster)()).await?;
     let recorder = Recorder::create(dir)?;
     let world = cluster.world(recorder.clone(), options.seed, scenario.rate)?;
+    let watch = Watch::start(&world.urls, &recorder, dir)?;
     let mut loads = Vec::new();
     for kind in scenario.loads {
         loads.push(workload::start(*kind, &world).await?);
@@ -104,6 +106,7 @@ async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
         cluster,
         world: world.clone(),
         faults: FaultLog::create(dir, recorder.clone())?,
+        watch: watch.clone(),
         random: StdRng::seed_from_u64(options.seed),
         until: Instant::now() + options.length,
     };
@@ -125,6 +128,7 @@ async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
         .map(|(node, status)| (node, status.to_string()))
         .collect();
     recorder.flush()?;
+    watch.flush()?;
     stage.cluster.save_logs(dir)?;
     write(&dir.join(REPLICAS), &replicas)?;
     write(&dir.join(RUN), &run)
