@@ -1,6 +1,7 @@
 //! The table of scenarios. A scenario is a script of faults, the clients that run beside it, and what it must have met
 //! for its verdict to mean anything. The letters are those of the test plan.
 
+pub mod network;
 pub mod peace;
 pub mod process;
 
@@ -67,7 +68,23 @@ pub struct Cover {
 
 /// All of them, in the order of the test plan.
 pub fn all() -> Vec<Scenario> {
-    [peace::scenarios(), process::scenarios()].concat()
+    [peace::scenarios(), process::scenarios(), network::scenarios()].concat()
+}
+
+/// Nodes on loopback, as most scenarios have it.
+fn three() -> Settings {
+    Settings {
+        nodes: 3,
+        ..Settings::default()
+    }
+}
+
+/// For scenarios in which some see what others do not.
+fn five() -> Settings {
+    Settings {
+        nodes: 5,
+        ..Settings::default()
+    }
 }
 
 /// The one of a name.
