@@ -204,13 +204,13 @@ impl Walk<'_> {
         let mut receivers = Receivers::default();
         for (key, value) in rows {
             let row: Subscription = decode(value)?;
-            if row.until_index != 0 && row.until_index <= self.publish_index {
+            let ended = row.until_index <= self.publish_index || mutant::on(Mutant::FanoutNow);
+            if row.until_index != 0 && ended {
                 view.delete(key);
                 topic.rows = topic.rows.saturating_sub(1);
                 continue;
             }
-            let too_late = row.since_index >= self.publish_index && !mutant::on(Mutant::FanoutNow);
-            if too_late || row.agent == self.message.from {
+            if row.since_index >= self.publish_index || row.agent == self.message.from {
                 continue;
             }
             inbox::append(view, team, head, &row.agent, self.entry_seq, self.message.seq)?;
