@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 use futures::future::BoxFuture;
 
-use crate::cluster::Settings;
+use crate::cluster::{Settings, clock, network as net};
 use crate::stage::Stage;
 use crate::workload;
 
@@ -53,6 +53,17 @@ pub enum Need {
     FakeTime,
     /// A binary with the feature `failpoints`.
     Failpoints,
+}
+
+impl Need {
+    /// Why this machine cannot do it; none if it can. Found out by trying.
+    pub fn lacking(self) -> Option<String> {
+        match self {
+            Need::Namespaces => net::without_namespaces().map(str::to_owned),
+            Need::FakeTime => clock::lacking(),
+            Need::LoopImages | Need::Failpoints => None,
+        }
+    }
 }
 
 /// What a run must have met; see [`crate::verdict::Coverage`].

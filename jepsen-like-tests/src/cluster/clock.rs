@@ -28,8 +28,14 @@ pub struct Clocks {
     base_s: f64,
 }
 
-/// libfaketime, if this machine has it.
-pub fn library() -> Option<PathBuf> {
+/// Why this machine has no [`Kind::Steered`]; none if it has.
+pub fn lacking() -> Option<String> {
+    library()
+        .is_none()
+        .then(|| "no libfaketime: Debian has it in the package faketime".to_owned())
+}
+
+fn library() -> Option<PathBuf> {
     let kinds = std::fs::read_dir("/usr/lib").ok()?.flatten();
     kinds.map(|kind| kind.path().join(LIBRARY)).find(|path| path.exists())
 }
@@ -39,7 +45,7 @@ impl Clocks {
     pub fn create(kind: Kind, dir: &Path, nodes: usize) -> Result<Self> {
         let library = match kind {
             Kind::Real => None,
-            Kind::Steered => Some(library().context("no libfaketime: Debian has it in the package faketime")?),
+            Kind::Steered => Some(library().context("no libfaketime")?),
         };
         let clocks = Clocks {
             dir: dir.to_owned(),
