@@ -240,7 +240,12 @@ impl Metrics {
             is_leader: add(r, "is_leader", "1 on the leader", g()),
             leader: add(r, "leader", "Node id of the leader; 0 = none known", g()),
             storage_free_bytes: add(r, "storage_free_bytes", "Bytes free where the data directory is", g()),
-            storage_refusing: add(r, "storage_refusing", "1 while writes are refused for want of room", g()),
+            storage_refusing: add(
+                r,
+                "storage_refusing",
+                "1 while writes are refused for want of room",
+                g(),
+            ),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
             clocks: clocks::Clocks::register(r),

@@ -187,7 +187,9 @@ impl Space {
 
     fn measure(&self, metrics: &Metrics) {
         let shared = &self.shared;
-        metrics.storage_free_bytes.set(gauge(shared.free.load(Ordering::Relaxed)));
+        metrics
+            .storage_free_bytes
+            .set(gauge(shared.free.load(Ordering::Relaxed)));
         let refusing = shared.refusing.load(Ordering::Relaxed);
         metrics.storage_refusing.set(i64::from(refusing));
     }
@@ -198,12 +200,14 @@ impl Shared {
     fn look(&self, may_make: bool) {
         let room = match self.room() {
             Ok(room) => room,
-            Err(error) => return tracing::warn!(%error, dir = %self.dir.display(), "the free space cannot be found out"),
+            Err(error) => {
+                return tracing::warn!(%error, dir = %self.dir.display(), "the free space cannot be found out");
+            }
         };
         self.free.store(room.free, Ordering::Relaxed);
         self.judge(room);
         let refused = self.refusing.load(Ordering::Relaxed);
-        if self.rule.ballast_bytes == 0 && room.ballast > 0 || self.rule.gives_up_ballast(room) {
+        if room.ballast > self.rule.ballast_bytes || self.rule.gives_up_ballast(room) {
             self.give_up_ballast(room);
         } else if may_make && self.rule.makes_ballast(room, refused) {
             match self.make_ballast() {
@@ -265,7 +269,8 @@ impl Shared {
     /// Really allocated: a sparse file would give nothing back.
     fn make_ballast(&self) -> io::Result<()> {
         let path = self.ballast();
-        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        gone(fs::remove_file(&path))?;
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
         let made = match fallocate(&file, FallocateFlags::empty(), 0, self.rule.ballast_bytes) {
             Err(Errno::OPNOTSUPP) => write_zeros(&file, self.rule.ballast_bytes),
             allocated => allocated.map_err(io::Error::from),
@@ -274,6 +279,14 @@ impl Shared {
             // Half a ballast would only be in the way; the next look finds it if it cannot be removed.
             drop(fs::remove_file(&path));
         })
+    }
+}
+
+/// It may not have been there.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 

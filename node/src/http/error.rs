@@ -319,7 +319,10 @@ mod tests {
         assert!(!headers.contains_key(header::RETRY_AFTER));
         assert!(body["error"].as_str().unwrap().contains("same Idempotency-Key"));
         let (status, headers, body) = shown(ProposeError::NoRoom("node 2 is full".into()).into(), Face::Kite);
-        assert_eq!((status.as_u16(), &headers[header::RETRY_AFTER]), (503, &HeaderValue::from_static("5")));
+        assert_eq!(
+            (status.as_u16(), &headers[header::RETRY_AFTER]),
+            (503, &HeaderValue::from_static("5"))
+        );
         assert_eq!(body, json!({ "error": "node 2 is full" }));
         for error in [ProposeError::NotReady("x".into()), ProposeError::Overloaded] {
             let (status, headers, _) = shown(error.into(), Face::Kite);

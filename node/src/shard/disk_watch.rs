@@ -35,7 +35,9 @@ impl DiskWatch {
             }
             let errors = self.state.background_errors();
             if errors > 0 {
-                return format!("the state's disk fails: RocksDB counts {errors} errors in the background; see its LOG");
+                return format!(
+                    "the state's disk fails: RocksDB counts {errors} errors in the background; see its LOG"
+                );
             }
             sleep(LOOK).await;
         }

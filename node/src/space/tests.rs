@@ -122,9 +122,13 @@ fn the_ballast_occupies_what_it_says() {
     assert_eq!(wanting.shared.room().unwrap().ballast, 3 * MIB);
 
     // Another size is another ballast, and none is none.
-    space(dir.path(), &format!("{off}ballast_bytes = {}", 5 * MIB)).shared.look(true);
+    space(dir.path(), &format!("{off}ballast_bytes = {}", 5 * MIB))
+        .shared
+        .look(true);
     assert_eq!(fs::metadata(&path).unwrap().len(), 5 * MIB);
-    space(dir.path(), &format!("{off}ballast_bytes = {MIB}")).shared.look(true);
+    space(dir.path(), &format!("{off}ballast_bytes = {MIB}"))
+        .shared
+        .look(true);
     assert_eq!(fs::metadata(&path).unwrap().len(), MIB);
     let without = space(dir.path(), &format!("{off}ballast_bytes = 0"));
     assert!(!path.exists());
@@ -143,7 +147,12 @@ fn a_full_disk_is_told_with_node_path_and_cure() {
     let dir = tempfile::tempdir().unwrap();
     let space = space(dir.path(), "min_free_bytes = 9_000_000_000_000_000");
     let reason = space.refusal().unwrap();
-    for told in ["node 1", dir.path().to_str().unwrap(), "storage.min_free_bytes", "nothing was changed"] {
+    for told in [
+        "node 1",
+        dir.path().to_str().unwrap(),
+        "storage.min_free_bytes",
+        "nothing was changed",
+    ] {
         assert!(reason.contains(told), "{told} not in {reason}");
     }
     let metrics = Metrics::new();
