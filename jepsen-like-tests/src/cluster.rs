@@ -4,6 +4,7 @@
 pub mod disk;
 pub mod network;
 mod operator;
+mod shim;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -42,6 +43,8 @@ pub struct Settings {
     pub config: String,
     /// The environment of every node: preloaded libraries, mutants.
     pub env: Vec<(String, String)>,
+    /// Whether disks can be spoilt ([`Cluster::spoil`]).
+    pub shim: bool,
     /// Where everything lies: it stays there. Without it, in a temporary directory.
     pub dir: Option<PathBuf>,
 }
@@ -153,6 +156,7 @@ impl Cluster {
             .network
             .command(node, &self.binary)
             .envs(self.settings.env.iter().map(|(name, value)| (name, value)))
+            .envs(self.shim(node)?)
             .envs(failpoint.map(|place| ("AGENTPOST_FAILPOINT", place)))
             .arg("start")
             .arg("--config")

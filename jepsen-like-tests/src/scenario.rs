@@ -3,6 +3,7 @@
 
 pub mod peace;
 pub mod process;
+pub mod space;
 
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ pub struct Cover {
 
 /// All of them, in the order of the test plan.
 pub fn all() -> Vec<Scenario> {
-    [peace::scenarios(), process::scenarios()].concat()
+    [peace::scenarios(), process::scenarios(), space::scenarios()].concat()
 }
 
 /// The one of a name.
