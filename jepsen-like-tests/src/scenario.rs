@@ -4,6 +4,7 @@
 pub mod network;
 pub mod peace;
 pub mod process;
+pub mod space;
 
 use std::time::Duration;
 
@@ -79,7 +80,13 @@ pub struct Cover {
 
 /// All of them, in the order of the test plan.
 pub fn all() -> Vec<Scenario> {
-    [peace::scenarios(), process::scenarios(), network::scenarios()].concat()
+    [
+        peace::scenarios(),
+        process::scenarios(),
+        network::scenarios(),
+        space::scenarios(),
+    ]
+    .concat()
 }
 
 /// Nodes on loopback, as most scenarios have it.
