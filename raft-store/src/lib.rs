@@ -14,6 +14,7 @@ mod floor;
 pub mod keys;
 pub mod kv;
 pub mod log_store;
+pub mod mutant;
 pub mod query;
 pub mod scrub;
 pub mod snapshot;
