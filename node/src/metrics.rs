@@ -66,6 +66,8 @@ pub struct Metrics {
     pub storage_free_bytes: Gauge,
     /// 1 while this node takes no writes for want of room.
     pub storage_refusing: Gauge,
+    /// 1 while this node must not take part.
+    pub quarantined: Gauge,
     /// Snapshots sent to other nodes.
     pub snapshots_sent: Counter,
     /// Snapshots received from other nodes.
@@ -246,6 +248,7 @@ impl Metrics {
                 "1 while writes are refused for want of room",
                 g(),
             ),
+            quarantined: add(r, "quarantined", "1 while this node must not take part", g()),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
             clocks: clocks::Clocks::register(r),

@@ -20,6 +20,7 @@ use agentpost_proto::peer::peer_server::PeerServer;
 use agentpost_raft_store::db::{self, StateHandle, Stores};
 use agentpost_raft_store::effect::Effect;
 use agentpost_raft_store::log_store::LogMetrics;
+use agentpost_raft_store::scrub::Scrub;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -49,6 +50,7 @@ use crate::peer::network::Network;
 use crate::peer::snapshot::SendOptions;
 use crate::peer_service::PeerService;
 use crate::presence::Presence;
+use crate::quarantine;
 use crate::secrets::{self, Secrets};
 use crate::shard::disk_watch::DiskWatch;
 use crate::shard::drain::{Drain, Hold};
@@ -58,6 +60,7 @@ use crate::shard::local::DRAIN_DEADLINE;
 use crate::shard::proposer::Proposer;
 use crate::shard::quorum::Quorum;
 use crate::shard::reader::Reader;
+use crate::shard::scrubber::Scrubber;
 use crate::shard::wakeups::Wakeups;
 use crate::shard::wall_time::{Timekeeper, WallTime};
 use crate::shard::{self, Lead, Raft};
@@ -140,9 +143,11 @@ pub async fn start_at(
 ) -> anyhow::Result<RunningNode> {
     let (client_addr, peer_addr) = (client.local_addr()?, peer.local_addr()?);
     let secrets = Arc::new(Secrets::load(&config.cluster.secret_file)?);
+    let options = quarantine::look(&config, &secrets)?;
     prepare_data_dir(&config, &secrets)?;
-    let (stores, space) = open(&config).await?;
+    let (stores, space) = open(&config, options).await?;
     let (state, log) = (stores.state.clone(), stores.log.metrics());
+    let scrub = stores.scrub.clone();
     let (wall_time, metrics) = (WallTime::new(clock.clone()), Metrics::of_log(Arc::clone(&log)));
     let ids = IdSource::new(clock.clone());
     let config = Arc::new(config);
@@ -205,6 +210,7 @@ pub async fn start_at(
         raft,
         state,
         log,
+        scrub,
         space,
         cluster_time,
         drain,
@@ -220,6 +226,7 @@ struct Core {
     raft: Raft,
     state: StateHandle,
     log: Arc<LogMetrics>,
+    scrub: Scrub,
     space: Space,
     cluster_time: ClusterTime,
     drain: Drain,
@@ -245,6 +252,11 @@ impl Core {
         background.spawn(self.timekeeper(&services).run(workers.clone()));
         background.spawn(self.keep(&services).run(workers.clone()));
         background.spawn(self.space.clone().run(services.metrics.clone(), workers.clone()));
+        let scrubber = Scrubber {
+            scrub: self.scrub.clone(),
+            interval: Duration::from_secs(services.config.storage.scrub_interval_s),
+        };
+        background.spawn(scrubber.run(workers.clone()));
         background.spawn(services.leases.clone().run(workers.clone()));
         background.spawn(Bootstrap::new(services.clone()).run(workers.clone()));
         background.spawn(http::serve::serve(
@@ -334,6 +346,7 @@ impl RunningNode {
         tokio::select! {
             reason = self.local.failed() => format!("Raft failed: {reason}"),
             reason = self.disk.failed() => reason,
+            reason = self.state.damaged() => reason,
         }
     }
 
@@ -423,11 +436,12 @@ fn prepare_data_dir(config: &Config, secrets: &Secrets) -> anyhow::Result<()> {
 }
 
 /// The disk is looked at first: the databases may need the room of the ballast.
-async fn open(config: &Config) -> anyhow::Result<(Stores, Space)> {
+async fn open(config: &Config, options: db::Options) -> anyhow::Result<(Stores, Space)> {
     let config = config.clone();
     let opening = tokio::task::spawn_blocking(move || {
         let space = Space::open(&config);
-        Ok((db::open(&config.node.data_dir, db::Options::default())?, space))
+        let stores = db::open(&config.node.data_dir, options).map_err(|error| quarantine::enter(&config, error))?;
+        Ok((stores, space))
     });
     opening.await?
 }

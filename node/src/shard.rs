@@ -14,6 +14,7 @@ pub mod local;
 pub mod proposer;
 pub mod quorum;
 pub mod reader;
+pub mod scrubber;
 pub mod wakeups;
 pub mod wall_time;
 
