@@ -165,8 +165,8 @@ async fn serve(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        // Nothing to hand over: Raft has ended, and what it had written is on disk or with the others.
-        Err(reason) => anyhow::bail!("Raft failed: {reason}"),
+        // Nothing to hand over: what this node had written is on disk or with the others.
+        Err(reason) => anyhow::bail!(reason),
     }
 }
 

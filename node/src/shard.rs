@@ -4,12 +4,13 @@
 //! [`wakeups`] tells that something changed. A node hosts one group today and may host many: nothing outside
 //! this folder and `peer/` names a shard. [`leadership`] runs what only the leader may do, [`keeper`] bounds
 //! the log and the time a restart takes, [`local`] speaks for this node, [`drain`] is what it finishes before
-//! another may lead, [`wall_time`] reads the voters' clocks.
+//! another may lead, [`members`] changes who is in the group, [`wall_time`] reads the voters' clocks.
 
 pub mod drain;
 pub mod keeper;
 pub mod leadership;
 pub mod local;
+pub mod members;
 pub mod proposer;
 pub mod quorum;
 pub mod reader;
