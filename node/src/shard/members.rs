@@ -306,23 +306,30 @@ impl Members {
     async fn finish(&self) {
         let mut lead = Lead::new(&self.shared.raft);
         loop {
-            if self.is_joint() {
-                let changing = Arc::clone(&self.shared.changing).lock_owned().await;
-                let before = self.membership();
-                // Nothing is added: that turns a joint configuration into the one it was to become.
-                if self.is_joint() {
-                    let change = ChangeMembers::AddVoterIds(BTreeSet::new());
-                    match self.propose(changing, &before, change).await {
-                        Ok(()) => tracing::info!("finished a change of the members that was left half-way"),
-                        Err(error) => {
-                            tracing::info!(%error, "a change of the members is still half-way");
-                            sleep(RETRY).await;
-                        }
-                    }
+            if !self.is_joint() {
+                match lead.changed().await {
+                    Ok(()) => continue,
+                    Err(_) => return,
                 }
-            } else if lead.changed().await.is_err() {
-                return;
             }
+            // Whoever holds the lock is about to finish it. Waiting in line would turn the next change away.
+            if let Ok(changing) = Arc::clone(&self.shared.changing).try_lock_owned() {
+                self.finish_once(changing).await;
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    async fn finish_once(&self, changing: Changing) {
+        let before = self.membership();
+        if !self.is_joint() {
+            return;
+        }
+        // Nothing is added: that turns a joint configuration into the one it was to become.
+        let change = ChangeMembers::AddVoterIds(BTreeSet::new());
+        match self.propose(changing, &before, change).await {
+            Ok(()) => tracing::info!("finished a change of the members that was left half-way"),
+            Err(error) => tracing::info!(%error, "a change of the members is still half-way"),
         }
     }
 
@@ -446,8 +453,62 @@ fn member_from_proto(member: &peer::Member) -> Member {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::{node, secrets};
+
+    #[tokio::test]
+    async fn who_leads_finishes_what_was_left_joint() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, secret) = (dir.path().join("data"), dir.path().join("secret"));
+        secrets::write_private(&secret, &[7; 32]).unwrap();
+        let text = format!(
+            "[node]\ndata_dir = {data:?}\nclient_addr = \"127.0.0.1:0\"\npeer_addr = \"127.0.0.1:0\"\n\
+             [cluster]\nsecret_file = {secret:?}\n[bootstrap]\nadmin_key_file = {:?}\n",
+            dir.path().join("admin.key")
+        );
+        let node = node::start(Config::from_parts("test", &text, []).unwrap())
+            .await
+            .unwrap();
+        while !node.services.cluster.ready().await {
+            sleep(RETRY).await;
+        }
+        let members = &node.services.cluster.members;
+        let voters = || BTreeSet::from([1]);
+        let nodes: BTreeMap<u64, Member> = members
+            .membership()
+            .membership()
+            .nodes()
+            .map(|(id, node)| (*id, node.clone()))
+            .collect();
+        let joint = openraft::Membership::new(vec![voters(), voters()], nodes).unwrap();
+        // What a change leaves behind whose leader dies between its two entries.
+        let changing = members.shared.changing.lock().await;
+        let raft = &members.shared.raft;
+        raft.append_membership(joint, openraft::EntryPayload::Blank, [])
+            .await
+            .unwrap();
+        assert!(members.is_joint());
+        drop(changing);
+        let add = || Change::Add {
+            id: None,
+            member: Member {
+                peer_addr: "127.0.0.1:1".to_owned(),
+                url: "http://127.0.0.1:2".to_owned(),
+            },
+        };
+        let added = loop {
+            match members.change(add()).await {
+                Ok((id, _)) => break id,
+                Err(ChangeError::Conflict(_)) => sleep(RETRY).await,
+                Err(other) => panic!("{other:?}"),
+            }
+        };
+        assert!(added == 2 && !members.is_joint());
+        node.stop().await;
+    }
 
     #[test]
     fn addresses_have_one_form() {

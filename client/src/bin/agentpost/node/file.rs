@@ -182,7 +182,7 @@ heartbeat_ms = 2
             ("[node]\ndata_dir = \"x\"", "id = N"),
             ("[node]\nid = 2", "no row for node 2"),
             ("[node]\nid = \"2\"", "invalid type"),
-            ("[node", "invalid"),
+            ("[node", "TOML parse error"),
         ] {
             let error = format!("{:#}", parsed(text).err().unwrap());
             assert!(error.contains(named), "{text}: {error}");
