@@ -1,9 +1,11 @@
 //! A cluster of real processes, ended with the value: what may be done to processes. Where they live is
 //! [`network`]'s business, what they store on is [`disk`]'s.
 
+pub mod clock;
 pub mod disk;
 pub mod network;
 mod operator;
+mod shim;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -19,6 +21,7 @@ use agentpost::retry::RetryPolicy;
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
+use self::clock::Clocks;
 use self::disk::Disk;
 use self::network::Network;
 use crate::history::Recorder;
@@ -37,21 +40,30 @@ pub struct Settings {
     pub network: network::Kind,
     /// What they store on.
     pub disk: disk::Kind,
+    /// What time it is for them.
+    pub clock: clock::Kind,
     /// Tables of `agentpostd config` for every node, as TOML. Not those that [`Cluster`] writes itself: `[node]`,
     /// `[cluster]`, `[bootstrap]`, `[runtime]`, `[webhooks]`.
     pub config: String,
     /// The environment of every node: preloaded libraries, mutants.
     pub env: Vec<(String, String)>,
+    /// Whether disks can be spoilt ([`Cluster::spoil`]).
+    pub shim: bool,
+    /// Where everything lies: it stays there. Without it, in a temporary directory.
+    pub dir: Option<PathBuf>,
 }
 
 /// Nodes 1 to n, as the operator counts them.
 pub struct Cluster {
-    dir: TempDir,
+    dir: PathBuf,
     binary: PathBuf,
     settings: Settings,
     network: Network,
     disk: Disk,
+    clocks: Clocks,
     nodes: Vec<Node>,
+    /// Removes `dir`, if it is temporary, when nothing uses it any more.
+    _temporary: Option<TempDir>,
 }
 
 struct Node {
@@ -74,10 +86,18 @@ impl Cluster {
     pub async fn start_with(settings: Settings) -> Result<Self> {
         let count = settings.nodes;
         let binary = find_binary()?;
-        let dir = tempfile::tempdir()?;
-        write_secret(&dir.path().join("cluster.secret"))?;
+        let (dir, temporary) = match &settings.dir {
+            Some(dir) => (dir.clone(), None),
+            None => {
+                let temporary = tempfile::tempdir()?;
+                (temporary.path().to_owned(), Some(temporary))
+            }
+        };
+        std::fs::create_dir_all(&dir)?;
+        write_secret(&dir.join("cluster.secret"))?;
         let network = Network::create(settings.network, count)?;
-        let disk = Disk::create(settings.disk, dir.path(), count)?;
+        let disk = Disk::create(settings.disk, &dir, count)?;
+        let clocks = Clocks::create(settings.clock, &dir, count)?;
         let nodes = (1..=count as u64).map(|id| Node { id, process: None }).collect();
         let mut cluster = Cluster {
             dir,
@@ -85,7 +105,9 @@ impl Cluster {
             settings,
             network,
             disk,
+            clocks,
             nodes,
+            _temporary: temporary,
         };
         for node in 1..=count {
             std::fs::write(cluster.file(node, "toml"), cluster.config(node))?;
@@ -98,11 +120,11 @@ impl Cluster {
     }
 
     fn file(&self, node: usize, extension: &str) -> PathBuf {
-        self.dir.path().join(format!("node{node}.{extension}"))
+        self.dir.join(format!("node{node}.{extension}"))
     }
 
     fn config(&self, node: usize) -> String {
-        let dir = self.dir.path().display();
+        let dir = self.dir.display();
         let list: Vec<String> = (1..=self.nodes.len())
             .map(|other| {
                 let (peer, client) = (
@@ -141,6 +163,8 @@ impl Cluster {
             .network
             .command(node, &self.binary)
             .envs(self.settings.env.iter().map(|(name, value)| (name, value)))
+            .envs(self.clocks.env(node))
+            .envs(self.shim(node)?)
             .envs(failpoint.map(|place| ("AGENTPOST_FAILPOINT", place)))
             .arg("start")
             .arg("--config")
@@ -150,6 +174,7 @@ impl Cluster {
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {}", self.binary.display()))?;
+        self.network.moved_in(node, process.id());
         self.nodes[node - 1].process = Some(process);
         Ok(())
     }
@@ -161,6 +186,12 @@ impl Cluster {
             process.wait()?;
         }
         Ok(())
+    }
+
+    /// SIGTERM, and waits until the node has ended in order.
+    pub async fn stop(&mut self, node: usize) -> Result<()> {
+        self.signal(node, "-TERM")?;
+        self.ended(node).await
     }
 
     /// Starts a killed node again and waits until it serves.
@@ -258,6 +289,11 @@ impl Cluster {
     /// The network between the nodes.
     pub fn network(&mut self) -> &mut Network {
         &mut self.network
+    }
+
+    /// The nodes' clocks.
+    pub fn clocks(&mut self) -> &mut Clocks {
+        &mut self.clocks
     }
 
     /// What the nodes store on.

@@ -11,7 +11,6 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +53,7 @@ use crate::peer::snapshot::SendOptions;
 use crate::peer_service::PeerService;
 use crate::presence::Presence;
 use crate::secrets::Secrets;
+use crate::shard::disk_watch::DiskWatch;
 use crate::shard::drain::{Drain, Hold};
 use crate::shard::keeper::{Keeper, Policy};
 use crate::shard::leadership::{ClusterTime, Leadership};
@@ -65,6 +65,7 @@ use crate::shard::reader::Reader;
 use crate::shard::wakeups::Wakeups;
 use crate::shard::wall_time::{Timekeeper, WallTime};
 use crate::shard::{self, Lead, Raft};
+use crate::space::Space;
 use crate::sweeper::Sweeper;
 use crate::ticker::Ticker;
 
@@ -106,6 +107,7 @@ pub struct RunningNode {
     raft: Raft,
     local: Local,
     state: StateHandle,
+    disk: DiskWatch,
     dialer: Dialer,
     lives: Lives,
     data_dir: Owned,
@@ -147,7 +149,7 @@ pub async fn start_at(
     let ids = IdSource::new(clock.clone());
     let owned = owner::claim(&config, &secrets, &ids)?;
     let lives = Lives::open(&config.node.data_dir, owned.life())?;
-    let stores = open(&config).await?;
+    let (stores, space) = open(&config).await?;
     let (state, log) = (stores.state.clone(), stores.log.metrics());
     let (wall_time, metrics) = (WallTime::new(clock.clone()), Metrics::of_log(Arc::clone(&log)));
     let config = Arc::new(config);
@@ -165,8 +167,8 @@ pub async fn start_at(
         raft.clone(),
         state.clone(),
         forwarder.clone(),
-        cluster_time.clone(),
-        wall_time.clone(),
+        (cluster_time.clone(), wall_time.clone()),
+        space.clone(),
         ids.clone(),
         metrics.clone(),
     );
@@ -212,6 +214,7 @@ pub async fn start_at(
         raft,
         state,
         log,
+        space,
         cluster_time,
         drain,
         local,
@@ -228,6 +231,7 @@ struct Core {
     raft: Raft,
     state: StateHandle,
     log: Arc<LogMetrics>,
+    space: Space,
     cluster_time: ClusterTime,
     drain: Drain,
     local: Local,
@@ -257,6 +261,7 @@ impl Core {
         let leading = tokio::spawn(self.lead(&services, &calls).run(workers.clone()));
         background.spawn(self.timekeeper(&services).run(workers.clone()));
         background.spawn(self.keep(&services).run(workers.clone()));
+        background.spawn(self.space.clone().run(services.metrics.clone(), workers.clone()));
         background.spawn(services.leases.clone().run(workers.clone()));
         background.spawn(Bootstrap::new(services.clone()).run(workers.clone()));
         background.spawn(http::serve::serve(
@@ -269,6 +274,10 @@ impl Core {
             client_addr,
             peer_addr,
             services,
+            disk: DiskWatch {
+                log: self.log,
+                state: self.state.clone(),
+            },
             raft: self.raft,
             local: self.local,
             state: self.state,
@@ -348,7 +357,8 @@ impl RunningNode {
     /// another life of its id is quarantined before.
     pub async fn failed(&self) -> String {
         tokio::select! {
-            why = self.local.failed() => format!("Raft failed: {why}"),
+            reason = self.local.failed() => format!("Raft failed: {reason}"),
+            reason = self.disk.failed() => reason,
             why = self.lives.until_replaced() => {
                 self.data_dir.quarantine(&why);
                 format!("quarantined: {why}")
@@ -417,14 +427,14 @@ impl RunningNode {
     }
 }
 
-async fn open(config: &Config) -> anyhow::Result<Stores> {
-    let dir = config.node.data_dir.clone();
-    let opening = tokio::task::spawn_blocking(move || open_blocking(&dir));
+/// The disk is looked at first: the databases may need the room of the ballast.
+async fn open(config: &Config) -> anyhow::Result<(Stores, Space)> {
+    let config = config.clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        let space = Space::open(&config);
+        Ok((db::open(&config.node.data_dir, db::Options::default())?, space))
+    });
     opening.await?
-}
-
-fn open_blocking(dir: &Path) -> anyhow::Result<Stores> {
-    Ok(db::open(dir, db::Options::default())?)
 }
 
 async fn start_raft(

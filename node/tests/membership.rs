@@ -53,7 +53,8 @@ impl Extra {
         let rows: Vec<String> = rows.chain([own]).collect();
         let text = format!(
             "[node]\nid = {id}\ndata_dir = {dir:?}\n[cluster]\nsecret_file = {:?}\nnodes = [{}]\n\
-             [raft]\nelection_min_ms = 500\nelection_max_ms = 1000\n",
+             [raft]\nelection_min_ms = 500\nelection_max_ms = 1000\n\
+             [storage]\nmin_free_bytes = 0\nmin_free_percent = 0\nballast_bytes = 0\n",
             dir.with_file_name("secret"),
             rows.join(", ")
         );

@@ -10,13 +10,16 @@ use std::ops::Range;
 
 use agentpost_proto::command::Sweep;
 use agentpost_proto::id::{KeyId, MessageId, TeamId};
-use agentpost_proto::record::{Applied, Cursor, DayCount, InboxEntry, InboxHead, Key, Message, NodeIds, Team, TeamHead};
+use agentpost_proto::record::{
+    Applied, Cursor, DayCount, InboxEntry, InboxHead, Key, Message, NodeIds, Team, TeamHead,
+};
 use agentpost_proto::{limits, time};
 
 use crate::apply::inbox::find_entry;
 use crate::apply::principal::is_valid;
 use crate::keys::{self, ReadState};
 use crate::kv::{Fatal, Kv, Order, Row};
+use crate::mutant::{self, Mutant};
 use crate::view::{decode, load};
 
 /// An entry of an inbox with its message.
@@ -158,7 +161,7 @@ fn entries<'a>(
             state,
             team,
             agent,
-            floor.max(after.map_or(0, |seq| seq.saturating_add(1))),
+            floor.max(after.map_or(0, |seq| seq.saturating_add(1 + u64::from(mutant::on(Mutant::PageEdge))))),
         ),
         (Order::Descending, Some(before)) => keys::inbox_until(state, team, agent, before),
         (Order::Descending, None) => keys::inbox_from(state, team, agent, floor),

@@ -200,7 +200,6 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::*;
     use crate::query;
     use crate::testing::{apply, blank, membership, open};
 

@@ -133,7 +133,10 @@ pub fn rows() -> Samples {
             "peer.presence_reply",
             peer::PresenceReply { sessions: vec![0, 2] }.encode_to_vec(),
         ),
-        ("record.node_ids", record::NodeIds { used: vec![1, 300] }.encode_to_vec()),
+        (
+            "record.node_ids",
+            record::NodeIds { used: vec![1, 300] }.encode_to_vec(),
+        ),
         ("peer.change_members.add", change_members(Change::Add(member()))),
         ("peer.change_members.promote", change_members(Change::Promote(2))),
         ("peer.change_members.remove", change_members(Change::Remove(3))),
