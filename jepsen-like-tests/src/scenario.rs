@@ -1,6 +1,7 @@
 //! The table of scenarios. A scenario is a script of faults, the clients that run beside it, and what it must have met
 //! for its verdict to mean anything. The letters are those of the test plan.
 
+pub mod membership;
 pub mod network;
 pub mod peace;
 pub mod process;
@@ -85,6 +86,7 @@ pub fn all() -> Vec<Scenario> {
         process::scenarios(),
         network::scenarios(),
         space::scenarios(),
+        membership::scenarios(),
     ]
     .concat()
 }

@@ -340,7 +340,7 @@ async fn around(State(doors): Door, request: Request, next: Next) -> Response {
     let route = format!("{} {route}", method_name(request.method()));
     let polls = request.uri().query().is_some_and(|query| query.contains("wait="));
     let deadline = match request.uri().path() {
-        admin::TRANSFER => TRANSFER_TIMEOUT,
+        path if path == admin::TRANSFER || path.starts_with(admin::MEMBERS) => TRANSFER_TIMEOUT,
         _ if polls => POLL_TIMEOUT,
         _ => REQUEST_TIMEOUT,
     };

@@ -8,7 +8,7 @@
 //!   listens;
 //! - on the leader [`dispatch`] calls webhooks, [`sweeper`] removes what has aged, [`ticker`] carries time forward;
 //! - the shard, one Raft group: [`shard`]; connections to other nodes: [`peer`];
-//! - the ground: [`clock`], [`config`], [`networks`], [`secrets`], [`metrics`].
+//! - the ground: [`clock`], [`config`], [`networks`], [`secrets`], [`owner`], [`metrics`].
 
 pub mod bootstrap;
 pub mod clock;
@@ -21,6 +21,7 @@ pub mod leases;
 pub mod metrics;
 pub mod networks;
 pub mod node;
+pub mod owner;
 pub mod peer;
 pub mod peer_service;
 pub mod presence;

@@ -8,10 +8,8 @@
 //! The file `QUARANTINE` in the data directory keeps it so over restarts. In a cluster `agentpost node rejoin` ends it: the
 //! node comes back empty and under a new id. A node that was alone has only its backup.
 
-use std::fs::{self, DirBuilder};
-use std::io::ErrorKind;
+use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
 
 use agentpost_raft_store::damage;
 use agentpost_raft_store::db::{self, Identity, OpenError, Options};
@@ -28,6 +26,7 @@ use crate::config::Config;
 use crate::http::error::ApiError;
 use crate::http::{json_response, serve};
 use crate::metrics::{Face, Metrics};
+use crate::owner::{self, Found, OWNER};
 use crate::peer::network::SHARD;
 use crate::secrets::Secrets;
 
@@ -49,9 +48,8 @@ pub fn look(config: &Config, secrets: &Secrets) -> anyhow::Result<Options> {
         node: config.node.id,
     };
     let found = db::identity(dir, SHARD);
-    let owner = Owner::of(dir, identity)?;
-    let used = match owner {
-        Owner::Missing => {
+    let used = match owner::look(config, secrets)? {
+        Found::Missing => {
             if let Some(other) = found.filter(|found| *found != identity) {
                 anyhow::bail!(
                     "{} belongs to node {}; check node.id and node.data_dir",
@@ -64,11 +62,11 @@ pub fn look(config: &Config, secrets: &Secrets) -> anyhow::Result<Options> {
             db::begin(dir, SHARD, identity).map_err(|error| enter(config, error))?;
             false
         }
-        Owner::This => true,
+        Found::This(_) => true,
         // Its owner is refused by name later.
-        Owner::Other if found != Some(identity) => true,
-        Owner::Other | Owner::Unreadable => {
-            let error = OpenError::quarantine(&dir.join("OWNER"), "it does not say what it said");
+        Found::Other(_) if found != Some(identity) => true,
+        Found::Other(_) | Found::Unreadable => {
+            let error = OpenError::quarantine(&dir.join(OWNER), "it does not say what it said");
             return Err(enter(config, error));
         }
     };
@@ -79,48 +77,21 @@ pub fn look(config: &Config, secrets: &Secrets) -> anyhow::Result<Options> {
     })
 }
 
-/// Whom the file `OWNER` names.
-#[derive(Debug, PartialEq, Eq)]
-enum Owner {
-    Missing,
-    This,
-    Other,
-    Unreadable,
-}
-
-impl Owner {
-    fn of(dir: &Path, identity: Identity) -> anyhow::Result<Self> {
-        let path = dir.join("OWNER");
-        let text = match fs::read(&path) {
-            Ok(bytes) => String::from_utf8(bytes).unwrap_or_default(),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Owner::Missing),
-            Err(error) => return Err(error).with_context(|| path.display().to_string()),
-        };
-        let this = format!("node {} of cluster {}", identity.node, hex::encode(identity.cluster_id));
-        let text = text.strip_suffix('\n').unwrap_or_default();
-        Ok(match text.strip_prefix(&this) {
-            Some(rest) if rest.is_empty() || is_life(rest) => Owner::This,
-            _ if text.starts_with("node ") => Owner::Other,
-            _ => Owner::Unreadable,
-        })
-    }
-}
-
-fn is_life(rest: &str) -> bool {
-    let life = rest.strip_prefix(", life ");
-    life.is_some_and(|life| life.len() == 32 && life.bytes().all(|b| b.is_ascii_hexdigit()))
-}
-
 /// Notes a quarantine, if that is what kept the databases from being opened.
 pub fn enter(config: &Config, error: OpenError) -> anyhow::Error {
     if !matches!(error, OpenError::Quarantine { .. }) {
         return error.into();
     }
     let reason = error.to_string();
-    if let Err(error) = damage::quarantine(&config.node.data_dir, &reason) {
+    note(config, &reason);
+    Quarantine(reason).into()
+}
+
+/// Keeps this node from taking part, over restarts, until it has joined again.
+pub fn note(config: &Config, reason: &str) {
+    if let Err(error) = damage::quarantine(&config.node.data_dir, reason) {
         tracing::error!(%error, "the quarantine could not be noted");
     }
-    Quarantine(reason).into()
 }
 
 /// What an operator can do.
@@ -156,7 +127,7 @@ fn router(reason: &str, advice: &str) -> Router {
     let health = serde_json::json!({ "status": "quarantined", "reason": reason }).to_string();
     let alive = get(move || async move { json_response(StatusCode::OK, health.into_bytes()) });
     let metrics = Metrics::new();
-    metrics.quarantined.set(1);
+    metrics.storage.quarantined.set(1);
     let figures = get(move || async move {
         let mut response = metrics.encode().into_response();
         let format = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
