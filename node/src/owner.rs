@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use agentpost_raft_store::damage;
 use anyhow::Context as _;
 
 use crate::clock::IdSource;
@@ -19,7 +20,6 @@ use crate::secrets::{self, Secrets};
 pub type Life = [u8; 16];
 
 const OWNER: &str = "OWNER";
-const QUARANTINE: &str = "QUARANTINE";
 
 /// A data directory that belongs to this node and to no other process while this lives.
 pub struct Owned {
@@ -36,8 +36,8 @@ impl Owned {
 
     /// Keeps this node from taking part, over restarts, until it has joined again.
     pub fn quarantine(&self, why: &str) {
-        if let Err(error) = secrets::write_private(&self.dir.join(QUARANTINE), format!("{why}\n").as_bytes()) {
-            tracing::error!(error = format!("{error:#}"), "the quarantine could not be noted");
+        if let Err(error) = damage::quarantine(&self.dir, why) {
+            tracing::error!(%error, "the quarantine could not be noted");
         }
     }
 }
