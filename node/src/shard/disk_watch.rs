@@ -43,3 +43,31 @@ impl DiskWatch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use agentpost_raft_store::db::{self, Options};
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_state_that_cannot_be_flushed_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let stores = db::open(dir.path(), Options::default()).unwrap();
+        let disk = DiskWatch {
+            log: stores.log.metrics(),
+            state: stores.state.clone(),
+        };
+        let row = || vec![(Bytes::from_static(b"key"), Some(Bytes::from_static(b"value")))];
+        stores.state.current().write(row()).unwrap();
+        stores.state.flush().unwrap();
+        assert!(tokio::time::timeout(LOOK * 8, disk.failed()).await.is_err());
+
+        stores.state.current().write(row()).unwrap();
+        std::fs::remove_dir_all(dir.path().join("shards/0/state")).unwrap();
+        assert!(stores.state.flush().is_err());
+        assert!(disk.failed().await.contains("the state's disk fails"));
+    }
+}
