@@ -1,6 +1,7 @@
 //! A cluster of real processes, ended with the value: what may be done to processes. Where they live is
 //! [`network`]'s business, what they store on is [`disk`]'s.
 
+pub mod clock;
 pub mod disk;
 pub mod network;
 mod operator;
@@ -20,6 +21,7 @@ use agentpost::retry::RetryPolicy;
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
+use self::clock::Clocks;
 use self::disk::Disk;
 use self::network::Network;
 use crate::history::Recorder;
@@ -38,6 +40,8 @@ pub struct Settings {
     pub network: network::Kind,
     /// What they store on.
     pub disk: disk::Kind,
+    /// What time it is for them.
+    pub clock: clock::Kind,
     /// Tables of `agentpostd config` for every node, as TOML. Not those that [`Cluster`] writes itself: `[node]`,
     /// `[cluster]`, `[bootstrap]`, `[runtime]`, `[webhooks]`.
     pub config: String,
@@ -56,6 +60,7 @@ pub struct Cluster {
     settings: Settings,
     network: Network,
     disk: Disk,
+    clocks: Clocks,
     nodes: Vec<Node>,
     /// Removes `dir`, if it is temporary, when nothing uses it any more.
     _temporary: Option<TempDir>,
@@ -92,6 +97,7 @@ impl Cluster {
         write_secret(&dir.join("cluster.secret"))?;
         let network = Network::create(settings.network, count)?;
         let disk = Disk::create(settings.disk, &dir, count)?;
+        let clocks = Clocks::create(settings.clock, &dir, count)?;
         let nodes = (1..=count as u64).map(|id| Node { id, process: None }).collect();
         let mut cluster = Cluster {
             dir,
@@ -99,6 +105,7 @@ impl Cluster {
             settings,
             network,
             disk,
+            clocks,
             nodes,
             _temporary: temporary,
         };
@@ -156,6 +163,7 @@ impl Cluster {
             .network
             .command(node, &self.binary)
             .envs(self.settings.env.iter().map(|(name, value)| (name, value)))
+            .envs(self.clocks.env(node))
             .envs(self.shim(node)?)
             .envs(failpoint.map(|place| ("AGENTPOST_FAILPOINT", place)))
             .arg("start")
@@ -166,6 +174,7 @@ impl Cluster {
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {}", self.binary.display()))?;
+        self.network.moved_in(node, process.id());
         self.nodes[node - 1].process = Some(process);
         Ok(())
     }
@@ -177,6 +186,12 @@ impl Cluster {
             process.wait()?;
         }
         Ok(())
+    }
+
+    /// SIGTERM, and waits until the node has ended in order.
+    pub async fn stop(&mut self, node: usize) -> Result<()> {
+        self.signal(node, "-TERM")?;
+        self.ended(node).await
     }
 
     /// Starts a killed node again and waits until it serves.
@@ -274,6 +289,11 @@ impl Cluster {
     /// The network between the nodes.
     pub fn network(&mut self) -> &mut Network {
         &mut self.network
+    }
+
+    /// The nodes' clocks.
+    pub fn clocks(&mut self) -> &mut Clocks {
+        &mut self.clocks
     }
 
     /// What the nodes store on.
