@@ -100,6 +100,27 @@ async fn a_state_that_cannot_be_written_ends_the_node_although_nobody_writes() -
 }
 
 #[tokio::test]
+async fn a_floor_that_cannot_be_written_ends_the_node_although_nobody_waits_for_it() -> Result<()> {
+    let mut cluster = alone().await?;
+    let team = cluster.team("floor").await?;
+    cluster.spoil(1, "write shards/0/FLOOR eio-once").await?;
+    // What is acknowledged is on the disk, whatever becomes of the floor; and nobody sends anything else.
+    let sent = send(&cluster, &team, "sent").await;
+    assert!(!matches!(sent, Err(agentpost::Error::Refused(_))), "{sent:?}");
+    assert!(!end(&mut cluster).await?.success());
+    assert!(last_words(&cluster).contains("floor"), "{}", last_words(&cluster));
+    cluster.spoil(1, "").await?;
+    cluster.launch(&[1])?;
+    cluster.await_ready(&[1]).await?;
+    let inbox = cluster
+        .client(&team, "inbox")?
+        .list(&agentpost::ListQuery::default())
+        .await?;
+    assert!(sent.is_err() || inbox.messages.len() == 1, "{sent:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_flush_that_hangs_ends_the_node() -> Result<()> {
     let mut cluster = alone().await?;
     let team = cluster.team("hang").await?;
@@ -112,13 +133,8 @@ async fn a_flush_that_hangs_ends_the_node() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_full_disk_at_the_start_costs_the_ballast_and_not_the_node() -> Result<()> {
+async fn a_start_on_a_disk_without_a_byte_says_so() -> Result<()> {
     let mut cluster = alone().await?;
-    let ballast = cluster.disk().data_dir(1).join("BALLAST");
-    while !ballast.exists() {
-        sleep(Duration::from_millis(20)).await;
-    }
-    // Without it nothing opens, and the node says so.
     cluster.kill(1)?;
     cluster
         .spoil(1, "write shards/ enospc\nallocate shards/ enospc")
