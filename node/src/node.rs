@@ -78,6 +78,8 @@ use crate::ticker::Ticker;
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// Of that, for requests in flight and sessions.
 const DOORS_DEADLINE: Duration = Duration::from_secs(4);
+/// Calls under way on one connection of a peer: a few long streams, votes, and questions of operators.
+const PEER_STREAMS_MAX: u32 = 64;
 
 /// What the doors may use. Cheap to clone.
 #[derive(Clone)]
@@ -494,6 +496,7 @@ fn serve_peers(
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(PEER_STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(service)

@@ -324,7 +324,11 @@ fn mark_format(layout: &Layout) -> Result<(), OpenError> {
 
 /// What both databases share.
 pub(crate) fn common_options() -> rocksdb::Options {
-    let mut db = rocksdb::Options::default();
+    // After a failed flush RocksDB would try again by itself, and a flush that failed once may succeed the second time
+    // without its bytes. The binding names this option in text only.
+    let mut db = rocksdb::Options::default()
+        .get_options_from_string("max_bgerror_resume_count=0")
+        .unwrap_or_else(|error| unreachable!("RocksDB knows this option: {error}"));
     db.set_paranoid_checks(true);
     db.set_max_open_files(1024);
     db.set_keep_log_file_num(4);
