@@ -16,7 +16,8 @@ use agentpost_raft_store::db::{self, Identity, OpenError, Options};
 use anyhow::Context as _;
 use axum::Router;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::IntoResponse as _;
+use axum::middleware::map_response;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -140,4 +141,9 @@ fn router(reason: &str, advice: &str) -> Router {
         .route("/healthz", alive)
         .route("/metrics", figures)
         .fallback(move || async move { ApiError::unavailable(refusal).response(Face::Node) })
+        .layer(map_response(|mut response: Response| async {
+            let nosniff = HeaderValue::from_static("nosniff");
+            response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+            response
+        }))
 }
