@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 
 use crate::cluster::Cluster;
 use crate::faults::{FaultLog, State};
+use crate::watch::Watch;
 use crate::world::World;
 
 /// The cluster of a run in the hands of its script.
@@ -19,6 +20,8 @@ pub struct Stage {
     pub world: World,
     /// Where faults are written down.
     pub faults: FaultLog,
+    /// What the nodes say about themselves.
+    pub watch: Watch,
     /// Where all choices come from.
     pub random: StdRng,
     /// When the faults shall be over.
