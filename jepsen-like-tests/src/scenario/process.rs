@@ -16,8 +16,8 @@ pub fn scenarios() -> Vec<Scenario> {
             nodes: 3,
             ..Settings::default()
         },
-        loads: &[workload::Kind::Send],
-        rate: 2_000,
+        loads: &[workload::Kind::Send, workload::Kind::Read],
+        rate: 1_000,
         length: Duration::from_secs(60),
         smoke: Some(Duration::from_secs(10)),
         needs: &[],

@@ -1,0 +1,43 @@
+//! When the faults are over, the cluster serves: clients' writes within 5 s, and every node lists every inbox.
+
+use super::mail::End;
+use super::{Evidence, seconds};
+use crate::verdict::Check;
+
+/// From healing to the first acknowledged write.
+const WRITES_WITHIN_NS: u64 = 5_000_000_000;
+
+/// Looks for what was served too late, or not at all.
+pub fn check(evidence: &Evidence) -> Check {
+    let healed = evidence.run.healed;
+    let writes = evidence.moments.iter().filter(|moment| moment.is_write());
+    // Clients that wanted to write then: theirs was open, or they began one.
+    let wanted = writes.filter(|write| write.ended > healed);
+    let first = wanted
+        .clone()
+        .filter(|write| write.end == End::Ok)
+        .map(|write| write.ended)
+        .min();
+    let mut violations = Vec::new();
+    let served = first.is_some_and(|first| first <= healed + WRITES_WITHIN_NS);
+    if !served && wanted.clone().any(|write| write.began <= healed + WRITES_WITHIN_NS) {
+        let first = first.map_or_else(
+            || "none".to_owned(),
+            |first| format!("the first after {}", seconds(first - healed)),
+        );
+        violations.push(format!("no write was acknowledged within 5 s of healing: {first}"));
+    }
+    let mail = &evidence.mail;
+    let unanswered = mail
+        .audits
+        .iter()
+        .filter_map(|audit| Some((audit, audit.failed.as_ref()?)));
+    violations.extend(unanswered.map(|(audit, why)| {
+        format!(
+            "node {} does not show {} after healing: {why}",
+            audit.node,
+            mail.text(audit.inbox)
+        )
+    }));
+    Check::new("liveness", wanted.count() + mail.audits.len(), violations)
+}
