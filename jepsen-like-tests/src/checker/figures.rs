@@ -163,3 +163,57 @@ fn name(op: Op) -> String {
     name.and_then(|name| Some(name.as_str()?.to_owned()))
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::made_up::{Story, sample};
+    use crate::history::Fields;
+
+    fn send(story: Story, began: u64, ended: u64) -> Story {
+        let key = Fields::key(format!("k{began}"));
+        story.ok(began..ended, Op::Send, "a", key, Fields::id(format!("m{began}")))
+    }
+
+    #[test]
+    fn an_outage_lasts_until_something_sent_after_the_fault_is_acknowledged() {
+        let led = [sample(10, 1, 1, true), sample(20, 1, 1, true)];
+        let mut story = Story::default().samples(led).fault("kill", &[1], 100..400);
+        // Of another node, and of a majority with the leader.
+        story = story.fault("pause", &[2], 500..600).fault("kill", &[1, 2], 700..800);
+        // Sent before the fault, and two after it.
+        story = send(send(send(story, 90, 110), 150, 450), 160, 350);
+        let samples = samples(&story.evidence());
+        assert_eq!(samples["outage after kill of the leader ms"], [250.0]);
+        assert_eq!(samples["send ms"], [20.0, 190.0, 300.0]);
+        assert!(!samples.contains_key("outage after pause of the leader ms"));
+    }
+
+    #[test]
+    fn operations_are_counted_by_their_ends() {
+        let story = send(Story::default(), 100, 110).fail(1..2, Op::Send, "a", Fields::key("f"));
+        let story = story
+            .info(1..2, Op::Send, "a", Fields::key("i"))
+            .fault("kill", &[3], 5..6);
+        // A repeat is no other message.
+        let story = story.ok(200..210, Op::Send, "a", Fields::key("k100"), Fields::id("m100"));
+        let figures = figures(&story.evidence());
+        let of = |name: &str| figures[name];
+        assert_eq!(
+            (of("operations"), of("acknowledged"), of("operations refused")),
+            (4.0, 1.0, 1.0)
+        );
+        assert_eq!((of("unknown share %"), of("faults: kill")), (25.0, 1.0));
+        assert_eq!(of("acknowledged per second"), 1.0);
+        assert_eq!(of("send ms max"), 10.0);
+    }
+
+    #[test]
+    fn few_latencies_stand_for_many() {
+        let story = (0..3_000).fold(Story::default(), |story, n| send(story, n * 10, n * 10 + n % 10 + 1));
+        let samples = samples(&story.evidence());
+        let kept = &samples["send ms"];
+        assert_eq!((kept.len(), kept[0], kept[999]), (LATENCIES_KEPT, 1.0, 10.0));
+        assert_eq!(at(kept, 0.5), Some(5.0));
+    }
+}

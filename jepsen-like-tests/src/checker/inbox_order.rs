@@ -73,3 +73,62 @@ fn of_inbox<'a>(mail: &'a Mail, order: &'a Order, audit: &'a Audit) -> impl Iter
         wrong
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::made_up::{Story, listed};
+    use crate::history::{Fields, Op};
+
+    fn violations(story: Story) -> Vec<String> {
+        check(&story.evidence()).violations
+    }
+
+    fn sent(messages: &[(u64, u64)]) -> Story {
+        (1..)
+            .zip(messages)
+            .fold(Story::default(), |story, (number, (began, ended))| {
+                let (key, id) = (Fields::key(format!("k{number}")), Fields::id(format!("m{number}")));
+                story.ok(*began..*ended, Op::Send, "a", key, id)
+            })
+    }
+
+    #[test]
+    fn messages_under_way_at_the_same_time_may_stand_in_any_order() {
+        let story = sent(&[(1, 4), (2, 6), (5, 7)]);
+        assert_eq!(
+            violations(story.audit("a", &[("m2", "k2"), ("m1", "k1"), ("m3", "k3")])),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn what_was_acknowledged_before_another_was_sent_stands_before_it() {
+        let story = sent(&[(1, 4), (2, 6), (5, 7)]);
+        assert_eq!(
+            violations(story.audit("a", &[("m3", "k3"), ("m2", "k2"), ("m1", "k1")])),
+            ["k1 stands behind k3 in a, which was sent at 0.005 s, 0.001 s after it was acknowledged"]
+        );
+    }
+
+    #[test]
+    fn nodes_show_the_same() {
+        let story = sent(&[(1, 4), (2, 6)]).audit("a", &[("m1", "k1"), ("m2", "k2")]);
+        let other = listed(&[("m2", "k2"), ("m1", "k1")]);
+        let story = story.ok(3_000..3_001, Op::Audit, "a", Fields::default(), other).at(3);
+        let less = story.ok(3_000..3_001, Op::Audit, "a", Fields::default(), listed(&[("m1", "k1")]));
+        assert_eq!(
+            violations(less.at(2)),
+            [
+                "nodes 1 and 3 show different orders of a, from message 1 of 2 and 2 on",
+                "nodes 1 and 2 show different orders of a, from message 2 of 2 and 1 on"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_message_is_there_once() {
+        let story = sent(&[(1, 4)]).audit("a", &[("m1", "k1"), ("m1", "k1")]);
+        assert_eq!(violations(story), ["m1 is twice in a"]);
+    }
+}

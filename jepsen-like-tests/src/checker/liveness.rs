@@ -41,3 +41,48 @@ pub fn check(evidence: &Evidence) -> Check {
     }));
     Check::new("liveness", wanted.count() + mail.audits.len(), violations)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::made_up::Story;
+    use crate::history::{Fields, Op};
+
+    /// Healed at 1,000 ms.
+    fn violations(story: Story) -> Vec<String> {
+        check(&story.evidence()).violations
+    }
+
+    fn send(story: Story, began: u64, ended: u64) -> Story {
+        let key = Fields::key(format!("k{began}"));
+        story.ok(began..ended, Op::Send, "a", key, Fields::id(format!("m{began}")))
+    }
+
+    #[test]
+    fn writes_are_acknowledged_within_five_seconds_of_healing() {
+        assert_eq!(violations(send(Story::default(), 500, 6_000)), [""; 0]);
+        assert_eq!(
+            violations(send(Story::default(), 500, 6_001)),
+            ["no write was acknowledged within 5 s of healing: the first after 5.001 s"]
+        );
+        let unknown = Story::default().info(900..1_200, Op::Send, "a", Fields::key("k"));
+        assert_eq!(
+            violations(unknown),
+            ["no write was acknowledged within 5 s of healing: none"]
+        );
+    }
+
+    #[test]
+    fn where_nobody_writes_nothing_is_missed() {
+        assert_eq!(violations(Story::default()), [""; 0]);
+        assert_eq!(violations(send(Story::default(), 500, 900)), [""; 0]);
+    }
+
+    #[test]
+    fn every_node_shows_every_inbox() {
+        let story = Story::default()
+            .info(2_000..2_001, Op::Audit, "a", Fields::default())
+            .at(3);
+        assert_eq!(violations(story), ["node 3 does not show a after healing: timeout"]);
+    }
+}

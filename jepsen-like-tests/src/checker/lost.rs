@@ -105,3 +105,103 @@ fn seen_before<'a>(mail: &'a Mail, order: &'a Order) -> impl Iterator<Item = Str
         ))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::made_up::{Story, listed};
+    use crate::history::{Fields, Op};
+    use crate::workload::mailbox::CHANGED;
+
+    fn violations(story: Story) -> Vec<String> {
+        check(&story.evidence()).violations
+    }
+
+    fn send(story: Story, key: &str, id: &str) -> Story {
+        story.ok(1..2, Op::Send, "a", listed(&[("", key)]), listed(&[(id, key)]))
+    }
+
+    fn changed(key: &str) -> Fields {
+        Fields {
+            name: Some(CHANGED.to_owned()),
+            ..listed(&[("", key)])
+        }
+    }
+
+    #[test]
+    fn unknown_messages_may_be_there_or_not_and_repeats_make_nothing_new() {
+        let mut story = send(send(Story::default(), "k1", "m1"), "k1", "m1");
+        story = story.fail(3..4, Op::Send, "a", changed("k1"));
+        for key in ["k2", "k3"] {
+            story = story.info(3..4, Op::Send, "a", listed(&[("", key)]));
+        }
+        story = story.fail(3..4, Op::Send, "a", listed(&[("", "k4")]));
+        // In a batch, or alone, or never audited.
+        let batch = listed(&[("m5", "k5"), ("m6", "k6")]);
+        story = story.ok(3..4, Op::Send, "a", listed(&[("", "k5"), ("", "k6")]), batch);
+        story = story.ok(3..4, Op::Send, "other", Fields::key("k7"), Fields::id("m7"));
+        let story = story.audit(
+            "a",
+            &[("m1", "k1"), ("m2", "k2"), ("m5", "k5"), ("m6", "k6"), ("notice", "")],
+        );
+        let check = check(&story.evidence());
+        assert_eq!((check.violations, check.looked_at), (Vec::<String>::new(), 7));
+    }
+
+    #[test]
+    fn what_was_acknowledged_must_be_on_every_node_once_under_its_id() {
+        let empty = Story::default().audit("a", &[]);
+        let lost = violations(send(empty, "k1", "m1"));
+        assert_eq!(lost.len(), 3);
+        assert_eq!(lost[2], "node 3 lost k1, acknowledged as m1");
+        let other = violations(send(Story::default().audit("a", &[("m2", "k1")]), "k1", "m1"));
+        assert_eq!(other[0], "node 1 has k1 as m2 in a instead of m1 in a");
+        let elsewhere = Story::default().audit("a", &[]).audit("b", &[("m1", "k1")]);
+        assert_eq!(
+            violations(send(elsewhere, "k1", "m1"))[0],
+            "node 1 has k1 as m1 in b instead of m1 in a"
+        );
+        let twice = Story::default().audit("a", &[("m1", "k1"), ("m2", "k1")]);
+        assert_eq!(violations(send(twice, "k1", "m1"))[0], "node 1 has k1 2 times");
+    }
+
+    #[test]
+    fn what_nobody_sent_or_what_was_refused_must_not_be_there() {
+        let stranger = Story::default().audit("a", &[("m1", "k1")]);
+        assert_eq!(violations(stranger)[0], "node 1 has k1, which nobody sent");
+        let refused = Story::default().fail(1..2, Op::Send, "a", listed(&[("", "k1")]));
+        assert_eq!(
+            violations(refused.audit("a", &[("m1", "k1")]))[0],
+            "node 1 has k1, which was refused"
+        );
+    }
+
+    #[test]
+    fn a_repeat_is_answered_as_the_first_and_another_body_never_is() {
+        let first = || send(Story::default(), "k1", "m1");
+        assert_eq!(
+            violations(send(first(), "k1", "m2")),
+            ["k1 was acknowledged as m1 and its repeat as m2"]
+        );
+        let refused = first().fail(3..4, Op::Send, "a", listed(&[("", "k1")]));
+        assert_eq!(violations(refused), ["a repeat of k1 was refused"]);
+        let taken = first().ok(3..4, Op::Send, "a", changed("k1"), listed(&[("m1", "k1")]));
+        assert_eq!(
+            violations(taken),
+            ["another body under the key k1 was acknowledged as m1"]
+        );
+        // What was unknown at first is acknowledged by its repeat.
+        let unknown = Story::default().info(0..1, Op::Send, "a", listed(&[("", "k1")]));
+        let lost = violations(send(unknown, "k1", "m1").audit("a", &[]));
+        assert_eq!(lost[0], "node 1 lost k1, acknowledged as m1");
+    }
+
+    #[test]
+    fn what_somebody_saw_stays() {
+        let story = Story::default().ok(1..2, Op::Read, "a", Fields::default(), listed(&[("m1", "")]));
+        assert_eq!(
+            violations(story.audit("a", &[])),
+            ["node 1 showed m1 of a at 0.001 s, and it is not there in the end"]
+        );
+    }
+}

@@ -68,3 +68,85 @@ fn wrong(mail: &Mail, order: &Order, page: &Page) -> Option<String> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::made_up::{Story, listed};
+    use crate::history::{Fields, Op};
+
+    fn story() -> Story {
+        Story::default().audit("a", &[("m1", "k1"), ("m2", "k2"), ("m3", "k3"), ("m4", "k4")])
+    }
+
+    fn read(story: Story, began: u64, name: Option<&str>, cursors: (&str, &str), ids: &[&str]) -> Story {
+        let cursor = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let asked = Fields {
+            name: name.map(str::to_owned),
+            from: cursor(cursors.0),
+            n: Some(2),
+            ..Fields::default()
+        };
+        let items: Vec<(&str, &str)> = ids.iter().map(|id| (*id, "")).collect();
+        let answered = Fields {
+            cursor: cursor(cursors.1),
+            ..listed(&items)
+        };
+        story.ok(began..began + 1, Op::Read, "a", asked, answered)
+    }
+
+    fn violations(story: Story) -> Vec<String> {
+        check(&story.evidence()).violations
+    }
+
+    #[test]
+    fn pages_join_and_may_be_read_again() {
+        let story = read(story(), 1, None, ("", "c2"), &["m1", "m2"]);
+        let story = read(story, 3, Some("local"), ("c2", "c2"), &[]);
+        let story = read(story, 5, None, ("c2", "c4"), &["m3", "m4"]);
+        let story = read(story, 7, Some("local"), ("c2", "c3"), &["m3"]);
+        let story = read(story, 9, Some("newest"), ("", ""), &["m4", "m3"]);
+        let story = read(story, 11, Some("unread"), ("", ""), &["m1", "m4"]);
+        let check = check(&story.evidence());
+        assert_eq!((check.violations, check.looked_at), (vec![], 6));
+    }
+
+    #[test]
+    fn gaps_overlaps_and_cursors_that_move_are_seen() {
+        let begun = || read(story(), 1, None, ("", "c2"), &["m1", "m2"]);
+        let page = "node 1 answered client 0 with a page of a";
+        assert_eq!(
+            violations(read(begun(), 3, None, ("c2", "c4"), &["m4"])),
+            [format!("at 0.003 s {page} behind message 2 that has 4 instead of 3")]
+        );
+        assert_eq!(
+            violations(read(begun(), 3, Some("local"), ("c2", "c3"), &["m2", "m3"])),
+            [format!("at 0.003 s {page} behind message 2 that has 2 instead of 3")]
+        );
+        assert_eq!(
+            violations(read(begun(), 3, None, ("c2", "c2"), &["m3"])),
+            ["at 0.003 s node 1 gave a cursor of a that stood elsewhere before: c2"]
+        );
+        assert_eq!(
+            violations(read(story(), 3, None, ("", "c3"), &["m1", "m2", "m3"])),
+            [format!("at 0.003 s {page} with 3 messages instead of 2")]
+        );
+    }
+
+    #[test]
+    fn the_newest_and_the_unread_keep_the_order() {
+        let page = "at 0.001 s node 1 answered client 0 with a page of a";
+        assert_eq!(
+            violations(read(story(), 1, Some("newest"), ("", ""), &["m4", "m2"])),
+            [format!("{page} of the newest that has 2 instead of 3")]
+        );
+        assert_eq!(
+            violations(read(story(), 1, Some("newest"), ("", ""), &["m4"])),
+            [format!("{page} of the newest that ends after 1 of 4")]
+        );
+        assert_eq!(
+            violations(read(story(), 1, Some("unread"), ("", ""), &["m4", "m2"])),
+            [format!("{page} of the unread that has 4 before 2")]
+        );
+    }
+}

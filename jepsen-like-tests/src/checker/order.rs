@@ -82,11 +82,11 @@ impl Order {
             None => self.cursor(page.from),
         };
         let Some(place) = place else { return };
-        let known = &mut self.cursors[page.cursor as usize];
-        if *known != 0 && *known != place + 1 {
-            self.moved.push(number);
+        match &mut self.cursors[page.cursor as usize] {
+            known @ 0 => *known = place + 1,
+            known if *known == place + 1 => {}
+            _ => self.moved.push(number),
         }
-        *known = place + 1;
     }
 }
 

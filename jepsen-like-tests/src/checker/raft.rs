@@ -88,3 +88,71 @@ fn between(evidence: &Evidence, before: &Sample, now: &Sample, such: impl Fn(&Fa
         there && fault.state != State::Skipped && fault.nodes.contains(&now.node) && such(fault)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::made_up::{Story, sample};
+
+    fn violations(story: Story) -> Vec<String> {
+        check(&story.evidence()).violations
+    }
+
+    fn applied(t: u64, node: usize, term: u64, applied: u64) -> Sample {
+        Sample {
+            applied,
+            ..sample(t, node, term, false)
+        }
+    }
+
+    #[test]
+    fn terms_and_what_is_applied_grow_while_a_process_lives() {
+        let grow = [applied(100, 1, 1, 5), applied(200, 2, 1, 4), applied(300, 1, 2, 9)];
+        assert_eq!(violations(Story::default().samples(grow)), [""; 0]);
+        let fall = [applied(100, 1, 2, 5), applied(200, 1, 1, 4)];
+        assert_eq!(
+            violations(Story::default().samples(fall.clone())),
+            [
+                "the term of node 1 went from 2 to 1 by 0.200 s",
+                "the applied index of node 1 went from 5 to 4 by 0.200 s"
+            ]
+        );
+        let killed = Story::default().fault("kill", &[1], 120..180).samples(fall);
+        assert_eq!(violations(killed), [""; 0]);
+        let late = [applied(100, 1, 2, 5), applied(1_200, 1, 1, 4)];
+        assert_eq!(violations(Story::default().samples(late)), [""; 0]);
+    }
+
+    #[test]
+    fn a_term_has_one_leader_and_a_leader_remembers_its_term() {
+        let led = [sample(100, 1, 4, true), sample(200, 1, 4, true)];
+        let other = [sample(300, 2, 4, true), sample(400, 2, 4, true)];
+        assert_eq!(
+            violations(Story::default().samples(led.clone()).samples(other)),
+            ["nodes 1 and 2 both led in term 4"]
+        );
+        let forgot = |kind| {
+            let story = Story::default().fault(kind, &[1], 250..900).samples(led.clone());
+            violations(story.samples([sample(900, 1, 3, false)]))
+        };
+        assert_eq!(
+            forgot("kill"),
+            ["the term, in which it had led, of node 1 went from 4 to 3 by 0.900 s"]
+        );
+        assert_eq!(forgot("wipe"), [""; 0]);
+    }
+
+    #[test]
+    fn only_what_a_snapshot_covers_is_purged() {
+        let purged = |t| Sample {
+            snapshot: 10,
+            purged: 11,
+            ..sample(t, 1, 1, false)
+        };
+        assert_eq!(violations(Story::default().samples([purged(100)])), [""; 0]);
+        assert_eq!(
+            violations(Story::default().samples([purged(100), purged(200)])),
+            ["the log was purged beyond the snapshot: that of node 1 went from 11 to 10 by 0.200 s"]
+        );
+    }
+}

@@ -118,3 +118,70 @@ impl Unmarked {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::made_up::{Story, listed};
+    use crate::history::{Fields, Op};
+
+    /// Messages 1 to 4; the first two are acknowledged at 10 and 20 ms.
+    fn story() -> Story {
+        let story = (1..=2).fold(Story::default(), |story, n: u64| {
+            let (key, id) = (Fields::key(format!("k{n}")), Fields::id(format!("m{n}")));
+            story.ok(n * 10 - 5..n * 10, Op::Send, "a", key, id)
+        });
+        story.audit("a", &[("m1", "k1"), ("m2", "k2"), ("m3", "k3"), ("m4", "k4")])
+    }
+
+    fn unread(story: Story, began: u64, ids: &[&str]) -> Story {
+        let asked = Fields {
+            name: Some("unread".to_owned()),
+            n: Some(2),
+            ..Fields::default()
+        };
+        let items: Vec<(&str, &str)> = ids.iter().map(|id| (*id, "")).collect();
+        story.ok(began..began + 10, Op::Read, "a", asked, listed(&items))
+    }
+
+    fn mark(story: Story, began: u64, id: &str) -> Story {
+        story.ok(began..began + 10, Op::Ack, "a", Fields::id(id), Fields::default())
+    }
+
+    fn violations(story: Story) -> Vec<String> {
+        check(&story.evidence()).violations
+    }
+
+    #[test]
+    fn marks_under_way_may_show_or_not() {
+        let story = mark(unread(story(), 30, &["m1", "m2"]), 50, "m1");
+        let story = unread(unread(story, 55, &["m1", "m2"]), 56, &["m2", "m3"]);
+        let story = story.info(70..71, Op::Ack, "a", Fields::id("m2"));
+        let story = unread(unread(story, 80, &["m2", "m3"]), 95, &["m3"]);
+        let check = check(&story.evidence());
+        assert_eq!((check.violations, check.looked_at), (vec![], 5));
+    }
+
+    #[test]
+    fn what_was_marked_is_gone_and_what_was_not_is_there() {
+        let list = "the unread list of a at node 1";
+        assert_eq!(
+            violations(unread(mark(story(), 30, "m1"), 50, &["m1", "m2"])),
+            [format!("at 0.050 s {list} shows m1, marked as read")]
+        );
+        assert_eq!(
+            violations(unread(story(), 30, &["m1", "m3"])),
+            [format!("at 0.030 s {list} lacks message 2, which nobody marked")]
+        );
+        assert_eq!(
+            violations(unread(story(), 30, &["m1"])),
+            [format!("at 0.030 s {list} lacks message 2, which nobody marked")]
+        );
+        // A mark that was refused did not happen.
+        let refused = story().fail(30..31, Op::Ack, "a", Fields::id("m1"));
+        assert_eq!(
+            violations(unread(refused, 50, &["m2"])),
+            [format!("at 0.050 s {list} lacks message 1, which nobody marked")]
+        );
+    }
+}

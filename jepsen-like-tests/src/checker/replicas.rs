@@ -25,3 +25,32 @@ pub fn check(evidence: &Evidence) -> Check {
     }
     Check::new("replicas", looked_at, violations)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::made_up::{Story, sample};
+    use crate::watch::Sample;
+
+    fn hashed(t: u64, node: usize, hash_index: u64, hash: &str) -> Sample {
+        Sample {
+            hash_index,
+            hash: hash.to_owned(),
+            ..sample(t, node, 1, false)
+        }
+    }
+
+    #[test]
+    fn states_are_compared_at_equal_indexes() {
+        let same = [hashed(1, 1, 7, "aa"), hashed(1, 2, 8, "bb"), hashed(2, 2, 7, "aa")];
+        let check_of = |story: Story| check(&story.evidence());
+        let good = check_of(Story::default().samples(same.clone()));
+        assert_eq!((good.violations, good.looked_at), (vec![], 2));
+        let bad = check_of(Story::default().samples(same).samples([hashed(3, 3, 8, "cc")]));
+        assert_eq!(bad.violations, ["at index 8 node 2 has the state bb and node 3 has cc"]);
+        assert_eq!(
+            check_of(Story::default().diverged()).violations,
+            ["the states differ in the end: "]
+        );
+    }
+}
