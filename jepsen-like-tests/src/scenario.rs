@@ -1,15 +1,17 @@
 //! The table of scenarios. A scenario is a script of faults, the clients that run beside it, and what it must have met
 //! for its verdict to mean anything. The letters are those of the test plan.
 
+pub mod network;
 pub mod peace;
 pub mod process;
+pub mod space;
 
 use std::time::Duration;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
 
-use crate::cluster::Settings;
+use crate::cluster::{Settings, clock, network as net};
 use crate::stage::Stage;
 use crate::workload;
 
@@ -54,6 +56,17 @@ pub enum Need {
     Failpoints,
 }
 
+impl Need {
+    /// Why this machine cannot do it; none if it can. Found out by trying.
+    pub fn lacking(self) -> Option<String> {
+        match self {
+            Need::Namespaces => net::without_namespaces().map(str::to_owned),
+            Need::FakeTime => clock::lacking(),
+            Need::LoopImages | Need::Failpoints => None,
+        }
+    }
+}
+
 /// What a run must have met; see [`crate::verdict::Coverage`].
 #[derive(Debug, Clone, Copy)]
 pub struct Cover {
@@ -67,7 +80,29 @@ pub struct Cover {
 
 /// All of them, in the order of the test plan.
 pub fn all() -> Vec<Scenario> {
-    [peace::scenarios(), process::scenarios()].concat()
+    [
+        peace::scenarios(),
+        process::scenarios(),
+        network::scenarios(),
+        space::scenarios(),
+    ]
+    .concat()
+}
+
+/// Nodes on loopback, as most scenarios have it.
+fn three() -> Settings {
+    Settings {
+        nodes: 3,
+        ..Settings::default()
+    }
+}
+
+/// For scenarios in which some see what others do not.
+fn five() -> Settings {
+    Settings {
+        nodes: 5,
+        ..Settings::default()
+    }
 }
 
 /// The one of a name.

@@ -26,7 +26,7 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// What a node is given to answer.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// An answer older than this says nothing about now.
-const FRESH: Duration = Duration::from_secs(1);
+const FRESH: Duration = Duration::from_millis(500);
 
 /// What a node said about itself.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -1,11 +1,11 @@
 //! What is counted and measured of a run. Counts of several runs are added; what cannot be added (times) is given as
 //! samples, from which percentiles of all runs are computed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::mail::{End, NEVER};
 use super::{Evidence, Moment, coverage};
-use crate::faults::State;
+use crate::faults::{Fault, State};
 use crate::history::Op;
 
 /// Latencies of an operation that are kept, evenly by rank: percentiles stay what they are.
@@ -101,8 +101,7 @@ fn outages(evidence: &Evidence) -> Vec<(String, f64)> {
     }
     let faults = evidence.faults.iter().filter(|fault| {
         let leader = evidence.leader_at(fault.began);
-        let hit = leader.is_some_and(|leader| fault.nodes.contains(&leader));
-        hit && fault.state == State::Installed && fault.nodes.len() * 2 < evidence.run.nodes
+        fault.state == State::Installed && leader.is_some_and(|leader| deposes(fault, leader, evidence.run.nodes))
     });
     let outages = faults.filter_map(|fault| {
         let (_, served) = first.get(first.partition_point(|write| write.0 < fault.began))?;
@@ -112,6 +111,21 @@ fn outages(evidence: &Evidence) -> Vec<(String, f64)> {
         ))
     });
     outages.collect()
+}
+
+/// Whether a fault takes the leader away from a majority that remains.
+fn deposes(fault: &Fault, leader: usize, nodes: usize) -> bool {
+    if fault.kind != "partition" {
+        return fault.nodes.contains(&leader) && fault.nodes.len() * 2 < nodes;
+    }
+    // Its note names the ways that are cut: `1>2 2>1`.
+    let ways = fault.note.split(' ').filter_map(|way| way.split_once('>'));
+    let ways = ways.filter_map(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
+    let cut_off: BTreeSet<usize> = ways
+        .filter(|(from, to)| *from == leader || *to == leader)
+        .map(|(from, to): (usize, usize)| from + to - leader)
+        .collect();
+    cut_off.len() * 2 >= nodes
 }
 
 /// From healing to the first write, and to nine tenths of what was acknowledged before the first fault.
@@ -187,6 +201,22 @@ mod tests {
         assert_eq!(samples["outage after kill of the leader ms"], [250.0]);
         assert_eq!(samples["send ms"], [20.0, 190.0, 300.0]);
         assert!(!samples.contains_key("outage after pause of the leader ms"));
+    }
+
+    #[test]
+    fn a_partition_deposes_the_leader_that_has_no_majority() {
+        let cut = |note: &str| Fault {
+            kind: "partition".to_owned(),
+            nodes: vec![1, 2, 3],
+            note: note.to_owned(),
+            began: 0,
+            ended: 1,
+            state: State::Installed,
+        };
+        assert!(deposes(&cut("1>2 1>3 2>1 3>1, resets"), 1, 3));
+        assert!(deposes(&cut("2>1 3>1"), 1, 3));
+        assert!(!deposes(&cut("1>2 1>3 2>1 3>1"), 2, 3));
+        assert!(!deposes(&cut("1>2 1>clients"), 1, 3));
     }
 
     #[test]

@@ -18,7 +18,17 @@ use crate::verdict::Check;
 use crate::watch::Sample;
 
 /// Faults that take nothing from a disk that was flushed.
-const KEEPS_DATA: [&str; 5] = ["kill", "pause", "partition", "power", "transfer"];
+const KEEPS_DATA: [&str; 9] = [
+    "kill",
+    "restart",
+    "pause",
+    "power",
+    "partition",
+    "latency",
+    "loss",
+    "bandwidth",
+    "transfer",
+];
 
 /// Between two answers of a process that was not started anew.
 const LIVES_NS: u64 = 400_000_000;
