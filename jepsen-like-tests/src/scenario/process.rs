@@ -46,6 +46,7 @@ fn kills() -> Vec<Scenario> {
         Scenario {
             name: "K2",
             title: "kill -9 of a follower, again and again",
+            loads: &[workload::Kind::Mixed],
             smoke: None,
             cover: killed(3, 0),
             script: |stage| Box::pin(kill_followers(stage)),
@@ -63,6 +64,7 @@ fn kills() -> Vec<Scenario> {
         Scenario {
             name: "K4",
             title: "kill -9 of all nodes at once",
+            loads: &[workload::Kind::SendBatches, workload::Kind::Read],
             smoke: None,
             cover: killed(2, 1),
             script: |stage| Box::pin(kill_all(stage)),
