@@ -96,9 +96,16 @@ pub struct Moment {
 impl Moment {
     /// Whether it changed what the cluster keeps.
     pub fn is_write(&self) -> bool {
-        !matches!(
+        matches!(
             self.op,
-            Op::Read | Op::Audit | Op::Frame | Op::KeyUse | Op::Probe | Op::Member
+            Op::Send
+                | Op::Ack
+                | Op::Subscribe
+                | Op::Unsubscribe
+                | Op::Publish
+                | Op::Spend
+                | Op::KeyCreate
+                | Op::KeyRevoke
         )
     }
 }

@@ -59,13 +59,15 @@ pub enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
-    /// Sends `key` to an inbox; answered with `id`.
+    /// Sends `key`, or `items`, to an inbox; answered with `id`, or `items`. `name` says if the body is not the one that
+    /// the key was used for at first.
     Send,
-    /// Reads a page of an inbox from `from` on; answered with `items` and `cursor`.
+    /// Reads a page of an inbox from `from` on, `n` messages at most; answered with `items` and `cursor`. `name` says which
+    /// messages and how fresh: `workload/mailbox.rs`.
     Read,
     /// The same when the faults are over, from the beginning to the end: `items` is everything.
     Audit,
-    /// Marks `items` of an inbox as read.
+    /// Marks the message `id` of an inbox as read.
     Ack,
     /// Subscribes the agent `name` to the topic `k`.
     Subscribe,

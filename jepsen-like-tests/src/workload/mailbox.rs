@@ -12,6 +12,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::value::to_raw_value;
 
 use super::Stop;
+use super::send::message;
 use crate::checker::mail::View;
 use crate::history::{Fields, Item, Lane, Op, Outcome};
 use crate::world::{Team, World};
@@ -140,8 +141,12 @@ impl Actor {
             name: name.map(str::to_owned),
             ..named(keys.iter().map(|key| ("", key.as_str())))
         };
-        let requests: Result<Vec<SendRequest>> = keys.iter().map(|key| message(inbox, key, name)).collect();
-        let requests = requests?;
+        let requests: Result<Vec<SendRequest>> = keys.iter().map(|key| message(inbox, key)).collect();
+        let mut requests = requests?;
+        if let Some(name) = name {
+            let body = to_raw_value(&BTreeMap::from([("key", keys[0].as_str()), ("name", name)]))?;
+            requests[0].body = Some(body);
+        }
         self.lane.invoke(None, Op::Send, inbox, asked);
         let outcome = self.decide(&requests).await;
         let outcome = match outcome {
@@ -317,17 +322,4 @@ fn named<'a>(messages: impl Iterator<Item = (&'a str, &'a str)>) -> Fields {
         seq: None,
     });
     Fields::items(items.collect())
-}
-
-/// A message whose body carries its client's name of it, and another name if it shall not be the same message.
-fn message(inbox: &str, key: &str, name: Option<&str>) -> Result<SendRequest> {
-    let mut body = BTreeMap::from([("key", key)]);
-    body.extend(name.map(|name| ("name", name)));
-    Ok(SendRequest {
-        to_agent_id: Some(inbox.to_owned()),
-        kind: Some("test.note".to_owned()),
-        body: Some(to_raw_value(&body)?),
-        idempotency_key: Some(key.to_owned()),
-        ..SendRequest::default()
-    })
 }

@@ -1,10 +1,13 @@
 //! Workload A: clients that send to a few inboxes through every node, repeat what is unknown under the same idempotency
 //! key, and now and then what is known, too.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use agentpost::api::abbababa::SendRequest;
 use anyhow::{Context as _, Result};
 use rand::RngExt;
+use serde_json::value::to_raw_value;
 use tokio::task::JoinSet;
 
 use super::Load;
@@ -69,6 +72,17 @@ pub async fn send_on(mut actor: Actor, inboxes: Vec<String>, batch: usize, gap: 
         tokio::time::sleep(gap.saturating_sub(began.elapsed())).await;
     }
     Ok(())
+}
+
+/// A message whose body carries its client's name of it.
+pub fn message(inbox: &str, key: &str) -> Result<SendRequest> {
+    Ok(SendRequest {
+        to_agent_id: Some(inbox.to_owned()),
+        kind: Some("test.note".to_owned()),
+        body: Some(to_raw_value(&BTreeMap::from([("key", key)]))?),
+        idempotency_key: Some(key.to_owned()),
+        ..SendRequest::default()
+    })
 }
 
 /// Reads inboxes from every node, from the beginning to the end.
