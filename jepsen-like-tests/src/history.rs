@@ -359,3 +359,34 @@ fn step(open: &mut BTreeMap<u32, Operation>, event: Event) -> Option<Operation> 
     operation.outcome = outcome;
     Some(operation)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_come_when_they_end_and_those_that_never_did_at_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let recorder = Recorder::create(dir.path()).unwrap();
+        let mut lanes = [recorder.lane(), recorder.lane(), recorder.lane()];
+        for (lane, inbox) in lanes.iter_mut().zip(["a", "b", "c"]) {
+            lane.invoke(Some(1), Op::Send, inbox, Fields::key(format!("k-{inbox}")));
+        }
+        lanes[2].end(Outcome::Ok(Fields::id("m")));
+        lanes[1].end(Outcome::Fail("no".to_owned()));
+        recorder.flush().unwrap();
+        let mut ended = Vec::new();
+        each(dir.path(), |operation| ended.push((operation.k, operation.outcome))).unwrap();
+        assert_eq!(
+            ended,
+            [
+                ("c".to_owned(), Outcome::Ok(Fields::id("m"))),
+                ("b".to_owned(), Outcome::Fail("no".to_owned())),
+                ("a".to_owned(), Outcome::Info("it never ended".to_owned())),
+            ]
+        );
+        let begun: Vec<String> = load(dir.path()).unwrap().into_iter().map(|o| o.k).collect();
+        assert_eq!(begun, ["a", "b", "c"]);
+    }
+}

@@ -11,7 +11,8 @@ use crate::verdict::Check;
 pub fn check(evidence: &Evidence) -> Check {
     let Evidence { mail, order, .. } = evidence;
     let mut violations = repeats(mail);
-    for node in 1..=evidence.run.nodes {
+    // Also those that joined later.
+    for node in 1..=mail.audits.iter().map(|audit| audit.node).max().unwrap_or(0) {
         violations.extend(of_node(mail, node));
     }
     violations.extend(seen_before(mail, order));
@@ -76,7 +77,7 @@ fn repeats(mail: &Mail) -> Vec<String> {
         let first = &mail.sent[repeat.first];
         let (key, id) = (mail.text(first.key), mail.text(repeat.id));
         match (repeat.end, repeat.changed, first.end) {
-            (End::Ok, true, _) => Some(format!("another body under the key {key} was acknowledged as {id}")),
+            (End::Ok, true, End::Ok) => Some(format!("another body under the key {key} was acknowledged as {id}")),
             (End::Ok, false, End::Ok) if repeat.id != first.id => Some(format!(
                 "{key} was acknowledged as {} and its repeat as {id}",
                 mail.text(first.id)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use agentpost::api::abbababa::{ListResponse, MarkReadRequest, SendRequest};
 use agentpost::client::Request;
+use agentpost::retry::RetryPolicy;
 use agentpost::{Client, Error};
 use anyhow::Result;
 use rand::rngs::StdRng;
@@ -23,6 +24,9 @@ pub const PREFIX: &str = "mail-";
 pub const CHANGED: &str = "changed";
 /// Attempts of one send before its client gives up and calls it unknown.
 const ATTEMPTS_MAX: usize = 60;
+/// What a node is given to answer: less than it takes to say that an outcome is unknown, or a few nodes that stand still
+/// would keep all clients busy.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Sends that a client may repeat later.
 const REPEATABLE: usize = 64;
 
@@ -59,8 +63,15 @@ pub struct Actor {
     pub random: StdRng,
     stop: Stop,
     sent: usize,
-    /// What may be there: to whom, under which keys.
-    repeatable: VecDeque<(String, Vec<String>)>,
+    repeatable: VecDeque<Sending>,
+}
+
+/// Messages that may be there.
+#[derive(Clone)]
+struct Sending {
+    inbox: String,
+    keys: Vec<String>,
+    acknowledged: bool,
 }
 
 /// Where a reader stands in an inbox.
@@ -77,7 +88,11 @@ impl Actor {
     pub fn new(world: &World, team: &Team, stop: Stop) -> Result<Self> {
         let lane = world.recorder.lane();
         let name = format!("client-{}", lane.number());
-        let nodes: Result<Vec<Client>> = (1..=world.nodes()).map(|n| world.node(n, &team.key, &name)).collect();
+        let nodes = world.urls.iter().map(|url| {
+            let client = Client::builder(url).api_key(&team.key).agent(&name);
+            client.retry(RetryPolicy::once()).answer_timeout(ANSWER_TIMEOUT).build()
+        });
+        let nodes: Result<Vec<Client>, Error> = nodes.collect();
         Ok(Actor {
             random: StdRng::seed_from_u64(world.seed ^ (u64::from(lane.number()) << 32)),
             lane,
@@ -103,62 +118,65 @@ impl Actor {
         let names = (self.sent..self.sent + batch).map(|n| format!("{}-{n}", self.lane.number()));
         let keys: Vec<String> = names.collect();
         self.sent += batch;
-        let refused = self.send_as(inbox, &keys, None).await?;
-        if !refused {
-            self.repeatable.push_back((inbox.to_owned(), keys));
+        let requests: Result<Vec<SendRequest>> = keys.iter().map(|key| message(inbox, key)).collect();
+        self.lane.invoke(None, Op::Send, inbox, keyed(&keys));
+        let outcome = match self.decide(&requests?).await {
+            Decided::Stored(ids) => Outcome::Ok(stored(&ids, &keys)),
+            Decided::Refused(why) | Decided::NotDone(why) => Outcome::Fail(why),
+            Decided::Unknown(why) => Outcome::Info(why),
+        };
+        if !matches!(outcome, Outcome::Fail(_)) {
+            self.repeatable.push_back(Sending {
+                inbox: inbox.to_owned(),
+                keys,
+                acknowledged: matches!(outcome, Outcome::Ok(_)),
+            });
             if self.repeatable.len() > REPEATABLE {
                 self.repeatable.pop_front();
             }
         }
+        self.lane.end(outcome);
         Ok(())
     }
 
     /// Sends again what it sent before, as a client does that never saw the answer.
     pub async fn repeat(&mut self) -> Result<()> {
-        if let Some((inbox, keys)) = self.earlier() {
-            self.send_as(&inbox, &keys, None).await?;
-        }
+        let Some(Sending { inbox, keys, .. }) = self.earlier() else {
+            return Ok(());
+        };
+        let requests: Result<Vec<SendRequest>> = keys.iter().map(|key| message(&inbox, key)).collect();
+        self.lane.invoke(None, Op::Send, inbox, keyed(&keys));
+        let decided = self.decide(&requests?).await;
+        self.lane.end(again(decided, &keys));
         Ok(())
     }
 
     /// Sends something else under a key that it used before. Nobody may answer that with a message.
     pub async fn misuse(&mut self) -> Result<()> {
-        if let Some((inbox, keys)) = self.earlier() {
-            self.send_as(&inbox, &keys[..1], Some(CHANGED)).await?;
-        }
+        // Of what is unknown, this may be the first that the cluster hears.
+        let Some(Sending { inbox, keys, .. }) = self.earlier().filter(|sending| sending.acknowledged) else {
+            return Ok(());
+        };
+        let keys = &keys[..1];
+        let mut request = message(&inbox, &keys[0])?;
+        request.body = Some(to_raw_value(&BTreeMap::from([
+            ("key", keys[0].as_str()),
+            ("name", CHANGED),
+        ]))?);
+        let asked = Fields {
+            name: Some(CHANGED.to_owned()),
+            ..keyed(keys)
+        };
+        self.lane.invoke(None, Op::Send, inbox, asked);
+        let decided = self.decide(&[request]).await;
+        self.lane.end(again(decided, keys));
         Ok(())
     }
 
-    fn earlier(&mut self) -> Option<(String, Vec<String>)> {
+    fn earlier(&mut self) -> Option<Sending> {
         let count = self.repeatable.len();
         let which = (count > 0).then(|| self.random.random_range(0..count))?;
         self.repeatable.get(which).cloned()
-    }
-
-    /// Whether it was refused.
-    async fn send_as(&mut self, inbox: &str, keys: &[String], name: Option<&str>) -> Result<bool> {
-        let asked = Fields {
-            name: name.map(str::to_owned),
-            ..named(keys.iter().map(|key| ("", key.as_str())))
-        };
-        let requests: Result<Vec<SendRequest>> = keys.iter().map(|key| message(inbox, key)).collect();
-        let mut requests = requests?;
-        if let Some(name) = name {
-            let body = to_raw_value(&BTreeMap::from([("key", keys[0].as_str()), ("name", name)]))?;
-            requests[0].body = Some(body);
-        }
-        self.lane.invoke(None, Op::Send, inbox, asked);
-        let outcome = self.decide(&requests).await;
-        let outcome = match outcome {
-            Decided::Stored(ids) => Outcome::Ok(named(
-                ids.iter().map(String::as_str).zip(keys.iter().map(String::as_str)),
-            )),
-            Decided::Refused(why) => Outcome::Fail(why),
-            Decided::Nothing(why) => Outcome::Info(why),
-        };
-        let refused = matches!(outcome, Outcome::Fail(_));
-        self.lane.end(outcome);
-        Ok(refused)
     }
 
     /// One request, repeated through other nodes until somebody decides all of it.
@@ -173,7 +191,7 @@ impl Actor {
                 Err(Error::Refused(answer)) if answer.status.as_u16() != 429 => {
                     let why = answer.to_string();
                     return if unknown {
-                        Decided::Nothing(why)
+                        Decided::Unknown(why)
                     } else {
                         Decided::Refused(why)
                     };
@@ -189,9 +207,9 @@ impl Actor {
             tokio::time::sleep(Duration::from_millis(self.random.random_range(20..200))).await;
         }
         if unknown {
-            Decided::Nothing(last)
+            Decided::Unknown(last)
         } else {
-            Decided::Refused(last)
+            Decided::NotDone(last)
         }
     }
 
@@ -267,10 +285,29 @@ impl Actor {
 enum Decided {
     /// All of it is there, under these ids.
     Stored(Vec<String>),
-    /// Nothing of it ever will be.
+    /// The cluster does not take it.
     Refused(String),
-    /// Nobody decided.
-    Nothing(String),
+    /// Nobody took it in all the time.
+    NotDone(String),
+    /// Somebody may have.
+    Unknown(String),
+}
+
+/// How a repeat ended. That nobody took it says nothing about the message.
+fn again(decided: Decided, keys: &[String]) -> Outcome {
+    match decided {
+        Decided::Stored(ids) => Outcome::Ok(stored(&ids, keys)),
+        Decided::Refused(why) => Outcome::Fail(why),
+        Decided::NotDone(why) | Decided::Unknown(why) => Outcome::Info(why),
+    }
+}
+
+fn keyed(keys: &[String]) -> Fields {
+    named(keys.iter().map(|key| ("", key.as_str())))
+}
+
+fn stored(ids: &[String], keys: &[String]) -> Fields {
+    named(ids.iter().map(String::as_str).zip(keys.iter().map(String::as_str)))
 }
 
 /// One attempt at all messages; an error if any of them is not stored.
@@ -322,4 +359,31 @@ fn named<'a>(messages: impl Iterator<Item = (&'a str, &'a str)>) -> Fields {
         seq: None,
     });
     Fields::items(items.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_says_what_it_was() {
+        for kind in [
+            (View::Onward, false),
+            (View::Onward, true),
+            (View::Newest, false),
+            (View::Newest, true),
+            (View::Unread, false),
+        ] {
+            assert_eq!(page_kind(name_of(kind.0, kind.1).as_deref()), Some(kind));
+        }
+        assert_eq!(page_kind(Some("else")), None);
+    }
+
+    #[test]
+    fn a_repeat_that_nobody_took_is_not_refused() {
+        let keys = ["k".to_owned()];
+        let no = || "no".to_owned();
+        assert_eq!(again(Decided::Refused(no()), &keys), Outcome::Fail(no()));
+        assert_eq!(again(Decided::NotDone(no()), &keys), Outcome::Info(no()));
+    }
 }
