@@ -23,6 +23,8 @@ const INBOXES: usize = 8;
 const REPEATS: f64 = 0.02;
 /// … and how often something else under a key that it used.
 const MISUSES: f64 = 0.005;
+/// Messages of a page of an audit: few, so that an inbox has many edges of pages.
+const AUDIT_PAGE: usize = 50;
 /// What an audit may take to get an answer from a node that has just been healed.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -114,7 +116,7 @@ async fn audit_node(world: World, team: Team, inboxes: Vec<String>, node: usize)
 /// Everything in an agent's inbox, as one node has it.
 pub async fn read_all(client: &agentpost::Client, inbox: &str) -> Result<Vec<Item>> {
     let mut items = Vec::new();
-    let mut path = "/v1/messages?limit=200".to_owned();
+    let mut path = format!("/v1/messages?limit={AUDIT_PAGE}");
     let deadline = Instant::now() + AUDIT_PATIENCE;
     loop {
         let page = match list(client, inbox, path.clone()).await {
@@ -135,7 +137,7 @@ pub async fn read_all(client: &agentpost::Client, inbox: &str) -> Result<Vec<Ite
         if page.messages.is_empty() {
             return Ok(items);
         }
-        path = format!("/v1/messages?limit=200&cursor={}", page.cursor);
+        path = format!("/v1/messages?limit={AUDIT_PAGE}&cursor={}", page.cursor);
     }
 }
 
