@@ -193,9 +193,11 @@ pub fn check(evidence: &Evidence) -> Verdict {
     let checks = CHECKERS.iter().map(|check| check(evidence)).collect();
     let cover = scenario::named(&evidence.run.scenario).map(|scenario| scenario.cover);
     let coverage = cover.map(|cover| coverage::check(evidence, &cover)).unwrap_or_default();
+    let samples = figures::samples(evidence);
+    let figures = figures::figures(evidence, &samples);
     Verdict {
-        samples: figures::samples(evidence),
-        ..Verdict::of(checks, coverage, figures::figures(evidence))
+        samples,
+        ..Verdict::of(checks, coverage, figures)
     }
 }
 

@@ -16,7 +16,7 @@ const STEP_NS: u64 = 100_000_000;
 const STEPS: usize = 5;
 
 /// Counts, and what only means something within this run.
-pub fn figures(evidence: &Evidence) -> BTreeMap<String, f64> {
+pub fn figures(evidence: &Evidence, samples: &BTreeMap<String, Vec<f64>>) -> BTreeMap<String, f64> {
     let run = &evidence.run;
     let of = |end: End| evidence.moments.iter().filter(move |m| m.end == end);
     let sent = evidence
@@ -51,12 +51,12 @@ pub fn figures(evidence: &Evidence) -> BTreeMap<String, f64> {
     for (kind, count) in coverage::installed(evidence) {
         figures.insert(format!("faults: {kind}"), count as f64);
     }
-    for (name, values) in samples(evidence) {
+    for (name, values) in samples {
         let shares = [("max", 1.0), ("p50", 0.5), ("p99", 0.99)];
         // Of few values, percentiles say nothing.
         let told = if values.len() < 10 { 1 } else { shares.len() };
         for (which, share) in &shares[..told] {
-            if let Some(value) = at(&values, *share) {
+            if let Some(value) = at(values, *share) {
                 figures.insert(format!("{name} {which}"), value);
             }
         }
@@ -227,7 +227,8 @@ mod tests {
             .fault("kill", &[3], 5..6);
         // A repeat is no other message.
         let story = story.ok(200..210, Op::Send, "a", Fields::key("k100"), Fields::id("m100"));
-        let figures = figures(&story.evidence());
+        let evidence = story.evidence();
+        let figures = figures(&evidence, &samples(&evidence));
         let of = |name: &str| figures[name];
         assert_eq!(
             (of("operations"), of("acknowledged"), of("operations refused")),
