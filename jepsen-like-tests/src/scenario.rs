@@ -71,7 +71,7 @@ impl Need {
 /// What a run must have met; see [`crate::verdict::Coverage`].
 #[derive(Debug, Clone, Copy)]
 pub struct Cover {
-    /// Kinds of faults, and how often each at least.
+    /// Kinds of faults, and how often each at least; [`crate::checker::coverage::SNAPSHOT_INSTALL`] may be among them.
     pub faults: &'static [(&'static str, u64)],
     /// Acknowledged operations that began inside a fault.
     pub operations_inside: u64,

@@ -3,6 +3,9 @@
 //! Each kind is a file with a `start` that makes its team, its agents and its lanes. A lane does one thing at a time;
 //! what is unknown it repeats through another node under the same idempotency key where a client would.
 
+pub mod mailbox;
+pub mod mixed;
+pub mod read;
 pub mod send;
 
 use std::future::Future;
@@ -22,16 +25,22 @@ pub enum Kind {
     Send,
     /// A: direct messages, a hundred to a request.
     SendBatches,
+    /// B: readers of every kind, from every node, and some who send.
+    Read,
+    /// I: everything with mailboxes, over a thousand of them.
+    Mixed,
 }
 
 /// All of them.
-pub const ALL: [Kind; 2] = [Kind::Send, Kind::SendBatches];
+pub const ALL: [Kind; 4] = [Kind::Send, Kind::SendBatches, Kind::Read, Kind::Mixed];
 
 /// Lets clients of a kind begin.
 pub async fn start(kind: Kind, world: &World) -> Result<Load> {
     match kind {
         Kind::Send => send::start(world, 1).await,
         Kind::SendBatches => send::start(world, 100).await,
+        Kind::Read => read::start(world).await,
+        Kind::Mixed => mixed::start(world).await,
     }
 }
 
