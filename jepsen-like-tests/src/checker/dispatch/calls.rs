@@ -92,7 +92,7 @@ fn epochs(evidence: &Evidence) -> Vec<String> {
             ));
         }
     }
-    if evidence.faults.stops > 0 {
+    if evidence.unrest.stops > 0 {
         return violations; // a process that wakes up may end what it had begun
     }
     let mut newest: Option<&Seen> = None;
