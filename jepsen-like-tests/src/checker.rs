@@ -5,11 +5,11 @@ pub mod dispatch;
 pub mod inbox_order;
 pub mod lost;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
 
+use crate::deliveries;
 use crate::faults::{self, Fault};
 use crate::history::{self, Operation};
 use crate::run::{self, REPLICAS, RUN, Replicas, Run};
@@ -25,15 +25,19 @@ pub struct Evidence {
     pub faults: Vec<Fault>,
     /// Whether all states were the same in the end.
     pub replicas: Replicas,
+    /// What the dispatcher left behind.
+    pub dispatch: deliveries::Evidence,
 }
 
 impl Evidence {
     /// Reads a run's directory.
     pub fn load(dir: &Path) -> Result<Self> {
+        let faults = faults::load(dir)?;
         Ok(Evidence {
+            dispatch: deliveries::Evidence::load(dir, &faults)?,
             run: run::read(&dir.join(RUN))?,
             operations: history::load(dir)?,
-            faults: faults::load(dir)?,
+            faults,
             replicas: run::read(&dir.join(REPLICAS))?,
         })
     }
@@ -41,6 +45,10 @@ impl Evidence {
 
 /// Runs every checker over what a run wrote down.
 pub fn check(evidence: &Evidence) -> Verdict {
-    let checks: Vec<Check> = vec![lost::check(evidence), inbox_order::check(evidence)];
-    Verdict::of(checks, Vec::new(), BTreeMap::new())
+    let checks: Vec<Check> = vec![
+        lost::check(evidence),
+        inbox_order::check(evidence),
+        dispatch::check(evidence),
+    ];
+    Verdict::of(checks, dispatch::coverage(evidence), dispatch::figures(evidence))
 }

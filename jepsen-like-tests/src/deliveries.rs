@@ -4,7 +4,7 @@
 //! `calls.jsonl` has a line for each call, written before it was answered; `deliveries.jsonl` has the rest, a
 //! [`Record`] a line. Several teams may write into them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, BufWriter, Write as _};
 use std::path::Path;
@@ -197,8 +197,8 @@ pub fn is_over<A>(delivery: &Delivery<A>) -> bool {
     !matches!(delivery.state.as_str(), "scheduled" | "claimed")
 }
 
-/// What a call says about itself, on a clock that is ahead of the receiver's.
-pub fn seen(call: &Call, ahead_us: u64) -> Result<Seen> {
+/// What a call says about itself.
+pub fn seen(call: &Call, at_us: u64) -> Result<Seen> {
     let header = |name: &str| call.header(name).with_context(|| format!("a call without {name}"));
     let id = header("idempotency-key")?;
     Ok(Seen {
@@ -209,12 +209,12 @@ pub fn seen(call: &Call, ahead_us: u64) -> Result<Seen> {
         epoch: header("x-dispatch-epoch")?.parse()?,
         redelivery: call.header("x-redelivery") == Some("possible"),
         path: call.path.clone(),
-        at_us: call.at_us + ahead_us,
+        at_us,
     })
 }
 
-/// Writes down what the cluster has of a team in the end.
-pub async fn write_down(world: &World, team: &Team, senders: &[String], more: Vec<Record>) -> Result<()> {
+/// Writes down what the cluster has of a team in the end, and more.
+pub async fn write_down(world: &World, team: &Team, more: Vec<Record>) -> Result<()> {
     let operator = world.operator()?;
     let path = world.recorder.dir().join(DELIVERIES);
     let file = File::options().create(true).append(true).open(&path);
@@ -223,16 +223,18 @@ pub async fn write_down(world: &World, team: &Team, senders: &[String], more: Ve
         serde_json::to_writer(&mut file, record)?;
         Ok(file.write_all(b"\n")?)
     };
-    let all = rows(&operator, team, None).await?;
-    let details = futures::stream::iter(&all).map(|row| operator.team_delivery(&team.id, &row.id));
-    let mut details = details.buffered(QUESTIONS);
+    let all = rows(&operator, team, None).await?.into_iter();
+    let details = all.map(|row| async { operator.team_delivery(&team.id, &{ row.id }).await });
+    let mut details = futures::stream::iter(details).buffered(QUESTIONS);
+    let mut senders = BTreeSet::new();
     while let Some(delivery) = details.try_next().await? {
+        senders.insert(delivery.from_agent_id.clone());
         write(&Record::Delivery(Box::new(delivery)))?;
     }
     for row in rows(&operator, team, Some("dead")).await? {
         write(&Record::DeadLetter(row.id))?;
     }
-    for sender in senders {
+    for sender in &senders {
         for notice in notices(world, team, sender).await? {
             write(&Record::Notice(notice))?;
         }

@@ -28,6 +28,5 @@ pub mod scenario;
 pub mod stage;
 pub mod totals;
 pub mod verdict;
-pub mod webhooks;
 pub mod workload;
 pub mod world;

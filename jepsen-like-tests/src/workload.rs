@@ -4,6 +4,7 @@
 //! what is unknown it repeats through another node under the same idempotency key where a client would.
 
 pub mod send;
+pub mod webhooks;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -22,16 +23,19 @@ pub enum Kind {
     Send,
     /// A: direct messages, a hundred to a request.
     SendBatches,
+    /// E: mail to agents with webhooks.
+    Webhooks(webhooks::Mix),
 }
 
 /// All of them.
-pub const ALL: [Kind; 2] = [Kind::Send, Kind::SendBatches];
+pub const ALL: [Kind; 3] = [Kind::Send, Kind::SendBatches, Kind::Webhooks(webhooks::Mix::Quick)];
 
 /// Lets clients of a kind begin.
 pub async fn start(kind: Kind, world: &World) -> Result<Load> {
     match kind {
         Kind::Send => send::start(world, 1).await,
         Kind::SendBatches => send::start(world, 100).await,
+        Kind::Webhooks(mix) => webhooks::start(mix, world).await,
     }
 }
 

@@ -40,7 +40,7 @@ use crate::verdict::{Check, Coverage};
 pub fn check(evidence: &Evidence) -> Check {
     let dispatch = &evidence.dispatch;
     let mut violations = rules(dispatch);
-    violations.extend(sends::check(evidence));
+    violations.extend(sends::check(dispatch, &evidence.operations, &evidence.faults));
     Check::new("dispatch", dispatch.calls.len() + dispatch.deliveries.len(), violations)
 }
 

@@ -49,7 +49,12 @@ fn unknowns(evidence: &Evidence, delivery: &DeliveryDetail, calls: Option<&Vec<&
         let mut attempts = delivery.attempts.iter();
         attempts.any(|a| a.number == call.attempt && a.end == "unknown")
     };
-    let epochs: Vec<u64> = calls.into_iter().flatten().filter(is_unknown).map(|call| call.epoch).collect();
+    let epochs: Vec<u64> = calls
+        .into_iter()
+        .flatten()
+        .filter(is_unknown)
+        .map(|call| call.epoch)
+        .collect();
     if let Some(pair) = epochs.windows(2).find(|pair| pair[0] == pair[1]) {
         violations.push(format!("G4: two attempts of {id} are unknown in epoch {}", pair[0]));
     }

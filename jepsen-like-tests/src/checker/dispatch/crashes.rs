@@ -12,12 +12,12 @@ pub const PLACES: [(&str, usize, usize); 6] = [
     ("outcome-committed", 1, 0),
 ];
 
-/// The agents of a place are called by its name and a number.
+/// The agents of a place are called by its name and a round.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     let by_delivery = evidence.by_delivery();
     let mut violations = Vec::new();
     for (place, calls, unknown) in PLACES {
-        let of_place = |agent: &str| agent.strip_prefix(place).is_some_and(|number| number.starts_with('.'));
+        let of_place = |agent: &str| agent.strip_prefix(place).is_some_and(|round| round.starts_with('-'));
         for delivery in evidence.deliveries.values().filter(|d| of_place(&d.to_agent_id)) {
             let seen = (
                 by_delivery.get(delivery.id.as_str()).map_or(0, Vec::len),
@@ -42,7 +42,7 @@ mod tests {
     fn a_place_costs_what_the_table_says() {
         let at = |place: &str| {
             let mut delivery = delivered("d", &["unknown", "delivered"]);
-            delivery.to_agent_id = format!("{place}.0");
+            delivery.to_agent_id = format!("{place}-0");
             evidence(delivery)
         };
         assert!(super::check(&at("after-call")).is_empty());
