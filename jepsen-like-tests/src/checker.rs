@@ -4,6 +4,7 @@
 pub mod dispatch;
 pub mod inbox_order;
 pub mod lost;
+pub mod ws_stream;
 
 use std::path::Path;
 
@@ -49,6 +50,11 @@ pub fn check(evidence: &Evidence) -> Verdict {
         lost::check(evidence),
         inbox_order::check(evidence),
         dispatch::check(evidence),
+        ws_stream::check(evidence),
     ];
-    Verdict::of(checks, dispatch::coverage(evidence), dispatch::figures(evidence))
+    let figures = [dispatch::figures(evidence), ws_stream::figures(evidence)];
+    let figures = figures.into_iter().flatten().collect();
+    let mut verdict = Verdict::of(checks, dispatch::coverage(evidence), figures);
+    verdict.samples = dispatch::samples(evidence);
+    verdict
 }

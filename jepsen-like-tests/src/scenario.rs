@@ -4,6 +4,7 @@
 pub mod dispatch;
 pub mod peace;
 pub mod process;
+pub mod stream;
 
 use std::time::Duration;
 
@@ -68,7 +69,13 @@ pub struct Cover {
 
 /// All of them, in the order of the test plan.
 pub fn all() -> Vec<Scenario> {
-    [peace::scenarios(), process::scenarios(), dispatch::scenarios()].concat()
+    [
+        peace::scenarios(),
+        process::scenarios(),
+        dispatch::scenarios(),
+        stream::scenarios(),
+    ]
+    .concat()
 }
 
 /// The one of a name.

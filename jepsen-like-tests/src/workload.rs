@@ -3,7 +3,9 @@
 //! Each kind is a file with a `start` that makes its team, its agents and its lanes. A lane does one thing at a time;
 //! what is unknown it repeats through another node under the same idempotency key where a client would.
 
+pub mod post;
 pub mod send;
+pub mod stream;
 pub mod webhooks;
 
 use std::future::Future;
@@ -25,10 +27,17 @@ pub enum Kind {
     SendBatches,
     /// E: mail to agents with webhooks.
     Webhooks(webhooks::Mix),
+    /// F: WebSocket sessions that end and are resumed elsewhere.
+    Stream(stream::Mix),
 }
 
 /// All of them.
-pub const ALL: [Kind; 3] = [Kind::Send, Kind::SendBatches, Kind::Webhooks(webhooks::Mix::Quick)];
+pub const ALL: [Kind; 4] = [
+    Kind::Send,
+    Kind::SendBatches,
+    Kind::Webhooks(webhooks::Mix::Quick),
+    Kind::Stream(stream::Mix::Tails),
+];
 
 /// Lets clients of a kind begin.
 pub async fn start(kind: Kind, world: &World) -> Result<Load> {
@@ -36,6 +45,7 @@ pub async fn start(kind: Kind, world: &World) -> Result<Load> {
         Kind::Send => send::start(world, 1).await,
         Kind::SendBatches => send::start(world, 100).await,
         Kind::Webhooks(mix) => webhooks::start(mix, world).await,
+        Kind::Stream(mix) => stream::start(mix, world).await,
     }
 }
 

@@ -59,9 +59,8 @@ fn rules(evidence: &deliveries::Evidence) -> Vec<String> {
 /// What was counted; nothing in a run without webhooks.
 pub fn figures(evidence: &Evidence) -> BTreeMap<String, f64> {
     let dispatch = &evidence.dispatch;
-    let mut figures = BTreeMap::new();
     if dispatch.agents.is_empty() {
-        return figures;
+        return BTreeMap::new();
     }
     let unknown: usize = dispatch.deliveries.values().map(|d| ended(d, "unknown")).sum();
     let redelivered = dispatch.calls.iter().filter(|call| call.redelivery).count();
@@ -74,12 +73,25 @@ pub fn figures(evidence: &Evidence) -> BTreeMap<String, f64> {
         ("calls after an unknown attempt", redelivered),
         ("dispatch epochs with calls", epochs(dispatch)),
     ];
-    figures.extend(counts.map(|(name, count)| (name.to_owned(), count as f64)));
-    let late = lateness_ms(dispatch, &evidence.faults);
-    if let Some(p99) = late.get((late.len() * 99).div_ceil(100).saturating_sub(1)) {
-        figures.insert("retry lateness p99 ms".to_owned(), *p99 as f64);
-    }
-    figures
+    counts
+        .into_iter()
+        .map(|(name, count)| (name.to_owned(), count as f64))
+        .collect()
+}
+
+/// What was measured.
+pub fn samples(evidence: &Evidence) -> BTreeMap<String, Vec<f64>> {
+    let dispatch = &evidence.dispatch;
+    let measured = [
+        ("retry lateness ms", lateness_ms(dispatch, &evidence.faults)),
+        (
+            "first call of a prompt receiver ms",
+            sends::first_calls_ms(dispatch, &evidence.operations),
+        ),
+    ];
+    let some = measured.into_iter().filter(|(_, ms)| !ms.is_empty());
+    some.map(|(name, ms)| (name.to_owned(), ms.into_iter().map(|ms| ms as f64).collect()))
+        .collect()
 }
 
 /// What a run with webhooks must have met.

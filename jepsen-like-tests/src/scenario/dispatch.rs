@@ -2,22 +2,21 @@
 
 use std::time::{Duration, Instant};
 
-use agentpost::Client;
 use agentpost::api::admin::CreateKey;
 use anyhow::{Context as _, Result, ensure};
 use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
 
-use super::{Cover, Need, Scenario};
+use super::{Cover, Need, Scenario, Script};
 use crate::checker::dispatch::PLACES;
 use crate::cluster::Settings;
 use crate::deliveries::{CALLS, all_over};
 use crate::faults::State;
-use crate::history::{Fields, Item, Lane, Op, Outcome};
 use crate::stage::Stage;
-use crate::workload::Kind;
+use crate::workload::post::Post;
 use crate::workload::send::message;
 use crate::workload::webhooks::{self, Mix};
+use crate::workload::{Kind, Stop};
 use crate::world::Team;
 
 /// A call after a leader change comes within this, or nobody dispatches any more.
@@ -31,118 +30,104 @@ const LONG_STOP_MS: std::ops::Range<u64> = 34_000..40_000;
 
 /// X1 to X8.
 pub fn scenarios() -> Vec<Scenario> {
-    let x1 = Scenario {
-        needs: &[Need::Failpoints],
-        smoke: Some(Duration::from_secs(8)),
-        ..row(
-            "X1",
-            "leaders that die at each place of the dispatcher",
-            &[Kind::Webhooks(Mix::Quiet)],
-        )
-    };
-    let x2 = row("X2", "leaders that stand still with webhooks in their hands", QUICK);
-    let x3 = Scenario {
-        smoke: Some(Duration::from_secs(8)),
-        ..row("X3", "leadership handed over, again and again", QUICK)
-    };
-    let x4 = row(
-        "X4",
-        "another leader every 2 s, by death or by hand-over",
-        &[Kind::Webhooks(Mix::Ladder)],
-    );
-    let x5 = row(
-        "X5",
-        "one dead and one dripping server among 98 good ones",
-        &[Kind::Webhooks(Mix::Crowd)],
-    );
-    let x6 = row(
-        "X6",
-        "servers given up while they fail, and leaders killed",
-        &[Kind::Webhooks(Mix::Leaving)],
-    );
-    let x7 = row(
-        "X7",
-        "dead letters of a sender whose inbox is full",
-        &[Kind::Webhooks(Mix::FullInbox)],
-    );
-    let x8 = row("X8", "kill -9 of the leader as often as there is one", QUICK);
-    let fault = |kind: &'static [(&'static str, u64)], leader_changes| Cover {
-        faults: kind,
-        operations_inside: 0,
-        leader_changes,
-    };
     vec![
         Scenario {
-            cover: fault(&[("failpoint", 3)], 3),
-            script: |stage| Box::pin(die_at_places(stage)),
-            ..x1
+            needs: &[Need::Failpoints],
+            smoke: Some(Duration::from_secs(8)),
+            ..row(
+                ("X1", "leaders that die at each place of the dispatcher"),
+                &[Kind::Webhooks(Mix::Quiet)],
+                &[("failpoint", 3)],
+                |stage| Box::pin(die_at_places(stage)),
+            )
         },
+        row(
+            ("X2", "leaders that stand still with webhooks in their hands"),
+            &[Kind::Webhooks(Mix::Quick)],
+            &[("pause", 1)],
+            |stage| Box::pin(stop_leaders(stage)),
+        ),
         Scenario {
-            cover: fault(&[("pause", 1)], 1),
-            script: |stage| Box::pin(stop_leaders(stage)),
-            ..x2
+            smoke: Some(Duration::from_secs(8)),
+            ..row(
+                ("X3", "leadership handed over, again and again"),
+                &[Kind::Webhooks(Mix::Quick)],
+                &[("transfer", 3)],
+                |stage| Box::pin(hand_over(stage)),
+            )
         },
-        Scenario {
-            cover: fault(&[("transfer", 3)], 3),
-            script: |stage| Box::pin(hand_over(stage)),
-            ..x3
-        },
-        Scenario {
-            cover: fault(&[("transfer", 2), ("kill", 2)], 4),
-            script: |stage| Box::pin(change_every_2_s(stage)),
-            ..x4
-        },
+        row(
+            ("X4", "another leader every 2 s, by death or by hand-over"),
+            &[Kind::Webhooks(Mix::Ladder)],
+            &[("transfer", 2), ("kill", 2)],
+            |stage| Box::pin(change_every_2_s(stage)),
+        ),
         Scenario {
             rate: 200,
-            length: Duration::from_secs(30),
-            script: |stage| Box::pin(async move { stage.rest().await }),
-            ..x5
+            ..row(
+                ("X5", "one dead and one dripping server among 98 good ones"),
+                &[Kind::Webhooks(Mix::Crowd)],
+                &[],
+                |stage| Box::pin(async move { stage.rest().await }),
+            )
         },
-        Scenario {
-            cover: fault(&[("kill", 2)], 2),
-            script: |stage| Box::pin(kill_now_and_then(stage)),
-            ..x6
-        },
-        Scenario {
-            cover: fault(&[("kill", 2)], 2),
-            script: |stage| Box::pin(kill_now_and_then(stage)),
-            ..x7
-        },
+        row(
+            ("X6", "servers given up while they fail, and leaders killed"),
+            &[Kind::Webhooks(Mix::Leaving)],
+            &[("kill", 2)],
+            |stage| Box::pin(kill_now_and_then(stage)),
+        ),
+        row(
+            ("X7", "dead letters of a sender whose inbox is full"),
+            &[Kind::Webhooks(Mix::FullInbox)],
+            &[("kill", 2)],
+            |stage| Box::pin(kill_now_and_then(stage)),
+        ),
         Scenario {
             cluster: || Settings {
-                nodes: 3,
                 config: "[raft]\nheartbeat_ms = 50\nelection_min_ms = 150\nelection_max_ms = 250\n".to_owned(),
-                ..Settings::default()
+                ..three_nodes()
             },
-            cover: fault(&[("kill", 3)], 3),
-            script: |stage| Box::pin(kill_as_often_as_possible(stage)),
-            ..x8
+            ..row(
+                ("X8", "kill -9 of the leader as often as there is one"),
+                &[Kind::Webhooks(Mix::Quick)],
+                &[("kill", 3)],
+                |stage| Box::pin(kill_as_often_as_possible(stage)),
+            )
         },
     ]
 }
 
-const QUICK: &[Kind] = &[Kind::Webhooks(Mix::Quick)];
+fn three_nodes() -> Settings {
+    Settings {
+        nodes: 3,
+        ..Settings::default()
+    }
+}
 
-/// What most of them have.
-fn row(name: &'static str, title: &'static str, loads: &'static [Kind]) -> Scenario {
+/// A row with what most of them have.
+fn row(
+    (name, title): (&'static str, &'static str),
+    loads: &'static [Kind],
+    faults: &'static [(&'static str, u64)],
+    script: Script,
+) -> Scenario {
     Scenario {
         name,
         title,
-        cluster: || Settings {
-            nodes: 3,
-            ..Settings::default()
-        },
+        cluster: three_nodes,
         loads,
         rate: 100,
         length: Duration::from_secs(60),
         smoke: None,
         needs: &[],
         cover: Cover {
-            faults: &[],
+            faults,
             operations_inside: 0,
-            leader_changes: 0,
+            // Each of these costs a leader its office.
+            leader_changes: faults.iter().map(|(_, count)| count).sum(),
         },
-        script: |stage| Box::pin(async move { stage.rest().await }),
+        script,
     }
 }
 
@@ -191,8 +176,7 @@ async fn die_at(stage: &mut Stage, place: &str, round: usize, sender: &mut Sende
 /// Who sends in X1.
 struct Sender {
     team: Team,
-    client: Client,
-    lane: Lane,
+    post: Post,
 }
 
 impl Sender {
@@ -209,32 +193,18 @@ impl Sender {
             scopes: None,
             expires_at: None,
         };
-        let key: String = operator.create_key(&id, &key).await?.api_key.into();
-        let client = Client::builder(stage.world.urls.join(" ")).api_key(&key);
-        Ok(Sender {
-            team: Team { id, key },
-            client: client.agent("script").build()?,
-            lane: stage.world.recorder.lane(),
-        })
+        let key = operator.create_key(&id, &key).await?.api_key.into();
+        let team = Team { id, key };
+        let mut post = Post::new(&stage.world, &team);
+        post.rename("script")?;
+        Ok(Sender { team, post })
     }
 
     /// Sends one message; an error if it is not stored.
     async fn send(&mut self, to: &str) -> Result<()> {
         let key = format!("script-{to}");
-        let item = |id: String| Item {
-            id,
-            key: key.clone(),
-            seq: None,
-        };
-        let asked = Fields::items(vec![item(String::new())]);
-        self.lane.invoke(None, Op::Send, to, asked);
-        match self.client.send(message(to, &key)?).await {
-            Ok(answer) => self.lane.end(Outcome::Ok(Fields::items(vec![item(answer.message_id)]))),
-            Err(error) => {
-                self.lane.end(Outcome::Info(error.to_string()));
-                return Err(error).context("the message of a place");
-            }
-        }
+        let stored = self.post.send(&key, message(to, &key)?, &Stop::default()).await;
+        ensure!(stored, "the message to {to} was not stored");
         Ok(())
     }
 }

@@ -19,11 +19,11 @@ use rand::{RngExt, SeedableRng};
 
 pub use self::sinks::{LATER, Mix};
 use self::sinks::{Servers, Sink};
+use super::post::Post;
 use super::send::{audit, message, pace};
 use super::{Load, Stop};
 use crate::checker::dispatch::PLACES;
 use crate::deliveries::{self, Agent, CALLS, Deletion, Record, Seen, all_over, seen};
-use crate::history::{Fields, Item, Lane, Op, Outcome};
 use crate::receiver::{Call, Receiver};
 use crate::world::{Team, World};
 
@@ -33,8 +33,6 @@ const LANES: u64 = 4;
 const RATE_MAX: u64 = 200;
 /// A sender changes its name after so many messages, before its notices fill its inbox.
 const MESSAGES_PER_NAME: u64 = 20_000;
-/// Attempts of one send before its client gives up and calls it unknown.
-const ATTEMPTS_MAX: usize = 60;
 /// The ladder, an attempt of unknown outcome, and what else may come together.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two registrations of a server that had said 410.
@@ -96,14 +94,10 @@ pub async fn start(mix: Mix, world: &World) -> Result<Load> {
     }
     let lanes = if mix == Mix::Quiet { 0 } else { LANES };
     for number in 0..lanes {
-        let lane = world.recorder.lane();
         let sender = Sender {
-            random: StdRng::seed_from_u64(world.seed ^ u64::from(lane.number()) << 32),
-            lane,
+            post: Post::new(world, &team),
             mix,
             number,
-            world: world.clone(),
-            team: team.clone(),
             cycle: servers.cycle(),
             gap: pace(
                 if world.rate == 0 {
@@ -253,19 +247,15 @@ fn sender_name(mix: Mix, lane: u64, sent: u64) -> String {
 }
 
 struct Sender {
-    lane: Lane,
+    post: Post,
     mix: Mix,
     number: u64,
-    world: World,
-    team: Team,
     cycle: Vec<String>,
-    random: StdRng,
     gap: Duration,
 }
 
 impl Sender {
     async fn run(mut self, stop: Stop) -> Result<()> {
-        let mut clients = Vec::new();
         // Lanes begin at different places of the cycle.
         let ahead = self.number as usize * self.cycle.len() / LANES as usize;
         for sent in 0.. {
@@ -273,50 +263,15 @@ impl Sender {
                 break;
             }
             if sent % MESSAGES_PER_NAME == 0 {
-                let name = sender_name(self.mix, self.number, sent);
-                let nodes = 1..=self.world.nodes();
-                let named: Result<_> = nodes.map(|n| self.world.node(n, &self.team.key, &name)).collect();
-                clients = named?;
+                self.post.rename(&sender_name(self.mix, self.number, sent))?;
             }
             let began = Instant::now();
-            let to = self.cycle[(ahead + sent as usize) % self.cycle.len()].clone();
-            let key = format!("{}-{sent}", self.lane.number());
-            let item = |id: String| Item {
-                id,
-                key: key.clone(),
-                seq: None,
-            };
-            self.lane
-                .invoke(None, Op::Send, &to, Fields::items(vec![item(String::new())]));
-            let outcome = match self.send(&clients, message(&to, &key)?, &stop).await {
-                Ok(id) => Outcome::Ok(Fields::items(vec![item(id)])),
-                Err(outcome) => outcome,
-            };
-            self.lane.end(outcome);
+            let to = &self.cycle[(ahead + sent as usize) % self.cycle.len()];
+            let key = format!("{}-{sent}", self.post.number());
+            self.post.send(&key, message(to, &key)?, &stop).await;
             tokio::time::sleep(self.gap.saturating_sub(began.elapsed())).await;
         }
         Ok(())
-    }
-
-    /// One message, repeated through other nodes until somebody decides.
-    async fn send(&mut self, clients: &[Client], message: SendRequest, stop: &Stop) -> Result<String, Outcome> {
-        let mut last = String::new();
-        for _ in 0..ATTEMPTS_MAX {
-            let client = &clients[self.random.random_range(0..clients.len())];
-            match client.send(message.clone()).await {
-                Ok(answer) => return Ok(answer.message_id),
-                // 429 under overload is the one refusal that a repeat can cure.
-                Err(Error::Refused(answer)) if answer.status.as_u16() != 429 => {
-                    return Err(Outcome::Fail(answer.to_string()));
-                }
-                Err(error) => last = error.to_string(),
-            }
-            if stop.is_set() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(self.random.random_range(20..200))).await;
-        }
-        Err(Outcome::Info(last))
     }
 }
 

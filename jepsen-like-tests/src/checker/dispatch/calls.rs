@@ -155,7 +155,7 @@ mod tests {
         let other = evidence(delivered("e", &["delivered"]));
         straggler.deliveries.extend(other.deliveries);
         violates(&straggler, &super::check, "D9");
-        straggler.faults.stops = 1;
+        straggler.unrest.stops = 1;
         assert!(super::check(&straggler).is_empty());
     }
 

@@ -1,6 +1,6 @@
 //! G4 and G6: what was acknowledged is delivered, once, and soon if nothing is wrong.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use agentpost::api::abbababa::DeliveryDetail;
 
@@ -50,6 +50,35 @@ pub fn check(dispatch: &Evidence, operations: &[Operation], faults: &[Fault]) ->
         }
     }
     violations
+}
+
+/// How long after its acknowledgement each message to a prompt receiver was called for, in milliseconds.
+pub fn first_calls_ms(dispatch: &Evidence, operations: &[Operation]) -> Vec<u64> {
+    let prompt: HashSet<&str> = dispatch
+        .agents
+        .iter()
+        .filter(|a| a.prompt)
+        .map(|a| a.id.as_str())
+        .collect();
+    let mut called_us: HashMap<&str, u64> = HashMap::new();
+    for (id, calls) in dispatch.by_delivery() {
+        if let Some(delivery) = dispatch.deliveries.get(id) {
+            called_us.insert(&delivery.message_id, calls[0].at_us);
+        }
+    }
+    let sends = operations
+        .iter()
+        .filter(|o| o.op == Op::Send && prompt.contains(o.k.as_str()));
+    let items = sends.flat_map(|send| {
+        send.answered()
+            .into_iter()
+            .flat_map(|a| &a.items)
+            .map(|item| (send.ended, item))
+    });
+    let calls = items.filter_map(|(ended, item)| Some((ended?, called_us.get(item.id.as_str())?)));
+    calls
+        .map(|(ended, at_us)| at_us.saturating_sub(ended / 1000) / 1000)
+        .collect()
 }
 
 #[cfg(test)]
@@ -111,5 +140,8 @@ mod tests {
         assert!(violated(&bad).starts_with("G6"));
         bad.agents[0].prompt = false;
         assert_eq!(violated(&bad), "");
+        assert_eq!(first_calls_ms(&bad, &sent()), Vec::<u64>::new());
+        bad.agents[0].prompt = true;
+        assert_eq!(first_calls_ms(&bad, &sent()), [5_999]);
     }
 }
