@@ -113,7 +113,7 @@ impl Unrest {
             let nodes = fault.nodes.len() as u32;
             match fault.kind.as_str() {
                 "transfer" => {}
-                "kill" | "failpoint" | "power" => unrest.unclean = unrest.unclean.map(|n| n + nodes),
+                "kill" | "failpoint" | "power" | "restart" => unrest.unclean = unrest.unclean.map(|n| n + nodes),
                 "pause" => {
                     unrest.unclean = unrest.unclean.map(|n| n + nodes);
                     unrest.stops += 1;

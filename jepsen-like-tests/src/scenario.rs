@@ -2,8 +2,10 @@
 //! for its verdict to mean anything. The letters are those of the test plan.
 
 pub mod dispatch;
+pub mod network;
 pub mod peace;
 pub mod process;
+pub mod space;
 pub mod stream;
 
 use std::time::Duration;
@@ -11,7 +13,7 @@ use std::time::Duration;
 use anyhow::Result;
 use futures::future::BoxFuture;
 
-use crate::cluster::Settings;
+use crate::cluster::{Settings, clock, network as net};
 use crate::stage::Stage;
 use crate::workload;
 
@@ -56,6 +58,17 @@ pub enum Need {
     Failpoints,
 }
 
+impl Need {
+    /// Why this machine cannot do it; none if it can. Found out by trying.
+    pub fn lacking(self) -> Option<String> {
+        match self {
+            Need::Namespaces => net::without_namespaces().map(str::to_owned),
+            Need::FakeTime => clock::lacking(),
+            Need::LoopImages | Need::Failpoints => None,
+        }
+    }
+}
+
 /// What a run must have met; see [`crate::verdict::Coverage`].
 #[derive(Debug, Clone, Copy)]
 pub struct Cover {
@@ -72,10 +85,28 @@ pub fn all() -> Vec<Scenario> {
     [
         peace::scenarios(),
         process::scenarios(),
+        network::scenarios(),
+        space::scenarios(),
         dispatch::scenarios(),
         stream::scenarios(),
     ]
     .concat()
+}
+
+/// Nodes on loopback, as most scenarios have it.
+fn three() -> Settings {
+    Settings {
+        nodes: 3,
+        ..Settings::default()
+    }
+}
+
+/// For scenarios in which some see what others do not.
+fn five() -> Settings {
+    Settings {
+        nodes: 5,
+        ..Settings::default()
+    }
 }
 
 /// The one of a name.

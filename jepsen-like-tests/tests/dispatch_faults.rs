@@ -49,6 +49,7 @@ async fn a_run_is_valid_can_be_checked_again_and_not_be_forged() {
             Kind::Stream(stream::Mix::Tails),
         ]),
         rate: Some(50),
+        env: Vec::new(),
         dir: dir.clone(),
     };
     println!("seed {}", options.seed);

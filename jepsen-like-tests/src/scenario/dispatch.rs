@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
 
-use super::{Cover, Need, Scenario, Script};
+use super::{Cover, Need, Scenario, Script, three};
 use crate::checker::dispatch::PLACES;
 use crate::cluster::Settings;
 use crate::deliveries::{CALLS, all_over};
@@ -86,7 +86,7 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario {
             cluster: || Settings {
                 config: "[raft]\nheartbeat_ms = 50\nelection_min_ms = 150\nelection_max_ms = 250\n".to_owned(),
-                ..three_nodes()
+                ..three()
             },
             ..row(
                 ("X8", "kill -9 of the leader as often as there is one"),
@@ -96,13 +96,6 @@ pub fn scenarios() -> Vec<Scenario> {
             )
         },
     ]
-}
-
-fn three_nodes() -> Settings {
-    Settings {
-        nodes: 3,
-        ..Settings::default()
-    }
 }
 
 /// A row with what most of them have.
@@ -115,7 +108,7 @@ fn row(
     Scenario {
         name,
         title,
-        cluster: three_nodes,
+        cluster: three,
         loads,
         rate: 100,
         length: Duration::from_secs(60),
@@ -216,16 +209,12 @@ async fn stop_leaders(stage: &mut Stage) -> Result<()> {
         if stage.over() {
             break;
         }
-        let leader = stage.cluster.leader().await?;
+        let leader = stage.leader().await?;
         let left = stage.until.saturating_duration_since(Instant::now());
         let range = if count.is_multiple_of(3) { LONG_STOP_MS } else { STOP_MS };
-        let wanted = Duration::from_millis(stage.random.random_range(range));
-        let fault = stage.faults.begin("pause", &[leader], "");
-        stage.cluster.pause(leader)?;
         // A short run still has one that costs the leader its office.
-        tokio::time::sleep(wanted.min(left).max(Duration::from_secs(4))).await;
-        stage.cluster.resume(leader)?;
-        stage.faults.end(fault, State::Installed)?;
+        let wanted = stage.random.random_range(range).min(left.as_millis() as u64).max(4_000);
+        stage.pause_for(&[leader], wanted..wanted + 1).await?;
     }
     Ok(())
 }
@@ -253,7 +242,7 @@ async fn change_every_2_s(stage: &mut Stage) -> Result<()> {
         }
         let next = Instant::now() + Duration::from_secs(2);
         if count.is_multiple_of(2) {
-            let leader = stage.cluster.leader().await?;
+            let leader = stage.leader().await?;
             stage.kill_for(&[leader], 0..500).await?;
         } else {
             transfer(stage).await?;
@@ -266,7 +255,7 @@ async fn change_every_2_s(stage: &mut Stage) -> Result<()> {
 async fn kill_now_and_then(stage: &mut Stage) -> Result<()> {
     while !stage.over() {
         stage.pause(1_000..4_000).await;
-        let leader = stage.cluster.leader().await?;
+        let leader = stage.leader().await?;
         stage.kill_for(&[leader], 200..1_500).await?;
     }
     Ok(())

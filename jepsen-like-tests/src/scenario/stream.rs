@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Cover, Scenario};
-use crate::cluster::Settings;
+use super::{Cover, Scenario, three};
 use crate::faults::State;
 use crate::stage::Stage;
 use crate::workload::Kind;
@@ -75,10 +74,7 @@ fn row(
     Scenario {
         name,
         title,
-        cluster: || Settings {
-            nodes: 3,
-            ..Settings::default()
-        },
+        cluster: three,
         loads,
         rate: 400,
         length: Duration::from_secs(60),
@@ -96,7 +92,7 @@ fn row(
 async fn kill_now_and_then(stage: &mut Stage) -> Result<()> {
     while !stage.over() {
         stage.pause(1_000..4_000).await;
-        let leader = stage.cluster.leader().await?;
+        let leader = stage.leader().await?;
         stage.kill_for(&[leader], 200..1_500).await?;
     }
     Ok(())
@@ -106,13 +102,9 @@ async fn kill_now_and_then(stage: &mut Stage) -> Result<()> {
 async fn stop_followers(stage: &mut Stage) -> Result<()> {
     while !stage.over() {
         stage.pause(200..1_000).await;
-        let leader = stage.cluster.leader().await?;
+        let leader = stage.leader().await?;
         let follower = leader % stage.cluster.nodes() + 1;
-        let fault = stage.faults.begin("pause", &[follower], "a follower");
-        stage.cluster.pause(follower)?;
-        stage.pause(STOP_MS).await;
-        stage.cluster.resume(follower)?;
-        stage.faults.end(fault, State::Installed)?;
+        stage.pause_for(&[follower], STOP_MS).await?;
     }
     Ok(())
 }
@@ -123,7 +115,7 @@ async fn change_leaders(stage: &mut Stage) -> Result<()> {
             break;
         }
         stage.pause(300..1_500).await;
-        let leader = stage.cluster.leader().await?;
+        let leader = stage.leader().await?;
         if count.is_multiple_of(2) {
             let next = leader % stage.cluster.nodes() + 1;
             let fault = stage.faults.begin("transfer", &[leader, next], "");
