@@ -28,7 +28,7 @@ const STOP_MS: std::ops::Range<u64> = 15_000..20_000;
 /// Longer than any call of a stopped leader is waited for.
 const LONG_STOP_MS: std::ops::Range<u64> = 34_000..40_000;
 
-/// X1 to X8.
+/// X1 to X9.
 pub fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario {
@@ -58,7 +58,7 @@ pub fn scenarios() -> Vec<Scenario> {
         },
         row(
             ("X4", "another leader every 2 s, by death or by hand-over"),
-            &[Kind::Webhooks(Mix::Ladder)],
+            &[Kind::Webhooks(Mix::Quick)],
             &[("transfer", 2), ("kill", 2)],
             |stage| Box::pin(change_every_2_s(stage)),
         ),
@@ -95,6 +95,15 @@ pub fn scenarios() -> Vec<Scenario> {
                 |stage| Box::pin(kill_as_often_as_possible(stage)),
             )
         },
+        row(
+            (
+                "X9",
+                "the whole ladder, and servers that hang, drip and answer too late",
+            ),
+            &[Kind::Webhooks(Mix::Ladder)],
+            &[("kill", 2)],
+            |stage| Box::pin(kill_now_and_then(stage)),
+        ),
     ]
 }
 

@@ -13,6 +13,8 @@ use crate::receiver::{Answer, Pace, Receiver};
 pub const LATER: &str = "/later";
 /// Servers that refuse for good: each message to one is a dead letter.
 const REFUSING: usize = 4;
+/// Rounds of mail to the others between two messages to a server that takes its time.
+const TARDY_ROUNDS: usize = 20;
 
 /// Which servers there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +107,11 @@ impl Sink {
         matches!(self, Sink::Dead | Sink::DripsOn)
     }
 
+    /// Its first call takes the 30 s that a call may take, and 8 are made at a time.
+    fn is_tardy(self) -> bool {
+        matches!(self, Sink::Hanging | Sink::Dripping | Sink::Late)
+    }
+
     /// It has one webhook from the beginning to the end.
     pub fn is_kept(self) -> bool {
         !matches!(self, Sink::Gone | Sink::Leaving)
@@ -185,9 +192,11 @@ impl Servers {
         }
     }
 
-    /// Agents in the order in which they get mail: every second message is for one that refuses, if there are such.
+    /// Agents in the order in which they get mail: every second message is for one that refuses, if there are such; now
+    /// and then there is one for each that takes its time.
     pub fn cycle(&self) -> Vec<String> {
-        let (refusing, others): (Vec<_>, Vec<_>) = self.sinks.iter().partition(|s| s.sink == Sink::Refusing);
+        let (tardy, quick): (Vec<_>, Vec<_>) = self.sinks.iter().partition(|s| s.sink.is_tardy());
+        let (refusing, others): (Vec<_>, Vec<_>) = quick.into_iter().partition(|s| s.sink == Sink::Refusing);
         let mut cycle = Vec::new();
         for (number, other) in others.iter().enumerate() {
             cycle.push(other.agent.clone());
@@ -196,7 +205,11 @@ impl Servers {
         // Each of those that refuse has its turn, however few the others are.
         let rest = refusing.iter().skip(others.len());
         cycle.extend(rest.map(|sink| sink.agent.clone()));
-        cycle
+        if tardy.is_empty() {
+            return cycle;
+        }
+        let rounds = std::iter::repeat_n(cycle, TARDY_ROUNDS).flatten();
+        tardy.into_iter().map(|sink| sink.agent.clone()).chain(rounds).collect()
     }
 
     fn write_scripts(&self) {
