@@ -312,3 +312,34 @@ fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     }
     Ok(lines)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unrest(faults: &[(&str, State)]) -> Unrest {
+        let fault = |(kind, state): &(&str, State)| Fault {
+            kind: (*kind).to_owned(),
+            nodes: vec![1],
+            note: String::new(),
+            began: 0,
+            ended: 1,
+            state: *state,
+        };
+        Unrest::of(&faults.iter().map(fault).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn faults_are_counted_as_far_as_they_can_be() {
+        let installed = |kind: &'static str| (kind, State::Installed);
+        assert!(unrest(&[installed("transfer")]).is_clean());
+        assert!(unrest(&[("kill", State::Skipped)]).is_clean());
+        let counted = unrest(&[
+            installed("kill"),
+            installed("pause"),
+            ("failpoint", State::Indeterminate),
+        ]);
+        assert_eq!((counted.unclean, counted.stops), (Some(3), 1));
+        assert_eq!(unrest(&[installed("kill"), installed("partition")]).unclean, None);
+    }
+}

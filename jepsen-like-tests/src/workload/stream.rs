@@ -145,10 +145,12 @@ async fn spoil(world: World, team: Team, inbox: String, stop: Stop) -> Result<()
                 ..query.clone()
             };
             let asked = Fields {
+                id: Some("spoilt".to_owned()),
+                name: Some(inbox.clone()),
                 from: spoilt.cursor.clone(),
                 ..Fields::default()
             };
-            lane.invoke(Some(node), Op::Probe, format!("cursor of {inbox}"), asked);
+            lane.invoke(Some(node), Op::Probe, "GET messages", asked);
             lane.end(probe(&client, &spoilt).await);
             query.cursor = Some(page.cursor);
         }

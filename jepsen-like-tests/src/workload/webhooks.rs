@@ -27,10 +27,8 @@ use crate::deliveries::{self, Agent, CALLS, Deletion, Record, Seen, all_over, se
 use crate::receiver::{Call, Receiver};
 use crate::world::{Team, World};
 
-/// Senders of a load.
-const LANES: u64 = 4;
 /// Messages a second at most: a slow server takes 8 at a time.
-const RATE_MAX: u64 = 200;
+const RATE_MAX: u64 = 400;
 /// A sender changes its name after so many messages, before its notices fill its inbox.
 const MESSAGES_PER_NAME: u64 = 20_000;
 /// The ladder, an attempt of unknown outcome, and what else may come together.
@@ -73,45 +71,42 @@ pub async fn start(mix: Mix, world: &World) -> Result<Load> {
     let servers = Arc::new(servers);
     let (kept, owner, given_up) = (servers.clone(), team.clone(), deletions.clone());
     let mut load = Load::new(move |world| async move { conclude(&world, &owner, &kept, &given_up).await });
-    for sink in servers.sinks.iter().filter(|sink| sink.sink == Sink::Gone) {
+    for (number, sink) in servers.sinks.iter().enumerate() {
         let client = everywhere(world, &team, &sink.agent)?;
-        load.spawn(come_back(client, servers.url(sink, 0), load.stop()));
+        match sink.sink {
+            Sink::Gone => load.spawn(come_back(client, servers.url(sink, 0), load.stop())),
+            Sink::Leaving => {
+                let leaver = Leaver {
+                    client,
+                    number,
+                    servers: servers.clone(),
+                    world: world.clone(),
+                    deletions: deletions.clone(),
+                };
+                load.spawn(leaver.run(load.stop()));
+            }
+            _ => {}
+        }
     }
-    for (number, sink) in servers
-        .sinks
-        .iter()
-        .enumerate()
-        .filter(|(_, sink)| sink.sink == Sink::Leaving)
-    {
-        let leaver = Leaver {
-            client: everywhere(world, &team, &sink.agent)?,
-            number,
-            servers: servers.clone(),
-            world: world.clone(),
-            deletions: deletions.clone(),
-        };
-        load.spawn(leaver.run(load.stop()));
-    }
-    let lanes = if mix == Mix::Quiet { 0 } else { LANES };
+    let lanes = mix.lanes();
     for number in 0..lanes {
         let sender = Sender {
             post: Post::new(world, &team),
             mix,
             number,
             cycle: servers.cycle(),
-            gap: pace(
-                if world.rate == 0 {
-                    RATE_MAX
-                } else {
-                    world.rate.min(RATE_MAX)
-                },
-                lanes,
-                1,
-            ),
+            gap: pace(rate(world), lanes, 1),
         };
         load.spawn(sender.run(load.stop()));
     }
     Ok(load)
+}
+
+fn rate(world: &World) -> u64 {
+    match world.rate {
+        0 => RATE_MAX,
+        rate => rate.min(RATE_MAX),
+    }
 }
 
 type Deletions = Arc<Mutex<Vec<Deletion>>>;
@@ -257,7 +252,7 @@ struct Sender {
 impl Sender {
     async fn run(mut self, stop: Stop) -> Result<()> {
         // Lanes begin at different places of the cycle.
-        let ahead = self.number as usize * self.cycle.len() / LANES as usize;
+        let ahead = self.number as usize * self.cycle.len() / self.mix.lanes() as usize;
         for sent in 0.. {
             if stop.is_set() {
                 break;

@@ -46,6 +46,16 @@ impl Mix {
         }
     }
 
+    /// Senders at the same time.
+    pub fn lanes(self) -> u64 {
+        match self {
+            Mix::Quiet => 0,
+            // Its inbox is the full one.
+            Mix::FullInbox => 1,
+            _ => 4,
+        }
+    }
+
     fn sinks(self) -> Vec<Sink> {
         use Sink::*;
         let quick = [Good, Slow, Shaky(1), HangsUp, Moved, Later, Gone];
@@ -220,7 +230,7 @@ impl Servers {
             let always = |answer: Answer| receiver.script(name, Pace::Calls, [], answer);
             match sink {
                 Sink::Good | Sink::Healthy | Sink::Dead => {}
-                Sink::Slow => always(good().after(Duration::from_millis(300))),
+                Sink::Slow => always(good().after(Duration::from_millis(150))),
                 Sink::Shaky(failures) => receiver.statuses(name, &vec![500; *failures], 200),
                 Sink::HangsUp => once(Answer::hang_up()),
                 Sink::Moved => once(Answer::status(302).header("location", &receiver.url_of("/elsewhere"))),
@@ -233,6 +243,39 @@ impl Servers {
                 Sink::Late => once(good().after(Duration::from_millis(31_000))),
                 Sink::DripsOn => always(Answer::dripping(Duration::from_millis(500))),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn everybody_gets_mail_and_who_refuses_gets_much() {
+        for mix in [
+            Mix::Quick,
+            Mix::Ladder,
+            Mix::Crowd,
+            Mix::Leaving,
+            Mix::FullInbox,
+            Mix::Quiet,
+        ] {
+            let servers = Servers::start(mix, Receiver::start().await.unwrap()).await.unwrap();
+            let cycle = servers.cycle();
+            let mail = |sink: &AgentSink| cycle.iter().filter(|agent| **agent == sink.agent).count();
+            for sink in &servers.sinks {
+                assert!(mail(sink) > 0, "{mix:?} has none for {}", sink.agent);
+                assert!(!sink.sink.is_tardy() || mail(sink) == 1);
+            }
+            let refusing = servers.sinks.iter().filter(|sink| sink.sink == Sink::Refusing);
+            let dead: usize = refusing.map(mail).sum();
+            assert!(
+                dead == 0 || 3 * dead > cycle.len(),
+                "{mix:?} has {dead} dead letters in {}",
+                cycle.len()
+            );
         }
     }
 }
