@@ -15,6 +15,7 @@ use crate::faults::{self, Fault};
 use crate::history::{self, Operation};
 use crate::run::{self, REPLICAS, RUN, Replicas, Run};
 use crate::verdict::{Check, Verdict};
+use crate::watch;
 
 /// Everything that a run wrote down.
 pub struct Evidence {
@@ -34,8 +35,10 @@ impl Evidence {
     /// Reads a run's directory.
     pub fn load(dir: &Path) -> Result<Self> {
         let faults = faults::load(dir)?;
+        let reigns = watch::reigns(&watch::load(dir)?);
+        let leader_changes = reigns.len().saturating_sub(1) as u64;
         Ok(Evidence {
-            dispatch: deliveries::Evidence::load(dir, &faults)?,
+            dispatch: deliveries::Evidence::load(dir, &faults, leader_changes)?,
             run: run::read(&dir.join(RUN))?,
             operations: history::load(dir)?,
             faults,

@@ -96,15 +96,16 @@ pub enum Record {
 /// What a run did to the cluster: it decides what may be asked of the deliveries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Unrest {
-    /// How many leaders were killed or cut off at most; none if nobody can tell.
+    /// How many leaders were killed, cut off or given up by a starving machine at most; none if nobody can tell.
     pub unclean: Option<u32>,
     /// Processes stopped for a while.
     pub stops: u32,
 }
 
 impl Unrest {
-    /// What these faults amount to.
-    pub fn of(faults: &[Fault]) -> Self {
+    /// What these faults amount to, when so many times somebody else began to lead.
+    pub fn of(faults: &[Fault], leader_changes: u64) -> Self {
+        let mut handed_over = 0;
         let mut unrest = Unrest {
             unclean: Some(0),
             stops: 0,
@@ -112,7 +113,7 @@ impl Unrest {
         for fault in faults.iter().filter(|fault| fault.state != State::Skipped) {
             let nodes = fault.nodes.len() as u32;
             match fault.kind.as_str() {
-                "transfer" => {}
+                "transfer" => handed_over += 1,
                 "kill" | "failpoint" | "power" | "restart" => unrest.unclean = unrest.unclean.map(|n| n + nodes),
                 "pause" => {
                     unrest.unclean = unrest.unclean.map(|n| n + nodes);
@@ -122,6 +123,8 @@ impl Unrest {
                 _ => unrest.unclean = None,
             }
         }
+        let lost = leader_changes.saturating_sub(handed_over) as u32;
+        unrest.unclean = unrest.unclean.map(|n| n.max(lost));
         unrest
     }
 
@@ -152,10 +155,10 @@ pub struct Evidence {
 
 impl Evidence {
     /// Reads what a run wrote down; nothing if it had no webhooks.
-    pub fn load(dir: &Path, faults: &[Fault]) -> Result<Self> {
+    pub fn load(dir: &Path, faults: &[Fault], leader_changes: u64) -> Result<Self> {
         let mut evidence = Evidence {
             calls: read_lines(&dir.join(CALLS))?,
-            unrest: Unrest::of(faults),
+            unrest: Unrest::of(faults, leader_changes),
             ..Evidence::default()
         };
         for record in read_lines(&dir.join(DELIVERIES))? {
@@ -326,14 +329,15 @@ mod tests {
             ended: 1,
             state: *state,
         };
-        Unrest::of(&faults.iter().map(fault).collect::<Vec<_>>())
+        Unrest::of(&faults.iter().map(fault).collect::<Vec<_>>(), 1)
     }
 
     #[test]
     fn faults_are_counted_as_far_as_they_can_be() {
         let installed = |kind: &'static str| (kind, State::Installed);
         assert!(unrest(&[installed("transfer")]).is_clean());
-        assert!(unrest(&[("kill", State::Skipped)]).is_clean());
+        assert_eq!(unrest(&[]).unclean, Some(1), "a leader was lost without a fault");
+        assert!(unrest(&[("kill", State::Skipped), installed("transfer")]).is_clean());
         let counted = unrest(&[
             installed("kill"),
             installed("pause"),
