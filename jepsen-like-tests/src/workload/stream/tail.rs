@@ -137,7 +137,7 @@ impl Tail {
             n: Some(self.sessions),
             ..Fields::default()
         };
-        self.lane.invoke(Some(node), Op::Frame, &self.inbox, asked);
+        self.lane.invoke(Some(node), Op::Frame, &self.inbox, asked.clone());
         let mut fields = Fields::default();
         let mut broken = None;
         let mut patience = until.saturating_duration_since(Instant::now());
@@ -164,14 +164,15 @@ impl Tail {
             patience = SOON;
         }
         let items = fields.items.clone();
-        let said_nothing = items.is_empty() && fields.n.is_none();
-        self.lane.end(match &broken {
-            Some(error) if said_nothing => Outcome::Info(format!("{error:#}")),
-            _ => Outcome::Ok(fields),
-        });
         if let Some(error) = broken {
+            if !items.is_empty() {
+                self.lane.end(Outcome::Ok(fields));
+                self.lane.invoke(Some(node), Op::Frame, &self.inbox, asked);
+            }
+            self.lane.end(Outcome::Info(format!("{error:#}")));
             return Err(error);
         }
+        self.lane.end(Outcome::Ok(fields));
         self.acknowledge(node, socket, &items).await?;
         Ok(items)
     }
