@@ -25,6 +25,7 @@ pub mod order;
 pub mod raft;
 pub mod read_marks;
 pub mod replicas;
+pub mod ws_stream;
 
 use std::path::Path;
 
@@ -32,6 +33,7 @@ use anyhow::Result;
 
 use self::mail::{End, Mail, NEVER};
 use self::order::{Known, Order};
+use crate::deliveries;
 use crate::faults::{self, Fault};
 use crate::history::{self, Op, Operation};
 use crate::run::{self, REPLICAS, RUN, Replicas, Run};
@@ -51,6 +53,8 @@ const CHECKERS: &[fn(&Evidence) -> Check] = &[
     raft::check,
     crashes::check,
     liveness::check,
+    dispatch::check,
+    ws_stream::check,
 ];
 
 /// Everything that a run wrote down.
@@ -76,6 +80,8 @@ pub struct Evidence {
     pub order: Order,
     /// What was known to be in each inbox at what time.
     pub known: Known,
+    /// What the dispatcher left behind.
+    pub dispatch: deliveries::Evidence,
 }
 
 /// An operation without what it was about.
@@ -142,13 +148,15 @@ impl Evidence {
         history::each(dir, |operation| clients.take(operation))?;
         let watched = dir.join(LEADERS).exists();
         let samples = if watched { watch::load(dir)? } else { Vec::new() };
-        Ok(Evidence::of(
+        let mut evidence = Evidence::of(
             run::read(&dir.join(RUN))?,
             clients,
             faults::load(dir)?,
             run::read(&dir.join(REPLICAS))?,
             samples,
-        ))
+        );
+        evidence.dispatch = deliveries::Evidence::load(dir, &evidence.faults, evidence.leader_changes())?;
+        Ok(evidence)
     }
 
     /// From its parts.
@@ -173,6 +181,7 @@ impl Evidence {
             mail,
             order,
             known,
+            dispatch: deliveries::Evidence::default(),
         }
     }
 
@@ -192,9 +201,13 @@ impl Evidence {
 pub fn check(evidence: &Evidence) -> Verdict {
     let checks = CHECKERS.iter().map(|check| check(evidence)).collect();
     let cover = scenario::named(&evidence.run.scenario).map(|scenario| scenario.cover);
-    let coverage = cover.map(|cover| coverage::check(evidence, &cover)).unwrap_or_default();
-    let samples = figures::samples(evidence);
-    let figures = figures::figures(evidence, &samples);
+    let mut coverage = cover.map(|cover| coverage::check(evidence, &cover)).unwrap_or_default();
+    coverage.extend(dispatch::coverage(evidence));
+    let mut samples = figures::samples(evidence);
+    samples.extend(dispatch::samples(evidence));
+    let mut figures = figures::figures(evidence, &samples);
+    figures.extend(dispatch::figures(evidence));
+    figures.extend(ws_stream::figures(evidence));
     Verdict {
         samples,
         ..Verdict::of(checks, coverage, figures)

@@ -207,6 +207,7 @@ impl Operation {
 /// Writes the history. Cheap to clone.
 #[derive(Clone)]
 pub struct Recorder {
+    dir: Arc<Path>,
     began: Instant,
     lanes: Arc<AtomicU32>,
     file: Arc<Mutex<BufWriter<File>>>,
@@ -218,6 +219,7 @@ impl Recorder {
         let path = dir.join(HISTORY);
         let file = File::create_new(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Recorder {
+            dir: dir.into(),
             began: Instant::now(),
             lanes: Arc::default(),
             file: Arc::new(Mutex::new(BufWriter::new(file))),
@@ -227,6 +229,11 @@ impl Recorder {
     /// Nanoseconds since the run began.
     pub fn now(&self) -> u64 {
         self.began.elapsed().as_nanos() as u64
+    }
+
+    /// The run's directory, for what else is written down.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// A new client.

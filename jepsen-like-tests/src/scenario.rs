@@ -1,11 +1,13 @@
 //! The table of scenarios. A scenario is a script of faults, the clients that run beside it, and what it must have met
 //! for its verdict to mean anything. The letters are those of the test plan.
 
+pub mod dispatch;
 pub mod membership;
 pub mod network;
 pub mod peace;
 pub mod process;
 pub mod space;
+pub mod stream;
 
 use std::time::Duration;
 
@@ -87,6 +89,8 @@ pub fn all() -> Vec<Scenario> {
         network::scenarios(),
         space::scenarios(),
         membership::scenarios(),
+        dispatch::scenarios(),
+        stream::scenarios(),
     ]
     .concat()
 }

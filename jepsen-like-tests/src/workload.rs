@@ -5,8 +5,11 @@
 
 pub mod mailbox;
 pub mod mixed;
+pub mod post;
 pub mod read;
 pub mod send;
+pub mod stream;
+pub mod webhooks;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -29,10 +32,21 @@ pub enum Kind {
     Read,
     /// I: everything with mailboxes, over a thousand of them.
     Mixed,
+    /// E: mail to agents with webhooks.
+    Webhooks(webhooks::Mix),
+    /// F: WebSocket sessions that end and are resumed elsewhere.
+    Stream(stream::Mix),
 }
 
 /// All of them.
-pub const ALL: [Kind; 4] = [Kind::Send, Kind::SendBatches, Kind::Read, Kind::Mixed];
+pub const ALL: [Kind; 6] = [
+    Kind::Send,
+    Kind::SendBatches,
+    Kind::Read,
+    Kind::Mixed,
+    Kind::Webhooks(webhooks::Mix::Quick),
+    Kind::Stream(stream::Mix::Tails),
+];
 
 /// Lets clients of a kind begin.
 pub async fn start(kind: Kind, world: &World) -> Result<Load> {
@@ -41,6 +55,8 @@ pub async fn start(kind: Kind, world: &World) -> Result<Load> {
         Kind::SendBatches => send::start(world, 100).await,
         Kind::Read => read::start(world).await,
         Kind::Mixed => mixed::start(world).await,
+        Kind::Webhooks(mix) => webhooks::start(mix, world).await,
+        Kind::Stream(mix) => stream::start(mix, world).await,
     }
 }
 
