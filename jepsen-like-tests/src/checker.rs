@@ -1,9 +1,17 @@
 //! One property per file. A checker looks at what a run wrote down and names every violation that it finds. All are
 //! O(n log n) at most, and none needs a cluster: a run can be checked again at any time.
 
+#[cfg(test)]
+mod by_hand;
 pub mod dispatch;
+pub mod fan_out;
 pub mod inbox_order;
+pub mod isolation;
 pub mod lost;
+pub mod quota;
+pub mod registers;
+pub mod revocation;
+mod wgl;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -42,6 +50,14 @@ impl Evidence {
 /// Runs every checker over a run's directory.
 pub fn check(dir: &Path) -> Result<Verdict> {
     let evidence = Evidence::load(dir)?;
-    let checks: Vec<Check> = vec![lost::check(&evidence), inbox_order::check(&evidence)];
+    let checks: Vec<Check> = vec![
+        lost::check(&evidence),
+        inbox_order::check(&evidence),
+        fan_out::check(&evidence),
+        quota::check(&evidence),
+        revocation::check(&evidence),
+        registers::check(&evidence),
+        isolation::check(&evidence),
+    ];
     Ok(Verdict::of(checks, Vec::new(), BTreeMap::new()))
 }

@@ -1,6 +1,7 @@
 //! The table of scenarios. A scenario is a script of faults, the clients that run beside it, and what it must have met
 //! for its verdict to mean anything. The letters are those of the test plan.
 
+pub mod clients;
 pub mod peace;
 pub mod process;
 
@@ -67,7 +68,7 @@ pub struct Cover {
 
 /// All of them, in the order of the test plan.
 pub fn all() -> Vec<Scenario> {
-    [peace::scenarios(), process::scenarios()].concat()
+    [peace::scenarios(), process::scenarios(), clients::scenarios()].concat()
 }
 
 /// The one of a name.

@@ -3,7 +3,11 @@
 //! Each kind is a file with a `start` that makes its team, its agents and its lanes. A lane does one thing at a time;
 //! what is unknown it repeats through another node under the same idempotency key where a client would.
 
+pub mod ask;
+pub mod keys;
+pub mod quota;
 pub mod send;
+pub mod topics;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -22,6 +26,12 @@ pub enum Kind {
     Send,
     /// A: direct messages, a hundred to a request.
     SendBatches,
+    /// C: subscribers that come and go, publishes to one and to hundreds of them.
+    Topics,
+    /// D: clients that race for the last units of a day and of a month.
+    Quota,
+    /// G: keys that are made, used and revoked, and two teams that ask for each other's things.
+    Keys,
 }
 
 /// Lets clients of a kind begin.
@@ -29,6 +39,9 @@ pub async fn start(kind: Kind, world: &World) -> Result<Load> {
     match kind {
         Kind::Send => send::start(world, 1).await,
         Kind::SendBatches => send::start(world, 100).await,
+        Kind::Topics => topics::start(world).await,
+        Kind::Quota => quota::start(world).await,
+        Kind::Keys => keys::start(world).await,
     }
 }
 
@@ -50,6 +63,11 @@ impl Stop {
     /// Whether to begin nothing new.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// Ends them.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -78,7 +96,7 @@ impl Load {
 
     /// Waits until every lane has ended what it was doing, then looks at everything.
     pub async fn finish(mut self, world: &World) -> Result<()> {
-        self.stop.0.store(true, Ordering::Relaxed);
+        self.stop.set();
         while let Some(lane) = self.lanes.join_next().await {
             lane.context("a client panicked")??;
         }

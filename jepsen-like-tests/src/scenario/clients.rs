@@ -1,0 +1,95 @@
+//! B, Q, G: what clients do besides sending and reading, while leaders die and stand still. H2: the same in peace.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use rand::RngExt;
+
+use super::{Cover, Scenario};
+use crate::cluster::Settings;
+use crate::faults::State;
+use crate::stage::Stage;
+use crate::workload::Kind;
+
+/// H2, B1, Q1, G1.
+pub fn scenarios() -> Vec<Scenario> {
+    let calm = Scenario {
+        name: "H2",
+        title: "no fault: topics, quotas, keys",
+        cluster: || Settings {
+            nodes: 3,
+            ..Settings::default()
+        },
+        loads: &[Kind::Topics, Kind::Quota, Kind::Keys],
+        rate: 100,
+        length: Duration::from_secs(20),
+        smoke: None,
+        needs: &[],
+        cover: Cover {
+            faults: &[],
+            operations_inside: 0,
+            leader_changes: 0,
+        },
+        script: |stage| Box::pin(async move { stage.rest().await }),
+    };
+    let stormy = Scenario {
+        length: Duration::from_secs(60),
+        cover: Cover {
+            faults: &[("kill", 3), ("pause", 3)],
+            operations_inside: 100,
+            leader_changes: 3,
+        },
+        script: |stage| Box::pin(kill_and_pause(stage)),
+        ..calm.clone()
+    };
+    vec![
+        calm,
+        Scenario {
+            name: "B1",
+            title: "topics with one and with hundreds of subscribers while leaders die and stand still",
+            loads: &[Kind::Topics],
+            ..stormy.clone()
+        },
+        Scenario {
+            name: "Q1",
+            title: "clients race for the last units of a quota while leaders die and stand still",
+            loads: &[Kind::Quota],
+            rate: 300,
+            ..stormy.clone()
+        },
+        Scenario {
+            name: "G1",
+            title: "keys are made, used and revoked, teams probe each other, leaders die and stand still",
+            loads: &[Kind::Keys],
+            rate: 300,
+            ..stormy
+        },
+    ]
+}
+
+/// Kills or stops whoever leads, and now and then another one.
+async fn kill_and_pause(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        stage.pause(200..1_200).await;
+        let leader = stage.cluster.leader().await?;
+        let node = match stage.random.random_range(0..4) {
+            0 => leader % stage.cluster.nodes() + 1,
+            _ => leader,
+        };
+        if stage.random.random_bool(0.5) {
+            stage.kill_for(&[node], 200..1_200).await?;
+        } else {
+            stop_for(stage, node).await?;
+        }
+    }
+    Ok(())
+}
+
+/// SIGSTOP, often for so long that the others elect somebody; then it goes on as if nothing had been.
+async fn stop_for(stage: &mut Stage, node: usize) -> Result<()> {
+    let fault = stage.faults.begin("pause", &[node], "");
+    stage.cluster.pause(node)?;
+    stage.pause(200..3_000).await;
+    stage.cluster.resume(node)?;
+    stage.faults.end(fault, State::Installed)
+}
