@@ -41,10 +41,10 @@ fn step(life: &Life, what: &What) -> Option<Life> {
 /// Searches for an order of each key's history.
 pub fn check(evidence: &Evidence) -> Check {
     let mut keys: BTreeMap<&str, Vec<Call<What>>> = BTreeMap::new();
-    let mut left_out: HashSet<&str> = HashSet::new();
+    let mut created: HashSet<&str> = HashSet::new();
     for operation in &evidence.operations {
-        if operation.op == Op::KeyCreate && (operation.answered().is_none() || operation.asked.n.is_some()) {
-            left_out.insert(&operation.k);
+        if operation.op == Op::KeyCreate && operation.answered().is_some() && operation.asked.n.is_none() {
+            created.insert(&operation.k);
         }
         if let Some(call) = call(operation) {
             keys.entry(&operation.k).or_default().push(call);
@@ -52,7 +52,7 @@ pub fn check(evidence: &Evidence) -> Check {
     }
     let mut looked_at = 0;
     let mut violations = Vec::new();
-    for (name, calls) in keys.iter().filter(|(name, _)| !left_out.contains(*name)) {
+    for (name, calls) in keys.iter().filter(|(name, _)| created.contains(*name)) {
         match wgl::search(Life::Unborn, calls, step) {
             Found::Order => looked_at += calls.len(),
             Found::None => {

@@ -21,7 +21,7 @@ use crate::world::{Team, World};
 /// The team, and with `/` the beginning of every name in the history.
 const TEAM: &str = "topics";
 /// Topics: a name, how many subscribe before the first publish and stay, and how many of 100 publishes go there.
-const TOPICS: [(&str, usize, u32); 4] = [("pair", 1, 55), ("room", 20, 25), ("hall", 120, 13), ("crowd", 400, 7)];
+const TOPICS: [(&str, usize, u32); 4] = [("lonely", 1, 65), ("room", 20, 23), ("hall", 60, 7), ("crowd", 300, 5)];
 /// Clients that publish. They are subscribed to [`LOUD`] themselves, and never hear what they say.
 const PUBLISHERS: u64 = 8;
 /// Where the publishers listen, too.
@@ -29,7 +29,7 @@ const LOUD: &str = "room";
 /// Agents that come and go.
 const GUESTS: usize = 16;
 /// Publishes a second at most: an audit reads every entry of every inbox from every node.
-const RATE_MAX: u64 = 100;
+const RATE_MAX: u64 = 50;
 /// Clients that prepare, and that audit each node.
 const HANDS: usize = 6;
 

@@ -73,7 +73,7 @@ impl Tenant {
             .agent(HOOKED)
             .build()?;
         // Nobody listens there.
-        let url = format!("http://{}:9/", world.host);
+        let url = format!("http://{}:1024/", world.host);
         hooked
             .register_webhook(&url, &["message.received"])
             .await
