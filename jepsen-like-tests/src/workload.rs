@@ -34,6 +34,9 @@ pub enum Kind {
     Keys,
 }
 
+/// All of them.
+pub const ALL: [Kind; 5] = [Kind::Send, Kind::SendBatches, Kind::Topics, Kind::Quota, Kind::Keys];
+
 /// Lets clients of a kind begin.
 pub async fn start(kind: Kind, world: &World) -> Result<Load> {
     match kind {
