@@ -5,6 +5,7 @@
 //! <dir>/faults.jsonl      what was done to the cluster       <dir>/replicas.json   whether all states are the same
 //! <dir>/verdict.json      what is said of it                 <dir>/report.html     the same for people
 //! <dir>/node<N>.log       what the nodes said               <dir>/cluster/        their data, unless all was well
+//! <dir>/leaders.jsonl     who led, as every node said
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use crate::report;
 use crate::scenario::Scenario;
 use crate::stage::Stage;
 use crate::verdict::{Sum, VERDICT, Verdict};
+use crate::watch::Watch;
 use crate::workload;
 
 /// The file that says what ran.
@@ -91,9 +93,12 @@ pub struct Replicas {
 pub async fn run(scenario: &Scenario, options: &Options) -> Result<Verdict> {
     let dir = &options.dir;
     std::fs::create_dir_all(dir)?;
-    let verdict = match play(scenario, options).await {
-        Ok(()) => conclude(dir)?,
-        Err(error) => Verdict::without_result(Sum::Unknown, format!("{error:#}")),
+    let verdict = match scenario.needs.iter().find_map(|need| need.lacking()) {
+        Some(why) => Verdict::without_result(Sum::Skipped, why),
+        None => match play(scenario, options).await {
+            Ok(()) => conclude(dir)?,
+            Err(error) => Verdict::without_result(Sum::Unknown, format!("{error:#}")),
+        },
     };
     write(&dir.join(VERDICT), &verdict)?;
     if verdict.sum == Sum::Valid {
@@ -118,6 +123,7 @@ async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
     let cluster = Cluster::start_with(settings).await?;
     let recorder = Recorder::create(dir)?;
     let world = cluster.world(recorder.clone(), options.seed, options.rate.unwrap_or(scenario.rate))?;
+    let watch = Watch::start(&world.urls, &recorder, dir)?;
     let mut loads = Vec::new();
     for kind in options.loads.as_deref().unwrap_or(scenario.loads) {
         loads.push(workload::start(*kind, &world).await?);
@@ -128,6 +134,7 @@ async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
         cluster,
         world: world.clone(),
         faults: FaultLog::create(dir, recorder.clone())?,
+        watch: watch.clone(),
         random: StdRng::seed_from_u64(options.seed),
         until: Instant::now() + options.length,
     };
@@ -149,6 +156,7 @@ async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
         .map(|(node, status)| (node, status.to_string()))
         .collect();
     recorder.flush()?;
+    watch.flush()?;
     stage.cluster.save_logs(dir)?;
     write(&dir.join(REPLICAS), &replicas)?;
     write(&dir.join(RUN), &run)

@@ -2,15 +2,17 @@
 //! for its verdict to mean anything. The letters are those of the test plan.
 
 pub mod clients;
+pub mod network;
 pub mod peace;
 pub mod process;
+pub mod space;
 
 use std::time::Duration;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
 
-use crate::cluster::Settings;
+use crate::cluster::{Settings, clock, network as net};
 use crate::stage::Stage;
 use crate::workload;
 
@@ -55,6 +57,17 @@ pub enum Need {
     Failpoints,
 }
 
+impl Need {
+    /// Why this machine cannot do it; none if it can. Found out by trying.
+    pub fn lacking(self) -> Option<String> {
+        match self {
+            Need::Namespaces => net::without_namespaces().map(str::to_owned),
+            Need::FakeTime => clock::lacking(),
+            Need::LoopImages | Need::Failpoints => None,
+        }
+    }
+}
+
 /// What a run must have met; see [`crate::verdict::Coverage`].
 #[derive(Debug, Clone, Copy)]
 pub struct Cover {
@@ -68,7 +81,30 @@ pub struct Cover {
 
 /// All of them, in the order of the test plan.
 pub fn all() -> Vec<Scenario> {
-    [peace::scenarios(), process::scenarios(), clients::scenarios()].concat()
+    [
+        peace::scenarios(),
+        process::scenarios(),
+        network::scenarios(),
+        space::scenarios(),
+        clients::scenarios(),
+    ]
+    .concat()
+}
+
+/// Nodes on loopback, as most scenarios have it.
+fn three() -> Settings {
+    Settings {
+        nodes: 3,
+        ..Settings::default()
+    }
+}
+
+/// For scenarios in which some see what others do not.
+fn five() -> Settings {
+    Settings {
+        nodes: 5,
+        ..Settings::default()
+    }
 }
 
 /// The one of a name.

@@ -5,9 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use rand::RngExt;
 
-use super::{Cover, Scenario};
-use crate::cluster::Settings;
-use crate::faults::State;
+use super::{Cover, Scenario, three};
 use crate::stage::Stage;
 use crate::workload::Kind;
 
@@ -16,10 +14,7 @@ pub fn scenarios() -> Vec<Scenario> {
     let calm = Scenario {
         name: "H2",
         title: "no fault: topics, quotas, keys",
-        cluster: || Settings {
-            nodes: 3,
-            ..Settings::default()
-        },
+        cluster: three,
         loads: &[Kind::Topics, Kind::Quota, Kind::Keys],
         rate: 100,
         length: Duration::from_secs(20),
@@ -79,17 +74,9 @@ async fn kill_and_pause(stage: &mut Stage) -> Result<()> {
         if stage.random.random_bool(0.5) {
             stage.kill_for(&[node], 200..1_200).await?;
         } else {
-            stop_for(stage, node).await?;
+            // Often for so long that the others elect somebody; then it goes on as if nothing had been.
+            stage.pause_for(&[node], 200..3_000).await?;
         }
     }
     Ok(())
-}
-
-/// SIGSTOP, often for so long that the others elect somebody; then it goes on as if nothing had been.
-async fn stop_for(stage: &mut Stage, node: usize) -> Result<()> {
-    let fault = stage.faults.begin("pause", &[node], "");
-    stage.cluster.pause(node)?;
-    stage.pause(200..3_000).await;
-    stage.cluster.resume(node)?;
-    stage.faults.end(fault, State::Installed)
 }
