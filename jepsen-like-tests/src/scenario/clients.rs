@@ -62,21 +62,23 @@ pub fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// Kills or stops whoever leads, and now and then another one.
+/// Kills and stops in turn whoever leads, and now and then another one.
 async fn kill_and_pause(stage: &mut Stage) -> Result<()> {
+    let mut kills = true;
     while !stage.over() {
-        stage.pause(200..1_200).await;
-        let leader = stage.cluster.leader().await?;
+        stage.pause(200..1_000).await;
+        let leader = stage.leader().await?;
         let node = match stage.random.random_range(0..4) {
             0 => leader % stage.cluster.nodes() + 1,
             _ => leader,
         };
-        if stage.random.random_bool(0.5) {
+        if kills {
             stage.kill_for(&[node], 200..1_200).await?;
         } else {
             // Often for so long that the others elect somebody; then it goes on as if nothing had been.
-            stage.pause_for(&[node], 200..3_000).await?;
+            stage.pause_for(&[node], 200..2_500).await?;
         }
+        kills = !kills;
     }
     Ok(())
 }

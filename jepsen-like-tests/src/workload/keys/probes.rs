@@ -7,7 +7,10 @@ use agentpost::api::abbababa::{DeliveriesResponse, ListResponse, SendRequest};
 use agentpost::api::admin::CreateKey;
 use agentpost::api::kite;
 use agentpost::client::Request;
-use agentpost::{Client, SubscriptionUrl};
+use agentpost::retry::RetryPolicy;
+use agentpost::rpc::{Options, Rpc};
+use agentpost::urls::ws_url;
+use agentpost::{Client, Error, SubscriptionUrl};
 use anyhow::{Context as _, Result};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -246,6 +249,7 @@ impl Prober {
             match self.random.random_range(0..4) {
                 0 => self.by_name().await?,
                 1 => self.beyond_its_rights().await?,
+                2 if self.random.random_bool(0.3) => self.by_socket().await?,
                 _ => self.by_id().await?,
             }
             tokio::time::sleep(GAP).await;
@@ -272,6 +276,37 @@ impl Prober {
         self.lane.invoke(Some(node), Op::Probe, *route, asked);
         let told = Told::of(client.request(request).await)?;
         self.lane.end(told.outcome(|_| Fields::default()));
+        Ok(())
+    }
+
+    /// The same over a socket: another team's key, and another team.
+    async fn by_socket(&mut self) -> Result<()> {
+        let exists = self.random.random_bool(0.6);
+        let ids = if exists { self.other.wanted() } else { ABSENT };
+        let revokes = self.random.random_bool(0.5);
+        let (node, client) = self.admin.any(&mut self.random);
+        let rpc = Rpc::new(Options {
+            urls: vec![ws_url(&client.urls()[0])?],
+            token: self.own.admin_key.clone().into(),
+            team_id: if revokes { &self.own.team.id } else { ids.team }.to_owned(),
+        })?
+        .retry(RetryPolicy::once());
+        let asked = Fields {
+            id: Some(if exists { "foreign" } else { "absent" }.to_owned()),
+            ..named(self.own.name)
+        };
+        let route = if revokes { "keys.revoke" } else { "dashboard.stats" };
+        self.lane.invoke(Some(node), Op::Probe, route, asked);
+        let result = match revokes {
+            true => rpc.revoke_key(ids.key).await.map(drop),
+            false => rpc.stats().await.map(drop),
+        };
+        self.lane.end(match result {
+            // No status here; it is what a 4xx is elsewhere.
+            Err(Error::Declined(why)) => Outcome::Fail(format!("400 {why}")),
+            Err(Error::Session { code, message }) => Outcome::Fail(format!("{code} {message}")),
+            other => Told::of(other)?.outcome(|()| Fields::default()),
+        });
         Ok(())
     }
 
