@@ -89,7 +89,7 @@ pub enum Op {
     KeyCreate,
     /// Revokes the key `k`.
     KeyRevoke,
-    /// Uses the key `k`: `name` is `read`, `local` or `write`, and a write sends `key`.
+    /// Uses the key `k`: `name` is `read`, `local`, `socket` or `write`, and a write sends `key`.
     KeyUse,
     /// Asks in the team `name` for something that is not its own by the route `k`. With the `id` of that it must never be
     /// `ok`, with the id `absent` nothing is asked for that exists; without one `items` are the team's own.

@@ -88,21 +88,24 @@ fn inboxes(operations: &[Operation], violations: &mut Vec<String>) -> usize {
 
 /// What keys wrote is once in an inbox of their team, on every node; what was refused is nowhere.
 fn landings(operations: &[Operation], violations: &mut Vec<String>) {
-    let mut places: BTreeMap<usize, HashMap<&str, Vec<&str>>> = BTreeMap::new();
+    let writes = operations.iter().filter(|o| o.op == Op::KeyUse);
+    let writes: HashMap<&str, &Operation> = writes.filter_map(|o| Some((o.asked.key.as_deref()?, o))).collect();
+    let mut counts: BTreeMap<usize, HashMap<&str, usize>> = BTreeMap::new();
     for audit in operations.iter().filter(|o| o.op == Op::Inbox) {
-        let of_node = places.entry(audit.node.unwrap_or(0)).or_default();
+        let of_node = counts.entry(audit.node.unwrap_or(0)).or_default();
         for item in audit.answered().map_or(&[][..], |answered| &answered.items) {
-            of_node.entry(&item.key).or_default().push(&audit.k);
+            if writes.contains_key(item.key.as_str()) {
+                *of_node.entry(&item.key).or_default() += 1;
+            }
         }
     }
-    let writes = operations.iter().filter(|o| o.op == Op::KeyUse);
-    for (write, key) in writes.filter_map(|o| Some((o, o.asked.key.as_deref()?))) {
-        for (node, of_node) in &places {
-            let found = of_node.get(key).map_or(&[][..], Vec::as_slice);
-            match (&write.outcome, found) {
-                (Outcome::Ok(_), []) => violations.push(format!("node {node} lost {key}, written with {}", write.k)),
-                (Outcome::Fail(why), [_, ..]) => violations.push(format!("node {node} has {key}, refused: {why}")),
-                (_, [_, _, ..]) => violations.push(format!("node {node} has {key} {} times", found.len())),
+    for (key, write) in &writes {
+        for (node, of_node) in &counts {
+            let count = of_node.get(key).copied().unwrap_or(0);
+            match (&write.outcome, count) {
+                (Outcome::Ok(_), 0) => violations.push(format!("node {node} lost {key}, written with {}", write.k)),
+                (Outcome::Fail(why), 1..) => violations.push(format!("node {node} has {key}, refused: {why}")),
+                (_, 2..) => violations.push(format!("node {node} has {key} {count} times")),
                 _ => {}
             }
         }

@@ -6,10 +6,13 @@ mod probes;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use agentpost::Client;
 use agentpost::api::abbababa::SendRequest;
 use agentpost::api::admin::CreateKey;
 use agentpost::client::Request;
+use agentpost::retry::RetryPolicy;
+use agentpost::rpc::{Options, Rpc};
+use agentpost::urls::ws_url;
+use agentpost::{Client, Error, Secret};
 use anyhow::Result;
 use jiff::{SignedDuration, Timestamp};
 use rand::RngExt;
@@ -89,6 +92,8 @@ struct Board(Arc<Mutex<Vec<Arc<Lent>>>>);
 struct Lent {
     /// Its name in the history.
     name: String,
+    team: String,
+    secret: Secret,
     nodes: Nodes,
     writes: bool,
 }
@@ -152,7 +157,7 @@ impl Operator {
             name: name.to_owned(),
             permissions: vec![if writes { "write" } else { "read" }.to_owned()],
             agent_id: bound.then(|| WRITER.to_owned()),
-            scopes: self.random.random_bool(0.3).then(|| vec![format!("agent_to:{SINK}")]),
+            scopes: self.random.random_bool(0.3).then(|| vec![format!("agent_to:{WRITER}")]),
             expires_at: life.map(|s| (Timestamp::now() + SignedDuration::from_secs(s)).to_string()),
         };
         let (node, client) = self.nodes.any(&mut self.random);
@@ -169,10 +174,11 @@ impl Operator {
             }
         };
         self.lane.end(Outcome::Ok(Fields::id(&created.id)));
-        let secret: String = created.api_key.into();
         let lent = Lent {
             name: name.to_owned(),
-            nodes: Nodes::new(&self.world, &secret, WRITER)?,
+            team: self.team.id.clone(),
+            nodes: Nodes::new(&self.world, &created.api_key, WRITER)?,
+            secret: created.api_key,
             writes,
         };
         Ok(Some((created.id, lent)))
@@ -184,7 +190,7 @@ impl Operator {
     }
 }
 
-/// Uses keys: reads, reads of what a node has, and writes that are to be found in the end.
+/// Uses keys: reads, reads of what a node has, methods over a socket, and writes that are to be found in the end.
 struct User {
     lane: Lane,
     random: StdRng,
@@ -207,11 +213,8 @@ impl User {
     }
 
     async fn try_key(&mut self, lent: &Lent, number: u64) -> Result<()> {
-        let way = match self.random.random_range(0..if lent.writes { 3 } else { 2 }) {
-            0 => "read",
-            1 => "local",
-            _ => "write",
-        };
+        let ways = ["read", "read", "local", "local", "socket", "write", "write", "write"];
+        let way = ways[self.random.random_range(0..if lent.writes { ways.len() } else { 5 })];
         let team = lent.name.split('/').next().unwrap_or_default();
         let key = format!("{team}/{}-{number}", self.lane.number());
         let asked = Fields {
@@ -227,11 +230,26 @@ impl User {
                 let request = Request::get("/v1/messages?limit=1&consistency=local");
                 client.request(&request).await.map(drop)
             }
+            "socket" => socket(lent, &client.urls()[0])?.stats().await.map(drop),
             _ => client.send(to(SINK, &key)?).await.map(drop),
         };
-        self.lane.end(Told::of(result)?.outcome(|()| Fields::default()));
+        self.lane.end(match result {
+            // As a socket says 401.
+            Err(Error::Session { code: 4001, message }) => Outcome::Fail(format!("401 {message}")),
+            result => Told::of(result)?.outcome(|()| Fields::default()),
+        });
         Ok(())
     }
+}
+
+/// Methods over a socket to one node.
+fn socket(lent: &Lent, url: &str) -> Result<Rpc> {
+    let rpc = Rpc::new(Options {
+        urls: vec![ws_url(url)?],
+        token: lent.secret.clone(),
+        team_id: lent.team.clone(),
+    })?;
+    Ok(rpc.retry(RetryPolicy::once()))
 }
 
 /// A message to an agent.
