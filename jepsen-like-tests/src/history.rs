@@ -89,7 +89,8 @@ pub enum Op {
     KeyCreate,
     /// Revokes the key `k`.
     KeyRevoke,
-    /// Uses the key `k`: `name` is `read`, `local`, `socket` or `write`, and a write sends `key`.
+    /// Uses the key `k`: `name` is `read`, `local`, `socket`, `write`, which sends `key`, or `listen`, which lasts for as
+    /// long as a session is open.
     KeyUse,
     /// Asks in the team `name` for something that is not its own by the route `k`. With the `id` of that it must never be
     /// `ok`, with the id `absent` nothing is asked for that exists; without one `items` are the team's own.

@@ -1,6 +1,6 @@
 //! A key that was revoked lets nobody in: no write and no linearizable read that began after the revocation was
-//! acknowledged, and nothing that such a write asked for is ever found. A read of what a node has ends a second later on a
-//! node that is connected. A key that expired lets nobody in either.
+//! acknowledged, and nothing that such a write asked for is ever found. Reads of what a node has, and sessions, end a
+//! second later on a node that is connected. A key that expired lets nobody in either.
 
 use std::collections::{HashMap, HashSet};
 
@@ -35,24 +35,27 @@ pub fn check(evidence: &Evidence) -> Check {
     let mut looked_at = 0;
     let mut violations = Vec::new();
     for used in evidence.operations.iter().filter(|o| o.op == Op::KeyUse) {
-        let way = used.asked.name.as_deref().unwrap_or_default();
         let written = used.asked.key.as_deref().is_some_and(|key| found.contains(key));
         let accepted = used.answered().is_some() || written;
-        let ended = [
-            (revoked.get(used.k.as_str()).copied(), 0, "revoked"),
-            (expired.get(used.k.as_str()).copied(), EXPIRY, "expired"),
-        ];
-        for (end, bound, how) in ended {
-            let Some(end) = end.filter(|end| *end < used.began) else {
+        let way = used.asked.name.as_deref().unwrap_or_default();
+        let ends = [(&revoked, 0, "revoked"), (&expired, EXPIRY, "expired")];
+        for (ends, bound, how) in ends {
+            let Some(end) = ends.get(used.k.as_str()).copied() else {
                 continue;
             };
-            looked_at += 1;
-            let local = way == "local";
-            if local && !is_quiet(&evidence.faults, end, used) {
+            // A session is a use until it ends.
+            let until = if way == "listen" {
+                used.ended.unwrap_or(0)
+            } else {
+                used.began
+            };
+            let slow = way == "local" || (way == "listen" && used.began <= end);
+            if until <= end || (slow && !is_quiet(&evidence.faults, end, used)) {
                 continue;
             }
-            let since = used.began - end;
-            if accepted && since > bound.max(if local { LOCAL } else { 0 }) {
+            looked_at += 1;
+            let since = until - end;
+            if accepted && since > bound.max(if slow { LOCAL } else { 0 }) {
                 violations.push(format!(
                     "the key {} was let in ({way}) by node {} {} ms after it was {how}",
                     used.k,
@@ -174,6 +177,16 @@ mod tests {
         cut.faults[0].kind = "clock".to_owned();
         cut.operations.push(used("read", 21 + LOCAL));
         assert_eq!(check(&cut).violated, 1);
+    }
+
+    #[test]
+    fn a_session_ends_a_second_after_its_key() {
+        let session = |began, ended| did(Op::KeyUse, KEY, name("listen"), began..ended, Fields::default());
+        assert_eq!(violated(vec![revoke(10..20), session(5, 20 + LOCAL)]), 0);
+        assert_eq!(violated(vec![revoke(10..20), session(5, 21 + LOCAL)]), 1);
+        assert_eq!(violated(vec![revoke(10..20), session(5, 15)]), 0);
+        // None begins any more.
+        assert_eq!(violated(vec![revoke(10..20), session(21, 22)]), 1);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Workload G: keys that operators create and revoke while clients use them, all through any node; and two teams with
 //! agents and topics of the same names that ask for each other's things. In the end every inbox is read.
 
+mod listener;
 mod probes;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +14,7 @@ use agentpost::retry::RetryPolicy;
 use agentpost::rpc::{Options, Rpc};
 use agentpost::urls::ws_url;
 use agentpost::{Client, Error, Secret};
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use jiff::{SignedDuration, Timestamp};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -134,6 +135,11 @@ impl Operator {
             };
             let lent = Arc::new(lent);
             self.board.change(|board| board.push(lent.clone()));
+            let over = Stop::default();
+            let listener = self.random.random_bool(0.5).then(|| {
+                let lane = self.world.recorder.lane();
+                tokio::spawn(listener::listen(self.world.clone(), lane, lent.clone(), over.clone()))
+            });
             self.pause(100..2_500).await;
             self.lane.invoke(None, Op::KeyRevoke, &name, Fields::default());
             let told = ask::until_told(&self.nodes, &mut self.random, &stop, |client| {
@@ -144,6 +150,10 @@ impl Operator {
             tokio::time::sleep(AFTERWARDS).await;
             self.board
                 .change(|board| board.retain(|other| !Arc::ptr_eq(other, &lent)));
+            over.set();
+            if let Some(listener) = listener {
+                listener.await.context("a client panicked")??;
+            }
         }
         Ok(())
     }

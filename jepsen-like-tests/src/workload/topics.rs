@@ -9,6 +9,7 @@ use agentpost::{Client, SubscriptionUrl};
 use anyhow::{Context as _, Result};
 use rand::RngExt;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -30,6 +31,9 @@ const LOUD: &str = "room";
 const GUESTS: usize = 16;
 /// Publishes a second at most: an audit reads every entry of every inbox from every node.
 const RATE_MAX: u64 = 50;
+/// How often the end asks whether all inboxes have the last publish; the server waits for them for five seconds each
+/// time. What is missing then the audit shows.
+const LAST_WAITS: usize = 24;
 /// Clients that prepare, and that audit each node.
 const HANDS: usize = 6;
 
@@ -152,14 +156,8 @@ impl Publisher {
     }
 
     fn topic(&mut self) -> &'static str {
-        let mut ticket = self.random.random_range(0..TOPICS.iter().map(|t| t.2).sum());
-        for (topic, _, tickets) in TOPICS {
-            if ticket < tickets {
-                return topic;
-            }
-            ticket -= tickets;
-        }
-        LOUD
+        let chosen = TOPICS.choose_weighted(&mut self.random, |topic| topic.2);
+        chosen.map_or(LOUD, |topic| topic.0)
     }
 }
 
@@ -257,8 +255,7 @@ async fn await_last(world: &World, team: &Team) -> Result<()> {
     let nodes = Nodes::new(world, &team.key, "last")?;
     for (topic, ..) in TOPICS {
         let key = full(&format!("{}-{topic}", lane.number()));
-        for _ in 0..24 {
-            // Each attempt waits for five seconds; when that is over the audit tells what is missing.
+        for _ in 0..LAST_WAITS {
             if publish(&mut lane, &nodes, &mut random, &Stop::default(), ("last", topic, &key)).await? {
                 break;
             }
