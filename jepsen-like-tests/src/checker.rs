@@ -8,11 +8,15 @@
 //!  leaders.jsonl, faults.jsonl, run.json, replicas.json ──────► checkers, coverage.rs, figures.rs ──► verdict
 //! ```
 
+#[cfg(test)]
+mod by_hand;
 pub mod coverage;
 pub mod crashes;
 pub mod dispatch;
+pub mod fan_out;
 pub mod figures;
 pub mod inbox_order;
+pub mod isolation;
 pub mod linearizable;
 pub mod liveness;
 pub mod lost;
@@ -22,9 +26,13 @@ pub mod mail;
 pub mod monotonic;
 pub mod names;
 pub mod order;
+pub mod quota;
 pub mod raft;
 pub mod read_marks;
+pub mod registers;
 pub mod replicas;
+pub mod revocation;
+mod wgl;
 pub mod ws_stream;
 
 use std::path::Path;
@@ -55,6 +63,11 @@ const CHECKERS: &[fn(&Evidence) -> Check] = &[
     liveness::check,
     dispatch::check,
     ws_stream::check,
+    fan_out::check,
+    quota::check,
+    revocation::check,
+    registers::check,
+    isolation::check,
 ];
 
 /// Everything that a run wrote down.

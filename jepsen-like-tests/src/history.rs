@@ -73,21 +73,29 @@ pub enum Op {
     Subscribe,
     /// Ends that.
     Unsubscribe,
-    /// Publishes `key` to the topic `k`; answered with `id`.
+    /// Publishes `key` to the topic `k` as the agent `name`; answered with `id`.
     Publish,
     /// A WebSocket session of the agent `k`, resumed after `seq`: each frame that arrives ends an operation, `items` has it.
     Frame,
     /// Acknowledges `seq` on that session.
     FrameAck,
-    /// Spends one unit of the quota of the team `k` on the day `name`.
+    /// All of an inbox when the faults are over. `k`, topics and the keys of such mail begin with their team and `/`.
+    Inbox,
+    /// Spends one unit of the quota `k` under `key`; answered with `id`, and in `n` with what is used if the face says so.
     Spend,
-    /// Creates the key `k`.
+    /// Sets the limit of the quota `k` to `n`.
+    Limit,
+    /// All that was spent of the quota `k` when the faults are over: `items` in order, `seq` is the day or month.
+    Spent,
+    /// Creates the key `k`, for `n` nanoseconds if that is given.
     KeyCreate,
     /// Revokes the key `k`.
     KeyRevoke,
-    /// Uses the key `k`.
+    /// Uses the key `k`: `name` is `read`, `local`, `socket`, `write`, which sends `key`, or `listen`, which lasts for as
+    /// long as a session is open.
     KeyUse,
-    /// Asks with the key of a team for something of another one; must never be `ok`.
+    /// Asks in the team `name` for something that is not its own by the route `k`. With the `id` of that it must never be
+    /// `ok`, with the id `absent` nothing is asked for that exists; without one `items` are the team's own.
     Probe,
     /// Changes the members of the cluster: `name` says how, `n` which node.
     Member,

@@ -1,6 +1,7 @@
 //! The table of scenarios. A scenario is a script of faults, the clients that run beside it, and what it must have met
 //! for its verdict to mean anything. The letters are those of the test plan.
 
+pub mod clients;
 pub mod dispatch;
 pub mod membership;
 pub mod network;
@@ -91,6 +92,7 @@ pub fn all() -> Vec<Scenario> {
         membership::scenarios(),
         dispatch::scenarios(),
         stream::scenarios(),
+        clients::scenarios(),
     ]
     .concat()
 }

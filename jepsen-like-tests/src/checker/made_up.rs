@@ -88,6 +88,12 @@ impl Story {
         self
     }
 
+    /// Operations of any kind.
+    pub fn with(mut self, operations: Vec<Operation>) -> Self {
+        self.operations.extend(operations);
+        self
+    }
+
     /// The last operation was asked of this node.
     pub fn at(mut self, node: usize) -> Self {
         if let Some(last) = self.operations.last_mut() {
