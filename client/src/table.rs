@@ -102,7 +102,8 @@ impl Table {
     }
 }
 
-fn painted(line: &str, tone: Tone, paint: Paint) -> String {
+/// A line in the colour of its tone.
+pub fn painted(line: &str, tone: Tone, paint: Paint) -> String {
     let colour = match (paint, tone) {
         (Paint::Never, _) | (_, Tone::Plain) => return line.to_owned(),
         (Paint::Colours, Tone::Good) => 32,

@@ -42,16 +42,20 @@ pub struct Settings {
     pub config: String,
     /// The environment of every node: preloaded libraries, mutants.
     pub env: Vec<(String, String)>,
+    /// Where everything lies: it stays there. Without it, in a temporary directory.
+    pub dir: Option<PathBuf>,
 }
 
 /// Nodes 1 to n, as the operator counts them.
 pub struct Cluster {
-    dir: TempDir,
+    dir: PathBuf,
     binary: PathBuf,
     settings: Settings,
     network: Network,
     disk: Disk,
     nodes: Vec<Node>,
+    /// Removes `dir`, if it is temporary, when nothing uses it any more.
+    _temporary: Option<TempDir>,
 }
 
 struct Node {
@@ -74,10 +78,17 @@ impl Cluster {
     pub async fn start_with(settings: Settings) -> Result<Self> {
         let count = settings.nodes;
         let binary = find_binary()?;
-        let dir = tempfile::tempdir()?;
-        write_secret(&dir.path().join("cluster.secret"))?;
+        let (dir, temporary) = match &settings.dir {
+            Some(dir) => (dir.clone(), None),
+            None => {
+                let temporary = tempfile::tempdir()?;
+                (temporary.path().to_owned(), Some(temporary))
+            }
+        };
+        std::fs::create_dir_all(&dir)?;
+        write_secret(&dir.join("cluster.secret"))?;
         let network = Network::create(settings.network, count)?;
-        let disk = Disk::create(settings.disk, dir.path(), count)?;
+        let disk = Disk::create(settings.disk, &dir, count)?;
         let nodes = (1..=count as u64).map(|id| Node { id, process: None }).collect();
         let mut cluster = Cluster {
             dir,
@@ -86,6 +97,7 @@ impl Cluster {
             network,
             disk,
             nodes,
+            _temporary: temporary,
         };
         for node in 1..=count {
             std::fs::write(cluster.file(node, "toml"), cluster.config(node))?;
@@ -98,11 +110,11 @@ impl Cluster {
     }
 
     fn file(&self, node: usize, extension: &str) -> PathBuf {
-        self.dir.path().join(format!("node{node}.{extension}"))
+        self.dir.join(format!("node{node}.{extension}"))
     }
 
     fn config(&self, node: usize) -> String {
-        let dir = self.dir.path().display();
+        let dir = self.dir.display();
         let list: Vec<String> = (1..=self.nodes.len())
             .map(|other| {
                 let (peer, client) = (

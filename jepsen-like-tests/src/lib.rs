@@ -1,6 +1,8 @@
 //! Faults against a cluster of real `agentpostd` processes, and what must hold all the same.
 //!
 //! ```text
+//!  campaign.rs ── many runs: smoke, soak; totals.rs adds them up
+//!      ▼
 //!  scenario.rs ── the table: name, script, workloads, what it must have covered
 //!      │  stage.rs: what a script may do: kill, pause, cut, power off, damage …
 //!      ▼
@@ -13,15 +15,18 @@
 //! Clients know only the public API; nothing here knows how a node works inside. What a run wrote down can be
 //! checked again at any time, without a cluster.
 
+pub mod campaign;
 pub mod checker;
 pub mod cluster;
 pub mod deliveries;
 pub mod faults;
 pub mod history;
 pub mod receiver;
+pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod stage;
+pub mod totals;
 pub mod verdict;
 pub mod webhooks;
 pub mod workload;

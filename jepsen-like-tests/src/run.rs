@@ -4,7 +4,7 @@
 //! <dir>/run.json          what ran and how to repeat it      <dir>/history.jsonl   what clients did
 //! <dir>/faults.jsonl      what was done to the cluster       <dir>/replicas.json   whether all states are the same
 //! <dir>/verdict.json      what is said of it                 <dir>/report.html     the same for people
-//! <dir>/node<N>.log       what the nodes said
+//! <dir>/node<N>.log       what the nodes said               <dir>/cluster/        their data, unless all was well
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -15,10 +15,11 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
-use crate::checker;
-use crate::cluster::Cluster;
+use crate::checker::{self, Evidence};
+use crate::cluster::{Cluster, Settings};
 use crate::faults::FaultLog;
 use crate::history::Recorder;
+use crate::report;
 use crate::scenario::Scenario;
 use crate::stage::Stage;
 use crate::verdict::{Sum, VERDICT, Verdict};
@@ -26,6 +27,8 @@ use crate::workload;
 
 /// The file that says what ran.
 pub const RUN: &str = "run.json";
+/// The directory of the nodes' data.
+const CLUSTER: &str = "cluster";
 /// The file about the end of the replicas.
 pub const REPLICAS: &str = "replicas.json";
 /// Clients alone, before the first fault.
@@ -40,6 +43,10 @@ pub struct Options {
     pub seed: u64,
     /// How long the faults go on.
     pub length: Duration,
+    /// What clients do, instead of what the scenario says.
+    pub loads: Option<Vec<workload::Kind>>,
+    /// Messages a second of all clients of a load, instead of what the scenario says.
+    pub rate: Option<u64>,
     /// A directory that does not exist yet.
     pub dir: PathBuf,
 }
@@ -80,22 +87,38 @@ pub struct Replicas {
 
 /// Runs a scenario; whatever happens, the directory has a verdict in the end.
 pub async fn run(scenario: &Scenario, options: &Options) -> Result<Verdict> {
-    std::fs::create_dir_all(&options.dir)?;
+    let dir = &options.dir;
+    std::fs::create_dir_all(dir)?;
     let verdict = match play(scenario, options).await {
-        Ok(()) => checker::check(&options.dir)?,
+        Ok(()) => conclude(dir)?,
         Err(error) => Verdict::without_result(Sum::Unknown, format!("{error:#}")),
     };
-    write(&options.dir.join(VERDICT), &verdict)?;
+    write(&dir.join(VERDICT), &verdict)?;
+    if verdict.sum == Sum::Valid {
+        std::fs::remove_dir_all(dir.join(CLUSTER))?;
+    }
+    Ok(verdict)
+}
+
+/// Checks what a run wrote down and writes its page; needs no cluster.
+pub fn conclude(dir: &Path) -> Result<Verdict> {
+    let evidence = Evidence::load(dir)?;
+    let verdict = checker::check(&evidence);
+    report::write(dir, &evidence, &verdict)?;
     Ok(verdict)
 }
 
 async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
     let dir = &options.dir;
-    let cluster = Cluster::start_with((scenario.cluster)()).await?;
+    let settings = Settings {
+        dir: Some(dir.join(CLUSTER)),
+        ..(scenario.cluster)()
+    };
+    let cluster = Cluster::start_with(settings).await?;
     let recorder = Recorder::create(dir)?;
-    let world = cluster.world(recorder.clone(), options.seed, scenario.rate)?;
+    let world = cluster.world(recorder.clone(), options.seed, options.rate.unwrap_or(scenario.rate))?;
     let mut loads = Vec::new();
-    for kind in scenario.loads {
+    for kind in options.loads.as_deref().unwrap_or(scenario.loads) {
         loads.push(workload::start(*kind, &world).await?);
     }
     tokio::time::sleep(BEFORE).await;

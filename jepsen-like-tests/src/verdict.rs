@@ -76,6 +76,9 @@ pub struct Verdict {
     pub coverage: Vec<Coverage>,
     /// What was counted and measured, by name with its unit: `acknowledged`, `outage p99 ms`. `totals.rs` sums them.
     pub figures: BTreeMap<String, f64>,
+    /// What was measured one by one, by name with its unit: `outage ms`.
+    #[serde(default)]
+    pub samples: BTreeMap<String, Vec<f64>>,
 }
 
 impl Verdict {
@@ -99,6 +102,7 @@ impl Verdict {
             checks,
             coverage,
             figures,
+            samples: BTreeMap::new(),
         }
     }
 
@@ -110,6 +114,7 @@ impl Verdict {
             checks: Vec::new(),
             coverage: Vec::new(),
             figures: BTreeMap::new(),
+            samples: BTreeMap::new(),
         }
     }
 }

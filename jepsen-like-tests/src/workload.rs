@@ -24,6 +24,9 @@ pub enum Kind {
     SendBatches,
 }
 
+/// All of them.
+pub const ALL: [Kind; 2] = [Kind::Send, Kind::SendBatches];
+
 /// Lets clients of a kind begin.
 pub async fn start(kind: Kind, world: &World) -> Result<Load> {
     match kind {

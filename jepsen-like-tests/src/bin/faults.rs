@@ -4,14 +4,24 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use agentpost::table::{Align, Paint, Table, Tone};
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use jepsen_like_tests::run::{self, Options};
-use jepsen_like_tests::verdict::{Sum, Verdict};
-use jepsen_like_tests::{checker, scenario};
+use jepsen_like_tests::campaign::{self, Job, Plan};
+use jepsen_like_tests::run;
+use jepsen_like_tests::scenario::{self, Scenario};
+use jepsen_like_tests::totals::{self, Line};
+use jepsen_like_tests::verdict::VERDICT;
 
 /// Faults against a cluster of real processes.
+///
+/// Every run gets a directory with its history, a verdict and a page for people (report.html).
 #[derive(Parser)]
+#[command(
+    name = "scripts/faults.sh",
+    after_help = "Exit status: 0 valid, 1 a property was broken, 2 unknown (the harness had trouble, or too little was tested), \
+                  3 skipped (this machine cannot do it)."
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -19,59 +29,161 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run one scenario
+    /// Show all scenarios
+    List,
+    /// Run a choice of scenarios, each for some seconds; at most three minutes
+    Smoke {
+        #[command(flatten)]
+        how: How,
+    },
+    /// Run one scenario, or several one after the other
     Run {
-        /// Its name
-        scenario: String,
-        /// Where all choices come from; drawn if not given
-        #[arg(long)]
-        seed: Option<u64>,
-        /// How long the faults go on
+        /// Names, as `list` has them
+        #[arg(required = true)]
+        scenarios: Vec<String>,
+        /// How long the faults go on in each run; the scenario's own length if not given
         #[arg(long)]
         seconds: Option<f64>,
-        /// Where to write; a directory that does not exist yet
+        /// How often, with one seed after the other
+        #[arg(long, default_value_t = 1)]
+        runs: u64,
+        /// Messages a second that clients try to send; 0 = as fast as they can
         #[arg(long)]
-        dir: PathBuf,
+        rate: Option<u64>,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Run any scenario with any clients until the time is over or a run is invalid
+    Soak {
+        /// How long
+        #[arg(long)]
+        hours: f64,
+        #[command(flatten)]
+        how: How,
     },
     /// Check a run again from what it wrote down
     Recheck {
         /// Its directory
         dir: PathBuf,
     },
+    /// Add up the runs of a file that --append wrote
+    Totals {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+struct How {
+    /// Where all choices come from; drawn if not given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Add every run to this file, a line each
+    #[arg(long, value_name = "FILE")]
+    append: Option<PathBuf>,
+    /// Where runs are written
+    #[arg(long, value_name = "DIR", env = "AGENTPOST_FAULTS_DIR")]
+    dir: PathBuf,
+    /// Clusters at the same time
+    #[arg(long, default_value_t = 1)]
+    beside: usize,
+    /// Keep the histories of valid runs too
+    #[arg(long)]
+    keep: bool,
+}
+
+impl How {
+    fn seed(&self) -> u64 {
+        // Short enough to be typed again.
+        self.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()))
+    }
+
+    fn plan(self) -> Plan {
+        Plan {
+            dir: self.dir,
+            append: self.append,
+            beside: self.beside.max(1),
+            keep: self.keep,
+        }
+    }
 }
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    let verdict = match Arguments::parse().command {
-        Command::Run {
-            scenario,
-            seed,
-            seconds,
-            dir,
-        } => {
-            let scenario = scenario::named(&scenario).with_context(|| format!("no scenario {scenario}"))?;
-            let options = Options {
-                seed: seed.unwrap_or_else(rand::random),
-                length: seconds.map_or(scenario.length, Duration::from_secs_f64),
-                dir,
-            };
-            run::run(&scenario, &options).await?
+    let lines = match Arguments::parse().command {
+        Command::List => {
+            print!("{}", list().render(Paint::for_stdout()));
+            return Ok(ExitCode::SUCCESS);
         }
-        Command::Recheck { dir } => checker::check(&dir)?,
+        Command::Recheck { dir } => {
+            let verdict = run::conclude(&dir)?;
+            run::write(&dir.join(VERDICT), &verdict)?;
+            println!("{}", serde_json::to_string_pretty(&verdict)?);
+            return Ok(ExitCode::from(verdict.sum as u8));
+        }
+        Command::Totals { file } => totals::load(&file)?,
+        Command::Smoke { how } => campaign::run(campaign::smoke(how.seed()), &how.plan()).await?,
+        Command::Soak { hours, how } => {
+            let time = Duration::from_secs_f64(hours * 3600.0);
+            campaign::run(campaign::soak(how.seed(), time), &how.plan()).await?
+        }
+        Command::Run {
+            scenarios,
+            seconds,
+            runs,
+            rate,
+            how,
+        } => {
+            let chosen = scenarios.iter().map(|name| {
+                let found = scenario::named(name);
+                found.with_context(|| format!("there is no scenario {name}; `list` shows them"))
+            });
+            let chosen: Vec<Scenario> = chosen.collect::<Result<_>>()?;
+            let first = how.seed();
+            let jobs = (0..runs).flat_map(|n| {
+                chosen.iter().map(move |scenario| {
+                    let length = seconds.map_or(scenario.length, Duration::from_secs_f64);
+                    Job {
+                        rate,
+                        ..Job::new(scenario.clone(), first + n, length)
+                    }
+                })
+            });
+            campaign::run(jobs, &how.plan()).await?
+        }
     };
-    show(&verdict);
-    Ok(ExitCode::from(verdict.sum as u8))
+    conclude(&lines)
 }
 
-fn show(verdict: &Verdict) {
-    println!("{:?} {}", verdict.sum, verdict.reason);
-    for check in &verdict.checks {
-        println!("{:<20} {:>10} {:>6}", check.name, check.looked_at, check.violated);
-        for violation in &check.violations {
-            println!("    {violation}");
-        }
+fn conclude(lines: &[Line]) -> Result<ExitCode> {
+    if lines.len() > 1 {
+        print!("\n{}", totals::table(lines, Paint::for_stdout()));
     }
-    if verdict.sum == Sum::Valid {
-        println!("{:#?}", verdict.figures);
+    Ok(ExitCode::from(campaign::sum(lines) as u8))
+}
+
+fn list() -> Table {
+    let mut table = Table::new(&[
+        ("NAME", Align::Left),
+        ("WHAT", Align::Left),
+        ("SECONDS", Align::Right),
+        ("SMOKE", Align::Right),
+        ("NEEDS", Align::Left),
+    ]);
+    for scenario in scenario::all() {
+        let needs: Vec<String> = scenario.needs.iter().map(|need| format!("{need:?}")).collect();
+        table.row(
+            Tone::Plain,
+            vec![
+                scenario.name.to_owned(),
+                scenario.title.to_owned(),
+                scenario.length.as_secs().to_string(),
+                scenario
+                    .smoke
+                    .map_or(String::new(), |smoke| smoke.as_secs().to_string()),
+                needs.join(", "),
+            ],
+        );
     }
+    table
 }

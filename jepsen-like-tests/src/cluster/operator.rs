@@ -109,7 +109,7 @@ impl Cluster {
 
     /// Where node 1 wrote the first admin key.
     pub fn admin_key_file(&self) -> PathBuf {
-        self.dir.path().join("admin.key")
+        self.dir.join("admin.key")
     }
 
     /// A client of all nodes with the first admin key.

@@ -1,0 +1,134 @@
+//! A run as a page: one HTML file without anything from elsewhere, so that it can be sent around and opened anywhere.
+//!
+//! The page draws what is given to it here: how many operations ended how in each short stretch of time and how long they
+//! took, when which fault lasted, who led, and what the checkers said. A run of a million operations is a page of some
+//! hundred kilobytes, because only the stretches travel.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use crate::checker::Evidence;
+use crate::faults::Fault;
+use crate::history::{Op, Operation, Outcome};
+use crate::run::Run;
+use crate::scenario;
+use crate::verdict::Verdict;
+
+/// The file in a run's directory.
+pub const REPORT: &str = "report.html";
+/// How many stretches a run is cut into: about one for each pixel column that a page has.
+const STRETCHES: u64 = 600;
+/// No stretch is shorter: nothing could be read off it.
+const STRETCH_NS_MIN: u64 = 20_000_000;
+
+#[derive(Serialize)]
+struct Page<'a> {
+    title: &'a str,
+    run: &'a Run,
+    verdict: &'a Verdict,
+    faults: &'a [Fault],
+    leaders: Vec<Reign>,
+    stretch_ns: u64,
+    ended: u64,
+    series: Vec<Series>,
+}
+
+/// What became of one kind of operation over time.
+#[derive(Serialize)]
+struct Series {
+    op: Op,
+    total: u64,
+    stretches: Vec<Stretch>,
+}
+
+/// A short time: operations that ended in it, by how, and the latencies of those that were `ok`, in milliseconds.
+#[derive(Serialize, Default, Clone)]
+struct Stretch {
+    ok: u32,
+    fail: u32,
+    info: u32,
+    #[serde(skip)]
+    latencies: Vec<f32>,
+    p50: f32,
+    p99: f32,
+    max: f32,
+}
+
+/// Who led, from when on; nobody if there is no node.
+#[derive(Serialize, Debug, PartialEq)]
+struct Reign {
+    from: u64,
+    node: Option<usize>,
+    term: u64,
+}
+
+/// Writes the page of a run into its directory.
+pub fn write(dir: &Path, evidence: &Evidence, verdict: &Verdict) -> Result<PathBuf> {
+    let path = dir.join(REPORT);
+    std::fs::write(&path, page(evidence, verdict)?).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+fn page(evidence: &Evidence, verdict: &Verdict) -> Result<String> {
+    let ended = evidence.operations.iter().filter_map(|o| o.ended).max().unwrap_or(0);
+    let ended = evidence.faults.iter().map(|f| f.ended).fold(ended, u64::max);
+    let stretch_ns = (ended / STRETCHES).max(STRETCH_NS_MIN);
+    let scenario = scenario::named(&evidence.run.scenario);
+    let page = Page {
+        title: scenario.as_ref().map_or("", |s| s.title),
+        run: &evidence.run,
+        verdict,
+        faults: &evidence.faults,
+        leaders: Vec::new(),
+        stretch_ns,
+        ended,
+        series: series(&evidence.operations, stretch_ns, ended),
+    };
+    // In a script element nothing is escaped, but `</script>` would end it.
+    let data = serde_json::to_string(&page)?.replace('<', "\\u003c");
+    Ok(include_str!("report/page.html")
+        .replace("/*STYLE*/", include_str!("report/page.css"))
+        .replace("/*SCRIPT*/", include_str!("report/page.js"))
+        .replace("{/*DATA*/}", &data))
+}
+
+fn series(operations: &[Operation], stretch_ns: u64, ended: u64) -> Vec<Series> {
+    let count = (ended / stretch_ns + 1) as usize;
+    let mut by_op: BTreeMap<Op, Vec<Stretch>> = BTreeMap::new();
+    for operation in operations {
+        let stretches = by_op
+            .entry(operation.op)
+            .or_insert_with(|| vec![Stretch::default(); count]);
+        // What never ended is shown where it began.
+        let at = operation.ended.unwrap_or(operation.began);
+        let stretch = &mut stretches[(at / stretch_ns) as usize];
+        match operation.outcome {
+            Outcome::Ok(_) => {
+                stretch.ok += 1;
+                stretch.latencies.push((at - operation.began) as f32 / 1e6);
+            }
+            Outcome::Fail(_) => stretch.fail += 1,
+            Outcome::Info(_) => stretch.info += 1,
+        }
+    }
+    by_op
+        .into_iter()
+        .map(|(op, mut stretches)| {
+            stretches.iter_mut().for_each(summarise);
+            let total = stretches.iter().map(|s| u64::from(s.ok + s.fail + s.info)).sum();
+            Series { op, total, stretches }
+        })
+        .collect()
+}
+
+fn summarise(stretch: &mut Stretch) {
+    let mut latencies = std::mem::take(&mut stretch.latencies);
+    latencies.sort_by(f32::total_cmp);
+    if let Some(last) = latencies.len().checked_sub(1) {
+        let at = |share: f32| latencies[(last as f32 * share).round() as usize];
+        (stretch.p50, stretch.p99, stretch.max) = (at(0.5), at(0.99), at(1.0));
+    }
+}

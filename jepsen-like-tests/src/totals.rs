@@ -1,0 +1,235 @@
+//! The sum of many runs: a file with a line for each, appended to, and the table that adds them up.
+//!
+//! Counts are added. What cannot be added (percentiles, shares, rates) is computed again from the samples of all runs, or
+//! left out.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+
+use agentpost::table::{Align, Paint, Table, Tone};
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::verdict::{Sum, Verdict};
+
+/// One run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// What ran.
+    pub scenario: String,
+    /// Where its choices came from.
+    pub seed: u64,
+    /// How long it took, start, audit and checking included, seconds.
+    pub took_s: f64,
+    /// When it began, Unix milliseconds.
+    pub wall_ms: i64,
+    /// From which commit; empty if unknown.
+    #[serde(default)]
+    pub git: String,
+    /// In one word.
+    pub sum: Sum,
+    /// Why it is unknown or skipped.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Violations of all properties.
+    pub violated: u64,
+    /// What was counted.
+    pub figures: BTreeMap<String, f64>,
+    /// What was measured, one by one.
+    #[serde(default)]
+    pub samples: BTreeMap<String, Vec<f64>>,
+}
+
+impl Line {
+    /// The line of a run that ended now.
+    pub fn of(scenario: &str, seed: u64, took_s: f64, verdict: &Verdict) -> Self {
+        Line {
+            scenario: scenario.to_owned(),
+            seed,
+            took_s,
+            wall_ms: jiff::Timestamp::now().as_millisecond() - (took_s * 1e3) as i64,
+            git: std::env::var("AGENTPOST_GIT").unwrap_or_default(),
+            sum: verdict.sum,
+            reason: verdict.reason.clone(),
+            violated: verdict.checks.iter().map(|check| check.violated).sum(),
+            figures: verdict.figures.clone(),
+            samples: verdict.samples.clone(),
+        }
+    }
+}
+
+/// Adds a run to the file, which is made if it is not there.
+pub fn append(file: &Path, line: &Line) -> Result<()> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    let opened = File::options().create(true).append(true).open(file);
+    let mut opened = opened.with_context(|| format!("cannot open {}", file.display()))?;
+    // In one write: several runs may add to one file.
+    Ok(opened.write_all(&text)?)
+}
+
+/// All runs of a file.
+pub fn load(file: &Path) -> Result<Vec<Line>> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let lines: Result<Vec<Line>, _> = text.lines().map(serde_json::from_str).collect();
+    lines.with_context(|| format!("{} is not a file of runs", file.display()))
+}
+
+/// Adds runs up: a row for each scenario and one for all, then what was counted and measured.
+pub fn table(lines: &[Line], paint: Paint) -> String {
+    let mut by_scenario: BTreeMap<&str, Vec<&Line>> = BTreeMap::new();
+    for line in lines {
+        by_scenario.entry(&line.scenario).or_default().push(line);
+    }
+    let mut runs = Table::new(&[
+        ("SCENARIO", Align::Left),
+        ("RUNS", Align::Right),
+        ("VALID", Align::Right),
+        ("INVALID", Align::Right),
+        ("UNKNOWN", Align::Right),
+        ("SKIPPED", Align::Right),
+        ("MINUTES", Align::Right),
+    ]);
+    for (scenario, lines) in &by_scenario {
+        runs.row(tone(lines), cells(scenario, lines));
+    }
+    let all: Vec<&Line> = lines.iter().collect();
+    runs.row(tone(&all), cells("all", &all));
+    format!("{}\n{}", runs.render(paint), figures(&all).render(paint))
+}
+
+fn tone(lines: &[&Line]) -> Tone {
+    if lines.iter().any(|line| line.sum == Sum::Invalid) {
+        Tone::Bad
+    } else {
+        Tone::Plain
+    }
+}
+
+fn cells(name: &str, lines: &[&Line]) -> Vec<String> {
+    let of = |sum: Sum| lines.iter().filter(|line| line.sum == sum).count().to_string();
+    let minutes: f64 = lines.iter().map(|line| line.took_s / 60.0).sum();
+    vec![
+        name.to_owned(),
+        lines.len().to_string(),
+        of(Sum::Valid),
+        of(Sum::Invalid),
+        of(Sum::Unknown),
+        of(Sum::Skipped),
+        format!("{minutes:.1}"),
+    ]
+}
+
+/// Names of figures that only mean something within one run.
+const NOT_ADDED: [&str; 7] = ["p50", "p90", "p99", "max", "min", "share", "per second"];
+
+fn figures(lines: &[&Line]) -> Table {
+    let mut counts: BTreeMap<&str, f64> = BTreeMap::new();
+    let mut samples: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for line in lines {
+        for (name, value) in &line.figures {
+            if !NOT_ADDED.iter().any(|word| name.contains(word)) {
+                *counts.entry(name).or_default() += value;
+            }
+        }
+        for (name, values) in &line.samples {
+            samples.entry(name).or_default().extend(values);
+        }
+    }
+    let mut table = Table::new(&[("COUNTED OR MEASURED", Align::Left), ("ALL RUNS", Align::Right)]);
+    for (name, value) in counts {
+        table.row(Tone::Plain, vec![name.to_owned(), grouped(value)]);
+    }
+    for (name, mut values) in samples {
+        values.sort_by(f64::total_cmp);
+        for (which, share) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
+            if let Some(value) = at(&values, share) {
+                table.row(
+                    Tone::Plain,
+                    vec![format!("{name}, {which} of {}", values.len()), grouped(value)],
+                );
+            }
+        }
+    }
+    table
+}
+
+/// The value below which a share of the sorted values lies: the nearest rank.
+fn at(sorted: &[f64], share: f64) -> Option<f64> {
+    let rank = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied()
+}
+
+/// `1234567` as `1,234,567`; one decimal if it is no whole number.
+fn grouped(value: f64) -> String {
+    let whole = value.trunc().abs() as u64;
+    let digits = whole.to_string();
+    let mut text = if value < 0.0 { "-".to_owned() } else { String::new() };
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    match value.fract() {
+        0.0 => text,
+        fraction => format!("{text}.{}", (fraction.abs() * 10.0) as u64),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn line(scenario: &str, sum: Sum, acknowledged: f64, outages: &[f64]) -> Line {
+        Line {
+            scenario: scenario.to_owned(),
+            seed: 1,
+            took_s: 30.0,
+            wall_ms: 0,
+            git: String::new(),
+            sum,
+            reason: String::new(),
+            violated: 0,
+            figures: BTreeMap::from([
+                ("acknowledged".to_owned(), acknowledged),
+                ("outage p99 ms".to_owned(), 7.0),
+            ]),
+            samples: BTreeMap::from([("outage ms".to_owned(), outages.to_vec())]),
+        }
+    }
+
+    #[test]
+    fn runs_are_added_and_percentiles_are_of_all_samples() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("totals.jsonl");
+        append(&file, &line("K1", Sum::Valid, 1_200_000.0, &[800.0, 900.0])).unwrap();
+        append(&file, &line("K1", Sum::Unknown, 0.5, &[])).unwrap();
+        append(&file, &line("P2", Sum::Valid, 34.0, &[1_000.0])).unwrap();
+        let table = table(&load(&file).unwrap(), Paint::Never);
+        let expected = "\
+SCENARIO  RUNS  VALID  INVALID  UNKNOWN  SKIPPED  MINUTES
+K1           2      1        0        1        0      1.0
+P2           1      1        0        0        0      0.5
+all          3      2        0        1        0      1.5
+
+COUNTED OR MEASURED       ALL RUNS
+acknowledged           1,200,034.5
+outage ms, p50 of 3            900
+outage ms, p99 of 3          1,000
+outage ms, max of 3          1,000
+";
+        assert_eq!(table, expected);
+    }
+
+    #[test]
+    fn a_file_of_something_else_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("other");
+        std::fs::write(&file, "hello\n").unwrap();
+        assert!(load(&file).unwrap_err().to_string().contains("not a file of runs"));
+    }
+}
