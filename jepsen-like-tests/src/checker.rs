@@ -4,6 +4,7 @@
 pub mod dispatch;
 pub mod inbox_order;
 pub mod lost;
+pub mod recovery;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,6 +13,7 @@ use anyhow::Result;
 
 use crate::faults::{self, Fault};
 use crate::history::{self, Operation};
+use crate::recovery::{self as recoveries, Recovery};
 use crate::run::{self, REPLICAS, RUN, Replicas, Run};
 use crate::verdict::{Check, Verdict};
 
@@ -25,6 +27,8 @@ pub struct Evidence {
     pub faults: Vec<Fault>,
     /// Whether all states were the same in the end.
     pub replicas: Replicas,
+    /// How nodes came back after their disk was taken from them or spoilt.
+    pub recoveries: Vec<Recovery>,
 }
 
 impl Evidence {
@@ -35,12 +39,23 @@ impl Evidence {
             operations: history::load(dir)?,
             faults: faults::load(dir)?,
             replicas: run::read(&dir.join(REPLICAS))?,
+            recoveries: recoveries::load(dir)?,
         })
     }
 }
 
 /// Runs every checker over what a run wrote down.
 pub fn check(evidence: &Evidence) -> Verdict {
-    let checks: Vec<Check> = vec![lost::check(evidence), inbox_order::check(evidence)];
-    Verdict::of(checks, Vec::new(), BTreeMap::new())
+    let checks: Vec<Check> = vec![
+        lost::check(evidence),
+        inbox_order::check(evidence),
+        recovery::check(evidence),
+    ];
+    let mut figures = BTreeMap::new();
+    let mut samples = BTreeMap::new();
+    recovery::figures(evidence, &mut figures, &mut samples);
+    Verdict {
+        samples,
+        ..Verdict::of(checks, Vec::new(), figures)
+    }
 }

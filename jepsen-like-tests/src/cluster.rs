@@ -4,6 +4,7 @@
 pub mod disk;
 pub mod network;
 mod operator;
+pub mod supervisor;
 
 use std::fs::File;
 use std::io::Write as _;

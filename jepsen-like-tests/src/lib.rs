@@ -22,6 +22,7 @@ pub mod deliveries;
 pub mod faults;
 pub mod history;
 pub mod receiver;
+pub mod recovery;
 pub mod report;
 pub mod run;
 pub mod scenario;

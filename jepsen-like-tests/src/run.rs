@@ -19,6 +19,7 @@ use crate::checker::{self, Evidence};
 use crate::cluster::{Cluster, Settings};
 use crate::faults::FaultLog;
 use crate::history::Recorder;
+use crate::recovery;
 use crate::report;
 use crate::scenario::Scenario;
 use crate::stage::Stage;
@@ -89,9 +90,12 @@ pub struct Replicas {
 pub async fn run(scenario: &Scenario, options: &Options) -> Result<Verdict> {
     let dir = &options.dir;
     std::fs::create_dir_all(dir)?;
-    let verdict = match play(scenario, options).await {
-        Ok(()) => conclude(dir)?,
-        Err(error) => Verdict::without_result(Sum::Unknown, format!("{error:#}")),
+    let verdict = match scenario.needs.iter().find_map(|need| need.lacking()) {
+        Some(why) => Verdict::without_result(Sum::Skipped, why),
+        None => match play(scenario, options).await {
+            Ok(()) => conclude(dir)?,
+            Err(error) => interrupted(dir, format!("{error:#}"))?,
+        },
     };
     write(&dir.join(VERDICT), &verdict)?;
     if verdict.sum == Sum::Valid {
@@ -106,6 +110,16 @@ pub fn conclude(dir: &Path) -> Result<Verdict> {
     let verdict = checker::check(&evidence);
     report::write(dir, &evidence, &verdict)?;
     Ok(verdict)
+}
+
+/// A run that broke off says nothing, unless a node was seen before that does not come back.
+fn interrupted(dir: &Path, reason: String) -> Result<Verdict> {
+    let check = checker::recovery::check_all(&recovery::load(dir)?);
+    let sum = if check.violated > 0 { Sum::Invalid } else { Sum::Unknown };
+    Ok(Verdict {
+        checks: vec![check],
+        ..Verdict::without_result(sum, reason)
+    })
 }
 
 async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
@@ -129,6 +143,7 @@ async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
         faults: FaultLog::create(dir, recorder.clone())?,
         random: StdRng::seed_from_u64(options.seed),
         until: Instant::now() + options.length,
+        dir: dir.clone(),
     };
     (scenario.script)(&mut stage).await.context("the script")?;
     stage.heal().await.context("healing")?;

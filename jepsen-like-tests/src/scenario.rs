@@ -2,6 +2,7 @@
 //! for its verdict to mean anything. The letters are those of the test plan.
 
 pub mod peace;
+pub mod power;
 pub mod process;
 
 use std::time::Duration;
@@ -10,6 +11,7 @@ use anyhow::Result;
 use futures::future::BoxFuture;
 
 use crate::cluster::Settings;
+use crate::cluster::disk::Disk;
 use crate::stage::Stage;
 use crate::workload;
 
@@ -54,6 +56,16 @@ pub enum Need {
     Failpoints,
 }
 
+impl Need {
+    /// Why this machine cannot do it; none if it can. Found out by trying.
+    pub fn lacking(self) -> Option<String> {
+        match self {
+            Need::LoopImages => Disk::lacks_images(),
+            Need::Namespaces | Need::FakeTime | Need::Failpoints => None,
+        }
+    }
+}
+
 /// What a run must have met; see [`crate::verdict::Coverage`].
 #[derive(Debug, Clone, Copy)]
 pub struct Cover {
@@ -67,7 +79,7 @@ pub struct Cover {
 
 /// All of them, in the order of the test plan.
 pub fn all() -> Vec<Scenario> {
-    [peace::scenarios(), process::scenarios()].concat()
+    [peace::scenarios(), process::scenarios(), power::scenarios()].concat()
 }
 
 /// The one of a name.

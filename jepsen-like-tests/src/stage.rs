@@ -1,6 +1,9 @@
 //! What the script of a scenario may do. Every fault goes through here, so that it is written down.
 
+mod power;
+
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -23,6 +26,8 @@ pub struct Stage {
     pub random: StdRng,
     /// When the faults shall be over.
     pub until: Instant,
+    /// Where the run writes down what happens.
+    pub dir: PathBuf,
 }
 
 impl Stage {
@@ -55,8 +60,19 @@ impl Stage {
         self.faults.end(fault, State::Installed)
     }
 
+    /// Lets processes stand still, until [`Stage::thaw`].
+    pub fn freeze(&self, nodes: &[usize]) -> Result<()> {
+        nodes.iter().try_for_each(|node| self.cluster.pause(*node))
+    }
+
+    /// Lets them go on.
+    pub fn thaw(&self, nodes: &[usize]) -> Result<()> {
+        nodes.iter().try_for_each(|node| self.cluster.resume(*node))
+    }
+
     /// Leaves nothing of any fault: all processes run, the network is whole.
     pub async fn heal(&mut self) -> Result<()> {
+        self.thaw(&self.cluster.running().collect::<Vec<_>>())?;
         self.cluster.network().heal().await?;
         let dead: Vec<usize> = self.cluster.stopped().collect();
         self.cluster.launch(&dead)?;

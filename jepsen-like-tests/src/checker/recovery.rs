@@ -1,0 +1,92 @@
+//! A node that lost its power comes back by itself. A node whose files were spoilt serves without the damage or says
+//! that it is in quarantine, and it takes no longer than [`LIMIT_MS`].
+
+use std::collections::BTreeMap;
+
+use super::Evidence;
+use crate::recovery::{Class, Part, Recovery};
+use crate::verdict::Check;
+
+/// What a node may take from its start until it is repaired or in quarantine.
+pub const LIMIT_MS: u64 = 10_000;
+
+/// Looks at every way back: at each node after a power cut, at each spoilt file.
+pub fn check(evidence: &Evidence) -> Check {
+    check_all(&evidence.recoveries)
+}
+
+/// The same, of a run that broke off.
+pub fn check_all(recoveries: &[Recovery]) -> Check {
+    let looked_at = recoveries.iter().map(|recovery| recovery.files.len().max(1)).sum();
+    Check::new("recovery", looked_at, recoveries.iter().flat_map(of_node).collect())
+}
+
+fn of_node(recovery: &Recovery) -> Vec<String> {
+    let Recovery { node, fault, why, .. } = recovery;
+    let spoilt: Vec<String> = recovery
+        .files
+        .iter()
+        .map(|file| format!("{} ({})", file.path, file.what))
+        .collect();
+    let about = format!("node {node} after {fault} {}", spoilt.join(", "))
+        .trim_end()
+        .to_owned();
+    let mut violations = Vec::new();
+    if recovery.class == Class::Down {
+        violations.push(format!(
+            "{about}: neither serves nor says that it is in quarantine: {why}"
+        ));
+    }
+    if recovery.files.is_empty() {
+        if recovery.class == Class::Quarantined {
+            violations.push(format!(
+                "{about}: in quarantine, and nothing of its files was spoilt: {why}"
+            ));
+        }
+        return violations;
+    }
+    if recovery.class != Class::Down && recovery.after_ms > LIMIT_MS {
+        violations.push(format!(
+            "{about}: {} only after {} ms",
+            recovery.class.word(),
+            recovery.after_ms
+        ));
+    }
+    if recovery.class == Class::Undamaged {
+        let served = recovery
+            .files
+            .iter()
+            .filter(|file| file.left && file.part != Part::Unread);
+        violations.extend(served.map(|file| format!("{about}: serves with {} spoilt", file.path)));
+    }
+    violations
+}
+
+/// Counts power cuts of nodes, spoilt files by their kind, and what became of whom; measures how long it took.
+pub fn figures(evidence: &Evidence, figures: &mut BTreeMap<String, f64>, samples: &mut BTreeMap<String, Vec<f64>>) {
+    let mut count = |what: String, by: usize| *figures.entry(what).or_default() += by as f64;
+    for recovery in &evidence.recoveries {
+        let after = recovery.after_ms as f64;
+        if recovery.files.is_empty() {
+            count(format!("nodes {} after {}", recovery.class.word(), recovery.fault), 1);
+            samples
+                .entry(format!("back after {} ms", recovery.fault))
+                .or_default()
+                .push(after);
+            continue;
+        }
+        count("files spoilt".to_owned(), recovery.files.len());
+        count(
+            format!("files spoilt, node {}", recovery.class.word()),
+            recovery.files.len(),
+        );
+        count(format!("nodes {} after damage", recovery.class.word()), 1);
+        samples
+            .entry("back after damage ms".to_owned())
+            .or_default()
+            .push(after);
+        for file in &recovery.files {
+            count(format!("files spoilt: {}", file.part.word()), 1);
+        }
+    }
+}
