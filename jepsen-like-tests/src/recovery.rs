@@ -39,8 +39,10 @@ pub struct Recovery {
 pub enum Class {
     /// It serves, and nothing of its files was spoilt.
     Ready,
-    /// It serves, and nothing of the damage is left.
+    /// It serves, nothing of the damage is left, and it told what it did about it.
     Repaired,
+    /// It serves, nothing of the damage is left, and it told nothing: a start writes such a file anew, or removes it.
+    Replaced,
     /// It serves, and the damage is still where it was.
     Undamaged,
     /// It says that it must not serve.
@@ -55,6 +57,7 @@ impl Class {
         match self {
             Class::Ready => "ready",
             Class::Repaired => "repaired",
+            Class::Replaced => "replaced",
             Class::Undamaged => "undamaged",
             Class::Quarantined => "quarantined",
             Class::Down => "down",
@@ -101,7 +104,7 @@ pub enum Part {
     Format,
     /// Whose data it is.
     Owner,
-    /// What RocksDB writes and, as it is used here, never reads again: its settings and its identity.
+    /// What RocksDB writes and, as it is used here, has no use for: its settings and its identity.
     Unread,
     /// Everything at once.
     All,
@@ -132,7 +135,12 @@ impl Part {
     pub fn of(path: &str) -> Option<Self> {
         let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
         let has = |part: &str| directory.split('/').any(|piece| piece == part);
-        if has("incoming") || name == "LOCK" || name.starts_with("LOG") || name.starts_with("QUARANTINE") {
+        if has("incoming")
+            || has("damaged")
+            || name == "LOCK"
+            || name.starts_with("LOG")
+            || name.starts_with("QUARANTINE")
+        {
             return None;
         }
         if has("snapshots") {

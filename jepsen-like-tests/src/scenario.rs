@@ -1,6 +1,7 @@
 //! The table of scenarios. A scenario is a script of faults, the clients that run beside it, and what it must have met
 //! for its verdict to mean anything. The letters are those of the test plan.
 
+pub mod damage;
 pub mod peace;
 pub mod power;
 pub mod process;
@@ -79,7 +80,13 @@ pub struct Cover {
 
 /// All of them, in the order of the test plan.
 pub fn all() -> Vec<Scenario> {
-    [peace::scenarios(), process::scenarios(), power::scenarios()].concat()
+    [
+        peace::scenarios(),
+        process::scenarios(),
+        power::scenarios(),
+        damage::scenarios(),
+    ]
+    .concat()
 }
 
 /// The one of a name.

@@ -1,5 +1,6 @@
 //! What the script of a scenario may do. Every fault goes through here, so that it is written down.
 
+pub mod damage;
 mod power;
 
 use std::ops::Range;

@@ -10,6 +10,9 @@ use crate::verdict::Check;
 /// What a node may take from its start until it is repaired or in quarantine.
 pub const LIMIT_MS: u64 = 10_000;
 
+/// The fault of a way back that nothing was done for at that time: a damage of before that showed late.
+pub const LATE: &str = "late";
+
 /// Looks at every way back: at each node after a power cut, at each spoilt file.
 pub fn check(evidence: &Evidence) -> Check {
     check_all(&evidence.recoveries)
@@ -37,6 +40,9 @@ fn of_node(recovery: &Recovery) -> Vec<String> {
             "{about}: neither serves nor says that it is in quarantine: {why}"
         ));
     }
+    if recovery.fault == LATE {
+        return violations;
+    }
     if recovery.files.is_empty() {
         if recovery.class == Class::Quarantined {
             violations.push(format!(
@@ -51,6 +57,9 @@ fn of_node(recovery: &Recovery) -> Vec<String> {
             recovery.class.word(),
             recovery.after_ms
         ));
+    }
+    if recovery.class == Class::Ready {
+        violations.push(format!("{about}: serves under its old id"));
     }
     if recovery.class == Class::Undamaged {
         let served = recovery
@@ -88,5 +97,83 @@ pub fn figures(evidence: &Evidence, figures: &mut BTreeMap<String, f64>, samples
         for file in &recovery.files {
             count(format!("files spoilt: {}", file.part.word()), 1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recovery::Damage;
+
+    fn power(class: Class) -> Recovery {
+        Recovery {
+            node: 2,
+            fault: "power".to_owned(),
+            files: Vec::new(),
+            began: 0,
+            after_ms: 900,
+            starts: 1,
+            class,
+            why: String::new(),
+        }
+    }
+
+    fn flipped(part: Part, class: Class, after_ms: u64) -> Recovery {
+        let file = Damage {
+            path: "shards/0/file".to_owned(),
+            part,
+            what: "flipped".to_owned(),
+            left: class == Class::Undamaged,
+        };
+        Recovery {
+            fault: "flip".to_owned(),
+            files: vec![file],
+            after_ms,
+            ..power(class)
+        }
+    }
+
+    fn violations(recovery: Recovery) -> u64 {
+        check_all(&[recovery]).violated
+    }
+
+    #[test]
+    fn a_node_without_damage_serves_again() {
+        assert_eq!(violations(power(Class::Ready)), 0);
+        assert_eq!(violations(power(Class::Quarantined)), 1);
+        assert_eq!(violations(power(Class::Down)), 1);
+    }
+
+    #[test]
+    fn a_damaged_node_serves_without_the_damage_or_says_that_it_must_not() {
+        for class in [Class::Repaired, Class::Replaced, Class::Quarantined] {
+            assert_eq!(violations(flipped(Part::LogWal, class, 900)), 0);
+        }
+        assert_eq!(violations(flipped(Part::LogWal, Class::Down, 30_000)), 1);
+        assert_eq!(violations(flipped(Part::StateSst, Class::Undamaged, 900)), 1);
+        assert_eq!(violations(flipped(Part::Unread, Class::Undamaged, 900)), 0);
+    }
+
+    #[test]
+    fn it_takes_ten_seconds_at_most() {
+        assert_eq!(violations(flipped(Part::LogWal, Class::Repaired, LIMIT_MS)), 0);
+        assert_eq!(violations(flipped(Part::LogWal, Class::Repaired, LIMIT_MS + 1)), 1);
+    }
+
+    #[test]
+    fn whoever_lost_everything_does_not_serve_under_its_old_id() {
+        assert_eq!(violations(flipped(Part::All, Class::Quarantined, 900)), 0);
+        assert_eq!(violations(flipped(Part::All, Class::Ready, 900)), 1);
+    }
+
+    #[test]
+    fn a_damage_that_shows_late_may_end_in_quarantine() {
+        let late = |class| Recovery {
+            fault: LATE.to_owned(),
+            ..power(class)
+        };
+        assert_eq!(violations(late(Class::Ready)), 0);
+        assert_eq!(violations(late(Class::Quarantined)), 0);
+        assert_eq!(violations(late(Class::Down)), 1);
     }
 }

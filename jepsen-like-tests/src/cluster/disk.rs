@@ -1,6 +1,7 @@
 //! What nodes store on, and how that is taken from them: directories of the machine's own disk, or an image for each
 //! node ([`images`]) whose power can be cut.
 
+pub mod damage;
 mod images;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use super::Cluster;
 
 /// How long an answer of a health route may take.
 const ANSWER: Duration = Duration::from_secs(2);
-/// Between an exit and the next start, and between two looks.
+/// Between two looks, and between the first exit and the start after it. Later ones wait longer, up to a second.
 const GAP: Duration = Duration::from_millis(50);
 
 /// What became of a node that was started.
@@ -73,6 +73,7 @@ impl Cluster {
                     continue;
                 }
                 if exit.is_some() {
+                    tokio::time::sleep((GAP * starts).min(Duration::from_secs(1))).await;
                     self.launch(&[node])?;
                 }
                 undecided.push((node, starts + u32::from(exit.is_some())));

@@ -9,8 +9,8 @@ use crate::cluster::supervisor::{Health, Start};
 use crate::faults::State;
 use crate::recovery::{self, Class, Recovery};
 
-/// A node that does not serve again by then after a power cut never will.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A second is usual. Who takes this long after a power cut did not come back: others brought it back.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Stage {
     /// Takes the power from these nodes at one instant, and gives it back at once: they are started, but do not serve
