@@ -44,14 +44,24 @@ done
 # Only what root can use; the harness finds out what is missing.
 [ "$(id -u)" -ne 0 ] || install_packages iproute2 nftables e2fsprogs mount faketime
 
-# A copy: a build during a long run must not change what runs.
-if [ -z "$BIN" ]; then
+# build PROFILE FEATURES: into BIN, a copy: a build during a long run must not change what runs.
+build() {
+  local options=() b
+  [ "$1" = debug ] || options=(--release)
   ensure_build
   say "building (cargo; a first build takes some minutes)"
-  (cd "$ROOT" && cargo build --locked --release --quiet --workspace --bins --features agentpost-node/failpoints) >&2 || die "the build failed"
+  (cd "$ROOT" && cargo build --locked --quiet --workspace "${options[@]}" --features "$2") >&2 || die "the build failed"
   BIN=$(mktemp -d "$AGENTPOST_CACHE/faults-bin.XXXXXX")
   trap 'rm -rf "$BIN"' EXIT
-  for b in agentpostd agentpost faults; do cp "$CARGO_TARGET_DIR/release/$b" "$BIN/"; done
+  for b in agentpostd agentpost faults; do cp "$CARGO_TARGET_DIR/$1/$b" "$BIN/"; done
+  [ ! -f "$CARGO_TARGET_DIR/$1/libdisk_shim.so" ] || cp "$CARGO_TARGET_DIR/$1/libdisk_shim.so" "$BIN/"
+}
+if [ "${ARGS[0]}" = mutants ]; then
+  # A release refuses to be broken.
+  build debug agentpost-node/mutants,agentpost-node/failpoints
+  ARGS+=(--sources "$ROOT")
+elif [ -z "$BIN" ]; then
+  build release agentpost-node/failpoints
 fi
 export AGENTPOSTD_BIN=$BIN/agentpostd
 AGENTPOST_GIT=$(git -C "$ROOT" describe --always --dirty 2>/dev/null || true)

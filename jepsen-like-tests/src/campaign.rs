@@ -87,6 +87,7 @@ async fn one(job: Job, plan: Plan) -> Result<Line> {
         length: job.length,
         loads: job.loads,
         rate: job.rate,
+        env: Vec::new(),
         dir: dir.clone(),
     };
     let began = Instant::now();

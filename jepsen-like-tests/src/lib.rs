@@ -21,6 +21,7 @@ pub mod cluster;
 pub mod deliveries;
 pub mod faults;
 pub mod history;
+pub mod mutants;
 pub mod receiver;
 pub mod recovery;
 pub mod report;

@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
 use crate::checker::{self, Evidence};
-use crate::cluster::{Cluster, Settings};
+use crate::cluster::Cluster;
 use crate::faults::FaultLog;
 use crate::history::Recorder;
 use crate::recovery;
@@ -48,6 +48,8 @@ pub struct Options {
     pub loads: Option<Vec<workload::Kind>>,
     /// Messages a second of all clients of a load, instead of what the scenario says.
     pub rate: Option<u64>,
+    /// What the nodes find in their environment besides.
+    pub env: Vec<(String, String)>,
     /// A directory that does not exist yet.
     pub dir: PathBuf,
 }
@@ -124,10 +126,9 @@ fn interrupted(dir: &Path, reason: String) -> Result<Verdict> {
 
 async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
     let dir = &options.dir;
-    let settings = Settings {
-        dir: Some(dir.join(CLUSTER)),
-        ..(scenario.cluster)()
-    };
+    let mut settings = (scenario.cluster)();
+    settings.dir = Some(dir.join(CLUSTER));
+    settings.env.extend(options.env.iter().cloned());
     let cluster = Cluster::start_with(settings).await?;
     let recorder = Recorder::create(dir)?;
     let world = cluster.world(recorder.clone(), options.seed, options.rate.unwrap_or(scenario.rate))?;

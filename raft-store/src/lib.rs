@@ -12,6 +12,7 @@ mod files;
 pub mod keys;
 pub mod kv;
 pub mod log_store;
+pub mod mutant;
 pub mod query;
 pub mod snapshot;
 pub mod state_machine;

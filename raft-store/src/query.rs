@@ -17,6 +17,7 @@ use crate::apply::inbox::find_entry;
 use crate::apply::principal::is_valid;
 use crate::keys::{self, ReadState};
 use crate::kv::{Fatal, Kv, Order, Row};
+use crate::mutant::{self, Mutant};
 use crate::view::{decode, load};
 
 /// An entry of an inbox with its message.
@@ -152,7 +153,7 @@ fn entries<'a>(
             state,
             team,
             agent,
-            floor.max(after.map_or(0, |seq| seq.saturating_add(1))),
+            floor.max(after.map_or(0, |seq| seq.saturating_add(1 + u64::from(mutant::on(Mutant::PageEdge))))),
         ),
         (Order::Descending, Some(before)) => keys::inbox_until(state, team, agent, before),
         (Order::Descending, None) => keys::inbox_from(state, team, agent, floor),

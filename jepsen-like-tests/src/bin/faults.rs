@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use agentpost::table::{Align, Paint, Table, Tone};
-use anyhow::{Context as _, Result};
+use agentpost::table::{Align, Paint, Table, Tone, painted};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use jepsen_like_tests::campaign::{self, Job, Plan};
+use jepsen_like_tests::mutants::{self, Hunt};
 use jepsen_like_tests::run;
 use jepsen_like_tests::scenario::{self, Scenario};
 use jepsen_like_tests::totals::{self, Line};
@@ -58,6 +59,16 @@ enum Command {
         /// How long
         #[arg(long)]
         hours: f64,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Break the node on purpose, one rule after the other, and see that it is noticed
+    Mutants {
+        /// Which; all if none is named
+        names: Vec<String>,
+        /// The root of the sources
+        #[arg(long, value_name = "DIR")]
+        sources: PathBuf,
         #[command(flatten)]
         how: How,
     },
@@ -121,6 +132,7 @@ async fn main() -> Result<ExitCode> {
             println!("{}", serde_json::to_string_pretty(&verdict)?);
             return Ok(ExitCode::from(verdict.sum as u8));
         }
+        Command::Mutants { names, sources, how } => return hunt(&names, sources, how).await,
         Command::Totals { file } => totals::load(&file)?,
         Command::Smoke { how } => campaign::run(campaign::smoke(how.seed()), &how.plan()).await?,
         Command::Soak { hours, how } => {
@@ -160,6 +172,32 @@ fn conclude(lines: &[Line]) -> Result<ExitCode> {
         print!("\n{}", totals::table(lines, Paint::for_stdout()));
     }
     Ok(ExitCode::from(campaign::sum(lines) as u8))
+}
+
+async fn hunt(names: &[String], sources: PathBuf, how: How) -> Result<ExitCode> {
+    let seed = how.seed();
+    let mut hunt = Hunt::new(sources, how.dir, seed);
+    let mut survived = 0;
+    for name in names {
+        ensure!(
+            mutants::ALL.iter().any(|mutant| mutant.name == name),
+            "there is no mutant {name}"
+        );
+    }
+    let chosen = mutants::ALL
+        .iter()
+        .filter(|mutant| names.is_empty() || names.iter().any(|name| name == mutant.name));
+    for mutant in chosen {
+        let (word, tone, by) = match hunt.hunt(mutant).await? {
+            Ok(by) => ("noticed", Tone::Good, by),
+            Err(by) => ("SURVIVED", Tone::Bad, by),
+        };
+        survived += usize::from(tone == Tone::Bad);
+        let word = painted(&format!("{word:<9}"), tone, Paint::for_stdout());
+        println!("{word} {:<18} {:<66} {by}", mutant.name, mutant.does);
+    }
+    println!("{survived} survived, seed {seed}");
+    Ok(ExitCode::from(u8::from(survived > 0)))
 }
 
 fn list() -> Table {

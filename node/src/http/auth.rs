@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use agentpost_proto::command::{Permission, Principal};
 use agentpost_proto::id::{AgentId, KeyId, TeamId};
 use agentpost_proto::{limits, record};
+use agentpost_raft_store::apply::principal::is_valid;
 use agentpost_raft_store::db::StateDb;
 use agentpost_raft_store::kv::{Fatal, Kv};
 use agentpost_raft_store::query;
@@ -54,7 +55,7 @@ pub fn find(kv: &impl Kv, key_hash: &[u8; 32], wall_ms: u64) -> Result<Finding, 
     let Some(key) = query::key_by_hash(kv, key_hash)? else {
         return Ok(Finding::Unknown);
     };
-    if key.revoked_at_ms != 0 || expired(key.expires_at_ms, wall_ms) {
+    if !is_valid(&key, wall_ms) {
         return Ok(Finding::Refused);
     }
     Caller::of(&key).map(Finding::Valid)

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use agentpost_proto::peer::forward_reply::Outcome as Answered;
 use agentpost_raft_store::db::{StateDb, StateHandle};
+use agentpost_raft_store::mutant::{self, Mutant};
 use agentpost_raft_store::types::TypeConfig;
 use openraft::LogIdOptionExt as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -134,6 +135,9 @@ impl Reader {
     }
 
     async fn attempt(&self) -> Result<(), NotReady> {
+        if mutant::on(Mutant::StaleRead) {
+            return Ok(());
+        }
         let index = self.index(Asker::Client).await?;
         let reached = |progress: &RaftDataMetrics<TypeConfig>| progress.last_applied.index() >= Some(index);
         let mut progress = self.shared.progress.clone();

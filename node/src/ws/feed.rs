@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use agentpost_proto::id::{AgentId, TeamId};
 use agentpost_proto::{limits, record};
 use agentpost_raft_store::kv::{Fatal, Kv};
+use agentpost_raft_store::mutant::{self, Mutant};
 use agentpost_raft_store::query;
 use axum::extract::ws::Utf8Bytes;
 
@@ -167,6 +168,7 @@ impl Feed {
             after_seq = seq;
             let receiver = match shown {
                 Shown::Not => continue,
+                _ if mutant::on(Mutant::FrameDropped) && seq % 100 == 0 => continue,
                 Shown::AsSent => None,
                 Shown::Received(agent) => Some(agent.as_str()),
             };

@@ -22,6 +22,7 @@ use super::{Context, Stop, check_epoch, endpoint, inbox, topic, webhook};
 use crate::effect::Effect;
 use crate::keys;
 use crate::kv::{Fatal, Kv, Order, Row};
+use crate::mutant::{self, Mutant};
 use crate::view::{View, decode};
 
 /// How the receivers of a publish get it.
@@ -203,7 +204,8 @@ impl Walk<'_> {
         let mut receivers = Receivers::default();
         for (key, value) in rows {
             let row: Subscription = decode(value)?;
-            if row.until_index != 0 && row.until_index <= self.publish_index {
+            let ended = row.until_index <= self.publish_index || mutant::on(Mutant::FanoutNow);
+            if row.until_index != 0 && ended {
                 view.delete(key);
                 topic.rows = topic.rows.saturating_sub(1);
                 continue;

@@ -20,6 +20,7 @@ use super::{Context, Stop, inbox, reject, webhook};
 use crate::effect::Effect;
 use crate::keys;
 use crate::kv::{Fatal, Kv};
+use crate::mutant::{self, Mutant};
 use crate::query;
 use crate::view::View;
 
@@ -236,7 +237,8 @@ fn repeated(view: &View<'_>, context: &Context<'_>, team: TeamId, op: &Send) -> 
     let row: Option<Idempotency> = view.load(&keys::idempotency(team, &op.from, &op.idempotency_key))?;
     let Some(row) = row else { return Ok(None) };
     // A row counts as absent as soon as it has aged, whether it was swept yet or not.
-    if context.cluster_ms >= row.created_ct_ms + limits::IDEMPOTENCY_TTL_MS {
+    let forgotten = mutant::on(Mutant::KeyForgotten) && context.cluster_ms >= row.created_ct_ms + 500;
+    if context.cluster_ms >= row.created_ct_ms + limits::IDEMPOTENCY_TTL_MS || forgotten {
         return Ok(None);
     }
     if row.operation_hash != operation_hash(op) {
@@ -322,7 +324,10 @@ fn store_message(view: &mut View<'_>, context: &Context<'_>, team: TeamId, seq: 
         body: op.body,
         thread_id: op.thread_id,
         reply_to_id: op.reply_to_id,
-        created_at_ms: context.wall_ms,
+        created_at_ms: match mutant::on(Mutant::OwnState) {
+            true => context.wall_ms + u64::from(std::process::id() % 1000),
+            false => context.wall_ms,
+        },
         created_ct_ms: context.cluster_ms,
         expires_at_ms: op.expires_at_ms,
         extras: op.extras,

@@ -6,6 +6,7 @@ use agentpost_proto::record::Key;
 
 use super::{Context, Stop, reject};
 use crate::keys;
+use crate::mutant::{self, Mutant};
 use crate::view::View;
 
 /// A key that was valid when its entry was applied.
@@ -51,7 +52,7 @@ impl Caller {
     /// A key that administers `team`: an admin key of it, or of the system team.
     pub fn administers(view: &View<'_>, context: &Context<'_>, team: TeamId) -> Result<Self, Stop> {
         let caller = Self::with(view, context, Permission::Admin)?;
-        if caller.team != team && caller.team != TeamId::SYSTEM {
+        if caller.team != team && caller.team != TeamId::SYSTEM && !mutant::on(Mutant::TeamUnchecked) {
             // As for a team that does not exist: an id of another team tells nothing.
             return reject(ErrorCode::NotFound, "no such team");
         }
@@ -90,7 +91,8 @@ impl Caller {
 
 /// Whether a key may be used at `wall_ms`.
 pub fn is_valid(key: &Key, wall_ms: u64) -> bool {
-    key.revoked_at_ms == 0 && (key.expires_at_ms == 0 || wall_ms < key.expires_at_ms)
+    (key.revoked_at_ms == 0 || mutant::on(Mutant::RevokedKept))
+        && (key.expires_at_ms == 0 || wall_ms < key.expires_at_ms)
 }
 
 /// Whether a key has `needed`; each permission includes the lower ones.

@@ -8,6 +8,7 @@ use agentpost_proto::time;
 
 use super::{Context, Stop};
 use crate::keys;
+use crate::mutant::{self, Mutant};
 use crate::view::View;
 
 /// Events of the month of `wall_ms`. A month that the state has left never comes back: the state's own counts for a
@@ -122,6 +123,7 @@ pub(super) fn turn(count: &mut DayCount, wall_ms: u64) {
 /// Counts one more of the day, if `limit` (0 = unlimited) leaves one. Returns how many there are.
 fn count_of_day(count: &mut DayCount, wall_ms: u64, limit: u64) -> Option<u64> {
     turn(count, wall_ms);
+    let limit = limit + u64::from(limit != 0 && mutant::on(Mutant::OneMore));
     if limit != 0 && count.used >= limit {
         return None;
     }

@@ -13,6 +13,7 @@ use crate::apply::{Context, Stop, check_epoch, endpoint, reject};
 use crate::effect::Effect;
 use crate::keys;
 use crate::kv::Fatal;
+use crate::mutant::{self, Mutant};
 use crate::view::View;
 
 /// Statuses that end a delivery at once: Gone, and QStash's own, which needs its header.
@@ -69,6 +70,7 @@ pub fn outcome(
         };
         let claimed = match find(view, &attempt)? {
             Some((team, delivery)) if is_claim(&delivery, attempt.attempt_no, Some(outcome.epoch)) => (team, delivery),
+            Some((team, delivery)) if mutant::on(Mutant::LateOutcome) && delivery.ended_at_ms == 0 => (team, delivery),
             _ => {
                 done.push(false);
                 continue;
@@ -173,6 +175,9 @@ fn take_over_one(
         AttemptEnd::Unknown,
         AttemptResult::default(),
     );
+    if mutant::on(Mutant::SameAttempt) {
+        delivery.attempt_no -= 1;
+    }
     if delivery.closed_unknown > limits::UNKNOWN_CLOSINGS_MAX {
         let end = Some(DeliveryEnd::OutcomeUnknown);
         finish(view, context, team, delivery, end, effects)?;

@@ -1,0 +1,197 @@
+//! The tests of the tests: rules that are broken on purpose, and what has to notice each. The rules and the places where they
+//! can be broken are in `raft-store/src/mutant.rs`; `scripts/faults.sh mutants` breaks one after the other.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::run::{self, Options};
+use crate::scenario;
+use crate::verdict::Sum;
+
+/// Of a scenario that is not part of the smoke test.
+const LENGTH: Duration = Duration::from_secs(15);
+
+/// A rule that is broken, and who notices.
+pub struct Mutant {
+    /// As `AGENTPOST_MUTANT` has it.
+    pub name: &'static str,
+    /// What the broken node does.
+    pub does: &'static str,
+    /// What must notice it.
+    pub killer: Killer,
+}
+
+/// What must notice a broken rule.
+#[derive(Debug, Clone, Copy)]
+pub enum Killer {
+    /// A test of the storage crate: its name as `cargo test` has it.
+    Test(&'static str),
+    /// A scenario, and the property that it must find broken.
+    Scenario(&'static str, &'static str),
+}
+
+/// All of them.
+pub const ALL: &[Mutant] = &[
+    Mutant {
+        name: "no-fsync",
+        does: "writes the log but never fsyncs it",
+        killer: Killer::Scenario("P2", "lost"),
+    },
+    Mutant {
+        name: "stale-read",
+        does: "answers linearizable reads from whatever it has",
+        killer: Killer::Scenario("H1", "linearizable"),
+    },
+    Mutant {
+        name: "key-forgotten",
+        does: "forgets an idempotency key after half a second",
+        killer: Killer::Scenario("K1", "lost"),
+    },
+    Mutant {
+        name: "page-edge",
+        does: "begins each page one place too late",
+        killer: Killer::Scenario("H1", "lost"),
+    },
+    Mutant {
+        name: "own-state",
+        does: "applies an entry to something that depends on the process",
+        killer: Killer::Scenario("H1", "replicas"),
+    },
+    Mutant {
+        name: "one-more",
+        does: "lets one more through than the daily limit",
+        killer: Killer::Scenario("Q1", "quota"),
+    },
+    Mutant {
+        name: "revoked-kept",
+        does: "lets a revoked key stay good",
+        killer: Killer::Scenario("G1", "revocation"),
+    },
+    Mutant {
+        name: "frame-dropped",
+        does: "passes over an event of a session now and then",
+        killer: Killer::Scenario("W5", "ws-stream"),
+    },
+    Mutant {
+        name: "notice-lost",
+        does: "buries a delivery without telling its sender, now and then",
+        killer: Killer::Scenario("X8", "dispatch"),
+    },
+    Mutant {
+        name: "epoch-unchecked",
+        does: "grants claims to a dispatcher whose epoch is over",
+        killer: Killer::Test("the_protocol_holds_through_every_order_of_faults"),
+    },
+    Mutant {
+        name: "late-outcome",
+        does: "takes an outcome for an attempt that was taken over",
+        killer: Killer::Test("the_protocol_holds_through_every_order_of_faults"),
+    },
+    Mutant {
+        name: "same-attempt",
+        does: "makes an attempt that was taken over again, under its number",
+        killer: Killer::Test("the_protocol_holds_through_every_order_of_faults"),
+    },
+    Mutant {
+        name: "fanout-now",
+        does: "gives a publish to those who are subscribed when it is given out",
+        killer: Killer::Test("every_publish_reaches_those_subscribed_at_it_once"),
+    },
+    Mutant {
+        name: "team-unchecked",
+        does: "lets a key administer other teams",
+        killer: Killer::Test("a_team_cannot_change_another"),
+    },
+];
+
+/// Whether mutants were noticed, each in its own words.
+pub struct Hunt {
+    /// The root of the sources, for tests.
+    pub sources: PathBuf,
+    /// Where runs are written.
+    pub dir: PathBuf,
+    /// Where all choices come from.
+    pub seed: u64,
+    /// Tests that pass when nothing is broken.
+    sound: BTreeSet<&'static str>,
+}
+
+impl Hunt {
+    /// Begins.
+    pub fn new(sources: PathBuf, dir: PathBuf, seed: u64) -> Self {
+        Hunt {
+            sources,
+            dir,
+            seed,
+            sound: BTreeSet::new(),
+        }
+    }
+
+    /// Breaks one rule: what noticed it, or what passed all the same.
+    pub async fn hunt(&mut self, mutant: &Mutant) -> Result<Result<String, String>> {
+        match mutant.killer {
+            Killer::Test(name) => self.test(mutant, name),
+            Killer::Scenario(name, property) => self.play(mutant, name, property).await,
+        }
+    }
+
+    fn test(&mut self, mutant: &Mutant, name: &'static str) -> Result<Result<String, String>> {
+        if !self.sound.contains(name) {
+            let sound = self.cargo_test(name, None)?;
+            let told = String::from_utf8_lossy(&sound.stdout);
+            ensure!(
+                sound.status.success() && told.contains("1 passed"),
+                "{name} does not pass when nothing is broken: {told}{}",
+                String::from_utf8_lossy(&sound.stderr)
+            );
+            self.sound.insert(name);
+        }
+        Ok(match self.cargo_test(name, Some(mutant.name))?.status.success() {
+            true => Err(format!("the test {name} passes")),
+            false => Ok(format!("the test {name}")),
+        })
+    }
+
+    fn cargo_test(&self, name: &str, mutant: Option<&str>) -> Result<Output> {
+        Command::new("cargo")
+            .current_dir(&self.sources)
+            .args([
+                "test",
+                "--locked",
+                "--quiet",
+                "-p",
+                "agentpost-raft-store",
+                "--features",
+                "mutants",
+                name,
+            ])
+            .envs(mutant.map(|name| ("AGENTPOST_MUTANT", name)))
+            .output()
+            .context("cargo test")
+    }
+
+    async fn play(&self, mutant: &Mutant, name: &str, property: &str) -> Result<Result<String, String>> {
+        let scenario = scenario::named(name).with_context(|| format!("there is no scenario {name}"))?;
+        let options = Options {
+            seed: self.seed,
+            length: scenario.smoke.unwrap_or(LENGTH),
+            loads: None,
+            rate: None,
+            env: vec![("AGENTPOST_MUTANT".to_owned(), mutant.name.to_owned())],
+            dir: self.dir.join(format!("mutant-{}-{}", mutant.name, self.seed)),
+        };
+        let verdict = run::run(&scenario, &options).await?;
+        let broken = verdict.checks.iter().filter(|check| check.violated > 0);
+        let broken: Vec<&str> = broken.map(|check| check.name.as_str()).collect();
+        let told = format!("{name}: {}", broken.join(", "));
+        Ok(match verdict.sum {
+            Sum::Skipped => bail!("{name} cannot run here: {}", verdict.reason),
+            Sum::Invalid if broken.contains(&property) => Ok(told),
+            sum => Err(format!("{told} is {sum:?} {}", verdict.reason)),
+        })
+    }
+}
