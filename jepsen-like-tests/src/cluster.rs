@@ -1,9 +1,11 @@
 //! A cluster of real processes, ended with the value: what may be done to processes. Where they live is
 //! [`network`]'s business, what they store on is [`disk`]'s.
 
+pub mod clock;
 pub mod disk;
 pub mod network;
 mod operator;
+mod shim;
 pub mod supervisor;
 
 use std::fs::File;
@@ -20,6 +22,7 @@ use agentpost::retry::RetryPolicy;
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
+use self::clock::Clocks;
 use self::disk::Disk;
 use self::network::Network;
 use crate::history::Recorder;
@@ -38,11 +41,15 @@ pub struct Settings {
     pub network: network::Kind,
     /// What they store on.
     pub disk: disk::Kind,
+    /// What time it is for them.
+    pub clock: clock::Kind,
     /// Tables of `agentpostd config` for every node, as TOML. Not those that [`Cluster`] writes itself: `[node]`,
     /// `[cluster]`, `[bootstrap]`, `[runtime]`, `[webhooks]`.
     pub config: String,
     /// The environment of every node: preloaded libraries, mutants.
     pub env: Vec<(String, String)>,
+    /// Whether disks can be spoilt ([`Cluster::spoil`]).
+    pub shim: bool,
     /// Where everything lies: it stays there. Without it, in a temporary directory.
     pub dir: Option<PathBuf>,
 }
@@ -54,6 +61,7 @@ pub struct Cluster {
     settings: Settings,
     network: Network,
     disk: Disk,
+    clocks: Clocks,
     nodes: Vec<Node>,
     /// Removes `dir`, if it is temporary, when nothing uses it any more.
     _temporary: Option<TempDir>,
@@ -90,6 +98,7 @@ impl Cluster {
         write_secret(&dir.join("cluster.secret"))?;
         let network = Network::create(settings.network, count)?;
         let disk = Disk::create(settings.disk, &dir, count)?;
+        let clocks = Clocks::create(settings.clock, &dir, count)?;
         let nodes = (1..=count as u64).map(|id| Node { id, process: None }).collect();
         let mut cluster = Cluster {
             dir,
@@ -97,6 +106,7 @@ impl Cluster {
             settings,
             network,
             disk,
+            clocks,
             nodes,
             _temporary: temporary,
         };
@@ -154,6 +164,8 @@ impl Cluster {
             .network
             .command(node, &self.binary)
             .envs(self.settings.env.iter().map(|(name, value)| (name, value)))
+            .envs(self.clocks.env(node))
+            .envs(self.shim(node)?)
             .envs(failpoint.map(|place| ("AGENTPOST_FAILPOINT", place)))
             .arg("start")
             .arg("--config")
@@ -163,6 +175,7 @@ impl Cluster {
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {}", self.binary.display()))?;
+        self.network.moved_in(node, process.id());
         self.nodes[node - 1].process = Some(process);
         Ok(())
     }
@@ -174,6 +187,12 @@ impl Cluster {
             process.wait()?;
         }
         Ok(())
+    }
+
+    /// SIGTERM, and waits until the node has ended in order.
+    pub async fn stop(&mut self, node: usize) -> Result<()> {
+        self.signal(node, "-TERM")?;
+        self.ended(node).await
     }
 
     /// Starts a killed node again and waits until it serves.
@@ -271,6 +290,11 @@ impl Cluster {
     /// The network between the nodes.
     pub fn network(&mut self) -> &mut Network {
         &mut self.network
+    }
+
+    /// The nodes' clocks.
+    pub fn clocks(&mut self) -> &mut Clocks {
+        &mut self.clocks
     }
 
     /// What the nodes store on.

@@ -30,6 +30,7 @@ pub mod scenario;
 pub mod stage;
 pub mod totals;
 pub mod verdict;
+pub mod watch;
 pub mod webhooks;
 pub mod workload;
 pub mod world;

@@ -5,6 +5,7 @@
 //! <dir>/faults.jsonl      what was done to the cluster       <dir>/replicas.json   whether all states are the same
 //! <dir>/verdict.json      what is said of it                 <dir>/report.html     the same for people
 //! <dir>/node<N>.log       what the nodes said               <dir>/cluster/        their data, unless all was well
+//! <dir>/leaders.jsonl     who led, as every node said
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use crate::report;
 use crate::scenario::Scenario;
 use crate::stage::Stage;
 use crate::verdict::{Sum, VERDICT, Verdict};
+use crate::watch::Watch;
 use crate::workload;
 
 /// The file that says what ran.
@@ -132,6 +134,7 @@ async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
     let cluster = Cluster::start_with(settings).await?;
     let recorder = Recorder::create(dir)?;
     let world = cluster.world(recorder.clone(), options.seed, options.rate.unwrap_or(scenario.rate))?;
+    let watch = Watch::start(&world.urls, &recorder, dir)?;
     let mut loads = Vec::new();
     for kind in options.loads.as_deref().unwrap_or(scenario.loads) {
         loads.push(workload::start(*kind, &world).await?);
@@ -142,6 +145,7 @@ async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
         cluster,
         world: world.clone(),
         faults: FaultLog::create(dir, recorder.clone())?,
+        watch: watch.clone(),
         random: StdRng::seed_from_u64(options.seed),
         until: Instant::now() + options.length,
         dir: dir.clone(),
@@ -164,6 +168,7 @@ async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
         .map(|(node, status)| (node, status.to_string()))
         .collect();
     recorder.flush()?;
+    watch.flush()?;
     stage.cluster.save_logs(dir)?;
     write(&dir.join(REPLICAS), &replicas)?;
     write(&dir.join(RUN), &run)

@@ -2,17 +2,19 @@
 //! for its verdict to mean anything. The letters are those of the test plan.
 
 pub mod damage;
+pub mod network;
 pub mod peace;
 pub mod power;
 pub mod process;
+pub mod space;
 
 use std::time::Duration;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
 
-use crate::cluster::Settings;
 use crate::cluster::disk::Disk;
+use crate::cluster::{Settings, clock, network as net};
 use crate::stage::Stage;
 use crate::workload;
 
@@ -61,8 +63,10 @@ impl Need {
     /// Why this machine cannot do it; none if it can. Found out by trying.
     pub fn lacking(self) -> Option<String> {
         match self {
+            Need::Namespaces => net::without_namespaces().map(str::to_owned),
+            Need::FakeTime => clock::lacking(),
             Need::LoopImages => Disk::lacks_images(),
-            Need::Namespaces | Need::FakeTime | Need::Failpoints => None,
+            Need::Failpoints => None,
         }
     }
 }
@@ -83,10 +87,28 @@ pub fn all() -> Vec<Scenario> {
     [
         peace::scenarios(),
         process::scenarios(),
+        network::scenarios(),
         power::scenarios(),
         damage::scenarios(),
+        space::scenarios(),
     ]
     .concat()
+}
+
+/// Nodes on loopback, as most scenarios have it.
+fn three() -> Settings {
+    Settings {
+        nodes: 3,
+        ..Settings::default()
+    }
+}
+
+/// For scenarios in which some see what others do not.
+fn five() -> Settings {
+    Settings {
+        nodes: 5,
+        ..Settings::default()
+    }
 }
 
 /// The one of a name.

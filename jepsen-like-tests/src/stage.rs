@@ -7,13 +7,19 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use rand::RngExt;
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
 
 use crate::cluster::Cluster;
+use crate::cluster::network::{Cut, Quality};
 use crate::faults::{FaultLog, State};
+use crate::watch::Watch;
 use crate::world::World;
+
+/// What a healthy majority is given to agree on a leader.
+const LEADER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The cluster of a run in the hands of its script.
 pub struct Stage {
@@ -23,6 +29,8 @@ pub struct Stage {
     pub world: World,
     /// Where faults are written down.
     pub faults: FaultLog,
+    /// What the nodes say about themselves.
+    pub watch: Watch,
     /// Where all choices come from.
     pub random: StdRng,
     /// When the faults shall be over.
@@ -49,6 +57,45 @@ impl Stage {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
 
+    /// Some milliseconds from 200 on, short ones as often as long ones: up to half of what is left, and to `most`.
+    pub fn some_ms(&mut self, most: Duration) -> Range<u64> {
+        let left = self.until.saturating_duration_since(Instant::now()) / 2;
+        let most_ms = left.min(most).as_millis().max(400) as f64;
+        let ms = 200.0 * (most_ms / 200.0).powf(self.random.random_range(0.0..1.0));
+        ms as u64..ms as u64 + 1
+    }
+
+    /// All nodes in any order.
+    pub fn shuffled(&mut self) -> Vec<usize> {
+        let mut nodes: Vec<usize> = (1..=self.cluster.nodes()).collect();
+        nodes.shuffle(&mut self.random);
+        nodes
+    }
+
+    /// All nodes but one, in any order.
+    pub fn others(&mut self, node: usize) -> Vec<usize> {
+        let mut nodes = self.shuffled();
+        nodes.retain(|other| *other != node);
+        nodes
+    }
+
+    /// The node that leads, once there is one, as the nodes have it by themselves.
+    pub async fn leader(&self) -> Result<usize> {
+        self.leader_besides(0).await
+    }
+
+    /// The node that leads besides one that is away, once there is one.
+    pub async fn leader_besides(&self, away: usize) -> Result<usize> {
+        let deadline = Instant::now() + LEADER_PATIENCE;
+        loop {
+            if let Some(leader) = self.watch.leader().filter(|leader| *leader != away) {
+                return Ok(leader);
+            }
+            ensure!(Instant::now() < deadline, "no leader within {LEADER_PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// SIGKILL to all of them at once; they are started again after some milliseconds of a range.
     pub async fn kill_for(&mut self, nodes: &[usize], ms: Range<u64>) -> Result<()> {
         let fault = self.faults.begin("kill", nodes, "");
@@ -71,10 +118,47 @@ impl Stage {
         nodes.iter().try_for_each(|node| self.cluster.resume(*node))
     }
 
-    /// Leaves nothing of any fault: all processes run, the network is whole.
+    /// SIGTERM; started again when it has ended.
+    pub async fn restart(&mut self, node: usize) -> Result<()> {
+        let fault = self.faults.begin("restart", &[node], "");
+        self.cluster.stop(node).await?;
+        self.cluster.restart(node).await?;
+        self.faults.end(fault, State::Installed)
+    }
+
+    /// SIGSTOP to all of them; they go on after some milliseconds of a range.
+    pub async fn pause_for(&mut self, nodes: &[usize], ms: Range<u64>) -> Result<()> {
+        let fault = self.faults.begin("pause", nodes, "");
+        nodes.iter().try_for_each(|node| self.cluster.pause(*node))?;
+        self.pause(ms).await;
+        nodes.iter().try_for_each(|node| self.cluster.resume(*node))?;
+        self.faults.end(fault, State::Installed)
+    }
+
+    /// Cuts these ways for some milliseconds of a range.
+    pub async fn cut_for(&mut self, cut: &Cut, ms: Range<u64>) -> Result<()> {
+        let fault = self.faults.begin("partition", &cut.nodes(), cut.to_string());
+        self.cluster.network().cut(cut)?;
+        self.pause(ms).await;
+        self.cluster.network().cut(&Cut::default())?;
+        self.faults.end(fault, State::Installed)
+    }
+
+    /// Makes the ways between all nodes this bad for some milliseconds of a range.
+    pub async fn worsen_for(&mut self, kind: &str, quality: &Quality, ms: Range<u64>) -> Result<()> {
+        let nodes: Vec<usize> = (1..=self.cluster.nodes()).collect();
+        let fault = self.faults.begin(kind, &nodes, quality.to_string());
+        self.cluster.network().worsen(quality)?;
+        self.pause(ms).await;
+        self.cluster.network().worsen(&Quality::default())?;
+        self.faults.end(fault, State::Installed)
+    }
+
+    /// Leaves nothing of any fault: all processes run, the network is whole, the clocks are right.
     pub async fn heal(&mut self) -> Result<()> {
-        self.thaw(&self.cluster.running().collect::<Vec<_>>())?;
         self.cluster.network().heal().await?;
+        self.cluster.clocks().heal()?;
+        self.thaw(&self.cluster.running().collect::<Vec<_>>())?;
         let dead: Vec<usize> = self.cluster.stopped().collect();
         self.cluster.launch(&dead)?;
         self.cluster.await_ready(&dead).await

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use rand::seq::{IndexedRandom as _, SliceRandom as _};
+use rand::seq::IndexedRandom as _;
 
 use super::{Cover, Scenario};
 use crate::cluster::Settings;
@@ -77,8 +77,7 @@ pub fn scenarios() -> Vec<Scenario> {
 
 /// Who may be spoilt at the same time: the others are a majority.
 fn choose_minority(stage: &mut Stage) -> Vec<usize> {
-    let mut nodes: Vec<usize> = (1..=stage.cluster.nodes()).collect();
-    nodes.shuffle(&mut stage.random);
+    let mut nodes = stage.shuffled();
     nodes.truncate((nodes.len() - 1) / 2);
     nodes
 }

@@ -4,10 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use rand::RngExt as _;
-use rand::seq::SliceRandom as _;
 
 use super::{Cover, Need, Scenario};
-use crate::cluster::{Settings, disk};
+use crate::cluster::{Settings, disk, network};
 use crate::faults::State;
 use crate::stage::Stage;
 use crate::workload;
@@ -65,15 +64,34 @@ pub fn scenarios() -> Vec<Scenario> {
                 faults: &[("power", 3), ("pause", 6)],
                 ..power.cover
             },
-            script: |stage| Box::pin(split(stage)),
+            script: |stage| Box::pin(split(stage, Apart::Frozen)),
+            ..power.clone()
+        },
+        Scenario {
+            name: "P4",
+            title: "a minority is cut off, one of the others loses its power, then only those two groups hear each other",
+            cluster: || Settings {
+                network: network::Kind::cuttable(),
+                ..on_images(5)
+            },
+            length: Duration::from_secs(180),
+            cover: Cover {
+                faults: &[("power", 3), ("partition", 6)],
+                ..power.cover
+            },
+            script: |stage| Box::pin(split(stage, Apart::Cut)),
             ..power.clone()
         },
         Scenario {
             name: "P5",
-            title: "a follower loses its power while it takes back entries and its state is flushed",
+            title: "a node loses its power while it takes entries back, slowly, and its state is flushed",
+            cluster: || Settings {
+                shim: true,
+                ..on_images(3)
+            },
             length: Duration::from_secs(90),
             cover: Cover {
-                faults: &[("power", 3), ("pause", 6)],
+                faults: &[("power", 3), ("pause", 6), ("slow fsync", 3)],
                 ..power.cover
             },
             script: |stage| Box::pin(take_back(stage)),
@@ -122,27 +140,50 @@ async fn all_at_once(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
+/// How nodes are kept from hearing of anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Apart {
+    /// They stand still.
+    Frozen,
+    /// They are cut off from the other nodes.
+    Cut,
+}
+
+impl Stage {
+    /// Keeps these nodes apart from those, and nobody else; none, and all are together.
+    fn keep_apart(&mut self, how: Apart, these: &[usize], those: &[usize]) -> Result<()> {
+        if how == Apart::Cut {
+            return self.cluster.network().cut(&network::Cut::between(these, those));
+        }
+        let running: Vec<usize> = self.cluster.running().filter(|node| !these.contains(node)).collect();
+        self.freeze(these)?;
+        self.thaw(&running)
+    }
+}
+
 /// The order of events by which NATS lost acknowledged messages: a minority misses them, one of those who have them
 /// loses its power, and with the minority it is a majority again, while the others, who know better, are away.
-async fn split(stage: &mut Stage) -> Result<()> {
+async fn split(stage: &mut Stage, how: Apart) -> Result<()> {
+    let kind = match how {
+        Apart::Frozen => "pause",
+        Apart::Cut => "partition",
+    };
     let alone = ALONE.min(stage.until.saturating_duration_since(Instant::now()) / 6);
     while !stage.over() {
-        let mut nodes: Vec<usize> = (1..=stage.cluster.nodes()).collect();
-        nodes.shuffle(&mut stage.random);
+        let nodes = stage.shuffled();
         let (minority, majority) = nodes.split_at((nodes.len() - 1) / 2);
         let (victim, others) = majority.split_at(1);
-        let first = stage.faults.begin("pause", minority, "misses what follows");
-        stage.freeze(minority)?;
+        let first = stage.faults.begin(kind, minority, "misses what follows");
+        stage.keep_apart(how, minority, majority)?;
         tokio::time::sleep(alone).await;
         stage.power_off(victim)?;
-        let second = stage.faults.begin("pause", others, "has it all");
-        stage.freeze(others)?;
-        stage.thaw(minority)?;
+        let second = stage.faults.begin(kind, others, "has it all");
+        stage.keep_apart(how, others, &[minority, victim].concat())?;
         stage.faults.end(first, State::Installed)?;
         // Whoever serves now has a majority without the others.
         stage.recover_from_power(victim).await?;
         tokio::time::sleep(ELSEWHERE).await;
-        stage.thaw(others)?;
+        stage.keep_apart(how, &[], &[])?;
         stage.faults.end(second, State::Installed)?;
         stage.cluster.await_ready(&nodes).await?;
         stage.pause(500..1_500).await;
@@ -166,14 +207,23 @@ async fn take_back(stage: &mut Stage) -> Result<()> {
         stage.freeze(&[leader])?;
         stage.thaw(&others)?;
         stage.faults.end(alone, State::Installed)?;
-        stage.cluster.leader_without(leader).await?;
+        stage.leader_besides(leader).await?;
         stage.pause(500..1_500).await;
+        let ms = stage.random.random_range(100..1_000);
+        let slow = stage.faults.begin("slow fsync", &[leader], format!("{ms} ms"));
+        stage
+            .cluster
+            .spoil(leader, &format!("fsync shards/0/log/ delay-ms {ms}"))
+            .await?;
         stage.thaw(&[leader])?;
         stage.faults.end(behind, State::Installed)?;
         let flush = flush_state(stage, leader)?;
-        stage.pause(1..400).await;
-        stage.power_cut(&[leader]).await?;
+        stage.pause(1..1_200).await;
+        stage.power_off(&[leader])?;
         flush.abort();
+        stage.cluster.spoil(leader, "").await?;
+        stage.faults.end(slow, State::Installed)?;
+        stage.recover_from_power(&[leader]).await?;
         stage.pause(200..800).await;
     }
     Ok(())

@@ -67,6 +67,12 @@ impl StateDb {
         Ok(self.db.flush()?)
     }
 
+    /// Flushes and merges that failed since this database was opened.
+    fn background_errors(&self) -> u64 {
+        let count = self.db.property_int_value(rocksdb::properties::BACKGROUND_ERRORS);
+        count.ok().flatten().unwrap_or(0)
+    }
+
     /// A copy of the state as it is now, by hard links, in a directory that does not exist yet. Flushes first.
     pub(crate) fn checkpoint(&self, dir: &Path) -> Result<(), Fatal> {
         Ok(Checkpoint::new(&self.db)?.create_checkpoint(dir)?)
@@ -165,6 +171,11 @@ impl StateHandle {
     /// Makes the state of now durable: it bounds what a restart applies again. Blocks.
     pub fn flush(&self) -> Result<(), Fatal> {
         self.current().flush()
+    }
+
+    /// Flushes and merges of the live database that failed. RocksDB may go on without telling anybody.
+    pub fn background_errors(&self) -> u64 {
+        self.shared.current.load().background_errors()
     }
 
     /// Prepares to receive a snapshot from another node, in a directory of its own. Blocks.

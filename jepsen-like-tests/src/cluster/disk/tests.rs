@@ -67,7 +67,7 @@ fn nothing_stays_mounted_after_a_panic() {
     if skipped() {
         return;
     }
-    let (send, receive) = std::sync::mpsc::channel();
+    let (send, receive) = std::sync::mpsc::sync_channel(1);
     let panicked = std::thread::spawn(move || {
         let images = Images::create(BYTES, None, 1).unwrap();
         send.send(images.mountpoint(1)).unwrap();

@@ -1,0 +1,287 @@
+//! A proxy before each node's peer port: what runs between two nodes passes it and can be held back, slowed down and reset.
+//! It needs no root.
+//!
+//! What is cut is held back until it is whole again, as TCP would send it again; who connects meanwhile is accepted and
+//! hears nothing. All nodes dial from 127.0.0.1, so who dials is read from the tables of the kernel: the socket at the other end,
+//! and the process that has it open.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Result;
+use rand::RngExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::{Cut, End, Manner, Quality};
+
+/// What a proxy reads at a time.
+const CHUNK_BYTES: usize = 16 * 1024;
+/// Chunks of a connection that are on their way: what a slow network holds.
+const CHUNKS_MAX: usize = 256;
+/// Longer than any run.
+const FOREVER: Duration = Duration::from_secs(86_400 * 365);
+
+/// The proxies of a cluster; they end with the value.
+pub struct Proxies {
+    addresses: Vec<SocketAddr>,
+    processes: Processes,
+    ways: Ways,
+    tasks: JoinSet<()>,
+}
+
+/// The process of each node.
+type Processes = Arc<Mutex<Vec<Option<u32>>>>;
+/// From each node (row) to each other (column).
+type Ways = Arc<Vec<Vec<watch::Sender<Way>>>>;
+
+/// The state of a directed way.
+#[derive(Debug, Clone, Copy, Default)]
+struct Way {
+    /// For connections opened before, if any.
+    cut: Option<Instant>,
+    resets: bool,
+    quality: Quality,
+}
+
+/// A way as one connection has it.
+#[derive(Clone)]
+struct Line {
+    opened: Instant,
+    way: watch::Receiver<Way>,
+}
+
+impl Proxies {
+    /// One for each of these peer ports.
+    pub fn start(peers: Vec<SocketAddr>) -> Result<Self> {
+        let nodes = peers.len();
+        let row = || (0..nodes).map(|_| watch::Sender::new(Way::default())).collect();
+        let mut proxies = Proxies {
+            addresses: Vec::new(),
+            processes: Arc::new(Mutex::new(vec![None; nodes])),
+            ways: Arc::new((0..nodes).map(|_| row()).collect()),
+            tasks: JoinSet::new(),
+        };
+        for (place, peer) in peers.into_iter().enumerate() {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+            listener.set_nonblocking(true)?;
+            proxies.addresses.push(listener.local_addr()?);
+            let listener = TcpListener::from_std(listener)?;
+            let (processes, ways) = (Arc::clone(&proxies.processes), Arc::clone(&proxies.ways));
+            proxies.tasks.spawn(accept(listener, peer, place, processes, ways));
+        }
+        Ok(proxies)
+    }
+
+    /// Of the proxy before a node.
+    pub fn address(&self, node: usize) -> SocketAddr {
+        self.addresses[node - 1]
+    }
+
+    /// A node is this process now.
+    pub fn moved_in(&self, node: usize, process: u32) {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)[node - 1] = Some(process);
+    }
+
+    /// Holds back what is cut; resets what is there and what comes, if the cut is one that tells.
+    pub fn cut(&self, cut: &Cut) {
+        let before = match cut.manner {
+            Manner::OpenConnections => Instant::now(),
+            Manner::Silent | Manner::Resets => Instant::now() + FOREVER,
+        };
+        self.change(|from, to, way| {
+            let is_cut = cut.pairs.contains(&(End::Node(from), End::Node(to)));
+            way.cut = is_cut.then_some(before);
+            way.resets = is_cut && cut.manner == Manner::Resets;
+        });
+    }
+
+    /// Slows all ways down.
+    pub fn worsen(&self, quality: &Quality) {
+        self.change(|_, _, way| way.quality = *quality);
+    }
+
+    fn change(&self, change: impl Fn(usize, usize, &mut Way)) {
+        for (from, row) in (1..).zip(self.ways.iter()) {
+            for (to, way) in (1..).zip(row) {
+                way.send_modify(|way| change(from, to, way));
+            }
+        }
+    }
+}
+
+/// Connections live in this task's set and end with it.
+async fn accept(listener: TcpListener, peer: SocketAddr, place: usize, processes: Processes, ways: Ways) {
+    let mut connections = JoinSet::new();
+    loop {
+        // Out of file descriptors, most likely: the dialler tries again.
+        let Ok((stream, from)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        while connections.try_join_next().is_some() {}
+        let known = processes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let ways = Arc::clone(&ways);
+        connections.spawn(async move {
+            // One that has hung up already, or no node at all.
+            let Ok(Some(dialler)) = tokio::task::spawn_blocking(move || who(from, &known)).await else {
+                return;
+            };
+            let line = |way: &watch::Sender<Way>| Line {
+                opened: Instant::now(),
+                way: way.subscribe(),
+            };
+            let (there, back) = (line(&ways[dialler][place]), line(&ways[place][dialler]));
+            connect(stream, peer, there, back).await;
+        });
+    }
+}
+
+async fn connect(mut stream: TcpStream, peer: SocketAddr, mut there: Line, mut back: Line) {
+    let reset = tokio::select! {
+        reset = there.whole() => reset,
+        () = hung_up(&stream) => return,
+    };
+    if reset {
+        // A reset instead of an orderly end.
+        let _ = stream.set_zero_linger();
+        return;
+    }
+    let Ok(mut on) = TcpStream::connect(peer).await else {
+        return;
+    };
+    let _ = (stream.set_nodelay(true), on.set_nodelay(true));
+    let ((from_dialler, to_dialler), (from_peer, to_peer)) = (stream.split(), on.split());
+    let carried = {
+        let (there, back) = (there.clone(), back.clone());
+        async { tokio::join!(carry(from_dialler, to_peer, there), carry(from_peer, to_dialler, back)) }
+    };
+    let reset = tokio::select! {
+        _ = carried => false,
+        () = there.reset() => true,
+        () = back.reset() => true,
+    };
+    if reset {
+        let _ = (stream.set_zero_linger(), on.set_zero_linger());
+    }
+}
+
+impl Line {
+    /// Returns when the way is whole: false; or when it resets: true.
+    async fn whole(&mut self) -> bool {
+        let opened = self.opened;
+        let is_cut = |way: &Way| way.cut.is_some_and(|before| opened < before);
+        let way = self.way.wait_for(|way| !is_cut(way) || way.resets).await;
+        // An error: the network is gone, and its connections with it.
+        way.map_or(true, |way| way.resets)
+    }
+
+    async fn reset(&mut self) {
+        let _ = self.way.wait_for(|way| way.resets).await;
+    }
+}
+
+/// Returns when the other end has closed.
+async fn hung_up(stream: &TcpStream) {
+    let mut byte = [0; 1];
+    loop {
+        match stream.peek(&mut byte).await {
+            Ok(0) | Err(_) => return,
+            // It waits for an answer: nothing to see before it gives up.
+            Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// Carries one direction of a connection, as the way has it.
+async fn carry(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: Line) {
+    let (chunks, mut arriving) = mpsc::channel::<(Instant, Vec<u8>)>(CHUNKS_MAX);
+    let mut pace = Pace::new();
+    let way = line.way.clone();
+    let reading = async move {
+        loop {
+            let mut chunk = vec![0; CHUNK_BYTES];
+            let Ok(bytes @ 1..) = from.read(&mut chunk).await else {
+                return;
+            };
+            chunk.truncate(bytes);
+            let due = pace.due(bytes, &way.borrow().quality);
+            if chunks.send((due, chunk)).await.is_err() {
+                return;
+            }
+        }
+    };
+    let writing = async move {
+        while let Some((due, chunk)) = arriving.recv().await {
+            sleep_until(due).await;
+            if line.whole().await || to.write_all(&chunk).await.is_err() {
+                return;
+            }
+        }
+        // Also an end does not arrive before the way is whole.
+        if !line.whole().await {
+            let _ = to.shutdown().await;
+        }
+    };
+    tokio::join!(reading, writing);
+}
+
+/// When what is sent arrives.
+struct Pace {
+    /// When the sender has sent what it was given before.
+    sent: Instant,
+    /// When the last arrives: the order stays.
+    last: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        let now = Instant::now();
+        Pace { sent: now, last: now }
+    }
+
+    fn due(&mut self, bytes: usize, quality: &Quality) -> Instant {
+        self.sent = self.sent.max(Instant::now());
+        if quality.bits_per_s > 0 {
+            self.sent += Duration::from_secs_f64(bytes as f64 * 8.0 / quality.bits_per_s as f64);
+        }
+        let jitter = rand::rng().random_range(0..=2 * quality.jitter_ms);
+        let delay = (quality.delay_ms + jitter).saturating_sub(quality.jitter_ms);
+        self.last = self.last.max(self.sent + Duration::from_millis(delay));
+        self.last
+    }
+}
+
+/// The place of the node that has this local address open.
+fn who(address: SocketAddr, processes: &[Option<u32>]) -> Option<usize> {
+    let inode = inode_of(address, &std::fs::read_to_string("/proc/net/tcp").ok()?)?;
+    let socket = format!("socket:[{inode}]");
+    processes.iter().position(|process| {
+        let Some(files) = process.and_then(|id| std::fs::read_dir(format!("/proc/{id}/fd")).ok()) else {
+            return false;
+        };
+        let mut links = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
+        links.any(|link| link.as_os_str() == socket.as_str())
+    })
+}
+
+/// The socket of a local address in the kernel's table of connections.
+fn inode_of(address: SocketAddr, table: &str) -> Option<String> {
+    let SocketAddr::V4(address) = address else { return None };
+    let local = format!(
+        "{:08X}:{:04X}",
+        u32::from_ne_bytes(address.ip().octets()),
+        address.port()
+    );
+    table.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // Closed ones have none.
+        let inode = *fields.get(9)?;
+        (*fields.get(1)? == local && inode != "0").then(|| inode.to_owned())
+    })
+}

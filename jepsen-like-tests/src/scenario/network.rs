@@ -1,0 +1,302 @@
+//! N: what nodes send to each other does not arrive, or late. By the kernel where it lets us, else by proxies.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use rand::RngExt as _;
+
+use super::{Cover, Need, Scenario, five, three};
+use crate::cluster::Settings;
+use crate::cluster::network::{self, Cut, Quality};
+use crate::stage::Stage;
+use crate::workload;
+
+const LOADS: &[workload::Kind] = &[workload::Kind::Send];
+
+/// N1 to N10.
+pub fn scenarios() -> Vec<Scenario> {
+    [cuts(), qualities()].concat()
+}
+
+fn cuts() -> Vec<Scenario> {
+    let covered = |leader_changes| Cover {
+        faults: &[("partition", 3)],
+        operations_inside: 100,
+        leader_changes,
+    };
+    let n1 = Scenario {
+        name: "N1",
+        title: "the cluster in two halves",
+        cluster: cut_five,
+        loads: LOADS,
+        rate: 1_000,
+        length: Duration::from_secs(60),
+        smoke: None,
+        needs: &[],
+        cover: covered(1),
+        script: |stage| Box::pin(halves(stage)),
+    };
+    vec![
+        n1.clone(),
+        Scenario {
+            name: "N2",
+            title: "the leader alone, with its clients",
+            cluster: cut_three,
+            smoke: Some(Duration::from_secs(12)),
+            cover: covered(3),
+            script: |stage| Box::pin(leader_alone(stage)),
+            ..n1.clone()
+        },
+        Scenario {
+            name: "N3",
+            title: "two halves that only one node sees both of",
+            cover: covered(0),
+            script: |stage| Box::pin(bridge(stage)),
+            ..n1.clone()
+        },
+        Scenario {
+            name: "N4",
+            title: "open connections between nodes go silent, new ones work",
+            cluster: cut_three,
+            smoke: Some(Duration::from_secs(14)),
+            cover: Cover {
+                faults: &[("partition", 2)],
+                ..covered(0)
+            },
+            script: |stage| Box::pin(silent_connections(stage)),
+            ..n1.clone()
+        },
+        Scenario {
+            name: "N5",
+            title: "one way only: a node that hears and is not heard, or the other way round",
+            cluster: cut_three,
+            cover: covered(0),
+            script: |stage| Box::pin(one_way(stage)),
+            ..n1.clone()
+        },
+        Scenario {
+            name: "N6",
+            title: "a ring: each node reaches its two neighbours",
+            cover: covered(0),
+            script: |stage| Box::pin(ring(stage)),
+            ..n1.clone()
+        },
+        Scenario {
+            name: "N7",
+            title: "ways that come and go every 0.1 to 2 s",
+            cluster: cut_three,
+            cover: covered(1),
+            script: |stage| Box::pin(flapping(stage)),
+            ..n1
+        },
+    ]
+}
+
+fn qualities() -> Vec<Scenario> {
+    let n8 = Scenario {
+        name: "N8",
+        title: "latency of 100 ± 50 ms, and of 1 s",
+        cluster: || Settings {
+            network: network::Kind::Proxied,
+            ..three()
+        },
+        loads: LOADS,
+        rate: 200,
+        length: Duration::from_secs(60),
+        smoke: None,
+        needs: &[],
+        cover: Cover {
+            faults: &[("latency", 3)],
+            operations_inside: 100,
+            leader_changes: 0,
+        },
+        script: |stage| Box::pin(latency(stage)),
+    };
+    vec![
+        n8.clone(),
+        Scenario {
+            name: "N9",
+            title: "1 to 20 % of all packets are lost",
+            cluster: || Settings {
+                network: network::Kind::Namespaces,
+                ..three()
+            },
+            needs: &[Need::Namespaces],
+            cover: Cover {
+                faults: &[("loss", 3)],
+                ..n8.cover
+            },
+            script: |stage| Box::pin(loss(stage)),
+            ..n8.clone()
+        },
+        Scenario {
+            name: "N10",
+            title: "nodes that send 1 Mbit/s at most",
+            cluster: cut_three,
+            rate: 1_000,
+            cover: Cover {
+                faults: &[("bandwidth", 3)],
+                ..n8.cover
+            },
+            script: |stage| Box::pin(bandwidth(stage)),
+            ..n8
+        },
+    ]
+}
+
+fn cut_three() -> Settings {
+    Settings {
+        network: network::Kind::cuttable(),
+        ..three()
+    }
+}
+
+fn cut_five() -> Settings {
+    Settings {
+        network: network::Kind::cuttable(),
+        ..five()
+    }
+}
+
+/// Between two faults.
+async fn breathe(stage: &mut Stage) {
+    stage.pause(500..1_500).await;
+}
+
+async fn halves(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        breathe(stage).await;
+        let nodes = stage.shuffled();
+        let (some, others) = nodes.split_at(nodes.len() / 2);
+        stage.cut_for(&Cut::between(some, others), 1_500..4_000).await?;
+    }
+    Ok(())
+}
+
+async fn leader_alone(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        breathe(stage).await;
+        let leader = stage.leader().await?;
+        let cut = Cut::between(&[leader], &stage.others(leader));
+        stage.cut_for(&cut, 2_000..3_500).await?;
+    }
+    Ok(())
+}
+
+async fn bridge(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        breathe(stage).await;
+        let nodes = stage.shuffled();
+        let middle = nodes.len() / 2;
+        let cut = Cut::between(&nodes[..middle], &nodes[middle + 1..]);
+        stage.cut_for(&cut, 1_500..4_000).await?;
+    }
+    Ok(())
+}
+
+/// Longer than the nodes' HTTP/2 keep-alive takes to give a silent connection up.
+async fn silent_connections(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        breathe(stage).await;
+        let leader = stage.leader().await?;
+        let others = stage.others(leader);
+        // One follower's, or all of the leader's.
+        let silent = stage.random.random_range(1..=others.len());
+        let cut = Cut::between(&[leader], &others[..silent]).of_open_connections();
+        stage.cut_for(&cut, 4_500..6_000).await?;
+    }
+    Ok(())
+}
+
+async fn one_way(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        breathe(stage).await;
+        let leader = stage.leader().await?;
+        let node = match stage.random.random_bool(0.7) {
+            true => leader,
+            false => stage.others(leader)[0],
+        };
+        let others = stage.others(node);
+        let cut = match stage.random.random_bool(0.5) {
+            true => Cut::one_way(&[node], &others),
+            false => Cut::one_way(&others, &[node]),
+        };
+        stage.cut_for(&cut, 1_500..4_000).await?;
+    }
+    Ok(())
+}
+
+async fn ring(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        breathe(stage).await;
+        let nodes = stage.shuffled();
+        let mut cut = Cut::default();
+        for place in 0..nodes.len() {
+            // Each cuts the ways to those after its neighbour, up to the one before it.
+            let far: Vec<usize> = (2..nodes.len() - 1).map(|n| nodes[(place + n) % nodes.len()]).collect();
+            cut = cut.and(Cut::between(&[nodes[place]], &far));
+        }
+        stage.cut_for(&cut, 1_500..4_000).await?;
+    }
+    Ok(())
+}
+
+async fn flapping(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        let node = stage.shuffled()[0];
+        let cut = Cut::between(&[node], &stage.others(node));
+        let cut = match stage.random.random_bool(0.5) {
+            true => cut,
+            false => cut.with_resets(),
+        };
+        stage.cut_for(&cut, 100..2_000).await?;
+        stage.pause(100..2_000).await;
+    }
+    Ok(())
+}
+
+/// A second is more than an election takes: nobody can lead, and the cluster must find back afterwards.
+async fn latency(stage: &mut Stage) -> Result<()> {
+    let (some, much) = (
+        Quality {
+            delay_ms: 100,
+            jitter_ms: 50,
+            ..Quality::default()
+        },
+        Quality {
+            delay_ms: 1_000,
+            ..Quality::default()
+        },
+    );
+    while !stage.over() {
+        stage.worsen_for("latency", &some, 2_000..4_000).await?;
+        breathe(stage).await;
+        stage.worsen_for("latency", &much, 1_000..3_000).await?;
+        breathe(stage).await;
+    }
+    Ok(())
+}
+
+async fn loss(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        let quality = Quality {
+            loss_percent: stage.random.random_range(1..=20),
+            ..Quality::default()
+        };
+        stage.worsen_for("loss", &quality, 2_000..5_000).await?;
+        breathe(stage).await;
+    }
+    Ok(())
+}
+
+async fn bandwidth(stage: &mut Stage) -> Result<()> {
+    let quality = Quality {
+        bits_per_s: 1_000_000,
+        ..Quality::default()
+    };
+    while !stage.over() {
+        stage.worsen_for("bandwidth", &quality, 2_000..5_000).await?;
+        breathe(stage).await;
+    }
+    Ok(())
+}

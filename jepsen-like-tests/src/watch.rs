@@ -1,0 +1,284 @@
+//! What every node says about itself, ten times a second while a run lasts: who leads in which term, how far it has
+//! applied, which state it has there. One line of `leaders.jsonl` for each answer.
+//!
+//! A node does not read its gauges at one instant: in the moment of an election an answer may show the new role beside the
+//! old term. What two answers of a node in a row say is so; [`reigns`] goes by that.
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{interval, timeout};
+
+use crate::history::Recorder;
+
+/// The file in a run's directory.
+pub const LEADERS: &str = "leaders.jsonl";
+/// Between two questions to a node.
+const PERIOD: Duration = Duration::from_millis(100);
+/// What a node is given to answer.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// An answer older than this says nothing about now.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// What a node said about itself.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// When the answer was there, nanoseconds since the run began.
+    pub t: u64,
+    /// When it was asked for.
+    pub asked: u64,
+    /// The node's number.
+    pub node: usize,
+    /// Its term.
+    pub term: u64,
+    /// Whether it leads.
+    pub leads: bool,
+    /// The id of the leader that it knows; 0 without one.
+    pub leader: u64,
+    /// The last entry of its log.
+    pub last: u64,
+    /// The last entry that a quorum has, as far as it knows.
+    pub committed: u64,
+    /// The last entry that it has applied.
+    pub applied: u64,
+    /// The last entry that its snapshot covers.
+    pub snapshot: u64,
+    /// The last entry that is gone from its log.
+    pub purged: u64,
+    /// Of its state at `hash_index`; equal on all nodes at equal indexes.
+    pub hash: String,
+    /// See `hash`.
+    pub hash_index: u64,
+    /// Snapshots that it got from others since its process began.
+    pub installed: u64,
+}
+
+/// A time in which one node led.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reign {
+    /// In which term.
+    pub term: u64,
+    /// Which node.
+    pub node: usize,
+    /// When that was seen first, nanoseconds since the run began.
+    pub from: u64,
+    /// When it was seen last.
+    pub until: u64,
+}
+
+/// Asks all nodes until it is dropped. Cheap to clone.
+#[derive(Clone)]
+pub struct Watch {
+    latest: Latest,
+    file: Arc<Mutex<BufWriter<File>>>,
+    _tasks: Arc<JoinSet<()>>,
+}
+
+/// The last answer of each node, and when it came.
+type Latest = Arc<Mutex<Vec<Option<(Instant, Sample)>>>>;
+
+impl Watch {
+    /// Begins to ask the nodes that have these base URLs.
+    pub fn start(urls: &[String], recorder: &Recorder, dir: &Path) -> Result<Self> {
+        let path = dir.join(LEADERS);
+        let file = File::create_new(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        let file = Arc::new(Mutex::new(BufWriter::new(file)));
+        let latest: Latest = Arc::new(Mutex::new(vec![None; urls.len()]));
+        let mut tasks = JoinSet::new();
+        for (node, url) in (1..).zip(urls) {
+            tasks.spawn(ask_on(
+                node,
+                url.clone(),
+                recorder.clone(),
+                Arc::clone(&latest),
+                Arc::clone(&file),
+            ));
+        }
+        Ok(Watch {
+            latest,
+            file,
+            _tasks: Arc::new(tasks),
+        })
+    }
+
+    /// What a node said last, if that was just now.
+    pub fn sample(&self, node: usize) -> Option<Sample> {
+        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, sample) = latest.get(node - 1)?.clone()?;
+        (at.elapsed() < FRESH).then_some(sample)
+    }
+
+    /// Of the nodes that say they lead, the one with the highest term: an old leader that is cut off says so too.
+    pub fn leader(&self) -> Option<usize> {
+        let nodes = self.latest.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let leading = (1..=nodes).filter_map(|node| self.sample(node)).filter(|s| s.leads);
+        leading.max_by_key(|sample| sample.term).map(|sample| sample.node)
+    }
+
+    /// Writes out what is buffered.
+    pub fn flush(&self) -> Result<()> {
+        Ok(self.file.lock().unwrap_or_else(PoisonError::into_inner).flush()?)
+    }
+}
+
+async fn ask_on(node: usize, url: String, recorder: Recorder, latest: Latest, file: Arc<Mutex<BufWriter<File>>>) {
+    let mut ticks = interval(PERIOD);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let asked = recorder.now();
+        // A node that is dead or cut off says nothing; that is no trouble of the harness.
+        let Ok(text) = gauges(&url).await else { continue };
+        let Some(sample) = parse(&text) else { continue };
+        let sample = Sample {
+            t: recorder.now(),
+            asked,
+            node,
+            ..sample
+        };
+        if let Ok(mut line) = serde_json::to_vec(&sample) {
+            line.push(b'\n');
+            let written = file.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line);
+            // Checkers would take a hole for a time without a leader.
+            written.unwrap_or_else(|error| panic!("{LEADERS} cannot be written: {error}"));
+        }
+        latest.lock().unwrap_or_else(PoisonError::into_inner)[node - 1] = Some((Instant::now(), sample));
+    }
+}
+
+/// The text of a node's `/metrics`.
+pub async fn gauges(url: &str) -> Result<String> {
+    let address = url.trim_start_matches("http://");
+    let asked = async {
+        let mut stream = TcpStream::connect(address).await?;
+        // HTTP/1.0: the answer ends with the connection.
+        let request = format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        anyhow::Ok(answer)
+    };
+    let answer = timeout(PATIENCE, asked).await??;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
+    ensure!(head.split(' ').nth(1) == Some("200"), "{url}/metrics: {head}");
+    Ok(body.to_owned())
+}
+
+/// A gauge or counter without labels.
+pub fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+}
+
+/// None: a node that says nothing about Raft, because it does not take part.
+fn parse(text: &str) -> Option<Sample> {
+    let number = |name: &str| value(text, &format!("agentpost_{name}"))?.parse().ok();
+    let (hash, hash_index) = text.lines().find_map(|line| {
+        line.strip_prefix("agentpost_state_hash_index{hash=\"")?
+            .split_once("\"} ")
+    })?;
+    Some(Sample {
+        term: number("term")?,
+        leads: number("is_leader")? == 1,
+        leader: number("leader")?,
+        last: number("last_log_index")?,
+        committed: number("committed_index")?,
+        applied: number("applied_index")?,
+        snapshot: number("snapshot_index")?,
+        purged: number("purged_index")?,
+        hash: hash.to_owned(),
+        hash_index: hash_index.parse().ok()?,
+        installed: number("snapshots_received_total")?,
+        ..Sample::default()
+    })
+}
+
+/// Reads what the nodes of a run said, by the time of their answers.
+pub fn load(dir: &Path) -> Result<Vec<Sample>> {
+    let path = dir.join(LEADERS);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let samples: Result<Vec<Sample>, _> = text.lines().map(serde_json::from_str).collect();
+    let mut samples = samples.with_context(|| path.display().to_string())?;
+    samples.sort_by_key(|sample| sample.t);
+    Ok(samples)
+}
+
+/// Who led when, by when it began. Only what a node said twice in a row counts.
+pub fn reigns(samples: &[Sample]) -> Vec<Reign> {
+    let nodes = samples.iter().map(|sample| sample.node).max().unwrap_or(0);
+    let mut reigns: Vec<Reign> = Vec::new();
+    for node in 1..=nodes {
+        let own: Vec<&Sample> = samples.iter().filter(|sample| sample.node == node).collect();
+        for pair in own.windows(2) {
+            if !pair[0].leads || !pair[1].leads || pair[0].term != pair[1].term {
+                continue;
+            }
+            match reigns.last_mut() {
+                Some(last) if (last.node, last.term) == (node, pair[0].term) => last.until = pair[1].t,
+                _ => reigns.push(Reign {
+                    term: pair[0].term,
+                    node,
+                    from: pair[0].t,
+                    until: pair[1].t,
+                }),
+            }
+        }
+    }
+    reigns.sort_by_key(|reign| (reign.from, reign.term));
+    reigns
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "# HELP agentpost_term The term\nagentpost_term 7\nagentpost_is_leader 1\nagentpost_leader 2\n\
+        agentpost_last_log_index 90\nagentpost_committed_index 80\nagentpost_applied_index 70\nagentpost_snapshot_index 60\n\
+        agentpost_purged_index 50\nagentpost_state_hash_index{hash=\"00ab\"} 70\nagentpost_snapshots_received_total 3\n# EOF\n";
+
+    #[test]
+    fn a_node_is_understood_and_one_that_takes_no_part_says_nothing() {
+        let sample = parse(TEXT).unwrap();
+        assert_eq!((sample.term, sample.leads, sample.leader), (7, true, 2));
+        assert_eq!((sample.last, sample.committed, sample.applied), (90, 80, 70));
+        assert_eq!((sample.snapshot, sample.purged, sample.installed), (60, 50, 3));
+        assert_eq!((sample.hash.as_str(), sample.hash_index), ("00ab", 70));
+        assert_eq!(parse("agentpost_quarantined 1\n# EOF\n"), None);
+    }
+
+    #[test]
+    fn a_node_led_when_it_said_so_twice() {
+        let sample = |t, node, term, leads| Sample {
+            t,
+            node,
+            term,
+            leads,
+            ..Sample::default()
+        };
+        let samples = [
+            sample(10, 1, 1, true),
+            sample(11, 2, 1, false),
+            sample(20, 1, 1, true),
+            sample(25, 2, 1, true),
+            sample(30, 1, 1, true),
+            sample(35, 2, 2, true),
+            sample(45, 2, 2, true),
+            sample(50, 1, 2, false),
+        ];
+        let reign = |term, node, from, until| Reign {
+            term,
+            node,
+            from,
+            until,
+        };
+        assert_eq!(reigns(&samples), [reign(1, 1, 10, 30), reign(2, 2, 35, 45)]);
+    }
+}
