@@ -78,6 +78,7 @@ use crate::damage::Damage;
 use crate::db::{OpenError, Options};
 use crate::floor::{Floor, FloorFile, Mark};
 use crate::keys::log as keys;
+use crate::mutant::{self, Mutant};
 use crate::types::{Entry, LogId, TypeConfig, Vote, log_id_to_proto, vote_to_proto};
 
 /// The log of a shard. openraft owns it; readers share it.
@@ -114,6 +115,9 @@ impl LogStore {
     /// Opens the log in `dir`, or creates it if its floor is new, and reads all of it. Blocks.
     pub(crate) fn open(dir: &Path, floor: FloorFile, options: &Options, damage: Damage) -> Result<Self, OpenError> {
         Self::open_with(dir, floor, options, damage, |db| {
+            if mutant::on(Mutant::NoFsync) {
+                return Ok(());
+            }
             db.flush_wal(true).map_err(|e| e.to_string())
         })
     }
@@ -235,7 +239,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mut batch = WriteBatch::default();
         batch.put_cf(self.inner.meta(), keys::VOTE, seal(&vote_to_proto(vote)));
         self.inner.write(batch)?;
-        self.inner.sync.barrier().await?;
+        if !mutant::on(Mutant::VoteUnsynced) {
+            self.inner.sync.barrier().await?;
+        }
         self.inner.floor.vote(vote).await?;
         self.inner.lock().vote = Some(*vote);
         Ok(())
@@ -261,6 +267,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: Send,
     {
         match self.write_entries(entries.into_iter().collect()) {
+            Ok(_) if mutant::on(Mutant::AckBeforeFsync) => {
+                callback.io_completed(Ok(()));
+                Ok(())
+            }
             Ok(mark) => {
                 self.inner.sync.wait(Waiter::Append(callback, mark));
                 Ok(())
@@ -303,8 +313,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
             begin
         };
+        let end = log_id.index + 1 + u64::from(mutant::on(Mutant::PurgeTooFar));
         let mut batch = WriteBatch::default();
-        batch.delete_range_cf(self.inner.entries(), keys::entry(begin), keys::entry(log_id.index + 1));
+        batch.delete_range_cf(self.inner.entries(), keys::entry(begin), keys::entry(end));
         let purged = peer::Purged {
             id: Some(log_id_to_proto(&log_id)),
             hash,

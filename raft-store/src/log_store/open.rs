@@ -12,6 +12,7 @@ use super::tail::Tail;
 use crate::db::{LogStart, Options, common_options};
 use crate::floor::FloorFile;
 use crate::keys::log as keys;
+use crate::mutant::{self, Mutant};
 use crate::types::{LogId, log_id_from_proto, vote_from_proto};
 
 /// What the reading of the whole log asks of the disk at once.
@@ -29,7 +30,10 @@ pub(super) fn database(dir: &Path, create: bool) -> Result<rocksdb::DB, rocksdb:
     let mut db = common_options();
     db.create_if_missing(create);
     db.create_missing_column_families(create);
-    db.set_wal_recovery_mode(rocksdb::DBRecoveryMode::TolerateCorruptedTailRecords);
+    db.set_wal_recovery_mode(match mutant::on(Mutant::DefaultRecovery) {
+        true => rocksdb::DBRecoveryMode::PointInTime,
+        false => rocksdb::DBRecoveryMode::TolerateCorruptedTailRecords,
+    });
     db.set_recycle_log_file_num(0);
     db.set_max_total_wal_size(64 << 20);
     db.set_max_background_jobs(2);
@@ -77,6 +81,7 @@ pub(super) fn bounds(db: &rocksdb::DB, options: &Options, floor: &FloorFile) -> 
     let last = chain.last.or(purged);
     if let Some(floor) = floor.flushed()
         && last.is_none_or(|last| last.index < floor.index)
+        && !mutant::on(Mutant::FloorIgnored)
     {
         return Err(format!("it ends at {last:?}, but {floor} was on this disk once"));
     }

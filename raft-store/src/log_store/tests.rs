@@ -290,6 +290,20 @@ async fn after_a_failed_sync_nothing_is_accepted() {
 }
 
 #[tokio::test]
+async fn a_vote_is_on_disk_before_it_counts() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    for term in 1..=3 {
+        let before = log.metrics().syncs();
+        log.save_vote(&vote(term)).await.unwrap();
+        assert!(
+            log.metrics().syncs() > before,
+            "the vote of term {term} was not flushed"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_purge_above_the_last_entry_moves_the_log_there() {
     let dir = TempDir::new().unwrap();
     let mut log = open(dir.path());
