@@ -74,8 +74,10 @@ pub struct Damage {
     pub part: Part,
     /// What was done to it, in words.
     pub what: String,
-    /// Whether the damage is still there when the node serves; not looked at otherwise.
-    pub left: bool,
+    /// Where the damage still is when the node serves, by whichever name: the kind of file that matters most. Not
+    /// looked at otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Part>,
 }
 
 /// The kinds of files in a data directory.

@@ -65,35 +65,29 @@ fn of_node(recovery: &Recovery) -> Vec<String> {
         let served = recovery
             .files
             .iter()
-            .filter(|file| file.left && file.part != Part::Unread);
+            .filter(|file| file.left.is_some_and(|part| part != Part::Unread));
         violations.extend(served.map(|file| format!("{about}: serves with {} spoilt", file.path)));
     }
     violations
 }
 
-/// Counts power cuts of nodes, spoilt files by their kind, and what became of whom; measures how long it took.
+/// Counts nodes that came back, spoilt files by their kind, and what became of whom; measures how long it took.
 pub fn figures(evidence: &Evidence, figures: &mut BTreeMap<String, f64>, samples: &mut BTreeMap<String, Vec<f64>>) {
     let mut count = |what: String, by: usize| *figures.entry(what).or_default() += by as f64;
     for recovery in &evidence.recoveries {
-        let after = recovery.after_ms as f64;
-        if recovery.files.is_empty() {
-            count(format!("nodes {} after {}", recovery.class.word(), recovery.fault), 1);
-            samples
-                .entry(format!("back after {} ms", recovery.fault))
-                .or_default()
-                .push(after);
-            continue;
+        let (class, spoilt) = (recovery.class.word(), recovery.files.len());
+        let cause = match spoilt {
+            0 => recovery.fault.as_str(),
+            _ => "damage",
+        };
+        count(format!("nodes {class} after {cause}"), 1);
+        let after = samples.entry(format!("back after {cause} ms")).or_default();
+        after.push(recovery.after_ms as f64);
+        after.sort_by(f64::total_cmp);
+        if spoilt > 0 {
+            count("files spoilt".to_owned(), spoilt);
+            count(format!("files spoilt of nodes then {class}"), spoilt);
         }
-        count("files spoilt".to_owned(), recovery.files.len());
-        count(
-            format!("files spoilt, node {}", recovery.class.word()),
-            recovery.files.len(),
-        );
-        count(format!("nodes {} after damage", recovery.class.word()), 1);
-        samples
-            .entry("back after damage ms".to_owned())
-            .or_default()
-            .push(after);
         for file in &recovery.files {
             count(format!("files spoilt: {}", file.part.word()), 1);
         }
@@ -123,7 +117,7 @@ mod tests {
             path: "shards/0/file".to_owned(),
             part,
             what: "flipped".to_owned(),
-            left: class == Class::Undamaged,
+            left: (class == Class::Undamaged).then_some(part),
         };
         Recovery {
             fault: "flip".to_owned(),

@@ -13,8 +13,10 @@ use crate::stage::Stage;
 use crate::stage::damage::{Damager, Way};
 use crate::workload;
 
-/// Snapshots and purges every few seconds, so that every kind of file is there and changes.
-const BUSY_KEEPER: &str = "[raft]\nlog_entries_kept = 500\nsnapshot_log_bytes = 200_000\nsnapshot_interval_s = 5\n";
+/// Snapshots and purges every few seconds, so that every kind of file is there and changes. A disk that is nearly full
+/// for other reasons is no matter of these scenarios.
+const BUSY_KEEPER: &str = "[raft]\nlog_entries_kept = 500\nsnapshot_log_bytes = 200_000\nsnapshot_interval_s = 5\n\
+                           [storage]\nmin_free_percent = 1\n";
 
 /// C1-C6.
 pub fn scenarios() -> Vec<Scenario> {

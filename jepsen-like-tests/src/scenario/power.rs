@@ -7,7 +7,7 @@ use rand::RngExt as _;
 
 use super::{Cover, Need, Scenario};
 use crate::cluster::{Settings, disk, network};
-use crate::faults::State;
+use crate::faults::{Ongoing, State};
 use crate::stage::Stage;
 use crate::workload;
 
@@ -150,40 +150,47 @@ enum Apart {
 }
 
 impl Stage {
-    /// Keeps these nodes apart from those, and nobody else; none, and all are together.
-    fn keep_apart(&mut self, how: Apart, these: &[usize], those: &[usize]) -> Result<()> {
+    /// Keeps these nodes apart from those, and nobody else.
+    fn keep_apart(&mut self, how: Apart, these: &[usize], those: &[usize]) -> Result<Ongoing> {
         if how == Apart::Cut {
-            return self.cluster.network().cut(&network::Cut::between(these, those));
+            let cut = network::Cut::between(these, those);
+            let fault = self.faults.begin("partition", these, cut.to_string());
+            self.cluster.network().cut(&cut)?;
+            return Ok(fault);
         }
-        let running: Vec<usize> = self.cluster.running().filter(|node| !these.contains(node)).collect();
+        let fault = self.faults.begin("pause", these, "");
         self.freeze(these)?;
-        self.thaw(&running)
+        let others: Vec<usize> = self.cluster.running().filter(|node| !these.contains(node)).collect();
+        self.thaw(&others)?;
+        Ok(fault)
+    }
+
+    /// Lets all of them hear of each other again.
+    fn reunite(&mut self, how: Apart) -> Result<()> {
+        match how {
+            Apart::Cut => self.cluster.network().cut(&network::Cut::default()),
+            Apart::Frozen => self.thaw(&self.cluster.running().collect::<Vec<_>>()),
+        }
     }
 }
 
 /// The order of events by which NATS lost acknowledged messages: a minority misses them, one of those who have them
 /// loses its power, and with the minority it is a majority again, while the others, who know better, are away.
 async fn split(stage: &mut Stage, how: Apart) -> Result<()> {
-    let kind = match how {
-        Apart::Frozen => "pause",
-        Apart::Cut => "partition",
-    };
     let alone = ALONE.min(stage.until.saturating_duration_since(Instant::now()) / 6);
     while !stage.over() {
         let nodes = stage.shuffled();
         let (minority, majority) = nodes.split_at((nodes.len() - 1) / 2);
         let (victim, others) = majority.split_at(1);
-        let first = stage.faults.begin(kind, minority, "misses what follows");
-        stage.keep_apart(how, minority, majority)?;
+        let first = stage.keep_apart(how, minority, majority)?;
         tokio::time::sleep(alone).await;
         stage.power_off(victim)?;
-        let second = stage.faults.begin(kind, others, "has it all");
-        stage.keep_apart(how, others, &[minority, victim].concat())?;
+        let second = stage.keep_apart(how, others, &[minority, victim].concat())?;
         stage.faults.end(first, State::Installed)?;
         // Whoever serves now has a majority without the others.
         stage.recover_from_power(victim).await?;
         tokio::time::sleep(ELSEWHERE).await;
-        stage.keep_apart(how, &[], &[])?;
+        stage.reunite(how)?;
         stage.faults.end(second, State::Installed)?;
         stage.cluster.await_ready(&nodes).await?;
         stage.pause(500..1_500).await;

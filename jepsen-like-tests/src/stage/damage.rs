@@ -170,10 +170,7 @@ impl Stage {
                 .iter()
                 .map(|file| file.left(&data_dir))
                 .collect::<Result<Vec<_>>>()?;
-            let served = left
-                .iter()
-                .zip(spoilt)
-                .any(|(left, file)| *left && file.target.part != Part::Unread);
+            let served = left.iter().flatten().any(|part| *part != Part::Unread);
             if !served || clock.elapsed() > limit {
                 break;
             }
@@ -184,13 +181,13 @@ impl Stage {
                 (health, after, starts) = (again.health, clock.elapsed(), starts + again.starts);
             }
         }
-        left.resize(spoilt.len(), false);
+        left.resize(spoilt.len(), None);
         let said = about_damage(self.cluster.log(node).get(mark..).unwrap_or_default());
         let (class, why) = match health {
             Health::Quarantined(why) => (Class::Quarantined, why),
             Health::Down(why) => (Class::Down, format!("{why}; {said}")),
             Health::Ready if way == Way::Wipe => (Class::Ready, said),
-            Health::Ready if left.contains(&true) => (Class::Undamaged, said),
+            Health::Ready if left.iter().any(Option::is_some) => (Class::Undamaged, said),
             Health::Ready if said.is_empty() => (Class::Replaced, said),
             Health::Ready => (Class::Repaired, said),
         };
@@ -204,7 +201,7 @@ impl Stage {
                 path: ".".to_owned(),
                 part: Part::All,
                 what: "emptied".to_owned(),
-                left: false,
+                left: None,
             });
         }
         Ok(Recovery {
@@ -260,7 +257,7 @@ impl Stage {
     }
 }
 
-fn written(spoilt: &Spoilt, left: bool) -> Damage {
+fn written(spoilt: &Spoilt, left: Option<Part>) -> Damage {
     Damage {
         path: spoilt.target.name.clone(),
         part: spoilt.target.part,

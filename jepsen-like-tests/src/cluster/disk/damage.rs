@@ -185,17 +185,22 @@ fn window(file: &File, at: u64) -> std::io::Result<Vec<u8>> {
 }
 
 impl Spoilt {
-    /// Whether the node still has the file, by whichever name, and the damage in it.
-    pub fn left(&self, data_dir: &Path) -> Result<bool> {
+    /// Where the node still has the file with the damage in it, by whichever name: as something that it reads, if there
+    /// is such a name, or as something that it does not.
+    pub fn left(&self, data_dir: &Path) -> Result<Option<Part>> {
+        let mut left = None;
         for target in targets(data_dir)? {
             let Ok(file) = File::open(&target.path) else { continue };
             let metadata = file.metadata()?;
             let same = metadata.ino() == self.inode && self.ends.is_none_or(|ends| metadata.len() == ends);
             if same && self.is_in(&file)? {
-                return Ok(true);
+                left = Some(target.part);
+                if target.part != Part::Unread {
+                    break;
+                }
             }
         }
-        Ok(false)
+        Ok(left)
     }
 
     /// All of it: a file that was written anew may have one of the bytes by chance.

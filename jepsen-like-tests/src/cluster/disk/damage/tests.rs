@@ -127,7 +127,7 @@ fn old_blocks_come_back_and_what_was_not_there_then_is_zeros() {
             .collect();
         assert!(now[block.clone()] == content()[block.clone()] || now[block.clone()] == then);
     }
-    assert!(spoilt.left(dir.path()).unwrap());
+    assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::LogWal));
 }
 
 #[test]
@@ -138,15 +138,15 @@ fn a_damage_is_left_until_the_file_is_gone_or_new() {
         let target = target(&dir, Part::StateSst);
         fs::write(&target.path, content()).unwrap();
         let spoilt = damage(&target, random).unwrap();
-        assert!(spoilt.left(dir.path()).unwrap());
+        assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::StateSst));
         // By another name, as a checkpoint has it.
         let other = dir.path().join("shards/0/snapshots/1/000008.sst");
         fs::hard_link(&target.path, &other).unwrap();
         fs::remove_file(&target.path).unwrap();
-        assert!(spoilt.left(dir.path()).unwrap());
+        assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::Snapshot));
         fs::remove_file(&other).unwrap();
         fs::write(&target.path, content()).unwrap();
-        assert!(!spoilt.left(dir.path()).unwrap());
+        assert_eq!(spoilt.left(dir.path()).unwrap(), None);
     }
 }
 
@@ -156,5 +156,17 @@ fn a_file_that_was_put_aside_is_not_in_use() {
     let target = target(&dir, Part::StateSst);
     let spoilt = flip(&target, &mut StdRng::seed_from_u64(1)).unwrap();
     fs::rename(&target.path, dir.path().join("shards/0/damaged/000005.sst")).unwrap();
-    assert!(!spoilt.left(dir.path()).unwrap());
+    assert_eq!(spoilt.left(dir.path()).unwrap(), None);
+}
+
+#[test]
+fn what_is_left_where_nobody_reads_counts_least() {
+    let dir = data_dir();
+    let target = target(&dir, Part::Unread);
+    let checkpoint = dir.path().join("shards/0/snapshots/1/OPTIONS-000004");
+    fs::hard_link(&target.path, &checkpoint).unwrap();
+    let spoilt = flip(&target, &mut StdRng::seed_from_u64(1)).unwrap();
+    assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::Snapshot));
+    fs::remove_file(&checkpoint).unwrap();
+    assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::Unread));
 }
