@@ -29,6 +29,7 @@ pub mod order;
 pub mod quota;
 pub mod raft;
 pub mod read_marks;
+pub mod recovery;
 pub mod registers;
 pub mod replicas;
 pub mod revocation;
@@ -44,6 +45,7 @@ use self::order::{Known, Order};
 use crate::deliveries;
 use crate::faults::{self, Fault};
 use crate::history::{self, Op, Operation};
+use crate::recovery::{self as recoveries, Recovery};
 use crate::run::{self, REPLICAS, RUN, Replicas, Run};
 use crate::scenario;
 use crate::verdict::{Check, Verdict};
@@ -68,6 +70,7 @@ const CHECKERS: &[fn(&Evidence) -> Check] = &[
     revocation::check,
     registers::check,
     isolation::check,
+    recovery::check,
 ];
 
 /// Everything that a run wrote down.
@@ -95,6 +98,8 @@ pub struct Evidence {
     pub known: Known,
     /// What the dispatcher left behind.
     pub dispatch: deliveries::Evidence,
+    /// How nodes came back after their disk was taken from them or spoilt.
+    pub recoveries: Vec<Recovery>,
 }
 
 /// An operation without what it was about.
@@ -169,6 +174,7 @@ impl Evidence {
             samples,
         );
         evidence.dispatch = deliveries::Evidence::load(dir, &evidence.faults, evidence.leader_changes())?;
+        evidence.recoveries = recoveries::load(dir)?;
         Ok(evidence)
     }
 
@@ -195,6 +201,7 @@ impl Evidence {
             order,
             known,
             dispatch: deliveries::Evidence::default(),
+            recoveries: Vec::new(),
         }
     }
 
@@ -221,6 +228,7 @@ pub fn check(evidence: &Evidence) -> Verdict {
     let mut figures = figures::figures(evidence, &samples);
     figures.extend(dispatch::figures(evidence));
     figures.extend(ws_stream::figures(evidence));
+    recovery::figures(evidence, &mut figures, &mut samples);
     Verdict {
         samples,
         ..Verdict::of(checks, coverage, figures)

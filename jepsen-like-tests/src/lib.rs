@@ -23,6 +23,7 @@ pub mod faults;
 pub mod history;
 pub mod mutants;
 pub mod receiver;
+pub mod recovery;
 pub mod report;
 pub mod run;
 pub mod scenario;

@@ -2,10 +2,12 @@
 //! for its verdict to mean anything. The letters are those of the test plan.
 
 pub mod clients;
+pub mod damage;
 pub mod dispatch;
 pub mod membership;
 pub mod network;
 pub mod peace;
+pub mod power;
 pub mod process;
 pub mod space;
 pub mod stream;
@@ -15,6 +17,7 @@ use std::time::Duration;
 use anyhow::Result;
 use futures::future::BoxFuture;
 
+use crate::cluster::disk::Disk;
 use crate::cluster::{Settings, clock, network as net};
 use crate::stage::Stage;
 use crate::workload;
@@ -66,7 +69,8 @@ impl Need {
         match self {
             Need::Namespaces => net::without_namespaces().map(str::to_owned),
             Need::FakeTime => clock::lacking(),
-            Need::LoopImages | Need::Failpoints => None,
+            Need::LoopImages => Disk::lacks_images(),
+            Need::Failpoints => None,
         }
     }
 }
@@ -88,6 +92,8 @@ pub fn all() -> Vec<Scenario> {
         peace::scenarios(),
         process::scenarios(),
         network::scenarios(),
+        power::scenarios(),
+        damage::scenarios(),
         space::scenarios(),
         membership::scenarios(),
         dispatch::scenarios(),
