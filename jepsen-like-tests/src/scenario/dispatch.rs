@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PLACES_AT_A_TIME: usize = 3;
 /// … if each takes its few seconds; after this, no more.
 const CLOSING_SOON: Duration = Duration::from_secs(20);
+/// When they are closed, and called again.
+const CLOSED_AFTER: Duration = Duration::from_secs(35);
 /// Longer than a claimed call may take to begin.
 const STOP_MS: std::ops::Range<u64> = 15_000..20_000;
 /// Longer than any call of a stopped leader is waited for.
@@ -151,10 +153,10 @@ async fn die_at_places(stage: &mut Stage) -> Result<()> {
                     die_at(stage, place, round, &mut sender).await?;
                 }
             }
-            if stage.over() {
-                return Ok(());
-            }
             // What is unknown is called again, and must not meet the next place.
+            if stage.until.saturating_duration_since(Instant::now()) < CLOSED_AFTER {
+                return stage.rest().await;
+            }
             let deadline = Instant::now() + 2 * PATIENCE;
             while !all_over(&operator, &sender.team).await? {
                 ensure!(
