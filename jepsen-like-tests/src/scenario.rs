@@ -4,6 +4,8 @@
 pub mod network;
 pub mod peace;
 pub mod process;
+pub mod snapshot;
+pub mod time;
 
 use std::time::Duration;
 
@@ -49,7 +51,7 @@ pub enum Need {
     Namespaces,
     /// Loop devices with ext4: root.
     LoopImages,
-    /// libfaketime.
+    /// A wall clock for each node: the library of `clock-shim/`.
     FakeTime,
     /// A binary with the feature `failpoints`.
     Failpoints,
@@ -79,7 +81,14 @@ pub struct Cover {
 
 /// All of them, in the order of the test plan.
 pub fn all() -> Vec<Scenario> {
-    [peace::scenarios(), process::scenarios(), network::scenarios()].concat()
+    [
+        peace::scenarios(),
+        process::scenarios(),
+        network::scenarios(),
+        time::scenarios(),
+        snapshot::scenarios(),
+    ]
+    .concat()
 }
 
 /// Nodes on loopback, as most scenarios have it.
