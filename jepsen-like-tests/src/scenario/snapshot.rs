@@ -99,10 +99,18 @@ async fn fall_behind(stage: &mut Stage) -> Result<()> {
 
 /// Kills a node and takes snapshots on the others until their logs begin after what it has. False: they never did.
 async fn leave_behind(stage: &mut Stage, node: usize) -> Result<bool> {
-    let last = stage.watch.sample(node).map_or(0, |sample| sample.last);
     stage.cluster.kill(node)?;
-    stage.leader_besides(node).await?;
-    let others = stage.others(node);
+    purge_without(stage, node).await
+}
+
+/// Takes snapshots on all nodes but one that is away, until their logs begin after what it has in common with them.
+async fn purge_without(stage: &mut Stage, away: usize) -> Result<bool> {
+    stage.leader_besides(away).await?;
+    // What the others say of themselves is then younger than the moment in which the node went.
+    stage.pause(250..400).await;
+    let others = stage.others(away);
+    let lasts = others.iter().filter_map(|node| Some(stage.watch.sample(*node)?.last));
+    let last = lasts.max().unwrap_or(0);
     purge_past(stage, &others, last).await
 }
 
@@ -197,16 +205,14 @@ async fn part_and_snapshot(stage: &mut Stage) -> Result<()> {
             true => stage.leader().await?,
             false => stage.shuffled()[0],
         };
-        let (last, before) = stage.watch.sample(node).map_or((0, 0), |s| (s.last, s.installed));
+        let before = stage.watch.sample(node).map_or(0, |sample| sample.installed);
         let others = stage.others(node);
         let fault = stage.faults.begin("lag", &[node], "cut off");
         stage.cluster.network().cut(&Cut::between(&[node], &others))?;
-        stage.leader_besides(node).await?;
         let alone = stage.world.node(node, &stage.world.admin_key, "")?;
         // It has what it has; whether that is enough for a snapshot is its business.
         let _ = alone.snapshot().await;
-        // An old leader's own entries go beyond what the others had in common with it.
-        let purged = purge_past(stage, &others, last + 500).await?;
+        let purged = purge_without(stage, node).await?;
         stage.cluster.network().cut(&Cut::default())?;
         end(stage, fault, node, before, purged).await?;
     }
