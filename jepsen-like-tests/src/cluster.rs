@@ -5,6 +5,7 @@ pub mod clock;
 pub mod disk;
 pub mod network;
 mod operator;
+mod shim;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -46,6 +47,8 @@ pub struct Settings {
     pub config: String,
     /// The environment of every node: preloaded libraries, mutants.
     pub env: Vec<(String, String)>,
+    /// Whether disks can be spoilt ([`Cluster::spoil`]).
+    pub shim: bool,
     /// Where everything lies: it stays there. Without it, in a temporary directory.
     pub dir: Option<PathBuf>,
 }
@@ -161,6 +164,7 @@ impl Cluster {
             .command(node, &self.binary)
             .envs(self.settings.env.iter().map(|(name, value)| (name, value)))
             .envs(self.clocks.env(node))
+            .envs(self.shim(node)?)
             .envs(failpoint.map(|place| ("AGENTPOST_FAILPOINT", place)))
             .arg("start")
             .arg("--config")

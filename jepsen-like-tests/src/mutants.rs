@@ -42,6 +42,31 @@ pub const ALL: &[Mutant] = &[
         killer: Killer::Scenario("P2", "lost"),
     },
     Mutant {
+        name: "vote-unsynced",
+        does: "lets a vote count before it is on disk",
+        killer: Killer::Test("a_vote_is_on_disk_before_it_counts"),
+    },
+    Mutant {
+        name: "ack-before-fsync",
+        does: "says that an entry is on disk before it is",
+        killer: Killer::Test("after_a_failed_sync_nothing_is_accepted"),
+    },
+    Mutant {
+        name: "default-recovery",
+        does: "opens a damaged log as RocksDB does by default",
+        killer: Killer::Test("a_flipped_bit_in_the_middle_of_the_wal_refuses_to_open"),
+    },
+    Mutant {
+        name: "floor-ignored",
+        does: "starts although its log ends below what it had promised",
+        killer: Killer::Test("whatever_becomes_of_the_wal_no_acknowledged_entry_is_silently_gone"),
+    },
+    Mutant {
+        name: "purge-too-far",
+        does: "removes one entry more of the log than a snapshot covers",
+        killer: Killer::Test("a_purge_removes_whole_files_but_not_the_entry_behind_it"),
+    },
+    Mutant {
         name: "stale-read",
         does: "answers linearizable reads from whatever it has",
         killer: Killer::Scenario("H1", "linearizable"),

@@ -5,6 +5,7 @@ pub mod network;
 pub mod peace;
 pub mod process;
 pub mod snapshot;
+pub mod space;
 pub mod time;
 
 use std::time::Duration;
@@ -87,6 +88,7 @@ pub fn all() -> Vec<Scenario> {
         network::scenarios(),
         time::scenarios(),
         snapshot::scenarios(),
+        space::scenarios(),
     ]
     .concat()
 }

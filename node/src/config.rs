@@ -29,6 +29,7 @@ pub struct Config {
     pub cluster: Cluster,
     pub bootstrap: Bootstrap,
     pub raft: Raft,
+    pub storage: Storage,
     pub kite: Kite,
     pub webhooks: Webhooks,
     pub limits: Limits,
@@ -88,6 +89,16 @@ pub struct Raft {
     pub snapshot_interval_s: u64,
     pub log_entries_kept: u64,
     pub snapshot_send_bytes_per_s: u64,
+}
+
+/// `[storage]`
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Storage {
+    pub min_free_bytes: u64,
+    pub min_free_percent: u8,
+    pub ballast_bytes: u64,
 }
 
 /// `[kite]`
@@ -220,6 +231,9 @@ impl Config {
         if !(1..=86_400).contains(&self.limits.burst_window_s) {
             return Err("limits.burst_window_s is from 1 to 86400".to_owned());
         }
+        if self.storage.min_free_percent > 90 {
+            return Err("storage.min_free_percent is from 0 to 90".to_owned());
+        }
         let raft = &self.raft;
         if raft.heartbeat_ms == 0
             || raft.heartbeat_ms * 2 > raft.election_min_ms
@@ -351,6 +365,7 @@ mod tests {
             ("[log]\nformat = \"xml\"", "xml"),
             ("[limits]\nburst_window_s = 0", "burst_window_s"),
             ("[limits]\nburst_sends = -1", "burst_sends"),
+            ("[storage]\nmin_free_percent = 91", "min_free_percent"),
         ] {
             let error = load(text, &[]).unwrap_err();
             assert!(error.contains(named) && error.contains("test.toml"), "{text}: {error}");

@@ -26,6 +26,7 @@ pub mod peer_service;
 pub mod presence;
 pub mod secrets;
 pub mod shard;
+pub mod space;
 pub mod sweeper;
 pub mod ticker;
 pub mod ws;

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use agentpost_node::config::{self, Config, LogFormat};
 use agentpost_node::dev::Dev;
@@ -16,6 +17,8 @@ use tracing_subscriber::EnvFilter;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// What an exit may take once this node cannot go on.
+const EXIT_DEADLINE: Duration = Duration::from_millis(500);
 /// The configuration or the arguments cannot be used.
 const EXIT_USAGE: u8 = 2;
 
@@ -165,9 +168,20 @@ async fn serve(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        // Nothing to hand over: Raft has ended, and what it had written is on disk or with the others.
-        Err(reason) => anyhow::bail!("Raft failed: {reason}"),
+        Err(reason) => crash(&reason),
     }
+}
+
+/// Ends the process at once, as a crash would. Nothing is handed over, flushed or closed: a disk that failed may hold
+/// whoever touches it, and what was acknowledged is on disk or with the others.
+fn crash(reason: &str) -> ! {
+    tracing::error!(error = reason, "agentpostd failed");
+    // Threads of RocksDB that hang in the disk can hold up an exit, too.
+    std::thread::spawn(|| {
+        std::thread::sleep(EXIT_DEADLINE);
+        std::process::abort();
+    });
+    std::process::exit(1)
 }
 
 /// Greets a developer; returns only on failure.

@@ -62,6 +62,10 @@ pub struct Metrics {
     pub is_leader: Gauge,
     /// Raft: the leader's id as this node knows it; 0 without one.
     pub leader: Gauge,
+    /// Bytes free on the file system of the data directory.
+    pub storage_free_bytes: Gauge,
+    /// 1 while this node takes no writes for want of room.
+    pub storage_refusing: Gauge,
     /// Snapshots sent to other nodes.
     pub snapshots_sent: Counter,
     /// Snapshots received from other nodes.
@@ -92,6 +96,8 @@ pub enum Outcome {
     NotReady,
     /// Never proposed: too much is waiting.
     Overloaded,
+    /// Never proposed: a disk is nearly full.
+    NoRoom,
     /// Proposed, and nobody knows.
     Unknown,
 }
@@ -233,6 +239,13 @@ impl Metrics {
             term: add(r, "term", "Raft term", g()),
             is_leader: add(r, "is_leader", "1 on the leader", g()),
             leader: add(r, "leader", "Node id of the leader; 0 = none known", g()),
+            storage_free_bytes: add(r, "storage_free_bytes", "Bytes free where the data directory is", g()),
+            storage_refusing: add(
+                r,
+                "storage_refusing",
+                "1 while writes are refused for want of room",
+                g(),
+            ),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
             clocks: clocks::Clocks::register(r),

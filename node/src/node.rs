@@ -12,7 +12,6 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +50,7 @@ use crate::peer::snapshot::SendOptions;
 use crate::peer_service::PeerService;
 use crate::presence::Presence;
 use crate::secrets::{self, Secrets};
+use crate::shard::disk_watch::DiskWatch;
 use crate::shard::drain::{Drain, Hold};
 use crate::shard::keeper::{Keeper, Policy};
 use crate::shard::leadership::{ClusterTime, Leadership};
@@ -61,6 +61,7 @@ use crate::shard::reader::Reader;
 use crate::shard::wakeups::Wakeups;
 use crate::shard::wall_time::{Timekeeper, WallTime};
 use crate::shard::{self, Lead, Raft};
+use crate::space::Space;
 use crate::sweeper::Sweeper;
 use crate::ticker::Ticker;
 
@@ -102,6 +103,7 @@ pub struct RunningNode {
     raft: Raft,
     local: Local,
     state: StateHandle,
+    disk: DiskWatch,
     dialer: Dialer,
     calls: Calls,
     /// Cancels the leader's workers and the keeper.
@@ -139,7 +141,7 @@ pub async fn start_at(
     let (client_addr, peer_addr) = (client.local_addr()?, peer.local_addr()?);
     let secrets = Arc::new(Secrets::load(&config.cluster.secret_file)?);
     prepare_data_dir(&config, &secrets)?;
-    let stores = open(&config).await?;
+    let (stores, space) = open(&config).await?;
     let (state, log) = (stores.state.clone(), stores.log.metrics());
     let (wall_time, metrics) = (WallTime::new(clock.clone()), Metrics::of_log(Arc::clone(&log)));
     let ids = IdSource::new(clock.clone());
@@ -158,8 +160,8 @@ pub async fn start_at(
         raft.clone(),
         state.clone(),
         forwarder.clone(),
-        cluster_time.clone(),
-        wall_time.clone(),
+        (cluster_time.clone(), wall_time.clone()),
+        space.clone(),
         ids.clone(),
         metrics.clone(),
     );
@@ -203,6 +205,7 @@ pub async fn start_at(
         raft,
         state,
         log,
+        space,
         cluster_time,
         drain,
         local,
@@ -217,6 +220,7 @@ struct Core {
     raft: Raft,
     state: StateHandle,
     log: Arc<LogMetrics>,
+    space: Space,
     cluster_time: ClusterTime,
     drain: Drain,
     local: Local,
@@ -240,6 +244,7 @@ impl Core {
         let leading = tokio::spawn(self.lead(&services, &calls).run(workers.clone()));
         background.spawn(self.timekeeper(&services).run(workers.clone()));
         background.spawn(self.keep(&services).run(workers.clone()));
+        background.spawn(self.space.clone().run(services.metrics.clone(), workers.clone()));
         background.spawn(services.leases.clone().run(workers.clone()));
         background.spawn(Bootstrap::new(services.clone()).run(workers.clone()));
         background.spawn(http::serve::serve(
@@ -252,6 +257,10 @@ impl Core {
             client_addr,
             peer_addr,
             services,
+            disk: DiskWatch {
+                log: self.log,
+                state: self.state.clone(),
+            },
             raft: self.raft,
             local: self.local,
             state: self.state,
@@ -320,9 +329,12 @@ impl Core {
 }
 
 impl RunningNode {
-    /// Waits until Raft fails for good; the process must then end. Tells why.
+    /// Waits until Raft or the disk fails for good; the process must then end. Tells why.
     pub async fn failed(&self) -> String {
-        self.local.failed().await
+        tokio::select! {
+            reason = self.local.failed() => format!("Raft failed: {reason}"),
+            reason = self.disk.failed() => reason,
+        }
     }
 
     /// Stops in order; after a deadline whatever is left is abandoned, which costs nothing that was
@@ -410,14 +422,14 @@ fn prepare_data_dir(config: &Config, secrets: &Secrets) -> anyhow::Result<()> {
     }
 }
 
-async fn open(config: &Config) -> anyhow::Result<Stores> {
-    let dir = config.node.data_dir.clone();
-    let opening = tokio::task::spawn_blocking(move || open_blocking(&dir));
+/// The disk is looked at first: the databases may need the room of the ballast.
+async fn open(config: &Config) -> anyhow::Result<(Stores, Space)> {
+    let config = config.clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        let space = Space::open(&config);
+        Ok((db::open(&config.node.data_dir, db::Options::default())?, space))
+    });
     opening.await?
-}
-
-fn open_blocking(dir: &Path) -> anyhow::Result<Stores> {
-    Ok(db::open(dir, db::Options::default())?)
 }
 
 async fn start_raft(

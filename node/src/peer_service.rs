@@ -269,6 +269,7 @@ async fn answer(request: ForwardRequest, proposer: &Proposer, reader: &Reader) -
         Some(forward_request::Kind::Operation(operation)) => match proposer.propose_forwarded(operation).await {
             Ok(reply) => forward_reply::Outcome::Reply(reply),
             Err(ProposeError::OutcomeUnknown(reason)) => forward_reply::Outcome::OutcomeUnknown(Refusal { reason }),
+            Err(ProposeError::NoRoom(reason)) => forward_reply::Outcome::NoRoom(Refusal { reason }),
             Err(error) => forward_reply::Outcome::NotReady(Refusal {
                 reason: error.to_string(),
             }),

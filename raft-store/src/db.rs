@@ -2,14 +2,28 @@
 //!
 //! ```text
 //! <data dir>/shards/<id>/
-//!   FORMAT            version of everything below
+//!   FLOOR             what the log must not fall below, and whose it is; made first (floor.rs)
+//!   FORMAT            version of everything here, for people; the floor says it with a checksum
 //!   log/              RocksDB with a WAL: entries and vote             (log_store.rs)
 //!   state/CURRENT     names the live directory beside it               (snapshot.rs)
 //!   state/db-<n>/     RocksDB without a WAL: the replicated state
 //!   snapshots/        the newest checkpoint, files and manifest        (snapshot.rs)
 //!   incoming/         snapshots that are being received; emptied at every start
+//!   scrub/            a checkpoint that is being read (scrub.rs); emptied at every start
+//!   REPAIR            names directories that were found damaged          (damage.rs)
+//!   damaged/          the last state that was moved aside                (repair.rs)
 //! ```
+//!
+//! What a damaged file leads to:
+//!
+//! | damaged, missing or cut | at the next start |
+//! |---|---|
+//! | `FORMAT`, `state/CURRENT`, one slot of `FLOOR` | written again |
+//! | `state/` | moved aside; from the newest sound snapshot that the log continues, or from a log that was never purged |
+//! | a snapshot | removed; a new one is taken |
+//! | `log/`, all of `FLOOR`, a state that nothing can replace, the whole shard | quarantine |
 
+mod repair;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -21,8 +35,12 @@ use std::sync::Arc;
 
 pub(crate) use self::state::{Create, number_of, point_to};
 pub use self::state::{StateDb, StateHandle};
+use crate::damage::{Damage, is_damage};
 use crate::files;
+pub use crate::floor::Identity;
+use crate::floor::{self, FloorFile};
 use crate::log_store::LogStore;
+use crate::scrub::Scrub;
 use crate::snapshot::Snapshots;
 use crate::state_machine::StateMachine;
 
@@ -40,6 +58,10 @@ pub struct Options {
     pub log_tail_bytes: usize,
     /// Where the log of an empty shard may begin.
     pub log_start: LogStart,
+    /// Who opens it; another's data is refused. `None` does not ask.
+    pub identity: Option<Identity>,
+    /// Whether the data directory was in use before: then a missing shard is a loss and not a beginning.
+    pub used: bool,
 }
 
 /// Where the log of an empty shard may begin.
@@ -59,6 +81,8 @@ impl Default for Options {
             state_write_buffer_bytes: 64 << 20,
             log_tail_bytes: 64 << 20,
             log_start: LogStart::Zero,
+            identity: None,
+            used: false,
         }
     }
 }
@@ -71,6 +95,10 @@ pub struct Stores {
     pub machine: StateMachine,
     /// Reads of the state, for everybody else.
     pub state: StateHandle,
+    /// Reads everything again.
+    pub scrub: Scrub,
+    /// Tells of damage that shows while the node runs.
+    pub damage: Damage,
 }
 
 /// Why the databases do not open. The text says what an operator can do.
@@ -95,13 +123,10 @@ pub enum OpenError {
         /// What RocksDB says.
         reason: String,
     },
-    /// Bytes are missing or wrong. Nothing was repaired.
-    #[error(
-        "{path} is damaged: {reason}. Do not start this node on parts of its data. If the other nodes have a \
-         majority, move its data directory away and add it again, empty and under a new node id; otherwise \
-         restore the whole data directory from a backup"
-    )]
-    Damaged {
+    /// Bytes are missing or wrong, and nothing here can replace them. The node must not take part: it would count in
+    /// majorities without what it once wrote.
+    #[error("{path} is damaged: {reason}")]
+    Quarantine {
         /// Where.
         path: PathBuf,
         /// What was found.
@@ -118,10 +143,17 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    pub(crate) fn damaged(path: &Path, reason: impl ToString) -> Self {
-        OpenError::Damaged {
+    pub(crate) fn quarantine(path: &Path, reason: impl ToString) -> Self {
+        OpenError::Quarantine {
             path: path.to_owned(),
             reason: reason.to_string(),
+        }
+    }
+
+    pub(crate) fn foreign(path: &Path, found: &str) -> Self {
+        OpenError::ForeignFormat {
+            path: path.to_owned(),
+            found: found.to_owned(),
         }
     }
 
@@ -141,11 +173,11 @@ impl OpenError {
                 {
                     OpenError::InUse { path, reason }
                 }
-                rocksdb::ErrorKind::IOError if !says("No such file") => OpenError::Io {
+                rocksdb::ErrorKind::IOError if !is_damage(&error) => OpenError::Io {
                     path,
                     source: io::Error::other(reason),
                 },
-                _ => OpenError::Damaged { path, reason },
+                _ => OpenError::Quarantine { path, reason },
             }
         }
     }
@@ -153,7 +185,7 @@ impl OpenError {
 
 /// Version of the layout above, of the log records and of the state's keys and values. Raise it when an
 /// older version would misread what this one writes.
-const FORMAT: &str = "agentpost shard 1";
+const FORMAT: &str = "agentpost shard 2";
 
 /// Where the parts of a shard lie.
 #[derive(Debug, Clone)]
@@ -166,6 +198,10 @@ impl Layout {
         Layout {
             root: data_dir.join("shards").join(shard.to_string()),
         }
+    }
+
+    fn floor(&self) -> PathBuf {
+        self.root.join("FLOOR")
     }
 
     fn format(&self) -> PathBuf {
@@ -192,63 +228,83 @@ impl Layout {
     pub(crate) fn incoming(&self) -> PathBuf {
         self.root.join("incoming")
     }
+
+    pub(crate) fn scrub(&self) -> PathBuf {
+        self.root.join("scrub")
+    }
+
+    fn notes(&self) -> PathBuf {
+        self.root.join("REPAIR")
+    }
+
+    fn damaged(&self) -> PathBuf {
+        self.root.join("damaged")
+    }
 }
 
-/// Opens, or creates, the databases of one shard under the data directory `dir`. Blocks.
+/// Whose a shard of this data directory is, if there is one that can tell.
+pub fn identity(dir: &Path, shard: u32) -> Option<Identity> {
+    floor::identity(&Layout::new(dir, shard).floor())
+}
+
+/// Opens, or creates, the databases of one shard under the data directory `dir`. Reads the whole log, and a small
+/// state; repairs what can be repaired. Blocks.
 pub fn open(dir: &Path, options: Options) -> Result<Stores, OpenError> {
     let layout = Layout::new(dir, options.shard);
-    check_format(&layout)?;
-    let state = StateHandle::open(&layout, &options)?;
-    let log = LogStore::open(&layout.log(), &options)?;
-    let snapshots = Snapshots::open(&layout, log.purge_point())?;
-    check_state_reaches_log(&layout, &state, &log, &snapshots)?;
-    let machine = StateMachine::new(state.clone(), Arc::new(snapshots));
-    Ok(Stores { log, machine, state })
+    let floor = open_floor(&layout, &options)?;
+    mark_format(&layout)?;
+    let damage = Damage::new(dir, layout.notes());
+    let log = LogStore::open(&layout.log(), floor, &options, damage.clone())?;
+    let snapshots = Arc::new(Snapshots::open(&layout, log.purge_point())?);
+    let state = repair::open_state(&layout, &options, &snapshots, log.purge_point().get(), damage.clone())?;
+    let scrub = Scrub::new(&layout, state.clone(), snapshots.clone(), damage.clone())?;
+    let machine = StateMachine::new(state.clone(), snapshots);
+    Ok(Stores {
+        log,
+        machine,
+        state,
+        scrub,
+        damage,
+    })
 }
 
-/// Refuses a directory of another version; marks a new one.
-fn check_format(layout: &Layout) -> Result<(), OpenError> {
-    let path = layout.format();
-    match fs::read_to_string(&path) {
-        Ok(found) if found.trim_end() == FORMAT => Ok(()),
-        Ok(found) => Err(OpenError::ForeignFormat {
-            path,
-            found: found.trim_end().to_owned(),
-        }),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            if layout.log().exists() || layout.pointer().exists() {
-                return Err(OpenError::damaged(&path, "it is missing beside databases"));
-            }
-            files::create_dir(&layout.root)
-                .and_then(|()| files::replace_file(&path, format!("{FORMAT}\n").as_bytes()))
-                .map_err(OpenError::io(&path))
-        }
-        Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(OpenError::damaged(&path, "it is not text")),
-        Err(source) => Err(OpenError::Io { path, source }),
-    }
-}
-
-/// Entries below the log's purge point exist only as state: a state that ends before it has a hole.
-fn check_state_reaches_log(
-    layout: &Layout,
-    state: &StateHandle,
-    log: &LogStore,
-    snapshots: &Snapshots,
-) -> Result<(), OpenError> {
-    let Some(purged) = log.purge_point().get() else {
-        return Ok(());
+/// Opens the floor of a shard, or begins a shard with it if there is nothing else.
+fn open_floor(layout: &Layout, options: &Options) -> Result<FloorFile, OpenError> {
+    let path = layout.floor();
+    let there = match files::names(&layout.root) {
+        Ok(names) => names.iter().any(|name| name != "FLOOR.tmp"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(source) => return Err(OpenError::Io { path, source }),
     };
-    let db = state.current();
-    let applied = db.applied().map_err(|fatal| OpenError::damaged(db.dir(), fatal))?;
-    let reached = applied.last.map(|last| last.index).max(snapshots.newest_index());
-    if reached >= Some(purged.index) {
-        return Ok(());
+    if !path.exists() {
+        // Formats before the second had no floor.
+        if let Ok(found) = fs::read_to_string(layout.format())
+            && found.trim_end() != FORMAT
+            && found.starts_with("agentpost shard ")
+        {
+            return Err(OpenError::foreign(&layout.format(), found.trim_end()));
+        }
+        if options.used && !there {
+            return Err(OpenError::quarantine(
+                &layout.root,
+                "it is missing from a data directory that was in use",
+            ));
+        }
+        files::create_dir(&layout.root).map_err(OpenError::io(&layout.root))?;
     }
-    let reason = format!(
-        "the log begins behind entry {}, but state and snapshot end at {reached:?}",
-        purged.index
-    );
-    Err(OpenError::damaged(&layout.state(), reason))
+    FloorFile::open(&path, FORMAT, options.identity, !there)
+}
+
+/// Says the format where people look for it. The floor has said that it is this one.
+fn mark_format(layout: &Layout) -> Result<(), OpenError> {
+    let path = layout.format();
+    let right = format!("{FORMAT}\n");
+    match fs::read(&path) {
+        Ok(found) if found == right.as_bytes() => return Ok(()),
+        Ok(_) => tracing::warn!(path = %path.display(), "damaged, written again"),
+        Err(_) => {}
+    }
+    files::replace_file(&path, right.as_bytes()).map_err(OpenError::io(&path))
 }
 
 /// What both databases share.

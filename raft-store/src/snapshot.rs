@@ -41,8 +41,11 @@
 //! ends before the log begins is worth nothing (nobody could continue from it) and is not offered: openraft
 //! then builds another. File names from the network are checked: they name files, never paths.
 //!
-//! **What is left out.** Sending only the files that the receiver lacks; moving a damaged state aside and starting
-//! from the snapshot. A checkpoint shares its files with the live state, so one bad block can damage both.
+//! A damaged state is restored from the snapshot (`db/repair.rs`). A checkpoint shares its files with the live state, so one
+//! bad block can damage both: its checksums are compared first. A damaged snapshot is removed at the next
+//! start, and openraft takes another.
+//!
+//! **What is left out.** Sending only the files that the receiver lacks.
 
 mod install;
 mod manifest;
@@ -63,12 +66,13 @@ use openraft::storage::RaftSnapshotBuilder;
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use tokio::sync::mpsc;
 
-pub(crate) use self::install::install;
+pub(crate) use self::install::{build, install, next_name, open};
 pub(crate) use self::manifest::{membership_row, stored_membership};
 pub use self::receiver::Receiver;
 use crate::db::{Layout, OpenError, StateDb};
 use crate::files::{self, DirGuard};
 use crate::log_store::PurgePoint;
+use crate::scrub::Pace;
 use crate::types::{LogId, Malformed, TypeConfig, log_id_from_proto};
 
 /// A snapshot as openraft passes it around.
@@ -168,8 +172,13 @@ impl SnapshotData {
         self.meta.last_log_id.as_ref().map(log_id_from_proto)
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         name_of(&self.meta)
+    }
+
+    /// Compares every byte with the manifest, or as many as `pace` lets it.
+    pub(crate) fn verify(&self, pace: &mut Pace<'_>) -> io::Result<()> {
+        manifest::verify(self.dir(), &self.meta, |bytes| pace.on(bytes))
     }
 }
 
@@ -228,6 +237,18 @@ impl Snapshots {
         let newest = self.lock().clone()?;
         let purged = self.purge_point.get();
         (newest.last_log_id() >= purged).then_some(newest)
+    }
+
+    /// The newest snapshot, whatever it is worth.
+    pub(crate) fn kept(&self) -> Option<SnapshotData> {
+        self.lock().clone()
+    }
+
+    /// Does without the newest snapshot: it is damaged.
+    pub(crate) fn discard(&self) {
+        if let Some(newest) = self.lock().take() {
+            newest.dir.doom();
+        }
     }
 
     /// The last entry that the newest snapshot covers.

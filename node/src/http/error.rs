@@ -19,6 +19,9 @@ use crate::shard::reader::NotReady;
 /// The stable name of what a burst limit refuses; that of quotas is another.
 const BURST: &str = "rate_limited";
 
+/// When to come back to a node without room: its operator has to do something first.
+const NO_ROOM_RETRY_S: u64 = 5;
+
 /// A refusal, before it takes the shape of a face.
 #[derive(Debug)]
 pub struct ApiError {
@@ -229,6 +232,10 @@ impl From<ProposeError> for ApiError {
     fn from(error: ProposeError) -> Self {
         match error {
             ProposeError::NotReady(_) => Self::unavailable("the cluster has no leader right now; nothing was changed"),
+            ProposeError::NoRoom(reason) => ApiError {
+                retry_after_s: Some(NO_ROOM_RETRY_S),
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_room", reason)
+            },
             ProposeError::Overloaded => Self::unavailable("this node is overloaded; nothing was changed"),
             ProposeError::OutcomeUnknown(_) => Self::outcome_unknown(),
         }
@@ -311,6 +318,12 @@ mod tests {
         assert_eq!(status, 504);
         assert!(!headers.contains_key(header::RETRY_AFTER));
         assert!(body["error"].as_str().unwrap().contains("same Idempotency-Key"));
+        let (status, headers, body) = shown(ProposeError::NoRoom("node 2 is full".into()).into(), Face::Kite);
+        assert_eq!(
+            (status.as_u16(), &headers[header::RETRY_AFTER]),
+            (503, &HeaderValue::from_static("5"))
+        );
+        assert_eq!(body, json!({ "error": "node 2 is full" }));
         for error in [ProposeError::NotReady("x".into()), ProposeError::Overloaded] {
             let (status, headers, _) = shown(error.into(), Face::Kite);
             assert_eq!(status, 503);

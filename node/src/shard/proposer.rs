@@ -7,8 +7,8 @@
 //!                          └─ nobody:    wait, 2 s at most
 //! ```
 //!
-//! Three endings beside a reply, and the difference matters to callers:
-//! - *overloaded*, *not ready*: nothing was proposed, anybody may try again;
+//! Four endings beside a reply, and the difference matters to callers:
+//! - *overloaded*, *not ready*, *no room*: nothing was proposed, anybody may try again;
 //! - *outcome unknown*: it may be in the log. Never tried again from here: the client may, with its
 //!   idempotency key, because only the state machine can tell whether the first attempt counted.
 //!
@@ -42,6 +42,7 @@ use super::{Lead, Leader, Raft};
 use crate::clock::IdSource;
 use crate::metrics::{Held, Metrics, Outcome};
 use crate::peer::forward::{Forwarder, Kind, Lost};
+use crate::space::{Space, takes_room};
 
 /// How long an operation waits for a leader.
 pub const LEADER_DEADLINE: Duration = Duration::from_secs(2);
@@ -57,6 +58,9 @@ pub enum ProposeError {
     /// Too much is waiting; nothing was proposed.
     #[error("overloaded")]
     Overloaded,
+    /// A disk is nearly full, this node's or the leader's; nothing was proposed.
+    #[error("no room: {0}")]
+    NoRoom(String),
     /// It may or may not be stored; retry with the same idempotency key.
     #[error("outcome unknown: {0}")]
     OutcomeUnknown(String),
@@ -75,6 +79,7 @@ struct Shared {
     forwarder: Forwarder,
     cluster_time: ClusterTime,
     wall_time: WallTime,
+    space: Space,
     ids: IdSource,
     metrics: Metrics,
     admission: Semaphore,
@@ -88,8 +93,8 @@ impl Proposer {
         raft: Raft,
         state: StateHandle,
         forwarder: Forwarder,
-        cluster_time: ClusterTime,
-        wall_time: WallTime,
+        (cluster_time, wall_time): (ClusterTime, WallTime),
+        space: Space,
         ids: IdSource,
         metrics: Metrics,
     ) -> Self {
@@ -103,6 +108,7 @@ impl Proposer {
             forwarder,
             cluster_time,
             wall_time,
+            space,
             ids,
             metrics,
             admission,
@@ -121,8 +127,10 @@ impl Proposer {
             return Err(ProposeError::Overloaded);
         };
         let _counted = Held::new(&shared.metrics.proposals_in_flight);
-        let operation = Bytes::from(operation.encode_to_vec());
-        let result = self.take_to_leader(operation).await;
+        let result = match self.check_room(&operation) {
+            Ok(()) => self.take_to_leader(Bytes::from(operation.encode_to_vec())).await,
+            Err(no_room) => Err(no_room),
+        };
         shared.metrics.proposal(match &result {
             Ok(Reply {
                 reply: Some(reply::Reply::Rejection(_)),
@@ -130,9 +138,18 @@ impl Proposer {
             Ok(_) => Outcome::Done,
             Err(ProposeError::NotReady(_)) => Outcome::NotReady,
             Err(ProposeError::Overloaded) => Outcome::Overloaded,
+            Err(ProposeError::NoRoom(_)) => Outcome::NoRoom,
             Err(ProposeError::OutcomeUnknown(_)) => Outcome::Unknown,
         });
         result
+    }
+
+    /// Refuses what clients want stored while this node's disk is nearly full.
+    fn check_room(&self, operation: &Operation) -> Result<(), ProposeError> {
+        match self.shared.space.refusal() {
+            Some(reason) if takes_room(operation) => Err(ProposeError::NoRoom(reason)),
+            _ => Ok(()),
+        }
     }
 
     async fn take_to_leader(&self, operation: Bytes) -> Result<Reply, ProposeError> {
@@ -232,6 +249,7 @@ impl Proposer {
         match timeout(ANSWER_DEADLINE, asked).await {
             Ok(Ok(Answered::Reply(reply))) => Ok(reply),
             Ok(Ok(Answered::NotReady(refusal))) => Err(ProposeError::NotReady(refusal.reason)),
+            Ok(Ok(Answered::NoRoom(refusal))) => Err(ProposeError::NoRoom(refusal.reason)),
             Ok(Ok(Answered::OutcomeUnknown(refusal))) => Err(ProposeError::OutcomeUnknown(refusal.reason)),
             Ok(Ok(Answered::ReadIndex(_))) => Err(ProposeError::OutcomeUnknown("a foreign answer".to_owned())),
             Ok(Err(Lost::Unsent(reason))) => Err(ProposeError::NotReady(reason)),
@@ -252,6 +270,7 @@ impl Proposer {
         if !may_be_forwarded(&decoded) {
             return Ok(refused("an operation that only the leader itself may propose"));
         }
+        self.check_room(&decoded)?;
         self.propose_here(operation).await
     }
 }

@@ -268,6 +268,11 @@ impl TestCluster {
         assert!(!matches!(reply, reply::Reply::Rejection(_)), "{reply:?}");
     }
 
+    /// Other settings, for nodes that are started again.
+    pub fn set(&mut self, settings: &str) {
+        settings.clone_into(&mut self.settings);
+    }
+
     fn config(&self, i: usize) -> Config {
         let dir = self.dir.path().display();
         let nodes = self.places.iter().enumerate().map(|(i, place)| {
@@ -290,10 +295,15 @@ impl TestCluster {
             // Three nodes and other tests share the machine's cores.
             false => "[raft]\nelection_min_ms = 500\nelection_max_ms = 1000\n",
         };
+        let storage = match self.settings.contains("[storage]") {
+            true => "",
+            // However full the machine is.
+            false => "[storage]\nmin_free_bytes = 0\nmin_free_percent = 0\nballast_bytes = 0\n",
+        };
         let text = format!(
             "[node]\nid = {}\ndata_dir = \"{}\"\nclient_addr = \"{}\"\npeer_addr = \"{}\"\n\
              [cluster]\nsecret_file = \"{dir}/secret\"\nnodes = [{nodes}]\n\
-             [bootstrap]\nadmin_key_file = \"{admin_key_file}\"\n{raft}{}",
+             [bootstrap]\nadmin_key_file = \"{admin_key_file}\"\n{raft}{storage}{}",
             i + 1,
             self.data_dir(i).display(),
             place.client,

@@ -1,6 +1,5 @@
 //! The state database, and the handle that lets a snapshot replace it under its readers.
 
-use std::fs;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -16,9 +15,11 @@ use rocksdb::{
 };
 
 use super::{Layout, OpenError, Options, common_options};
+use crate::damage::Damage;
 use crate::files::{self, DirGuard};
 use crate::keys;
 use crate::kv::{Fatal, Kv, Order, Rows, Writes};
+use crate::scrub::{self, Pace};
 use crate::snapshot::Receiver;
 use crate::view;
 
@@ -27,6 +28,7 @@ pub struct StateDb {
     // Closed before the guard removes the directory.
     db: rocksdb::DB,
     dir: DirGuard,
+    damage: Damage,
 }
 
 /// Whether a database may be created.
@@ -39,13 +41,23 @@ pub(crate) enum Create {
 impl StateDb {
     /// Opens, or creates, a state database in its own directory, without the rest of a shard. Blocks.
     pub fn open(dir: &Path, options: &Options) -> Result<Self, OpenError> {
-        Self::open_dir(dir, options, Create::IfMissing)
+        Self::open_dir(dir, options, Create::IfMissing, Damage::default())
     }
 
-    pub(crate) fn open_dir(dir: &Path, options: &Options, create: Create) -> Result<Self, OpenError> {
+    pub(crate) fn open_dir(dir: &Path, options: &Options, create: Create, damage: Damage) -> Result<Self, OpenError> {
         let db = rocksdb::DB::open(&state_options(options, create), dir).map_err(OpenError::database(dir))?;
         let dir = DirGuard::keep(dir.to_owned());
-        Ok(StateDb { db, dir })
+        Ok(StateDb { db, dir, damage })
+    }
+
+    /// Reads every block of the database.
+    pub(crate) fn read_all(&self, pace: &mut Pace<'_>) -> Result<(), rocksdb::Error> {
+        scrub::read_all(&self.db, pace)
+    }
+
+    /// The next start must do without this database if the error is damage.
+    fn noticed(&self, error: rocksdb::Error) -> Fatal {
+        Fatal::Database(self.damage.database(self.dir.path(), error))
     }
 
     /// Makes writes visible, all at once. They become durable with the next flush, all of them or none.
@@ -59,17 +71,24 @@ impl StateDb {
         }
         let mut unlogged = WriteOptions::default();
         unlogged.disable_wal(true);
-        Ok(self.db.write_opt(batch, &unlogged)?)
+        self.db.write_opt(batch, &unlogged).map_err(|error| self.noticed(error))
     }
 
     /// Makes everything written so far durable. Blocks for as long as the disk takes.
     pub fn flush(&self) -> Result<(), Fatal> {
-        Ok(self.db.flush()?)
+        self.db.flush().map_err(|error| self.noticed(error))
+    }
+
+    /// Flushes and merges that failed since this database was opened.
+    fn background_errors(&self) -> u64 {
+        let count = self.db.property_int_value(rocksdb::properties::BACKGROUND_ERRORS);
+        count.ok().flatten().unwrap_or(0)
     }
 
     /// A copy of the state as it is now, by hard links, in a directory that does not exist yet. Flushes first.
     pub(crate) fn checkpoint(&self, dir: &Path) -> Result<(), Fatal> {
-        Ok(Checkpoint::new(&self.db)?.create_checkpoint(dir)?)
+        let made = Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(dir));
+        made.map_err(|error| self.noticed(error))
     }
 
     pub(crate) fn applied(&self) -> Result<record::Applied, Fatal> {
@@ -88,30 +107,30 @@ impl StateDb {
 
 impl Kv for StateDb {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
-        let value = self.db.get_pinned(key)?;
+        let value = self.db.get_pinned(key).map_err(|error| self.noticed(error))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
-        walk(range, order, |mode, bounds| self.db.iterator_opt(mode, bounds))
+        walk(range, order, self, |mode, bounds| self.db.iterator_opt(mode, bounds))
     }
 
     fn frozen(&self) -> Box<dyn Kv + '_> {
-        Box::new(Frozen(self.db.snapshot()))
+        Box::new(Frozen(self.db.snapshot(), self))
     }
 }
 
 /// The state database as it was at one moment. Files that it reads stay, so it is for one question.
-struct Frozen<'a>(rocksdb::Snapshot<'a>);
+struct Frozen<'a>(rocksdb::Snapshot<'a>, &'a StateDb);
 
 impl Kv for Frozen<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
-        let value = self.0.get_pinned(key)?;
+        let value = self.0.get_pinned(key).map_err(|error| self.1.noticed(error))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
-        walk(range, order, |mode, bounds| self.0.iterator_opt(mode, bounds))
+        walk(range, order, self.1, |mode, bounds| self.0.iterator_opt(mode, bounds))
     }
 
     fn frozen(&self) -> Box<dyn Kv + '_> {
@@ -124,6 +143,7 @@ impl Kv for Frozen<'_> {
 fn walk<'a>(
     range: Range<Vec<u8>>,
     order: Order,
+    db: &'a StateDb,
     iterator: impl FnOnce(IteratorMode<'_>, ReadOptions) -> rocksdb::DBIterator<'a>,
 ) -> Rows<'a> {
     if range.start >= range.end {
@@ -137,7 +157,7 @@ fn walk<'a>(
         Order::Descending => IteratorMode::End,
     };
     Box::new(iterator(mode, bounds).map(|row| {
-        let (key, value) = row?;
+        let (key, value) = row.map_err(|error| db.noticed(error))?;
         Ok((Bytes::from(key), Bytes::from(value)))
     }))
 }
@@ -153,10 +173,25 @@ struct Shared {
     current: ArcSwap<StateDb>,
     layout: Layout,
     options: Options,
+    damage: Damage,
     receptions: AtomicU64,
 }
 
 impl StateHandle {
+    /// Of the live database of a shard.
+    pub(super) fn new(layout: &Layout, options: &Options, db: StateDb, damage: Damage) -> Self {
+        let shared = Shared {
+            current: ArcSwap::from_pointee(db),
+            layout: layout.clone(),
+            options: options.clone(),
+            damage,
+            receptions: AtomicU64::new(0),
+        };
+        StateHandle {
+            shared: Arc::new(shared),
+        }
+    }
+
     /// The state of now. Hold it for one request, not for long: after a snapshot was installed it is old.
     pub fn current(&self) -> Arc<StateDb> {
         self.shared.current.load_full()
@@ -165,6 +200,11 @@ impl StateHandle {
     /// Makes the state of now durable: it bounds what a restart applies again. Blocks.
     pub fn flush(&self) -> Result<(), Fatal> {
         self.current().flush()
+    }
+
+    /// Flushes and merges of the live database that failed. RocksDB may go on without telling anybody.
+    pub fn background_errors(&self) -> u64 {
+        self.shared.current.load().background_errors()
     }
 
     /// Prepares to receive a snapshot from another node, in a directory of its own. Blocks.
@@ -181,65 +221,13 @@ impl StateHandle {
         &self.shared.options
     }
 
+    pub(crate) fn damage(&self) -> &Damage {
+        &self.shared.damage
+    }
+
     /// Lets everybody who comes from now on read `db`; the old one goes with its last reader.
     pub(crate) fn replace(&self, db: StateDb) {
         self.shared.current.swap(Arc::new(db)).doom();
-    }
-
-    /// Opens the live database of a shard, or creates the first one.
-    pub(super) fn open(layout: &Layout, options: &Options) -> Result<Self, OpenError> {
-        let state = layout.state();
-        files::create_dir(&state).map_err(OpenError::io(&state))?;
-        let pointer = read_pointer(layout)?;
-        let create = match pointer {
-            Some(_) => Create::Never,
-            None => Create::IfMissing,
-        };
-        let live = match pointer {
-            Some(name) => {
-                let dir = state.join(&name);
-                if !dir.is_dir() {
-                    let reason = format!("the live directory {name} is missing");
-                    return Err(OpenError::damaged(&state, reason));
-                }
-                name
-            }
-            None if layout.log().exists() => {
-                return Err(OpenError::damaged(&layout.pointer(), "it is missing beside a log"));
-            }
-            None => "db-1".to_owned(),
-        };
-        remove_all_but(&state, &live)?;
-        let db = StateDb::open_dir(&state.join(&live), options, create)?;
-        if create == Create::IfMissing {
-            point_to(layout, &live).map_err(OpenError::io(&state))?;
-        }
-        let shared = Shared {
-            current: ArcSwap::from_pointee(db),
-            layout: layout.clone(),
-            options: options.clone(),
-            receptions: AtomicU64::new(0),
-        };
-        Ok(StateHandle {
-            shared: Arc::new(shared),
-        })
-    }
-}
-
-/// The live state directory's name; none in a new shard.
-fn read_pointer(layout: &Layout) -> Result<Option<String>, OpenError> {
-    let path = layout.pointer();
-    match fs::read_to_string(&path) {
-        Ok(text) => {
-            let name = text.trim_end();
-            if number_of(name).is_none() {
-                return Err(OpenError::damaged(&path, format!("it names {name:?}")));
-            }
-            Ok(Some(name.to_owned()))
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(OpenError::damaged(&path, "it is not text")),
-        Err(source) => Err(OpenError::Io { path, source }),
     }
 }
 
@@ -251,17 +239,6 @@ pub(crate) fn point_to(layout: &Layout, name: &str) -> io::Result<()> {
 /// The number in the name of a state directory.
 pub(crate) fn number_of(name: &str) -> Option<u64> {
     name.strip_prefix("db-")?.parse().ok()
-}
-
-/// Removes what a crash left behind beside the live directory.
-fn remove_all_but(state: &Path, live: &str) -> Result<(), OpenError> {
-    for name in files::names(state).map_err(OpenError::io(state))? {
-        let path = state.join(&name);
-        if name != live && path.is_dir() {
-            files::remove_dir(&path).map_err(OpenError::io(&path))?;
-        }
-    }
-    Ok(())
 }
 
 /// The state is written without a WAL (the Raft log is its WAL) and read mostly by key, often by keys that

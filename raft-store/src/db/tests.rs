@@ -129,16 +129,25 @@ async fn a_restart_begins_where_the_state_is_durable() {
 }
 
 #[test]
-fn another_format_is_refused_by_name() {
+fn another_format_is_refused_by_name_and_a_damaged_note_of_it_is_mended() {
     let dir = TempDir::new().unwrap();
     drop(open(dir.path()));
+    let layout = shard(&dir);
+    for damage in ["agentpost shard 99\n", "", "\u{0}"] {
+        fs::write(layout.format(), damage).unwrap();
+        drop(open(dir.path()));
+        assert_eq!(fs::read_to_string(layout.format()).unwrap(), format!("{FORMAT}\n"));
+    }
+    fs::remove_file(layout.format()).unwrap();
     drop(open(dir.path()));
-    fs::write(shard(&dir).format(), "agentpost shard 99\n").unwrap();
+
+    fs::remove_file(layout.floor()).unwrap();
+    assert!(matches!(refused(dir.path()), OpenError::Quarantine { .. }));
+    // What a version without a floor wrote.
+    fs::write(layout.format(), "agentpost shard 1\n").unwrap();
     let error = refused(dir.path());
     assert!(matches!(error, OpenError::ForeignFormat { .. }));
-    assert!(error.to_string().contains("agentpost shard 99"), "{error}");
-    fs::remove_file(shard(&dir).format()).unwrap();
-    assert!(matches!(refused(dir.path()), OpenError::Damaged { .. }));
+    assert!(error.to_string().contains("agentpost shard 1"), "{error}");
 }
 
 #[test]
@@ -150,48 +159,11 @@ fn two_processes_do_not_share_a_directory() {
 }
 
 #[test]
-fn a_damaged_state_is_refused_and_left_alone() {
-    for damage in [
-        (|layout: &Layout| fs::remove_file(layout.pointer()).unwrap()) as fn(&Layout),
-        |layout| fs::write(layout.pointer(), "../../etc\n").unwrap(),
-        |layout| fs::remove_dir_all(layout.state().join("db-1")).unwrap(),
-        |layout| {
-            for name in files::names(&layout.state().join("db-1")).unwrap() {
-                if name.starts_with("MANIFEST") || name.ends_with(".sst") {
-                    fs::remove_file(layout.state().join("db-1").join(name)).unwrap();
-                }
-            }
-        },
-    ] {
-        let dir = TempDir::new().unwrap();
-        let stores = open(dir.path());
-        stores.state.current().write(put(1, 1)).unwrap();
-        drop(stores);
-        damage(&shard(&dir));
-        let error = refused(dir.path());
-        assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
-        assert!(error.to_string().contains("new node id"), "it says what to do: {error}");
-        assert!(shard(&dir).log().exists());
-    }
-}
-
-#[tokio::test]
-async fn a_state_that_ends_before_the_log_begins_is_refused() {
-    let dir = TempDir::new().unwrap();
-    let mut stores = open(dir.path());
-    append(&mut stores.log, vec![blank(1, 0), blank(1, 1)]).await.unwrap();
-    apply(&mut stores.machine, vec![blank(1, 0)]).await.unwrap();
-    stores.log.purge(log_id(1, 1)).await.unwrap();
-    drop(stores);
-    let error = refused(dir.path());
-    assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
-}
-
-#[test]
 fn a_first_start_that_was_cut_off_is_begun_again() {
     let dir = TempDir::new().unwrap();
     let layout = shard(&dir);
-    check_format(&layout).unwrap();
+    open_floor(&layout, &options()).unwrap();
+    mark_format(&layout).unwrap();
     drop(
         StateDb::open(&layout.state().join("db-1"), &options()).unwrap_or_else(|_| {
             fs::create_dir_all(layout.state()).unwrap();

@@ -4,21 +4,25 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prost::Message;
 use rocksdb::{ColumnFamily, DBRawIterator, ReadOptions, WriteBatch};
 
 use super::PurgePoint;
 use super::metrics::LogMetrics;
-use super::record::{damaged, decode};
+use super::record::{damaged, decode, seal};
 use super::sync::SyncThread;
 use super::tail::Tail;
+use crate::damage::{Damage, is_damage};
 use crate::db::LogStart;
+use crate::floor::Floor;
 use crate::keys::log as keys;
 use crate::types::{Entry, LogId, Vote, log_id_to_proto};
 
 pub(super) struct Inner {
     // Joined before the database closes.
     pub(super) sync: SyncThread,
+    // Joined after the thread that lifts it.
+    pub(super) floor: Floor,
+    pub(super) damage: Damage,
     pub(super) db: Arc<rocksdb::DB>,
     pub(super) log_start: LogStart,
     pub(super) metrics: Arc<LogMetrics>,
@@ -31,10 +35,22 @@ pub(super) struct Bounds {
     pub(super) first: u64,
     pub(super) next: u64,
     pub(super) last: Option<LogId>,
+    /// What the first entry continues.
+    pub(super) base: u64,
+    /// What the next entry continues.
+    pub(super) hash: u64,
     pub(super) purged: Option<LogId>,
     pub(super) committed: Option<LogId>,
     pub(super) vote: Option<Vote>,
     pub(super) tail: Tail,
+}
+
+/// Where a truncation cuts.
+pub(super) struct Cut {
+    from: u64,
+    /// The last entry that stays, if the log has any or had.
+    pub(super) last: Option<LogId>,
+    hash: u64,
 }
 
 /// The log's first index after these entries, if they may be appended.
@@ -74,13 +90,16 @@ impl Inner {
         self.sync.check()?;
         self.db.write(batch).map_err(|error| {
             self.sync.fail(error.as_ref());
+            if is_damage(&error) {
+                self.damage.log(error.as_ref());
+            }
             io::Error::other(error)
         })
     }
 
     pub(super) fn put_hint(&self, batch: &mut WriteBatch, committed: Option<LogId>) {
         match committed {
-            Some(id) => batch.put_cf(self.meta(), keys::COMMITTED, log_id_to_proto(&id).encode_to_vec()),
+            Some(id) => batch.put_cf(self.meta(), keys::COMMITTED, seal(&log_id_to_proto(&id))),
             None => batch.delete_cf(self.meta(), keys::COMMITTED),
         }
     }
@@ -88,6 +107,15 @@ impl Inner {
     /// The entries of `start..end` that the log has, from the first on until they exceed `bytes_max`; at
     /// least one if there is one.
     pub(super) fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        let read = self.read_range(start, end, bytes_max);
+        read.inspect_err(|error| {
+            if error.kind() == io::ErrorKind::InvalidData {
+                self.damage.log(&error.to_string());
+            }
+        })
+    }
+
+    fn read_range(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let mut taken = Taken::new(bytes_max);
         let bounds = self.lock();
         let start = start.max(bounds.first);
@@ -98,8 +126,8 @@ impl Inner {
         let split = bounds.tail.first().unwrap_or(end).clamp(start, end);
         let mut cached = Taken::new(bytes_max);
         let from_tail = (split..end).map_while(|index| bounds.tail.get(index));
-        for (entry, size) in from_tail {
-            if !cached.take(entry.clone(), *size) {
+        for recent in from_tail {
+            if !cached.take(recent.entry.clone(), recent.size) {
                 break;
             }
         }
@@ -135,34 +163,72 @@ impl Inner {
         self.db.raw_iterator_cf_opt(self.entries(), options)
     }
 
-    /// Hides the entries from `from` on and returns which were there.
-    pub(super) fn hide_from(&self, from: u64) -> io::Result<Option<Range<u64>>> {
-        let (from, last) = {
+    /// Where the entries from `from` on are to be cut off; none if there are none.
+    pub(super) fn find_cut(&self, from: u64) -> io::Result<Option<Cut>> {
+        let (from, first) = {
             let bounds = self.lock();
             let from = from.max(bounds.first);
             if from >= bounds.next {
                 return Ok(None);
             }
-            let last = match bounds.purged {
-                Some(purged) if purged.index + 1 == from => Some(purged),
-                _ if from == bounds.first => None,
-                _ => bounds.tail.get(from - 1).map(|(entry, _)| entry.log_id),
-            };
-            (from, last)
-        };
-        let last = match last {
-            None if from > self.lock().first => {
-                let kept = self.read(from - 1, from, usize::MAX)?;
-                kept.first().map(|entry| entry.log_id)
+            if from == bounds.first {
+                let (last, hash) = (bounds.purged, bounds.base);
+                return Ok(Some(Cut { from, last, hash }));
             }
-            known => known,
+            (from, bounds.first)
         };
+        debug_assert!(from > first);
+        let (last, hash) = self.known(from - 1)?;
+        let last = Some(last);
+        Ok(Some(Cut { from, last, hash }))
+    }
+
+    /// Hides the entries behind a cut; returns which they are.
+    pub(super) fn hide(&self, cut: &Cut) -> Range<u64> {
         let mut bounds = self.lock();
-        let gone = from..bounds.next;
-        bounds.tail.truncate(from);
-        bounds.next = from;
-        bounds.last = last;
-        Ok(Some(gone))
+        let gone = cut.from..bounds.next;
+        bounds.tail.truncate(cut.from);
+        bounds.next = cut.from;
+        bounds.last = cut.last;
+        bounds.hash = cut.hash;
+        gone
+    }
+
+    /// What the entry behind `index` continues when everything up to `index` is purged; none if it is already.
+    pub(super) fn hash_behind(&self, index: u64) -> io::Result<Option<u64>> {
+        {
+            let bounds = self.lock();
+            if bounds.purged.is_some_and(|purged| purged.index >= index) {
+                return Ok(None);
+            }
+            if index >= bounds.next || index < bounds.first {
+                return Ok(Some(0));
+            }
+        }
+        Ok(Some(self.known(index)?.1))
+    }
+
+    /// Id and hash of an entry that the log has.
+    pub(super) fn known(&self, index: u64) -> io::Result<(LogId, u64)> {
+        if let Some(recent) = self.lock().tail.get(index) {
+            return Ok((recent.entry.log_id, recent.hash));
+        }
+        let value = self
+            .db
+            .get_pinned_cf(self.entries(), keys::entry(index))
+            .map_err(disk)?;
+        let value = value.ok_or_else(|| damaged(format!("entry {index} is missing")))?;
+        let record = decode(index, &value)?;
+        Ok((record.entry.log_id, record.hash))
+    }
+}
+
+/// An error of the disk, told apart from bytes that are missing or wrong.
+fn disk(error: rocksdb::Error) -> io::Error {
+    if is_damage(&error) {
+        damaged(error.into_string())
+    } else {
+        io::Error::other(error)
     }
 }
 
@@ -199,15 +265,21 @@ impl Taken {
 /// Reads exactly the entries of `range`; says whether all of them were taken.
 fn read_records(mut iterator: DBRawIterator<'_>, range: Range<u64>, taken: &mut Taken) -> io::Result<bool> {
     iterator.seek_to_first();
+    let mut previous = None;
     for expected in range {
         let Some((key, value)) = iterator.item() else {
-            iterator.status().map_err(io::Error::other)?;
+            iterator.status().map_err(disk)?;
             return Err(damaged(format!("entry {expected} is missing")));
         };
         if keys::index(key) != Some(expected) {
             return Err(damaged(format!("entry {expected} is missing")));
         }
-        if !taken.take(decode(expected, value)?, value.len()) {
+        let record = decode(expected, value)?;
+        if previous.is_some_and(|previous| previous != record.previous) {
+            return Err(damaged(format!("entry {expected} does not continue the one before it")));
+        }
+        previous = Some(record.hash);
+        if !taken.take(record.entry, value.len()) {
             return Ok(false);
         }
         iterator.next();

@@ -15,22 +15,52 @@ use openraft::storage::IOFlushed;
 use tokio::sync::oneshot;
 
 use super::metrics::LogMetrics;
+use crate::floor::Mark;
 use crate::types::TypeConfig;
 
 /// Somebody who wants to know when what was written so far is durable.
 pub(super) enum Waiter {
-    /// openraft, which goes on meanwhile.
-    Append(IOFlushed<TypeConfig>),
+    /// openraft, which goes on meanwhile, and the last entry that it appended.
+    Append(IOFlushed<TypeConfig>, Option<Mark>),
     /// Ourselves, waiting.
     Barrier(oneshot::Sender<io::Result<()>>),
 }
 
 impl Waiter {
-    fn complete(self, result: io::Result<()>) {
+    /// Tells the waiter, and names the entry that is durable now.
+    fn complete(self, result: io::Result<()>) -> Option<Mark> {
+        let durable = result.is_ok();
         match self {
-            Waiter::Append(flushed) => flushed.io_completed(result),
-            // Nobody waits any more: the node is stopping.
-            Waiter::Barrier(done) => drop(done.send(result)),
+            Waiter::Append(flushed, mark) => {
+                flushed.io_completed(result);
+                mark.filter(|_| durable)
+            }
+            Waiter::Barrier(done) => {
+                // Nobody waits any more: the node is stopping.
+                drop(done.send(result));
+                None
+            }
+        }
+    }
+}
+
+/// Why a log failed, once it did. A log that failed once has failed: nobody knows which bytes the disk has.
+#[derive(Clone, Default)]
+pub(crate) struct Failure(Arc<OnceLock<String>>);
+
+impl Failure {
+    /// The error that ended the log, if one did.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        match self.0.get() {
+            None => Ok(()),
+            Some(error) => Err(io::Error::other(error.clone())),
+        }
+    }
+
+    /// Ends the log: a write may be half on disk.
+    pub(crate) fn set(&self, error: &str) {
+        if self.0.set(error.to_owned()).is_ok() {
+            tracing::error!(error, "the log failed; this node must stop");
         }
     }
 }
@@ -44,8 +74,7 @@ pub(super) struct SyncThread {
 struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
-    /// Why the log failed. A log that failed once has failed: nobody knows which bytes the disk has.
-    failed: OnceLock<String>,
+    failure: Failure,
 }
 
 #[derive(Default)]
@@ -55,19 +84,22 @@ struct Queue {
 }
 
 impl SyncThread {
-    /// Starts the thread; `sync` makes durable everything that was written before it was called.
+    /// Starts the thread; `sync` makes durable everything that was written before it was called, `flushed` is told
+    /// which entry is durable after those who waited for it.
     pub(super) fn spawn(
         sync: impl FnMut() -> Result<(), String> + Send + 'static,
+        flushed: impl Fn(Mark) + Send + 'static,
+        failure: Failure,
         metrics: Arc<LogMetrics>,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             wake: Condvar::new(),
-            failed: OnceLock::new(),
+            failure,
         });
         let thread = std::thread::Builder::new().name("log-sync".to_owned()).spawn({
             let shared = shared.clone();
-            move || shared.run(sync, &metrics)
+            move || shared.run(sync, flushed, &metrics)
         })?;
         Ok(SyncThread {
             shared,
@@ -92,31 +124,18 @@ impl SyncThread {
 
     /// The error that ended this log, if one did.
     pub(super) fn check(&self) -> io::Result<()> {
-        self.shared.check()
+        self.shared.failure.check()
     }
 
     /// Ends this log: the write of `error` may be half on disk.
     pub(super) fn fail(&self, error: &str) {
-        self.shared.fail(error);
+        self.shared.failure.set(error);
     }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn check(&self) -> io::Result<()> {
-        match self.failed.get() {
-            None => Ok(()),
-            Some(error) => Err(io::Error::other(error.clone())),
-        }
-    }
-
-    fn fail(&self, error: &str) {
-        if self.failed.set(error.to_owned()).is_ok() {
-            tracing::error!(error, "the log failed; this node must stop");
-        }
     }
 
     /// The next group; none when the log is closed and everything was told.
@@ -131,16 +150,20 @@ impl Shared {
         Some(std::mem::take(&mut queue.waiters))
     }
 
-    fn run(&self, mut sync: impl FnMut() -> Result<(), String>, metrics: &LogMetrics) {
+    fn run(&self, mut sync: impl FnMut() -> Result<(), String>, flushed: impl Fn(Mark), metrics: &LogMetrics) {
         while let Some(group) = self.next() {
             // After a failure the kernel may have dropped the dirty pages and report success: never again.
-            if self.failed.get().is_none()
+            if self.failure.check().is_ok()
                 && let Err(error) = metrics.measure(&mut sync)
             {
-                self.fail(&error);
+                self.failure.set(&error);
             }
+            let mut durable = None;
             for waiter in group {
-                waiter.complete(self.check());
+                durable = waiter.complete(self.failure.check()).or(durable);
+            }
+            if let Some(mark) = durable {
+                flushed(mark);
             }
         }
     }
@@ -166,7 +189,7 @@ mod tests {
     use super::*;
 
     fn spawn(sync: impl FnMut() -> Result<(), String> + Send + 'static) -> SyncThread {
-        SyncThread::spawn(sync, Arc::new(LogMetrics::new())).unwrap()
+        SyncThread::spawn(sync, |_| (), Failure::default(), Arc::new(LogMetrics::new())).unwrap()
     }
 
     #[tokio::test]

@@ -12,8 +12,17 @@ const ENTRIES_MAX: usize = 1 << 17;
 /// Memory that an entry costs beside its encoded bytes, roughly.
 const ENTRY_OVERHEAD: usize = 128;
 
+/// An entry with what is known of its record.
+pub(super) struct Recent {
+    pub(super) entry: Entry,
+    /// Length of the record.
+    pub(super) size: usize,
+    /// What the next record continues.
+    pub(super) hash: u64,
+}
+
 pub(super) struct Tail {
-    entries: VecDeque<(Entry, usize)>,
+    entries: VecDeque<Recent>,
     bytes: usize,
     bytes_max: usize,
 }
@@ -27,16 +36,16 @@ impl Tail {
         }
     }
 
-    /// Adds the entry that follows the last one, with the length of its record.
-    pub(super) fn push(&mut self, entry: Entry, record_bytes: usize) {
+    /// Adds the entry that follows the last one.
+    pub(super) fn push(&mut self, recent: Recent) {
         debug_assert!(
             self.entries
                 .back()
-                .is_none_or(|(last, _)| last.log_id.index + 1 == entry.log_id.index),
+                .is_none_or(|last| last.entry.log_id.index + 1 == recent.entry.log_id.index),
             "the tail has no holes"
         );
-        self.bytes += record_bytes + ENTRY_OVERHEAD;
-        self.entries.push_back((entry, record_bytes));
+        self.bytes += recent.size + ENTRY_OVERHEAD;
+        self.entries.push_back(recent);
         while self.bytes > self.bytes_max || self.entries.len() > ENTRIES_MAX {
             self.pop_front();
         }
@@ -44,20 +53,20 @@ impl Tail {
 
     /// The oldest entry that is here.
     pub(super) fn first(&self) -> Option<u64> {
-        self.entries.front().map(|(entry, _)| entry.log_id.index)
+        self.entries.front().map(|oldest| oldest.entry.log_id.index)
     }
 
-    /// The entry at `index` with the length of its record.
-    pub(super) fn get(&self, index: u64) -> Option<&(Entry, usize)> {
+    /// The entry at `index`.
+    pub(super) fn get(&self, index: u64) -> Option<&Recent> {
         let offset = index.checked_sub(self.first()?)?;
         self.entries.get(usize::try_from(offset).ok()?)
     }
 
     /// Forgets every entry from `index` on.
     pub(super) fn truncate(&mut self, index: u64) {
-        while self.entries.back().is_some_and(|(last, _)| last.log_id.index >= index) {
-            if let Some((_, record_bytes)) = self.entries.pop_back() {
-                self.bytes -= record_bytes + ENTRY_OVERHEAD;
+        while self.entries.back().is_some_and(|last| last.entry.log_id.index >= index) {
+            if let Some(last) = self.entries.pop_back() {
+                self.bytes -= last.size + ENTRY_OVERHEAD;
             }
         }
     }
@@ -70,8 +79,8 @@ impl Tail {
     }
 
     fn pop_front(&mut self) {
-        if let Some((_, record_bytes)) = self.entries.pop_front() {
-            self.bytes -= record_bytes + ENTRY_OVERHEAD;
+        if let Some(oldest) = self.entries.pop_front() {
+            self.bytes -= oldest.size + ENTRY_OVERHEAD;
         }
     }
 }

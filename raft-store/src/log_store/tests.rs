@@ -12,11 +12,28 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::damage::Damage;
+use crate::floor::FloorFile;
 use crate::testing::{append, blank, crash_copy, ids, log_id, membership, normal, options, start_append};
 use crate::types::LeaderId;
 
+/// A shard of which only the log and its floor are there.
 fn open(dir: &Path) -> LogStore {
-    LogStore::open(dir, &options()).unwrap()
+    try_open(dir, &options()).unwrap()
+}
+
+fn floor(dir: &Path) -> Result<FloorFile, OpenError> {
+    fs::create_dir_all(dir).unwrap();
+    FloorFile::open(&dir.join("FLOOR"), "test", None, !dir.join("log").exists())
+}
+
+fn try_open(dir: &Path, options: &Options) -> Result<LogStore, OpenError> {
+    LogStore::open(&dir.join("log"), floor(dir)?, options, Damage::default())
+}
+
+fn open_with(dir: &Path, sync: impl FnMut(&rocksdb::DB) -> Result<(), String> + Send + 'static) -> LogStore {
+    let floor = floor(dir).unwrap();
+    LogStore::open_with(&dir.join("log"), floor, &options(), Damage::default(), sync).unwrap()
 }
 
 fn vote(term: u64) -> Vote {
@@ -29,7 +46,7 @@ fn vote(term: u64) -> Vote {
 
 /// The write-ahead log that is being written.
 fn newest_wal(dir: &Path) -> PathBuf {
-    let files = fs::read_dir(dir).unwrap().map(|item| item.unwrap().path());
+    let files = fs::read_dir(dir.join("log")).unwrap().map(|item| item.unwrap().path());
     let wals = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
     wals.max().unwrap()
 }
@@ -123,14 +140,18 @@ async fn a_flipped_bit_in_the_middle_of_the_wal_refuses_to_open() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&wal, bytes).unwrap();
-    let refused = LogStore::open(&copy, &options()).err().unwrap();
-    assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
+    let refused = try_open(&copy, &options()).err().unwrap();
+    assert!(matches!(refused, OpenError::Quarantine { .. }), "{refused}");
 }
 
 #[tokio::test]
 async fn a_record_that_changed_on_disk_is_an_error() {
     let dir = TempDir::new().unwrap();
-    let mut log = open(dir.path());
+    let small = Options {
+        log_tail_bytes: 0,
+        ..options()
+    };
+    let mut log = try_open(dir.path(), &small).unwrap();
     append(&mut log, (0..4).map(|i| normal(1, i, 50)).collect())
         .await
         .unwrap();
@@ -138,12 +159,52 @@ async fn a_record_that_changed_on_disk_is_an_error() {
     let mut value = log.inner.db.get_cf(log.inner.entries(), key).unwrap().unwrap();
     *value.last_mut().unwrap() ^= 1;
     log.inner.db.put_cf(log.inner.entries(), key, value).unwrap();
-    drop(log);
-    let mut reader = open(dir.path()).get_log_reader().await;
+    let mut reader = log.get_log_reader().await;
     let error = reader.try_get_log_entries(0..4).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     assert!(error.to_string().contains("checksum"), "{error}");
     assert_eq!(reader.try_get_log_entries(2..4).await.unwrap().len(), 2);
+    drop((log, reader));
+    let refused = try_open(dir.path(), &options()).err().unwrap();
+    assert!(refused.to_string().contains("checksum"), "{refused}");
+}
+
+/// Each record is whole, but the log is not what was written.
+#[tokio::test]
+async fn a_missing_or_older_record_breaks_the_chain() {
+    let dir = TempDir::new().unwrap();
+    let small = Options {
+        log_tail_bytes: 0,
+        ..options()
+    };
+    for damage in [
+        (|log: &LogStore, _old: &[u8]| log.inner.db.delete_cf(log.inner.entries(), keys::entry(1)).unwrap())
+            as fn(&LogStore, &[u8]),
+        |log, old| log.inner.db.put_cf(log.inner.entries(), keys::entry(1), old).unwrap(),
+    ] {
+        let dir = TempDir::new_in(dir.path()).unwrap();
+        let mut log = try_open(dir.path(), &small).unwrap();
+        append(&mut log, (0..3).map(|i| normal(1, i, 50)).collect())
+            .await
+            .unwrap();
+        let old = log
+            .inner
+            .db
+            .get_cf(log.inner.entries(), keys::entry(1))
+            .unwrap()
+            .unwrap();
+        log.truncate_after(Some(log_id(1, 0))).await.unwrap();
+        append(&mut log, (1..4).map(|i| normal(2, i, 50)).collect())
+            .await
+            .unwrap();
+        damage(&log, &old);
+        let mut reader = log.get_log_reader().await;
+        let error = reader.try_get_log_entries(0..4).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+        drop((log, reader));
+        let refused = try_open(dir.path(), &small).err().unwrap();
+        assert!(matches!(refused, OpenError::Quarantine { .. }), "{refused}");
+    }
 }
 
 #[tokio::test]
@@ -189,11 +250,10 @@ async fn a_truncation_returns_when_it_is_durable() {
     let dir = TempDir::new().unwrap();
     let (release, gate) = mpsc::sync_channel::<()>(100);
     let gate = Mutex::new(gate);
-    let mut log = LogStore::open_with(dir.path(), &options(), move |db| {
+    let mut log = open_with(dir.path(), move |db| {
         gate.lock().unwrap().recv().map_err(|e| e.to_string())?;
         db.flush_wal(true).map_err(|e| e.to_string())
-    })
-    .unwrap();
+    });
     release.send(()).unwrap();
     append(&mut log, vec![blank(1, 0), blank(1, 1), blank(1, 2)])
         .await
@@ -211,15 +271,14 @@ async fn a_truncation_returns_when_it_is_durable() {
 async fn after_a_failed_sync_nothing_is_accepted() {
     let dir = TempDir::new().unwrap();
     let mut syncs = 0;
-    let mut log = LogStore::open_with(dir.path(), &options(), move |_| {
+    let mut log = open_with(dir.path(), move |_| {
         syncs += 1;
         if syncs == 1 {
             Ok(())
         } else {
             Err("the disk is gone".to_owned())
         }
-    })
-    .unwrap();
+    });
     append(&mut log, vec![blank(1, 0)]).await.unwrap();
     let error = append(&mut log, vec![blank(1, 1)]).await.unwrap_err();
     assert!(error.to_string().contains("the disk is gone"));
@@ -228,6 +287,20 @@ async fn after_a_failed_sync_nothing_is_accepted() {
     assert!(log.save_committed(None).await.is_err());
     assert!(log.truncate_after(None).await.is_err());
     assert_eq!(log.metrics().syncs(), 2, "a failed flush is not tried again");
+}
+
+#[tokio::test]
+async fn a_vote_is_on_disk_before_it_counts() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    for term in 1..=3 {
+        let before = log.metrics().syncs();
+        log.save_vote(&vote(term)).await.unwrap();
+        assert!(
+            log.metrics().syncs() > before,
+            "the vote of term {term} was not flushed"
+        );
+    }
 }
 
 #[tokio::test]
@@ -400,18 +473,18 @@ proptest! {
         runtime.block_on(async {
             let dir = TempDir::new().unwrap();
             let options = Options { log_tail_bytes, ..options() };
-            let mut log = LogStore::open(dir.path(), &options).unwrap();
+            let mut log = try_open(dir.path(), &options).unwrap();
             let mut model = Model::default();
             for (term, step) in (1..).zip(&steps) {
                 model.step(&mut log, term, step).await;
                 if matches!(step, Step::Restart) {
                     drop(log);
-                    log = LogStore::open(dir.path(), &options).unwrap();
+                    log = try_open(dir.path(), &options).unwrap();
                 }
                 model.check(&mut log).await;
             }
             drop(log);
-            model.check(&mut LogStore::open(dir.path(), &options).unwrap()).await;
+            model.check(&mut try_open(dir.path(), &options).unwrap()).await;
         });
     }
 }

@@ -130,11 +130,13 @@ pub(super) fn read(dir: &Path) -> io::Result<peer::SnapshotMeta> {
     Ok(meta)
 }
 
-/// Reads every file and compares it with the manifest.
-pub(super) fn verify(dir: &Path, meta: &peer::SnapshotMeta) -> io::Result<()> {
+/// Reads every file and compares it with the manifest, as long as `on` says so after each piece.
+pub(super) fn verify(dir: &Path, meta: &peer::SnapshotMeta, mut on: impl FnMut(usize) -> bool) -> io::Result<()> {
     for file in &meta.files {
-        if checksum(&dir.join(&file.name))? != (file.size, file.crc32c) {
-            return Err(invalid(format!("{} does not match its checksum", file.name)));
+        match read_through(&dir.join(&file.name), &mut on)? {
+            None => return Ok(()),
+            Some(found) if found == (file.size, file.crc32c) => {}
+            Some(_) => return Err(invalid(format!("{} does not match its checksum", file.name))),
         }
     }
     Ok(())
@@ -163,15 +165,24 @@ pub(super) fn check(meta: &peer::SnapshotMeta) -> io::Result<()> {
 
 /// Length and CRC32C of a file.
 fn checksum(path: &Path) -> io::Result<(u64, u32)> {
+    let read = read_through(path, |_| true)?;
+    read.ok_or_else(|| invalid("it was not read"))
+}
+
+/// The same, as long as `on` says so after each piece.
+fn read_through(path: &Path, mut on: impl FnMut(usize) -> bool) -> io::Result<Option<(u64, u32)>> {
     let mut file = File::open(path)?;
     let mut buffer = vec![0; 256 << 10];
     let (mut size, mut crc) = (0, 0);
     loop {
         match file.read(&mut buffer)? {
-            0 => return Ok((size, crc)),
+            0 => return Ok(Some((size, crc))),
             n => {
                 size += n as u64;
                 crc = crc32c::crc32c_append(crc, &buffer[..n]);
+                if !on(n) {
+                    return Ok(None);
+                }
             }
         }
     }

@@ -9,6 +9,7 @@ use openraft::storage::{RaftLogStorage, RaftStateMachine};
 use tempfile::TempDir;
 
 use super::*;
+use crate::damage::Damage;
 use crate::db::{Stores, point_to};
 use crate::kv::{Kv, Order, Row};
 use crate::testing::{append, apply, blank, crash_copy, ids, log_id, membership, open};
@@ -108,7 +109,7 @@ async fn a_snapshot_travels_and_becomes_the_state() {
     write(&follower, "afterwards", 50);
     drop((offered, follower));
     let mut follower = open(&there);
-    manifest::verify(&there.join("shards/0/snapshots/snap-1-1-40"), built.meta()).unwrap();
+    manifest::verify(&there.join("shards/0/snapshots/snap-1-1-40"), built.meta(), |_| true).unwrap();
     let third = node(&dir.path().join("third"), "third", 0).await;
     let offered = follower.machine.get_current_snapshot().await.unwrap().unwrap().snapshot;
     send(&offered, &third).await;
@@ -123,7 +124,7 @@ async fn a_replaced_snapshot_stays_until_nobody_streams_it() {
     assert_eq!(again.dir(), first.dir(), "nothing happened in between");
     apply(&mut stores.machine, vec![blank(1, 6)]).await.unwrap();
     let second = build(&mut stores).await;
-    manifest::verify(second.dir(), second.meta()).unwrap();
+    manifest::verify(second.dir(), second.meta(), |_| true).unwrap();
     assert_eq!(names(dir.path(), "snapshots"), ["snap-1-1-5", "snap-1-1-6"]);
     assert_eq!(
         first
@@ -221,7 +222,7 @@ fn install_until(stores: &Stores, snapshots: &Snapshots, data: SnapshotData, las
         return std::mem::forget(data); // a crash removes nothing
     }
     let data = snapshots.place(data).unwrap();
-    let name = install::next_name(&stores.state).unwrap();
+    let name = install::next_name(stores.state.layout()).unwrap();
     let dir = stores.state.layout().state();
     if last == Step::Linked {
         fs::create_dir(dir.join("staged")).unwrap();
@@ -236,11 +237,18 @@ fn install_until(stores: &Stores, snapshots: &Snapshots, data: SnapshotData, las
     if last < Step::Built {
         return;
     }
-    install::build(&stores.state, &data, &name).unwrap();
+    install::build(stores.state.layout(), &data, &name).unwrap();
     if last < Step::Opened {
         return;
     }
-    let db = install::open(&stores.state, &data, &name).unwrap();
+    let db = install::open(
+        stores.state.layout(),
+        stores.state.options(),
+        &data,
+        &name,
+        Damage::default(),
+    )
+    .unwrap();
     if last < Step::Pointed {
         return;
     }

@@ -1,0 +1,127 @@
+//! What shall fail: lines `<operation> <part of a path> <action>`. Nothing here allocates, because it is asked from
+//! inside of libc calls, those of an allocator included.
+
+/// What a program does to files. A rule names a group; the calls of a group fail alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Opening for writing, creating directories and links.
+    Open,
+    /// All kinds of writes.
+    Write,
+    /// All kinds of flushes.
+    Fsync,
+    /// Renaming.
+    Rename,
+    /// Removing.
+    Unlink,
+    /// Reserving space and cutting off.
+    Allocate,
+}
+
+/// What happens instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// The call fails with this error number.
+    Fail(i32),
+    /// The call waits so many milliseconds first, or until the rule is gone.
+    Delay(u64),
+}
+
+/// Longest text of all rules.
+const TEXT_BYTES_MAX: usize = 4096;
+
+/// The rules of now.
+pub struct Rules {
+    text: [u8; TEXT_BYTES_MAX],
+    length: usize,
+    /// A bit for each of the first 64 lines that happens once and has happened.
+    fired: u64,
+}
+
+impl Rules {
+    /// None.
+    pub const fn new() -> Self {
+        Rules {
+            text: [0; TEXT_BYTES_MAX],
+            length: 0,
+            fired: 0,
+        }
+    }
+
+    /// Replaces all rules; what does not fit is cut off. What happens once may happen again.
+    pub fn replace(&mut self, text: &[u8]) {
+        self.length = text.len().min(TEXT_BYTES_MAX);
+        self.text[..self.length].copy_from_slice(&text[..self.length]);
+        self.fired = 0;
+    }
+
+    /// Whether a rule is about this operation: only then its path is worth finding out.
+    pub fn concern(&self, operation: Operation) -> bool {
+        self.text[..self.length]
+            .split(|byte| *byte == b'\n')
+            .any(|line| words(line).is_some_and(|[name, ..]| covers(name, operation)))
+    }
+
+    /// What the first rule that fits says. A rule that happens once is used up by asking.
+    pub fn judge(&mut self, operation: Operation, path: &[u8]) -> Option<Action> {
+        let lines = self.text[..self.length].split(|byte| *byte == b'\n');
+        for (bit, line) in (0..u64::BITS).zip(lines) {
+            let Some([name, part, action, rest]) = words(line) else {
+                continue;
+            };
+            if !covers(name, operation) || !(part == b"*" || contains(path, part)) {
+                continue;
+            }
+            let action = match action {
+                b"eio" => Action::Fail(libc::EIO),
+                b"eio-once" if self.fired & (1 << bit) == 0 => {
+                    self.fired |= 1 << bit;
+                    Action::Fail(libc::EIO)
+                }
+                b"enospc" => Action::Fail(libc::ENOSPC),
+                b"erofs" => Action::Fail(libc::EROFS),
+                b"delay-ms" => Action::Delay(number(rest)),
+                _ => continue,
+            };
+            return Some(action);
+        }
+        None
+    }
+}
+
+/// The first four words of a line that has three; the fourth may be empty.
+fn words(line: &[u8]) -> Option<[&[u8]; 4]> {
+    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    Some([
+        words.next()?,
+        words.next()?,
+        words.next()?,
+        words.next().unwrap_or_default(),
+    ])
+}
+
+fn covers(name: &[u8], operation: Operation) -> bool {
+    match name {
+        b"*" => true,
+        b"open" => operation == Operation::Open,
+        b"write" | b"pwrite" => operation == Operation::Write,
+        b"fsync" | b"fdatasync" => operation == Operation::Fsync,
+        b"rename" => operation == Operation::Rename,
+        b"unlink" => operation == Operation::Unlink,
+        b"allocate" => operation == Operation::Allocate,
+        _ => false,
+    }
+}
+
+fn contains(path: &[u8], part: &[u8]) -> bool {
+    path.windows(part.len()).any(|window| window == part)
+}
+
+fn number(digits: &[u8]) -> u64 {
+    digits
+        .iter()
+        .filter(|digit| digit.is_ascii_digit())
+        .fold(0_u64, |sum, digit| {
+            sum.saturating_mul(10).saturating_add(u64::from(digit - b'0'))
+        })
+}

@@ -1,0 +1,69 @@
+//! The library, loaded into a program of everybody's, and its rules.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../src/rules.rs"]
+mod rules;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Instant;
+
+use rules::{Action, Operation, Rules};
+
+/// Cargo builds the library for these tests, without telling them where.
+fn library() -> PathBuf {
+    let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let beside = [deps.join("libdisk_shim.so"), deps.join("../libdisk_shim.so")];
+    beside.into_iter().find(|path| path.exists()).unwrap()
+}
+
+/// `dd` writes a block to a file and flushes it.
+fn dd(dir: &Path, rule: &str) -> Output {
+    let rules = dir.join("rules");
+    std::fs::write(&rules, rule).unwrap();
+    Command::new("dd")
+        .args(["if=/dev/zero", "bs=4096", "count=1", "conv=fsync"])
+        .arg(format!("of={}", dir.join("file").display()))
+        .env("LD_PRELOAD", library())
+        .env("DISK_SHIM_FILE", rules)
+        .env("LC_ALL", "C")
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_program_meets_the_errors_that_the_file_names() {
+    let dir = tempfile::tempdir().unwrap();
+    for (rule, said) in [
+        ("", None),
+        ("fsync elsewhere eio", None),
+        ("fsync file eio-once", Some("Input/output error")),
+        ("write file enospc", Some("No space left on device")),
+        ("open file erofs", Some("Read-only file system")),
+        ("* * eio", Some("Input/output error")),
+    ] {
+        let output = dd(dir.path(), rule);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), said.is_none(), "{rule}: {error}");
+        assert!(said.is_none_or(|said| error.contains(said)), "{rule}: {error}");
+    }
+    let began = Instant::now();
+    assert!(dd(dir.path(), "fsync file delay-ms 300").status.success());
+    assert!(began.elapsed().as_millis() >= 290);
+}
+
+#[test]
+fn the_first_rule_that_fits_counts_and_once_is_once() {
+    let mut rules = Rules::new();
+    rules.replace(b"nonsense\nfsync log/ eio-once\n  fsync  log/ delay-ms 20\nwrite * enospc\n* x/ erofs");
+    let (fsync, write) = (Operation::Fsync, Operation::Write);
+    assert_eq!(rules.judge(fsync, b"/d/log/1"), Some(Action::Fail(libc::EIO)));
+    assert_eq!(rules.judge(fsync, b"/d/log/1"), Some(Action::Delay(20)));
+    assert_eq!(rules.judge(fsync, b"/d/state/1"), None);
+    assert_eq!(rules.judge(write, b"/d/state/1"), Some(Action::Fail(libc::ENOSPC)));
+    assert_eq!(rules.judge(Operation::Rename, b"x/"), Some(Action::Fail(libc::EROFS)));
+    assert!(rules.concern(Operation::Unlink));
+    rules.replace(b"fsync log/ eio-once");
+    assert!(!rules.concern(Operation::Unlink) && rules.concern(fsync));
+    assert_eq!(rules.judge(fsync, b"log/"), Some(Action::Fail(libc::EIO)));
+}

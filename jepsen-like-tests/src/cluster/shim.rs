@@ -1,0 +1,64 @@
+//! Disks that fail on request: nodes run with the library of `disk-shim/` before libc, each with a file of rules of its own.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::Cluster;
+
+/// How long a process may take to see new rules: it looks at most every 10 ms, when it does something with a file.
+const SEEN: Duration = Duration::from_millis(30);
+
+impl Cluster {
+    /// What a node's disk does from now on: rules as `disk-shim/src/lib.rs` has them; none, and it is a good disk.
+    /// Returns when they hold. Takes [`super::Settings::shim`].
+    pub async fn spoil(&self, node: usize, rules: &str) -> Result<()> {
+        ensure!(self.settings.shim, "this cluster has good disks only");
+        let (file, staged) = (self.file(node, "shim"), self.file(node, "shim.new"));
+        std::fs::write(&staged, rules)?;
+        std::fs::rename(&staged, &file)?;
+        tokio::time::sleep(SEEN).await;
+        Ok(())
+    }
+
+    /// What a node finds in its environment so that its disk can be spoilt.
+    pub(super) fn shim(&self, node: usize) -> Result<Vec<(&'static str, PathBuf)>> {
+        if !self.settings.shim {
+            return Ok(Vec::new());
+        }
+        Ok(vec![
+            ("LD_PRELOAD", find_library()?),
+            ("DISK_SHIM_FILE", self.file(node, "shim")),
+        ])
+    }
+}
+
+/// `DISK_SHIM_LIB`, or the library of the same build as this program, made now if it is not there.
+fn find_library() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("DISK_SHIM_LIB") {
+        return Ok(path.into());
+    }
+    let program = std::env::current_exe()?; // <target>/<profile>/<program> or <target>/<profile>/deps/<test>
+    let dir = program.parent().context("this program has no directory")?;
+    let profile = match dir.ends_with("deps") {
+        true => dir.parent().context("deps/ has no parent")?,
+        false => dir,
+    };
+    let library = profile.join("libdisk_shim.so");
+    if !library.exists() {
+        let release = profile.ends_with("release").then_some("--release");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "--package", "disk-shim"])
+            .args(release)
+            .status();
+        ensure!(
+            built.is_ok_and(|status| status.success()) && library.exists(),
+            "{} is missing: run `cargo build -p disk-shim`, or name the library in DISK_SHIM_LIB",
+            library.display()
+        );
+    }
+    Ok(library)
+}

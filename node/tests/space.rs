@@ -1,0 +1,152 @@
+//! Nodes without room on their disks: what they refuse, what goes on, and that it ends.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod world;
+
+use serde_json::{Value, json};
+
+use world::World;
+use world::common::eventually;
+use world::web::{Answer, Call, Team, bodies, mail};
+
+/// More than any disk has.
+const FULL: &str = "[storage]\nmin_free_bytes = 4_000_000_000_000_000_000\nmin_free_percent = 0\nballast_bytes = 0\n";
+
+impl World {
+    /// Starts a node again, with room or without.
+    async fn again(&mut self, node: usize, settings: &str) {
+        self.cluster.stop_node(node).await;
+        self.cluster.set(settings);
+        self.cluster.restart(node).await;
+        self.cluster.leader().await;
+    }
+
+    fn sends(&self, team: &Team) -> [Call; 3] {
+        let batch = json!({ "messages": [mail("alpha", &json!("b1")), mail("alpha", &json!("b2"))] });
+        let note = json!({ "from": "beta", "to": "alpha", "body": "k" });
+        [
+            Call::post("/v1/messages", &mail("alpha", &json!("a")))
+                .key(&team.key)
+                .agent("beta"),
+            Call::post("/v1/messages/batch", &batch).key(&team.key).agent("beta"),
+            Call::post("/api/v1/agents/messages", &note).bearer(&team.key),
+        ]
+    }
+
+    async fn inbox(&self, node: usize, team: &Team) -> Vec<Value> {
+        let call = Call::get("/v1/messages").key(&team.key).agent("alpha");
+        bodies(&call.to(&self.urls[node]).await.ok())
+    }
+}
+
+/// The refusal names the node that lacks room, and says that nothing happened.
+fn no_room(answer: &Answer, of_node: usize) {
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert_eq!(answer.headers["retry-after"], "5");
+    let told = answer.body["error"].as_str().unwrap();
+    assert!(
+        told.contains(&format!("node {} takes no writes", of_node + 1)),
+        "{told}"
+    );
+    assert!(
+        told.contains("storage.min_free_bytes") && told.contains("nothing was changed"),
+        "{told}"
+    );
+    assert!(
+        answer
+            .body
+            .get("success")
+            .is_none_or(|_| answer.body["code"] == "no_room"),
+        "{}",
+        answer.body
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_stops_writes_and_nothing_else() {
+    let mut world = World::start().await;
+    let team = world.team("full").await;
+    let (_, boss) = world
+        .key(&team, json!({ "name": "boss", "permissions": ["admin"] }))
+        .await;
+    world.send(0, &team, "alpha", "before").await;
+
+    // One follower: its own clients are turned away, those of others are not.
+    let follower = world.cluster.follower().await;
+    world.again(follower, FULL).await;
+    let leader = world.cluster.leader().await;
+    assert_ne!(leader, follower);
+    for send in world.sends(&team) {
+        no_room(&send.to(&world.urls[follower]).await, follower);
+    }
+    world.send(leader, &team, "alpha", "elsewhere").await;
+
+    // It leads: nobody's writes are taken, wherever they arrive.
+    let other = (0..3).find(|node| ![leader, follower].contains(node)).unwrap();
+    world.lead(follower).await;
+    for send in world.sends(&team) {
+        no_room(&send.to(&world.urls[other]).await, follower);
+        no_room(&send.to(&world.urls[follower]).await, follower);
+    }
+    let proposals = world
+        .metric(other, "agentpost_proposals_total{outcome=\"NoRoom\"}")
+        .await;
+    assert_eq!(proposals, Some(3.0));
+    assert_eq!(world.metric(follower, "agentpost_storage_refusing").await, Some(1.0));
+    assert_eq!(world.metric(other, "agentpost_storage_refusing").await, Some(0.0));
+
+    // Reads, sockets and what is the cluster's own go on.
+    let there = vec![json!({ "text": "before" }), json!({ "text": "elsewhere" })];
+    for node in 0..3 {
+        assert_eq!(world.inbox(node, &team).await, there);
+    }
+    let (mut socket, _) = world.listen(follower, &boss, &["*"], None).await;
+    assert_eq!(
+        socket.answer("events.recent", json!({ "limit": 1 })).await["events"][0]["event"]["data"]["body"],
+        "elsewhere"
+    );
+    let refused = socket.refusal("keys.create", json!({ "name": "k" })).await;
+    assert!(refused.contains("takes no writes"), "{refused}");
+    let read = Call::get("/v1/messages")
+        .key(&team.key)
+        .agent("alpha")
+        .to(&world.urls[other])
+        .await
+        .ok();
+    let id = read["messages"][0]["id"].as_str().unwrap();
+    let mark = Call::patch(format!("/v1/messages/{id}"), &json!({ "read": true }))
+        .key(&team.key)
+        .agent("alpha");
+    let marked = mark.to(&world.urls[other]).await;
+    assert!(marked.status < 300, "{}", marked.body);
+
+    // Space returns.
+    world.again(follower, "").await;
+    for (n, send) in world.sends(&team).into_iter().enumerate() {
+        let sent = send.to(&world.urls[n]).await;
+        assert!(sent.status < 300, "{}", sent.body);
+    }
+    world.cluster.caught_up().await;
+    world.cluster.stop().await;
+}
+
+impl World {
+    async fn lead(&self, node: usize) {
+        let id = node as u64 + 1;
+        eventually("the leader that is wanted", async || {
+            let leader = self.cluster.leader().await;
+            if leader == node {
+                return Some(());
+            }
+            let _ = self.cluster.services(leader).cluster.transfer(id).await;
+            None
+        })
+        .await;
+    }
+
+    async fn metric(&self, node: usize, name: &str) -> Option<f64> {
+        let text = self.cluster.services(node).metrics.encode();
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|value| value.trim().parse().ok())
+    }
+}
