@@ -9,8 +9,10 @@ pub mod network;
 pub mod peace;
 pub mod power;
 pub mod process;
+pub mod snapshot;
 pub mod space;
 pub mod stream;
+pub mod time;
 
 use std::time::Duration;
 
@@ -57,7 +59,7 @@ pub enum Need {
     Namespaces,
     /// Loop devices with ext4: root.
     LoopImages,
-    /// libfaketime.
+    /// A wall clock for each node: the library of `clock-shim/`.
     FakeTime,
     /// A binary with the feature `failpoints`.
     Failpoints,
@@ -94,6 +96,8 @@ pub fn all() -> Vec<Scenario> {
         network::scenarios(),
         power::scenarios(),
         damage::scenarios(),
+        time::scenarios(),
+        snapshot::scenarios(),
         space::scenarios(),
         membership::scenarios(),
         dispatch::scenarios(),
