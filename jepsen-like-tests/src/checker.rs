@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  history.jsonl ──► mail.rs: mailboxes, texts as numbers ──► order.rs: the order in the end, what is known when
-//!                ├─► moments: every operation, in 32 bytes            │
+//!                ├─► moments: every operation, without texts          │
 //!                └─► operations: those of other things, whole         ▼
 //!  leaders.jsonl, faults.jsonl, run.json, replicas.json ──────► checkers, coverage.rs, figures.rs ──► verdict
 //! ```
