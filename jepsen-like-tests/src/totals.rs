@@ -216,11 +216,11 @@ K1           2      1        0        1        0      1.0
 P2           1      1        0        0        0      0.5
 all          3      2        0        1        0      1.5
 
-COUNTED OR MEASURED       ALL RUNS
-acknowledged           1,200,034.5
-outage ms, p50 of 3            900
-outage ms, p99 of 3          1,000
-outage ms, max of 3          1,000
+COUNTED OR MEASURED     ALL RUNS
+acknowledged         1,200,034.5
+outage ms, p50 of 3          900
+outage ms, p99 of 3        1,000
+outage ms, max of 3        1,000
 ";
         assert_eq!(table, expected);
     }
