@@ -158,6 +158,22 @@ fn register_requests(registry: &mut Registry) -> Family<MethodLabel, Counter> {
     add(registry, "ws_requests", help, Family::default())
 }
 
+fn register_barriers(registry: &mut Registry) -> [Counter; 2] {
+    let help = "Read barriers run; one serves every read that waits for it";
+    let failed = "Read barriers that found no quorum in time";
+    [("read_barriers", help), ("read_barriers_failed", failed)]
+        .map(|(name, help)| add(registry, name, help, Counter::default()))
+}
+
+fn register_storage(registry: &mut Registry) -> [Gauge; 3] {
+    [
+        ("storage_free_bytes", "Bytes free where the data directory is"),
+        ("storage_refusing", "1 while writes are refused for want of room"),
+        ("quarantined", "1 while this node must not take part"),
+    ]
+    .map(|(name, help)| add(registry, name, help, Gauge::default()))
+}
+
 impl Metrics {
     /// A fresh set, all zero.
     pub fn new() -> Self {
@@ -176,6 +192,8 @@ impl Metrics {
         if let Some(log) = log {
             r.register_collector(Box::new(log::Log(log)));
         }
+        let [read_barriers, read_barriers_failed] = register_barriers(r);
+        let [storage_free_bytes, storage_refusing, quarantined] = register_storage(r);
         let g = Gauge::default;
         let c = Counter::default;
         let made = Metrics {
@@ -211,18 +229,8 @@ impl Metrics {
                 "Requests waiting on the stream to the leader",
                 g(),
             ),
-            read_barriers: add(
-                r,
-                "read_barriers",
-                "Read barriers run; one serves every read that waits for it",
-                c(),
-            ),
-            read_barriers_failed: add(
-                r,
-                "read_barriers_failed",
-                "Read barriers that found no quorum in time",
-                c(),
-            ),
+            read_barriers,
+            read_barriers_failed,
             handshakes_refused: add(
                 r,
                 "handshakes_refused",
@@ -241,14 +249,9 @@ impl Metrics {
             term: add(r, "term", "Raft term", g()),
             is_leader: add(r, "is_leader", "1 on the leader", g()),
             leader: add(r, "leader", "Node id of the leader; 0 = none known", g()),
-            storage_free_bytes: add(r, "storage_free_bytes", "Bytes free where the data directory is", g()),
-            storage_refusing: add(
-                r,
-                "storage_refusing",
-                "1 while writes are refused for want of room",
-                g(),
-            ),
-            quarantined: add(r, "quarantined", "1 while this node must not take part", g()),
+            storage_free_bytes,
+            storage_refusing,
+            quarantined,
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
             clocks: clocks::Clocks::register(r),
