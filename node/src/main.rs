@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use agentpost_node::config::{self, Config, LogFormat};
 use agentpost_node::dev::Dev;
-use agentpost_node::node::{self, RunningNode};
-use agentpost_node::quarantine::{self, Quarantine};
+use agentpost_node::node::{self, RunningNode, Started};
+use agentpost_node::quarantine;
 use clap::{Parser, Subcommand};
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
@@ -155,17 +155,17 @@ fn run(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
 
 async fn serve(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let node = match node::start(config.clone()).await {
-        Ok(node) => node,
-        Err(error) => {
-            let quarantine = error.downcast::<Quarantine>()?;
+    let node = match node::start(config.clone()).await? {
+        Started::Serving(node) => node,
+        Started::Quarantined(quarantined) => {
             let shutdown = CancellationToken::new();
             let stop = shutdown.clone();
             tokio::spawn(async move {
                 tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
                 stop.cancel();
             });
-            return quarantine::serve(&config, quarantine, shutdown).await;
+            quarantine::serve(&config, quarantined, shutdown).await;
+            return Ok(());
         }
     };
     let served = tokio::select! {

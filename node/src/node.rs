@@ -53,7 +53,7 @@ use crate::peer::network::Network;
 use crate::peer::snapshot::SendOptions;
 use crate::peer_service::PeerService;
 use crate::presence::Presence;
-use crate::quarantine;
+use crate::quarantine::{self, Quarantine, Quarantined};
 use crate::secrets::Secrets;
 use crate::shard::disk_watch::DiskWatch;
 use crate::shard::drain::{Drain, Hold};
@@ -125,16 +125,33 @@ pub struct RunningNode {
     background: TaskTracker,
 }
 
+/// What a start came to.
+pub enum Started {
+    /// A node that serves.
+    Serving(Box<RunningNode>),
+    /// A node that must not take part.
+    Quarantined(Quarantined),
+}
+
 /// Starts a node as it is configured; returns when its ports are open.
-pub async fn start(config: Config) -> anyhow::Result<RunningNode> {
+pub async fn start(config: Config) -> anyhow::Result<Started> {
     let bind = |key: &'static str, address| async move {
         TcpListener::bind(address)
             .await
             .with_context(|| format!("{key} = {address}"))
     };
-    let client = bind("node.client_addr", config.node.client_addr).await?;
+    let client = bind("node.client_addr", config.node.client_addr).await?.into_std()?;
     let peer = bind("node.peer_addr", config.node.peer_addr).await?;
-    start_with(config, client, peer).await
+    // Both accept from one queue: who connected meanwhile gets an answer in quarantine, too.
+    let door = client.try_clone()?;
+    match start_with(config, TcpListener::from_std(client)?, peer).await {
+        Ok(node) => Ok(Started::Serving(Box::new(node))),
+        Err(error) => {
+            let reason = error.downcast::<Quarantine>()?;
+            let door = TcpListener::from_std(door)?;
+            Ok(Started::Quarantined(Quarantined { door, reason }))
+        }
+    }
 }
 
 /// The same with listeners that are bound already.

@@ -36,6 +36,14 @@ use crate::secrets::Secrets;
 #[error("{0}")]
 pub struct Quarantine(pub String);
 
+/// A node in quarantine whose client port is open.
+pub struct Quarantined {
+    /// Accepts its clients.
+    pub door: TcpListener,
+    /// What happened.
+    pub reason: Quarantine,
+}
+
 /// Looks at the data directory before anything is opened or written there: how its databases are to be opened, or
 /// that this node is in quarantine. A new directory gets its first file here, before the one that says that it is in
 /// use: a start that is cut off must not look like a loss.
@@ -110,18 +118,13 @@ fn advice(config: &Config) -> String {
 }
 
 /// Serves what a quarantined node serves, until `shutdown`.
-pub async fn serve(config: &Config, Quarantine(reason): Quarantine, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let advice = advice(config);
+pub async fn serve(config: &Config, quarantined: Quarantined, shutdown: CancellationToken) {
+    let (Quarantine(reason), advice) = (quarantined.reason, advice(config));
     tracing::error!(node = config.node.id, reason, advice, "quarantined");
-    let address = config.node.client_addr;
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("node.client_addr = {address}"))?;
     let tasks = TaskTracker::new();
-    serve::serve(listener, router(&reason, &advice), shutdown, tasks.clone()).await;
+    serve::serve(quarantined.door, router(&reason, &advice), shutdown, tasks.clone()).await;
     tasks.close();
     tasks.wait().await;
-    Ok(())
 }
 
 fn router(reason: &str, advice: &str) -> Router {

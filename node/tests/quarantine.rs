@@ -30,6 +30,8 @@ impl Daemon {
             .arg(dir)
             .env("AGENTPOST_NODE__PEER_ADDR", "127.0.0.1:0")
             .env("AGENTPOST_STORAGE__BALLAST_BYTES", "0")
+            .env("AGENTPOST_STORAGE__MIN_FREE_BYTES", "0")
+            .env("AGENTPOST_STORAGE__MIN_FREE_PERCENT", "0")
             .env("AGENTPOST_STORAGE__SCRUB_INTERVAL_S", "1")
             .stdout(Stdio::null())
             .spawn()
