@@ -4,6 +4,7 @@
 pub mod dispatch;
 pub mod inbox_order;
 pub mod lost;
+pub mod members;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -41,6 +42,10 @@ impl Evidence {
 
 /// Runs every checker over what a run wrote down.
 pub fn check(evidence: &Evidence) -> Verdict {
-    let checks: Vec<Check> = vec![lost::check(evidence), inbox_order::check(evidence)];
+    let checks: Vec<Check> = vec![
+        lost::check(evidence),
+        inbox_order::check(evidence),
+        members::check(evidence),
+    ];
     Verdict::of(checks, Vec::new(), BTreeMap::new())
 }
