@@ -7,6 +7,7 @@ pub mod members;
 pub mod network;
 mod operator;
 mod shim;
+pub mod supervisor;
 
 use std::fs::File;
 use std::io::Write as _;

@@ -289,7 +289,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<String> {
 }
 
 /// A JSON answer.
-fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
+pub(crate) fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response

@@ -1,7 +1,7 @@
 //! `agentpostd`: everything of Agentpost that touches the world.
 //!
 //! From the roof down; every arrow inside points down this list:
-//! - [`node`] starts and stops all; [`dev`] is a node that needs no configuration;
+//! - [`node`] starts and stops all, [`quarantine`] stands in for it; [`dev`] is a node that needs no configuration;
 //! - the doors translate and decide nothing: [`http`], [`ws`];
 //! - [`peer_service`] answers the other nodes; [`cluster`] is what an operator may ask for;
 //! - [`bootstrap`] brings a cluster into being; [`leases`] counts inbox reads without a log entry each, [`presence`] who
@@ -25,6 +25,7 @@ pub mod owner;
 pub mod peer;
 pub mod peer_service;
 pub mod presence;
+pub mod quarantine;
 pub mod secrets;
 pub mod shard;
 pub mod space;

@@ -19,6 +19,7 @@ use agentpost_proto::peer::peer_server::PeerServer;
 use agentpost_raft_store::db::{self, StateHandle, Stores};
 use agentpost_raft_store::effect::Effect;
 use agentpost_raft_store::log_store::LogMetrics;
+use agentpost_raft_store::scrub::Scrub;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -52,6 +53,7 @@ use crate::peer::network::Network;
 use crate::peer::snapshot::SendOptions;
 use crate::peer_service::PeerService;
 use crate::presence::Presence;
+use crate::quarantine;
 use crate::secrets::Secrets;
 use crate::shard::disk_watch::DiskWatch;
 use crate::shard::drain::{Drain, Hold};
@@ -62,6 +64,7 @@ use crate::shard::members::Members;
 use crate::shard::proposer::Proposer;
 use crate::shard::quorum::Quorum;
 use crate::shard::reader::Reader;
+use crate::shard::scrubber::Scrubber;
 use crate::shard::wakeups::Wakeups;
 use crate::shard::wall_time::{Timekeeper, WallTime};
 use crate::shard::{self, Lead, Raft};
@@ -75,6 +78,8 @@ use crate::ticker::Ticker;
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// Of that, for requests in flight and sessions.
 const DOORS_DEADLINE: Duration = Duration::from_secs(4);
+/// Calls under way on one connection of a peer: a few long streams, votes, and questions of operators.
+const PEER_STREAMS_MAX: u32 = 64;
 
 /// What the doors may use. Cheap to clone.
 #[derive(Clone)]
@@ -110,7 +115,7 @@ pub struct RunningNode {
     disk: DiskWatch,
     dialer: Dialer,
     lives: Lives,
-    data_dir: Owned,
+    _data_dir: Owned,
     calls: Calls,
     /// Cancels the leader's workers and the keeper.
     workers: CancellationToken,
@@ -147,10 +152,9 @@ pub async fn start_at(
     let (client_addr, peer_addr) = (client.local_addr()?, peer.local_addr()?);
     let secrets = Arc::new(Secrets::load(&config.cluster.secret_file)?);
     let ids = IdSource::new(clock.clone());
-    let owned = owner::claim(&config, &secrets, &ids)?;
-    let lives = Lives::open(&config.node.data_dir, owned.life())?;
-    let (stores, space) = open(&config).await?;
+    let (owned, lives, stores, space) = open(&config, &secrets, &ids).await?;
     let (state, log) = (stores.state.clone(), stores.log.metrics());
+    let scrub = stores.scrub.clone();
     let (wall_time, metrics) = (WallTime::new(clock.clone()), Metrics::of_log(Arc::clone(&log)));
     let config = Arc::new(config);
     let egress = Egress::new(&config, &[client_addr, peer_addr])?;
@@ -214,6 +218,7 @@ pub async fn start_at(
         raft,
         state,
         log,
+        scrub,
         space,
         cluster_time,
         drain,
@@ -231,6 +236,7 @@ struct Core {
     raft: Raft,
     state: StateHandle,
     log: Arc<LogMetrics>,
+    scrub: Scrub,
     space: Space,
     cluster_time: ClusterTime,
     drain: Drain,
@@ -262,6 +268,11 @@ impl Core {
         background.spawn(self.timekeeper(&services).run(workers.clone()));
         background.spawn(self.keep(&services).run(workers.clone()));
         background.spawn(self.space.clone().run(services.metrics.clone(), workers.clone()));
+        let scrubber = Scrubber {
+            scrub: self.scrub.clone(),
+            interval: Duration::from_secs(services.config.storage.scrub_interval_s),
+        };
+        background.spawn(scrubber.run(workers.clone()));
         background.spawn(services.leases.clone().run(workers.clone()));
         background.spawn(Bootstrap::new(services.clone()).run(workers.clone()));
         background.spawn(http::serve::serve(
@@ -283,7 +294,7 @@ impl Core {
             state: self.state,
             dialer: self.dialer,
             lives: self.lives,
-            data_dir: self.owned,
+            _data_dir: self.owned,
             calls,
             workers,
             leading,
@@ -359,8 +370,9 @@ impl RunningNode {
         tokio::select! {
             reason = self.local.failed() => format!("Raft failed: {reason}"),
             reason = self.disk.failed() => reason,
+            reason = self.state.damaged() => reason,
             why = self.lives.until_replaced() => {
-                self.data_dir.quarantine(&why);
+                quarantine::note(&self.services.config, &why);
                 format!("quarantined: {why}")
             }
         }
@@ -427,12 +439,17 @@ impl RunningNode {
     }
 }
 
-/// The disk is looked at first: the databases may need the room of the ballast.
-async fn open(config: &Config) -> anyhow::Result<(Stores, Space)> {
+/// Opens everything that is on the disk. How much room there is is looked at before the databases are opened: they may
+/// need that of the ballast.
+async fn open(config: &Config, secrets: &Secrets, ids: &IdSource) -> anyhow::Result<(Owned, Lives, Stores, Space)> {
+    let options = quarantine::look(config, secrets)?;
+    let owned = owner::claim(config, secrets, ids)?;
+    let lives = Lives::open(&config.node.data_dir, owned.life())?;
     let config = config.clone();
     let opening = tokio::task::spawn_blocking(move || {
         let space = Space::open(&config);
-        Ok((db::open(&config.node.data_dir, db::Options::default())?, space))
+        let stores = db::open(&config.node.data_dir, options).map_err(|error| quarantine::enter(&config, error))?;
+        Ok((owned, lives, stores, space))
     });
     opening.await?
 }
@@ -479,6 +496,7 @@ fn serve_peers(
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(PEER_STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(service)

@@ -7,9 +7,8 @@
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use agentpost_raft_store::damage;
 use anyhow::Context as _;
 
 use crate::clock::IdSource;
@@ -19,11 +18,11 @@ use crate::secrets::{self, Secrets};
 /// Names one use of a data directory.
 pub type Life = [u8; 16];
 
-const OWNER: &str = "OWNER";
+/// The file in the data directory.
+pub const OWNER: &str = "OWNER";
 
 /// A data directory that belongs to this node and to no other process while this lives.
 pub struct Owned {
-    dir: PathBuf,
     life: Life,
     _lock: File,
 }
@@ -33,13 +32,43 @@ impl Owned {
     pub fn life(&self) -> Life {
         self.life
     }
+}
 
-    /// Keeps this node from taking part, over restarts, until it has joined again.
-    pub fn quarantine(&self, why: &str) {
-        if let Err(error) = damage::quarantine(&self.dir, why) {
-            tracing::error!(%error, "the quarantine could not be noted");
-        }
-    }
+/// Whom a data directory's file names.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// There is no file.
+    Missing,
+    /// This node; without a life if the file is of a version that knew none.
+    This(Option<Life>),
+    /// Another one, in the words of the file.
+    Other(String),
+    /// Nobody: its bytes were changed.
+    Unreadable,
+}
+
+/// Reads whom the data directory names.
+pub fn look(config: &Config, secrets: &Secrets) -> anyhow::Result<Found> {
+    let path = config.node.data_dir.join(OWNER);
+    let text = match std::fs::read(&path) {
+        Ok(bytes) => String::from_utf8(bytes).unwrap_or_default(),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Missing),
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    let line = text.strip_suffix('\n').unwrap_or_default();
+    let rest = line.strip_prefix(&name(config, secrets));
+    let life = rest.and_then(|rest| rest.strip_prefix(", life "));
+    let life = life.and_then(|life| Life::try_from(hex::decode(life).ok()?).ok());
+    Ok(match rest {
+        Some("") => Found::This(None),
+        Some(_) if life.is_some() => Found::This(life),
+        _ if line.starts_with("node ") => Found::Other(line.to_owned()),
+        _ => Found::Unreadable,
+    })
+}
+
+fn name(config: &Config, secrets: &Secrets) -> String {
+    format!("node {} of cluster {}", config.node.id, hex::encode(secrets.cluster_id))
 }
 
 /// Creates the data directory and marks it as this node's; refuses another node's, and one that a process uses.
@@ -48,11 +77,15 @@ pub fn claim(config: &Config, secrets: &Secrets, ids: &IdSource) -> anyhow::Resu
     let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     created.with_context(|| format!("node.data_dir {}", dir.display()))?;
     let path = dir.join(OWNER);
-    let here = format!("node {} of cluster {}", config.node.id, hex::encode(secrets.cluster_id));
-    let life = match std::fs::read_to_string(&path) {
-        Ok(found) => read(&found, &here, dir)?,
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    let here = name(config, secrets);
+    let life = match look(config, secrets)? {
+        Found::This(life) => life,
+        Found::Missing => None,
+        Found::Other(found) => anyhow::bail!(
+            "{} belongs to {found}, this is {here}; check node.id, node.data_dir and cluster.secret_file",
+            dir.display()
+        ),
+        Found::Unreadable => anyhow::bail!("{} does not say whose it is", path.display()),
     };
     let life = match life {
         Some(life) => life,
@@ -64,32 +97,10 @@ pub fn claim(config: &Config, secrets: &Secrets, ids: &IdSource) -> anyhow::Resu
     };
     let lock = File::open(&path).with_context(|| path.display().to_string())?;
     match lock.try_lock() {
-        Ok(()) => Ok(Owned {
-            dir: dir.clone(),
-            life,
-            _lock: lock,
-        }),
+        Ok(()) => Ok(Owned { life, _lock: lock }),
         Err(TryLockError::WouldBlock) => anyhow::bail!("{} is in use by another process", dir.display()),
         Err(TryLockError::Error(error)) => Err(error).with_context(|| path.display().to_string()),
     }
-}
-
-/// The life in the file; none if the file is of a version that knew no lives.
-fn read(found: &str, here: &str, dir: &Path) -> anyhow::Result<Option<Life>> {
-    let found = found.trim_end();
-    if found == here {
-        return Ok(None);
-    }
-    let life = found
-        .strip_prefix(here)
-        .and_then(|rest| rest.strip_prefix(", life "))
-        .and_then(|life| Life::try_from(hex::decode(life).ok()?).ok());
-    anyhow::ensure!(
-        life.is_some(),
-        "{} belongs to {found}, this is {here}; check node.id, node.data_dir and cluster.secret_file",
-        dir.display()
-    );
-    Ok(life)
 }
 
 /// The life in a data directory, for whoever wants to speak for its node. For tests.

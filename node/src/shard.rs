@@ -16,6 +16,7 @@ pub mod members;
 pub mod proposer;
 pub mod quorum;
 pub mod reader;
+pub mod scrubber;
 pub mod wakeups;
 pub mod wall_time;
 
