@@ -23,6 +23,7 @@ pub mod lost;
 #[cfg(test)]
 pub mod made_up;
 pub mod mail;
+pub mod members;
 pub mod monotonic;
 pub mod names;
 pub mod order;
@@ -71,6 +72,7 @@ const CHECKERS: &[fn(&Evidence) -> Check] = &[
     registers::check,
     isolation::check,
     recovery::check,
+    members::check,
 ];
 
 /// Everything that a run wrote down.

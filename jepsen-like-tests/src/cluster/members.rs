@@ -25,6 +25,11 @@ impl Cluster {
         self.nodes[node - 1].id == 0
     }
 
+    /// Who lives at a place: 0 = nobody.
+    pub fn id(&self, node: usize) -> u64 {
+        self.nodes[node - 1].id
+    }
+
     /// How others reach a place.
     pub fn addresses(&self, node: usize) -> AddMember {
         AddMember {

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use agentpost::Client;
 use agentpost::api::admin::AddMember;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::{Cover, Scenario, Script, three};
-use crate::cluster::Settings;
+use crate::checker::members::{self, Look};
+use crate::cluster::members::{add, remove};
+use crate::cluster::{Cluster, Settings};
 use crate::faults::State;
 use crate::stage::Stage;
 use crate::workload;
@@ -192,30 +194,33 @@ async fn two_operators(stage: &mut Stage) -> Result<()> {
         let fault = stage.faults.begin("operators", &[fourth], "");
         let other = stage.cluster.operator()?;
         let ghosts: Vec<AddMember> = ports.by_ref().take(8).map(ghost).collect();
-        let ((), removed) = tokio::try_join!(
+        let before = ids(&stage.cluster).await?;
+        let (joined, haunted) = tokio::try_join!(
             async {
                 stage.cluster.join(fourth).await?;
-                stage.cluster.leave(fourth).await
+                let id = stage.cluster.id(fourth);
+                stage.cluster.leave(fourth).await?;
+                anyhow::Ok(id)
             },
             haunt(&other, &ghosts)
         )?;
-        let ids: Vec<u64> = stage
-            .cluster
-            .operator()?
-            .cluster()
-            .await?
-            .nodes
-            .iter()
-            .map(|node| node.id)
-            .collect();
-        ensure!(
-            ids.len() == 3 && removed.iter().all(|id| !ids.contains(id)),
-            "members after all of {removed:?} were removed: {ids:?}"
-        );
+        let look = Look {
+            seen: ids(&stage.cluster).await?,
+            told: before,
+            given: [&[joined][..], &haunted].concat(),
+        };
         stage.faults.end(fault, State::Installed)?;
+        let seen = stage.faults.begin(members::KIND, &[], look.note());
+        stage.faults.end(seen, State::Installed)?;
         stage.pause(100..500).await;
     }
     Ok(())
+}
+
+/// Who is in the cluster.
+async fn ids(cluster: &Cluster) -> Result<Vec<u64>> {
+    let status = cluster.operator()?.cluster().await?;
+    Ok(status.nodes.iter().map(|node| node.id).collect())
 }
 
 /// A learner at an address where nobody listens.
@@ -231,9 +236,8 @@ fn ghost(port: u16) -> AddMember {
 async fn haunt(operator: &Client, ghosts: &[AddMember]) -> Result<Vec<u64>> {
     let mut removed = Vec::new();
     for ghost in ghosts {
-        let id = crate::cluster::members::add(operator, ghost).await?;
-        ensure!(!removed.contains(&id), "id {id} was given twice");
-        crate::cluster::members::remove(operator, id).await?;
+        let id = add(operator, ghost).await?;
+        remove(operator, id).await?;
         removed.push(id);
     }
     Ok(removed)

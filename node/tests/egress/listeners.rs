@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use agentpost_node::config::Config;
 use agentpost_node::dispatch::egress::Timeouts;
+use agentpost_raft_store::types::Member;
 use rustls::RootCertStore;
 
 use crate::stage::{LOOPBACK, OK_CLOSE, Receiver, Stage};
@@ -103,4 +104,31 @@ async fn the_ports_of_other_nodes_are_closed_by_address_and_by_name() {
     }
     let neighbour = Receiver::at("127.0.0.3:0", OK_CLOSE).await;
     assert_eq!(stage.call(&neighbour.url()).await.status, 200);
+}
+
+#[tokio::test]
+async fn the_ports_of_nodes_that_joined_later_are_closed_until_they_leave() {
+    let by_address = Receiver::at("127.0.0.7:0", OK_CLOSE).await;
+    let by_name = Receiver::at("127.0.0.8:0", OK_CLOSE).await;
+    let stage = stage(&config("id = 1", ""), &[]);
+    stage.names.set("n4.example.com", &[&["127.0.0.8"]]);
+    stage.names.set("agent.example.com", &[&["127.0.0.7"]]);
+    let member = Member {
+        peer_addr: by_address.addr.to_string(),
+        url: format!("http://n4.example.com:{}", by_name.addr.port()),
+    };
+    let urls = [
+        by_address.url(),
+        format!("http://agent.example.com:{}/", by_address.addr.port()),
+        by_name.url(),
+    ];
+    stage.egress.set_members([&member].into_iter());
+    for url in &urls {
+        assert_eq!(stage.call(url).await.error, "refused", "{url}");
+    }
+    assert_eq!((by_address.connections(), by_name.connections()), (0, 0));
+    stage.egress.set_members([].into_iter());
+    for url in &urls {
+        assert_eq!(stage.call(url).await.status, 200, "{url}");
+    }
 }
