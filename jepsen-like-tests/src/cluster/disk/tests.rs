@@ -79,5 +79,8 @@ fn nothing_stays_mounted_after_a_panic() {
     assert!(!mountpoint.parent().unwrap().exists());
     let loops = Command::new("losetup").arg("-a").output().unwrap();
     let loops = String::from_utf8_lossy(&loops.stdout).into_owned();
-    assert!(!loops.contains(mountpoint.parent().unwrap().to_str().unwrap()), "{loops}");
+    assert!(
+        !loops.contains(mountpoint.parent().unwrap().to_str().unwrap()),
+        "{loops}"
+    );
 }
