@@ -16,6 +16,7 @@ pub mod clocks;
 pub mod dispatch;
 mod log;
 mod process;
+pub mod storage;
 
 /// The counters and gauges of one node. Cheap to clone.
 #[derive(Clone)]
@@ -29,6 +30,8 @@ pub struct Metrics {
     pub clocks: clocks::Clocks,
     /// The dispatcher.
     pub dispatch: dispatch::Dispatch,
+    /// The disk.
+    pub storage: storage::Storage,
     /// Client operations between admission and answer on this node.
     pub proposals_in_flight: Gauge,
     /// Requests on this node's stream to the leader.
@@ -62,10 +65,6 @@ pub struct Metrics {
     pub is_leader: Gauge,
     /// Raft: the leader's id as this node knows it; 0 without one.
     pub leader: Gauge,
-    /// Bytes free on the file system of the data directory.
-    pub storage_free_bytes: Gauge,
-    /// 1 while this node takes no writes for want of room.
-    pub storage_refusing: Gauge,
     /// Snapshots sent to other nodes.
     pub snapshots_sent: Counter,
     /// Snapshots received from other nodes.
@@ -174,8 +173,7 @@ impl Metrics {
         if let Some(log) = log {
             r.register_collector(Box::new(log::Log(log)));
         }
-        let g = Gauge::default;
-        let c = Counter::default;
+        let (g, c) = (Gauge::default, Counter::default);
         let made = Metrics {
             registry: Arc::default(),
             http_requests: add(
@@ -239,17 +237,11 @@ impl Metrics {
             term: add(r, "term", "Raft term", g()),
             is_leader: add(r, "is_leader", "1 on the leader", g()),
             leader: add(r, "leader", "Node id of the leader; 0 = none known", g()),
-            storage_free_bytes: add(r, "storage_free_bytes", "Bytes free where the data directory is", g()),
-            storage_refusing: add(
-                r,
-                "storage_refusing",
-                "1 while writes are refused for want of room",
-                g(),
-            ),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
             clocks: clocks::Clocks::register(r),
             dispatch: dispatch::Dispatch::register(r),
+            storage: storage::Storage::register(r),
         };
         Metrics {
             registry: Arc::new(registry),
