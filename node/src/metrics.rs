@@ -16,7 +16,7 @@ pub mod clocks;
 pub mod dispatch;
 mod log;
 mod process;
-mod storage;
+pub mod storage;
 
 /// The counters and gauges of one node. Cheap to clone.
 #[derive(Clone)]
@@ -30,6 +30,8 @@ pub struct Metrics {
     pub clocks: clocks::Clocks,
     /// The dispatcher.
     pub dispatch: dispatch::Dispatch,
+    /// The disk.
+    pub storage: storage::Storage,
     /// Client operations between admission and answer on this node.
     pub proposals_in_flight: Gauge,
     /// Requests on this node's stream to the leader.

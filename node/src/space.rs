@@ -6,9 +6,9 @@
 //!   ([`takes_room`]). It ends by itself when an eighth more than the limit is free again.
 //! - *Where it applies.* Twice: where a client's operation arrives, and on the leader, where it is proposed. So one full
 //!   follower turns its own clients away, who find another node; a full leader stops the writes of all.
-//! - *The ballast.* A file that does nothing but occupy space. When next to nothing is left, at the start or later, it is
-//!   given up, so that RocksDB can open, and Raft's own entries still fit. It counts as missing until there is room to
-//!   make it again, above the limit.
+//! - *The ballast.* A file that does nothing but occupy space. If a node starts with less than that free, it is given up,
+//!   so that RocksDB can open and Raft's own entries fit. Not before: whatever fills the disk would take it, too, and stops
+//!   when the disk is full. It counts as missing until there is room to make it again, above the limit.
 //!
 //! The rule is pure ([`Rule`]); the rest of the file asks the disk and makes the file.
 
@@ -61,7 +61,8 @@ impl Rule {
     /// What must be free for writes to be taken again.
     fn enough(&self, room: Room) -> u64 {
         let limit = self.limit(room.total);
-        limit + limit / 8 + self.ballast_bytes.saturating_sub(room.ballast)
+        let missing = self.ballast_bytes.saturating_sub(room.ballast);
+        limit.saturating_add(limit / 8).saturating_add(missing)
     }
 
     /// What would be free if the ballast were whole.
@@ -79,14 +80,24 @@ impl Rule {
             }
     }
 
+    /// Asked at the start.
     fn gives_up_ballast(&self, room: Room) -> bool {
-        room.ballast > 0 && room.free < self.ballast_bytes / 4
+        room.ballast > 0 && room.free < self.ballast_bytes
     }
 
-    /// Never so that it would be given up at the next look.
+    /// Never so that the next start would give it up.
     fn makes_ballast(&self, room: Room, refused: bool) -> bool {
-        room.ballast < self.ballast_bytes && !refused && self.usable(room) >= self.ballast_bytes / 2
+        room.ballast < self.ballast_bytes && !refused && self.usable(room) >= self.ballast_bytes
     }
+}
+
+/// When the disk is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    /// Before the databases are opened.
+    Start,
+    /// Beside them.
+    Later,
 }
 
 /// Whether an operation leaves more behind than it takes away. What makes room, what is bounded and what is the cluster's
@@ -158,7 +169,7 @@ impl Space {
         let space = Space {
             shared: Arc::new(shared),
         };
-        space.shared.look(false);
+        space.shared.look(Moment::Start);
         space
     }
 
@@ -176,7 +187,7 @@ impl Space {
         let looking = async {
             loop {
                 let shared = Arc::clone(&self.shared);
-                if let Err(error) = tokio::task::spawn_blocking(move || shared.look(true)).await {
+                if let Err(error) = tokio::task::spawn_blocking(move || shared.look(Moment::Later)).await {
                     tracing::error!(%error, "looking at the disk panicked");
                 }
                 self.measure(&metrics);
@@ -198,8 +209,7 @@ impl Space {
 }
 
 impl Shared {
-    /// One look. Before the databases are open nothing is made: they come first.
-    fn look(&self, may_make: bool) {
+    fn look(&self, moment: Moment) {
         let room = match self.room() {
             Ok(room) => room,
             Err(error) => {
@@ -209,13 +219,15 @@ impl Shared {
         self.free.store(room.free, Ordering::Relaxed);
         self.judge(room);
         let refused = self.refusing.load(Ordering::Relaxed);
-        if room.ballast > self.rule.ballast_bytes || self.rule.gives_up_ballast(room) {
-            self.give_up_ballast(room);
-        } else if may_make && self.rule.makes_ballast(room, refused) {
-            match self.make_ballast() {
+        match moment {
+            Moment::Start if room.ballast > self.rule.ballast_bytes || self.rule.gives_up_ballast(room) => {
+                self.give_up_ballast(room);
+            }
+            Moment::Later if self.rule.makes_ballast(room, refused) => match self.make_ballast() {
                 Ok(()) => self.whole.store(true, Ordering::Relaxed),
                 Err(error) => tracing::warn!(%error, "no ballast"),
-            }
+            },
+            _ => {}
         }
     }
 

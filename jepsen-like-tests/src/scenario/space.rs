@@ -1,13 +1,16 @@
 //! E: disks that are full, fail, are slow, or take nothing. A node ends when its disk fails and is started again, as a
 //! supervisor would do it.
 
-use std::time::{Duration, Instant};
+use std::fs::File;
+use std::io::{ErrorKind, Write as _};
+use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rand::RngExt;
 
-use super::{Cover, Scenario};
-use crate::cluster::Settings;
+use super::{Cover, Need, Scenario};
+use crate::cluster::{Settings, disk};
 use crate::faults::State;
 use crate::stage::Stage;
 use crate::workload;
@@ -18,6 +21,10 @@ const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The databases of a node, and nothing beside them.
 const DATABASES: &str = "shards/";
+
+/// A small disk of each node's own, and what it shall have free.
+const DISK_BYTES: u64 = 256 << 20;
+const SMALL_DISK: &str = "[storage]\nmin_free_bytes = 25_165_824\nmin_free_percent = 0\nballast_bytes = 33_554_432\n";
 
 /// E1 to E4.
 pub fn scenarios() -> Vec<Scenario> {
@@ -41,13 +48,28 @@ pub fn scenarios() -> Vec<Scenario> {
         },
         script,
     };
-    vec![
-        of(
+    let full = Scenario {
+        cluster: || Settings {
+            nodes: 3,
+            disk: disk::Kind::Images {
+                bytes: DISK_BYTES,
+                memory: true,
+            },
+            shim: true,
+            config: SMALL_DISK.to_owned(),
+            ..Settings::default()
+        },
+        rate: 300,
+        needs: &[Need::LoopImages],
+        ..of(
             "E1",
-            "a disk takes no byte more, and then does again",
-            &[("enospc", 3)],
+            "a disk is full, and then has room again",
+            &[("full", 3)],
             |stage| Box::pin(full(stage)),
-        ),
+        )
+    };
+    vec![
+        full,
         of(
             "E2",
             "one flush or write fails: of the leader, of a follower",
@@ -80,24 +102,37 @@ impl Stage {
         })
     }
 
-    /// Waits until a node whose disk fails has ended; says after how long.
-    async fn ends(&mut self, node: usize) -> Result<Duration> {
-        let began = Instant::now();
+    /// Waits until a node whose disk fails has ended.
+    async fn ends(&mut self, node: usize) -> Result<()> {
         let ended = tokio::time::timeout(END_PATIENCE, self.cluster.ended(node)).await;
-        ensure!(
-            ended.is_ok(),
-            "node {node} lives on {END_PATIENCE:?} after its disk failed"
-        );
-        ended.unwrap_or(Ok(()))?;
-        Ok(began.elapsed())
+        ended.with_context(|| format!("node {node} lives on {END_PATIENCE:?} after its disk failed"))?
+    }
+
+    /// A disk has only so many bytes left for a while; its node is killed and starts on it if there are none.
+    async fn fill_disk(&mut self, node: usize, left: u64) -> Result<()> {
+        let filler = self.cluster.disk().data_dir(node).with_file_name("filler");
+        let fault = self.faults.begin("full", &[node], format!("{left} bytes left"));
+        fill(&filler, left)?;
+        self.pause(1_500..3_000).await;
+        if left == 0 {
+            // It may have met the last byte before it looked at the disk.
+            self.cluster.kill(node)?;
+            self.cluster.launch(&[node])?;
+            self.cluster
+                .await_ready(&[node])
+                .await
+                .context("a start on a full disk")?;
+            self.pause(200..1_000).await;
+        }
+        std::fs::remove_file(&filler)?;
+        self.faults.end(fault, State::Installed)
     }
 
     /// A disk fails until its node has ended, and for some milliseconds more, in which it is started in vain.
     async fn fail_disk(&mut self, node: usize, kind: &str, rules: &str, lasting: bool) -> Result<()> {
         let fault = self.faults.begin(kind, &[node], rules);
         self.cluster.spoil(node, rules).await?;
-        let after = self.ends(node).await?;
-        eprintln!("{kind}: node {node} ended after {after:.1?}");
+        self.ends(node).await?;
         if lasting {
             self.cluster.launch(&[node])?;
             self.ends(node).await?;
@@ -110,6 +145,8 @@ impl Stage {
     }
 }
 
+/// By turns: nearly full, when writes are refused and nobody ends; full to the last byte, and its node is killed and
+/// starts on that disk, where it has only its ballast; and errors without a warning.
 async fn full(stage: &mut Stage) -> Result<()> {
     for round in 0.. {
         if stage.over() {
@@ -117,10 +154,35 @@ async fn full(stage: &mut Stage) -> Result<()> {
         }
         stage.pause(200..1_500).await;
         let node = stage.next_disk(round).await?;
-        let rules = format!("write {DATABASES} enospc\nallocate {DATABASES} enospc\nopen {DATABASES} enospc");
-        stage.fail_disk(node, "enospc", &rules, true).await?;
+        match round % 3 {
+            0 => stage.fill_disk(node, 12 << 20).await?,
+            1 => stage.fill_disk(node, 0).await?,
+            _ => {
+                let rules = format!("write {DATABASES} enospc\nallocate {DATABASES} enospc\nopen {DATABASES} enospc");
+                stage.fail_disk(node, "full", &rules, true).await?;
+            }
+        }
     }
     Ok(())
+}
+
+/// Writes a file until so much is left.
+fn fill(path: &Path, left: u64) -> Result<()> {
+    let mut file = File::create(path)?;
+    let piece = vec![7; 1 << 16];
+    let full = loop {
+        if let Err(error) = file.write_all(&piece) {
+            break error;
+        }
+    };
+    ensure!(
+        full.kind() == ErrorKind::StorageFull,
+        "filling {}: {full}",
+        path.display()
+    );
+    let length = file.metadata()?.len();
+    file.set_len(length.saturating_sub(left))?;
+    Ok(file.sync_all()?)
 }
 
 async fn failing(stage: &mut Stage) -> Result<()> {

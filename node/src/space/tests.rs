@@ -61,13 +61,13 @@ fn nought_is_off() {
 
 #[test]
 fn the_ballast_goes_when_nothing_is_left_and_comes_back_above_the_limit() {
-    assert!(!RULE.gives_up_ballast(room(1_000, 16, 64)));
-    assert!(RULE.gives_up_ballast(room(1_000, 15, 64)));
-    assert!(!RULE.gives_up_ballast(room(1_000, 15, 0)));
+    assert!(!RULE.gives_up_ballast(room(1_000, 64, 64)));
+    assert!(RULE.gives_up_ballast(room(1_000, 63, 64)));
+    assert!(!RULE.gives_up_ballast(room(1_000, 63, 0)));
     assert!(!RULE.makes_ballast(room(1_000, 340, 0), true));
     assert!(RULE.makes_ballast(room(1_000, 352, 0), false));
     assert!(!RULE.makes_ballast(room(1_000, 900, 64), false));
-    // Without limits: never so that it goes at once again.
+    // Without limits: never so that the next start gives it up again.
     let ballast_only = Rule {
         min_free_bytes: 0,
         min_free_percent: 0,
@@ -115,7 +115,7 @@ fn the_ballast_occupies_what_it_says() {
     // A hole of the right length is none.
     File::create(&path).unwrap().set_len(3 * MIB).unwrap();
     let wanting = space(dir.path(), &format!("{off}ballast_bytes = {}", 3 * MIB));
-    wanting.shared.look(true);
+    wanting.shared.look(Moment::Later);
     let found = fs::metadata(&path).unwrap();
     assert_eq!((found.len(), found.mode() & 0o777), (3 * MIB, 0o600));
     assert!(found.blocks() * 512 >= 3 * MIB);
@@ -124,11 +124,11 @@ fn the_ballast_occupies_what_it_says() {
     // Another size is another ballast, and none is none.
     space(dir.path(), &format!("{off}ballast_bytes = {}", 5 * MIB))
         .shared
-        .look(true);
+        .look(Moment::Later);
     assert_eq!(fs::metadata(&path).unwrap().len(), 5 * MIB);
     space(dir.path(), &format!("{off}ballast_bytes = {MIB}"))
         .shared
-        .look(true);
+        .look(Moment::Later);
     assert_eq!(fs::metadata(&path).unwrap().len(), MIB);
     let without = space(dir.path(), &format!("{off}ballast_bytes = 0"));
     assert!(!path.exists());
@@ -140,6 +140,31 @@ fn zeros_serve_where_the_file_system_reserves_nothing() {
     let file = tempfile::tempfile().unwrap();
     write_zeros(&file, 2 * MIB + 5).unwrap();
     assert_eq!(file.metadata().unwrap().len(), 2 * MIB + 5);
+}
+
+#[test]
+fn a_start_with_less_than_the_ballast_free_gives_it_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(BALLAST);
+    let space = space(dir.path(), &format!("ballast_bytes = {MIB}"));
+    space.shared.make_ballast().unwrap();
+    let shared = Shared {
+        dir: dir.path().to_owned(),
+        // More than any disk has free, so there is less.
+        rule: Rule {
+            ballast_bytes: u64::MAX,
+            ..space.shared.rule
+        },
+        node: 1,
+        free: AtomicU64::new(0),
+        refusing: AtomicBool::new(false),
+        reason: Mutex::default(),
+        whole: AtomicBool::new(false),
+    };
+    shared.look(Moment::Later);
+    assert!(path.exists());
+    shared.look(Moment::Start);
+    assert!(!path.exists());
 }
 
 #[test]
@@ -159,7 +184,7 @@ fn a_full_disk_is_told_with_node_path_and_cure() {
     space.measure(&metrics);
     assert_eq!(metrics.storage.refusing.get(), 1);
     assert!(metrics.storage.free_bytes.get() > 0);
-    space.shared.look(true);
+    space.shared.look(Moment::Later);
     assert!(!dir.path().join(BALLAST).exists(), "no ballast below the limit");
 
     // Space returns.
