@@ -31,6 +31,5 @@ pub mod stage;
 pub mod totals;
 pub mod verdict;
 pub mod watch;
-pub mod webhooks;
 pub mod workload;
 pub mod world;

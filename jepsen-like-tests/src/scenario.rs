@@ -1,12 +1,18 @@
 //! The table of scenarios. A scenario is a script of faults, the clients that run beside it, and what it must have met
 //! for its verdict to mean anything. The letters are those of the test plan.
 
+pub mod clients;
 pub mod damage;
+pub mod dispatch;
+pub mod membership;
 pub mod network;
 pub mod peace;
 pub mod power;
 pub mod process;
+pub mod snapshot;
 pub mod space;
+pub mod stream;
+pub mod time;
 
 use std::time::Duration;
 
@@ -53,7 +59,7 @@ pub enum Need {
     Namespaces,
     /// Loop devices with ext4: root.
     LoopImages,
-    /// libfaketime.
+    /// A wall clock for each node: the library of `clock-shim/`.
     FakeTime,
     /// A binary with the feature `failpoints`.
     Failpoints,
@@ -74,7 +80,7 @@ impl Need {
 /// What a run must have met; see [`crate::verdict::Coverage`].
 #[derive(Debug, Clone, Copy)]
 pub struct Cover {
-    /// Kinds of faults, and how often each at least.
+    /// Kinds of faults, and how often each at least; [`crate::checker::coverage::SNAPSHOT_INSTALL`] may be among them.
     pub faults: &'static [(&'static str, u64)],
     /// Acknowledged operations that began inside a fault.
     pub operations_inside: u64,
@@ -90,7 +96,13 @@ pub fn all() -> Vec<Scenario> {
         network::scenarios(),
         power::scenarios(),
         damage::scenarios(),
+        time::scenarios(),
+        snapshot::scenarios(),
         space::scenarios(),
+        membership::scenarios(),
+        dispatch::scenarios(),
+        stream::scenarios(),
+        clients::scenarios(),
     ]
     .concat()
 }
