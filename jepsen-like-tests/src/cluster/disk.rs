@@ -50,7 +50,7 @@ impl Disk {
 
     /// Why this machine has no images whose power can be cut; none if it has. Found out by cutting one.
     pub fn lacks_images() -> Option<String> {
-        let tried = Images::create(8 << 20, None, 1).and_then(|mut images| images.cut(&[1], || Ok(())));
+        let tried = Images::create(8 << 20, None, 1).and_then(|images| images.cut(&[1], || Ok(())));
         tried
             .err()
             .map(|error| format!("no loop images with a power switch: {error:#}"))
@@ -58,20 +58,10 @@ impl Disk {
 
     /// A node's data directory.
     pub fn data_dir(&self, node: usize) -> PathBuf {
-        match self.mountpoint(node) {
-            Some(mountpoint) => mountpoint.join("data"),
+        match &self.images {
+            Some(images) => images.mountpoint(node).join("data"),
             None => self.dir.join(format!("node{node}")),
         }
-    }
-
-    /// Where a node's own file system is mounted, if it has one.
-    pub fn mountpoint(&self, node: usize) -> Option<PathBuf> {
-        self.images.as_ref().map(|images| images.mountpoint(node))
-    }
-
-    /// Makes disks for nodes that join later, up to this number.
-    pub fn grow(&mut self, nodes: usize) -> Result<()> {
-        self.images.as_mut().map_or(Ok(()), |images| images.grow(nodes))
     }
 }
 
@@ -79,7 +69,7 @@ impl Cluster {
     /// Takes the power from these nodes at one instant: first their disks, under the running processes, then the
     /// processes. When it returns, the disks are back with what was flushed and the nodes can be launched.
     pub fn cut_power(&mut self, nodes: &[usize]) -> Result<()> {
-        let mut images = self.disk.images.take().context("these nodes have no power to cut")?;
+        let images = self.disk.images.take().context("these nodes have no power to cut")?;
         let cut = images.cut(nodes, || nodes.iter().try_for_each(|node| self.kill(*node)));
         self.disk.images = Some(images);
         cut

@@ -128,7 +128,7 @@ async fn one_at_a_time(stage: &mut Stage) -> Result<()> {
 async fn all_at_once(stage: &mut Stage) -> Result<()> {
     let all: Vec<usize> = (1..=stage.cluster.nodes()).collect();
     while !stage.over() {
-        stage.pause(2_000..4_500).await;
+        stage.pause(1_500..4_000).await;
         if stage.random.random_bool(0.2) {
             // And again while they come back.
             stage.power_off(&all)?;

@@ -37,8 +37,6 @@ const UNMOUNTS: (u32, Duration) = (100, Duration::from_millis(10));
 pub(super) struct Images {
     /// Absolute, as the kernel lists it.
     base: PathBuf,
-    bytes: u64,
-    nodes: usize,
 }
 
 impl Images {
@@ -50,14 +48,14 @@ impl Images {
         let above = below.map_or_else(std::env::temp_dir, Path::to_owned).canonicalize()?;
         let base = above.join(format!("{PREFIX}{}-{number}", std::process::id()));
         fs::create_dir(&base).with_context(|| base.display().to_string())?;
-        let mut images = Images { base, bytes, nodes: 0 };
+        let images = Images { base };
         let base = text(&images.base);
         match below {
             None => run("mount", &["-t", "tmpfs", "-o", "size=90%", "tmpfs", &base])?,
             Some(_) => run("mount", &["--bind", &base, &base])?,
         }
         run("mount", &["--make-shared", &base])?;
-        images.grow(nodes)?;
+        (1..=nodes).try_for_each(|node| images.make(node, bytes))?;
         Ok(images)
     }
 
@@ -69,21 +67,16 @@ impl Images {
         self.base.join(format!("node{node}.img"))
     }
 
-    pub(super) fn grow(&mut self, nodes: usize) -> Result<()> {
-        while self.nodes < nodes {
-            let node = self.nodes + 1;
-            let image = self.image(node);
-            File::create_new(&image)
-                .and_then(|file| file.set_len(self.bytes))
-                .with_context(|| image.display().to_string())?;
-            // All of its tables at once: an idle file system would go on writing them for minutes.
-            let tables = "lazy_itable_init=0,lazy_journal_init=0";
-            run("mkfs.ext4", &["-q", "-F", "-E", tables, &text(&image)])?;
-            fs::create_dir(self.mountpoint(node))?;
-            self.nodes = node;
-            self.mount(node)?;
-        }
-        Ok(())
+    fn make(&self, node: usize, bytes: u64) -> Result<()> {
+        let image = self.image(node);
+        File::create_new(&image)
+            .and_then(|file| file.set_len(bytes))
+            .with_context(|| image.display().to_string())?;
+        // All of its tables at once: an idle file system would go on writing them for minutes.
+        let tables = "lazy_itable_init=0,lazy_journal_init=0";
+        run("mkfs.ext4", &["-q", "-F", "-E", tables, &text(&image)])?;
+        fs::create_dir(self.mountpoint(node))?;
+        self.mount(node)
     }
 
     fn mount(&self, node: usize) -> Result<()> {
@@ -95,7 +88,7 @@ impl Images {
     }
 
     /// Cuts the power of these nodes at one instant; `end` ends their processes; then their disks are mounted again.
-    pub(super) fn cut(&mut self, nodes: &[usize], end: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(super) fn cut(&self, nodes: &[usize], end: impl FnOnce() -> Result<()>) -> Result<()> {
         let mountpoints: Vec<String> = nodes.iter().map(|node| text(&self.mountpoint(*node))).collect();
         let mut arguments = vec!["-e", SHUTDOWN];
         arguments.extend(mountpoints.iter().map(String::as_str));

@@ -24,7 +24,7 @@ fn what_was_flushed_survives_and_what_was_not_is_gone() {
     }
     let dir = tempfile::tempdir().unwrap();
     for below in [None, Some(dir.path())] {
-        let mut images = Images::create(BYTES, below, 2).unwrap();
+        let images = Images::create(BYTES, below, 2).unwrap();
         for node in [1, 2] {
             let mountpoint = images.mountpoint(node);
             let mut kept = File::create(mountpoint.join("kept")).unwrap();
@@ -49,7 +49,7 @@ fn the_disk_is_gone_before_the_process_ends() {
     if skipped() {
         return;
     }
-    let mut images = Images::create(BYTES, None, 2).unwrap();
+    let images = Images::create(BYTES, None, 2).unwrap();
     let mut file = Some(File::create(images.mountpoint(1).join("file")).unwrap());
     let other = File::create(images.mountpoint(2).join("file")).unwrap();
     images
