@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::frame::{ClientFrame, ERR_AUTH_FAILED, ERR_SLOW_CONSUMER};
+use agentpost_proto::limits::{WS_MESSAGE_BYTES_MAX, WS_WRITE_BUFFER_BYTES_MAX};
 use futures::{SinkExt, StreamExt};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream};
 
@@ -82,6 +84,15 @@ pub(crate) enum Frame {
     Other,
 }
 
+/// By itself the library takes messages of 64 MiB and gathers what it has to write without end. No frame of a node is
+/// larger than what it gathers to write itself.
+fn bounds() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .max_message_size(Some(WS_WRITE_BUFFER_BYTES_MAX))
+        .max_frame_size(Some(WS_WRITE_BUFFER_BYTES_MAX))
+        .max_write_buffer_size(WS_MESSAGE_BYTES_MAX)
+}
+
 impl Socket {
     /// Dials a node, says `hello` and waits to be greeted; returns with the cursor and the id of the session.
     pub(crate) async fn open(
@@ -91,7 +102,7 @@ impl Socket {
     ) -> Result<(Socket, u64, String), Lost> {
         let late = |_| Lost::Broken(format!("no answer within {} s", DIAL_TIMEOUT.as_secs()));
         let connector = Some(Connector::Rustls(tls));
-        let dial = tokio_tungstenite::connect_async_tls_with_config(url, None, true, connector);
+        let dial = tokio_tungstenite::connect_async_tls_with_config(url, Some(bounds()), true, connector);
         let (stream, _) = timeout(DIAL_TIMEOUT, Box::pin(dial)).await.map_err(late)??;
         let mut socket = Socket {
             stream,

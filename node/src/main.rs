@@ -8,8 +8,11 @@ use std::time::Duration;
 use agentpost_node::config::{self, Config, LogFormat};
 use agentpost_node::dev::Dev;
 use agentpost_node::node::{self, RunningNode};
+use agentpost_node::quarantine::{self, Quarantine};
 use clap::{Parser, Subcommand};
+use rustix::process::{Signal, getpid, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 /// Rows, entries and requests are many small short-lived buffers, RocksDB's included: with glibc's allocator a
@@ -34,7 +37,8 @@ const EXIT_USAGE: u8 = 2;
 Every setting can also come from the environment as AGENTPOST_<SECTION>__<KEY>, for example
 AGENTPOST_NODE__CLIENT_ADDR=127.0.0.1:7701. `agentpostd config` prints all of them, explained.
 
-Exit codes: 0 stopped on request, 1 failed while running, 2 configuration or arguments unusable."
+Exit codes: 0 stopped on request, 1 failed while running (or SIGKILL by itself, when the disk that failed holds up the
+exit), 2 configuration or arguments unusable."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -151,7 +155,19 @@ fn run(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
 
 async fn serve(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let node = node::start(config).await?;
+    let node = match node::start(config.clone()).await {
+        Ok(node) => node,
+        Err(error) => {
+            let quarantine = error.downcast::<Quarantine>()?;
+            let shutdown = CancellationToken::new();
+            let stop = shutdown.clone();
+            tokio::spawn(async move {
+                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+                stop.cancel();
+            });
+            return quarantine::serve(&config, quarantine, shutdown).await;
+        }
+    };
     let served = tokio::select! {
         _ = terminate.recv() => Ok("SIGTERM"),
         _ = interrupt.recv() => Ok("SIGINT"),
@@ -176,10 +192,11 @@ async fn serve(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
 /// whoever touches it, and what was acknowledged is on disk or with the others.
 fn crash(reason: &str) -> ! {
     tracing::error!(error = reason, "agentpostd failed");
-    // Threads of RocksDB that hang in the disk can hold up an exit, too.
+    // An exit waits for RocksDB's threads: for a second after an error, and for ever if they hang in the disk. A signal
+    // does not, and this one leaves no core on that disk.
     std::thread::spawn(|| {
         std::thread::sleep(EXIT_DEADLINE);
-        std::process::abort();
+        let _ = kill_process(getpid(), Signal::KILL);
     });
     std::process::exit(1)
 }

@@ -16,6 +16,7 @@ pub mod clocks;
 pub mod dispatch;
 mod log;
 mod process;
+mod storage;
 
 /// The counters and gauges of one node. Cheap to clone.
 #[derive(Clone)]
@@ -62,14 +63,12 @@ pub struct Metrics {
     pub is_leader: Gauge,
     /// Raft: the leader's id as this node knows it; 0 without one.
     pub leader: Gauge,
-    /// Bytes free on the file system of the data directory.
-    pub storage_free_bytes: Gauge,
-    /// 1 while this node takes no writes for want of room.
-    pub storage_refusing: Gauge,
     /// Snapshots sent to other nodes.
     pub snapshots_sent: Counter,
     /// Snapshots received from other nodes.
     pub snapshots_received: Counter,
+    /// Room and damage.
+    pub storage: storage::Storage,
 }
 
 /// Which door a request came through.
@@ -174,8 +173,7 @@ impl Metrics {
         if let Some(log) = log {
             r.register_collector(Box::new(log::Log(log)));
         }
-        let g = Gauge::default;
-        let c = Counter::default;
+        let (g, c) = (Gauge::default, Counter::default);
         let made = Metrics {
             registry: Arc::default(),
             http_requests: add(
@@ -239,15 +237,9 @@ impl Metrics {
             term: add(r, "term", "Raft term", g()),
             is_leader: add(r, "is_leader", "1 on the leader", g()),
             leader: add(r, "leader", "Node id of the leader; 0 = none known", g()),
-            storage_free_bytes: add(r, "storage_free_bytes", "Bytes free where the data directory is", g()),
-            storage_refusing: add(
-                r,
-                "storage_refusing",
-                "1 while writes are refused for want of room",
-                g(),
-            ),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
+            storage: storage::Storage::register(r),
             clocks: clocks::Clocks::register(r),
             dispatch: dispatch::Dispatch::register(r),
         };

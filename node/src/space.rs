@@ -140,6 +140,7 @@ impl Space {
             min_free_bytes,
             min_free_percent,
             ballast_bytes,
+            ..
         } = config.storage;
         let shared = Shared {
             node: config.node.id,
@@ -188,10 +189,11 @@ impl Space {
     fn measure(&self, metrics: &Metrics) {
         let shared = &self.shared;
         metrics
-            .storage_free_bytes
+            .storage
+            .free_bytes
             .set(gauge(shared.free.load(Ordering::Relaxed)));
         let refusing = shared.refusing.load(Ordering::Relaxed);
-        metrics.storage_refusing.set(i64::from(refusing));
+        metrics.storage.refusing.set(i64::from(refusing));
     }
 }
 

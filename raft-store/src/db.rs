@@ -97,8 +97,6 @@ pub struct Stores {
     pub state: StateHandle,
     /// Reads everything again.
     pub scrub: Scrub,
-    /// Tells of damage that shows while the node runs.
-    pub damage: Damage,
 }
 
 /// Why the databases do not open. The text says what an operator can do.
@@ -143,7 +141,8 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    pub(crate) fn quarantine(path: &Path, reason: impl ToString) -> Self {
+    /// Damage at `path`.
+    pub fn quarantine(path: &Path, reason: impl ToString) -> Self {
         OpenError::Quarantine {
             path: path.to_owned(),
             reason: reason.to_string(),
@@ -247,6 +246,23 @@ pub fn identity(dir: &Path, shard: u32) -> Option<Identity> {
     floor::identity(&Layout::new(dir, shard).floor())
 }
 
+/// Begins a shard if there is nothing of it: whoever notes that the data directory is in use does so after this.
+pub fn begin(dir: &Path, shard: u32, identity: Identity) -> Result<(), OpenError> {
+    let options = Options {
+        shard,
+        identity: Some(identity),
+        ..Options::default()
+    };
+    let floor = open_floor(&Layout::new(dir, shard), &options)?;
+    if floor.is_new() {
+        return Ok(());
+    }
+    Err(OpenError::quarantine(
+        dir,
+        "the note of its owner is missing beside a shard in use",
+    ))
+}
+
 /// Opens, or creates, the databases of one shard under the data directory `dir`. Reads the whole log, and a small
 /// state; repairs what can be repaired. Blocks.
 pub fn open(dir: &Path, options: Options) -> Result<Stores, OpenError> {
@@ -264,7 +280,6 @@ pub fn open(dir: &Path, options: Options) -> Result<Stores, OpenError> {
         machine,
         state,
         scrub,
-        damage,
     })
 }
 
@@ -309,7 +324,11 @@ fn mark_format(layout: &Layout) -> Result<(), OpenError> {
 
 /// What both databases share.
 pub(crate) fn common_options() -> rocksdb::Options {
-    let mut db = rocksdb::Options::default();
+    // After a failed flush RocksDB would try again by itself, and a flush that failed once may succeed the second time
+    // without its bytes. The binding names this option in text only.
+    let mut db = rocksdb::Options::default()
+        .get_options_from_string("max_bgerror_resume_count=0")
+        .unwrap_or_else(|error| unreachable!("RocksDB knows this option: {error}"));
     db.set_paranoid_checks(true);
     db.set_max_open_files(1024);
     db.set_keep_log_file_num(4);

@@ -133,7 +133,8 @@ impl LogStore {
         let db = open::database(dir, floor.is_new()).map_err(OpenError::database(dir))?;
         let bounds = open::bounds(&db, options, &floor).map_err(|reason| OpenError::quarantine(dir, reason))?;
         let db = Arc::new(db);
-        let (metrics, failure) = (Arc::new(LogMetrics::new()), Failure::default());
+        let metrics = Arc::new(LogMetrics::new());
+        let failure = metrics.failure();
         let floor = Floor::spawn(floor, failure.clone()).map_err(OpenError::io(dir))?;
         let (synced, lift) = (db.clone(), floor.lift());
         let sync = SyncThread::spawn(

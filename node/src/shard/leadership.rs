@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::proposer::Proposer;
-use super::{Lead, Leader, Raft};
+use super::{Ended, Lead, Leader, Raft};
 
 /// Between two attempts to begin an epoch.
 const RETRY: Duration = Duration::from_millis(50);
@@ -89,8 +89,12 @@ impl Leadership {
             if lead.now() == Leader::Here {
                 let term = lead.term();
                 tracing::info!(term, "this node leads");
-                self.tenure(term, &mut lead, &shutdown).await;
+                let ended = self.tenure(term, &mut lead, &shutdown).await;
                 tracing::info!(term, "this node leads no longer");
+                // What Raft said last stays: it would lead again and again.
+                if ended.is_err() {
+                    return;
+                }
             } else {
                 tokio::select! {
                     changed = lead.changed() => if changed.is_err() { return },
@@ -100,8 +104,9 @@ impl Leadership {
         }
     }
 
-    /// Returns when another node leads, or this one in another term, and everything of this tenure has ended.
-    async fn tenure(&self, term: u64, lead: &mut Lead, shutdown: &CancellationToken) {
+    /// Returns when another node leads, or this one in another term, and everything of this tenure has ended. An error
+    /// means that Raft has.
+    async fn tenure(&self, term: u64, lead: &mut Lead, shutdown: &CancellationToken) -> Result<(), Ended> {
         let token = shutdown.child_token();
         let mut running = JoinSet::new();
         let working = async {
@@ -111,16 +116,21 @@ impl Leadership {
             }
             std::future::pending::<()>().await;
         };
-        let deposed =
-            async { while lead.now() == Leader::Here && lead.term() == term && lead.changed().await.is_ok() {} };
-        tokio::select! {
-            () = working => {}
-            () = deposed => {}
-            () = shutdown.cancelled() => {}
-        }
+        let deposed = async {
+            while lead.now() == Leader::Here && lead.term() == term {
+                lead.changed().await?;
+            }
+            Ok(())
+        };
+        let ended = tokio::select! {
+            () = working => Ok(()),
+            ended = deposed => ended,
+            () = shutdown.cancelled() => Ok(()),
+        };
         self.cluster_time.set(None);
         token.cancel();
         while running.join_next().await.is_some() {}
+        ended
     }
 
     async fn begin_epoch(&self, term: u64) {

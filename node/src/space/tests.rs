@@ -157,8 +157,8 @@ fn a_full_disk_is_told_with_node_path_and_cure() {
     }
     let metrics = Metrics::new();
     space.measure(&metrics);
-    assert_eq!(metrics.storage_refusing.get(), 1);
-    assert!(metrics.storage_free_bytes.get() > 0);
+    assert_eq!(metrics.storage.refusing.get(), 1);
+    assert!(metrics.storage.free_bytes.get() > 0);
     space.shared.look(true);
     assert!(!dir.path().join(BALLAST).exists(), "no ballast below the limit");
 
@@ -170,5 +170,5 @@ fn a_full_disk_is_told_with_node_path_and_cure() {
     });
     assert_eq!(space.refusal(), None);
     space.measure(&metrics);
-    assert_eq!(metrics.storage_refusing.get(), 0);
+    assert_eq!(metrics.storage.refusing.get(), 0);
 }

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::sync::Failure;
+
 /// Counters of a log, since it was opened.
 #[derive(Debug)]
 pub struct LogMetrics {
@@ -15,6 +17,7 @@ pub struct LogMetrics {
     latency_max_us: AtomicU64,
     /// Microseconds after `opened` at which the running sync began; 0 when none runs.
     running_since_us: AtomicU64,
+    failure: Failure,
 }
 
 /// Upper bounds of the latency buckets; a last bucket takes the rest.
@@ -33,6 +36,7 @@ impl LogMetrics {
             latency_sum_us: AtomicU64::new(0),
             latency_max_us: AtomicU64::new(0),
             running_since_us: AtomicU64::new(0),
+            failure: Failure::default(),
         }
     }
 
@@ -67,6 +71,16 @@ impl LogMetrics {
     /// The longest flush.
     pub fn latency_max(&self) -> Duration {
         Duration::from_micros(self.latency_max_us.load(Ordering::Relaxed))
+    }
+
+    /// Why the log failed, if it did: what is written behind an append, nobody else is told of.
+    pub fn failed(&self) -> Option<String> {
+        self.failure.check().err().map(|error| error.to_string())
+    }
+
+    /// Where a failure is kept.
+    pub(super) fn failure(&self) -> Failure {
+        self.failure.clone()
     }
 
     /// How long the running flush has been running, if one is: what a watchdog looks at.

@@ -49,7 +49,11 @@ pub(super) fn database(dir: &Path, create: bool) -> Result<rocksdb::DB, rocksdb:
     entries.set_level_zero_stop_writes_trigger(120);
     let mut meta = rocksdb::Options::default();
     meta.set_write_buffer_size(1 << 20);
+    // Nothing is in it, but the WAL reserves space by the largest buffer of all families.
+    let mut unused = rocksdb::Options::default();
+    unused.set_write_buffer_size(1 << 20);
     let families = [
+        ColumnFamilyDescriptor::new(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, unused),
         ColumnFamilyDescriptor::new(keys::ENTRIES, entries),
         ColumnFamilyDescriptor::new(keys::META, meta),
     ];

@@ -45,7 +45,7 @@ impl Waiter {
 }
 
 /// Why a log failed, once it did. A log that failed once has failed: nobody knows which bytes the disk has.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Failure(Arc<OnceLock<String>>);
 
 impl Failure {
