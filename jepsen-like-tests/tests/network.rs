@@ -7,6 +7,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use jepsen_like_tests::cluster::network::{self, Cut, Kind, Network, Quality};
@@ -30,7 +31,7 @@ fn namespaces(nodes: usize) -> Option<Network> {
 /// A process in a node's namespace that tells what arrives there.
 struct Ear {
     process: Child,
-    lines: Box<dyn Iterator<Item = String>>,
+    words: Receiver<String>,
 }
 
 impl Ear {
@@ -44,20 +45,25 @@ impl Ear {
             .spawn()
             .unwrap();
         let lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        // The test's own words may stand before ours.
-        let heard = lines
-            .map_while(Result::ok)
-            .filter_map(|l| Some(l.split_once("heard ")?.1.to_owned()));
-        let mut ear = Ear {
-            process,
-            lines: Box::new(heard),
-        };
+        let (heard, words) = sync_channel(64);
+        std::thread::spawn(move || {
+            // The test's own words may stand before ours.
+            for line in lines.map_while(Result::ok) {
+                let Some((_, word)) = line.split_once("heard ") else {
+                    continue;
+                };
+                if heard.send(word.to_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+        let ear = Ear { process, words };
         assert_eq!(ear.next(), "nothing");
         ear
     }
 
-    fn next(&mut self) -> String {
-        self.lines.next().unwrap()
+    fn next(&self) -> String {
+        self.words.recv_timeout(PATIENCE).unwrap()
     }
 }
 
@@ -106,7 +112,7 @@ fn hear() {
 #[tokio::test]
 async fn a_cut_takes_one_way_and_healing_gives_it_back() {
     let Some(mut network) = namespaces(3) else { return };
-    let (mut first, mut second) = (Ear::at(&network, 1), Ear::at(&network, 2));
+    let (first, second) = (Ear::at(&network, 1), Ear::at(&network, 2));
     say(&network, 1, 2, "before");
     assert_eq!(second.next(), "before");
     network.cut(&Cut::one_way(&[1], &[2])).unwrap();
@@ -132,7 +138,7 @@ async fn a_cut_takes_one_way_and_healing_gives_it_back() {
 #[tokio::test]
 async fn open_connections_go_silent_and_new_ones_work() {
     let Some(mut network) = namespaces(1) else { return };
-    let mut ear = Ear::at(&network, 1);
+    let ear = Ear::at(&network, 1);
     let mut old = std::net::TcpStream::connect(hearing(&network, 1)).unwrap();
     old.write_all(b"before\n").unwrap();
     assert_eq!(ear.next(), "before");
