@@ -69,8 +69,6 @@ pub struct Metrics {
     pub snapshots_sent: Counter,
     /// Snapshots received from other nodes.
     pub snapshots_received: Counter,
-    /// Room and damage.
-    pub storage: storage::Storage,
 }
 
 /// Which door a request came through.
