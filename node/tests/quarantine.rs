@@ -7,6 +7,7 @@ mod web;
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -131,11 +132,12 @@ async fn a_bit_that_flips_while_the_node_runs_ends_it_and_is_repaired() {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
-    let mut bytes = fs::read(&table).unwrap();
-    bytes[10] ^= 1;
-    fs::write(&table, bytes).unwrap();
+    let flipped = fs::read(&table).unwrap()[10] ^ 1;
+    let file = fs::File::options().write(true).open(&table).unwrap();
+    file.write_all_at(&[flipped], 10).unwrap();
     let mut daemon = daemon;
-    assert_eq!(daemon.process.wait().unwrap().code(), Some(1));
+    // Without a code when RocksDB's threads held up the exit and the process killed itself.
+    assert!(matches!(daemon.process.wait().unwrap().code(), Some(1) | None));
     let daemon = Daemon::start(dir.path()).await;
     daemon.ready().await;
     assert!(shard(dir.path()).join("damaged").is_dir(), "the old state is kept");
