@@ -54,7 +54,7 @@ build() {
   BIN=$(mktemp -d "$AGENTPOST_CACHE/faults-bin.XXXXXX")
   trap 'rm -rf "$BIN"' EXIT
   for b in agentpostd agentpost faults; do cp "$CARGO_TARGET_DIR/$1/$b" "$BIN/"; done
-  [ ! -f "$CARGO_TARGET_DIR/$1/libdisk_shim.so" ] || cp "$CARGO_TARGET_DIR/$1/libdisk_shim.so" "$BIN/"
+  for b in "$CARGO_TARGET_DIR/$1"/lib*_shim.so; do [ ! -f "$b" ] || cp "$b" "$BIN/"; done
 }
 if [ "${ARGS[0]}" = mutants ]; then
   # A release refuses to be broken.

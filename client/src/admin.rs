@@ -6,9 +6,16 @@
 use std::time::Duration;
 
 use crate::api::abbababa::SigningKeys;
-use crate::api::admin::{Cluster, CreateKey, CreateTeam, CreatedKey, Key, Keys, Team, Teams, Transfer, UpdateTeam};
+use crate::api::admin::{
+    AddMember, Cluster, CreateKey, CreateTeam, CreatedKey, Key, Keys, Member, Team, Teams, Transfer, UpdateTeam,
+};
 use crate::client::{Request, segment};
+use crate::retry::Repeat;
 use crate::{Client, Error};
+
+const MEMBERS: &str = "/admin/v1/cluster/members";
+/// A leader that is removed finishes its calls to webhooks and hands over first.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(35);
 
 impl Client {
     /// Creates a team; its name is unique.
@@ -75,6 +82,25 @@ impl Client {
     pub async fn transfer(&self, node: u64) -> Result<(), Error> {
         let request = Request::post("/admin/v1/cluster/transfer").json(&Transfer { node })?;
         let request = request.patience(Duration::from_secs(35));
+        self.request(&request).await.map(|_| ())
+    }
+
+    /// Adds a node as a learner; it gets the log and has no vote. Not repeated when its outcome is unknown: look at
+    /// [`Client::cluster`] then.
+    pub async fn add_member(&self, member: &AddMember) -> Result<Member, Error> {
+        let request = Request::post(MEMBERS).json(member)?;
+        self.call(request.patience(CHANGE_PATIENCE)).await
+    }
+
+    /// Makes a learner a voter; 409 while it lags. Doing it twice is the same.
+    pub async fn promote_member(&self, id: u64) -> Result<Member, Error> {
+        let request = Request::post(format!("{MEMBERS}/{id}/promote")).repeat(Repeat::Safely);
+        self.call(request.patience(CHANGE_PATIENCE)).await
+    }
+
+    /// Removes a node from the cluster for good. A leader hands over first.
+    pub async fn remove_member(&self, id: u64) -> Result<(), Error> {
+        let request = Request::delete(format!("{MEMBERS}/{id}")).patience(CHANGE_PATIENCE);
         self.request(&request).await.map(|_| ())
     }
 

@@ -83,6 +83,8 @@ enum Body {
     Dripping(Duration),
     /// No head either.
     Never,
+    /// The connection ends instead.
+    Cut,
 }
 
 impl Answer {
@@ -111,6 +113,14 @@ impl Answer {
     pub fn never() -> Self {
         Answer {
             body: Body::Never,
+            ..Answer::status(200)
+        }
+    }
+
+    /// The connection is closed instead of an answer.
+    pub fn hang_up() -> Self {
+        Answer {
+            body: Body::Cut,
             ..Answer::status(200)
         }
     }
@@ -208,7 +218,7 @@ async fn serve<H: Fn(Call) -> Answer + Send + Sync + 'static>(stream: TcpStream,
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
         let shared = shared.clone();
-        async move { Ok::<_, Infallible>(take(request, &shared).await) }
+        async move { take(request, &shared).await }
     });
     // A caller that breaks off is its own affair.
     let _ = http1::Builder::new()
@@ -218,12 +228,16 @@ async fn serve<H: Fn(Call) -> Answer + Send + Sync + 'static>(stream: TcpStream,
 
 type AnswerBody = Either<Full<Bytes>, BoxBody<Bytes, Infallible>>;
 
-async fn take<H: Fn(Call) -> Answer>(request: Request<Incoming>, shared: &Shared<H>) -> Response<AnswerBody> {
+/// The error ends the connection.
+async fn take<H: Fn(Call) -> Answer>(
+    request: Request<Incoming>,
+    shared: &Shared<H>,
+) -> std::io::Result<Response<AnswerBody>> {
     let at_us = u64::try_from(shared.started.elapsed().as_micros()).unwrap_or(u64::MAX);
     let wall_ms = jiff::Timestamp::now().as_millisecond();
     let (parts, body) = request.into_parts();
     let Ok(body) = Limited::new(body, BODY_BYTES_MAX).collect().await else {
-        return respond(&Answer::status(413).header("connection", "close"));
+        return Ok(respond(&Answer::status(413).header("connection", "close")));
     };
     let answer = (shared.handler)(Call {
         method: parts.method,
@@ -236,18 +250,19 @@ async fn take<H: Fn(Call) -> Answer>(request: Request<Incoming>, shared: &Shared
     if !answer.delay.is_zero() {
         sleep(answer.delay).await;
     }
-    if matches!(answer.body, Body::Never) {
+    match answer.body {
         // Until the caller hangs up, which drops this.
-        pending::<()>().await;
+        Body::Never => pending().await,
+        Body::Cut => Err(std::io::ErrorKind::ConnectionAborted.into()),
+        _ => Ok(respond(&answer)),
     }
-    respond(&answer)
 }
 
 fn respond(answer: &Answer) -> Response<AnswerBody> {
     let body = match &answer.body {
         Body::Whole(bytes) => Either::Left(Full::new(bytes.clone())),
         Body::Dripping(gap) => Either::Right(drip(*gap)),
-        Body::Never => Either::Left(Full::default()),
+        Body::Never | Body::Cut => Either::Left(Full::default()),
     };
     let mut response = Response::new(body);
     *response.status_mut() = answer.status;
@@ -325,9 +340,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dripping_answer_goes_on_and_a_black_hole_says_nothing() {
+    async fn a_dripping_answer_goes_on_a_black_hole_says_nothing_and_a_cut_ends_it() {
         let server = Server::start("127.0.0.1:0", |call| match call.path.as_str() {
             "/drip" => Answer::dripping(Duration::from_millis(1)),
+            "/cut" => Answer::hang_up(),
             _ => Answer::never(),
         })
         .await
@@ -342,6 +358,9 @@ mod tests {
         // The dripping one had time for twenty bytes, the silent one for none.
         let nothing = silent.try_read(&mut [0; 8]).unwrap_err();
         assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+        let mut cut = connect(&server).await;
+        post(&mut cut, "/cut", "x").await;
+        assert_eq!(cut.read(&mut [0; 8]).await.unwrap_or(0), 0, "closed at once");
         drop(server);
         assert_eq!(silent.read(&mut [0; 8]).await.unwrap_or(0), 0, "closed with the server");
     }

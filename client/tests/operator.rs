@@ -93,6 +93,23 @@ async fn a_rotation_of_unknown_outcome_is_not_repeated() {
 }
 
 #[tokio::test]
+async fn a_promotion_is_asked_for_until_the_learner_has_caught_up() {
+    let server = Stub::start().await;
+    let lags = |n: u64| json!({"error": format!("node 4 lags by {n} entries")}).to_string();
+    let member = json!({"id": 4, "peer_addr": "h:1", "url": "http://h:2"}).to_string();
+    server
+        .answer(409, lags(2000))
+        .answer(409, lags(2000))
+        .answer(409, lags(1500))
+        .answer(200, &member[..]);
+    let (code, stdout, stderr) = parts(&agentpost(&server, &["cluster", "promote", "4"]).await);
+    assert_eq!((code, stdout.as_str()), (Some(0), "Node 4 is a voter\n"));
+    let waited = "Waiting: node 4 lags by 2000 entries\nWaiting: node 4 lags by 1500 entries\n";
+    assert_eq!(stderr, waited, "news only");
+    assert_eq!(asked(&server), ["POST /admin/v1/cluster/members/4/promote"; 4]);
+}
+
+#[tokio::test]
 async fn deliveries_are_listed_over_pages_until_the_cursor_stands_still() {
     let server = Stub::start().await;
     server

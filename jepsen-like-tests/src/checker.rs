@@ -1,46 +1,241 @@
 //! One property per file. A checker looks at what a run wrote down and names every violation that it finds. All are
 //! O(n log n) at most, and none needs a cluster: a run can be checked again at any time.
+//!
+//! ```text
+//!  history.jsonl ──► mail.rs: mailboxes, texts as numbers ──► order.rs: the order in the end, what is known when
+//!                ├─► moments: every operation, without texts          │
+//!                └─► operations: those of other things, whole         ▼
+//!  leaders.jsonl, faults.jsonl, run.json, replicas.json ──────► checkers, coverage.rs, figures.rs ──► verdict
+//! ```
 
+#[cfg(test)]
+mod by_hand;
+pub mod coverage;
+pub mod crashes;
 pub mod dispatch;
+pub mod fan_out;
+pub mod figures;
 pub mod inbox_order;
+pub mod isolation;
+pub mod linearizable;
+pub mod liveness;
 pub mod lost;
+#[cfg(test)]
+pub mod made_up;
+pub mod mail;
+pub mod monotonic;
+pub mod names;
+pub mod order;
+pub mod quota;
+pub mod raft;
+pub mod read_marks;
+pub mod recovery;
+pub mod registers;
+pub mod replicas;
+pub mod revocation;
+mod wgl;
+pub mod ws_stream;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
 
+use self::mail::{End, Mail, NEVER};
+use self::order::{Known, Order};
+use crate::deliveries;
 use crate::faults::{self, Fault};
-use crate::history::{self, Operation};
+use crate::history::{self, Op, Operation};
+use crate::recovery::{self as recoveries, Recovery};
 use crate::run::{self, REPLICAS, RUN, Replicas, Run};
+use crate::scenario;
 use crate::verdict::{Check, Verdict};
+use crate::watch::{self, LEADERS, Reign, Sample};
+use crate::workload::mailbox;
+
+/// Every checker.
+const CHECKERS: &[fn(&Evidence) -> Check] = &[
+    lost::check,
+    inbox_order::check,
+    linearizable::check,
+    monotonic::check,
+    read_marks::check,
+    replicas::check,
+    raft::check,
+    crashes::check,
+    liveness::check,
+    dispatch::check,
+    ws_stream::check,
+    fan_out::check,
+    quota::check,
+    revocation::check,
+    registers::check,
+    isolation::check,
+    recovery::check,
+];
 
 /// Everything that a run wrote down.
 pub struct Evidence {
     /// What ran.
     pub run: Run,
-    /// What clients did, in the order in which they began it.
-    pub operations: Vec<Operation>,
     /// What was done to the cluster, in the order in which it began.
     pub faults: Vec<Fault>,
     /// Whether all states were the same in the end.
     pub replicas: Replicas,
+    /// What the nodes said about themselves, in the order of their answers.
+    pub samples: Vec<Sample>,
+    /// Who led when.
+    pub reigns: Vec<Reign>,
+    /// Every operation of the clients, in the order in which they began.
+    pub moments: Vec<Moment>,
+    /// What clients did, in the order in which they began it, but for the mailboxes of [`mailbox`]: those would not fit
+    /// into memory, and are in `mail` only.
+    pub operations: Vec<Operation>,
+    /// What happened to mailboxes, these and others.
+    pub mail: Mail,
+    /// The order of each inbox in the end.
+    pub order: Order,
+    /// What was known to be in each inbox at what time.
+    pub known: Known,
+    /// What the dispatcher left behind.
+    pub dispatch: deliveries::Evidence,
+    /// How nodes came back after their disk was taken from them or spoilt.
+    pub recoveries: Vec<Recovery>,
+}
+
+/// An operation without what it was about.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// What was done.
+    pub op: Op,
+    /// How it ended.
+    pub end: End,
+    /// How many messages it was about, at least 1.
+    pub count: u32,
+    /// When it began.
+    pub began: u64,
+    /// When it ended; [`NEVER`] if it did not.
+    pub ended: u64,
+}
+
+impl Moment {
+    /// Whether it changed what the cluster keeps.
+    pub fn is_write(&self) -> bool {
+        matches!(
+            self.op,
+            Op::Send
+                | Op::Ack
+                | Op::Subscribe
+                | Op::Unsubscribe
+                | Op::Publish
+                | Op::Spend
+                | Op::KeyCreate
+                | Op::KeyRevoke
+        )
+    }
+}
+
+/// What clients did, taken in one by one.
+#[derive(Default)]
+pub struct Clients {
+    moments: Vec<Moment>,
+    operations: Vec<Operation>,
+    mail: Mail,
+}
+
+impl Clients {
+    /// Takes in an operation that ended.
+    pub fn take(&mut self, operation: Operation) {
+        self.moments.push(Moment {
+            op: operation.op,
+            end: mail::end_of(&operation),
+            count: operation.asked.items.len().max(1) as u32,
+            began: operation.began,
+            ended: operation.ended.unwrap_or(NEVER),
+        });
+        self.mail.take(&operation);
+        if !operation.k.starts_with(mailbox::PREFIX) {
+            self.operations.push(operation);
+        }
+    }
 }
 
 impl Evidence {
     /// Reads a run's directory.
     pub fn load(dir: &Path) -> Result<Self> {
-        Ok(Evidence {
-            run: run::read(&dir.join(RUN))?,
-            operations: history::load(dir)?,
-            faults: faults::load(dir)?,
-            replicas: run::read(&dir.join(REPLICAS))?,
-        })
+        let mut clients = Clients::default();
+        history::each(dir, |operation| clients.take(operation))?;
+        let watched = dir.join(LEADERS).exists();
+        let samples = if watched { watch::load(dir)? } else { Vec::new() };
+        let mut evidence = Evidence::of(
+            run::read(&dir.join(RUN))?,
+            clients,
+            faults::load(dir)?,
+            run::read(&dir.join(REPLICAS))?,
+            samples,
+        );
+        evidence.dispatch = deliveries::Evidence::load(dir, &evidence.faults, evidence.leader_changes())?;
+        evidence.recoveries = recoveries::load(dir)?;
+        Ok(evidence)
+    }
+
+    /// From its parts.
+    pub fn of(run: Run, clients: Clients, faults: Vec<Fault>, replicas: Replicas, samples: Vec<Sample>) -> Self {
+        let Clients {
+            mut moments,
+            mut operations,
+            mail,
+        } = clients;
+        moments.sort_by_key(|moment| moment.began);
+        operations.sort_by_key(|operation| operation.began);
+        let order = Order::of(&mail);
+        let known = Known::of(&mail, &order);
+        Evidence {
+            run,
+            faults,
+            replicas,
+            reigns: watch::reigns(&samples),
+            samples,
+            moments,
+            operations,
+            mail,
+            order,
+            known,
+            dispatch: deliveries::Evidence::default(),
+            recoveries: Vec::new(),
+        }
+    }
+
+    /// How often somebody else began to lead.
+    pub fn leader_changes(&self) -> u64 {
+        self.reigns.len().saturating_sub(1) as u64
+    }
+
+    /// Who led at a moment, as far as was seen.
+    pub fn leader_at(&self, time: u64) -> Option<usize> {
+        let began = self.reigns.partition_point(|reign| reign.from <= time);
+        Some(self.reigns[began.checked_sub(1)?].node)
     }
 }
 
 /// Runs every checker over what a run wrote down.
 pub fn check(evidence: &Evidence) -> Verdict {
-    let checks: Vec<Check> = vec![lost::check(evidence), inbox_order::check(evidence)];
-    Verdict::of(checks, Vec::new(), BTreeMap::new())
+    let checks = CHECKERS.iter().map(|check| check(evidence)).collect();
+    let cover = scenario::named(&evidence.run.scenario).map(|scenario| scenario.cover);
+    let mut coverage = cover.map(|cover| coverage::check(evidence, &cover)).unwrap_or_default();
+    coverage.extend(dispatch::coverage(evidence));
+    let mut samples = figures::samples(evidence);
+    samples.extend(dispatch::samples(evidence));
+    let mut figures = figures::figures(evidence, &samples);
+    figures.extend(dispatch::figures(evidence));
+    figures.extend(ws_stream::figures(evidence));
+    recovery::figures(evidence, &mut figures, &mut samples);
+    Verdict {
+        samples,
+        ..Verdict::of(checks, coverage, figures)
+    }
+}
+
+/// A time of a run, for people: `12.345 s`.
+fn seconds(ns: u64) -> String {
+    format!("{:.3} s", ns as f64 / 1e9)
 }

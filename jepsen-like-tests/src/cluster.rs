@@ -3,9 +3,11 @@
 
 pub mod clock;
 pub mod disk;
+pub mod members;
 pub mod network;
 mod operator;
 mod shim;
+pub mod supervisor;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -67,7 +69,7 @@ pub struct Cluster {
 }
 
 struct Node {
-    /// What the cluster calls it: its number, until it had to join again.
+    /// What the cluster calls it: its number, until it had to join again. 0 = nobody lives here now.
     id: u64,
     process: Option<Child>,
 }
@@ -126,6 +128,7 @@ impl Cluster {
     fn config(&self, node: usize) -> String {
         let dir = self.dir.display();
         let list: Vec<String> = (1..=self.nodes.len())
+            .filter(|other| self.nodes[other - 1].id != 0)
             .map(|other| {
                 let (peer, client) = (
                     self.network.peer_addr_for_others(other),
@@ -219,9 +222,10 @@ impl Cluster {
         self.nodes.len()
     }
 
-    /// Nodes whose process does not run.
+    /// Nodes whose process does not run, although it should.
     pub fn stopped(&self) -> impl Iterator<Item = usize> {
-        (1..=self.nodes.len()).filter(|node| self.nodes[node - 1].process.is_none())
+        let stopped = |node: &Node| node.process.is_none() && node.id != 0;
+        (1..=self.nodes.len()).filter(move |node| stopped(&self.nodes[node - 1]))
     }
 
     /// Copies what the nodes logged.

@@ -1,17 +1,34 @@
-//! What a run of the dispatcher left behind: the receiver's log of calls, the deliveries as the operator sees them, the
+//! What a run of the dispatcher left behind: the receiver's calls, the deliveries as the operator sees them, the
 //! senders' notices, and when which URL was given up.
+//!
+//! `calls.jsonl` has a line for each call, written before it was answered; `deliveries.jsonl` has the rest, a
+//! [`Record`] a line. Several teams may write into them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, BufWriter, Write as _};
+use std::path::Path;
 
 use agentpost::api::abbababa::{Delivery, DeliveryDetail, DeliveryFailed, DeliveryRow};
-use agentpost::{Consistency, DeliveryQuery, ListQuery};
+use agentpost::{Client, Consistency, DeliveryQuery, ListQuery};
 use anyhow::{Context, Result, ensure};
+use futures::stream::{StreamExt as _, TryStreamExt as _};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Cluster, Team};
+use crate::faults::{Fault, State};
 use crate::receiver::Call;
+use crate::world::{Team, World};
+
+/// The file of calls in a run's directory.
+pub const CALLS: &str = "calls.jsonl";
+/// The file of everything else.
+pub const DELIVERIES: &str = "deliveries.jsonl";
+/// Questions that are asked at the same time.
+const QUESTIONS: usize = 16;
 
 /// A call as the receiver saw it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
     /// Id of the delivery: `idempotency-key`.
     pub delivery: String,
@@ -27,12 +44,12 @@ pub struct Seen {
     pub redelivery: bool,
     /// Where.
     pub path: String,
-    /// When, in microseconds of the receiver's monotonic clock.
+    /// When, in microseconds of the run's clock.
     pub at_us: u64,
 }
 
 /// A notice in its sender's inbox.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
     /// Whose inbox.
     pub to: String,
@@ -43,21 +60,78 @@ pub struct Notice {
 }
 
 /// A URL that its owner deleted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deletion {
     /// Its path at the receiver.
     pub path: String,
-    /// When the deletion was acknowledged, on the receiver's clock.
+    /// When the deletion was acknowledged, in microseconds of the run's clock.
     pub at_us: u64,
+}
+
+/// An agent that had a webhook from before the first message to the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agent {
+    /// Its id.
+    pub id: String,
+    /// Its server answers at once, and nothing but other agents' servers could delay a call to it.
+    pub prompt: bool,
+}
+
+/// A line of [`DELIVERIES`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Record {
+    /// A delivery in the end.
+    Delivery(Box<DeliveryDetail>),
+    /// A delivery in the list of dead ones.
+    DeadLetter(String),
+    /// A notice.
+    Notice(Notice),
+    /// A URL that was given up.
+    Deletion(Deletion),
+    /// Every message to it had to be delivered.
+    Agent(Agent),
 }
 
 /// What a run did to the cluster: it decides what may be asked of the deliveries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Faults {
-    /// Leaders killed or cut off.
-    pub unclean: u32,
+pub struct Unrest {
+    /// How many leaders were killed, cut off or given up by a starving machine at most; none if nobody can tell.
+    pub unclean: Option<u32>,
     /// Processes stopped for a while.
     pub stops: u32,
+}
+
+impl Unrest {
+    /// What these faults amount to, when so many times somebody else began to lead.
+    pub fn of(faults: &[Fault], leader_changes: u64) -> Self {
+        let mut handed_over = 0;
+        let mut unrest = Unrest {
+            unclean: Some(0),
+            stops: 0,
+        };
+        for fault in faults.iter().filter(|fault| fault.state != State::Skipped) {
+            let nodes = fault.nodes.len() as u32;
+            match fault.kind.as_str() {
+                "transfer" => handed_over += 1,
+                "kill" | "failpoint" | "power" | "restart" => unrest.unclean = unrest.unclean.map(|n| n + nodes),
+                "pause" => {
+                    unrest.unclean = unrest.unclean.map(|n| n + nodes);
+                    unrest.stops += 1;
+                }
+                // A bad network or disk may cost any number of leaders.
+                _ => unrest.unclean = None,
+            }
+        }
+        let lost = leader_changes.saturating_sub(handed_over) as u32;
+        unrest.unclean = unrest.unclean.map(|n| n.max(lost));
+        unrest
+    }
+
+    /// Whether no leader was lost.
+    pub fn is_clean(&self) -> bool {
+        self.unclean == Some(0)
+    }
 }
 
 /// Everything that the checkers of the dispatcher look at.
@@ -73,29 +147,31 @@ pub struct Evidence {
     pub notices: Vec<Notice>,
     /// In no order.
     pub deletions: Vec<Deletion>,
+    /// Whose mail had to be delivered.
+    pub agents: Vec<Agent>,
     /// What was done.
-    pub faults: Faults,
+    pub unrest: Unrest,
 }
 
 impl Evidence {
-    /// Reads what the cluster has now, and takes over what the receiver saw of this team.
-    pub async fn gather(cluster: &Cluster, team: &Team, senders: &[String], calls: &[Call]) -> Result<Self> {
-        let mut evidence = Evidence::default();
-        let admin = cluster.admin()?;
-        for DeliveryRow { id, .. } in rows(cluster, team, None).await? {
-            let delivery = admin.team_delivery(&team.id, &id).await?;
-            ensure!(
-                evidence.deliveries.insert(id.clone(), delivery).is_none(),
-                "{id} is listed twice"
-            );
-        }
-        let dead = rows(cluster, team, Some("dead")).await?;
-        evidence.dead = dead.into_iter().map(|row| row.id).collect();
-        for sender in senders {
-            evidence.notices.extend(notices(cluster, team, sender).await?);
-        }
-        for call in calls {
-            evidence.calls.push(seen(call)?);
+    /// Reads what a run wrote down; nothing if it had no webhooks.
+    pub fn load(dir: &Path, faults: &[Fault], leader_changes: u64) -> Result<Self> {
+        let mut evidence = Evidence {
+            calls: read_lines(&dir.join(CALLS))?,
+            unrest: Unrest::of(faults, leader_changes),
+            ..Evidence::default()
+        };
+        for record in read_lines(&dir.join(DELIVERIES))? {
+            match record {
+                Record::Delivery(delivery) => {
+                    let twice = evidence.deliveries.insert(delivery.id.clone(), *delivery);
+                    ensure!(twice.is_none(), "a delivery is listed twice: {twice:?}");
+                }
+                Record::Agent(agent) => evidence.agents.push(agent),
+                Record::DeadLetter(id) => evidence.dead.push(id),
+                Record::Notice(notice) => evidence.notices.push(notice),
+                Record::Deletion(deletion) => evidence.deletions.push(deletion),
+            }
         }
         evidence.calls.sort_by_key(|call| call.at_us);
         Ok(evidence)
@@ -125,7 +201,7 @@ pub fn is_over<A>(delivery: &Delivery<A>) -> bool {
 }
 
 /// What a call says about itself.
-pub fn seen(call: &Call) -> Result<Seen> {
+pub fn seen(call: &Call, at_us: u64) -> Result<Seen> {
     let header = |name: &str| call.header(name).with_context(|| format!("a call without {name}"));
     let id = header("idempotency-key")?;
     Ok(Seen {
@@ -136,13 +212,42 @@ pub fn seen(call: &Call) -> Result<Seen> {
         epoch: header("x-dispatch-epoch")?.parse()?,
         redelivery: call.header("x-redelivery") == Some("possible"),
         path: call.path.clone(),
-        at_us: call.at_us,
+        at_us,
     })
 }
 
+/// Writes down what the cluster has of a team in the end, and more.
+pub async fn write_down(world: &World, team: &Team, more: Vec<Record>) -> Result<()> {
+    let operator = world.operator()?;
+    let path = world.recorder.dir().join(DELIVERIES);
+    let file = File::options().create(true).append(true).open(&path);
+    let mut file = BufWriter::new(file.with_context(|| format!("cannot open {}", path.display()))?);
+    let mut write = |record: &Record| -> Result<()> {
+        serde_json::to_writer(&mut file, record)?;
+        Ok(file.write_all(b"\n")?)
+    };
+    let all = rows(&operator, team, None).await?.into_iter();
+    let details = all.map(|row| async { operator.team_delivery(&team.id, &{ row.id }).await });
+    let mut details = futures::stream::iter(details).buffered(QUESTIONS);
+    let mut senders = BTreeSet::new();
+    while let Some(delivery) = details.try_next().await? {
+        senders.insert(delivery.from_agent_id.clone());
+        write(&Record::Delivery(Box::new(delivery)))?;
+    }
+    for row in rows(&operator, team, Some("dead")).await? {
+        write(&Record::DeadLetter(row.id))?;
+    }
+    for sender in &senders {
+        for notice in notices(world, team, sender).await? {
+            write(&Record::Notice(notice))?;
+        }
+    }
+    more.iter().try_for_each(&mut write)?;
+    Ok(file.flush()?)
+}
+
 /// A team's deliveries, all or those in a state, in the order in which they were made. Each page is read at one moment.
-pub async fn rows(cluster: &Cluster, team: &Team, state: Option<&str>) -> Result<Vec<DeliveryRow>> {
-    let admin = cluster.admin()?;
+pub async fn rows(operator: &Client, team: &Team, state: Option<&str>) -> Result<Vec<DeliveryRow>> {
     let mut query = DeliveryQuery {
         state: state.map(str::to_owned),
         limit: Some(200),
@@ -150,7 +255,7 @@ pub async fn rows(cluster: &Cluster, team: &Team, state: Option<&str>) -> Result
     };
     let mut rows = Vec::new();
     loop {
-        let page = admin.team_deliveries(&team.id, &query).await?;
+        let page = operator.team_deliveries(&team.id, &query).await?;
         rows.extend(page.deliveries);
         // A page that looked at many rows may be empty and yet not the last.
         if query.cursor.replace(page.cursor.clone()) == Some(page.cursor) {
@@ -159,9 +264,20 @@ pub async fn rows(cluster: &Cluster, team: &Team, state: Option<&str>) -> Result
     }
 }
 
-async fn notices(cluster: &Cluster, team: &Team, sender: &str) -> Result<Vec<Notice>> {
-    let node = cluster.running().next().context("no node runs")?;
-    let client = cluster.node_client(node, team, sender)?;
+/// Whether no delivery of a team is open any more.
+pub async fn all_over(operator: &Client, team: &Team) -> Result<bool> {
+    // Twice, so that one is not missed that moves between the questions.
+    for state in ["scheduled", "claimed", "scheduled"] {
+        if !rows(operator, team, Some(state)).await?.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+async fn notices(world: &World, team: &Team, sender: &str) -> Result<Vec<Notice>> {
+    let client = Client::builder(world.urls.join(" ")).api_key(&team.key).agent(sender);
+    let client = client.build()?;
     let mut query = ListQuery {
         limit: Some(200),
         consistency: Some(Consistency::Linearizable),
@@ -182,5 +298,52 @@ async fn notices(cluster: &Cluster, team: &Team, sender: &str) -> Result<Vec<Not
             return Ok(notices);
         }
         query.cursor = Some(page.cursor);
+    }
+}
+
+/// A file of JSON lines; empty if there is none.
+fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("cannot open {}", path.display())),
+    };
+    let mut lines = Vec::new();
+    for (number, line) in (1..).zip(BufReader::new(file).lines()) {
+        let line = serde_json::from_str(&line?);
+        lines.push(line.with_context(|| format!("{} line {number}", path.display()))?);
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unrest(faults: &[(&str, State)]) -> Unrest {
+        let fault = |(kind, state): &(&str, State)| Fault {
+            kind: (*kind).to_owned(),
+            nodes: vec![1],
+            note: String::new(),
+            began: 0,
+            ended: 1,
+            state: *state,
+        };
+        Unrest::of(&faults.iter().map(fault).collect::<Vec<_>>(), 1)
+    }
+
+    #[test]
+    fn faults_are_counted_as_far_as_they_can_be() {
+        let installed = |kind: &'static str| (kind, State::Installed);
+        assert!(unrest(&[installed("transfer")]).is_clean());
+        assert_eq!(unrest(&[]).unclean, Some(1), "a leader was lost without a fault");
+        assert!(unrest(&[("kill", State::Skipped), installed("transfer")]).is_clean());
+        let counted = unrest(&[
+            installed("kill"),
+            installed("pause"),
+            ("failpoint", State::Indeterminate),
+        ]);
+        assert_eq!((counted.unclean, counted.stops), (Some(3), 1));
+        assert_eq!(unrest(&[installed("kill"), installed("partition")]).unclean, None);
     }
 }

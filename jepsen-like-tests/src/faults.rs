@@ -52,6 +52,16 @@ pub struct Ongoing {
     began: u64,
 }
 
+impl Ongoing {
+    /// Adds details that were not known when it began.
+    pub fn note(&mut self, details: &str) {
+        if !self.note.is_empty() {
+            self.note.push_str("; ");
+        }
+        self.note.push_str(details);
+    }
+}
+
 /// Writes the list of faults. Cheap to clone.
 #[derive(Clone)]
 pub struct FaultLog {

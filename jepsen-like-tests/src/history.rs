@@ -7,7 +7,7 @@
 //! An operation ends in one of three ways. `ok`: it happened. `fail`: the server said that it surely did not (4xx, 503).
 //! `info`: nobody knows, it may even happen later (timeout, reset, 504). One that never ended counts as `info`.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, BufWriter, Write as _};
 use std::path::Path;
@@ -59,33 +59,43 @@ pub enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
-    /// Sends `key` to an inbox; answered with `id`.
+    /// Sends `key`, or `items`, to an inbox; answered with `id`, or `items`. `name` says if the body is not the one that
+    /// the key was used for at first.
     Send,
-    /// Reads a page of an inbox from `from` on; answered with `items` and `cursor`.
+    /// Reads a page of an inbox from `from` on, `n` messages at most; answered with `items` and `cursor`. `name` says which
+    /// messages and how fresh: `workload/mailbox.rs`.
     Read,
     /// The same when the faults are over, from the beginning to the end: `items` is everything.
     Audit,
-    /// Marks `items` of an inbox as read.
+    /// Marks the message `id` of an inbox as read.
     Ack,
     /// Subscribes the agent `name` to the topic `k`.
     Subscribe,
     /// Ends that.
     Unsubscribe,
-    /// Publishes `key` to the topic `k`; answered with `id`.
+    /// Publishes `key` to the topic `k` as the agent `name`; answered with `id`.
     Publish,
     /// A WebSocket session of the agent `k`, resumed after `seq`: each frame that arrives ends an operation, `items` has it.
     Frame,
     /// Acknowledges `seq` on that session.
     FrameAck,
-    /// Spends one unit of the quota of the team `k` on the day `name`.
+    /// All of an inbox when the faults are over. `k`, topics and the keys of such mail begin with their team and `/`.
+    Inbox,
+    /// Spends one unit of the quota `k` under `key`; answered with `id`, and in `n` with what is used if the face says so.
     Spend,
-    /// Creates the key `k`.
+    /// Sets the limit of the quota `k` to `n`.
+    Limit,
+    /// All that was spent of the quota `k` when the faults are over: `items` in order, `seq` is the day or month.
+    Spent,
+    /// Creates the key `k`, for `n` nanoseconds if that is given.
     KeyCreate,
     /// Revokes the key `k`.
     KeyRevoke,
-    /// Uses the key `k`.
+    /// Uses the key `k`: `name` is `read`, `local`, `socket`, `write`, which sends `key`, or `listen`, which lasts for as
+    /// long as a session is open.
     KeyUse,
-    /// Asks with the key of a team for something of another one; must never be `ok`.
+    /// Asks in the team `name` for something that is not its own by the route `k`. With the `id` of that it must never be
+    /// `ok`, with the id `absent` nothing is asked for that exists; without one `items` are the team's own.
     Probe,
     /// Changes the members of the cluster: `name` says how, `n` which node.
     Member,
@@ -205,6 +215,7 @@ impl Operation {
 /// Writes the history. Cheap to clone.
 #[derive(Clone)]
 pub struct Recorder {
+    dir: Arc<Path>,
     began: Instant,
     lanes: Arc<AtomicU32>,
     file: Arc<Mutex<BufWriter<File>>>,
@@ -216,6 +227,7 @@ impl Recorder {
         let path = dir.join(HISTORY);
         let file = File::create_new(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Recorder {
+            dir: dir.into(),
             began: Instant::now(),
             lanes: Arc::default(),
             file: Arc::new(Mutex::new(BufWriter::new(file))),
@@ -225,6 +237,11 @@ impl Recorder {
     /// Nanoseconds since the run began.
     pub fn now(&self) -> u64 {
         self.began.elapsed().as_nanos() as u64
+    }
+
+    /// The run's directory, for what else is written down.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// A new client.
@@ -301,40 +318,90 @@ impl Lane {
 
 /// Reads the operations of a run, in the order in which they began.
 pub fn load(dir: &Path) -> Result<Vec<Operation>> {
-    let path = dir.join(HISTORY);
-    let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    let mut operations: Vec<Operation> = Vec::new();
-    let mut open: HashMap<u32, usize> = HashMap::new();
-    for (number, line) in (1..).zip(BufReader::new(file).lines()) {
-        let event: Event = serde_json::from_str(&line?).with_context(|| format!("{} line {number}", path.display()))?;
-        take(&mut operations, &mut open, event);
-    }
+    let mut operations = Vec::new();
+    each(dir, |operation| operations.push(operation))?;
+    operations.sort_by_key(|operation| operation.began);
     Ok(operations)
 }
 
-fn take(operations: &mut Vec<Operation>, open: &mut HashMap<u32, usize>, event: Event) {
+/// Gives each operation of a run when it ends, and those that never did at last: a long history need not be in memory.
+pub fn each(dir: &Path, mut take: impl FnMut(Operation)) -> Result<()> {
+    let path = dir.join(HISTORY);
+    let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    let mut file = BufReader::with_capacity(1 << 20, file);
+    let mut open: BTreeMap<u32, Operation> = BTreeMap::new();
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        if file.read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        let event: Event =
+            serde_json::from_slice(&line).with_context(|| format!("{} line {number}", path.display()))?;
+        if let Some(ended) = step(&mut open, event) {
+            take(ended);
+        }
+    }
+    open.into_values().for_each(take);
+    Ok(())
+}
+
+/// The operation that ends with this event, or that the lane had not ended when it began the next one.
+fn step(open: &mut BTreeMap<u32, Operation>, event: Event) -> Option<Operation> {
     let why = event.err.unwrap_or_default();
     let outcome = match event.ph {
         Phase::Invoke => {
-            open.insert(event.p, operations.len());
-            operations.push(Operation {
-                lane: event.p,
-                node: event.node,
-                op: event.op,
-                k: event.k,
-                asked: event.v,
-                began: event.t,
-                ended: None,
-                outcome: Outcome::Info("it never ended".to_owned()),
-            });
-            return;
+            return open.insert(
+                event.p,
+                Operation {
+                    lane: event.p,
+                    node: event.node,
+                    op: event.op,
+                    k: event.k,
+                    asked: event.v,
+                    began: event.t,
+                    ended: None,
+                    outcome: Outcome::Info("it never ended".to_owned()),
+                },
+            );
         }
         Phase::Ok => Outcome::Ok(event.v),
         Phase::Fail => Outcome::Fail(why),
         Phase::Info => Outcome::Info(why),
     };
-    if let Some(place) = open.remove(&event.p) {
-        operations[place].ended = Some(event.t);
-        operations[place].outcome = outcome;
+    let mut operation = open.remove(&event.p)?;
+    operation.ended = Some(event.t);
+    operation.outcome = outcome;
+    Some(operation)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_come_when_they_end_and_those_that_never_did_at_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let recorder = Recorder::create(dir.path()).unwrap();
+        let mut lanes = [recorder.lane(), recorder.lane(), recorder.lane()];
+        for (lane, inbox) in lanes.iter_mut().zip(["a", "b", "c"]) {
+            lane.invoke(Some(1), Op::Send, inbox, Fields::key(format!("k-{inbox}")));
+        }
+        lanes[2].end(Outcome::Ok(Fields::id("m")));
+        lanes[1].end(Outcome::Fail("no".to_owned()));
+        recorder.flush().unwrap();
+        let mut ended = Vec::new();
+        each(dir.path(), |operation| ended.push((operation.k, operation.outcome))).unwrap();
+        assert_eq!(
+            ended,
+            [
+                ("c".to_owned(), Outcome::Ok(Fields::id("m"))),
+                ("b".to_owned(), Outcome::Fail("no".to_owned())),
+                ("a".to_owned(), Outcome::Info("it never ended".to_owned())),
+            ]
+        );
+        let begun: Vec<String> = load(dir.path()).unwrap().into_iter().map(|o| o.k).collect();
+        assert_eq!(begun, ["a", "b", "c"]);
     }
 }

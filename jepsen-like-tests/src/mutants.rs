@@ -79,7 +79,7 @@ pub const ALL: &[Mutant] = &[
     Mutant {
         name: "page-edge",
         does: "begins each page one place too late",
-        killer: Killer::Scenario("H1", "lost"),
+        killer: Killer::Scenario("H1", "monotonic"),
     },
     Mutant {
         name: "own-state",

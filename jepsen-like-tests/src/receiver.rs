@@ -1,24 +1,22 @@
-//! A webhook receiver that answers from a script and remembers every call: the witness of the fault tests.
+//! A webhook receiver that answers from a script and remembers every call, or has somebody remember it: the witness of
+//! the fault tests.
 //!
 //! Paths are independent. A path without a script gets the default answer, 200 unless changed. A script is a list of
 //! answers and one for all calls after it; it advances with each call to the path, or separately for each delivery.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Write as _;
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use agentpost::receiver::Server;
 pub use agentpost::receiver::{Answer, Call};
 use anyhow::{Context, Result};
-use serde_json::json;
 use tokio::sync::watch;
 
 /// A running receiver on a port of its own. It ends with the value.
 pub struct Receiver {
-    /// `http://127.0.0.1:PORT`.
+    /// `http://HOST:PORT`.
     pub url: String,
     server: Server,
     state: Arc<Mutex<State>>,
@@ -28,9 +26,19 @@ pub struct Receiver {
 struct State {
     default: Answer,
     scripts: HashMap<String, Script>,
-    calls: Vec<Call>,
-    log: Option<File>,
+    taken: usize,
+    memory: Memory,
 }
+
+/// Who remembers the calls.
+enum Memory {
+    Here(Vec<Call>),
+    /// Somebody else: a long run has too many for this process.
+    Told(Witness),
+}
+
+/// Is told of each call before it is answered. A witness that cannot write panics: the call ends without an answer.
+pub type Witness = Box<dyn FnMut(&Call) + Send>;
 
 struct Script {
     answers: Vec<Answer>,
@@ -52,25 +60,24 @@ pub enum Pace {
 impl Receiver {
     /// Listens on loopback.
     pub async fn start() -> Result<Self> {
-        Self::listen(None).await
+        Self::listen(Ipv4Addr::LOCALHOST.into(), Memory::Here(Vec::new())).await
     }
 
-    /// The same, and appends each call to a file as a line of JSON before it is answered.
-    pub async fn start_with_log(path: &Path) -> Result<Self> {
-        let file = File::options().create(true).append(true).open(path);
-        Self::listen(Some(file.with_context(|| format!("cannot open {}", path.display()))?)).await
+    /// Listens on an address and remembers no call itself.
+    pub async fn start_with_witness(host: IpAddr, witness: Witness) -> Result<Self> {
+        Self::listen(host, Memory::Told(witness)).await
     }
 
-    async fn listen(log: Option<File>) -> Result<Self> {
+    async fn listen(host: IpAddr, memory: Memory) -> Result<Self> {
         let state = Arc::new(Mutex::new(State {
             default: Answer::status(200),
             scripts: HashMap::new(),
-            calls: Vec::new(),
-            log,
+            taken: 0,
+            memory,
         }));
         let (counted, count) = watch::channel(0);
         let shared = state.clone();
-        let server = Server::start("127.0.0.1:0", move |call| {
+        let server = Server::start((host, 0), move |call| {
             let (answer, calls) = lock(&shared).take(call);
             // Two connections may tell their counts the other way round.
             counted.send_if_modified(|count| {
@@ -121,16 +128,16 @@ impl Receiver {
         self.script(path, Pace::CallsOfADelivery, answers, Answer::status(then));
     }
 
-    /// All calls so far, in the order in which they were taken.
+    /// All calls so far that it remembers, in the order in which they were taken.
     pub fn calls(&self) -> Vec<Call> {
-        lock(&self.state).calls.clone()
+        lock(&self.state).calls().to_vec()
     }
 
     /// Those to one path, whatever their query.
     pub fn calls_to(&self, path: &str) -> Vec<Call> {
         let state = lock(&self.state);
         let of_path = |call: &&Call| bare(&call.path) == path;
-        state.calls.iter().filter(of_path).cloned().collect()
+        state.calls().iter().filter(of_path).cloned().collect()
     }
 
     /// How many calls there were.
@@ -145,27 +152,28 @@ impl Receiver {
         enough.with_context(|| format!("{} of {calls} calls within {patience:?}", self.count()))??;
         Ok(self.calls())
     }
-
-    /// All calls so far as lines of JSON.
-    pub fn json_lines(&self) -> String {
-        lock(&self.state).calls.iter().map(json_line).collect()
-    }
 }
 
 impl State {
+    fn calls(&self) -> &[Call] {
+        match &self.memory {
+            Memory::Here(calls) => calls,
+            Memory::Told(_) => &[],
+        }
+    }
+
     /// Records the call; returns its answer and the number of calls.
     fn take(&mut self, call: Call) -> (Answer, usize) {
-        if let Some(log) = &mut self.log {
-            // A witness that cannot write is no witness; the panic ends the call without an answer.
-            log.write_all(json_line(&call).as_bytes())
-                .expect("writing the log of calls");
-        }
         let answer = match self.scripts.get_mut(bare(&call.path)) {
             Some(script) => script.next(&call),
             None => self.default.clone(),
         };
-        self.calls.push(call);
-        (answer, self.calls.len())
+        match &mut self.memory {
+            Memory::Here(calls) => calls.push(call),
+            Memory::Told(witness) => witness(&call),
+        }
+        self.taken += 1;
+        (answer, self.taken)
     }
 }
 
@@ -188,20 +196,6 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 fn bare(path: &str) -> &str {
     path.split('?').next().unwrap_or(path)
-}
-
-/// `path`, `at_us`, `wall_ms`, `method`, `headers` (a repeated one as the last) and `body`.
-fn json_line(call: &Call) -> String {
-    let headers: HashMap<&str, String> = call
-        .headers
-        .iter()
-        .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
-        .collect();
-    let line = json!({
-        "path": call.path, "at_us": call.at_us, "wall_ms": call.wall_ms, "method": call.method.as_str(),
-        "headers": headers, "body": String::from_utf8_lossy(&call.body),
-    });
-    format!("{line}\n")
 }
 
 #[cfg(test)]
@@ -275,21 +269,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_are_logged_as_json_lines() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("calls.jsonl");
-        let receiver = Receiver::start_with_log(&path).await.unwrap();
-        post(&receiver, "/a?b=c", "first").await;
-        post(&receiver, "/a", "second").await;
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(text, receiver.json_lines());
-        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(lines.len(), 2);
-        assert_eq!(
-            (&lines[0]["path"], &lines[0]["method"], &lines[0]["body"]),
-            (&json!("/a?b=c"), &json!("POST"), &json!("\"first\""))
-        );
-        assert_eq!(lines[0]["headers"]["content-type"], "application/json");
-        assert!(lines[0]["at_us"].as_u64() <= lines[1]["at_us"].as_u64());
+    async fn a_witness_is_told_of_each_call_before_it_is_answered() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let witness = told.clone();
+        let witness = Box::new(move |call: &Call| witness.lock().unwrap().push(call.path.clone()));
+        let receiver = Receiver::start_with_witness(Ipv4Addr::LOCALHOST.into(), witness).await;
+        let receiver = receiver.unwrap();
+        for path in ["/a?b=c", "/a"] {
+            post(&receiver, path, "body").await;
+            assert_eq!(told.lock().unwrap().last().unwrap(), path);
+        }
+        assert_eq!((receiver.count(), receiver.calls().len()), (2, 0));
     }
 }

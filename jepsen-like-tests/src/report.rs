@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::checker::Evidence;
+use crate::checker::mail::{End, NEVER};
+use crate::checker::{Evidence, Moment};
 use crate::faults::Fault;
-use crate::history::{Op, Operation, Outcome};
+use crate::history::Op;
 use crate::run::Run;
 use crate::scenario;
 use crate::verdict::Verdict;
@@ -73,7 +74,13 @@ pub fn write(dir: &Path, evidence: &Evidence, verdict: &Verdict) -> Result<PathB
 }
 
 fn page(evidence: &Evidence, verdict: &Verdict) -> Result<String> {
-    let ended = evidence.operations.iter().filter_map(|o| o.ended).max().unwrap_or(0);
+    let ended = evidence
+        .moments
+        .iter()
+        .map(|m| m.ended)
+        .filter(|ended| *ended != NEVER)
+        .max()
+        .unwrap_or(0);
     let ended = evidence.faults.iter().map(|f| f.ended).fold(ended, u64::max);
     let stretch_ns = (ended / STRETCHES).max(STRETCH_NS_MIN);
     let scenario = scenario::named(&evidence.run.scenario);
@@ -85,7 +92,7 @@ fn page(evidence: &Evidence, verdict: &Verdict) -> Result<String> {
         leaders: Vec::new(),
         stretch_ns,
         ended,
-        series: series(&evidence.operations, stretch_ns, ended),
+        series: series(&evidence.moments, stretch_ns, ended),
     };
     // In a script element nothing is escaped, but `</script>` would end it.
     let data = serde_json::to_string(&page)?.replace('<', "\\u003c");
@@ -95,23 +102,27 @@ fn page(evidence: &Evidence, verdict: &Verdict) -> Result<String> {
         .replace("{/*DATA*/}", &data))
 }
 
-fn series(operations: &[Operation], stretch_ns: u64, ended: u64) -> Vec<Series> {
+fn series(moments: &[Moment], stretch_ns: u64, ended: u64) -> Vec<Series> {
     let count = (ended / stretch_ns + 1) as usize;
     let mut by_op: BTreeMap<Op, Vec<Stretch>> = BTreeMap::new();
-    for operation in operations {
+    for moment in moments {
         let stretches = by_op
-            .entry(operation.op)
+            .entry(moment.op)
             .or_insert_with(|| vec![Stretch::default(); count]);
         // What never ended is shown where it began.
-        let at = operation.ended.unwrap_or(operation.began);
+        let at = if moment.ended == NEVER {
+            moment.began
+        } else {
+            moment.ended
+        };
         let stretch = &mut stretches[(at / stretch_ns) as usize];
-        match operation.outcome {
-            Outcome::Ok(_) => {
+        match moment.end {
+            End::Ok => {
                 stretch.ok += 1;
-                stretch.latencies.push((at - operation.began) as f32 / 1e6);
+                stretch.latencies.push((at - moment.began) as f32 / 1e6);
             }
-            Outcome::Fail(_) => stretch.fail += 1,
-            Outcome::Info(_) => stretch.info += 1,
+            End::Fail => stretch.fail += 1,
+            End::Info => stretch.info += 1,
         }
     }
     by_op

@@ -20,6 +20,7 @@ use crate::checker::{self, Evidence};
 use crate::cluster::Cluster;
 use crate::faults::FaultLog;
 use crate::history::Recorder;
+use crate::recovery;
 use crate::report;
 use crate::scenario::Scenario;
 use crate::stage::Stage;
@@ -97,7 +98,7 @@ pub async fn run(scenario: &Scenario, options: &Options) -> Result<Verdict> {
         Some(why) => Verdict::without_result(Sum::Skipped, why),
         None => match play(scenario, options).await {
             Ok(()) => conclude(dir)?,
-            Err(error) => Verdict::without_result(Sum::Unknown, format!("{error:#}")),
+            Err(error) => interrupted(dir, format!("{error:#}"))?,
         },
     };
     write(&dir.join(VERDICT), &verdict)?;
@@ -113,6 +114,16 @@ pub fn conclude(dir: &Path) -> Result<Verdict> {
     let verdict = checker::check(&evidence);
     report::write(dir, &evidence, &verdict)?;
     Ok(verdict)
+}
+
+/// A run that broke off says nothing, unless a node was seen before that does not come back.
+fn interrupted(dir: &Path, reason: String) -> Result<Verdict> {
+    let check = checker::recovery::check_all(&recovery::load(dir)?);
+    let sum = if check.violated > 0 { Sum::Invalid } else { Sum::Unknown };
+    Ok(Verdict {
+        checks: vec![check],
+        ..Verdict::without_result(sum, reason)
+    })
 }
 
 async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
@@ -137,6 +148,7 @@ async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
         watch: watch.clone(),
         random: StdRng::seed_from_u64(options.seed),
         until: Instant::now() + options.length,
+        dir: dir.clone(),
     };
     (scenario.script)(&mut stage).await.context("the script")?;
     stage.heal().await.context("healing")?;

@@ -1,16 +1,25 @@
 //! The table of scenarios. A scenario is a script of faults, the clients that run beside it, and what it must have met
 //! for its verdict to mean anything. The letters are those of the test plan.
 
+pub mod clients;
+pub mod damage;
+pub mod dispatch;
+pub mod membership;
 pub mod network;
 pub mod peace;
+pub mod power;
 pub mod process;
+pub mod snapshot;
 pub mod space;
+pub mod stream;
+pub mod time;
 
 use std::time::Duration;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
 
+use crate::cluster::disk::Disk;
 use crate::cluster::{Settings, clock, network as net};
 use crate::stage::Stage;
 use crate::workload;
@@ -50,7 +59,7 @@ pub enum Need {
     Namespaces,
     /// Loop devices with ext4: root.
     LoopImages,
-    /// libfaketime.
+    /// A wall clock for each node: the library of `clock-shim/`.
     FakeTime,
     /// A binary with the feature `failpoints`.
     Failpoints,
@@ -62,7 +71,8 @@ impl Need {
         match self {
             Need::Namespaces => net::without_namespaces().map(str::to_owned),
             Need::FakeTime => clock::lacking(),
-            Need::LoopImages | Need::Failpoints => None,
+            Need::LoopImages => Disk::lacks_images(),
+            Need::Failpoints => None,
         }
     }
 }
@@ -70,7 +80,7 @@ impl Need {
 /// What a run must have met; see [`crate::verdict::Coverage`].
 #[derive(Debug, Clone, Copy)]
 pub struct Cover {
-    /// Kinds of faults, and how often each at least.
+    /// Kinds of faults, and how often each at least; [`crate::checker::coverage::SNAPSHOT_INSTALL`] may be among them.
     pub faults: &'static [(&'static str, u64)],
     /// Acknowledged operations that began inside a fault.
     pub operations_inside: u64,
@@ -84,7 +94,15 @@ pub fn all() -> Vec<Scenario> {
         peace::scenarios(),
         process::scenarios(),
         network::scenarios(),
+        power::scenarios(),
+        damage::scenarios(),
+        time::scenarios(),
+        snapshot::scenarios(),
         space::scenarios(),
+        membership::scenarios(),
+        dispatch::scenarios(),
+        stream::scenarios(),
+        clients::scenarios(),
     ]
     .concat()
 }

@@ -1,6 +1,10 @@
 //! What the script of a scenario may do. Every fault goes through here, so that it is written down.
 
+pub mod damage;
+mod power;
+
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -31,6 +35,8 @@ pub struct Stage {
     pub random: StdRng,
     /// When the faults shall be over.
     pub until: Instant,
+    /// Where the run writes down what happens.
+    pub dir: PathBuf,
 }
 
 impl Stage {
@@ -102,6 +108,16 @@ impl Stage {
         self.faults.end(fault, State::Installed)
     }
 
+    /// Lets processes stand still, until [`Stage::thaw`].
+    pub fn freeze(&self, nodes: &[usize]) -> Result<()> {
+        nodes.iter().try_for_each(|node| self.cluster.pause(*node))
+    }
+
+    /// Lets them go on.
+    pub fn thaw(&self, nodes: &[usize]) -> Result<()> {
+        nodes.iter().try_for_each(|node| self.cluster.resume(*node))
+    }
+
     /// SIGTERM; started again when it has ended.
     pub async fn restart(&mut self, node: usize) -> Result<()> {
         let fault = self.faults.begin("restart", &[node], "");
@@ -142,8 +158,7 @@ impl Stage {
     pub async fn heal(&mut self) -> Result<()> {
         self.cluster.network().heal().await?;
         self.cluster.clocks().heal()?;
-        let running: Vec<usize> = self.cluster.running().collect();
-        running.iter().try_for_each(|node| self.cluster.resume(*node))?;
+        self.thaw(&self.cluster.running().collect::<Vec<_>>())?;
         let dead: Vec<usize> = self.cluster.stopped().collect();
         self.cluster.launch(&dead)?;
         self.cluster.await_ready(&dead).await

@@ -3,7 +3,17 @@
 //! Each kind is a file with a `start` that makes its team, its agents and its lanes. A lane does one thing at a time;
 //! what is unknown it repeats through another node under the same idempotency key where a client would.
 
+pub mod ask;
+pub mod keys;
+pub mod mailbox;
+pub mod mixed;
+pub mod post;
+pub mod quota;
+pub mod read;
 pub mod send;
+pub mod stream;
+pub mod topics;
+pub mod webhooks;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -22,16 +32,47 @@ pub enum Kind {
     Send,
     /// A: direct messages, a hundred to a request.
     SendBatches,
+    /// B: readers of every kind, from every node, and some who send.
+    Read,
+    /// C: subscribers that come and go, publishes to one and to hundreds of them.
+    Topics,
+    /// D: clients that race for the last units of a day and of a month.
+    Quota,
+    /// E: mail to agents with webhooks.
+    Webhooks(webhooks::Mix),
+    /// F: WebSocket sessions that end and are resumed elsewhere.
+    Stream(stream::Mix),
+    /// G: keys that are made, used and revoked, and two teams that ask for each other's things.
+    Keys,
+    /// I: everything with mailboxes, over a thousand of them.
+    Mixed,
 }
 
 /// All of them.
-pub const ALL: [Kind; 2] = [Kind::Send, Kind::SendBatches];
+pub const ALL: [Kind; 9] = [
+    Kind::Send,
+    Kind::SendBatches,
+    Kind::Read,
+    Kind::Topics,
+    Kind::Quota,
+    Kind::Webhooks(webhooks::Mix::Quick),
+    Kind::Stream(stream::Mix::Tails),
+    Kind::Keys,
+    Kind::Mixed,
+];
 
 /// Lets clients of a kind begin.
 pub async fn start(kind: Kind, world: &World) -> Result<Load> {
     match kind {
         Kind::Send => send::start(world, 1).await,
         Kind::SendBatches => send::start(world, 100).await,
+        Kind::Read => read::start(world).await,
+        Kind::Mixed => mixed::start(world).await,
+        Kind::Webhooks(mix) => webhooks::start(mix, world).await,
+        Kind::Stream(mix) => stream::start(mix, world).await,
+        Kind::Topics => topics::start(world).await,
+        Kind::Quota => quota::start(world).await,
+        Kind::Keys => keys::start(world).await,
     }
 }
 
@@ -53,6 +94,11 @@ impl Stop {
     /// Whether to begin nothing new.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// Ends them.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -81,7 +127,7 @@ impl Load {
 
     /// Waits until every lane has ended what it was doing, then looks at everything.
     pub async fn finish(mut self, world: &World) -> Result<()> {
-        self.stop.0.store(true, Ordering::Relaxed);
+        self.stop.set();
         while let Some(lane) = self.lanes.join_next().await {
             lane.context("a client panicked")??;
         }

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use agentpost_proto::api::admin;
 use agentpost_proto::id::TeamId;
-use agentpost_proto::peer::{HandOverRequest, PresenceRequest, StatusReply, StatusRequest, hand_over_reply};
+use agentpost_proto::peer::{
+    ChangeMembersRequest, HandOverRequest, PresenceRequest, StatusReply, StatusRequest, hand_over_reply,
+};
 use agentpost_raft_store::query;
 use agentpost_raft_store::types::Member;
 use futures::future::join_all;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,6 +23,8 @@ use crate::secrets::Secrets;
 use crate::shard::Leader;
 use crate::shard::local::{DRAIN_DEADLINE, TRANSFER_DEADLINE};
 pub use crate::shard::local::{Local, TransferError};
+use crate::shard::members::{CHANGE_DEADLINE, Members, change_to_proto, outcome_from_proto};
+pub use crate::shard::members::{Change, ChangeError};
 use crate::shard::reader::Reader;
 
 /// What another node is given to say how it is.
@@ -29,6 +33,8 @@ const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 const PRESENCE_DEADLINE: Duration = Duration::from_secs(1);
 /// What `/readyz` gives a read barrier.
 const READY_DEADLINE: Duration = Duration::from_secs(1);
+/// Before the leader of now is asked once more to change the members.
+const CHANGE_RETRY: Duration = Duration::from_millis(100);
 /// A snapshot on demand.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(300);
 
@@ -49,6 +55,7 @@ pub struct ClusterHandle {
     /// Every task of the doors runs here, so that stopping can wait for it.
     pub tasks: TaskTracker,
     pub(crate) local: Local,
+    pub(crate) members: Members,
     pub(crate) dialer: Dialer,
     pub(crate) reader: Reader,
     pub(crate) presence: Presence,
@@ -60,6 +67,7 @@ impl ClusterHandle {
     /// Of a process that lives.
     pub(crate) fn new(
         local: Local,
+        members: Members,
         dialer: Dialer,
         reader: Reader,
         presence: Presence,
@@ -70,6 +78,7 @@ impl ClusterHandle {
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
             local,
+            members,
             dialer,
             reader,
             presence,
@@ -154,6 +163,37 @@ impl ClusterHandle {
             Some(hand_over_reply::Refused::Invalid(refusal)) => Err(TransferError::Invalid(refusal.reason)),
             Some(hand_over_reply::Refused::NotCaughtUp(refusal)) => Err(TransferError::NotCaughtUp(refusal.reason)),
             Some(hand_over_reply::Refused::NotReady(refusal)) => Err(TransferError::NotReady(refusal.reason)),
+        }
+    }
+
+    /// Changes who is in the cluster. Any node may be asked. While leadership moves it is asked again: nothing was
+    /// changed by then.
+    pub async fn change_members(&self, change: Change) -> Result<(u64, Member), ChangeError> {
+        let deadline = Instant::now() + CHANGE_DEADLINE;
+        loop {
+            match self.ask_to_change(&change).await {
+                Err(ChangeError::NotReady(_)) if Instant::now() < deadline => sleep(CHANGE_RETRY).await,
+                changed => return changed,
+            }
+        }
+    }
+
+    async fn ask_to_change(&self, change: &Change) -> Result<(u64, Member), ChangeError> {
+        let (leader, address) = match self.local.lead().now() {
+            Leader::Here => return self.members.change(change.clone()).await,
+            Leader::There(leader, address) => (leader, address),
+            Leader::Nobody => return Err(ChangeError::NotReady("no leader".to_owned())),
+        };
+        let mut client = self.dialer.client(leader, &address, Purpose::Control);
+        let asked = client.change_members(ChangeMembersRequest {
+            shard: SHARD,
+            change: Some(change_to_proto(change)),
+        });
+        // A leader that is to be removed hands over first.
+        match timeout(DRAIN_DEADLINE + TRANSFER_DEADLINE + CHANGE_DEADLINE, asked).await {
+            Ok(Ok(reply)) => outcome_from_proto(reply.into_inner().outcome),
+            Ok(Err(status)) => Err(ChangeError::OutcomeUnknown(status.message().to_owned())),
+            Err(_) => Err(ChangeError::OutcomeUnknown("the leader does not answer".to_owned())),
         }
     }
 

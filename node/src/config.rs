@@ -99,6 +99,7 @@ pub struct Storage {
     pub min_free_bytes: u64,
     pub min_free_percent: u8,
     pub ballast_bytes: u64,
+    pub scrub_interval_s: u64,
 }
 
 /// `[kite]`
@@ -230,6 +231,9 @@ impl Config {
         }
         if !(1..=86_400).contains(&self.limits.burst_window_s) {
             return Err("limits.burst_window_s is from 1 to 86400".to_owned());
+        }
+        if self.storage.scrub_interval_s == 0 {
+            return Err("storage.scrub_interval_s must not be 0".to_owned());
         }
         if self.storage.min_free_percent > 90 {
             return Err("storage.min_free_percent is from 0 to 90".to_owned());
@@ -366,6 +370,7 @@ mod tests {
             ("[limits]\nburst_window_s = 0", "burst_window_s"),
             ("[limits]\nburst_sends = -1", "burst_sends"),
             ("[storage]\nmin_free_percent = 91", "min_free_percent"),
+            ("[storage]\nscrub_interval_s = 0", "scrub_interval_s"),
         ] {
             let error = load(text, &[]).unwrap_err();
             assert!(error.contains(named) && error.contains("test.toml"), "{text}: {error}");

@@ -289,7 +289,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<String> {
 }
 
 /// A JSON answer.
-fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
+pub(crate) fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response
@@ -340,7 +340,7 @@ async fn around(State(doors): Door, request: Request, next: Next) -> Response {
     let route = format!("{} {route}", method_name(request.method()));
     let polls = request.uri().query().is_some_and(|query| query.contains("wait="));
     let deadline = match request.uri().path() {
-        admin::TRANSFER => TRANSFER_TIMEOUT,
+        path if path == admin::TRANSFER || path.starts_with(admin::MEMBERS) => TRANSFER_TIMEOUT,
         _ if polls => POLL_TIMEOUT,
         _ => REQUEST_TIMEOUT,
     };

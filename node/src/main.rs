@@ -8,9 +8,11 @@ use std::time::Duration;
 use agentpost_node::config::{self, Config, LogFormat};
 use agentpost_node::dev::Dev;
 use agentpost_node::node::{self, RunningNode};
+use agentpost_node::quarantine::{self, Quarantine};
 use clap::{Parser, Subcommand};
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 /// Rows, entries and requests are many small short-lived buffers, RocksDB's included: with glibc's allocator a
@@ -153,7 +155,19 @@ fn run(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
 
 async fn serve(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let node = node::start(config).await?;
+    let node = match node::start(config.clone()).await {
+        Ok(node) => node,
+        Err(error) => {
+            let quarantine = error.downcast::<Quarantine>()?;
+            let shutdown = CancellationToken::new();
+            let stop = shutdown.clone();
+            tokio::spawn(async move {
+                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+                stop.cancel();
+            });
+            return quarantine::serve(&config, quarantine, shutdown).await;
+        }
+    };
     let served = tokio::select! {
         _ = terminate.recv() => Ok("SIGTERM"),
         _ = interrupt.recv() => Ok("SIGINT"),

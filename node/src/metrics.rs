@@ -16,7 +16,7 @@ pub mod clocks;
 pub mod dispatch;
 mod log;
 mod process;
-pub mod storage;
+mod storage;
 
 /// The counters and gauges of one node. Cheap to clone.
 #[derive(Clone)]
@@ -30,8 +30,6 @@ pub struct Metrics {
     pub clocks: clocks::Clocks,
     /// The dispatcher.
     pub dispatch: dispatch::Dispatch,
-    /// The disk.
-    pub storage: storage::Storage,
     /// Client operations between admission and answer on this node.
     pub proposals_in_flight: Gauge,
     /// Requests on this node's stream to the leader.
@@ -69,6 +67,8 @@ pub struct Metrics {
     pub snapshots_sent: Counter,
     /// Snapshots received from other nodes.
     pub snapshots_received: Counter,
+    /// Room and damage.
+    pub storage: storage::Storage,
 }
 
 /// Which door a request came through.
@@ -239,9 +239,9 @@ impl Metrics {
             leader: add(r, "leader", "Node id of the leader; 0 = none known", g()),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
+            storage: storage::Storage::register(r),
             clocks: clocks::Clocks::register(r),
             dispatch: dispatch::Dispatch::register(r),
-            storage: storage::Storage::register(r),
         };
         Metrics {
             registry: Arc::new(registry),

@@ -11,7 +11,6 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,9 +19,11 @@ use agentpost_proto::peer::peer_server::PeerServer;
 use agentpost_raft_store::db::{self, StateHandle, Stores};
 use agentpost_raft_store::effect::Effect;
 use agentpost_raft_store::log_store::LogMetrics;
+use agentpost_raft_store::scrub::Scrub;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
@@ -41,23 +42,29 @@ use crate::http;
 use crate::http::burst::Bursts;
 use crate::leases::Leases;
 use crate::metrics::Metrics;
+use crate::owner::{self, Owned};
+use crate::peer::admission::{Admission, Contact};
 use crate::peer::dial::{CONNECTION_WINDOW_BYTES, Dialer, KEEPALIVE, STREAM_WINDOW_BYTES};
 use crate::peer::forward::Forwarder;
 use crate::peer::handshake::Identity;
-use crate::peer::listener;
+use crate::peer::listener::{self, PeerStream};
+use crate::peer::lives::Lives;
 use crate::peer::network::Network;
 use crate::peer::snapshot::SendOptions;
 use crate::peer_service::PeerService;
 use crate::presence::Presence;
-use crate::secrets::{self, Secrets};
+use crate::quarantine;
+use crate::secrets::Secrets;
 use crate::shard::disk_watch::DiskWatch;
 use crate::shard::drain::{Drain, Hold};
 use crate::shard::keeper::{Keeper, Policy};
 use crate::shard::leadership::{ClusterTime, Leadership};
 use crate::shard::local::DRAIN_DEADLINE;
+use crate::shard::members::Members;
 use crate::shard::proposer::Proposer;
 use crate::shard::quorum::Quorum;
 use crate::shard::reader::Reader;
+use crate::shard::scrubber::Scrubber;
 use crate::shard::wakeups::Wakeups;
 use crate::shard::wall_time::{Timekeeper, WallTime};
 use crate::shard::{self, Lead, Raft};
@@ -107,6 +114,8 @@ pub struct RunningNode {
     state: StateHandle,
     disk: DiskWatch,
     dialer: Dialer,
+    lives: Lives,
+    _data_dir: Owned,
     calls: Calls,
     /// Cancels the leader's workers and the keeper.
     workers: CancellationToken,
@@ -142,15 +151,15 @@ pub async fn start_at(
 ) -> anyhow::Result<RunningNode> {
     let (client_addr, peer_addr) = (client.local_addr()?, peer.local_addr()?);
     let secrets = Arc::new(Secrets::load(&config.cluster.secret_file)?);
-    prepare_data_dir(&config, &secrets)?;
-    let (stores, space) = open(&config).await?;
-    let (state, log) = (stores.state.clone(), stores.log.metrics());
-    let (wall_time, metrics) = (WallTime::new(clock.clone()), Metrics::of_log(Arc::clone(&log)));
     let ids = IdSource::new(clock.clone());
+    let (owned, lives, stores, space) = open(&config, &secrets, &ids).await?;
+    let (state, log) = (stores.state.clone(), stores.log.metrics());
+    let scrub = stores.scrub.clone();
+    let (wall_time, metrics) = (WallTime::new(clock.clone()), Metrics::of_log(Arc::clone(&log)));
     let config = Arc::new(config);
     let egress = Egress::new(&config, &[client_addr, peer_addr])?;
 
-    let identity = Identity::new(&secrets, config.node.id, ids.clone());
+    let identity = Identity::new(&secrets, config.node.id, lives.clone(), ids.clone());
     let dialer = Dialer::new(identity.clone());
     let forwarder = Forwarder::new(dialer.clone(), metrics.clone());
     let wakeups = Wakeups::default();
@@ -177,8 +186,10 @@ pub async fn start_at(
         clock.clone(),
     );
     let presence = Presence::default();
+    let members = Members::new(raft.clone(), local.clone(), reader.clone());
     let cluster = ClusterHandle::new(
         local.clone(),
+        members,
         dialer.clone(),
         reader.clone(),
         presence.clone(),
@@ -207,11 +218,14 @@ pub async fn start_at(
         raft,
         state,
         log,
+        scrub,
         space,
         cluster_time,
         drain,
         local,
         dialer,
+        lives,
+        owned,
     };
     tracing::info!(node = services.config.node.id, %client_addr, %peer_addr, "ports open");
     Ok(core.run(services, identity, (client, client_addr), (peer, peer_addr)))
@@ -222,11 +236,14 @@ struct Core {
     raft: Raft,
     state: StateHandle,
     log: Arc<LogMetrics>,
+    scrub: Scrub,
     space: Space,
     cluster_time: ClusterTime,
     drain: Drain,
     local: Local,
     dialer: Dialer,
+    lives: Lives,
+    owned: Owned,
 }
 
 impl Core {
@@ -239,7 +256,11 @@ impl Core {
         (peer, peer_addr): (TcpListener, SocketAddr),
     ) -> RunningNode {
         let (workers, peers, background) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        background.spawn(serve_peers(peer, identity, &services, &self.raft, &peers));
+        let contact = Contact::default();
+        let admission = self.admission(&services, contact.clone(), &peers);
+        background.spawn(admission.clone().run(services.egress.clone(), self.dialer.clone()));
+        let incoming = listener::listen(peer, identity, admission, services.metrics.clone(), peers.clone());
+        background.spawn(serve_peers(incoming, contact, &services, &self.raft, &peers));
         let (reporter, reports) = Reporter::new(&services);
         background.spawn(reporter.run(workers.clone()));
         let calls = Calls::new(self.drain.clone(), Quorum::new(&self.raft), reports, &services);
@@ -247,6 +268,11 @@ impl Core {
         background.spawn(self.timekeeper(&services).run(workers.clone()));
         background.spawn(self.keep(&services).run(workers.clone()));
         background.spawn(self.space.clone().run(services.metrics.clone(), workers.clone()));
+        let scrubber = Scrubber {
+            scrub: self.scrub.clone(),
+            interval: Duration::from_secs(services.config.storage.scrub_interval_s),
+        };
+        background.spawn(scrubber.run(workers.clone()));
         background.spawn(services.leases.clone().run(workers.clone()));
         background.spawn(Bootstrap::new(services.clone()).run(workers.clone()));
         background.spawn(http::serve::serve(
@@ -267,12 +293,19 @@ impl Core {
             local: self.local,
             state: self.state,
             dialer: self.dialer,
+            lives: self.lives,
+            _data_dir: self.owned,
             calls,
             workers,
             leading,
             peers,
             background,
         }
+    }
+
+    fn admission(&self, services: &Services, contact: Contact, peers: &CancellationToken) -> Admission {
+        let (config, quorum) = (Arc::clone(&services.config), Quorum::new(&self.raft));
+        Admission::new(config, self.local.clone(), quorum, contact, peers.clone())
     }
 
     /// What runs while this node leads.
@@ -298,7 +331,7 @@ impl Core {
             secrets: Arc::clone(&services.secrets),
             metrics: services.metrics.clone(),
         };
-        let mut workers = vec![ticker.worker(), sweeper.worker()];
+        let mut workers = vec![ticker.worker(), sweeper.worker(), services.cluster.members.finisher()];
         workers.extend(dispatch::workers(&dispatching));
         Leadership {
             raft: self.raft.clone(),
@@ -331,11 +364,17 @@ impl Core {
 }
 
 impl RunningNode {
-    /// Waits until Raft or the disk fails for good; the process must then end. Tells why.
+    /// Waits until this node cannot go on; the process must then end. Tells why. A node that has lost its data to
+    /// another life of its id is quarantined before.
     pub async fn failed(&self) -> String {
         tokio::select! {
             reason = self.local.failed() => format!("Raft failed: {reason}"),
             reason = self.disk.failed() => reason,
+            reason = self.state.damaged() => reason,
+            why = self.lives.until_replaced() => {
+                quarantine::note(&self.services.config, &why);
+                format!("quarantined: {why}")
+            }
         }
     }
 
@@ -400,36 +439,17 @@ impl RunningNode {
     }
 }
 
-/// Creates the data directory and marks it as this node's; refuses another node's.
-fn prepare_data_dir(config: &Config, secrets: &Secrets) -> anyhow::Result<()> {
-    let dir = &config.node.data_dir;
-    let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    created.with_context(|| format!("node.data_dir {}", dir.display()))?;
-    let owner = format!(
-        "node {} of cluster {}\n",
-        config.node.id,
-        hex::encode(secrets.cluster_id)
-    );
-    let path = dir.join("OWNER");
-    match std::fs::read_to_string(&path) {
-        Ok(found) if found == owner => Ok(()),
-        Ok(found) => anyhow::bail!(
-            "{} belongs to {}, this is {}; check node.id, node.data_dir and cluster.secret_file",
-            dir.display(),
-            found.trim_end(),
-            owner.trim_end()
-        ),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => secrets::write_private(&path, owner.as_bytes()),
-        Err(error) => Err(error).with_context(|| path.display().to_string()),
-    }
-}
-
-/// The disk is looked at first: the databases may need the room of the ballast.
-async fn open(config: &Config) -> anyhow::Result<(Stores, Space)> {
+/// Opens everything that is on the disk. How much room there is is looked at before the databases are opened: they may
+/// need that of the ballast.
+async fn open(config: &Config, secrets: &Secrets, ids: &IdSource) -> anyhow::Result<(Owned, Lives, Stores, Space)> {
+    let options = quarantine::look(config, secrets)?;
+    let owned = owner::claim(config, secrets, ids)?;
+    let lives = Lives::open(&config.node.data_dir, owned.life())?;
     let config = config.clone();
     let opening = tokio::task::spawn_blocking(move || {
         let space = Space::open(&config);
-        Ok((db::open(&config.node.data_dir, db::Options::default())?, space))
+        let stores = db::open(&config.node.data_dir, options).map_err(|error| quarantine::enter(&config, error))?;
+        Ok((owned, lives, stores, space))
     });
     opening.await?
 }
@@ -453,8 +473,8 @@ async fn start_raft(
 }
 
 fn serve_peers(
-    tcp: TcpListener,
-    identity: Identity,
+    incoming: ReceiverStream<std::io::Result<PeerStream>>,
+    contact: Contact,
     services: &Services,
     raft: &Raft,
     shutdown: &CancellationToken,
@@ -465,16 +485,14 @@ fn serve_peers(
         reader: services.reader.clone(),
         local: services.cluster.local.clone(),
         presence: services.presence.clone(),
+        contact,
+        members: services.cluster.members.clone(),
         metrics: services.metrics.clone(),
         shutdown: shutdown.clone(),
     };
     let service = PeerServer::new(service)
         .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
-    let config = Arc::clone(&services.config);
-    let local = services.cluster.local.clone();
-    let is_member = move |id| config.member(id).is_some() || local.is_member(id);
-    let incoming = listener::listen(tcp, identity, is_member, services.metrics.clone(), shutdown.clone());
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))

@@ -23,11 +23,13 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::{Local, TransferError};
 use crate::metrics::Metrics;
+use crate::peer::admission::Contact;
 use crate::peer::listener::PeerId;
 use crate::peer::network::SHARD;
 use crate::peer::snapshot;
 use crate::presence::Presence;
 use crate::shard::Raft;
+use crate::shard::members::{Members, change_from_proto, outcome_to_proto};
 use crate::shard::proposer::{ProposeError, Proposer};
 use crate::shard::reader::{NotReady, Reader};
 
@@ -43,6 +45,10 @@ pub struct PeerService {
     pub local: Local,
     /// Tells who listens here.
     pub presence: Presence,
+    /// Told when a leader is heard.
+    pub contact: Contact,
+    /// Changes who is in the cluster.
+    pub members: Members,
     /// Counts.
     pub metrics: Metrics,
     /// Ends the long streams.
@@ -58,7 +64,9 @@ impl Peer for PeerService {
 
     async fn append(&self, request: Request<Streaming<AppendRequest>>) -> Result<Response<Self::AppendStream>, Status> {
         let from = sender(&request)?;
+        let contact = self.contact.clone();
         let requests = request.into_inner().map(move |received| {
+            contact.note();
             let append = received.and_then(|request| append_from_proto(request, from));
             append
                 .inspect_err(|status| tracing::debug!(node = from, %status, "append stream broke"))
@@ -167,6 +175,20 @@ impl Peer for PeerService {
             TransferError::NotReady(reason) => hand_over_reply::Refused::NotReady(Refusal { reason }),
         });
         Ok(Response::new(peer::HandOverReply { refused }))
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<peer::ChangeMembersRequest>,
+    ) -> Result<Response<peer::ChangeMembersReply>, Status> {
+        let from = sender(&request)?;
+        let request = request.into_inner();
+        check_shard(request.shard)?;
+        let change = request.change.as_ref().map(change_from_proto);
+        let change = change.ok_or_else(|| Status::invalid_argument("no change"))?;
+        tracing::info!(node = from, ?change, "asked to change the members");
+        let outcome = outcome_to_proto(self.members.change(change).await);
+        Ok(Response::new(peer::ChangeMembersReply { outcome: Some(outcome) }))
     }
 
     async fn presence(&self, request: Request<peer::PresenceRequest>) -> Result<Response<peer::PresenceReply>, Status> {

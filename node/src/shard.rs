@@ -4,16 +4,19 @@
 //! [`wakeups`] tells that something changed. A node hosts one group today and may host many: nothing outside
 //! this folder and `peer/` names a shard. [`leadership`] runs what only the leader may do, [`keeper`] bounds
 //! the log and the time a restart takes, [`local`] speaks for this node, [`drain`] is what it finishes before
-//! another may lead, [`wall_time`] reads the voters' clocks, [`disk_watch`] sees what Raft is not told of its disk.
+//! another may lead, [`members`] changes who is in the group, [`wall_time`] reads the voters' clocks, [`disk_watch`]
+//! sees what Raft is not told of its disk.
 
 pub mod disk_watch;
 pub mod drain;
 pub mod keeper;
 pub mod leadership;
 pub mod local;
+pub mod members;
 pub mod proposer;
 pub mod quorum;
 pub mod reader;
+pub mod scrubber;
 pub mod wakeups;
 pub mod wall_time;
 

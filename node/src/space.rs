@@ -151,6 +151,7 @@ impl Space {
             min_free_bytes,
             min_free_percent,
             ballast_bytes,
+            ..
         } = config.storage;
         let shared = Shared {
             node: config.node.id,

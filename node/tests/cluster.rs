@@ -321,10 +321,9 @@ async fn a_data_directory_of_another_node_is_refused() {
     let cluster = TestCluster::start(1).await;
     let dir = cluster.data_dir(0);
     cluster.stop_node(0).await;
-    std::fs::write(dir.join("OWNER"), "node 2 of cluster x\n").unwrap();
     let secret = dir.parent().unwrap().join("secret");
     let text = format!(
-        "[node]\ndata_dir = {dir:?}\nclient_addr = \"127.0.0.1:0\"\npeer_addr = \"127.0.0.1:0\"\n[cluster]\nsecret_file = {secret:?}\n"
+        "[node]\nid = 2\ndata_dir = {dir:?}\nclient_addr = \"127.0.0.1:0\"\npeer_addr = \"127.0.0.1:0\"\n[cluster]\nsecret_file = {secret:?}\n"
     );
     let config = agentpost_node::config::Config::from_parts("test", &text, []).unwrap();
     let error = agentpost_node::node::start(config)
@@ -332,5 +331,5 @@ async fn a_data_directory_of_another_node_is_refused() {
         .err()
         .expect("refused")
         .to_string();
-    assert!(error.contains("belongs to node 2"), "{error}");
+    assert!(error.contains("belongs to node 1"), "{error}");
 }

@@ -5,8 +5,10 @@
 mod common;
 
 use agentpost_node::clock::{Clock, IdSource};
+use agentpost_node::owner;
 use agentpost_node::peer::dial::{Dialer, Purpose};
 use agentpost_node::peer::handshake::Identity;
+use agentpost_node::peer::lives::Lives;
 use agentpost_node::secrets::Secrets;
 use agentpost_proto::command::{BeginEpoch, Operation, Tick, operation, reply};
 use agentpost_proto::id::TeamId;
@@ -22,11 +24,17 @@ use tonic::transport::Channel;
 
 use common::TestCluster;
 
-/// A client that introduces itself as node `id` and looks for node `target` at node 1's address.
+/// Somebody that introduces itself as node `id`, in that node's life if there is such a node.
+fn dialer(cluster: &TestCluster, secret: u8, id: u64) -> Dialer {
+    let life = owner::life_in(&cluster.data_dir(id as usize - 1)).unwrap_or([9; 16]);
+    let (secrets, lives) = (Secrets::derive(&[secret; 32]), Lives::in_memory(life));
+    Dialer::new(Identity::new(&secrets, id, lives, IdSource::new(Clock::system())))
+}
+
+/// Its client, which looks for node `target` at node 1's address.
 fn client(cluster: &TestCluster, secret: u8, id: u64, target: u64) -> PeerClient<Channel> {
-    let identity = Identity::new(&Secrets::derive(&[secret; 32]), id, IdSource::new(Clock::system()));
     let address = cluster.peer_addr(0).to_string();
-    Dialer::new(identity).client(target, &address, Purpose::Control)
+    dialer(cluster, secret, id).client(target, &address, Purpose::Control)
 }
 
 const SHARD: StatusRequest = StatusRequest { shard: 0 };
@@ -138,10 +146,8 @@ async fn what_only_the_leader_proposes_is_not_taken_from_a_member() {
     let cluster = TestCluster::start(3).await;
     let leader = cluster.leader().await;
     let other = (leader as u64 + 1) % 3 + 1;
-    let identity = Identity::new(&Secrets::derive(&[7; 32]), other, IdSource::new(Clock::system()));
-    let dialer = Dialer::new(identity);
     let address = cluster.peer_addr(leader).to_string();
-    let mut client = dialer.client(leader as u64 + 1, &address, Purpose::Forward);
+    let mut client = dialer(&cluster, 7, other).client(leader as u64 + 1, &address, Purpose::Forward);
     let operation = |op| forward_request::Kind::Operation(Operation { principal: None, op }.encode_to_vec().into());
     let kinds = [
         operation(Some(operation::Op::Tick(Tick {}))),

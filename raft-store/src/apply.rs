@@ -44,15 +44,18 @@ pub mod team;
 pub mod topic;
 pub mod webhook;
 
+use std::collections::BTreeSet;
+
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{Command, Done, ErrorCode, Operation, Principal, Rejection, Reply, reply};
 use agentpost_proto::record;
 use bytes::Bytes;
 
 use crate::effect::Effect;
+use crate::keys;
 use crate::kv::Fatal;
 use crate::mutant::{self, Mutant};
-use crate::view::{View, decode};
+use crate::view::{View, decode, load};
 
 /// Why an operation did not happen.
 #[derive(Debug)]
@@ -131,9 +134,25 @@ pub fn apply_command(
     Ok(Reply { reply: Some(reply) })
 }
 
-/// A blank or membership entry: only the place in the log moves.
+/// A blank entry: only the place in the log moves.
 pub fn apply_blank(view: &mut View<'_>, log_id: &record::LogId) {
     view.applied.last = Some(*log_id);
+}
+
+/// A membership entry: remembers the ids of its nodes for good, so that no other node ever gets one.
+pub fn apply_membership(
+    view: &mut View<'_>,
+    log_id: &record::LogId,
+    nodes: impl Iterator<Item = u64>,
+) -> Result<(), Fatal> {
+    view.applied.last = Some(*log_id);
+    let before: record::NodeIds = load(view, &keys::node_ids())?.unwrap_or_default();
+    let used: BTreeSet<u64> = before.used.iter().copied().chain(nodes).collect();
+    if used.len() > before.used.len() {
+        let used = used.into_iter().collect();
+        view.store(keys::node_ids(), &record::NodeIds { used });
+    }
+    Ok(())
 }
 
 fn advance_time(applied: &mut record::Applied, command: &Command) {

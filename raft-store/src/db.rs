@@ -97,8 +97,6 @@ pub struct Stores {
     pub state: StateHandle,
     /// Reads everything again.
     pub scrub: Scrub,
-    /// Tells of damage that shows while the node runs.
-    pub damage: Damage,
 }
 
 /// Why the databases do not open. The text says what an operator can do.
@@ -143,7 +141,8 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    pub(crate) fn quarantine(path: &Path, reason: impl ToString) -> Self {
+    /// Damage at `path`.
+    pub fn quarantine(path: &Path, reason: impl ToString) -> Self {
         OpenError::Quarantine {
             path: path.to_owned(),
             reason: reason.to_string(),
@@ -247,6 +246,23 @@ pub fn identity(dir: &Path, shard: u32) -> Option<Identity> {
     floor::identity(&Layout::new(dir, shard).floor())
 }
 
+/// Begins a shard if there is nothing of it: whoever notes that the data directory is in use does so after this.
+pub fn begin(dir: &Path, shard: u32, identity: Identity) -> Result<(), OpenError> {
+    let options = Options {
+        shard,
+        identity: Some(identity),
+        ..Options::default()
+    };
+    let floor = open_floor(&Layout::new(dir, shard), &options)?;
+    if floor.is_new() {
+        return Ok(());
+    }
+    Err(OpenError::quarantine(
+        dir,
+        "the note of its owner is missing beside a shard in use",
+    ))
+}
+
 /// Opens, or creates, the databases of one shard under the data directory `dir`. Reads the whole log, and a small
 /// state; repairs what can be repaired. Blocks.
 pub fn open(dir: &Path, options: Options) -> Result<Stores, OpenError> {
@@ -264,7 +280,6 @@ pub fn open(dir: &Path, options: Options) -> Result<Stores, OpenError> {
         machine,
         state,
         scrub,
-        damage,
     })
 }
 

@@ -55,6 +55,7 @@
 //! | `lo` | user code | `Login` |
 //! | `ld` | hash of a device code | user code |
 //! | `lx` | cluster ms of expiry, user code | empty |
+//! | `nu` | | `NodeIds`: those ever used |
 
 pub mod log;
 mod shard;
@@ -113,6 +114,7 @@ const LOGIN_HEAD: Tag = *b"lh";
 const LOGIN: Tag = *b"lo";
 const LOGIN_DEVICE: Tag = *b"ld";
 const LOGIN_EXPIRY: Tag = *b"lx";
+const NODE_IDS: Tag = *b"nu";
 
 /// Rows that nearly every command reads: worth a copy in memory.
 pub fn is_hot(key: &[u8]) -> bool {

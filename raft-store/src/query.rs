@@ -10,7 +10,9 @@ use std::ops::Range;
 
 use agentpost_proto::command::Sweep;
 use agentpost_proto::id::{KeyId, MessageId, TeamId};
-use agentpost_proto::record::{Applied, Cursor, DayCount, InboxEntry, InboxHead, Key, Message, Team, TeamHead};
+use agentpost_proto::record::{
+    Applied, Cursor, DayCount, InboxEntry, InboxHead, Key, Message, NodeIds, Team, TeamHead,
+};
 use agentpost_proto::{limits, time};
 
 use crate::apply::inbox::find_entry;
@@ -57,6 +59,12 @@ pub struct Page {
     pub items: Vec<InboxItem>,
     /// Where the next page continues; that of the query when nothing was examined.
     pub last_seq: Option<u64>,
+}
+
+/// Every node that was ever a member.
+pub fn node_ids(kv: &(impl Kv + ?Sized)) -> Result<Vec<u64>, Fatal> {
+    let ids: Option<NodeIds> = load(kv, &keys::node_ids())?;
+    Ok(ids.unwrap_or_default().used)
 }
 
 /// A page of an inbox; examines at most `limits::PAGE_EXAMINED_MAX` entries.

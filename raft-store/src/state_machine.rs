@@ -19,7 +19,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::type_config::alias::SnapshotMetaOf;
 use prost::Message;
 
-use crate::apply::{apply_blank, apply_command};
+use crate::apply::{apply_blank, apply_command, apply_membership};
 use crate::db::StateHandle;
 use crate::effect::Effect;
 use crate::keys;
@@ -97,7 +97,7 @@ impl StateMachine {
                     Reply::default()
                 }
                 EntryPayload::Membership(changed) => {
-                    apply_blank(&mut view, &log_id);
+                    apply_membership(&mut view, &log_id, changed.nodes().map(|(id, _)| *id))?;
                     membership = Some(membership_row(&entry.log_id, changed));
                     Reply::default()
                 }
@@ -194,5 +194,33 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             .map(SnapshotData::into_snapshot)
             .transpose()
             .map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use crate::query;
+    use crate::testing::{apply, blank, membership, open};
+
+    #[tokio::test]
+    async fn the_ids_of_former_members_are_remembered_and_hashed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut stores = open(dir.path());
+        let entries = vec![membership(1, 0, &[1, 2, 3]), blank(1, 1)];
+        apply(&mut stores.machine, entries).await.unwrap();
+        let hash = |stores: &crate::db::Stores| query::applied(&*stores.state.current()).unwrap().state_hash;
+        let before = hash(&stores);
+        // Twice in one batch, then a change that brings nobody new.
+        let entries = vec![membership(1, 2, &[2, 3, 7]), membership(1, 3, &[3, 4, 7])];
+        apply(&mut stores.machine, entries).await.unwrap();
+        let after = hash(&stores);
+        assert_eq!(query::node_ids(&*stores.state.current()).unwrap(), [1, 2, 3, 4, 7]);
+        assert_ne!(before, after);
+        apply(&mut stores.machine, vec![membership(1, 4, &[3, 4])])
+            .await
+            .unwrap();
+        assert_eq!(query::node_ids(&*stores.state.current()).unwrap(), [1, 2, 3, 4, 7]);
+        assert_eq!(hash(&stores), after);
     }
 }

@@ -1,26 +1,134 @@
-//! An inbox is one total order, the same on every node.
+//! An inbox is one total order, the same on every node, and no message stands before one that was acknowledged before
+//! it was sent.
 
 use std::collections::HashMap;
 
-use super::Evidence;
-use crate::history::{Item, Op};
+use super::mail::{Audit, Mail, NEVER};
+use super::names::Name;
+use super::order::Order;
+use super::{Evidence, seconds};
 use crate::verdict::Check;
 
-/// Compares every inbox of every node with the first node's.
+/// Compares every inbox of every node with the first node's, and that one with the times of sending.
 pub fn check(evidence: &Evidence) -> Check {
-    let mut first: HashMap<&str, (usize, &[Item])> = HashMap::new();
+    let Evidence { mail, order, .. } = evidence;
+    let mut first: HashMap<Name, &Audit> = HashMap::new();
     let mut violations = Vec::new();
     let mut looked_at = 0;
-    let audits = evidence.operations.iter().filter(|o| o.op == Op::Audit);
-    for audit in audits {
-        let (Some(answered), Some(node)) = (audit.answered(), audit.node) else {
-            continue;
-        };
-        looked_at += answered.items.len();
-        let (other, expected) = *first.entry(&audit.k).or_insert((node, &answered.items));
-        if expected != answered.items {
-            violations.push(format!("nodes {other} and {node} show different orders of {}", audit.k));
+    for audit in mail.audits.iter().filter(|audit| audit.failed.is_none()) {
+        let listed = mail.listed(audit);
+        looked_at += listed.len();
+        match first.get(&audit.inbox) {
+            Some(other) => {
+                let expected = mail.listed(other);
+                let place = expected.iter().zip(listed).take_while(|(a, b)| a == b).count();
+                if expected.len() != listed.len() || place < listed.len() {
+                    violations.push(format!(
+                        "nodes {} and {} show different orders of {}, from message {} of {} and {} on",
+                        other.node,
+                        audit.node,
+                        mail.text(audit.inbox),
+                        place + 1,
+                        expected.len(),
+                        listed.len()
+                    ));
+                }
+            }
+            None => {
+                first.insert(audit.inbox, audit);
+                violations.extend(of_inbox(mail, order, audit));
+            }
         }
     }
     Check::new("inbox-order", looked_at, violations)
+}
+
+/// A message was sent when the first that stands behind it had been acknowledged.
+fn of_inbox<'a>(mail: &'a Mail, order: &'a Order, audit: &'a Audit) -> impl Iterator<Item = String> + 'a {
+    // Of all before this place, the one that was sent last.
+    let (mut latest, mut began) = (0, 0);
+    (1..).zip(mail.listed(audit)).filter_map(move |(place, message)| {
+        if order.place(audit.inbox, message.id).is_some_and(|there| there != place) {
+            return Some(format!(
+                "{} is twice in {}",
+                mail.text(message.id),
+                mail.text(audit.inbox)
+            ));
+        }
+        let sent = &mail.sent[mail.sent_as(message.key)?];
+        let wrong = sent.ended != NEVER && sent.ended < began;
+        let wrong = wrong.then(|| {
+            format!(
+                "{} stands behind {} in {}, which was sent at {}, {} after it was acknowledged",
+                mail.text(sent.key),
+                mail.text(latest),
+                mail.text(audit.inbox),
+                seconds(began),
+                seconds(began - sent.ended)
+            )
+        });
+        if sent.began > began {
+            (latest, began) = (sent.key, sent.began);
+        }
+        wrong
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::made_up::{Story, listed};
+    use crate::history::{Fields, Op};
+
+    fn violations(story: Story) -> Vec<String> {
+        check(&story.evidence()).violations
+    }
+
+    fn sent(messages: &[(u64, u64)]) -> Story {
+        (1..)
+            .zip(messages)
+            .fold(Story::default(), |story, (number, (began, ended))| {
+                let (key, id) = (Fields::key(format!("k{number}")), Fields::id(format!("m{number}")));
+                story.ok(*began..*ended, Op::Send, "a", key, id)
+            })
+    }
+
+    #[test]
+    fn messages_under_way_at_the_same_time_may_stand_in_any_order() {
+        let story = sent(&[(1, 4), (2, 6), (5, 7)]);
+        assert_eq!(
+            violations(story.audit("a", &[("m2", "k2"), ("m1", "k1"), ("m3", "k3")])),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn what_was_acknowledged_before_another_was_sent_stands_before_it() {
+        let story = sent(&[(1, 4), (2, 6), (5, 7)]);
+        assert_eq!(
+            violations(story.audit("a", &[("m3", "k3"), ("m2", "k2"), ("m1", "k1")])),
+            ["k1 stands behind k3 in a, which was sent at 0.005 s, 0.001 s after it was acknowledged"]
+        );
+    }
+
+    #[test]
+    fn nodes_show_the_same() {
+        let story = sent(&[(1, 4), (2, 6)]).audit("a", &[("m1", "k1"), ("m2", "k2")]);
+        let other = listed(&[("m2", "k2"), ("m1", "k1")]);
+        let story = story.ok(3_000..3_001, Op::Audit, "a", Fields::default(), other).at(3);
+        let less = story.ok(3_000..3_001, Op::Audit, "a", Fields::default(), listed(&[("m1", "k1")]));
+        assert_eq!(
+            violations(less.at(2)),
+            [
+                "nodes 1 and 3 show different orders of a, from message 1 of 2 and 2 on",
+                "nodes 1 and 2 show different orders of a, from message 2 of 2 and 1 on"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_message_is_there_once() {
+        let story = sent(&[(1, 4)]).audit("a", &[("m1", "k1"), ("m1", "k1")]);
+        assert_eq!(violations(story), ["m1 is twice in a"]);
+    }
 }

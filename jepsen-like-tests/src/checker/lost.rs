@@ -1,60 +1,208 @@
-//! Nothing acknowledged is lost, nothing unasked appears, nothing is there twice, nothing refused is there.
+//! Nothing acknowledged is lost, nothing unasked appears, nothing is there twice, nothing refused is there, a repeat
+//! makes nothing new, and what somebody saw stays.
 
-use std::collections::HashMap;
-
-use super::Evidence;
-use crate::history::{Op, Operation, Outcome};
+use super::mail::{End, Listed, Mail, Sent};
+use super::names::Name;
+use super::order::Order;
+use super::{Evidence, seconds};
 use crate::verdict::Check;
 
-/// Compares what was sent with what every node shows in the end.
+/// Compares what was sent, and what was answered to repeats, with what every node shows in the end.
 pub fn check(evidence: &Evidence) -> Check {
-    let sends: Vec<&Operation> = evidence.operations.iter().filter(|o| o.op == Op::Send).collect();
-    let mut violations = Vec::new();
-    for node in 1..=evidence.run.nodes {
-        violations.extend(of_node(evidence, node, &sends));
+    let Evidence { mail, order, .. } = evidence;
+    let mut violations = repeats(mail);
+    // Also those that joined later.
+    for node in 1..=mail.audits.iter().map(|audit| audit.node).max().unwrap_or(0) {
+        violations.extend(of_node(mail, node));
     }
-    let looked_at: usize = sends.iter().map(|send| send.asked.items.len()).sum();
-    Check::new("lost", looked_at, violations)
+    violations.extend(seen_before(mail, order));
+    Check::new("lost", mail.sent.len(), violations)
 }
 
-fn of_node(evidence: &Evidence, node: usize, sends: &[&Operation]) -> Vec<String> {
+/// What a node shows under a key.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    times: u32,
+    id: Name,
+    inbox: Name,
+}
+
+fn of_node(mail: &Mail, node: usize) -> Vec<String> {
+    let mut seen = vec![Seen::default(); mail.sent.len()];
+    let mut audited = vec![false; mail.names.count()];
     let mut violations = Vec::new();
-    let mut seen: HashMap<&str, Vec<(&str, &str)>> = HashMap::new();
-    let audits = evidence
-        .operations
-        .iter()
-        .filter(|o| o.op == Op::Audit && o.node == Some(node));
+    let audits = mail.audits.iter().filter(|a| a.node == node && a.failed.is_none());
     for audit in audits {
-        let Some(answered) = audit.answered() else {
-            violations.push(format!(
-                "node {node} does not show {} after healing: {:?}",
-                audit.k, audit.outcome
-            ));
-            continue;
-        };
-        for item in &answered.items {
-            seen.entry(&item.key).or_default().push((&audit.k, &item.id));
-        }
-    }
-    for send in sends {
-        for (number, asked) in send.asked.items.iter().enumerate() {
-            let (key, places) = (&asked.key, seen.remove(asked.key.as_str()).unwrap_or_default());
-            let acknowledged = send.answered().map(|answered| answered.items[number].id.as_str());
-            match (&send.outcome, acknowledged, places.as_slice()) {
-                (_, Some(id), []) => violations.push(format!("node {node} lost {key}, acknowledged as {id}")),
-                (_, Some(id), [(inbox, there)]) if *inbox != send.k || *there != id => violations.push(format!(
-                    "node {node} has {key} as {there} in {inbox} instead of {id} in {}",
-                    send.k
-                )),
-                (Outcome::Fail(why), _, [_, ..]) => {
-                    violations.push(format!("node {node} has {key}, refused: {why}"));
+        audited[audit.inbox as usize] = true;
+        for Listed { id, key } in mail.listed(audit) {
+            match mail.sent_as(*key) {
+                Some(number) => {
+                    let there = &mut seen[number];
+                    (there.times, there.id, there.inbox) = (there.times + 1, *id, audit.inbox);
                 }
-                (_, _, [_, _, ..]) => violations.push(format!("node {node} has {key} {} times", places.len())),
-                _ => {}
+                // Notices have no key.
+                None if *key == 0 || mail.is_published(*key) => {}
+                None => violations.push(format!("node {node} has {}, which nobody sent", mail.text(*key))),
             }
         }
     }
-    let strangers = seen.into_keys().filter(|key| !key.is_empty());
-    violations.extend(strangers.map(|key| format!("node {node} has {key}, which nobody sent")));
+    let sent = mail.sent.iter().zip(&seen);
+    let sent = sent.filter(|(sent, there)| there.times > 0 || audited[sent.inbox as usize]);
+    violations.extend(sent.filter_map(|(sent, there)| of_message(mail, node, sent, *there)));
     violations
+}
+
+fn of_message(mail: &Mail, node: usize, sent: &Sent, there: Seen) -> Option<String> {
+    let key = mail.text(sent.key);
+    match (sent.end, there.times) {
+        (End::Ok, 0) => Some(format!(
+            "node {node} lost {key}, acknowledged as {}",
+            mail.text(sent.id)
+        )),
+        (_, 2..) => Some(format!("node {node} has {key} {} times", there.times)),
+        (End::Fail, 1) => Some(format!("node {node} has {key}, which was refused")),
+        (_, 1) if there.inbox != sent.inbox || (sent.end == End::Ok && there.id != sent.id) => Some(format!(
+            "node {node} has {key} as {} in {} instead of {} in {}",
+            mail.text(there.id),
+            mail.text(there.inbox),
+            mail.text(sent.id),
+            mail.text(sent.inbox)
+        )),
+        _ => None,
+    }
+}
+
+fn repeats(mail: &Mail) -> Vec<String> {
+    let wrong = mail.repeats.iter().filter_map(|repeat| {
+        let first = &mail.sent[repeat.first];
+        let (key, id) = (mail.text(first.key), mail.text(repeat.id));
+        match (repeat.end, repeat.changed, first.end) {
+            (End::Ok, true, End::Ok) => Some(format!("another body under the key {key} was acknowledged as {id}")),
+            (End::Ok, false, End::Ok) if repeat.id != first.id => Some(format!(
+                "{key} was acknowledged as {} and its repeat as {id}",
+                mail.text(first.id)
+            )),
+            (End::Fail, false, End::Ok) => Some(format!("a repeat of {key} was refused")),
+            _ => None,
+        }
+    });
+    wrong.collect()
+}
+
+/// A page shows only what is decided: it must be there in the end.
+fn seen_before<'a>(mail: &'a Mail, order: &'a Order) -> impl Iterator<Item = String> + 'a {
+    let pages = mail.pages.iter().filter(|page| order.length(page.inbox).is_some());
+    pages.filter_map(|page| {
+        let gone = mail
+            .items(page)
+            .iter()
+            .find(|id| order.place(page.inbox, **id).is_none())?;
+        Some(format!(
+            "node {} showed {} of {} at {}, and it is not there in the end",
+            page.node,
+            mail.text(*gone),
+            mail.text(page.inbox),
+            seconds(page.began)
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::made_up::{Story, listed};
+    use crate::history::{Fields, Op};
+    use crate::workload::mailbox::CHANGED;
+
+    fn violations(story: Story) -> Vec<String> {
+        check(&story.evidence()).violations
+    }
+
+    fn send(story: Story, key: &str, id: &str) -> Story {
+        story.ok(1..2, Op::Send, "a", listed(&[("", key)]), listed(&[(id, key)]))
+    }
+
+    fn changed(key: &str) -> Fields {
+        Fields {
+            name: Some(CHANGED.to_owned()),
+            ..listed(&[("", key)])
+        }
+    }
+
+    #[test]
+    fn unknown_messages_may_be_there_or_not_and_repeats_make_nothing_new() {
+        let mut story = send(send(Story::default(), "k1", "m1"), "k1", "m1");
+        story = story.fail(3..4, Op::Send, "a", changed("k1"));
+        for key in ["k2", "k3"] {
+            story = story.info(3..4, Op::Send, "a", listed(&[("", key)]));
+        }
+        story = story.fail(3..4, Op::Send, "a", listed(&[("", "k4")]));
+        // In a batch, or alone, or never audited.
+        let batch = listed(&[("m5", "k5"), ("m6", "k6")]);
+        story = story.ok(3..4, Op::Send, "a", listed(&[("", "k5"), ("", "k6")]), batch);
+        story = story.ok(3..4, Op::Send, "other", Fields::key("k7"), Fields::id("m7"));
+        let story = story.audit(
+            "a",
+            &[("m1", "k1"), ("m2", "k2"), ("m5", "k5"), ("m6", "k6"), ("notice", "")],
+        );
+        let check = check(&story.evidence());
+        assert_eq!((check.violations, check.looked_at), (Vec::<String>::new(), 7));
+    }
+
+    #[test]
+    fn what_was_acknowledged_must_be_on_every_node_once_under_its_id() {
+        let empty = Story::default().audit("a", &[]);
+        let lost = violations(send(empty, "k1", "m1"));
+        assert_eq!(lost.len(), 3);
+        assert_eq!(lost[2], "node 3 lost k1, acknowledged as m1");
+        let other = violations(send(Story::default().audit("a", &[("m2", "k1")]), "k1", "m1"));
+        assert_eq!(other[0], "node 1 has k1 as m2 in a instead of m1 in a");
+        let elsewhere = Story::default().audit("a", &[]).audit("b", &[("m1", "k1")]);
+        assert_eq!(
+            violations(send(elsewhere, "k1", "m1"))[0],
+            "node 1 has k1 as m1 in b instead of m1 in a"
+        );
+        let twice = Story::default().audit("a", &[("m1", "k1"), ("m2", "k1")]);
+        assert_eq!(violations(send(twice, "k1", "m1"))[0], "node 1 has k1 2 times");
+    }
+
+    #[test]
+    fn what_nobody_sent_or_what_was_refused_must_not_be_there() {
+        let stranger = Story::default().audit("a", &[("m1", "k1")]);
+        assert_eq!(violations(stranger)[0], "node 1 has k1, which nobody sent");
+        let refused = Story::default().fail(1..2, Op::Send, "a", listed(&[("", "k1")]));
+        assert_eq!(
+            violations(refused.audit("a", &[("m1", "k1")]))[0],
+            "node 1 has k1, which was refused"
+        );
+    }
+
+    #[test]
+    fn a_repeat_is_answered_as_the_first_and_another_body_never_is() {
+        let first = || send(Story::default(), "k1", "m1");
+        assert_eq!(
+            violations(send(first(), "k1", "m2")),
+            ["k1 was acknowledged as m1 and its repeat as m2"]
+        );
+        let refused = first().fail(3..4, Op::Send, "a", listed(&[("", "k1")]));
+        assert_eq!(violations(refused), ["a repeat of k1 was refused"]);
+        let taken = first().ok(3..4, Op::Send, "a", changed("k1"), listed(&[("m1", "k1")]));
+        assert_eq!(
+            violations(taken),
+            ["another body under the key k1 was acknowledged as m1"]
+        );
+        // What was unknown at first is acknowledged by its repeat.
+        let unknown = Story::default().info(0..1, Op::Send, "a", listed(&[("", "k1")]));
+        let lost = violations(send(unknown, "k1", "m1").audit("a", &[]));
+        assert_eq!(lost[0], "node 1 lost k1, acknowledged as m1");
+    }
+
+    #[test]
+    fn what_somebody_saw_stays() {
+        let story = Story::default().ok(1..2, Op::Read, "a", Fields::default(), listed(&[("m1", "")]));
+        assert_eq!(
+            violations(story.audit("a", &[])),
+            ["node 1 showed m1 of a at 0.001 s, and it is not there in the end"]
+        );
+    }
 }

@@ -1,13 +1,15 @@
-//! The nodes' wall clocks, and how they go wrong: libfaketime is loaded into the node, reads a file of its own whenever
-//! the node asks for the time, and leaves monotonic time alone.
+//! The nodes' wall clocks, and how they go wrong: the library of `clock-shim/` is loaded into the node and adds a number, which
+//! a file holds, to every wall time that the node is told. Monotonic time is left alone.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
-/// Where Debian has the library, below a directory of the machine's kind.
-const LIBRARY: &str = "faketime/libfaketimeMT.so.1";
+/// Beside the binaries of the same build.
+const LIBRARY: &str = "libclock_shim.so";
 
 /// Whose clocks a run asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -15,7 +17,7 @@ pub enum Kind {
     /// The machine's.
     #[default]
     Real,
-    /// One for each node that can be set. Needs libfaketime.
+    /// One for each node that can be set.
     Steered,
 }
 
@@ -23,61 +25,59 @@ pub enum Kind {
 pub struct Clocks {
     dir: PathBuf,
     library: Option<PathBuf>,
-    nodes: usize,
+    /// Of each node, if they are steered.
+    files: Vec<File>,
     /// How far a right clock is ahead of the machine's.
     base_s: f64,
 }
 
-/// Why this machine has no [`Kind::Steered`]; none if it has.
+/// Why there is no [`Kind::Steered`]; none if there is.
 pub fn lacking() -> Option<String> {
-    library()
-        .is_none()
-        .then(|| "no libfaketime: Debian has it in the package faketime".to_owned())
+    library().err().map(|error| format!("{error:#}"))
 }
 
-fn library() -> Option<PathBuf> {
-    let kinds = std::fs::read_dir("/usr/lib").ok()?.flatten();
-    kinds.map(|kind| kind.path().join(LIBRARY)).find(|path| path.exists())
+fn library() -> Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    // <target>/<profile>/faults, or <target>/<profile>/deps/<test>.
+    let mut beside = program.ancestors().skip(1).take(2).map(|dir| dir.join(LIBRARY));
+    let found = beside.find(|path| path.exists());
+    found.with_context(|| format!("{LIBRARY} is missing: run `cargo build -p clock-shim`"))
 }
 
 impl Clocks {
     /// A clock for each of so many nodes, steered by files in a directory.
     pub fn create(kind: Kind, dir: &Path, nodes: usize) -> Result<Self> {
-        let library = match kind {
-            Kind::Real => None,
-            Kind::Steered => Some(library().context("no libfaketime")?),
-        };
-        let clocks = Clocks {
+        let mut clocks = Clocks {
             dir: dir.to_owned(),
-            library,
-            nodes,
+            library: None,
+            files: Vec::new(),
             base_s: 0.0,
         };
+        if kind == Kind::Steered {
+            clocks.library = Some(library()?);
+            let files = (1..=nodes).map(|node| File::create_new(clocks.file(node)));
+            clocks.files = files.collect::<std::io::Result<_>>()?;
+        }
         clocks.heal()?;
         Ok(clocks)
     }
 
     /// What a node's process needs in its environment.
     pub fn env(&self, node: usize) -> Vec<(&'static str, OsString)> {
-        let Some(library) = &self.library else {
-            return Vec::new();
-        };
-        vec![
-            ("LD_PRELOAD", library.into()),
-            ("FAKETIME_TIMESTAMP_FILE", self.file(node).into()),
-            ("FAKETIME_NO_CACHE", "1".into()),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
-        ]
+        match &self.library {
+            Some(library) => vec![
+                ("LD_PRELOAD", library.into()),
+                ("CLOCK_SHIM_FILE", self.file(node).into()),
+            ],
+            None => Vec::new(),
+        }
     }
 
-    /// Sets a node's clock so many seconds ahead of a right one, to go so fast from the start of its process on.
-    pub fn set(&self, node: usize, ahead_s: f64, rate: f64) -> Result<()> {
-        ensure!(self.library.is_some(), "the machine's clock cannot be set");
-        let ahead_s = self.base_s + ahead_s;
-        // Renamed into place: the node never reads half a line.
-        let (file, new) = (self.file(node), self.file(node).with_extension("new"));
-        std::fs::write(&new, format!("{ahead_s:+.3} x{rate:.4}\n"))?;
-        Ok(std::fs::rename(new, file)?)
+    /// Sets a node's clock so many seconds ahead of a right one.
+    pub fn set(&self, node: usize, ahead_s: f64) -> Result<()> {
+        let file = self.files.get(node - 1).context("the machine's clock cannot be set")?;
+        let ahead_ns = ((self.base_s + ahead_s) * 1e9) as i64;
+        Ok(file.write_all_at(&ahead_ns.to_ne_bytes(), 0)?)
     }
 
     /// From now on a right clock is so far ahead of the machine's; sets all of them.
@@ -88,10 +88,7 @@ impl Clocks {
 
     /// Sets all clocks right.
     pub fn heal(&self) -> Result<()> {
-        match self.library {
-            Some(_) => (1..=self.nodes).try_for_each(|node| self.set(node, 0.0, 1.0)),
-            None => Ok(()),
-        }
+        (1..=self.files.len()).try_for_each(|node| self.set(node, 0.0))
     }
 
     fn file(&self, node: usize) -> PathBuf {

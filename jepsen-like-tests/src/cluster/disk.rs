@@ -1,6 +1,7 @@
 //! What nodes store on, and how that is taken from them: directories of the machine's own disk, or an image for each
 //! node ([`images`]) whose power can be cut.
 
+pub mod damage;
 mod images;
 #[cfg(test)]
 mod tests;
@@ -39,7 +40,7 @@ impl Disk {
     pub fn create(kind: Kind, dir: &Path, nodes: usize) -> Result<Self> {
         let images = match kind {
             Kind::Plain => None,
-            Kind::Images { bytes, memory } => Some(Images::create(bytes, memory, nodes)?),
+            Kind::Images { bytes, memory } => Some(Images::create(bytes, (!memory).then_some(dir), nodes)?),
         };
         Ok(Disk {
             dir: dir.to_owned(),
@@ -49,7 +50,7 @@ impl Disk {
 
     /// Why this machine has no images whose power can be cut; none if it has. Found out by cutting one.
     pub fn lacks_images() -> Option<String> {
-        let tried = Images::create(8 << 20, true, 1).and_then(|mut images| images.cut(&[1], || Ok(())));
+        let tried = Images::create(8 << 20, None, 1).and_then(|mut images| images.cut(&[1], || Ok(())));
         tried
             .err()
             .map(|error| format!("no loop images with a power switch: {error:#}"))

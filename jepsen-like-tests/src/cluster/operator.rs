@@ -96,7 +96,8 @@ impl Cluster {
             let status = admin.cluster().await?;
             let hash = |n: &agentpost::api::admin::Node| n.state_hash_index.zip(n.state_hash.clone());
             let hashes: Vec<_> = status.nodes.iter().map(hash).collect();
-            if hashes.len() == self.nodes.len() && hashes[0].is_some() && hashes.iter().all(|h| *h == hashes[0]) {
+            let members = self.nodes.iter().filter(|node| node.id != 0).count();
+            if hashes.len() == members && hashes[0].is_some() && hashes.iter().all(|h| *h == hashes[0]) {
                 return Ok(());
             }
             ensure!(

@@ -11,7 +11,7 @@ use crate::cluster::network::{self, Cut, Quality};
 use crate::stage::Stage;
 use crate::workload;
 
-const LOADS: &[workload::Kind] = &[workload::Kind::Send];
+const LOADS: &[workload::Kind] = &[workload::Kind::Send, workload::Kind::Read];
 
 /// N1 to N10.
 pub fn scenarios() -> Vec<Scenario> {
@@ -29,7 +29,7 @@ fn cuts() -> Vec<Scenario> {
         title: "the cluster in two halves",
         cluster: cut_five,
         loads: LOADS,
-        rate: 1_000,
+        rate: 500,
         length: Duration::from_secs(60),
         smoke: None,
         needs: &[],

@@ -15,7 +15,7 @@ pub fn scenarios() -> Vec<Scenario> {
             nodes: 3,
             ..Settings::default()
         },
-        loads: &[workload::Kind::Send],
+        loads: &[workload::Kind::Send, workload::Kind::Read],
         rate: 0,
         length: Duration::from_secs(30),
         smoke: Some(Duration::from_secs(5)),

@@ -11,7 +11,7 @@ use crate::faults::State;
 use crate::stage::Stage;
 use crate::workload;
 
-const LOADS: &[workload::Kind] = &[workload::Kind::Send];
+const LOADS: &[workload::Kind] = &[workload::Kind::Send, workload::Kind::Read];
 /// The longest time that a process stands still.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
@@ -34,7 +34,7 @@ fn kills() -> Vec<Scenario> {
         title: "kill -9 of the leader, again and again",
         cluster: three,
         loads: LOADS,
-        rate: 2_000,
+        rate: 1_000,
         length: Duration::from_secs(60),
         smoke: Some(Duration::from_secs(10)),
         needs: &[],
@@ -46,6 +46,7 @@ fn kills() -> Vec<Scenario> {
         Scenario {
             name: "K2",
             title: "kill -9 of a follower, again and again",
+            loads: &[workload::Kind::Mixed],
             smoke: None,
             cover: killed(3, 0),
             script: |stage| Box::pin(kill_followers(stage)),
@@ -63,6 +64,7 @@ fn kills() -> Vec<Scenario> {
         Scenario {
             name: "K4",
             title: "kill -9 of all nodes at once",
+            loads: &[workload::Kind::SendBatches, workload::Kind::Read],
             smoke: None,
             cover: killed(2, 1),
             script: |stage| Box::pin(kill_all(stage)),
@@ -101,7 +103,7 @@ fn pauses() -> Vec<Scenario> {
         Scenario {
             name: "F3",
             title: "the leader stands still while requests pile up before it, and wakes when another leads",
-            rate: 2_000,
+            rate: 1_000,
             smoke: Some(Duration::from_secs(10)),
             cover: paused(3),
             script: |stage| Box::pin(wake_old_leaders(stage)),

@@ -1,51 +1,54 @@
-//! Workload A: clients that send to a few inboxes through every node and repeat what is unknown under the same
-//! idempotency key.
+//! Workload A: clients that send to a few inboxes through every node, repeat what is unknown under the same idempotency
+//! key, and now and then what is known, too.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use agentpost::api::abbababa::SendRequest;
-use agentpost::{Client, Consistency, Error, ListQuery};
 use anyhow::{Context as _, Result};
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use rand::RngExt;
 use serde_json::value::to_raw_value;
+use tokio::task::JoinSet;
 
-use super::{Load, Stop};
-use crate::history::{Fields, Item, Lane, Op, Outcome};
+use super::Load;
+use super::mailbox::{Actor, PREFIX, list};
+use crate::history::{Fields, Item, Op, Outcome};
 use crate::world::{Team, World};
 
 /// Clients of a load.
 const LANES: u64 = 16;
 /// Inboxes that they share.
 const INBOXES: usize = 8;
-/// Attempts of one send before its client gives up and calls it unknown.
-const ATTEMPTS_MAX: usize = 60;
+/// How often a client sends again what it sent before …
+const REPEATS: f64 = 0.02;
+/// … and how often something else under a key that it used.
+const MISUSES: f64 = 0.005;
+/// Messages of a page of an audit: few, so that an inbox has many edges of pages.
+const AUDIT_PAGE: usize = 50;
 /// What an audit may take to get an answer from a node that has just been healed.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts [`LANES`] clients with `batch` messages to a request.
 pub async fn start(world: &World, batch: usize) -> Result<Load> {
     let team = world.team(&format!("send-{batch}"), None).await?;
-    let inboxes: Vec<String> = (0..INBOXES).map(|n| format!("inbox-{n}")).collect();
-    let (audited, owner) = (inboxes.clone(), team.clone());
-    let mut load = Load::new(move |world| async move { audit(&world, &owner, &audited).await });
+    let inboxes = inboxes(&format!("send{batch}"), INBOXES);
+    let mut load = load(&team, &inboxes);
     for _ in 0..LANES {
-        let lane = world.recorder.lane();
-        let clients: Result<Vec<Client>> = (1..=world.nodes())
-            .map(|node| world.node(node, &team.key, &format!("sender-{}", lane.number())))
-            .collect();
-        let sender = Sender {
-            random: StdRng::seed_from_u64(world.seed ^ u64::from(lane.number()) << 32),
-            lane,
-            clients: clients?,
-            inboxes: inboxes.clone(),
-            batch,
-            gap: pace(world.rate, LANES, batch),
-        };
-        load.spawn(sender.run(load.stop()));
+        let actor = Actor::new(world, &team, load.stop())?;
+        load.spawn(send_on(actor, inboxes.clone(), batch, pace(world.rate, LANES, batch)));
     }
     Ok(load)
+}
+
+/// Names of inboxes that no other load of the run has.
+pub fn inboxes(load: &str, count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{PREFIX}{load}-{n}")).collect()
+}
+
+/// A load that looks at these inboxes in the end.
+pub fn load(team: &Team, inboxes: &[String]) -> Load {
+    let (team, inboxes) = (team.clone(), inboxes.to_vec());
+    Load::new(move |world| async move { audit(&world, &team, &inboxes).await })
 }
 
 /// How long a lane waits between two requests so that all lanes together reach the rate.
@@ -56,77 +59,21 @@ pub fn pace(rate: u64, lanes: u64, batch: usize) -> Duration {
     }
 }
 
-struct Sender {
-    lane: Lane,
-    clients: Vec<Client>,
-    inboxes: Vec<String>,
-    random: StdRng,
-    batch: usize,
-    gap: Duration,
-}
-
-impl Sender {
-    async fn run(mut self, stop: Stop) -> Result<()> {
-        let mut sent = 0;
-        while !stop.is_set() {
-            let began = Instant::now();
-            let inbox = self.inboxes[self.random.random_range(0..self.inboxes.len())].clone();
-            let keys: Vec<String> = (sent..sent + self.batch)
-                .map(|n| format!("{}-{n}", self.lane.number()))
-                .collect();
-            sent += self.batch;
-            let items = keys.iter().map(|key| Item {
-                id: String::new(),
-                key: key.clone(),
-                seq: None,
-            });
-            self.lane.invoke(None, Op::Send, &inbox, Fields::items(items.collect()));
-            let outcome = self.send(&inbox, &keys, &stop).await?;
-            self.lane.end(outcome);
-            tokio::time::sleep(self.gap.saturating_sub(began.elapsed())).await;
+/// A client that sends until it is told to stop.
+pub async fn send_on(mut actor: Actor, inboxes: Vec<String>, batch: usize, gap: Duration) -> Result<()> {
+    while !actor.over() {
+        let began = Instant::now();
+        let inbox = &inboxes[actor.random.random_range(0..inboxes.len())];
+        actor.send(inbox, batch).await?;
+        if actor.random.random_bool(REPEATS) {
+            actor.repeat().await?;
         }
-        Ok(())
-    }
-
-    /// One request, repeated through other nodes until somebody decides all of it.
-    async fn send(&mut self, inbox: &str, keys: &[String], stop: &Stop) -> Result<Outcome> {
-        let requests: Result<Vec<SendRequest>> = keys.iter().map(|key| message(inbox, key)).collect();
-        let requests = requests?;
-        let mut last = String::new();
-        for _ in 0..ATTEMPTS_MAX {
-            let client = &self.clients[self.random.random_range(0..self.clients.len())];
-            match attempt(client, &requests).await {
-                Ok(ids) => {
-                    let items = ids.into_iter().zip(keys).map(|(id, key)| Item {
-                        id,
-                        key: key.clone(),
-                        seq: None,
-                    });
-                    return Ok(Outcome::Ok(Fields::items(items.collect())));
-                }
-                // 429 under overload is the one refusal that a repeat can cure.
-                Err(Error::Refused(answer)) if answer.status.as_u16() != 429 => {
-                    return Ok(Outcome::Fail(answer.to_string()));
-                }
-                Err(error) => last = error.to_string(),
-            }
-            if stop.is_set() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(self.random.random_range(20..200))).await;
+        if actor.random.random_bool(MISUSES) {
+            actor.misuse().await?;
         }
-        Ok(Outcome::Info(last))
+        tokio::time::sleep(gap.saturating_sub(began.elapsed())).await;
     }
-}
-
-/// One attempt at all messages; an error if any of them is not stored.
-async fn attempt(client: &Client, requests: &[SendRequest]) -> Result<Vec<String>, Error> {
-    if let [request] = requests {
-        return Ok(vec![client.send(request.clone()).await?.message_id]);
-    }
-    let reply = client.send_batch(requests.to_vec()).await?;
-    let ids: Option<Vec<String>> = reply.results.into_iter().map(|result| result.message_id).collect();
-    ids.ok_or_else(|| Error::Invalid("some of the batch was not stored".to_owned()))
+    Ok(())
 }
 
 /// A message whose body carries its client's name of it.
@@ -142,31 +89,37 @@ pub fn message(inbox: &str, key: &str) -> Result<SendRequest> {
 
 /// Reads inboxes from every node, from the beginning to the end.
 pub async fn audit(world: &World, team: &Team, inboxes: &[String]) -> Result<()> {
-    let mut lane = world.recorder.lane();
+    let mut nodes = JoinSet::new();
     for node in 1..=world.nodes() {
-        for inbox in inboxes {
-            lane.invoke(Some(node), Op::Audit, inbox, Fields::default());
-            let items = read_all(&world.node(node, &team.key, inbox)?).await;
-            lane.end(match items {
-                Ok(items) => Outcome::Ok(Fields::items(items)),
-                Err(error) => Outcome::Info(format!("{error:#}")),
-            });
-        }
+        nodes.spawn(audit_node(world.clone(), team.clone(), inboxes.to_vec(), node));
+    }
+    while let Some(node) = nodes.join_next().await {
+        node.context("an audit panicked")??;
+    }
+    Ok(())
+}
+
+async fn audit_node(world: World, team: Team, inboxes: Vec<String>, node: usize) -> Result<()> {
+    let mut lane = world.recorder.lane();
+    let client = world.node(node, &team.key, "auditor")?;
+    for inbox in inboxes {
+        lane.invoke(Some(node), Op::Audit, &inbox, Fields::default());
+        let items = read_all(&client, &inbox).await;
+        lane.end(match items {
+            Ok(items) => Outcome::Ok(Fields::items(items)),
+            Err(error) => Outcome::Info(format!("{error:#}")),
+        });
     }
     Ok(())
 }
 
 /// Everything in an agent's inbox, as one node has it.
-pub async fn read_all(client: &Client) -> Result<Vec<Item>> {
+pub async fn read_all(client: &agentpost::Client, inbox: &str) -> Result<Vec<Item>> {
     let mut items = Vec::new();
-    let mut query = ListQuery {
-        limit: Some(200),
-        consistency: Some(Consistency::Linearizable),
-        ..ListQuery::default()
-    };
+    let mut path = format!("/v1/messages?limit={AUDIT_PAGE}");
     let deadline = Instant::now() + AUDIT_PATIENCE;
     loop {
-        let page = match client.list(&query).await {
+        let page = match list(client, inbox, path.clone()).await {
             Ok(page) => page,
             Err(error) if Instant::now() > deadline => return Err(error).context("reading an inbox"),
             Err(_) => {
@@ -184,7 +137,7 @@ pub async fn read_all(client: &Client) -> Result<Vec<Item>> {
         if page.messages.is_empty() {
             return Ok(items);
         }
-        query.cursor = Some(page.cursor);
+        path = format!("/v1/messages?limit={AUDIT_PAGE}&cursor={}", page.cursor);
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits;
+use agentpost_raft_store::types::Member;
 use anyhow::Context as _;
 use reqwest::{Client, redirect, retry};
 use rustls::client::Resumption;
@@ -149,6 +150,11 @@ impl Egress {
             pace: Pace::default(),
         };
         Ok(Egress { inner: Arc::new(inner) })
+    }
+
+    /// Who is in the cluster now: the ports of nodes that joined later are closed like those of the configuration.
+    pub fn set_members<'a>(&self, members: impl Iterator<Item = &'a Member>) {
+        self.inner.rules.set_members(members);
     }
 
     /// Whether the URL may be registered. What its name resolves to is judged when it is called.

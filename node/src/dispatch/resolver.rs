@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use agentpost_proto::limits::LOOKUPS_MAX;
+use agentpost_raft_store::types::Member;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -77,7 +78,10 @@ struct Listener {
 /// Which addresses are open.
 pub struct Rules {
     allow: Vec<Network>,
-    listeners: Vec<Listener>,
+    /// Those of this node and of its configuration.
+    configured: Vec<Listener>,
+    /// Those of the members.
+    members: RwLock<Vec<Listener>>,
     lookup: Arc<dyn Lookup>,
     own: Mutex<HashMap<String, (Instant, Vec<IpAddr>)>>,
 }
@@ -92,41 +96,44 @@ impl Rules {
                 host: host_of(address.ip()),
                 port: address.port(),
             });
-        let urls = config.cluster.nodes.iter().map(|node| node.url.clone());
-        let peers = config
-            .cluster
-            .nodes
-            .iter()
-            .map(|node| format!("tcp://{}", node.peer_addr));
-        let named = urls
-            .chain(peers)
-            .chain([config.node.public_url.clone()])
-            .filter_map(|text| {
-                let url = Url::parse(&text).ok()?;
-                // Of an unknown scheme the parser leaves addresses as text.
-                let host = Host::parse(url.host_str()?).ok()?;
-                Some(Listener {
-                    host,
-                    port: url.port_or_known_default()?,
-                })
-            });
-        let mut listeners: Vec<Listener> = Vec::new();
+        let nodes = config.cluster.nodes.iter();
+        let named = nodes
+            .flat_map(|node| listeners_of(&node.peer_addr, &node.url))
+            .chain(listener_at(&config.node.public_url));
+        let mut configured: Vec<Listener> = Vec::new();
         for listener in own.chain(named) {
-            if listener.port != 0 && !listeners.contains(&listener) {
-                listeners.push(listener);
+            if listener.port != 0 && !configured.contains(&listener) {
+                configured.push(listener);
             }
         }
         Rules {
             allow: config.webhooks.allow_networks.clone(),
-            listeners,
+            configured,
+            members: RwLock::default(),
             lookup,
             own: Mutex::default(),
         }
     }
 
+    /// Who is in the cluster now.
+    pub fn set_members<'a>(&self, members: impl Iterator<Item = &'a Member>) {
+        let listeners = members
+            .flat_map(|member| listeners_of(&member.peer_addr, &member.url))
+            .filter(|listener| !self.configured.contains(listener))
+            .collect();
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) = listeners;
+    }
+
+    /// The cluster's listeners at a port.
+    fn listeners(&self, port: u16) -> Vec<Listener> {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let all = self.configured.iter().chain(members.iter());
+        all.filter(|listener| listener.port == port).cloned().collect()
+    }
+
     /// Whether a listener of the cluster has this port, so that dialling it needs [`Rules::check`] to know the port.
     pub fn is_listener_port(&self, port: u16) -> bool {
-        self.listeners.iter().any(|listener| listener.port == port)
+        !self.listeners(port).is_empty()
     }
 
     /// Whether loopback addresses are open.
@@ -153,15 +160,12 @@ impl Rules {
             Kind::Private => self.is_allowed(address),
             Kind::Never => false,
         };
-        let listens = |listener: &Listener| {
-            listener.port == port
-                && match listener.host {
-                    Host::Ipv4(host) => is_listened_at(host.into(), address),
-                    Host::Ipv6(host) => is_listened_at(IpAddr::from(host).to_canonical(), address),
-                    Host::Domain(_) => false,
-                }
+        let listens = |listener: &Listener| match listener.host {
+            Host::Ipv4(host) => is_listened_at(host.into(), address),
+            Host::Ipv6(host) => is_listened_at(IpAddr::from(host).to_canonical(), address),
+            Host::Domain(_) => false,
         };
-        if open && !self.listeners.iter().any(listens) {
+        if open && !self.listeners(port).iter().any(listens) {
             Ok(())
         } else {
             Err(Refused)
@@ -173,7 +177,7 @@ impl Rules {
         for address in addresses {
             self.check_address(*address, port)?;
         }
-        for listener in self.listeners.iter().filter(|listener| listener.port == port) {
+        for listener in self.listeners(port) {
             if let Host::Domain(name) = &listener.host {
                 let own = self.own_addresses(name).await;
                 if addresses.iter().any(|address| own.contains(&address.to_canonical())) {
@@ -202,6 +206,21 @@ impl Rules {
         known().insert(name.to_owned(), (Instant::now(), addresses.clone()));
         addresses
     }
+}
+
+/// Where a node listens, by its two addresses.
+fn listeners_of(peer_addr: &str, url: &str) -> impl Iterator<Item = Listener> + use<> {
+    [listener_at(&format!("tcp://{peer_addr}")), listener_at(url)]
+        .into_iter()
+        .flatten()
+}
+
+fn listener_at(url: &str) -> Option<Listener> {
+    let url = Url::parse(url).ok()?;
+    // Of an unknown scheme the parser leaves addresses as text.
+    let host = Host::parse(url.host_str()?).ok()?;
+    let port = url.port_or_known_default()?;
+    Some(Listener { host, port })
 }
 
 fn host_of(address: IpAddr) -> Host {

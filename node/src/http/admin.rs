@@ -1,6 +1,7 @@
 //! The operator API, `/admin/v1`: teams, keys, the cluster, deliveries. Only for admin keys of the reserved team.
 
 mod deliveries;
+mod members;
 
 use std::sync::Arc;
 
@@ -23,7 +24,9 @@ use super::{Consistency, Door, Doors, Reading, answer, body, json_of, keys, pars
 use crate::metrics::Face;
 use crate::node::TransferError;
 
-/// The one request that may take longer than others.
+pub(super) use members::MEMBERS;
+
+/// A request that may take longer than others, like those for members.
 pub(super) const TRANSFER: &str = "/admin/v1/cluster/transfer";
 
 pub(super) type Id = Result<Path<String>, PathRejection>;
@@ -39,6 +42,7 @@ pub(super) fn routes() -> Router<Arc<Doors>> {
         .route(TRANSFER, post(transfer))
         .route("/admin/v1/cluster/snapshot", post(snapshot))
         .merge(deliveries::routes())
+        .merge(members::routes())
 }
 
 async fn create_team(State(doors): Door, request: Request) -> Response {

@@ -87,7 +87,7 @@ impl ApiError {
     }
 
     /// 404. The same words for what never existed and for what belongs to others.
-    pub fn not_found(what: &'static str) -> Self {
+    pub fn not_found(what: impl Into<Cow<'static, str>>) -> Self {
         Self::of(ErrorCode::NotFound, StatusCode::NOT_FOUND, what)
     }
 

@@ -89,6 +89,15 @@ impl Dialer {
             .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX)
     }
 
+    /// Forgets the connections to nodes that are gone.
+    pub fn forget(&self, is_gone: impl Fn(u64) -> bool) {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gone: Vec<u64> = channels.keys().map(|(node, ..)| *node).collect();
+        gone.dedup();
+        gone.retain(|node| is_gone(*node));
+        channels.retain(|(node, ..), _| !gone.contains(node));
+    }
+
     /// Forgets all connections; those in use close when their last client goes.
     pub fn close(&self) {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).clear();

@@ -258,6 +258,8 @@ impl Stream for Requests {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::handshake::Identity;
+    use crate::peer::lives::Lives;
 
     fn item(kind: Kind) -> (Item, oneshot::Receiver<Answer>) {
         let (waiting, answer) = oneshot::channel();
@@ -297,7 +299,7 @@ mod tests {
     async fn an_unreachable_node_leaves_requests_unsent() {
         let secrets = crate::secrets::Secrets::derive(&[1; 32]);
         let ids = crate::clock::IdSource::new(crate::clock::Clock::system());
-        let dialer = Dialer::new(crate::peer::handshake::Identity::new(&secrets, 1, ids));
+        let dialer = Dialer::new(Identity::new(&secrets, 1, Lives::in_memory([1; 16]), ids));
         let forwarder = Forwarder::new(dialer, Metrics::new());
         // Port 1 of loopback: nobody listens there.
         let answers = (0..3).map(|_| forwarder.ask(2, "127.0.0.1:1", Kind::ReadIndex));

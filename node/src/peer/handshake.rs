@@ -2,17 +2,22 @@
 //!
 //! ```text
 //! dialling node                                    listening node
-//!   HELLO      magic | cluster | from | to | nonce a  ──►   right cluster? am I `to`? is `from` a member?
-//!   ◄──  CHALLENGE   nonce b | MAC("listener", transcript)
-//!   right MAC?  PROOF  MAC("dialler", transcript)     ──►   right MAC?
-//!   ◄──  WELCOME     one byte
+//!   HELLO      magic | cluster | from | to | life a | nonce a  ──►   right cluster? am I `to`?
+//!   ◄──  CHALLENGE   nonce b | life b | MAC("listener", transcript)
+//!   right MAC? is life b the one that I know?
+//!   PROOF      verdict a | MAC("dialler", transcript, verdict a)  ──►   right MAC?
+//!                                                                       is `from` admitted, and life a the one I know?
+//!   ◄──  ANSWER      verdict b | MAC("answer", transcript, verdict b)
 //! ```
 //!
-//! The transcript is the whole HELLO and nonce b, so a MAC holds for one cluster, one pair of nodes in one
+//! The transcript is the whole HELLO, nonce b and life b, so a MAC holds for one cluster, one pair of nodes in one
 //! direction and one connection: nothing of it can be replayed or reflected. The listening node proves
 //! itself first. Frames have fixed lengths, so nothing is allocated on a stranger's word. Both sides give up
 //! after [`TIMEOUT`]. Bytes after the handshake are neither encrypted nor authenticated: until there is
 //! mTLS the peer port belongs on loopback or a trusted network.
+//!
+//! A verdict is said to whoever has proven itself, and is part of what is proven: a node that was wiped believes it and
+//! quarantines itself ([`super::lives`]). What each knows of the other's life is on disk before it says a verdict.
 
 use std::time::Duration;
 
@@ -20,17 +25,25 @@ use hmac::Mac as _;
 use subtle::ConstantTimeEq as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
+use super::lives::Lives;
 use crate::clock::IdSource;
+use crate::owner::Life;
 use crate::secrets::{Secrets, keyed};
 
 /// A handshake that takes longer is given up.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 
-const MAGIC: &[u8; 16] = b"agentpost peer 1";
+const MAGIC: &[u8; 16] = b"agentpost peer 2";
 const NONCE: usize = 32;
+const LIFE: usize = size_of::<Life>();
 const MAC: usize = 32;
-const HELLO: usize = MAGIC.len() + 16 + 8 + 8 + NONCE;
+const HELLO: usize = MAGIC.len() + 16 + 8 + 8 + LIFE + NONCE;
+const CHALLENGE: usize = NONCE + LIFE;
+
+/// Verdicts.
 const WELCOME: u8 = 1;
+const OTHER_LIFE: u8 = 2;
+const NOT_ADMITTED: u8 = 3;
 
 /// Why a connection is not used.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +52,7 @@ pub enum HandshakeError {
     #[error("connection: {0}")]
     Io(std::io::Error),
     /// It hung up in the middle.
-    #[error("the other side hung up: it has another cluster secret, is another node, or does not know this one")]
+    #[error("the other side hung up: it has another cluster secret or is another node")]
     HungUp,
     /// Nothing came for too long.
     #[error("no answer within {TIMEOUT:?}")]
@@ -58,9 +71,21 @@ pub enum HandshakeError {
         /// Who answers.
         here: u64,
     },
-    /// Its node id is not in the cluster.
+    /// Its node id is not in the cluster, or this node's own.
     #[error("node {0} is not a member of this cluster")]
     Stranger(u64),
+    /// It does not count this node among the members.
+    #[error("node {0} says that this node is not a member, or was removed")]
+    NotAdmitted(u64),
+    /// Its data directory is not the one that it had.
+    #[error("node {0} comes back without the data that it had; it must join again: agentpost node rejoin")]
+    OtherLife(u64),
+    /// It says that of this node.
+    #[error("node {0} says that this node comes back without the data that it had")]
+    Replaced(u64),
+    /// Its life could not be written down.
+    #[error("remembering the other side: {0}")]
+    Memory(String),
     /// It does not know the secret.
     #[error("the other side does not hold the cluster secret")]
     Proof,
@@ -81,16 +106,18 @@ pub struct Identity {
     cluster_id: [u8; 16],
     node: u64,
     key: [u8; 32],
+    lives: Lives,
     ids: IdSource,
 }
 
 impl Identity {
     /// Node `node` of the cluster of these secrets.
-    pub fn new(secrets: &Secrets, node: u64, ids: IdSource) -> Self {
+    pub fn new(secrets: &Secrets, node: u64, lives: Lives, ids: IdSource) -> Self {
         Identity {
             cluster_id: secrets.cluster_id,
             node,
             key: *secrets.peer_key(),
+            lives,
             ids,
         }
     }
@@ -100,18 +127,35 @@ impl Identity {
         self.node
     }
 
-    fn mac(&self, role: &[u8; 8], hello: &[u8; HELLO], nonce: &[u8; NONCE]) -> [u8; MAC] {
+    fn mac(&self, role: &[u8; 8], transcript: &Transcript, verdict: &[u8]) -> [u8; MAC] {
         let mut mac = keyed(&self.key);
-        mac.update(b"peer/v1 ");
+        mac.update(b"peer/v2 ");
         mac.update(role);
-        mac.update(hello);
-        mac.update(nonce);
+        mac.update(&transcript.hello);
+        mac.update(&transcript.challenge);
+        mac.update(verdict);
         mac.finalize().into_bytes().into()
+    }
+
+    /// What this node says to node `id` with that life.
+    async fn verdict(&self, id: u64, life: Life) -> Result<u8, HandshakeError> {
+        match self.lives.meet(id, life).await {
+            Ok(true) => Ok(WELCOME),
+            Ok(false) => Ok(OTHER_LIFE),
+            Err(error) => Err(HandshakeError::Memory(format!("{error:#}"))),
+        }
     }
 }
 
 const LISTENER: &[u8; 8] = b"listener";
 const DIALLER: &[u8; 8] = b"dialler ";
+const ANSWER: &[u8; 8] = b"answer  ";
+
+/// What every MAC of a handshake covers.
+struct Transcript {
+    hello: [u8; HELLO],
+    challenge: [u8; CHALLENGE],
+}
 
 /// The dialling side: returns once `target` has proven itself and accepted this node.
 pub async fn dial<S: AsyncRead + AsyncWrite + Unpin>(
@@ -122,48 +166,106 @@ pub async fn dial<S: AsyncRead + AsyncWrite + Unpin>(
     within(async {
         let hello = encode_hello(me, target);
         stream.write_all(&hello).await?;
-        let nonce: [u8; NONCE] = read(stream).await?;
+        let challenge: [u8; CHALLENGE] = read(stream).await?;
         let proof: [u8; MAC] = read(stream).await?;
-        check(&proof, &me.mac(LISTENER, &hello, &nonce))?;
-        stream.write_all(&me.mac(DIALLER, &hello, &nonce)).await?;
-        match read(stream).await? {
-            [WELCOME] => Ok(()),
+        let transcript = Transcript { hello, challenge };
+        check(&proof, &me.mac(LISTENER, &transcript, &[]))?;
+        let mine = me.verdict(target, life_at(&challenge, NONCE)).await?;
+        say(stream, me, DIALLER, &transcript, mine).await?;
+        if mine != WELCOME {
+            return Err(HandshakeError::OtherLife(target));
+        }
+        match heard(stream, me, ANSWER, &transcript).await? {
+            WELCOME => Ok(()),
+            NOT_ADMITTED => Err(HandshakeError::NotAdmitted(target)),
+            OTHER_LIFE => {
+                me.lives.replaced(target);
+                Err(HandshakeError::Replaced(target))
+            }
             _ => Err(HandshakeError::Protocol),
         }
     })
     .await
 }
 
-/// The listening side: returns the id of the node that has proven itself.
+/// The listening side: returns the id of the node that has proven itself and is admitted.
 pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     me: &Identity,
-    is_member: impl Fn(u64) -> bool,
+    admits: impl Fn(u64) -> bool,
 ) -> Result<u64, HandshakeError> {
     within(async {
         let hello: [u8; HELLO] = read(stream).await?;
-        let from = check_hello(me, &hello, is_member)?;
+        let (from, life) = check_hello(me, &hello)?;
+        let mut challenge = [0; CHALLENGE];
         let nonce: [u8; NONCE] = me.ids.random();
-        let mut challenge = [0; NONCE + MAC];
         challenge[..NONCE].copy_from_slice(&nonce);
-        challenge[NONCE..].copy_from_slice(&me.mac(LISTENER, &hello, &nonce));
+        challenge[NONCE..].copy_from_slice(&me.lives.mine());
+        let transcript = Transcript { hello, challenge };
         stream.write_all(&challenge).await?;
-        let proof: [u8; MAC] = read(stream).await?;
-        check(&proof, &me.mac(DIALLER, &hello, &nonce))?;
-        stream.write_all(&[WELCOME]).await?;
-        Ok(from)
+        stream.write_all(&me.mac(LISTENER, &transcript, &[])).await?;
+        match heard(stream, me, DIALLER, &transcript).await? {
+            WELCOME => {}
+            OTHER_LIFE => {
+                me.lives.replaced(from);
+                return Err(HandshakeError::Replaced(from));
+            }
+            _ => return Err(HandshakeError::Protocol),
+        }
+        let verdict = match admits(from) {
+            true => me.verdict(from, life).await?,
+            false => NOT_ADMITTED,
+        };
+        say(stream, me, ANSWER, &transcript, verdict).await?;
+        match verdict {
+            WELCOME => Ok(from),
+            OTHER_LIFE => Err(HandshakeError::OtherLife(from)),
+            _ => Err(HandshakeError::Stranger(from)),
+        }
     })
     .await
+}
+
+async fn say<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    me: &Identity,
+    role: &[u8; 8],
+    transcript: &Transcript,
+    verdict: u8,
+) -> Result<(), HandshakeError> {
+    let mut frame = [verdict; 1 + MAC];
+    frame[1..].copy_from_slice(&me.mac(role, transcript, &[verdict]));
+    Ok(stream.write_all(&frame).await?)
+}
+
+/// The other side's verdict, if it proves that it holds the secret.
+async fn heard<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    me: &Identity,
+    role: &[u8; 8],
+    transcript: &Transcript,
+) -> Result<u8, HandshakeError> {
+    let [verdict] = read(stream).await?;
+    let proof: [u8; MAC] = read(stream).await?;
+    check(&proof, &me.mac(role, transcript, &[verdict]))?;
+    Ok(verdict)
+}
+
+fn life_at(frame: &[u8], at: usize) -> Life {
+    let mut life = [0; LIFE];
+    life.copy_from_slice(&frame[at..at + LIFE]);
+    life
 }
 
 fn encode_hello(me: &Identity, target: u64) -> [u8; HELLO] {
     let mut hello = [0; HELLO];
     let nonce: [u8; NONCE] = me.ids.random();
-    let fields: [&[u8]; 5] = [
+    let fields: [&[u8]; 6] = [
         MAGIC,
         &me.cluster_id,
         &me.node.to_be_bytes(),
         &target.to_be_bytes(),
+        &me.lives.mine(),
         &nonce,
     ];
     let mut rest = hello.as_mut_slice();
@@ -175,7 +277,7 @@ fn encode_hello(me: &Identity, target: u64) -> [u8; HELLO] {
     hello
 }
 
-fn check_hello(me: &Identity, hello: &[u8; HELLO], is_member: impl Fn(u64) -> bool) -> Result<u64, HandshakeError> {
+fn check_hello(me: &Identity, hello: &[u8; HELLO]) -> Result<(u64, Life), HandshakeError> {
     let (magic, rest) = hello.split_at(MAGIC.len());
     let (cluster_id, rest) = rest.split_at(16);
     let number = |at: usize| {
@@ -196,10 +298,10 @@ fn check_hello(me: &Identity, hello: &[u8; HELLO], is_member: impl Fn(u64) -> bo
             here: me.node,
         });
     }
-    if from == me.node || !is_member(from) {
+    if from == me.node {
         return Err(HandshakeError::Stranger(from));
     }
-    Ok(from)
+    Ok((from, life_at(rest, 16)))
 }
 
 fn check(given: &[u8; MAC], right: &[u8; MAC]) -> Result<(), HandshakeError> {
@@ -231,7 +333,17 @@ mod tests {
     use crate::clock::Clock;
 
     fn node(secret: u8, id: u64) -> Identity {
-        Identity::new(&Secrets::derive(&[secret; 32]), id, IdSource::new(Clock::system()))
+        node_of_life(secret, id, id as u8)
+    }
+
+    fn node_of_life(secret: u8, id: u64, life: u8) -> Identity {
+        let lives = Lives::in_memory([life; LIFE]);
+        Identity::new(
+            &Secrets::derive(&[secret; 32]),
+            id,
+            lives,
+            IdSource::new(Clock::system()),
+        )
     }
 
     /// Both results of a handshake; dropping a side's stream tells the other.
@@ -269,13 +381,13 @@ mod tests {
         let (near, far) = shake(&thief, 2, &node(1, 2)).await;
         assert!(matches!(near, Err(HandshakeError::Proof)), "{near:?}");
         assert!(far.is_err());
-        // A thief that does not check the listener fails at its own proof.
+        // A thief that does not check the listener fails at its own proof, whatever verdict it claims.
         let listener = node(1, 2);
         let (mut near, mut far) = duplex(1024);
         let dialling = async move {
             near.write_all(&encode_hello(&thief, 2)).await.unwrap();
-            let _: [u8; NONCE + MAC] = read(&mut near).await.unwrap();
-            near.write_all(&[7; MAC]).await.unwrap();
+            let _: [u8; CHALLENGE + MAC] = read(&mut near).await.unwrap();
+            near.write_all(&[OTHER_LIFE; 1 + MAC]).await.unwrap();
         };
         let (_, far) = tokio::join!(dialling, async { accept(&mut far, &listener, |_| true).await });
         assert!(matches!(far, Err(HandshakeError::Proof)), "{far:?}");
@@ -288,26 +400,76 @@ mod tests {
             matches!(far, Err(HandshakeError::Target { wanted: 3, here: 2 })),
             "{far:?}"
         );
-        let (_, far) = shake(&node(1, 4), 2, &node(1, 2)).await;
+        let (near, far) = shake(&node(1, 4), 2, &node(1, 2)).await;
         assert!(matches!(far, Err(HandshakeError::Stranger(4))), "{far:?}");
+        assert!(matches!(near, Err(HandshakeError::NotAdmitted(2))), "{near:?}");
         let (_, far) = shake(&node(1, 2), 2, &node(1, 2)).await;
         assert!(matches!(far, Err(HandshakeError::Stranger(2))), "{far:?}");
+    }
+
+    #[tokio::test]
+    async fn another_life_of_an_id_is_refused_by_both_sides_and_told_so() {
+        let (dialler, listener) = (node(1, 1), node(1, 2));
+        let (near, far) = shake(&dialler, 2, &listener).await;
+        near.unwrap();
+        far.unwrap();
+        let wiped = node_of_life(1, 1, 77);
+        let (near, far) = shake(&wiped, 2, &listener).await;
+        assert!(matches!(near, Err(HandshakeError::Replaced(2))), "{near:?}");
+        assert!(matches!(far, Err(HandshakeError::OtherLife(1))), "{far:?}");
+        assert!(wiped.lives.until_replaced().await.contains("node 2"));
+        let wiped = node_of_life(1, 2, 77);
+        let (near, far) = shake(&dialler, 2, &wiped).await;
+        assert!(matches!(near, Err(HandshakeError::OtherLife(2))), "{near:?}");
+        assert!(matches!(far, Err(HandshakeError::Replaced(1))), "{far:?}");
+        assert!(wiped.lives.until_replaced().await.contains("node 1"));
+        // Nothing was learned of a node that is not let in, and those that are known stay so.
+        let (_, far) = shake(&node(1, 4), 2, &listener).await;
+        far.unwrap_err();
+        assert!(listener.lives.meet(4, [99; LIFE]).await.unwrap());
+        let (near, far) = shake(&dialler, 2, &listener).await;
+        near.unwrap();
+        far.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_verdict_is_believed_only_of_who_holds_the_secret() {
+        let (dialler, listener) = (node(1, 1), node(1, 2));
+        let (mut near, mut far) = duplex(1024);
+        let lying = async move {
+            let hello: [u8; HELLO] = read(&mut far).await.unwrap();
+            let challenge = [7; CHALLENGE];
+            let transcript = Transcript { hello, challenge };
+            far.write_all(&challenge).await.unwrap();
+            far.write_all(&listener.mac(LISTENER, &transcript, &[])).await.unwrap();
+            heard(&mut far, &listener, DIALLER, &transcript).await.unwrap();
+            // As on a wire where somebody else holds the pen: the proof is that of a welcome.
+            let mut answer = [OTHER_LIFE; 1 + MAC];
+            answer[1..].copy_from_slice(&listener.mac(ANSWER, &transcript, &[WELCOME]));
+            far.write_all(&answer).await.unwrap();
+        };
+        let (result, ()) = tokio::join!(dial(&mut near, &dialler, 2), lying);
+        assert!(matches!(result, Err(HandshakeError::Proof)), "{result:?}");
     }
 
     #[tokio::test]
     async fn a_recorded_handshake_does_not_work_again() {
         let (dialler, listener) = (node(1, 1), node(1, 2));
         let hello = encode_hello(&dialler, 2);
-        let mut recorded: Option<[u8; MAC]> = None;
+        let mut recorded: Option<[u8; 1 + MAC]> = None;
         for round in 0..2 {
             let (mut near, mut far) = duplex(1024);
             let (dialler, hello) = (&dialler, &hello);
             let replay = recorded;
             let dialling = async move {
                 near.write_all(hello).await.unwrap();
-                let nonce: [u8; NONCE] = read(&mut near).await.unwrap();
+                let challenge: [u8; CHALLENGE] = read(&mut near).await.unwrap();
                 let _: [u8; MAC] = read(&mut near).await.unwrap();
-                let proof = replay.unwrap_or_else(|| dialler.mac(DIALLER, hello, &nonce));
+                let hello = *hello;
+                let mut fresh = [WELCOME; 1 + MAC];
+                let transcript = Transcript { hello, challenge };
+                fresh[1..].copy_from_slice(&dialler.mac(DIALLER, &transcript, &[WELCOME]));
+                let proof = replay.unwrap_or(fresh);
                 near.write_all(&proof).await.unwrap();
                 // Open until the listener has answered.
                 (proof, near)
@@ -325,8 +487,9 @@ mod tests {
         let (mut near, mut far) = duplex(1024);
         let dialling = async move {
             near.write_all(&encode_hello(&dialler, 2)).await.unwrap();
-            let _: [u8; NONCE] = read(&mut near).await.unwrap();
+            let _: [u8; CHALLENGE] = read(&mut near).await.unwrap();
             let theirs: [u8; MAC] = read(&mut near).await.unwrap();
+            near.write_all(&[WELCOME]).await.unwrap();
             near.write_all(&theirs).await.unwrap();
         };
         let (_, result) = tokio::join!(dialling, async { accept(&mut far, &listener, |_| true).await });

@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
+use super::admission::Admission;
 use super::handshake::{self, Identity};
 use crate::metrics::Metrics;
 
@@ -31,16 +32,16 @@ pub struct PeerStream {
 }
 
 /// Accepts until `shutdown`; then open connections break too, because the streams on them never end by
-/// themselves.
+/// themselves. So do those of a node that `admission` sends away.
 pub fn listen(
     listener: TcpListener,
     identity: Identity,
-    is_member: impl Fn(u64) -> bool + Send + Sync + 'static,
+    admission: Admission,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> ReceiverStream<io::Result<PeerStream>> {
     let (accepted, incoming) = mpsc::channel(16);
-    let shared = Arc::new((identity, is_member));
+    let shared = Arc::new((identity, admission));
     let slots = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let stop = shutdown.clone();
     let accepting = async move {
@@ -59,16 +60,16 @@ pub fn listen(
                 }
             };
             let (shared, accepted, metrics) = (Arc::clone(&shared), accepted.clone(), metrics.clone());
-            let shutdown = shutdown.clone();
             tokio::spawn(async move {
                 let _slot = slot;
                 let shaken = async {
                     tcp.set_nodelay(true)?;
-                    handshake::accept(&mut tcp, &shared.0, &shared.1).await
+                    handshake::accept(&mut tcp, &shared.0, |id| shared.1.admits(id)).await
                 };
                 match shaken.await {
                     Ok(peer) => {
-                        let closed = Box::pin(shutdown.cancelled_owned());
+                        let Some(closed) = shared.1.enter(peer) else { return };
+                        let closed = Box::pin(closed.cancelled_owned());
                         let _ = accepted
                             .send(Ok(PeerStream {
                                 tcp,
@@ -90,7 +91,7 @@ pub fn listen(
 }
 
 impl PeerStream {
-    /// Fails once the node stops.
+    /// Fails once the node stops, or the peer was removed from the cluster.
     fn check_open(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.closed.as_mut().poll(cx) {
             Poll::Pending => Ok(()),

@@ -210,6 +210,19 @@ impl Local {
         self.order_transfer(to, &mut lead).await
     }
 
+    /// As the leader: hands over to whichever voter is furthest and takes it. Tells which.
+    pub async fn hand_over_to_furthest(&self) -> Result<u64, TransferError> {
+        let mut refused = TransferError::Invalid("there is no other voter".to_owned());
+        let mut successors = self.successors();
+        while let Some(to) = successors.pop() {
+            match self.hand_over(to).await {
+                Ok(()) => return Ok(to),
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
     async fn drained(&self) {
         if timeout(DRAIN_DEADLINE, self.drain.emptied()).await.is_err() {
             tracing::warn!(

@@ -207,6 +207,14 @@ impl TestCluster {
         self.put(i, node);
     }
 
+    /// Waits until node `i` cannot go on, as its process does; it is stopped then. Tells why.
+    pub async fn failed(&self, i: usize) -> String {
+        let node = self.take(i);
+        let why = tokio::time::timeout(PATIENCE, node.failed()).await;
+        node.abort().await;
+        why.expect("the node goes on")
+    }
+
     /// Stops everything.
     pub async fn stop(self) {
         let nodes = self.running().into_iter().map(|i| self.take(i).stop());

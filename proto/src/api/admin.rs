@@ -154,6 +154,28 @@ pub struct Node {
     pub state_hash_index: Option<u64>,
 }
 
+/// `POST /cluster/members`: a node that joins, as a learner.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddMember {
+    /// An id that no node ever had; the next such id when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// `host:port` where the other nodes reach it.
+    pub peer_addr: String,
+    /// Where clients reach it.
+    pub url: String,
+}
+
+/// A member of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Member {
+    pub id: u64,
+    pub peer_addr: String,
+    pub url: String,
+}
+
 /// `POST /cluster/transfer`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

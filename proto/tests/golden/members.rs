@@ -3,6 +3,7 @@
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
 use agentpost_proto::command::{self, Operation, Principal, Reply};
+use agentpost_proto::peer::change_members_request::Change;
 use agentpost_proto::{peer, record};
 use prost::Message;
 
@@ -132,5 +133,35 @@ pub fn rows() -> Samples {
             "peer.presence_reply",
             peer::PresenceReply { sessions: vec![0, 2] }.encode_to_vec(),
         ),
+        (
+            "record.node_ids",
+            record::NodeIds { used: vec![1, 300] }.encode_to_vec(),
+        ),
+        ("peer.change_members.add", change_members(Change::Add(member()))),
+        ("peer.change_members.promote", change_members(Change::Promote(2))),
+        ("peer.change_members.remove", change_members(Change::Remove(3))),
+        (
+            "peer.change_members_reply",
+            peer::ChangeMembersReply {
+                outcome: Some(peer::change_members_reply::Outcome::Done(member())),
+            }
+            .encode_to_vec(),
+        ),
     ]
+}
+
+fn member() -> peer::Member {
+    peer::Member {
+        id: 1,
+        peer_addr: "p".to_owned(),
+        url: "u".to_owned(),
+    }
+}
+
+fn change_members(change: Change) -> Vec<u8> {
+    let request = peer::ChangeMembersRequest {
+        shard: 0,
+        change: Some(change),
+    };
+    request.encode_to_vec()
 }

@@ -213,6 +213,11 @@ impl StateHandle {
         Receiver::begin(&self.shared.layout.incoming().join(number.to_string()), meta)
     }
 
+    /// Waits until damage was noticed in anything of this shard; the process must then end. Tells what.
+    pub async fn damaged(&self) -> String {
+        self.shared.damage.noticed().await
+    }
+
     pub(crate) fn layout(&self) -> &Layout {
         &self.shared.layout
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::{
     Builder, CLAIMED, CLOSING, CURSOR, CURSOR_USE, DELIVERY_AGEING, ENDPOINT_HEAD, FANOUT_JOB, IDEMPOTENCY,
     IDEMPOTENCY_EXPIRY, KEY_HASH, KEY_TEAM, LEASE, LOGIN, LOGIN_DEVICE, LOGIN_EXPIRY, LOGIN_HEAD, MESSAGE_EXPIRY,
-    TEAM_NAME, trailing_number,
+    NODE_IDS, TEAM_NAME, trailing_number,
 };
 
 /// `tn`.
@@ -180,6 +180,11 @@ pub fn parse_cursor_use(key: &[u8]) -> Option<(TeamId, bool)> {
     let team = key.get(10..26)?.try_into().ok()?;
     let client_ends = key.len().checked_sub(2)?;
     Some((TeamId(team), key[client_ends] != 0))
+}
+
+/// `nu`.
+pub fn node_ids() -> Bytes {
+    Builder::new(NODE_IDS).key()
 }
 
 /// `lh`.

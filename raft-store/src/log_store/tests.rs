@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::storage::{RaftLogReader, RaftLogStorage};
@@ -103,19 +104,28 @@ async fn an_append_must_follow_the_log() {
 async fn a_power_cut_keeps_what_was_synced_and_a_torn_tail_is_dropped() {
     let dir = TempDir::new().unwrap();
     let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));
-    let mut log = open(&live);
+    let stalled = Arc::new(AtomicBool::new(false));
+    let stall = stalled.clone();
+    let mut log = open_with(&live, move |db| {
+        while stall.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        db.flush_wal(true).map_err(|e| e.to_string())
+    });
     append(&mut log, (0..20).map(|i| normal(1, i, 200)).collect())
         .await
         .unwrap();
     log.save_vote(&vote(9)).await.unwrap();
     let synced = fs::metadata(newest_wal(&live)).unwrap().len();
+    stalled.store(true, Ordering::Relaxed);
     for i in 20..30 {
-        // Handed to the operating system and readable, but nobody waited for the disk.
+        // Handed to the operating system and readable, but the disk does not have it.
         drop(start_append(&mut log, vec![normal(1, i, 200)]).await.unwrap());
     }
     crash_copy(&live, &copy);
     let wal = fs::File::options().write(true).open(newest_wal(&copy)).unwrap();
     wal.set_len(synced + 300).unwrap();
+    stalled.store(false, Ordering::Relaxed);
     drop(log);
 
     let mut log = open(&copy);
@@ -487,4 +497,39 @@ proptest! {
             model.check(&mut try_open(dir.path(), &options).unwrap()).await;
         });
     }
+}
+
+/// `cargo test --release -p agentpost-raft-store -- --ignored --nocapture figures`
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn figures_of_append_and_of_reading_the_whole_log() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    log.save_vote(&vote(1)).await.unwrap();
+    let (rounds, group, bytes) = (2_000u64, 64u64, 2_000usize);
+    let began = tokio::time::Instant::now();
+    for round in 0..rounds {
+        let entries = (0..group).map(|i| normal(1, round * group + i, bytes)).collect();
+        append(&mut log, entries).await.unwrap();
+    }
+    let appended = began.elapsed();
+    let began = tokio::time::Instant::now();
+    for term in 2..102 {
+        log.save_vote(&vote(term)).await.unwrap();
+    }
+    println!(
+        "{:?} a group of {group}, {:?} a vote",
+        appended / 2_000,
+        began.elapsed() / 100
+    );
+    let written = log.metrics().bytes();
+    drop(log);
+    let began = tokio::time::Instant::now();
+    drop(open(dir.path()));
+    let opened = began.elapsed();
+    println!(
+        "{} MB opened and read in {opened:?}: {} MB/s",
+        written / 1_000_000,
+        written / 1_000 / opened.as_millis() as u64
+    );
 }

@@ -7,6 +7,7 @@ use agentpost::api::admin::{Cluster, Node};
 use anyhow::bail;
 
 use crate::connection::Connection;
+use crate::members;
 use crate::output;
 use crate::table::{Align, Paint, Table, Tone};
 
@@ -26,6 +27,37 @@ pub enum Command {
         /// The node that shall lead
         node: u64,
     },
+    /// Let a node join, as a learner: it gets the log, and no vote yet
+    ///
+    /// The node's own configuration names it in [node] id, and lists it and the nodes of now in cluster.nodes; its data
+    /// directory is empty. Start it before or after this, then make it a voter with `agentpost cluster promote`.
+    Add {
+        /// An id that no node ever had; without it the next such id is taken
+        id: Option<u64>,
+        /// Where the other nodes reach it
+        #[arg(long, value_name = "HOST:PORT")]
+        peer: String,
+        // Not --url: that says which nodes to ask.
+        /// Where clients reach it
+        #[arg(long = "client-url", value_name = "URL")]
+        client_url: String,
+    },
+    /// Make a learner a voter, as soon as it has caught up
+    Promote {
+        /// The learner
+        node: u64,
+        /// How many seconds it may take to catch up
+        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        wait: u64,
+    },
+    /// Remove a node for good; its id is never used again
+    ///
+    /// A leader hands over first. Refused when the voters that are left and answer would be no majority. The daemon of a
+    /// removed node goes on running, but nobody speaks to it: stop it.
+    Remove {
+        /// The node that goes
+        node: u64,
+    },
     /// Take a snapshot now, so that a node that joins or returns copies less log
     Snapshot,
 }
@@ -43,6 +75,9 @@ pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()
             }
         }
         Command::Transfer { node } => transfer(&client, node).await,
+        Command::Add { id, peer, client_url } => members::add(&client, id, peer, client_url).await,
+        Command::Promote { node, wait } => members::promote(&client, node, Duration::from_secs(wait)).await,
+        Command::Remove { node } => members::remove(&client, node).await,
         Command::Snapshot => {
             client.snapshot().await?;
             output::text("Snapshot taken\n")

@@ -6,6 +6,8 @@ mod connection;
 mod deliveries;
 mod key;
 mod login;
+mod members;
+mod node;
 mod output;
 mod signing_keys;
 mod team;
@@ -53,6 +55,9 @@ enum Command {
     /// Look at the nodes and act on them
     #[command(subcommand, arg_required_else_help = true)]
     Cluster(cluster::Command),
+    /// Bring the node of this machine back into the cluster
+    #[command(subcommand, arg_required_else_help = true)]
+    Node(node::Command),
     /// Create and list teams
     #[command(subcommand, arg_required_else_help = true)]
     Team(team::Command),
@@ -96,6 +101,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     runtime.block_on(async {
         match cli.command {
             Command::Cluster(command) => cluster::run(command, &cli.connection).await,
+            Command::Node(command) => node::run(command, &cli.connection).await,
             Command::Team(command) => team::run(command, &cli.connection).await,
             Command::Key(command) => key::run(command, &cli.connection).await,
             Command::Login(command) => login::run(command, &cli.connection).await,

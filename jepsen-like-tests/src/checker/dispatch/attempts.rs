@@ -2,7 +2,7 @@
 
 use agentpost::api::abbababa::DeliveryDetail;
 
-use crate::deliveries::{Evidence, ended};
+use crate::deliveries::{Evidence, Seen, ended};
 
 /// Steps of the ladder: so many failures end a delivery.
 const STEPS: usize = 4;
@@ -21,15 +21,9 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
         if calls > STEPS + unknown {
             violations.push(format!("D6: {calls} calls of {id} with {unknown} unknown attempts"));
         }
-        let lost = evidence.faults.unclean as usize;
-        if unknown > lost {
-            let rule = if lost == 0 { "D12" } else { "G4" };
-            violations.push(format!(
-                "{rule}: {unknown} attempts of {id} are unknown, {lost} leaders were lost"
-            ));
-        }
+        violations.extend(unknowns(evidence, delivery, by_delivery.get(id.as_str())));
         let recorded = ended(delivery, "failed") + ended(delivery, "delivered");
-        if evidence.faults.unclean == 0
+        if evidence.unrest.is_clean()
             && delivery.state != "cancelled"
             && calls > recorded + usize::from(delivery.state == "claimed")
         {
@@ -37,6 +31,32 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
                 "D12: {calls} calls of {id} for {recorded} recorded ones, and no leader was lost"
             ));
         }
+    }
+    violations
+}
+
+/// A lost leader leaves at most one attempt of a delivery without an outcome.
+fn unknowns(evidence: &Evidence, delivery: &DeliveryDetail, calls: Option<&Vec<&Seen>>) -> Vec<String> {
+    let mut violations = Vec::new();
+    let (id, unknown) = (&delivery.id, ended(delivery, "unknown"));
+    if let Some(lost) = evidence.unrest.unclean.filter(|lost| unknown > *lost as usize) {
+        let rule = if lost == 0 { "D12" } else { "G4" };
+        violations.push(format!(
+            "{rule}: {unknown} attempts of {id} are unknown, {lost} leaders were lost"
+        ));
+    }
+    let is_unknown = |call: &&&Seen| {
+        let mut attempts = delivery.attempts.iter();
+        attempts.any(|a| a.number == call.attempt && a.end == "unknown")
+    };
+    let epochs: Vec<u64> = calls
+        .into_iter()
+        .flatten()
+        .filter(is_unknown)
+        .map(|call| call.epoch)
+        .collect();
+    if let Some(pair) = epochs.windows(2).find(|pair| pair[0] == pair[1]) {
+        violations.push(format!("G4: two attempts of {id} are unknown in epoch {}", pair[0]));
     }
     violations
 }
@@ -78,6 +98,9 @@ fn steps(id: &str, delivery: &DeliveryDetail) -> Vec<String> {
     }
     if delivery.step as usize > failed.len() || failed.len() > STEPS {
         violations.push(format!("D5: {id} stands on step {} after {failed:?}", delivery.step));
+    }
+    if delivery.end.as_deref() == Some("exhausted") && failed.len() != STEPS {
+        violations.push(format!("D6: {id} is exhausted after {failed:?}"));
     }
     let successes = ended(delivery, "delivered");
     if successes != usize::from(delivery.state == "delivered") {
@@ -134,18 +157,30 @@ mod tests {
             &["failed", "failed", "unknown", "unknown", "failed", "failed"],
         ));
         violates(&bad, &super::check, "G4");
-        bad.faults.unclean = 2;
+        bad.unrest.unclean = Some(2);
+        violates(&bad, &super::check, "G4");
+        for (epoch, call) in (1..).zip(&mut bad.calls) {
+            call.epoch = epoch;
+        }
         assert!(super::check(&bad).is_empty());
+    }
+
+    #[test]
+    fn a_ladder_that_ends_early_violates_d6() {
+        let mut bad = evidence(dead("d", &["failed"; 3]));
+        assert!(super::check(&bad).is_empty());
+        bad.deliveries.get_mut("d").unwrap().end = Some("exhausted".to_owned());
+        violates(&bad, &super::check, "D6");
     }
 
     #[test]
     fn without_a_lost_leader_an_unknown_attempt_or_an_extra_call_violates_d12() {
         let mut bad = evidence(delivered("d", &["unknown", "delivered"]));
         assert!(super::check(&bad).is_empty());
-        bad.faults.unclean = 0;
+        bad.unrest.unclean = Some(0);
         violates(&bad, &super::check, "D12");
         let mut extra = evidence(delivered("d", &["delivered"]));
-        extra.faults.unclean = 0;
+        extra.unrest.unclean = Some(0);
         assert!(super::check(&extra).is_empty());
         extra.calls.push(call("d", 2, 0, 1, 10));
         violates(&extra, &super::check, "D12");

@@ -92,7 +92,7 @@ fn epochs(evidence: &Evidence) -> Vec<String> {
             ));
         }
     }
-    if evidence.faults.stops > 0 {
+    if evidence.unrest.stops > 0 {
         return violations; // a process that wakes up may end what it had begun
     }
     let mut newest: Option<&Seen> = None;
@@ -155,7 +155,7 @@ mod tests {
         let other = evidence(delivered("e", &["delivered"]));
         straggler.deliveries.extend(other.deliveries);
         violates(&straggler, &super::check, "D9");
-        straggler.faults.stops = 1;
+        straggler.unrest.stops = 1;
         assert!(super::check(&straggler).is_empty());
     }
 

@@ -2,7 +2,7 @@
 
 use agentpost::api::abbababa::{Attempt, DeliveryDetail};
 
-use crate::deliveries::{Evidence, Faults, Notice, Seen};
+use crate::deliveries::{Evidence, Notice, Seen, Unrest};
 
 const DELAYS_US: [u64; 3] = [1_000_000, 10_000_000, 100_000_000];
 
@@ -72,7 +72,10 @@ fn made(state: &str, id: &str, ends: &[&str]) -> DeliveryDetail {
 /// What one delivery leaves behind when everything is as it should be; a leader was lost on the way.
 pub fn evidence(delivery: DeliveryDetail) -> Evidence {
     let mut evidence = Evidence {
-        faults: Faults { unclean: 1, stops: 0 },
+        unrest: Unrest {
+            unclean: Some(1),
+            stops: 0,
+        },
         ..Evidence::default()
     };
     let mut at_us = 500;

@@ -1,6 +1,8 @@
 //! D8 and D11: when calls arrive, on the receiver's monotonic clock.
 
 use crate::deliveries::{Evidence, Seen};
+use crate::faults::Fault;
+use crate::workload::webhooks::LATER;
 
 /// Waits before the steps 1, 2 and 3.
 const DELAYS_US: [u64; 3] = [1_000_000, 10_000_000, 100_000_000];
@@ -8,6 +10,8 @@ const DELAYS_US: [u64; 3] = [1_000_000, 10_000_000, 100_000_000];
 const UNKNOWN_US: u64 = 31_000_000;
 /// The longest call to a URL that is deleted meanwhile.
 const DELETED_US: u64 = 30_000_000;
+/// How long a fault is felt when it is over: an election, and a tick.
+const AFTERMATH_US: u64 = 3_000_000;
 /// Cluster time counts whole milliseconds.
 const ROUNDING_US: u64 = 5_000;
 
@@ -25,7 +29,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
             }
         }
     }
-    for deletion in evidence.deletions.iter().filter(|_| evidence.faults.stops == 0) {
+    for deletion in evidence.deletions.iter().filter(|_| evidence.unrest.stops == 0) {
         let after = |call: &&Seen| call.path == deletion.path && call.at_us > deletion.at_us + DELETED_US;
         for call in evidence.calls.iter().filter(after) {
             violations.push(format!(
@@ -49,18 +53,23 @@ fn successors<'a>(evidence: &Evidence, calls: &[&'a Seen]) -> Vec<(&'a Seen, &'a
         (before, call, least_us)
     };
     // A process that was stopped may send an old attempt late: nothing follows from its distance.
-    let in_order = |(before, call): &(&Seen, &Seen)| call.at_us >= before.at_us || evidence.faults.stops == 0;
+    let in_order = |(before, call): &(&Seen, &Seen)| call.at_us >= before.at_us || evidence.unrest.stops == 0;
     pairs.filter(in_order).map(least).collect()
 }
 
-/// How much later than its step's delay each retry came, in milliseconds and rising; the time that the failed call took
-/// is in it.
-pub fn lateness_ms(evidence: &Evidence) -> Vec<u64> {
+/// How much later than its step's delay each retry came that no fault was near, in milliseconds and rising; the time
+/// that the failed call took is in it. What asked to be called later is left out.
+pub fn lateness_ms(evidence: &Evidence, faults: &[Fault]) -> Vec<u64> {
     let by_delivery = evidence.by_delivery();
+    let near = |from_us: u64, to_us: u64| {
+        let mut faults = faults.iter();
+        faults.any(|fault| fault.began / 1000 < to_us && from_us < fault.ended / 1000 + AFTERMATH_US)
+    };
     let mut late: Vec<u64> = by_delivery
         .values()
         .flat_map(|calls| successors(evidence, calls))
-        .filter(|(before, call, _)| before.step + 1 == call.step)
+        .filter(|(before, call, _)| before.step + 1 == call.step && !before.path.starts_with(LATER))
+        .filter(|(before, call, _)| !near(before.at_us, call.at_us))
         .map(|(before, call, least_us)| (call.at_us - before.at_us).saturating_sub(least_us) / 1000)
         .collect();
     late.sort_unstable();
@@ -76,7 +85,7 @@ mod tests {
     fn a_call_before_its_time_violates_d8() {
         let good = evidence(dead("d", &["failed"; 4]));
         assert!(super::check(&good).is_empty());
-        assert_eq!(super::lateness_ms(&good), [0, 0, 0]);
+        assert_eq!(super::lateness_ms(&good, &[]), [0, 0, 0]);
         for n in 1..4 {
             let mut bad = good.clone();
             bad.calls[n].at_us -= 100_000;
@@ -98,7 +107,7 @@ mod tests {
         bad.deletions[0].at_us += 1;
         assert!(super::check(&bad).is_empty());
         bad.deletions[0].at_us = 0;
-        bad.faults.stops = 1;
+        bad.unrest.stops = 1;
         assert!(super::check(&bad).is_empty());
     }
 }

@@ -1,8 +1,8 @@
 //! An ext4 file system in a loop image for each node, and a power switch.
 //!
 //! ```text
-//! <temporary>/agentpost-disks-<pid>-<n>/    a file system of its own: in memory, or this directory bound to itself
-//!     node1.img    mounted on node1/        what node 1 stores is below node1/data
+//! agentpost-disks-<pid>-<n>/            a file system of its own: in memory, or this directory bound to itself
+//!     node1.img    mounted on node1/    what node 1 stores is below node1/data
 //! ```
 //!
 //! Power is cut with ext4's own shutdown, without a flush of its journal: from that instant nothing reaches the image,
@@ -33,27 +33,28 @@ for (@disks) { ioctl($_, 0x8004587d, $how) or die "shutdown: $!\n" }
 /// How often, and how far apart, an unmount is tried: a process that was just killed may hold on for a moment.
 const UNMOUNTS: (u32, Duration) = (100, Duration::from_millis(10));
 
-/// Images of nodes 1 to n. All is unmounted and removed with the value.
+/// Images of nodes 1 to n. All is unmounted with the value; the files of images on disk stay where they are.
 pub(super) struct Images {
+    /// Absolute, as the kernel lists it.
     base: PathBuf,
     bytes: u64,
     nodes: usize,
 }
 
 impl Images {
-    pub(super) fn create(bytes: u64, memory: bool, nodes: usize) -> Result<Self> {
+    /// In memory, or as files below this directory.
+    pub(super) fn create(bytes: u64, below: Option<&Path>, nodes: usize) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let temporary = std::env::temp_dir();
-        remove_leftovers(&temporary);
+        release_leftovers();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let base = temporary.join(format!("{PREFIX}{}-{number}", std::process::id()));
+        let above = below.map_or_else(std::env::temp_dir, Path::to_owned).canonicalize()?;
+        let base = above.join(format!("{PREFIX}{}-{number}", std::process::id()));
         fs::create_dir(&base).with_context(|| base.display().to_string())?;
         let mut images = Images { base, bytes, nodes: 0 };
         let base = text(&images.base);
-        if memory {
-            run("mount", &["-t", "tmpfs", "-o", "size=90%", "tmpfs", &base])?;
-        } else {
-            run("mount", &["--bind", &base, &base])?;
+        match below {
+            None => run("mount", &["-t", "tmpfs", "-o", "size=90%", "tmpfs", &base])?,
+            Some(_) => run("mount", &["--bind", &base, &base])?,
         }
         run("mount", &["--make-shared", &base])?;
         images.grow(nodes)?;
@@ -128,34 +129,41 @@ fn unmount(mountpoint: &Path) -> Result<()> {
     result
 }
 
-/// Unmounts everything below a directory of images, and removes it. Nobody can act on a failure here; what is in use
-/// is detached now and goes with its last user.
+/// Unmounts everything below a directory of images, and removes it if nothing is left there. Nobody can act on a
+/// failure here; what is in use is detached now and goes with its last user.
 fn release(base: &Path) {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let mut below: Vec<PathBuf> = mounts
-        .lines()
-        .filter_map(|line| line.split(' ').nth(1))
-        .map(PathBuf::from)
-        .filter(|place| place.starts_with(base))
-        .collect();
+    let mut below: Vec<PathBuf> = mounted().filter(|place| place.starts_with(base)).collect();
     below.reverse();
     for place in below {
         if unmount(&place).is_err() {
             let _ = run("umount", &["-l", &text(&place)]);
         }
     }
-    let _ = fs::remove_dir_all(base);
+    let _ = fs::remove_dir(base);
 }
 
-/// Releases what processes left that were killed before they could.
-fn remove_leftovers(temporary: &Path) {
-    for entry in fs::read_dir(temporary).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
+/// Unmounts what processes left that were killed before they could.
+fn release_leftovers() {
+    for place in mounted() {
+        let Some(name) = place.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
         let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            release(&entry.path());
+            release(&place);
         }
     }
+}
+
+/// Everything that is mounted here, in the order in which it was.
+fn mounted() -> impl Iterator<Item = PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let places: Vec<PathBuf> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .map(PathBuf::from)
+        .collect();
+    places.into_iter()
 }
 
 fn text(path: &Path) -> String {

@@ -22,8 +22,9 @@ fn what_was_flushed_survives_and_what_was_not_is_gone() {
     if skipped() {
         return;
     }
-    for memory in [true, false] {
-        let mut images = Images::create(BYTES, memory, 2).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for below in [None, Some(dir.path())] {
+        let mut images = Images::create(BYTES, below, 2).unwrap();
         for node in [1, 2] {
             let mountpoint = images.mountpoint(node);
             let mut kept = File::create(mountpoint.join("kept")).unwrap();
@@ -48,7 +49,7 @@ fn the_disk_is_gone_before_the_process_ends() {
     if skipped() {
         return;
     }
-    let mut images = Images::create(BYTES, true, 2).unwrap();
+    let mut images = Images::create(BYTES, None, 2).unwrap();
     let mut file = Some(File::create(images.mountpoint(1).join("file")).unwrap());
     let other = File::create(images.mountpoint(2).join("file")).unwrap();
     images
@@ -66,9 +67,9 @@ fn nothing_stays_mounted_after_a_panic() {
     if skipped() {
         return;
     }
-    let (send, receive) = std::sync::mpsc::channel();
+    let (send, receive) = std::sync::mpsc::sync_channel(1);
     let panicked = std::thread::spawn(move || {
-        let images = Images::create(BYTES, true, 1).unwrap();
+        let images = Images::create(BYTES, None, 1).unwrap();
         send.send(images.mountpoint(1)).unwrap();
         panic!("on purpose");
     });

@@ -23,6 +23,8 @@ const HARNESS: u8 = 254;
 const INTERFACE: &str = "eth0";
 /// The first packet of a connection.
 const OPENS: &str = "tcp flags & (syn | ack) == syn";
+/// One that ends a connection at once.
+const RESETS: &str = "tcp flags & rst == rst";
 /// How long a packet waits for its turn on a slow way before it is dropped.
 const QUEUE: &str = "200ms";
 
@@ -166,6 +168,11 @@ impl Namespaces {
             writeln!(arriving, "ip saddr . tcp sport . tcp dport @new accept")?;
             writeln!(leaving, "ip daddr . tcp dport . tcp sport @new accept")?;
         }
+        if self.cut.manner == Manner::Resets {
+            // What tells that a connection is gone has to arrive.
+            writeln!(arriving, "{RESETS} accept")?;
+            writeln!(leaving, "{RESETS} accept")?;
+        }
         for (from, to) in &self.cut.pairs {
             let (chain, field, other) = match (from, to) {
                 (from, End::Node(to)) if *to == node => (&mut arriving, "saddr", from),
@@ -182,10 +189,10 @@ impl Namespaces {
             writeln!(chain, "ip {field} {address} drop")?;
         }
         if self.loss_percent > 0 {
-            let (host, percent) = (self.host(), self.loss_percent);
+            let (host, last) = (self.host(), self.loss_percent - 1);
             writeln!(
                 arriving,
-                "iifname {INTERFACE} ip saddr != {host} numgen random mod 100 < {percent} drop"
+                "iifname {INTERFACE} ip saddr != {host} numgen random mod 100 <= {last} drop"
             )?;
         }
         Ok(format!(

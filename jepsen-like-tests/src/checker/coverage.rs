@@ -1,0 +1,139 @@
+//! Whether a run met what its scenario is about. A verdict of a run without the faults means nothing.
+
+use std::collections::HashMap;
+
+use super::Evidence;
+use super::mail::End;
+use crate::faults::{Fault, State};
+use crate::scenario::Cover;
+use crate::verdict::Coverage;
+
+/// In [`Cover::faults`], this is no fault: a node that got a snapshot from another one, as the nodes said.
+pub const SNAPSHOT_INSTALL: &str = "snapshot install";
+
+/// Counts each condition.
+pub fn check(evidence: &Evidence, cover: &Cover) -> Vec<Coverage> {
+    let installed = installed(evidence);
+    let mut coverage: Vec<Coverage> = Vec::new();
+    let mut want = |what: String, wanted: u64, got: u64| {
+        if wanted > 0 {
+            coverage.push(Coverage { what, wanted, got });
+        }
+    };
+    for (kind, wanted) in cover.faults {
+        match *kind {
+            SNAPSHOT_INSTALL => want("snapshots installed".to_owned(), *wanted, snapshots(evidence)),
+            kind => want(
+                format!("{kind} installed"),
+                *wanted,
+                installed.get(kind).copied().unwrap_or(0),
+            ),
+        }
+    }
+    want(
+        "acknowledged operations inside faults".to_owned(),
+        cover.operations_inside,
+        inside(evidence),
+    );
+    want(
+        "leader changes".to_owned(),
+        cover.leader_changes,
+        evidence.leader_changes(),
+    );
+    coverage
+}
+
+/// How often each kind of fault surely happened.
+pub fn installed(evidence: &Evidence) -> HashMap<&str, u64> {
+    let mut installed = HashMap::new();
+    for fault in happened(evidence) {
+        *installed.entry(fault.kind.as_str()).or_default() += 1;
+    }
+    installed
+}
+
+fn happened(evidence: &Evidence) -> impl Iterator<Item = &Fault> {
+    evidence.faults.iter().filter(|fault| fault.state == State::Installed)
+}
+
+/// Acknowledged operations that began while a fault went on.
+pub fn inside(evidence: &Evidence) -> u64 {
+    // Faults are sorted by their begin: joined, they are sorted by their end, too.
+    let mut windows: Vec<(u64, u64)> = Vec::new();
+    for fault in happened(evidence) {
+        match windows.last_mut() {
+            Some(last) if fault.began <= last.1 => last.1 = last.1.max(fault.ended),
+            _ => windows.push((fault.began, fault.ended)),
+        }
+    }
+    let within = |at: u64| {
+        let next = windows.partition_point(|window| window.1 <= at);
+        windows.get(next).is_some_and(|window| window.0 <= at)
+    };
+    let moments = evidence.moments.iter().filter(|moment| moment.end == End::Ok);
+    moments.filter(|moment| within(moment.began)).count() as u64
+}
+
+/// Snapshots that nodes got from others. A node counts from the start of its process, and is asked ten times a second.
+pub fn snapshots(evidence: &Evidence) -> u64 {
+    let mut last: HashMap<usize, u64> = HashMap::new();
+    let mut all = 0;
+    for sample in &evidence.samples {
+        let before = last.insert(sample.node, sample.installed).unwrap_or(0);
+        let process_began = sample.installed < before;
+        all += sample.installed - if process_began { 0 } else { before };
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::made_up::{Story, sample};
+    use crate::history::{Fields, Op};
+
+    const COVER: Cover = Cover {
+        faults: &[("kill", 2), (SNAPSHOT_INSTALL, 3)],
+        operations_inside: 2,
+        leader_changes: 1,
+    };
+
+    fn got(story: Story) -> Vec<u64> {
+        check(&story.evidence(), &COVER)
+            .into_iter()
+            .map(|coverage| coverage.got)
+            .collect()
+    }
+
+    #[test]
+    fn faults_operations_inside_them_snapshots_and_leaders_are_counted() {
+        let send = |story: Story, began: u64| {
+            story.ok(
+                began..began + 1,
+                Op::Send,
+                "a",
+                Fields::key(format!("k{began}")),
+                Fields::id("m"),
+            )
+        };
+        let mut story = Story::default().fault("kill", &[1], 10..20).fault("kill", &[2], 15..30);
+        story = story.fault("pause", &[2], 50..60);
+        for began in [9, 10, 29, 30, 55] {
+            story = send(story, began);
+        }
+        let installed = |t: u64, node: usize, installed: u64| {
+            let mut sample = sample(t, node, 1, node == 1);
+            sample.installed = installed;
+            sample
+        };
+        story = story.samples([installed(1, 1, 0), installed(2, 1, 2), installed(3, 1, 1)]);
+        assert_eq!(got(story), [2, 3, 3, 0]);
+        let two = [
+            sample(1, 1, 1, true),
+            sample(2, 1, 1, true),
+            sample(3, 2, 2, true),
+            sample(4, 2, 2, true),
+        ];
+        assert_eq!(got(Story::default().samples(two)), [0, 0, 0, 1]);
+    }
+}

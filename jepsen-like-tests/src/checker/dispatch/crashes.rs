@@ -1,0 +1,53 @@
+//! The table of crash points of the dispatcher: X1 names an agent after the place where its delivery's leader died.
+
+use crate::deliveries::{Evidence, ended};
+
+/// Each place with the calls that its one delivery gets in all, and how many attempts are unknown in the end.
+pub const PLACES: [(&str, usize, usize); 6] = [
+    ("before-claim", 1, 0),
+    ("claim-committed", 1, 1),
+    ("before-call", 1, 1),
+    ("after-call", 2, 1),
+    ("before-outcome", 2, 1),
+    ("outcome-committed", 1, 0),
+];
+
+/// The agents of a place are called by its name and a round.
+pub fn check(evidence: &Evidence) -> Vec<String> {
+    let by_delivery = evidence.by_delivery();
+    let mut violations = Vec::new();
+    for (place, calls, unknown) in PLACES {
+        let of_place = |agent: &str| agent.strip_prefix(place).is_some_and(|round| round.starts_with('-'));
+        for delivery in evidence.deliveries.values().filter(|d| of_place(&d.to_agent_id)) {
+            let seen = (
+                by_delivery.get(delivery.id.as_str()).map_or(0, Vec::len),
+                ended(delivery, "unknown"),
+            );
+            if seen != (calls, unknown) || delivery.state != "delivered" {
+                violations.push(format!(
+                    "crash table: a leader died at {place}: {} is {} after {} calls, {} unknown, not {calls} and {unknown}",
+                    delivery.id, delivery.state, seen.0, seen.1
+                ));
+            }
+        }
+    }
+    violations
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::made_up::{delivered, evidence, violates};
+
+    #[test]
+    fn a_place_costs_what_the_table_says() {
+        let at = |place: &str| {
+            let mut delivery = delivered("d", &["unknown", "delivered"]);
+            delivery.to_agent_id = format!("{place}-0");
+            evidence(delivery)
+        };
+        assert!(super::check(&at("after-call")).is_empty());
+        assert!(super::check(&at("another-place")).is_empty());
+        violates(&at("before-claim"), &super::check, "crash table");
+        violates(&at("before-call"), &super::check, "crash table");
+    }
+}

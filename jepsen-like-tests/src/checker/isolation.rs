@@ -1,0 +1,218 @@
+//! Nothing crosses the border of a team, and no key does more than it may: what a team's inboxes hold was sent in that
+//! team; what belongs to another one is answered like what does not exist; what was sent lands in its own team, once.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::Evidence;
+use crate::history::{Op, Operation, Outcome};
+use crate::verdict::Check;
+
+/// Checks probes and inboxes.
+pub fn check(evidence: &Evidence) -> Check {
+    let operations = &evidence.operations;
+    let mut violations = Vec::new();
+    let looked_at = probes(operations, &mut violations) + inboxes(operations, &mut violations);
+    told_apart(operations, &mut violations);
+    landings(operations, &mut violations);
+    Check::new("isolation", looked_at, violations)
+}
+
+fn team_of(name: &str) -> &str {
+    name.split_once('/').map_or(name, |(team, _)| team)
+}
+
+fn probes(operations: &[Operation], violations: &mut Vec<String>) -> usize {
+    let mut count = 0;
+    for probe in operations.iter().filter(|o| o.op == Op::Probe) {
+        count += 1;
+        let Some(answered) = probe.answered() else {
+            continue;
+        };
+        let (team, route) = (probe.asked.name.as_deref().unwrap_or_default(), &probe.k);
+        if let Some(id) = &probe.asked.id {
+            violations.push(format!("{team} was allowed: {route} ({id})"));
+        }
+        let foreign = answered
+            .items
+            .iter()
+            .filter(|item| !item.key.is_empty() && team_of(&item.key) != team);
+        violations.extend(foreign.map(|item| format!("{team} was shown {} by {route}", item.key)));
+    }
+    count
+}
+
+/// What another team has must be refused in the words for what nobody has.
+fn told_apart(operations: &[Operation], violations: &mut Vec<String>) {
+    let mut words: BTreeMap<&str, [HashSet<&str>; 2]> = BTreeMap::new();
+    for probe in operations.iter().filter(|o| o.op == Op::Probe) {
+        let kind = match probe.asked.id.as_deref() {
+            Some("foreign") => 0,
+            Some("absent") => 1,
+            _ => continue,
+        };
+        if let Outcome::Fail(why) = &probe.outcome
+            && why.starts_with('4')
+        {
+            words.entry(&probe.k).or_default()[kind].insert(why);
+        }
+    }
+    for (route, [foreign, absent]) in words {
+        if !absent.is_empty() && !foreign.is_subset(&absent) {
+            violations.push(format!("{route} tells foreign from absent: {foreign:?} and {absent:?}"));
+        }
+    }
+}
+
+/// Every message is of its inbox's team, and somebody sent it.
+fn inboxes(operations: &[Operation], violations: &mut Vec<String>) -> usize {
+    let sent: HashSet<&str> = operations
+        .iter()
+        .filter(|o| matches!(o.op, Op::Publish | Op::KeyUse))
+        .filter_map(|o| o.asked.key.as_deref())
+        .collect();
+    let mut count = 0;
+    for audit in operations.iter().filter(|o| o.op == Op::Inbox) {
+        // Notices have no key.
+        let items = audit.answered().map_or(&[][..], |answered| &answered.items);
+        for item in items.iter().filter(|item| !item.key.is_empty()) {
+            count += 1;
+            if team_of(&item.key) != team_of(&audit.k) {
+                violations.push(format!("{} of another team is in {}", item.key, audit.k));
+            } else if !sent.contains(item.key.as_str()) {
+                violations.push(format!("{} is in {}, and nobody sent it", item.key, audit.k));
+            }
+        }
+    }
+    count
+}
+
+/// What keys wrote is once in an inbox of their team, on every node; what was refused is nowhere.
+fn landings(operations: &[Operation], violations: &mut Vec<String>) {
+    let writes = operations.iter().filter(|o| o.op == Op::KeyUse);
+    let writes: HashMap<&str, &Operation> = writes.filter_map(|o| Some((o.asked.key.as_deref()?, o))).collect();
+    let mut counts: BTreeMap<usize, HashMap<&str, usize>> = BTreeMap::new();
+    for audit in operations.iter().filter(|o| o.op == Op::Inbox) {
+        let of_node = counts.entry(audit.node.unwrap_or(0)).or_default();
+        for item in audit.answered().map_or(&[][..], |answered| &answered.items) {
+            if writes.contains_key(item.key.as_str()) {
+                *of_node.entry(&item.key).or_default() += 1;
+            }
+        }
+    }
+    for (key, write) in &writes {
+        for (node, of_node) in &counts {
+            let count = of_node.get(key).copied().unwrap_or(0);
+            match (&write.outcome, count) {
+                (Outcome::Ok(_), 0) => violations.push(format!("node {node} lost {key}, written with {}", write.k)),
+                (Outcome::Fail(why), 1..) => violations.push(format!("node {node} has {key}, refused: {why}")),
+                (_, 2..) => violations.push(format!("node {node} has {key} {count} times")),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::by_hand::{did, evidence, items, name, refused, unknown};
+    use super::*;
+    use crate::history::Fields;
+
+    fn probe(id: Option<&str>) -> Fields {
+        Fields {
+            id: id.map(str::to_owned),
+            ..name("a")
+        }
+    }
+
+    fn shown(id: Option<&str>, keys: &[&str]) -> Operation {
+        did(
+            Op::Probe,
+            "GET message",
+            probe(id),
+            1..2,
+            Fields::items(items(keys, None)),
+        )
+    }
+
+    fn told(id: &str, why: &str) -> Operation {
+        refused(Op::Probe, "GET message", probe(Some(id)), 1..2, why)
+    }
+
+    fn write(asked: &str) -> Fields {
+        Fields {
+            key: Some(asked.to_owned()),
+            ..name("write")
+        }
+    }
+
+    fn inbox(keys: &[&str]) -> Operation {
+        did(
+            Op::Inbox,
+            "a/sink",
+            Fields::default(),
+            900..910,
+            Fields::items(items(keys, None)),
+        )
+    }
+
+    fn only(operations: Vec<Operation>, word: &str) {
+        let found = check(&evidence(operations)).violations;
+        assert!(found.len() == 1 && found[0].contains(word), "{word}: {found:?}");
+    }
+
+    fn fine(operations: Vec<Operation>) {
+        let found = check(&evidence(operations)).violations;
+        assert!(found.is_empty(), "{found:?}");
+    }
+
+    #[test]
+    fn no_probe_is_allowed() {
+        fine(vec![told("foreign", "404 no such message")]);
+        for id in ["foreign", "absent", "forbidden"] {
+            only(vec![shown(Some(id), &[])], "was allowed");
+        }
+    }
+
+    #[test]
+    fn a_name_that_both_teams_have_shows_each_its_own() {
+        fine(vec![shown(None, &["a/1", ""])]);
+        only(vec![shown(None, &["a/1", "b/1"])], "was shown b/1");
+    }
+
+    #[test]
+    fn what_is_foreign_is_refused_like_what_is_absent() {
+        let absent = || told("absent", "404 no such message");
+        fine(vec![
+            absent(),
+            told("foreign", "404 no such message"),
+            told("foreign", "no leader"),
+        ]);
+        only(
+            vec![absent(), told("foreign", "403 not yours")],
+            "tells foreign from absent",
+        );
+    }
+
+    #[test]
+    fn inboxes_hold_what_their_team_sent() {
+        let sent = did(Op::KeyUse, "a/k", write("a/1"), 1..2, Fields::default());
+        fine(vec![sent.clone(), inbox(&["a/1", ""])]);
+        only(vec![sent.clone(), inbox(&["a/1", "a/2"])], "nobody sent it");
+        let other = did(Op::Publish, "b/news", write("b/1"), 1..2, Fields::default());
+        only(vec![sent, other, inbox(&["a/1", "b/1"])], "of another team");
+    }
+
+    #[test]
+    fn what_a_key_wrote_is_there_once_and_what_was_refused_is_not() {
+        let sent = did(Op::KeyUse, "a/k", write("a/1"), 1..2, Fields::default());
+        only(vec![sent.clone(), inbox(&[])], "lost a/1");
+        only(vec![sent, inbox(&["a/1", "a/1"])], "2 times");
+        let away = refused(Op::KeyUse, "a/k", write("a/1"), 1..2, "401");
+        fine(vec![away.clone(), inbox(&[])]);
+        only(vec![away, inbox(&["a/1"])], "refused: 401");
+        let doubt = unknown(Op::KeyUse, "a/k", write("a/1"), 1..2);
+        fine(vec![doubt.clone(), inbox(&["a/1"])]);
+        fine(vec![doubt, inbox(&[])]);
+    }
+}

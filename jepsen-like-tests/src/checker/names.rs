@@ -1,0 +1,96 @@
+//! Texts as numbers: a history names each message many times.
+
+use std::hash::{BuildHasher as _, RandomState};
+
+/// A text as a number; 0 is the empty text.
+pub type Name = u32;
+
+/// Gives each text its number.
+pub struct Names {
+    text: String,
+    /// Where each name ends in `text`.
+    ends: Vec<usize>,
+    /// Open addressing: a name + 1, or 0. Its length is a power of two.
+    slots: Vec<u32>,
+    hasher: RandomState,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        let mut names = Names {
+            text: String::new(),
+            ends: Vec::new(),
+            slots: vec![0; 64],
+            hasher: RandomState::new(),
+        };
+        names.of("");
+        names
+    }
+}
+
+impl Names {
+    /// The number of a text, which gets one if it has none.
+    pub fn of(&mut self, text: &str) -> Name {
+        if (self.ends.len() + 1) * 2 > self.slots.len() {
+            self.grow();
+        }
+        let slot = self.slot(text);
+        if self.slots[slot] == 0 {
+            self.text.push_str(text);
+            self.ends.push(self.text.len());
+            self.slots[slot] = self.ends.len() as u32;
+        }
+        self.slots[slot] - 1
+    }
+
+    /// The text of a number.
+    pub fn text(&self, name: Name) -> &str {
+        let place = name as usize;
+        let begin = place.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.text[begin..self.ends[place]]
+    }
+
+    /// How many there are; all numbers are less.
+    pub fn count(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Where a text is, or would be.
+    fn slot(&self, text: &str) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut slot = self.hasher.hash_one(text) as usize & mask;
+        while self.slots[slot] != 0 && self.text(self.slots[slot] - 1) != text {
+            slot = (slot + 1) & mask;
+        }
+        slot
+    }
+
+    fn grow(&mut self) {
+        self.slots = vec![0; self.slots.len() * 2];
+        let mask = self.slots.len() - 1;
+        for name in 0..self.ends.len() as Name {
+            let mut slot = self.hasher.hash_one(self.text(name)) as usize & mask;
+            while self.slots[slot] != 0 {
+                slot = (slot + 1) & mask;
+            }
+            self.slots[slot] = name + 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_text_has_one_number() {
+        let mut names = Names::default();
+        assert_eq!(names.of(""), 0);
+        let texts: Vec<String> = (0..1_000).map(|n| format!("msg-{n}")).collect();
+        let numbers: Vec<Name> = texts.iter().map(|text| names.of(text)).collect();
+        for (text, number) in texts.iter().zip(numbers) {
+            assert_eq!((names.of(text), names.text(number)), (number, text.as_str()));
+        }
+        assert_eq!((names.count(), names.text(0)), (1_001, ""));
+    }
+}

@@ -1,0 +1,462 @@
+//! A limit is never exceeded, nothing is refused before it is reached, and a repeat counts once.
+//!
+//! What was accepted in the end stands in the receiver's inbox, in the order in which it was counted and with the day (or
+//! month) of which; so nothing stays in doubt. Of a refusal the day is not known: it is that of some spend around it, and
+//! it is wrong only if it would be on all of those days. A limit that is being changed is taken for what helps the node.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::Evidence;
+use crate::history::{Item, Op, Operation, Outcome};
+use crate::verdict::Check;
+
+/// Checks every quota by itself.
+pub fn check(evidence: &Evidence) -> Check {
+    let mut quotas: BTreeMap<&str, Quota<'_>> = BTreeMap::new();
+    for operation in &evidence.operations {
+        let list = match operation.op {
+            Op::Spend => 0,
+            Op::Limit => 1,
+            Op::Spent => 2,
+            _ => continue,
+        };
+        let quota = quotas.entry(&operation.k).or_default();
+        [&mut quota.spends, &mut quota.limits, &mut quota.audits][list].push(operation);
+    }
+    let looked_at = quotas.values().map(|quota| quota.spends.len()).sum();
+    let violations = quotas.iter().flat_map(|(name, quota)| {
+        let found = quota.check();
+        found.into_iter().map(move |violation| format!("{name}: {violation}"))
+    });
+    Check::new("quota", looked_at, violations.collect())
+}
+
+#[derive(Default)]
+struct Quota<'a> {
+    spends: Vec<&'a Operation>,
+    limits: Vec<&'a Operation>,
+    audits: Vec<&'a Operation>,
+}
+
+/// What was counted, with the window in which it was.
+struct Counted<'a> {
+    key: &'a str,
+    period: u64,
+    /// The how manieth of its period.
+    number: u64,
+    began: u64,
+    ended: u64,
+}
+
+/// What clients know of one key.
+#[derive(Default)]
+struct Asked<'a> {
+    began: u64,
+    /// The first acknowledgement.
+    ended: Option<u64>,
+    ids: HashSet<&'a str>,
+    /// How many the face said were used.
+    used: HashSet<u64>,
+    refused: bool,
+    unknown: bool,
+}
+
+impl Quota<'_> {
+    fn check(&self) -> Vec<String> {
+        let mut violations = Vec::new();
+        let asked = self.asked(&mut violations);
+        let Some(items) = self.same_on_all_nodes(&mut violations) else {
+            return violations;
+        };
+        let counted = in_order(items, &asked);
+        goes_on(&counted, &mut violations);
+        once(items, &asked, &mut violations);
+        self.within_limits(&counted, &mut violations);
+        for entry in &counted {
+            let told = asked.get(entry.key).map(|asked| &asked.used);
+            if let Some(used) = told.and_then(|used| used.iter().find(|used| **used != entry.number)) {
+                let (key, number) = (entry.key, entry.number);
+                violations.push(format!(
+                    "{key} is number {number} of its period and was answered as number {used}"
+                ));
+            }
+        }
+        self.refusals(&counted, &mut violations);
+        violations
+    }
+
+    /// What was asked, by key.
+    fn asked(&self, violations: &mut Vec<String>) -> HashMap<&str, Asked<'_>> {
+        let mut all: HashMap<&str, Asked<'_>> = HashMap::new();
+        for spend in &self.spends {
+            let key = spend.asked.key.as_deref().unwrap_or_default();
+            let asked = all.entry(key).or_insert_with(|| Asked {
+                began: spend.began,
+                ..Asked::default()
+            });
+            match &spend.outcome {
+                Outcome::Ok(answered) => {
+                    let ended = spend.ended.unwrap_or(u64::MAX);
+                    asked.ended = Some(asked.ended.map_or(ended, |first| first.min(ended)));
+                    asked.ids.extend(answered.id.as_deref());
+                    asked.used.extend(answered.n);
+                }
+                Outcome::Fail(why) if asked.ended.is_some_and(|ended| ended < spend.began) => {
+                    violations.push(format!("a repeat of the accepted {key} was refused: {why}"));
+                }
+                Outcome::Fail(_) => asked.refused = true,
+                Outcome::Info(_) => asked.unknown = true,
+            }
+        }
+        all
+    }
+
+    fn same_on_all_nodes(&self, violations: &mut Vec<String>) -> Option<&[Item]> {
+        let mut first: Option<&[Item]> = None;
+        for audit in &self.audits {
+            let node = audit.node.unwrap_or(0);
+            match audit.answered() {
+                None => violations.push(format!("node {node} does not show what was spent: {:?}", audit.outcome)),
+                Some(answered) if *first.get_or_insert(&answered.items) != answered.items => {
+                    violations.push(format!(
+                        "node {node} shows another account than the first that was asked"
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        first
+    }
+
+    fn within_limits(&self, counted: &[Counted<'_>], violations: &mut Vec<String>) {
+        for entry in counted {
+            let possible = self
+                .limits
+                .iter()
+                .filter(|limit| limit.began <= entry.ended && may_have_happened(limit));
+            let highest = possible.filter_map(|limit| limit.asked.n).max().unwrap_or(0);
+            if entry.number > highest {
+                let (key, number) = (entry.key, entry.number);
+                violations.push(format!(
+                    "{key} was accepted as number {number} of a limit of {highest} at most"
+                ));
+            }
+        }
+    }
+
+    /// A refusal by the quota needs a day of which everything was spent that the limit surely allowed.
+    fn refusals(&self, counted: &[Counted<'_>], violations: &mut Vec<String>) {
+        for spend in &self.spends {
+            let (Outcome::Fail(why), Some(ended)) = (&spend.outcome, spend.ended) else {
+                continue;
+            };
+            if !why.starts_with("429") {
+                continue;
+            }
+            let possible = counted.partition_point(|entry| entry.began <= ended);
+            let certain = counted.partition_point(|entry| entry.ended < spend.began);
+            let first = certain.saturating_sub(1).min(possible);
+            let around = &counted[first..counted.len().min(possible + 1)];
+            let days: HashSet<u64> = around.iter().map(|entry| entry.period).collect();
+            let spent = |day: &u64| counted[..possible].iter().rev().find(|entry| entry.period == *day);
+            let most = days
+                .iter()
+                .filter_map(spent)
+                .map(|entry| entry.number)
+                .max()
+                .unwrap_or(0);
+            let allowed = self.surely_allowed(spend.began, ended);
+            if most < allowed {
+                let key = spend.asked.key.as_deref().unwrap_or_default();
+                violations.push(format!("{key} was refused when {most} of {allowed} were spent at most"));
+            }
+        }
+    }
+
+    /// The lowest limit that may have held then: that of the last change that was surely made before, or any that may
+    /// have come since.
+    fn surely_allowed(&self, began: u64, ended: u64) -> u64 {
+        let made = |limit: &&&Operation| limit.answered().is_some() && limit.ended.is_some_and(|end| end < began);
+        let Some(last) = self.limits.iter().filter(made).max_by_key(|limit| limit.began) else {
+            return 0;
+        };
+        let since = self.limits.iter().filter(|limit| {
+            let over = limit.answered().is_some() && limit.ended.is_some_and(|end| end < last.began);
+            may_have_happened(limit) && limit.began <= ended && !over
+        });
+        since.filter_map(|limit| limit.asked.n).min().unwrap_or(0)
+    }
+}
+
+fn may_have_happened(limit: &Operation) -> bool {
+    !matches!(limit.outcome, Outcome::Fail(_))
+}
+
+/// Numbers what was counted, and narrows the window of each by what came before and after it.
+fn in_order<'a>(items: &'a [Item], asked: &HashMap<&str, Asked<'_>>) -> Vec<Counted<'a>> {
+    let mut numbers: HashMap<u64, u64> = HashMap::new();
+    let mut latest = 0;
+    let mut counted: Vec<Counted<'a>> = Vec::new();
+    for item in items {
+        let period = item.seq.unwrap_or(0);
+        let number = numbers.entry(period).or_default();
+        *number += 1;
+        let known = asked.get(item.key.as_str());
+        latest = latest.max(known.map_or(0, |asked| asked.began));
+        counted.push(Counted {
+            key: &item.key,
+            period,
+            number: *number,
+            began: latest,
+            ended: known.and_then(|asked| asked.ended).unwrap_or(u64::MAX),
+        });
+    }
+    let mut earliest = u64::MAX;
+    for entry in counted.iter_mut().rev() {
+        earliest = earliest.min(entry.ended);
+        entry.ended = earliest;
+    }
+    counted
+}
+
+/// Time does not go back in the account, by the days that it names and by the clock of the clients.
+fn goes_on(counted: &[Counted<'_>], violations: &mut Vec<String>) {
+    for pair in counted.windows(2).filter(|pair| pair[1].period < pair[0].period) {
+        violations.push(format!(
+            "{} was counted of an earlier period than {} before it",
+            pair[1].key, pair[0].key
+        ));
+    }
+    for entry in counted.iter().filter(|entry| entry.began > entry.ended) {
+        violations.push(format!(
+            "{} was not counted between its begin and its answer",
+            entry.key
+        ));
+    }
+}
+
+/// Each key once: what was acknowledged is there, what was refused is not, and nobody else's.
+fn once(items: &[Item], asked: &HashMap<&str, Asked<'_>>, violations: &mut Vec<String>) {
+    let mut met: HashMap<&str, &str> = HashMap::new();
+    for item in items {
+        let key = item.key.as_str();
+        if met.insert(key, &item.id).is_some() {
+            violations.push(format!("{key} was counted twice"));
+        }
+        match asked.get(key) {
+            None => violations.push(format!("{key} was counted and nobody asked for it")),
+            Some(a) if a.refused && a.ended.is_none() && !a.unknown => {
+                violations.push(format!("{key} was refused and counted"));
+            }
+            Some(_) => {}
+        }
+    }
+    for (key, asked) in asked {
+        if asked.ended.is_some() && !met.contains_key(key) {
+            violations.push(format!("{key} was accepted and is not there"));
+        }
+        if asked.ids.len() > 1 {
+            violations.push(format!(
+                "repeats of {key} were answered with different ids: {:?}",
+                asked.ids
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::by_hand::{did, evidence, items, number, refused, unknown};
+    use super::*;
+    use crate::history::Fields;
+
+    const NAME: &str = "quota-0";
+
+    fn limit(n: u64, times: std::ops::Range<u64>) -> Operation {
+        did(Op::Limit, NAME, number(n), times, Fields::default())
+    }
+
+    fn spend(key: &str, times: std::ops::Range<u64>) -> Operation {
+        did(Op::Spend, NAME, Fields::key(key), times, Fields::id(key))
+    }
+
+    fn over(key: &str, times: std::ops::Range<u64>) -> Operation {
+        refused(Op::Spend, NAME, Fields::key(key), times, "429 used up")
+    }
+
+    fn account(days: &[(&[&str], u64)]) -> Operation {
+        let all = days.iter().flat_map(|(keys, day)| items(keys, Some(*day))).collect();
+        did(Op::Spent, NAME, Fields::default(), 900..910, Fields::items(all))
+    }
+
+    fn violations(operations: Vec<Operation>) -> Vec<String> {
+        check(&evidence(operations)).violations
+    }
+
+    fn only(operations: Vec<Operation>, word: &str) {
+        let found = violations(operations);
+        assert!(found.len() == 1 && found[0].contains(word), "{word}: {found:?}");
+    }
+
+    #[test]
+    fn a_limit_is_reached_and_not_exceeded() {
+        let history = |keys: &[&str]| {
+            let spends = [spend("a", 3..4), spend("b", 5..6), spend("c", 7..8)];
+            let mut operations = vec![limit(2, 1..2), account(&[(keys, 9)])];
+            operations.extend(spends.into_iter().take(keys.len()));
+            operations
+        };
+        assert!(violations(history(&["a", "b"])).is_empty());
+        only(history(&["a", "b", "c"]), "number 3 of a limit of 2");
+    }
+
+    #[test]
+    fn a_raised_limit_counts_from_when_it_may_hold() {
+        let history = |raise: Operation| {
+            let spends = [spend("a", 3..4), spend("b", 9..10), account(&[(&["a", "b"], 9)])];
+            [&[limit(1, 1..2), raise][..], &spends].concat()
+        };
+        assert!(violations(history(limit(2, 5..6))).is_empty());
+        assert!(violations(history(unknown(Op::Limit, NAME, number(2), 5..6))).is_empty());
+        only(history(limit(2, 11..12)), "number 2 of a limit of 1");
+        only(
+            history(refused(Op::Limit, NAME, number(2), 5..6, "503")),
+            "number 2 of a limit of 1",
+        );
+    }
+
+    #[test]
+    fn a_refusal_needs_a_limit_that_is_reached() {
+        let history = |spends: &[Operation], keys: &[&str]| {
+            let rest = [limit(2, 1..2), over("x", 7..8), account(&[(keys, 9)])];
+            [spends, &rest].concat()
+        };
+        assert!(violations(history(&[spend("a", 3..4), spend("b", 5..6)], &["a", "b"])).is_empty());
+        only(history(&[spend("a", 3..4)], &["a"]), "refused when 1 of 2");
+        // It was in doubt and counted, in doubt and not, or came later.
+        let doubt = unknown(Op::Spend, NAME, Fields::key("b"), 5..6);
+        assert!(violations(history(&[spend("a", 3..4), doubt.clone()], &["a", "b"])).is_empty());
+        only(history(&[spend("a", 3..4), doubt], &["a"]), "refused when 1 of 2");
+        only(
+            history(&[spend("a", 3..4), spend("b", 9..10)], &["a", "b"]),
+            "refused when 1 of 2",
+        );
+        assert!(violations(history(&[spend("a", 3..4), spend("b", 7..10)], &["a", "b"])).is_empty());
+    }
+
+    #[test]
+    fn a_refusal_while_the_limit_changes_goes_by_the_lower_one() {
+        let history = |raise: Operation| {
+            let rest = [spend("a", 3..4), over("x", 7..10), account(&[(&["a"], 9)])];
+            [&[limit(1, 1..2), raise][..], &rest].concat()
+        };
+        only(history(limit(5, 5..6)), "refused when 1 of 5");
+        assert!(violations(history(limit(5, 5..8))).is_empty());
+        assert!(violations(history(unknown(Op::Limit, NAME, number(5), 5..6))).is_empty());
+        // One that nobody knows of may come late and lower it again.
+        let late = [unknown(Op::Limit, NAME, number(1), 3..4), limit(5, 5..6)];
+        let rest = [
+            limit(3, 1..2),
+            spend("a", 3..4),
+            over("x", 7..10),
+            account(&[(&["a"], 9)]),
+        ];
+        assert!(violations([&late[..], &rest].concat()).is_empty());
+    }
+
+    #[test]
+    fn each_day_has_its_own_count_and_a_refusal_belongs_to_any_day_around_it() {
+        let history = |refusal: Operation, days: &[(&[&str], u64)]| {
+            let spends = [spend("a", 3..4), spend("b", 9..10), refusal, account(days)];
+            [&[limit(1, 1..2)][..], &spends].concat()
+        };
+        let days: &[(&[&str], u64)] = &[(&["a"], 9), (&["b"], 10)];
+        for times in [5..6, 11..12] {
+            assert!(violations(history(over("x", times), days)).is_empty());
+        }
+        only(
+            history(over("x", 11..12), &[(&["a"], 10), (&["b"], 9)]),
+            "earlier period",
+        );
+        // Nothing was spent yet on the day of the refusal, whichever that was.
+        let early = vec![
+            limit(1, 0..1),
+            over("x", 2..3),
+            spend("a", 4..5),
+            account(&[(&["a"], 9)]),
+        ];
+        only(early, "refused when 0 of 1");
+    }
+
+    #[test]
+    fn a_repeat_counts_once() {
+        let history = |again: Operation, keys: &[&str]| {
+            let rest = [spend("a", 3..4), again, account(&[(keys, 9)])];
+            [&[limit(2, 1..2)][..], &rest].concat()
+        };
+        assert!(violations(history(spend("a", 5..6), &["a"])).is_empty());
+        only(history(spend("a", 5..6), &["a", "a"]), "counted twice");
+        only(
+            history(refused(Op::Spend, NAME, Fields::key("a"), 5..6, "409"), &["a"]),
+            "repeat of the accepted a",
+        );
+        let other = did(Op::Spend, NAME, Fields::key("a"), 5..6, Fields::id("b"));
+        only(history(other, &["a"]), "different ids");
+    }
+
+    #[test]
+    fn what_was_accepted_is_there_and_what_was_refused_is_not() {
+        let first = [limit(1, 1..2), spend("a", 3..4)];
+        let history = |rest: &[Operation]| [&first[..], rest].concat();
+        only(history(&[account(&[])]), "accepted and is not there");
+        let refused = refused(Op::Spend, NAME, Fields::key("b"), 5..6, "400 no");
+        only(
+            [
+                &[limit(2, 1..2), spend("a", 3..4)][..],
+                &[refused, account(&[(&["a", "b"], 9)])],
+            ]
+            .concat(),
+            "refused and counted",
+        );
+        only(
+            vec![limit(2, 1..2), spend("a", 3..4), account(&[(&["a", "z"], 9)])],
+            "nobody asked",
+        );
+        only(
+            history(&[account(&[(&["a"], 9)]), account(&[(&["a"], 8)])]),
+            "another account",
+        );
+        only(
+            history(&[unknown(Op::Spent, NAME, Fields::default(), 900..910)]),
+            "does not show",
+        );
+    }
+
+    #[test]
+    fn the_account_is_in_the_order_of_time() {
+        let history = |keys: &[&str]| {
+            vec![
+                limit(2, 1..2),
+                spend("a", 3..4),
+                spend("b", 5..6),
+                account(&[(keys, 9)]),
+            ]
+        };
+        assert!(violations(history(&["a", "b"])).is_empty());
+        assert!(violations(history(&["b", "a"]))[0].contains("between its begin and its answer"));
+    }
+
+    #[test]
+    fn the_face_says_how_many_were_used() {
+        let told = |n| {
+            let answered = Fields {
+                n: Some(n),
+                ..Fields::id("a")
+            };
+            did(Op::Spend, NAME, Fields::key("a"), 3..4, answered)
+        };
+        let history = |n| vec![limit(2, 1..2), told(n), account(&[(&["a"], 9)])];
+        assert!(violations(history(1)).is_empty());
+        only(history(2), "answered as number 2");
+    }
+}

@@ -1,0 +1,168 @@
+//! What can be seen of Raft's rules from outside, ten times a second.
+//!
+//! | rule | what is looked at |
+//! |---|---|
+//! | one leader per term | terms in which a node said twice in a row that it leads |
+//! | what is applied stays | a node's applied index, while its process lives |
+//! | terms only grow | a node's term while its process lives; and it never falls below a term in which the node led, whatever happened to the process, because the vote for itself was on disk by then |
+//! | only what a snapshot covers is purged | twice in a row, because gauges are not read at one instant |
+//!
+//! A process is taken to live as long as it answers in time and no fault lies on it. A node whose data was taken away
+//! begins again: a fault of any kind but those in [`KEEPS_DATA`] excuses it, and so does an empty log.
+
+use std::collections::HashMap;
+
+use super::{Evidence, seconds};
+use crate::faults::{Fault, State};
+use crate::verdict::Check;
+use crate::watch::Sample;
+
+/// Faults that take nothing from a disk that was flushed.
+const KEEPS_DATA: [&str; 9] = [
+    "kill",
+    "restart",
+    "pause",
+    "power",
+    "partition",
+    "latency",
+    "loss",
+    "bandwidth",
+    "transfer",
+];
+
+/// Between two answers of a process that was not started anew.
+const LIVES_NS: u64 = 400_000_000;
+
+/// Compares what nodes said with what they and others had said before.
+pub fn check(evidence: &Evidence) -> Check {
+    let mut violations = terms(evidence);
+    for node in 1..=evidence.samples.iter().map(|sample| sample.node).max().unwrap_or(0) {
+        let said: Vec<&Sample> = evidence.samples.iter().filter(|sample| sample.node == node).collect();
+        violations.extend(of_node(evidence, &said));
+    }
+    Check::new("raft", evidence.samples.len(), violations)
+}
+
+fn terms(evidence: &Evidence) -> Vec<String> {
+    let mut leaders: HashMap<u64, usize> = HashMap::new();
+    let twice = evidence.reigns.iter().filter_map(|reign| {
+        let first = *leaders.entry(reign.term).or_insert(reign.node);
+        (first != reign.node).then(|| format!("nodes {first} and {} both led in term {}", reign.node, reign.term))
+    });
+    twice.collect()
+}
+
+fn of_node(evidence: &Evidence, said: &[&Sample]) -> Vec<String> {
+    let mut violations = Vec::new();
+    let mut led = 0;
+    for pair in said.windows(2) {
+        let (before, now) = (pair[0], pair[1]);
+        let mut broken = |what: &str, had: u64, has: u64| {
+            let (node, at) = (now.node, seconds(now.t));
+            violations.push(format!("{what} of node {node} went from {had} to {has} by {at}"));
+        };
+        let emptied = (now.term, now.last) == (0, 0);
+        if emptied
+            || between(evidence, before, now, |fault| {
+                !KEEPS_DATA.contains(&fault.kind.as_str())
+            })
+        {
+            led = 0;
+            continue;
+        }
+        if before.leads && now.leads && before.term == now.term {
+            led = now.term;
+        }
+        if now.term < led {
+            broken("the term, in which it had led,", led, now.term);
+        }
+        if before.snapshot < before.purged && now.snapshot < now.purged {
+            broken("the log was purged beyond the snapshot: that", now.purged, now.snapshot);
+        }
+        if now.t - before.asked < LIVES_NS && !between(evidence, before, now, |_| true) {
+            if now.term < before.term {
+                broken("the term", before.term, now.term);
+            }
+            if now.applied < before.applied {
+                broken("the applied index", before.applied, now.applied);
+            }
+        }
+    }
+    violations
+}
+
+/// Whether such a fault lay on the node at any time between two of its answers.
+fn between(evidence: &Evidence, before: &Sample, now: &Sample, such: impl Fn(&Fault) -> bool) -> bool {
+    evidence.faults.iter().any(|fault| {
+        let there = fault.began <= now.t && fault.ended >= before.asked;
+        there && fault.state != State::Skipped && fault.nodes.contains(&now.node) && such(fault)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::made_up::{Story, sample};
+
+    fn violations(story: Story) -> Vec<String> {
+        check(&story.evidence()).violations
+    }
+
+    fn applied(t: u64, node: usize, term: u64, applied: u64) -> Sample {
+        Sample {
+            applied,
+            ..sample(t, node, term, false)
+        }
+    }
+
+    #[test]
+    fn terms_and_what_is_applied_grow_while_a_process_lives() {
+        let grow = [applied(100, 1, 1, 5), applied(200, 2, 1, 4), applied(300, 1, 2, 9)];
+        assert_eq!(violations(Story::default().samples(grow)), [""; 0]);
+        let fall = [applied(100, 1, 2, 5), applied(200, 1, 1, 4)];
+        assert_eq!(
+            violations(Story::default().samples(fall.clone())),
+            [
+                "the term of node 1 went from 2 to 1 by 0.200 s",
+                "the applied index of node 1 went from 5 to 4 by 0.200 s"
+            ]
+        );
+        let killed = Story::default().fault("kill", &[1], 120..180).samples(fall);
+        assert_eq!(violations(killed), [""; 0]);
+        let late = [applied(100, 1, 2, 5), applied(1_200, 1, 1, 4)];
+        assert_eq!(violations(Story::default().samples(late)), [""; 0]);
+    }
+
+    #[test]
+    fn a_term_has_one_leader_and_a_leader_remembers_its_term() {
+        let led = [sample(100, 1, 4, true), sample(200, 1, 4, true)];
+        let other = [sample(300, 2, 4, true), sample(400, 2, 4, true)];
+        assert_eq!(
+            violations(Story::default().samples(led.clone()).samples(other)),
+            ["nodes 1 and 2 both led in term 4"]
+        );
+        let forgot = |kind| {
+            let story = Story::default().fault(kind, &[1], 250..900).samples(led.clone());
+            violations(story.samples([sample(900, 1, 3, false)]))
+        };
+        assert_eq!(
+            forgot("kill"),
+            ["the term, in which it had led, of node 1 went from 4 to 3 by 0.900 s"]
+        );
+        assert_eq!(forgot("wipe"), [""; 0]);
+    }
+
+    #[test]
+    fn only_what_a_snapshot_covers_is_purged() {
+        let purged = |t| Sample {
+            snapshot: 10,
+            purged: 11,
+            ..sample(t, 1, 1, false)
+        };
+        assert_eq!(violations(Story::default().samples([purged(100)])), [""; 0]);
+        assert_eq!(
+            violations(Story::default().samples([purged(100), purged(200)])),
+            ["the log was purged beyond the snapshot: that of node 1 went from 11 to 10 by 0.200 s"]
+        );
+    }
+}

@@ -1,0 +1,187 @@
+//! What a reader marked as read is in no list of unread mail that it asks for afterwards, and everything else is.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::mail::{End, Mail, NEVER, Page, View};
+use super::names::Name;
+use super::order::{Known, Order};
+use super::{Evidence, seconds};
+use crate::verdict::Check;
+
+/// Compares every unread list with the marks.
+pub fn check(evidence: &Evidence) -> Check {
+    let Evidence { mail, order, known, .. } = evidence;
+    let marks = Marks::of(mail);
+    let mut inboxes: HashMap<Name, Unmarked> = HashMap::new();
+    let mut violations = Vec::new();
+    let mut looked_at = 0;
+    for page in mail
+        .pages
+        .iter()
+        .filter(|page| page.view == View::Unread && page.from == 0)
+    {
+        let Some(length) = order.length(page.inbox) else {
+            continue;
+        };
+        looked_at += 1;
+        for id in mail.items(page) {
+            if !page.local && marks.marked(*id) < page.began {
+                violations.push(said(mail, page, format!("shows {}, marked as read", mail.text(*id))));
+            }
+        }
+        let unmarked = inboxes
+            .entry(page.inbox)
+            .or_insert_with(|| marks.unmarked(order, page.inbox, length));
+        if let Some(place) = unmarked.missing(mail, order, known, page) {
+            violations.push(said(mail, page, format!("lacks message {place}, which nobody marked")));
+        }
+    }
+    Check::new("read-marks", looked_at, violations)
+}
+
+fn said(mail: &Mail, page: &Page, what: String) -> String {
+    format!(
+        "at {} the unread list of {} at node {} {what}",
+        seconds(page.began),
+        mail.text(page.inbox),
+        page.node
+    )
+}
+
+struct Marks {
+    /// By id: when it was surely marked.
+    marked: HashMap<Name, u64>,
+    /// By inbox: when each mark began, and of what; only those that may have happened.
+    begun: HashMap<Name, Vec<(u64, Name)>>,
+}
+
+impl Marks {
+    fn of(mail: &Mail) -> Self {
+        let mut marked = HashMap::new();
+        let mut begun: HashMap<Name, Vec<(u64, Name)>> = HashMap::new();
+        for mark in mail.marks.iter().filter(|mark| mark.end != End::Fail) {
+            begun.entry(mark.inbox).or_default().push((mark.began, mark.id));
+            if mark.end == End::Ok {
+                marked.entry(mark.id).or_insert(mark.ended);
+            }
+        }
+        Marks { marked, begun }
+    }
+
+    fn marked(&self, id: Name) -> u64 {
+        self.marked.get(&id).copied().unwrap_or(NEVER)
+    }
+
+    fn unmarked(&self, order: &Order, inbox: Name, length: u32) -> Unmarked {
+        let begun = self.begun.get(&inbox).map_or(&[][..], Vec::as_slice);
+        let coming = begun
+            .iter()
+            .filter_map(|(at, id)| Some((*at, order.place(inbox, *id)?)));
+        let mut coming: Vec<(u64, u32)> = coming.collect();
+        coming.sort_unstable_by(|a, b| b.cmp(a));
+        Unmarked {
+            places: (1..=length).collect(),
+            coming,
+        }
+    }
+}
+
+/// The places of an inbox that nobody has begun to mark yet; pages are looked at in the order of their answers.
+struct Unmarked {
+    places: BTreeSet<u32>,
+    /// When each mark began and where, the next one last.
+    coming: Vec<(u64, u32)>,
+}
+
+impl Unmarked {
+    /// The first place that the page should show and does not.
+    fn missing(&mut self, mail: &Mail, order: &Order, known: &Known, page: &Page) -> Option<u32> {
+        while let Some((_, place)) = self.coming.pop_if(|(began, _)| *began < page.ended) {
+            self.places.remove(&place);
+        }
+        let shown: Option<Vec<u32>> = mail.items(page).iter().map(|id| order.place(page.inbox, *id)).collect();
+        let shown = shown?;
+        let last = shown.last().copied().unwrap_or(0);
+        let room = shown.len() < page.limit && !page.local;
+        let covered = if room {
+            last.max(known.before(page.inbox, page.began))
+        } else {
+            last
+        };
+        let mut shown = shown.into_iter().peekable();
+        for place in self.places.range(..=covered) {
+            while shown.next_if(|there| there < place).is_some() {}
+            if shown.next_if_eq(place).is_none() {
+                return Some(*place);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::made_up::{Story, listed};
+    use crate::history::{Fields, Op};
+
+    /// Messages 1 to 4; the first two are acknowledged at 10 and 20 ms.
+    fn story() -> Story {
+        let story = (1..=2).fold(Story::default(), |story, n: u64| {
+            let (key, id) = (Fields::key(format!("k{n}")), Fields::id(format!("m{n}")));
+            story.ok(n * 10 - 5..n * 10, Op::Send, "a", key, id)
+        });
+        story.audit("a", &[("m1", "k1"), ("m2", "k2"), ("m3", "k3"), ("m4", "k4")])
+    }
+
+    fn unread(story: Story, began: u64, ids: &[&str]) -> Story {
+        let asked = Fields {
+            name: Some("unread".to_owned()),
+            n: Some(2),
+            ..Fields::default()
+        };
+        let items: Vec<(&str, &str)> = ids.iter().map(|id| (*id, "")).collect();
+        story.ok(began..began + 10, Op::Read, "a", asked, listed(&items))
+    }
+
+    fn mark(story: Story, began: u64, id: &str) -> Story {
+        story.ok(began..began + 10, Op::Ack, "a", Fields::id(id), Fields::default())
+    }
+
+    fn violations(story: Story) -> Vec<String> {
+        check(&story.evidence()).violations
+    }
+
+    #[test]
+    fn marks_under_way_may_show_or_not() {
+        let story = mark(unread(story(), 30, &["m1", "m2"]), 50, "m1");
+        let story = unread(unread(story, 55, &["m1", "m2"]), 56, &["m2", "m3"]);
+        let story = story.info(70..71, Op::Ack, "a", Fields::id("m2"));
+        let story = unread(unread(story, 80, &["m2", "m3"]), 95, &["m3"]);
+        let check = check(&story.evidence());
+        assert_eq!((check.violations, check.looked_at), (vec![], 5));
+    }
+
+    #[test]
+    fn what_was_marked_is_gone_and_what_was_not_is_there() {
+        let list = "the unread list of a at node 1";
+        assert_eq!(
+            violations(unread(mark(story(), 30, "m1"), 50, &["m1", "m2"])),
+            [format!("at 0.050 s {list} shows m1, marked as read")]
+        );
+        assert_eq!(
+            violations(unread(story(), 30, &["m1", "m3"])),
+            [format!("at 0.030 s {list} lacks message 2, which nobody marked")]
+        );
+        assert_eq!(
+            violations(unread(story(), 30, &["m1"])),
+            [format!("at 0.030 s {list} lacks message 2, which nobody marked")]
+        );
+        // A mark that was refused did not happen.
+        let refused = story().fail(30..31, Op::Ack, "a", Fields::id("m1"));
+        assert_eq!(
+            violations(unread(refused, 50, &["m2"])),
+            [format!("at 0.050 s {list} lacks message 1, which nobody marked")]
+        );
+    }
+}

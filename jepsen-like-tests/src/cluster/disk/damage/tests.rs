@@ -1,0 +1,172 @@
+use std::fs;
+
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use tempfile::TempDir;
+
+use super::*;
+
+/// A data directory with one file of every kind, 10 kB each.
+fn data_dir() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in [
+        "OWNER",
+        "shards/0/FORMAT",
+        "shards/0/FLOOR",
+        "shards/0/log/000001.log",
+        "shards/0/log/000002.sst",
+        "shards/0/log/MANIFEST-000003",
+        "shards/0/log/CURRENT",
+        "shards/0/log/OPTIONS-000004",
+        "shards/0/log/LOG",
+        "shards/0/log/LOCK",
+        "shards/0/state/CURRENT",
+        "shards/0/state/db-1/000005.sst",
+        "shards/0/state/db-1/MANIFEST-000006",
+        "shards/0/snapshots/1/000005.sst",
+        "shards/0/incoming/2/000005.sst",
+        "shards/0/damaged/000007.sst",
+    ] {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content()).unwrap();
+    }
+    dir
+}
+
+fn content() -> Vec<u8> {
+    (0..10_000u32).map(|n| (n % 251) as u8).collect()
+}
+
+fn target(dir: &TempDir, part: Part) -> Target {
+    let mut targets = targets(dir.path()).unwrap();
+    targets.retain(|target| target.part == part);
+    targets.remove(0)
+}
+
+#[test]
+fn every_kind_of_file_is_known_and_what_says_nothing_is_left_out() {
+    let dir = data_dir();
+    fs::write(dir.path().join("shards/0/log/000009.log"), b"").unwrap();
+    let found: Vec<(String, Part)> = targets(dir.path())
+        .unwrap()
+        .into_iter()
+        .map(|t| (t.name, t.part))
+        .collect();
+    let expected = [
+        ("OWNER", Part::Owner),
+        ("shards/0/FLOOR", Part::Floor),
+        ("shards/0/FORMAT", Part::Format),
+        ("shards/0/log/000001.log", Part::LogWal),
+        ("shards/0/log/000002.sst", Part::LogSst),
+        ("shards/0/log/CURRENT", Part::LogCurrent),
+        ("shards/0/log/MANIFEST-000003", Part::LogManifest),
+        ("shards/0/log/OPTIONS-000004", Part::Unread),
+        ("shards/0/snapshots/1/000005.sst", Part::Snapshot),
+        ("shards/0/state/CURRENT", Part::StateCurrent),
+        ("shards/0/state/db-1/000005.sst", Part::StateSst),
+        ("shards/0/state/db-1/MANIFEST-000006", Part::StateManifest),
+    ];
+    assert_eq!(found, expected.map(|(name, part)| (name.to_owned(), part)));
+}
+
+#[test]
+fn one_or_two_bits_flip_and_nothing_else() {
+    let dir = data_dir();
+    let target = target(&dir, Part::LogWal);
+    for seed in 0..50 {
+        fs::write(&target.path, content()).unwrap();
+        flip(&target, &mut StdRng::seed_from_u64(seed)).unwrap();
+        let now = fs::read(&target.path).unwrap();
+        assert_eq!(now.len(), 10_000);
+        let flipped: u32 = now
+            .iter()
+            .zip(content())
+            .map(|(now, then)| (now ^ then).count_ones())
+            .sum();
+        assert!((1..=2).contains(&flipped), "{flipped}");
+    }
+}
+
+#[test]
+fn a_cut_takes_the_end_or_half() {
+    let dir = data_dir();
+    let target = target(&dir, Part::LogSst);
+    let mut halves = 0;
+    for seed in 0..50 {
+        fs::write(&target.path, content()).unwrap();
+        cut(&target, &mut StdRng::seed_from_u64(seed)).unwrap();
+        let now = fs::read(&target.path).unwrap();
+        assert!(
+            now.len() == 5_000 || (9_800..10_000).contains(&now.len()),
+            "{}",
+            now.len()
+        );
+        assert_eq!(now, content()[..now.len()]);
+        halves += u32::from(now.len() == 5_000);
+    }
+    assert!((5..45).contains(&halves), "{halves}");
+}
+
+#[test]
+fn old_blocks_come_back_and_what_was_not_there_then_is_zeros() {
+    let dir = data_dir();
+    let target = target(&dir, Part::LogWal);
+    let random = &mut StdRng::seed_from_u64(1);
+    assert!(roll_back(&target, &content(), random).unwrap().is_none());
+    let earlier = &content()[..5_000];
+    let spoilt = roll_back(&target, earlier, random).unwrap().unwrap();
+    let now = fs::read(&target.path).unwrap();
+    // The first block did not change; of the others some are as they were then.
+    assert_eq!(now[..4096], content()[..4096]);
+    assert_ne!(now, content());
+    for block in [4096..8192, 8192..10_000] {
+        let then: Vec<u8> = block
+            .clone()
+            .map(|at| earlier.get(at).copied().unwrap_or_default())
+            .collect();
+        assert!(now[block.clone()] == content()[block.clone()] || now[block.clone()] == then);
+    }
+    assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::LogWal));
+}
+
+#[test]
+fn a_damage_is_left_until_the_file_is_gone_or_new() {
+    let dir = data_dir();
+    let random = &mut StdRng::seed_from_u64(1);
+    for damage in [flip, cut] {
+        let target = target(&dir, Part::StateSst);
+        fs::write(&target.path, content()).unwrap();
+        let spoilt = damage(&target, random).unwrap();
+        assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::StateSst));
+        // By another name, as a checkpoint has it.
+        let other = dir.path().join("shards/0/snapshots/1/000008.sst");
+        fs::hard_link(&target.path, &other).unwrap();
+        fs::remove_file(&target.path).unwrap();
+        assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::Snapshot));
+        fs::remove_file(&other).unwrap();
+        fs::write(&target.path, content()).unwrap();
+        assert_eq!(spoilt.left(dir.path()).unwrap(), None);
+    }
+}
+
+#[test]
+fn a_file_that_was_put_aside_is_not_in_use() {
+    let dir = data_dir();
+    let target = target(&dir, Part::StateSst);
+    let spoilt = flip(&target, &mut StdRng::seed_from_u64(1)).unwrap();
+    fs::rename(&target.path, dir.path().join("shards/0/damaged/000005.sst")).unwrap();
+    assert_eq!(spoilt.left(dir.path()).unwrap(), None);
+}
+
+#[test]
+fn what_is_left_where_nobody_reads_counts_least() {
+    let dir = data_dir();
+    let target = target(&dir, Part::Unread);
+    let checkpoint = dir.path().join("shards/0/snapshots/1/OPTIONS-000004");
+    fs::hard_link(&target.path, &checkpoint).unwrap();
+    let spoilt = flip(&target, &mut StdRng::seed_from_u64(1)).unwrap();
+    assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::Snapshot));
+    fs::remove_file(&checkpoint).unwrap();
+    assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::Unread));
+}

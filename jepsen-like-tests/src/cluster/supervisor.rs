@@ -1,0 +1,108 @@
+//! What starts nodes that may end again, as systemd would: it knows only whether the process lives and what `/health` and
+//! `/readyz` say.
+
+use std::time::{Duration, Instant};
+
+use agentpost::Client;
+use agentpost::client::Request;
+use agentpost::retry::RetryPolicy;
+use anyhow::Result;
+
+use super::Cluster;
+
+/// How long an answer of a health route may take.
+const ANSWER: Duration = Duration::from_secs(2);
+/// Between two looks, and between the first exit and the start after it. Later ones wait longer, up to a second.
+const GAP: Duration = Duration::from_millis(50);
+
+/// What became of a node that was started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It serves.
+    Ready,
+    /// It says that it is in quarantine, and why.
+    Quarantined(String),
+    /// Neither, when the time was up.
+    Down(String),
+}
+
+/// A node's way there.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// The node.
+    pub node: usize,
+    /// Where it ended.
+    pub health: Health,
+    /// After how long from the first start.
+    pub after: Duration,
+    /// How often it was started.
+    pub starts: u32,
+}
+
+impl Cluster {
+    /// Starts these nodes, which do not run, again and again if they end, until each serves or says that it is in
+    /// quarantine, or until the time is up. Whoever is down then does not run.
+    pub async fn supervise(&mut self, nodes: &[usize], patience: Duration) -> Result<Vec<Start>> {
+        let began = Instant::now();
+        self.launch(nodes)?;
+        let mut open: Vec<(usize, u32)> = nodes.iter().map(|node| (*node, 1)).collect();
+        let mut decided = Vec::new();
+        while !open.is_empty() {
+            tokio::time::sleep(GAP).await;
+            let late = began.elapsed() > patience;
+            let ended = self.crashed()?;
+            let mut undecided = Vec::new();
+            for (node, starts) in open {
+                let exit = ended.iter().find(|(number, _)| *number == node);
+                let health = match exit {
+                    Some((_, status)) if late => Some(Health::Down(format!("it ended with {status}"))),
+                    Some(_) => None,
+                    None => self.look(node).await,
+                };
+                let health = health.or_else(|| late.then(|| Health::Down("it does not get ready".to_owned())));
+                if let Some(health) = health {
+                    if matches!(health, Health::Down(_)) {
+                        self.kill(node)?;
+                    }
+                    decided.push(Start {
+                        node,
+                        health,
+                        after: began.elapsed(),
+                        starts,
+                    });
+                    continue;
+                }
+                if exit.is_some() {
+                    tokio::time::sleep((GAP * starts).min(Duration::from_secs(1))).await;
+                    self.launch(&[node])?;
+                }
+                undecided.push((node, starts + u32::from(exit.is_some())));
+            }
+            open = undecided;
+        }
+        Ok(decided)
+    }
+
+    /// What a running node says of itself, if it says anything yet.
+    pub async fn look(&self, node: usize) -> Option<Health> {
+        let client = Client::builder(self.url(node))
+            .retry(RetryPolicy::once())
+            .build()
+            .ok()?;
+        let ask = |path: &'static str| {
+            let client = &client;
+            async move {
+                tokio::time::timeout(ANSWER, client.request(&Request::get(path)))
+                    .await
+                    .ok()?
+                    .ok()
+            }
+        };
+        let health: serde_json::Value = serde_json::from_str(&ask("/health").await?.body).ok()?;
+        if health["status"] == "quarantined" {
+            let reason = health["reason"].as_str().unwrap_or_default();
+            return Some(Health::Quarantined(reason.to_owned()));
+        }
+        ask("/readyz").await.map(|_| Health::Ready)
+    }
+}

@@ -1,0 +1,129 @@
+//! W: WebSocket sessions that are cut, starve, resume on nodes that are behind, or say what is not so.
+//!
+//! W1, resuming exactly at the edge of what was removed, needs mail of 30 days or an inbox of 100,000 messages; it is
+//! tested in the node, where time is made: `ws_resume.rs`, `ws_cursors.rs` and the model in `resume_model`.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{Cover, Scenario, three};
+use crate::faults::State;
+use crate::stage::Stage;
+use crate::workload::Kind;
+use crate::workload::stream::Mix;
+
+/// How long a follower stands still: the handshake of a client that dials it meanwhile waits for it.
+const STOP_MS: std::ops::Range<u64> = 1_000..4_000;
+
+/// W2 to W6.
+pub fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario {
+            script: |stage| Box::pin(kill_now_and_then(stage)),
+            ..row(
+                "W2",
+                "clients that acknowledge what does not exist yet",
+                AHEAD,
+                &[("kill", 1)],
+            )
+        },
+        Scenario {
+            rate: 200,
+            script: |stage| Box::pin(async move { stage.rest().await }),
+            ..row("W3", "slow readers, and some that starve", SLOW, &[])
+        },
+        Scenario {
+            script: |stage| Box::pin(stop_followers(stage)),
+            ..row(
+                "W4",
+                "sessions resumed on a node that is behind",
+                TAILS,
+                &[("pause", 2)],
+            )
+        },
+        Scenario {
+            smoke: Some(Duration::from_secs(8)),
+            script: |stage| Box::pin(change_leaders(stage)),
+            ..row(
+                "W5",
+                "another leader in mid-stream, by hand-over or by death",
+                TAILS,
+                &[("kill", 1), ("transfer", 1)],
+            )
+        },
+        Scenario {
+            script: |stage| Box::pin(kill_now_and_then(stage)),
+            ..row("W6", "cursors of which a letter is wrong", SPOILT, &[("kill", 1)])
+        },
+    ]
+}
+
+const TAILS: &[Kind] = &[Kind::Stream(Mix::Tails)];
+const SLOW: &[Kind] = &[Kind::Stream(Mix::Slow)];
+const AHEAD: &[Kind] = &[Kind::Stream(Mix::Ahead)];
+const SPOILT: &[Kind] = &[Kind::Stream(Mix::Spoilt)];
+
+/// What they have in common.
+fn row(
+    name: &'static str,
+    title: &'static str,
+    loads: &'static [Kind],
+    faults: &'static [(&'static str, u64)],
+) -> Scenario {
+    Scenario {
+        name,
+        title,
+        cluster: three,
+        loads,
+        rate: 400,
+        length: Duration::from_secs(60),
+        smoke: None,
+        needs: &[],
+        cover: Cover {
+            faults,
+            operations_inside: 0,
+            leader_changes: 0,
+        },
+        script: |stage| Box::pin(async move { stage.rest().await }),
+    }
+}
+
+async fn kill_now_and_then(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        stage.pause(1_000..4_000).await;
+        let leader = stage.leader().await?;
+        stage.kill_for(&[leader], 200..1_500).await?;
+    }
+    Ok(())
+}
+
+/// The others go on; who dials the one that stands still is greeted when it wakes up, behind them.
+async fn stop_followers(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        stage.pause(200..1_000).await;
+        let leader = stage.leader().await?;
+        let follower = leader % stage.cluster.nodes() + 1;
+        stage.pause_for(&[follower], STOP_MS).await?;
+    }
+    Ok(())
+}
+
+async fn change_leaders(stage: &mut Stage) -> Result<()> {
+    for count in 0_u32.. {
+        if stage.over() {
+            break;
+        }
+        stage.pause(300..1_500).await;
+        let leader = stage.leader().await?;
+        if count.is_multiple_of(2) {
+            let next = leader % stage.cluster.nodes() + 1;
+            let fault = stage.faults.begin("transfer", &[leader, next], "");
+            stage.cluster.transfer(next).await?;
+            stage.faults.end(fault, State::Installed)?;
+        } else {
+            stage.kill_for(&[leader], 200..1_500).await?;
+        }
+    }
+    Ok(())
+}

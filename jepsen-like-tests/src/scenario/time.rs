@@ -1,0 +1,223 @@
+//! T: wall clocks that are wrong. Whether a jump reached the process is asked of the cluster: every node shows how far it
+//! finds each voter's clock off.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use anyhow::Result;
+use rand::RngExt as _;
+use tokio::time::Instant;
+
+use super::{Cover, Need, Scenario, three};
+use crate::cluster::Settings;
+use crate::cluster::clock;
+use crate::faults::State;
+use crate::stage::Stage;
+use crate::watch;
+use crate::workload;
+
+const LOADS: &[workload::Kind] = &[workload::Kind::Send];
+const HOUR_S: f64 = 3_600.0;
+const DAY_S: i64 = 86_400;
+/// Nodes ask each other for their clocks once a second; a fault that is over sooner would not be seen.
+const SEEN_MS: Range<u64> = 2_500..4_000;
+
+/// T1 to T5.
+pub fn scenarios() -> Vec<Scenario> {
+    let t1 = Scenario {
+        name: "T1",
+        title: "the leader's clock jumps by an hour, forward or back",
+        cluster: || Settings {
+            clock: clock::Kind::Steered,
+            ..three()
+        },
+        loads: LOADS,
+        rate: 1_000,
+        length: Duration::from_secs(60),
+        smoke: None,
+        needs: &[Need::FakeTime],
+        cover: Cover {
+            faults: &[("clock", 3)],
+            operations_inside: 500,
+            leader_changes: 0,
+        },
+        script: |stage| Box::pin(jump(stage)),
+    };
+    vec![
+        t1.clone(),
+        Scenario {
+            name: "T2",
+            title: "three clocks, a minute between each",
+            script: |stage| Box::pin(skew(stage)),
+            ..t1.clone()
+        },
+        Scenario {
+            name: "T3",
+            title: "the leader's clock jumps to and fro, many times a second",
+            script: |stage| Box::pin(strobe(stage)),
+            ..t1.clone()
+        },
+        Scenario {
+            name: "T4",
+            title: "midnight comes for one node before the others, and for all",
+            cover: Cover {
+                faults: &[("clock", 2)],
+                ..t1.cover
+            },
+            script: |stage| Box::pin(midnight(stage)),
+            ..t1.clone()
+        },
+        Scenario {
+            name: "T5",
+            title: "clocks that go 5 % too fast or too slow",
+            cover: Cover {
+                faults: &[("clock", 2)],
+                ..t1.cover
+            },
+            script: |stage| Box::pin(drift(stage)),
+            ..t1
+        },
+    ]
+}
+
+/// A clock that is wrong: by so much at once, and by so much more every second.
+#[derive(Debug, Clone, Copy)]
+struct Wrong {
+    node: usize,
+    ahead_s: f64,
+    drift: f64,
+}
+
+impl Wrong {
+    fn ahead(node: usize, ahead_s: f64) -> Self {
+        Wrong {
+            node,
+            ahead_s,
+            drift: 0.0,
+        }
+    }
+
+    /// What the others must see at least, either way.
+    fn visible_s(&self) -> f64 {
+        match self.drift == 0.0 {
+            true => self.ahead_s.abs() / 2.0,
+            // Clocks of one machine differ by the error of reading them.
+            false => 0.1,
+        }
+    }
+}
+
+async fn jump(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        stage.pause(300..1_000).await;
+        let leader = stage.leader().await?;
+        let ahead_s = if stage.random.random_bool(0.5) { HOUR_S } else { -HOUR_S };
+        go_wrong_for(stage, &[Wrong::ahead(leader, ahead_s)], SEEN_MS).await?;
+    }
+    Ok(())
+}
+
+async fn skew(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        stage.pause(300..1_000).await;
+        let nodes = stage.shuffled();
+        let wrong = [Wrong::ahead(nodes[0], -60.0), Wrong::ahead(nodes[1], 60.0)];
+        go_wrong_for(stage, &wrong, SEEN_MS).await?;
+    }
+    Ok(())
+}
+
+async fn strobe(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        stage.pause(300..1_000).await;
+        let leader = stage.leader().await?;
+        let fault = stage.faults.begin("clock", &[leader], "strobe of 10 minutes");
+        let until = Instant::now() + Duration::from_millis(stage.random.random_range(SEEN_MS));
+        let mut seen = false;
+        while Instant::now() < until {
+            let ahead_s = stage.random.random_range(-600.0..600.0);
+            stage.cluster.clocks().set(leader, ahead_s)?;
+            stage.pause(20..200).await;
+            seen |= sees(stage, leader, 1.0).await;
+        }
+        stage.cluster.clocks().heal()?;
+        stage.faults.end(fault, state(seen))?;
+    }
+    Ok(())
+}
+
+/// Puts all clocks a little before the next midnight, then one over it. Each turn is another day, for time that was
+/// replicated does not go back.
+async fn midnight(stage: &mut Stage) -> Result<()> {
+    let mut days = 0;
+    while !stage.over() {
+        stage.pause(300..1_000).await;
+        let now_s = jiff::Timestamp::now().as_second();
+        let left_s = DAY_S - now_s.rem_euclid(DAY_S) + days * DAY_S;
+        stage.cluster.clocks().move_all((left_s - 4) as f64)?;
+        days += 1;
+        let first = match stage.random.random_bool(0.5) {
+            true => stage.leader().await?,
+            false => stage.shuffled()[0],
+        };
+        // The others are there 4 s later, while the first is still a minute ahead.
+        go_wrong_for(stage, &[Wrong::ahead(first, 60.0)], 5_000..6_000).await?;
+    }
+    Ok(())
+}
+
+async fn drift(stage: &mut Stage) -> Result<()> {
+    while !stage.over() {
+        stage.pause(300..1_000).await;
+        let nodes = stage.shuffled();
+        let wrong = [(nodes[0], 0.05), (nodes[1], -0.05)].map(|(node, drift)| Wrong {
+            node,
+            ahead_s: 0.0,
+            drift,
+        });
+        go_wrong_for(stage, &wrong, 4_000..6_000).await?;
+    }
+    Ok(())
+}
+
+/// Sets clocks wrong for some milliseconds of a range. Indeterminate, if nobody saw one of them go wrong.
+async fn go_wrong_for(stage: &mut Stage, wrong: &[Wrong], ms: Range<u64>) -> Result<()> {
+    let nodes: Vec<usize> = wrong.iter().map(|w| w.node).collect();
+    let fault = stage.faults.begin("clock", &nodes, note(wrong));
+    let began = Instant::now();
+    let until = began + Duration::from_millis(stage.random.random_range(ms));
+    let mut seen = vec![false; wrong.len()];
+    while Instant::now() < until {
+        for wrong in wrong {
+            let ahead_s = wrong.ahead_s + wrong.drift * began.elapsed().as_secs_f64();
+            stage.cluster.clocks().set(wrong.node, ahead_s)?;
+        }
+        stage.pause(50..51).await;
+        for (seen, wrong) in seen.iter_mut().zip(wrong) {
+            *seen = *seen || sees(stage, wrong.node, wrong.visible_s()).await;
+        }
+    }
+    stage.cluster.clocks().heal()?;
+    stage.faults.end(fault, state(!seen.contains(&false)))
+}
+
+fn note(wrong: &[Wrong]) -> String {
+    let one = |w: &Wrong| match w.drift == 0.0 {
+        true => format!("{} by {:+} s", w.node, w.ahead_s),
+        false => format!("{} by {:+} s a second", w.node, w.drift),
+    };
+    wrong.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn state(seen: bool) -> State {
+    if seen { State::Installed } else { State::Indeterminate }
+}
+
+/// Whether another node finds this one's clock so far off.
+async fn sees(stage: &mut Stage, node: usize, off_s: f64) -> bool {
+    let other = stage.others(node)[0];
+    let name = format!("agentpost_clock_divergence_seconds{{node=\"{node}\"}}");
+    let gauges = watch::gauges(&stage.cluster.url(other)).await;
+    let seen: Option<f64> = gauges.ok().and_then(|text| watch::value(&text, &name)?.parse().ok());
+    seen.is_some_and(|seen| seen.abs() >= off_s)
+}

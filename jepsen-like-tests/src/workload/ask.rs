@@ -1,0 +1,152 @@
+//! How clients of these workloads ask: one attempt at one node, or the same thing again and again, through any node, until
+//! a server decides it.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use agentpost::api::abbababa::{ListResponse, Message, SendRequest};
+use agentpost::client::Request;
+use agentpost::error::Answer;
+use agentpost::{Client, Error};
+use anyhow::{Context as _, Result, bail};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::json;
+use serde_json::value::to_raw_value;
+
+use super::Stop;
+use crate::history::{Fields, Outcome};
+use crate::world::World;
+
+/// Attempts of one request before its client gives up and calls it unknown.
+const ATTEMPTS_MAX: usize = 60;
+/// How long a client that shall end goes on asking what became of its last request: the faults are over by then.
+const LAST_WORD: Duration = Duration::from_secs(30);
+/// What an audit may take to get an answer from a node that has just been healed.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The random choices of a lane.
+pub fn random(world: &World, lane: u32) -> StdRng {
+    StdRng::seed_from_u64(world.seed ^ u64::from(lane) << 32)
+}
+
+/// One client of each node, that asks once.
+#[derive(Clone)]
+pub struct Nodes(Vec<Client>);
+
+impl Nodes {
+    /// As an agent with a key.
+    pub fn new(world: &World, key: &str, agent: &str) -> Result<Self> {
+        let clients: Result<Vec<Client>> = (1..=world.nodes()).map(|node| world.node(node, key, agent)).collect();
+        Ok(Nodes(clients?))
+    }
+
+    /// One of them, and its node.
+    pub fn any(&self, random: &mut StdRng) -> (usize, &Client) {
+        let place = random.random_range(0..self.0.len());
+        (place + 1, &self.0[place])
+    }
+}
+
+/// What came of a request.
+#[derive(Debug)]
+pub enum Told<T> {
+    /// It happened.
+    Done(T),
+    /// It did not and will not.
+    Refused(Answer),
+    /// It did not: nobody took it.
+    NotTaken(String),
+    /// Nobody knows.
+    Unknown(String),
+}
+
+impl<T> Told<T> {
+    /// Of one attempt. A request that cannot be sent at all is the harness's fault.
+    pub fn of(result: Result<T, Error>) -> Result<Self> {
+        Ok(match result {
+            Ok(done) => Told::Done(done),
+            Err(Error::Refused(answer)) => Told::Refused(answer),
+            Err(Error::Unavailable { reason, .. }) => Told::NotTaken(reason),
+            Err(Error::Invalid(why)) => bail!("a request that cannot be sent: {why}"),
+            Err(error) => Told::Unknown(error.to_string()),
+        })
+    }
+
+    /// As the history has it; refusals as status and body.
+    pub fn outcome(self, show: impl FnOnce(T) -> Fields) -> Outcome {
+        match self {
+            Told::Done(done) => Outcome::Ok(show(done)),
+            Told::Refused(answer) => Outcome::Fail(format!("{} {}", answer.status.as_u16(), answer.body)),
+            Told::NotTaken(why) => Outcome::Fail(why),
+            Told::Unknown(why) => Outcome::Info(why),
+        }
+    }
+}
+
+/// Asks any node, and another one as long as nobody decides. A refusal decides only while no attempt was unknown: what
+/// such an attempt asked for may still happen.
+pub async fn until_told<T, F>(
+    nodes: &Nodes,
+    random: &mut StdRng,
+    stop: &Stop,
+    ask: impl Fn(Client) -> F,
+) -> Result<Told<T>>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut unknown = None;
+    let mut last = String::new();
+    let mut stopped: Option<Instant> = None;
+    for _ in 0..ATTEMPTS_MAX {
+        let client = nodes.any(random).1.clone();
+        match Told::of(ask(client).await)? {
+            Told::Done(done) => return Ok(Told::Done(done)),
+            Told::Refused(answer) if unknown.is_none() => return Ok(Told::Refused(answer)),
+            Told::Refused(answer) => return Ok(Told::Unknown(format!("refused after an unknown attempt: {answer}"))),
+            Told::NotTaken(why) => last = why,
+            Told::Unknown(why) => unknown = Some(why),
+        }
+        if stop.is_set() && stopped.get_or_insert_with(Instant::now).elapsed() > LAST_WORD {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(random.random_range(20..200))).await;
+    }
+    Ok(match unknown {
+        Some(why) => Told::Unknown(why),
+        None => Told::NotTaken(last),
+    })
+}
+
+/// A message whose body carries its client's name of it, without a receiver.
+pub fn note(key: &str) -> Result<SendRequest> {
+    Ok(SendRequest {
+        kind: Some("test.note".to_owned()),
+        body: Some(to_raw_value(&json!({ "key": key }))?),
+        idempotency_key: Some(key.to_owned()),
+        ..SendRequest::default()
+    })
+}
+
+/// Everything in an agent's inbox, oldest first, as the asked node has it.
+pub async fn whole_inbox(client: &Client, agent: &str) -> Result<Vec<Message>> {
+    let deadline = Instant::now() + AUDIT_PATIENCE;
+    let mut messages = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let request = Request::get(format!("/v1/messages?limit=200{cursor}")).agent(agent);
+        let page: ListResponse = match client.request(&request).await {
+            Ok(answer) => serde_json::from_str(&answer.body).context("a page of an inbox")?,
+            Err(error) if Instant::now() > deadline => return Err(error).context("reading an inbox"),
+            Err(_) => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if page.messages.is_empty() {
+            return Ok(messages);
+        }
+        messages.extend(page.messages);
+        cursor = format!("&cursor={}", page.cursor);
+    }
+}

@@ -1,0 +1,65 @@
+//! Sessions that are open while their key is revoked.
+
+use std::time::Duration;
+
+use agentpost::Error;
+use agentpost::inbox::{Inbox, Notice, Options};
+use agentpost::urls::ws_url;
+use anyhow::Result;
+
+use super::{Lent, WRITER};
+use crate::history::{Fields, Lane, Op, Outcome};
+use crate::workload::Stop;
+use crate::world::World;
+
+/// How often a listener looks whether it shall end.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Listens with a key until it is turned away or shall end. Each session is a use of the key for as long as it is open.
+pub async fn listen(world: World, mut lane: Lane, lent: std::sync::Arc<Lent>, over: Stop) -> Result<()> {
+    let urls: Result<Vec<String>, Error> = world.urls.iter().map(|url| ws_url(url)).collect();
+    let mut inbox = Inbox::new(Options {
+        urls: urls?,
+        token: lent.secret.clone(),
+        team_id: lent.team.clone(),
+        scopes: vec![format!("agent_to:{WRITER}")],
+        client_id: None,
+    })?;
+    let mut connected = false;
+    while !over.is_set() {
+        let Ok(notice) = tokio::time::timeout(LOOK, inbox.next()).await else {
+            continue;
+        };
+        match notice {
+            Ok(Notice::Connecting { url }) => {
+                let node = world
+                    .urls
+                    .iter()
+                    .position(|base| ws_url(base).is_ok_and(|ws| ws == url));
+                let asked = Fields {
+                    name: Some("listen".to_owned()),
+                    ..Fields::default()
+                };
+                lane.invoke(node.map(|place| place + 1), Op::KeyUse, &lent.name, asked);
+                connected = false;
+            }
+            Ok(Notice::Connected { .. }) => connected = true,
+            Ok(Notice::ConnectionFailed { reason }) => lane.end(Outcome::Fail(reason)),
+            Ok(Notice::Disconnected { .. }) => lane.end(Outcome::Ok(Fields::default())),
+            Ok(_) => {}
+            Err(error) if !connected => {
+                lane.end(match error {
+                    Error::Session { code: 4001, message } => Outcome::Fail(format!("401 {message}")),
+                    error => Outcome::Info(error.to_string()),
+                });
+                return Ok(());
+            }
+            Err(_) => break,
+        }
+    }
+    lane.end(match connected {
+        true => Outcome::Ok(Fields::default()),
+        false => Outcome::Info("it was not connected yet".to_owned()),
+    });
+    Ok(())
+}

@@ -1,0 +1,446 @@
+//! Two teams whose agents and topics have the same names. Each sends, publishes and listens, and with its keys asks for
+//! what is the other's: by every route that takes an id, and by the names that they share.
+
+use std::time::{Duration, Instant};
+
+use agentpost::api::abbababa::{DeliveriesResponse, ListResponse, SendRequest};
+use agentpost::api::admin::CreateKey;
+use agentpost::api::kite;
+use agentpost::client::Request;
+use agentpost::retry::RetryPolicy;
+use agentpost::rpc::{Options, Rpc};
+use agentpost::urls::ws_url;
+use agentpost::{Client, Error, SubscriptionUrl};
+use anyhow::{Context as _, Result};
+use rand::RngExt;
+use rand::rngs::StdRng;
+use serde_json::json;
+
+use super::{SINK, Stop, WRITER, to};
+use crate::history::{Fields, Item, Lane, Op, Outcome};
+use crate::workload::ask::{self, Nodes, Told};
+use crate::workload::{Load, send};
+use crate::world::{Team, World};
+
+/// The agents of both teams.
+pub const AGENTS: [&str; 4] = [SINK, WRITER, LISTENER, HOOKED];
+/// Subscribed to [`TOPIC`] in its own team.
+const LISTENER: &str = "listener";
+/// Has a webhook that nobody answers.
+const HOOKED: &str = "hooked";
+const TOPIC: &str = "news";
+/// Between two requests of a lane.
+const GAP: Duration = Duration::from_millis(30);
+/// How long the first message may take to get its delivery.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A team and what others would like of it.
+#[derive(Clone)]
+pub struct Tenant {
+    /// The first part of its names in the history.
+    pub name: &'static str,
+    /// With a key that writes.
+    pub team: Team,
+    /// A key that administers it.
+    admin_key: String,
+    /// A key that only reads, and one that is bound to [`WRITER`].
+    read_key: String,
+    bound_key: String,
+    message: String,
+    delivery: String,
+    key: String,
+}
+
+impl Tenant {
+    /// Creates a team with a message, a delivery and keys.
+    pub async fn create(world: &World, name: &'static str) -> Result<Self> {
+        let operator = world.operator()?;
+        let team = world.team(name, None).await?;
+        let key = async |permission: &str, agent: Option<&str>| {
+            let wanted = CreateKey {
+                name: permission.to_owned(),
+                permissions: vec![permission.to_owned()],
+                agent_id: agent.map(str::to_owned),
+                scopes: None,
+                expires_at: None,
+            };
+            operator.create_key(&team.id, &wanted).await
+        };
+        let (admin, read, bound) = (
+            key("admin", None).await?,
+            key("read", None).await?,
+            key("write", Some(WRITER)).await?,
+        );
+        let hooked = Client::builder(world.urls.join(" "))
+            .api_key(&team.key)
+            .agent(HOOKED)
+            .build()?;
+        // Nobody listens there.
+        let url = format!("http://{}:1024/", world.host);
+        hooked
+            .register_webhook(&url, &["message.received"])
+            .await
+            .context("a webhook")?;
+        let first = format!("{name}/first");
+        let mut lane = world.recorder.lane();
+        let asked = Fields {
+            key: Some(first.clone()),
+            ..named("write")
+        };
+        lane.invoke(None, Op::KeyUse, format!("{name}/own"), asked);
+        let message = hooked.send(to(HOOKED, &first)?).await?.message_id;
+        lane.end(Outcome::Ok(Fields::default()));
+        Ok(Tenant {
+            name,
+            message,
+            delivery: first_delivery(&hooked).await?,
+            admin_key: admin.api_key.into(),
+            read_key: read.api_key.into(),
+            key: read.id,
+            bound_key: bound.api_key.into(),
+            team,
+        })
+    }
+
+    /// A name as the history has it.
+    fn full(&self, name: &str) -> String {
+        format!("{}/{name}", self.name)
+    }
+
+    /// The requests that take an id, with the ids of this team.
+    fn wanted(&self) -> Ids<'_> {
+        Ids {
+            message: &self.message,
+            delivery: &self.delivery,
+            key: &self.key,
+            team: &self.team.id,
+        }
+    }
+}
+
+async fn first_delivery(client: &Client) -> Result<String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let page: DeliveriesResponse = client.deliveries(&agentpost::DeliveryQuery::default()).await?;
+        if let Some(row) = page.deliveries.first() {
+            return Ok(row.id.clone());
+        }
+        anyhow::ensure!(Instant::now() < deadline, "a message to a webhook has no delivery");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What requests may ask for.
+#[derive(Clone, Copy)]
+struct Ids<'a> {
+    message: &'a str,
+    delivery: &'a str,
+    key: &'a str,
+    team: &'a str,
+}
+
+/// Ids of the right form that nobody ever gave.
+const ABSENT: Ids<'static> = Ids {
+    message: "msg_00000000000070008000000000000000",
+    delivery: "dlv_00000000000000000000000000000000",
+    key: "key_00000000000000000000000000000000",
+    team: "team_00000000000000000000000000000001",
+};
+
+/// Lets both tenants live, and probe each other.
+pub fn start(world: &World, tenants: &[Tenant; 2], load: &mut Load) -> Result<()> {
+    for (tenant, other) in [(&tenants[0], &tenants[1]), (&tenants[1], &tenants[0])] {
+        let lane = world.recorder.lane();
+        let life = Life {
+            tenant: tenant.clone(),
+            nodes: Nodes::new(world, &tenant.team.key, WRITER)?,
+            listener: Nodes::new(world, &tenant.team.key, LISTENER)?,
+            random: ask::random(world, lane.number()),
+            lane,
+        };
+        load.spawn(life.run(load.stop()));
+        let lane = world.recorder.lane();
+        let prober = Prober {
+            own: tenant.clone(),
+            other: other.clone(),
+            writer: Nodes::new(world, &tenant.team.key, HOOKED)?,
+            admin: Nodes::new(world, &tenant.admin_key, HOOKED)?,
+            reader: Nodes::new(world, &tenant.read_key, WRITER)?,
+            bound: Nodes::new(world, &tenant.bound_key, WRITER)?,
+            random: ask::random(world, lane.number()),
+            lane,
+        };
+        load.spawn(prober.run(load.stop()));
+    }
+    Ok(())
+}
+
+/// A team's own publishes, and a listener that comes and goes.
+struct Life {
+    tenant: Tenant,
+    nodes: Nodes,
+    listener: Nodes,
+    lane: Lane,
+    random: StdRng,
+}
+
+impl Life {
+    async fn run(mut self, stop: Stop) -> Result<()> {
+        let topic = self.tenant.full(TOPIC);
+        for number in 0.. {
+            if stop.is_set() {
+                break;
+            }
+            if self.random.random_bool(0.1) {
+                let comes = self.random.random_bool(0.7);
+                let (node, client) = self.listener.any(&mut self.random);
+                let asked = named(&self.tenant.full(LISTENER));
+                let op = if comes { Op::Subscribe } else { Op::Unsubscribe };
+                self.lane.invoke(Some(node), op, &topic, asked);
+                let told = match comes {
+                    true => client.subscribe(TOPIC, SubscriptionUrl::Keep).await.map(drop),
+                    false => client.unsubscribe(TOPIC).await,
+                };
+                self.lane.end(Told::of(told)?.outcome(|()| Fields::default()));
+            }
+            let key = self.tenant.full(&format!("{}-{number}", self.lane.number()));
+            let asked = Fields {
+                key: Some(key.clone()),
+                ..named(&self.tenant.full(WRITER))
+            };
+            self.lane.invoke(None, Op::Publish, &topic, asked);
+            let message = SendRequest {
+                topic: Some(TOPIC.to_owned()),
+                ..ask::note(&key)?
+            };
+            let told = ask::until_told(&self.nodes, &mut self.random, &stop, |client| {
+                let message = message.clone();
+                async move { client.send(message).await }
+            });
+            self.lane.end(told.await?.outcome(|sent| Fields::id(sent.message_id)));
+            tokio::time::sleep(GAP).await;
+        }
+        Ok(())
+    }
+}
+
+fn named(name: &str) -> Fields {
+    Fields {
+        name: Some(name.to_owned()),
+        ..Fields::default()
+    }
+}
+
+/// Asks with the keys of one team for what is the other's.
+struct Prober {
+    own: Tenant,
+    other: Tenant,
+    writer: Nodes,
+    admin: Nodes,
+    reader: Nodes,
+    bound: Nodes,
+    lane: Lane,
+    random: StdRng,
+}
+
+impl Prober {
+    async fn run(mut self, stop: Stop) -> Result<()> {
+        while !stop.is_set() {
+            match self.random.random_range(0..4) {
+                0 => self.by_name().await?,
+                1 => self.beyond_its_rights().await?,
+                2 if self.random.random_bool(0.3) => self.by_socket().await?,
+                _ => self.by_id().await?,
+            }
+            tokio::time::sleep(GAP).await;
+        }
+        Ok(())
+    }
+
+    /// A route that takes an id, with that of the other team or one that does not exist.
+    async fn by_id(&mut self) -> Result<()> {
+        let exists = self.random.random_bool(0.6);
+        let other = self.other.clone();
+        let ids = if exists { other.wanted() } else { ABSENT };
+        let (for_writers, for_admins) = (writers_routes(ids)?, admins_routes(ids)?);
+        let number = self.random.random_range(0..for_writers.len() + for_admins.len());
+        let (nodes, (route, request)) = match number.checked_sub(for_writers.len()) {
+            None => (&self.writer, &for_writers[number]),
+            Some(number) => (&self.admin, &for_admins[number]),
+        };
+        let (node, client) = nodes.any(&mut self.random);
+        let asked = Fields {
+            id: Some(if exists { "foreign" } else { "absent" }.to_owned()),
+            ..named(self.own.name)
+        };
+        self.lane.invoke(Some(node), Op::Probe, *route, asked);
+        let told = Told::of(client.request(request).await)?;
+        self.lane.end(told.outcome(|_| Fields::default()));
+        Ok(())
+    }
+
+    /// The same over a socket: another team's key, and another team.
+    async fn by_socket(&mut self) -> Result<()> {
+        let exists = self.random.random_bool(0.6);
+        let ids = if exists { self.other.wanted() } else { ABSENT };
+        let revokes = self.random.random_bool(0.5);
+        let (node, client) = self.admin.any(&mut self.random);
+        let rpc = Rpc::new(Options {
+            urls: vec![ws_url(&client.urls()[0])?],
+            token: self.own.admin_key.clone().into(),
+            team_id: if revokes { &self.own.team.id } else { ids.team }.to_owned(),
+        })?
+        .retry(RetryPolicy::once());
+        let asked = Fields {
+            id: Some(if exists { "foreign" } else { "absent" }.to_owned()),
+            ..named(self.own.name)
+        };
+        let route = if revokes { "keys.revoke" } else { "dashboard.stats" };
+        self.lane.invoke(Some(node), Op::Probe, route, asked);
+        let result = match revokes {
+            true => rpc.revoke_key(ids.key).await.map(drop),
+            false => rpc.stats().await.map(drop),
+        };
+        self.lane.end(match result {
+            // No status here; it is what a 4xx is elsewhere.
+            Err(Error::Declined(why)) => Outcome::Fail(format!("400 {why}")),
+            Err(Error::Session { code, message }) => Outcome::Fail(format!("{code} {message}")),
+            other => Told::of(other)?.outcome(|()| Fields::default()),
+        });
+        Ok(())
+    }
+
+    /// The inbox of a name that both teams have: each sees its own.
+    async fn by_name(&mut self) -> Result<()> {
+        let agent = AGENTS[self.random.random_range(0..AGENTS.len())];
+        let (node, client) = self.writer.any(&mut self.random);
+        self.lane
+            .invoke(Some(node), Op::Probe, "GET messages", named(self.own.name));
+        let request = Request::get("/v1/messages?limit=20&order=desc").agent(agent);
+        let outcome = match Told::of(client.request(&request).await)? {
+            Told::Done(answer) => {
+                let page: ListResponse = serde_json::from_str(&answer.body).context("a page of an inbox")?;
+                let item = |body: &str| Item {
+                    id: String::new(),
+                    key: send::key_of(body),
+                    seq: None,
+                };
+                Outcome::Ok(Fields::items(
+                    page.messages.iter().map(|m| item(m.body.get())).collect(),
+                ))
+            }
+            other => other.outcome(|_| Fields::default()),
+        };
+        self.lane.end(outcome);
+        Ok(())
+    }
+
+    /// What a key of the right team may not do all the same.
+    async fn beyond_its_rights(&mut self) -> Result<()> {
+        let message = to(SINK, &self.own.full("never"))?;
+        let requests = [
+            (
+                &self.reader,
+                "a read key sends",
+                Request::post("/v1/messages").json(&message)?,
+            ),
+            (
+                &self.bound,
+                "a bound key reads as another",
+                Request::get("/v1/messages").agent(SINK),
+            ),
+            (
+                &self.bound,
+                "a bound key sends as another",
+                Request::post("/v1/messages").json(&message)?.agent(SINK),
+            ),
+            (&self.writer, "a write key rotates", Request::post("/v2/keys/rotate")),
+        ];
+        let (nodes, route, request) = &requests[self.random.random_range(0..requests.len())];
+        let (node, client) = nodes.any(&mut self.random);
+        let asked = Fields {
+            id: Some("forbidden".to_owned()),
+            ..named(self.own.name)
+        };
+        self.lane.invoke(Some(node), Op::Probe, *route, asked);
+        let told = Told::of(client.request(request).await)?;
+        self.lane.end(told.outcome(|_| Fields::default()));
+        Ok(())
+    }
+}
+
+type Routes = Vec<(&'static str, Request)>;
+
+/// What agents ask by an id.
+fn writers_routes(ids: Ids<'_>) -> Result<Routes> {
+    let (message, delivery) = (ids.message, ids.delivery);
+    let kite = kite::SendRequest {
+        from: WRITER.to_owned(),
+        to: SINK.to_owned(),
+        body: "never".to_owned(),
+        thread_id: None,
+        reply_to_id: None,
+    };
+    let kite_path = format!("/api/v1/agents/messages?team_id={}", ids.team);
+    Ok(vec![
+        ("GET message", Request::get(format!("/v1/messages/{message}"))),
+        (
+            "PATCH message",
+            Request::patch(format!("/v1/messages/{message}")).json(&json!({ "read": true }))?,
+        ),
+        ("GET receipt", Request::get(format!("/v1/messages/{message}/receipt"))),
+        ("GET delivery", Request::get(format!("/v1/deliveries/{delivery}"))),
+        ("DELETE delivery", Request::delete(format!("/v1/deliveries/{delivery}"))),
+        (
+            "POST redrive",
+            Request::post(format!("/v1/deliveries/{delivery}/redrive")),
+        ),
+        ("POST kite message", Request::post(kite_path).json(&kite)?),
+    ])
+}
+
+/// What a team's administrators ask by an id.
+fn admins_routes(ids: Ids<'_>) -> Result<Routes> {
+    let Ids {
+        delivery, key, team, ..
+    } = ids;
+    let wanted = json!({ "name": "never", "permissions": ["admin"] });
+    let limits = json!({ "limits": { "daily_sends": 1 } });
+    let admin = "/admin/v1";
+    Ok(vec![
+        (
+            "PATCH team",
+            Request::patch(format!("{admin}/teams/{team}")).json(&limits)?,
+        ),
+        (
+            "POST key",
+            Request::post(format!("{admin}/teams/{team}/keys")).json(&wanted)?,
+        ),
+        ("GET keys", Request::get(format!("{admin}/teams/{team}/keys"))),
+        ("DELETE key", Request::delete(format!("{admin}/keys/{key}"))),
+        (
+            "GET signing keys",
+            Request::get(format!("{admin}/teams/{team}/signing-keys")),
+        ),
+        (
+            "POST rotate",
+            Request::post(format!("{admin}/teams/{team}/signing-keys/rotate")),
+        ),
+        (
+            "GET team's deliveries",
+            Request::get(format!("{admin}/deliveries?team={team}")),
+        ),
+        (
+            "GET team's delivery",
+            Request::get(format!("{admin}/deliveries/{delivery}?team={team}")),
+        ),
+        (
+            "DELETE team's delivery",
+            Request::delete(format!("{admin}/deliveries/{delivery}?team={team}")),
+        ),
+        (
+            "POST team's redrive",
+            Request::post(format!("{admin}/deliveries/{delivery}/redrive?team={team}")),
+        ),
+    ])
+}

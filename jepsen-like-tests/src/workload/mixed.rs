@@ -1,0 +1,100 @@
+//! Workload I: everything that the others do with mailboxes, mixed, over a thousand inboxes of which few are busy.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rand::RngExt;
+
+use super::Load;
+use super::mailbox::{Actor, Place};
+use super::read::{limit, mark_some};
+use super::send::{inboxes, load, pace};
+use crate::world::World;
+
+/// Clients.
+const LANES: u64 = 16;
+/// Inboxes.
+const INBOXES: usize = 1_000;
+/// The nth inbox is met in proportion to n to the power of minus this.
+const SKEW: f64 = 1.0;
+/// Messages of a batch.
+const BATCH: usize = 10;
+
+/// Starts the clients.
+pub async fn start(world: &World) -> Result<Load> {
+    let team = world.team("mixed", None).await?;
+    let inboxes = inboxes("mixed", INBOXES);
+    let mut load = load(&team, &inboxes);
+    for _ in 0..LANES {
+        let actor = Actor::new(world, &team, load.stop())?;
+        load.spawn(mix(actor, inboxes.clone(), pace(world.rate, LANES, 1)));
+    }
+    Ok(load)
+}
+
+async fn mix(mut actor: Actor, inboxes: Vec<String>, gap: Duration) -> Result<()> {
+    let zipf = Zipf::new(inboxes.len(), SKEW);
+    let mut places: HashMap<usize, Place> = HashMap::new();
+    while !actor.over() {
+        let began = Instant::now();
+        let number = zipf.place(actor.random.random_range(0.0..1.0));
+        let (inbox, node) = (&inboxes[number], actor.any_node());
+        match actor.random.random_range(0..100) {
+            0..60 => actor.send(inbox, 1).await?,
+            60..62 => actor.send(inbox, BATCH).await?,
+            62..65 => actor.repeat().await?,
+            65 => actor.misuse().await?,
+            66..86 => {
+                let place = places.entry(number).or_default();
+                let (limit, local) = (limit(&mut actor, place), actor.random.random_bool(0.3));
+                actor.read_on(node, inbox, place, limit, local).await;
+            }
+            86..94 => {
+                let (limit, local) = (actor.random.random_range(1..=5), actor.random.random_bool(0.3));
+                actor.read_newest(node, inbox, limit, local).await;
+            }
+            _ => mark_some(&mut actor, inbox).await?,
+        }
+        tokio::time::sleep(gap.saturating_sub(began.elapsed())).await;
+    }
+    Ok(())
+}
+
+/// Draws places of which the first are met most often.
+struct Zipf {
+    /// Of all places up to this one, how likely.
+    until: Vec<f64>,
+}
+
+impl Zipf {
+    fn new(count: usize, skew: f64) -> Self {
+        let mut sum = 0.0;
+        let until = (1..=count).map(|place| {
+            sum += (place as f64).powf(-skew);
+            sum
+        });
+        let mut until: Vec<f64> = until.collect();
+        until.iter_mut().for_each(|share| *share /= sum);
+        Zipf { until }
+    }
+
+    /// The place of a number from 0 to 1.
+    fn place(&self, share: f64) -> usize {
+        let place = self.until.partition_point(|until| *until <= share);
+        place.min(self.until.len() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_places_are_met_most_often() {
+        let zipf = Zipf::new(4, 1.0);
+        // 1 : 1/2 : 1/3 : 1/4 of 25/12.
+        let places = [0.0, 0.47, 0.49, 0.71, 0.73, 0.87, 0.89, 1.0].map(|share| zipf.place(share));
+        assert_eq!(places, [0, 0, 1, 1, 2, 2, 3, 3]);
+    }
+}

@@ -1,0 +1,91 @@
+//! One message after another, as clients with a purpose of their own send them.
+
+use std::time::Duration;
+
+use agentpost::api::abbababa::SendRequest;
+use agentpost::{Client, Error};
+use anyhow::Result;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::Stop;
+use crate::history::{Fields, Item, Lane, Op, Outcome};
+use crate::world::{Team, World};
+
+/// Attempts of one send before its client gives up and calls it unknown.
+const ATTEMPTS_MAX: usize = 60;
+
+/// A client that sends.
+pub struct Post {
+    lane: Lane,
+    world: World,
+    team: Team,
+    clients: Vec<Client>,
+    random: StdRng,
+}
+
+impl Post {
+    /// One that sends in the name of nobody yet.
+    pub fn new(world: &World, team: &Team) -> Self {
+        let lane = world.recorder.lane();
+        Post {
+            random: StdRng::seed_from_u64(world.seed ^ u64::from(lane.number()) << 32),
+            lane,
+            world: world.clone(),
+            team: team.clone(),
+            clients: Vec::new(),
+        }
+    }
+
+    /// Its lane's number, for the names of its messages.
+    pub fn number(&self) -> u32 {
+        self.lane.number()
+    }
+
+    /// Sends as this agent from now on.
+    pub fn rename(&mut self, agent: &str) -> Result<()> {
+        let nodes = 1..=self.world.nodes();
+        let clients: Result<_> = nodes.map(|node| self.world.node(node, &self.team.key, agent)).collect();
+        self.clients = clients?;
+        Ok(())
+    }
+
+    /// Sends a message of this name, repeated through other nodes under its idempotency key until somebody decides.
+    pub async fn send(&mut self, key: &str, message: SendRequest, stop: &Stop) -> bool {
+        let item = |id: String| Item {
+            id,
+            key: key.to_owned(),
+            seq: None,
+        };
+        let to = message.to_agent_id.clone().unwrap_or_default();
+        let asked = Fields::items(vec![item(String::new())]);
+        self.lane.invoke(None, Op::Send, to, asked);
+        let outcome = match self.decide(message, stop).await {
+            Ok(id) => Outcome::Ok(Fields::items(vec![item(id)])),
+            Err(outcome) => outcome,
+        };
+        let stored = matches!(outcome, Outcome::Ok(_));
+        self.lane.end(outcome);
+        stored
+    }
+
+    async fn decide(&mut self, message: SendRequest, stop: &Stop) -> Result<String, Outcome> {
+        let mut last = String::new();
+        for _ in 0..ATTEMPTS_MAX {
+            let client = &self.clients[self.random.random_range(0..self.clients.len())];
+            match client.send(message.clone()).await {
+                Ok(answer) => return Ok(answer.message_id),
+                // 429 under overload is the one refusal that a repeat can cure.
+                Err(Error::Refused(answer)) if answer.status.as_u16() != 429 => {
+                    return Err(Outcome::Fail(answer.to_string()));
+                }
+                Err(error) => last = error.to_string(),
+            }
+            if stop.is_set() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(self.random.random_range(20..200))).await;
+        }
+        Err(Outcome::Info(last))
+    }
+}

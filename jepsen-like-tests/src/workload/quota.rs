@@ -1,0 +1,307 @@
+//! Workload D: clients that race for the last units of a day's sends and of a month's events, through every node. Each
+//! quota lives for some seconds in a team of its own: a small limit, raised now and then, so that its edge is met often.
+//! What is unknown is repeated under its key, and so is some of what was accepted: a repeat must count once.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use agentpost::api::abbababa::SendRequest;
+use agentpost::api::admin::{LimitsPatch, UpdateTeam};
+use agentpost::api::kite;
+use agentpost::client::Request;
+use agentpost::{Client, Error};
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use rand::RngExt;
+use rand::rngs::StdRng;
+use tokio::task::JoinSet;
+
+use super::ask::{self, Nodes, Told};
+use super::{Load, Stop, send};
+use crate::history::{Fields, Item, Lane, Op, Outcome};
+use crate::world::{Team, World};
+
+/// Quotas that are raced for at a time; every third is of a month.
+const SLOTS: u64 = 6;
+/// Clients that race for one.
+const RACERS: u64 = 6;
+/// Spends a second of all clients at most: most of more would be refused.
+const RATE_MAX: u64 = 300;
+/// How often a limit is raised in the life of a quota.
+const RAISES: u64 = 3;
+/// Who spends, and who gets the mail.
+const SPENDER: &str = "spender";
+const RECEIVER: &str = "receiver";
+
+/// A quota that was raced for.
+#[derive(Clone)]
+struct Quota {
+    /// Its name in the history.
+    name: String,
+    team: Team,
+    period: Period,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Period {
+    /// Sends of an agent, on the Abba Baba face.
+    Day,
+    /// Events of a team, on the Kite face.
+    Month,
+}
+
+type Raced = Arc<Mutex<Vec<Quota>>>;
+
+/// Starts [`SLOTS`] races.
+pub async fn start(world: &World) -> Result<Load> {
+    let raced = Raced::default();
+    let audited = raced.clone();
+    let mut load = Load::new(move |world| async move {
+        let quotas = audited.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        audit(&world, &quotas).await
+    });
+    for number in 0..SLOTS {
+        let lane = world.recorder.lane();
+        let slot = Slot {
+            number,
+            period: if number % 3 == 2 { Period::Month } else { Period::Day },
+            operator: Nodes::new(world, &world.admin_key, SPENDER)?,
+            random: ask::random(world, lane.number()),
+            lane,
+            world: world.clone(),
+            raced: raced.clone(),
+        };
+        load.spawn(slot.run(load.stop()));
+    }
+    Ok(load)
+}
+
+/// Has one quota after the other raced for.
+struct Slot {
+    number: u64,
+    period: Period,
+    world: World,
+    lane: Lane,
+    random: StdRng,
+    operator: Nodes,
+    raced: Raced,
+}
+
+impl Slot {
+    async fn run(mut self, stop: Stop) -> Result<()> {
+        for life in 0.. {
+            if stop.is_set() {
+                break;
+            }
+            let mut limit = self.random.random_range(2..20);
+            let name = format!("quota-{}-{life}", self.number);
+            self.lane.invoke(None, Op::Limit, &name, self.limit(limit));
+            // A team whose creation is unknown is left to itself.
+            let team = match self.world.team(&name, Some(self.patch(limit))).await {
+                Ok(team) => team,
+                Err(error) => {
+                    self.lane.end(Outcome::Info(format!("{error:#}")));
+                    self.pause(100..300).await;
+                    continue;
+                }
+            };
+            self.lane.end(Outcome::Ok(Fields::default()));
+            let quota = Quota {
+                name,
+                team,
+                period: self.period,
+            };
+            self.raced
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(quota.clone());
+            let (over, racers) = self.racers(&quota, &stop)?;
+            for _ in 0..RAISES {
+                self.pause(300..900).await;
+                limit += self.random.random_range(1..12);
+                if stop.is_set() || !self.raise(&quota, limit).await? {
+                    break;
+                }
+            }
+            self.pause(300..900).await;
+            over.set();
+            for raced in racers.join_all().await {
+                raced?;
+            }
+        }
+        Ok(())
+    }
+
+    fn racers(&mut self, quota: &Quota, stop: &Stop) -> Result<(Stop, JoinSet<Result<()>>)> {
+        let over = Stop::default();
+        let mut racers = JoinSet::new();
+        let nodes = Nodes::new(&self.world, &quota.team.key, SPENDER)?;
+        for _ in 0..RACERS {
+            let lane = self.world.recorder.lane();
+            let rate = if self.world.rate == 0 {
+                RATE_MAX
+            } else {
+                self.world.rate.min(RATE_MAX)
+            };
+            let racer = Racer {
+                quota: quota.clone(),
+                nodes: nodes.clone(),
+                random: ask::random(&self.world, lane.number()),
+                lane,
+                gap: send::pace(rate, SLOTS * RACERS, 1),
+            };
+            racers.spawn(racer.run(over.clone(), stop.clone()));
+        }
+        Ok((over, racers))
+    }
+
+    /// Asks once, for what is repeated could lower a limit that was raised since. False if nobody knows: such a limit
+    /// is left as it is.
+    async fn raise(&mut self, quota: &Quota, limit: u64) -> Result<bool> {
+        let change = UpdateTeam {
+            limits: Some(self.patch(limit)),
+            ..UpdateTeam::default()
+        };
+        let (node, client) = self.operator.any(&mut self.random);
+        self.lane.invoke(Some(node), Op::Limit, &quota.name, self.limit(limit));
+        let told = Told::of(client.update_team(&quota.team.id, &change).await)?;
+        let known = !matches!(told, Told::Unknown(_));
+        self.lane.end(told.outcome(|_| Fields::default()));
+        Ok(known)
+    }
+
+    fn limit(&self, n: u64) -> Fields {
+        Fields {
+            n: Some(n),
+            ..Fields::default()
+        }
+    }
+
+    fn patch(&self, limit: u64) -> LimitsPatch {
+        let (day, month) = match self.period {
+            Period::Day => (limit, 0),
+            Period::Month => (0, limit),
+        };
+        LimitsPatch {
+            daily_sends: Some(day),
+            monthly_events: Some(month),
+            daily_reads: Some(0),
+            ..LimitsPatch::default()
+        }
+    }
+
+    async fn pause(&mut self, ms: std::ops::Range<u64>) {
+        let ms = self.random.random_range(ms);
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
+}
+
+/// Spends one unit after the other.
+struct Racer {
+    quota: Quota,
+    lane: Lane,
+    random: StdRng,
+    nodes: Nodes,
+    gap: Duration,
+}
+
+impl Racer {
+    async fn run(mut self, over: Stop, stop: Stop) -> Result<()> {
+        let mut number = 0;
+        while !over.is_set() && !stop.is_set() {
+            let next = tokio::time::Instant::now() + self.gap;
+            let key = format!("{}/{}-{number}", self.quota.name, self.lane.number());
+            number += 1;
+            let accepted = self.spend(&key, &stop).await?;
+            if accepted && self.random.random_bool(0.15) {
+                self.spend(&key, &stop).await?;
+            }
+            tokio::time::sleep_until(next).await;
+        }
+        Ok(())
+    }
+
+    async fn spend(&mut self, key: &str, stop: &Stop) -> Result<bool> {
+        self.lane.invoke(None, Op::Spend, &self.quota.name, Fields::key(key));
+        let period = self.quota.period;
+        let told = ask::until_told(&self.nodes, &mut self.random, stop, |client| {
+            let key = key.to_owned();
+            async move {
+                match period {
+                    Period::Day => send_of_day(&client, &key).await,
+                    Period::Month => event_of_month(&client, &key).await,
+                }
+            }
+        });
+        let told = told.await?;
+        let accepted = matches!(told, Told::Done(_));
+        self.lane.end(told.outcome(|fields| fields));
+        Ok(accepted)
+    }
+}
+
+async fn send_of_day(client: &Client, key: &str) -> Result<Fields, Error> {
+    let note = ask::note(key).map_err(|error| Error::Invalid(error.to_string()))?;
+    let message = SendRequest {
+        to_agent_id: Some(RECEIVER.to_owned()),
+        ..note
+    };
+    Ok(Fields::id(client.send(message).await?.message_id))
+}
+
+async fn event_of_month(client: &Client, key: &str) -> Result<Fields, Error> {
+    let event = kite::SendRequest {
+        from: SPENDER.to_owned(),
+        to: RECEIVER.to_owned(),
+        body: key.to_owned(),
+        thread_id: None,
+        reply_to_id: None,
+    };
+    let request = Request::post("/api/v1/agents/messages")
+        .json(&event)?
+        .idempotency_key(key);
+    let answer = client.request(&request).await?;
+    let sent: kite::SendResponse =
+        serde_json::from_str(&answer.body).map_err(|error| Error::Malformed(error.to_string()))?;
+    Ok(Fields {
+        n: Some(sent.usage.events_used),
+        ..Fields::id(sent.id)
+    })
+}
+
+/// Reads from every node what was counted.
+async fn audit(world: &World, quotas: &[Quota]) -> Result<()> {
+    let mut lane = world.recorder.lane();
+    for quota in quotas {
+        for node in 1..=world.nodes() {
+            lane.invoke(Some(node), Op::Spent, &quota.name, Fields::default());
+            let client = world.node(node, &quota.team.key, RECEIVER)?;
+            let spent = ask::whole_inbox(&client, RECEIVER).await;
+            let items = spent.and_then(|all| all.iter().map(|message| counted(quota.period, message)).collect());
+            lane.end(match items {
+                Ok(items) => Outcome::Ok(Fields::items(items)),
+                Err(error) => Outcome::Info(format!("{error:#}")),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A message with the day or the month of which it was counted: it is sent and counted at one moment.
+fn counted(period: Period, message: &agentpost::api::abbababa::Message) -> Result<Item> {
+    let at: Timestamp = message.created_at.parse().context("createdAt")?;
+    let date = at.to_zoned(TimeZone::UTC).date();
+    let seq = match period {
+        Period::Day => u64::try_from(at.as_second())? / 86_400,
+        Period::Month => u64::try_from(date.year())? * 12 + u64::try_from(date.month())?,
+    };
+    let body: serde_json::Value = serde_json::from_str(message.body.get())?;
+    // The Kite face has texts.
+    let key = ["key", "text"].iter().find_map(|name| body.get(name)?.as_str());
+    Ok(Item {
+        id: message.id.clone(),
+        key: key.unwrap_or_default().to_owned(),
+        seq: Some(seq),
+    })
+}

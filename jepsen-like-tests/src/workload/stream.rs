@@ -1,0 +1,211 @@
+//! Workload F: named WebSocket clients whose sessions are cut again and again and resumed on another node, while
+//! somebody sends.
+
+mod socket;
+mod tail;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use agentpost::api::abbababa::SendRequest;
+use agentpost::{Client, Error, ListQuery};
+use anyhow::{Result, ensure};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::value::to_raw_value;
+
+use self::tail::{Manner, Tail};
+use super::post::Post;
+use super::send::{audit, message, pace};
+use super::{Load, Stop};
+use crate::history::{Fields, Op, Outcome};
+use crate::world::{Team, World};
+
+/// Inboxes that are listened to.
+const INBOXES: usize = 4;
+/// Clients of each inbox.
+const TAILS: usize = 4;
+/// Senders.
+const LANES: u64 = 4;
+/// Messages a second at most: each comes at least [`TAILS`] times.
+const RATE_MAX: u64 = 400;
+/// Of the messages that slow readers are sent: sockets shall fill.
+const LARGE_BYTES: usize = 16 * 1024;
+/// How long the last message is tried to be sent.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the readers are like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mix {
+    /// Quick ones that acknowledge now and then.
+    Tails,
+    /// Slow ones, and such that stop reading for longer than a node waits.
+    Slow,
+    /// Such that acknowledge what does not exist yet.
+    Ahead,
+    /// Quick ones, and others that read the same inboxes with spoilt cursors.
+    Spoilt,
+}
+
+impl Mix {
+    fn name(self) -> &'static str {
+        match self {
+            Mix::Tails => "tails",
+            Mix::Slow => "slow",
+            Mix::Ahead => "ahead",
+            Mix::Spoilt => "spoilt",
+        }
+    }
+
+    fn manner(self, number: usize) -> Manner {
+        match self {
+            Mix::Tails | Mix::Spoilt => Manner::Quick,
+            Mix::Slow if number.is_multiple_of(TAILS) => Manner::Starved,
+            Mix::Slow => Manner::Slow,
+            Mix::Ahead => Manner::Ahead,
+        }
+    }
+}
+
+/// Tails whose lanes have ended.
+type Ended = Arc<Mutex<Vec<Tail>>>;
+
+/// Starts readers and senders.
+pub async fn start(mix: Mix, world: &World) -> Result<Load> {
+    let team = world.team(&format!("stream-{}", mix.name()), None).await?;
+    let inboxes: Vec<String> = (0..INBOXES).map(|n| format!("{}-{n}", mix.name())).collect();
+    let ended = Ended::default();
+    let (owner, listened, tails) = (team.clone(), inboxes.clone(), ended.clone());
+    let mut load = Load::new(move |world| async move { conclude(&world, &owner, &listened, &tails).await });
+    for (place, inbox) in inboxes.iter().enumerate() {
+        for number in 0..TAILS {
+            let tail = Tail::new(world, &team, inbox, number, mix.manner(number));
+            load.spawn(listen(tail, load.stop(), ended.clone()));
+        }
+        if mix == Mix::Spoilt {
+            load.spawn(spoil(world.clone(), team.clone(), inbox.clone(), load.stop()));
+        }
+        let bytes = if mix == Mix::Slow { LARGE_BYTES } else { 0 };
+        let rate = if world.rate == 0 {
+            RATE_MAX
+        } else {
+            world.rate.min(RATE_MAX)
+        };
+        let mut post = Post::new(world, &team);
+        post.rename(&format!("{}-sender-{place}", mix.name()))?;
+        load.spawn(send(post, inbox.clone(), bytes, pace(rate, LANES, 1), load.stop()));
+    }
+    Ok(load)
+}
+
+async fn send(mut post: Post, inbox: String, bytes: usize, gap: Duration, stop: Stop) -> Result<()> {
+    for sent in 0.. {
+        if stop.is_set() {
+            break;
+        }
+        let began = Instant::now();
+        let key = format!("{}-{sent}", post.number());
+        post.send(&key, padded(&inbox, &key, bytes)?, &stop).await;
+        tokio::time::sleep(gap.saturating_sub(began.elapsed())).await;
+    }
+    Ok(())
+}
+
+/// A message with so much more in its body.
+fn padded(inbox: &str, key: &str, bytes: usize) -> Result<SendRequest> {
+    let body = serde_json::json!({ "key": key, "more": "x".repeat(bytes) });
+    Ok(SendRequest {
+        body: Some(to_raw_value(&body)?),
+        ..message(inbox, key)?
+    })
+}
+
+async fn listen(mut tail: Tail, stop: Stop, ended: Ended) -> Result<()> {
+    while !stop.is_set() {
+        tail.session(&stop).await;
+    }
+    ended.lock().unwrap_or_else(PoisonError::into_inner).push(tail);
+    Ok(())
+}
+
+/// Reads pages with cursors of which one letter is wrong: none may be taken for another place.
+async fn spoil(world: World, team: Team, inbox: String, stop: Stop) -> Result<()> {
+    let mut lane = world.recorder.lane();
+    let mut random = StdRng::seed_from_u64(world.seed ^ u64::from(lane.number()) << 32);
+    let mut query = ListQuery {
+        limit: Some(5),
+        ..ListQuery::default()
+    };
+    while !stop.is_set() {
+        let node = random.random_range(1..=world.nodes());
+        let client = world.node(node, &team.key, &inbox)?;
+        if let Ok(page) = client.list(&query).await {
+            let spoilt = ListQuery {
+                cursor: Some(spoiled(&page.cursor, &mut random)),
+                ..query.clone()
+            };
+            let asked = Fields {
+                id: Some("spoilt".to_owned()),
+                name: Some(inbox.clone()),
+                from: spoilt.cursor.clone(),
+                ..Fields::default()
+            };
+            lane.invoke(Some(node), Op::Probe, "GET messages", asked);
+            lane.end(probe(&client, &spoilt).await);
+            query.cursor = Some(page.cursor);
+        }
+        tokio::time::sleep(Duration::from_millis(random.random_range(20..200))).await;
+    }
+    Ok(())
+}
+
+async fn probe(client: &Client, query: &ListQuery) -> Outcome {
+    match client.list(query).await {
+        Ok(page) => Outcome::Ok(Fields {
+            cursor: Some(page.cursor),
+            ..Fields::default()
+        }),
+        Err(Error::Refused(answer)) => Outcome::Fail(answer.to_string()),
+        Err(error) => Outcome::Info(error.to_string()),
+    }
+}
+
+/// The same with another letter; never in the last place, where bits may mean nothing.
+fn spoiled(cursor: &str, random: &mut StdRng) -> String {
+    let mut letters: Vec<char> = cursor.chars().collect();
+    let place = random.random_range(0..letters.len().saturating_sub(1).max(1));
+    if let Some(letter) = letters.get_mut(place) {
+        *letter = if *letter == 'A' { 'B' } else { 'A' };
+    }
+    letters.into_iter().collect()
+}
+
+/// Sends a last message to each inbox, lets every client read up to it, and looks at the inboxes.
+async fn conclude(world: &World, team: &Team, inboxes: &[String], ended: &Ended) -> Result<()> {
+    let mut post = Post::new(world, team);
+    post.rename("the-end")?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut ends = Vec::new();
+    for inbox in inboxes {
+        // A name of its own for each attempt: one may still be stored later.
+        for attempt in 0.. {
+            let key = format!("{}-{inbox}-{attempt}", post.number());
+            if post.send(&key, message(inbox, &key)?, &Stop::default()).await {
+                ends.push((inbox.clone(), key));
+                break;
+            }
+            ensure!(Instant::now() < deadline, "the end cannot be sent to {inbox}");
+        }
+    }
+    let tails = std::mem::take(&mut *ended.lock().unwrap_or_else(PoisonError::into_inner));
+    let reading = tails.into_iter().map(|mut tail| {
+        let end = ends.iter().find(|(inbox, _)| *inbox == tail.inbox);
+        async move {
+            if let Some((_, key)) = end {
+                tail.read_up_to(key).await;
+            }
+        }
+    });
+    futures::future::join_all(reading).await;
+    audit(world, team, inboxes).await
+}

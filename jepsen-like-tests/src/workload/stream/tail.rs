@@ -1,0 +1,210 @@
+//! One named client: its sessions, one after the other.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::time::timeout;
+
+use super::socket::{Brought, Socket};
+use crate::history::{Fields, Item, Lane, Op, Outcome};
+use crate::workload::Stop;
+use crate::world::{Team, World};
+
+/// Frames that are written down at a time.
+const FRAMES: usize = 64;
+/// A frame that comes within this belongs to those before it.
+const SOON: Duration = Duration::from_millis(20);
+/// How long a session of a quick client lasts, milliseconds.
+const LIFE_MS: std::ops::Range<u64> = 200..3_000;
+/// How long one that does not read stands still: nodes wait 30 s.
+const STARVED: Duration = Duration::from_secs(40);
+/// How far ahead of everything a client acknowledges that wants to know.
+const AHEAD: u64 = 1_000_000;
+/// How long a client may take to read the rest, when all is healed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a client is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Reads at once.
+    Quick,
+    /// Needs time for each event.
+    Slow,
+    /// Reads a little and then nothing for long.
+    Starved,
+    /// Acknowledges more than it got, now and then.
+    Ahead,
+}
+
+/// A named client.
+pub struct Tail {
+    /// Whose mail it gets.
+    pub inbox: String,
+    world: World,
+    team: Team,
+    client: String,
+    manner: Manner,
+    lane: Lane,
+    random: StdRng,
+    sessions: u64,
+    /// One of so many frames is acknowledged.
+    acks: u32,
+}
+
+impl Tail {
+    /// One that has not dialled yet.
+    pub fn new(world: &World, team: &Team, inbox: &str, number: usize, manner: Manner) -> Self {
+        let lane = world.recorder.lane();
+        Tail {
+            inbox: inbox.to_owned(),
+            random: StdRng::seed_from_u64(world.seed ^ u64::from(lane.number()) << 32),
+            client: format!("{inbox}-client-{number}"),
+            world: world.clone(),
+            team: team.clone(),
+            manner,
+            lane,
+            sessions: 0,
+            acks: [1, 10, 50, 200][number % 4],
+        }
+    }
+
+    /// One session on some node, until it breaks, has lasted long enough, or all shall stop.
+    pub async fn session(&mut self, stop: &Stop) {
+        let Some((node, mut socket)) = self.open().await else {
+            return;
+        };
+        let life = Duration::from_millis(self.random.random_range(LIFE_MS));
+        let starved = self.manner == Manner::Starved && self.random.random_bool(0.5);
+        let until = Instant::now() + life;
+        while !stop.is_set() && Instant::now() < until {
+            if self.read(node, &mut socket, until).await.is_err() {
+                return;
+            }
+        }
+        if starved {
+            rest(STARVED, stop).await;
+            // What is left in the buffers, until the node's refusal shows.
+            let until = Instant::now() + life;
+            while Instant::now() < until && self.read(node, &mut socket, until).await.is_ok() {}
+        }
+        if self.random.random_bool(0.5) {
+            socket.close().await;
+        }
+    }
+
+    /// Sessions until a message has come, or it takes too long.
+    pub async fn read_up_to(&mut self, key: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        self.manner = Manner::Quick;
+        while Instant::now() < deadline {
+            let Some((node, mut socket)) = self.open().await else {
+                continue;
+            };
+            while let Ok(items) = self.read(node, &mut socket, deadline).await {
+                if items.iter().any(|item| item.key == key) {
+                    return socket.close().await;
+                }
+                if Instant::now() >= deadline {
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn open(&mut self) -> Option<(usize, Socket)> {
+        let node = self.random.random_range(1..=self.world.nodes());
+        let narrow = matches!(self.manner, Manner::Slow | Manner::Starved);
+        let url = &self.world.urls[node - 1];
+        match Socket::open(url, &self.team, &self.inbox, &self.client, narrow).await {
+            Ok(socket) => {
+                self.sessions += 1;
+                Some((node, socket))
+            }
+            Err(_) => {
+                tokio::time::sleep(Duration::from_millis(self.random.random_range(50..300))).await;
+                None
+            }
+        }
+    }
+
+    /// Writes down the next frames that come together, and acknowledges some; an error when the session is over.
+    async fn read(&mut self, node: usize, socket: &mut Socket, until: Instant) -> Result<Vec<Item>> {
+        let asked = Fields {
+            name: Some(self.client.clone()),
+            seq: Some(socket.last_seq),
+            n: Some(self.sessions),
+            ..Fields::default()
+        };
+        self.lane.invoke(Some(node), Op::Frame, &self.inbox, asked.clone());
+        let mut fields = Fields::default();
+        let mut broken = None;
+        let mut patience = until.saturating_duration_since(Instant::now());
+        while fields.items.len() < FRAMES
+            && fields.n.is_none()
+            && let Ok(brought) = timeout(patience, socket.next()).await
+        {
+            match brought {
+                Ok(Brought::Event(item, to)) => {
+                    if to != self.inbox {
+                        fields.name = Some(format!("{} is for {to}", item.id));
+                    }
+                    fields.items.push(item);
+                }
+                Ok(Brought::Expired(oldest)) => fields.n = Some(oldest),
+                Err(error) => {
+                    broken = Some(error);
+                    break;
+                }
+            }
+            if self.manner == Manner::Slow {
+                tokio::time::sleep(Duration::from_millis(self.random.random_range(1..50))).await;
+            }
+            patience = SOON;
+        }
+        let items = fields.items.clone();
+        if let Some(error) = broken {
+            if !items.is_empty() {
+                self.lane.end(Outcome::Ok(fields));
+                self.lane.invoke(Some(node), Op::Frame, &self.inbox, asked);
+            }
+            self.lane.end(Outcome::Info(format!("{error:#}")));
+            return Err(error);
+        }
+        self.lane.end(Outcome::Ok(fields));
+        self.acknowledge(node, socket, &items).await?;
+        Ok(items)
+    }
+
+    async fn acknowledge(&mut self, node: usize, socket: &mut Socket, items: &[Item]) -> Result<()> {
+        for seq in items.iter().filter_map(|item| item.seq) {
+            if !self.random.random_ratio(1, self.acks) {
+                continue;
+            }
+            let ahead = self.manner == Manner::Ahead && self.random.random_bool(0.1);
+            let seq = if ahead { seq + AHEAD } else { seq };
+            let asked = Fields {
+                name: Some(self.client.clone()),
+                seq: Some(seq),
+                n: Some(self.sessions),
+                ..Fields::default()
+            };
+            self.lane.invoke(Some(node), Op::FrameAck, &self.inbox, asked);
+            let sent = socket.ack(seq).await;
+            self.lane.end(match &sent {
+                Ok(()) => Outcome::Ok(Fields::default()),
+                Err(error) => Outcome::Info(error.to_string()),
+            });
+            sent?;
+        }
+        Ok(())
+    }
+}
+
+async fn rest(time: Duration, stop: &Stop) {
+    let until = Instant::now() + time;
+    while Instant::now() < until && !stop.is_set() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

@@ -1,0 +1,285 @@
+//! Workload C: agents that subscribe and unsubscribe, and publishes to one, to some and to hundreds of them, through every
+//! node. In the end every inbox is read from every node.
+
+use std::time::Duration;
+
+use agentpost::api::abbababa::{SendRequest, SendResponse};
+use agentpost::client::Request;
+use agentpost::{Client, SubscriptionUrl};
+use anyhow::{Context as _, Result};
+use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::ask::{self, Nodes, Told};
+use super::{Load, Stop, send};
+use crate::history::{Fields, Item, Lane, Op, Outcome};
+use crate::world::{Team, World};
+
+/// The team, and with `/` the beginning of every name in the history.
+const TEAM: &str = "topics";
+/// Topics: a name, how many subscribe before the first publish and stay, and how many of 100 publishes go there.
+const TOPICS: [(&str, usize, u32); 4] = [("lonely", 1, 65), ("room", 20, 23), ("hall", 60, 7), ("crowd", 300, 5)];
+/// Clients that publish. They are subscribed to [`LOUD`] themselves, and never hear what they say.
+const PUBLISHERS: u64 = 8;
+/// Where the publishers listen, too.
+const LOUD: &str = "room";
+/// Agents that come and go.
+const GUESTS: usize = 16;
+/// Publishes a second at most: an audit reads every entry of every inbox from every node.
+const RATE_MAX: u64 = 50;
+/// How often the end asks whether all inboxes have the last publish; the server waits for them for five seconds each
+/// time. What is missing then the audit shows.
+const LAST_WAITS: usize = 24;
+/// Clients that prepare, and that audit each node.
+const HANDS: usize = 6;
+
+/// Subscribes who stays, then starts publishers and guests.
+pub async fn start(world: &World) -> Result<Load> {
+    let team = world.team(TEAM, None).await?;
+    let owner = team.clone();
+    let mut load = Load::new(move |world| async move { audit(&world, &owner).await });
+    subscribe_all(world, &team, &load.stop()).await?;
+    for number in 0..PUBLISHERS {
+        let lane = world.recorder.lane();
+        let publisher = Publisher {
+            nodes: Nodes::new(world, &team.key, &publisher_name(number))?,
+            name: publisher_name(number),
+            random: ask::random(world, lane.number()),
+            lane,
+        };
+        let rate = if world.rate == 0 {
+            RATE_MAX
+        } else {
+            world.rate.min(RATE_MAX)
+        };
+        load.spawn(publisher.run(load.stop(), send::pace(rate, PUBLISHERS, 1)));
+    }
+    for number in 0..GUESTS {
+        let lane = world.recorder.lane();
+        let guest = Guest {
+            nodes: Nodes::new(world, &team.key, &guest_name(number))?,
+            name: guest_name(number),
+            random: ask::random(world, lane.number()),
+            lane,
+        };
+        load.spawn(guest.run(load.stop()));
+    }
+    Ok(load)
+}
+
+fn publisher_name(number: u64) -> String {
+    format!("publisher-{number}")
+}
+
+fn guest_name(number: usize) -> String {
+    format!("guest-{number}")
+}
+
+fn agent_name(number: usize) -> String {
+    format!("agent-{number}")
+}
+
+/// A name as the history has it.
+fn full(name: &str) -> String {
+    format!("{TEAM}/{name}")
+}
+
+/// Subscribes everybody who stays.
+async fn subscribe_all(world: &World, team: &Team, stop: &Stop) -> Result<()> {
+    let staying = TOPICS
+        .iter()
+        .flat_map(|(topic, count, _)| (0..*count).map(|n| (agent_name(n), *topic)));
+    let listening = (0..PUBLISHERS).map(|number| (publisher_name(number), LOUD));
+    let all: Vec<(String, &str)> = staying.chain(listening).collect();
+    let mut hands = JoinSet::new();
+    for part in all.chunks(all.len().div_ceil(HANDS)) {
+        let mut lane = world.recorder.lane();
+        let mut random = ask::random(world, lane.number());
+        let nodes = Nodes::new(world, &team.key, "nobody")?;
+        let (part, stop) = (part.to_vec(), stop.clone());
+        hands.spawn(async move {
+            for (agent, topic) in part {
+                let asked = Fields {
+                    name: Some(full(&agent)),
+                    ..Fields::default()
+                };
+                lane.invoke(None, Op::Subscribe, full(topic), asked);
+                let told = ask::until_told(&nodes, &mut random, &stop, |client| {
+                    let agent = agent.clone();
+                    async move {
+                        let request = Request::post("/v1/messages/subscribe").json(&json!({ "topic": topic }))?;
+                        client.request(&request.agent(agent)).await
+                    }
+                });
+                lane.end(told.await?.outcome(|_| Fields::default()));
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(hand) = hands.join_next().await {
+        hand.context("a client panicked")??;
+    }
+    Ok(())
+}
+
+struct Publisher {
+    lane: Lane,
+    name: String,
+    nodes: Nodes,
+    random: StdRng,
+}
+
+impl Publisher {
+    async fn run(mut self, stop: Stop, gap: Duration) -> Result<()> {
+        for number in 0.. {
+            if stop.is_set() {
+                break;
+            }
+            let next = Instant::now() + gap;
+            let topic = self.topic();
+            let key = full(&format!("{}-{number}", self.lane.number()));
+            publish(
+                &mut self.lane,
+                &self.nodes,
+                &mut self.random,
+                &stop,
+                (&self.name, topic, &key),
+            )
+            .await?;
+            tokio::time::sleep_until(next).await;
+        }
+        Ok(())
+    }
+
+    fn topic(&mut self) -> &'static str {
+        let chosen = TOPICS.choose_weighted(&mut self.random, |topic| topic.2);
+        chosen.map_or(LOUD, |topic| topic.0)
+    }
+}
+
+/// Publishes a key, repeated under it until somebody decides. Whether its inboxes still follow is answered in `name`.
+async fn publish(
+    lane: &mut Lane,
+    nodes: &Nodes,
+    random: &mut StdRng,
+    stop: &Stop,
+    (publisher, topic, key): (&str, &str, &str),
+) -> Result<bool> {
+    let asked = Fields {
+        name: Some(full(publisher)),
+        ..Fields::key(key)
+    };
+    lane.invoke(None, Op::Publish, full(topic), asked);
+    let message = SendRequest {
+        topic: Some(topic.to_owned()),
+        ..ask::note(key)?
+    };
+    let told = ask::until_told(nodes, random, stop, |client| {
+        let message = message.clone();
+        async move { client.send(message).await }
+    });
+    let told = told.await?;
+    let done = matches!(&told, Told::Done(SendResponse { fanout: None, .. }));
+    lane.end(told.outcome(|sent| Fields {
+        name: sent.fanout,
+        ..Fields::id(sent.message_id)
+    }));
+    Ok(done)
+}
+
+/// Subscribes and unsubscribes, asking once: what is unknown stays unknown.
+struct Guest {
+    lane: Lane,
+    name: String,
+    nodes: Nodes,
+    random: StdRng,
+}
+
+impl Guest {
+    async fn run(mut self, stop: Stop) -> Result<()> {
+        let mut subscribed = [false; TOPICS.len()];
+        while !stop.is_set() {
+            let place = self.random.random_range(0..TOPICS.len());
+            let topic = TOPICS[place].0;
+            // Now and then what is so already is asked for again.
+            let comes = subscribed[place] == self.random.random_bool(0.1);
+            subscribed[place] = comes;
+            let (node, client) = self.nodes.any(&mut self.random);
+            let asked = Fields {
+                name: Some(full(&self.name)),
+                ..Fields::default()
+            };
+            let op = if comes { Op::Subscribe } else { Op::Unsubscribe };
+            self.lane.invoke(Some(node), op, full(topic), asked);
+            let told = match comes {
+                true => client.subscribe(topic, SubscriptionUrl::Keep).await.map(drop),
+                false => client.unsubscribe(topic).await,
+            };
+            self.lane.end(Told::of(told)?.outcome(|()| Fields::default()));
+            let pause = self.random.random_range(50..500);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        Ok(())
+    }
+}
+
+/// Waits until nothing is on its way any more, then reads every inbox from every node.
+async fn audit(world: &World, team: &Team) -> Result<()> {
+    await_last(world, team).await?;
+    let mut agents: Vec<String> = (0..TOPICS.iter().map(|t| t.1).max().unwrap_or(0))
+        .map(agent_name)
+        .collect();
+    agents.extend((0..GUESTS).map(guest_name));
+    agents.extend((0..PUBLISHERS).map(publisher_name));
+    let mut hands = JoinSet::new();
+    for node in 1..=world.nodes() {
+        for part in agents.chunks(agents.len().div_ceil(HANDS)) {
+            let (lane, client) = (world.recorder.lane(), world.node(node, &team.key, "nobody")?);
+            hands.spawn(read(lane, node, client, part.to_vec()));
+        }
+    }
+    while let Some(hand) = hands.join_next().await {
+        hand.context("a client panicked")?;
+    }
+    Ok(())
+}
+
+/// Publishes once more to every topic: as a topic's publishes are given out in order, the last one comes last.
+async fn await_last(world: &World, team: &Team) -> Result<()> {
+    let mut lane = world.recorder.lane();
+    let mut random = ask::random(world, lane.number());
+    let nodes = Nodes::new(world, &team.key, "last")?;
+    for (topic, ..) in TOPICS {
+        let key = full(&format!("{}-{topic}", lane.number()));
+        for _ in 0..LAST_WAITS {
+            if publish(&mut lane, &nodes, &mut random, &Stop::default(), ("last", topic, &key)).await? {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn read(mut lane: Lane, node: usize, client: Client, agents: Vec<String>) {
+    for agent in agents {
+        lane.invoke(Some(node), Op::Inbox, full(&agent), Fields::default());
+        let messages = ask::whole_inbox(&client, &agent).await;
+        lane.end(match messages {
+            Ok(messages) => Outcome::Ok(Fields::items(messages.iter().map(|m| keyed(m.body.get())).collect())),
+            Err(error) => Outcome::Info(format!("{error:#}")),
+        });
+    }
+}
+
+/// A message by its client's name alone: there are very many.
+fn keyed(body: &str) -> Item {
+    Item {
+        id: String::new(),
+        key: send::key_of(body),
+        seq: None,
+    }
+}

@@ -1,0 +1,303 @@
+//! Workload E: mail to agents whose servers are good, bad or gone, and what became of each delivery.
+//!
+//! Calls are written down as they arrive; deliveries, dead letters and notices in the end, when all are over.
+
+mod sinks;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use agentpost::api::abbababa::SendRequest;
+use agentpost::api::admin::LimitsPatch;
+use agentpost::{Client, Error};
+use anyhow::{Context as _, Result, ensure};
+use futures::stream::{StreamExt as _, TryStreamExt as _};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+pub use self::sinks::{LATER, Mix};
+use self::sinks::{Servers, Sink};
+use super::post::Post;
+use super::send::{audit, message, pace};
+use super::{Load, Stop};
+use crate::checker::dispatch::PLACES;
+use crate::deliveries::{self, Agent, CALLS, Deletion, Record, Seen, all_over, seen};
+use crate::receiver::{Call, Receiver};
+use crate::world::{Team, World};
+
+/// Messages a second at most: a slow server takes 8 at a time.
+const RATE_MAX: u64 = 400;
+/// A sender changes its name after so many messages, before its notices fill its inbox.
+const MESSAGES_PER_NAME: u64 = 20_000;
+/// The ladder, an attempt of unknown outcome, and what else may come together.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Between two registrations of a server that had said 410.
+const GONE_FOR: Duration = Duration::from_millis(700);
+/// How long an agent keeps a failing server, milliseconds: its deliveries are on the second or third step.
+const KEPT_MS: std::ops::Range<u64> = 1_000..4_000;
+/// Messages that an inbox takes before the oldest go.
+const INBOX_FULL: usize = 100_000;
+/// Times that each place of the dispatcher can be died at.
+pub const ROUNDS: usize = 20;
+
+/// The team's name; a script that sends by itself finds the team by it.
+pub fn team_name(mix: Mix) -> String {
+    format!("webhooks-{}", mix.name())
+}
+
+/// The agent that gets the message of a round at a place.
+pub fn agent_at(place: &str, round: usize) -> String {
+    format!("{place}-{round}")
+}
+
+/// Starts servers, agents and senders.
+pub async fn start(mix: Mix, world: &World) -> Result<Load> {
+    let limits = LimitsPatch {
+        daily_sends: Some(0),
+        daily_reads: Some(0),
+        daily_webhook_registrations: Some(0),
+        monthly_events: Some(0),
+        ..LimitsPatch::default()
+    };
+    let team = world.team(&team_name(mix), Some(limits)).await?;
+    let servers = Servers::start(mix, receiver(world).await?).await?;
+    register(world, &team, &servers).await?;
+    if mix == Mix::FullInbox {
+        fill(world, &team, &sender_name(mix, 0, 0)).await?;
+    }
+    let deletions: Deletions = Arc::default();
+    let servers = Arc::new(servers);
+    let (kept, owner, given_up) = (servers.clone(), team.clone(), deletions.clone());
+    let mut load = Load::new(move |world| async move { conclude(&world, &owner, &kept, &given_up).await });
+    for (number, sink) in servers.sinks.iter().enumerate() {
+        let client = everywhere(world, &team, &sink.agent)?;
+        match sink.sink {
+            Sink::Gone => load.spawn(come_back(client, servers.url(sink, 0), load.stop())),
+            Sink::Leaving => {
+                let leaver = Leaver {
+                    client,
+                    number,
+                    servers: servers.clone(),
+                    world: world.clone(),
+                    deletions: deletions.clone(),
+                };
+                load.spawn(leaver.run(load.stop()));
+            }
+            _ => {}
+        }
+    }
+    let lanes = mix.lanes();
+    for number in 0..lanes {
+        let sender = Sender {
+            post: Post::new(world, &team),
+            mix,
+            number,
+            cycle: servers.cycle(),
+            gap: pace(rate(world), lanes, 1),
+        };
+        load.spawn(sender.run(load.stop()));
+    }
+    Ok(load)
+}
+
+fn rate(world: &World) -> u64 {
+    match world.rate {
+        0 => RATE_MAX,
+        rate => rate.min(RATE_MAX),
+    }
+}
+
+type Deletions = Arc<Mutex<Vec<Deletion>>>;
+
+/// A receiver that writes each call down before it answers.
+async fn receiver(world: &World) -> Result<Receiver> {
+    let path = world.recorder.dir().join(CALLS);
+    let file = File::options().create(true).append(true).open(&path);
+    let mut file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    let recorder = world.recorder.clone();
+    let witness = move |call: &Call| {
+        let at_us = recorder.now() / 1000;
+        // A call that does not say which it is belongs to no delivery: the checker will say so.
+        let seen = seen(call, at_us).unwrap_or_else(|_| Seen {
+            path: call.path.clone(),
+            at_us,
+            ..Seen::default()
+        });
+        let line = serde_json::to_vec(&seen).map_err(std::io::Error::from);
+        let written = line.and_then(|line| file.write_all(&[line, b"\n".to_vec()].concat()));
+        written.expect("writing the log of calls");
+    };
+    Receiver::start_with_witness(world.host, Box::new(witness)).await
+}
+
+/// A client of all nodes.
+fn everywhere(world: &World, team: &Team, agent: &str) -> Result<Client> {
+    let client = Client::builder(world.urls.join(" ")).api_key(&team.key).agent(agent);
+    Ok(client.build()?)
+}
+
+async fn register(world: &World, team: &Team, servers: &Servers) -> Result<()> {
+    let all = servers
+        .sinks
+        .iter()
+        .map(|sink| (sink.agent.clone(), servers.url(sink, 0)));
+    let registering = futures::stream::iter(all.collect::<Vec<_>>()).map(|(agent, url)| async move {
+        let client = everywhere(world, team, &agent)?;
+        client.register_webhook(&url, &["message.received"]).await?;
+        anyhow::Ok(())
+    });
+    registering.buffer_unordered(8).try_collect().await
+}
+
+/// Fills an inbox to its limit and a little more.
+async fn fill(world: &World, team: &Team, inbox: &str) -> Result<()> {
+    let client = everywhere(world, team, "filler")?;
+    let batches = (0..INBOX_FULL / 100 + 5).map(|batch| {
+        let messages: Result<Vec<SendRequest>> =
+            (0..100).map(|n| message(inbox, &format!("fill-{batch}-{n}"))).collect();
+        let client = client.clone();
+        async move {
+            client.send_batch(messages?).await?;
+            anyhow::Ok(())
+        }
+    });
+    futures::stream::iter(batches).buffer_unordered(8).try_collect().await
+}
+
+/// A server that says 410 is registered again, for good mail shall come.
+async fn come_back(client: Client, url: String, stop: Stop) -> Result<()> {
+    while !stop.is_set() {
+        tokio::time::sleep(GONE_FOR).await;
+        // Whatever comes of it: the next time is soon.
+        let _ = client.register_webhook(&url, &["message.received"]).await;
+    }
+    Ok(())
+}
+
+/// An agent that gives its failing server up while deliveries wait for it, and takes another one.
+struct Leaver {
+    client: Client,
+    number: usize,
+    servers: Arc<Servers>,
+    world: World,
+    deletions: Deletions,
+}
+
+impl Leaver {
+    async fn run(self, stop: Stop) -> Result<()> {
+        let mut random = StdRng::seed_from_u64(self.world.seed ^ self.number as u64);
+        let sink = &self.servers.sinks[self.number];
+        let mut life = 0;
+        while !stop.is_set() {
+            tokio::time::sleep(Duration::from_millis(random.random_range(KEPT_MS))).await;
+            give_up(
+                &self.world,
+                &self.client,
+                &self.servers.path(sink, life),
+                &self.deletions,
+            )
+            .await?;
+            life += 1;
+            let url = self.servers.url(sink, life);
+            let deadline = Instant::now() + PATIENCE;
+            while let Err(error) = self.client.register_webhook(&url, &["message.received"]).await {
+                ensure!(Instant::now() < deadline, "{} cannot be registered: {error}", url);
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+        give_up(
+            &self.world,
+            &self.client,
+            &self.servers.path(sink, life),
+            &self.deletions,
+        )
+        .await
+    }
+}
+
+/// Deletes an agent's webhook, and notes when that was acknowledged.
+async fn give_up(world: &World, client: &Client, path: &str, deletions: &Deletions) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match client.delete_webhook().await {
+            Ok(()) => break,
+            // It was deleted by an attempt whose answer was lost.
+            Err(Error::Refused(answer)) if answer.status.as_u16() == 404 => break,
+            Err(error) => ensure!(Instant::now() < deadline, "{path} cannot be deleted: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let deletion = Deletion {
+        path: path.to_owned(),
+        at_us: world.recorder.now() / 1000,
+    };
+    deletions.lock().unwrap_or_else(PoisonError::into_inner).push(deletion);
+    Ok(())
+}
+
+fn sender_name(mix: Mix, lane: u64, sent: u64) -> String {
+    format!("{}-sender-{lane}-{}", mix.name(), sent / MESSAGES_PER_NAME)
+}
+
+struct Sender {
+    post: Post,
+    mix: Mix,
+    number: u64,
+    cycle: Vec<String>,
+    gap: Duration,
+}
+
+impl Sender {
+    async fn run(mut self, stop: Stop) -> Result<()> {
+        // Lanes begin at different places of the cycle.
+        let ahead = self.number as usize * self.cycle.len() / self.mix.lanes() as usize;
+        for sent in 0.. {
+            if stop.is_set() {
+                break;
+            }
+            if sent % MESSAGES_PER_NAME == 0 {
+                self.post.rename(&sender_name(self.mix, self.number, sent))?;
+            }
+            let began = Instant::now();
+            let to = &self.cycle[(ahead + sent as usize) % self.cycle.len()];
+            let key = format!("{}-{sent}", self.post.number());
+            self.post.send(&key, message(to, &key)?, &stop).await;
+            tokio::time::sleep(self.gap.saturating_sub(began.elapsed())).await;
+        }
+        Ok(())
+    }
+}
+
+/// Waits until all deliveries are over, and writes down what there is.
+async fn conclude(world: &World, team: &Team, servers: &Servers, deletions: &Deletions) -> Result<()> {
+    for sink in servers.sinks.iter().filter(|sink| sink.sink.is_endless()) {
+        let client = everywhere(world, team, &sink.agent)?;
+        give_up(world, &client, &servers.path(sink, 0), deletions).await?;
+    }
+    let operator = world.operator()?;
+    let deadline = Instant::now() + PATIENCE;
+    // What is open after that is for the checker.
+    while !all_over(&operator, team).await? && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let mut more: Vec<Record> = Vec::new();
+    for sink in servers.sinks.iter().filter(|sink| sink.sink.is_kept()) {
+        more.push(Record::Agent(Agent {
+            id: sink.agent.clone(),
+            prompt: sink.sink == Sink::Healthy,
+        }));
+    }
+    let deletions = deletions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    more.extend(deletions.into_iter().map(Record::Deletion));
+    deliveries::write_down(world, team, more).await?;
+    let inboxes: Vec<String> = servers.sinks.iter().map(|sink| sink.agent.clone()).collect();
+    audit(world, team, &inboxes).await
+}
+
+/// Agents of [`Mix::Quiet`].
+fn agents_of_places() -> impl Iterator<Item = String> {
+    let places = PLACES.into_iter().map(|(place, _, _)| place);
+    places.flat_map(|place| (0..ROUNDS).map(move |round| agent_at(place, round)))
+}

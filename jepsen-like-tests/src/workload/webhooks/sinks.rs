@@ -1,0 +1,281 @@
+//! The servers that agents have: which there are in a mix, and how each answers.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::net::TcpSocket;
+
+use super::agents_of_places;
+use crate::receiver::{Answer, Pace, Receiver};
+
+/// How the path of a server begins that asks to be called later.
+pub const LATER: &str = "/later";
+/// Servers that refuse for good: each message to one is a dead letter.
+const REFUSING: usize = 4;
+/// Rounds of mail to the others between two messages to a server that takes its time.
+const TARDY_ROUNDS: usize = 20;
+
+/// Which servers there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mix {
+    /// Whatever ends within seconds; half of the messages become dead letters.
+    Quick,
+    /// The same, and the whole retry ladder and the longest calls: ends take minutes.
+    Ladder,
+    /// One server that is not there, one that drips without end, and 98 good ones.
+    Crowd,
+    /// Servers that fail, and are given up meanwhile.
+    Leaving,
+    /// Dead letters of a sender whose inbox is full.
+    FullInbox,
+    /// Nobody sends: the script does, to an agent for each place where a leader may die.
+    Quiet,
+}
+
+impl Mix {
+    /// In names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mix::Quick => "quick",
+            Mix::Ladder => "ladder",
+            Mix::Crowd => "crowd",
+            Mix::Leaving => "leaving",
+            Mix::FullInbox => "full",
+            Mix::Quiet => "quiet",
+        }
+    }
+
+    /// Senders at the same time.
+    pub fn lanes(self) -> u64 {
+        match self {
+            Mix::Quiet => 0,
+            // Its inbox is the full one.
+            Mix::FullInbox => 1,
+            _ => 4,
+        }
+    }
+
+    fn sinks(self) -> Vec<Sink> {
+        use Sink::*;
+        let quick = [Good, Slow, Shaky(1), HangsUp, Moved, Later, Gone];
+        let refusing = [Refusing; REFUSING];
+        match self {
+            Mix::Quick => [&quick[..], &refusing].concat(),
+            Mix::Ladder => [
+                &quick[..],
+                &[Shaky(2), Shaky(3), Shaky(9), Hanging, Dripping, Late],
+                &refusing,
+            ]
+            .concat(),
+            Mix::Crowd => [&[Dead, DripsOn][..], &[Healthy; 98]].concat(),
+            Mix::Leaving => [&[Good][..], &[Leaving; 4]].concat(),
+            Mix::FullInbox => [&[Good][..], &refusing].concat(),
+            Mix::Quiet => Vec::new(),
+        }
+    }
+}
+
+/// How a server answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sink {
+    /// 200.
+    Good,
+    /// The same, and nothing but another server could delay its calls.
+    Healthy,
+    /// 200, after a while.
+    Slow,
+    /// 500 for the first calls of a delivery.
+    Shaky(usize),
+    /// Closes the connection the first time.
+    HangsUp,
+    /// Points elsewhere the first time.
+    Moved,
+    /// Asks the first time to be called later.
+    Later,
+    /// 489: never again.
+    Refusing,
+    /// 410, whenever it is registered again.
+    Gone,
+    /// 500, until it is given up.
+    Leaving,
+    /// Says nothing the first time.
+    Hanging,
+    /// A byte now and then the first time.
+    Dripping,
+    /// Answers the first call when its time is over.
+    Late,
+    /// Nobody listens.
+    Dead,
+    /// A byte now and then, always.
+    DripsOn,
+}
+
+impl Sink {
+    /// Its deliveries do not end while it has its webhook.
+    pub fn is_endless(self) -> bool {
+        matches!(self, Sink::Dead | Sink::DripsOn)
+    }
+
+    /// Its first call takes the 30 s that a call may take, and 8 are made at a time.
+    fn is_tardy(self) -> bool {
+        matches!(self, Sink::Hanging | Sink::Dripping | Sink::Late)
+    }
+
+    /// It has one webhook from the beginning to the end.
+    pub fn is_kept(self) -> bool {
+        !matches!(self, Sink::Gone | Sink::Leaving)
+    }
+}
+
+/// An agent's server.
+#[derive(Debug, Clone)]
+pub struct AgentSink {
+    /// Whose.
+    pub agent: String,
+    /// What it is like.
+    pub sink: Sink,
+    name: String,
+}
+
+/// All servers of a load. They end with the value.
+pub struct Servers {
+    /// One for each agent.
+    pub sinks: Vec<AgentSink>,
+    receiver: Receiver,
+    /// Bound and not listening: whoever connects is refused.
+    closed: TcpSocket,
+}
+
+impl Servers {
+    /// Those of a mix.
+    pub async fn start(mix: Mix, receiver: Receiver) -> Result<Self> {
+        let named = |(number, sink): (usize, Sink)| {
+            let kind = format!("{sink:?}").to_lowercase().replace(['(', ')'], "");
+            AgentSink {
+                agent: format!("{}-{kind}-{number}", mix.name()),
+                sink,
+                name: format!("/{kind}-{number}"),
+            }
+        };
+        let mut sinks: Vec<AgentSink> = mix.sinks().into_iter().enumerate().map(named).collect();
+        if mix == Mix::Quiet {
+            sinks = agents_of_places()
+                .map(|agent| AgentSink {
+                    name: format!("/{agent}"),
+                    agent,
+                    sink: Sink::Good,
+                })
+                .collect();
+        }
+        let host = receiver.url.strip_prefix("http://").context("a receiver's URL")?;
+        let host: SocketAddr = host.parse()?;
+        let closed = TcpSocket::new_v4()?;
+        closed.bind(SocketAddr::new(host.ip(), 0))?;
+        let servers = Servers {
+            sinks,
+            receiver,
+            closed,
+        };
+        servers.write_scripts();
+        Ok(servers)
+    }
+
+    /// The path of a server; one that is given up has another in its next life.
+    pub fn path(&self, sink: &AgentSink, life: usize) -> String {
+        match life {
+            0 => sink.name.clone(),
+            _ => format!("{}-{life}", sink.name),
+        }
+    }
+
+    /// Its URL.
+    pub fn url(&self, sink: &AgentSink, life: usize) -> String {
+        let path = self.path(sink, life);
+        match (sink.sink, self.closed.local_addr()) {
+            (Sink::Dead, Ok(closed)) => format!("http://{closed}{path}"),
+            (Sink::Leaving, _) => {
+                self.receiver.statuses(&path, &[], 500);
+                self.receiver.url_of(&path)
+            }
+            _ => self.receiver.url_of(&path),
+        }
+    }
+
+    /// Agents in the order in which they get mail: every second message is for one that refuses, if there are such; now
+    /// and then there is one for each that takes its time.
+    pub fn cycle(&self) -> Vec<String> {
+        let (tardy, quick): (Vec<_>, Vec<_>) = self.sinks.iter().partition(|s| s.sink.is_tardy());
+        let (refusing, others): (Vec<_>, Vec<_>) = quick.into_iter().partition(|s| s.sink == Sink::Refusing);
+        let mut cycle = Vec::new();
+        for (number, other) in others.iter().enumerate() {
+            cycle.push(other.agent.clone());
+            cycle.extend(refusing.get(number % refusing.len().max(1)).map(|r| r.agent.clone()));
+        }
+        // Each of those that refuse has its turn, however few the others are.
+        let rest = refusing.iter().skip(others.len());
+        cycle.extend(rest.map(|sink| sink.agent.clone()));
+        if tardy.is_empty() {
+            return cycle;
+        }
+        let rounds = std::iter::repeat_n(cycle, TARDY_ROUNDS).flatten();
+        tardy.into_iter().map(|sink| sink.agent.clone()).chain(rounds).collect()
+    }
+
+    fn write_scripts(&self) {
+        let receiver = &self.receiver;
+        let good = || Answer::status(200);
+        for AgentSink { sink, name, .. } in &self.sinks {
+            let once = |answer: Answer| receiver.script(name, Pace::CallsOfADelivery, [answer], good());
+            let always = |answer: Answer| receiver.script(name, Pace::Calls, [], answer);
+            match sink {
+                Sink::Good | Sink::Healthy | Sink::Dead => {}
+                Sink::Slow => always(good().after(Duration::from_millis(150))),
+                Sink::Shaky(failures) => receiver.statuses(name, &vec![500; *failures], 200),
+                Sink::HangsUp => once(Answer::hang_up()),
+                Sink::Moved => once(Answer::status(302).header("location", &receiver.url_of("/elsewhere"))),
+                Sink::Later => once(Answer::status(429).header("retry-after", "2")),
+                Sink::Refusing => always(Answer::status(489).header("upstash-nonretryable-error", "true")),
+                Sink::Gone => always(Answer::status(410)),
+                Sink::Leaving => receiver.statuses(name, &[], 500),
+                Sink::Hanging => once(Answer::never()),
+                Sink::Dripping => once(Answer::dripping(Duration::from_millis(500))),
+                Sink::Late => once(good().after(Duration::from_millis(31_000))),
+                Sink::DripsOn => always(Answer::dripping(Duration::from_millis(500))),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn everybody_gets_mail_and_who_refuses_gets_much() {
+        for mix in [
+            Mix::Quick,
+            Mix::Ladder,
+            Mix::Crowd,
+            Mix::Leaving,
+            Mix::FullInbox,
+            Mix::Quiet,
+        ] {
+            let servers = Servers::start(mix, Receiver::start().await.unwrap()).await.unwrap();
+            let cycle = servers.cycle();
+            let mail = |sink: &AgentSink| cycle.iter().filter(|agent| **agent == sink.agent).count();
+            for sink in &servers.sinks {
+                assert!(mail(sink) > 0, "{mix:?} has none for {}", sink.agent);
+                assert!(!sink.sink.is_tardy() || mail(sink) == 1);
+            }
+            let refusing = servers.sinks.iter().filter(|sink| sink.sink == Sink::Refusing);
+            let dead: usize = refusing.map(mail).sum();
+            assert!(
+                dead == 0 || 3 * dead > cycle.len(),
+                "{mix:?} has {dead} dead letters in {}",
+                cycle.len()
+            );
+        }
+    }
+}
