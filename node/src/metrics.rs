@@ -30,8 +30,6 @@ pub struct Metrics {
     pub clocks: clocks::Clocks,
     /// The dispatcher.
     pub dispatch: dispatch::Dispatch,
-    /// The disk.
-    pub storage: storage::Storage,
     /// Client operations between admission and answer on this node.
     pub proposals_in_flight: Gauge,
     /// Requests on this node's stream to the leader.
