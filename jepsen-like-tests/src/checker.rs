@@ -33,6 +33,7 @@ pub mod recovery;
 pub mod registers;
 pub mod replicas;
 pub mod revocation;
+pub mod rolling;
 mod wgl;
 pub mod ws_stream;
 
@@ -63,6 +64,7 @@ const CHECKERS: &[fn(&Evidence) -> Check] = &[
     raft::check,
     crashes::check,
     liveness::check,
+    rolling::check,
     dispatch::check,
     ws_stream::check,
     fan_out::check,
