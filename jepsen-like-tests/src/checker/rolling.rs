@@ -37,7 +37,10 @@ mod tests {
     #[test]
     fn a_send_given_up_while_nodes_restart_is_named() {
         let check = check(&story("restart").evidence());
-        assert_eq!(check.violations, ["a send at 150 ms was given up, while nodes restarted"]);
+        assert_eq!(
+            check.violations,
+            ["a send at 150 ms was given up, while nodes restarted"]
+        );
         assert_eq!(check.looked_at, 1);
     }
 
