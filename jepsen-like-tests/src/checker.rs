@@ -34,6 +34,7 @@ pub mod recovery;
 pub mod registers;
 pub mod replicas;
 pub mod revocation;
+pub mod rolling;
 mod wgl;
 pub mod ws_stream;
 
@@ -64,6 +65,7 @@ const CHECKERS: &[fn(&Evidence) -> Check] = &[
     raft::check,
     crashes::check,
     liveness::check,
+    rolling::check,
     dispatch::check,
     ws_stream::check,
     fan_out::check,

@@ -12,7 +12,7 @@ use crate::faults::{Ongoing, State};
 use crate::stage::Stage;
 use crate::workload;
 
-const LOADS: &[workload::Kind] = &[workload::Kind::Send];
+const LOADS: &[workload::Kind] = &[workload::Kind::Send, workload::Kind::Read];
 /// What nodes are given to purge their logs, or a node to say that it has a snapshot.
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -16,7 +16,7 @@ use crate::stage::Stage;
 use crate::watch;
 use crate::workload;
 
-const LOADS: &[workload::Kind] = &[workload::Kind::Send];
+const LOADS: &[workload::Kind] = &[workload::Kind::Send, workload::Kind::Read];
 const HOUR_S: f64 = 3_600.0;
 const DAY_S: i64 = 86_400;
 /// Nodes ask each other for their clocks once a second; a fault that is over sooner would not be seen.
