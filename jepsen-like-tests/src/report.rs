@@ -17,6 +17,7 @@ use crate::history::Op;
 use crate::run::Run;
 use crate::scenario;
 use crate::verdict::Verdict;
+use crate::watch::Reign;
 
 /// The file in a run's directory.
 pub const REPORT: &str = "report.html";
@@ -31,7 +32,7 @@ struct Page<'a> {
     run: &'a Run,
     verdict: &'a Verdict,
     faults: &'a [Fault],
-    leaders: Vec<Reign>,
+    leaders: &'a [Reign],
     stretch_ns: u64,
     ended: u64,
     series: Vec<Series>,
@@ -58,14 +59,6 @@ struct Stretch {
     max: f32,
 }
 
-/// Who led, from when on; nobody if there is no node.
-#[derive(Serialize, Debug, PartialEq)]
-struct Reign {
-    from: u64,
-    node: Option<usize>,
-    term: u64,
-}
-
 /// Writes the page of a run into its directory.
 pub fn write(dir: &Path, evidence: &Evidence, verdict: &Verdict) -> Result<PathBuf> {
     let path = dir.join(REPORT);
@@ -89,7 +82,7 @@ fn page(evidence: &Evidence, verdict: &Verdict) -> Result<String> {
         run: &evidence.run,
         verdict,
         faults: &evidence.faults,
-        leaders: Vec::new(),
+        leaders: &evidence.reigns,
         stretch_ns,
         ended,
         series: series(&evidence.moments, stretch_ns, ended),

@@ -109,13 +109,11 @@ function timeline() {
       svg.append(element("text", { class: "name", x: 0, y: y + 11 }, `node ${node}`));
       svg.append(element("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y + 17, y2: y + 17 }));
     }
-    data.leaders.forEach((reign, place) => {
-      if (!reign.node) return;
-      const until = data.leaders[place + 1]?.from ?? data.ended;
-      const line = element("rect", { x: x(reign.from), y: (reign.node - 1) * 22 + 23, width: Math.max(1, x(until) - x(reign.from)), height: 3, fill: "var(--lead)" });
-      line.append(element("title", {}, `node ${reign.node} leads term ${reign.term} from ${seconds(reign.from)}`));
+    for (const reign of data.leaders) {
+      const line = element("rect", { x: x(reign.from), y: (reign.node - 1) * 22 + 23, width: Math.max(1, x(reign.until) - x(reign.from)), height: 3, fill: "var(--lead)" });
+      line.append(element("title", {}, `node ${reign.node} leads term ${reign.term}, seen from ${seconds(reign.from)} to ${seconds(reign.until)}`));
       svg.append(line);
-    });
+    }
     for (const fault of faults) for (const node of fault.nodes) {
       const bar = element("rect", {
         x: x(fault.began), y: (node - 1) * 22 + 9, width: Math.max(2, x(fault.ended) - x(fault.began)), height: 12, rx: 2,
