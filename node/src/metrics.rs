@@ -30,6 +30,8 @@ pub struct Metrics {
     pub clocks: clocks::Clocks,
     /// The dispatcher.
     pub dispatch: dispatch::Dispatch,
+    /// The disk of the data directory.
+    pub storage: storage::Storage,
     /// Client operations between admission and answer on this node.
     pub proposals_in_flight: Gauge,
     /// Requests on this node's stream to the leader.
