@@ -159,6 +159,7 @@ impl Stage {
         self.cluster.network().heal().await?;
         self.cluster.clocks().heal()?;
         self.thaw(&self.cluster.running().collect::<Vec<_>>())?;
+        self.pick_up().await?;
         let dead: Vec<usize> = self.cluster.stopped().collect();
         self.cluster.launch(&dead)?;
         self.cluster.await_ready(&dead).await

@@ -1,7 +1,7 @@
 //! A node that lost its power comes back by itself. A node whose files were spoilt serves without the damage or says
 //! that it is in quarantine, and it takes no longer than [`LIMIT_MS`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Evidence;
 use crate::recovery::{Class, Part, Recovery};
@@ -21,7 +21,19 @@ pub fn check(evidence: &Evidence) -> Check {
 /// The same, of a run that broke off.
 pub fn check_all(recoveries: &[Recovery]) -> Check {
     let looked_at = recoveries.iter().map(|recovery| recovery.files.len().max(1)).sum();
-    Check::new("recovery", looked_at, recoveries.iter().flat_map(of_node).collect())
+    let mut violations: Vec<String> = recoveries.iter().flat_map(of_node).collect();
+    let mut spoilt = BTreeSet::new();
+    for recovery in recoveries {
+        if !recovery.files.is_empty() {
+            spoilt.insert(recovery.node);
+        } else if recovery.fault == LATE && !spoilt.contains(&recovery.node) {
+            let node = recovery.node;
+            violations.push(format!(
+                "node {node} ended by itself, and nothing of its files was spoilt"
+            ));
+        }
+    }
+    Check::new("recovery", looked_at, violations)
 }
 
 fn of_node(recovery: &Recovery) -> Vec<String> {
@@ -166,8 +178,22 @@ mod tests {
             fault: LATE.to_owned(),
             ..power(class)
         };
-        assert_eq!(violations(late(Class::Ready)), 0);
-        assert_eq!(violations(late(Class::Quarantined)), 0);
-        assert_eq!(violations(late(Class::Down)), 1);
+        let after_damage = |class| check_all(&[flipped(Part::LogSst, Class::Repaired, 900), late(class)]).violated;
+        assert_eq!(after_damage(Class::Ready), 0);
+        assert_eq!(after_damage(Class::Quarantined), 0);
+        assert_eq!(after_damage(Class::Down), 1);
+    }
+
+    #[test]
+    fn whoever_is_sound_does_not_end_because_others_are_not() {
+        let other = Recovery {
+            node: 1,
+            ..flipped(Part::LogWal, Class::Replaced, 900)
+        };
+        let ended = Recovery {
+            fault: LATE.to_owned(),
+            ..power(Class::Ready)
+        };
+        assert_eq!(check_all(&[other, ended]).violated, 1);
     }
 }

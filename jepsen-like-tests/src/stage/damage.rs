@@ -241,8 +241,8 @@ impl Stage {
         Ok(format!("joined again in {} ms", began.elapsed().as_millis()))
     }
 
-    /// Starts nodes that ended by themselves since the last damage: a damage may show late.
-    async fn pick_up(&mut self) -> Result<()> {
+    /// Starts nodes that ended by themselves, as their supervisor would: a damage may show late.
+    pub(super) async fn pick_up(&mut self) -> Result<()> {
         let ended: Vec<usize> = self.cluster.crashed()?.into_iter().map(|(node, _)| node).collect();
         let began = self.world.recorder.now();
         for start in self.cluster.supervise(&ended, PATIENCE).await? {
