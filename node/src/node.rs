@@ -277,7 +277,13 @@ impl Core {
         let admission = self.admission(&services, contact.clone(), &peers);
         background.spawn(admission.clone().run(services.egress.clone(), self.dialer.clone()));
         let incoming = listener::listen(peer, identity, admission, services.metrics.clone(), peers.clone());
-        background.spawn(serve_peers(incoming, contact, &services, &self.raft, &peers));
+        background.spawn(serve_peers(
+            incoming,
+            (contact, self.lives.clone()),
+            &services,
+            &self.raft,
+            &peers,
+        ));
         let (reporter, reports) = Reporter::new(&services);
         background.spawn(reporter.run(workers.clone()));
         let calls = Calls::new(self.drain.clone(), Quorum::new(&self.raft), reports, &services);
@@ -491,7 +497,7 @@ async fn start_raft(
 
 fn serve_peers(
     incoming: ReceiverStream<std::io::Result<PeerStream>>,
-    contact: Contact,
+    (contact, lives): (Contact, Lives),
     services: &Services,
     raft: &Raft,
     shutdown: &CancellationToken,
@@ -501,6 +507,7 @@ fn serve_peers(
         proposer: services.proposer.clone(),
         reader: services.reader.clone(),
         local: services.cluster.local.clone(),
+        lives,
         presence: services.presence.clone(),
         contact,
         members: services.cluster.members.clone(),

@@ -25,6 +25,7 @@ use crate::cluster::{Local, TransferError};
 use crate::metrics::Metrics;
 use crate::peer::admission::Contact;
 use crate::peer::listener::PeerId;
+use crate::peer::lives::Lives;
 use crate::peer::network::SHARD;
 use crate::peer::snapshot;
 use crate::presence::Presence;
@@ -43,6 +44,8 @@ pub struct PeerService {
     pub reader: Reader,
     /// Tells about this node.
     pub local: Local,
+    /// Whether this node may go on.
+    pub lives: Lives,
     /// Tells who listens here.
     pub presence: Presence,
     /// Told when a leader is heard.
@@ -189,6 +192,14 @@ impl Peer for PeerService {
         tracing::info!(node = from, ?change, "asked to change the members");
         let outcome = outcome_to_proto(self.members.change(change).await);
         Ok(Response::new(peer::ChangeMembersReply { outcome: Some(outcome) }))
+    }
+
+    async fn quarantine(&self, request: Request<peer::QuarantineRequest>) -> Result<Response<peer::Done>, Status> {
+        let from = sender(&request)?;
+        let request = request.into_inner();
+        check_shard(request.shard)?;
+        self.lives.lost(format!("node {from} says: {}", request.reason));
+        Ok(Response::new(peer::Done {}))
     }
 
     async fn presence(&self, request: Request<peer::PresenceRequest>) -> Result<Response<peer::PresenceReply>, Status> {

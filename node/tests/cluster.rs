@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -305,6 +306,45 @@ async fn a_node_that_missed_a_purged_log_catches_up_by_snapshot() {
     cluster.restart(away).await;
     assert_eq!(inbox(&cluster.services(away), &team, "box").await.len(), 302);
     cluster.stop().await;
+}
+
+/// All files of a node go back to an earlier moment, so its own start sees nothing; its leader does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_forgot_what_it_acknowledged_is_quarantined_and_its_leader_goes_on() {
+    let cluster = TestCluster::start(3).await;
+    let team = cluster.team("team").await;
+    let leader = cluster.leader().await;
+    let follower = (leader + 1) % 3;
+    let (services, dir) = (cluster.services(leader), cluster.data_dir(follower));
+    cluster.stop_node(follower).await;
+    let earlier = dir.with_extension("earlier");
+    copy(&dir, &earlier);
+    cluster.restart(follower).await;
+    for _ in 0..20 {
+        deliver(&services, &team, "box").await;
+    }
+    cluster.caught_up().await;
+    cluster.stop_node(follower).await;
+    std::fs::remove_dir_all(&dir).unwrap();
+    std::fs::rename(&earlier, &dir).unwrap();
+    cluster.restart_unready(follower).await;
+    let why = cluster.failed(follower).await;
+    assert!(why.contains("which it had acknowledged"), "{why}");
+    assert!(dir.join("QUARANTINE").exists());
+    assert_eq!(cluster.leader().await, leader);
+    deliver(&services, &team, "box").await;
+    cluster.stop().await;
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        match from.is_dir() {
+            true => copy(&from, &to),
+            false => drop(std::fs::copy(&from, &to).unwrap()),
+        }
+    }
 }
 
 fn metric(services: &Services, name: &str) -> u64 {

@@ -106,6 +106,11 @@ impl Lives {
             "node {by} knows this node's id from another data directory: this one was wiped or exchanged, so what it had \
              acknowledged may be gone"
         );
+        self.lost(why);
+    }
+
+    /// What this node had acknowledged is gone.
+    pub fn lost(&self, why: String) {
         self.shared.replaced.send_replace(Some(why));
     }
 

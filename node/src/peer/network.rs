@@ -4,8 +4,11 @@
 //! come back in order. A stream whose oldest answer is overdue is given up, so a peer that was cut off
 //! without a word does not hold replication; Raft then opens the next stream, after a pause when the peer
 //! cannot be reached at all. Every other call has a deadline.
+//!
+//! A follower that refuses what it acknowledged to this leader before has lost it: damage that its own start did not
+//! see. openraft would end the leader over it. Such an answer never reaches it; the follower is told to go into quarantine.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -51,11 +54,16 @@ pub struct Network {
     dialer: Dialer,
     sending: SendOptions,
     metrics: Metrics,
+    acknowledged: Acknowledged,
 }
 
 /// Raft's way to one other node, for one purpose.
 pub struct Peer {
+    target: u64,
     client: PeerClient<Channel>,
+    /// Not behind what waits on the other.
+    control: PeerClient<Channel>,
+    acknowledged: Acknowledged,
     sending: SendOptions,
     metrics: Metrics,
 }
@@ -67,13 +75,17 @@ impl Network {
             dialer,
             sending,
             metrics,
+            acknowledged: Acknowledged::default(),
         }
     }
 
     fn peer(&self, target: u64, member: &Member, purpose: Purpose) -> Peer {
         let client = self.dialer.client(target, &member.peer_addr, purpose);
         Peer {
+            target,
             client,
+            control: self.dialer.client(target, &member.peer_addr, Purpose::Control),
+            acknowledged: self.acknowledged.clone(),
             sending: self.sending,
             metrics: self.metrics.clone(),
         }
@@ -104,9 +116,32 @@ impl NetBackoff<TypeConfig> for Peer {
     }
 }
 
+/// How far each follower said that it has the log, while this node leads by one vote. Cheap to clone.
+#[derive(Clone, Default)]
+struct Acknowledged(Arc<Mutex<BTreeMap<u64, (Vote, LogId)>>>);
+
+impl Acknowledged {
+    fn note(&self, node: u64, vote: Vote, id: LogId) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.entry(node).or_insert((vote, id));
+        if known.0 != vote || known.1 < id {
+            *known = (vote, id);
+        }
+    }
+
+    /// Whether a follower acknowledged this entry under this vote.
+    fn holds(&self, node: u64, vote: Vote, id: LogId) -> bool {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&node).is_some_and(|known| known.0 == vote && known.1 >= id)
+    }
+}
+
 /// A request on its way.
 struct InFlight {
+    vote: Vote,
     prev: Option<LogId>,
+    /// The last entry that the follower has when it takes the request.
+    last: Option<LogId>,
     sent: Instant,
 }
 
@@ -128,7 +163,9 @@ impl NetStreamAppend<TypeConfig> for Peer {
         let sent = Arc::clone(&pipeline);
         let mut requests = input.map(move |request| {
             let entry = InFlight {
+                vote: request.vote,
                 prev: request.prev_log_id,
+                last: request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id),
                 sent: Instant::now(),
             };
             sent.lock().unwrap_or_else(PoisonError::into_inner).push_back(entry);
@@ -145,39 +182,82 @@ impl NetStreamAppend<TypeConfig> for Peer {
             let mut overdue = interval(APPEND_DEADLINE / 4);
             overdue.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let state = Some((answers, pipeline, overdue));
-            let answers: BoxStream<'s, AppendAnswer> = Box::pin(futures::stream::unfold(state, |state| async move {
-                let (mut answers, pipeline, mut overdue) = state?;
-                let answer = next_answer(&mut answers, &pipeline, &mut overdue).await?;
-                // A refusal or an error ends the pipeline: what follows it was refused as well.
-                let state = matches!(answer, Ok(Ok(_))).then_some((answers, pipeline, overdue));
-                Some((answer, state))
-            }));
+            let peer = &*self;
+            let answers: BoxStream<'s, AppendAnswer> =
+                Box::pin(futures::stream::unfold(state, move |state| async move {
+                    let (mut answers, pipeline, mut overdue) = state?;
+                    let answer = peer.next_answer(&mut answers, &pipeline, &mut overdue).await?;
+                    // A refusal or an error ends the pipeline: what follows it was refused as well.
+                    let state = matches!(answer, Ok(Ok(_))).then_some((answers, pipeline, overdue));
+                    Some((answer, state))
+                }));
             Ok(answers)
         })
     }
 }
 
-async fn next_answer(
-    answers: &mut Streaming<peer::AppendReply>,
-    pipeline: &Pipeline,
-    overdue: &mut tokio::time::Interval,
-) -> Option<AppendAnswer> {
-    loop {
-        tokio::select! {
-            answer = answers.message() => {
-                return match answer {
-                    Ok(Some(reply)) => Some(append_from_proto(reply, pipeline)),
-                    Ok(None) => None,
-                    Err(status) => Some(Err(rpc_error(status))),
-                };
-            }
-            _ = overdue.tick() => {
-                let oldest = pipeline.lock().unwrap_or_else(PoisonError::into_inner).front().map(|r| r.sent);
-                if oldest.is_some_and(|sent| sent.elapsed() > APPEND_DEADLINE) {
-                    return Some(Err(network_error("append request unanswered")));
+impl Peer {
+    async fn next_answer(
+        &self,
+        answers: &mut Streaming<peer::AppendReply>,
+        pipeline: &Pipeline,
+        overdue: &mut tokio::time::Interval,
+    ) -> Option<AppendAnswer> {
+        loop {
+            tokio::select! {
+                answer = answers.message() => {
+                    return match answer {
+                        Ok(Some(reply)) => Some(self.append_from_proto(reply, pipeline)),
+                        Ok(None) => None,
+                        Err(status) => Some(Err(rpc_error(status))),
+                    };
+                }
+                _ = overdue.tick() => {
+                    let oldest = pipeline.lock().unwrap_or_else(PoisonError::into_inner).front().map(|r| r.sent);
+                    if oldest.is_some_and(|sent| sent.elapsed() > APPEND_DEADLINE) {
+                        return Some(Err(network_error("append request unanswered")));
+                    }
                 }
             }
         }
+    }
+
+    fn append_from_proto(&self, reply: peer::AppendReply, pipeline: &Pipeline) -> AppendAnswer {
+        let Some(request) = pipeline.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else {
+            return Err(network_error("an append answer without a request"));
+        };
+        let has = |id: LogId| self.acknowledged.note(self.target, request.vote, id);
+        match reply.outcome {
+            Some(append_reply::Outcome::Partial(matched)) => {
+                let matched = log_id_from_proto(&matched);
+                has(matched);
+                Ok(Ok(Some(matched)))
+            }
+            Some(append_reply::Outcome::Success(_)) => {
+                request.last.into_iter().for_each(has);
+                Ok(Ok(None))
+            }
+            Some(append_reply::Outcome::Conflict(_)) => match request.prev {
+                Some(prev) if self.acknowledged.holds(self.target, request.vote, prev) => Err(self.went_back(prev)),
+                Some(prev) => Ok(Err(StreamAppendError::Conflict(prev))),
+                None => Err(network_error("a conflict before the first entry")),
+            },
+            Some(append_reply::Outcome::HigherVote(vote)) => {
+                Ok(Err(StreamAppendError::HigherVote(vote_from_proto(&vote))))
+            }
+            None => Err(network_error("an empty append answer")),
+        }
+    }
+
+    /// The follower does not have an entry that it had: it must not take part any more.
+    fn went_back(&self, entry: LogId) -> RPCError<TypeConfig> {
+        let reason = format!("this node does not have entry {entry}, which it had acknowledged to the leader");
+        tracing::error!(node = self.target, reason, "sending a node into quarantine");
+        let mut control = self.control.clone();
+        let request = peer::QuarantineRequest { shard: SHARD, reason };
+        // It is told again with the next refusal if this is lost.
+        tokio::spawn(async move { within(OPEN_DEADLINE, control.quarantine(request)).await });
+        RPCError::Unreachable(Unreachable::new(&io::Error::other("the follower's log went back")))
     }
 }
 
@@ -188,22 +268,6 @@ fn append_to_proto(request: AppendEntriesRequest<TypeConfig>) -> peer::AppendReq
         prev: request.prev_log_id.as_ref().map(log_id_to_proto),
         entries: request.entries.iter().map(entry_to_proto).collect(),
         leader_commit: request.leader_commit.as_ref().map(log_id_to_proto),
-    }
-}
-
-fn append_from_proto(reply: peer::AppendReply, pipeline: &Pipeline) -> AppendAnswer {
-    let Some(request) = pipeline.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else {
-        return Err(network_error("an append answer without a request"));
-    };
-    match reply.outcome {
-        Some(append_reply::Outcome::Partial(matched)) => Ok(Ok(Some(log_id_from_proto(&matched)))),
-        Some(append_reply::Outcome::Success(_)) => Ok(Ok(None)),
-        Some(append_reply::Outcome::Conflict(_)) => match request.prev {
-            Some(prev) => Ok(Err(StreamAppendError::Conflict(prev))),
-            None => Err(network_error("a conflict before the first entry")),
-        },
-        Some(append_reply::Outcome::HigherVote(vote)) => Ok(Err(StreamAppendError::HigherVote(vote_from_proto(&vote)))),
-        None => Err(network_error("an empty append answer")),
     }
 }
 
