@@ -18,9 +18,6 @@ use crate::totals::{self, Line};
 use crate::verdict::{Sum, Verdict};
 use crate::workload;
 
-/// How long the faults of one run of a soak go on, seconds.
-const SOAK_LENGTH_S: std::ops::Range<u64> = 30..90;
-
 /// How runs are carried out.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -158,7 +155,7 @@ pub fn smoke(seed: u64) -> impl Iterator<Item = Job> {
     jobs.into_iter()
 }
 
-/// Any scenario with any clients, for so long.
+/// Any scenario with other clients beside its own, for so long.
 pub fn soak(seed: u64, time: Duration) -> impl Iterator<Item = Job> {
     let mut random = StdRng::seed_from_u64(seed);
     let until = Instant::now() + time;
@@ -174,10 +171,10 @@ pub fn soak(seed: u64, time: Duration) -> impl Iterator<Item = Job> {
             .copied()
             .filter(|kind| !loads.contains(kind))
             .collect();
-        loads.extend(others.sample(&mut random, 2));
+        loads.extend(others.choose(&mut random));
         Some(Job {
             seed: random.random_range(1..1 << 32),
-            length: Duration::from_secs(random.random_range(SOAK_LENGTH_S)),
+            length: scenario.length,
             loads: Some(loads),
             rate: Some(random.random_range(50..400)),
             scenario,
