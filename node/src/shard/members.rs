@@ -457,7 +457,8 @@ fn member_from_proto(member: &peer::Member) -> Member {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::{node, secrets};
+    use crate::node::{self, Started};
+    use crate::secrets;
 
     #[tokio::test]
     async fn who_leads_finishes_what_was_left_joint() {
@@ -469,9 +470,10 @@ mod tests {
              [cluster]\nsecret_file = {secret:?}\n[bootstrap]\nadmin_key_file = {:?}\n",
             dir.path().join("admin.key")
         );
-        let node = node::start(Config::from_parts("test", &text, []).unwrap())
-            .await
-            .unwrap();
+        let started = node::start(Config::from_parts("test", &text, []).unwrap());
+        let Started::Serving(node) = started.await.unwrap() else {
+            panic!("a new node is not quarantined");
+        };
         while !node.services.cluster.ready().await {
             sleep(RETRY).await;
         }
