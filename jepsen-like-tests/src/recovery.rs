@@ -7,6 +7,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::supervisor::Start;
+
 /// The file in a run's directory.
 pub const RECOVERIES: &str = "recoveries.jsonl";
 
@@ -31,6 +33,22 @@ pub struct Recovery {
     /// In words: its own, or what was seen.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
+}
+
+impl Recovery {
+    /// Of a node none of whose files was spoilt by us.
+    pub fn of(start: &Start, fault: &str, began: u64, class: Class, why: String) -> Self {
+        Recovery {
+            node: start.node,
+            fault: fault.to_owned(),
+            files: Vec::new(),
+            began,
+            after_ms: start.after.as_millis() as u64,
+            starts: start.starts,
+            class,
+            why,
+        }
+    }
 }
 
 /// What became of a node.

@@ -154,6 +154,16 @@ impl Stage {
         self.faults.end(fault, State::Installed)
     }
 
+    /// Until the faults shall be over: kills whoever leads, with some peace in between.
+    pub async fn kill_leaders_now_and_then(&mut self) -> Result<()> {
+        while !self.over() {
+            self.pause(1_000..4_000).await;
+            let leader = self.leader().await?;
+            self.kill_for(&[leader], 200..1_500).await?;
+        }
+        Ok(())
+    }
+
     /// Leaves nothing of any fault: all processes run, the network is whole, the clocks are right.
     pub async fn heal(&mut self) -> Result<()> {
         self.cluster.network().heal().await?;

@@ -133,7 +133,11 @@ async fn main() -> Result<ExitCode> {
             return Ok(ExitCode::from(verdict.sum as u8));
         }
         Command::Mutants { names, sources, how } => return hunt(&names, sources, how).await,
-        Command::Totals { file } => totals::load(&file)?,
+        Command::Totals { file } => {
+            let lines = totals::load(&file)?;
+            print!("{}", totals::table(&lines, Paint::for_stdout()));
+            return Ok(ExitCode::from(campaign::sum(&lines) as u8));
+        }
         Command::Smoke { how } => campaign::run(campaign::smoke(how.seed()), &how.plan()).await?,
         Command::Soak { hours, how } => {
             let time = Duration::from_secs_f64(hours * 3600.0);

@@ -79,13 +79,13 @@ pub fn scenarios() -> Vec<Scenario> {
             ("X6", "servers given up while they fail, and leaders killed"),
             &[Kind::Webhooks(Mix::Leaving)],
             &[("kill", 2)],
-            |stage| Box::pin(kill_now_and_then(stage)),
+            |stage| Box::pin(stage.kill_leaders_now_and_then()),
         ),
         row(
             ("X7", "dead letters of a sender whose inbox is full"),
             &[Kind::Webhooks(Mix::FullInbox)],
             &[("kill", 2)],
-            |stage| Box::pin(kill_now_and_then(stage)),
+            |stage| Box::pin(stage.kill_leaders_now_and_then()),
         ),
         Scenario {
             cluster: || Settings {
@@ -108,7 +108,7 @@ pub fn scenarios() -> Vec<Scenario> {
             ),
             &[Kind::Webhooks(Mix::Ladder)],
             &[("kill", 2)],
-            |stage| Box::pin(kill_now_and_then(stage)),
+            |stage| Box::pin(stage.kill_leaders_now_and_then()),
         ),
     ]
 }
@@ -266,15 +266,6 @@ async fn change_every_2_s(stage: &mut Stage) -> Result<()> {
             transfer(stage).await?;
         }
         tokio::time::sleep_until(next.into()).await;
-    }
-    Ok(())
-}
-
-async fn kill_now_and_then(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(1_000..4_000).await;
-        let leader = stage.leader().await?;
-        stage.kill_for(&[leader], 200..1_500).await?;
     }
     Ok(())
 }

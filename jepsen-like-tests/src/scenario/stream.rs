@@ -20,7 +20,7 @@ const STOP_MS: std::ops::Range<u64> = 1_000..4_000;
 pub fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario {
-            script: |stage| Box::pin(kill_now_and_then(stage)),
+            script: |stage| Box::pin(stage.kill_leaders_now_and_then()),
             ..row(
                 "W2",
                 "clients that acknowledge what does not exist yet",
@@ -53,7 +53,7 @@ pub fn scenarios() -> Vec<Scenario> {
             )
         },
         Scenario {
-            script: |stage| Box::pin(kill_now_and_then(stage)),
+            script: |stage| Box::pin(stage.kill_leaders_now_and_then()),
             ..row("W6", "cursors of which a letter is wrong", SPOILT, &[("kill", 1)])
         },
     ]
@@ -87,15 +87,6 @@ fn row(
         },
         script: |stage| Box::pin(async move { stage.rest().await }),
     }
-}
-
-async fn kill_now_and_then(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(1_000..4_000).await;
-        let leader = stage.leader().await?;
-        stage.kill_for(&[leader], 200..1_500).await?;
-    }
-    Ok(())
 }
 
 /// The others go on; who dials the one that stands still is greeted when it wakes up, behind them.

@@ -246,21 +246,12 @@ impl Stage {
         let ended: Vec<usize> = self.cluster.crashed()?.into_iter().map(|(node, _)| node).collect();
         let began = self.world.recorder.now();
         for start in self.cluster.supervise(&ended, PATIENCE).await? {
-            let (class, why) = match start.health {
+            let (class, why) = match &start.health {
                 Health::Ready => (Class::Ready, String::new()),
-                Health::Quarantined(why) => (Class::Quarantined, why),
-                Health::Down(why) => (Class::Down, why),
+                Health::Quarantined(why) => (Class::Quarantined, why.clone()),
+                Health::Down(why) => (Class::Down, why.clone()),
             };
-            let recovery = Recovery {
-                node: start.node,
-                fault: LATE.to_owned(),
-                files: Vec::new(),
-                began,
-                after_ms: start.after.as_millis() as u64,
-                starts: start.starts,
-                class,
-                why,
-            };
+            let recovery = Recovery::of(&start, LATE, began, class, why);
             recovery::append(&self.dir, &recovery)?;
             if class != Class::Ready {
                 self.join_again(start.node).await?;

@@ -59,16 +59,7 @@ impl Stage {
                     class.word()
                 ));
             }
-            let recovery = Recovery {
-                node: start.node,
-                fault: "power".to_owned(),
-                files: Vec::new(),
-                began,
-                after_ms: start.after.as_millis() as u64,
-                starts: start.starts,
-                class,
-                why,
-            };
+            let recovery = Recovery::of(start, "power", began, class, why);
             recovery::append(&self.dir, &recovery)?;
         }
         ensure!(lost.is_empty(), lost.join(", "));
