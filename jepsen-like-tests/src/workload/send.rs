@@ -19,6 +19,8 @@ use crate::world::{Team, World};
 const LANES: u64 = 16;
 /// Inboxes that they share.
 const INBOXES: usize = 8;
+/// The same for batches: an inbox keeps 100,000 messages, and one that lost its oldest to retention would look like a loss.
+const INBOXES_OF_BATCHES: usize = 100;
 /// How often a client sends again what it sent before …
 const REPEATS: f64 = 0.02;
 /// … and how often something else under a key that it used.
@@ -31,7 +33,8 @@ const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 /// Starts [`LANES`] clients with `batch` messages to a request.
 pub async fn start(world: &World, batch: usize) -> Result<Load> {
     let team = world.team(&format!("send-{batch}"), None).await?;
-    let inboxes = inboxes(&format!("send{batch}"), INBOXES);
+    let count = if batch == 1 { INBOXES } else { INBOXES_OF_BATCHES };
+    let inboxes = inboxes(&format!("send{batch}"), count);
     let mut load = load(&team, &inboxes);
     for _ in 0..LANES {
         let actor = Actor::new(world, &team, load.stop())?;
