@@ -39,7 +39,7 @@ pub const ALL: &[Mutant] = &[
     Mutant {
         name: "no-fsync",
         does: "writes the log but never fsyncs it",
-        killer: Killer::Scenario("P2", "lost"),
+        killer: Killer::Scenario("P2", "recovery"),
     },
     Mutant {
         name: "vote-unsynced",
