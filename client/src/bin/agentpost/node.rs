@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const ASK_AGAIN: Duration = Duration::from_millis(300);
 /// In the data directory: whose it is. The daemon holds a lock on it.
 const OWNER: &str = "OWNER";
+/// In the data directory: why the daemon takes no part.
+const QUARANTINE: &str = "QUARANTINE";
 
 #[derive(clap::Subcommand)]
 pub enum Command {
@@ -111,7 +113,7 @@ async fn join(client: &Client, file: &NodeFile) -> anyhow::Result<u64> {
         output::text(&format!("Node {fresh} was added before\n"))?;
         return Ok(fresh);
     }
-    if let Some(owner) = owner.filter(|owner| *owner != file.id) {
+    if let Some(owner) = owner.filter(|owner| belies(&file.data_dir, *owner, file.id)) {
         bail!(
             "{} is that of node {owner}, but [node] id is {}; correct the file first",
             file.data_dir.display(),
@@ -186,6 +188,12 @@ fn owner_of(dir: &Path) -> anyhow::Result<Option<u64>> {
     Ok(number.and_then(|number| number.parse().ok()))
 }
 
+/// Whether a data directory is that of another node than `id`. In quarantine its word counts for nothing: the file that
+/// says so may be what is damaged.
+fn belies(dir: &Path, owner: u64, id: u64) -> bool {
+    owner != id && !dir.join(QUARANTINE).exists()
+}
+
 /// Moves what is in the data directory out of the way; tells where to. A directory that is a mount point stays, and what
 /// is in it moves within it.
 fn move_aside(dir: &Path) -> anyhow::Result<Option<PathBuf>> {
@@ -235,6 +243,10 @@ mod tests {
         fs::create_dir_all(dir.join("shards")).unwrap();
         fs::write(dir.join(OWNER), "node 12 of cluster x, life y\n").unwrap();
         assert_eq!(owner_of(&dir).unwrap(), Some(12));
+        assert!(belies(&dir, 12, 13) && !belies(&dir, 12, 12));
+        // Found by C1, seed 2399459841: a bit flipped in the name.
+        fs::write(dir.join(QUARANTINE), "it does not say what it said\n").unwrap();
+        assert!(!belies(&dir, 12, 13));
         let with_slash = place.path().join("data/");
         let aside = move_aside(&with_slash).unwrap().unwrap();
         assert!(aside.join("shards").is_dir() && !dir.exists());
