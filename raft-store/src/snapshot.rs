@@ -53,6 +53,7 @@ mod receiver;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -179,6 +180,11 @@ impl SnapshotData {
     /// Compares every byte with the manifest, or as many as `pace` lets it.
     pub(crate) fn verify(&self, pace: &mut Pace<'_>) -> io::Result<()> {
         manifest::verify(self.dir(), &self.meta, |bytes| pace.on(bytes))
+    }
+
+    /// Its table files that are not what the manifest says, by their numbers on the file system: a state may share them.
+    pub(crate) fn spoilt_tables(&self) -> io::Result<BTreeSet<u64>> {
+        manifest::spoilt_tables(self.dir(), &self.meta)
     }
 }
 

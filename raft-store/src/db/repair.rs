@@ -8,7 +8,8 @@
 //! A database counts as damaged if it does not open, if a read of all its blocks fails (done here if it is small, else
 //! beside the running node), if it ends before the log begins, or if it was noted while the node ran. A
 //! snapshot shares its files with the state by hard links, so its checksums are compared before it is used: one
-//! bad block may be in both.
+//! bad block may be in both. The other way round its checksums cover what RocksDB does not read (properties of a table):
+//! a state that shares a spoilt file with it is damaged, too.
 //!
 //! The order makes a crash harmless: the new database is built and opened, then `CURRENT` names it, then the old one is
 //! moved to `damaged/` (one is kept), then the note goes.
@@ -16,6 +17,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -41,13 +43,14 @@ pub(super) fn open_state(
     let dir = layout.state();
     files::create_dir(&dir).map_err(OpenError::io(&dir))?;
     let notes = noted(&layout.notes()).map_err(OpenError::io(&layout.notes()))?;
-    check_snapshot(snapshots, &notes)?;
+    let spoilt = check_snapshot(snapshots, &notes)?;
     let opening = Opening {
         layout,
         options,
         snapshots,
         purged: purged.map(|purged| purged.index),
         notes,
+        spoilt,
         damage: damage.clone(),
     };
     let (db, name, damaged) = opening.run()?;
@@ -62,10 +65,11 @@ pub(super) fn open_state(
     Ok(StateHandle::new(layout, options, db, damage))
 }
 
-/// Removes a snapshot that was noted, or that is small enough to be read here and is not what its manifest says.
-fn check_snapshot(snapshots: &Snapshots, notes: &BTreeSet<String>) -> Result<(), OpenError> {
+/// Removes a snapshot that was noted, or that is small enough to be read here and is not what its manifest says; tells
+/// which files of it are spoilt.
+fn check_snapshot(snapshots: &Snapshots, notes: &BTreeSet<String>) -> Result<BTreeSet<u64>, OpenError> {
     let Some(newest) = snapshots.kept() else {
-        return Ok(());
+        return Ok(BTreeSet::new());
     };
     let wrong = if notes.contains(&newest.name()) {
         Some("it was found damaged".to_owned())
@@ -74,11 +78,13 @@ fn check_snapshot(snapshots: &Snapshots, notes: &BTreeSet<String>) -> Result<(),
     } else {
         None
     };
-    if let Some(reason) = wrong {
-        tracing::warn!(snapshot = newest.name(), reason, "removing a damaged snapshot");
-        snapshots.discard();
-    }
-    Ok(())
+    let Some(reason) = wrong else {
+        return Ok(BTreeSet::new());
+    };
+    tracing::warn!(snapshot = newest.name(), reason, "removing a damaged snapshot");
+    let spoilt = newest.spoilt_tables().map_err(OpenError::io(newest.dir()))?;
+    snapshots.discard();
+    Ok(spoilt)
 }
 
 /// Compares a snapshot with its manifest; tells what is wrong.
@@ -102,6 +108,8 @@ struct Opening<'a> {
     snapshots: &'a Snapshots,
     purged: Option<u64>,
     notes: BTreeSet<String>,
+    /// Inode numbers of files that must not be used.
+    spoilt: BTreeSet<u64>,
     damage: Damage,
 }
 
@@ -133,6 +141,9 @@ impl Opening<'_> {
         let dir = self.layout.state().join(name);
         if self.notes.contains(name) {
             return Err(OpenError::quarantine(&dir, "it was found damaged while the node ran"));
+        }
+        if shares(&dir, &self.spoilt).map_err(OpenError::io(&dir))? {
+            return Err(OpenError::quarantine(&dir, "it shares a damaged file with a snapshot"));
         }
         // Before it is open: then RocksDB removes files that it does not need.
         let size = size_of(&dir).map_err(OpenError::io(&dir))?;
@@ -199,6 +210,16 @@ fn read_pointer(layout: &Layout) -> Option<String> {
     let name = text.strip_suffix('\n')?;
     number_of(name)?;
     Some(name.to_owned())
+}
+
+/// Whether any of these files is in the directory.
+fn shares(dir: &Path, inodes: &BTreeSet<u64>) -> io::Result<bool> {
+    for item in fs::read_dir(dir)? {
+        if inodes.contains(&item?.metadata()?.ino()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn size_of(dir: &Path) -> io::Result<u64> {

@@ -1,6 +1,7 @@
 //! The manifest of a snapshot: what the checkpoint covers, and its files with lengths and checksums. It lies
 //! beside the files as `SNAPSHOT`: the CRC32C of the rest in 4 bytes, then an encoded `peer::SnapshotMeta`.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -140,6 +141,18 @@ pub(super) fn verify(dir: &Path, meta: &peer::SnapshotMeta, mut on: impl FnMut(u
         }
     }
     Ok(())
+}
+
+/// Inode numbers of the table files that do not match.
+pub(super) fn spoilt_tables(dir: &Path, meta: &peer::SnapshotMeta) -> io::Result<BTreeSet<u64>> {
+    let mut spoilt = BTreeSet::new();
+    for file in &meta.files {
+        let path = dir.join(&file.name);
+        if is_table(&path) && path.exists() && checksum(&path)? != (file.size, file.crc32c) {
+            spoilt.insert(path.metadata()?.ino());
+        }
+    }
+    Ok(spoilt)
 }
 
 /// A manifest may come from the network: it must name files in its own directory, each once.
