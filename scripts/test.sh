@@ -69,8 +69,8 @@ check_lints() { cargo clippy --workspace --all-targets --features "$FAILPOINTS" 
 check_tests() {
   ensure_vendor
   have chromium || install_packages chromium
-  # Tests that drive processes take the binaries from here.
-  cargo build --workspace --bins --locked --quiet --features "$FAILPOINTS"
+  # Tests that drive processes take the binaries, and the libraries that are loaded into them, from here.
+  cargo build --workspace --locked --quiet --features "$FAILPOINTS"
   export AGENTPOST_BIN=$CARGO_TARGET_DIR/debug
   if have cargo-nextest; then
     cargo nextest run --workspace --locked --no-fail-fast --cargo-quiet --features "$FAILPOINTS"
@@ -161,7 +161,9 @@ check_smoke() { "$HERE/quickstart.sh" --exit --dir "$OUTPUT/cluster" --port 1760
 # Some scenarios for some seconds each, on the binaries that the tests ran. What this machine cannot do says skipped.
 check_faults() {
   cargo build --workspace --locked --quiet --features "$FAILPOINTS"
-  "$HERE/faults.sh" smoke --bin "$CARGO_TARGET_DIR/debug" --dir "$OUTPUT/faults" --beside 2
+  # They stay until the next time: whoever sees a failure wants to look at it.
+  rm -rf "$AGENTPOST_CACHE/faults/smoke"
+  "$HERE/faults.sh" smoke --bin "$CARGO_TARGET_DIR/debug" --dir "$AGENTPOST_CACHE/faults/smoke" --beside 2
 }
 
 ensure_build
