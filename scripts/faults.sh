@@ -42,7 +42,7 @@ done
 [ ${#ARGS[@]} -gt 0 ] || { usage "$0" >&2; exit 64; }
 
 # Only what root can use; the harness finds out what is missing.
-[ "$(id -u)" -ne 0 ] || install_packages iproute2 nftables e2fsprogs mount faketime
+[ "$(id -u)" -ne 0 ] || install_packages iproute2 nftables e2fsprogs mount
 
 # build PROFILE FEATURES: into BIN, a copy: a build during a long run must not change what runs.
 build() {

@@ -181,16 +181,30 @@ fn describe(scenario: &Scenario, options: &Options, nodes: usize, faults_began: 
         seed: options.seed,
         length_s,
         nodes,
-        command: format!(
-            "scripts/faults.sh run {} --seed {} --seconds {length_s}",
-            scenario.name, options.seed
-        ),
+        command: command(scenario, options),
         git: std::env::var("AGENTPOST_GIT").unwrap_or_default(),
         wall_ms: jiff::Timestamp::now().as_millisecond(),
         faults_began,
         healed: 0,
         crashes: Vec::new(),
     }
+}
+
+/// What repeats the run.
+fn command(scenario: &Scenario, options: &Options) -> String {
+    let seconds = options.length.as_secs_f64();
+    let mut command = format!(
+        "scripts/faults.sh run {} --seed {} --seconds {seconds}",
+        scenario.name, options.seed
+    );
+    if let Some(rate) = options.rate {
+        command += &format!(" --rate {rate}");
+    }
+    if let Some(loads) = &options.loads {
+        let names: Vec<String> = loads.iter().map(|kind| kind.name()).collect();
+        command += &format!(" --loads {}", names.join(","));
+    }
+    command
 }
 
 /// Writes a file of JSON for machines and people.

@@ -60,7 +60,7 @@ pub enum Need {
     /// Loop devices with ext4: root.
     LoopImages,
     /// A wall clock for each node: the library of `clock-shim/`.
-    FakeTime,
+    Clocks,
     /// A binary with the feature `failpoints`.
     Failpoints,
 }
@@ -70,7 +70,7 @@ impl Need {
     pub fn lacking(self) -> Option<String> {
         match self {
             Need::Namespaces => net::without_namespaces().map(str::to_owned),
-            Need::FakeTime => clock::lacking(),
+            Need::Clocks => clock::lacking(),
             Need::LoopImages => Disk::lacks_images(),
             Need::Failpoints => None,
         }
@@ -123,7 +123,37 @@ fn five() -> Settings {
     }
 }
 
+/// The clients of a name, as [`workload::Kind::name`] has it.
+pub fn load_named(name: &str) -> Option<workload::Kind> {
+    let used = all().into_iter().flat_map(|scenario| scenario.loads);
+    used.copied().chain(workload::ALL).find(|kind| kind.name() == name)
+}
+
 /// The one of a name.
 pub fn named(name: &str) -> Option<Scenario> {
     all().into_iter().find(|s| s.name.eq_ignore_ascii_case(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_to_what_they_name() {
+        let mut names: Vec<&str> = all().iter().map(|scenario| scenario.name).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count, "a name is used twice");
+        for scenario in all() {
+            for kind in scenario.loads {
+                assert_eq!(load_named(&kind.name()), Some(*kind));
+            }
+        }
+        assert_eq!(
+            load_named("webhooks-quick"),
+            Some(workload::Kind::Webhooks(workload::webhooks::Mix::Quick))
+        );
+        assert_eq!(load_named("nothing"), None);
+    }
 }

@@ -48,7 +48,14 @@ pub enum Kind {
     Mixed,
 }
 
-/// All of them.
+impl Kind {
+    /// As the command line has it: `webhooks-quick`.
+    pub fn name(self) -> String {
+        format!("{self:?}").to_lowercase().replace('(', "-").replace(')', "")
+    }
+}
+
+/// All of them, those with several mixes in the one that goes with any scenario.
 pub const ALL: [Kind; 9] = [
     Kind::Send,
     Kind::SendBatches,

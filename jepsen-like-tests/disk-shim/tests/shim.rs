@@ -14,7 +14,10 @@ use rules::{Action, Operation, Rules};
 fn library() -> PathBuf {
     let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
     let beside = [deps.join("libdisk_shim.so"), deps.join("../libdisk_shim.so")];
-    beside.into_iter().find(|path| path.exists()).expect("built by `cargo build -p disk-shim`")
+    beside
+        .into_iter()
+        .find(|path| path.exists())
+        .expect("built by `cargo build -p disk-shim`")
 }
 
 /// `dd` writes a block to a file and flushes it.

@@ -13,6 +13,7 @@ use jepsen_like_tests::run;
 use jepsen_like_tests::scenario::{self, Scenario};
 use jepsen_like_tests::totals::{self, Line};
 use jepsen_like_tests::verdict::VERDICT;
+use jepsen_like_tests::workload;
 
 /// Faults against a cluster of real processes.
 ///
@@ -51,6 +52,9 @@ enum Command {
         /// Messages a second that clients try to send; 0 = as fast as they can
         #[arg(long)]
         rate: Option<u64>,
+        /// What clients do, instead of what the scenario says: `send,webhooks-quick`
+        #[arg(long, value_delimiter = ',')]
+        loads: Option<Vec<String>>,
         #[command(flatten)]
         how: How,
     },
@@ -148,6 +152,7 @@ async fn main() -> Result<ExitCode> {
             seconds,
             runs,
             rate,
+            loads,
             how,
         } => {
             let chosen = scenarios.iter().map(|name| {
@@ -155,12 +160,16 @@ async fn main() -> Result<ExitCode> {
                 found.with_context(|| format!("there is no scenario {name}; `list` shows them"))
             });
             let chosen: Vec<Scenario> = chosen.collect::<Result<_>>()?;
+            let loads = loads.map(|names| names.iter().map(|name| load(name)).collect::<Result<Vec<_>>>());
+            let loads = loads.transpose()?;
             let first = how.seed();
             let jobs = (0..runs).flat_map(|n| {
+                let loads = &loads;
                 chosen.iter().map(move |scenario| {
                     let length = seconds.map_or(scenario.length, Duration::from_secs_f64);
                     Job {
                         rate,
+                        loads: loads.clone(),
                         ..Job::new(scenario.clone(), first + n, length)
                     }
                 })
@@ -169,6 +178,13 @@ async fn main() -> Result<ExitCode> {
         }
     };
     conclude(&lines)
+}
+
+fn load(name: &str) -> Result<workload::Kind> {
+    scenario::load_named(name).with_context(|| {
+        let known: Vec<String> = workload::ALL.iter().map(|kind| kind.name()).collect();
+        format!("there are no clients {name}; there are {}", known.join(", "))
+    })
 }
 
 fn conclude(lines: &[Line]) -> Result<ExitCode> {

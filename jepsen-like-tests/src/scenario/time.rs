@@ -35,7 +35,7 @@ pub fn scenarios() -> Vec<Scenario> {
         rate: 1_000,
         length: Duration::from_secs(60),
         smoke: None,
-        needs: &[Need::FakeTime],
+        needs: &[Need::Clocks],
         cover: Cover {
             faults: &[("clock", 3)],
             operations_inside: 500,
