@@ -60,7 +60,8 @@ impl Dev {
         let text = format!(
             "[node]\ndata_dir = {}\nclient_addr = \"127.0.0.1:{port}\"\npeer_addr = \"127.0.0.1:{peer_port}\"\n\
              [cluster]\nsecret_file = {}\n[bootstrap]\nadmin_key_file = {}\n\
-             [webhooks]\nallow_http = true\nallow_networks = [\"127.0.0.0/8\", \"::1/128\"]\n",
+             [webhooks]\nallow_http = true\nallow_networks = [\"127.0.0.0/8\", \"::1/128\"]\n\
+             [storage]\nmin_free_percent = 0\nballast_bytes = 0\n",
             path(self.dir.join("data")),
             path(self.secret_file()),
             path(self.admin_key_file()),

@@ -56,7 +56,7 @@ function tables() {
       check.violations.forEach((text) => list.append(element("li", {}, text)));
       name.append(list);
     }
-    row("checks", [name, check.looked_at, check.violated], check.violated ? "invalid" : "");
+    row("checks", [name, check.looked_at, check.violated], check.violated ? "invalid" : check.looked_at ? "" : "skipped");
   }
   for (const c of verdict.coverage) row("coverage", [c.what, c.wanted, c.got], c.got < c.wanted ? "unknown" : "");
   for (const [name, value] of Object.entries(verdict.figures)) row("figures", [name, value]);
