@@ -1,5 +1,6 @@
 //! `faults`: runs scenarios and checks again what they wrote down. `scripts/faults.sh` builds and calls it.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -127,19 +128,19 @@ impl How {
 async fn main() -> Result<ExitCode> {
     let lines = match Arguments::parse().command {
         Command::List => {
-            print!("{}", list().render(Paint::for_stdout()));
+            show(&list().render(Paint::for_stdout()));
             return Ok(ExitCode::SUCCESS);
         }
         Command::Recheck { dir } => {
             let verdict = run::conclude(&dir)?;
             run::write(&dir.join(VERDICT), &verdict)?;
-            println!("{}", serde_json::to_string_pretty(&verdict)?);
+            show(&(serde_json::to_string_pretty(&verdict)? + "\n"));
             return Ok(ExitCode::from(verdict.sum as u8));
         }
         Command::Mutants { names, sources, how } => return hunt(&names, sources, how).await,
         Command::Totals { file } => {
             let lines = totals::load(&file)?;
-            print!("{}", totals::table(&lines, Paint::for_stdout()));
+            show(&totals::table(&lines, Paint::for_stdout()));
             return Ok(ExitCode::from(campaign::sum(&lines) as u8));
         }
         Command::Smoke { how } => campaign::run(campaign::smoke(how.seed()), &how.plan()).await?,
@@ -180,6 +181,11 @@ async fn main() -> Result<ExitCode> {
     conclude(&lines)
 }
 
+/// Whoever reads it may have seen enough, as `head` has.
+fn show(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
 fn load(name: &str) -> Result<workload::Kind> {
     scenario::load_named(name).with_context(|| {
         let known: Vec<String> = workload::ALL.iter().map(|kind| kind.name()).collect();
@@ -189,7 +195,7 @@ fn load(name: &str) -> Result<workload::Kind> {
 
 fn conclude(lines: &[Line]) -> Result<ExitCode> {
     if lines.len() > 1 {
-        print!("\n{}", totals::table(lines, Paint::for_stdout()));
+        show(&format!("\n{}", totals::table(lines, Paint::for_stdout())));
     }
     Ok(ExitCode::from(campaign::sum(lines) as u8))
 }
