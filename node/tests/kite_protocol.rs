@@ -9,7 +9,7 @@ mod ws_client;
 
 use agentpost_node::ws::frame;
 use agentpost_proto::cloudevent::{self, CloudEvent};
-use agentpost_proto::frame::{self as ours, ClientFrame, ServerFrame};
+use agentpost_proto::frame::{self as ours, ClientFrame};
 use agentpost_proto::record;
 use agentpost_proto::secret::Secret;
 use kite_protocol::agent_message::{self, AgentMessage};
@@ -23,6 +23,8 @@ use tokio_tungstenite::tungstenite::Message;
 use common::TestCluster;
 use web::{Call, Team, new_key};
 use ws_client::Socket;
+
+type ServerFrame = ours::ServerFrame;
 
 /// Through the text that crosses the socket.
 fn crossed<T: DeserializeOwned>(frame: &impl Serialize) -> T {

@@ -43,12 +43,13 @@ pub enum ClientFrame {
     },
 }
 
-/// From the server.
+/// From the server, with the event as an `E`. A reader accepts more than the server sends: an unknown `type` is
+/// [`ServerFrame::Other`], and texts that only people read may be absent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[allow(missing_docs)]
 #[expect(clippy::large_enum_variant, reason = "built, written and dropped; never stored")]
-pub enum ServerFrame {
+pub enum ServerFrame<E = CloudEvent> {
     Connected {
         last_seq: u64,
         client_id: String,
@@ -61,7 +62,7 @@ pub enum ServerFrame {
     },
     Event {
         seq: u64,
-        event: CloudEvent,
+        event: E,
     },
     Response {
         id: String,
@@ -71,17 +72,25 @@ pub enum ServerFrame {
     },
     CursorExpired {
         oldest_available_seq: u64,
+        #[serde(default)]
         message: String,
     },
     /// The team can send nothing for now; what it has received can still be read.
     BillingBlock {
+        #[serde(default)]
         provider: String,
+        #[serde(default)]
         reason: String,
+        #[serde(default)]
         retryable: bool,
+        #[serde(default)]
         action: Value,
     },
     Error {
         code: u32,
         message: String,
     },
+    /// A frame that this version does not know. It is only read, never sent.
+    #[serde(other, skip_serializing)]
+    Other,
 }

@@ -1,0 +1,15 @@
+//! What the tests of several crates share. It depends on `agentpost-proto` only, so that every crate can use it.
+//!
+//! - [`commands`]: commands of the log, by short names.
+//! - [`receiver`]: an HTTP server that receives webhooks and answers as a test tells it to.
+//! - [`socket`]: a WebSocket client that resumes, repeats and acknowledges nothing on its own.
+//! - [`eventually`]: polls until a condition holds.
+//! - [`ports`]: ports on loopback that nobody listens on.
+
+pub mod commands;
+pub mod eventually;
+pub mod ports;
+pub mod receiver;
+pub mod socket;
+
+pub use eventually::{PATIENCE, eventually};
