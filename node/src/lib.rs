@@ -1,34 +1,26 @@
 //! `agentpostd`: everything of Agentpost that touches the world.
 //!
-//! From the roof down; every arrow inside points down this list:
-//! - [`node`] starts and stops all, [`quarantine`] stands in for it; [`dev`] is a node that needs no configuration;
-//! - the doors translate and decide nothing: [`http`], [`ws`];
-//! - [`peer_service`] answers the other nodes; [`cluster`] is what an operator may ask for;
-//! - [`bootstrap`] brings a cluster into being; [`leases`] counts inbox reads without a log entry each, [`presence`] who
-//!   listens;
-//! - on the leader [`dispatch`] calls webhooks, [`sweeper`] removes what has aged, [`ticker`] carries time forward;
-//! - the shard, one Raft group: [`shard`]; connections to other nodes: [`peer`];
-//! - the ground: [`clock`], [`config`], [`networks`], [`secrets`], [`owner`], [`metrics`].
+//! The layers, from the roof to the ground. A layer may use those below it and none above it, and no files use each
+//! other in a circle; `tests/it/layers.rs` reads this table and every import, and fails otherwise.
+//!
+//! | layer | what it does |
+//! |---|---|
+//! | [`node`] | starts and stops a node; founds a cluster; quarantine; the development node |
+//! | [`server`] | answers outsiders: clients over HTTP and WebSocket, and the other nodes |
+//! | [`webhooks`] | delivers messages to webhooks |
+//! | [`leader`] | background work of the leader: sweeps, ticks, fan-out of publishes |
+//! | [`cluster`] | the cluster as an operator sees it; sessions per agent; leased read quotas |
+//! | [`shard`] | one Raft group: proposals, reads, membership, leadership, time |
+//! | [`net`] | connections to the other nodes, and what Raft sends over them |
+//! | [`wire`] | JSON as clients and webhooks see it |
+//! | [`base`] | clock, configuration, secrets, disk space, metrics |
 
-pub mod bootstrap;
-pub mod clock;
+pub mod base;
 pub mod cluster;
-pub mod config;
-pub mod dev;
-pub mod dispatch;
-pub mod http;
-pub mod leases;
-pub mod metrics;
-pub mod networks;
+pub mod leader;
+pub mod net;
 pub mod node;
-pub mod owner;
-pub mod peer;
-pub mod peer_service;
-pub mod presence;
-pub mod quarantine;
-pub mod secrets;
+pub mod server;
 pub mod shard;
-pub mod space;
-pub mod sweeper;
-pub mod ticker;
-pub mod ws;
+pub mod webhooks;
+pub mod wire;

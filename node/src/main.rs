@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use agentpost_node::config::{self, Config, LogFormat};
-use agentpost_node::dev::Dev;
-use agentpost_node::node::{self, RunningNode, Started};
-use agentpost_node::quarantine;
+use agentpost_node::base::config::{self, Config, LogFormat};
+use agentpost_node::node::dev::Dev;
+use agentpost_node::node::{self, RunningNode, Started, quarantine};
 use clap::{Parser, Subcommand};
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::signal::unix::{SignalKind, signal};

@@ -28,49 +28,58 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 
-pub use crate::cluster::{ClusterHandle, TransferError};
+pub mod bootstrap;
+pub mod dev;
+pub mod quarantine;
 
-use crate::bootstrap::Bootstrap;
-use crate::clock::{Clock, IdSource};
-use crate::cluster::Local;
-use crate::config::Config;
-use crate::dispatch;
-use crate::dispatch::calls::Calls;
-use crate::dispatch::egress::Egress;
-use crate::dispatch::reporter::Reporter;
-use crate::http;
-use crate::http::burst::Bursts;
-use crate::leases::Leases;
-use crate::metrics::Metrics;
-use crate::owner::{self, Owned};
-use crate::peer::admission::{Admission, Contact};
-use crate::peer::dial::{CONNECTION_WINDOW_BYTES, Dialer, KEEPALIVE, STREAM_WINDOW_BYTES};
-use crate::peer::forward::Forwarder;
-use crate::peer::handshake::Identity;
-use crate::peer::listener::{self, PeerStream};
-use crate::peer::lives::Lives;
-use crate::peer::network::Network;
-use crate::peer::snapshot::SendOptions;
-use crate::peer_service::PeerService;
-use crate::presence::Presence;
-use crate::quarantine::{self, Quarantine, Quarantined};
-use crate::secrets::Secrets;
+use crate::base::clock::{Clock, IdSource};
+use crate::base::config::Config;
+use crate::base::metrics::Metrics;
+use crate::base::owner::{self, Owned};
+use crate::base::secrets::Secrets;
+use crate::base::space::Space;
+use crate::cluster::leases::Leases;
+use crate::cluster::presence::Presence;
+use crate::cluster::status::ClusterHandle;
+use crate::leader::fanout::Fanout;
+use crate::leader::sweeper::Sweeper;
+use crate::leader::ticker::Ticker;
+use crate::net::dial::{CONNECTION_WINDOW_BYTES, Dialer, KEEPALIVE, STREAM_WINDOW_BYTES};
+use crate::net::forward::Forwarder;
+use crate::net::handshake::Identity;
+use crate::net::lives::Lives;
+use crate::net::network::Network;
+use crate::net::snapshot::SendOptions;
+use crate::node::bootstrap::Bootstrap;
+use crate::node::quarantine::{Quarantine, Quarantined};
+use crate::server::burst::Bursts;
+use crate::server::http;
+use crate::server::peer::admission::{Admission, Contact};
+use crate::server::peer::listener::{self, PeerStream};
+use crate::server::peer::service::PeerService;
+use crate::server::services::Services;
+use crate::server::ws;
+use crate::shard::cluster_time::ClusterTime;
 use crate::shard::disk_watch::DiskWatch;
 use crate::shard::drain::{Drain, Hold};
 use crate::shard::keeper::{Keeper, Policy};
-use crate::shard::leadership::{ClusterTime, Leadership};
-use crate::shard::local::DRAIN_DEADLINE;
+use crate::shard::leadership::Leadership;
+use crate::shard::local::{DRAIN_DEADLINE, Local};
 use crate::shard::members::Members;
 use crate::shard::proposer::Proposer;
 use crate::shard::quorum::Quorum;
 use crate::shard::reader::Reader;
 use crate::shard::scrubber::Scrubber;
+use crate::shard::timekeeper::Timekeeper;
 use crate::shard::wakeups::Wakeups;
-use crate::shard::wall_time::{Timekeeper, WallTime};
+use crate::shard::wall_time::WallTime;
 use crate::shard::{self, Lead, Raft};
-use crate::space::Space;
-use crate::sweeper::Sweeper;
-use crate::ticker::Ticker;
+use crate::webhooks::calls::{CallParts, Calls};
+use crate::webhooks::egress::Egress;
+use crate::webhooks::handles::Handles;
+use crate::webhooks::open::OpenAttempts;
+use crate::webhooks::reporter::{Recorder, Reporter};
+use crate::webhooks::workers;
 
 /// Everything of the stop together, but for calls to webhooks: they add [`DRAIN_DEADLINE`].
 ///
@@ -80,26 +89,6 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 const DOORS_DEADLINE: Duration = Duration::from_secs(4);
 /// Calls under way on one connection of a peer: a few long streams, votes, and questions of operators.
 const PEER_STREAMS_MAX: u32 = 64;
-
-/// What the doors may use. Cheap to clone.
-#[derive(Clone)]
-#[allow(missing_docs)]
-pub struct Services {
-    pub proposer: Proposer,
-    pub reader: Reader,
-    pub wakeups: Wakeups,
-    pub presence: Presence,
-    pub leases: Leases,
-    pub clock: Clock,
-    pub wall_time: WallTime,
-    pub ids: IdSource,
-    pub secrets: Arc<Secrets>,
-    pub config: Arc<Config>,
-    pub metrics: Metrics,
-    pub cluster: ClusterHandle,
-    pub egress: Egress,
-    pub bursts: Arc<Bursts>,
-}
 
 /// A node that serves. Dropping it does not stop it; [`RunningNode::stop`] does.
 pub struct RunningNode {
@@ -284,9 +273,22 @@ impl Core {
             &self.raft,
             &peers,
         ));
-        let (reporter, reports) = Reporter::new(&services);
+        let open = OpenAttempts::new(self.drain.clone());
+        let (reporter, reports) = Reporter::new(Recorder {
+            open: open.clone(),
+            proposer: services.proposer.clone(),
+            metrics: services.metrics.clone(),
+            ids: services.ids.clone(),
+        });
         background.spawn(reporter.run(workers.clone()));
-        let calls = Calls::new(self.drain.clone(), Quorum::new(&self.raft), reports, &services);
+        let calls = Calls::new(CallParts {
+            open,
+            egress: services.egress.clone(),
+            wall_time: services.wall_time.clone(),
+            quorum: Quorum::new(&self.raft),
+            metrics: services.metrics.clone(),
+            reports,
+        });
         let leading = tokio::spawn(self.lead(&services, &calls).run(workers.clone()));
         background.spawn(self.timekeeper(&services).run(workers.clone()));
         background.spawn(self.keep(&services).run(workers.clone()));
@@ -300,7 +302,7 @@ impl Core {
         background.spawn(Bootstrap::new(services.clone()).run(workers.clone()));
         background.spawn(http::serve::serve(
             client,
-            http::router(services.clone()),
+            http::router::router(services.clone(), ws::route::route(services.clone())),
             services.cluster.shutdown.clone(),
             services.cluster.tasks.clone(),
         ));
@@ -345,7 +347,7 @@ impl Core {
             cluster_time: self.cluster_time.clone(),
             wall_time: services.wall_time.clone(),
         };
-        let dispatching = dispatch::Handles {
+        let dispatching = Handles {
             state: state.clone(),
             proposer: proposer.clone(),
             cluster_time: self.cluster_time.clone(),
@@ -354,8 +356,16 @@ impl Core {
             secrets: Arc::clone(&services.secrets),
             metrics: services.metrics.clone(),
         };
-        let mut workers = vec![ticker.worker(), sweeper.worker(), services.cluster.members.finisher()];
-        workers.extend(dispatch::workers(&dispatching));
+        let fanout = Fanout {
+            state: state.clone(),
+            proposer: proposer.clone(),
+            cluster_time: self.cluster_time.clone(),
+            wakeups: services.wakeups.clone(),
+            metrics: services.metrics.clone(),
+        };
+        let finisher = services.cluster.members.finisher();
+        let mut workers = vec![ticker.worker(), sweeper.worker(), fanout.worker(), finisher];
+        workers.extend(workers::workers(&dispatching));
         Leadership {
             raft: self.raft.clone(),
             state: state.clone(),

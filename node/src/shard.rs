@@ -2,11 +2,12 @@
 //!
 //! Everything above reaches the group through three handles: [`proposer`] changes it, [`reader`] reads it,
 //! [`wakeups`] tells that something changed. A node hosts one group today and may host many: nothing outside
-//! this folder and `peer/` names a shard. [`leadership`] runs what only the leader may do, [`keeper`] bounds
+//! this folder and `net/` names a shard. [`leadership`] runs what only the leader may do, [`keeper`] bounds
 //! the log and the time a restart takes, [`local`] speaks for this node, [`drain`] is what it finishes before
-//! another may lead, [`members`] changes who is in the group, [`wall_time`] reads the voters' clocks, [`disk_watch`]
+//! another may lead, [`members`] changes who is in the group, [`timekeeper`] reads the voters' clocks for [`wall_time`], [`cluster_time`] measures ages, [`disk_watch`]
 //! sees what Raft is not told of its disk.
 
+pub mod cluster_time;
 pub mod disk_watch;
 pub mod drain;
 pub mod keeper;
@@ -17,6 +18,7 @@ pub mod proposer;
 pub mod quorum;
 pub mod reader;
 pub mod scrubber;
+pub mod timekeeper;
 pub mod wakeups;
 pub mod wall_time;
 
@@ -29,8 +31,8 @@ use openraft::metrics::RaftServerMetrics;
 use openraft::type_config::alias::WatchReceiverOf;
 use tokio::time::{sleep, timeout};
 
-use crate::clock::IdSource;
-use crate::peer::forward::Forwarder;
+use crate::base::clock::IdSource;
+use crate::net::forward::Forwarder;
 
 /// Between two attempts at something that needs a leader.
 const RETRY_MS: (u64, u64) = (20, 60);
@@ -130,7 +132,7 @@ pub struct Ended;
 /// node that cannot win from disturbing; snapshots are [`keeper`]'s decision; the log behind a snapshot stays
 /// long enough for restarted nodes; and a node that led before a restart must be elected again, because its
 /// state may be older than what it had shown.
-pub fn raft_config(settings: &crate::config::Raft) -> Result<openraft::Config, openraft::ConfigError> {
+pub fn raft_config(settings: &crate::base::config::Raft) -> Result<openraft::Config, openraft::ConfigError> {
     let config = openraft::Config {
         cluster_name: "agentpost".to_owned(),
         heartbeat_interval: settings.heartbeat_ms,

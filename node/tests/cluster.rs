@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use agentpost_node::cluster::TransferError;
-use agentpost_node::node::Services;
+use agentpost_node::server::services::Services;
+use agentpost_node::shard::local::TransferError;
 use agentpost_node::shard::proposer::ProposeError;
 use agentpost_proto::command::{
     BodyKind, ErrorCode, Face, MarkRead, Operation, Principal, Reply, Send, SendReply, Tick, operation, reply,
@@ -365,7 +365,7 @@ async fn a_data_directory_of_another_node_is_refused() {
     let text = format!(
         "[node]\nid = 2\ndata_dir = {dir:?}\nclient_addr = \"127.0.0.1:0\"\npeer_addr = \"127.0.0.1:0\"\n[cluster]\nsecret_file = {secret:?}\n"
     );
-    let config = agentpost_node::config::Config::from_parts("test", &text, []).unwrap();
+    let config = agentpost_node::base::config::Config::from_parts("test", &text, []).unwrap();
     let error = agentpost_node::node::start(config)
         .await
         .err()

@@ -63,7 +63,7 @@ fn the_settings_that_are_printed_are_a_configuration() {
     let run = Command::new(AGENTPOSTD).arg("config").output().unwrap();
     assert!(run.status.success());
     let text = String::from_utf8(run.stdout).unwrap();
-    agentpost_node::config::Config::from_parts("printed", &text, []).unwrap();
+    agentpost_node::base::config::Config::from_parts("printed", &text, []).unwrap();
 }
 
 /// `agentpostd dev`, until it has said everything.

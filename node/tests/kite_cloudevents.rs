@@ -2,7 +2,7 @@
 //! mail and finds in it what we meant.
 #![allow(clippy::unwrap_used)]
 
-use agentpost_node::ws::frame;
+use agentpost_node::server::ws::frame;
 use agentpost_proto::cloudevent::{self, CloudEvent, Data};
 use agentpost_proto::command::BodyKind;
 use agentpost_proto::record;

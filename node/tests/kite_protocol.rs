@@ -7,7 +7,7 @@ mod common;
 mod web;
 mod ws_client;
 
-use agentpost_node::ws::frame;
+use agentpost_node::server::ws::frame;
 use agentpost_proto::cloudevent::{self, CloudEvent};
 use agentpost_proto::frame::{self as ours, ClientFrame};
 use agentpost_proto::record;

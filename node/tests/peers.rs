@@ -4,12 +4,12 @@
 
 mod common;
 
-use agentpost_node::clock::{Clock, IdSource};
-use agentpost_node::owner;
-use agentpost_node::peer::dial::{Dialer, Purpose};
-use agentpost_node::peer::handshake::Identity;
-use agentpost_node::peer::lives::Lives;
-use agentpost_node::secrets::Secrets;
+use agentpost_node::base::clock::{Clock, IdSource};
+use agentpost_node::base::owner;
+use agentpost_node::base::secrets::Secrets;
+use agentpost_node::net::dial::{Dialer, Purpose};
+use agentpost_node::net::handshake::Identity;
+use agentpost_node::net::lives::Lives;
 use agentpost_proto::command::{BeginEpoch, Operation, Tick, operation, reply};
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits::PAGE_MAX;

@@ -282,7 +282,7 @@ async fn no_secret_leaves_where_it_belongs() {
         CANARY,
         "session ended",
         "ports open",
-        "agentpost_node::dispatch",
+        "agentpost_node::webhooks",
         "openraft",
     ] {
         assert!(position(&logs, heard.as_bytes()).is_some(), "the logs lack {heard}");

@@ -7,7 +7,7 @@ mod sink;
 #[path = "common/webhooks.rs"]
 mod webhooks;
 
-use agentpost_node::clock::Clock;
+use agentpost_node::base::clock::Clock;
 use agentpost_raft_store::query;
 
 use common::{TestCluster, eventually};

@@ -5,8 +5,8 @@ mod world;
 
 use std::time::{Duration, Instant};
 
-use agentpost_node::clock::Clock;
-use agentpost_node::ws;
+use agentpost_node::base::clock::Clock;
+use agentpost_node::server::ws;
 use agentpost_proto::time::rfc3339;
 use futures::future::join_all;
 use serde_json::json;
@@ -82,9 +82,9 @@ async fn a_revoked_key_closes_its_sockets_on_every_node() {
 async fn a_revoked_key_closes_the_socket_of_a_stalled_reader() {
     let world = World::start().await;
     let team = world.team("keys").await;
-    let options = ws::Options {
+    let options = ws::hub::Options {
         stalled_max: Duration::from_secs(3_600),
-        ..ws::Options::default()
+        ..ws::hub::Options::default()
     };
     let url = serve_with(world.cluster.services(1), options).await;
     let large = "x".repeat(200 * 1024);
@@ -119,9 +119,9 @@ async fn an_expired_key_closes_its_sockets_on_every_node() {
     let (_, key) = world.doomed(&team, Some(in_an_hour)).await;
     let mut sockets = Vec::new();
     for node in 0..3 {
-        let options = ws::Options {
+        let options = ws::hub::Options {
             look_every: Duration::from_millis(200),
-            ..ws::Options::default()
+            ..ws::hub::Options::default()
         };
         let url = serve_with(world.cluster.services(node), options).await;
         for scopes in [["*"], ["agent_to:a"]] {

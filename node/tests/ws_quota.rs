@@ -5,7 +5,7 @@ mod world;
 
 use std::time::Duration;
 
-use agentpost_node::ws;
+use agentpost_node::server::ws;
 use agentpost_proto::time::{month, next_month_ms, parse_rfc3339, rfc3339};
 use serde_json::{Value, json};
 
@@ -20,9 +20,9 @@ const DAY_MS: i64 = 86_400_000;
 async fn start() -> World {
     let mut world = World::start().await;
     for (node, url) in world.urls.iter_mut().enumerate() {
-        let options = ws::Options {
+        let options = ws::hub::Options {
             look_every: Duration::from_millis(200),
-            ..ws::Options::default()
+            ..ws::hub::Options::default()
         };
         *url = serve_with(world.cluster.services(node), options).await;
     }

@@ -5,7 +5,7 @@ mod world;
 
 use std::time::Duration;
 
-use agentpost_node::ws;
+use agentpost_node::server::ws;
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{BodyKind, Operation, Principal, Send, Sweep, reply};
 use agentpost_raft_store::query;
@@ -90,9 +90,9 @@ async fn a_mailbox_continues_on_another_node(world: &World) {
 
 /// On a node that stores acks late, behind whatever it stored just before.
 async fn what_waits_here_counts_here(world: &World) {
-    let options = ws::Options {
+    let options = ws::hub::Options {
         ack_every: Duration::from_secs(2),
-        ..ws::Options::default()
+        ..ws::hub::Options::default()
     };
     let url = serve_with(world.cluster.services(1), options).await;
     let team = world.team("flush").await;
@@ -301,13 +301,13 @@ async fn a_restless_reader_loses_nothing(world: &World) {
 }
 
 /// Short times for what otherwise takes minutes.
-fn hasty() -> ws::Options {
-    ws::Options {
+fn hasty() -> ws::hub::Options {
+    ws::hub::Options {
         ping_every: Duration::from_millis(200),
         implied_after: Duration::from_millis(1_500),
         look_every: Duration::from_millis(100),
         stalled_max: Duration::from_secs(2),
-        ..ws::Options::default()
+        ..ws::hub::Options::default()
     }
 }
 

@@ -8,7 +8,7 @@ mod ws_client;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use agentpost_node::clock::Clock;
+use agentpost_node::base::clock::Clock;
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{BodyKind, Operation, Send, Sweep, reply};
 use agentpost_raft_store::query;

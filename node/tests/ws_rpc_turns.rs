@@ -6,7 +6,7 @@ mod world;
 
 use std::time::Duration;
 
-use agentpost_node::ws;
+use agentpost_node::server::ws;
 use agentpost_proto::limits;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -116,10 +116,10 @@ async fn a_request_goes_on_while_its_reader_takes_nothing() {
         world.send(n % 3, &team, "alpha", &body).await;
     }
     let node = world.cluster.follower().await;
-    let options = ws::Options {
+    let options = ws::hub::Options {
         // Longer than this test waits for anything.
         stalled_max: Duration::from_secs(600),
-        ..ws::Options::default()
+        ..ws::hub::Options::default()
     };
     let url = serve_with(world.cluster.services(node), options).await;
     let mut socket = Socket::open_narrow(&url).await;

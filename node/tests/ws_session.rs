@@ -5,7 +5,7 @@ mod world;
 
 use std::time::Duration;
 
-use agentpost_node::ws;
+use agentpost_node::server::ws;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -310,10 +310,10 @@ async fn one_inbox_has_a_bounded_number_of_sessions(world: &World) {
 
 async fn silence_is_not_endless(world: &World) {
     let team = world.team("silence").await;
-    let options = ws::Options {
+    let options = ws::hub::Options {
         ping_every: Duration::from_millis(100),
         silent_max: Duration::from_millis(1_000),
-        ..ws::Options::default()
+        ..ws::hub::Options::default()
     };
     let url = serve_with(world.cluster.services(2), options).await;
     let (mut reading, _) = Socket::connect(&url, connect(&team, &["*"], None)).await;
@@ -326,9 +326,9 @@ async fn silence_is_not_endless(world: &World) {
 }
 
 async fn nobody_waits_for_ever_for_a_connect(world: &World) {
-    let options = ws::Options {
+    let options = ws::hub::Options {
         handshake_within: Duration::from_millis(300),
-        ..ws::Options::default()
+        ..ws::hub::Options::default()
     };
     let url = serve_with(world.cluster.services(0), options).await;
     let mut socket = Socket::open(&url).await;

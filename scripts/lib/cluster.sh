@@ -54,7 +54,7 @@ make_files() {
   for n in $(all_nodes); do
     mkdir -p "$DIR/$n"
     {
-      echo "# Written by scripts/cluster.sh up; every key is explained in node/src/default.toml."
+      echo "# Written by scripts/cluster.sh up; every key is explained in node/src/base/default.toml."
       printf '[node]\nid = %d\ndata_dir = "%s"\n' "$n" "$DIR/$n/data"
       printf 'client_addr = "127.0.0.1:%d"\npeer_addr = "127.0.0.1:%d"\n\n' $((PORT + n - 1)) $((PEER_PORT + n - 1))
       printf '[cluster]\nsecret_file = "%s"\nnodes = [\n' "$DIR/cluster.secret"

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Raft;
-use crate::clock::IdSource;
+use crate::base::clock::IdSource;
 
 /// What a crash leaves to be applied again.
 const FLUSH_PERIOD: Duration = Duration::from_secs(60);

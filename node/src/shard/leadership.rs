@@ -5,7 +5,7 @@
 //! its predecessors lies before it. Then the leader-only workers run. When the tenure ends, stamping stops
 //! first, the workers are cancelled, and the next tenure waits until they are gone.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::command::{BeginEpoch, Operation, operation, reply};
@@ -18,51 +18,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::cluster_time::{ClusterTime, Epoch};
 use super::proposer::Proposer;
 use super::{Ended, Lead, Leader, Raft};
 
 /// Between two attempts to begin an epoch.
 const RETRY: Duration = Duration::from_millis(50);
-
-/// Cluster time as this node may stamp it: it rises evenly, whatever wall clocks do, and stands still between
-/// two leaders. Cheap to clone.
-#[derive(Clone, Default)]
-pub struct ClusterTime {
-    epoch: Arc<RwLock<Option<Epoch>>>,
-}
-
-#[derive(Clone, Copy)]
-struct Epoch {
-    /// The log index of its `BeginEpoch`.
-    index: u64,
-    /// The leadership that it belongs to.
-    term: u64,
-    /// Cluster time there.
-    start_ms: u64,
-    began: Instant,
-}
-
-impl ClusterTime {
-    /// Epoch and milliseconds for a command of now; zeros while this node has no epoch.
-    pub fn now(&self) -> (u64, u64) {
-        let epoch = *self.epoch.read().unwrap_or_else(PoisonError::into_inner);
-        epoch.map_or((0, 0), |epoch| {
-            (epoch.index, epoch.start_ms + epoch.began.elapsed().as_millis() as u64)
-        })
-    }
-
-    /// The term of the leadership that began `epoch`, for as long as it is this node's.
-    pub(super) fn term_of(&self, epoch: u64) -> Option<u64> {
-        let current = *self.epoch.read().unwrap_or_else(PoisonError::into_inner);
-        current
-            .filter(|current| current.index == epoch)
-            .map(|current| current.term)
-    }
-
-    fn set(&self, epoch: Option<Epoch>) {
-        *self.epoch.write().unwrap_or_else(PoisonError::into_inner) = epoch;
-    }
-}
 
 /// A job of the leader. Called at the start of each tenure; its future ends soon after the token is cancelled.
 pub type Worker = Arc<dyn Fn(CancellationToken) -> BoxFuture<'static, ()> + Send + Sync>;
@@ -168,28 +129,5 @@ impl Leadership {
             }
             tokio::time::sleep(RETRY).await;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn cluster_time_rises_from_where_its_epoch_began() {
-        let time = ClusterTime::default();
-        assert_eq!(time.now(), (0, 0));
-        time.set(Some(Epoch {
-            index: 7,
-            term: 3,
-            start_ms: 1_000,
-            began: Instant::now(),
-        }));
-        tokio::time::advance(Duration::from_millis(250)).await;
-        assert_eq!(time.now(), (7, 1_250));
-        assert_eq!((time.term_of(7), time.term_of(6)), (Some(3), None));
-        time.set(None);
-        assert_eq!(time.term_of(7), None);
-        assert_eq!(time.now(), (0, 0));
     }
 }

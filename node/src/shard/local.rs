@@ -19,8 +19,8 @@ use tokio::time::{sleep, timeout};
 use super::drain::{Drain, Hold};
 use super::proposer::Proposer;
 use super::{Lead, Leader, Raft};
-use crate::clock::Clock;
-use crate::metrics::{Metrics, gauge};
+use crate::base::clock::Clock;
+use crate::base::metrics::{Metrics, gauge};
 
 /// What a hand-over gives the work that it waits for.
 pub const DRAIN_DEADLINE: Duration = Duration::from_millis(DRAIN_MS);

@@ -333,7 +333,8 @@ impl Members {
         }
     }
 
-    fn is_joint(&self) -> bool {
+    /// Whether a change of voters is between its two entries.
+    pub fn is_joint(&self) -> bool {
         self.membership().membership().get_joint_config().len() > 1
     }
 }
@@ -456,61 +457,6 @@ fn member_from_proto(member: &peer::Member) -> Member {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::config::Config;
-    use crate::node::{self, Started};
-    use crate::secrets;
-
-    #[tokio::test]
-    async fn who_leads_finishes_what_was_left_joint() {
-        let dir = tempfile::tempdir().unwrap();
-        let (data, secret) = (dir.path().join("data"), dir.path().join("secret"));
-        secrets::write_private(&secret, &[7; 32]).unwrap();
-        let text = format!(
-            "[node]\ndata_dir = {data:?}\nclient_addr = \"127.0.0.1:0\"\npeer_addr = \"127.0.0.1:0\"\n\
-             [cluster]\nsecret_file = {secret:?}\n[bootstrap]\nadmin_key_file = {:?}\n",
-            dir.path().join("admin.key")
-        );
-        let started = node::start(Config::from_parts("test", &text, []).unwrap());
-        let Started::Serving(node) = started.await.unwrap() else {
-            panic!("a new node is not quarantined");
-        };
-        while !node.services.cluster.ready().await {
-            sleep(RETRY).await;
-        }
-        let members = &node.services.cluster.members;
-        let voters = || BTreeSet::from([1]);
-        let nodes: BTreeMap<u64, Member> = members
-            .membership()
-            .membership()
-            .nodes()
-            .map(|(id, node)| (*id, node.clone()))
-            .collect();
-        let joint = openraft::Membership::new(vec![voters(), voters()], nodes).unwrap();
-        // What a change leaves behind whose leader dies between its two entries.
-        let changing = members.shared.changing.lock().await;
-        let raft = &members.shared.raft;
-        raft.append_membership(joint, openraft::EntryPayload::Blank, [])
-            .await
-            .unwrap();
-        assert!(members.is_joint());
-        drop(changing);
-        let add = || Change::Add {
-            id: None,
-            member: Member {
-                peer_addr: "127.0.0.1:1".to_owned(),
-                url: "http://127.0.0.1:2".to_owned(),
-            },
-        };
-        let added = loop {
-            match members.change(add()).await {
-                Ok((id, _)) => break id,
-                Err(ChangeError::Conflict(_)) => sleep(RETRY).await,
-                Err(other) => panic!("{other:?}"),
-            }
-        };
-        assert!(added == 2 && !members.is_joint());
-        node.stop().await;
-    }
 
     #[test]
     fn addresses_have_one_form() {

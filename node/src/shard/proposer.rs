@@ -36,13 +36,13 @@ use prost::Message as _;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::leadership::ClusterTime;
+use super::cluster_time::ClusterTime;
 use super::wall_time::WallTime;
 use super::{Lead, Leader, Raft};
-use crate::clock::IdSource;
-use crate::metrics::{Held, Metrics, Outcome};
-use crate::peer::forward::{Forwarder, Kind, Lost};
-use crate::space::{Space, takes_room};
+use crate::base::clock::IdSource;
+use crate::base::metrics::{Held, Metrics, Outcome};
+use crate::base::space::{Space, takes_room};
+use crate::net::forward::{Forwarder, Kind, Lost};
 
 /// How long an operation waits for a leader.
 pub const LEADER_DEADLINE: Duration = Duration::from_secs(2);

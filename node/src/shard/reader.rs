@@ -23,9 +23,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Lead, Leader, Raft};
-use crate::clock::IdSource;
-use crate::metrics::Metrics;
-use crate::peer::forward::{Forwarder, Kind};
+use crate::base::clock::IdSource;
+use crate::base::metrics::Metrics;
+use crate::net::forward::{Forwarder, Kind};
 
 /// A read that finds no quorum this long is refused.
 pub const READ_DEADLINE: Duration = Duration::from_secs(2);

@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use agentpost_node::clock::Clock;
-use agentpost_node::config::Config;
-use agentpost_node::node::{self, RunningNode, Services};
+use agentpost_node::base::clock::Clock;
+use agentpost_node::base::config::Config;
+use agentpost_node::node::{self, RunningNode};
+use agentpost_node::server::services::Services;
 use agentpost_proto::command::{CreateKey, CreateTeam, Operation, Permission, Principal, TeamLimits, operation, reply};
 use agentpost_proto::id::{KeyId, TeamId};
 use agentpost_raft_store::query;
@@ -66,7 +67,7 @@ impl TestCluster {
     /// The same with clocks of the nodes' own, until they are restarted.
     pub async fn start_with_clocks(n: usize, settings: &str, clock_of: impl Fn(usize) -> Clock) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        agentpost_node::secrets::write_private(&dir.path().join("secret"), &[7; 32]).unwrap();
+        agentpost_node::base::secrets::write_private(&dir.path().join("secret"), &[7; 32]).unwrap();
         let mut listeners = Vec::new();
         for _ in 0..n {
             let bind = || TcpListener::bind("127.0.0.1:0");
@@ -247,7 +248,7 @@ impl TestCluster {
             limits,
         };
         self.administer(operation::Op::CreateTeam(team)).await;
-        let key = agentpost_node::secrets::NewKey::team(&services.ids);
+        let key = agentpost_node::base::secrets::NewKey::team(&services.ids);
         let create = CreateKey {
             team_id: id.to_bytes(),
             key_id: key.id.to_bytes(),

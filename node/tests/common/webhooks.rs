@@ -1,7 +1,7 @@
 //! A cluster with a team whose agents have webhooks, driven by operations.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, dead_code, missing_docs)]
 
-use agentpost_node::node::Services;
+use agentpost_node::server::services::Services;
 use agentpost_proto::api::abbababa::DeliveryFailed;
 use agentpost_proto::command::{
     BodyKind, DeleteWebhook, Face, Operation, RegisterWebhook, Send, SendReply, Subscribe, WebhookEvent, operation,

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use agentpost_node::clock::Clock;
-use agentpost_node::dispatch::attempt;
-use agentpost_node::dispatch::egress::Timeouts;
+use agentpost_node::base::clock::Clock;
 use agentpost_node::shard::wall_time::WallTime;
+use agentpost_node::webhooks::attempt;
+use agentpost_node::webhooks::egress::Timeouts;
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits::TEAM_LOOKUPS_MAX;
 use rustls::RootCertStore;

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use agentpost_node::config::Config;
-use agentpost_node::dispatch::egress::Timeouts;
+use agentpost_node::base::config::Config;
+use agentpost_node::webhooks::egress::Timeouts;
 use agentpost_raft_store::types::Member;
 use rustls::RootCertStore;
 

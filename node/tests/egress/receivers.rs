@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use agentpost_node::clock::Clock;
-use agentpost_node::dispatch::attempt;
+use agentpost_node::base::clock::Clock;
 use agentpost_node::shard::wall_time::WallTime;
+use agentpost_node::webhooks::attempt;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agentpost_node::clock::Clock;
-use agentpost_node::config::Config;
-use agentpost_node::dispatch::attempt::{self, Call};
-use agentpost_node::dispatch::egress::{Egress, Options, Timeouts};
-use agentpost_node::dispatch::resolver::{Looked, Lookup};
+use agentpost_node::base::clock::Clock;
+use agentpost_node::base::config::Config;
 use agentpost_node::shard::wall_time::WallTime;
+use agentpost_node::webhooks::attempt::{self, Call};
+use agentpost_node::webhooks::egress::{Egress, Options, Timeouts};
+use agentpost_node::webhooks::resolver::{Looked, Lookup};
 use agentpost_proto::command::{AttemptResult, BodyKind};
 use agentpost_proto::id::TeamId;
 use agentpost_proto::record;

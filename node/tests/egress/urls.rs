@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use agentpost_node::networks::{Kind, kind};
+use agentpost_node::base::networks::{Kind, kind};
 use proptest::prelude::*;
 
 use crate::stage::{LOOPBACK, Stage};

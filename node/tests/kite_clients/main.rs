@@ -13,7 +13,7 @@ mod ws_client;
 
 use std::time::Duration;
 
-use agentpost_node::ws;
+use agentpost_node::server::ws;
 use agentpost_raft_store::query;
 
 use storm::Storm;
@@ -43,12 +43,12 @@ async fn storm(seed: u64) {
 async fn a_blocked_handler_keeps_its_session_and_its_mail() {
     const BLOCKED: Duration = Duration::from_secs(3);
     let storm = Storm::start(0).await;
-    let options = ws::Options {
+    let options = ws::hub::Options {
         ping_every: BLOCKED / 30,
         implied_after: BLOCKED / 6,
         look_every: BLOCKED / 60,
         silent_max: BLOCKED * 20,
-        ..ws::Options::default()
+        ..ws::hub::Options::default()
     };
     let mut urls = Vec::new();
     for node in 0..2 {

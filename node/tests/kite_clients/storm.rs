@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agentpost_node::ws;
+use agentpost_node::server::ws;
 use agentpost_proto::id::{MessageId, TeamId};
 use agentpost_raft_store::query;
 use rand::rngs::StdRng;
@@ -56,12 +56,12 @@ pub struct Storm {
 }
 
 /// Short times for what otherwise takes minutes.
-fn hasty() -> ws::Options {
-    ws::Options {
+fn hasty() -> ws::hub::Options {
+    ws::hub::Options {
         ping_every: Duration::from_millis(200),
         implied_after: Duration::from_millis(1_500),
         look_every: Duration::from_millis(100),
-        ..ws::Options::default()
+        ..ws::hub::Options::default()
     }
 }
 

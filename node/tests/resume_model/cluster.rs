@@ -1,6 +1,6 @@
 //! The servers without their sockets: one log, three replicas that lag as they like, the acks that wait on each.
 
-use agentpost_node::ws::ack::Table;
+use agentpost_node::server::ws::ack::Table;
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{BeginEpoch, Permission, Principal, Reply, Send, reply};
 use agentpost_proto::id::TeamId;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agentpost_node::ws::resume::{CursorName, Start};
+use agentpost_node::server::ws::resume::{CursorName, Start};
 use agentpost_proto::command::CursorAck;
 use agentpost_proto::limits;
 use agentpost_proto::record::Cursor;

@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use agentpost_node::ws::ack::{Mark, Proof};
-use agentpost_node::ws::feed::Feed;
-use agentpost_node::ws::progress::Progress;
-use agentpost_node::ws::resume::{CursorName, Request, Rows};
-use agentpost_node::ws::scope::{narrow, parse_requested};
+use agentpost_node::server::ws::ack::{Mark, Proof};
+use agentpost_node::server::ws::feed::Feed;
+use agentpost_node::server::ws::progress::Progress;
+use agentpost_node::server::ws::resume::{CursorName, Request, Rows};
+use agentpost_node::server::ws::scope::{narrow, parse_requested};
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{AckCursors, CursorAck, MarkRead, Send, Tick, Unsubscribe};
 use agentpost_proto::id::AgentId;

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use agentpost_node::node::Services;
-use agentpost_node::{http, ws};
+use agentpost_node::server::services::Services;
+use agentpost_node::server::{http, ws};
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -271,11 +271,11 @@ pub fn refused(code: u16) -> Ending {
 }
 
 /// Serves `/ws` of a node once more, with other times.
-pub async fn serve_with(services: Services, options: ws::Options) -> String {
+pub async fn serve_with(services: Services, options: ws::hub::Options) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (shutdown, tasks) = (services.cluster.shutdown.clone(), services.cluster.tasks.clone());
-    let router = ws::route_with(services, options);
+    let router = ws::route::route_with(services, options);
     tokio::spawn(http::serve::serve(listener, router, shutdown, tasks));
     url
 }

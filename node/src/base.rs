@@ -1,0 +1,9 @@
+//! What every other layer may use: clock, configuration, secrets, the data directory, and metrics.
+
+pub mod clock;
+pub mod config;
+pub mod metrics;
+pub mod networks;
+pub mod owner;
+pub mod secrets;
+pub mod space;

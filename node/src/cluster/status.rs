@@ -1,0 +1,253 @@
+//! The cluster as its operator sees it: who is there, who leads, and what may be asked of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentpost_proto::api::admin;
+use agentpost_proto::id::TeamId;
+use agentpost_proto::peer::{
+    ChangeMembersRequest, HandOverRequest, PresenceRequest, StatusReply, StatusRequest, hand_over_reply,
+};
+use agentpost_raft_store::query;
+use agentpost_raft_store::types::Member;
+use futures::future::join_all;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::base::metrics::Metrics;
+use crate::base::secrets::Secrets;
+use crate::cluster::presence::Presence;
+use crate::net::dial::{Dialer, Purpose};
+use crate::net::shard_id::SHARD;
+use crate::shard::Leader;
+use crate::shard::local::{DRAIN_DEADLINE, Local, TRANSFER_DEADLINE, TransferError};
+use crate::shard::members::{CHANGE_DEADLINE, Change, ChangeError, Members, change_to_proto, outcome_from_proto};
+use crate::shard::reader::Reader;
+
+/// What another node is given to say how it is.
+const STATUS_DEADLINE: Duration = Duration::from_secs(1);
+/// What another node is given to say who listens there.
+const PRESENCE_DEADLINE: Duration = Duration::from_secs(1);
+/// What `/readyz` gives a read barrier.
+const READY_DEADLINE: Duration = Duration::from_secs(1);
+/// Before the leader of now is asked once more to change the members.
+const CHANGE_RETRY: Duration = Duration::from_millis(100);
+/// A snapshot on demand.
+const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(300);
+
+/// The listeners of some agents on all nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sessions {
+    /// Of each agent, in the order asked: those of the nodes that answered.
+    pub open: Vec<u64>,
+    /// The nodes that did not, by id.
+    pub unreachable: Vec<u64>,
+}
+
+/// The cluster as the operator sees it, and the life of this process. Cheap to clone.
+#[derive(Clone)]
+pub struct ClusterHandle {
+    /// Cancelled when the node stops: close sessions with a resume hint, start nothing new.
+    pub shutdown: CancellationToken,
+    /// Every task of the doors runs here, so that stopping can wait for it.
+    pub tasks: TaskTracker,
+    pub(crate) local: Local,
+    pub(crate) members: Members,
+    pub(crate) dialer: Dialer,
+    pub(crate) reader: Reader,
+    pub(crate) presence: Presence,
+    pub(crate) secrets: Arc<Secrets>,
+    pub(crate) metrics: Metrics,
+}
+
+impl ClusterHandle {
+    /// Of a process that lives.
+    pub(crate) fn new(
+        local: Local,
+        members: Members,
+        dialer: Dialer,
+        reader: Reader,
+        presence: Presence,
+        secrets: Arc<Secrets>,
+        metrics: Metrics,
+    ) -> Self {
+        ClusterHandle {
+            shutdown: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            local,
+            members,
+            dialer,
+            reader,
+            presence,
+            secrets,
+            metrics,
+        }
+    }
+
+    /// Every node, as it answers within a second.
+    pub async fn status(&self) -> admin::Cluster {
+        let here = self.local.status();
+        let members = self.local.members().into_iter().map(|(id, member)| async move {
+            let status = if id == self.local.id() {
+                Some(self.local.status())
+            } else {
+                self.ask(id, &member).await
+            };
+            (id, member, status)
+        });
+        let nodes = join_all(members).await;
+        let leader = self.local.lead().id();
+        let last = nodes
+            .iter()
+            .find(|(id, ..)| Some(*id) == leader)
+            .and_then(|(.., status)| status.as_ref());
+        let last = last.map(|status| status.last_log_index);
+        admin::Cluster {
+            cluster_id: hex::encode(self.secrets.cluster_id),
+            leader,
+            term: here.term,
+            nodes: nodes
+                .into_iter()
+                .map(|(id, member, status)| describe(id, member, status, last))
+                .collect(),
+        }
+    }
+
+    /// How many open sessions listen to each of these agents, at most `limits::PAGE_MAX` of them, on all nodes that
+    /// answer within a second.
+    pub async fn sessions(&self, team: TeamId, agents: &[String]) -> Sessions {
+        let mut open: Vec<u64> = vec![0; agents.len()];
+        let mut unreachable = Vec::new();
+        if agents.is_empty() {
+            return Sessions { open, unreachable };
+        }
+        let members = self.local.members().into_iter().map(|(id, member)| async move {
+            let sessions = if id == self.local.id() {
+                Some(self.presence.sessions(team, agents))
+            } else {
+                self.ask_presence(id, &member, team, agents).await
+            };
+            (id, sessions)
+        });
+        for (id, sessions) in join_all(members).await {
+            match sessions {
+                Some(sessions) => open
+                    .iter_mut()
+                    .zip(sessions)
+                    .for_each(|(sum, more)| *sum += u64::from(more)),
+                None => unreachable.push(id),
+            }
+        }
+        Sessions { open, unreachable }
+    }
+
+    /// Hands leadership to another voter; returns when it leads. Any node may be asked.
+    pub async fn transfer(&self, to: u64) -> Result<(), TransferError> {
+        let (leader, address) = match self.local.lead().now() {
+            Leader::Here => return self.local.hand_over(to).await,
+            Leader::There(leader, address) => (leader, address),
+            Leader::Nobody => return Err(TransferError::NotReady("no leader".to_owned())),
+        };
+        let mut client = self.dialer.client(leader, &address, Purpose::Control);
+        let asked = client.hand_over(HandOverRequest { shard: SHARD, to });
+        let reply = match timeout(DRAIN_DEADLINE + TRANSFER_DEADLINE + STATUS_DEADLINE, asked).await {
+            Ok(Ok(reply)) => reply.into_inner(),
+            Ok(Err(status)) => return Err(TransferError::NotReady(status.message().to_owned())),
+            Err(_) => return Err(TransferError::NotReady("the leader does not answer".to_owned())),
+        };
+        match reply.refused {
+            None => Ok(()),
+            Some(hand_over_reply::Refused::Invalid(refusal)) => Err(TransferError::Invalid(refusal.reason)),
+            Some(hand_over_reply::Refused::NotCaughtUp(refusal)) => Err(TransferError::NotCaughtUp(refusal.reason)),
+            Some(hand_over_reply::Refused::NotReady(refusal)) => Err(TransferError::NotReady(refusal.reason)),
+        }
+    }
+
+    /// Changes who is in the cluster. Any node may be asked. While leadership moves it is asked again: nothing was
+    /// changed by then.
+    pub async fn change_members(&self, change: Change) -> Result<(u64, Member), ChangeError> {
+        let deadline = Instant::now() + CHANGE_DEADLINE;
+        loop {
+            match self.ask_to_change(&change).await {
+                Err(ChangeError::NotReady(_)) if Instant::now() < deadline => sleep(CHANGE_RETRY).await,
+                changed => return changed,
+            }
+        }
+    }
+
+    async fn ask_to_change(&self, change: &Change) -> Result<(u64, Member), ChangeError> {
+        let (leader, address) = match self.local.lead().now() {
+            Leader::Here => return self.members.change(change.clone()).await,
+            Leader::There(leader, address) => (leader, address),
+            Leader::Nobody => return Err(ChangeError::NotReady("no leader".to_owned())),
+        };
+        let mut client = self.dialer.client(leader, &address, Purpose::Control);
+        let asked = client.change_members(ChangeMembersRequest {
+            shard: SHARD,
+            change: Some(change_to_proto(change)),
+        });
+        // A leader that is to be removed hands over first.
+        match timeout(DRAIN_DEADLINE + TRANSFER_DEADLINE + CHANGE_DEADLINE, asked).await {
+            Ok(Ok(reply)) => outcome_from_proto(reply.into_inner().outcome),
+            Ok(Err(status)) => Err(ChangeError::OutcomeUnknown(status.message().to_owned())),
+            Err(_) => Err(ChangeError::OutcomeUnknown("the leader does not answer".to_owned())),
+        }
+    }
+
+    /// Takes a snapshot on this node; returns when it is on disk.
+    pub async fn snapshot(&self) -> anyhow::Result<()> {
+        let taken = timeout(SNAPSHOT_DEADLINE, self.local.snapshot()).await;
+        taken.unwrap_or_else(|_| Err(anyhow::anyhow!("the snapshot takes too long")))
+    }
+
+    /// Whether this node can serve linearizable reads and forward writes: finds out by doing it. A new cluster is
+    /// ready when its first admin key is in the state: until then nobody can ask for anything, and while its nodes
+    /// do not know the time yet it takes no writes.
+    pub async fn ready(&self) -> bool {
+        !self.shutdown.is_cancelled()
+            && match self.reader.linearizable_within(READY_DEADLINE).await {
+                Ok(state) => query::has_admin(&*state).unwrap_or(false),
+                Err(_) => false,
+            }
+    }
+
+    /// The text of `/metrics`.
+    pub fn metrics_text(&self) -> String {
+        self.local.measure(&self.metrics);
+        self.metrics.encode()
+    }
+
+    async fn ask(&self, id: u64, member: &Member) -> Option<StatusReply> {
+        let mut client = self.dialer.client(id, &member.peer_addr, Purpose::Control);
+        let reply = timeout(STATUS_DEADLINE, client.status(StatusRequest { shard: SHARD })).await;
+        Some(reply.ok()?.ok()?.into_inner())
+    }
+
+    /// Not beside the heartbeats: clients decide how often this is asked.
+    async fn ask_presence(&self, id: u64, member: &Member, team: TeamId, agents: &[String]) -> Option<Vec<u32>> {
+        let mut client = self.dialer.client(id, &member.peer_addr, Purpose::Forward);
+        let request = PresenceRequest {
+            team_id: team.to_bytes(),
+            agents: agents.to_vec(),
+        };
+        let reply = timeout(PRESENCE_DEADLINE, client.presence(request)).await;
+        let sessions = reply.ok()?.ok()?.into_inner().sessions;
+        (sessions.len() == agents.len()).then_some(sessions)
+    }
+}
+
+fn describe(id: u64, member: Member, status: Option<StatusReply>, leader_last: Option<u64>) -> admin::Node {
+    let status = status.as_ref();
+    let lag = |status: &StatusReply| leader_last.map(|last| last.saturating_sub(status.applied_index));
+    admin::Node {
+        id,
+        url: member.url,
+        peer_url: format!("http://{}", member.peer_addr),
+        role: status.map(|status| status.role.clone()),
+        applied_index: status.map(|status| status.applied_index),
+        lag: status.and_then(lag),
+        state_hash: status.map(|status| format!("{:016x}", status.state_hash)),
+        state_hash_index: status.map(|status| status.state_hash_index),
+    }
+}

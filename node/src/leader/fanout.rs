@@ -1,0 +1,177 @@
+//! Leader-only: gives large publishes to their receivers, a chunk of subscription rows per entry.
+//!
+//! The receivers are fixed at the publish, so the places where chunks begin can be read from the rows before
+//! any of them is applied: several chunks travel at a time. apply takes only the chunk that begins where the
+//! job stands, and only for the oldest publish of a topic. Whatever came out of order, twice, or from a
+//! leader of the past is a no-op there, and here the state is asked again. Topics do not wait for each other.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentpost_proto::command::{FanoutChunk, operation, reply};
+use agentpost_proto::id::TeamId;
+use agentpost_proto::limits::FANOUT_CHUNKS_IN_FLIGHT;
+use agentpost_proto::record::FanoutJob;
+use agentpost_raft_store::db::StateHandle;
+use agentpost_raft_store::kv::Fatal;
+use agentpost_raft_store::query::delivery;
+use futures::FutureExt as _;
+use futures::future::join_all;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::base::metrics::Metrics;
+use crate::base::metrics::dispatch::EntryKind;
+use crate::shard::cluster_time::ClusterTime;
+use crate::shard::leadership::Worker;
+use crate::shard::proposer::Proposer;
+use crate::shard::wakeups::Wakeups;
+use crate::shard::wakeups::work::Places;
+
+/// Topics that are worked on at a time; the others wait for their turn.
+const TOPICS_AT_A_TIME: usize = 16;
+/// After a round without progress.
+const RETRY: Duration = Duration::from_millis(100);
+
+type Topic = (TeamId, String);
+
+/// Topics in the order of their turns, each once.
+#[derive(Default)]
+struct Turns {
+    order: VecDeque<Topic>,
+    members: HashSet<Topic>,
+}
+
+impl Turns {
+    fn push(&mut self, topic: Topic) {
+        if self.members.insert(topic.clone()) {
+            self.order.push_back(topic);
+        }
+    }
+
+    /// The first that does not run already.
+    fn pop(&mut self, running: &HashSet<Topic>) -> Option<Topic> {
+        let place = self.order.iter().position(|topic| !running.contains(topic))?;
+        let topic = self.order.remove(place)?;
+        self.members.remove(&topic);
+        Some(topic)
+    }
+}
+
+/// Fans out the publishes of one shard.
+#[derive(Clone)]
+pub struct Fanout {
+    /// Tells what is to be fanned out.
+    pub state: StateHandle,
+    /// Where chunks are proposed.
+    pub proposer: Proposer,
+    /// The epoch.
+    pub cluster_time: ClusterTime,
+    /// Hints.
+    pub wakeups: Wakeups,
+    /// Counts.
+    pub metrics: Metrics,
+}
+
+impl Fanout {
+    /// For the shard, which runs it while this node leads.
+    pub fn worker(self) -> Worker {
+        Arc::new(move |shutdown: CancellationToken| {
+            let fanout = self.clone();
+            async move { shutdown.run_until_cancelled(fanout.run()).await.unwrap_or(()) }.boxed()
+        })
+    }
+
+    async fn run(self) {
+        let (epoch, _) = self.cluster_time.now();
+        let mut work = self.wakeups.fanouts();
+        let mut waiting = Turns::default();
+        let mut running: HashSet<Topic> = HashSet::new();
+        let mut rounds = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                places = work.next() => self.topics(places).into_iter().for_each(|topic| waiting.push(topic)),
+                Some((topic, unfinished)) = rounds.next() => {
+                    running.remove(&topic);
+                    if unfinished {
+                        waiting.push(topic);
+                    }
+                }
+            }
+            while rounds.len() < TOPICS_AT_A_TIME
+                && let Some(topic) = waiting.pop(&running)
+            {
+                running.insert(topic.clone());
+                rounds.push(self.round(epoch, topic));
+            }
+        }
+    }
+
+    fn topics(&self, places: Places<Topic>) -> Vec<Topic> {
+        match places {
+            Places::These(topics) => topics,
+            Places::Everywhere => match delivery::fanout_jobs(&*self.state.current()) {
+                Ok(jobs) => jobs.into_iter().map(|(team, topic, ..)| (team, topic)).collect(),
+                Err(error) => {
+                    tracing::error!(%error, "looking for publishes to fan out failed");
+                    Vec::new()
+                }
+            },
+        }
+    }
+
+    /// Some chunks of a topic's oldest publish. Whether the topic may need more.
+    async fn round(&self, epoch: u64, topic: Topic) -> (Topic, bool) {
+        let (seq, starts) = match self.next_chunks(&topic) {
+            Ok(Some(chunks)) => chunks,
+            Ok(None) => return (topic, false),
+            Err(error) => {
+                tracing::error!(%error, "reading a fan-out job failed");
+                sleep(RETRY).await;
+                return (topic, true);
+            }
+        };
+        // Polled in this order, so they reach Raft in this order.
+        let chunks = starts.into_iter().map(|from| self.chunk(epoch, &topic, seq, from));
+        let applied = join_all(chunks).await;
+        if !applied.contains(&true) {
+            sleep(RETRY).await;
+        }
+        (topic, true)
+    }
+
+    fn next_chunks(&self, (team, topic): &Topic) -> Result<Option<(u64, Vec<u64>)>, Fatal> {
+        let state = self.state.current();
+        let job: Option<(u64, FanoutJob)> = delivery::first_fanout_job(&*state, *team, topic)?;
+        job.map(|(seq, job)| {
+            let starts = delivery::chunk_starts(&*state, *team, topic, &job, FANOUT_CHUNKS_IN_FLIGHT)?;
+            Ok((seq, starts))
+        })
+        .transpose()
+    }
+
+    /// Whether the chunk was the one that the job waited for.
+    async fn chunk(&self, epoch: u64, (team, topic): &Topic, seq: u64, from_serial: u64) -> bool {
+        let op = operation::Op::FanoutChunk(FanoutChunk {
+            epoch,
+            team_id: team.to_bytes(),
+            topic: topic.clone(),
+            seq,
+            from_serial,
+        });
+        self.metrics.dispatch.entry(EntryKind::FanoutChunk);
+        match self.proposer.propose_in(epoch, op).await.map(|reply| reply.reply) {
+            Ok(Some(reply::Reply::Fanout(answer))) => !answer.stale,
+            Ok(other) => {
+                tracing::info!(?other, "a chunk was refused");
+                false
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a chunk was not proposed");
+                false
+            }
+        }
+    }
+}

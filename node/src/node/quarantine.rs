@@ -1,0 +1,152 @@
+//! A node whose disk lost what others count on: it stays up to say so, and does nothing else.
+//!
+//! A node counts in majorities by what it wrote once. If its log fell below the durability floor, or what it stored
+//! cannot be read or replaced, it must not vote, append or serve, or an acknowledged write could be lost. Ending the
+//! process would hide the reason in a log file and have a supervisor start it for ever. So `agentpostd` answers health
+//! and metrics, 503 with the reason to everything else, and leaves the peer port closed.
+//!
+//! The file `QUARANTINE` in the data directory keeps it so over restarts. In a cluster `agentpost node rejoin` ends it: the
+//! node comes back empty and under a new id. A node that was alone has only its backup.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+
+use agentpost_raft_store::damage;
+use agentpost_raft_store::db::{self, Identity, OpenError, Options};
+use anyhow::Context as _;
+use axum::Router;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::base::config::Config;
+use crate::base::metrics::{Face, Metrics};
+use crate::base::owner::{self, Found, OWNER};
+use crate::base::secrets::Secrets;
+use crate::net::shard_id::SHARD;
+use crate::server::error::{ApiError, json_response};
+use crate::server::http::serve;
+
+/// Why this node must not take part.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Quarantine(pub String);
+
+/// A node in quarantine whose client port is open.
+pub struct Quarantined {
+    /// Accepts its clients.
+    pub door: TcpListener,
+    /// What happened.
+    pub reason: Quarantine,
+}
+
+/// Looks at the data directory before anything is opened or written there: how its databases are to be opened, or
+/// that this node is in quarantine. A new directory gets its first file here, before the one that says that it is in
+/// use: a start that is cut off must not look like a loss.
+pub fn look(config: &Config, secrets: &Secrets) -> anyhow::Result<Options> {
+    let dir = &config.node.data_dir;
+    if let Some(reason) = damage::quarantined(dir).with_context(|| dir.display().to_string())? {
+        return Err(Quarantine(reason).into());
+    }
+    let identity = Identity {
+        cluster_id: secrets.cluster_id,
+        node: config.node.id,
+    };
+    let found = db::identity(dir, SHARD);
+    let used = match owner::look(config, secrets)? {
+        Found::Missing => {
+            if let Some(other) = found.filter(|found| *found != identity) {
+                anyhow::bail!(
+                    "{} belongs to node {}; check node.id and node.data_dir",
+                    dir.display(),
+                    other.node
+                );
+            }
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.with_context(|| format!("node.data_dir {}", dir.display()))?;
+            db::begin(dir, SHARD, identity).map_err(|error| enter(config, error))?;
+            false
+        }
+        Found::This(_) => true,
+        // Its owner is refused by name later.
+        Found::Other(_) if found != Some(identity) => true,
+        Found::Other(_) | Found::Unreadable => {
+            let error = OpenError::quarantine(&dir.join(OWNER), "it does not say what it said");
+            return Err(enter(config, error));
+        }
+    };
+    Ok(Options {
+        identity: Some(identity),
+        used,
+        ..Options::default()
+    })
+}
+
+/// Notes a quarantine, if that is what kept the databases from being opened.
+pub fn enter(config: &Config, error: OpenError) -> anyhow::Error {
+    if !matches!(error, OpenError::Quarantine { .. }) {
+        return error.into();
+    }
+    let reason = error.to_string();
+    note(config, &reason);
+    Quarantine(reason).into()
+}
+
+/// Keeps this node from taking part, over restarts, until it has joined again.
+pub fn note(config: &Config, reason: &str) {
+    if let Err(error) = damage::quarantine(&config.node.data_dir, reason) {
+        tracing::error!(%error, "the quarantine could not be noted");
+    }
+}
+
+/// What an operator can do.
+fn advice(config: &Config) -> String {
+    if config.cluster.nodes.len() > 1 {
+        "this node is quarantined: stop it and run `agentpost node rejoin --config FILE` on its machine, with \
+         AGENTPOST_URLS naming the other nodes; it comes back empty, under a new id, and they send it everything"
+            .to_owned()
+    } else {
+        format!(
+            "this node is quarantined, and no other has its data: stop it, move {} away and restore it from a backup",
+            config.node.data_dir.display()
+        )
+    }
+}
+
+/// Serves what a quarantined node serves, until `shutdown`.
+pub async fn serve(config: &Config, quarantined: Quarantined, shutdown: CancellationToken) {
+    let (Quarantine(reason), advice) = (quarantined.reason, advice(config));
+    tracing::error!(node = config.node.id, reason, advice, "quarantined");
+    let tasks = TaskTracker::new();
+    serve::serve(quarantined.door, router(&reason, &advice), shutdown, tasks.clone()).await;
+    tasks.close();
+    tasks.wait().await;
+}
+
+fn router(reason: &str, advice: &str) -> Router {
+    let health = serde_json::json!({ "status": "quarantined", "reason": reason }).to_string();
+    let alive = get(move || async move { json_response(StatusCode::OK, health.into_bytes()) });
+    let metrics = Metrics::new();
+    metrics.storage.quarantined.set(1);
+    let figures = get(move || async move {
+        let mut response = metrics.encode().into_response();
+        let format = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, format);
+        response
+    });
+    let refusal = format!("{advice}. Reason: {reason}");
+    Router::new()
+        .route("/health", alive.clone())
+        .route("/healthz", alive)
+        .route("/metrics", figures)
+        .fallback(move || async move { ApiError::unavailable(refusal).response(Face::Node) })
+        .layer(map_response(|mut response: Response| async {
+            let nosniff = HeaderValue::from_static("nosniff");
+            response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+            response
+        }))
+}

@@ -1,0 +1,326 @@
+//! Who is calling. The answer comes from replicated state: a key made or revoked on one node counts on all.
+//!
+//! - A key that this node does not know may be younger than its state: it is looked up once more behind a
+//!   read barrier before the 401. Nothing negative is remembered.
+//! - A linearizable read is authorised after its barrier, against the state that it then reads.
+//! - A write may use a remembered key: `apply` decides again, over the state at the write's own place.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use agentpost_proto::command::{Permission, Principal};
+use agentpost_proto::id::{AgentId, KeyId, TeamId};
+use agentpost_proto::{limits, record};
+use agentpost_raft_store::apply::principal::is_valid;
+use agentpost_raft_store::db::StateDb;
+use agentpost_raft_store::kv::{Fatal, Kv};
+use agentpost_raft_store::query;
+use axum::http::{HeaderMap, header};
+
+use super::error::{ApiError, Result};
+use crate::shard::reader::Reader;
+use crate::shard::wall_time::WallTime;
+
+/// Keys remembered for writes; more than that and all are forgotten.
+const REMEMBERED_MAX: usize = 10_000;
+
+/// A valid key and what it may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Whose key it is. Everything that the caller names belongs to this team.
+    pub team: TeamId,
+    /// The key.
+    pub key_id: KeyId,
+    /// The highest of its permissions.
+    pub permission: Permission,
+    /// The only agent that it may act as.
+    pub bound_agent: Option<AgentId>,
+    /// Limits of WebSocket subscriptions.
+    pub scopes: Vec<String>,
+    expires_at_ms: u64,
+}
+
+/// What a state says about a presented key.
+#[derive(Debug)]
+pub enum Finding {
+    /// It may call.
+    Valid(Caller),
+    /// Revoked or expired: final.
+    Refused,
+    /// Never seen here.
+    Unknown,
+}
+
+/// Looks a presented key up, by its keyed hash.
+pub fn find(kv: &impl Kv, key_hash: &[u8; 32], wall_ms: u64) -> Result<Finding, Fatal> {
+    let Some(key) = query::key_by_hash(kv, key_hash)? else {
+        return Ok(Finding::Unknown);
+    };
+    if !is_valid(&key, wall_ms) {
+        return Ok(Finding::Refused);
+    }
+    Caller::of(&key).map(Finding::Valid)
+}
+
+fn expired(expires_at_ms: u64, wall_ms: u64) -> bool {
+    expires_at_ms != 0 && expires_at_ms <= wall_ms
+}
+
+/// Authorises a key that was presented in whatever way, and returns the state that knows it.
+pub async fn authorize(
+    reader: &Reader,
+    wall_time: &WallTime,
+    key_hash: &[u8; 32],
+    known: Arc<StateDb>,
+) -> Result<(Arc<StateDb>, Caller)> {
+    let mut state = known;
+    let mut finding = find(&*state, key_hash, wall_time.now_ms())?;
+    if matches!(finding, Finding::Unknown) {
+        state = reader.linearizable().await?;
+        finding = find(&*state, key_hash, wall_time.now_ms())?;
+    }
+    match finding {
+        Finding::Valid(caller) => Ok((state, caller)),
+        Finding::Refused | Finding::Unknown => Err(refused()),
+    }
+}
+
+/// The same words whether the key is unknown, revoked or expired.
+pub fn refused() -> ApiError {
+    ApiError::unauthenticated("invalid API key")
+}
+
+impl Caller {
+    fn of(key: &record::Key) -> Result<Self, Fatal> {
+        let broken = |e: agentpost_proto::id::InvalidId| Fatal::Invariant(format!("stored key: {e}"));
+        let agent = (!key.agent_id.is_empty()).then(|| key.agent_id.parse().map_err(broken));
+        Ok(Caller {
+            team: TeamId::from_slice(&key.team_id).map_err(broken)?,
+            key_id: KeyId::from_slice(&key.id).map_err(broken)?,
+            permission: key.permissions().max().unwrap_or(Permission::Unspecified),
+            bound_agent: agent.transpose()?,
+            scopes: key.scopes.clone(),
+            expires_at_ms: key.expires_at_ms,
+        })
+    }
+
+    /// The claim that `apply` checks again.
+    pub fn principal(&self) -> Principal {
+        Principal {
+            team_id: self.team.to_bytes(),
+            key_id: self.key_id.to_bytes(),
+        }
+    }
+
+    /// Refuses a key without `needed`; each permission includes the lower ones.
+    pub fn require(&self, needed: Permission) -> Result<()> {
+        if self.permission >= needed {
+            return Ok(());
+        }
+        let name = match needed {
+            Permission::Unspecified | Permission::Read => "read",
+            Permission::Write => "write",
+            Permission::Admin => "admin",
+        };
+        Err(ApiError::forbidden(format!("this API key lacks the permission {name}")))
+    }
+
+    /// The agent that a request of the Abba Baba face acts as: the key's, else the one named in `X-Agent-Id`.
+    pub fn agent(&self, headers: &HeaderMap) -> Result<AgentId> {
+        let named = named_agent(headers)?;
+        let agent = match (&self.bound_agent, named) {
+            (Some(bound), Some(named)) if *bound != named => {
+                return Err(ApiError::forbidden("this API key is bound to another agent"));
+            }
+            (Some(bound), _) => bound.clone(),
+            (None, Some(named)) => named,
+            (None, None) => {
+                return Err(ApiError::forbidden(
+                    "this API key is not bound to an agent: name one in X-Agent-Id",
+                ));
+            }
+        };
+        self.may_act_as(&agent)?;
+        Ok(agent)
+    }
+
+    /// Refuses to act as an agent that the key is not bound to, and as the reserved one.
+    pub fn may_act_as(&self, agent: &AgentId) -> Result<()> {
+        if self.bound_agent.as_ref().is_some_and(|bound| bound != agent) {
+            return Err(ApiError::forbidden("this API key is bound to another agent"));
+        }
+        if agent.as_str() == AgentId::SYSTEM {
+            return Err(ApiError::forbidden("the agent id system is reserved"));
+        }
+        Ok(())
+    }
+}
+
+/// The agent in `X-Agent-Id`.
+fn named_agent(headers: &HeaderMap) -> Result<Option<AgentId>> {
+    const NAME: &str = "X-Agent-Id";
+    let mut values = headers.get_all(NAME).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(ApiError::field(NAME, "stands twice"));
+    }
+    let text = value.to_str().unwrap_or_default();
+    let agent = text
+        .parse()
+        .map_err(|e| ApiError::field(NAME, format!("is invalid: {e}")))?;
+    Ok(Some(agent))
+}
+
+/// The key that a request carries, in either header.
+pub fn presented(headers: &HeaderMap) -> Result<&str> {
+    let mut found: Option<&str> = None;
+    let plain = headers.get_all("x-api-key").iter().map(|value| value.to_str().ok());
+    let bearer = headers
+        .get_all(header::AUTHORIZATION)
+        .iter()
+        .map(|value| value.to_str().ok().and_then(bearer));
+    for key in plain.chain(bearer) {
+        let key = key
+            .map(str::trim)
+            .filter(|key| !key.is_empty() && key.len() <= limits::API_KEY_BYTES_MAX);
+        let key = key.ok_or_else(refused)?;
+        if found.is_some_and(|other| other != key) {
+            return Err(ApiError::unauthenticated("two different API keys in one request"));
+        }
+        found = Some(key);
+    }
+    found.ok_or_else(|| ApiError::unauthenticated("missing API key: send it as X-API-Key or as Authorization: Bearer"))
+}
+
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, key) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(key)
+}
+
+/// Valid keys of recent writes. A revocation anywhere empties it; a lookup that began before does not refill it.
+#[derive(Default)]
+pub struct Remembered {
+    inner: RwLock<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    generation: u64,
+    callers: HashMap<[u8; 32], Arc<Caller>>,
+}
+
+impl Remembered {
+    /// The caller with this key hash, and the generation that a lookup must hand back to [`Self::insert`].
+    pub fn get(&self, key_hash: &[u8; 32], wall_ms: u64) -> Result<Arc<Caller>, u64> {
+        let known = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        match known.callers.get(key_hash) {
+            Some(caller) if !expired(caller.expires_at_ms, wall_ms) => Ok(caller.clone()),
+            _ => Err(known.generation),
+        }
+    }
+
+    /// Remembers a caller, unless something was forgotten since `generation`.
+    pub fn insert(&self, generation: u64, key_hash: [u8; 32], caller: Arc<Caller>) {
+        let mut known = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        if known.generation == generation {
+            if known.callers.len() >= REMEMBERED_MAX {
+                known.callers.clear();
+            }
+            known.callers.insert(key_hash, caller);
+        }
+    }
+
+    /// Forgets all.
+    pub fn forget(&self) {
+        let mut known = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        known.generation += 1;
+        known.callers.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use axum::http::{HeaderName, HeaderValue};
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
+    }
+
+    fn caller(bound: Option<&str>) -> Caller {
+        Caller {
+            team: TeamId([1; 16]),
+            key_id: KeyId([2; 16]),
+            permission: Permission::Write,
+            bound_agent: bound.map(|b| b.parse().unwrap()),
+            scopes: vec![],
+            expires_at_ms: 50,
+        }
+    }
+
+    #[test]
+    fn a_key_comes_in_either_header_but_only_one_key() {
+        assert_eq!(presented(&headers(&[("x-api-key", "k")])).unwrap(), "k");
+        assert_eq!(presented(&headers(&[("authorization", "bearer  k ")])).unwrap(), "k");
+        assert_eq!(
+            presented(&headers(&[("authorization", "Bearer k"), ("x-api-key", "k")])).unwrap(),
+            "k"
+        );
+        for bad in [
+            headers(&[]),
+            headers(&[("x-api-key", "")]),
+            headers(&[("authorization", "Basic k")]),
+            headers(&[("authorization", "Bearer")]),
+            headers(&[("authorization", "Bearer k"), ("x-api-key", "other")]),
+            headers(&[("x-api-key", Box::leak("k".repeat(257).into_boxed_str()))]),
+        ] {
+            assert_eq!(presented(&bad).unwrap_err().status, 401, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_agent_is_the_keys_or_the_named_one() {
+        let named = headers(&[("x-agent-id", "alpha")]);
+        assert_eq!(caller(None).agent(&named).unwrap().as_str(), "alpha");
+        assert_eq!(caller(Some("alpha")).agent(&headers(&[])).unwrap().as_str(), "alpha");
+        assert_eq!(caller(Some("alpha")).agent(&named).unwrap().as_str(), "alpha");
+        for (bound, name, status) in [
+            (None, None, 403),
+            (Some("beta"), Some("alpha"), 403),
+            (None, Some("a b"), 400),
+            (None, Some("system"), 403),
+        ] {
+            let headers = name.map_or_else(HeaderMap::new, |name| headers(&[("x-agent-id", name)]));
+            assert_eq!(
+                caller(bound).agent(&headers).unwrap_err().status,
+                status,
+                "{bound:?} {name:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn permissions_include_the_lower_ones() {
+        assert!(caller(None).require(Permission::Read).is_ok());
+        assert!(caller(None).require(Permission::Write).is_ok());
+        assert_eq!(caller(None).require(Permission::Admin).unwrap_err().status, 403);
+    }
+
+    #[test]
+    fn what_was_looked_up_before_a_revocation_is_not_remembered_after_it() {
+        let remembered = Remembered::default();
+        let before = remembered.get(&[0; 32], 0).unwrap_err();
+        remembered.forget();
+        remembered.insert(before, [0; 32], Arc::new(caller(None)));
+        let now = remembered.get(&[0; 32], 0).unwrap_err();
+        remembered.insert(now, [0; 32], Arc::new(caller(None)));
+        assert!(remembered.get(&[0; 32], 49).is_ok());
+        assert!(remembered.get(&[0; 32], 50).is_err());
+        remembered.forget();
+        assert!(remembered.get(&[0; 32], 0).is_err());
+    }
+}

@@ -1,0 +1,324 @@
+//! Burst limits: how much one API key may ask of this node within a short time. Off unless `[limits]` says otherwise.
+//!
+//! They protect a node from a client that runs away, so each node counts on its own and in memory: a key that goes
+//! to three nodes has three times as much, and a restart forgets. What must be exact (daily and monthly quotas) is
+//! counted by `apply`.
+//!
+//! A key's window begins with its first request. The window before counts for as much as it still reaches into the
+//! last `burst_window_s`, as if its requests had been spread evenly: two numbers a key instead of every arrival.
+//! [`Windows`] do the same for whatever else is counted by something, [`Spacing`] keeps two times apart.
+//!
+//! Own code because the crates for this refill a bucket, which lets a key have nearly twice its limit in its first
+//! window, and need clocks and upkeep of their own.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agentpost_proto::id::{KeyId, TeamId};
+use tokio::time::Instant;
+
+use super::auth::Caller;
+use super::error::ApiError;
+use crate::base::clock::Clock;
+use crate::base::config::Limits;
+
+/// Keys counted at a time. When there are more, the idle ones are forgotten, and all if that does not help.
+const KEYS_MAX: usize = 65_536;
+
+/// What is limited.
+pub struct Bursts {
+    sends: Option<Windows<KeyId>>,
+    requests: Option<Windows<KeyId>>,
+}
+
+impl Bursts {
+    /// As configured.
+    pub fn new(limits: &Limits) -> Self {
+        let window = Duration::from_secs(limits.burst_window_s.into());
+        let windows = |limit: u32| (limit != 0).then(|| Windows::new(limit, window));
+        Bursts {
+            sends: windows(limits.burst_sends),
+            requests: windows(limits.burst_requests),
+        }
+    }
+
+    /// Counts a request of an authorised caller.
+    pub fn request(&self, caller: &Caller, clock: &Clock) -> Result<(), ApiError> {
+        take(self.requests.as_ref(), caller, clock, "requests")
+    }
+
+    /// Counts a message that a caller is about to send.
+    pub fn send(&self, caller: &Caller, clock: &Clock) -> Result<(), ApiError> {
+        take(self.sends.as_ref(), caller, clock, "messages")
+    }
+}
+
+/// Operators are never counted: they are who would raise a limit.
+fn take(windows: Option<&Windows<KeyId>>, caller: &Caller, clock: &Clock, what: &str) -> Result<(), ApiError> {
+    let Some(windows) = windows.filter(|_| caller.team != TeamId::SYSTEM) else {
+        return Ok(());
+    };
+    windows.take(caller.key_id, clock.now()).map_err(|wait| {
+        let (limit, seconds) = (windows.limit, windows.length.as_secs());
+        let message = format!("more than {limit} {what} in {seconds} s with this API key on this node");
+        ApiError::burst(message, wait)
+    })
+}
+
+/// What each of many used of one limit, whatever they are told apart by.
+pub struct Windows<K> {
+    limit: u32,
+    length: Duration,
+    keys: Mutex<HashMap<K, Window>>,
+}
+
+/// One key's current window and the one before it.
+#[derive(Clone, Copy)]
+struct Window {
+    began: Instant,
+    before: u32,
+    used: u32,
+}
+
+impl<K: Copy + Eq + Hash> Windows<K> {
+    /// `limit` in any `length` of time.
+    pub fn new(limit: u32, length: Duration) -> Self {
+        Windows {
+            limit,
+            length,
+            keys: Mutex::default(),
+        }
+    }
+
+    /// How many.
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// Counts one, or tells how long to wait; what is refused is not counted.
+    pub fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
+        let mut keys = lock(&self.keys);
+        make_room(&mut keys, &key, |window| {
+            now.duration_since(window.began) < 2 * self.length
+        });
+        let window = keys.entry(key).or_insert(Window {
+            began: now,
+            before: 0,
+            used: 0,
+        });
+        window.turn(now, self.length);
+        match window.wait(now, self.length, self.limit) {
+            Duration::ZERO => {
+                window.used += 1;
+                Ok(())
+            }
+            wait => Err(wait),
+        }
+    }
+
+    /// Takes one back that was counted before it was known whether it counts.
+    pub fn give_back(&self, key: K) {
+        if let Some(window) = lock(&self.keys).get_mut(&key) {
+            window.used = window.used.saturating_sub(1);
+        }
+    }
+}
+
+/// When each of many was last let through.
+pub struct Spacing<K> {
+    apart: Duration,
+    last: Mutex<HashMap<K, Instant>>,
+}
+
+impl<K: Copy + Eq + Hash> Spacing<K> {
+    /// Two times of one key lie at least `apart`.
+    pub fn new(apart: Duration) -> Self {
+        Spacing {
+            apart,
+            last: Mutex::default(),
+        }
+    }
+
+    /// Whether it is not too soon; who comes too soon does not have to wait longer for it.
+    pub fn take(&self, key: K, now: Instant) -> bool {
+        let recent = |last: &Instant| now.duration_since(*last) < self.apart;
+        let mut known = lock(&self.last);
+        if known.get(&key).is_some_and(recent) {
+            return false;
+        }
+        make_room(&mut known, &key, recent);
+        known.insert(key, now);
+        true
+    }
+}
+
+fn lock<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Forgets the idle ones if there is no room for a newcomer.
+fn make_room<K: Eq + Hash, V>(known: &mut HashMap<K, V>, key: &K, busy: impl Fn(&V) -> bool) {
+    if known.len() < KEYS_MAX || known.contains_key(key) {
+        return;
+    }
+    known.retain(|_, value| busy(value));
+    // Half, so that not every newcomer walks over all.
+    if known.len() > KEYS_MAX / 2 {
+        known.clear();
+    }
+}
+
+impl Window {
+    /// Begins the next window if this one is over, and a fresh one after a pause.
+    fn turn(&mut self, now: Instant, length: Duration) {
+        let age = now.duration_since(self.began);
+        if age >= 2 * length {
+            *self = Window {
+                began: now,
+                before: 0,
+                used: 0,
+            };
+        } else if age >= length {
+            *self = Window {
+                began: self.began + length,
+                before: self.used,
+                used: 0,
+            };
+        }
+    }
+
+    /// How long until there is room for one more.
+    fn wait(&self, now: Instant, length: Duration, limit: u32) -> Duration {
+        let age = now.duration_since(self.began);
+        // When, after the beginning of a window, so much of the one before has passed that one fits.
+        let fits = |before: u32, used: u32| match before.saturating_sub(limit - 1 - used) {
+            0 => Duration::ZERO,
+            too_many => length.mul_f64(f64::from(too_many) / f64::from(before)),
+        };
+        let at = if self.used < limit {
+            fits(self.before, self.used)
+        } else {
+            length + fits(self.used, 0)
+        };
+        at.saturating_sub(age)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn key(n: u32) -> KeyId {
+        let mut id = KeyId([0; 16]);
+        id.0[..4].copy_from_slice(&n.to_be_bytes());
+        id
+    }
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn a_window_holds_its_limit_and_each_key_has_its_own() {
+        let (windows, start) = (Windows::new(20, MINUTE), Instant::now());
+        for n in 0..20 {
+            windows.take(key(1), start + seconds(n)).unwrap();
+        }
+        let wait = windows.take(key(1), start + seconds(59)).unwrap_err();
+        // The next window has room when a twentieth of it has passed.
+        assert_eq!(wait, seconds(4));
+        windows.take(key(2), start + seconds(59)).unwrap();
+        // Refusals did not count.
+        assert_eq!(windows.take(key(1), start + seconds(62)).unwrap_err(), seconds(1));
+        windows.take(key(1), start + seconds(63)).unwrap();
+        assert_eq!(windows.take(key(1), start + seconds(63)).unwrap_err(), seconds(3));
+    }
+
+    #[test]
+    fn who_waits_as_told_is_let_in_and_nobody_else() {
+        let (windows, mut now) = (Windows::new(7, MINUTE), Instant::now());
+        let mut passed = Vec::new();
+        for step in 0..2_000_u64 {
+            match windows.take(key(1), now) {
+                Ok(()) => passed.push(now),
+                Err(wait) => {
+                    assert!(wait <= 2 * MINUTE);
+                    let early = Duration::from_millis(1).min(wait / 2);
+                    assert!(windows.take(key(1), now + wait - early).is_err(), "step {step}");
+                    now += wait + Duration::from_micros(1);
+                    windows.take(key(1), now).unwrap();
+                    passed.push(now);
+                }
+            }
+            now += Duration::from_millis(step * 37 % 900);
+        }
+        // Evenness is assumed, not given: short of twice the limit in any minute, and the limit on average.
+        let most = passed
+            .iter()
+            .map(|at| passed.iter().filter(|p| **p >= *at && **p < *at + MINUTE).count());
+        assert!(most.max().unwrap() < 14);
+        let minutes = passed.last().unwrap().duration_since(passed[0]).as_secs_f64() / 60.0;
+        assert!((passed.len() as f64) <= 7.0 * (minutes + 1.0));
+        assert!((passed.len() as f64) > 6.0 * minutes);
+    }
+
+    #[test]
+    fn what_is_given_back_does_not_count() {
+        let (windows, start) = (Windows::new(2, MINUTE), Instant::now());
+        for _ in 0..5 {
+            windows.take(key(1), start).unwrap();
+            windows.give_back(key(1));
+        }
+        windows.take(key(1), start).unwrap();
+        windows.take(key(1), start).unwrap();
+        windows.take(key(1), start).unwrap_err();
+        // Also when its window is over, or nothing was taken.
+        assert_eq!(windows.take(key(1), start + MINUTE).unwrap_err(), seconds(30));
+        windows.give_back(key(1));
+        windows.give_back(key(2));
+        windows.take(key(2), start).unwrap();
+    }
+
+    #[test]
+    fn spacing_keeps_times_apart_and_punishes_nobody() {
+        let (spacing, start) = (Spacing::new(seconds(4)), Instant::now());
+        let took = [0, 1, 3, 4, 5, 7, 8, 20].map(|at| spacing.take(key(1), start + seconds(at)));
+        assert_eq!(took, [true, false, false, true, false, false, true, true]);
+        assert!(spacing.take(key(2), start + seconds(20)));
+        (0..2 * KEYS_MAX as u32).for_each(|n| {
+            spacing.take(key(n), start + seconds(21));
+            assert!(spacing.last.lock().unwrap().len() <= KEYS_MAX);
+        });
+    }
+
+    #[test]
+    fn after_a_pause_all_is_there_again() {
+        let (windows, start) = (Windows::new(1, seconds(1)), Instant::now());
+        windows.take(key(1), start).unwrap();
+        assert_eq!(windows.take(key(1), start).unwrap_err(), seconds(2));
+        windows.take(key(1), start + seconds(2)).unwrap();
+        windows.take(key(1), start + seconds(7)).unwrap();
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_busy_are_remembered() {
+        let (windows, start) = (Windows::new(1, MINUTE), Instant::now());
+        let count = || windows.keys.lock().unwrap().len();
+        let idle = KEYS_MAX as u32 - 10;
+        (0..idle).for_each(|n| windows.take(key(n), start).unwrap());
+        let later = start + 2 * MINUTE;
+        (idle..idle + 11).for_each(|n| windows.take(key(n), later).unwrap());
+        assert_eq!(count(), 11);
+        assert!(windows.take(key(idle), later).is_err());
+        // All busy: whatever is forgotten, it does not grow.
+        (0..3 * KEYS_MAX as u32).for_each(|n| {
+            let _ = windows.take(key(n), later);
+            assert!(count() <= KEYS_MAX);
+        });
+    }
+}

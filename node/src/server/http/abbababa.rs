@@ -1,0 +1,278 @@
+//! The Abba Baba Messaging API at `/api/v1` and `/v1`: two published dialects in one. Requests may use the
+//! names of either, answers carry those of both.
+
+mod batch;
+mod deliveries;
+mod fanout;
+mod inbox;
+mod receipt;
+mod send;
+mod subscribe;
+mod webhook;
+
+use agentpost_proto::command::{MarkRead, Permission, operation, reply};
+use agentpost_proto::id::{AgentId, MessageId, TeamId};
+use agentpost_proto::limits;
+use agentpost_raft_store::kv::Kv;
+use agentpost_raft_store::query;
+use axum::Router;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::routing::{get, post};
+use std::sync::Arc;
+
+pub(super) use self::deliveries::redriven;
+use super::app_state::{Door, Doors};
+use super::body;
+use super::input::{Consistency, Parameters, parse};
+use crate::base::metrics::Face;
+use crate::server::error::{ApiError, Result, answer, json_response};
+use crate::wire::json::{Fault, Writer, members};
+use crate::wire::message::{Shown, push_message};
+
+type Id = Result<Path<String>, PathRejection>;
+
+/// The routes under both mounts.
+pub(super) fn routes() -> Router<Arc<Doors>> {
+    ["/api/v1", "/v1"].iter().fold(Router::new(), |router, mount| {
+        router
+            .route(&format!("{mount}/messages"), post(send_message).get(list_inbox))
+            .route(&format!("{mount}/messages/batch"), post(send_batch))
+            .route(
+                &format!("{mount}/messages/subscribe"),
+                post(subscribe).delete(unsubscribe).get(list_subscriptions),
+            )
+            .route(
+                &format!("{mount}/messages/webhook"),
+                post(register_webhook).delete(delete_webhook).get(get_webhook),
+            )
+            .route(
+                &format!("{mount}/messages/{{id}}"),
+                get(get_message).patch(mark_message),
+            )
+            .route(&format!("{mount}/messages/{{id}}/receipt"), get(get_receipt))
+            .route(&format!("{mount}/deliveries"), get(list_deliveries))
+            .route(
+                &format!("{mount}/deliveries/{{id}}"),
+                get(get_delivery).delete(cancel_delivery),
+            )
+            .route(&format!("{mount}/deliveries/{{id}}/redrive"), post(redrive_delivery))
+    })
+}
+
+async fn send_message(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, send::one(&doors, request).await)
+}
+
+async fn send_batch(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, batch::batch(&doors, request).await)
+}
+
+async fn list_inbox(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, inbox::list(&doors, &request.into_parts().0).await)
+}
+
+async fn get_message(State(doors): Door, id: Id, request: Request) -> Response {
+    answer(Face::Abbababa, get_one(&doors, id, request).await)
+}
+
+async fn mark_message(State(doors): Door, id: Id, request: Request) -> Response {
+    answer(Face::Abbababa, mark(&doors, id, request).await)
+}
+
+async fn subscribe(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, subscribe::subscribe(&doors, request).await)
+}
+
+async fn unsubscribe(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, subscribe::unsubscribe(&doors, request).await)
+}
+
+async fn list_subscriptions(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, subscribe::list(&doors, &request.into_parts().0).await)
+}
+
+async fn register_webhook(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, webhook::register(&doors, request).await)
+}
+
+async fn delete_webhook(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, webhook::delete(&doors, &request.into_parts().0).await)
+}
+
+async fn get_webhook(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, webhook::get(&doors, &request.into_parts().0).await)
+}
+
+async fn get_receipt(State(doors): Door, id: Id, request: Request) -> Response {
+    answer(Face::Abbababa, receipt::get(&doors, id, &request.into_parts().0).await)
+}
+
+async fn list_deliveries(State(doors): Door, request: Request) -> Response {
+    answer(Face::Abbababa, deliveries::list(&doors, &request.into_parts().0).await)
+}
+
+async fn get_delivery(State(doors): Door, id: Id, request: Request) -> Response {
+    answer(
+        Face::Abbababa,
+        deliveries::get(&doors, id, &request.into_parts().0).await,
+    )
+}
+
+async fn redrive_delivery(State(doors): Door, id: Id, request: Request) -> Response {
+    answer(
+        Face::Abbababa,
+        deliveries::redrive(&doors, id, &request.into_parts().0).await,
+    )
+}
+
+async fn cancel_delivery(State(doors): Door, id: Id, request: Request) -> Response {
+    answer(
+        Face::Abbababa,
+        deliveries::cancel(&doors, id, &request.into_parts().0).await,
+    )
+}
+
+/// A malformed id is one that nobody has.
+fn message_id(id: Id) -> Result<MessageId> {
+    let id = id.ok().and_then(|Path(text)| text.parse().ok());
+    id.ok_or_else(no_such_message)
+}
+
+fn no_such_message() -> ApiError {
+    ApiError::not_found("no such message")
+}
+
+async fn get_one(doors: &Doors, id: Id, request: Request) -> Result<Response> {
+    let (parts, _) = request.into_parts();
+    let consistency = Consistency::of(&Parameters::of(&parts.uri)?);
+    let reading = doors.reader(&parts.headers, consistency?).await?;
+    reading.caller.require(Permission::Read)?;
+    let agent = reading.caller.agent(&parts.headers)?;
+    let mut message = Vec::with_capacity(1024);
+    if !push_visible(
+        &mut message,
+        &*reading.state,
+        reading.caller.team,
+        &agent,
+        message_id(id)?,
+    )? {
+        return Err(no_such_message());
+    }
+    let mut out = Vec::with_capacity(2 * message.len() + 64);
+    let mut writer = Writer::new(&mut out);
+    writer.raw("success", "true");
+    writer.raw("message", &message);
+    writer.raw("data", &message);
+    writer.end();
+    Ok(json_response(StatusCode::OK, out))
+}
+
+/// Writes the message if `agent` received it or sent it. Both see when the receiver of a direct message read it.
+fn push_visible(out: &mut Vec<u8>, kv: &impl Kv, team: TeamId, agent: &AgentId, id: MessageId) -> Result<bool> {
+    if let Some(item) = query::received(kv, team, agent.as_str(), id)? {
+        push_message(out, &Shown::received(&item.message, agent.as_str(), item.read_at_ms)?);
+        return Ok(true);
+    }
+    let sent = query::message(kv, team, id)?.filter(|message| message.from == agent.as_str());
+    let Some(message) = sent else { return Ok(false) };
+    // A topic message has many receivers; who of them read it stands in its receipt.
+    let received = match message.to.as_str() {
+        "" => None,
+        to => query::received(kv, team, to, id)?,
+    };
+    push_message(out, &Shown::of(&message, received.map_or(0, |item| item.read_at_ms))?);
+    Ok(true)
+}
+
+members!(
+    /// The body of a PATCH.
+    Mark { read = "read", }
+);
+
+/// What a PATCH asks for; the SDK sends no body at all.
+fn wanted_mark(body: &[u8]) -> Result<bool> {
+    if body.trim_ascii().is_empty() {
+        return Ok(true);
+    }
+    let mark: Mark<'_> = parse(body)?;
+    match (mark.fault, mark.read.map(|raw| raw.get())) {
+        (None, Some("true")) => Ok(true),
+        (None, Some("false")) => Ok(false),
+        (Some(fault @ Fault::DuplicateKey), _) => Err(ApiError::field("the request body", fault)),
+        _ => Err(ApiError::field("read", "must be true or false")),
+    }
+}
+
+async fn mark(doors: &Doors, id: Id, request: Request) -> Result<Response> {
+    let (parts, body) = request.into_parts();
+    let caller = doors.writer(&parts.headers).await?;
+    caller.require(Permission::Read)?;
+    let agent = caller.agent(&parts.headers)?;
+    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let read = wanted_mark(&body)?;
+    let id = message_id(id)?;
+    let op = MarkRead {
+        agent: agent.as_str().to_owned(),
+        message_id: id.to_bytes(),
+        read,
+    };
+    let done = doors.propose(&caller, operation::Op::MarkRead(op)).await;
+    match done.map_err(|error| {
+        if error.status == StatusCode::NOT_FOUND {
+            no_such_message()
+        } else {
+            error
+        }
+    })? {
+        reply::Reply::Done(_) => {}
+        other => return Err(ApiError::internal(format!("mark read was answered {other:?}"))),
+    }
+    // It is marked; whether it can also be shown right now does not change that.
+    let mut out = Vec::with_capacity(1024);
+    let mut writer = Writer::new(&mut out);
+    writer.raw("success", "true");
+    let data = writer.key("data");
+    let shown = match doors.services.reader.linearizable().await {
+        Ok(state) => push_visible(data, &*state, caller.team, &agent, id)?,
+        Err(_) => false,
+    };
+    if !shown {
+        data.extend_from_slice(b"null");
+    }
+    writer.end();
+    Ok(json_response(StatusCode::OK, out))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_mark_is_a_plain_boolean_or_nothing() {
+        for (body, read) in [
+            ("", true),
+            (" \n", true),
+            (r#"{"read":true}"#, true),
+            (r#"{"x":1, "read": false }"#, false),
+        ] {
+            assert_eq!(wanted_mark(body.as_bytes()).unwrap(), read, "{body}");
+        }
+        for bad in [
+            "{}",
+            "[]",
+            "[true]",
+            "true",
+            r#"{"read":"true"}"#,
+            r#"{"read":null}"#,
+            r#"{"read":true,"read":true}"#,
+            "{",
+            "{\"read\":1}",
+        ] {
+            assert_eq!(wanted_mark(bad.as_bytes()).unwrap_err().status, 400, "{bad}");
+        }
+    }
+}

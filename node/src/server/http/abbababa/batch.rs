@@ -1,0 +1,213 @@
+//! `POST /messages/batch`: up to a hundred messages in one operation, each with its own result.
+//!
+//! The request is parsed in one pass whose items are read leniently: what is wrong with one of them becomes
+//! its own result.
+
+use std::fmt;
+
+use agentpost_proto::command::{Permission, SendBatch, SendOutcome, SendReply, operation, reply, send_outcome};
+use agentpost_proto::id::{MessageId, TeamId};
+use agentpost_proto::limits;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::fanout;
+use super::send::{Item, Source};
+use crate::server::error::{ApiError, Result, json_response};
+use crate::server::http::app_state::Doors;
+use crate::server::http::body;
+use crate::server::http::input::parse;
+use crate::wire::json::{Key, Writer, push_text};
+
+/// Takes many messages; each has its own result.
+pub async fn batch(doors: &Doors, request: Request) -> Result<Response> {
+    let (parts, body) = request.into_parts();
+    let caller = doors.writer(&parts.headers).await?;
+    caller.require(Permission::Write)?;
+    let from = caller.agent(&parts.headers)?;
+    if parts.headers.contains_key("idempotency-key") {
+        let problem = "does not apply to a batch: give each message its own idempotencyKey";
+        return Err(ApiError::field("Idempotency-Key", problem));
+    }
+    let body = body::read(&parts.headers, body, limits::BATCH_BYTES_MAX).await?;
+    let Batch(items) = parse(&body)?;
+    let source = Source::of(doors, &body, &from);
+    let mut sends = Vec::with_capacity(items.len());
+    // Per item: why it is not sent, or its topic.
+    let mut checked = Vec::with_capacity(items.len());
+    for item in &items {
+        let send = item.to_send(&source).and_then(|send| item.keyed(send));
+        let send = send.and_then(|send| doors.count_send(&caller).map(|()| send));
+        checked.push(send.map(|send| {
+            let topic = send.topic.clone();
+            sends.push(send);
+            topic
+        }));
+    }
+    // Where no message may go now, the whole answer says when to come back.
+    if sends.is_empty()
+        && let Some(place) = checked
+            .iter()
+            .position(|item| matches!(item, Err(error) if error.is_burst()))
+        && let Err(refusal) = checked.swap_remove(place)
+    {
+        return Err(refusal);
+    }
+    let outcomes = if sends.is_empty() {
+        Vec::new()
+    } else {
+        match doors
+            .propose(&caller, operation::Op::SendBatch(SendBatch { sends }))
+            .await?
+        {
+            reply::Reply::SendBatch(reply) => reply.outcomes,
+            other => return Err(ApiError::internal(format!("a batch was answered {other:?}"))),
+        }
+    };
+    results(doors, caller.team, checked, outcomes)
+}
+
+/// The results in the order of the request: refused here, or decided by apply. Nobody waits for the inboxes
+/// of a large publish; its result says that they follow.
+fn results(doors: &Doors, team: TeamId, checked: Vec<Result<String>>, outcomes: Vec<SendOutcome>) -> Result<Response> {
+    let state = doors.services.reader.local();
+    let mut out = Vec::with_capacity(64 + 100 * checked.len());
+    out.extend_from_slice(b"{\"results\":[");
+    let mut outcomes = outcomes.into_iter();
+    for (index, checked) in checked.into_iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        let outcome = match checked {
+            Err(error) => Err(error),
+            Ok(topic) => match outcomes.next().and_then(|outcome| outcome.outcome) {
+                Some(send_outcome::Outcome::Sent(reply)) => {
+                    let pending = fanout::pending_in(&*state, team, &topic, &reply)?;
+                    Ok((reply, pending))
+                }
+                Some(send_outcome::Outcome::Rejection(rejection)) => Err(rejection.into()),
+                None => return Err(ApiError::internal("a batch was answered with too few outcomes")),
+            },
+        };
+        push_result(&mut out, outcome)?;
+    }
+    out.extend_from_slice(b"]}");
+    Ok(json_response(StatusCode::OK, out))
+}
+
+fn push_result(out: &mut Vec<u8>, outcome: Result<(SendReply, bool)>) -> Result<()> {
+    let mut object = Writer::new(out);
+    match outcome {
+        Ok((reply, pending)) => {
+            let id = MessageId::from_slice(&reply.message_id).map_err(ApiError::internal)?;
+            object.raw("status", "200");
+            object.raw("success", "true");
+            push_text(object.key("messageId"), &id.abbababa());
+            if pending {
+                object.text("fanout", fanout::PENDING);
+            }
+        }
+        Err(error) => {
+            object.raw("status", error.status.as_str());
+            object.raw("success", "false");
+            push_text(object.key("error"), &error.message);
+        }
+    }
+    object.end();
+    Ok(())
+}
+
+/// `{messages: [...]}`, of which each item is read leniently.
+struct Batch<'a>(Vec<Item<'a>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Batch<'a> {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Batch<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with messages")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut found: Option<Items<'de>> = None;
+                while let Some(Key(key)) = map.next_key()? {
+                    if key != "messages" {
+                        map.next_value::<IgnoredAny>()?;
+                    } else if found.replace(map.next_value()?).is_some() {
+                        return Err(A::Error::duplicate_field("messages"));
+                    }
+                }
+                found
+                    .map(|items| Batch(items.0))
+                    .ok_or_else(|| A::Error::missing_field("messages"))
+            }
+        }
+        input.deserialize_map(Object)
+    }
+}
+
+struct Items<'a>(Vec<Item<'a>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Items<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of messages")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut items = Vec::with_capacity(limits::BATCH_ITEMS_MAX);
+                while let Some(item) = seq.next_element()? {
+                    if items.len() == limits::BATCH_ITEMS_MAX {
+                        let most = limits::BATCH_ITEMS_MAX;
+                        return Err(A::Error::custom(format!("a batch has at most {most} messages")));
+                    }
+                    items.push(item);
+                }
+                Ok(Items(items))
+            }
+        }
+        input.deserialize_seq(List)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::wire::json::Fault;
+
+    #[test]
+    fn one_bad_item_does_not_spoil_a_batch() {
+        let Batch(items) = parse(br#"{"x":1,"messages":[{"type":"a"},7,{"type":"b","type":"c"},[{}],null]}"#).unwrap();
+        let faults: Vec<_> = items.iter().map(|item| item.fault).collect();
+        let no_object = Some(Fault::NotAnObject);
+        assert_eq!(
+            faults,
+            [None, no_object, Some(Fault::DuplicateKey), no_object, no_object]
+        );
+        let hundred = |n: usize| format!("{{\"messages\":[{}]}}", vec!["{}"; n].join(","));
+        assert_eq!(parse::<Batch<'_>>(hundred(100).as_bytes()).unwrap().0.len(), 100);
+        for bad in [
+            &*hundred(101),
+            "{}",
+            r#"{"messages":{}}"#,
+            r#"{"messages":null}"#,
+            r#"{"messages":[],"messages":[]}"#,
+            "[[]]",
+        ] {
+            assert_eq!(
+                parse::<Batch<'_>>(bad.as_bytes()).map(|_| ()).unwrap_err().status,
+                400,
+                "{bad}"
+            );
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! `/deliveries`: what became of calls to webhooks. The receiving agent and an admin of the team see all of a
+//! delivery and may redrive it; the sender sees its states; for anybody else it does not exist.
+
+use agentpost_proto::api::abbababa::{DeliveriesResponse, DeliveryResponse, RedriveResponse};
+use agentpost_proto::command::{CancelDelivery, Permission, Redrive, operation, reply};
+use agentpost_proto::id::AgentId;
+use agentpost_proto::record::Delivery;
+use agentpost_raft_store::query;
+use axum::http::{HeaderMap, request};
+use axum::response::Response;
+
+use super::Id;
+use crate::server::auth::Caller;
+use crate::server::error::{ApiError, Result, json_of};
+use crate::server::http::app_state::Doors;
+use crate::server::http::deliveries::{Sight, Wanted, delivery_id, detail, id_text, page, row, unknown};
+use crate::server::http::input::{Consistency, Parameters};
+
+/// Who looks at deliveries of their team.
+pub struct Viewer {
+    /// None: all of the team.
+    pub agent: Option<AgentId>,
+    admin: bool,
+}
+
+impl Viewer {
+    /// An agent, or an admin who may act as none. A key that is bound to an agent is only that agent's.
+    pub fn of(caller: &Caller, headers: &HeaderMap) -> Result<Self> {
+        let admin = caller.bound_agent.is_none() && caller.permission >= Permission::Admin;
+        let agent = match admin && !headers.contains_key("x-agent-id") {
+            true => None,
+            false => Some(caller.agent(headers)?),
+        };
+        Ok(Viewer { agent, admin })
+    }
+
+    /// The agent's name in an operation; empty for an admin.
+    fn name(self) -> String {
+        self.agent.map(String::from).unwrap_or_default()
+    }
+
+    /// Whether this is the agent of that name.
+    pub fn is(&self, agent: &str) -> bool {
+        self.agent.as_ref().is_some_and(|own| own.as_str() == agent)
+    }
+
+    /// Whether all of the team is open to them.
+    pub fn is_admin(&self) -> bool {
+        self.admin
+    }
+
+    /// How much they see of a delivery, if anything.
+    pub fn sight(&self, delivery: &Delivery) -> Option<Sight> {
+        if self.admin || self.is(&delivery.agent) {
+            Some(Sight::Everything)
+        } else {
+            self.is(&delivery.from).then_some(Sight::States)
+        }
+    }
+}
+
+/// A page of deliveries to and from the caller's agent, or of the team for an admin without one.
+pub async fn list(doors: &Doors, parts: &request::Parts) -> Result<Response> {
+    let parameters = Parameters::of(&parts.uri)?;
+    let consistency = Consistency::of(&parameters);
+    // Who asks is answered before how.
+    let reading = doors
+        .reader(&parts.headers, *consistency.as_ref().unwrap_or(&Consistency::Local))
+        .await?;
+    reading.caller.require(Permission::Read)?;
+    let viewer = Viewer::of(&reading.caller, &parts.headers)?;
+    consistency?;
+    let wanted = Wanted::of(&parameters)?;
+    let kv = &*reading.state;
+    let agent = viewer.agent.as_ref().map(AgentId::as_str);
+    let (page, cursor) = page(doors, kv, reading.caller.team, agent, &wanted)?;
+    let applied = query::applied(kv)?;
+    let rows = page.deliveries.iter().filter_map(|delivery| {
+        let sight = viewer.sight(delivery)?;
+        Some(row(delivery, sight, &applied))
+    });
+    let deliveries = rows.collect::<Result<Vec<_>>>()?;
+    json_of(&DeliveriesResponse {
+        success: true,
+        data: Some(deliveries.clone()),
+        deliveries,
+        cursor,
+    })
+}
+
+/// One delivery with its attempts.
+pub async fn get(doors: &Doors, id: Id, parts: &request::Parts) -> Result<Response> {
+    let consistency = Consistency::of(&Parameters::of(&parts.uri)?);
+    let reading = doors.reader(&parts.headers, consistency?).await?;
+    reading.caller.require(Permission::Read)?;
+    let viewer = Viewer::of(&reading.caller, &parts.headers)?;
+    let kv = &*reading.state;
+    let delivery = query::delivery::by_id(kv, reading.caller.team, delivery_id(id)?)?.ok_or_else(unknown)?;
+    let sight = viewer.sight(&delivery).ok_or_else(unknown)?;
+    let delivery = detail(&delivery, sight, &query::applied(kv)?)?;
+    json_of(&DeliveryResponse {
+        success: true,
+        data: Some(delivery.clone()),
+        delivery,
+    })
+}
+
+/// A dead delivery once more, as a new one.
+pub async fn redrive(doors: &Doors, id: Id, parts: &request::Parts) -> Result<Response> {
+    let caller = doors.writer(&parts.headers).await?;
+    caller.require(Permission::Write)?;
+    let op = Redrive {
+        agent: Viewer::of(&caller, &parts.headers)?.name(),
+        delivery_id: delivery_id(id)?.to_bytes(),
+        ..Redrive::default()
+    };
+    redriven(doors, &caller, op).await
+}
+
+/// Has a redrive carried out; also for operators.
+pub(in crate::server::http) async fn redriven(doors: &Doors, caller: &Caller, op: Redrive) -> Result<Response> {
+    match doors.propose(caller, operation::Op::Redrive(op)).await? {
+        reply::Reply::Redrive(reply) => json_of(&RedriveResponse {
+            success: true,
+            delivery_id: id_text(&reply.delivery_id)?.unwrap_or_default(),
+        }),
+        other => Err(ApiError::internal(format!("a redrive was answered {other:?}"))),
+    }
+}
+
+/// Ends an open delivery.
+pub async fn cancel(doors: &Doors, id: Id, parts: &request::Parts) -> Result<Response> {
+    let caller = doors.writer(&parts.headers).await?;
+    caller.require(Permission::Write)?;
+    let op = CancelDelivery {
+        agent: Viewer::of(&caller, &parts.headers)?.name(),
+        delivery_id: delivery_id(id)?.to_bytes(),
+        ..CancelDelivery::default()
+    };
+    match doors.propose(&caller, operation::Op::CancelDelivery(op)).await? {
+        reply::Reply::Done(_) => super::webhook::done("the delivery is cancelled"),
+        other => Err(ApiError::internal(format!("a cancel was answered {other:?}"))),
+    }
+}

@@ -1,0 +1,88 @@
+//! Waiting for a large publish: its receivers follow in chunks, and its sender is answered when the last
+//! inbox has it, or is told that this is still going on.
+
+use std::time::Duration;
+
+use agentpost_proto::command::SendReply;
+use agentpost_proto::id::TeamId;
+use agentpost_proto::limits;
+use agentpost_raft_store::kv::{Fatal, Kv};
+use agentpost_raft_store::query;
+
+use crate::server::error::Result;
+use crate::server::http::app_state::Doors;
+
+/// How the answer says it.
+pub const PENDING: &str = "pending";
+
+/// Whether inboxes still follow when the time to wait for them is over. A repeat of a publish waits like the
+/// first.
+pub async fn pending(doors: &Doors, team: TeamId, topic: &str, reply: &SendReply) -> Result<bool> {
+    if !reply.fanout_job {
+        return Ok(false);
+    }
+    let services = &doors.services;
+    let deadline = services.clock.now() + Duration::from_millis(limits::FANOUT_WAIT_MS);
+    // Registered before the state is looked at, so nothing falls between the two.
+    let mut listener = services.wakeups.team(team);
+    while pending_in(&*services.reader.local(), team, topic, reply)? {
+        tokio::select! {
+            () = listener.woken() => {}
+            () = tokio::time::sleep_until(deadline) => return Ok(true),
+            () = services.cluster.shutdown.cancelled() => return Ok(true),
+        }
+    }
+    Ok(false)
+}
+
+/// Whether inboxes still follow as far as this state knows: the publish is not applied here yet, or its job
+/// is not done. The team's counter tells the former also when the message is gone again.
+pub fn pending_in(kv: &impl Kv, team: TeamId, topic: &str, reply: &SendReply) -> Result<bool, Fatal> {
+    if !reply.fanout_job {
+        return Ok(false);
+    }
+    Ok(query::team_head(kv, team)?.last_seq < reply.seq || query::topic::fanout_pending(kv, team, topic, reply.seq)?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use agentpost_proto::record::{FanoutJob, TeamHead};
+    use agentpost_raft_store::keys;
+    use agentpost_raft_store::kv::Memory;
+    use prost::Message as _;
+
+    const TEAM: TeamId = TeamId([1; 16]);
+
+    #[test]
+    fn a_publish_is_pending_until_it_is_applied_and_its_job_is_done() {
+        let reply = |fanout_job| SendReply {
+            seq: 7,
+            fanout_job,
+            ..SendReply::default()
+        };
+        let pending = |kv: &Memory, job| pending_in(kv, TEAM, "news", &reply(job)).unwrap();
+        let head = |last_seq| {
+            let head = TeamHead {
+                last_seq,
+                ..TeamHead::default()
+            };
+            (keys::team_head(TEAM), Some(head.encode_to_vec().into()))
+        };
+        let job = keys::fanout_job(TEAM, "news", 7);
+        let mut kv = Memory::default();
+        assert!(!pending(&kv, false));
+        // This node has not heard of it.
+        kv.write(vec![head(6)]);
+        assert!(pending(&kv, true));
+        kv.write(vec![
+            head(7),
+            (job.clone(), Some(FanoutJob::default().encode_to_vec().into())),
+        ]);
+        assert!(pending(&kv, true));
+        // Done, and perhaps the message has expired since.
+        kv.write(vec![(job, None), head(9)]);
+        assert!(!pending(&kv, true));
+    }
+}

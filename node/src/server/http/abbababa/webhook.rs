@@ -1,0 +1,189 @@
+//! `/messages/webhook`: the one URL of an agent for all its mail.
+
+use agentpost_proto::api::abbababa::{Webhook, WebhookResponse};
+use agentpost_proto::command::{DeleteWebhook, Permission, RegisterWebhook, WebhookEvent, operation, reply};
+use agentpost_proto::id::{AgentId, TeamId, WebhookId};
+use agentpost_proto::time::rfc3339;
+use agentpost_proto::{limits, record};
+use agentpost_raft_store::query;
+use axum::extract::Request;
+use axum::http::request;
+use axum::response::Response;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use crate::server::error::{ApiError, Result, json_of};
+use crate::server::http::app_state::Doors;
+use crate::server::http::body;
+use crate::server::http::input::{Consistency, Parameters, parse};
+use crate::wire::json::{self, members};
+
+/// Names in an event list; more cannot be different ones.
+const EVENTS_MAX: usize = 16;
+
+members!(
+    /// What a registration says.
+    Wanted { url = "url", events = "events", }
+);
+
+impl Wanted<'_> {
+    fn url(&self) -> Result<String> {
+        let raw = self.url.ok_or_else(|| ApiError::field("url", "is required"))?;
+        let url = json::text(raw.get()).map_err(|fault| ApiError::field("url", fault))?;
+        Ok(url.into_owned())
+    }
+
+    /// Known events, each once.
+    fn events(&self) -> Result<Vec<i32>> {
+        let problem = || ApiError::field("events", "must list message.received, message.topic or both");
+        let raw = self.events.ok_or_else(problem)?;
+        let names: Vec<&RawValue> = serde_json::from_str(raw.get()).map_err(|_| problem())?;
+        if names.is_empty() || names.len() > EVENTS_MAX {
+            return Err(problem());
+        }
+        let known = |raw: &RawValue| WebhookEvent::from_name(&json::text(raw.get()).ok()?);
+        let mut events = Vec::with_capacity(names.len());
+        for name in names {
+            events.push(known(name).ok_or_else(problem)? as i32);
+        }
+        events.sort_unstable();
+        events.dedup();
+        Ok(events)
+    }
+}
+
+/// Refuses a URL that no delivery may go to.
+pub fn check_url(doors: &Doors, field: &str, url: &str) -> Result<()> {
+    doors
+        .services
+        .egress
+        .check_url(url)
+        .map_err(|problem| ApiError::named(field, problem))
+}
+
+/// The answer of what leaves nothing to show, in both dialects.
+pub fn done(message: &str) -> Result<Response> {
+    json_of(&json!({ "success": true, "data": { "message": message } }))
+}
+
+/// Registers the webhook of the caller's agent, in the place of the one before.
+pub async fn register(doors: &Doors, request: Request) -> Result<Response> {
+    let (parts, body) = request.into_parts();
+    let caller = doors.writer(&parts.headers).await?;
+    caller.require(Permission::Write)?;
+    let agent = caller.agent(&parts.headers)?;
+    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let wanted: Wanted<'_> = parse(&body)?;
+    if let Some(fault) = wanted.fault {
+        return Err(ApiError::invalid(format!("the request body {fault}")));
+    }
+    let (url, events) = (wanted.url()?, wanted.events()?);
+    check_url(doors, "url", &url)?;
+    let op = RegisterWebhook {
+        agent: agent.as_str().to_owned(),
+        webhook_id: WebhookId(doors.services.ids.random()).to_bytes(),
+        url: url.clone(),
+        events: events.clone(),
+    };
+    let reply = match doors.propose(&caller, operation::Op::RegisterWebhook(op)).await? {
+        reply::Reply::Webhook(reply) => reply,
+        other => return Err(ApiError::internal(format!("a webhook was answered {other:?}"))),
+    };
+    let row = record::Webhook {
+        id: reply.webhook_id,
+        url,
+        events,
+        created_at_ms: reply.created_at_ms,
+    };
+    let endpoint = record::Endpoint {
+        generation: reply.generation,
+        ..record::Endpoint::default()
+    };
+    answer(Some(shown(doors, caller.team, &agent, row, &endpoint)?))
+}
+
+/// The webhook of the caller's agent, or null.
+pub async fn get(doors: &Doors, parts: &request::Parts) -> Result<Response> {
+    let consistency = Consistency::of(&Parameters::of(&parts.uri)?)?;
+    let reading = doors.reader(&parts.headers, consistency).await?;
+    reading.caller.require(Permission::Read)?;
+    let (team, agent) = (reading.caller.team, reading.caller.agent(&parts.headers)?);
+    let Some(row) = query::topic::webhook(&*reading.state, team, agent.as_str())? else {
+        return answer(None);
+    };
+    let endpoint = query::topic::endpoint(&*reading.state, team, agent.as_str(), &row.url)?.unwrap_or_default();
+    answer(Some(shown(doors, team, &agent, row, &endpoint)?))
+}
+
+/// Deletes the webhook of the caller's agent, if there is one.
+pub async fn delete(doors: &Doors, parts: &request::Parts) -> Result<Response> {
+    let caller = doors.writer(&parts.headers).await?;
+    caller.require(Permission::Write)?;
+    let agent = caller.agent(&parts.headers)?;
+    let op = DeleteWebhook { agent: agent.into() };
+    match doors.propose(&caller, operation::Op::DeleteWebhook(op)).await? {
+        reply::Reply::Done(_) => done("the webhook is deleted"),
+        other => Err(ApiError::internal(format!(
+            "a delete of a webhook was answered {other:?}"
+        ))),
+    }
+}
+
+fn answer(webhook: Option<Webhook>) -> Result<Response> {
+    json_of(&WebhookResponse {
+        success: true,
+        data: webhook.clone(),
+        webhook,
+    })
+}
+
+fn shown(
+    doors: &Doors,
+    team: TeamId,
+    agent: &AgentId,
+    row: record::Webhook,
+    endpoint: &record::Endpoint,
+) -> Result<Webhook> {
+    let id = WebhookId::from_slice(&row.id).map_err(ApiError::internal)?;
+    Ok(Webhook {
+        id: id.to_string(),
+        agent_id: agent.as_str().to_owned(),
+        events: row.events().map(|event| event.name().to_owned()).collect(),
+        url: row.url,
+        is_active: !endpoint.disabled,
+        disabled: endpoint.disabled,
+        created_at: rfc3339(row.created_at_ms),
+        secret: Some(doors.services.secrets.endpoint_secret(team, endpoint.generation).into()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn events_are_known_names_in_a_list() {
+        let events = |list: &str| {
+            let body = format!("{{\"events\":{list}}}");
+            parse::<Wanted<'_>>(body.as_bytes()).unwrap().events()
+        };
+        assert_eq!(
+            events(r#"["message.topic","message.received","message.topic"]"#).unwrap(),
+            [1, 2]
+        );
+        let many = format!("[{}]", vec!["\"message.topic\""; EVENTS_MAX + 1].join(","));
+        for bad in [
+            "null",
+            "[]",
+            "{}",
+            "\"message.topic\"",
+            r#"["message"]"#,
+            r#"["message.topic",null]"#,
+            "[1]",
+            &many,
+        ] {
+            assert_eq!(events(bad).unwrap_err().fields(), ["events"], "{bad}");
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! The operator API, `/admin/v1`: teams, keys, the cluster, deliveries. Only for admin keys of the reserved team.
+
+mod deliveries;
+mod members;
+
+use std::sync::Arc;
+
+use agentpost_proto::api::admin::{self, LimitsPatch};
+use agentpost_proto::command::{CreateTeam, Permission, TeamLimits, UpdateTeam, operation, reply};
+use agentpost_proto::id::TeamId;
+use agentpost_proto::{limits, record};
+use agentpost_raft_store::query;
+use axum::Router;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::HeaderMap;
+use axum::response::Response;
+use axum::routing::{delete, get, patch, post};
+use serde::Deserialize;
+
+use super::app_state::{Door, Doors, Reading};
+use super::body;
+use super::input::{Consistency, parse};
+use crate::base::metrics::Face;
+use crate::server::auth::Caller;
+use crate::server::error::{ApiError, Result, answer, json_of};
+use crate::server::keys;
+use crate::shard::local::TransferError;
+
+pub(super) use members::MEMBERS;
+
+/// A request that may take longer than others, like those for members.
+pub(super) const TRANSFER: &str = "/admin/v1/cluster/transfer";
+
+pub(super) type Id = Result<Path<String>, PathRejection>;
+
+/// The routes.
+pub(super) fn routes() -> Router<Arc<Doors>> {
+    Router::new()
+        .route("/admin/v1/teams", post(create_team).get(list_teams))
+        .route("/admin/v1/teams/{id}", patch(update_team))
+        .route("/admin/v1/teams/{id}/keys", post(create_key).get(list_keys))
+        .route("/admin/v1/keys/{id}", delete(revoke_key))
+        .route("/admin/v1/cluster", get(cluster))
+        .route(TRANSFER, post(transfer))
+        .route("/admin/v1/cluster/snapshot", post(snapshot))
+        .merge(deliveries::routes())
+        .merge(members::routes())
+}
+
+async fn create_team(State(doors): Door, request: Request) -> Response {
+    answer(Face::Admin, teams_post(&doors, request).await)
+}
+
+async fn list_teams(State(doors): Door, headers: HeaderMap) -> Response {
+    answer(Face::Admin, teams_get(&doors, &headers).await)
+}
+
+async fn update_team(State(doors): Door, id: Id, request: Request) -> Response {
+    answer(Face::Admin, team_patch(&doors, id, request).await)
+}
+
+async fn create_key(State(doors): Door, id: Id, request: Request) -> Response {
+    answer(Face::Admin, keys_post(&doors, id, request).await)
+}
+
+async fn list_keys(State(doors): Door, id: Id, headers: HeaderMap) -> Response {
+    answer(Face::Admin, keys_get(&doors, id, &headers).await)
+}
+
+async fn revoke_key(State(doors): Door, id: Id, headers: HeaderMap) -> Response {
+    answer(Face::Admin, key_delete(&doors, id, &headers).await)
+}
+
+async fn cluster(State(doors): Door, headers: HeaderMap) -> Response {
+    answer(Face::Admin, cluster_get(&doors, &headers).await)
+}
+
+async fn transfer(State(doors): Door, request: Request) -> Response {
+    answer(Face::Admin, transfer_post(&doors, request).await)
+}
+
+async fn snapshot(State(doors): Door, headers: HeaderMap) -> Response {
+    answer(Face::Admin, snapshot_post(&doors, &headers).await)
+}
+
+fn operator(caller: &Caller) -> Result<()> {
+    if caller.team != TeamId::SYSTEM {
+        return Err(ApiError::forbidden("this API key does not belong to an operator"));
+    }
+    caller.require(Permission::Admin)
+}
+
+async fn operator_body<T: for<'de> Deserialize<'de>>(doors: &Doors, request: Request) -> Result<(Arc<Caller>, T)> {
+    let (parts, body) = request.into_parts();
+    let caller = doors.writer(&parts.headers).await?;
+    operator(&caller)?;
+    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    Ok((caller, parse(&body)?))
+}
+
+pub(super) async fn operator_reading(doors: &Doors, headers: &HeaderMap, consistency: Consistency) -> Result<Reading> {
+    let reading = doors.reader(headers, consistency).await?;
+    operator(&reading.caller)?;
+    Ok(reading)
+}
+
+pub(super) fn team_id(id: Id) -> Result<TeamId> {
+    id.ok()
+        .and_then(|Path(text)| text.parse().ok())
+        .ok_or_else(no_such_team)
+}
+
+pub(super) fn no_such_team() -> ApiError {
+    ApiError::not_found("no such team")
+}
+
+fn unexpected(what: &str, reply: &reply::Reply) -> ApiError {
+    ApiError::internal(format!("{what} was answered {reply:?}"))
+}
+
+async fn teams_post(doors: &Doors, request: Request) -> Result<Response> {
+    let (caller, wanted): (_, admin::CreateTeam) = operator_body(doors, request).await?;
+    keys::display_name(&wanted.name)?;
+    let limits = new_limits(&wanted.limits.unwrap_or_default());
+    let id = TeamId(doors.services.ids.random());
+    let op = CreateTeam {
+        team_id: id.to_bytes(),
+        name: wanted.name.clone(),
+        limits: Some(limits),
+    };
+    match doors.propose(&caller, operation::Op::CreateTeam(op)).await? {
+        reply::Reply::Team(_) => json_of(&admin::Team {
+            id: id.to_string(),
+            name: wanted.name,
+            limits: shown_limits(&limits),
+            strict_recipients: false,
+        }),
+        other => Err(unexpected("create team", &other)),
+    }
+}
+
+/// The limits of a new team: what is not named is the plan's.
+fn new_limits(patch: &LimitsPatch) -> TeamLimits {
+    TeamLimits {
+        daily_sends: patch.daily_sends.unwrap_or(limits::DAILY_SENDS),
+        daily_reads: patch.daily_reads.unwrap_or(limits::DAILY_READS),
+        daily_webhook_registrations: patch
+            .daily_webhook_registrations
+            .unwrap_or(limits::DAILY_WEBHOOK_REGISTRATIONS),
+        monthly_events: patch.monthly_events.unwrap_or(limits::MONTHLY_EVENTS),
+        overage_price_atomic: patch.overage_price_atomic.flatten(),
+    }
+}
+
+fn shown_limits(limits: &TeamLimits) -> admin::Limits {
+    admin::Limits {
+        daily_sends: limits.daily_sends,
+        daily_reads: limits.daily_reads,
+        daily_webhook_registrations: limits.daily_webhook_registrations,
+        monthly_events: limits.monthly_events,
+        overage_price_atomic: limits.overage_price_atomic,
+    }
+}
+
+fn shown_team(team: record::Team) -> Result<admin::Team> {
+    Ok(admin::Team {
+        id: TeamId::from_slice(&team.id).map_err(ApiError::internal)?.to_string(),
+        name: team.name,
+        limits: shown_limits(&team.limits.unwrap_or_else(|| new_limits(&LimitsPatch::default()))),
+        strict_recipients: team.strict_recipients,
+    })
+}
+
+async fn teams_get(doors: &Doors, headers: &HeaderMap) -> Result<Response> {
+    let reading = operator_reading(doors, headers, Consistency::Linearizable).await?;
+    let teams = query::teams(&*reading.state)?
+        .into_iter()
+        .map(shown_team)
+        .collect::<Result<_>>()?;
+    json_of(&admin::Teams { teams })
+}
+
+async fn team_patch(doors: &Doors, id: Id, request: Request) -> Result<Response> {
+    let (caller, wanted): (_, admin::UpdateTeam) = operator_body(doors, request).await?;
+    let id = team_id(id)?;
+    let limits = wanted.limits.unwrap_or_default();
+    let op = UpdateTeam {
+        team_id: id.to_bytes(),
+        daily_sends: limits.daily_sends,
+        daily_reads: limits.daily_reads,
+        daily_webhook_registrations: limits.daily_webhook_registrations,
+        monthly_events: limits.monthly_events,
+        overage_price_atomic: limits.overage_price_atomic.flatten(),
+        clear_overage_price: limits.overage_price_atomic == Some(None),
+        strict_recipients: wanted.strict_recipients,
+    };
+    match doors.propose(&caller, operation::Op::UpdateTeam(op)).await? {
+        reply::Reply::Team(_) => {}
+        other => return Err(unexpected("update team", &other)),
+    }
+    // It is done: without a quorum for this read the caller must not hear that nothing was changed.
+    let state = doors.services.reader.linearizable().await;
+    let state = state.map_err(|_| ApiError::outcome_unknown())?;
+    json_of(&shown_team(query::team(&*state, id)?.ok_or_else(no_such_team)?)?)
+}
+
+async fn keys_post(doors: &Doors, id: Id, request: Request) -> Result<Response> {
+    let (caller, wanted): (_, admin::CreateKey) = operator_body(doors, request).await?;
+    let team = team_id(id)?;
+    json_of(&keys::create(&doors.services, &caller, team, wanted).await?)
+}
+
+async fn keys_get(doors: &Doors, id: Id, headers: &HeaderMap) -> Result<Response> {
+    let reading = operator_reading(doors, headers, Consistency::Linearizable).await?;
+    let team = team_id(id)?;
+    query::team(&*reading.state, team)?.ok_or_else(no_such_team)?;
+    let keys = query::keys(&*reading.state, team)?
+        .into_iter()
+        .map(keys::shown)
+        .collect::<Result<_>>()?;
+    json_of(&admin::Keys { keys })
+}
+
+async fn key_delete(doors: &Doors, id: Id, headers: &HeaderMap) -> Result<Response> {
+    let caller = doors.writer(headers).await?;
+    operator(&caller)?;
+    let id = id.map(|Path(text)| text).unwrap_or_default();
+    keys::revoke(&doors.services, &caller, &id).await?;
+    json_of(&admin::Ok { success: true })
+}
+
+/// Works without a quorum: that is when an operator needs it most.
+async fn cluster_get(doors: &Doors, headers: &HeaderMap) -> Result<Response> {
+    operator_reading(doors, headers, Consistency::Local).await?;
+    json_of(&doors.services.cluster.status().await)
+}
+
+async fn transfer_post(doors: &Doors, request: Request) -> Result<Response> {
+    let (parts, body) = request.into_parts();
+    // Nothing checks this key again behind us.
+    operator_reading(doors, &parts.headers, Consistency::Linearizable).await?;
+    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let wanted: admin::Transfer = parse(&body)?;
+    doors
+        .services
+        .cluster
+        .transfer(wanted.node)
+        .await
+        .map_err(|error| match error {
+            TransferError::Invalid(why) => ApiError::field("node", why),
+            TransferError::NotCaughtUp(why) => ApiError::conflict(why),
+            TransferError::NotReady(_) => ApiError::unavailable("the cluster has no leader right now"),
+        })?;
+    json_of(&admin::Ok { success: true })
+}
+
+async fn snapshot_post(doors: &Doors, headers: &HeaderMap) -> Result<Response> {
+    operator_reading(doors, headers, Consistency::Local).await?;
+    doors.services.cluster.snapshot().await.map_err(ApiError::internal)?;
+    json_of(&admin::Ok { success: true })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_patch_tells_null_from_absent() {
+        let patch: admin::UpdateTeam = parse(br#"{"limits":{"overage_price_atomic":null}}"#).unwrap();
+        assert_eq!(patch.limits.unwrap().overage_price_atomic, Some(None));
+        for bad in [
+            &br#"["x"]"#[..],
+            br#"{"limits":{"daily_sends":-1}}"#,
+            br#"{"limit":{}}"#,
+            b"",
+            b"\xff",
+        ] {
+            assert_eq!(parse::<admin::UpdateTeam>(bad).unwrap_err().status, 400);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! `/admin/v1/deliveries?team=`: the deliveries of any team, for operators. They look like those of the Abba
+//! Baba face, with everything in them.
+
+use std::sync::Arc;
+
+use agentpost_proto::api::abbababa::{DeliveriesResponse, DeliveryResponse};
+use agentpost_proto::command::{CancelDelivery, Redrive, operation, reply};
+use agentpost_proto::id::TeamId;
+use agentpost_proto::record;
+use agentpost_raft_store::query;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, Uri};
+use axum::response::Response;
+use axum::routing::{get, post};
+
+use super::{Id, no_such_team, operator_reading};
+use crate::base::metrics::Face;
+use crate::server::error::{ApiError, Result, answer, json_of};
+use crate::server::http::abbababa::redriven;
+use crate::server::http::app_state::{Door, Doors, Reading};
+use crate::server::http::deliveries::{Sight, Wanted, delivery_id, detail, page, row, unknown};
+use crate::server::http::input::{Consistency, Parameters};
+
+/// The routes.
+pub fn routes() -> Router<Arc<Doors>> {
+    Router::new()
+        .route("/admin/v1/deliveries", get(list))
+        .route("/admin/v1/deliveries/{id}", get(show).delete(cancel))
+        .route("/admin/v1/deliveries/{id}/redrive", post(redrive))
+}
+
+async fn list(State(doors): Door, uri: Uri, headers: HeaderMap) -> Response {
+    answer(Face::Admin, deliveries(&doors, &uri, &headers).await)
+}
+
+async fn show(State(doors): Door, id: Id, uri: Uri, headers: HeaderMap) -> Response {
+    answer(Face::Admin, delivery(&doors, id, &uri, &headers).await)
+}
+
+async fn redrive(State(doors): Door, id: Id, uri: Uri, headers: HeaderMap) -> Response {
+    answer(Face::Admin, redrive_one(&doors, id, &uri, &headers).await)
+}
+
+async fn cancel(State(doors): Door, id: Id, uri: Uri, headers: HeaderMap) -> Response {
+    answer(Face::Admin, cancel_one(&doors, id, &uri, &headers).await)
+}
+
+/// An operator's look at a team that exists.
+async fn look(doors: &Doors, parameters: &Parameters, headers: &HeaderMap) -> Result<(Reading, TeamId)> {
+    let reading = operator_reading(doors, headers, Consistency::Linearizable).await?;
+    let name = parameters
+        .get("team")?
+        .ok_or_else(|| ApiError::field("team", "is required"))?;
+    let team: TeamId = name.parse().map_err(|_| no_such_team())?;
+    query::team(&*reading.state, team)?.ok_or_else(no_such_team)?;
+    Ok((reading, team))
+}
+
+async fn deliveries(doors: &Doors, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
+    let parameters = Parameters::of(uri)?;
+    let (reading, team) = look(doors, &parameters, headers).await?;
+    let kv = &*reading.state;
+    let (page, cursor) = page(doors, kv, team, None, &Wanted::of(&parameters)?)?;
+    let applied = query::applied(kv)?;
+    let rows = page.deliveries.iter().map(|d| row(d, Sight::Everything, &applied));
+    json_of(&DeliveriesResponse {
+        success: true,
+        deliveries: rows.collect::<Result<_>>()?,
+        data: None,
+        cursor,
+    })
+}
+
+async fn find(doors: &Doors, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<(Reading, TeamId, record::Delivery)> {
+    let (reading, team) = look(doors, &Parameters::of(uri)?, headers).await?;
+    let delivery = query::delivery::by_id(&*reading.state, team, delivery_id(id)?)?.ok_or_else(unknown)?;
+    Ok((reading, team, delivery))
+}
+
+async fn delivery(doors: &Doors, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
+    let (reading, _, delivery) = find(doors, id, uri, headers).await?;
+    json_of(&DeliveryResponse {
+        success: true,
+        delivery: detail(&delivery, Sight::Everything, &query::applied(&*reading.state)?)?,
+        data: None,
+    })
+}
+
+async fn redrive_one(doors: &Doors, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
+    let (reading, team, delivery) = find(doors, id, uri, headers).await?;
+    let op = Redrive {
+        delivery_id: delivery.id,
+        agent: String::new(),
+        team_id: team.to_bytes(),
+    };
+    redriven(doors, &reading.caller, op).await
+}
+
+async fn cancel_one(doors: &Doors, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
+    let (reading, team, delivery) = find(doors, id, uri, headers).await?;
+    let op = CancelDelivery {
+        delivery_id: delivery.id,
+        agent: String::new(),
+        team_id: team.to_bytes(),
+    };
+    match doors
+        .propose(&reading.caller, operation::Op::CancelDelivery(op))
+        .await?
+    {
+        reply::Reply::Done(_) => json_of(&agentpost_proto::api::admin::Ok { success: true }),
+        other => Err(super::unexpected("cancel", &other)),
+    }
+}

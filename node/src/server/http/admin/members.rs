@@ -1,0 +1,82 @@
+//! Who is in the cluster. Nothing checks the key again behind this door: the node that leads trusts the one that was
+//! asked, because it holds the cluster secret.
+
+use std::sync::Arc;
+
+use agentpost_proto::api::admin;
+use agentpost_proto::limits;
+use agentpost_raft_store::types::Member;
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::http::HeaderMap;
+use axum::response::Response;
+use axum::routing::{delete, post};
+
+use super::{Id, operator_reading};
+use crate::base::metrics::Face;
+use crate::server::error::{ApiError, Result, answer, json_of};
+use crate::server::http::app_state::{Door, Doors};
+use crate::server::http::body;
+use crate::server::http::input::{Consistency, parse};
+use crate::shard::members::{Change, ChangeError};
+
+/// Where the members are. Removing one may take as long as a hand-over.
+pub(in crate::server::http) const MEMBERS: &str = "/admin/v1/cluster/members";
+
+const UNKNOWN: &str = "outcome unknown: the members may or may not be changed; `agentpost cluster status` shows them";
+
+pub(super) fn routes() -> Router<Arc<Doors>> {
+    Router::new()
+        .route(MEMBERS, post(add))
+        .route("/admin/v1/cluster/members/{id}", delete(remove))
+        .route("/admin/v1/cluster/members/{id}/promote", post(promote))
+}
+
+async fn add(State(doors): Door, request: Request) -> Response {
+    answer(Face::Admin, members_post(&doors, request).await)
+}
+
+async fn promote(State(doors): Door, id: Id, headers: HeaderMap) -> Response {
+    let changed = change(&doors, &headers, number(id).map(Change::Promote)).await;
+    answer(Face::Admin, changed.and_then(|member| json_of(&member)))
+}
+
+async fn remove(State(doors): Door, id: Id, headers: HeaderMap) -> Response {
+    let changed = change(&doors, &headers, number(id).map(Change::Remove)).await;
+    answer(Face::Admin, changed.and_then(|_| json_of(&admin::Ok { success: true })))
+}
+
+async fn members_post(doors: &Doors, request: Request) -> Result<Response> {
+    let (parts, body) = request.into_parts();
+    operator_reading(doors, &parts.headers, Consistency::Linearizable).await?;
+    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let wanted: admin::AddMember = parse(&body)?;
+    let member = Member {
+        peer_addr: wanted.peer_addr,
+        url: wanted.url,
+    };
+    let added = Change::Add { id: wanted.id, member };
+    json_of(&change(doors, &parts.headers, Ok(added)).await?)
+}
+
+fn number(id: Id) -> Result<u64> {
+    let number = id.ok().and_then(|Path(text)| text.parse().ok());
+    number.ok_or_else(|| ApiError::not_found("no such member"))
+}
+
+async fn change(doors: &Doors, headers: &HeaderMap, wanted: Result<Change>) -> Result<admin::Member> {
+    operator_reading(doors, headers, Consistency::Linearizable).await?;
+    let changed = doors.services.cluster.change_members(wanted?).await;
+    let (id, member) = changed.map_err(|error| match error {
+        ChangeError::Invalid(why) => ApiError::invalid(why),
+        ChangeError::NotFound(why) => ApiError::not_found(why),
+        ChangeError::Conflict(why) => ApiError::conflict(why),
+        ChangeError::NotReady(why) => ApiError::unavailable(format!("the members were not changed: {why}")),
+        ChangeError::OutcomeUnknown(_) => ApiError::outcome_unknown().told_when_unknown(UNKNOWN),
+    })?;
+    Ok(admin::Member {
+        id,
+        peer_addr: member.peer_addr,
+        url: member.url,
+    })
+}

@@ -1,0 +1,150 @@
+//! The directory of a team's agents: `GET` and `POST /api/v1/agents`, on the Kite face.
+//!
+//! Listed is who exists: whoever was registered (a key bound to an agent registers it) or got mail. `system` is in no
+//! list: it cannot be registered and has no inbox. Beside each agent stands how many sessions listen to it now, asked
+//! of every node; that is no part of the replicated state and no more than a hint to whoever reads it.
+
+use std::sync::Arc;
+
+use agentpost_proto::api::kite;
+use agentpost_proto::command::{Permission, RegisterAgent, operation, reply};
+use agentpost_proto::id::AgentId;
+use agentpost_proto::limits;
+use agentpost_proto::time::rfc3339;
+use agentpost_raft_store::query::agent::{Listed, agents, registered};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::request;
+use axum::response::Response;
+use axum::routing::get;
+
+use super::app_state::{Door, Doors};
+use super::body;
+use super::input::{Consistency, Parameters, parse};
+use super::kite::{named_agent, own_team, required};
+use crate::base::metrics::Face;
+use crate::server::error::{ApiError, Result, answer, json_of};
+use crate::server::keys;
+use crate::wire::json::members;
+
+members!(
+    /// Who shall be registered.
+    Item { id = "id", name = "name", }
+);
+
+/// The route under both mounts.
+pub(super) fn routes() -> Router<Arc<Doors>> {
+    ["/api/v1", "/v1"].iter().fold(Router::new(), |router, mount| {
+        router.route(&format!("{mount}/agents"), get(list_agents).post(register_agent))
+    })
+}
+
+async fn list_agents(State(doors): Door, request: Request) -> Response {
+    answer(Face::Kite, list(&doors, &request.into_parts().0).await)
+}
+
+async fn register_agent(State(doors): Door, request: Request) -> Response {
+    answer(Face::Kite, register(&doors, request).await)
+}
+
+/// A page of the directory.
+struct Wanted {
+    after: String,
+    limit: usize,
+}
+
+impl Wanted {
+    fn of(parameters: &Parameters) -> Result<Self> {
+        let after = parameters.get("after")?;
+        if after.is_some_and(|after| after.parse::<AgentId>().is_err()) {
+            return Err(ApiError::field("after", "is not an agent id"));
+        }
+        let limit = parameters.number("limit", 1, limits::PAGE_MAX as u64)?;
+        Ok(Wanted {
+            after: after.unwrap_or_default().to_owned(),
+            limit: limit.unwrap_or(limits::PAGE_DEFAULT as u64) as usize,
+        })
+    }
+}
+
+async fn list(doors: &Doors, parts: &request::Parts) -> Result<Response> {
+    let parameters = Parameters::of(&parts.uri)?;
+    let consistency = Consistency::of(&parameters);
+    let wanted = Wanted::of(&parameters);
+    // Who asks is answered before how.
+    let freshness = *consistency.as_ref().unwrap_or(&Consistency::Local);
+    let reading = doors.reader(&parts.headers, freshness).await?;
+    own_team(&reading.caller, &parameters)?;
+    reading.caller.require(Permission::Read)?;
+    consistency?;
+    let Wanted { after, limit } = wanted?;
+    let team = reading.caller.team;
+    // One more tells whether there is a next page.
+    let mut listed = agents(&*reading.state, team, &after, limit + 1)?;
+    // The other nodes may take their time; a state that is held cannot be replaced meanwhile.
+    drop(reading);
+    let more = listed.len() > limit;
+    listed.truncate(limit);
+    let next = listed.last().filter(|_| more).map(|last| last.id.clone());
+    let ids: Vec<String> = listed.iter().map(|agent| agent.id.clone()).collect();
+    let sessions = doors.services.cluster.sessions(team, &ids).await;
+    json_of(&kite::Agents {
+        agents: listed.into_iter().zip(sessions.open).map(shown).collect(),
+        next,
+        unreachable_nodes: sessions.unreachable,
+    })
+}
+
+async fn register(doors: &Doors, request: Request) -> Result<Response> {
+    let (parts, body) = request.into_parts();
+    let caller = doors.writer(&parts.headers).await?;
+    own_team(&caller, &Parameters::of(&parts.uri)?)?;
+    caller.require(Permission::Write)?;
+    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let item: Item<'_> = parse(&body)?;
+    let op = item.to_operation()?;
+    let id: AgentId = op.agent.parse().map_err(ApiError::internal)?;
+    caller.may_act_as(&id)?;
+    match doors.propose(&caller, operation::Op::RegisterAgent(op)).await? {
+        reply::Reply::Done(_) => {}
+        other => return Err(ApiError::internal(format!("a registration was answered {other:?}"))),
+    }
+    // It is done: without a quorum for this read the caller must not hear that nothing was changed.
+    let state = doors.services.reader.linearizable().await;
+    let state = state.map_err(|_| ApiError::outcome_unknown())?;
+    let registered = registered(&*state, caller.team, id.as_str())?;
+    drop(state);
+    let ids = [String::from(id)];
+    let sessions = doors.services.cluster.sessions(caller.team, &ids).await;
+    let [id] = ids;
+    let listed = Listed { id, registered };
+    json_of(&shown((listed, sessions.open.first().copied().unwrap_or(0))))
+}
+
+impl Item<'_> {
+    fn to_operation(&self) -> Result<RegisterAgent> {
+        if let Some(fault) = self.fault {
+            return Err(ApiError::invalid(format!("the request body {fault}")));
+        }
+        let agent = named_agent("id", self.id)?;
+        let name = self.name.map(|raw| required("name", Some(raw))).transpose()?;
+        if let Some(name) = &name {
+            keys::display_name(name)?;
+        }
+        Ok(RegisterAgent {
+            agent: agent.into(),
+            name: name.unwrap_or_default(),
+        })
+    }
+}
+
+fn shown((listed, sessions): (Listed, u64)) -> kite::Agent {
+    let Listed { id, registered } = listed;
+    kite::Agent {
+        id,
+        registered: registered.is_some(),
+        registered_at: registered.as_ref().map(|row| rfc3339(row.created_at_ms)),
+        name: registered.map(|row| row.name).filter(|name| !name.is_empty()),
+        sessions,
+    }
+}

@@ -1,0 +1,127 @@
+//! Request bodies: read within bounds of size and time, and taken in for a moment when nobody wants them.
+//!
+//! Closing a connection over unread bytes resets it, and a client that still writes then loses the answer
+//! that refused it. So the rest of a body that a handler drops is read on in the background, a little.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
+use axum::extract::Request;
+use axum::http::{HeaderMap, header};
+use bytes::{Bytes, BytesMut};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use tokio_util::task::TaskTracker;
+
+use crate::server::error::{ApiError, Result};
+
+/// From the header to the end of the body; a client that drips it is cut off.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// What is still taken in of a body that nobody reads, and for how long.
+const DISCARD_BYTES_MAX: usize = 4 * 1024 * 1024;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Reads a body of at most `bytes_max`. A larger one is refused by its Content-Length, or as soon as too much
+/// has come.
+pub async fn read(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Bytes> {
+    let announced = headers.get(header::CONTENT_LENGTH);
+    let announced: Option<u64> = announced.and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
+        return Err(ApiError::too_large("the request body", bytes_max));
+    }
+    let collected = tokio::time::timeout(TIMEOUT, collect(&mut body, bytes_max));
+    collected.await.unwrap_or_else(|_| Err(ApiError::too_slow()))
+}
+
+/// All of a body; the usual one comes in one piece and is not copied.
+async fn collect(body: &mut Body, bytes_max: usize) -> Result<Bytes> {
+    let mut first = Bytes::new();
+    let mut joined = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| ApiError::invalid("the request body ended early"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + joined.len() + data.len() > bytes_max {
+            return Err(ApiError::too_large("the request body", bytes_max));
+        }
+        if first.is_empty() && joined.is_empty() {
+            first = data;
+        } else {
+            joined.extend_from_slice(&std::mem::take(&mut first));
+            joined.extend_from_slice(&data);
+        }
+    }
+    Ok(if joined.is_empty() { first } else { joined.freeze() })
+}
+
+/// The request with a body that may be dropped at any point. One that waits for `100 Continue` was not sent
+/// yet, so there is nothing to take in.
+pub fn guarded(request: Request, tasks: &TaskTracker) -> Request {
+    if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
+        return request;
+    }
+    let tasks = tasks.clone();
+    request.map(|body| {
+        Body::new(Guarded {
+            rest: Some(body),
+            tasks,
+        })
+    })
+}
+
+struct Guarded {
+    /// None once it has ended.
+    rest: Option<Body>,
+    tasks: TaskTracker,
+}
+
+impl HttpBody for Guarded {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Some(body) = &mut self.rest else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(Pin::new(body).poll_frame(context));
+        if !matches!(frame, Some(Ok(_))) {
+            self.rest = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.rest.as_ref().map_or(SizeHint::with_exact(0), HttpBody::size_hint)
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let unread = self.rest.take().filter(|body| !body.is_end_stream());
+        // Outside of a runtime the process is ending.
+        if let (Some(body), Ok(runtime)) = (unread, tokio::runtime::Handle::try_current()) {
+            self.tasks.spawn_on(discard(body), &runtime);
+        }
+    }
+}
+
+async fn discard(mut body: Body) {
+    let rest = async {
+        let mut bytes = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > DISCARD_BYTES_MAX {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
+}

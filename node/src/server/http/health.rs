@@ -1,0 +1,43 @@
+//! Health and metrics.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use super::app_state::{Door, Doors};
+use crate::base::metrics::Face;
+use crate::server::error::{ApiError, json_response};
+
+/// The routes, without a prefix.
+pub(super) fn routes() -> Router<Arc<Doors>> {
+    Router::new()
+        .route("/health", get(alive))
+        .route("/healthz", get(alive))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+}
+
+/// The process lives.
+async fn alive() -> Response {
+    json_response(StatusCode::OK, br#"{"status":"ok"}"#.to_vec())
+}
+
+/// This node can serve linearizable reads and forward writes.
+async fn ready(State(doors): Door) -> Response {
+    if doors.services.cluster.ready().await {
+        json_response(StatusCode::OK, br#"{"status":"ready"}"#.to_vec())
+    } else {
+        ApiError::unavailable("this node cannot reach a quorum right now").response(Face::Node)
+    }
+}
+
+async fn metrics(State(doors): Door) -> Response {
+    let mut response = doors.services.cluster.metrics_text().into_response();
+    let format = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, format);
+    response
+}

@@ -1,0 +1,141 @@
+//! Kite's way to send: `POST /api/v1/agents/messages?team_id=`. Its directory is in [`super::agents`], its WebSocket in
+//! [`crate::server::ws`].
+
+use std::sync::Arc;
+
+use agentpost_proto::api::kite::{SendResponse, Usage};
+use agentpost_proto::cloudevent::EVENT_TYPE;
+use agentpost_proto::command::{self, BodyKind, Permission, Send, SendReply, operation, reply};
+use agentpost_proto::id::{self, AgentId, MessageId};
+use agentpost_proto::limits;
+use agentpost_proto::time::rfc3339;
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::routing::post;
+use bytes::Bytes;
+use serde_json::value::RawValue;
+
+use super::app_state::{Door, Doors};
+use super::body;
+use super::input::{Parameters, idempotency_key, parse};
+use crate::base::metrics::Face;
+use crate::server::auth::Caller;
+use crate::server::error::{ApiError, Result, answer, json_of};
+use crate::wire::json::{self, members};
+
+members!(
+    /// What a sender writes.
+    Item { from = "from", to = "to", body = "body", thread_id = "thread_id", reply_to_id = "reply_to_id", }
+);
+
+/// The route under both mounts.
+pub(super) fn routes() -> Router<Arc<Doors>> {
+    Router::new()
+        .route("/api/v1/agents/messages", post(send_message))
+        .route("/v1/agents/messages", post(send_message))
+}
+
+async fn send_message(State(doors): Door, request: Request) -> Response {
+    answer(Face::Kite, send(&doors, request).await)
+}
+
+async fn send(doors: &Doors, request: Request) -> Result<Response> {
+    let (parts, body) = request.into_parts();
+    let caller = doors.writer(&parts.headers).await?;
+    own_team(&caller, &Parameters::of(&parts.uri)?)?;
+    caller.require(Permission::Write)?;
+    let key = idempotency_key(&parts.headers)?;
+    let body = body::read(&parts.headers, body, limits::REQUEST_BYTES_MAX).await?;
+    let item: Item<'_> = parse(&body)?;
+    let send = item.to_send(&caller, doors.services.ids.message_id(), key)?;
+    let (from, to) = (send.from.clone(), send.to.clone());
+    match doors.propose(&caller, operation::Op::Send(send)).await? {
+        reply::Reply::Send(reply) => json_of(&accepted(from, to, &reply)?),
+        other => Err(ApiError::internal(format!("a send was answered {other:?}"))),
+    }
+}
+
+/// Any other team, whether it exists or not, is answered alike.
+pub(super) fn own_team(caller: &Caller, parameters: &Parameters) -> Result<()> {
+    match parameters.get("team_id")? {
+        Some(team) if team != caller.team.to_string() => {
+            Err(ApiError::forbidden("this API key belongs to another team"))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Item<'_> {
+    fn to_send(&self, caller: &Caller, message_id: MessageId, idempotency_key: String) -> Result<Send> {
+        if let Some(fault) = self.fault {
+            return Err(ApiError::invalid(format!("the request body {fault}")));
+        }
+        let from = named_agent("from", self.from)?;
+        caller.may_act_as(&from)?;
+        let to = named_agent("to", self.to)?;
+        let body = required("body", self.body)?;
+        if body.len() > limits::BODY_BYTES_MAX {
+            return Err(ApiError::too_large("body", limits::BODY_BYTES_MAX));
+        }
+        Ok(Send {
+            message_id: message_id.to_bytes(),
+            face: command::Face::Kite as i32,
+            from: from.into(),
+            to: to.into(),
+            r#type: EVENT_TYPE.to_owned(),
+            body_kind: BodyKind::Text as i32,
+            body: Bytes::from(body),
+            thread_id: opaque("thread_id", self.thread_id)?,
+            reply_to_id: opaque("reply_to_id", self.reply_to_id)?,
+            expires_at_ms: 0,
+            idempotency_key,
+            extras: Bytes::new(),
+            topic: String::new(),
+        })
+    }
+}
+
+/// A member that has to be there, as text.
+pub(super) fn required(field: &str, raw: Option<&RawValue>) -> Result<String> {
+    let raw = raw.ok_or_else(|| ApiError::field(field, "is required"))?;
+    json::text(raw.get())
+        .map(String::from)
+        .map_err(|fault| ApiError::field(field, fault))
+}
+
+/// The same, as the id of an agent.
+pub(super) fn named_agent(field: &str, raw: Option<&RawValue>) -> Result<AgentId> {
+    required(field, raw)?
+        .parse()
+        .map_err(|e| ApiError::field(field, format!("is invalid: {e}")))
+}
+
+fn opaque(field: &str, raw: Option<&RawValue>) -> Result<String> {
+    if raw.is_none() {
+        return Ok(String::new());
+    }
+    let text = required(field, raw)?;
+    id::validate_opaque(field, &text).map_err(|e| ApiError::named(field, e.to_string()))?;
+    Ok(text)
+}
+
+fn accepted(from: String, to: String, reply: &SendReply) -> Result<SendResponse> {
+    let events_limit = match reply.events_limit {
+        0 => limits::UNLIMITED_EVENTS_SHOWN,
+        limit => limit,
+    };
+    Ok(SendResponse {
+        id: MessageId::from_slice(&reply.message_id)
+            .map_err(ApiError::internal)?
+            .kite(),
+        created_at: rfc3339(reply.created_at_ms),
+        from,
+        to,
+        usage: Usage {
+            events_used: reply.events_used,
+            events_limit,
+            amount_charged_atomic: reply.amount_charged_atomic,
+        },
+    })
+}

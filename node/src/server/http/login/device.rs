@@ -1,0 +1,279 @@
+//! What a device asks. It has no key, so nobody knows who it is: its name is what it says, its code is what it has.
+
+use agentpost_proto::api::kite::{
+    DeviceCode, DeviceKey, DeviceToken, LOGIN_DENIED, LOGIN_EXPIRED, LOGIN_PENDING, LOGIN_SLOW_DOWN, StartLogin,
+};
+use agentpost_proto::command::{self, ClaimLogin, ErrorCode, Operation, Rejection, operation, reply};
+use agentpost_proto::id::{KeyId, TeamId};
+use agentpost_proto::limits;
+use agentpost_proto::record::{Login, LoginState};
+use agentpost_raft_store::kv::{Fatal, Kv};
+use agentpost_raft_store::query;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+
+use super::{decide, for_once};
+use crate::base::clock::IdSource;
+use crate::base::metrics::Face;
+use crate::base::secrets::{self, Secrets};
+use crate::server::error::{ApiError, Result, answer, json_of};
+use crate::server::http::app_state::{Door, Doors};
+use crate::server::http::body;
+use crate::server::http::input::parse;
+use crate::server::http::serve::Origin;
+use crate::server::services::Services;
+
+/// User codes that are tried until one is free; with the most logins that there can be, one in 25 million is taken.
+const CODE_ATTEMPTS: usize = 3;
+/// Bytes of a device code: nobody guesses it, and the key is derived from it.
+const DEVICE_CODE_BYTES: usize = 32;
+
+const UNKNOWN_START: &str = "outcome unknown: ask for another code";
+const UNKNOWN_CLAIM: &str =
+    "outcome unknown: ask again; if the code is expired then, its key was made and lost: log in anew";
+
+pub(super) async fn device_code(State(doors): Door, request: Request) -> Response {
+    for_once(answer(Face::Kite, start(&doors, request).await))
+}
+
+pub(super) async fn device_token(State(doors): Door, request: Request) -> Response {
+    for_once(answer(Face::Kite, poll(&doors, request).await))
+}
+
+async fn start(doors: &Doors, request: Request) -> Result<Response> {
+    let services = &doors.services;
+    let (parts, body) = request.into_parts();
+    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let wanted: StartLogin = match body.trim_ascii() {
+        [] => StartLogin::default(),
+        body => parse(body)?,
+    };
+    let client = wanted.client.as_deref().or_else(|| user_agent(&parts.headers));
+    let client = shown_name(client.unwrap_or_default());
+    doors
+        .logins
+        .code(Origin::noted(&parts.extensions), services.clock.now())?;
+    for _ in 0..CODE_ATTEMPTS {
+        let (device_code, op) = fresh(&services.ids, &services.secrets, client.clone());
+        let user_code = op.user_code.clone();
+        match propose(services, operation::Op::StartLogin(op), UNKNOWN_START).await? {
+            Ok(reply::Reply::Done(_)) => {
+                let url = services.config.node.public_url.trim_end_matches('/');
+                return json_of(&told(url, device_code, &user_code));
+            }
+            Ok(other) => return Err(ApiError::internal(format!("start login was answered {other:?}"))),
+            Err(rejection) if rejection.code() == ErrorCode::Conflict => {}
+            Err(rejection) => return Err(rejection.into()),
+        }
+    }
+    Err(ApiError::unavailable("no free code was found; try again"))
+}
+
+/// A device code and what the log gets to know of it.
+fn fresh(ids: &IdSource, secrets: &Secrets, client: String) -> (String, command::StartLogin) {
+    let device_code = hex::encode(ids.random::<DEVICE_CODE_BYTES>());
+    let api_key = secrets.login_key(&device_code);
+    let op = command::StartLogin {
+        device_hash: secrets.key_hash(&device_code).to_vec().into(),
+        user_code: user_code(ids),
+        key_id: KeyId(ids.random()).to_bytes(),
+        key_hash: secrets.key_hash(&api_key).to_vec().into(),
+        key_prefix: secrets::prefix_of(&api_key),
+        client,
+    };
+    (device_code, op)
+}
+
+/// Letters of which each is as likely as any other.
+fn user_code(ids: &IdSource) -> String {
+    let alphabet = limits::USER_CODE_ALPHABET;
+    // Bytes from here on would make the first letters more likely.
+    let even = 256 / alphabet.len() * alphabet.len();
+    let mut code = String::new();
+    while code.len() < limits::USER_CODE_LETTERS {
+        let [byte] = ids.random::<1>().map(usize::from);
+        if byte < even {
+            code.push(char::from(alphabet[byte % alphabet.len()]));
+        }
+    }
+    code
+}
+
+fn told(public_url: &str, device_code: String, user_code: &str) -> DeviceCode {
+    let user_code = decide::shown_code(user_code);
+    let verification_url = format!("{public_url}/activate");
+    // https becomes wss, http becomes ws.
+    let ws_url = public_url.strip_prefix("http").map(|rest| format!("ws{rest}/ws"));
+    DeviceCode {
+        verification_url_complete: Some(format!("{verification_url}?code={user_code}")),
+        device_code: device_code.into(),
+        user_code,
+        verification_url,
+        ws_url,
+        interval: Some(limits::LOGIN_INTERVAL_S),
+        expires_in: Some(limits::LOGIN_TTL_MS / 1000),
+    }
+}
+
+fn user_agent(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::USER_AGENT)?.to_str().ok()
+}
+
+/// A stranger's text as a line for people: nothing that moves a cursor, breaks a line or turns the direction of
+/// writing, and not too long.
+fn shown_name(client: &str) -> String {
+    let moves = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let kept = client.trim().chars().filter(|c| !c.is_control() && !moves(*c));
+    kept.take(limits::LOGIN_CLIENT_CHARS_MAX).collect()
+}
+
+/// One of the answers that a device waits for.
+fn not_yet(status: StatusCode, error: &'static str) -> ApiError {
+    ApiError::new(status, error, error)
+}
+
+fn expired() -> ApiError {
+    not_yet(StatusCode::BAD_REQUEST, LOGIN_EXPIRED)
+}
+
+fn denied() -> ApiError {
+    not_yet(StatusCode::FORBIDDEN, LOGIN_DENIED)
+}
+
+async fn poll(doors: &Doors, request: Request) -> Result<Response> {
+    let services = &doors.services;
+    let (parts, body) = request.into_parts();
+    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let DeviceToken { device_code } = parse(&body)?;
+    let now = services.clock.now();
+    let hash = services.secrets.key_hash(&device_code);
+    let mut login = match find(&*services.reader.local(), &hash)? {
+        Some(login) => login,
+        // It may be younger than what this node has.
+        None => {
+            let origin = Origin::noted(&parts.extensions);
+            doors.logins.miss(origin, now)?;
+            if !is_device_code(&device_code) {
+                return Err(expired());
+            }
+            let found = find(&*services.reader.linearizable().await?, &hash)?.ok_or_else(expired)?;
+            doors.logins.misses.give_back(origin);
+            found
+        }
+    };
+    if login.state() == LoginState::Pending {
+        if !doors.logins.polls.take(hash, now) {
+            return Err(not_yet(StatusCode::BAD_REQUEST, LOGIN_SLOW_DOWN));
+        }
+        // Somebody may have decided on another node.
+        login = find(&*services.reader.linearizable().await?, &hash)?.ok_or_else(expired)?;
+    }
+    match login.state() {
+        LoginState::Approved => claim(services, &device_code, &hash).await,
+        LoginState::Denied => Err(denied()),
+        LoginState::Pending | LoginState::Unspecified => Err(not_yet(StatusCode::BAD_REQUEST, LOGIN_PENDING)),
+    }
+}
+
+fn is_device_code(text: &str) -> bool {
+    text.len() == 2 * DEVICE_CODE_BYTES && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn find(kv: &impl Kv, device_hash: &[u8; 32]) -> Result<Option<Login>, Fatal> {
+    query::login::by_device(kv, device_hash, query::applied(kv)?.cluster_ms)
+}
+
+/// Has the key made, and derives it once more. Of two who ask with the same code at a time, one gets it.
+async fn claim(services: &Services, device_code: &str, hash: &[u8; 32]) -> Result<Response> {
+    let op = ClaimLogin {
+        device_hash: hash.to_vec().into(),
+    };
+    match propose(services, operation::Op::ClaimLogin(op), UNKNOWN_CLAIM).await? {
+        Ok(reply::Reply::Login(made)) => json_of(&DeviceKey {
+            api_key: services.secrets.login_key(device_code).into(),
+            team_id: TeamId::from_slice(&made.team_id)
+                .map_err(ApiError::internal)?
+                .to_string(),
+        }),
+        Ok(other) => Err(ApiError::internal(format!("claim login was answered {other:?}"))),
+        Err(rejection) => Err(match rejection.code() {
+            ErrorCode::NotFound => expired(),
+            ErrorCode::Forbidden => denied(),
+            _ => rejection.into(),
+        }),
+    }
+}
+
+/// In nobody's name. `unknown` is what to tell a device, which has no idempotency keys, when the outcome is.
+async fn propose(
+    services: &Services,
+    op: operation::Op,
+    unknown: &'static str,
+) -> Result<Result<reply::Reply, Rejection>> {
+    let operation = Operation {
+        principal: None,
+        op: Some(op),
+    };
+    let proposed = services.proposer.propose(operation).await;
+    let answered = proposed.map_err(|error| ApiError::from(error).told_when_unknown(unknown));
+    match answered?.reply {
+        Some(reply::Reply::Rejection(rejection)) => Ok(Err(rejection)),
+        Some(reply) => Ok(Ok(reply)),
+        None => Err(ApiError::internal("an empty reply")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::clock::Clock;
+
+    #[test]
+    fn a_name_is_one_short_line_in_its_own_direction() {
+        for (said, shown) in [
+            ("kite 0.2 on laptop", "kite 0.2 on laptop"),
+            (" a\r\n\u{1b}[31mb\u{0}\u{7f}\u{85} ", "a[31mb"),
+            ("\u{202e}evil\u{2066}\u{2028}x", "evilx"),
+            ("<b>ä🙂</b>", "<b>ä🙂</b>"),
+            ("\n\n", ""),
+        ] {
+            assert_eq!(shown_name(said), shown);
+        }
+        let long = shown_name(&"🙂".repeat(1000));
+        assert_eq!(long.chars().count(), limits::LOGIN_CLIENT_CHARS_MAX);
+    }
+
+    #[test]
+    fn user_codes_have_every_letter_at_every_place() {
+        let ids = IdSource::seeded(Clock::system(), 1);
+        let mut seen = vec![std::collections::BTreeSet::new(); limits::USER_CODE_LETTERS];
+        for _ in 0..500 {
+            let code = user_code(&ids);
+            assert_eq!(code.len(), limits::USER_CODE_LETTERS);
+            for (place, letter) in code.bytes().enumerate() {
+                assert!(limits::USER_CODE_ALPHABET.contains(&letter));
+                seen[place].insert(letter);
+            }
+        }
+        assert!(
+            seen.iter()
+                .all(|letters| letters.len() == limits::USER_CODE_ALPHABET.len())
+        );
+    }
+
+    #[test]
+    fn a_device_is_told_where_to_go() {
+        for (public, ws) in [
+            ("http://127.0.0.1:7700", "ws://127.0.0.1:7700/ws"),
+            ("https://post.example/x", "wss://post.example/x/ws"),
+        ] {
+            let told = told(public, "00".to_owned(), "BCDFGHJK");
+            assert_eq!(told.ws_url.as_deref(), Some(ws));
+            assert_eq!(told.user_code, "BCDF-GHJK");
+            assert_eq!(told.verification_url, format!("{public}/activate"));
+            let complete = format!("{public}/activate?code=BCDF-GHJK");
+            assert_eq!(told.verification_url_complete, Some(complete));
+        }
+    }
+}

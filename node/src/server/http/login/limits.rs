@@ -1,0 +1,70 @@
+//! What may be tried without a key, or guessed with one, on this node.
+
+use std::hash::Hash;
+use std::time::Duration;
+
+use agentpost_proto::id::KeyId;
+use agentpost_proto::limits;
+use tokio::time::Instant;
+
+use crate::server::auth::Caller;
+use crate::server::burst::{Spacing, Windows};
+use crate::server::error::{ApiError, Result};
+use crate::server::http::serve::Origin;
+
+/// What this node lets be tried.
+pub struct Limits {
+    codes: Windows<Origin>,
+    pub(super) misses: Windows<Origin>,
+    guesses: Windows<KeyId>,
+    /// By the keyed hash of a device code.
+    pub(super) polls: Spacing<[u8; 32]>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const MINUTE: Duration = Duration::from_secs(60);
+        Limits {
+            codes: Windows::new(limits::LOGIN_CODES_PER_MINUTE, MINUTE),
+            misses: Windows::new(limits::LOGIN_MISSES_PER_MINUTE, MINUTE),
+            guesses: Windows::new(limits::USER_CODE_MISSES_PER_MINUTE, MINUTE),
+            // A second less than devices are told: their clocks and the way to here are not exact.
+            polls: Spacing::new(Duration::from_secs(limits::LOGIN_INTERVAL_S - 1)),
+        }
+    }
+}
+
+impl Limits {
+    /// Counts a device code that is about to be made.
+    pub(super) fn code(&self, origin: Origin, now: Instant) -> Result<()> {
+        take(&self.codes, origin, now, "device codes")
+    }
+
+    /// Counts a device code that nobody here knows.
+    pub(super) fn miss(&self, origin: Origin, now: Instant) -> Result<()> {
+        take(&self.misses, origin, now, "unknown device codes")
+    }
+
+    /// Does something with a user code, which counts unless the code exists: counted first, so that many at a time
+    /// try no more than one after the other.
+    pub(super) async fn guess<T>(
+        &self,
+        caller: &Caller,
+        now: Instant,
+        attempt: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        take(&self.guesses, caller.key_id, now, "unknown codes with this API key")?;
+        let result = attempt.await;
+        if !matches!(&result, Err(error) if error.status == 404) {
+            self.guesses.give_back(caller.key_id);
+        }
+        result
+    }
+}
+
+fn take<K: Copy + Eq + Hash>(windows: &Windows<K>, key: K, now: Instant, what: &str) -> Result<()> {
+    windows.take(key, now).map_err(|wait| {
+        let limit = windows.limit();
+        ApiError::burst(format!("more than {limit} {what} in a minute, on this node"), wait)
+    })
+}

@@ -1,0 +1,116 @@
+//! The routes of the client port, and what happens around every request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentpost_proto::limits;
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+
+use super::app_state::{Door, Doors};
+use super::{abbababa, activate, admin, agents, body, health, kite, login, ratelimit, signing};
+use crate::base::metrics::Face;
+use crate::server::error::ApiError;
+use crate::server::services::Services;
+
+/// A request from its header to its answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// A transfer of leadership waits for the calls to webhooks that run, which may take longer than that.
+const TRANSFER_TIMEOUT: Duration = Duration::from_millis(limits::DRAIN_MS + 10_000);
+/// The same for a long poll.
+const POLL_TIMEOUT: Duration = Duration::from_secs(limits::WAIT_SECONDS_MAX + 30);
+
+/// All routes of the client port. `beside` are those of another protocol on the same port.
+pub fn router(services: Services, beside: Router<Arc<Doors>>) -> Router {
+    let doors = Doors::new(services);
+    Router::new()
+        .merge(abbababa::routes())
+        .merge(kite::routes())
+        .merge(agents::routes())
+        .merge(login::routes())
+        .merge(activate::routes())
+        .merge(admin::routes())
+        .merge(signing::routes())
+        .merge(health::routes())
+        .merge(beside)
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&doors), around))
+        .with_state(doors)
+}
+
+/// Which face a path belongs to.
+fn face_of(path: &str) -> Face {
+    match path {
+        "/api/v1/agents" | "/v1/agents" | "/api/v1/agents/messages" | "/v1/agents/messages" | "/ws" => Face::Kite,
+        "/health" | "/healthz" | "/readyz" | "/metrics" => Face::Node,
+        _ if path.starts_with("/api/auth/") => Face::Kite,
+        _ if path.starts_with("/admin/") || path.starts_with("/activate") => Face::Admin,
+        _ => Face::Abbababa,
+    }
+}
+
+async fn unknown_path(State(doors): Door, headers: HeaderMap, uri: Uri) -> Response {
+    doors.note_known(&headers);
+    ApiError::not_found("no such path").response(face_of(uri.path()))
+}
+
+async fn wrong_method(State(doors): Door, headers: HeaderMap, method: Method, uri: Uri) -> Response {
+    doors.note_known(&headers);
+    let message = format!("{method} is not allowed here");
+    let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
+    error.response(face_of(uri.path()))
+}
+
+/// Around every request: its deadline, its metric, and what all answers carry.
+async fn around(State(doors): Door, request: Request, next: Next) -> Response {
+    let clock = &doors.services.clock;
+    let started = clock.now();
+    let face = face_of(request.uri().path());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("unknown", MatchedPath::as_str);
+    let route = format!("{} {route}", method_name(request.method()));
+    let polls = request.uri().query().is_some_and(|query| query.contains("wait="));
+    let deadline = match request.uri().path() {
+        path if path == admin::TRANSFER || path.starts_with(admin::MEMBERS) => TRANSFER_TIMEOUT,
+        _ if polls => POLL_TIMEOUT,
+        _ => REQUEST_TIMEOUT,
+    };
+    let counted = ratelimit::Counted::of(request.method(), request.uri().path());
+    let answered = next.run(body::guarded(request, &doors.services.cluster.tasks));
+    let answered = async {
+        let in_time = tokio::time::timeout(deadline, answered).await;
+        in_time.unwrap_or_else(|_| ApiError::outcome_unknown().response(face))
+    };
+    let mut response = match counted {
+        Some(counted) => ratelimit::shown(&doors.services, counted, answered).await,
+        None => answered.await,
+    };
+    response
+        .headers_mut()
+        .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    doors
+        .services
+        .metrics
+        .http(face, &route, response.status().as_u16(), started.elapsed());
+    response
+}
+
+/// Only names that we know become labels.
+fn method_name(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PATCH => "PATCH",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "OTHER",
+    }
+}

@@ -1,0 +1,85 @@
+//! A team's signing keys: `/v2/keys` for the team itself, where the QStash clients look for them, and
+//! `/admin/v1/teams/{id}/signing-keys` for operators.
+
+use std::sync::Arc;
+
+use agentpost_proto::api::abbababa::SigningKeys;
+use agentpost_proto::command::{Permission, RotateSigningKeys, operation, reply};
+use agentpost_proto::id::TeamId;
+use agentpost_raft_store::kv::Kv;
+use agentpost_raft_store::query;
+use axum::Router;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use axum::routing::{get, post};
+
+use super::admin;
+use super::app_state::{Door, Doors, Reading};
+use super::input::Consistency;
+use crate::base::metrics::Face;
+use crate::server::error::{ApiError, Result, answer, json_of};
+
+/// The routes.
+pub(super) fn routes() -> Router<Arc<Doors>> {
+    Router::new()
+        .route("/v2/keys", get(own_keys))
+        .route("/v2/keys/rotate", post(rotate_own))
+        .route("/admin/v1/teams/{id}/signing-keys", get(keys_of))
+        .route("/admin/v1/teams/{id}/signing-keys/rotate", post(rotate_of))
+}
+
+async fn own_keys(State(doors): Door, headers: HeaderMap) -> Response {
+    answer(Face::Abbababa, own(&doors, &headers, Permission::Read, false).await)
+}
+
+async fn rotate_own(State(doors): Door, headers: HeaderMap) -> Response {
+    answer(Face::Abbababa, own(&doors, &headers, Permission::Admin, true).await)
+}
+
+async fn keys_of(State(doors): Door, id: admin::Id, headers: HeaderMap) -> Response {
+    answer(Face::Admin, of(&doors, id, &headers, false).await)
+}
+
+async fn rotate_of(State(doors): Door, id: admin::Id, headers: HeaderMap) -> Response {
+    answer(Face::Admin, of(&doors, id, &headers, true).await)
+}
+
+async fn own(doors: &Doors, headers: &HeaderMap, needed: Permission, rotate: bool) -> Result<Response> {
+    let reading = doors.reader(headers, Consistency::Linearizable).await?;
+    reading.caller.require(needed)?;
+    let team = reading.caller.team;
+    shown(doors, &reading, team, rotate).await
+}
+
+async fn of(doors: &Doors, id: admin::Id, headers: &HeaderMap, rotate: bool) -> Result<Response> {
+    let reading = admin::operator_reading(doors, headers, Consistency::Linearizable).await?;
+    shown(doors, &reading, admin::team_id(id)?, rotate).await
+}
+
+/// The pair as it is, or as a rotation leaves it. The rotation names the pair that it replaces, so of two at
+/// a time only one happens: after a second one, receivers that still have the first pair would refuse.
+async fn shown(doors: &Doors, reading: &Reading, team: TeamId, rotate: bool) -> Result<Response> {
+    let mut generation = generation(&*reading.state, team)?;
+    if rotate {
+        let op = RotateSigningKeys {
+            team_id: team.to_bytes(),
+            from_generation: generation,
+        };
+        let op = operation::Op::RotateSigningKeys(op);
+        generation = match doors.propose(&reading.caller, op).await? {
+            reply::Reply::SigningKeys(reply) => reply.generation,
+            other => return Err(ApiError::internal(format!("a rotation was answered {other:?}"))),
+        };
+    }
+    let secrets = &doors.services.secrets;
+    json_of(&SigningKeys {
+        current: secrets.signing_key(team, generation).into(),
+        next: secrets.signing_key(team, generation + 1).into(),
+    })
+}
+
+fn generation(kv: &impl Kv, team: TeamId) -> Result<u64> {
+    let team = query::team(kv, team)?.ok_or_else(admin::no_such_team)?;
+    Ok(team.signing_generation)
+}

@@ -1,0 +1,197 @@
+//! Who may speak to this node, and the connections of those who do.
+//!
+//! | what this node knows | who is let in |
+//! |---|---|
+//! | no membership with itself in it: it is new, or still reading old log | its configured list, and that membership |
+//! | a membership with itself in it | that membership, learners included |
+//! | the same, but it has heard no leader for [`SILENCE_MAX`] | also ids that it has never seen used |
+//!
+//! The last row is for a node that was away while others came: they are the only ones who can tell it. Whoever was a
+//! member once and is one no more is never let in, and what was connected is cut off as soon as that is known. All of
+//! them have proven that they hold the cluster secret before any of this is asked.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use agentpost_raft_store::query;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::base::config::Config;
+use crate::net::dial::Dialer;
+use crate::shard::local::Local;
+use crate::shard::quorum::Quorum;
+use crate::webhooks::egress::Egress;
+
+/// A node that has heard no leader for so long does not know who the members are.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// When a leader was last heard. Cheap to clone.
+#[derive(Clone)]
+pub struct Contact {
+    began: Instant,
+    /// Milliseconds after `began`, and one; 0 = never.
+    last: Arc<AtomicU64>,
+}
+
+impl Default for Contact {
+    fn default() -> Self {
+        Contact {
+            began: Instant::now(),
+            last: Arc::default(),
+        }
+    }
+}
+
+impl Contact {
+    /// A leader has sent something.
+    pub fn note(&self) {
+        let ms = self.began.elapsed().as_millis() as u64 + 1;
+        self.last.store(ms, Ordering::Relaxed);
+    }
+
+    fn is_silent(&self) -> bool {
+        let now = self.began.elapsed().as_millis() as u64 + 1;
+        match self.last.load(Ordering::Relaxed) {
+            0 => true,
+            last => now.saturating_sub(last) > SILENCE_MAX.as_millis() as u64,
+        }
+    }
+}
+
+/// Decides who comes in and who must go. Cheap to clone.
+#[derive(Clone)]
+pub struct Admission {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: Arc<Config>,
+    local: Local,
+    quorum: Quorum,
+    contact: Contact,
+    /// Cancelled when the node stops.
+    shutdown: CancellationToken,
+    /// Of every node that was let in: ends its connections.
+    inside: Mutex<HashMap<u64, CancellationToken>>,
+}
+
+impl Admission {
+    /// Of this node. `shutdown` ends all connections.
+    pub fn new(
+        config: Arc<Config>,
+        local: Local,
+        quorum: Quorum,
+        contact: Contact,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let shared = Shared {
+            config,
+            local,
+            quorum,
+            contact,
+            shutdown,
+            inside: Mutex::default(),
+        };
+        Admission {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Whether a node that has proven its id may speak.
+    pub fn admits(&self, id: u64) -> bool {
+        let Shared { config, local, .. } = &*self.shared;
+        if local.is_member(id) {
+            return true;
+        }
+        if self.was_removed(id) {
+            return false;
+        }
+        if !local.is_member(local.id()) && config.member(id).is_some() {
+            return true;
+        }
+        self.is_out_of_touch() || self.inside().contains_key(&id)
+    }
+
+    /// Lets a node in that was admitted. What comes back is cancelled when its connections must end; nothing comes back
+    /// if it was removed just now.
+    pub fn enter(&self, id: u64) -> Option<CancellationToken> {
+        let token = self
+            .inside()
+            .entry(id)
+            .or_insert_with(|| self.shared.shutdown.child_token())
+            .clone();
+        (!self.was_removed(id)).then_some(token)
+    }
+
+    /// Follows the membership until `shutdown`: ends the connections of removed nodes, and closes the members' ports for
+    /// webhooks.
+    pub async fn run(self, egress: Egress, dialer: Dialer) {
+        let local = &self.shared.local;
+        let mut lead = local.lead();
+        let following = async {
+            loop {
+                egress.set_members(local.members().values());
+                let removed: Vec<u64> = self
+                    .inside()
+                    .keys()
+                    .copied()
+                    .filter(|id| self.was_removed(*id))
+                    .collect();
+                for id in removed {
+                    tracing::info!(node = id, "removed from the cluster: its connections end");
+                    if let Some(token) = self.inside().remove(&id) {
+                        token.cancel();
+                    }
+                }
+                dialer.forget(|id| self.was_removed(id));
+                if lead.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        self.shared.shutdown.run_until_cancelled(following).await;
+    }
+
+    fn inside(&self) -> std::sync::MutexGuard<'_, HashMap<u64, CancellationToken>> {
+        self.shared.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a node was a member once and is none now. Ids are never used again, so that is for good.
+    fn was_removed(&self, id: u64) -> bool {
+        let local = &self.shared.local;
+        if local.is_member(id) {
+            return false;
+        }
+        match query::node_ids(&*local.state().current()) {
+            Ok(used) => used.contains(&id),
+            Err(error) => {
+                tracing::error!(%error, "reading the ids of former members failed");
+                true
+            }
+        }
+    }
+
+    fn is_out_of_touch(&self) -> bool {
+        self.shared.contact.is_silent() && !self.shared.quorum.is_fresh()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_is_heard_for_a_while() {
+        let contact = Contact::default();
+        assert!(contact.is_silent(), "never heard");
+        contact.note();
+        assert!(!contact.is_silent());
+        tokio::time::advance(SILENCE_MAX).await;
+        assert!(!contact.is_silent());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(contact.is_silent());
+    }
+}

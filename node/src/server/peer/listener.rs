@@ -1,0 +1,142 @@
+//! The peer port: accepts, shakes hands, and only then lets HTTP/2 see a connection.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::Connected;
+
+use super::admission::Admission;
+use crate::base::metrics::Metrics;
+use crate::net::handshake::{self, Identity};
+
+/// Handshakes at a time; strangers that open more wait at the TCP level.
+const HANDSHAKES_MAX: usize = 128;
+
+/// The node at the other end of an accepted connection, as the handshake proved it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerId(pub u64);
+
+/// An accepted connection.
+pub struct PeerStream {
+    tcp: TcpStream,
+    peer: PeerId,
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// Accepts until `shutdown`; then open connections break too, because the streams on them never end by
+/// themselves. So do those of a node that `admission` sends away.
+pub fn listen(
+    listener: TcpListener,
+    identity: Identity,
+    admission: Admission,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> ReceiverStream<io::Result<PeerStream>> {
+    let (accepted, incoming) = mpsc::channel(16);
+    let shared = Arc::new((identity, admission));
+    let slots = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let stop = shutdown.clone();
+    let accepting = async move {
+        loop {
+            // The semaphore is never closed.
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                return;
+            };
+            let (mut tcp, address) = match listener.accept().await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    // Out of file descriptors, most likely: accepting at once again would spin.
+                    tracing::warn!(%error, "accepting a peer connection failed");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let (shared, accepted, metrics) = (Arc::clone(&shared), accepted.clone(), metrics.clone());
+            tokio::spawn(async move {
+                let _slot = slot;
+                let shaken = async {
+                    tcp.set_nodelay(true)?;
+                    handshake::accept(&mut tcp, &shared.0, |id| shared.1.admits(id)).await
+                };
+                match shaken.await {
+                    Ok(peer) => {
+                        let Some(closed) = shared.1.enter(peer) else { return };
+                        let closed = Box::pin(closed.cancelled_owned());
+                        let _ = accepted
+                            .send(Ok(PeerStream {
+                                tcp,
+                                peer: PeerId(peer),
+                                closed,
+                            }))
+                            .await;
+                    }
+                    Err(error) => {
+                        metrics.handshakes_refused.inc();
+                        tracing::warn!(%address, %error, "peer connection refused");
+                    }
+                }
+            });
+        }
+    };
+    tokio::spawn(async move { stop.run_until_cancelled_owned(accepting).await });
+    ReceiverStream::new(incoming)
+}
+
+impl PeerStream {
+    /// Fails once the node stops, or the peer was removed from the cluster.
+    fn check_open(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.closed.as_mut().poll(cx) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+}
+
+impl Connected for PeerStream {
+    type ConnectInfo = PeerId;
+
+    fn connect_info(&self) -> PeerId {
+        self.peer
+    }
+}
+
+impl AsyncRead for PeerStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.check_open(cx)?;
+        Pin::new(&mut self.tcp).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for PeerStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}

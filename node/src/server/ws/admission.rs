@@ -1,0 +1,228 @@
+//! How many sessions there may be: on the node, and on one inbox.
+//!
+//! A client that lost its network leaves a socket behind that looks alive for minutes. When an inbox has no
+//! place left, the session that was silent longest leaves, if it missed a ping; otherwise the newcomer has to
+//! come back later.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use agentpost_proto::id::{AgentId, TeamId};
+use agentpost_proto::limits;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::base::metrics::Metrics;
+use crate::cluster::presence::{Listening, Presence};
+
+/// The sessions of one node. Cheap to clone.
+#[derive(Clone)]
+pub struct Admission {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    started: Instant,
+    metrics: Metrics,
+    presence: Presence,
+    sessions: AtomicUsize,
+    inboxes: Mutex<HashMap<Inbox, Vec<Arc<Occupant>>>>,
+}
+
+type Inbox = (TeamId, String);
+
+/// One session, as the others see it.
+#[derive(Debug, Default)]
+struct Occupant {
+    /// When the client was last heard, in milliseconds since the start of the node.
+    heard_ms: AtomicU64,
+    leave: CancellationToken,
+}
+
+/// The right to one session; given back when dropped.
+pub struct Seat {
+    shared: Arc<Shared>,
+    occupant: Arc<Occupant>,
+    inbox: Option<Inbox>,
+    listening: Option<Listening>,
+}
+
+impl Admission {
+    /// Nobody is there yet; who comes is counted in `presence`.
+    pub fn new(metrics: Metrics, presence: Presence) -> Self {
+        let shared = Shared {
+            started: Instant::now(),
+            metrics,
+            presence,
+            sessions: AtomicUsize::new(0),
+            inboxes: Mutex::default(),
+        };
+        Admission {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Whether nobody is there.
+    pub fn is_empty(&self) -> bool {
+        self.shared.sessions.load(Ordering::Relaxed) == 0
+    }
+
+    /// A seat on the node, if one is left.
+    pub fn enter(&self) -> Option<Seat> {
+        let below = |count: usize| (count < limits::WS_SESSIONS_MAX).then_some(count + 1);
+        self.shared
+            .sessions
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, below)
+            .ok()?;
+        self.shared.metrics.ws_sessions.inc();
+        let seat = Seat {
+            shared: Arc::clone(&self.shared),
+            occupant: Arc::default(),
+            inbox: None,
+            listening: None,
+        };
+        seat.heard(Instant::now());
+        Some(seat)
+    }
+}
+
+impl Seat {
+    /// Takes a place at an inbox; false when all are taken by sessions that were heard within `silent`.
+    pub fn listen(&mut self, team: TeamId, agent: &str, silent: Duration) -> bool {
+        let inbox = (team, agent.to_owned());
+        let mut inboxes = self.shared.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        let present = inboxes.entry(inbox.clone()).or_default();
+        if present.len() >= limits::WS_SESSIONS_PER_AGENT_MAX && !self.make_room(present, silent) {
+            return false;
+        }
+        present.push(Arc::clone(&self.occupant));
+        self.inbox = Some(inbox);
+        true
+    }
+
+    /// Counts as a listener of each of these agents until the seat is given back. Unlike a place at an inbox this is
+    /// not bounded by agent: a session may name several, and none of them may shut it out.
+    pub fn show(&mut self, team: TeamId, agents: Vec<AgentId>) {
+        self.listening = Some(self.shared.presence.listen(team, agents));
+    }
+
+    fn make_room(&self, present: &mut Vec<Arc<Occupant>>, silent: Duration) -> bool {
+        let heard = |occupant: &Arc<Occupant>| Duration::from_millis(occupant.heard_ms.load(Ordering::Relaxed));
+        let oldest = (0..present.len()).min_by_key(|at| heard(&present[*at]));
+        match oldest {
+            Some(at) if self.shared.started.elapsed().saturating_sub(heard(&present[at])) >= silent => {
+                present.remove(at).leave.cancel();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The client sent something.
+    pub fn heard(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.shared.started);
+        self.occupant
+            .heard_ms
+            .store(since.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Cancelled when this session has to make room.
+    pub fn leave(&self) -> CancellationToken {
+        self.occupant.leave.clone()
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.shared.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.shared.metrics.ws_sessions.dec();
+        let Some(inbox) = self.inbox.take() else { return };
+        let mut inboxes = self.shared.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(present) = inboxes.get_mut(&inbox) {
+            present.retain(|other| !Arc::ptr_eq(other, &self.occupant));
+            if present.is_empty() {
+                inboxes.remove(&inbox);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const SILENT: Duration = Duration::from_secs(60);
+    const TEAM: TeamId = TeamId([1; 16]);
+
+    fn full_inbox(admission: &Admission) -> Vec<Seat> {
+        let mut seats: Vec<Seat> = (0..limits::WS_SESSIONS_PER_AGENT_MAX)
+            .map(|_| admission.enter().unwrap())
+            .collect();
+        assert!(seats.iter_mut().all(|seat| seat.listen(TEAM, "a", SILENT)));
+        seats
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn places_at_an_inbox_are_bounded_and_come_back() {
+        let admission = Admission::new(Metrics::new(), Presence::default());
+        let seats = full_inbox(&admission);
+        let mut late = admission.enter().unwrap();
+        assert!(!late.listen(TEAM, "a", SILENT));
+        assert!(admission.enter().unwrap().listen(TEAM, "b", SILENT));
+        drop(seats);
+        assert!(late.listen(TEAM, "a", SILENT));
+        drop(late);
+        assert!(admission.is_empty());
+        assert!(admission.shared.inboxes.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_session_makes_room() {
+        let admission = Admission::new(Metrics::new(), Presence::default());
+        let seats = full_inbox(&admission);
+        tokio::time::advance(SILENT).await;
+        for seat in &seats[1..] {
+            seat.heard(Instant::now());
+        }
+        assert!(admission.enter().unwrap().listen(TEAM, "a", SILENT));
+        let gone: Vec<bool> = seats.iter().map(|seat| seat.leave().is_cancelled()).collect();
+        assert_eq!(gone.iter().filter(|gone| **gone).count(), 1);
+        assert!(gone[0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_is_seen_until_its_seat_is_given_back() {
+        let presence = Presence::default();
+        let admission = Admission::new(Metrics::new(), presence.clone());
+        let seen = || presence.sessions(TEAM, &["a".to_owned(), "b".to_owned()]);
+        let mut seats = full_inbox(&admission);
+        for seat in &mut seats {
+            seat.show(TEAM, vec!["a".parse().unwrap()]);
+        }
+        // It listens to two agents, takes no place at the inbox of either, and none keeps it out.
+        let mut several = admission.enter().unwrap();
+        several.show(TEAM, vec!["a".parse().unwrap(), "b".parse().unwrap()]);
+        let full = limits::WS_SESSIONS_PER_AGENT_MAX as u32;
+        assert_eq!(seen(), [full + 1, 1]);
+        assert!(!admission.enter().unwrap().listen(TEAM, "a", SILENT));
+        // Who has to make room is there until its socket is closed.
+        tokio::time::advance(SILENT).await;
+        assert!(admission.enter().unwrap().listen(TEAM, "a", SILENT));
+        assert_eq!(seen(), [full + 1, 1]);
+        drop((seats, several));
+        assert_eq!(seen(), [0, 0]);
+    }
+
+    #[tokio::test]
+    async fn sessions_of_a_node_are_bounded() {
+        let admission = Admission::new(Metrics::new(), Presence::default());
+        let seats: Vec<Seat> = std::iter::from_fn(|| admission.enter()).collect();
+        assert_eq!(seats.len(), limits::WS_SESSIONS_MAX);
+        drop(seats);
+        assert!(admission.enter().is_some());
+    }
+}

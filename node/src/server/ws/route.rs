@@ -1,0 +1,95 @@
+//! `GET /ws` and the tasks that all sessions of a node share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentpost_proto::limits;
+use axum::Router;
+use axum::extract::State;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::ack::Acks;
+use super::admission::Admission;
+use super::hub::{Hub, Options};
+use super::session;
+use crate::base::metrics::Face;
+use crate::server::error::ApiError;
+use crate::server::services::Services;
+
+/// The route, with its worker for acks. Call it inside a runtime, once per node.
+pub fn route<S: Clone + Send + Sync + 'static>(services: Services) -> Router<S> {
+    route_with(services, Options::default())
+}
+
+/// The same with other times.
+pub fn route_with<S: Clone + Send + Sync + 'static>(services: Services, options: Options) -> Router<S> {
+    let acks = Acks::default();
+    let cluster = services.cluster.clone();
+    let proposer = services.proposer.clone();
+    let propose = move |operation| {
+        let proposer = proposer.clone();
+        async move { proposer.propose_internal(operation).await }
+    };
+    let worker = acks.clone().run(propose, options.ack_every, cluster.shutdown.clone());
+    cluster.tasks.spawn(worker);
+    let (sender, isolated) = watch::channel(false);
+    let admission = Admission::new(services.metrics.clone(), services.presence.clone());
+    let watch = watch_isolation(services.clone(), admission.clone(), options.isolated_max, sender);
+    cluster.tasks.spawn(watch);
+    let hub = Hub {
+        services,
+        options: Arc::new(options),
+        acks,
+        admission,
+        isolated,
+    };
+    Router::new().route("/ws", get(upgrade)).with_state(hub)
+}
+
+/// Authentication is in-band, so every upgrade is accepted; only a full node refuses before it.
+async fn upgrade(State(hub): State<Hub>, upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>) -> Response {
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade,
+        Err(rejection) => {
+            let text = rejection.body_text();
+            let error = ApiError::new(rejection.into_response().status(), "upgrade_required", text);
+            return error.response(Face::Kite);
+        }
+    };
+    let Some(seat) = hub.admission.enter() else {
+        return ApiError::unavailable("too many WebSocket sessions on this node").response(Face::Kite);
+    };
+    let tasks = hub.services.cluster.tasks.clone();
+    upgrade
+        .max_message_size(limits::WS_MESSAGE_BYTES_MAX)
+        .max_frame_size(limits::WS_FRAME_BYTES_MAX)
+        // Clients send acks: thousands of idle sockets need not hold 128 KiB each.
+        .read_buffer_size(4 * 1024)
+        .write_buffer_size(limits::WS_WRITE_CHUNK_BYTES)
+        .max_write_buffer_size(limits::WS_WRITE_BUFFER_BYTES_MAX)
+        .on_upgrade(move |socket| tasks.track_future(session::run(hub, socket, seat)))
+}
+
+/// Tells sessions when this node has been cut off for too long: it asks the leader now and then, as a
+/// linearizable read does.
+async fn watch_isolation(services: Services, admission: Admission, longest: Duration, isolated: watch::Sender<bool>) {
+    let pause = longest / 6;
+    let confirmed = || async {
+        while services.reader.linearizable().await.is_err() {
+            sleep(pause).await;
+        }
+    };
+    let watching = async {
+        loop {
+            let cut_off = !admission.is_empty() && timeout(longest, confirmed()).await.is_err();
+            isolated.send_if_modified(|was| std::mem::replace(was, cut_off) != cut_off);
+            sleep(pause).await;
+        }
+    };
+    services.cluster.shutdown.run_until_cancelled(watching).await;
+}

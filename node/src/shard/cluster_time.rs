@@ -1,0 +1,71 @@
+//! Cluster time: what ages are measured in. The leader of an epoch stamps it on commands.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::time::Instant;
+
+/// Cluster time as this node may stamp it: it rises evenly, whatever wall clocks do, and stands still between
+/// two leaders. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct ClusterTime {
+    epoch: Arc<RwLock<Option<Epoch>>>,
+}
+
+/// One leadership of this node.
+#[derive(Clone, Copy)]
+pub(super) struct Epoch {
+    /// The log index of its `BeginEpoch`.
+    pub(super) index: u64,
+    /// The leadership that it belongs to.
+    pub(super) term: u64,
+    /// Cluster time there.
+    pub(super) start_ms: u64,
+    pub(super) began: Instant,
+}
+
+impl ClusterTime {
+    /// Epoch and milliseconds for a command of now; zeros while this node has no epoch.
+    pub fn now(&self) -> (u64, u64) {
+        let epoch = *self.epoch.read().unwrap_or_else(PoisonError::into_inner);
+        epoch.map_or((0, 0), |epoch| {
+            (epoch.index, epoch.start_ms + epoch.began.elapsed().as_millis() as u64)
+        })
+    }
+
+    /// The term of the leadership that began `epoch`, for as long as it is this node's.
+    pub(super) fn term_of(&self, epoch: u64) -> Option<u64> {
+        let current = *self.epoch.read().unwrap_or_else(PoisonError::into_inner);
+        current
+            .filter(|current| current.index == epoch)
+            .map(|current| current.term)
+    }
+
+    pub(super) fn set(&self, epoch: Option<Epoch>) {
+        *self.epoch.write().unwrap_or_else(PoisonError::into_inner) = epoch;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn cluster_time_rises_from_where_its_epoch_began() {
+        let time = ClusterTime::default();
+        assert_eq!(time.now(), (0, 0));
+        time.set(Some(Epoch {
+            index: 7,
+            term: 3,
+            start_ms: 1_000,
+            began: Instant::now(),
+        }));
+        tokio::time::advance(Duration::from_millis(250)).await;
+        assert_eq!(time.now(), (7, 1_250));
+        assert_eq!((time.term_of(7), time.term_of(6)), (Some(3), None));
+        time.set(None);
+        assert_eq!(time.term_of(7), None);
+        assert_eq!(time.now(), (0, 0));
+    }
+}

@@ -1,0 +1,77 @@
+//! Leader-only: ends the open deliveries of endpoints that were deleted or disabled.
+//!
+//! Each entry ends a bounded number of them; the state says when an endpoint is done. Endpoints take turns, so
+//! that one with a million deliveries does not hold up the others.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use agentpost_proto::command::{CloseEndpoint, operation, reply};
+use agentpost_proto::id::TeamId;
+use agentpost_raft_store::query::delivery;
+use tokio::time::sleep;
+
+use super::handles::Handles;
+use crate::base::metrics::dispatch::EntryKind;
+use crate::shard::wakeups::work::Places;
+
+/// After an entry that did not get an answer.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Closes endpoints of one shard.
+pub(super) struct Closer(pub(super) Handles);
+
+impl Closer {
+    /// Runs until it is dropped.
+    pub(super) async fn run(self) {
+        let (epoch, _) = self.0.cluster_time.now();
+        let mut work = self.0.wakeups.closings();
+        let mut closing = VecDeque::new();
+        loop {
+            let places = if closing.is_empty() {
+                Some(work.next().await)
+            } else {
+                work.now()
+            };
+            match places {
+                Some(Places::Everywhere) => match delivery::closings(&*self.0.state.current()) {
+                    Ok(all) => closing = all.into(),
+                    Err(error) => tracing::error!(%error, "looking for endpoints to close failed"),
+                },
+                Some(Places::These(places)) => closing.extend(places),
+                None => {}
+            }
+            if let Some(endpoint) = closing.pop_front()
+                && !self.close(epoch, endpoint).await
+            {
+                closing.push_back(endpoint);
+            }
+        }
+    }
+
+    /// One entry; whether the endpoint is done.
+    async fn close(&self, epoch: u64, (team, generation): (TeamId, u64)) -> bool {
+        let op = operation::Op::CloseEndpoint(CloseEndpoint {
+            epoch,
+            team_id: team.to_bytes(),
+            generation,
+        });
+        self.0.metrics.dispatch.entry(EntryKind::CloseEndpoint);
+        match self.0.proposer.propose_in(epoch, op).await.map(|reply| reply.reply) {
+            Ok(Some(reply::Reply::Close(answer))) => {
+                tracing::info!(%team, generation, closed = answer.closed, "deliveries of an endpoint closed");
+                answer.finished
+            }
+            Ok(other) => {
+                tracing::info!(?other, "closing an endpoint was refused");
+                sleep(RETRY).await;
+                false
+            }
+            Err(error) => {
+                tracing::debug!(%error, "closing an endpoint was not proposed");
+                sleep(RETRY).await;
+                false
+            }
+        }
+    }
+}

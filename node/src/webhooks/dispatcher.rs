@@ -1,0 +1,512 @@
+//! The dispatcher: which deliveries are attempted now, and by whom.
+//!
+//! A call to a webhook and the replicated log are two systems, so "exactly once" cannot be promised for the
+//! call. What this node's part of the protocol does promise: an attempt number is started at most once in the
+//! cluster, ever; its outcome is recorded once; a clean change of leader leaves no attempt of unknown outcome.
+//! The other part is `apply/delivery.rs` of the core, which grants numbers and closes them.
+//!
+//! ```text
+//!   state: due rows        this tenure                    this process, beyond the tenure
+//!   ──────────────── ┌───────────────────────┐        ┌──────────────────────────────────────┐
+//!   hints, scan ────►│ fair queue: one head  │        │ calls: open attempts                 │
+//!                    │ per endpoint          │        │   window and quorum? ─no─► not sent  │
+//!                    │      │ slots          │granted │      │ yes                           │
+//!                    │      ▼                ├───────►│      ▼                               │
+//!                    │ Claim (≤ 256) ──► log │        │   attempt::make: one HTTP request    │
+//!                    │      ▲                │        │      │                               │
+//!                    │      └── slots freed ◄┼────────┤ reporter: Outcome (≤ 256) ──► log    │
+//!                    └───────────────────────┘        └──────────────────────────────────────┘
+//! ```
+//!
+//! A tenure is one epoch: it begins when the `BeginEpoch` of this leadership is applied here, so what it reads
+//! is current, and it ends when Raft says so. Then no claim is proposed and no call begun; calls that run go on
+//! and are reported by this node, through whoever leads.
+//!
+//! Rules:
+//!
+//! - **State is the truth, memory is turns.** In memory are the earliest due time of each endpoint and the
+//!   attempts that are open, at most [`NODE_CALLS_MAX`]. Which deliveries are due is read when a slot is
+//!   free for them. A lost hint would cost latency; the first look of a tenure is everywhere.
+//! - **An endpoint is looked at again** when a hint names it and when a claim of it was answered. Between the
+//!   two nothing can be missed: while no claim of it is on its way, its head in the queue is that of the state.
+//! - **Claims are proposed under the leadership of their epoch**, and apply checks the epoch again.
+//! - **A claim whose answer is lost** (a timeout, a discarded entry) is not called: it may have been granted or
+//!   not. If it was, [`super::takeover`] closes it when it is old enough.
+//! - **The start window counts from the application of the claim here.** This task cannot see that moment; it
+//!   sees when it last looked and the answer was not there yet, which is earlier. A process that was stopped
+//!   between the two finds its claims too old, wherever it was stopped.
+//! - **Claims gather** for [`GATHER_MS`] at most, and not at all after a pause: a quiet cluster is quick, a busy
+//!   one writes few entries. Several may be on their way.
+//! - **A hand-over** closes the gate of [`super::open::OpenAttempts::enter`] and waits until the last outcome is recorded. Claims
+//!   count as open from before they are proposed, so none is overlooked.
+//!
+//! Left out on purpose: retries of a call (the ladder is in the log), order between deliveries of one endpoint
+//! (not promised), and any timer per delivery.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use agentpost_proto::command::{Claim, Reply, operation, reply};
+use agentpost_proto::id::TeamId;
+use agentpost_proto::limits::{CLAIMS_PER_ENTRY_MAX, GATHER_MS, NODE_CALLS_MAX};
+use agentpost_proto::record::{Delivery, DeliveryState};
+use agentpost_raft_store::db::StateDb;
+use agentpost_raft_store::kv::Fatal;
+use agentpost_raft_store::query;
+use agentpost_raft_store::query::delivery;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::attempt::Call;
+use super::calls::Granted;
+use super::failpoint::{self, Place};
+use super::fair_queue::{Endpoint, FairQueue, Reach};
+use super::handles::Handles;
+use super::open::{Attempt, Slots};
+use crate::base::metrics::Metrics;
+use crate::base::metrics::dispatch::EntryKind;
+use crate::base::secrets::Secrets;
+use crate::shard::proposer::ProposeError;
+use crate::shard::wakeups::work::Places;
+
+/// How often it looks whether answers are there: the start window is known to this.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long it sleeps when there is nothing to do.
+const IDLE: Duration = Duration::from_secs(1);
+/// Before an endpoint is tried again whose claims were not granted: it is being closed, or its delivery changed.
+const NOT_GRANTED_MS: u64 = 250;
+
+/// A delivery on its way to its call.
+struct Chosen {
+    endpoint: Endpoint,
+    attempt: Attempt,
+    /// As it will be when it is claimed.
+    delivery: Delivery,
+}
+
+/// What became of a Claim entry.
+struct Answer {
+    batch: Vec<Chosen>,
+    outcome: Result<Reply, ProposeError>,
+    proposed: Instant,
+}
+
+type Answers = FuturesUnordered<BoxFuture<'static, Answer>>;
+
+/// One epoch of this node.
+pub(super) struct Tenure {
+    own: Handles,
+    epoch: u64,
+    queue: FairQueue,
+    /// Deliveries whose claims have no answer yet.
+    claiming: HashMap<Endpoint, HashSet<u64>>,
+    answers: Answers,
+    /// When answers were looked for last, and there was none.
+    looked: Instant,
+    /// Claims gather until then.
+    open_at: Instant,
+    slots: Slots,
+    freed: mpsc::Receiver<(Endpoint, Reach)>,
+}
+
+impl Tenure {
+    pub(super) fn new(own: Handles) -> Self {
+        let (slots, freed) = mpsc::channel(NODE_CALLS_MAX);
+        let now = Instant::now();
+        Tenure {
+            epoch: own.cluster_time.now().0,
+            own,
+            queue: FairQueue::default(),
+            claiming: HashMap::new(),
+            answers: FuturesUnordered::new(),
+            looked: now,
+            open_at: now,
+            slots,
+            freed,
+        }
+    }
+
+    /// Runs until `shutdown`; then what is on its way is wound up elsewhere.
+    pub(super) async fn run(mut self, shutdown: CancellationToken) {
+        let mut due = self.own.wakeups.due();
+        loop {
+            self.take_answers();
+            if let Some(places) = due.now() {
+                self.look_at(places);
+            }
+            if Instant::now() >= self.open_at {
+                self.claim();
+            }
+            let next_look = self.next_look();
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(answer) = self.answers.next() => self.answered(answer),
+                Some((endpoint, reach)) = self.freed.recv() => {
+                    self.queue.release(endpoint, reach);
+                    while let Ok((endpoint, reach)) = self.freed.try_recv() {
+                        self.queue.release(endpoint, reach);
+                    }
+                }
+                places = due.next() => self.look_at(places),
+                () = sleep_until(next_look) => {}
+            }
+        }
+        self.wind_up();
+    }
+
+    /// When there is something to do although nothing happens.
+    fn next_look(&self) -> Instant {
+        let now = Instant::now();
+        // A hand-over that comes to nothing is not announced.
+        if !self.answers.is_empty() || self.is_held() {
+            return self.next_turn(now).map_or(now + LOOK, |turn| turn.min(now + LOOK));
+        }
+        self.next_turn(now).unwrap_or(now + IDLE)
+    }
+
+    /// When the next claim may be proposed, if time alone brings it about.
+    fn next_turn(&self, now: Instant) -> Option<Instant> {
+        if self.is_held() {
+            return None;
+        }
+        if self.queue.has_turns() && self.open_at > now {
+            return Some(self.open_at);
+        }
+        let due_ms = self.queue.next_due_ms()?;
+        let wait_ms = due_ms.saturating_sub(self.own.cluster_time.now().1);
+        Some(self.open_at.max(now + Duration::from_millis(wait_ms)))
+    }
+
+    /// Whether no claim may be proposed now.
+    fn is_held(&self) -> bool {
+        self.own.calls.open().is_held() || self.own.cluster_time.now().0 != self.epoch
+    }
+
+    /// Takes the answers that are there; then knows that the others were not, at a time before this look.
+    fn take_answers(&mut self) {
+        loop {
+            let before = Instant::now();
+            match self.answers.next().now_or_never() {
+                Some(Some(answer)) => self.answered(answer),
+                _ => {
+                    self.looked = before;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Learns the earliest due time of endpoints.
+    fn look_at(&mut self, places: Places<Endpoint>) {
+        let state = self.own.state.current();
+        let looked = match places {
+            Places::Everywhere => delivery::endpoint_heads(&*state).map(|heads| {
+                for (team, generation, due_ms) in heads {
+                    // Those on their way are looked at when they are answered.
+                    if !self.claiming.contains_key(&(team, generation)) {
+                        self.queue.set_due((team, generation), Some(due_ms));
+                    }
+                }
+            }),
+            Places::These(endpoints) => endpoints
+                .into_iter()
+                .try_for_each(|endpoint| self.look_again(&state, endpoint, 0)),
+        };
+        if let Err(error) = looked {
+            tracing::error!(%error, "looking for due deliveries failed");
+        }
+    }
+
+    /// The earliest delivery of an endpoint that no claim is on its way for; not before `not_before_ms`.
+    fn look_again(&mut self, state: &StateDb, endpoint: Endpoint, not_before_ms: u64) -> Result<(), Fatal> {
+        let due_ms = if self.claiming.contains_key(&endpoint) {
+            let rows = self.unclaimed(state, endpoint, 1)?;
+            rows.first().map(|(due_ms, _)| *due_ms)
+        } else {
+            delivery::endpoint_head(state, endpoint.0, endpoint.1)?
+        };
+        self.queue
+            .set_due(endpoint, due_ms.map(|due_ms| due_ms.max(not_before_ms)));
+        Ok(())
+    }
+
+    /// Due time and number of the first `count` deliveries of an endpoint that no claim is on its way for.
+    fn unclaimed(&self, state: &StateDb, endpoint: Endpoint, count: usize) -> Result<Vec<(u64, u64)>, Fatal> {
+        let (team, generation) = endpoint;
+        let claiming = self.claiming.get(&endpoint);
+        let limit = count + claiming.map_or(0, HashSet::len);
+        let mut rows = delivery::scheduled(state, team, generation, limit)?;
+        if let Some(claiming) = claiming {
+            rows.retain(|(_, number)| !claiming.contains(number));
+        }
+        Ok(rows)
+    }
+
+    /// Proposes claims for what is due, as far as there are slots.
+    fn claim(&mut self) {
+        let (_, now_ms) = self.own.cluster_time.now();
+        if self.is_held() {
+            return;
+        }
+        self.queue.advance(now_ms);
+        let state = self.own.state.current();
+        loop {
+            let mut turns: HashMap<Endpoint, usize> = HashMap::new();
+            let mut given = 0;
+            while given < CLAIMS_PER_ENTRY_MAX
+                && let Some(endpoint) = self.queue.take_slot()
+            {
+                *turns.entry(endpoint).or_default() += 1;
+                given += 1;
+            }
+            if given == 0 {
+                return;
+            }
+            let mut batch = Vec::with_capacity(given);
+            for (endpoint, slots) in turns {
+                let before = batch.len();
+                if let Err(error) = self.choose(&state, endpoint, slots, now_ms, &mut batch) {
+                    tracing::error!(%error, "reading due deliveries failed");
+                    self.queue.set_due(endpoint, Some(now_ms + NOT_GRANTED_MS));
+                }
+                for _ in batch.len() - before..slots {
+                    self.queue.release(endpoint, Reach::Untried);
+                }
+            }
+            if !batch.is_empty() {
+                self.propose(batch);
+            }
+        }
+    }
+
+    /// Up to `slots` due deliveries of an endpoint.
+    fn choose(
+        &mut self,
+        state: &StateDb,
+        endpoint: Endpoint,
+        slots: usize,
+        now_ms: u64,
+        batch: &mut Vec<Chosen>,
+    ) -> Result<(), Fatal> {
+        let rows = self.unclaimed(state, endpoint, slots + 1)?;
+        let mut next = None;
+        let mut chosen = 0;
+        for (due_ms, number) in rows {
+            if due_ms > now_ms || chosen == slots {
+                next = Some(due_ms);
+                break;
+            }
+            let Some(delivery) = delivery::by_number(state, endpoint.0, number)? else {
+                continue;
+            };
+            if let Some(choice) = self.open(endpoint, delivery) {
+                self.claiming.entry(endpoint).or_default().insert(number);
+                batch.push(choice);
+                chosen += 1;
+            } else {
+                next = Some(now_ms + NOT_GRANTED_MS);
+                break;
+            }
+        }
+        self.queue.set_due(endpoint, next);
+        self.queue.advance(now_ms);
+        Ok(())
+    }
+
+    /// Notes an attempt as open; none while leadership is handed over.
+    fn open(&self, endpoint: Endpoint, mut delivery: Delivery) -> Option<Chosen> {
+        if delivery.state() != DeliveryState::Scheduled {
+            return None;
+        }
+        delivery.set_state(DeliveryState::Claimed);
+        delivery.attempt_no += 1;
+        let attempt = Attempt::newest(endpoint.0, &delivery);
+        self.own.calls.open().enter(attempt).then_some(Chosen {
+            endpoint,
+            attempt,
+            delivery,
+        })
+    }
+
+    fn propose(&mut self, batch: Vec<Chosen>) {
+        failpoint::pass(Place::BeforeClaim);
+        let op = operation::Op::Claim(Claim {
+            epoch: self.epoch,
+            attempts: batch.iter().map(|chosen| chosen.attempt.to_proto()).collect(),
+        });
+        self.own.metrics.dispatch.entry(EntryKind::Claim);
+        let (proposer, epoch, proposed) = (self.own.proposer.clone(), self.epoch, Instant::now());
+        let answer = async move {
+            Answer {
+                batch,
+                outcome: proposer.propose_in(epoch, op).await,
+                proposed,
+            }
+        };
+        // Unconstrained: an answer that is there must not look as if it were not.
+        self.answers.push(tokio::task::unconstrained(answer).boxed());
+        self.open_at = proposed + Duration::from_millis(GATHER_MS);
+    }
+
+    /// Hands on what was granted, and looks again at the endpoints of the others.
+    fn answered(&mut self, answer: Answer) {
+        let applied_after = self.looked.max(answer.proposed);
+        let granted = granted(&answer.outcome, answer.batch.len(), &self.own.metrics);
+        if granted.contains(&true) {
+            failpoint::pass(Place::ClaimCommitted);
+        }
+        let state = self.own.state.current();
+        let (_, now_ms) = self.own.cluster_time.now();
+        let mut endpoints: HashMap<Endpoint, bool> = HashMap::new();
+        let mut signing = SigningKeys::default();
+        for (chosen, granted) in answer.batch.into_iter().zip(granted) {
+            self.no_longer_claiming(&chosen);
+            *endpoints.entry(chosen.endpoint).or_insert(true) &= granted;
+            if granted {
+                self.start(&state, chosen, applied_after, now_ms, &mut signing);
+            } else {
+                self.own.calls.open().close(&chosen.attempt);
+                self.queue.release(chosen.endpoint, Reach::Untried);
+            }
+        }
+        for (endpoint, all_granted) in endpoints {
+            let not_before_ms = if all_granted { 0 } else { now_ms + NOT_GRANTED_MS };
+            if let Err(error) = self.look_again(&state, endpoint, not_before_ms) {
+                tracing::error!(%error, "looking for due deliveries failed");
+                self.queue.set_due(endpoint, Some(now_ms + NOT_GRANTED_MS));
+            }
+        }
+    }
+
+    fn no_longer_claiming(&mut self, chosen: &Chosen) {
+        if let Some(numbers) = self.claiming.get_mut(&chosen.endpoint) {
+            numbers.remove(&chosen.attempt.number);
+            if numbers.is_empty() {
+                self.claiming.remove(&chosen.endpoint);
+            }
+        }
+    }
+
+    fn start(&self, state: &StateDb, chosen: Chosen, applied_after: Instant, now_ms: u64, signing: &mut SigningKeys) {
+        let late = Duration::from_millis(now_ms.saturating_sub(chosen.delivery.due_ms));
+        let now = Instant::now();
+        let granted = Granted {
+            attempt: chosen.attempt,
+            endpoint: chosen.endpoint,
+            epoch: self.epoch,
+            step: chosen.delivery.step,
+            call: self.call(state, chosen, signing),
+            applied_after,
+            due: now.checked_sub(late).unwrap_or(now),
+            slots: self.slots.clone(),
+        };
+        self.own.calls.start(granted);
+    }
+
+    /// What the call needs; none if it cannot be read.
+    fn call(&self, state: &StateDb, chosen: Chosen, signing: &mut SigningKeys) -> Option<Call> {
+        let (team, generation) = chosen.endpoint;
+        let read = || -> Result<Option<Call>, Fatal> {
+            let Some(message) = delivery::message(state, team, &chosen.delivery)? else {
+                return Ok(None);
+            };
+            Ok(Some(Call {
+                team,
+                secret: self.own.secrets.endpoint_secret(team, generation),
+                signing_key: signing.of(state, &self.own.secrets, team)?,
+                attempt_no: chosen.attempt.attempt_no,
+                epoch: self.epoch,
+                redelivery_possible: chosen.delivery.closed_unknown > 0,
+                message,
+                delivery: chosen.delivery,
+            }))
+        };
+        let number = chosen.attempt.number;
+        match read() {
+            Ok(call) => {
+                if call.is_none() {
+                    tracing::error!(%team, number, "a delivery without its message");
+                }
+                call
+            }
+            Err(error) => {
+                tracing::error!(%team, number, %error, "a delivery cannot be read");
+                None
+            }
+        }
+    }
+
+    /// Leadership is over. What may still be granted to this epoch is recorded as not sent, so that the next
+    /// leader need not wait for it to grow old.
+    fn wind_up(self) {
+        let Tenure {
+            own,
+            epoch,
+            mut answers,
+            slots,
+            ..
+        } = self;
+        let calls = own.calls.clone();
+        calls.clone().spawn(async move {
+            while let Some(answer) = answers.next().await {
+                let granted = granted(&answer.outcome, answer.batch.len(), &own.metrics);
+                for (chosen, granted) in answer.batch.into_iter().zip(granted) {
+                    if !granted {
+                        calls.open().close(&chosen.attempt);
+                        continue;
+                    }
+                    calls.start(Granted {
+                        attempt: chosen.attempt,
+                        endpoint: chosen.endpoint,
+                        epoch,
+                        step: chosen.delivery.step,
+                        call: None,
+                        applied_after: answer.proposed,
+                        due: answer.proposed,
+                        slots: slots.clone(),
+                    });
+                }
+            }
+        });
+    }
+}
+
+/// Which attempts of a Claim entry were granted; none when nobody knows.
+fn granted(outcome: &Result<Reply, ProposeError>, count: usize, metrics: &Metrics) -> Vec<bool> {
+    match outcome.as_ref().map(|reply| &reply.reply) {
+        Ok(Some(reply::Reply::Attempts(answer))) if answer.done.len() == count => {
+            let stale = answer.done.iter().filter(|done| !**done).count();
+            metrics.dispatch.claims_stale.inc_by(stale as u64);
+            answer.done.clone()
+        }
+        Ok(other) => {
+            metrics.dispatch.claims_stale.inc_by(count as u64);
+            tracing::info!(?other, "claims were refused");
+            vec![false; count]
+        }
+        Err(error) => {
+            tracing::info!(%error, claims = count, "claims without an answer");
+            vec![false; count]
+        }
+    }
+}
+
+/// The signing keys of the teams of one batch.
+#[derive(Default)]
+struct SigningKeys(HashMap<TeamId, String>);
+
+impl SigningKeys {
+    fn of(&mut self, state: &StateDb, secrets: &Secrets, team: TeamId) -> Result<String, Fatal> {
+        if let Some(key) = self.0.get(&team) {
+            return Ok(key.clone());
+        }
+        let current = query::team(state, team)?.map_or(0, |team| team.signing_generation);
+        let key = secrets.signing_key(team, current);
+        self.0.insert(team, key.clone());
+        Ok(key)
+    }
+}

@@ -1,0 +1,224 @@
+//! The open attempts of this node: claimed, calling, or ended and not recorded yet.
+//!
+//! They outlive the leadership that claimed them. An attempt is in the table from before its claim is proposed
+//! until its outcome is answered; [`super::takeover`] leaves alone what is in it, and a hand-over of leadership
+//! waits until it is empty (each entry stands inside [`Drain`]).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use agentpost_proto::command::{AttemptRef, AttemptResult};
+use agentpost_proto::id::TeamId;
+use agentpost_proto::limits::{ATTEMPT_TIMEOUT_MS, RETRY_DELAYS_MS};
+use agentpost_proto::record::Delivery;
+use tokio::sync::mpsc;
+
+use super::fair_queue::{Endpoint, Reach};
+use crate::base::metrics::Metrics;
+use crate::base::metrics::dispatch::AttemptClass;
+use crate::shard::drain::{Drain, Entered};
+
+/// One attempt of one delivery, as the log names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Attempt {
+    /// Whose delivery.
+    pub team: TeamId,
+    /// Its number in the team.
+    pub number: u64,
+    /// The serial of its calls.
+    pub attempt_no: u32,
+}
+
+impl Attempt {
+    /// The newest attempt of a delivery.
+    pub fn newest(team: TeamId, delivery: &Delivery) -> Self {
+        Attempt {
+            team,
+            number: delivery.number,
+            attempt_no: delivery.attempt_no,
+        }
+    }
+
+    /// As commands name it.
+    pub fn to_proto(self) -> AttemptRef {
+        AttemptRef {
+            team_id: self.team.to_bytes(),
+            number: self.number,
+            attempt_no: self.attempt_no,
+        }
+    }
+}
+
+/// Where slots go back to: the tenure that gave them, if it still is.
+pub type Slots = mpsc::Sender<(Endpoint, Reach)>;
+
+/// An attempt that is over, until that is recorded.
+pub struct Ended {
+    /// Which.
+    pub attempt: Attempt,
+    /// Of its claim.
+    pub epoch: u64,
+    /// What became of it.
+    pub result: AttemptResult,
+    /// Whose slot it holds.
+    pub(super) endpoint: Endpoint,
+    /// Its place on the ladder.
+    pub(super) step: u32,
+    /// Where the slot goes back to.
+    pub(super) slots: Slots,
+}
+
+/// The table of open attempts. Cheap to clone.
+#[derive(Clone)]
+pub struct OpenAttempts {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    table: Mutex<HashMap<Attempt, Entered>>,
+    drain: Drain,
+}
+
+impl OpenAttempts {
+    /// None yet. They enter `drain`.
+    pub fn new(drain: Drain) -> Self {
+        let shared = Shared {
+            table: Mutex::default(),
+            drain,
+        };
+        OpenAttempts {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Notes an attempt that is about to be claimed; refused while leadership is being handed over.
+    pub fn enter(&self, attempt: Attempt) -> bool {
+        let Some(entered) = self.shared.drain.enter() else {
+            return false;
+        };
+        self.table().insert(attempt, entered);
+        true
+    }
+
+    /// Whether leadership is being handed over.
+    pub fn is_held(&self) -> bool {
+        self.shared.drain.is_held()
+    }
+
+    /// Forgets an attempt that was not granted, or is recorded.
+    pub fn close(&self, attempt: &Attempt) {
+        let closed = self.table().remove(attempt);
+        drop(closed);
+    }
+
+    /// Whether this node will still say what became of an attempt.
+    pub fn contains(&self, attempt: &Attempt) -> bool {
+        self.table().contains_key(attempt)
+    }
+
+    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<Attempt, Entered>> {
+        self.shared.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ended {
+    /// The cluster has answered: the attempt is closed and its slot is free. `recorded` = it was still wanted.
+    pub fn settle(self, recorded: bool, open: &OpenAttempts, metrics: &Metrics) {
+        if !recorded {
+            metrics.dispatch.outcomes_stale.inc();
+        } else if is_last(&self.result, self.step) {
+            metrics.dispatch.dead_letters.inc();
+        }
+        open.close(&self.attempt);
+        // The channel holds a place for every slot; it is closed when the tenure is over.
+        let _ = self.slots.try_send((self.endpoint, reach_of(&self.result)));
+    }
+}
+
+/// Whether this outcome leaves no further attempt. For the metric; apply decides.
+fn is_last(result: &AttemptResult, step: u32) -> bool {
+    match result.status {
+        _ if result.not_sent => false,
+        200..=299 => false,
+        410 => true,
+        489 if result.non_retryable => true,
+        _ => step as usize >= RETRY_DELAYS_MS.len(),
+    }
+}
+
+/// The class of an outcome, as the metric counts it.
+pub(super) fn class_of(result: &AttemptResult) -> AttemptClass {
+    match (result.status, result.error.as_str()) {
+        _ if result.not_sent => AttemptClass::NotSent,
+        (200..=299, "") => AttemptClass::Delivered,
+        (_, "dns" | "connect" | "tls") => AttemptClass::Connect,
+        (_, "timeout") => AttemptClass::Timeout,
+        (_, "refused") => AttemptClass::Refused,
+        (_, "status") => AttemptClass::Status,
+        _ => AttemptClass::Protocol,
+    }
+}
+
+/// Two timers can end a call: that of the connection, and that of the whole attempt, which is much longer.
+fn reach_of(result: &AttemptResult) -> Reach {
+    match class_of(result) {
+        AttemptClass::NotSent => Reach::Untried,
+        AttemptClass::Connect => Reach::Unreachable,
+        AttemptClass::Timeout if result.status == 0 && result.took_ms < ATTEMPT_TIMEOUT_MS / 2 => Reach::Unreachable,
+        _ => Reach::Reached,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(status: u32, error: &str, took_ms: u64) -> AttemptResult {
+        AttemptResult {
+            status,
+            error: error.to_owned(),
+            took_ms,
+            ..AttemptResult::default()
+        }
+    }
+
+    #[test]
+    fn only_a_connection_that_was_not_made_counts_against_an_endpoint() {
+        for (result, reach) in [
+            (result(200, "", 3), Reach::Reached),
+            (result(503, "status", 3), Reach::Reached),
+            (result(0, "connect", 3), Reach::Unreachable),
+            (result(0, "dns", 3), Reach::Unreachable),
+            (result(0, "tls", 3), Reach::Unreachable),
+            (result(0, "timeout", 5_001), Reach::Unreachable),
+            (result(0, "timeout", ATTEMPT_TIMEOUT_MS), Reach::Reached),
+            (result(0, "protocol", 3), Reach::Reached),
+            (
+                AttemptResult {
+                    not_sent: true,
+                    ..AttemptResult::default()
+                },
+                Reach::Untried,
+            ),
+        ] {
+            assert_eq!(reach_of(&result), reach, "{result:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_attempt_is_that_of_the_last_step_or_a_refusal_for_good() {
+        let steps = RETRY_DELAYS_MS.len() as u32;
+        assert!(!is_last(&result(500, "status", 1), steps - 1));
+        assert!(is_last(&result(500, "status", 1), steps));
+        assert!(!is_last(&result(200, "", 1), steps));
+        assert!(is_last(&result(410, "status", 1), 0));
+        assert!(!is_last(&result(489, "status", 1), 0));
+        assert!(!is_last(
+            &AttemptResult {
+                not_sent: true,
+                ..AttemptResult::default()
+            },
+            steps
+        ));
+    }
+}

@@ -1,0 +1,129 @@
+//! Records what became of calls: proposes their outcomes, again and again, until the cluster has answered.
+//!
+//! It lives as long as the process, beyond any leadership: a deposed leader still owes the outcomes of the
+//! calls that it began, and forwards them to its successor. Outcomes gather for [`GATHER_MS`] at most, and not
+//! at all after a pause, so a quiet cluster records at once and a busy one writes few entries. Several entries
+//! may be on their way. A repeat of an outcome that was recorded is stale, which is an answer as good as any.
+
+use std::time::Duration;
+
+use agentpost_proto::command::{AttemptOutcome, Operation, Outcome, operation, reply};
+use agentpost_proto::limits::{CLAIMS_PER_ENTRY_MAX, GATHER_MS, NODE_CALLS_MAX};
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::failpoint::{self, Place};
+use super::open::{Ended, OpenAttempts};
+use crate::base::clock::IdSource;
+use crate::base::metrics::Metrics;
+use crate::base::metrics::dispatch::EntryKind;
+use crate::shard::proposer::Proposer;
+
+/// Between two attempts to record the same outcomes.
+const RETRY_MS: (u64, u64) = (50, 150);
+/// Entries on their way; a call's slot is not free before its outcome is recorded, so there are few.
+const ENTRIES_IN_FLIGHT_MAX: usize = 8;
+
+/// Where ended calls go.
+pub type Reports = mpsc::Sender<Ended>;
+
+/// Records outcomes until the process ends.
+pub struct Reporter {
+    recorder: Recorder,
+    ended: mpsc::Receiver<Ended>,
+}
+
+/// What an outcome is recorded with.
+pub struct Recorder {
+    /// Where recorded attempts are closed.
+    pub open: OpenAttempts,
+    /// Where outcomes are proposed.
+    pub proposer: Proposer,
+    /// Counts.
+    pub metrics: Metrics,
+    /// Tells how long to wait between attempts.
+    pub ids: IdSource,
+}
+
+impl Reporter {
+    /// One for the node, and where it is told.
+    pub fn new(recorder: Recorder) -> (Self, Reports) {
+        let (reports, ended) = mpsc::channel(NODE_CALLS_MAX);
+        (Reporter { recorder, ended }, reports)
+    }
+
+    /// Runs until `shutdown`; what is not recorded then is lost with the process.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        shutdown.run_until_cancelled(self.report()).await;
+    }
+
+    async fn report(&mut self) {
+        let mut waiting: Vec<Ended> = Vec::new();
+        let mut under_way = FuturesUnordered::new();
+        let mut open_at = Instant::now();
+        loop {
+            let may_propose = !waiting.is_empty() && under_way.len() < ENTRIES_IN_FLIGHT_MAX;
+            if may_propose && (waiting.len() >= CLAIMS_PER_ENTRY_MAX || Instant::now() >= open_at) {
+                let batch = waiting.drain(..waiting.len().min(CLAIMS_PER_ENTRY_MAX)).collect();
+                open_at = Instant::now() + Duration::from_millis(GATHER_MS);
+                under_way.push(self.recorder.record(batch));
+                continue;
+            }
+            let room = 2 * CLAIMS_PER_ENTRY_MAX - waiting.len();
+            tokio::select! {
+                Some(()) = under_way.next() => {}
+                taken = self.ended.recv_many(&mut waiting, room), if room > 0 => if taken == 0 {
+                    // Nobody can report any more; what is under way is still recorded.
+                    sleep(Duration::from_millis(GATHER_MS)).await;
+                },
+                () = sleep_until(open_at), if may_propose => {}
+            }
+        }
+    }
+}
+
+/// Records one batch, however long it takes.
+impl Recorder {
+    /// Proposes a batch until the cluster has answered.
+    async fn record(&self, batch: Vec<Ended>) {
+        loop {
+            failpoint::pass(Place::BeforeOutcome);
+            self.metrics.dispatch.entry(EntryKind::Outcome);
+            let answer = self.proposer.propose_internal(outcome_of(&batch)).await;
+            match answer.map(|reply| reply.reply) {
+                Ok(Some(reply::Reply::Attempts(answer))) => {
+                    failpoint::pass(Place::OutcomeCommitted);
+                    for (n, ended) in batch.into_iter().enumerate() {
+                        let recorded = answer.done.get(n) == Some(&true);
+                        ended.settle(recorded, &self.open, &self.metrics);
+                    }
+                    return;
+                }
+                Ok(other) => {
+                    // Refused for good: takeover closes these claims.
+                    tracing::error!(?other, outcomes = batch.len(), "outcomes were refused");
+                    return batch
+                        .into_iter()
+                        .for_each(|ended| ended.settle(false, &self.open, &self.metrics));
+                }
+                Err(error) => tracing::debug!(%error, outcomes = batch.len(), "outcomes are not recorded yet"),
+            }
+            sleep(Duration::from_millis(self.ids.jitter_ms(RETRY_MS.0, RETRY_MS.1))).await;
+        }
+    }
+}
+
+fn outcome_of(batch: &[Ended]) -> Operation {
+    let outcome = |ended: &Ended| AttemptOutcome {
+        attempt: Some(ended.attempt.to_proto()),
+        epoch: ended.epoch,
+        result: Some(ended.result.clone()),
+    };
+    let outcomes = batch.iter().map(outcome).collect();
+    Operation {
+        principal: None,
+        op: Some(operation::Op::Outcome(Outcome { outcomes })),
+    }
+}

@@ -1,0 +1,80 @@
+//! Leader-only: closes attempts that nobody will report on.
+//!
+//! Every [`PERIOD`] the claims in the state are compared with the calls of this node. A claim that is none of
+//! them belongs to a node that died or was cut off, or, within the own epoch, to an answer that was lost. When
+//! it is so old that no call of it can still be running ([`TAKEOVER_AFTER_MS`] of cluster time), it is closed
+//! as unknown, and its delivery is due again.
+
+use std::time::Duration;
+
+use agentpost_proto::command::{AttemptRef, Takeover, operation, reply};
+use agentpost_proto::limits::{CLAIMS_PER_ENTRY_MAX, TAKEOVER_AFTER_MS};
+use agentpost_raft_store::kv::Fatal;
+use agentpost_raft_store::query::delivery;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::handles::Handles;
+use super::open::Attempt;
+use crate::base::metrics::dispatch::EntryKind;
+
+/// Between two looks.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Closes the orphaned claims of one shard.
+pub(super) struct TakingOver(pub(super) Handles);
+
+impl TakingOver {
+    /// Runs until it is dropped.
+    pub(super) async fn run(self) {
+        let (epoch, _) = self.0.cluster_time.now();
+        let mut period = interval(PERIOD);
+        period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            period.tick().await;
+            match self.orphans() {
+                Ok(orphans) => {
+                    for batch in orphans.chunks(CLAIMS_PER_ENTRY_MAX) {
+                        self.take_over(epoch, batch).await;
+                    }
+                }
+                Err(error) => tracing::error!(%error, "looking for orphaned claims failed"),
+            }
+        }
+    }
+
+    fn orphans(&self) -> Result<Vec<AttemptRef>, Fatal> {
+        let (_, now_ms) = self.0.cluster_time.now();
+        let state = self.0.state.current();
+        let mut orphans = Vec::new();
+        for (_, team, number) in delivery::claims(&*state)? {
+            let Some(delivery) = delivery::by_number(&*state, team, number)? else {
+                continue;
+            };
+            // It may have been closed between the two reads.
+            let Some(claim) = delivery.claim else { continue };
+            let attempt = Attempt::newest(team, &delivery);
+            if claim.ct_ms + TAKEOVER_AFTER_MS <= now_ms && !self.0.calls.open().contains(&attempt) {
+                orphans.push(attempt.to_proto());
+            }
+        }
+        Ok(orphans)
+    }
+
+    async fn take_over(&self, epoch: u64, attempts: &[AttemptRef]) {
+        let op = operation::Op::Takeover(Takeover {
+            epoch,
+            attempts: attempts.to_vec(),
+        });
+        self.0.metrics.dispatch.entry(EntryKind::Takeover);
+        match self.0.proposer.propose_in(epoch, op).await.map(|reply| reply.reply) {
+            Ok(Some(reply::Reply::Attempts(answer))) => {
+                let closed = answer.done.iter().filter(|done| **done).count();
+                self.0.metrics.dispatch.takeovers.inc_by(closed as u64);
+                tracing::warn!(closed, "attempts closed with an unknown outcome");
+            }
+            Ok(other) => tracing::info!(?other, "a takeover was refused"),
+            // The next look tries again; if leadership is lost, somebody else does.
+            Err(error) => tracing::debug!(%error, "a takeover was not proposed"),
+        }
+    }
+}

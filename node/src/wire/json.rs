@@ -1,0 +1,534 @@
+//! JSON in, strictly and without a tree.
+//!
+//! serde_json checks the syntax once and hands out raw slices (`members!`); [`compact`] then walks such a
+//! slice byte by byte. It keeps numbers and escapes as they were written, which a typed visitor would not
+//! (an integer above 2^64 would come back as a float), and it enforces what syntax cannot: depth, number of
+//! keys, no key twice, length and range of numbers, paired surrogates. A slice without white space is not
+//! copied at all.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+
+use agentpost_proto::limits;
+use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+/// Keys of one object at most.
+const KEYS_MAX: usize = 1_000;
+/// Characters of one number at most.
+const NUMBER_CHARS_MAX: usize = 64;
+
+/// What is wrong with a JSON text, without the value that is wrong: people put keys and tokens in the wrong place,
+/// and what is said here may be logged.
+pub fn explain(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    // serde quotes the value, then says what it expected, in words that are ours.
+    let expected = text.rfind(", expected ").filter(|_| error.is_data());
+    match expected.filter(|_| !text.starts_with("unknown field ")) {
+        Some(at) => text[at + 2..].to_owned(),
+        None => text,
+    }
+}
+
+/// Why a well-formed JSON text is refused all the same; shown to the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Fault {
+    #[error("must be a JSON object")]
+    NotAnObject,
+    #[error("must be a string")]
+    NotText,
+    #[error("is nested deeper than {} levels", limits::JSON_DEPTH_MAX)]
+    TooDeep,
+    #[error("has an object with more than {KEYS_MAX} keys")]
+    TooManyKeys,
+    #[error("has an object with the same key twice")]
+    DuplicateKey,
+    #[error("has a number of more than {NUMBER_CHARS_MAX} characters")]
+    LongNumber,
+    #[error("has a number that no program can represent")]
+    NumberOutOfRange,
+    #[error("has a string that is not valid Unicode")]
+    BadUnicode,
+}
+
+/// A key that borrows from the input unless it has escapes.
+#[derive(Deserialize)]
+pub struct Key<'a>(#[serde(borrow)] pub Cow<'a, str>);
+
+/// A struct of raw members; see `members!`.
+pub trait FromMembers<'de>: Sized {
+    /// Reads an object.
+    fn read<A: MapAccess<'de>>(map: A) -> Result<Self, A::Error>;
+    /// What anything else becomes.
+    fn faulty(fault: Fault) -> Self;
+}
+
+/// Reads an object leniently: anything else is a fault of the result, not an error.
+pub struct Lenient<T>(pub PhantomData<T>);
+
+impl<'de, T: FromMembers<'de>> Visitor<'de> for Lenient<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::read(map)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<T, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(T::faulty(Fault::NotAnObject))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<T, E> {
+        Ok(T::faulty(Fault::NotAnObject))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<T, E> {
+        Ok(T::faulty(Fault::NotAnObject))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<T, E> {
+        Ok(T::faulty(Fault::NotAnObject))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<T, E> {
+        Ok(T::faulty(Fault::NotAnObject))
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<T, E> {
+        Ok(T::faulty(Fault::NotAnObject))
+    }
+
+    fn visit_unit<E>(self) -> Result<T, E> {
+        Ok(T::faulty(Fault::NotAnObject))
+    }
+}
+
+/// Declares a struct of raw members of a JSON object. Reading one never fails for a wrong type or a repeated
+/// name: both are remembered in `fault`, so that one bad item does not spoil a batch. Unknown names are
+/// skipped, `null` is an absent member.
+macro_rules! members {
+    ($(#[$doc:meta])* $name:ident { $($field:ident = $key:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Default)]
+        pub(crate) struct $name<'a> {
+            $(pub(crate) $field: Option<&'a serde_json::value::RawValue>,)*
+            /// Not an object, or a name that stands twice.
+            pub(crate) fault: Option<$crate::wire::json::Fault>,
+        }
+
+        impl<'de: 'a, 'a> $crate::wire::json::FromMembers<'de> for $name<'a> {
+            fn read<A: serde::de::MapAccess<'de>>(mut map: A) -> Result<Self, A::Error> {
+                let mut out = Self::default();
+                let mut seen = 0u32;
+                while let Some($crate::wire::json::Key(key)) = map.next_key()? {
+                    let mut bit = 1u32;
+                    $(
+                        if key == $key {
+                            if seen & bit != 0 {
+                                out.fault = Some($crate::wire::json::Fault::DuplicateKey);
+                            }
+                            seen |= bit;
+                            out.$field = map.next_value()?;
+                            continue;
+                        }
+                        bit <<= 1;
+                    )*
+                    let _ = bit;
+                    map.next_value::<serde::de::IgnoredAny>()?;
+                }
+                Ok(out)
+            }
+
+            fn faulty(fault: $crate::wire::json::Fault) -> Self {
+                Self { fault: Some(fault), ..Self::default() }
+            }
+        }
+
+        impl<'de: 'a, 'a> serde::Deserialize<'de> for $name<'a> {
+            fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+                input.deserialize_any($crate::wire::json::Lenient(std::marker::PhantomData))
+            }
+        }
+    };
+}
+
+pub(crate) use members;
+
+/// The text of a raw JSON string; borrowed unless it has escapes.
+pub fn text(raw: &str) -> Result<Cow<'_, str>, Fault> {
+    let inner = raw
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+        .ok_or(Fault::NotText)?;
+    if inner.contains('\\') {
+        return serde_json::from_str::<String>(raw)
+            .map(Cow::Owned)
+            .map_err(|_| Fault::BadUnicode);
+    }
+    Ok(Cow::Borrowed(inner))
+}
+
+/// The same value without white space between its tokens. `raw` must be one JSON value that serde_json
+/// accepted, as a `RawValue` is.
+pub fn compact(raw: &str) -> Result<Cow<'_, str>, Fault> {
+    let mut walk = Walk {
+        raw,
+        at: 0,
+        frames: Vec::new(),
+        keys: Vec::new(),
+    };
+    let bytes = raw.as_bytes();
+    let mut out = String::new();
+    let mut run = 0; // start of what is not copied yet
+    while let Some(byte) = bytes.get(walk.at) {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\r' => {
+                out.push_str(&raw[run..walk.at]);
+                run = walk.at + 1;
+                walk.at += 1;
+            }
+            b'"' => walk.string()?,
+            b'-' | b'0'..=b'9' => walk.number()?,
+            b'{' | b'[' => walk.open(*byte == b'{')?,
+            b'}' | b']' => walk.close()?,
+            b',' => walk.comma(),
+            _ => walk.at += 1, // a colon or a letter of true, false, null
+        }
+    }
+    if run == 0 {
+        return Ok(Cow::Borrowed(raw));
+    }
+    out.push_str(&raw[run..]);
+    Ok(Cow::Owned(out))
+}
+
+/// An open array or object.
+struct Frame {
+    /// For an object: where its keys begin in `Walk::keys`.
+    keys_from: Option<usize>,
+    /// The next string is a key.
+    at_key: bool,
+}
+
+struct Walk<'a> {
+    raw: &'a str,
+    at: usize,
+    frames: Vec<Frame>,
+    /// Keys of all open objects.
+    keys: Vec<Cow<'a, str>>,
+}
+
+impl<'a> Walk<'a> {
+    fn open(&mut self, object: bool) -> Result<(), Fault> {
+        if self.frames.len() == limits::JSON_DEPTH_MAX {
+            return Err(Fault::TooDeep);
+        }
+        self.frames.push(Frame {
+            keys_from: object.then_some(self.keys.len()),
+            at_key: object,
+        });
+        self.at += 1;
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), Fault> {
+        if let Some(Frame {
+            keys_from: Some(from), ..
+        }) = self.frames.pop()
+        {
+            let keys = &mut self.keys[from..];
+            keys.sort_unstable();
+            if keys.windows(2).any(|pair| pair[0] == pair[1]) {
+                return Err(Fault::DuplicateKey);
+            }
+            self.keys.truncate(from);
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    fn comma(&mut self) {
+        if let Some(frame) = self.frames.last_mut() {
+            frame.at_key = frame.keys_from.is_some();
+        }
+        self.at += 1;
+    }
+
+    fn string(&mut self) -> Result<(), Fault> {
+        let start = self.at;
+        let end = string_end(self.raw.as_bytes(), start)?;
+        self.at = end;
+        let Some(Frame {
+            keys_from: Some(from),
+            at_key,
+        }) = self.frames.last_mut()
+        else {
+            return Ok(());
+        };
+        if std::mem::take(at_key) {
+            if self.keys.len() - *from == KEYS_MAX {
+                return Err(Fault::TooManyKeys);
+            }
+            self.keys.push(text(&self.raw[start..end])?);
+        }
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<(), Fault> {
+        let rest = &self.raw[self.at..];
+        let length = rest
+            .find(|c: char| !matches!(c, '0'..='9' | '-' | '+' | '.' | 'e' | 'E'))
+            .unwrap_or(rest.len());
+        let number = &rest[..length];
+        if length > NUMBER_CHARS_MAX {
+            return Err(Fault::LongNumber);
+        }
+        let exponent = number.contains(['e', 'E']);
+        if exponent && !number.parse::<f64>().is_ok_and(f64::is_finite) {
+            return Err(Fault::NumberOutOfRange);
+        }
+        self.at += length;
+        Ok(())
+    }
+}
+
+/// The place behind the string that starts at `start`.
+fn string_end(bytes: &[u8], start: usize) -> Result<usize, Fault> {
+    let mut at = start + 1;
+    loop {
+        match bytes.get(at) {
+            Some(b'"') => return Ok(at + 1),
+            Some(b'\\') if bytes.get(at + 1) == Some(&b'u') => at = unicode_escape(bytes, at)?,
+            Some(b'\\') => at += 2,
+            Some(_) => at += 1,
+            None => return Err(Fault::BadUnicode), // cannot be: the syntax was checked
+        }
+    }
+}
+
+/// The place behind the escape at `at`, and behind its other half if it is a surrogate pair.
+fn unicode_escape(bytes: &[u8], at: usize) -> Result<usize, Fault> {
+    match code_unit(bytes, at).ok_or(Fault::BadUnicode)? {
+        0xD800..=0xDBFF => match code_unit(bytes, at + 6) {
+            Some(0xDC00..=0xDFFF) => Ok(at + 12),
+            _ => Err(Fault::BadUnicode),
+        },
+        0xDC00..=0xDFFF => Err(Fault::BadUnicode),
+        _ => Ok(at + 6),
+    }
+}
+
+fn code_unit(bytes: &[u8], at: usize) -> Option<u16> {
+    let digits = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
+    u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+/// Appends a JSON string.
+pub fn push_text(out: &mut Vec<u8>, text: &str) {
+    // Writing to memory does not fail, and a string always serializes.
+    let _ = serde_json::to_writer(out, text);
+}
+
+/// Writes an object member by member; for answers whose parts are stored as JSON already.
+pub struct Writer<'o> {
+    out: &'o mut Vec<u8>,
+    empty: bool,
+}
+
+impl<'o> Writer<'o> {
+    /// Opens the object.
+    pub fn new(out: &'o mut Vec<u8>) -> Self {
+        out.push(b'{');
+        Writer { out, empty: true }
+    }
+
+    /// `"key":`, after which the caller writes one value. Keys need no escapes.
+    pub fn key(&mut self, key: &'static str) -> &mut Vec<u8> {
+        if !std::mem::take(&mut self.empty) {
+            self.out.push(b',');
+        }
+        self.out.push(b'"');
+        self.out.extend_from_slice(key.as_bytes());
+        self.out.extend_from_slice(b"\":");
+        self.out
+    }
+
+    /// A member that is JSON already.
+    pub fn raw(&mut self, key: &'static str, json: impl AsRef<[u8]>) {
+        self.key(key).extend_from_slice(json.as_ref());
+    }
+
+    /// A string, or `null`.
+    pub fn text<'t>(&mut self, key: &'static str, text: impl Into<Option<&'t str>>) {
+        match text.into() {
+            Some(text) => push_text(self.key(key), text),
+            None => self.raw(key, "null"),
+        }
+    }
+
+    /// The members of a compact JSON object, which may not be empty.
+    pub fn members_of(&mut self, object: &[u8]) {
+        let inner = object.strip_prefix(b"{").and_then(|rest| rest.strip_suffix(b"}"));
+        if let Some(inner) = inner.filter(|inner| !inner.is_empty()) {
+            if !std::mem::take(&mut self.empty) {
+                self.out.push(b',');
+            }
+            self.out.extend_from_slice(inner);
+        }
+    }
+
+    /// Closes the object.
+    pub fn end(self) {
+        self.out.push(b'}');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    #[test]
+    fn white_space_between_tokens_goes_and_everything_else_stays() {
+        let raw = "{ \"a b\" :\n[ 1 , -2.50e+3 ,\ttrue,null , \"x \\u00e4 \\\" { \" ] ,\r\n\"o\":{ } }";
+        let expected = "{\"a b\":[1,-2.50e+3,true,null,\"x \\u00e4 \\\" { \"],\"o\":{}}";
+        assert_eq!(compact(raw).unwrap(), expected);
+        assert!(matches!(compact(expected).unwrap(), Cow::Borrowed(_)));
+        let large = r#"{"n":123456789012345678901234567890.10}"#;
+        assert_eq!(compact(large).unwrap(), large);
+    }
+
+    #[test]
+    fn what_syntax_cannot_forbid_is_refused() {
+        let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
+        let keys = |n: usize| {
+            let members: Vec<String> = (0..n).map(|i| format!("\"k{i}\":0")).collect();
+            format!("{{{}}}", members.join(","))
+        };
+        assert!(compact(&nested(32)).is_ok());
+        assert!(compact(&keys(1000)).is_ok());
+        assert!(compact(&format!("[{},{}]", keys(1000), keys(1000))).is_ok());
+        assert!(compact(&"9".repeat(64)).is_ok());
+        for (bad, fault) in [
+            (nested(33).as_str(), Fault::TooDeep),
+            (&keys(1001), Fault::TooManyKeys),
+            (r#"{"a":1,"a":2}"#, Fault::DuplicateKey),
+            (r#"{"a":{"b":1,"c":2,"b":3}}"#, Fault::DuplicateKey),
+            (r#"{"a":1,"\u0061":2}"#, Fault::DuplicateKey),
+            (&"9".repeat(65), Fault::LongNumber),
+            ("1e400", Fault::NumberOutOfRange),
+            (r#"["\ud800"]"#, Fault::BadUnicode),
+            (r#"["\ud800\u0041"]"#, Fault::BadUnicode),
+            (r#"["\udc00\ud800"]"#, Fault::BadUnicode),
+            (r#"{"\ud800":1}"#, Fault::BadUnicode),
+        ] {
+            assert_eq!(compact(bad), Err(fault), "{bad}");
+        }
+        assert!(compact(r#"["\ud83d\ude00"]"#).is_ok());
+        assert!(compact(r#"{"a":{"a":{"a":1}},"b":[{"a":1},{"a":1}]}"#).is_ok());
+    }
+
+    #[test]
+    fn text_is_unescaped() {
+        assert_eq!(text(r#""plain""#).unwrap(), "plain");
+        assert_eq!(text(r#""a\n\u00e4""#).unwrap(), "a\nä");
+        assert_eq!(text(r#""\ud800""#), Err(Fault::BadUnicode));
+        assert_eq!(text("12"), Err(Fault::NotText));
+        assert_eq!(text("{}"), Err(Fault::NotText));
+    }
+
+    #[test]
+    fn an_explanation_never_quotes_a_value() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code)]
+        struct Typed {
+            number: u8,
+            kind: Option<Kind>,
+        }
+        #[derive(Debug, Deserialize)]
+        enum Kind {
+            One,
+            Two,
+        }
+        for (bad, explained) in [
+            (r#"{"number":"kite_x, expected y"}"#, "expected u8"),
+            (r#"{"number":300777}"#, "expected u8"),
+            (r#"{"number":1,"kind":"kite_x"}"#, "expected `One` or `Two`"),
+            (r#"{"number":[]}"#, "expected u8"),
+            (r#""kite_x""#, "expected struct Typed"),
+            (r#"{"other":1}"#, "unknown field `other`, expected `number` or `kind`"),
+            (r#"{}"#, "missing field `number`"),
+            (r#"{"number":1"#, "EOF while parsing an object"),
+            (r#"{"number":kite_x}"#, "expected value"),
+        ] {
+            let text = explain(&serde_json::from_str::<Typed>(bad).unwrap_err());
+            assert!(text.starts_with(explained), "{bad}: {text}");
+            assert!(!text.contains("kite_x") && !text.contains("300777"), "{bad}: {text}");
+        }
+    }
+
+    members!(
+        /// For the test.
+        Sample { first = "first", second = "secondName", }
+    );
+
+    #[test]
+    fn members_are_raw_and_faults_are_remembered() {
+        let sample: Sample<'_> =
+            serde_json::from_str(r#"{"first":{"x": 1},"other":[[]],"second\u004eame":"s"}"#).unwrap();
+        assert_eq!(sample.first.unwrap().get(), r#"{"x": 1}"#);
+        assert_eq!(sample.second.unwrap().get(), r#""s""#);
+        assert_eq!(sample.fault, None);
+        let sample: Sample<'_> = serde_json::from_str(r#"{"first":1,"first":null}"#).unwrap();
+        assert_eq!(sample.fault, Some(Fault::DuplicateKey));
+        for other in ["[1,{}]", "1", "-1", "1.5", "\"s\"", "null", "true"] {
+            let sample: Sample<'_> = serde_json::from_str(other).unwrap();
+            assert_eq!(sample.fault, Some(Fault::NotAnObject), "{other}");
+        }
+        assert!(serde_json::from_str::<Sample<'_>>("{\"first\":1").is_err());
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(6, 64, 8, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..8).prop_map(Value::from),
+                prop::collection::btree_map(any::<String>(), inner, 0..8)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn compact_text_is_what_serde_json_writes(value in value()) {
+            let pretty = serde_json::to_string_pretty(&value).unwrap();
+            let plain = serde_json::to_string(&value).unwrap();
+            prop_assert_eq!(compact(&pretty).unwrap(), plain.as_str());
+            prop_assert!(matches!(compact(&plain).unwrap(), Cow::Borrowed(_)));
+        }
+
+        #[test]
+        fn whatever_serde_json_takes_for_syntax_does_not_panic_and_stays_the_same_value(raw in r#"[\[\]{}",:0-9eE.\\u\-+ \ntrufalsn]{0,64}"#) {
+            let Ok(syntax) = serde_json::from_str::<&serde_json::value::RawValue>(&raw) else { return Ok(()) };
+            if let Ok(small) = compact(syntax.get()) {
+                prop_assert_eq!(serde_json::from_str::<Value>(&small).unwrap(), serde_json::from_str::<Value>(&raw).unwrap());
+            }
+        }
+    }
+}
