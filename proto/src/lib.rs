@@ -8,6 +8,8 @@
 //!
 //! No tokio, no I/O, no clock, no randomness.
 
+#![warn(missing_docs)]
+
 pub mod api;
 pub mod cloudevent;
 pub mod error;

@@ -22,7 +22,6 @@ pub struct ConfigError(String);
 /// Everything that can be set. `default.toml` says what each key means.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Config {
     pub insecure_listen: bool,
     pub node: Node,
@@ -40,7 +39,6 @@ pub struct Config {
 /// `[node]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Node {
     pub id: u64,
     pub data_dir: PathBuf,
@@ -52,7 +50,6 @@ pub struct Node {
 /// `[cluster]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Cluster {
     pub secret_file: PathBuf,
     pub nodes: Vec<Member>,
@@ -61,7 +58,6 @@ pub struct Cluster {
 /// An item of `cluster.nodes`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Member {
     pub id: u64,
     pub peer_addr: String,
@@ -71,7 +67,6 @@ pub struct Member {
 /// `[bootstrap]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Bootstrap {
     #[serde(deserialize_with = "path_or_empty")]
     pub admin_key_file: Option<PathBuf>,
@@ -80,7 +75,6 @@ pub struct Bootstrap {
 /// `[raft]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Raft {
     pub heartbeat_ms: u64,
     pub election_min_ms: u64,
@@ -94,7 +88,6 @@ pub struct Raft {
 /// `[storage]`
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Storage {
     pub min_free_bytes: u64,
     pub min_free_percent: u8,
@@ -105,7 +98,6 @@ pub struct Storage {
 /// `[kite]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Kite {
     pub source_prefix: String,
 }
@@ -113,7 +105,6 @@ pub struct Kite {
 /// `[webhooks]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Webhooks {
     pub allow_http: bool,
     pub allow_networks: Vec<Network>,
@@ -122,7 +113,6 @@ pub struct Webhooks {
 /// `[limits]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Limits {
     pub burst_sends: u32,
     pub burst_requests: u32,
@@ -132,7 +122,6 @@ pub struct Limits {
 /// `[runtime]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Runtime {
     pub worker_threads: usize,
 }
@@ -140,7 +129,6 @@ pub struct Runtime {
 /// `[log]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Log {
     pub format: LogFormat,
     pub level: String,
@@ -149,7 +137,6 @@ pub struct Log {
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
 pub enum LogFormat {
     Auto,
     Json,

@@ -22,7 +22,6 @@ use crate::webhooks::egress::Egress;
 
 /// What the doors may use. Cheap to clone.
 #[derive(Clone)]
-#[allow(missing_docs)]
 pub struct Services {
     pub proposer: Proposer,
     pub reader: Reader,

@@ -254,7 +254,6 @@ impl Egress {
 
 /// Why no request can be made.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum CannotCall {
     #[error(transparent)]
     Refused(#[from] Refused),

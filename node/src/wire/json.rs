@@ -33,7 +33,6 @@ pub fn explain(error: &serde_json::Error) -> String {
 
 /// Why a well-formed JSON text is refused all the same; shown to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum Fault {
     #[error("must be a JSON object")]
     NotAnObject,

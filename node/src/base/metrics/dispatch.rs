@@ -49,7 +49,6 @@ pub enum AttemptClass {
 
 /// What the dispatcher writes into the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(missing_docs)]
 pub enum EntryKind {
     Claim,
     Outcome,
