@@ -1,4 +1,4 @@
-//! The client side of Agentpost: a library over its public API and the two command lines built on it.
+//! The client side of Agentpost: a library over its public API. The two command lines built on it are in `cli/`.
 //!
 //! - [`Client`]: typed calls of both faces and of the operator API, over the URLs of several nodes. A node that does
 //!   not answer is passed over; a send whose outcome is unknown is repeated under the same idempotency key, so it
@@ -12,7 +12,6 @@
 //! - [`login::Login`]: a key for a machine that somebody lets in with a code; `Client` has the side of who lets it in.
 //! - [`verify`]: for receivers of webhooks: is a call genuine?
 //! - [`receiver`]: a small server for webhooks, for tools and tests.
-//! - [`terminal`]: prints what other agents wrote without letting it drive the terminal; [`table`]: the same in columns.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), agentpost::Error> {
@@ -50,8 +49,6 @@ pub mod receiver;
 pub mod retry;
 pub mod rpc;
 mod socket;
-pub mod table;
-pub mod terminal;
 mod tls;
 mod topics;
 pub mod urls;

@@ -20,7 +20,7 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::stream;
@@ -234,7 +234,7 @@ async fn take<H: Fn(Call) -> Answer>(
     shared: &Shared<H>,
 ) -> std::io::Result<Response<AnswerBody>> {
     let at_us = u64::try_from(shared.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let wall_ms = jiff::Timestamp::now().as_millisecond();
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let (parts, body) = request.into_parts();
     let Ok(body) = Limited::new(body, BODY_BYTES_MAX).collect().await else {
         return Ok(respond(&Answer::status(413).header("connection", "close")));
@@ -245,7 +245,7 @@ async fn take<H: Fn(Call) -> Answer>(
         headers: parts.headers,
         body: body.to_bytes(),
         at_us,
-        wall_ms: u64::try_from(wall_ms).unwrap_or_default(),
+        wall_ms: u64::try_from(wall.as_millis()).unwrap_or_default(),
     });
     if !answer.delay.is_zero() {
         sleep(answer.delay).await;

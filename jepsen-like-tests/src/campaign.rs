@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agentpost::table::{Paint, Tone, painted};
+use agentpost_cli::table::{Paint, Tone, painted};
 use anyhow::Result;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;

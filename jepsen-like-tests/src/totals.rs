@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 
-use agentpost::table::{Align, Paint, Table, Tone};
+use agentpost_cli::table::{Align, Paint, Table, Tone};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 

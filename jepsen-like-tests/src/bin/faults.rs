@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use agentpost::table::{Align, Paint, Table, Tone, painted};
+use agentpost_cli::table::{Align, Paint, Table, Tone, painted};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use jepsen_like_tests::campaign::{self, Job, Plan};

@@ -1,0 +1,172 @@
+//! Webhook deliveries per second, and the log entries that each one costs.
+//!
+//! The load keeps a backlog: batches are sent as long as fewer than [`BACKLOG`] deliveries wait. So the dispatcher has
+//! always more to do than it may have under way, and what is measured is its own speed. A batch of 100 sends is one log
+//! entry, which is told apart from the entries of the dispatcher: claims, outcomes, ticks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::hooks::{self, AGENTS};
+use crate::lane::Lane;
+use crate::observe::Snapshot;
+use crate::report::{Latency, Report, Row};
+use crate::sink::{Health, Sink};
+use crate::traffic::{BATCH, Shape, Source};
+use crate::{Bench, isolation};
+
+/// Deliveries that wait or are under way: four times what a node calls at once.
+const BACKLOG: u64 = 2_048;
+/// Before a lane looks again whether the backlog has shrunk.
+const FULL: Duration = Duration::from_millis(1);
+/// For the rest of the backlog, after the load.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs both experiments and takes their webhooks away again.
+pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
+    let measured = both(bench, run, report).await;
+    let removed = hooks::remove(bench).await;
+    measured.and(removed)
+}
+
+async fn both(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
+    // First what is measured at low load: full load leaves merges behind it.
+    isolation::measure(bench, run, report).await?;
+    full_load(bench, run, report).await
+}
+
+/// What the lanes have done.
+#[derive(Default)]
+struct Flow {
+    /// Messages that were acknowledged, or are being sent.
+    sent: AtomicU64,
+    /// Batches that were acknowledged: log entries.
+    entries: AtomicU64,
+}
+
+/// Everything that is counted, at one moment.
+struct Reading {
+    at: Instant,
+    delivered: u64,
+    sends: u64,
+    index: u64,
+}
+
+async fn full_load(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
+    let sink = Arc::new(Sink::start().await?);
+    hooks::register(bench, &sink, |_| Health::Healthy).await?;
+    let nodes = bench.nodes().await?;
+    let clients = nodes.clients()?;
+    let flow = Arc::new(Flow::default());
+    let started = std::time::Instant::now();
+    let from = Instant::now() + Duration::from_secs(bench.args.warm_up);
+    let to = from + bench.duration();
+    let mut running = JoinSet::new();
+    for (number, lane) in (0..).zip(hooks::lanes(bench, &nodes, Shape::Batch).await?) {
+        let source = Source::new(Shape::Batch, bench.args.seed, number, started);
+        running.spawn(drive(lane, source, flow.clone(), sink.clone(), to));
+    }
+    sleep_until(from).await;
+    let (costs, first) = (Snapshot::take(&clients).await, read(bench, &flow, &sink).await?);
+    sink.take();
+    sleep_until(to).await;
+    let (last, after) = (read(bench, &flow, &sink).await?, Snapshot::take(&clients).await);
+    let arrivals = sink.take();
+    while let Some(lane) = running.join_next().await {
+        lane.context("a lane ended early")??;
+    }
+    drained(&flow, &sink).await?;
+    let (delivered, seconds) = (last.delivered - first.delivered, (last.at - first.at).as_secs_f64());
+    ensure!(delivered > 0, "nothing was delivered");
+    let latencies: Vec<u64> = arrivals.iter().map(|arrival| arrival.start_latency_ns).collect();
+    let row = |metric, value, unit, note| Row {
+        peer: "agentpost-deliver".to_owned(),
+        metric,
+        in_flight: BACKLOG as u32,
+        run,
+        value,
+        unit,
+        latency: Latency::of(&latencies),
+        note,
+    };
+    let costs = after.note_since(&costs, delivered, seconds);
+    let note = format!(
+        "{} URLs of {} teams, 100 messages a request; latency from due, so in the backlog; repeated-calls={} {costs}",
+        hooks::TEAMS * AGENTS,
+        hooks::TEAMS,
+        sink.repeated()
+    );
+    report.row(row(
+        "webhook-deliveries",
+        delivered as f64 / seconds,
+        "deliveries/s",
+        note,
+    ));
+    let (all, sends) = (last.index - first.index, last.sends - first.sends);
+    let entries = all.saturating_sub(sends);
+    let note = format!("dispatcher: {entries} entries for {delivered} deliveries; the sends themselves: {sends} more");
+    let per_thousand = entries as f64 * 1e3 / delivered as f64;
+    report.row(Row {
+        latency: Latency::NONE,
+        ..row("log-entries", per_thousand, "per 1,000", note)
+    });
+    Ok(())
+}
+
+async fn drive(
+    mut lane: Lane,
+    mut source: Source,
+    flow: Arc<Flow>,
+    sink: Arc<Sink>,
+    end: Instant,
+) -> anyhow::Result<()> {
+    let agents = hooks::agents();
+    while Instant::now() < end {
+        let waiting = flow.sent.load(Ordering::Relaxed).saturating_sub(sink.delivered());
+        if waiting + BATCH as u64 > BACKLOG {
+            sleep(FULL).await;
+            continue;
+        }
+        flow.sent.fetch_add(BATCH as u64, Ordering::Relaxed);
+        let answer = lane.post(source.batch_to(&agents)).await?;
+        let acknowledged = Shape::Batch.acknowledged(&answer);
+        ensure!(
+            acknowledged == BATCH,
+            "only {acknowledged} of {BATCH} messages of a batch were accepted"
+        );
+        flow.entries.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+async fn read(bench: &Bench<'_>, flow: &Flow, sink: &Sink) -> anyhow::Result<Reading> {
+    let cluster = bench.admin.cluster().await.context("cannot ask for the log's end")?;
+    let index = cluster.nodes.iter().filter_map(|node| node.applied_index).max();
+    Ok(Reading {
+        at: Instant::now(),
+        delivered: sink.delivered(),
+        sends: flow.entries.load(Ordering::Relaxed),
+        index: index.context("no node tells how far it applied the log")?,
+    })
+}
+
+/// Waits for what was sent and not yet delivered: a delivery that never comes is a failure, not a figure.
+async fn drained(flow: &Flow, sink: &Sink) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let missing = flow.sent.load(Ordering::Relaxed).saturating_sub(sink.delivered());
+        if missing == 0 {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{missing} deliveries did not come within {PATIENCE:?}"
+        );
+        sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,137 @@
+//! Inbox entries per second for a topic with a thousand subscribers. A publish is answered when the last inbox has it,
+//! so one publish at a time gives the figure to compare with a transaction of a thousand writes; several at a time show
+//! what the cluster does while nobody waits.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use agentpost::Client;
+use agentpost::api::abbababa::ListResponse;
+use agentpost::client::Request;
+use anyhow::{Context, ensure};
+use futures::stream::{StreamExt, TryStreamExt, iter};
+use tokio::task::JoinSet;
+
+use crate::lane::{Lane, Template};
+use crate::report::{Latency, Report, Row};
+use crate::traffic::{SENDER, Shape, Source};
+use crate::{Bench, Target};
+
+const SUBSCRIBERS: usize = 1_000;
+/// Publishes of each measurement.
+const ROUNDS: usize = 20;
+/// Before them, not counted.
+const COLD: usize = 2;
+/// Publishers at a time, where nobody waits for the others.
+const PUBLISHERS: usize = 4;
+const TOPIC: &str = "bench.fanout";
+/// Subscriptions under way at a time.
+const SUBSCRIBING: usize = 32;
+
+/// Subscribes, publishes one at a time and several at a time, and looks whether every inbox has all.
+pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
+    let nodes = bench.nodes().await?;
+    let target = match bench.args.target {
+        Target::Follower => nodes.follower()?,
+        _ => nodes.leader(),
+    };
+    let client = Client::builder(&target.base).api_key(bench.key).build()?;
+    let before = subscribe(&client).await?;
+    let mut published = COLD;
+    run_of(bench, &target.address, 1, COLD).await?;
+    for publishers in [1, PUBLISHERS] {
+        let began = Instant::now();
+        let samples = run_of(bench, &target.address, publishers, ROUNDS).await?;
+        let seconds = began.elapsed().as_secs_f64();
+        published += samples.len();
+        let (name, note) = match publishers {
+            1 => (
+                "",
+                "one publish at a time, answered when the last inbox has it".to_owned(),
+            ),
+            n => (
+                "-pipelined",
+                format!("{n} publishers, each answered when the last inbox has its message"),
+            ),
+        };
+        report.row(Row {
+            peer: format!("agentpost-fanout{name}{}", bench.args.target.suffix()),
+            metric: "fanout-durable-copies",
+            in_flight: SUBSCRIBERS as u32,
+            run,
+            value: (samples.len() * SUBSCRIBERS) as f64 / seconds,
+            unit: "deliveries/s",
+            latency: Latency::of(&samples),
+            note,
+        });
+    }
+    let after = entries(&client).await?;
+    let missing = after
+        .iter()
+        .zip(&before)
+        .filter(|(now, then)| **now != **then + published)
+        .count();
+    ensure!(
+        missing == 0,
+        "{missing} of the inboxes looked at do not have each publish once"
+    );
+    Ok(())
+}
+
+fn subscriber(n: usize) -> String {
+    format!("fan-{n}")
+}
+
+/// Subscribes everybody; returns what the inboxes that are looked at hold already.
+async fn subscribe(client: &Client) -> anyhow::Result<Vec<usize>> {
+    let body = serde_json::json!({ "topic": TOPIC });
+    let requests = iter(0..SUBSCRIBERS).map(|n| {
+        let request = Request::post("/v1/messages/subscribe").json(&body);
+        async move { client.request(&request?.agent(subscriber(n))).await }
+    });
+    let made: Vec<_> = requests
+        .buffer_unordered(SUBSCRIBING)
+        .try_collect()
+        .await
+        .context("cannot subscribe")?;
+    debug_assert_eq!(made.len(), SUBSCRIBERS);
+    entries(client).await
+}
+
+/// The number of entries of some inboxes: the first, the last, and some between.
+async fn entries(client: &Client) -> anyhow::Result<Vec<usize>> {
+    let mut counts = Vec::new();
+    for n in (0..SUBSCRIBERS).step_by(111) {
+        let request = Request::get("/v1/messages?limit=200").agent(subscriber(n));
+        let page: ListResponse = serde_json::from_str(&client.request(&request).await?.body)?;
+        ensure!(page.messages.len() < 200, "too many runs for one team");
+        counts.push(page.messages.len());
+    }
+    Ok(counts)
+}
+
+/// Publishes `rounds` times in all; returns how long each took.
+async fn run_of(bench: &Bench<'_>, address: &str, publishers: usize, rounds: usize) -> anyhow::Result<Vec<u64>> {
+    let template = Arc::new(Template::new(Shape::Single.path(), bench.key, SENDER)?);
+    let mut running = JoinSet::new();
+    for number in 0..publishers {
+        let mut lane = Lane::dial(address, &template).await?;
+        let mut source = Source::new(Shape::Single, bench.args.seed, number as u32, Instant::now());
+        running.spawn(async move {
+            let mut samples = Vec::new();
+            for _ in 0..rounds / publishers.min(rounds) {
+                let began = Instant::now();
+                let answer = lane.post(source.for_topic(TOPIC)).await?;
+                let pending = String::from_utf8_lossy(&answer).contains("\"fanout\":\"pending\"");
+                ensure!(!pending, "a publish was answered before the last inbox had it");
+                samples.push(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
+            }
+            Ok(samples)
+        });
+    }
+    let mut samples = Vec::new();
+    while let Some(lane) = running.join_next().await {
+        samples.extend(lane.context("a lane ended early")??);
+    }
+    Ok(samples)
+}

@@ -1,0 +1,147 @@
+//! Whether ill webhooks delay the healthy ones: how long a delivery waits from its due time to the start of its call, at
+//! a steady, moderate rate, with 100 healthy URLs and with 98, one that never answers and one that drips. The two kinds
+//! take turns, so that a drift of the machine falls on both, and compared are the medians of their turns' p99: one stall
+//! of the machine is the whole p99 of its turn.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use crate::Bench;
+use crate::hooks::{self, AGENTS};
+use crate::lane::Lane;
+use crate::report::{Latency, Report, Row};
+use crate::sink::{Arrival, Health, Sink};
+use crate::traffic::{Shape, Source};
+
+/// Between two sends of a team: 400 a second of all, 4 a second to each URL.
+const GAP: Duration = Duration::from_millis(25);
+/// Sends to each ill URL before the load, so that everything that it may occupy is occupied.
+const SICKENING: usize = 16;
+/// Turns of each kind.
+const TURNS: usize = 4;
+/// For the last arrivals.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const HEALTHY: fn(usize) -> Health = |_| Health::Healthy;
+/// The first agents of the first two teams are ill.
+const ILL: fn(usize) -> Health = |n| match n {
+    0 => Health::Dead,
+    AGENTS => Health::Dripping,
+    _ => Health::Healthy,
+};
+
+/// Both kinds in turn; rows for each, and their ratio.
+pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
+    let (mut healthy, mut ill) = (Vec::new(), Vec::new());
+    for _ in 0..TURNS {
+        healthy.push(one(bench, HEALTHY).await?);
+        ill.push(one(bench, ILL).await?);
+    }
+    let percent = median_p99_ms(&ill) / median_p99_ms(&healthy) * 1e2;
+    let (healthy, ill) = (healthy.concat(), ill.concat());
+    let row = |peer: &str, samples: &[u64], note: &str| Row {
+        peer: peer.to_owned(),
+        metric: "webhook-start-latency",
+        in_flight: 1,
+        run,
+        value: samples.len() as f64,
+        unit: "samples",
+        latency: Latency::of(samples),
+        note: format!("{note}; from the due time to the call, 400 deliveries/s"),
+    };
+    let of_healthy = row("agentpost-deliver", &healthy, "100 healthy URLs");
+    let of_ill = row(
+        "agentpost-deliver-ill",
+        &ill,
+        "the 98 healthy URLs beside one that never answers and one that drips",
+    );
+    let note = format!("p99 beside two ill URLs, of p99 without them, medians of {TURNS} turns (goal 120 at most)");
+    let ratio = Row {
+        metric: "isolation-p99",
+        value: percent,
+        unit: "%",
+        latency: Latency::NONE,
+        note,
+        ..of_healthy.clone()
+    };
+    for row in [of_healthy, of_ill, ratio] {
+        report.row(row);
+    }
+    Ok(())
+}
+
+fn median_p99_ms(turns: &[Vec<u64>]) -> f64 {
+    let mut p99s: Vec<f64> = turns.iter().map(|samples| Latency::of(samples).p99_ms).collect();
+    p99s.sort_by(f64::total_cmp);
+    (p99s[(p99s.len() - 1) / 2] + p99s[p99s.len() / 2]) / 2.0
+}
+
+/// One turn, with a sink of its own: when it goes, what an ill URL still holds ends at once.
+async fn one(bench: &Bench<'_>, health: fn(usize) -> Health) -> anyhow::Result<Vec<u64>> {
+    let sink = Sink::start().await?;
+    hooks::register(bench, &sink, health).await?;
+    let nodes = bench.nodes().await?;
+    let started = std::time::Instant::now();
+    let begin = Instant::now();
+    let end = begin + Duration::from_secs(bench.args.warm_up) + bench.duration();
+    let from_ms = wall_ms() + bench.args.warm_up * 1000;
+    let mut running = JoinSet::new();
+    for (team, lane) in hooks::lanes(bench, &nodes, Shape::Single)
+        .await?
+        .into_iter()
+        .enumerate()
+    {
+        let source = Source::new(Shape::Single, bench.args.seed, team as u32, started);
+        let ill: Vec<bool> = (0..AGENTS)
+            .map(|n| health(team * AGENTS + n) != Health::Healthy)
+            .collect();
+        running.spawn(drive(lane, source, ill, end));
+    }
+    let mut healthy = 0;
+    while let Some(lane) = running.join_next().await {
+        healthy += lane.context("a lane ended early")??;
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while sink.delivered() < healthy {
+        let missing = healthy - sink.delivered();
+        ensure!(
+            Instant::now() < deadline,
+            "{missing} deliveries did not come within {PATIENCE:?}"
+        );
+        sleep(Duration::from_millis(20)).await;
+    }
+    let counted = |arrival: &Arrival| (arrival.due_ms >= from_ms).then_some(arrival.start_latency_ns);
+    let samples: Vec<u64> = sink.take().iter().filter_map(counted).collect();
+    ensure!(!samples.is_empty(), "nothing was delivered");
+    Ok(samples)
+}
+
+/// Sends to the agents of one team in turn; returns how many messages went to healthy ones.
+async fn drive(mut lane: Lane, mut source: Source, ill: Vec<bool>, end: Instant) -> anyhow::Result<u64> {
+    let agents = hooks::agents();
+    for agent in agents.iter().zip(&ill).filter_map(|(agent, ill)| ill.then_some(agent)) {
+        for _ in 0..SICKENING {
+            lane.post(source.for_agent(agent)).await?;
+        }
+    }
+    let mut ticks = interval(GAP);
+    // A send that took long must not be followed by a burst.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut healthy = 0;
+    for (agent, ill) in agents.iter().zip(&ill).cycle() {
+        ticks.tick().await;
+        if Instant::now() >= end {
+            break;
+        }
+        lane.post(source.for_agent(agent)).await?;
+        healthy += u64::from(!ill);
+    }
+    Ok(healthy)
+}
+
+fn wall_ms() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
+}

@@ -1,0 +1,286 @@
+//! `agentpost bench`: the load generator. It measures and hands over figures; the command prints them.
+//!
+//! The load is a closed loop: every lane holds one connection, sends, waits for the acknowledgement and sends again.
+//! Bodies have 200 bytes and go to 1,000 inboxes chosen at random from a seed. The generator shares its machine with the
+//! cluster more often than not, so its own work is kept small: prepared headers, no JSON parser, one thread.
+//!
+//! `load.rs` drives, `traffic.rs` makes the requests, `lane.rs` carries them, `nodes.rs` knows the cluster,
+//! `observe.rs` reads what a measurement cost, `report.rs` holds a figure. The other experiments: `push.rs`, `crash.rs`,
+//! `fanout.rs`, and `deliver.rs` with `isolation.rs`, whose webhooks are registered by `hooks.rs` and lead to `sink.rs`.
+
+mod crash;
+mod deliver;
+mod fanout;
+mod hooks;
+mod isolation;
+mod lane;
+mod load;
+mod nodes;
+mod observe;
+mod push;
+pub mod report;
+mod sink;
+mod traffic;
+
+use std::time::Duration;
+
+use agentpost::Client;
+use agentpost::api::admin::{CreateKey, CreateTeam, CreatedKey, LimitsPatch, Team};
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+
+use nodes::Nodes;
+use report::Report;
+
+/// What to measure and how.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  agentpost bench
+  agentpost bench --mode batch --in-flight 1,16 --runs 1
+  agentpost bench --mode ws-push --tsv
+
+Modes:
+  http     sends of one message each; in flight counts messages
+  batch    sends of 100 messages each; in flight counts requests, the figure counts messages
+  ws-push  time from a send on one node to the event on a WebSocket of another, at low load
+  fanout   publishes to a topic with 1,000 subscribers; the figure counts inbox entries
+  deliver  webhook deliveries to 100 URLs of 10 teams in this program, and the log entries that they cost; then how long
+           deliveries wait for their call, and whether a dead and a dripping URL delay the others
+  crash    kills the leader under load and tells how long nobody got an acknowledgement, and whether mail was lost
+
+It creates teams of its own without limits, and keys that it revokes at the end. A send counts when it is
+acknowledged: flushed to disk at a majority. With one in flight the leader and a follower are also measured alone.
+Rows of --tsv: peer, metric, in flight, run, value, unit, p50 ms, p99 ms, note. The note gives, for each node, log
+flushes for each acknowledged message and CPU seconds, then the CPU seconds of this program and the whole machine's.")]
+pub struct Args {
+    /// What to measure; commas between several
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "http")]
+    mode: Vec<Mode>,
+    /// Requests under way at a time; one measurement for each
+    #[arg(long, value_delimiter = ',', value_name = "LIST", default_value = "1,16,64,256")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
+    in_flight: Vec<u32>,
+    /// Length of one measurement
+    #[arg(long, value_name = "SECONDS", default_value_t = 4)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// Load before each measurement that is not counted
+    #[arg(long, value_name = "SECONDS", default_value_t = 1)]
+    warm_up: u64,
+    /// Measurements of each kind [default: 3, with --tsv 1]
+    #[arg(long, value_name = "COUNT")]
+    runs: Option<u32>,
+    /// Which nodes get the load
+    #[arg(long, value_enum, default_value = "any")]
+    target: Target,
+    /// Print one row for each measurement, for other programs
+    #[arg(long)]
+    tsv: bool,
+    /// Repeats the same choice of inboxes
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Threads of the load generator
+    #[arg(long, default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: u16,
+    /// For crash: the process of each node, so that the leader can be killed
+    #[arg(long, value_name = "NODE=PID,…", value_delimiter = ',', value_parser = crash::process)]
+    kill: Vec<(u64, u32)>,
+}
+
+/// A kind of measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    Http,
+    Batch,
+    WsPush,
+    Fanout,
+    Deliver,
+    Crash,
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Mode::Http => "http",
+            Mode::Batch => "batch",
+            Mode::WsPush => "ws-push",
+            Mode::Fanout => "fanout",
+            Mode::Deliver => "deliver",
+            Mode::Crash => "crash",
+        }
+    }
+}
+
+/// Which nodes get the load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Target {
+    Any,
+    Leader,
+    Follower,
+}
+
+impl Target {
+    fn suffix(self) -> &'static str {
+        match self {
+            Target::Any => "",
+            Target::Leader => "-leader",
+            Target::Follower => "-follower",
+        }
+    }
+}
+
+impl Args {
+    /// One thread costs the least; more help only a machine with cores to spare.
+    pub fn runtime(&self) -> anyhow::Result<tokio::runtime::Runtime> {
+        let runtime = match self.threads {
+            1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+            threads => tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(threads.into())
+                .enable_all()
+                .build(),
+        };
+        runtime.context("cannot start the runtime")
+    }
+
+    /// Fails for arguments that cannot go together.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        if self.mode.contains(&Mode::Crash) && self.kill.is_empty() {
+            bail!("crash kills the leader: tell the process of each node with --kill 1=PID,2=PID,…");
+        }
+        Ok(())
+    }
+
+    /// Whether other programs read the figures.
+    pub fn is_tsv(&self) -> bool {
+        self.tsv
+    }
+
+    fn runs(&self) -> u32 {
+        self.runs.unwrap_or(if self.tsv { 1 } else { 3 })
+    }
+}
+
+/// What every measurement needs.
+struct Bench<'a> {
+    args: &'a Args,
+    admin: &'a Client,
+    urls: &'a [String],
+    team: &'a Team,
+    key: &'a str,
+    /// All teams and their keys; `team` and `key` are the first.
+    tenants: &'a [(Team, CreatedKey)],
+}
+
+/// Runs the measurements against the nodes with these base URLs; `admin` has the admin key.
+pub async fn run(args: &Args, admin: &Client, urls: &[String], report: &mut dyn Report) -> anyhow::Result<()> {
+    Nodes::discover(admin, urls).await?;
+    let count = if args.mode.contains(&Mode::Deliver) {
+        hooks::TEAMS
+    } else {
+        1
+    };
+    let mut tenants = Vec::new();
+    for _ in 0..count {
+        tenants.push(tenant(admin).await?);
+    }
+    let bench = Bench {
+        args,
+        admin,
+        urls,
+        team: &tenants[0].0,
+        key: &tenants[0].1.api_key,
+        tenants: &tenants,
+    };
+    let measured = bench.measure(report).await;
+    // The keys must not outlive the run, however it ended.
+    let mut revoked = Ok(());
+    for (_, key) in &tenants {
+        revoked = revoked.and(admin.revoke_key(&key.id).await);
+    }
+    measured?;
+    revoked.context("cannot revoke a key of the benchmark")
+}
+
+/// A fresh team without limits, and its key.
+async fn tenant(admin: &Client) -> anyhow::Result<(Team, CreatedKey)> {
+    let name = format!("bench-{}", uuid::Uuid::now_v7().simple());
+    let limits = LimitsPatch {
+        daily_sends: Some(0),
+        daily_reads: Some(0),
+        daily_webhook_registrations: Some(0),
+        monthly_events: Some(0),
+        overage_price_atomic: None,
+    };
+    let team = admin
+        .create_team(&CreateTeam {
+            name,
+            limits: Some(limits),
+        })
+        .await
+        .context("cannot create a team")?;
+    let key = CreateKey {
+        name: "bench".to_owned(),
+        permissions: vec!["write".to_owned()],
+        agent_id: None,
+        scopes: None,
+        expires_at: None,
+    };
+    let key = admin.create_key(&team.id, &key).await.context("cannot create a key")?;
+    Ok((team, key))
+}
+
+impl Bench<'_> {
+    async fn measure(&self, report: &mut dyn Report) -> anyhow::Result<()> {
+        for run in 1..=self.args.runs() {
+            for mode in &self.args.mode {
+                report.progress(&format!("run {run} of {}: {}", self.args.runs(), mode.name()));
+                match mode {
+                    Mode::Http => self.sends(traffic::Shape::Single, run, report).await?,
+                    Mode::Batch => self.sends(traffic::Shape::Batch, run, report).await?,
+                    Mode::WsPush => self.pushes(run, report).await?,
+                    Mode::Fanout => fanout::measure(self, run, report).await?,
+                    Mode::Deliver => deliver::measure(self, run, report).await?,
+                    Mode::Crash => crash::measure(self, run, report).await?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn sends(&self, shape: traffic::Shape, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
+        for &in_flight in &self.args.in_flight {
+            let mut targets = vec![self.args.target];
+            if in_flight == 1 && self.args.target == Target::Any && shape == traffic::Shape::Single {
+                targets.extend([Target::Leader, Target::Follower]);
+            }
+            for target in targets {
+                report.row(load::measure(self, shape, target, in_flight, run).await?);
+            }
+        }
+        Ok(())
+    }
+
+    async fn pushes(&self, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
+        let both = [Target::Leader, Target::Follower];
+        let targets = if self.args.target == Target::Any {
+            &both[..]
+        } else {
+            std::slice::from_ref(&self.args.target)
+        };
+        for target in targets {
+            report.row(push::measure(self, *target, run).await?);
+        }
+        Ok(())
+    }
+
+    /// Asked before each measurement: leadership moves, and `crash` leaves a node less.
+    async fn nodes(&self) -> anyhow::Result<Nodes> {
+        Nodes::discover(self.admin, self.urls).await
+    }
+
+    fn duration(&self) -> Duration {
+        Duration::from_secs(self.args.seconds)
+    }
+}

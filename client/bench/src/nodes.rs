@@ -1,0 +1,105 @@
+//! The nodes that are loaded.
+
+use agentpost::Client;
+use agentpost::retry::RetryPolicy;
+use anyhow::{Context, bail};
+
+use crate::Target;
+
+/// One node.
+pub struct Node {
+    pub id: u64,
+    pub base: String,
+    /// `host:port`.
+    pub address: String,
+}
+
+/// The nodes in the order of their ids, and which one led at the start.
+pub struct Nodes {
+    pub all: Vec<Node>,
+    leader: usize,
+}
+
+impl Nodes {
+    /// Asks the cluster. A node is reached under the URL that the caller gave for it, else under its own.
+    pub async fn discover(admin: &Client, given: &[String]) -> anyhow::Result<Self> {
+        let cluster = admin.cluster().await.context("cannot ask for the nodes")?;
+        let Some(leader) = cluster.leader else {
+            bail!("the cluster has no leader")
+        };
+        let mut all = Vec::new();
+        for node in cluster.nodes.iter().filter(|node| node.role.is_some()) {
+            let same = |base: &&String| address_of(base).ok() == address_of(&node.url).ok();
+            let base = given.iter().find(same).unwrap_or(&node.url).clone();
+            all.push(Node {
+                id: node.id,
+                address: address_of(&base)?,
+                base,
+            });
+        }
+        let Some(leader) = all.iter().position(|node| node.id == leader) else {
+            bail!("the leader is not reachable")
+        };
+        Ok(Nodes { all, leader })
+    }
+
+    pub fn leader(&self) -> &Node {
+        &self.all[self.leader]
+    }
+
+    /// The first node that does not lead.
+    pub fn follower(&self) -> anyhow::Result<&Node> {
+        let follower = self.all.iter().find(|node| node.id != self.leader().id);
+        follower.context("the cluster has no follower")
+    }
+
+    /// Addresses for the load, to be given to the lanes in turn.
+    pub fn addresses(&self, target: Target) -> anyhow::Result<Vec<String>> {
+        Ok(match target {
+            Target::Any => self.all.iter().map(|node| node.address.clone()).collect(),
+            Target::Leader => vec![self.leader().address.clone()],
+            Target::Follower => vec![self.follower()?.address.clone()],
+        })
+    }
+
+    /// Clients that ask exactly one node each.
+    pub fn clients(&self) -> anyhow::Result<Vec<(u64, Client)>> {
+        let client = |node: &Node| Ok((node.id, Client::builder(&node.base).retry(RetryPolicy::once()).build()?));
+        self.all.iter().map(client).collect()
+    }
+}
+
+fn address_of(base: &str) -> anyhow::Result<String> {
+    let Some(rest) = base.strip_prefix("http://") else {
+        bail!("the benchmark needs http:// URLs, not {base}")
+    };
+    let address = rest.trim_end_matches('/');
+    if address.contains('/') {
+        bail!("the benchmark needs URLs without a path, not {base}");
+    }
+    let has_port = address
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    Ok(if has_port {
+        address.to_owned()
+    } else {
+        format!("{address}:80")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_come_from_plain_http_urls() {
+        assert_eq!(
+            address_of("http://127.0.0.1:7700/").ok().as_deref(),
+            Some("127.0.0.1:7700")
+        );
+        assert_eq!(address_of("http://post").ok().as_deref(), Some("post:80"));
+        assert_eq!(address_of("http://[::1]:7700").ok().as_deref(), Some("[::1]:7700"));
+        assert!(address_of("https://post").is_err());
+        assert!(address_of("http://post/path").is_err());
+    }
+}

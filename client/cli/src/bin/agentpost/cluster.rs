@@ -1,0 +1,196 @@
+//! `agentpost cluster`: the nodes.
+
+use std::time::Duration;
+
+use agentpost::Client;
+use agentpost::api::admin::{Cluster, Node};
+use agentpost_cli::output;
+use agentpost_cli::table::{Align, Paint, Table, Tone};
+use anyhow::bail;
+
+use crate::connection::Connection;
+use crate::members;
+
+/// A hand-over takes one election at most; the servers refuse one that could not succeed.
+const HAND_OVER: Duration = Duration::from_secs(10);
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Show the nodes, who leads, and how far each has applied the log
+    Status {
+        /// Print the answer of the operator API
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hand leadership to another node, for example before stopping the leader
+    Transfer {
+        /// The node that shall lead
+        node: u64,
+    },
+    /// Let a node join, as a learner: it gets the log, and no vote yet
+    ///
+    /// The node's own configuration names it in [node] id, and lists it and the nodes of now in cluster.nodes; its data
+    /// directory is empty. Start it before or after this, then make it a voter with `agentpost cluster promote`.
+    Add {
+        /// An id that no node ever had; without it the next such id is taken
+        id: Option<u64>,
+        /// Where the other nodes reach it
+        #[arg(long, value_name = "HOST:PORT")]
+        peer: String,
+        // Not --url: that says which nodes to ask.
+        /// Where clients reach it
+        #[arg(long = "client-url", value_name = "URL")]
+        client_url: String,
+    },
+    /// Make a learner a voter, as soon as it has caught up
+    Promote {
+        /// The learner
+        node: u64,
+        /// How many seconds it may take to catch up
+        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        wait: u64,
+    },
+    /// Remove a node for good; its id is never used again
+    ///
+    /// A leader hands over first. Refused when the voters that are left and answer would be no majority. The daemon of a
+    /// removed node goes on running, but nobody speaks to it: stop it.
+    Remove {
+        /// The node that goes
+        node: u64,
+    },
+    /// Take a snapshot now, so that a node that joins or returns copies less log
+    Snapshot,
+}
+
+/// Runs one of the commands.
+pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()> {
+    let client = connection.admin()?;
+    match command {
+        Command::Status { json } => {
+            let cluster = client.cluster().await?;
+            if json {
+                output::json(&cluster)
+            } else {
+                output::text(&status(&cluster, Paint::for_stdout()))
+            }
+        }
+        Command::Transfer { node } => transfer(&client, node).await,
+        Command::Add { id, peer, client_url } => members::add(&client, id, peer, client_url).await,
+        Command::Promote { node, wait } => members::promote(&client, node, Duration::from_secs(wait)).await,
+        Command::Remove { node } => members::remove(&client, node).await,
+        Command::Snapshot => {
+            client.snapshot().await?;
+            output::text("Snapshot taken\n")
+        }
+    }
+}
+
+async fn transfer(client: &Client, node: u64) -> anyhow::Result<()> {
+    let before = client.cluster().await?.leader;
+    if before == Some(node) {
+        return output::text(&format!("Node {node} leads already\n"));
+    }
+    client.transfer(node).await?;
+    let deadline = tokio::time::Instant::now() + HAND_OVER;
+    loop {
+        // A node without a leader says so; that is what a hand-over looks like from inside.
+        let leader = client.cluster().await.ok().and_then(|cluster| cluster.leader);
+        if leader == Some(node) {
+            return output::text(&format!("Node {node} leads\n"));
+        }
+        if tokio::time::Instant::now() > deadline {
+            let leader = leader.map_or("nobody".to_owned(), |id| format!("node {id}"));
+            bail!(
+                "node {node} was asked to lead, but after {} s {leader} leads",
+                HAND_OVER.as_secs()
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn status(cluster: &Cluster, paint: Paint) -> String {
+    let leader = cluster.leader.map_or("none".to_owned(), |id| format!("node {id}"));
+    let reached = cluster.nodes.iter().filter(|node| node.role.is_some()).count();
+    let head = format!(
+        "Cluster {}, term {}, leader: {leader}, {reached} of {} nodes reached\n\n",
+        agentpost_cli::terminal::escaped(&cluster.cluster_id),
+        cluster.term,
+        cluster.nodes.len()
+    );
+    head + &nodes(cluster).render(paint)
+}
+
+fn nodes(cluster: &Cluster) -> Table {
+    let mut table = Table::new(&[
+        ("NODE", Align::Right),
+        ("ROLE", Align::Left),
+        ("APPLIED", Align::Right),
+        ("LAG", Align::Right),
+        ("STATE HASH", Align::Left),
+        ("AT", Align::Right),
+        ("URL", Align::Left),
+        ("PEER", Align::Left),
+    ]);
+    for node in &cluster.nodes {
+        table.row(tone(node, cluster.leader), cells(node));
+    }
+    table
+}
+
+fn tone(node: &Node, leader: Option<u64>) -> Tone {
+    match &node.role {
+        None => Tone::Bad,
+        Some(_) if leader == Some(node.id) => Tone::Good,
+        Some(_) => Tone::Plain,
+    }
+}
+
+fn cells(node: &Node) -> Vec<String> {
+    let number = |value: Option<u64>| value.map_or("-".to_owned(), |n| n.to_string());
+    vec![
+        node.id.to_string(),
+        node.role.clone().unwrap_or_else(|| "unreachable".to_owned()),
+        number(node.applied_index),
+        number(node.lag),
+        node.state_hash.clone().unwrap_or_else(|| "-".to_owned()),
+        number(node.state_hash_index),
+        node.url.clone(),
+        node.peer_url.clone(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_lines_up_and_names_who_is_missing() {
+        let node = |id: u64, role: Option<&str>| Node {
+            id,
+            url: format!("http://127.0.0.1:{}", 7699 + id),
+            peer_url: format!("127.0.0.1:{}", 7799 + id),
+            role: role.map(str::to_owned),
+            applied_index: role.map(|_| 12_345 / id),
+            lag: role.map(|_| id - 1),
+            state_hash: role.map(|_| "00f1e2d3c4b5a697".to_owned()),
+            state_hash_index: role.map(|_| 12_345 / id),
+        };
+        let cluster = Cluster {
+            cluster_id: "c0ffee".to_owned(),
+            leader: Some(1),
+            term: 7,
+            nodes: vec![node(1, Some("leader")), node(2, Some("follower")), node(3, None)],
+        };
+        let expected = "\
+Cluster c0ffee, term 7, leader: node 1, 2 of 3 nodes reached
+
+NODE  ROLE         APPLIED  LAG  STATE HASH           AT  URL                    PEER
+   1  leader         12345    0  00f1e2d3c4b5a697  12345  http://127.0.0.1:7700  127.0.0.1:7800
+   2  follower        6172    1  00f1e2d3c4b5a697   6172  http://127.0.0.1:7701  127.0.0.1:7801
+   3  unreachable        -    -  -                     -  http://127.0.0.1:7702  127.0.0.1:7802
+";
+        assert_eq!(status(&cluster, Paint::Never), expected);
+        assert!(status(&cluster, Paint::Colours).contains("\u{1b}[31m   3  unreachable"));
+    }
+}

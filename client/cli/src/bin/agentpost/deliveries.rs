@@ -1,0 +1,348 @@
+//! `agentpost deliveries`: what webhooks got, wait for, or will never get.
+
+use agentpost::api::abbababa::{DeliveryDetail, DeliveryRow};
+use agentpost::{Client, DeliveryQuery, Order};
+use agentpost_cli::output;
+use agentpost_cli::table::{Align, Paint, Table, Tone};
+use agentpost_cli::terminal::escaped;
+use clap::ValueEnum;
+
+use crate::connection::Connection;
+use crate::team;
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// List the deliveries of a team, the newest first
+    #[command(after_help = "\
+Examples:
+  agentpost deliveries list --team research
+  agentpost deliveries list --team research --state dead
+
+States:
+  scheduled  waits for its next attempt: at once, then 1, 10 and 100 s after a failure
+  claimed    an attempt may be under way
+  delivered  the receiver answered 2xx
+  dead       given up; the sender has a notice in its inbox, and redrive tries again
+  cancelled  its webhook was deleted, or somebody cancelled it")]
+    List(List),
+    /// Show one delivery with its attempts
+    Show {
+        /// The delivery's id, `dlv_…`
+        id: String,
+        #[command(flatten)]
+        of: Of,
+    },
+    /// Deliver dead ones again, each under a new id with all its attempts
+    #[command(after_help = "\
+A repeat returns the same new id. It is refused while the URL is disabled (after a 410) or no longer registered, and once
+the message is gone: 30 days after the delivery died.")]
+    Redrive {
+        /// The ids of dead deliveries
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
+        #[command(flatten)]
+        of: Of,
+    },
+}
+
+#[derive(clap::Args)]
+pub struct Of {
+    /// The team's id or name
+    #[arg(long)]
+    team: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct List {
+    #[command(flatten)]
+    of: Of,
+    /// Only those in this state
+    #[arg(long, value_enum)]
+    state: Option<State>,
+    /// How many at most
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum State {
+    Scheduled,
+    Claimed,
+    Delivered,
+    Dead,
+    Cancelled,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            State::Scheduled => "scheduled",
+            State::Claimed => "claimed",
+            State::Delivered => "delivered",
+            State::Dead => "dead",
+            State::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Runs one of the commands.
+pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()> {
+    let client = connection.admin()?;
+    match command {
+        Command::List(args) => list(&client, args).await,
+        Command::Show { id, of } => {
+            let team = team::id_of(&client, &of.team).await?;
+            let delivery = client.team_delivery(&team, &id).await?;
+            if of.json {
+                output::json(&delivery)
+            } else {
+                output::text(&shown(&delivery, Paint::for_stdout()))
+            }
+        }
+        Command::Redrive { ids, of } => {
+            let team = team::id_of(&client, &of.team).await?;
+            for id in ids {
+                let new = client.redrive_for(&team, &id).await?;
+                if of.json {
+                    output::json(&serde_json::json!({ "id": id, "redriven_as": new }))?;
+                } else {
+                    output::text(&format!("Redriven {id}\n  as: {new}\n"))?;
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn list(client: &Client, args: List) -> anyhow::Result<()> {
+    let team = team::id_of(client, &args.of.team).await?;
+    let wanted = args.limit as usize;
+    let mut query = DeliveryQuery {
+        state: args.state.map(|state| state.name().to_owned()),
+        order: Some(Order::Desc),
+        ..DeliveryQuery::default()
+    };
+    let mut found: Vec<DeliveryRow> = Vec::new();
+    while found.len() < wanted {
+        query.limit = Some((wanted - found.len()).min(agentpost::limits::PAGE_MAX));
+        let page = client.team_deliveries(&team, &query).await?;
+        // A page that examined its share without finding enough has a cursor that moved on.
+        let over = page.deliveries.is_empty() && query.cursor.as_ref() == Some(&page.cursor);
+        found.extend(page.deliveries);
+        query.cursor = Some(page.cursor);
+        if over {
+            break;
+        }
+    }
+    if args.of.json {
+        output::json(&found)
+    } else {
+        output::text(&table(&found).render(Paint::for_stdout()))
+    }
+}
+
+fn tone(state: &str) -> Tone {
+    match state {
+        "delivered" => Tone::Good,
+        "dead" => Tone::Bad,
+        _ => Tone::Plain,
+    }
+}
+
+/// `dead (gone)`.
+fn state(state: &str, end: Option<&str>) -> String {
+    match end {
+        Some(end) if end != state => format!("{state} ({end})"),
+        _ => state.to_owned(),
+    }
+}
+
+fn or_dash(text: Option<&String>) -> String {
+    text.cloned().unwrap_or_else(|| "-".to_owned())
+}
+
+fn due(due: Option<&String>, due_in_ms: Option<u64>) -> String {
+    match (due, due_in_ms) {
+        (None, _) => "-".to_owned(),
+        (Some(_), Some(0)) => "now".to_owned(),
+        (Some(_), Some(ms)) => format!("in {:.1} s", ms as f64 / 1e3),
+        (Some(due), None) => due.clone(),
+    }
+}
+
+fn table(deliveries: &[DeliveryRow]) -> Table {
+    let mut table = Table::new(&[
+        ("ID", Align::Left),
+        ("STATE", Align::Left),
+        ("ATTEMPTS", Align::Right),
+        ("STEP", Align::Right),
+        ("DUE", Align::Left),
+        ("FROM", Align::Left),
+        ("TO", Align::Left),
+        ("TOPIC", Align::Left),
+        ("CREATED", Align::Left),
+        ("URL", Align::Left),
+    ]);
+    for delivery in deliveries {
+        table.row(
+            tone(&delivery.state),
+            vec![
+                delivery.id.clone(),
+                state(&delivery.state, delivery.end.as_deref()),
+                delivery.attempt_count.to_string(),
+                delivery.step.to_string(),
+                due(delivery.due.as_ref(), delivery.due_in_ms),
+                delivery.from_agent_id.clone(),
+                delivery.to_agent_id.clone(),
+                or_dash(delivery.topic.as_ref()),
+                delivery.created_at.clone(),
+                or_dash(delivery.url.as_ref()),
+            ],
+        );
+    }
+    table
+}
+
+fn shown(delivery: &DeliveryDetail, paint: Paint) -> String {
+    let mut out = format!("Delivery {}\n", escaped(&delivery.id));
+    let mut line = |name: &str, value: &str| {
+        out.push_str(&format!("  {:<14}{}\n", format!("{name}:"), escaped(value)));
+    };
+    line("state", &state(&delivery.state, delivery.end.as_deref()));
+    line("message", &delivery.message_id);
+    line("from", &delivery.from_agent_id);
+    line("to", &delivery.to_agent_id);
+    for (name, value) in [
+        ("topic", &delivery.topic),
+        ("subscription", &delivery.subscription_id),
+        ("url", &delivery.url),
+        ("created", &Some(delivery.created_at.clone())),
+        ("ended", &delivery.ended_at),
+        ("redrive of", &delivery.redrive_of),
+        ("redriven as", &delivery.redriven_as),
+    ] {
+        if let Some(value) = value {
+            line(name, value);
+        }
+    }
+    if delivery.due.is_some() {
+        line("next attempt", &due(delivery.due.as_ref(), delivery.due_in_ms));
+    }
+    line("attempts", &delivery.attempt_count.to_string());
+    if !delivery.attempts.is_empty() {
+        out.push('\n');
+        out.push_str(&attempts(delivery).render(paint));
+    }
+    out
+}
+
+fn attempts(delivery: &DeliveryDetail) -> Table {
+    let mut table = Table::new(&[
+        ("ATTEMPT", Align::Right),
+        ("STEP", Align::Right),
+        ("END", Align::Left),
+        ("STATUS", Align::Right),
+        ("ERROR", Align::Left),
+        ("TOOK MS", Align::Right),
+        ("STARTED", Align::Left),
+        ("RESPONSE", Align::Left),
+    ]);
+    for attempt in &delivery.attempts {
+        let tone = match attempt.end.as_str() {
+            "delivered" => Tone::Good,
+            "failed" => Tone::Bad,
+            _ => Tone::Plain,
+        };
+        table.row(
+            tone,
+            vec![
+                attempt.number.to_string(),
+                attempt.step.to_string(),
+                attempt.end.clone(),
+                attempt.status.map_or("-".to_owned(), |status| status.to_string()),
+                or_dash(attempt.error.as_ref()),
+                attempt.took_ms.map_or("-".to_owned(), |took| took.to_string()),
+                or_dash(attempt.started_at.as_ref()),
+                or_dash(attempt.response.as_ref()),
+            ],
+        );
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agentpost::api::abbababa::{Attempt, Delivery};
+
+    fn delivery<A>(attempts: A) -> Delivery<A> {
+        Delivery {
+            id: "dlv_1".to_owned(),
+            state: "dead".to_owned(),
+            end: Some("gone".to_owned()),
+            message_id: "msg_1".to_owned(),
+            from_agent_id: "a".to_owned(),
+            to_agent_id: "b".to_owned(),
+            topic: None,
+            subscription_id: None,
+            attempts,
+            attempt_count: 1,
+            step: 0,
+            due: None,
+            due_in_ms: None,
+            url: Some("http://h/\u{1b}[2J".to_owned()),
+            created_at: "2026-04-30T10:00:00.000Z".to_owned(),
+            ended_at: Some("2026-04-30T10:00:01.000Z".to_owned()),
+            redriven_as: None,
+            redrive_of: None,
+        }
+    }
+
+    #[test]
+    fn deliveries_line_up_with_why_they_ended() {
+        let mut waiting = delivery(2);
+        (waiting.state, waiting.end, waiting.url) = ("scheduled".to_owned(), None, None);
+        (waiting.due, waiting.due_in_ms) = (Some("2026-04-30T10:00:00.000Z".to_owned()), Some(9_940));
+        let expected = "\
+ID     STATE        ATTEMPTS  STEP  DUE       FROM  TO  TOPIC  CREATED                   URL
+dlv_1  dead (gone)         1     0  -         a     b   -      2026-04-30T10:00:00.000Z  http://h/\\u{1b}[2J
+dlv_1  scheduled           1     0  in 9.9 s  a     b   -      2026-04-30T10:00:00.000Z  -
+";
+        assert_eq!(table(&[delivery(1), waiting]).render(Paint::Never), expected);
+        assert_eq!(state("cancelled", Some("cancelled")), "cancelled");
+        assert_eq!(due(Some(&"x".to_owned()), Some(0)), "now");
+    }
+
+    #[test]
+    fn a_delivery_is_shown_with_its_attempts() {
+        let attempt = Attempt {
+            number: 1,
+            step: 0,
+            end: "failed".to_owned(),
+            status: Some(410),
+            error: Some("status".to_owned()),
+            response: Some("moved\n".to_owned()),
+            started_at: Some("2026-04-30T10:00:00.500Z".to_owned()),
+            took_ms: Some(12),
+        };
+        let expected = "\
+Delivery dlv_1
+  state:        dead (gone)
+  message:      msg_1
+  from:         a
+  to:           b
+  url:          http://h/\\u{1b}[2J
+  created:      2026-04-30T10:00:00.000Z
+  ended:        2026-04-30T10:00:01.000Z
+  attempts:     1
+
+ATTEMPT  STEP  END     STATUS  ERROR   TOOK MS  STARTED                   RESPONSE
+      1     0  failed     410  status       12  2026-04-30T10:00:00.500Z  moved\\n
+";
+        assert_eq!(shown(&delivery(vec![attempt]), Paint::Never), expected);
+    }
+}

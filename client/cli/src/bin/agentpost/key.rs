@@ -1,0 +1,193 @@
+//! `agentpost key`: secrets of a team.
+
+use agentpost::Client;
+use agentpost::api::admin::{CreateKey, Key};
+use agentpost_cli::output;
+use agentpost_cli::table::{Align, Paint, Table, Tone};
+use clap::ValueEnum;
+
+use crate::connection::Connection;
+use crate::team;
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Create a key; its secret is shown this once
+    #[command(after_help = "\
+Examples:
+  agentpost key create --team research --permissions write
+  agentpost key create --team research --permissions write --agent agent-alpha --expires-at 2027-01-01T00:00:00Z
+
+A key bound to an agent sends only as that agent and reads only its inbox.")]
+    Create(Create),
+    /// List the keys of a team, without their secrets
+    List {
+        /// The team's id or name
+        #[arg(long)]
+        team: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke a key at once, on every node
+    Revoke {
+        /// The key's id, `key_…`
+        id: String,
+    },
+}
+
+#[derive(clap::Args)]
+pub struct Create {
+    /// The team's id or name
+    #[arg(long)]
+    team: String,
+    /// What the key may do; each includes the ones before it
+    #[arg(long, value_enum, value_delimiter = ',', required = true)]
+    permissions: Vec<Permission>,
+    /// Bind the key to one agent
+    #[arg(long, value_name = "AGENT_ID")]
+    agent: Option<String>,
+    /// A name for people; by default made of the agent and the permissions
+    #[arg(long)]
+    name: Option<String>,
+    /// WebSocket scopes, commas between them [default: *]
+    #[arg(long, value_delimiter = ',')]
+    scopes: Option<Vec<String>>,
+    /// When the key ends, such as 2027-01-01T00:00:00Z
+    #[arg(long, value_name = "TIME")]
+    expires_at: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a key may do.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Permission {
+    Read,
+    Write,
+    Admin,
+}
+
+impl Permission {
+    /// As it stands in requests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Permission::Read => "read",
+            Permission::Write => "write",
+            Permission::Admin => "admin",
+        }
+    }
+}
+
+/// Runs one of the commands.
+pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()> {
+    let client = connection.admin()?;
+    match command {
+        Command::Create(args) => create(&client, args).await,
+        Command::List { team, json } => {
+            let keys = client.keys(&team::id_of(&client, &team).await?).await?;
+            if json {
+                output::json(&keys)
+            } else {
+                output::text(&table(&keys).render(Paint::for_stdout()))
+            }
+        }
+        Command::Revoke { id } => {
+            client.revoke_key(&id).await?;
+            output::text(&format!("Revoked key {id}\n"))
+        }
+    }
+}
+
+async fn create(client: &Client, args: Create) -> anyhow::Result<()> {
+    let team = team::id_of(client, &args.team).await?;
+    let permissions: Vec<String> = args.permissions.iter().map(|p| p.name().to_owned()).collect();
+    let name = args
+        .name
+        .unwrap_or_else(|| default_name(args.agent.as_deref(), &permissions));
+    let (agent_id, scopes, expires_at) = (args.agent, args.scopes, args.expires_at);
+    let key = client
+        .create_key(
+            &team,
+            &CreateKey {
+                name,
+                permissions,
+                agent_id,
+                scopes,
+                expires_at,
+            },
+        )
+        .await?;
+    if args.json {
+        return output::json(&key);
+    }
+    output::text(&format!(
+        "Created key\n  id:      {}\n  prefix:  {}\n  api key: {}\n\nThe api key is not shown again.\n",
+        key.id, key.key_prefix, key.api_key.0
+    ))
+}
+
+fn default_name(agent: Option<&str>, permissions: &[String]) -> String {
+    let permissions = permissions.join("+");
+    agent.map_or(permissions.clone(), |agent| format!("{agent} {permissions}"))
+}
+
+fn table(keys: &[Key]) -> Table {
+    let mut table = Table::new(&[
+        ("ID", Align::Left),
+        ("NAME", Align::Left),
+        ("PREFIX", Align::Left),
+        ("PERMISSIONS", Align::Left),
+        ("AGENT", Align::Left),
+        ("SCOPES", Align::Left),
+        ("CREATED", Align::Left),
+        ("EXPIRES", Align::Left),
+        ("STATE", Align::Left),
+    ]);
+    for key in keys {
+        table.row(
+            if key.revoked { Tone::Bad } else { Tone::Plain },
+            vec![
+                key.id.clone(),
+                key.name.clone(),
+                key.key_prefix.clone(),
+                key.permissions.join(","),
+                key.agent_id.clone().unwrap_or_else(|| "any".to_owned()),
+                key.scopes.join(","),
+                key.created_at.clone(),
+                key.expires_at.clone().unwrap_or_else(|| "never".to_owned()),
+                if key.revoked { "revoked" } else { "active" }.to_owned(),
+            ],
+        );
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_line_up_with_their_binding_and_state() {
+        let key = Key {
+            id: "key_1".to_owned(),
+            name: "agent-alpha write".to_owned(),
+            key_prefix: "kite_0011aabb".to_owned(),
+            permissions: vec!["write".to_owned()],
+            scopes: vec!["*".to_owned()],
+            agent_id: Some("agent-alpha".to_owned()),
+            expires_at: None,
+            revoked: true,
+            created_at: "2026-04-30T10:00:00.000Z".to_owned(),
+        };
+        let expected = "\
+ID     NAME               PREFIX         PERMISSIONS  AGENT        SCOPES  CREATED                   EXPIRES  STATE
+key_1  agent-alpha write  kite_0011aabb  write        agent-alpha  *       2026-04-30T10:00:00.000Z  never    revoked
+";
+        assert_eq!(table(&[key]).render(Paint::Never), expected);
+        assert_eq!(
+            default_name(Some("a"), &["read".to_owned(), "write".to_owned()]),
+            "a read+write"
+        );
+    }
+}

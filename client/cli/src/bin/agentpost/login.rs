@@ -1,0 +1,244 @@
+//! `agentpost login`: decides about machines that wait for a key. The machine's side is `kite login`.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use agentpost::Client;
+use agentpost::api::admin::{ApproveLogin, LoginTeam, WaitingLogin};
+use agentpost::limits::LOGIN_TTL_MS;
+use agentpost_cli::output;
+use agentpost_cli::table::{Align, Paint, Table, Tone};
+use agentpost_cli::terminal::escaped;
+use anyhow::bail;
+
+use crate::connection::Connection;
+use crate::key::Permission;
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Show which machine waits with a code, and where this key can let it in
+    Show {
+        /// The code that the machine shows
+        code: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let the machine in: it gets a key of the team
+    #[command(after_help = "\
+Examples:
+  agentpost login approve BCDF-GHJK --team research
+  agentpost login approve bcdfghjk --team research --permissions read
+  agentpost login approve BCDF-GHJK --admin-key-file team-admin.key
+
+Compare the code with the one on the machine's own screen: whoever asked for it gets the key. The command shows who asks
+and, on a terminal, wants a yes first. The operator's key names the team; the admin key of a team lets machines into
+that team only.")]
+    Approve(Approve),
+    /// Turn the machine away
+    Deny {
+        /// The code that the machine shows
+        code: String,
+    },
+}
+
+#[derive(clap::Args)]
+pub struct Approve {
+    /// The code that the machine shows; with or without the dash, in either case
+    code: String,
+    /// The team's id or name [default: the key's own team]
+    #[arg(long)]
+    team: Option<String>,
+    /// What the machine's key may do; each includes the ones before it
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "write")]
+    permissions: Vec<Permission>,
+    /// Do not ask on a terminal
+    #[arg(long, short)]
+    yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs one of the commands.
+pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()> {
+    let client = connection.admin()?;
+    match command {
+        Command::Show { code, json } => {
+            let waiting = client.waiting_login(&code).await?;
+            if json {
+                return output::json(&waiting);
+            }
+            output::text(&who(&waiting))?;
+            output::text(&format!("\n{}", teams(&waiting.teams).render(Paint::for_stdout())))
+        }
+        Command::Approve(args) => approve(&client, args).await,
+        Command::Deny { code } => {
+            client.deny_login(&code).await?;
+            output::text(&format!("Denied {}\n", escaped(&code)))
+        }
+    }
+}
+
+async fn approve(client: &Client, args: Approve) -> anyhow::Result<()> {
+    let waiting = client.waiting_login(&args.code).await?;
+    let team = chosen(&waiting.teams, args.team.as_deref())?;
+    let permissions: Vec<String> = args.permissions.iter().map(|p| p.name().to_owned()).collect();
+    // On stderr, so that a pipe gets nothing but the result.
+    std::io::stderr().lock().write_all(who(&waiting).as_bytes())?;
+    if !args.yes && std::io::stdin().is_terminal() {
+        let place = team.as_ref().map(|team| format!("into {} ", escaped(&team.name)));
+        let question = format!(
+            "Let it in {}with {}?",
+            place.unwrap_or_default(),
+            permissions.join(", ")
+        );
+        if !confirmed(&question)? {
+            bail!("not approved; the machine goes on waiting. `agentpost login deny` turns it away");
+        }
+    }
+    let approval = ApproveLogin {
+        user_code: args.code,
+        team: team.map(|team| team.id),
+        permissions: Some(permissions),
+    };
+    let approved = client.approve_login(&approval).await?;
+    if args.json {
+        return output::json(&approved);
+    }
+    output::text(&format!(
+        "Approved {}\n  team:        {} ({})\n  permissions: {}\n",
+        escaped(&approved.user_code),
+        escaped(&approved.team.name),
+        escaped(&approved.team.id),
+        escaped(&approved.permissions.join(","))
+    ))
+}
+
+/// Anything but yes is no.
+fn confirmed(question: &str) -> std::io::Result<bool> {
+    let mut err = std::io::stderr().lock();
+    write!(err, "{question} [y/N] ")?;
+    err.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
+/// The team to let the machine into; none leaves it to the server.
+fn chosen(teams: &[LoginTeam], named: Option<&str>) -> anyhow::Result<Option<LoginTeam>> {
+    if let Some(named) = named {
+        let known = teams.iter().find(|team| team.id == named);
+        let known = known.or_else(|| teams.iter().find(|team| team.name == named));
+        // An unknown one too: the server has the last word.
+        let unknown = || LoginTeam {
+            id: named.to_owned(),
+            name: named.to_owned(),
+        };
+        return Ok(Some(known.cloned().unwrap_or_else(unknown)));
+    }
+    match teams {
+        [] => Ok(None),
+        [only] => Ok(Some(only.clone())),
+        _ => bail!(
+            "this key can let the machine into {} teams: name one with --team\n{}",
+            teams.len(),
+            names(teams)
+        ),
+    }
+}
+
+fn names(teams: &[LoginTeam]) -> String {
+    const SHOWN: usize = 10;
+    let mut text: String = teams
+        .iter()
+        .take(SHOWN)
+        .map(|team| format!("  {}\n", escaped(&team.name)))
+        .collect();
+    if teams.len() > SHOWN {
+        text.push_str("  ...; `agentpost team list` shows all\n");
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+fn who(waiting: &WaitingLogin) -> String {
+    let device = match waiting.client.as_str() {
+        "" => "-".into(),
+        device => escaped(device),
+    };
+    // Of the cluster's time, so that this machine's clock does not matter.
+    let age_s = (LOGIN_TTL_MS / 1000).saturating_sub(waiting.expires_in);
+    format!(
+        "Login {}\n  device:  {device}\n  asked:   {} ago ({})\n  ends in: {}\n",
+        escaped(&waiting.user_code),
+        span(age_s),
+        escaped(&waiting.requested_at),
+        span(waiting.expires_in)
+    )
+}
+
+fn span(seconds: u64) -> String {
+    match (seconds / 60, seconds % 60) {
+        (0, s) => format!("{s} s"),
+        (m, 0) => format!("{m} min"),
+        (m, s) => format!("{m} min {s} s"),
+    }
+}
+
+fn teams(teams: &[LoginTeam]) -> Table {
+    let mut table = Table::new(&[("TEAM", Align::Left), ("ID", Align::Left)]);
+    for team in teams {
+        table.row(Tone::Plain, vec![team.name.clone(), team.id.clone()]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn team(n: u32) -> LoginTeam {
+        LoginTeam {
+            id: format!("team_{n}"),
+            name: format!("name {n}"),
+        }
+    }
+
+    #[test]
+    fn who_asks_is_shown_with_the_age_and_cannot_drive_the_terminal() {
+        let waiting = WaitingLogin {
+            user_code: "BCDF-GHJK".to_owned(),
+            client: "kite 0.1.0 on laptop\n\u{1b}[2Jtrusted".to_owned(),
+            requested_at: "2026-04-30T10:00:00.000Z".to_owned(),
+            expires_in: 475,
+            teams: vec![team(1), team(22)],
+        };
+        let expected = "Login BCDF-GHJK\n  device:  kite 0.1.0 on laptop\\n\\u{1b}[2Jtrusted\n  \
+                        asked:   2 min 5 s ago (2026-04-30T10:00:00.000Z)\n  ends in: 7 min 55 s\n";
+        assert_eq!(who(&waiting), expected);
+        let table = "TEAM     ID\nname 1   team_1\nname 22  team_22\n";
+        assert_eq!(teams(&waiting.teams).render(Paint::Never), table);
+        assert_eq!(
+            (span(0), span(59), span(600)),
+            ("0 s".into(), "59 s".into(), "10 min".into())
+        );
+    }
+
+    #[test]
+    fn the_team_is_the_one_named_or_the_only_one() {
+        let id = |teams: &[LoginTeam], named| chosen(teams, named).unwrap().map(|team| team.id);
+        assert_eq!(id(&[team(1), team(2)], Some("name 2")).unwrap(), "team_2");
+        assert_eq!(id(&[team(1), team(2)], Some("team_1")).unwrap(), "team_1");
+        assert_eq!(id(&[team(1)], Some("other")).unwrap(), "other", "the server decides");
+        assert_eq!(id(&[team(1)], None).unwrap(), "team_1");
+        assert_eq!(id(&[], None), None);
+        let many: Vec<LoginTeam> = (1..=11).map(team).collect();
+        let error = chosen(&many, None).unwrap_err().to_string();
+        assert!(error.starts_with("this key can let the machine into 11 teams: name one with --team\n  name 1\n"));
+        assert!(
+            error.ends_with("  name 10\n  ...; `agentpost team list` shows all"),
+            "{error}"
+        );
+    }
+}

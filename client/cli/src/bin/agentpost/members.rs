@@ -1,0 +1,61 @@
+//! Who is in the cluster: `agentpost cluster add|promote|remove`.
+
+use std::time::Duration;
+
+use agentpost::api::admin::AddMember;
+use agentpost::{Client, Error};
+use agentpost_cli::output;
+use tokio::time::{Instant, sleep};
+
+/// Between two questions whether a learner has caught up.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Adds a learner.
+pub async fn add(client: &Client, id: Option<u64>, peer_addr: String, url: String) -> anyhow::Result<()> {
+    let added = client.add_member(&AddMember { id, peer_addr, url }).await?;
+    output::text(&format!(
+        "Node {0} added as a learner\nWhen its daemon runs: agentpost cluster promote {0}\n",
+        added.id
+    ))
+}
+
+/// Makes a learner a voter when it has caught up; says on stderr what it waits for.
+pub async fn promote(client: &Client, id: u64, wait: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + wait;
+    let mut told = String::new();
+    loop {
+        let refused = match client.promote_member(id).await {
+            Ok(_) => return output::text(&format!("Node {id} is a voter\n")),
+            Err(error) => error,
+        };
+        if !passes(&refused) || Instant::now() >= deadline {
+            return Err(refused.into());
+        }
+        let why = reason(&refused);
+        if why != told {
+            eprintln!("Waiting: {why}");
+            told = why;
+        }
+        sleep(ASK_AGAIN).await;
+    }
+}
+
+/// Removes a node.
+pub async fn remove(client: &Client, id: u64) -> anyhow::Result<()> {
+    client.remove_member(id).await?;
+    output::text(&format!("Node {id} removed\n"))
+}
+
+/// Whether waiting may help: it lags, another change runs, leadership moves.
+pub fn passes(error: &Error) -> bool {
+    match error {
+        Error::Refused(answer) => answer.status.as_u16() == 409,
+        Error::Unavailable { .. } | Error::OutcomeUnknown { .. } => true,
+        _ => false,
+    }
+}
+
+fn reason(error: &Error) -> String {
+    let message = error.answer().and_then(|answer| answer.message());
+    agentpost_cli::terminal::escaped(&message.unwrap_or_else(|| error.to_string())).to_string()
+}

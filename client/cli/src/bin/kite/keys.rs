@@ -1,0 +1,205 @@
+//! `kite keys create|list|revoke`: flags and lines of the vendor's command line.
+
+use std::io::Write;
+
+use agentpost::Error;
+use agentpost::api::kite::rpc::CreateKeyParams;
+use agentpost::rpc::{KeyList, Rpc};
+use agentpost_cli::terminal::escaped;
+use anyhow::{anyhow, bail};
+
+use crate::config::Config;
+use crate::environment::Environment;
+use crate::servers::{rpc, shown};
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Create a key of the team; its secret is shown this once
+    #[command(after_help = "\
+Examples:
+  kite keys create --permissions write
+  kite keys create --name \"build server\" --permissions write --expires-at 2027-01-01T00:00:00Z
+  kite keys create --name dashboard --permissions read --scopes agent_to:agent-alpha,type:github
+
+Permissions are read (listen, logs, status), write (also send) and admin (also create and revoke keys); each includes the
+ones before it. The key of this machine needs admin.
+Another machine uses the new key with KITE_API_KEY, and KITE_TEAM_ID as `kite keys list` shows the team.")]
+    Create(Create),
+    /// List the keys of the team, without their secrets
+    List,
+    /// Revoke a key at once: what it has open is closed
+    #[command(after_help = "\
+Examples:
+  kite keys list
+  kite keys revoke --id key_0123456789abcdef0123456789abcdef
+
+The key of this machine needs admin.")]
+    Revoke {
+        /// The key's id, as `kite keys list` shows it
+        #[arg(long, value_name = "KEY_ID")]
+        id: String,
+    },
+}
+
+#[derive(clap::Args)]
+pub struct Create {
+    /// A name for people
+    #[arg(long)]
+    name: Option<String>,
+    /// What it may listen to, commas between: `*`, source:…, type:… or agent_to:… [default: *]
+    #[arg(long, value_delimiter = ',')]
+    scopes: Option<Vec<String>>,
+    /// What it may do, commas between: read, write or admin [default: read]
+    #[arg(long, value_delimiter = ',')]
+    permissions: Option<Vec<String>>,
+    /// When it ends, such as 2027-01-01T00:00:00Z [default: never]
+    #[arg(long, value_name = "TIME")]
+    expires_at: Option<String>,
+}
+
+/// Runs one of the commands.
+pub async fn run(command: Command, environment: &Environment, config: &Config) -> anyhow::Result<()> {
+    let rpc = rpc(environment, config)?;
+    let text = match command {
+        Command::Create(args) => create(&rpc, args).await?,
+        Command::List => list(&rpc.keys().await.map_err(|e| shown(&e))?),
+        Command::Revoke { id } => revoke(&rpc, &id).await?,
+    };
+    std::io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+async fn create(rpc: &Rpc, args: Create) -> anyhow::Result<String> {
+    let params = CreateKeyParams {
+        name: args.name,
+        scopes: Some(words("--scopes", args.scopes, "*")?),
+        permissions: Some(words("--permissions", args.permissions, "read")?),
+        expires_at: args.expires_at,
+    };
+    need_admin(rpc, "kite keys create").await?;
+    let key = rpc.create_key(&params).await.map_err(|error| match error {
+        Error::OutcomeUnknown { .. } | Error::Malformed(_) => anyhow!(
+            "{}\nA key may have been created whose secret nobody has. `kite keys list` shows it, \
+             `kite keys revoke --id ID` removes it.",
+            shown(&error)
+        ),
+        error => shown(&error),
+    })?;
+    Ok(format!(
+        "Created API key:\n- id: {}\n- key_prefix: {}\n- api_key (shown once): {}\n",
+        escaped(&key.id),
+        escaped(&key.key_prefix),
+        escaped(&key.api_key)
+    ))
+}
+
+async fn revoke(rpc: &Rpc, id: &str) -> anyhow::Result<String> {
+    need_admin(rpc, "kite keys revoke").await?;
+    let revoked = rpc.revoke_key(id).await.map_err(|error| match error {
+        Error::OutcomeUnknown { .. } => {
+            anyhow!(
+                "{}\nThe key may be revoked already: `kite keys list` tells.",
+                shown(&error)
+            )
+        }
+        error => shown(&error),
+    })?;
+    Ok(format!("Revoked API key: {}\n", escaped(&revoked.id)))
+}
+
+fn list(list: &KeyList) -> String {
+    let word = |value: &Option<String>| value.as_deref().map_or("-".into(), escaped).into_owned();
+    let mut text = format!("Team: {}\n", word(&list.team_id));
+    if list.keys.is_empty() {
+        text.push_str("No API keys configured.\n");
+    }
+    for key in &list.keys {
+        text.push_str(&format!(
+            "- id={} name={} revoked={} key_prefix={} created_at={}\n",
+            word(&key.id),
+            word(&key.name),
+            // What the server does not vouch for is not shown as good.
+            key.revoked.unwrap_or(true),
+            word(&key.key_prefix),
+            word(&key.created_at)
+        ));
+    }
+    text
+}
+
+/// A list with commas between; an absent one is the default, an empty one a mistake.
+fn words(flag: &str, given: Option<Vec<String>>, default: &str) -> anyhow::Result<Vec<String>> {
+    let Some(given) = given else {
+        return Ok(vec![default.to_owned()]);
+    };
+    let words = given.iter().map(|word| word.trim()).filter(|word| !word.is_empty());
+    let words: Vec<String> = words.map(str::to_owned).collect();
+    if words.is_empty() {
+        bail!("{flag} is empty; without it, it is `{default}`");
+    }
+    Ok(words)
+}
+
+/// Says before anything is asked for what is missing, and where to get it.
+async fn need_admin(rpc: &Rpc, command: &str) -> anyhow::Result<()> {
+    let stats = rpc.stats().await.map_err(|e| shown(&e))?;
+    // Old servers do not tell; then the request itself finds out.
+    let permissions = stats.current_key_permissions.unwrap_or_default();
+    if permissions.is_empty() || permissions.iter().any(|permission| is_admin(permission)) {
+        return Ok(());
+    }
+    bail!(
+        "`{command}` needs a key with the permission admin; the key of this machine has {}.\n\
+         Ask an administrator of the team for such a key and set KITE_API_KEY to it, or run `kite login` again and have it \
+         approved with the permission admin.\n\
+         `kite status` shows what a key may do.",
+        escaped(&permissions.join(","))
+    );
+}
+
+fn is_admin(permission: &str) -> bool {
+    matches!(permission.trim().to_ascii_lowercase().as_str(), "admin" | "*")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use agentpost::rpc::ListedKey;
+
+    #[test]
+    fn lists_are_split_at_commas_and_never_widened_by_mistake() {
+        let given = |text: &str| Some(text.split(',').map(str::to_owned).collect());
+        assert_eq!(words("--scopes", None, "*").unwrap(), ["*"]);
+        assert_eq!(
+            words("--scopes", given(" type:a, agent_to:b,"), "*").unwrap(),
+            ["type:a", "agent_to:b"]
+        );
+        assert!(words("--scopes", given(""), "*").is_err());
+        assert!(words("--scopes", given(" , "), "*").is_err());
+    }
+
+    #[test]
+    fn admin_is_known_by_both_its_names() {
+        for (permission, admin) in [
+            ("admin", true),
+            (" Admin ", true),
+            ("*", true),
+            ("write", false),
+            ("adm", false),
+        ] {
+            assert_eq!(is_admin(permission), admin, "{permission}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_leaves_out_is_a_dash() {
+        assert_eq!(list(&KeyList::default()), "Team: -\nNo API keys configured.\n");
+        let keys = KeyList {
+            team_id: Some("t".to_owned()),
+            keys: vec![ListedKey::default()],
+        };
+        let expected = "Team: t\n- id=- name=- revoked=true key_prefix=- created_at=-\n";
+        assert_eq!(list(&keys), expected);
+    }
+}

@@ -1,0 +1,95 @@
+//! `kite agent send`.
+
+use std::io::Write;
+
+use agentpost::api::kite::SendRequest;
+use agentpost::{Client, Error};
+use agentpost_cli::terminal::escaped;
+use anyhow::anyhow;
+
+use crate::config::Config;
+use crate::environment::Environment;
+use crate::servers::{auth, http_bases};
+
+const HELP: &str = "\
+Examples:
+  kite agent send --to agent-alpha \"Here are the results you asked for.\"
+  kite agent send --to agent-alpha --thread thread-abc123 --reply-to 01HABC \"Re: those results\"
+
+The message is on the disks of a majority of nodes when the command succeeds. A failure that leaves the outcome open
+is repeated by itself, and the message is stored once. Sending needs a key with the permission write.";
+
+#[derive(clap::Args)]
+#[command(after_help = HELP)]
+pub struct Args {
+    /// The receiving agent
+    #[arg(long, value_name = "AGENT_ID")]
+    to: String,
+    /// The sending agent; the registered one when absent or without a value
+    #[arg(long, value_name = "AGENT_ID", num_args = 0..=1)]
+    from: Option<Option<String>>,
+    /// Groups messages into a conversation
+    #[arg(long, value_name = "THREAD_ID")]
+    thread: Option<String>,
+    /// The event that this message answers
+    #[arg(long, value_name = "EVENT_ID")]
+    reply_to: Option<String>,
+    /// The message
+    body: String,
+}
+
+/// Sends one message and prints what became of it.
+pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyhow::Result<()> {
+    let auth = auth(environment, config)?;
+    let servers = http_bases(environment, config)?;
+    let from = sender(args.from, config)?;
+    let message = SendRequest {
+        from,
+        to: args.to,
+        body: args.body,
+        thread_id: args.thread,
+        reply_to_id: args.reply_to,
+    };
+    let client = Client::builder(servers.join(" ")).api_key(auth.api_key).build()?;
+    let answer = client
+        .kite_send_for_answer(Some(&auth.team_id), &message)
+        .await
+        .map_err(|e| failed(&e))?;
+
+    // Any 2xx is a success; an answer without an id is tolerated, as the vendor's command line does.
+    let reply: serde_json::Value = serde_json::from_str(&answer.body).unwrap_or_default();
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "Sent agent message\n  from: {}\n  to:   {}",
+        message.from, message.to
+    )?;
+    match reply.get("id").and_then(|id| id.as_str()) {
+        Some(id) if !id.is_empty() => writeln!(out, "  id:   {}", escaped(id))?,
+        _ => {}
+    }
+    Ok(())
+}
+
+/// `--from ID`, else the registered agent. Without any, a bare `--from` and an absent one differ in what they say.
+fn sender(from: Option<Option<String>>, config: &Config) -> anyhow::Result<String> {
+    match from {
+        Some(Some(id)) => Ok(id),
+        Some(None) => Ok(config.agent_id()?.to_owned()),
+        None => match config.text("agent", "id")? {
+            Some(id) => Ok(id.to_owned()),
+            None => Err(anyhow!(
+                "No --from agent id specified and no local agent registered. \
+                 Run `kite agent register` first or pass --from <id>."
+            )),
+        },
+    }
+}
+
+fn failed(error: &Error) -> anyhow::Error {
+    match (error.answer(), error) {
+        (Some(answer), _) => anyhow!("send failed ({}): {}", answer.status, escaped(&answer.body)),
+        (None, Error::OutcomeUnknown { .. }) => anyhow!("{error}; the message may have been sent"),
+        (None, _) => anyhow!("send failed: {error}"),
+    }
+}

@@ -1,0 +1,297 @@
+//! Topics, webhooks and dead letters against three real nodes, through the library and the operator's command line.
+
+use std::time::Duration;
+
+use agentpost::api::abbababa::{DeliveryFailed, Message, SendRequest};
+use agentpost::verify::Verifier;
+use agentpost::{Client, ListQuery, Secret, SubscriptionUrl};
+use jepsen_like_tests::receiver::{Answer, Call, Receiver};
+use serde_json::json;
+use serde_json::value::to_raw_value;
+
+use crate::common::cluster::Cluster;
+use crate::common::{PATIENCE, parts};
+
+const BOTH: [&str; 2] = ["message.received", "message.topic"];
+
+struct Post {
+    cluster: Cluster,
+    key: String,
+}
+
+impl Post {
+    async fn open() -> Self {
+        let cluster = Cluster::start().await;
+        cluster.agentpost_json(&["team", "create", "default"]).await;
+        let args = ["key", "create", "--team", "default", "--permissions", "write"];
+        let key = cluster.agentpost_json(&args).await["api_key"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        Post { cluster, key }
+    }
+
+    /// An agent whose first node is `node`.
+    fn agent(&self, name: &str, node: usize) -> Client {
+        let client = Client::builder(self.cluster.urls_from(node)).api_key(&self.key);
+        client.agent(name).build().unwrap()
+    }
+
+    /// The operator's command, for the team.
+    async fn of_team(&self, args: &[&str]) -> (Option<i32>, String, String) {
+        parts(&self.cluster.agentpost(&[args, &["--team", "default"]].concat()).await)
+    }
+
+    async fn signing_keys(&self) -> (String, String) {
+        let keys = self
+            .cluster
+            .agentpost_json(&["signing-keys", "show", "--team", "default"])
+            .await;
+        let text = |name: &str| keys[name].as_str().unwrap().to_owned();
+        (text("current"), text("next"))
+    }
+}
+
+async fn send(from: &Client, to: &str) -> String {
+    let mail = SendRequest {
+        to_agent_id: Some(to.to_owned()),
+        kind: Some("note".to_owned()),
+        body: Some(to_raw_value(&json!({"to": to})).unwrap()),
+        ..SendRequest::default()
+    };
+    from.send(mail).await.unwrap().message_id
+}
+
+/// Waits for mail; there is one message more than the caller knows.
+async fn next_mail(agent: &Client, known: usize) -> Message {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let mut page = agent.list(&ListQuery::default()).await.unwrap().messages;
+        if page.len() > known {
+            assert_eq!(page.len(), known + 1);
+            return page.pop().unwrap();
+        }
+        assert!(tokio::time::Instant::now() < deadline, "no mail in time");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn verified(verifier: &Verifier, call: &Call) -> String {
+    verifier.verify(|name| call.header(name), &call.body).unwrap().id
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_and_signing_keys_are_changed_by_the_operator() {
+    let post = Post::open().await;
+    let (current, next) = post.signing_keys().await;
+    assert!(current.starts_with("sig_") && next.starts_with("sig_") && current != next);
+    let (code, stdout, stderr) = post.of_team(&["signing-keys", "rotate"]).await;
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert!(
+        stdout.starts_with(&format!("Rotated\n  current: {next}\n  next:    sig_")),
+        "{stdout}"
+    );
+    assert_eq!(post.signing_keys().await.0, next);
+    // An agent gets the same from another node.
+    assert_eq!(post.agent("a", 3).signing_keys().await.unwrap().current, Secret(next));
+
+    let args = [
+        "team",
+        "limits",
+        "set",
+        "default",
+        "--daily-sends",
+        "1",
+        "--daily-webhook-registrations",
+        "0",
+    ];
+    let (code, stdout, stderr) = parts(&post.cluster.agentpost(&args).await);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert!(
+        stdout.contains("sends of an agent per day:                 1\n"),
+        "{stdout}"
+    );
+    let shown = post
+        .cluster
+        .agentpost_json(&["team", "limits", "show", "default"])
+        .await;
+    assert_eq!(
+        (&shown["daily_sends"], &shown["daily_webhook_registrations"]),
+        (&json!(1), &json!(0))
+    );
+    let sender = post.agent("a", 2);
+    send(&sender, "b").await;
+    let over = sender.publish("t", "note", &"x").await.unwrap_err();
+    assert_eq!(over.answer().unwrap().status, 429);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_and_a_webhook_that_fails_and_then_succeeds() {
+    let post = Post::open().await;
+    let receiver = Receiver::start().await.unwrap();
+    receiver.statuses("/mail", &[500], 200);
+    let (sender, agent) = (post.agent("sender", 1), post.agent("agent", 2));
+    let (url, topic_url) = (receiver.url_of("/mail"), receiver.url_of("/topic"));
+    let webhook = agent.register_webhook(&url, &BOTH).await.unwrap();
+    let subscription = agent
+        .subscribe("prices", SubscriptionUrl::Set(&topic_url))
+        .await
+        .unwrap();
+    assert_eq!(agent.webhook().await.unwrap(), Some(webhook.clone()));
+    let (current, next) = post.signing_keys().await;
+    let verifier = |secret: &Option<Secret>, url: &str| {
+        let verifier = Verifier::new().secret(secret.as_ref().unwrap()).unwrap();
+        verifier.signing_keys(&current, &next).url(url)
+    };
+
+    // One message, two URLs, two deliveries; that to /mail is made twice.
+    let sent = sender.publish("prices", "price", &json!({"usdc": 4})).await.unwrap();
+    assert_eq!(sent.fanout, None);
+    receiver.wait_for(3, PATIENCE).await.unwrap();
+    let (mail, topic) = (receiver.calls_to("/mail"), receiver.calls_to("/topic"));
+    assert_eq!((mail.len(), topic.len()), (2, 1));
+    let ids: Vec<String> = mail
+        .iter()
+        .map(|call| verified(&verifier(&webhook.secret, &url), call))
+        .collect();
+    assert_eq!(ids[0], ids[1]);
+    assert_eq!(
+        (mail[0].header("x-attempt"), mail[1].header("x-attempt")),
+        (Some("1"), Some("2"))
+    );
+    assert!(mail[1].at_us - mail[0].at_us >= 1_000_000, "no retry before its delay");
+    assert_ne!(verified(&verifier(&subscription.secret, &topic_url), &topic[0]), ids[0]);
+    let event: serde_json::Value = serde_json::from_slice(&topic[0].body).unwrap();
+    assert_eq!(
+        (
+            &event["event"],
+            &event["topic"],
+            &event["subscriptionId"],
+            &event["body"]
+        ),
+        (
+            &json!("message.topic"),
+            &json!("prices"),
+            &json!(subscription.id),
+            &json!({"usdc": 4})
+        )
+    );
+    assert_eq!(next_mail(&agent, 0).await.id, sent.message_id);
+
+    // What is signed after a rotation passes with the pair from before it.
+    let (code, _, _) = post.of_team(&["signing-keys", "rotate"]).await;
+    assert_eq!(code, Some(0));
+    send(&sender, "agent").await;
+    let calls = receiver.wait_for(4, PATIENCE).await.unwrap();
+    verified(&verifier(&webhook.secret, &url), &calls[3]);
+    assert!(
+        Verifier::new()
+            .signing_keys(&current, &current)
+            .verify(|name| calls[3].header(name), &calls[3].body)
+            .is_err()
+    );
+
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let receipt = sender.receipt(&sent.message_id).await.unwrap();
+        let states: Vec<&str> = receipt
+            .delivered
+            .iter()
+            .map(|delivery| delivery.state.as_str())
+            .collect();
+        if states == ["delivered", "delivered"] {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{receipt:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    agent.unsubscribe("prices").await.unwrap();
+    agent.delete_webhook().await.unwrap();
+    assert_eq!(
+        (agent.subscriptions().await.unwrap(), agent.webhook().await.unwrap()),
+        (vec![], None)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_its_notice_and_another_try() {
+    let post = Post::open().await;
+    let receiver = Receiver::start().await.unwrap();
+    receiver.set_default(Answer::status(489).header("upstash-nonretryable-error", "true"));
+    let (sender, agent) = (post.agent("sender", 1), post.agent("agent", 2));
+    agent.register_webhook(&receiver.url_of("/mail"), &BOTH).await.unwrap();
+    let message = send(&sender, "agent").await;
+    let notice = next_mail(&sender, 0).await;
+    assert_eq!(
+        (notice.from_agent_id.as_str(), notice.kind.as_str()),
+        ("system", DeliveryFailed::TYPE)
+    );
+    let failed: DeliveryFailed = serde_json::from_str(notice.body.get()).unwrap();
+    assert_eq!(
+        (failed.message_id, failed.attempts, failed.last_status),
+        (message, 1, Some(489))
+    );
+    let dead = failed.delivery_id;
+
+    let (code, stdout, stderr) = post.of_team(&["deliveries", "list", "--state", "dead"]).await;
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert!(
+        lines.len() == 2 && lines[1].starts_with(&format!("{dead}  dead (non_retryable)  ")),
+        "{stdout}"
+    );
+    let (code, stdout, _) = post.of_team(&["deliveries", "show", &dead]).await;
+    assert_eq!(code, Some(0));
+    assert!(stdout.contains("  failed     489  status  "), "{stdout}");
+
+    receiver.set_default(Answer::status(200));
+    let (code, stdout, stderr) = post.of_team(&["deliveries", "redrive", &dead]).await;
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let new = stdout
+        .strip_prefix(&format!("Redriven {dead}\n  as: "))
+        .unwrap()
+        .trim_end()
+        .to_owned();
+    let calls = receiver.wait_for(2, PATIENCE).await.unwrap();
+    assert_eq!(calls[1].header("webhook-id"), Some(&new[..]));
+    // Again it is the same one.
+    assert_eq!(agent.redrive(&dead).await.unwrap(), new);
+    let (code, _, stderr) = post.of_team(&["deliveries", "show", "dlv_unknown"]).await;
+    assert!(code == Some(1) && stderr.ends_with("(404 Not Found)\n"), "{stderr}");
+    assert_eq!(sender.list(&ListQuery::default()).await.unwrap().messages.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_load_generator_measures_fan_out_and_deliveries() {
+    let post = Post::open().await;
+    let args = [
+        "bench",
+        "--mode",
+        "fanout,deliver",
+        "--seconds",
+        "1",
+        "--warm-up",
+        "1",
+        "--tsv",
+    ];
+    let (code, stdout, stderr) = parts(&post.cluster.agentpost_within(6 * PATIENCE, &args).await);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
+    let rows: Vec<Vec<&str>> = stdout.lines().map(|line| line.split('\t').collect()).collect();
+    let kinds: Vec<(&str, &str, &str)> = rows.iter().map(|row| (row[0], row[1], row[5])).collect();
+    assert_eq!(
+        kinds,
+        [
+            ("agentpost-fanout", "fanout-durable-copies", "deliveries/s"),
+            ("agentpost-fanout-pipelined", "fanout-durable-copies", "deliveries/s"),
+            ("agentpost-deliver", "webhook-start-latency", "samples"),
+            ("agentpost-deliver-ill", "webhook-start-latency", "samples"),
+            ("agentpost-deliver", "isolation-p99", "%"),
+            ("agentpost-deliver", "webhook-deliveries", "deliveries/s"),
+            ("agentpost-deliver", "log-entries", "per 1,000"),
+        ]
+    );
+    for row in &rows {
+        assert!(row.len() == 9 && row[4].parse::<f64>().unwrap() > 0.0, "{stdout}");
+    }
+    assert!(rows[5][8].contains(" repeated-calls="), "{stdout}");
+}
