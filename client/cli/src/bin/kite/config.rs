@@ -1,18 +1,19 @@
-//! The configuration file that is shared with the vendor's command line: `[auth] api_key, team_id`,
-//! `[server] url, http_base`, `[agent] id, name`. Other keys are left as they are.
+//! The configuration file that `kite` shares with the vendor's command line: `[auth] api_key, team_id`,
+//! `[server] url, http_base`, `[agent] id, name`. A change keeps every other key, the comments and the order.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
 
 use agentpost::api::kite::DeviceKey;
+use agentpost_cli::replace_file;
 use anyhow::{Context, anyhow, bail};
-use toml::{Table, Value};
+use toml_edit::{DocumentMut, Item, TableLike, TomlError, Value};
 
-/// The file's content and place.
+/// The file's path and content.
 pub struct Config {
     path: PathBuf,
-    table: Table,
+    document: DocumentMut,
 }
 
 impl Config {
@@ -23,11 +24,11 @@ impl Config {
         let folder = if cfg!(target_os = "macos") {
             home.map(|home| home.join("Library/Application Support/dev.kite.kite"))
         } else {
-            // A relative path is invalid by the base directory specification and is ignored.
-            let named = std::env::var_os("XDG_CONFIG_HOME")
+            // The base directory specification says that a relative path is invalid and must be ignored.
+            let configured = std::env::var_os("XDG_CONFIG_HOME")
                 .map(PathBuf::from)
                 .filter(|path| path.is_absolute());
-            named
+            configured
                 .or_else(|| home.map(|home| home.join(".config")))
                 .map(|base| base.join("kite"))
         };
@@ -35,32 +36,30 @@ impl Config {
         Ok(folder.join("config.toml"))
     }
 
-    /// Reads a file; one that does not exist is empty.
+    /// Reads a file. A file that does not exist counts as empty.
     pub fn load(path: PathBuf) -> anyhow::Result<Self> {
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
             Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
         };
-        let table = text
+        let document = text
             .parse()
-            .map_err(|e: toml::de::Error| anyhow!("{}: {}", path.display(), e.message()))?;
-        Ok(Config { path, table })
+            .map_err(|e: TomlError| anyhow!("{}: {}", path.display(), e.message()))?;
+        Ok(Config { path, document })
     }
 
-    /// A text value; blank counts as absent.
+    /// A text value. A blank value counts as absent.
     pub fn text(&self, section: &str, key: &str) -> anyhow::Result<Option<&str>> {
-        let of_wrong_type = |what: &str| anyhow!("{}: {what} has the wrong type", self.path.display());
-        let Some(section_value) = self.table.get(section) else {
+        let wrong_type = |what: &str| anyhow!("{}: {what} has the wrong type", self.path.display());
+        let Some(item) = self.document.get(section) else {
             return Ok(None);
         };
-        let Some(table) = section_value.as_table() else {
-            bail!(of_wrong_type(section))
+        let Some(table) = item.as_table_like() else {
+            bail!(wrong_type(section))
         };
         let Some(value) = table.get(key) else { return Ok(None) };
-        let text = value
-            .as_str()
-            .ok_or_else(|| of_wrong_type(&format!("{section}.{key}")))?;
+        let text = value.as_str().ok_or_else(|| wrong_type(&format!("{section}.{key}")))?;
         Ok(Some(text.trim()).filter(|text| !text.is_empty()))
     }
 
@@ -73,77 +72,66 @@ impl Config {
     /// Replaces the registered agent.
     pub fn set_agent(&mut self, id: &str, name: Option<&str>) {
         let agent = self.section("agent");
-        agent.insert("id".to_owned(), Value::String(id.to_owned()));
+        set(agent, "id", id);
         match name {
-            Some(name) => agent.insert("name".to_owned(), Value::String(name.to_owned())),
-            None => agent.remove("name"),
-        };
+            Some(name) => set(agent, "name", name),
+            None => {
+                agent.remove("name");
+            }
+        }
     }
 
-    /// Replaces the key, and the server that it is for.
+    /// Replaces the key and the server that it is for.
     pub fn set_login(&mut self, key: &DeviceKey, ws_url: &str, http_base: &str) {
         let auth = self.section("auth");
-        auth.insert("api_key".to_owned(), Value::String(key.api_key.0.clone()));
-        auth.insert("team_id".to_owned(), Value::String(key.team_id.clone()));
+        set(auth, "api_key", &key.api_key.0);
+        set(auth, "team_id", &key.team_id);
         let server = self.section("server");
-        server.insert("url".to_owned(), Value::String(ws_url.to_owned()));
-        server.insert("http_base".to_owned(), Value::String(http_base.to_owned()));
+        set(server, "url", ws_url);
+        set(server, "http_base", http_base);
     }
 
-    /// Reads the file again, for a change after a long wait: others may have written to it.
+    /// Reads the file again before a change that follows a long wait: another program may have written to it.
     pub fn reload(&mut self) -> anyhow::Result<()> {
         *self = Config::load(self.path.clone())?;
         Ok(())
     }
 
-    /// A section to write to; what stands in its place and is none is replaced.
-    fn section(&mut self, name: &str) -> &mut Table {
-        let value = self.table.entry(name).or_insert_with(|| Value::Table(Table::new()));
-        if !value.is_table() {
-            *value = Value::Table(Table::new());
+    /// A section to write to. A value of another type under this name is replaced.
+    fn section(&mut self, name: &str) -> &mut dyn TableLike {
+        let item = self.document.entry(name).or_insert_with(toml_edit::table);
+        if !item.is_table_like() {
+            *item = toml_edit::table();
         }
-        match value {
-            Value::Table(table) => table,
-            _ => unreachable!("made a table above"),
-        }
+        item.as_table_like_mut().expect("a table was put there")
     }
 
-    /// Writes the file in one step, readable by its owner only: it may hold a key.
+    /// Writes the file in one step, readable by its owner only, because it may hold a key.
     pub fn save(&self) -> anyhow::Result<()> {
-        // A link stays a link.
-        let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        let text = toml::to_string_pretty(&self.table)?;
-        replace(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+        let write = || {
+            if let Some(folder) = self.path.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            replace_file(&self.path, self.document.to_string().as_bytes(), None)
+        };
+        write().with_context(|| format!("cannot write {}", self.path.display()))
     }
 }
 
-fn replace(path: &Path, content: &[u8]) -> anyhow::Result<()> {
-    let folder = path.parent().context("it has no folder")?;
-    fs::create_dir_all(folder)?;
-    let draft = folder.join(format!(".config.toml.{}", std::process::id()));
-    let written = write_private(&draft, content).and_then(|()| fs::rename(&draft, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&draft);
+/// Sets a value; a comment on its line stays.
+fn set(table: &mut dyn TableLike, key: &str, text: &str) {
+    let mut value = Value::from(text);
+    if let Some(before) = table.get(key).and_then(Item::as_value) {
+        value.decor_mut().clone_from(before.decor());
     }
-    written?;
-    File::open(folder)?.sync_all()?;
-    Ok(())
-}
-
-fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(path)?;
-    file.write_all(content)?;
-    file.sync_all()
+    table.insert(key, Item::Value(value));
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use toml::Table;
 
     fn folder() -> tempfile::TempDir {
         tempfile::tempdir().unwrap()
@@ -194,6 +182,18 @@ mod tests {
         let expected = "[auth]\napi_key = \"new\"\nhook_token = \"h\"\nteam_id = \"t\"\n[agent]\nid = \"a\"\n\
                         [server]\nurl = \"wss://post/ws\"\nhttp_base = \"https://post\"\n";
         assert_eq!(table, expected.parse().unwrap());
+    }
+
+    #[test]
+    fn comments_and_order_stay() {
+        let folder = folder();
+        let path = folder.path().join("config.toml");
+        let before = "# ours\n[server]\nurl = \"ws://a/ws\" # old\n\n[agent] # this machine\nid = 'a' # an id\n";
+        fs::write(&path, before).unwrap();
+        let mut config = Config::load(path.clone()).unwrap();
+        config.set_agent("b", None);
+        config.save().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), before.replace("'a'", "\"b\""));
     }
 
     #[test]

@@ -1,4 +1,8 @@
-//! Environment variables, with those of a `.env` file in the current folder behind them.
+//! Environment variables, and below them the variables of a `.env` file in the current folder.
+//!
+//! The file is parsed here, not by `dotenvy`: that crate refuses an unquoted value with blanks, which
+//! `AGENTPOST_URLS` may be, replaces `$NAME` by variables of the process, and loses the rest of the file behind a
+//! single apostrophe.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -6,13 +10,13 @@ use std::path::Path;
 
 use anyhow::Context;
 
-/// Where variables are looked up. The process's own win over the file's; an empty value counts as not set.
+/// The variables of the process and of the file. Those of the process win. An empty value counts as not set.
 pub struct Environment {
     variables: BTreeMap<String, String>,
 }
 
 impl Environment {
-    /// Reads `.env`, if there is one, and the process's environment.
+    /// Reads the environment of the process and `.env`, if that file exists.
     pub fn load() -> anyhow::Result<Self> {
         let text = match std::fs::read_to_string(Path::new(".env")) {
             Ok(text) => text,
@@ -23,14 +27,14 @@ impl Environment {
         Ok(Self::of(&text, own))
     }
 
-    /// The same from given parts.
+    /// The variables of a file's text and of a process.
     pub fn of(file: &str, own: impl IntoIterator<Item = (String, String)>) -> Self {
         let mut variables: BTreeMap<_, _> = file.lines().filter_map(assignment).collect();
         variables.extend(own);
         Environment { variables }
     }
 
-    /// A variable that is set and not blank.
+    /// A variable, or `None` if it is unset or blank.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.variables
             .get(name)
@@ -39,7 +43,8 @@ impl Environment {
     }
 }
 
-/// `NAME=value`, with an optional `export`, quotes around the value or a comment after it. Nothing is expanded.
+/// Parses `NAME=value`. `export` before it, quotes around the value and a comment behind it are allowed; nothing is
+/// expanded. Other lines are `None`.
 fn assignment(line: &str) -> Option<(String, String)> {
     let line = line.trim();
     let line = line.strip_prefix("export ").unwrap_or(line);

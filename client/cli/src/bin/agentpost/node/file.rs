@@ -1,30 +1,34 @@
-//! The configuration file of a node's daemon: the few settings that rejoining needs, and the two numbers that it changes.
-//! They are found by where the parser saw them, so that comments and everything else stay as they are.
+//! The configuration file of a node's daemon. `agentpost node rejoin` reads a few settings and changes the id at its
+//! two places.
+//!
+//! The two numbers are replaced at the positions that the parser reports, so every other byte stays. `toml_edit` is not
+//! used here: it writes the dotted keys of a table in another order when the keys of other tables stand between them.
 
 use std::fs;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use agentpost_cli::replace_file;
 use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
 use toml::Spanned;
 
-/// What the file says of its node.
+/// The settings of the file that concern its node.
 pub struct NodeFile {
     path: PathBuf,
     text: String,
-    /// Where its id stands: in `[node]`, and in its row of `cluster.nodes`.
+    /// The positions of the id: in `[node]`, and in the row of the node in `cluster.nodes`.
     places: [Range<usize>; 2],
     pub id: u64,
     pub data_dir: PathBuf,
     pub client_addr: SocketAddr,
     pub peer_addr: SocketAddr,
-    /// Its row in `cluster.nodes`.
+    /// The row of the node in `cluster.nodes`.
     pub row: Row,
 }
 
-/// Where others reach the node.
+/// The addresses of the node.
 pub struct Row {
     pub peer_addr: String,
     pub url: String,
@@ -60,7 +64,7 @@ struct RowTable {
 }
 
 impl NodeFile {
-    /// Reads the file; says what is missing in it.
+    /// Reads the file. The error names a setting that is missing.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         Self::parse(path, text).with_context(|| path.display().to_string())
@@ -74,11 +78,11 @@ impl NodeFile {
         let mut rows = cluster.nodes.into_iter();
         let Some(row) = rows.find(|row| row.id.get_ref() == id.get_ref()) else {
             bail!(
-                "cluster.nodes has no row for node {}; it tells under which addresses the node joins",
+                "cluster.nodes has no row for node {}; add one with the addresses under which the node joins",
                 id.get_ref()
             );
         };
-        // The defaults are the daemon's.
+        // These are the defaults of the daemon.
         let loopback = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(NodeFile {
             path: path.to_owned(),
@@ -95,16 +99,12 @@ impl NodeFile {
         })
     }
 
-    /// Writes another id into the file, at its two places; a crash leaves the old file or the new one.
+    /// Writes another id into the file. The file keeps its permissions.
     pub fn write_id(&self, id: u64) -> anyhow::Result<()> {
         let text = self.with_id(id)?;
-        let mut staged = self.path.clone().into_os_string();
-        staged.push(".tmp");
         let write = || {
-            fs::copy(&self.path, &staged)?;
-            fs::write(&staged, &text)?;
-            fs::File::open(&staged)?.sync_all()?;
-            fs::rename(&staged, &self.path)
+            let permissions = fs::metadata(&self.path)?.permissions();
+            replace_file(&self.path, text.as_bytes(), Some(permissions))
         };
         write().with_context(|| format!("cannot write {}", self.path.display()))
     }
@@ -117,7 +117,11 @@ impl NodeFile {
             text.replace_range(place, &id.to_string());
         }
         let written = Self::parse(&self.path, text.clone())?;
-        ensure!(written.id == id, "the new id did not get into [node]");
+        ensure!(
+            written.id == id,
+            "[node] still has the id {}; change it by hand",
+            written.id
+        );
         Ok(text)
     }
 }
