@@ -1,53 +1,8 @@
 //! The guide, word for word, against three real nodes: agents on different nodes, a node that dies, a key that goes.
 
-use std::process::Stdio;
-
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStderr, ChildStdout};
-
 use crate::common::cluster::Cluster;
+use crate::common::process::Running;
 use crate::common::{PATIENCE, User, parts};
-
-/// `kite agent listen` as it runs.
-struct Listener {
-    process: Child,
-    mail: Lines<BufReader<ChildStdout>>,
-    notes: Lines<BufReader<ChildStderr>>,
-}
-
-impl Listener {
-    /// Starts it and waits until it is connected.
-    async fn start(user: &User, args: &[&str]) -> Self {
-        let mut command = user.command(&[&["agent", "listen"], args].concat());
-        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mail = BufReader::new(process.stdout.take().unwrap()).lines();
-        let notes = BufReader::new(process.stderr.take().unwrap()).lines();
-        let mut listener = Listener { process, mail, notes };
-        listener.note_with("Connected (last_seq: ").await;
-        listener
-    }
-
-    async fn mail(&mut self) -> String {
-        let line = tokio::time::timeout(PATIENCE, self.mail.next_line())
-            .await
-            .expect("no mail in time");
-        line.unwrap().expect("the listener ended")
-    }
-
-    async fn note_with(&mut self, start: &str) -> String {
-        loop {
-            let line = tokio::time::timeout(PATIENCE, self.notes.next_line())
-                .await
-                .expect("no note in time");
-            let line = line
-                .unwrap()
-                .unwrap_or_else(|| panic!("the listener ended before {start}"));
-            if line.starts_with(start) {
-                return line;
-            }
-        }
-    }
-}
 
 struct Post {
     cluster: Cluster,
@@ -132,16 +87,16 @@ async fn the_guide_works_across_nodes_and_over_the_death_of_one() {
         "agent-alpha",
     )
     .await;
-    let mut listener = Listener::start(&alpha, &[]).await;
+    let mut listener = Running::connected(&alpha, &["agent", "listen"]).await;
     assert_eq!(
-        listener.mail().await,
+        listener.line().await,
         format!("[{early}] agent-beta → agent-alpha: before you came")
     );
 
     let body = "Here are the results you asked for.";
     let first = send(&beta, &["--to", "agent-alpha", body], "agent-beta", "agent-alpha").await;
     assert_eq!(
-        listener.mail().await,
+        listener.line().await,
         format!("[{first}] agent-beta → agent-alpha: {body}")
     );
     let args = [
@@ -157,7 +112,7 @@ async fn the_guide_works_across_nodes_and_over_the_death_of_one() {
     ];
     let second = send(&beta, &args, "other", "agent-alpha").await;
     let line = format!("[{second}] other → agent-alpha thread=t-1 reply_to={first}: Re:\\n\\u{{1b}}[1mbold");
-    assert_eq!(listener.mail().await, line);
+    assert_eq!(listener.line().await, line);
     alpha_listens(&beta, "").await;
 
     // The listener's node dies; it goes on at another one, and nothing comes twice.
@@ -172,7 +127,7 @@ async fn the_guide_works_across_nodes_and_over_the_death_of_one() {
     .await;
     listener.note_with("Connected (last_seq: ").await;
     assert_eq!(
-        listener.mail().await,
+        listener.line().await,
         format!("[{third}] agent-beta → agent-alpha: still there?")
     );
 
@@ -198,7 +153,7 @@ async fn the_guide_works_across_nodes_and_over_the_death_of_one() {
     );
     let error = listener.note_with("Error: ").await;
     assert!(error.starts_with("Error: Server error (4001): "), "{error}");
-    assert_eq!(listener.process.wait().await.unwrap().code(), Some(1));
+    assert_eq!(listener.ended().await.code(), Some(1));
     let (code, _, stderr) = parts(&beta.kite(&["agent", "send", "--to", "agent-alpha", "x"]).await);
     assert_eq!(code, Some(1));
     assert!(
@@ -224,8 +179,8 @@ async fn refusals_listing_and_the_load_generator() {
 
     // CloudEvents, one a line, in the vendor's order.
     let id = send(&post.agent("b", 1).await, &["--to", "a", "x"], "b", "a").await;
-    let mut listener = Listener::start(&user, &["--as-id", "a", "--json"]).await;
-    let line = listener.mail().await;
+    let mut listener = Running::connected(&user, &["agent", "listen", "--as-id", "a", "--json"]).await;
+    let line = listener.line().await;
     let start = format!(
         "{{\"specversion\":\"1.0\",\"id\":\"{id}\",\"type\":\"com.kite.agent.message\",\
          \"source\":\"https://getkite.sh/agents/b\",\"datacontenttype\":\"application/json\",\"time\":\""
