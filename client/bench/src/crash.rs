@@ -1,5 +1,5 @@
-//! What the death of the leader looks like from outside: the longest time in which nobody got an acknowledgement, and
-//! whether every acknowledged message is still there.
+//! The mode `crash`: kills the leader under load. It measures the longest time without an acknowledgement and checks
+//! that every acknowledged message is still stored.
 
 use std::collections::HashMap;
 use std::process::Command;
@@ -19,13 +19,13 @@ use crate::nodes::Nodes;
 use crate::report::{Latency, Report, Row};
 use crate::traffic::{INBOXES, SENDER, Shape, Source, id_of};
 
-/// Shorter than an election: a longer limit would set the figure by itself.
+/// Shorter than an election. With a longer timeout the figure would be the timeout.
 const SEND_TIMEOUT: Duration = Duration::from_millis(200);
 const AFTER_FAILURE: Duration = Duration::from_millis(20);
-/// Acknowledgements that were under way when the leader died count into the gap.
+/// The gap may begin this long before the kill: an acknowledgement then may have been in flight.
 const BEFORE_KILL: Duration = Duration::from_millis(200);
 
-/// `NODE=PID`.
+/// Parses `NODE=PID`.
 pub fn process(text: &str) -> Result<(u64, u32), String> {
     let parsed = text
         .split_once('=')
@@ -36,7 +36,7 @@ pub fn process(text: &str) -> Result<(u64, u32), String> {
     }
 }
 
-/// An acknowledgement.
+/// An acknowledged message.
 struct Acked {
     id: u64,
     at: Instant,
@@ -100,7 +100,8 @@ pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> an
     Ok(())
 }
 
-/// One lane: what it got acknowledged, and how many sends failed. After a failure it turns to the next node.
+/// Runs one lane and returns its acknowledged messages and the number of failed sends. After a failure the lane goes on
+/// with the next node.
 async fn drive(addresses: Vec<String>, template: Arc<Template>, mut source: Source, end: Instant) -> (Vec<Acked>, u64) {
     let (mut acked, mut failed, mut turn) = (Vec::new(), 0, 0);
     let mut lane: Option<Lane> = None;
@@ -111,7 +112,7 @@ async fn drive(addresses: Vec<String>, template: Arc<Template>, mut source: Sour
             if lane.is_none() {
                 lane = Some(Lane::dial(address, &template).await?);
             }
-            let answer = lane.as_mut().context("dialled above")?.post(request).await?;
+            let answer = lane.as_mut().context("connected above")?.post(request).await?;
             anyhow::Ok(Shape::Single.acknowledged(&answer))
         });
         match sent.await {
@@ -135,7 +136,7 @@ fn longest_gap(mut times: Vec<Instant>, killed: Instant) -> Duration {
     gaps.max().unwrap_or(Duration::MAX)
 }
 
-/// The ids in all inboxes of the team, with how often each is there.
+/// Reads all inboxes of the team and counts how often each id is stored.
 async fn read_back(bench: &Bench<'_>, nodes: &Nodes) -> anyhow::Result<HashMap<u64, u32>> {
     let urls: Vec<&str> = nodes.all.iter().map(|node| node.base.as_str()).collect();
     let client = Client::builder(urls.join(" ")).api_key(bench.key).build()?;
@@ -153,7 +154,10 @@ async fn read_back(bench: &Bench<'_>, nodes: &Nodes) -> anyhow::Result<HashMap<u
             }
             for message in &page.messages {
                 *found
-                    .entry(id_in(message.body.get()).context("a message that is not ours")?)
+                    .entry(
+                        id_in(message.body.get())
+                            .context("an inbox holds a message that the benchmark did not send")?,
+                    )
                     .or_insert(0) += 1;
             }
             cursor = format!("&cursor={}", page.cursor);
@@ -162,18 +166,18 @@ async fn read_back(bench: &Bench<'_>, nodes: &Nodes) -> anyhow::Result<HashMap<u
     Ok(found)
 }
 
-/// A text body is shown as `{"text": …}`.
+/// The id in a body. The API returns a text body as `{"text": …}`.
 fn id_in(body: &str) -> Option<u64> {
     let body: serde_json::Value = serde_json::from_str(body).ok()?;
     id_of(body.get("text")?.as_str()?)
 }
 
-/// SIGKILL, which this crate cannot send itself without unsafe code.
+/// Sends SIGKILL by the command `kill`, because the system call needs unsafe code.
 async fn kill(pid: u32) -> anyhow::Result<()> {
     let run = move || Command::new("kill").args(["-KILL", &pid.to_string()]).status();
     let status = tokio::task::spawn_blocking(run).await?.context("cannot run kill")?;
     if !status.success() {
-        bail!("process {pid} could not be killed");
+        bail!("cannot kill process {pid}");
     }
     Ok(())
 }

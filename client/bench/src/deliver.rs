@@ -1,8 +1,8 @@
-//! Webhook deliveries per second, and the log entries that each one costs.
+//! The mode `deliver`: webhook deliveries per second, and the log entries per delivery.
 //!
-//! The load keeps a backlog: batches are sent as long as fewer than [`BACKLOG`] deliveries wait. So the dispatcher has
-//! always more to do than it may have under way, and what is measured is its own speed. A batch of 100 sends is one log
-//! entry, which is told apart from the entries of the dispatcher: claims, outcomes, ticks.
+//! The load keeps a backlog: it sends batches while fewer than [`BACKLOG`] deliveries wait. The dispatcher then always
+//! has more deliveries than it may call at a time, so the figure is the dispatcher's own speed. A batch of 100 sends is
+//! one log entry; it is subtracted, so that the entries of the dispatcher remain: claims, outcomes, ticks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,14 +20,14 @@ use crate::sink::{Health, Sink};
 use crate::traffic::{BATCH, Shape, Source};
 use crate::{Bench, isolation};
 
-/// Deliveries that wait or are under way: four times what a node calls at once.
+/// Deliveries that wait or are called: four times the calls that a node makes at a time.
 const BACKLOG: u64 = 2_048;
-/// Before a lane looks again whether the backlog has shrunk.
+/// The pause of a lane while the backlog is full.
 const FULL: Duration = Duration::from_millis(1);
-/// For the rest of the backlog, after the load.
+/// The time for the rest of the backlog after the load.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs both experiments and takes their webhooks away again.
+/// Runs both measurements and removes their webhooks.
 pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
     let measured = both(bench, run, report).await;
     let removed = hooks::remove(bench).await;
@@ -35,21 +35,21 @@ pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> an
 }
 
 async fn both(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
-    // First what is measured at low load: full load leaves merges behind it.
+    // The measurement at low load comes first: full load leaves RocksDB with compactions to do.
     isolation::measure(bench, run, report).await?;
     full_load(bench, run, report).await
 }
 
-/// What the lanes have done.
+/// Counters of the lanes.
 #[derive(Default)]
 struct Flow {
-    /// Messages that were acknowledged, or are being sent.
+    /// Messages that were acknowledged or are in flight.
     sent: AtomicU64,
-    /// Batches that were acknowledged: log entries.
+    /// Batches that were acknowledged, each one log entry.
     entries: AtomicU64,
 }
 
-/// Everything that is counted, at one moment.
+/// All counters at one moment.
 struct Reading {
     at: Instant,
     delivered: u64,
@@ -145,17 +145,21 @@ async fn drive(
 }
 
 async fn read(bench: &Bench<'_>, flow: &Flow, sink: &Sink) -> anyhow::Result<Reading> {
-    let cluster = bench.admin.cluster().await.context("cannot ask for the log's end")?;
+    let cluster = bench
+        .admin
+        .cluster()
+        .await
+        .context("cannot ask for the last log index")?;
     let index = cluster.nodes.iter().filter_map(|node| node.applied_index).max();
     Ok(Reading {
         at: Instant::now(),
         delivered: sink.delivered(),
         sends: flow.entries.load(Ordering::Relaxed),
-        index: index.context("no node tells how far it applied the log")?,
+        index: index.context("no node reports an applied log index")?,
     })
 }
 
-/// Waits for what was sent and not yet delivered: a delivery that never comes is a failure, not a figure.
+/// Waits until every message is delivered. A delivery that never comes makes the measurement fail.
 async fn drained(flow: &Flow, sink: &Sink) -> anyhow::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {

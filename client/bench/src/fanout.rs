@@ -1,6 +1,6 @@
-//! Inbox entries per second for a topic with a thousand subscribers. A publish is answered when the last inbox has it,
-//! so one publish at a time gives the figure to compare with a transaction of a thousand writes; several at a time show
-//! what the cluster does while nobody waits.
+//! The mode `fanout`: inbox entries per second for a topic with a thousand subscribers. A publish is answered when
+//! the last inbox has the message. One publish at a time therefore compares with a transaction of a thousand writes;
+//! several publishes at a time show the throughput of the cluster.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,15 +20,15 @@ use crate::{Bench, Target};
 const SUBSCRIBERS: usize = 1_000;
 /// Publishes of each measurement.
 const ROUNDS: usize = 20;
-/// Before them, not counted.
+/// Publishes before each measurement, not counted.
 const COLD: usize = 2;
-/// Publishers at a time, where nobody waits for the others.
+/// Publishers of the second measurement; none waits for another.
 const PUBLISHERS: usize = 4;
 const TOPIC: &str = "bench.fanout";
-/// Subscriptions under way at a time.
+/// Subscriptions in flight at a time.
 const SUBSCRIBING: usize = 32;
 
-/// Subscribes, publishes one at a time and several at a time, and looks whether every inbox has all.
+/// Subscribes, publishes one message at a time and several at a time, and checks that the inboxes have every message.
 pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
     let nodes = bench.nodes().await?;
     let target = match bench.args.target {
@@ -73,7 +73,7 @@ pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> an
         .count();
     ensure!(
         missing == 0,
-        "{missing} of the inboxes looked at do not have each publish once"
+        "{missing} of the checked inboxes do not hold each publish exactly once"
     );
     Ok(())
 }
@@ -82,7 +82,7 @@ fn subscriber(n: usize) -> String {
     format!("fan-{n}")
 }
 
-/// Subscribes everybody; returns what the inboxes that are looked at hold already.
+/// Subscribes all agents and returns the number of entries that the checked inboxes hold already.
 async fn subscribe(client: &Client) -> anyhow::Result<Vec<usize>> {
     let body = serde_json::json!({ "topic": TOPIC });
     let requests = iter(0..SUBSCRIBERS).map(|n| {
@@ -98,7 +98,7 @@ async fn subscribe(client: &Client) -> anyhow::Result<Vec<usize>> {
     entries(client).await
 }
 
-/// The number of entries of some inboxes: the first, the last, and some between.
+/// Counts the entries of some inboxes: the first, the last and some between.
 async fn entries(client: &Client) -> anyhow::Result<Vec<usize>> {
     let mut counts = Vec::new();
     for n in (0..SUBSCRIBERS).step_by(111) {
@@ -110,7 +110,7 @@ async fn entries(client: &Client) -> anyhow::Result<Vec<usize>> {
     Ok(counts)
 }
 
-/// Publishes `rounds` times in all; returns how long each took.
+/// Publishes `rounds` messages in all and returns the duration of each publish in nanoseconds.
 async fn run_of(bench: &Bench<'_>, address: &str, publishers: usize, rounds: usize) -> anyhow::Result<Vec<u64>> {
     let template = Arc::new(Template::new(Shape::Single.path(), bench.key, SENDER)?);
     let mut running = JoinSet::new();

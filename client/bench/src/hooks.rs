@@ -1,5 +1,5 @@
-//! The agents that the benchmark's webhooks belong to: ten of each of ten teams, a URL each. That is more than a node
-//! calls at a time (512) with what a URL (8) and a team (64) may have under way.
+//! The agents with webhooks: ten agents in each of ten teams, each with a URL. Together their limits (8 calls at a time
+//! for a URL, 64 for a team) allow more calls than a node makes at a time (512).
 
 use std::sync::Arc;
 
@@ -19,15 +19,15 @@ use crate::traffic::{SENDER, Shape};
 pub const TEAMS: usize = 10;
 /// Agents of each team.
 pub const AGENTS: usize = 10;
-/// Registrations under way at a time.
+/// Registrations in flight at a time.
 const REGISTERING: usize = 16;
 
-/// The agents of a team; all teams name theirs alike.
+/// The agents of a team; the names are the same in every team.
 pub fn agents() -> Vec<String> {
     (0..AGENTS).map(|n| format!("hook-{n}")).collect()
 }
 
-/// Registers all webhooks, in the place of what was registered. Agent `n` of team `t` has endpoint `t * AGENTS + n`.
+/// Registers all webhooks and replaces earlier ones. Agent `n` of team `t` has endpoint `t * AGENTS + n`.
 pub async fn register(bench: &Bench<'_>, sink: &Sink, health: impl Fn(usize) -> Health) -> anyhow::Result<()> {
     let mut requests = Vec::new();
     for (team, (_, key)) in bench.tenants.iter().take(TEAMS).enumerate() {
@@ -50,7 +50,7 @@ pub async fn register(bench: &Bench<'_>, sink: &Sink, health: impl Fn(usize) -> 
     Ok(())
 }
 
-/// Removes all webhooks, and with them what was still to be delivered.
+/// Removes all webhooks, which cancels the deliveries that still wait.
 pub async fn remove(bench: &Bench<'_>) -> anyhow::Result<()> {
     for (_, key) in bench.tenants.iter().take(TEAMS) {
         let client = Client::builder(bench.urls.join(" ")).api_key(&*key.api_key).build()?;
@@ -64,7 +64,7 @@ pub async fn remove(bench: &Bench<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A connection for each team, to the nodes in turn.
+/// Opens a connection for each team; the teams take the nodes in turn.
 pub async fn lanes(bench: &Bench<'_>, nodes: &Nodes, shape: Shape) -> anyhow::Result<Vec<Lane>> {
     let addresses = nodes.addresses(bench.args.target)?;
     let mut lanes = Vec::new();

@@ -1,7 +1,8 @@
-//! Whether ill webhooks delay the healthy ones: how long a delivery waits from its due time to the start of its call, at
-//! a steady, moderate rate, with 100 healthy URLs and with 98, one that never answers and one that drips. The two kinds
-//! take turns, so that a drift of the machine falls on both, and compared are the medians of their turns' p99: one stall
-//! of the machine is the whole p99 of its turn.
+//! The second part of the mode `deliver`: do bad URLs delay the deliveries to healthy ones? It measures the time from
+//! the due time of a delivery to the start of its call at a steady, moderate rate: first with 100 healthy URLs, then
+//! with 98 healthy ones, one that never answers and one that drips. The two set-ups alternate, so that a drift of the
+//! machine affects both. The medians of their p99 values are compared, because a single stall of the machine can be
+//! the whole p99 of one turn.
 
 use std::time::Duration;
 
@@ -16,13 +17,13 @@ use crate::report::{Latency, Report, Row};
 use crate::sink::{Arrival, Health, Sink};
 use crate::traffic::{Shape, Source};
 
-/// Between two sends of a team: 400 a second of all, 4 a second to each URL.
+/// The pause between two sends of a team. All teams together send 400 messages a second, 4 to each URL.
 const GAP: Duration = Duration::from_millis(25);
-/// Sends to each ill URL before the load, so that everything that it may occupy is occupied.
+/// Sends to each ill URL before the load: enough to use up all calls that the URL may hold open.
 const SICKENING: usize = 16;
-/// Turns of each kind.
+/// Turns of each set-up.
 const TURNS: usize = 4;
-/// For the last arrivals.
+/// The time for the last arrivals.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const HEALTHY: fn(usize) -> Health = |_| Health::Healthy;
@@ -33,7 +34,7 @@ const ILL: fn(usize) -> Health = |n| match n {
     _ => Health::Healthy,
 };
 
-/// Both kinds in turn; rows for each, and their ratio.
+/// Measures both set-ups in turn and returns a row for each, and one for their ratio.
 pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
     let (mut healthy, mut ill) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
@@ -79,7 +80,7 @@ fn median_p99_ms(turns: &[Vec<u64>]) -> f64 {
     (p99s[(p99s.len() - 1) / 2] + p99s[p99s.len() / 2]) / 2.0
 }
 
-/// One turn, with a sink of its own: when it goes, what an ill URL still holds ends at once.
+/// Measures one turn. Each turn has its own sink: dropping it ends the calls that an ill URL still holds open.
 async fn one(bench: &Bench<'_>, health: fn(usize) -> Health) -> anyhow::Result<Vec<u64>> {
     let sink = Sink::start().await?;
     hooks::register(bench, &sink, health).await?;
@@ -119,7 +120,7 @@ async fn one(bench: &Bench<'_>, health: fn(usize) -> Health) -> anyhow::Result<V
     Ok(samples)
 }
 
-/// Sends to the agents of one team in turn; returns how many messages went to healthy ones.
+/// Sends to the agents of one team in turn and returns the number of messages to healthy URLs.
 async fn drive(mut lane: Lane, mut source: Source, ill: Vec<bool>, end: Instant) -> anyhow::Result<u64> {
     let agents = hooks::agents();
     for agent in agents.iter().zip(&ill).filter_map(|(agent, ill)| ill.then_some(agent)) {
@@ -128,7 +129,7 @@ async fn drive(mut lane: Lane, mut source: Source, ill: Vec<bool>, end: Instant)
         }
     }
     let mut ticks = interval(GAP);
-    // A send that took long must not be followed by a burst.
+    // No burst makes up for a slow send.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut healthy = 0;
     for (agent, ill) in agents.iter().zip(&ill).cycle() {

@@ -1,7 +1,7 @@
 //! One keep-alive HTTP/1.1 connection with at most one request under way.
 //!
-//! This is hyper without a pool, a resolver or a header map built for each request: the generator must cost little
-//! beside the cluster it loads.
+//! It uses hyper without a pool, a resolver or a header map per request, because the generator must use little CPU
+//! beside the cluster that it loads.
 
 use std::sync::Arc;
 
@@ -14,14 +14,14 @@ use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// What all requests of a measurement have in common.
+/// Path and headers that all requests of a measurement share.
 pub struct Template {
     path: &'static str,
     headers: HeaderMap,
 }
 
 impl Template {
-    /// Requests to `path` with this key, as this agent.
+    /// Makes the template for requests to `path` with this key, as this agent.
     pub fn new(path: &'static str, key: &str, agent: &str) -> anyhow::Result<Self> {
         let mut headers = HeaderMap::new();
         headers.insert(HOST, HeaderValue::from_static("agentpost"));
@@ -40,14 +40,14 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// Connects to `address`, `host:port`.
+    /// Connects to `address`, which is `host:port`.
     pub async fn dial(address: &str, template: &Arc<Template>) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address)
             .await
             .with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // It ends with the sender or the connection; a failure shows in the next send.
+        // The task ends with the sender or the connection; the next send reports a failure.
         tokio::spawn(connection);
         Ok(Lane {
             sender,
@@ -56,7 +56,7 @@ impl Lane {
         })
     }
 
-    /// Posts a body and returns that of a 200.
+    /// Posts a body and returns the body of the 200; every other status is an error.
     pub async fn post(&mut self, body: Bytes) -> anyhow::Result<Bytes> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
@@ -70,7 +70,7 @@ impl Lane {
             Some(frame) => frame?.into_data().map_err(|_| anyhow!("unexpected trailers"))?,
             None => Bytes::new(),
         };
-        // An answer fits into one frame, nearly always.
+        // Nearly every answer is one frame.
         if !hyper::body::Body::is_end_stream(&body) {
             whole = [whole, body.collect().await?.to_bytes()].concat().into();
         }

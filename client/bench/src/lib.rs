@@ -1,12 +1,15 @@
-//! `agentpost bench`: the load generator. It measures and hands over figures; the command prints them.
+//! The load generator behind `agentpost bench`. It measures and returns rows; the command prints them.
 //!
-//! The load is a closed loop: every lane holds one connection, sends, waits for the acknowledgement and sends again.
-//! Bodies have 200 bytes and go to 1,000 inboxes chosen at random from a seed. The generator shares its machine with the
-//! cluster more often than not, so its own work is kept small: prepared headers, no JSON parser, one thread.
+//! The load is a closed loop: every lane holds one connection, sends a request, waits for the acknowledgement and
+//! sends the next one. Bodies have 200 bytes and go to 1,000 inboxes, which are chosen at random from a seed. The
+//! generator usually shares its machine with the cluster, so it does little work of its own: prepared headers, no
+//! JSON parser, one thread.
 //!
-//! `load.rs` drives, `traffic.rs` makes the requests, `lane.rs` carries them, `nodes.rs` knows the cluster,
-//! `observe.rs` reads what a measurement cost, `report.rs` holds a figure. The other experiments: `push.rs`, `crash.rs`,
-//! `fanout.rs`, and `deliver.rs` with `isolation.rs`, whose webhooks are registered by `hooks.rs` and lead to `sink.rs`.
+//! - `load.rs`: the closed loop of the modes `http` and `batch`; `push.rs`, `crash.rs`, `fanout.rs`: one mode each
+//! - `deliver.rs` and `isolation.rs`: the mode `deliver`; `hooks.rs` registers its webhooks, `sink.rs` receives their
+//!   calls
+//! - `traffic.rs`: the requests; `lane.rs`: a connection; `nodes.rs`: the nodes of the cluster
+//! - `observe.rs`: CPU time and disk flushes of a measurement; `report.rs`: a row
 
 mod crash;
 mod deliver;
@@ -32,7 +35,7 @@ use clap::ValueEnum;
 use nodes::Nodes;
 use report::Report;
 
-/// What to measure and how.
+/// The arguments of `agentpost bench`.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -47,17 +50,18 @@ Modes:
   fanout   publishes to a topic with 1,000 subscribers; the figure counts inbox entries
   deliver  webhook deliveries to 100 URLs of 10 teams in this program, and the log entries that they cost; then how long
            deliveries wait for their call, and whether a dead and a dripping URL delay the others
-  crash    kills the leader under load and tells how long nobody got an acknowledgement, and whether mail was lost
+  crash    kills the leader under load: the longest time without any acknowledgement, and whether mail was lost
 
-It creates teams of its own without limits, and keys that it revokes at the end. A send counts when it is
-acknowledged: flushed to disk at a majority. With one in flight the leader and a follower are also measured alone.
-Rows of --tsv: peer, metric, in flight, run, value, unit, p50 ms, p99 ms, note. The note gives, for each node, log
-flushes for each acknowledged message and CPU seconds, then the CPU seconds of this program and the whole machine's.")]
+The benchmark creates teams without limits, and keys that it revokes at the end. A send counts when it is acknowledged:
+flushed to disk by a majority of the nodes. With one request in flight the leader and a follower are also measured
+alone. Columns of --tsv: peer, metric, in flight, run, value, unit, p50 ms, p99 ms, note. The note gives for each node
+its log flushes per acknowledged message and its CPU seconds, then the CPU seconds of this program and of the whole
+machine.")]
 pub struct Args {
-    /// What to measure; commas between several
+    /// What to measure; separate several by commas
     #[arg(long, value_enum, value_delimiter = ',', default_value = "http")]
     mode: Vec<Mode>,
-    /// Requests under way at a time; one measurement for each
+    /// Requests in flight at a time; separate several by commas, each is measured on its own
     #[arg(long, value_delimiter = ',', value_name = "LIST", default_value = "1,16,64,256")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
     in_flight: Vec<u32>,
@@ -65,26 +69,26 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 4)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Load before each measurement that is not counted
+    /// Load before each measurement, not counted
     #[arg(long, value_name = "SECONDS", default_value_t = 1)]
     warm_up: u64,
     /// Measurements of each kind [default: 3, with --tsv 1]
     #[arg(long, value_name = "COUNT")]
     runs: Option<u32>,
-    /// Which nodes get the load
+    /// Nodes that get the load
     #[arg(long, value_enum, default_value = "any")]
     target: Target,
     /// Print one row for each measurement, for other programs
     #[arg(long)]
     tsv: bool,
-    /// Repeats the same choice of inboxes
+    /// Seed of the random inboxes; the same seed repeats the choice
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Threads of the load generator
     #[arg(long, default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: u16,
-    /// For crash: the process of each node, so that the leader can be killed
+    /// For crash: the process id of each node, so that the leader can be killed
     #[arg(long, value_name = "NODE=PID,…", value_delimiter = ',', value_parser = crash::process)]
     kill: Vec<(u64, u32)>,
 }
@@ -113,7 +117,7 @@ impl Mode {
     }
 }
 
-/// Which nodes get the load.
+/// The nodes that get the load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Target {
     Any,
@@ -132,7 +136,7 @@ impl Target {
 }
 
 impl Args {
-    /// One thread costs the least; more help only a machine with cores to spare.
+    /// The runtime of the load generator. One thread costs the least; more threads help only if cores are idle.
     pub fn runtime(&self) -> anyhow::Result<tokio::runtime::Runtime> {
         let runtime = match self.threads {
             1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
@@ -144,15 +148,15 @@ impl Args {
         runtime.context("cannot start the runtime")
     }
 
-    /// Fails for arguments that cannot go together.
+    /// Fails if an argument is missing that a mode needs.
     pub fn validate(&self) -> anyhow::Result<()> {
         if self.mode.contains(&Mode::Crash) && self.kill.is_empty() {
-            bail!("crash kills the leader: tell the process of each node with --kill 1=PID,2=PID,…");
+            bail!("the mode crash kills the leader: name the process of each node with --kill 1=PID,2=PID,…");
         }
         Ok(())
     }
 
-    /// Whether other programs read the figures.
+    /// Whether `--tsv` was given.
     pub fn is_tsv(&self) -> bool {
         self.tsv
     }
@@ -162,14 +166,14 @@ impl Args {
     }
 }
 
-/// What every measurement needs.
+/// The inputs of every measurement.
 struct Bench<'a> {
     args: &'a Args,
     admin: &'a Client,
     urls: &'a [String],
     team: &'a Team,
     key: &'a str,
-    /// All teams and their keys; `team` and `key` are the first.
+    /// All teams and their keys; `team` and `key` are those of the first.
     tenants: &'a [(Team, CreatedKey)],
 }
 
@@ -194,7 +198,7 @@ pub async fn run(args: &Args, admin: &Client, urls: &[String], report: &mut dyn 
         tenants: &tenants,
     };
     let measured = bench.measure(report).await;
-    // The keys must not outlive the run, however it ended.
+    // The keys are revoked after a failure too.
     let mut revoked = Ok(());
     for (_, key) in &tenants {
         revoked = revoked.and(admin.revoke_key(&key.id).await);
@@ -203,7 +207,7 @@ pub async fn run(args: &Args, admin: &Client, urls: &[String], report: &mut dyn 
     revoked.context("cannot revoke a key of the benchmark")
 }
 
-/// A fresh team without limits, and its key.
+/// Creates a team without limits and a key of it.
 async fn tenant(admin: &Client) -> anyhow::Result<(Team, CreatedKey)> {
     let name = format!("bench-{}", uuid::Uuid::now_v7().simple());
     let limits = LimitsPatch {
@@ -275,7 +279,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Asked before each measurement: leadership moves, and `crash` leaves a node less.
+    /// Asks for the nodes before each measurement: the leader may have changed, and `crash` kills a node.
     async fn nodes(&self) -> anyhow::Result<Nodes> {
         Nodes::discover(self.admin, self.urls).await
     }

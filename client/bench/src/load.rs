@@ -1,4 +1,4 @@
-//! The closed loop.
+//! The modes `http` and `batch`: a closed loop of sends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,19 +14,19 @@ use crate::report::{Latency, Row};
 use crate::traffic::{SENDER, Shape, Source};
 use crate::{Bench, Target};
 
-/// A send without an answer for so long is an error.
+/// A send without an answer for this long is an error.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// Before a lane that failed connects again.
+/// The pause before a lane that failed connects again.
 const AFTER_FAILURE: Duration = Duration::from_millis(20);
 
-/// The time that counts.
+/// Only answers in this interval count.
 #[derive(Clone, Copy)]
 struct Window {
     from: Instant,
     to: Instant,
 }
 
-/// What the lanes counted.
+/// Counters of one or more lanes.
 #[derive(Default)]
 struct Tally {
     latencies_ns: Vec<u64>,
@@ -49,7 +49,7 @@ impl Tally {
     }
 }
 
-/// Loads the target with `in_flight` lanes and returns what was acknowledged.
+/// Loads the target with `in_flight` lanes and returns the acknowledged messages per second.
 pub async fn measure(bench: &Bench<'_>, shape: Shape, target: Target, in_flight: u32, run: u32) -> anyhow::Result<Row> {
     let nodes = bench.nodes().await?;
     let addresses = nodes.addresses(target)?;
@@ -97,8 +97,8 @@ pub async fn measure(bench: &Bench<'_>, shape: Shape, target: Target, in_flight:
     })
 }
 
-/// A lane with its requests. With fewer lanes than nodes, a lane asks several nodes in turn, so that the load is spread
-/// at every number in flight.
+/// A lane and its requests. With fewer lanes than nodes, a lane sends to several nodes in turn, so that every node gets
+/// its share of the load.
 struct Driver {
     addresses: Vec<String>,
     lanes: Vec<Option<Lane>>,
@@ -192,9 +192,9 @@ impl Driver {
     }
 }
 
-/// Percentiles of nanoseconds.
+/// A histogram of latencies in nanoseconds.
 pub fn histogram(latencies_ns: &[u64]) -> Histogram<u64> {
-    // Three digits up to a minute; what is longer counts as a minute.
+    // Three significant digits up to a minute; a longer latency counts as a minute.
     let mut histogram = Histogram::new_with_max(60_000_000_000, 3).expect("constant bounds");
     for &latency in latencies_ns {
         histogram.saturating_record(latency);

@@ -1,4 +1,4 @@
-//! The nodes that are loaded.
+//! The nodes that get the load.
 
 use agentpost::Client;
 use agentpost::retry::RetryPolicy;
@@ -14,14 +14,14 @@ pub struct Node {
     pub address: String,
 }
 
-/// The nodes in the order of their ids, and which one led at the start.
+/// The nodes in the order of their ids, and the leader at the time of the question.
 pub struct Nodes {
     pub all: Vec<Node>,
     leader: usize,
 }
 
 impl Nodes {
-    /// Asks the cluster. A node is reached under the URL that the caller gave for it, else under its own.
+    /// Asks the cluster for its nodes. The URL that the caller gave for a node wins over the one in the answer.
     pub async fn discover(admin: &Client, given: &[String]) -> anyhow::Result<Self> {
         let cluster = admin.cluster().await.context("cannot ask for the nodes")?;
         let Some(leader) = cluster.leader else {
@@ -53,7 +53,7 @@ impl Nodes {
         follower.context("the cluster has no follower")
     }
 
-    /// Addresses for the load, to be given to the lanes in turn.
+    /// The addresses that get the load; the lanes take them in turn.
     pub fn addresses(&self, target: Target) -> anyhow::Result<Vec<String>> {
         Ok(match target {
             Target::Any => self.all.iter().map(|node| node.address.clone()).collect(),
@@ -62,7 +62,7 @@ impl Nodes {
         })
     }
 
-    /// Clients that ask exactly one node each.
+    /// A client for each node, which asks no other node.
     pub fn clients(&self) -> anyhow::Result<Vec<(u64, Client)>> {
         let client = |node: &Node| Ok((node.id, Client::builder(&node.base).retry(RetryPolicy::once()).build()?));
         self.all.iter().map(client).collect()

@@ -1,13 +1,13 @@
-//! What a measurement cost: counters of the nodes from their `/metrics`, and of this machine from `/proc` and `/sys`.
+//! The costs of a measurement: counters of the nodes from `/metrics`, and of this machine from `/proc` and `/sys`.
 
 use agentpost::Client;
 use agentpost::client::Request;
 
-/// Flushes of a node's log to disk. Counters and gauges differ in their ending.
+/// Flushes of a node's log to disk. The name ends with `_total` if the metric is a counter.
 const LOG_SYNCS: [&str; 2] = ["agentpost_log_syncs_total", "agentpost_log_syncs"];
 /// CPU seconds of a node.
 const CPU_SECONDS: [&str; 1] = ["process_cpu_seconds_total"];
-/// The kernel counts CPU time of processes in this unit on every Linux that we run on.
+/// The unit of CPU time in `/proc`; it is the same on every Linux that Agentpost supports.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// All counters at one moment.
@@ -30,7 +30,7 @@ struct Machine {
 }
 
 impl Snapshot {
-    /// Asks all nodes at once. What cannot be had is left out.
+    /// Asks all nodes at the same time. A counter that cannot be read is `None`.
     pub async fn take(clients: &[(u64, Client)]) -> Self {
         let asked = clients.iter().map(|(id, client)| async move {
             let text = client
@@ -52,7 +52,7 @@ impl Snapshot {
         }
     }
 
-    /// The difference to an earlier snapshot, as the note of a row.
+    /// The differences to an earlier snapshot as the note of a row.
     pub fn note_since(&self, before: &Snapshot, acknowledged: u64, seconds: f64) -> String {
         let mut parts = Vec::new();
         let per_node = |pick: fn(&NodeCounters) -> Option<f64>, divisor: f64| -> Option<String> {
@@ -83,7 +83,7 @@ impl Snapshot {
     }
 }
 
-/// The sum of a metric over its labels, under the first of its names that is there.
+/// The sum of a metric over its labels. The first name that occurs counts.
 fn value(text: &str, names: &[&str]) -> Option<f64> {
     names.iter().find_map(|name| {
         let of_name = |line: &str| {
@@ -101,7 +101,7 @@ fn value(text: &str, names: &[&str]) -> Option<f64> {
 
 fn own_cpu_s() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // The program's name, in parentheses, may hold blanks.
+    // The program's name stands in parentheses and may contain blanks.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
     Some(ticks / TICKS_PER_SECOND)
@@ -125,7 +125,7 @@ fn machine() -> Option<Machine> {
     })
 }
 
-/// Flush requests of all disks so far.
+/// Flush requests of all disks since boot.
 fn disk_flushes() -> u64 {
     let disks = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
     disks

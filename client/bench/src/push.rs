@@ -1,4 +1,5 @@
-//! Latency from the start of a send on one node to the event on a WebSocket of another, at low load.
+//! The mode `ws-push`: the latency from the start of a send on one node to the event on a WebSocket of another node, at
+//! low load.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +17,12 @@ use crate::{Bench, Target};
 
 const MESSAGES: usize = 600;
 const GAP: Duration = Duration::from_millis(5);
-/// The first samples are not counted: connections and caches are cold.
+/// The first samples do not count: connections and caches are cold.
 const COLD: usize = 50;
-/// For the handshake, and for the last events.
+/// The time for the handshake, and for each event.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Sends to the target and listens on the other: the leader applies a message first, so it pushes first.
+/// Sends to the target and listens on the other node. The leader applies a message first, so it also pushes it first.
 pub async fn measure(bench: &Bench<'_>, target: Target, run: u32) -> anyhow::Result<Row> {
     let nodes = bench.nodes().await?;
     let (leader, follower) = (nodes.leader(), nodes.follower()?);
@@ -30,7 +31,7 @@ pub async fn measure(bench: &Bench<'_>, target: Target, run: u32) -> anyhow::Res
     } else {
         (leader, follower)
     };
-    // Fresh in every run, so that nothing older is resumed.
+    // Every run has its own receiver, so that the session resumes nothing older.
     let receiver = format!("push-{run}{}", target.suffix());
     let mut inbox = Inbox::new(Options {
         urls: vec![ws_url(&listener.base)?],

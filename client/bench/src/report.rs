@@ -1,18 +1,18 @@
-//! What a measurement hands over.
+//! The result of a measurement.
 
 use crate::load::histogram;
 
 /// Percentiles of a measurement in milliseconds.
 #[derive(Debug, Clone, Copy)]
 pub struct Latency {
-    /// Half of the samples took at most this.
+    /// The median.
     pub p50_ms: f64,
-    /// 99 of 100 samples took at most this.
+    /// The 99th percentile.
     pub p99_ms: f64,
 }
 
 impl Latency {
-    /// Of samples in nanoseconds; NaN if there are none.
+    /// The percentiles of samples in nanoseconds; NaN without samples.
     pub fn of(samples_ns: &[u64]) -> Self {
         if samples_ns.is_empty() {
             return Latency::NONE;
@@ -25,21 +25,21 @@ impl Latency {
         }
     }
 
-    /// A figure without latencies.
+    /// The latency of a row that has no samples.
     pub const NONE: Latency = Latency {
         p50_ms: f64::NAN,
         p99_ms: f64::NAN,
     };
 }
 
-/// One figure.
+/// One figure and its circumstances.
 #[derive(Debug, Clone)]
 pub struct Row {
     /// The system and the path through it, such as `agentpost-http-leader`.
     pub peer: String,
     /// The quantity.
     pub metric: &'static str,
-    /// Requests under way at a time.
+    /// Requests in flight at a time.
     pub in_flight: u32,
     /// The number of the run, from 1.
     pub run: u32,
@@ -47,17 +47,17 @@ pub struct Row {
     pub value: f64,
     /// The unit of `value`.
     pub unit: &'static str,
-    /// Of the requests that were measured.
+    /// The latency of the measured requests.
     pub latency: Latency,
-    /// What the measurement cost, and how it was made. It may quote a server.
+    /// The costs of the measurement and how it was made. It may quote a server's answer.
     pub note: String,
 }
 
-/// Takes the figures as they are measured.
+/// Receives the rows while the benchmark runs.
 pub trait Report {
-    /// Says what is going on.
+    /// Tells which measurement begins.
     fn progress(&mut self, what: &str);
-    /// Takes a figure.
+    /// Receives a row.
     fn row(&mut self, row: Row);
 }
 

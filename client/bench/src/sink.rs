@@ -1,5 +1,5 @@
-//! Where the benchmark's webhooks lead: a server on a thread of its own, so that the load does not delay the clock that
-//! an arrival is read from.
+//! The receiver of the benchmark's webhooks. It runs on its own thread, so that the load does not delay the time that
+//! is taken at an arrival.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use agentpost_proto::time::parse_rfc3339;
 use anyhow::Context;
 use tokio::sync::oneshot;
 
-/// Between two bytes of a dripping answer.
+/// The pause between two bytes of a dripping answer.
 const DRIP: Duration = Duration::from_secs(1);
 
 /// How a URL behaves.
@@ -20,7 +20,7 @@ const DRIP: Duration = Duration::from_secs(1);
 pub enum Health {
     /// 200 at once.
     Healthy,
-    /// Takes every call and never answers.
+    /// Accepts every call and never answers.
     Dead,
     /// Answers a byte a second.
     Dripping,
@@ -39,17 +39,17 @@ impl Health {
 /// The first call of a delivery to a healthy URL.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrival {
-    /// When its message was accepted, which is when it was due: milliseconds since 1970.
+    /// The time at which its message was accepted, and so was due: milliseconds since 1970.
     pub due_ms: u64,
-    /// From then to the call. The due time has no fractions of a millisecond, so this is half of one too much on average.
+    /// The time from `due_ms` to the call. `due_ms` is rounded down, so this is half a millisecond too long on average.
     pub start_latency_ns: u64,
 }
 
-/// A running sink. It ends with the value, and every call that it has not answered fails then.
+/// A running receiver. When it is dropped, it stops, and the calls without an answer fail.
 pub struct Sink {
     base: String,
     shared: Arc<Shared>,
-    /// Ends the thread when it is dropped.
+    /// Dropping this ends the thread.
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -98,12 +98,12 @@ impl Sink {
         self.shared.delivered.load(Ordering::Relaxed)
     }
 
-    /// Calls of deliveries that had been there before.
+    /// Calls that repeated an earlier delivery.
     pub fn repeated(&self) -> u64 {
         self.shared.repeated.load(Ordering::Relaxed)
     }
 
-    /// The arrivals since the last time.
+    /// Returns the arrivals since the last call and forgets them.
     pub fn take(&self) -> Vec<Arrival> {
         std::mem::take(&mut self.shared.log().arrivals)
     }
@@ -113,7 +113,7 @@ impl Drop for Sink {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A panic in there was printed already.
+            // The thread printed its panic already.
             let _ = thread.join();
         }
     }
@@ -173,7 +173,7 @@ fn delivery_id(call: &Call) -> Option<u128> {
     u128::from_str_radix(call.header("webhook-id")?.strip_prefix("dlv_")?, 16).ok()
 }
 
-/// The time in the first `createdAt` of a body. A JSON parser would cost as much as all the rest.
+/// The time in the first `createdAt` of a body. A JSON parser would cost as much as everything else here.
 fn created_at_ms(body: &[u8]) -> Option<u64> {
     const KEY: &[u8] = b"\"createdAt\":\"";
     let at = body.windows(KEY.len()).position(|window| window == KEY)? + KEY.len();

@@ -1,4 +1,4 @@
-//! The requests of a lane, made from a seed, and the check of their answers.
+//! The requests of a lane, made from a seed, and the check of the answers.
 
 use std::io::Write;
 use std::time::Instant;
@@ -7,14 +7,14 @@ use bytes::Bytes;
 
 /// Bytes of a message body.
 pub const BODY_BYTES: usize = 200;
-/// Inboxes that the load is spread over.
+/// The number of inboxes that get the load.
 pub const INBOXES: u64 = 1_000;
 /// Messages of a batch.
 pub const BATCH: usize = agentpost::limits::BATCH_ITEMS_MAX;
-/// The agent that sends.
+/// The sending agent.
 pub const SENDER: &str = "bench-sender";
 
-/// How many messages a request carries.
+/// The number of messages in a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
     Single,
@@ -29,7 +29,8 @@ impl Shape {
         }
     }
 
-    /// Messages that a 200 acknowledges. A batch tells for each of its messages; no other key of the answer looks so.
+    /// The number of messages that a 200 acknowledges. The answer to a batch holds `"success":true` once for each
+    /// accepted message and nowhere else.
     pub fn acknowledged(self, answer: &[u8]) -> usize {
         match self {
             Shape::Single => usize::from(contains(answer, b"\"messageId\"")),
@@ -45,7 +46,7 @@ impl Shape {
     }
 }
 
-/// The requests of one lane: an endless, repeatable sequence.
+/// The requests of one lane: an endless sequence that a seed repeats.
 pub struct Source {
     shape: Shape,
     random: u64,
@@ -55,7 +56,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// The sequence of `lane`; `started` is what times in bodies count from.
+    /// Begins the sequence of `lane`. The times in bodies count from `started`.
     pub fn new(shape: Shape, seed: u64, lane: u32, started: Instant) -> Self {
         let random = (seed ^ 0x9E37_79B9_7F4A_7C15).wrapping_mul(u64::from(lane) * 2 + 1) | 1;
         Source {
@@ -67,7 +68,7 @@ impl Source {
         }
     }
 
-    /// How many messages its requests carry.
+    /// The number of messages in its requests.
     pub fn shape(&self) -> Shape {
         self.shape
     }
@@ -113,7 +114,7 @@ impl Source {
         out.into()
     }
 
-    /// A batch whose messages go to these agents in turn.
+    /// A batch; its messages go to these agents in turn.
     pub fn batch_to(&mut self, agents: &[String]) -> Bytes {
         let mut agents = agents.iter().cycle();
         self.batch(|source, out| {
@@ -140,7 +141,7 @@ impl Source {
         out.extend_from_slice(b"\"}");
     }
 
-    /// Xorshift: fast, and good enough to spread load.
+    /// Draws a number by xorshift, which is fast and spreads load well enough.
     fn draw(&mut self) -> u64 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
@@ -158,7 +159,7 @@ pub fn id_of(body: &str) -> Option<u64> {
     u64::from_str_radix(body.get(..16)?, 16).ok()
 }
 
-/// When a message was made, in nanoseconds since the start.
+/// The time in a message body: nanoseconds since the start.
 pub fn made_at(body: &str) -> Option<u64> {
     u64::from_str_radix(body.get(16..32)?, 16).ok()
 }

@@ -1,4 +1,4 @@
-//! What all commands print alike.
+//! Output of the commands to stdout.
 
 use std::io::{ErrorKind, Write};
 
@@ -11,7 +11,7 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints text as it is.
+/// Prints a text unchanged.
 pub fn text(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())?;
@@ -19,7 +19,7 @@ pub fn text(text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether the command failed only because nobody reads its output.
+/// Whether a command failed because the reader of its output closed the pipe.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<std::io::Error>()

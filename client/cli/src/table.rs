@@ -1,22 +1,22 @@
-//! Tables that line up. Cells are text that somebody else may have chosen, so control characters are escaped.
+//! Tables for the terminal. Cells may hold text of strangers, so control characters are escaped.
 
 use std::io::IsTerminal;
 
 use crate::terminal::escaped;
 
-/// Where a column's cells stand.
+/// The alignment of the cells of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
-    /// Text.
+    /// For text.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
-/// Colour of a row, used on terminals only.
+/// The colour of a row on a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
-    /// None.
+    /// No colour.
     Plain,
     /// Green.
     Good,
@@ -24,12 +24,12 @@ pub enum Tone {
     Bad,
 }
 
-/// Whether to use colours.
+/// Whether colours are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Paint {
-    /// Yes.
+    /// Rows have the colour of their tone.
     Colours,
-    /// No.
+    /// Output is plain text.
     Never,
 }
 
@@ -45,7 +45,7 @@ impl Paint {
     }
 }
 
-/// Rows under a head.
+/// A header and rows.
 pub struct Table {
     columns: Vec<(&'static str, Align)>,
     rows: Vec<(Tone, Vec<String>)>,
@@ -67,7 +67,7 @@ impl Table {
             .push((tone, cells.iter().map(|cell| escaped(cell).into_owned()).collect()));
     }
 
-    /// The table as lines, without blanks at their ends.
+    /// Renders the table as lines without trailing blanks.
     pub fn render(&self, paint: Paint) -> String {
         let head: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
         let width = |column: usize| {

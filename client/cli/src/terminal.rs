@@ -1,11 +1,12 @@
-//! Prints what others wrote. A message body can hold line breaks, escape sequences and marks that reverse the order
-//! of text; printed raw they forge lines of the transcript or drive the terminal. Here they are shown, not obeyed.
+//! Makes text of strangers safe for the terminal. A message body may contain line breaks, escape sequences and marks
+//! that reverse the direction of text. Printed raw, they forge lines of the output or control the terminal; here they
+//! become visible escapes.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// The text with every character that a terminal obeys replaced by a visible escape: `\n`, `\r`, `\t`, else `\u{1b}`.
-/// Text without such characters comes back unchanged; a backslash stays a backslash.
+/// Replaces every character that controls a terminal by a visible escape: `\n`, `\r`, `\t`, or `\u{1b}` for the others.
+/// Text without such characters is returned unchanged; a backslash stays a backslash.
 ///
 /// ```
 /// assert_eq!(agentpost_cli::terminal::escaped("two\nlines \u{1b}[31m"), "two\\nlines \\u{1b}[31m");
@@ -29,7 +30,8 @@ pub fn escaped(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// C0, DEL and C1; line and paragraph separators; marks that change direction; invisible format characters.
+/// Whether a character controls the terminal or the order of text: C0, DEL and C1, line and paragraph separators, marks
+/// that change the direction, invisible format characters.
 fn obeyed(c: char) -> bool {
     c.is_control()
         || matches!(c,

@@ -1,4 +1,4 @@
-//! `agentpost bench`: prints the figures of the load generator, rows for programs or a table for people.
+//! `agentpost bench`: prints the rows of the load generator, as TSV for programs or as a table for people.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -11,7 +11,7 @@ use agentpost_cli::terminal::escaped;
 
 use crate::connection::Connection;
 
-/// Runs the measurements and prints their figures.
+/// Runs the measurements and prints their rows.
 pub async fn run(args: Args, connection: &Connection) -> anyhow::Result<()> {
     args.validate()?;
     let (admin, urls) = (connection.admin()?, connection.urls()?);
@@ -21,7 +21,7 @@ pub async fn run(args: Args, connection: &Connection) -> anyhow::Result<()> {
     measured
 }
 
-/// A row for other programs.
+/// A row as a line of TSV.
 fn tsv(row: &Row) -> String {
     format!(
         "{}\t{}\t{}\t{}\t{:.1}\t{}\t{:.3}\t{:.3}\t{}\n",
@@ -37,9 +37,10 @@ fn tsv(row: &Row) -> String {
     )
 }
 
-/// Collects rows; with `--tsv` they are printed as they come.
+/// Collects the rows. With `--tsv` it prints each at once.
 struct Printer {
     tsv: bool,
+    /// Whether stderr is a terminal.
     watched: bool,
     rows: Vec<Row>,
 }
@@ -53,7 +54,7 @@ impl Printer {
         }
     }
 
-    /// Prints the table, unless the rows were printed.
+    /// Prints the table, unless the rows were printed as TSV.
     fn finish(&self) -> anyhow::Result<()> {
         if self.tsv || self.rows.is_empty() {
             return Ok(());
@@ -63,7 +64,6 @@ impl Printer {
 }
 
 impl Report for Printer {
-    /// For somebody who watches.
     fn progress(&mut self, what: &str) {
         if self.watched {
             eprintln!("{what}");
@@ -76,14 +76,15 @@ impl Report for Printer {
             row.peer, row.in_flight, row.value, row.unit, row.latency.p50_ms, row.latency.p99_ms
         ));
         if self.tsv {
-            // A reader that went away is noticed at the end.
+            // A closed pipe is no reason to stop a measurement.
             let _ = std::io::stdout().lock().write_all(tsv(&row).as_bytes());
         }
         self.rows.push(row);
     }
 }
 
-/// Minimum, median and maximum of the runs of each kind; latency and note are those of the median run.
+/// A line for each kind of measurement: minimum, median and maximum of its runs. Latency and note are of the median
+/// run.
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new(&[
         ("WHAT", Align::Left),

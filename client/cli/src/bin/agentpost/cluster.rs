@@ -1,4 +1,4 @@
-//! `agentpost cluster`: the nodes.
+//! `agentpost cluster`: shows and changes the members of the cluster.
 
 use std::time::Duration;
 
@@ -11,54 +11,55 @@ use anyhow::bail;
 use crate::connection::Connection;
 use crate::members;
 
-/// A hand-over takes one election at most; the servers refuse one that could not succeed.
+/// A transfer of leadership takes one election at most; the server refuses a transfer that cannot succeed.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Show the nodes, who leads, and how far each has applied the log
+    /// Show the nodes, the leader, and the log index that each node has applied
     Status {
-        /// Print the answer of the operator API
+        /// Print the JSON answer of the operator API
         #[arg(long)]
         json: bool,
     },
-    /// Hand leadership to another node, for example before stopping the leader
+    /// Transfer leadership to another node, for example before stopping the leader
     Transfer {
-        /// The node that shall lead
+        /// The id of the new leader
         node: u64,
     },
-    /// Let a node join, as a learner: it gets the log, and no vote yet
+    /// Add a node as a learner: it receives the log and has no vote
     ///
-    /// The node's own configuration names it in [node] id, and lists it and the nodes of now in cluster.nodes; its data
-    /// directory is empty. Start it before or after this, then make it a voter with `agentpost cluster promote`.
+    /// Before: the configuration of the new node has its id in [node] id, and cluster.nodes lists it and all present
+    /// nodes; its data directory is empty. The node may start before or after this command. After: `agentpost cluster
+    /// promote` makes it a voter.
     Add {
-        /// An id that no node ever had; without it the next such id is taken
+        /// An id that no node has ever had [default: the next such id]
         id: Option<u64>,
-        /// Where the other nodes reach it
+        /// The address under which the other nodes reach it
         #[arg(long, value_name = "HOST:PORT")]
         peer: String,
-        // Not --url: that says which nodes to ask.
-        /// Where clients reach it
+        // `--url` names the nodes to ask.
+        /// The URL under which clients reach it
         #[arg(long = "client-url", value_name = "URL")]
         client_url: String,
     },
-    /// Make a learner a voter, as soon as it has caught up
+    /// Make a learner a voter as soon as it has caught up
     Promote {
-        /// The learner
+        /// The id of the learner
         node: u64,
-        /// How many seconds it may take to catch up
+        /// Time for the learner to catch up
         #[arg(long, value_name = "SECONDS", default_value_t = 600)]
         wait: u64,
     },
     /// Remove a node for good; its id is never used again
     ///
-    /// A leader hands over first. Refused when the voters that are left and answer would be no majority. The daemon of a
-    /// removed node goes on running, but nobody speaks to it: stop it.
+    /// A leader transfers leadership first. The command is refused if the remaining voters that answer are no
+    /// majority. The daemon of a removed node goes on running, but the other nodes ignore it: stop it.
     Remove {
-        /// The node that goes
+        /// The id of the node
         node: u64,
     },
-    /// Take a snapshot now, so that a node that joins or returns copies less log
+    /// Take a snapshot now, so that a node that joins or returns has less log to copy
     Snapshot,
 }
 
@@ -93,7 +94,7 @@ async fn transfer(client: &Client, node: u64) -> anyhow::Result<()> {
     client.transfer(node).await?;
     let deadline = tokio::time::Instant::now() + HAND_OVER;
     loop {
-        // A node without a leader says so; that is what a hand-over looks like from inside.
+        // During the election a node answers that it has no leader.
         let leader = client.cluster().await.ok().and_then(|cluster| cluster.leader);
         if leader == Some(node) {
             return output::text(&format!("Node {node} leads\n"));

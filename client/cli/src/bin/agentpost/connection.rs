@@ -1,4 +1,4 @@
-//! Where the cluster is, and the key that opens its operator API.
+//! The URLs of the cluster and the key of its operator API.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ const DEFAULT_URL: &str = "http://127.0.0.1:7700";
 #[derive(clap::Args)]
 #[command(next_help_heading = "Connection")]
 pub struct Connection {
-    /// HTTP URLs of the nodes, blanks between them; may be repeated
+    /// HTTP URLs of the nodes, separated by blanks; may be repeated
     #[arg(
         long = "url",
         global = true,
@@ -21,7 +21,7 @@ pub struct Connection {
     )]
     urls: Vec<String>,
     /// File with the admin key [env: AGENTPOST_ADMIN_KEY holds the key itself]
-    // The key has no flag: command lines are visible to every user of the machine.
+    // No flag takes the key itself: every user of the machine can see command lines.
     #[arg(long, global = true, value_name = "FILE")]
     admin_key_file: Option<PathBuf>,
 }
@@ -30,7 +30,7 @@ impl Connection {
     /// The nodes, in the order given.
     pub fn urls(&self) -> anyhow::Result<Vec<String>> {
         let given = self.urls.join(" ");
-        // A variable that is set to nothing counts as not set.
+        // An empty variable counts as not set.
         Ok(parse_bases(if given.trim().is_empty() { DEFAULT_URL } else { &given })?)
     }
 

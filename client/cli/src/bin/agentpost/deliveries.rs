@@ -1,4 +1,4 @@
-//! `agentpost deliveries`: what webhooks got, wait for, or will never get.
+//! `agentpost deliveries`: lists, shows and redrives webhook deliveries.
 
 use agentpost::api::abbababa::{DeliveryDetail, DeliveryRow};
 use agentpost::{Client, DeliveryQuery, Order};
@@ -12,30 +12,33 @@ use crate::team;
 
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// List the deliveries of a team, the newest first
+    /// List the deliveries of a team, newest first
     #[command(after_help = "\
 Examples:
   agentpost deliveries list --team research
   agentpost deliveries list --team research --state dead
 
 States:
-  scheduled  waits for its next attempt: at once, then 1, 10 and 100 s after a failure
-  claimed    an attempt may be under way
+  scheduled  waits for its next attempt: the first at once, the others 1, 10 and 100 s after a failure
+  claimed    a node may be calling the receiver
   delivered  the receiver answered 2xx
-  dead       given up; the sender has a notice in its inbox, and redrive tries again
-  cancelled  its webhook was deleted, or somebody cancelled it")]
+  dead       every attempt failed; the sender has a notice in its inbox, and redrive tries again
+  cancelled  the webhook was deleted, or the delivery was cancelled")]
     List(List),
-    /// Show one delivery with its attempts
+    /// Show a delivery with its attempts
     Show {
-        /// The delivery's id, `dlv_…`
+        /// The id of the delivery, `dlv_…`
         id: String,
         #[command(flatten)]
         of: Of,
     },
-    /// Deliver dead ones again, each under a new id with all its attempts
+    /// Deliver dead ones again, each under a new id and with all attempts
     #[command(after_help = "\
-A repeat returns the same new id. It is refused while the URL is disabled (after a 410) or no longer registered, and once
-the message is gone: 30 days after the delivery died.")]
+Example:
+  agentpost deliveries redrive dlv_0123456789abcdef0123456789abcdef --team research
+
+Redriving a delivery twice returns the same new id. The command is refused while the URL is disabled (after a 410) or
+not registered, and after the message was deleted, 30 days after the delivery died.")]
     Redrive {
         /// The ids of dead deliveries
         #[arg(required = true, value_name = "ID")]
@@ -59,10 +62,10 @@ pub struct Of {
 pub struct List {
     #[command(flatten)]
     of: Of,
-    /// Only those in this state
+    /// Only deliveries in this state
     #[arg(long, value_enum)]
     state: Option<State>,
-    /// How many at most
+    /// The greatest number of deliveries
     #[arg(long, value_name = "N", default_value_t = 50)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
@@ -130,7 +133,7 @@ async fn list(client: &Client, args: List) -> anyhow::Result<()> {
     while found.len() < wanted {
         query.limit = Some((wanted - found.len()).min(agentpost::limits::PAGE_MAX));
         let page = client.team_deliveries(&team, &query).await?;
-        // A page that examined its share without finding enough has a cursor that moved on.
+        // An empty page whose cursor has moved on means that there is more to examine.
         let over = page.deliveries.is_empty() && query.cursor.as_ref() == Some(&page.cursor);
         found.extend(page.deliveries);
         query.cursor = Some(page.cursor);

@@ -1,4 +1,4 @@
-//! `agentpost key`: secrets of a team.
+//! `agentpost key`: the API keys of a team.
 
 use agentpost::Client;
 use agentpost::api::admin::{CreateKey, Key};
@@ -11,7 +11,7 @@ use crate::team;
 
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Create a key; its secret is shown this once
+    /// Create a key; only this command shows its secret
     #[command(after_help = "\
 Examples:
   agentpost key create --team research --permissions write
@@ -19,7 +19,7 @@ Examples:
 
 A key bound to an agent sends only as that agent and reads only its inbox.")]
     Create(Create),
-    /// List the keys of a team, without their secrets
+    /// List the keys of a team without their secrets
     List {
         /// The team's id or name
         #[arg(long)]
@@ -30,7 +30,7 @@ A key bound to an agent sends only as that agent and reads only its inbox.")]
     },
     /// Revoke a key at once, on every node
     Revoke {
-        /// The key's id, `key_…`
+        /// The id of the key, `key_…`
         id: String,
     },
 }
@@ -40,19 +40,19 @@ pub struct Create {
     /// The team's id or name
     #[arg(long)]
     team: String,
-    /// What the key may do; each includes the ones before it
+    /// Permissions of the key; write includes read, admin includes both
     #[arg(long, value_enum, value_delimiter = ',', required = true)]
     permissions: Vec<Permission>,
-    /// Bind the key to one agent
+    /// Bind the key to one agent: it sends and reads as that agent only
     #[arg(long, value_name = "AGENT_ID")]
     agent: Option<String>,
-    /// A name for people; by default made of the agent and the permissions
+    /// A name for people [default: the agent and the permissions]
     #[arg(long)]
     name: Option<String>,
-    /// WebSocket scopes, commas between them [default: *]
+    /// WebSocket scopes, separated by commas [default: *]
     #[arg(long, value_delimiter = ',')]
     scopes: Option<Vec<String>>,
-    /// When the key ends, such as 2027-01-01T00:00:00Z
+    /// Expiry, such as 2027-01-01T00:00:00Z [default: never]
     #[arg(long, value_name = "TIME")]
     expires_at: Option<String>,
     /// Print JSON
@@ -60,7 +60,7 @@ pub struct Create {
     json: bool,
 }
 
-/// What a key may do.
+/// A permission of a key.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Permission {
     Read,
@@ -69,7 +69,7 @@ pub enum Permission {
 }
 
 impl Permission {
-    /// As it stands in requests.
+    /// The name in requests.
     pub fn name(self) -> &'static str {
         match self {
             Permission::Read => "read",

@@ -1,4 +1,4 @@
-//! `agentpost login`: decides about machines that wait for a key. The machine's side is `kite login`.
+//! `agentpost login`: approves or denies machines that wait for a key. The machine itself runs `kite login`.
 
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -15,7 +15,7 @@ use crate::key::Permission;
 
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Show which machine waits with a code, and where this key can let it in
+    /// Show the machine that waits with a code, and the teams that this key can approve it for
     Show {
         /// The code that the machine shows
         code: String,
@@ -23,18 +23,18 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Let the machine in: it gets a key of the team
+    /// Approve the machine: it gets a key of the team
     #[command(after_help = "\
 Examples:
   agentpost login approve BCDF-GHJK --team research
   agentpost login approve bcdfghjk --team research --permissions read
   agentpost login approve BCDF-GHJK --admin-key-file team-admin.key
 
-Compare the code with the one on the machine's own screen: whoever asked for it gets the key. The command shows who asks
-and, on a terminal, wants a yes first. The operator's key names the team; the admin key of a team lets machines into
-that team only.")]
+Compare the code with the one on the screen of the machine: the program that asked for the code gets the key. The
+command shows the machine and, on a terminal, asks for confirmation. With the operator's key name the team by --team;
+the admin key of a team approves machines for that team only.")]
     Approve(Approve),
-    /// Turn the machine away
+    /// Deny the machine a key
     Deny {
         /// The code that the machine shows
         code: String,
@@ -43,15 +43,15 @@ that team only.")]
 
 #[derive(clap::Args)]
 pub struct Approve {
-    /// The code that the machine shows; with or without the dash, in either case
+    /// The code that the machine shows, with or without the dash, in upper or lower case
     code: String,
     /// The team's id or name [default: the key's own team]
     #[arg(long)]
     team: Option<String>,
-    /// What the machine's key may do; each includes the ones before it
+    /// Permissions of the machine's key; write includes read, admin includes both
     #[arg(long, value_enum, value_delimiter = ',', default_value = "write")]
     permissions: Vec<Permission>,
-    /// Do not ask on a terminal
+    /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
     /// Print JSON
@@ -83,7 +83,7 @@ async fn approve(client: &Client, args: Approve) -> anyhow::Result<()> {
     let waiting = client.waiting_login(&args.code).await?;
     let team = chosen(&waiting.teams, args.team.as_deref())?;
     let permissions: Vec<String> = args.permissions.iter().map(|p| p.name().to_owned()).collect();
-    // On stderr, so that a pipe gets nothing but the result.
+    // A pipe gets the result only, so this goes to stderr.
     std::io::stderr().lock().write_all(who(&waiting).as_bytes())?;
     if !args.yes && std::io::stdin().is_terminal() {
         let place = team.as_ref().map(|team| format!("into {} ", escaped(&team.name)));
@@ -114,7 +114,7 @@ async fn approve(client: &Client, args: Approve) -> anyhow::Result<()> {
     ))
 }
 
-/// Anything but yes is no.
+/// Asks a question on the terminal. Every answer but yes means no.
 fn confirmed(question: &str) -> std::io::Result<bool> {
     let mut err = std::io::stderr().lock();
     write!(err, "{question} [y/N] ")?;
@@ -124,12 +124,12 @@ fn confirmed(question: &str) -> std::io::Result<bool> {
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
-/// The team to let the machine into; none leaves it to the server.
+/// The team that the machine's key is for; `None` lets the server choose.
 fn chosen(teams: &[LoginTeam], named: Option<&str>) -> anyhow::Result<Option<LoginTeam>> {
     if let Some(named) = named {
         let known = teams.iter().find(|team| team.id == named);
         let known = known.or_else(|| teams.iter().find(|team| team.name == named));
-        // An unknown one too: the server has the last word.
+        // An unknown team is sent as it is, so that the server refuses it.
         let unknown = || LoginTeam {
             id: named.to_owned(),
             name: named.to_owned(),
@@ -166,7 +166,7 @@ fn who(waiting: &WaitingLogin) -> String {
         "" => "-".into(),
         device => escaped(device),
     };
-    // Of the cluster's time, so that this machine's clock does not matter.
+    // The cluster's time counts: the clock of this machine may be wrong.
     let age_s = (LOGIN_TTL_MS / 1000).saturating_sub(waiting.expires_in);
     format!(
         "Login {}\n  device:  {device}\n  asked:   {} ago ({})\n  ends in: {}\n",

@@ -1,4 +1,4 @@
-//! `agentpost`: the operator's command line. A file per noun; every command is a call of the library.
+//! `agentpost`, the operator's command line, with a module for each noun.
 
 mod bench;
 mod cluster;
@@ -38,8 +38,8 @@ Examples:
   agentpost webhook listen --port 9000 --answer 500,200
   agentpost bench --mode http --in-flight 64
 
-Any node of the cluster serves; with several URLs the next one is asked when one does not answer. The admin key is in
-the file that bootstrap.admin_key_file names on the node that founded the cluster.
+Every node of the cluster answers. With several URLs the command asks the next node when one does not answer. The admin
+key is in the file bootstrap.admin_key_file of the node that bootstrapped the cluster.
 Exit codes: 0 done, 1 failed, 2 wrong usage."
 )]
 struct Cli {
@@ -51,28 +51,28 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Look at the nodes and act on them
+    /// Show the nodes, add and remove them, choose the leader
     #[command(subcommand, arg_required_else_help = true)]
     Cluster(cluster::Command),
-    /// Bring the node of this machine back into the cluster
+    /// Let the node of this machine rejoin the cluster
     #[command(subcommand, arg_required_else_help = true)]
     Node(node::Command),
-    /// Create and list teams
+    /// Create and list teams, set their limits
     #[command(subcommand, arg_required_else_help = true)]
     Team(team::Command),
     /// Create, list and revoke API keys
     #[command(subcommand, arg_required_else_help = true)]
     Key(key::Command),
-    /// Let machines in that wait with the code of `kite login`, or turn them away
+    /// Approve or deny machines that wait for a key (`kite login`)
     #[command(subcommand, arg_required_else_help = true)]
     Login(login::Command),
-    /// List deliveries to webhooks, look at one, deliver dead ones again
+    /// List and show webhook deliveries, deliver dead ones again
     #[command(subcommand, arg_required_else_help = true)]
     Deliveries(deliveries::Command),
-    /// Show and rotate what the webhooks of a team are signed with
+    /// Show and rotate the keys that sign the webhooks of a team
     #[command(subcommand, arg_required_else_help = true)]
     SigningKeys(signing_keys::Command),
-    /// Receive webhooks on this machine: for trying things out
+    /// Receive webhooks on this machine, to try them out
     #[command(subcommand, arg_required_else_help = true)]
     Webhook(webhook::Command),
     /// Measure acknowledged sends, webhook deliveries, fan-out or push latency
@@ -83,7 +83,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader of a pipe may have enough.
+        // The reader of a pipe, such as `head`, has closed it.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("Error: {error:#}");

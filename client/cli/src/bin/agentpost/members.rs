@@ -1,4 +1,4 @@
-//! Who is in the cluster: `agentpost cluster add|promote|remove`.
+//! `agentpost cluster add|promote|remove`: changes of the membership.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use agentpost::{Client, Error};
 use agentpost_cli::output;
 use tokio::time::{Instant, sleep};
 
-/// Between two questions whether a learner has caught up.
+/// The pause between two attempts to promote a learner.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Adds a learner.
@@ -19,7 +19,7 @@ pub async fn add(client: &Client, id: Option<u64>, peer_addr: String, url: Strin
     ))
 }
 
-/// Makes a learner a voter when it has caught up; says on stderr what it waits for.
+/// Makes a learner a voter when it has caught up. It prints to stderr what it waits for.
 pub async fn promote(client: &Client, id: u64, wait: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + wait;
     let mut told = String::new();
@@ -46,7 +46,7 @@ pub async fn remove(client: &Client, id: u64) -> anyhow::Result<()> {
     output::text(&format!("Node {id} removed\n"))
 }
 
-/// Whether waiting may help: it lags, another change runs, leadership moves.
+/// Whether the same request may succeed later: the learner lags, another change is in progress, or the leader changes.
 pub fn passes(error: &Error) -> bool {
     match error {
         Error::Refused(answer) => answer.status.as_u16() == 409,

@@ -1,4 +1,4 @@
-//! `agentpost node`: the node of this machine, while its daemon is stopped.
+//! `agentpost node`: works on the node of this machine while its daemon is stopped.
 
 mod file;
 
@@ -19,26 +19,26 @@ use self::file::NodeFile;
 use crate::connection::Connection;
 use crate::members::passes;
 
-/// What another change of the members, or a leader that moves, is waited for.
+/// The time for another membership change, or a change of the leader, to end.
 const PATIENCE: Duration = Duration::from_secs(15);
 const ASK_AGAIN: Duration = Duration::from_millis(300);
-/// In the data directory: whose it is. The daemon holds a lock on it.
+/// The file in the data directory that names its node. The daemon holds a lock on it.
 const OWNER: &str = "OWNER";
-/// In the data directory: why the daemon takes no part.
+/// The file in the data directory that says why the node is quarantined.
 const QUARANTINE: &str = "QUARANTINE";
 
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Join the cluster again, empty and under a new id
+    /// Join the cluster again with an empty data directory and a new id
     #[command(after_help = "\
-For a node that is quarantined or whose disk is gone. What it had acknowledged may be lost, so it must not come back
-under its old id: the others would count on it. Run this on the machine of the node, with its daemon stopped and the
-other nodes running. In this order, it
+For a node that is quarantined or has lost its disk. It may have lost writes that it had acknowledged, so it must not
+come back under its old id: the other nodes would count on those writes. Run this command on the machine of the node,
+with its daemon stopped and the other nodes running. In this order, it
   1. removes the old id from the cluster,
   2. adds the node as a learner under a fresh id, with the addresses of its row in cluster.nodes,
-  3. moves the data directory aside to <data_dir>.quarantined-<unix seconds>; delete that when you need it no more,
-  4. writes the fresh id into FILE: `id` of [node], and the node's row in cluster.nodes. Nothing else changes.
-If it fails half-way, run it again: it goes on where it ended.
+  3. renames the data directory to <data_dir>.quarantined-<unix seconds>, which you may delete later,
+  4. writes the fresh id into FILE: `id` of [node], and `id` of the node's row in cluster.nodes. Nothing else changes.
+If the command fails half-way, run it again: it continues where it stopped.
 
 Example:
   systemctl stop agentpostd
@@ -47,10 +47,10 @@ Example:
   systemctl start agentpostd
   agentpost cluster promote 4
 
-The last one waits until the node has everything and makes it a voter. Settings from the environment (AGENTPOST_NODE__…)
-are not read: set AGENTPOST_NODE__ID by hand if that is where the id comes from.")]
+The last command waits until the node has caught up and makes it a voter. This command reads no settings from the
+environment (AGENTPOST_NODE__…): if AGENTPOST_NODE__ID sets the id, change it by hand.")]
     Rejoin {
-        /// The configuration of the node's daemon
+        /// The configuration file of the node's daemon
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
@@ -73,7 +73,7 @@ pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()
     ))
 }
 
-/// A daemon holds the lock of its data directory, and listens.
+/// Fails while the daemon runs: it holds the lock of its data directory and listens on its ports.
 fn ensure_stopped(file: &NodeFile) -> anyhow::Result<()> {
     let owner = file.data_dir.join(OWNER);
     let locked = match File::open(&owner) {
@@ -98,7 +98,7 @@ fn ensure_stopped(file: &NodeFile) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes the old id and adds a fresh one, whatever of it was done before. Tells the fresh id.
+/// Removes the old id and adds a fresh one, which it returns. Steps that an earlier run has done are skipped.
 async fn join(client: &Client, file: &NodeFile) -> anyhow::Result<u64> {
     let owner = owner_of(&file.data_dir)?;
     let cluster = client.cluster().await?;
@@ -113,7 +113,7 @@ async fn join(client: &Client, file: &NodeFile) -> anyhow::Result<u64> {
         output::text(&format!("Node {fresh} was added before\n"))?;
         return Ok(fresh);
     }
-    if let Some(owner) = owner.filter(|owner| belies(&file.data_dir, *owner, file.id)) {
+    if let Some(owner) = owner.filter(|owner| belongs_to_another(&file.data_dir, *owner, file.id)) {
         bail!(
             "{} is that of node {owner}, but [node] id is {}; correct the file first",
             file.data_dir.display(),
@@ -122,7 +122,7 @@ async fn join(client: &Client, file: &NodeFile) -> anyhow::Result<u64> {
     }
     match patiently(async || client.remove_member(file.id).await).await {
         Ok(()) => output::text(&format!("Node {} removed\n", file.id))?,
-        // It never came so far.
+        // It is no member, or an earlier run has removed it.
         Err(Error::Refused(answer)) if answer.status.as_u16() == 404 => {}
         Err(error) => return Err(error).with_context(|| format!("cannot remove node {}", file.id)),
     }
@@ -142,7 +142,7 @@ async fn join(client: &Client, file: &NodeFile) -> anyhow::Result<u64> {
     Ok(added)
 }
 
-/// The fresh id of this node, if an earlier run came so far.
+/// The fresh id of this node if an earlier run has added it.
 fn joined_before(cluster: &Cluster, file: &NodeFile) -> anyhow::Result<Option<u64>> {
     let peer = format!("http://{}", file.row.peer_addr);
     let same = |node: &&agentpost::api::admin::Node| node.peer_url == peer || node.url == file.row.url;
@@ -164,7 +164,7 @@ fn joined_before(cluster: &Cluster, file: &NodeFile) -> anyhow::Result<Option<u6
     Ok(Some(member.id))
 }
 
-/// Asks again while waiting may help.
+/// Repeats a request while it may succeed later.
 async fn patiently<T>(mut ask: impl AsyncFnMut() -> Result<T, Error>) -> Result<T, Error> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -176,7 +176,7 @@ async fn patiently<T>(mut ask: impl AsyncFnMut() -> Result<T, Error>) -> Result<
     }
 }
 
-/// The node that a data directory says it belongs to; none if it does not exist or does not say it.
+/// The node that a data directory belongs to. `None` without a directory, or if OWNER is missing or unreadable.
 fn owner_of(dir: &Path) -> anyhow::Result<Option<u64>> {
     let bytes = match fs::read(dir.join(OWNER)) {
         Ok(bytes) => bytes,
@@ -188,14 +188,14 @@ fn owner_of(dir: &Path) -> anyhow::Result<Option<u64>> {
     Ok(number.and_then(|number| number.parse().ok()))
 }
 
-/// Whether a data directory is that of another node than `id`. In quarantine its word counts for nothing: the file that
-/// says so may be what is damaged.
-fn belies(dir: &Path, owner: u64, id: u64) -> bool {
+/// Whether a data directory belongs to another node than `id`. In quarantine the answer is no, because OWNER itself
+/// may be damaged.
+fn belongs_to_another(dir: &Path, owner: u64, id: u64) -> bool {
     owner != id && !dir.join(QUARANTINE).exists()
 }
 
-/// Moves what is in the data directory out of the way; tells where to. A directory that is a mount point stays, and what
-/// is in it moves within it.
+/// Renames the data directory and returns the new path. A mount point cannot be renamed; its content moves into a
+/// directory inside it.
 fn move_aside(dir: &Path) -> anyhow::Result<Option<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -211,7 +211,7 @@ fn move_aside(dir: &Path) -> anyhow::Result<Option<PathBuf>> {
         return Ok(None);
     }
     let now = jiff::Timestamp::now().as_second();
-    // Without a slash at its end, behind which the new name would be one inside.
+    // `components` drops a slash at the end of the path; a suffix behind the slash would name a file inside.
     let mut aside: OsString = dir.components().as_path().into();
     aside.push(format!(".quarantined-{now}"));
     let aside = PathBuf::from(aside);
@@ -243,10 +243,10 @@ mod tests {
         fs::create_dir_all(dir.join("shards")).unwrap();
         fs::write(dir.join(OWNER), "node 12 of cluster x, life y\n").unwrap();
         assert_eq!(owner_of(&dir).unwrap(), Some(12));
-        assert!(belies(&dir, 12, 13) && !belies(&dir, 12, 12));
+        assert!(belongs_to_another(&dir, 12, 13) && !belongs_to_another(&dir, 12, 12));
         // Found by C1, seed 2399459841: a bit flipped in the name.
         fs::write(dir.join(QUARANTINE), "it does not say what it said\n").unwrap();
-        assert!(!belies(&dir, 12, 13));
+        assert!(!belongs_to_another(&dir, 12, 13));
         let with_slash = place.path().join("data/");
         let aside = move_aside(&with_slash).unwrap().unwrap();
         assert!(aside.join("shards").is_dir() && !dir.exists());

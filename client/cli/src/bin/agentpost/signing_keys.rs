@@ -1,4 +1,4 @@
-//! `agentpost signing-keys`: what `Upstash-Signature` of a team's webhooks is made with.
+//! `agentpost signing-keys`: the keys that sign `Upstash-Signature` of a team's webhooks.
 
 use agentpost::api::abbababa::SigningKeys;
 use agentpost_cli::output;
@@ -10,13 +10,19 @@ use crate::team;
 pub enum Command {
     /// Show the current and the next signing key of a team
     #[command(after_help = "\
-Receivers verify with both keys, the current one first; they are QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY
-of the vendor's libraries. Agents get them from GET /v2/keys.")]
+Example:
+  agentpost signing-keys show --team research
+
+Receivers verify with both keys, the current one first. In the vendor's libraries they are QSTASH_CURRENT_SIGNING_KEY
+and QSTASH_NEXT_SIGNING_KEY. Agents read them with GET /v2/keys.")]
     Show(Args),
-    /// Make the next signing key the current one, and a new one the next
+    /// Make the next signing key the current one and create a new next key
     #[command(after_help = "\
-Deliveries are signed with the new current key at once. Receivers that know both keys go on verifying, so give them the
-new pair before you rotate again: after a second rotation they would know neither.")]
+Example:
+  agentpost signing-keys rotate --team research
+
+The new current key signs deliveries at once. Receivers that know both keys go on verifying. Give them the new pair
+before you rotate again: after a second rotation they would know neither key.")]
     Rotate(Args),
 }
 

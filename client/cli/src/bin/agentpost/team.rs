@@ -1,4 +1,4 @@
-//! `agentpost team`: tenants.
+//! `agentpost team`: teams and their limits.
 
 use agentpost::Client;
 use agentpost::api::admin::{CreateTeam, LimitsPatch, Team, UpdateTeam};
@@ -10,13 +10,13 @@ use crate::connection::Connection;
 
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Create a team; its name must be new
+    /// Create a team; no other team may have its name
     #[command(after_help = "\
 Examples:
   agentpost team create research
   agentpost team create crawlers --daily-sends 0 --monthly-events 5000000
 
-Limits that are not given take the plan's default. 0 is unlimited.")]
+A limit that is not given has the default of the plan. 0 means unlimited.")]
     Create(Create),
     /// List the teams and their limits
     List {
@@ -24,7 +24,7 @@ Limits that are not given take the plan's default. 0 is unlimited.")]
         #[arg(long)]
         json: bool,
     },
-    /// Look at the limits of a team and change them
+    /// Show and change the limits of a team
     #[command(subcommand, arg_required_else_help = true)]
     Limits(Limits),
 }
@@ -39,13 +39,13 @@ pub enum Limits {
         #[arg(long)]
         json: bool,
     },
-    /// Change some limits of a team; they count from the next request on, on every node
+    /// Change some limits of a team; every node applies them from the next request on
     #[command(after_help = "\
 Examples:
   agentpost team limits set research --daily-sends 5000
   agentpost team limits set crawlers --monthly-events 0 --no-overage
 
-Limits that are not given stay as they are. 0 is unlimited.")]
+A limit that is not given stays as it is. 0 means unlimited.")]
     Set(Set),
 }
 
@@ -66,7 +66,7 @@ pub struct Set {
     team: String,
     #[command(flatten)]
     limits: Flags,
-    /// Refuse events over the monthly limit
+    /// Refuse events beyond the monthly limit
     #[arg(long, conflicts_with = "overage_price_atomic")]
     no_overage: bool,
     /// Print JSON
@@ -74,7 +74,7 @@ pub struct Set {
     json: bool,
 }
 
-/// The limits that a person may set.
+/// The limits that an operator may set.
 #[derive(clap::Args)]
 struct Flags {
     /// Sends of each agent per UTC day
@@ -89,7 +89,7 @@ struct Flags {
     /// Events of the team per UTC month
     #[arg(long, value_name = "N")]
     monthly_events: Option<u64>,
-    /// Allow events over the monthly limit at this price, in atomic units
+    /// Allow events beyond the monthly limit at this price in atomic units
     #[arg(long, value_name = "PRICE")]
     overage_price_atomic: Option<u64>,
 }
@@ -140,7 +140,7 @@ async fn create(client: &Client, args: Create) -> anyhow::Result<()> {
     output::text(&format!("Created team\n  name: {}\n  id:   {}\n", team.name, team.id))
 }
 
-/// The id of a team that is given by its id or its name.
+/// The id of a team that the user names by its id or its name.
 pub async fn id_of(client: &Client, team: &str) -> anyhow::Result<String> {
     if team.parse::<agentpost_proto::id::TeamId>().is_ok() {
         return Ok(team.to_owned());
@@ -148,7 +148,7 @@ pub async fn id_of(client: &Client, team: &str) -> anyhow::Result<String> {
     Ok(find(client, team).await?.id)
 }
 
-/// The team of an id or a name.
+/// Looks a team up by its id or name.
 async fn find(client: &Client, team: &str) -> anyhow::Result<Team> {
     let teams = client.teams().await.context("cannot look the team up")?;
     match teams.into_iter().find(|known| known.name == team || known.id == team) {

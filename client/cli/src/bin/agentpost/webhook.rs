@@ -1,4 +1,4 @@
-//! `agentpost webhook listen`: a webhook on this machine that verifies, prints, and fails when told to.
+//! `agentpost webhook listen`: a webhook receiver on this machine that verifies calls, prints them and answers as told.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -12,26 +12,26 @@ use anyhow::Context;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-/// Of a body that is printed in a line.
+/// Characters of a body that a line shows.
 const SHOWN_CHARS_MAX: usize = 200;
-/// Between two bytes of a dripping answer: slow enough to outlast every time limit.
+/// The pause between two bytes of a dripping answer.
 const DRIP: Duration = Duration::from_secs(1);
 
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Listen for webhooks, verify their signatures, print a line for each call
+    /// Receive webhooks, verify their signatures and print a line for each call
     #[command(after_help = "\
 Examples:
   agentpost webhook listen --port 9000
   agentpost webhook listen --secret whsec_… --answer 500,500,200
-  agentpost webhook listen --answer 489      # straight to the dead letters
+  agentpost webhook listen --answer 489      # every delivery is dead at once
 
-The secret is in the answer to POST /v1/messages/webhook, the signing keys are in that to GET /v2/keys. A call that does
-not verify is answered 401. Without a secret and without signing keys nothing is verified.
+The answer to POST /v1/messages/webhook has the secret, the answer to GET /v2/keys the signing keys. A call whose
+signature is wrong or missing is answered 401. Without a secret and signing keys no call is verified.
 
-Answers: a status from 200 to 599, `never` (no answer at all) or `drip` (200, and a body that never ends). 489 is sent with
-Upstash-NonRetryable-Error: true. The cluster must allow this address: agentpostd dev and scripts/cluster.sh allow
-http to 127.0.0.0/8 and ::1.")]
+Answers: a status from 200 to 599, `never` (no answer at all) or `drip` (200 and a body that never ends). 489 has the
+header Upstash-NonRetryable-Error: true. The cluster must allow calls to this address: agentpostd dev and
+scripts/cluster.sh allow http to 127.0.0.0/8 and ::1.")]
     Listen(Listen),
 }
 
@@ -53,10 +53,10 @@ pub struct Listen {
     #[arg(long, env = "QSTASH_NEXT_SIGNING_KEY", hide_env_values = true)]
     #[arg(requires = "signing_key")]
     next_signing_key: Option<String>,
-    /// How the calls of each delivery are answered, in turn; the last answer goes on
+    /// Answers to the calls of each delivery, in turn; the last one repeats
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "200", value_parser = Reply::parse)]
     answer: Vec<Reply>,
-    /// End after so many calls
+    /// Exit after this many calls
     #[arg(long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
@@ -65,7 +65,7 @@ pub struct Listen {
     json: bool,
 }
 
-/// One answer of the list.
+/// One answer of `--answer`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reply {
     Status(u16),
@@ -105,21 +105,21 @@ impl Reply {
 pub async fn run(command: Command) -> anyhow::Result<()> {
     let Command::Listen(args) = command;
     let calls = args.count.unwrap_or(u64::MAX);
-    let clerk = Clerk {
+    let responder = Responder {
         verifier: verifier(&args)?,
         replies: args.answer.clone(),
         json: args.json,
         taken: HashMap::new(),
     };
-    // A slow terminal holds calls back, it does not grow a queue.
+    // The queue is bounded: while the terminal is slow, calls are answered 503.
     let (printed, mut lines) = mpsc::channel(64);
-    let clerk = Arc::new(Mutex::new(clerk));
+    let responder = Arc::new(Mutex::new(responder));
     let server = Server::start((args.address, args.port), move |call| {
-        let mut clerk = clerk.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (line, reply) = clerk.take(&call);
+        let mut responder = responder.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (line, reply) = responder.take(&call);
         match printed.try_send(line) {
             Ok(()) => reply.answer(),
-            // It will be delivered again.
+            // The cluster delivers the message again.
             Err(_) => Answer::status(503),
         }
     });
@@ -154,23 +154,23 @@ fn verifier(args: &Listen) -> anyhow::Result<Option<Verifier>> {
     Ok(Some(verifier))
 }
 
-/// Decides about each call.
-struct Clerk {
+/// Verifies each call and chooses its answer.
+struct Responder {
     verifier: Option<Verifier>,
     replies: Vec<Reply>,
     json: bool,
-    /// Calls of each delivery so far.
+    /// The number of calls of each delivery.
     taken: HashMap<String, usize>,
 }
 
-/// What the signatures said.
+/// The result of verifying a call.
 enum Trust {
     Unknown,
     Verified,
     Refused(String),
 }
 
-impl Clerk {
+impl Responder {
     fn take(&mut self, call: &Call) -> (String, Reply) {
         let trust = match &self.verifier {
             None => Trust::Unknown,
@@ -277,8 +277,8 @@ mod tests {
         }
     }
 
-    fn clerk(verifier: Option<Verifier>, json: bool) -> Clerk {
-        Clerk {
+    fn responder(verifier: Option<Verifier>, json: bool) -> Responder {
+        Responder {
             verifier,
             replies: vec![Reply::Status(500), Reply::Status(200)],
             json,
@@ -288,8 +288,8 @@ mod tests {
 
     #[test]
     fn every_delivery_meets_the_answers_in_turn() {
-        let mut clerk = clerk(None, false);
-        let mut next = |id: &str| clerk.take(&call(id)).1.shown();
+        let mut responder = responder(None, false);
+        let mut next = |id: &str| responder.take(&call(id)).1.shown();
         assert_eq!(
             [next("dlv_1"), next("dlv_2"), next("dlv_1"), next("dlv_1")],
             ["500", "500", "200", "200"]
@@ -298,11 +298,11 @@ mod tests {
 
     #[test]
     fn a_call_is_one_line_that_drives_no_terminal() {
-        let (line, _) = clerk(None, false).take(&call("dlv_1"));
+        let (line, _) = responder(None, false).take(&call("dlv_1"));
         let expected = "[dlv_1] attempt 2, not verified, answered 500: \
                         message.topic a → b topic=t: {\"text\":\"x\\u001b\"}\n";
         assert_eq!(line, expected);
-        let (line, _) = clerk(None, true).take(&call("dlv_1"));
+        let (line, _) = responder(None, true).take(&call("dlv_1"));
         let value: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(
             (&value["answered"], &value["verified"], &value["headers"]["x-attempt"]),
@@ -315,12 +315,12 @@ mod tests {
     #[test]
     fn a_call_without_a_signature_is_refused_and_uses_up_no_answer() {
         let verifier = Verifier::new().secret("whsec_AAAA").unwrap();
-        let mut clerk = clerk(Some(verifier), false);
-        let (line, reply) = clerk.take(&call("dlv_1"));
+        let mut responder = responder(Some(verifier), false);
+        let (line, reply) = responder.take(&call("dlv_1"));
         assert_eq!(reply, Reply::Status(401));
         let expected = "[dlv_1] attempt 2, refused (the header webhook-timestamp is missing), answered 401: ";
         assert!(line.starts_with(expected), "{line}");
-        assert!(clerk.taken.is_empty());
+        assert!(responder.taken.is_empty());
     }
 
     #[test]

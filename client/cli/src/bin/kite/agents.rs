@@ -1,4 +1,4 @@
-//! `kite agent list`: who is there, and who listens.
+//! `kite agent list`: the agents of the team and their listeners.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -20,16 +20,16 @@ Examples:
   kite agent list
   kite agent list --json | jq -r 'select(.sessions > 0) | .id'
 
-Listed are the agents that have a key of their own, that were registered with the server (POST /api/v1/agents), or that
-got mail; `kite agent register` asks no server. LISTENING is the number of open connections that name the agent, on all
-nodes.")]
+The list has the agents with a key of their own, those registered with the server (POST /api/v1/agents) and those that
+have received mail. `kite agent register` alone does not add an agent: it asks no server. LISTENING is the number of
+open connections that listen to the agent, on all nodes.")]
 pub struct Args {
-    /// Print one agent as JSON per line
+    /// Print each agent as a line of JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Prints all pages.
+/// Prints the agents of all pages.
 pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyhow::Result<()> {
     let auth = auth(environment, config)?;
     let servers = http_bases(environment, config)?;
@@ -52,7 +52,7 @@ pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyh
     Ok(())
 }
 
-/// All agents, and the nodes that did not answer some page.
+/// All agents, and the nodes that did not answer for one of the pages.
 async fn all(client: &Client) -> anyhow::Result<(Vec<Agent>, BTreeSet<u64>)> {
     let (mut agents, mut unreachable) = (Vec::new(), BTreeSet::new());
     let mut after: Option<String> = None;
@@ -99,7 +99,7 @@ fn table(agents: &[Agent]) -> Table {
     table
 }
 
-/// `Node 3`, `Nodes 2, 3`; none for no nodes.
+/// `Node 3` or `Nodes 2, 3`; `None` without nodes.
 fn named(nodes: &BTreeSet<u64>) -> Option<String> {
     let ids: Vec<String> = nodes.iter().map(u64::to_string).collect();
     match ids.as_slice() {

@@ -1,7 +1,10 @@
 //! `--exec`: a shell command for each event.
 //!
-//! Each command leads a process group of its own, so that what it started ends with it when `kite` is stopped. The
-//! group is signalled through the shell's `kill`, because sending signals oneself takes unsafe code.
+//! Each command leads a process group, so that the processes it started end with it when `kite` is stopped. The group
+//! is signalled through the shell's `kill`, because the system call needs unsafe code.
+//!
+//! Without `--client-id` an event whose command failed is skipped. The server then keeps no position, so it would not
+//! deliver the event again, and reopening the session would lose the events that arrive meanwhile.
 
 use std::convert::Infallible;
 use std::process::{ExitStatus, Stdio};
@@ -16,40 +19,40 @@ use tokio::time::{sleep, timeout};
 use crate::note;
 use crate::stop::Stopped;
 
-/// The longest pause before an event whose command failed comes again.
+/// The longest pause before an event is repeated because its command failed.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// What a command gets for ending by itself.
+/// The time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
-/// How often is looked whether its processes have ended.
+/// The pause between two checks whether the processes have ended.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// A command and what became of it lately.
+/// A command and the state of its latest runs.
 pub struct Exec {
     command: String,
     team_id: String,
-    /// The server keeps a place, so an event that is not acknowledged comes again.
+    /// Whether the server keeps the position of the stream, so that it repeats an event that is not acknowledged.
     repeats: bool,
     running: Option<Child>,
-    /// The event whose command failed last, and how often.
+    /// The event whose command failed last, and the number of failures.
     failing: Option<(String, u32)>,
 }
 
-/// What became of an event.
+/// The result of handling an event.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Dealt with.
+    /// The event was handled.
     Done,
-    /// Not dealt with, and it does not come again.
+    /// The event was not handled and is not repeated.
     PassedOver,
-    /// Not dealt with; it should come again.
+    /// The event was not handled and is to be repeated.
     Repeat {
-        /// After this pause.
+        /// The pause before it.
         after: Duration,
     },
 }
 
 impl Exec {
-    /// Nothing runs yet.
+    /// Runs nothing yet.
     pub fn new(command: String, team_id: String, repeats: bool) -> Self {
         Exec {
             command,
@@ -60,7 +63,7 @@ impl Exec {
         }
     }
 
-    /// Runs the command for an event. When this is dropped the command goes on until [`Exec::end`].
+    /// Runs the command for an event. If the future is dropped, the command runs on until [`Exec::end`].
     pub async fn run(&mut self, event: &Event) -> Outcome {
         let why = match self.once(event).await {
             Ok(status) if status.success() => {
@@ -104,13 +107,13 @@ impl Exec {
             ("KITE_TEAM_ID", &self.team_id),
             ("KITE_SEQ", &event.seq.to_string()),
         ] {
-            // No variable can hold a NUL.
+            // An environment variable cannot contain NUL.
             command.env(name, value.replace('\0', ""));
         }
         command
     }
 
-    /// What follows from a failure, and the words for it.
+    /// The outcome of a failure, and the text about it.
     fn failed(&mut self, id: &str) -> (Outcome, String) {
         if !self.repeats {
             let what = ": passed over, because without --client-id nothing comes again";
@@ -126,8 +129,8 @@ impl Exec {
         (Outcome::Repeat { after }, what)
     }
 
-    /// Ends a command that still runs with everything it started in its group: first it is asked to, and after a while,
-    /// or at once when `hurry` returns, it is made to.
+    /// Ends a running command with its process group: by SIGTERM, and by SIGKILL after [`GRACE`], or as soon as `hurry`
+    /// returns.
     pub async fn end(&mut self, hurry: impl Future<Output = Stopped>) {
         let Some(mut child) = self.running.take() else { return };
         let Some(group) = child.id() else { return };
@@ -147,7 +150,7 @@ impl Exec {
     }
 }
 
-/// Writes the event. A command need not read it.
+/// Writes the event to the command, which need not read it.
 async fn feed(stdin: Option<ChildStdin>, text: String) -> Infallible {
     if let Some(mut stdin) = stdin {
         let _ = stdin.write_all(text.as_bytes()).await;
@@ -155,13 +158,13 @@ async fn feed(stdin: Option<ChildStdin>, text: String) -> Infallible {
     std::future::pending().await
 }
 
-/// The vendor's name of a source: `github` in `com.github.push`.
+/// The vendor's name of an event source: `github` for `com.github.push`.
 fn source_name(kind: &str) -> &str {
     let name = kind.strip_prefix("com.").and_then(|rest| rest.split('.').next());
     name.filter(|name| !name.is_empty()).unwrap_or("unknown")
 }
 
-/// Whether there was somebody to signal.
+/// Signals a process group. False if it has no processes.
 async fn signal(group: u32, name: &str) -> bool {
     let status = Command::new("sh")
         .args(["-c", "kill -s \"$1\" -- \"-$2\"", "sh", name, &group.to_string()])

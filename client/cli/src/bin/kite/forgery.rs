@@ -1,4 +1,5 @@
-//! Whatever others write, in any field of an event or of a refusal: it stays one line, and no terminal obeys it.
+//! Property tests: text of strangers in any field of an event or an error stays on one line and cannot control the
+//! terminal.
 
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ fn text() -> impl Strategy<Value = String> {
     prop::collection::vec(character, 0..30).prop_map(String::from_iter)
 }
 
-/// Mail whose every field is somebody's text.
+/// An event with arbitrary text in every field.
 fn event() -> impl Strategy<Value = Event> {
     (prop::collection::vec(text(), 8), any::<bool>()).prop_map(|(texts, is_mail)| {
         let [id, kind, source, time, from, body, thread, summary] = &texts[..] else {
@@ -45,7 +46,7 @@ proptest! {
         for line in [stream::line(&event), stream::compact_line(&event), listen::mail_line(&event)] {
             prop_assert!(is_harmless(&line), "{line:?}");
         }
-        // For programs: whatever it holds, it is one line of JSON.
+        // As JSON it is one line, too.
         let json = event.to_string();
         prop_assert!(!json.contains(['\n', '\r']));
         prop_assert_eq!(&Event::new(7, serde_json::from_str(&json).expect("JSON")).expect("an event"), &event);

@@ -1,4 +1,4 @@
-//! `kite keys create|list|revoke`: flags and lines of the vendor's command line.
+//! `kite keys create|list|revoke`, with the flags and the output of the vendor's command line.
 
 use std::io::Write;
 
@@ -14,20 +14,20 @@ use crate::servers::{rpc, shown};
 
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Create a key of the team; its secret is shown this once
+    /// Create a key of the team; only this command shows its secret
     #[command(after_help = "\
 Examples:
   kite keys create --permissions write
   kite keys create --name \"build server\" --permissions write --expires-at 2027-01-01T00:00:00Z
   kite keys create --name dashboard --permissions read --scopes agent_to:agent-alpha,type:github
 
-Permissions are read (listen, logs, status), write (also send) and admin (also create and revoke keys); each includes the
-ones before it. The key of this machine needs admin.
-Another machine uses the new key with KITE_API_KEY, and KITE_TEAM_ID as `kite keys list` shows the team.")]
+Permissions: read (listen, logs, status), write (read, and send), admin (write, and create and revoke keys). The key
+of this machine needs admin. Another machine uses the new key through KITE_API_KEY, with the team that `kite keys
+list` shows in KITE_TEAM_ID.")]
     Create(Create),
-    /// List the keys of the team, without their secrets
+    /// List the keys of the team without their secrets
     List,
-    /// Revoke a key at once: what it has open is closed
+    /// Revoke a key at once and close its connections
     #[command(after_help = "\
 Examples:
   kite keys list
@@ -35,7 +35,7 @@ Examples:
 
 The key of this machine needs admin.")]
     Revoke {
-        /// The key's id, as `kite keys list` shows it
+        /// The id of the key, as `kite keys list` shows it
         #[arg(long, value_name = "KEY_ID")]
         id: String,
     },
@@ -46,13 +46,13 @@ pub struct Create {
     /// A name for people
     #[arg(long)]
     name: Option<String>,
-    /// What it may listen to, commas between: `*`, source:…, type:… or agent_to:… [default: *]
+    /// Events that the key may listen to, separated by commas: `*`, source:…, type:… or agent_to:… [default: *]
     #[arg(long, value_delimiter = ',')]
     scopes: Option<Vec<String>>,
-    /// What it may do, commas between: read, write or admin [default: read]
+    /// Permissions, separated by commas: read, write or admin [default: read]
     #[arg(long, value_delimiter = ',')]
     permissions: Option<Vec<String>>,
-    /// When it ends, such as 2027-01-01T00:00:00Z [default: never]
+    /// Expiry, such as 2027-01-01T00:00:00Z [default: never]
     #[arg(long, value_name = "TIME")]
     expires_at: Option<String>,
 }
@@ -118,7 +118,7 @@ fn list(list: &KeyList) -> String {
             "- id={} name={} revoked={} key_prefix={} created_at={}\n",
             word(&key.id),
             word(&key.name),
-            // What the server does not vouch for is not shown as good.
+            // A key counts as revoked unless the server says that it is not.
             key.revoked.unwrap_or(true),
             word(&key.key_prefix),
             word(&key.created_at)
@@ -127,7 +127,7 @@ fn list(list: &KeyList) -> String {
     text
 }
 
-/// A list with commas between; an absent one is the default, an empty one a mistake.
+/// The words of a list. Without a list it is the default; an empty list is an error.
 fn words(flag: &str, given: Option<Vec<String>>, default: &str) -> anyhow::Result<Vec<String>> {
     let Some(given) = given else {
         return Ok(vec![default.to_owned()]);
@@ -140,10 +140,10 @@ fn words(flag: &str, given: Option<Vec<String>>, default: &str) -> anyhow::Resul
     Ok(words)
 }
 
-/// Says before anything is asked for what is missing, and where to get it.
+/// Fails if the key of this machine is no admin key. The error says how to get one.
 async fn need_admin(rpc: &Rpc, command: &str) -> anyhow::Result<()> {
     let stats = rpc.stats().await.map_err(|e| shown(&e))?;
-    // Old servers do not tell; then the request itself finds out.
+    // An old server does not report permissions; then the request itself fails.
     let permissions = stats.current_key_permissions.unwrap_or_default();
     if permissions.is_empty() || permissions.iter().any(|permission| is_admin(permission)) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! `kite agent listen`: the mail of an agent, a line each.
+//! `kite agent listen`: prints the mail of an agent, one line per message.
 
 use agentpost::event::{Event, Mail};
 use agentpost::inbox::{Inbox, Options};
@@ -17,9 +17,9 @@ Examples:
   kite agent listen
   kite agent listen --as-id agent-beta --json | jq -r .data.body
 
-A message is acknowledged once it is printed. What arrives while nobody listens waits in the inbox. Two listeners of one
-agent both get what comes while they are connected, but share one place in the inbox. In lines for people, line breaks
-and terminal control characters of a message are shown as \\n or \\u{1b}; --json leaves the text as it is.";
+A message is acknowledged when it is printed. Mail that arrives while no listener runs waits in the inbox. Two listeners
+of one agent both receive the mail that arrives while they are connected, but share one position in the inbox. Without
+--json, line breaks and terminal control characters of a message are printed as \\n or \\u{1b}.";
 
 #[derive(clap::Args)]
 #[command(after_help = HELP)]
@@ -27,7 +27,7 @@ pub struct Args {
     /// Listen as this agent instead of the registered one
     #[arg(long, value_name = "AGENT_ID")]
     as_id: Option<String>,
-    /// Print one CloudEvent as JSON per line
+    /// Print each message as a line of JSON (CloudEvent)
     #[arg(long)]
     json: bool,
 }
@@ -40,7 +40,7 @@ pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyh
         Some(id) => id,
         None => config.agent_id()?.to_owned(),
     };
-    // Refused here, because a listener that the server refuses for it tries again for ever.
+    // Checked here, because after a refusal by the server a listener tries again forever.
     let agent: AgentId = agent
         .parse()
         .map_err(|invalid| anyhow!("`{}` is no agent id: {invalid}", escaped(&agent)))?;
@@ -65,7 +65,7 @@ pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyh
     .await
 }
 
-/// The line of an event that is mail.
+/// The line of an event that is mail; empty for other events.
 pub fn mail_line(event: &Event) -> String {
     event.mail().map(|mail| line(event.id(), &mail)).unwrap_or_default()
 }

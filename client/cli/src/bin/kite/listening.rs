@@ -1,8 +1,12 @@
-//! What `kite agent listen` and `kite stream` share: events on stdout or into a command, one after another, and
-//! everything else on stderr, until the process is stopped, nobody reads the output any more or the key is rejected.
+//! The loop of `kite agent listen` and `kite stream`. It prints events to stdout or runs a command for each, one after
+//! another, and prints everything else to stderr. It ends when the process is stopped, the reader closes the output, or
+//! the server rejects the key.
 //!
-//! An event is acknowledged when it has been dealt with: printed and out of this process, or its command ended with 0.
-//! While one is in work the session is kept open; while the output is blocked, too.
+//! An event is acknowledged when it is handled: stdout has taken its line, or its command exited with 0. The session
+//! stays open while a command runs and while the output is blocked.
+//!
+//! A server may count an answered ping as an acknowledgement of everything before it, until a client has acknowledged
+//! for the first time. `Inbox::attend` therefore acknowledges the handled events before it answers a ping.
 
 use std::collections::VecDeque;
 
@@ -15,28 +19,28 @@ use crate::exec::{Exec, Outcome};
 use crate::note;
 use crate::stop::Stop;
 
-/// Events dealt with lately that are not repeated when a reconnect brings them once more.
+/// The number of recent events that are recognised when a reconnect delivers them again.
 const REMEMBERED: usize = 1024;
 
-/// Events and what to do with them.
+/// The parts of the loop.
 pub struct Listening {
-    /// Where they come from.
+    /// The source of the events.
     pub inbox: Inbox,
-    /// All others are acknowledged unseen.
+    /// Events that do not pass this filter are acknowledged and dropped.
     pub wanted: Box<dyn Fn(&Event) -> bool>,
-    /// Where they go.
+    /// The destination of the events.
     pub sink: Sink,
 }
 
-/// Where events go.
+/// The destination of events.
 pub enum Sink {
-    /// One line on stdout for each, without its end.
+    /// A line on stdout for each event. The function returns it without a line end.
     Lines(fn(&Event) -> String),
-    /// A command for each.
+    /// A command for each event.
     Command(Box<Exec>),
 }
 
-/// Deals with events until something ends it, and leaves nothing running.
+/// Handles events until the loop ends. No command runs on afterwards.
 pub async fn run(mut listening: Listening) -> anyhow::Result<()> {
     let mut stop = Stop::new()?;
     let outcome = tokio::select! {
@@ -89,7 +93,7 @@ impl Sink {
         match self {
             Sink::Lines(line) => {
                 let line = line(event) + "\n";
-                // On a thread of its own: a reader that stands still must not keep the process from being stopped.
+                // tokio writes on another thread, so a reader that does not read cannot keep the process from ending.
                 let mut out = tokio::io::stdout();
                 out.write_all(line.as_bytes()).await?;
                 out.flush().await?;
@@ -100,19 +104,19 @@ impl Sink {
     }
 }
 
-/// Lines about the session.
+/// Formats the lines about the session.
 #[derive(Default)]
 pub struct Notes {
     dialled: String,
 }
 
 impl Notes {
-    /// What is said of a notice, if anything.
+    /// The line of a notice, if it has one.
     pub fn line(&mut self, notice: &Notice) -> Option<String> {
         Some(match notice {
             Notice::Event(_) => return None,
             Notice::Connecting { url } => {
-                // Said once for each change of the node; a reconnect to the same node is announced by its pause.
+                // A reconnect to the same node is already announced by the line about the pause.
                 if *url == self.dialled {
                     return None;
                 }
@@ -133,7 +137,7 @@ impl Notes {
     }
 }
 
-/// The last ids, oldest first.
+/// The ids of recent events, oldest first.
 #[derive(Default)]
 struct Recent(VecDeque<String>);
 

@@ -1,4 +1,4 @@
-//! `kite login`: a key for this machine, by way of a code that somebody enters elsewhere.
+//! `kite login`: gets a key for this machine. It shows a code that an administrator enters elsewhere.
 
 use std::io::Write;
 
@@ -15,7 +15,7 @@ use crate::environment::Environment;
 use crate::note;
 use crate::servers::{http_bases, shown};
 
-/// What takes precedence over the file that a login writes.
+/// The variables that win over the file that a login writes.
 const OVERRIDING: [&str; 5] = [
     "KITE_API_KEY",
     "KITE_TEAM_ID",
@@ -30,11 +30,11 @@ Examples:
   kite login
   kite login --server https://post.example
 
-Without --server it turns to the server that `kite agent send` sends to. It shows a code and waits. Somebody with
-an administrator's key lets the machine in, on the page that is named with the code or with
-`agentpost login approve CODE`; the team is chosen there, and what the key may do.
-The key is not shown. It is written to ~/.config/kite/config.toml with its team and server, in place of the ones before;
-the key before is not revoked. The agent id and everything else in the file stay.")]
+The command shows a code and waits. An administrator approves the machine on the page that is shown with the code, or
+with `agentpost login approve CODE`, and chooses the team and the permissions of the key. Without --server the command
+asks the server that `kite agent send` sends to. It does not show the key. It writes the key, its team and its server
+to ~/.config/kite/config.toml and replaces the earlier ones; the earlier key is not revoked. The agent id and
+everything else in the file stay.")]
 pub struct Args {
     /// The server's HTTP URL [default: the one configured, else http://localhost:7700]
     #[arg(long, value_name = "URL")]
@@ -53,7 +53,7 @@ pub async fn run(args: Args, environment: &Environment, config: &mut Config) -> 
     announce(login.code());
     let ws_url = socket_url(login.code().ws_url.as_deref(), &servers[0])?;
 
-    // From here on an interrupt does not end the process: the file is written whole or not at all.
+    // From here on Ctrl-C does not end the process, so the file is written whole or not at all.
     let key = tokio::select! {
         key = login.key() => key.map_err(failed)?,
         interrupt = tokio::signal::ctrl_c() => {
@@ -88,7 +88,7 @@ pub async fn run(args: Args, environment: &Environment, config: &mut Config) -> 
     Ok(())
 }
 
-/// Returns whether there was a key before.
+/// Writes the login to the file. Returns whether it replaced a key.
 fn store(config: &mut Config, key: &DeviceKey, ws_url: &str, server: &str) -> anyhow::Result<bool> {
     config.reload()?;
     let replaced = config.text("auth", "api_key").is_ok_and(|before| before.is_some());
@@ -124,7 +124,7 @@ fn failed(failed: Failed) -> anyhow::Error {
     }
 }
 
-/// Also takes the WebSocket URL of a server.
+/// The HTTP base of a server that the user names by its HTTP or WebSocket URL.
 fn server_base(server: &str) -> anyhow::Result<String> {
     let server = server.trim();
     let socket = server.starts_with("ws://") || server.starts_with("wss://");
@@ -135,7 +135,7 @@ fn server_base(server: &str) -> anyhow::Result<String> {
     })
 }
 
-/// The server's own word for it, else what its HTTP base implies.
+/// The WebSocket URL that the server told, else the one derived from its HTTP base.
 fn socket_url(told: Option<&str>, base: &str) -> anyhow::Result<String> {
     let told = told.unwrap_or_default();
     let told: String = told.chars().filter(|c| !c.is_whitespace()).collect();
@@ -145,7 +145,7 @@ fn socket_url(told: Option<&str>, base: &str) -> anyhow::Result<String> {
     Ok(ws_url(base.trim_end_matches("/ws"))?)
 }
 
-/// What the one who lets the machine in gets to see.
+/// The name of this machine for the administrator.
 fn device(environment: &Environment) -> String {
     let files = ["/proc/sys/kernel/hostname", "/etc/hostname"];
     let host = files.iter().find_map(|file| std::fs::read_to_string(file).ok());

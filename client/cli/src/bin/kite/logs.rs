@@ -1,4 +1,4 @@
-//! `kite logs`: lines as the vendor's command line prints them.
+//! `kite logs`: prints the latest events in the format of the vendor's command line.
 
 use std::io::Write;
 
@@ -18,14 +18,14 @@ Examples:
   kite logs --thread thread-abc123 --limit 1000
   kite logs --before 4711
 
-The newest event comes first. To look further back, give the #number of the last line to --before. The line of a message
-holds its beginning; `kite stream --json` and `kite agent listen --json` print all of it.")]
+The newest event comes first. To see older events, give --before the #number of the last line. The line of a message
+shows its beginning only; `kite stream --json` and `kite agent listen --json` print all of it.")]
 pub struct Args {
-    /// How many events at most
+    /// The greatest number of events
     #[arg(long, value_name = "N", default_value_t = 100)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
-    /// Only events before this one
+    /// Only events before this #number
     #[arg(long, value_name = "SEQ")]
     before: Option<u64>,
     /// Only messages of this conversation
@@ -33,7 +33,7 @@ pub struct Args {
     thread: Option<String>,
 }
 
-/// Prints events over as many pages as it takes to have `--limit` of them.
+/// Prints pages of events until `--limit` events are printed.
 pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyhow::Result<()> {
     let rpc = rpc(environment, config)?;
     let (mut left, mut before_seq) = (args.limit, args.before);
@@ -44,13 +44,13 @@ pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyh
             thread_id: args.thread.clone(),
         };
         let page = rpc.recent(&params).await.map_err(|e| shown(&e))?;
-        // A server that does not know `before_seq` gives no next page either.
+        // A server that does not know `before_seq` names no next page, so the loop ends.
         let rows = page.events.iter().take(usize::try_from(left).unwrap_or(usize::MAX));
         let text: String = rows.clone().map(line).collect();
         std::io::stdout().lock().write_all(text.as_bytes())?;
         left -= rows.len() as u64;
         match page.next_before_seq {
-            // Only backwards, so that it ends whatever a server says.
+            // Only a smaller number is accepted, so that the loop ends whatever the server answers.
             Some(next) if before_seq.is_none_or(|before| next < before) => before_seq = Some(next),
             _ => break,
         }

@@ -1,5 +1,5 @@
-//! `kite`: agent mail from a terminal or a script. Flags, output, errors and the configuration file are those of the
-//! vendor's command line, so that its guide can be followed word for word.
+//! `kite`, agent mail from a terminal or a script. It has the flags, output, errors and configuration file of the
+//! vendor's command line, so that the vendor's guide works word for word.
 
 mod agents;
 mod config;
@@ -31,18 +31,18 @@ use stop::Stopped;
 
 const HELP: &str = "\
 First steps:
-  kite login --server https://post.example:7700     get a key: an administrator lets this machine in
+  kite login --server https://post.example:7700     get a key; an administrator approves this machine
   kite agent register --name agent-alpha            give this machine an agent id
-  kite agent listen                                 print its mail as it comes
+  kite agent listen                                 print its mail as it arrives
   kite agent send --to agent-alpha \"Hello.\"         from here or any other machine of the team
 Watching:
-  kite agent list                                   who is there, and who listens
-  kite stream                                       all mail of the team as it comes; --exec runs a command for each
-  kite logs --limit 20                              the latest events";
+  kite agent list                                   list the agents, and how many listeners each has
+  kite stream                                       print the events of the team; --exec runs a command for each
+  kite logs --limit 20                              print the latest events";
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, or nobody reads the output any more; 1 failed, with `Error: ...` on stderr; 2 wrong usage; 128 and
-more: stopped by a signal.";
+Exit codes: 0 done, or the reader of the output closed the pipe; 1 failed, with `Error: ...` on stderr; 2 wrong usage;
+128 + N stopped by signal N.";
 
 #[derive(Parser)]
 #[command(
@@ -60,16 +60,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Get a key for this machine: somebody lets it in with a code
+    /// Get a key for this machine: an administrator approves it with a code
     Login(login::Args),
-    /// Print where this machine is logged in, and the team's numbers
+    /// Print the team and server of this machine, and the numbers of the team
     Status,
     /// Send and receive messages between the agents of a team
     #[command(subcommand, arg_required_else_help = true, after_help = AGENT_HELP)]
     Agent(Agent),
-    /// Print the team's events as they arrive, or run a command for each, until stopped
+    /// Print the events of the team as they arrive, or run a command for each, until stopped
     Stream(stream::Args),
-    /// Print the team's latest events
+    /// Print the latest events of the team
     Logs(logs::Args),
     /// Create, list and revoke API keys of the team
     #[command(subcommand, arg_required_else_help = true)]
@@ -82,8 +82,8 @@ Examples:
   kite agent listen
   kite agent send --to agent-alpha \"Here are the results you asked for.\"
 
-A listener that sees nothing: --to has to be the listener's id exactly, upper and lower case differ, and both keys have
-to be of the same team. `send failed (403 ...)`: the key lacks the permission write; get one with
+If a listener receives nothing: --to must be exactly the id of the listener, in the same case, and both keys must belong
+to the same team. If sending fails with 403: the key lacks the permission write; create another key with
 `kite keys create --permissions write`.";
 
 #[derive(Subcommand)]
@@ -94,7 +94,7 @@ enum Agent {
     Listen(listen::Args),
     /// Send a message to an agent of the same team
     Send(send::Args),
-    /// List the agents of the team, and who listens
+    /// List the agents of the team and the number of their listeners
     List(agents::Args),
 }
 
@@ -106,18 +106,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// The exit code of a failure, which is told unless nobody has to know.
+/// Prints an error and returns its exit code. A signal and a closed pipe print nothing.
 fn end(error: &anyhow::Error) -> ExitCode {
     if let Some(stopped) = error.downcast_ref::<Stopped>() {
         return ExitCode::from(stopped.exit_code());
     }
     let io = error.downcast_ref::<std::io::Error>();
     if io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
-        // What was asked for is done; only nobody reads about it any more.
+        // The command did its work; the reader of its output, such as `head`, closed the pipe.
         return ExitCode::SUCCESS;
     }
     let text = format!("Error: {error:#}");
-    // A server's sentence stays one line; those of the commands may have several.
+    // A server's text is shown on one line; the errors of the commands themselves may have several.
     match error.is::<agentpost::Error>() {
         true => note(&escaped(&text)),
         false => note(&text),
@@ -125,7 +125,7 @@ fn end(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// A line on stderr, if anybody is there to read it.
+/// Prints a line to stderr. A closed stderr is ignored.
 fn note(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
@@ -133,7 +133,7 @@ fn note(line: &str) {
 fn run(command: Command) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(Box::pin(carry_out(command)));
-    // A write to a reader that stands still is not waited for.
+    // A write to stdout may still block on a reader that does not read; it is abandoned.
     runtime.shutdown_background();
     done
 }

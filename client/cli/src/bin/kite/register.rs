@@ -1,4 +1,4 @@
-//! `kite agent register`: purely local.
+//! `kite agent register`: writes the id of this machine's agent to the configuration file.
 
 use std::io::Write;
 
@@ -11,17 +11,17 @@ Examples:
   kite agent register --name agent-alpha    the id is agent-alpha
   kite agent register                       the id is a fresh UUID
 
-Nothing is sent: the id is written to ~/.config/kite/config.toml.";
+The command writes the id to ~/.config/kite/config.toml. It asks no server, and replaces an id that was there before.";
 
 #[derive(clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// A name for people; the id is made of its letters and digits
+    /// A name for people; its letters and digits make the id
     #[arg(long)]
     name: Option<String>,
 }
 
-/// Writes the id to the configuration file and tells how to address this agent.
+/// Writes the id to the configuration file and prints how to address the agent.
 pub fn run(args: &Args, config: &mut Config) -> anyhow::Result<()> {
     let name = args.name.as_deref();
     let id = match name {
@@ -48,7 +48,7 @@ pub fn run(args: &Args, config: &mut Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// ASCII letters and digits in lower case; one `-` for each run of anything else between them.
+/// The ASCII letters and digits of a name in lower case. Every run of other characters between them becomes one `-`.
 fn slug(name: &str) -> String {
     let words = name
         .split(|c: char| !c.is_ascii_alphanumeric())

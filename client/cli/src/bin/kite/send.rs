@@ -1,4 +1,4 @@
-//! `kite agent send`.
+//! `kite agent send`: sends one message.
 
 use std::io::Write;
 
@@ -16,29 +16,29 @@ Examples:
   kite agent send --to agent-alpha \"Here are the results you asked for.\"
   kite agent send --to agent-alpha --thread thread-abc123 --reply-to 01HABC \"Re: those results\"
 
-The message is on the disks of a majority of nodes when the command succeeds. A failure that leaves the outcome open
-is repeated by itself, and the message is stored once. Sending needs a key with the permission write.";
+When the command succeeds, a majority of the nodes has the message on disk. If an answer is lost, the command sends the
+message again, and the server stores it once. Sending needs a key with the permission write.";
 
 #[derive(clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// The receiving agent
+    /// The id of the receiving agent
     #[arg(long, value_name = "AGENT_ID")]
     to: String,
-    /// The sending agent; the registered one when absent or without a value
+    /// The id of the sending agent [default: the registered agent]
     #[arg(long, value_name = "AGENT_ID", num_args = 0..=1)]
     from: Option<Option<String>>,
-    /// Groups messages into a conversation
+    /// The conversation that the message belongs to
     #[arg(long, value_name = "THREAD_ID")]
     thread: Option<String>,
-    /// The event that this message answers
+    /// The id of the event that the message answers
     #[arg(long, value_name = "EVENT_ID")]
     reply_to: Option<String>,
-    /// The message
+    /// The text of the message
     body: String,
 }
 
-/// Sends one message and prints what became of it.
+/// Sends the message and prints its id.
 pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyhow::Result<()> {
     let auth = auth(environment, config)?;
     let servers = http_bases(environment, config)?;
@@ -56,7 +56,7 @@ pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyh
         .await
         .map_err(|e| failed(&e))?;
 
-    // Any 2xx is a success; an answer without an id is tolerated, as the vendor's command line does.
+    // Every 2xx is a success. Like the vendor's command line, this one accepts an answer without an id.
     let reply: serde_json::Value = serde_json::from_str(&answer.body).unwrap_or_default();
     let mut out = std::io::stdout().lock();
     writeln!(
@@ -71,7 +71,7 @@ pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyh
     Ok(())
 }
 
-/// `--from ID`, else the registered agent. Without any, a bare `--from` and an absent one differ in what they say.
+/// `--from ID`, else the registered agent. If no agent is registered, the errors with and without `--from` differ.
 fn sender(from: Option<Option<String>>, config: &Config) -> anyhow::Result<String> {
     match from {
         Some(Some(id)) => Ok(id),

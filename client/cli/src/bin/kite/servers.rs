@@ -1,7 +1,7 @@
-//! Which servers to turn to, and with which key: the environment first, then the configuration file.
+//! The servers and the key of a command, from the environment or else from the configuration file.
 //!
 //! A `KITE_` variable names one server, as it does for the vendor's command line. `AGENTPOST_URLS` names all nodes of a
-//! cluster; beside a `KITE_` variable it adds the nodes to turn to when that one does not answer.
+//! cluster. With both, the server of the `KITE_` variable is asked first and the other nodes when it does not answer.
 
 use agentpost::Error;
 use agentpost::rpc::{Options, Rpc};
@@ -12,16 +12,16 @@ use anyhow::anyhow;
 use crate::config::Config;
 use crate::environment::Environment;
 
-/// For `kite --help`.
+/// A section of `kite --help`.
 pub const HELP: &str = "\
-Servers and keys, the first that is set:
+Servers and keys; the first that is set counts:
   key      KITE_API_KEY, [auth] api_key
   team     KITE_TEAM_ID, [auth] team_id
   listen   KITE_WS_URL, AGENTPOST_URLS, [server] url
   send     KITE_HOOK_BASE_URL, KITE_WS_URL, AGENTPOST_URLS, [server] http_base or url
-AGENTPOST_URLS holds the HTTP URLs of several nodes with blanks between them. Together with a KITE_ variable it names
-the nodes to turn to when that one does not answer. Variables may also stand in the file .env of the current folder;
-the [sections] are those of ~/.config/kite/config.toml.";
+AGENTPOST_URLS holds the HTTP URLs of several nodes, separated by blanks. If a KITE_ variable names a server as well,
+that server is asked first, and the others when it does not answer. The variables may also be set in the file .env of
+the current folder. The [sections] are those of ~/.config/kite/config.toml.";
 
 const DEFAULT_URL: &str = "ws://localhost:7700/ws";
 
@@ -31,7 +31,7 @@ pub struct Auth {
     pub team_id: String,
 }
 
-/// Finds the key and the team, or says what is missing.
+/// Finds the key and the team. The error names the one that is missing.
 pub fn auth(environment: &Environment, config: &Config) -> anyhow::Result<Auth> {
     let find = |variable, key, what| {
         let found = match environment.get(variable) {
@@ -47,7 +47,7 @@ pub fn auth(environment: &Environment, config: &Config) -> anyhow::Result<Auth> 
     Ok(Auth { api_key, team_id })
 }
 
-/// WebSocket URLs to listen on, the first dialled first.
+/// The WebSocket URLs for listening; the first is tried first.
 pub fn ws_urls(environment: &Environment, config: &Config) -> anyhow::Result<Vec<String>> {
     let bases = cluster(environment)?;
     let first = match environment.get("KITE_WS_URL") {
@@ -73,7 +73,7 @@ pub fn ws_urls(environment: &Environment, config: &Config) -> anyhow::Result<Vec
     Ok(urls)
 }
 
-/// HTTP bases to send to, the first asked first.
+/// The HTTP bases for sending; the first is tried first.
 pub fn http_bases(environment: &Environment, config: &Config) -> anyhow::Result<Vec<String>> {
     let bases = cluster(environment)?;
     let named = environment.get("KITE_HOOK_BASE_URL").map(parse_base);
@@ -86,7 +86,7 @@ pub fn http_bases(environment: &Environment, config: &Config) -> anyhow::Result<
     Ok(first.clone().into_iter().chain(rest).collect())
 }
 
-/// For the commands that ask the server one thing.
+/// A client for the commands that make a single request.
 pub fn rpc(environment: &Environment, config: &Config) -> anyhow::Result<Rpc> {
     let auth = auth(environment, config)?;
     Ok(Rpc::new(Options {
@@ -96,7 +96,7 @@ pub fn rpc(environment: &Environment, config: &Config) -> anyhow::Result<Rpc> {
     })?)
 }
 
-/// What a server said, in a form that may be shown.
+/// An error with a server's text, made safe for the terminal.
 pub fn shown(error: &Error) -> anyhow::Error {
     anyhow!("{}", escaped(&error.to_string()))
 }

@@ -1,4 +1,4 @@
-//! `kite status`: lines as the vendor's command line prints them.
+//! `kite status`: prints the numbers of the team in the format of the vendor's command line.
 
 use std::io::Write;
 
@@ -9,11 +9,11 @@ use crate::config::Config;
 use crate::environment::Environment;
 use crate::servers::{rpc, shown, ws_urls};
 
-/// Asks for the team's numbers and prints them.
+/// Asks for the numbers of the team and prints them.
 pub async fn run(environment: &Environment, config: &Config) -> anyhow::Result<()> {
     let rpc = rpc(environment, config)?;
     let stats = rpc.stats().await.map_err(|e| shown(&e))?;
-    // The configured server, which need not be the one that answered.
+    // This is the configured server; another node may have answered.
     let url = ws_urls(environment, config)?.swap_remove(0);
     std::io::stdout().lock().write_all(text(&stats, &url).as_bytes())?;
     Ok(())

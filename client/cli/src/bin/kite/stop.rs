@@ -1,5 +1,5 @@
-//! Signals that ask the process to end. They are taken in, so that the command of an event ends with it and the
-//! server hears a goodbye.
+//! The signals that ask the process to end. `kite` handles them itself, so that it can end the command of an event and
+//! close the session before it exits.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGINT, SIGTERM and SIGHUP, as far as they are not ignored.
+/// Receives SIGINT, SIGTERM and SIGHUP, except those that the caller of `kite` had ignored.
 pub struct Stop(Vec<(u8, Signal)>);
 
 /// The signal that ended the process.
@@ -15,8 +15,8 @@ pub struct Stop(Vec<(u8, Signal)>);
 pub struct Stopped(u8);
 
 impl Stop {
-    /// From now on the signals do not end the process by themselves. What the caller had ignored stays ignored: `nohup`
-    /// does that to SIGHUP, and a script to SIGINT for what it starts with `&`.
+    /// From now on the signals do not end the process. A signal that the caller had ignored stays ignored: `nohup`
+    /// ignores SIGHUP, and a script ignores SIGINT for commands that it starts with `&`.
     pub fn new() -> std::io::Result<Self> {
         let ignored = ignored();
         let mut signals = Vec::new();
@@ -29,7 +29,7 @@ impl Stop {
         Ok(Stop(signals))
     }
 
-    /// The next one.
+    /// Waits for the next signal.
     pub async fn signal(&mut self) -> Stopped {
         let number = poll_fn(|context| {
             for (number, signal) in &mut self.0 {
@@ -43,7 +43,8 @@ impl Stop {
     }
 }
 
-/// A bit for each ignored signal, as Linux tells it; asking the system directly takes unsafe code. Elsewhere none.
+/// A bit for each ignored signal, read from `/proc`, because the system call needs unsafe code. No bits on other
+/// systems than Linux.
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -52,7 +53,7 @@ fn ignored() -> u64 {
 }
 
 impl Stopped {
-    /// What a shell shows for a process that a signal ended.
+    /// The exit code that a shell reports for a process that a signal ended.
     pub fn exit_code(&self) -> u8 {
         128 + self.0
     }

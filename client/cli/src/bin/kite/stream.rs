@@ -1,4 +1,4 @@
-//! `kite stream`: the events of the team, as lines or into a command.
+//! `kite stream`: prints the events of the team, or runs a command for each.
 
 use agentpost::event::Event;
 use agentpost::inbox::{Inbox, Options};
@@ -20,45 +20,46 @@ Examples:
   kite stream --source agent-beta --json | jq -r .data.body
   kite stream --client-id archive --exec 'cat >> events.jsonl'
 
-A line is [time] #seq type  summary, with the time of the event in the local zone. Line breaks and terminal control
-characters are shown as \\n or \\u{1b}; --json leaves the text as it is. With --source and --event-type an event has to
-fit both; a source fits an event whose type it is part of, too.
+A line is [time] #seq type  summary, with the time of the event in the local time zone. Without --json, line breaks
+and terminal control characters are printed as \\n or \\u{1b}. With both --source and --event-type, an event must
+match both; --source matches the source or the type of an event.
 
-Without --client-id a stream shows what happens while it is connected. With it the server keeps the stream's place: the
-first time it begins now, later it goes on after the last event it dealt with, on any node. Each ID has one place; the
-server forgets it after 60 days without use.
+Without --client-id a stream shows the events that happen while it is connected. With it the server keeps the position
+of the stream under that ID: the first run begins now, and a later run continues after the last event that was
+handled, on any node. The server forgets a position after 60 days without use.
 
---exec runs `sh -c CMD` for each event, one after another, in the place of printing it: the event is a line of JSON on
-stdin, and in the environment are
+--exec runs `sh -c CMD` for each event instead of printing it, one command at a time. The event is a line of JSON on
+stdin, and the environment contains
   KITE_EVENT_ID, KITE_EVENT_TYPE, KITE_SEQ, KITE_TEAM_ID
   KITE_SOURCE         the name in the type: kite for com.kite.agent.message, unknown if there is none
   KITE_EVENT_SOURCE   the source of the CloudEvent: for mail a URL that ends with the sender
-Dealt with is an event whose command ended with 0. If it fails, and there is a --client-id, the stream is opened again
-after 1, 2, 4 ... 30 s and the event comes again, for ever, and no later one before it: let the command end with 0 for
-what it cannot use. Without --client-id the event is passed over. When kite is stopped, so is a command that runs.";
+An event is handled when its command exits with 0. If the command fails, a stream with --client-id repeats the event
+after 1, 2, 4 ... 30 s until the command succeeds, and no later event comes before it: let the command exit with 0 for
+events that it cannot use. Without --client-id the event is skipped. When kite is stopped, it stops a running command
+too.";
 
 #[derive(clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// Only events whose source or type contains this, such as an agent's id
+    /// Only events whose source or type contains this text, such as the id of an agent
     #[arg(long, value_parser = scope_text)]
     source: Option<String>,
-    /// Only events whose type contains this
+    /// Only events whose type contains this text
     #[arg(long, value_name = "TYPE", value_parser = scope_text)]
     event_type: Option<String>,
-    /// Print one CloudEvent as JSON per line
+    /// Print each event as a line of JSON (CloudEvent)
     #[arg(long)]
     json: bool,
-    /// Print the summaries only; --json wins over it
+    /// Print the summaries only; --json takes precedence
     #[arg(long)]
     compact: bool,
     /// Run a command for each event instead of printing it
     #[arg(long, value_name = "CMD", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     exec: Option<String>,
-    /// Have the server keep this stream's place under a name
+    /// Let the server keep the position of this stream under this name
     #[arg(long, value_name = "ID", value_parser = client_id)]
     client_id: Option<String>,
-    /// The least importance to show: low or normal; every event of this server is normal
+    /// The least importance to print: low or normal; every event of this server is normal
     #[arg(long, value_name = "LEVEL", value_parser = importance)]
     importance: Option<()>,
 }
@@ -86,7 +87,7 @@ pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyh
 }
 
 impl Args {
-    /// What is asked of the server, which shows what any of them matches.
+    /// The scopes for the server, which sends the events that match any of them.
     fn scopes(&self) -> Vec<String> {
         let source = self.source.iter().map(|name| format!("source:{name}"));
         let kind = self.event_type.iter().map(|name| format!("type:{name}"));
@@ -98,7 +99,7 @@ impl Args {
         }
     }
 
-    /// Whether an event fits all that was asked for.
+    /// Whether an event matches all filters.
     fn wants(&self, event: &Event) -> bool {
         let fits = |asked: &Option<String>, texts: &[&str]| {
             let asked = asked.as_deref().unwrap_or_default();
@@ -116,7 +117,7 @@ impl Args {
     }
 }
 
-/// `[HH:MM:SS] #seq type  summary`, in the local time zone.
+/// `[HH:MM:SS] #seq type  summary`, with the time in the local time zone.
 pub fn line(event: &Event) -> String {
     let time = event.time().parse().unwrap_or_else(|_| Timestamp::now());
     format!(
@@ -133,7 +134,7 @@ pub fn compact_line(event: &Event) -> String {
     escaped(event.summary().unwrap_or(event.kind())).into_owned()
 }
 
-/// Part of a scope. The server refuses others, and a stream that is refused tries again for ever.
+/// Checks a part of a scope here, because a stream that the server refuses tries again forever.
 fn scope_text(text: &str) -> Result<String, String> {
     let most = limits::SCOPE_BYTES_MAX - "source:".len();
     match text.len() {
@@ -143,7 +144,7 @@ fn scope_text(text: &str) -> Result<String, String> {
     }
 }
 
-/// A name that the server takes.
+/// Checks a client id by the rules of the server.
 fn client_id(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > limits::CLIENT_ID_BYTES_MAX || text.contains(char::is_control) {
         return Err(format!("1 to {} printable bytes", limits::CLIENT_ID_BYTES_MAX));
@@ -151,7 +152,7 @@ fn client_id(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// The vendor's command line scores events in a queue of its own; where none are scored, all count as normal.
+/// Checks an importance. This server does not rate events, so all of them count as normal.
 fn importance(level: &str) -> Result<(), &'static str> {
     match level {
         "low" | "normal" => Ok(()),
