@@ -1,5 +1,5 @@
-//! How long the checkers take, and how much memory: `checker_speed 10000000` makes up a run of so many operations, in
-//! which all went well, and checks it.
+//! Measures the time and the memory that the checkers need: `checker_speed 10000000` generates a valid run with this
+//! many operations and checks it.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -16,9 +16,9 @@ use jepsen_like_tests::verdict::Sum;
 const NODES: u64 = 3;
 const INBOXES: u64 = 1_000;
 const LANES: u64 = 16;
-/// Between two operations.
+/// Time between two operations.
 const STEP_NS: u64 = 1_000;
-/// So many sends come before a page.
+/// The number of sends before each page.
 const SENDS: u64 = 3;
 
 fn main() -> Result<()> {
@@ -40,7 +40,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Sends to inboxes in turn; every now and then somebody reads the newest messages of one.
+/// Sends to inboxes in turns; now and then a client reads the newest messages of one.
 fn make_up(dir: &Path, operations: u64) -> Result<()> {
     let mut file = BufWriter::new(File::create(dir.join(HISTORY))?);
     let mut sent = vec![0; INBOXES as usize];
@@ -86,7 +86,7 @@ fn operation(
     Ok(())
 }
 
-/// A message of an inbox; ids are as long as the server's.
+/// A message of an inbox; its id is as long as the server's.
 fn item(inbox: u64, number: u64, with_key: bool) -> String {
     let id = format!("msg_{:032x}", (u128::from(inbox) << 64) + u128::from(number));
     let key = if with_key {
@@ -119,7 +119,7 @@ fn describe(dir: &Path, healed: u64) -> Result<()> {
     run::write(&dir.join(RUN), &run)
 }
 
-/// The most memory that this process ever had.
+/// The peak memory of this process.
 fn most_memory() -> Result<String> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find(|line| line.starts_with("VmHWM"));

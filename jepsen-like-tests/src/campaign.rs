@@ -1,5 +1,5 @@
-//! Many runs: the smoke test, a scenario again and again, a soak. Each run is told when it ends, added to a file of totals
-//! if there is one, and kept as far as somebody may want to look at it.
+//! Runs several scenarios: the smoke test, one scenario repeatedly, or a soak. Each run is reported on the terminal
+//! when it ends and added to a file of totals if one was given; only what may be needed later is kept.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,35 +18,33 @@ use crate::totals::{self, Line};
 use crate::verdict::{Sum, Verdict};
 use crate::workload;
 
-/// How runs are carried out.
+/// How the runs are carried out.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Where each run gets a directory of its own.
+    /// The directory that contains the directories of the runs.
     pub dir: PathBuf,
-    /// Where runs are added up.
+    /// The file to which a line is added for each run.
     pub append: Option<PathBuf>,
-    /// Clusters at the same time.
+    /// The number of clusters that run concurrently.
     pub beside: usize,
-    /// Keep the histories of valid runs too.
+    /// Whether the histories of valid runs are kept, too.
     pub keep: bool,
 }
 
-/// One run to come.
+/// A run that has not started yet.
 pub struct Job {
-    /// The scenario.
     pub scenario: Scenario,
-    /// Where its choices come from.
     pub seed: u64,
-    /// How long its faults go on.
+    /// How long faults are injected.
     pub length: Duration,
-    /// What clients do, instead of what the scenario says.
+    /// Workloads that replace those of the scenario.
     pub loads: Option<Vec<workload::Kind>>,
-    /// Messages a second, instead of what the scenario says.
+    /// Messages per second, in place of the scenario's rate.
     pub rate: Option<u64>,
 }
 
 impl Job {
-    /// A scenario as its row has it.
+    /// Runs a scenario with its own workloads and rate.
     pub fn new(scenario: Scenario, seed: u64, length: Duration) -> Self {
         Job {
             scenario,
@@ -58,7 +56,7 @@ impl Job {
     }
 }
 
-/// Runs jobs until there is none or one is invalid; returns the lines of all that ran.
+/// Runs jobs until there are none left or one is invalid; returns a line for each.
 pub async fn run(mut jobs: impl Iterator<Item = Job>, plan: &Plan) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
     let mut running = JoinSet::new();
@@ -95,7 +93,7 @@ async fn one(job: Job, plan: Plan) -> Result<Line> {
         totals::append(file, &line)?;
     }
     if verdict.sum == Sum::Valid && !plan.keep {
-        // The page and what was said of it stay; a history is large and has been checked.
+        // The report and the verdict stay; the history is large and has been checked.
         std::fs::remove_file(dir.join(HISTORY))?;
     }
     Ok(line)
@@ -128,7 +126,7 @@ fn tell(scenario: &Scenario, line: &Line, verdict: &Verdict, dir: &Path) {
     }
 }
 
-/// The worst of all runs; those that this machine cannot do count only when nothing else ran.
+/// The worst result of all runs. Skipped runs count only if nothing else ran.
 pub fn sum(lines: &[Line]) -> Sum {
     let of = |sum: Sum| lines.iter().any(|line| line.sum == sum);
     if of(Sum::Invalid) {
@@ -142,7 +140,7 @@ pub fn sum(lines: &[Line]) -> Sum {
     }
 }
 
-/// The runs of the smoke test, the longest first so that two beside each other end together.
+/// The runs of the smoke test, the longest first so that two concurrent clusters finish together.
 pub fn smoke(seed: u64) -> impl Iterator<Item = Job> {
     let mut jobs: Vec<Job> = scenario::all()
         .into_iter()
@@ -155,7 +153,7 @@ pub fn smoke(seed: u64) -> impl Iterator<Item = Job> {
     jobs.into_iter()
 }
 
-/// Any scenario with other clients beside its own, for so long.
+/// Random scenarios, each with one additional workload, until the time is over.
 pub fn soak(seed: u64, time: Duration) -> impl Iterator<Item = Job> {
     let mut random = StdRng::seed_from_u64(seed);
     let until = Instant::now() + time;

@@ -1,5 +1,5 @@
-//! One property per file. A checker looks at what a run wrote down and names every violation that it finds. All are
-//! O(n log n) at most, and none needs a cluster: a run can be checked again at any time.
+//! Checkers, one property per file. A checker reads what a run recorded and describes every violation. Each takes at
+//! most O(n log n) time, and none needs a cluster: a run can be checked again at any time.
 //!
 //! ```text
 //!  history.jsonl ──► mail.rs: mailboxes, texts as numbers ──► order.rs: the order in the end, what is known when
@@ -54,7 +54,6 @@ use crate::verdict::{Check, Verdict};
 use crate::watch::{self, LEADERS, Reign, Sample};
 use crate::workload::mailbox;
 
-/// Every checker.
 const CHECKERS: &[fn(&Evidence) -> Check] = &[
     lost::check,
     inbox_order::check,
@@ -77,52 +76,48 @@ const CHECKERS: &[fn(&Evidence) -> Check] = &[
     members::check,
 ];
 
-/// Everything that a run wrote down.
+/// Everything that a run recorded.
 pub struct Evidence {
-    /// What ran.
     pub run: Run,
-    /// What was done to the cluster, in the order in which it began.
+    /// The injected faults, sorted by their begin.
     pub faults: Vec<Fault>,
-    /// Whether all states were the same in the end.
+    /// Whether the states of all replicas were equal at the end.
     pub replicas: Replicas,
-    /// What the nodes said about themselves, in the order of their answers.
+    /// The states that the nodes reported, sorted by arrival.
     pub samples: Vec<Sample>,
-    /// Who led when.
+    /// The periods of leadership.
     pub reigns: Vec<Reign>,
-    /// Every operation of the clients, in the order in which they began.
+    /// A summary of every operation of the clients, sorted by the begin.
     pub moments: Vec<Moment>,
-    /// What clients did, in the order in which they began it, but for the mailboxes of [`mailbox`]: those would not fit
-    /// into memory, and are in `mail` only.
+    /// The operations of the clients, sorted by the begin, except those on the inboxes of [`mailbox`]: they would not
+    /// fit into memory and are only in `mail`.
     pub operations: Vec<Operation>,
-    /// What happened to mailboxes, these and others.
+    /// The history of all mailboxes in a compact form.
     pub mail: Mail,
-    /// The order of each inbox in the end.
+    /// The final order of each inbox.
     pub order: Order,
-    /// What was known to be in each inbox at what time.
+    /// For each inbox, which messages were known to exist at what time.
     pub known: Known,
-    /// What the dispatcher left behind.
+    /// The final state of webhook deliveries.
     pub dispatch: deliveries::Evidence,
-    /// How nodes came back after their disk was taken from them or spoilt.
+    /// How nodes recovered from a power loss or from damaged files.
     pub recoveries: Vec<Recovery>,
 }
 
-/// An operation without what it was about.
+/// An operation without its arguments and results.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
-    /// What was done.
     pub op: Op,
-    /// How it ended.
     pub end: End,
-    /// How many messages it was about, at least 1.
+    /// The number of messages in the operation, at least 1.
     pub count: u32,
-    /// When it began.
     pub began: u64,
     /// When it ended; [`NEVER`] if it did not.
     pub ended: u64,
 }
 
 impl Moment {
-    /// Whether it changed what the cluster keeps.
+    /// Whether the operation changes what the cluster stores.
     pub fn is_write(&self) -> bool {
         matches!(
             self.op,
@@ -138,7 +133,7 @@ impl Moment {
     }
 }
 
-/// What clients did, taken in one by one.
+/// Collects the operations of a history one by one.
 #[derive(Default)]
 pub struct Clients {
     moments: Vec<Moment>,
@@ -147,7 +142,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Takes in an operation that ended.
+    /// Adds an operation that ended.
     pub fn take(&mut self, operation: Operation) {
         self.moments.push(Moment {
             op: operation.op,
@@ -164,7 +159,7 @@ impl Clients {
 }
 
 impl Evidence {
-    /// Reads a run's directory.
+    /// Reads the directory of a run.
     pub fn load(dir: &Path) -> Result<Self> {
         let mut clients = Clients::default();
         history::each(dir, |operation| clients.take(operation))?;
@@ -182,7 +177,6 @@ impl Evidence {
         Ok(evidence)
     }
 
-    /// From its parts.
     pub fn of(run: Run, clients: Clients, faults: Vec<Fault>, replicas: Replicas, samples: Vec<Sample>) -> Self {
         let Clients {
             mut moments,
@@ -209,19 +203,19 @@ impl Evidence {
         }
     }
 
-    /// How often somebody else began to lead.
+    /// How often the leader changed.
     pub fn leader_changes(&self) -> u64 {
         self.reigns.len().saturating_sub(1) as u64
     }
 
-    /// Who led at a moment, as far as was seen.
+    /// The leader at a point in time, as far as it was observed.
     pub fn leader_at(&self, time: u64) -> Option<usize> {
         let began = self.reigns.partition_point(|reign| reign.from <= time);
         Some(self.reigns[began.checked_sub(1)?].node)
     }
 }
 
-/// Runs every checker over what a run wrote down.
+/// Runs every checker over the records of a run.
 pub fn check(evidence: &Evidence) -> Verdict {
     let checks = CHECKERS.iter().map(|check| check(evidence)).collect();
     let cover = scenario::named(&evidence.run.scenario).map(|scenario| scenario.cover);
@@ -239,7 +233,7 @@ pub fn check(evidence: &Evidence) -> Verdict {
     }
 }
 
-/// A time of a run, for people: `12.345 s`.
+/// Formats a time of the run for people: `12.345 s`.
 fn seconds(ns: u64) -> String {
     format!("{:.3} s", ns as f64 / 1e9)
 }

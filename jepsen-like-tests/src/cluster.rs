@@ -1,5 +1,5 @@
-//! A cluster of real processes, ended with the value: what may be done to processes. Where they live is
-//! [`network`]'s business, what they store on is [`disk`]'s.
+//! A cluster of real processes, which ends when the value is dropped: starting, stopping and signalling nodes.
+//! [`network`] connects them, [`disk`] provides their storage.
 
 pub mod clock;
 pub mod disk;
@@ -30,32 +30,29 @@ use crate::history::Recorder;
 pub use crate::world::Team;
 use crate::world::World;
 
-/// Elections take a second here; a machine that starves takes many.
+/// An election takes about a second; an overloaded machine needs much longer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a cluster is made of.
+/// The settings of a cluster.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// How many nodes found it.
+    /// The number of nodes that form it.
     pub nodes: usize,
-    /// Where they live.
     pub network: network::Kind,
-    /// What they store on.
     pub disk: disk::Kind,
-    /// What time it is for them.
     pub clock: clock::Kind,
-    /// Tables of `agentpostd config` for every node, as TOML. Not those that [`Cluster`] writes itself: `[node]`,
-    /// `[cluster]`, `[bootstrap]`, `[runtime]`, `[webhooks]`.
+    /// Additional configuration of every node, as TOML. It must not contain the tables that [`Cluster`] writes
+    /// itself: `[node]`, `[cluster]`, `[bootstrap]`, `[runtime]`, `[webhooks]`.
     pub config: String,
-    /// The environment of every node: preloaded libraries, mutants.
+    /// Environment variables of every node: preloaded libraries, mutants.
     pub env: Vec<(String, String)>,
-    /// Whether disks can be spoilt ([`Cluster::spoil`]).
+    /// Whether disk faults can be injected ([`Cluster::spoil`]).
     pub shim: bool,
-    /// Where everything lies: it stays there. Without it, in a temporary directory.
+    /// The directory of the cluster, which is kept; `None` for a temporary directory.
     pub dir: Option<PathBuf>,
 }
 
-/// Nodes 1 to n, as the operator counts them.
+/// Nodes 1 to n, numbered as in the scenarios.
 pub struct Cluster {
     dir: PathBuf,
     binary: PathBuf,
@@ -64,18 +61,18 @@ pub struct Cluster {
     disk: Disk,
     clocks: Clocks,
     nodes: Vec<Node>,
-    /// Removes `dir`, if it is temporary, when nothing uses it any more.
+    /// Removes `dir` on drop if it is temporary.
     _temporary: Option<TempDir>,
 }
 
 struct Node {
-    /// What the cluster calls it: its number, until it had to join again. 0 = nobody lives here now.
+    /// The node's id in the cluster: its number, until it had to rejoin. 0 means that this place has no node now.
     id: u64,
     process: Option<Child>,
 }
 
 impl Cluster {
-    /// Starts `count` nodes on loopback and waits until all serve.
+    /// Starts `count` nodes on loopback and waits until all are ready.
     pub async fn start(count: usize) -> Result<Self> {
         Self::start_with(Settings {
             nodes: count,
@@ -84,7 +81,7 @@ impl Cluster {
         .await
     }
 
-    /// Starts a cluster and waits until all nodes serve.
+    /// Starts a cluster and waits until all nodes are ready.
     pub async fn start_with(settings: Settings) -> Result<Self> {
         let count = settings.nodes;
         let binary = find_binary()?;
@@ -159,7 +156,8 @@ impl Cluster {
         )
     }
 
-    /// A failpoint, `name` or `name:pass`, ends the process where the node's `failpoint.rs` says.
+    /// Starts the process of a node. A failpoint, `name` or `name:pass`, ends the process at the place that the
+    /// node's `failpoint.rs` names.
     fn spawn(&mut self, node: usize, failpoint: Option<&str>) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.file(node, "log"))?;
         let process = self
@@ -182,7 +180,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// SIGKILL.
+    /// Kills a node with SIGKILL.
     pub fn kill(&mut self, node: usize) -> Result<()> {
         if let Some(mut process) = self.nodes[node - 1].process.take() {
             process.kill()?;
@@ -191,25 +189,25 @@ impl Cluster {
         Ok(())
     }
 
-    /// SIGTERM, and waits until the node has ended in order.
+    /// Sends SIGTERM and waits until the process has ended.
     pub async fn stop(&mut self, node: usize) -> Result<()> {
         self.signal(node, "-TERM")?;
         self.ended(node).await
     }
 
-    /// Starts a killed node again and waits until it serves.
+    /// Starts a node that does not run and waits until it is ready.
     pub async fn restart(&mut self, node: usize) -> Result<()> {
         ensure!(self.nodes[node - 1].process.is_none(), "node {node} runs already");
         self.spawn(node, None)?;
         self.wait_ready(node).await
     }
 
-    /// Starts these nodes, which do not run; returns at once.
+    /// Starts nodes that do not run, without waiting for them.
     pub fn launch(&mut self, nodes: &[usize]) -> Result<()> {
         nodes.iter().try_for_each(|node| self.spawn(*node, None))
     }
 
-    /// Waits until these nodes serve.
+    /// Waits until these nodes are ready.
     pub async fn await_ready(&mut self, nodes: &[usize]) -> Result<()> {
         for node in nodes {
             self.wait_ready(*node).await?;
@@ -217,18 +215,17 @@ impl Cluster {
         Ok(())
     }
 
-    /// How many nodes there are.
     pub fn nodes(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Nodes whose process does not run, although it should.
+    /// Nodes whose process does not run although it should.
     pub fn stopped(&self) -> impl Iterator<Item = usize> {
         let stopped = |node: &Node| node.process.is_none() && node.id != 0;
         (1..=self.nodes.len()).filter(move |node| stopped(&self.nodes[node - 1]))
     }
 
-    /// Copies what the nodes logged.
+    /// Copies the logs of all nodes into a directory.
     pub fn save_logs(&self, to: &Path) -> Result<()> {
         for node in 1..=self.nodes.len() {
             std::fs::copy(self.file(node, "log"), to.join(format!("node{node}.log")))?;
@@ -236,24 +233,24 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts a node again that will end itself at a failpoint. Needs a binary with the feature `failpoints`.
+    /// Restarts a node with a failpoint that will end it. Needs a binary with the feature `failpoints`.
     pub async fn arm(&mut self, node: usize, failpoint: &str) -> Result<()> {
         self.kill(node)?;
         self.spawn(node, Some(failpoint))?;
         self.wait_ready(node).await
     }
 
-    /// SIGSTOP: the process stands still and knows nothing of it.
+    /// Stops a process with SIGSTOP.
     pub fn pause(&self, node: usize) -> Result<()> {
         self.signal(node, "-STOP")
     }
 
-    /// SIGCONT.
+    /// Continues a process with SIGCONT.
     pub fn resume(&self, node: usize) -> Result<()> {
         self.signal(node, "-CONT")
     }
 
-    /// Through the command, because sending signals oneself takes unsafe code.
+    /// Uses the command `kill`, because calling kill(2) directly takes unsafe code.
     fn signal(&self, node: usize, signal: &str) -> Result<()> {
         let process = self.nodes[node - 1].process.as_ref().context("the node does not run")?;
         let status = Command::new("kill")
@@ -264,7 +261,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Nodes that ended by themselves since this was asked last, and how. They can be started again.
+    /// Nodes whose process ended unexpectedly since the last call, and their exit status. They can be started again.
     pub fn crashed(&mut self) -> Result<Vec<(usize, ExitStatus)>> {
         let mut crashed = Vec::new();
         for (number, node) in (1..).zip(&mut self.nodes) {
@@ -278,7 +275,7 @@ impl Cluster {
         Ok(crashed)
     }
 
-    /// What clients of this cluster know.
+    /// The cluster as its clients see it.
     pub fn world(&self, recorder: Recorder, seed: u64, rate: u64) -> Result<World> {
         Ok(World {
             urls: (1..=self.nodes.len()).map(|node| self.url(node)).collect(),
@@ -290,22 +287,19 @@ impl Cluster {
         })
     }
 
-    /// The network between the nodes.
     pub fn network(&mut self) -> &mut Network {
         &mut self.network
     }
 
-    /// The nodes' clocks.
     pub fn clocks(&mut self) -> &mut Clocks {
         &mut self.clocks
     }
 
-    /// What the nodes store on.
     pub fn disk(&mut self) -> &mut Disk {
         &mut self.disk
     }
 
-    /// Waits until a node has ended by itself.
+    /// Waits until the process of a node has ended.
     pub async fn ended(&mut self, node: usize) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
@@ -331,7 +325,7 @@ impl Cluster {
         format!("http://{}", self.network.client_addr(node))
     }
 
-    /// The base URLs of all nodes, separated by blanks.
+    /// The base URLs of all nodes, separated by spaces.
     pub fn urls(&self) -> String {
         (1..=self.nodes.len())
             .map(|node| self.url(node))
@@ -339,7 +333,7 @@ impl Cluster {
             .join(" ")
     }
 
-    /// What a node wrote to its log, for a failure's message.
+    /// The log of a node.
     pub fn log(&self, node: usize) -> String {
         std::fs::read_to_string(self.file(node, "log")).unwrap_or_default()
     }
@@ -367,19 +361,19 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         for node in 1..=self.nodes.len() {
-            // Nobody can act on a failure here, and the process may have ended by itself.
+            // Nobody can act on a failure here, and the process may have ended already.
             let _ = self.kill(node);
         }
     }
 }
 
-/// 32 random bytes that only the owner reads; a node refuses any other mode.
+/// Writes 32 random bytes that only the owner can read; a node refuses any other mode.
 fn write_secret(path: &Path) -> Result<()> {
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     Ok(file.write_all(&rand::random::<[u8; 32]>())?)
 }
 
-/// `AGENTPOSTD_BIN`, or the binary of the same build as this test.
+/// Finds `agentpostd`: `AGENTPOSTD_BIN`, or the binary of the same build as this program.
 fn find_binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("AGENTPOSTD_BIN") {
         return Ok(path.into());

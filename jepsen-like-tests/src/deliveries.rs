@@ -1,8 +1,8 @@
-//! What a run of the dispatcher left behind: the receiver's calls, the deliveries as the operator sees them, the
-//! senders' notices, and when which URL was given up.
+//! The final state of webhook deliveries: the calls that the receiver got, the deliveries as the operator sees them,
+//! the senders' failure notices, and the webhooks that were deleted.
 //!
-//! `calls.jsonl` has a line for each call, written before it was answered; `deliveries.jsonl` has the rest, a
-//! [`Record`] a line. Several teams may write into them.
+//! `calls.jsonl` has one line for each call, written before the call is answered. `deliveries.jsonl` has one
+//! [`Record`] per line. Several teams may write to them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -20,90 +20,86 @@ use crate::faults::{Fault, State};
 use crate::receiver::Call;
 use crate::world::{Team, World};
 
-/// The file of calls in a run's directory.
 pub const CALLS: &str = "calls.jsonl";
-/// The file of everything else.
 pub const DELIVERIES: &str = "deliveries.jsonl";
-/// Questions that are asked at the same time.
+/// Requests that are made concurrently.
 const QUESTIONS: usize = 16;
 
-/// A call as the receiver saw it.
+/// A webhook call as the receiver got it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
-    /// Id of the delivery: `idempotency-key`.
+    /// The id of the delivery, from `idempotency-key`.
     pub delivery: String,
-    /// Whether `webhook-id` and `upstash-message-id` are the same.
+    /// Whether `webhook-id` and `upstash-message-id` are the same id.
     pub one_id: bool,
-    /// `x-attempt`.
+    /// From `x-attempt`.
     pub attempt: u32,
-    /// `x-retry-step`.
+    /// From `x-retry-step`.
     pub step: u32,
-    /// `x-dispatch-epoch`.
+    /// From `x-dispatch-epoch`.
     pub epoch: u64,
-    /// `x-redelivery: possible`.
+    /// Whether the call carries `x-redelivery: possible`.
     pub redelivery: bool,
-    /// Where.
+    /// The path of the webhook.
     pub path: String,
-    /// When, in microseconds of the run's clock.
+    /// When the call arrived, microseconds since the start of the run.
     pub at_us: u64,
 }
 
-/// A notice in its sender's inbox.
+/// A failure notice in the inbox of a sender.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
-    /// Whose inbox.
+    /// The agent that received the notice.
     pub to: String,
-    /// Of which delivery.
+    /// The id of the delivery that failed.
     pub delivery: String,
-    /// How many attempts it speaks of.
+    /// The number of attempts that the notice reports.
     pub attempts: u32,
 }
 
-/// A URL that its owner deleted.
+/// The deletion of a webhook by its owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deletion {
-    /// Its path at the receiver.
+    /// The path of the webhook at the receiver.
     pub path: String,
-    /// When the deletion was acknowledged, in microseconds of the run's clock.
+    /// When the deletion was acknowledged, microseconds since the start of the run.
     pub at_us: u64,
 }
 
-/// An agent that had a webhook from before the first message to the end.
+/// An agent whose webhook existed from before the first message to the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agent {
-    /// Its id.
     pub id: String,
-    /// Its server answers at once, and nothing but other agents' servers could delay a call to it.
+    /// Whether its server answers at once, so that only other agents' servers could delay a call to it.
     pub prompt: bool,
 }
 
-/// A line of [`DELIVERIES`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Record {
-    /// A delivery in the end.
+    /// The final state of a delivery.
     Delivery(Box<DeliveryDetail>),
-    /// A delivery in the list of dead ones.
+    /// The id of a delivery in the list of dead letters.
     DeadLetter(String),
-    /// A notice.
+    /// A failure notice.
     Notice(Notice),
-    /// A URL that was given up.
+    /// A webhook that was deleted.
     Deletion(Deletion),
-    /// Every message to it had to be delivered.
+    /// An agent for which every message had to be delivered.
     Agent(Agent),
 }
 
-/// What a run did to the cluster: it decides what may be asked of the deliveries.
+/// The faults of a run as far as they excuse irregular deliveries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Unrest {
-    /// How many leaders were killed, cut off or given up by a starving machine at most; none if nobody can tell.
+    /// Upper bound on the number of leaders that were lost without a hand-over; `None` if there is no bound.
     pub unclean: Option<u32>,
-    /// Processes stopped for a while.
+    /// The number of processes that were stopped for a while.
     pub stops: u32,
 }
 
 impl Unrest {
-    /// What these faults amount to, when so many times somebody else began to lead.
+    /// Derives the bounds from the faults and from the number of leader changes that were observed.
     pub fn of(faults: &[Fault], leader_changes: u64) -> Self {
         let mut handed_over = 0;
         let mut unrest = Unrest {
@@ -119,7 +115,7 @@ impl Unrest {
                     unrest.unclean = unrest.unclean.map(|n| n + nodes);
                     unrest.stops += 1;
                 }
-                // A bad network or disk may cost any number of leaders.
+                // A bad network or disk can cost any number of leaders.
                 _ => unrest.unclean = None,
             }
         }
@@ -134,27 +130,26 @@ impl Unrest {
     }
 }
 
-/// Everything that the checkers of the dispatcher look at.
+/// Everything that the checkers of the dispatcher need.
 #[derive(Debug, Clone, Default)]
 pub struct Evidence {
-    /// By arrival.
+    /// Sorted by arrival.
     pub calls: Vec<Seen>,
-    /// By id.
+    /// By delivery id.
     pub deliveries: BTreeMap<String, DeliveryDetail>,
-    /// Ids, as the list of dead ones has them.
+    /// Delivery ids in the list of dead letters.
     pub dead: Vec<String>,
-    /// Of all senders.
+    /// The failure notices of all senders.
     pub notices: Vec<Notice>,
-    /// In no order.
+    /// In no particular order.
     pub deletions: Vec<Deletion>,
-    /// Whose mail had to be delivered.
+    /// The agents for which every message had to be delivered.
     pub agents: Vec<Agent>,
-    /// What was done.
     pub unrest: Unrest,
 }
 
 impl Evidence {
-    /// Reads what a run wrote down; nothing if it had no webhooks.
+    /// Reads the records of a run; they are empty if the run had no webhooks.
     pub fn load(dir: &Path, faults: &[Fault], leader_changes: u64) -> Result<Self> {
         let mut evidence = Evidence {
             calls: read_lines(&dir.join(CALLS))?,
@@ -177,7 +172,7 @@ impl Evidence {
         Ok(evidence)
     }
 
-    /// The calls of each delivery, by attempt.
+    /// The calls of each delivery, sorted by attempt.
     pub fn by_delivery(&self) -> BTreeMap<&str, Vec<&Seen>> {
         let mut calls: BTreeMap<&str, Vec<&Seen>> = BTreeMap::new();
         for call in &self.calls {
@@ -190,17 +185,17 @@ impl Evidence {
     }
 }
 
-/// How many attempts of a delivery ended so.
+/// The number of attempts of a delivery that ended with `end`.
 pub fn ended(delivery: &DeliveryDetail, end: &str) -> usize {
     delivery.attempts.iter().filter(|attempt| attempt.end == end).count()
 }
 
-/// Whether a delivery is over.
+/// Whether a delivery has reached a final state.
 pub fn is_over<A>(delivery: &Delivery<A>) -> bool {
     !matches!(delivery.state.as_str(), "scheduled" | "claimed")
 }
 
-/// What a call says about itself.
+/// Reads the headers of a call.
 pub fn seen(call: &Call, at_us: u64) -> Result<Seen> {
     let header = |name: &str| call.header(name).with_context(|| format!("a call without {name}"));
     let id = header("idempotency-key")?;
@@ -216,7 +211,7 @@ pub fn seen(call: &Call, at_us: u64) -> Result<Seen> {
     })
 }
 
-/// Writes down what the cluster has of a team in the end, and more.
+/// Records the final deliveries, dead letters and notices of a team, and `more`.
 pub async fn write_down(world: &World, team: &Team, more: Vec<Record>) -> Result<()> {
     let operator = world.operator()?;
     let path = world.recorder.dir().join(DELIVERIES);
@@ -246,7 +241,7 @@ pub async fn write_down(world: &World, team: &Team, more: Vec<Record>) -> Result
     Ok(file.flush()?)
 }
 
-/// A team's deliveries, all or those in a state, in the order in which they were made. Each page is read at one moment.
+/// Lists a team's deliveries, optionally in one state, in the order of their creation. Each page is consistent.
 pub async fn rows(operator: &Client, team: &Team, state: Option<&str>) -> Result<Vec<DeliveryRow>> {
     let mut query = DeliveryQuery {
         state: state.map(str::to_owned),
@@ -257,16 +252,16 @@ pub async fn rows(operator: &Client, team: &Team, state: Option<&str>) -> Result
     loop {
         let page = operator.team_deliveries(&team.id, &query).await?;
         rows.extend(page.deliveries);
-        // A page that looked at many rows may be empty and yet not the last.
+        // A page that skipped many rows may be empty without being the last one.
         if query.cursor.replace(page.cursor.clone()) == Some(page.cursor) {
             return Ok(rows);
         }
     }
 }
 
-/// Whether no delivery of a team is open any more.
+/// Whether no delivery of a team is open.
 pub async fn all_over(operator: &Client, team: &Team) -> Result<bool> {
-    // Twice, so that one is not missed that moves between the questions.
+    // `scheduled` is asked twice, so that a delivery is not missed that changes its state between the questions.
     for state in ["scheduled", "claimed", "scheduled"] {
         if !rows(operator, team, Some(state)).await?.is_empty() {
             return Ok(false);
@@ -301,7 +296,7 @@ async fn notices(world: &World, team: &Team, sender: &str) -> Result<Vec<Notice>
     }
 }
 
-/// A file of JSON lines; empty if there is none.
+/// Reads a file of JSON lines; a missing file counts as empty.
 fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let file = match File::open(path) {
         Ok(file) => file,

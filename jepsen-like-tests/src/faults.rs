@@ -1,4 +1,4 @@
-//! What a run did to its cluster: `faults.jsonl`, a line for each fault when it is over.
+//! The faults of a run: `faults.jsonl` has one line for each fault, written when the fault ends.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -10,24 +10,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::history::Recorder;
 
-/// The file in a run's directory.
 pub const FAULTS: &str = "faults.jsonl";
 
-/// One fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fault {
-    /// What was done: `kill`, `pause`, `partition`, `power`, ….
+    /// The kind of the fault: `kill`, `pause`, `partition`, `power`, ….
     pub kind: String,
-    /// To which nodes.
+    /// The affected nodes.
     pub nodes: Vec<usize>,
     /// Details for people: which groups, which file, how long.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
-    /// From when, nanoseconds since the run began.
+    /// When the fault began, nanoseconds since the start of the run.
     pub began: u64,
-    /// Until when: the node is started again, the network is whole.
+    /// When its effect was undone (the node runs again, the network is whole), nanoseconds since the start of the
+    /// run.
     pub ended: u64,
-    /// Whether it happened.
     pub state: State,
 }
 
@@ -35,15 +33,15 @@ pub struct Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// It did.
+    /// It happened.
     Installed,
     /// It was not possible at that moment.
     Skipped,
-    /// It may have.
+    /// It may have happened.
     Indeterminate,
 }
 
-/// A fault that goes on.
+/// A fault that has begun and has not ended yet.
 #[derive(Debug, Clone)]
 pub struct Ongoing {
     kind: String,
@@ -53,7 +51,7 @@ pub struct Ongoing {
 }
 
 impl Ongoing {
-    /// Adds details that were not known when it began.
+    /// Adds details that became known after the begin.
     pub fn note(&mut self, details: &str) {
         if !self.note.is_empty() {
             self.note.push_str("; ");
@@ -62,7 +60,7 @@ impl Ongoing {
     }
 }
 
-/// Writes the list of faults. Cheap to clone.
+/// Writes the list of faults. Cloning is cheap.
 #[derive(Clone)]
 pub struct FaultLog {
     recorder: Recorder,
@@ -70,7 +68,7 @@ pub struct FaultLog {
 }
 
 impl FaultLog {
-    /// Begins the list in the directory, on the clock of the history.
+    /// Creates the list in a directory, with the clock of the history.
     pub fn create(dir: &Path, recorder: Recorder) -> Result<Self> {
         let path = dir.join(FAULTS);
         let file = File::create_new(&path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -80,7 +78,7 @@ impl FaultLog {
         })
     }
 
-    /// Call it just before the fault.
+    /// Begins a fault; call it just before the fault is injected.
     pub fn begin(&self, kind: &str, nodes: &[usize], note: impl Into<String>) -> Ongoing {
         Ongoing {
             kind: kind.to_owned(),
@@ -90,7 +88,7 @@ impl FaultLog {
         }
     }
 
-    /// Call it when nothing of the fault is left.
+    /// Ends a fault; call it when its effect has been undone.
     pub fn end(&self, fault: Ongoing, state: State) -> Result<()> {
         let fault = Fault {
             kind: fault.kind,
@@ -110,7 +108,7 @@ impl FaultLog {
     }
 }
 
-/// Reads the faults of a run, by their begin.
+/// Reads the faults of a run, sorted by their begin.
 pub fn load(dir: &Path) -> Result<Vec<Fault>> {
     let path = dir.join(FAULTS);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -1,11 +1,12 @@
-//! What the clients of a run asked for and were told, as it happened.
+//! The history of a run: what each client requested and what it was answered.
 //!
-//! `history.jsonl` has a line when an operation begins and one when it ends, so that what a run was in the middle of is
-//! there when it dies. All times are nanoseconds of one monotonic clock since the run began: clients and harness are one
-//! process, so the order of two lines is the order of what they tell.
+//! `history.jsonl` has one line when an operation begins and one when it ends, so a run that dies keeps its
+//! unfinished operations. All times are nanoseconds since the start of the run, measured with one monotonic clock.
+//! Clients and harness run in one process, so the order of two lines is the order of their events.
 //!
-//! An operation ends in one of three ways. `ok`: it happened. `fail`: the server said that it surely did not (4xx, 503).
-//! `info`: nobody knows, it may even happen later (timeout, reset, 504). One that never ended counts as `info`.
+//! An operation ends in one of three ways. `ok`: it took effect. `fail`: the server said that it certainly did not
+//! take effect (4xx, 503). `info`: the outcome is unknown, and the operation may even take effect later (timeout,
+//! reset, 504). An operation that never ended counts as `info`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,36 +19,30 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-/// The file in a run's directory.
 pub const HISTORY: &str = "history.jsonl";
 
-/// One line.
+/// One line of the history.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// Nanoseconds since the run began.
     pub t: u64,
-    /// The lane: a client that does one thing at a time.
+    /// The lane, that is, a client that performs one operation at a time.
     pub p: u32,
-    /// The node that was asked.
+    /// The node that received the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<usize>,
-    /// Begin or end.
     pub ph: Phase,
-    /// What is done.
     pub op: Op,
-    /// What it is done to: an inbox, a topic, a key.
+    /// The object of the operation: an inbox, a topic or a key.
     pub k: String,
-    /// What was asked, or what was answered.
+    /// The request when the operation begins, the response when it ends.
     pub v: Fields,
-    /// Why it failed or is unknown.
+    /// The error of an operation that failed or whose outcome is unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub err: Option<String>,
 }
 
-/// Where an operation stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
 pub enum Phase {
     Invoke,
     Ok,
@@ -55,83 +50,84 @@ pub enum Phase {
     Info,
 }
 
-/// What clients do. `k` is the inbox unless said otherwise.
+/// The kinds of operations. `k` is the inbox unless stated otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
-    /// Sends `key`, or `items`, to an inbox; answered with `id`, or `items`. `name` says if the body is not the one that
-    /// the key was used for at first.
+    /// Sends `key`, or the batch `items`, to an inbox; the response is `id`, or `items`. `name` is set if the body
+    /// differs from the one first sent under that key.
     Send,
-    /// Reads a page of an inbox from `from` on, `n` messages at most; answered with `items` and `cursor`. `name` says which
-    /// messages and how fresh: `workload/mailbox.rs`.
+    /// Reads a page of at most `n` messages of an inbox, starting at the cursor `from`; the response is `items` and
+    /// `cursor`. `name` holds the view and the consistency, see [`crate::workload::mailbox::page_kind`].
     Read,
-    /// The same when the faults are over, from the beginning to the end: `items` is everything.
+    /// Reads a whole inbox after the faults have ended: `items` is its complete content.
     Audit,
     /// Marks the message `id` of an inbox as read.
     Ack,
     /// Subscribes the agent `name` to the topic `k`.
     Subscribe,
-    /// Ends that.
+    /// Unsubscribes the agent `name` from the topic `k`.
     Unsubscribe,
-    /// Publishes `key` to the topic `k` as the agent `name`; answered with `id`.
+    /// Publishes `key` to the topic `k` as the agent `name`; the response is `id`.
     Publish,
-    /// A WebSocket session of the agent `k`, resumed after `seq`: each frame that arrives ends an operation, `items` has it.
+    /// One WebSocket session of the agent `k`, resumed after `seq`. The frames that arrive together end one operation
+    /// and are its `items`.
     Frame,
     /// Acknowledges `seq` on that session.
     FrameAck,
-    /// All of an inbox when the faults are over. `k`, topics and the keys of such mail begin with their team and `/`.
+    /// Reads a whole inbox after the faults have ended. `k`, the topics and the keys of such messages begin with the
+    /// team and `/`.
     Inbox,
-    /// Spends one unit of the quota `k` under `key`; answered with `id`, and in `n` with what is used if the face says so.
+    /// Spends one unit of the quota `k` under `key`; the response is `id`, and `n` is the number of used units if the
+    /// API reports it.
     Spend,
     /// Sets the limit of the quota `k` to `n`.
     Limit,
-    /// All that was spent of the quota `k` when the faults are over: `items` in order, `seq` is the day or month.
+    /// Lists all that was spent of the quota `k` after the faults have ended: `items` in order, with the day or month
+    /// as `seq`.
     Spent,
-    /// Creates the key `k`, for `n` nanoseconds if that is given.
+    /// Creates the key `k`; `n` is its lifetime in nanoseconds, if it has one.
     KeyCreate,
     /// Revokes the key `k`.
     KeyRevoke,
-    /// Uses the key `k`: `name` is `read`, `local`, `socket`, `write`, which sends `key`, or `listen`, which lasts for as
-    /// long as a session is open.
+    /// Uses the key `k`. `name` is `read`, `local`, `socket`, `write` (which sends `key`), or `listen`, which lasts
+    /// as long as a session is open.
     KeyUse,
-    /// Asks in the team `name` for something that is not its own by the route `k`. With the `id` of that it must never be
-    /// `ok`, with the id `absent` nothing is asked for that exists; without one `items` are the team's own.
+    /// The team `name` requests something that is not its own by the route `k`. With an `id` the operation must never
+    /// be `ok`: `foreign` belongs to the other team, `absent` does not exist, `forbidden` exceeds the rights of the
+    /// key. Without an `id`, `items` is what the response showed, which must belong to the team.
     Probe,
-    /// Changes the members of the cluster: `name` says how, `n` which node.
+    /// Changes the members of the cluster: `name` is the change, `n` the node.
     Member,
 }
 
-/// What an operation names. Which fields count depends on the [`Op`].
+/// The arguments or results of an operation. The [`Op`] defines which fields are used.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Fields {
-    /// The name that a client gave its message, unique in the run: idempotency key and body.
+    /// The name that a client gave its message, unique in the run; used as the idempotency key and as the body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// The message id that the server gave.
+    /// The message id that the server assigned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// The cursor that a page was asked with.
+    /// The cursor in the request for a page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// The cursor that a page was answered with.
+    /// The cursor in the response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// Messages.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub items: Vec<Item>,
-    /// A place in the team's order.
+    /// A sequence number of the team.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
-    /// A number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<u64>,
-    /// A name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
 impl Fields {
-    /// With a client's name of its message.
     pub fn key(key: impl Into<String>) -> Self {
         Fields {
             key: Some(key.into()),
@@ -139,7 +135,6 @@ impl Fields {
         }
     }
 
-    /// With the server's id of a message.
     pub fn id(id: impl Into<String>) -> Self {
         Fields {
             id: Some(id.into()),
@@ -147,7 +142,6 @@ impl Fields {
         }
     }
 
-    /// With messages.
     pub fn items(items: Vec<Item>) -> Self {
         Fields {
             items,
@@ -156,16 +150,16 @@ impl Fields {
     }
 }
 
-/// A message as somebody got it.
+/// A message as a client received it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Item {
-    /// The server's id; empty before the server gave one.
+    /// The server's id; empty before the server assigned one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub id: String,
-    /// The sender's name of it, from the body; empty if the body has none (a notice).
+    /// The name that its sender gave it, taken from the body; empty if the body has none (a failure notice).
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub key: String,
-    /// Its place, where the face tells it.
+    /// Its sequence number, if the API reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
 }
@@ -173,37 +167,32 @@ pub struct Item {
 /// How an operation ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    /// It happened.
+    /// The operation took effect.
     Ok(Fields),
-    /// It surely did not.
+    /// The operation certainly did not take effect.
     Fail(String),
-    /// Nobody knows.
+    /// The outcome is unknown.
     Info(String),
 }
 
-/// An operation from begin to end.
+/// An operation from its begin to its end.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Operation {
-    /// The lane.
     pub lane: u32,
-    /// The node that was asked.
+    /// The node that received the request.
     pub node: Option<usize>,
-    /// What was done.
     pub op: Op,
-    /// To what.
+    /// The object of the operation, see [`Event::k`].
     pub k: String,
-    /// What was asked.
     pub asked: Fields,
-    /// When it began.
     pub began: u64,
-    /// When it ended; never, if nobody knows.
+    /// `None` if the operation never ended.
     pub ended: Option<u64>,
-    /// How.
     pub outcome: Outcome,
 }
 
 impl Operation {
-    /// What was answered, if it happened.
+    /// The response, if the operation took effect.
     pub fn answered(&self) -> Option<&Fields> {
         match &self.outcome {
             Outcome::Ok(fields) => Some(fields),
@@ -212,7 +201,7 @@ impl Operation {
     }
 }
 
-/// Writes the history. Cheap to clone.
+/// Writes the history. Cloning is cheap.
 #[derive(Clone)]
 pub struct Recorder {
     dir: Arc<Path>,
@@ -222,7 +211,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Begins a history in the directory; the run's clock begins here.
+    /// Creates the history of a run in its directory and starts the clock of the run.
     pub fn create(dir: &Path) -> Result<Self> {
         let path = dir.join(HISTORY);
         let file = File::create_new(&path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -239,12 +228,12 @@ impl Recorder {
         self.began.elapsed().as_nanos() as u64
     }
 
-    /// The run's directory, for what else is written down.
+    /// The directory of the run.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// A new client.
+    /// Creates the lane of a new client.
     pub fn lane(&self) -> Lane {
         Lane {
             recorder: self.clone(),
@@ -253,7 +242,6 @@ impl Recorder {
         }
     }
 
-    /// Writes out what is buffered.
     pub fn flush(&self) -> Result<()> {
         Ok(self.file.lock().unwrap_or_else(PoisonError::into_inner).flush()?)
     }
@@ -265,12 +253,12 @@ impl Recorder {
         });
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let written = line.map_err(Into::into).and_then(|line| file.write_all(&line));
-        // A history with holes would call good runs bad: nothing that follows counts.
+        // A history with missing lines would make valid runs look invalid, so the run must not go on.
         written.unwrap_or_else(|error| panic!("the history cannot be written: {error}"));
     }
 }
 
-/// One client: it does one thing at a time.
+/// A client that performs one operation at a time.
 pub struct Lane {
     recorder: Recorder,
     p: u32,
@@ -278,19 +266,19 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// Its number.
+    /// The number of the lane.
     pub fn number(&self) -> u32 {
         self.p
     }
 
-    /// Begins an operation at a node.
+    /// Records the begin of an operation at a node.
     pub fn invoke(&mut self, node: Option<usize>, op: Op, k: impl Into<String>, asked: Fields) {
         let doing = (node, op, k.into());
         self.write(&doing, Phase::Invoke, asked, None);
         self.doing = Some(doing);
     }
 
-    /// Ends it.
+    /// Records the end of the operation.
     pub fn end(&mut self, outcome: Outcome) {
         let Some(doing) = self.doing.take() else {
             return;
@@ -316,7 +304,7 @@ impl Lane {
     }
 }
 
-/// Reads the operations of a run, in the order in which they began.
+/// Reads the operations of a run in the order in which they began.
 pub fn load(dir: &Path) -> Result<Vec<Operation>> {
     let mut operations = Vec::new();
     each(dir, |operation| operations.push(operation))?;
@@ -324,7 +312,8 @@ pub fn load(dir: &Path) -> Result<Vec<Operation>> {
     Ok(operations)
 }
 
-/// Gives each operation of a run when it ends, and those that never did at last: a long history need not be in memory.
+/// Passes each operation of a run to `take` when it ends, and unfinished operations last, so a long history need not
+/// fit in memory.
 pub fn each(dir: &Path, mut take: impl FnMut(Operation)) -> Result<()> {
     let path = dir.join(HISTORY);
     let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
@@ -346,7 +335,7 @@ pub fn each(dir: &Path, mut take: impl FnMut(Operation)) -> Result<()> {
     Ok(())
 }
 
-/// The operation that ends with this event, or that the lane had not ended when it began the next one.
+/// The operation that this event ends, or the unfinished one that the lane abandoned when it began this one.
 fn step(open: &mut BTreeMap<u32, Operation>, event: Event) -> Option<Operation> {
     let why = event.err.unwrap_or_default();
     let outcome = match event.ph {

@@ -1,4 +1,5 @@
-//! Faults against a cluster of real `agentpostd` processes, and what must hold all the same.
+//! Fault tests: they run a cluster of real `agentpostd` processes, inject faults, and check afterwards that no
+//! guarantee was broken.
 //!
 //! ```text
 //!  campaign.rs ── many runs: smoke, soak; totals.rs adds them up
@@ -12,7 +13,7 @@
 //!  checker/ ── one property per file, over what was written down ──► verdict.rs ──► report.rs
 //! ```
 //!
-//! Clients know only the public API; nothing here knows how a node works inside. What a run wrote down can be
+//! The clients use the public API only, and nothing here depends on how a node works inside. A finished run can be
 //! checked again at any time, without a cluster.
 
 pub mod campaign;

@@ -1,5 +1,6 @@
-//! The tests of the tests: rules that are broken on purpose, and what has to notice each. The rules and the places where they
-//! can be broken are in `raft-store/src/mutant.rs`; `scripts/faults.sh mutants` breaks one after the other.
+//! Mutation tests: rules that a node breaks on purpose, and the test or scenario that has to detect each. The rules
+//! and the places where they are broken are in `mutant.rs` of the storage crate; `scripts/faults.sh mutants` runs
+//! them one after the other.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -12,63 +13,62 @@ use crate::run::{self, Options};
 use crate::scenario;
 use crate::verdict::Sum;
 
-/// Of a scenario that is not part of the smoke test.
+/// How long faults are injected in a scenario that is not part of the smoke test.
 const LENGTH: Duration = Duration::from_secs(15);
 
-/// A rule that is broken, and who notices.
+/// A rule that is broken on purpose.
 pub struct Mutant {
-    /// As `AGENTPOST_MUTANT` has it.
+    /// The value of `AGENTPOST_MUTANT`.
     pub name: &'static str,
     /// What the broken node does.
     pub does: &'static str,
-    /// What must notice it.
+    /// The test or scenario that must detect it.
     pub killer: Killer,
 }
 
-/// What must notice a broken rule.
+/// What detects a broken rule.
 #[derive(Debug, Clone, Copy)]
 pub enum Killer {
-    /// A test of the storage crate: its name as `cargo test` has it.
+    /// A test of the storage crate, by its name in `cargo test`.
     Test(&'static str),
-    /// A scenario, and the property that it must find broken.
+    /// A scenario, and the property that it must find violated.
     Scenario(&'static str, &'static str),
 }
 
-/// All of them.
 pub const ALL: &[Mutant] = &[
     Mutant {
         name: "no-fsync",
-        does: "writes the log but never fsyncs it",
+        does: "writes the log without fsync",
         killer: Killer::Scenario("P2", "recovery"),
     },
     Mutant {
         name: "vote-unsynced",
-        does: "lets a vote count before it is on disk",
+        does: "counts a vote before it is on disk",
         killer: Killer::Test("a_vote_is_on_disk_before_it_counts"),
     },
     Mutant {
         name: "ack-before-fsync",
-        does: "says that an entry is on disk before it is",
+        does: "reports an entry as durable before it is on disk",
         killer: Killer::Test("after_a_failed_sync_nothing_is_accepted"),
     },
     Mutant {
         name: "default-recovery",
-        does: "opens a damaged log as RocksDB does by default",
+        does: "opens a damaged log with RocksDB's default recovery mode",
         killer: Killer::Test("a_flipped_bit_in_the_middle_of_the_wal_refuses_to_open"),
     },
     Mutant {
         name: "floor-ignored",
-        does: "starts although its log ends below what it had promised",
+        does: "starts although its log ends before entries that it acknowledged",
         killer: Killer::Test("whatever_becomes_of_the_wal_no_acknowledged_entry_is_silently_gone"),
     },
     Mutant {
         name: "purge-too-far",
-        does: "removes one entry more of the log than a snapshot covers",
+        does: "purges one log entry more than the snapshot covers",
         killer: Killer::Test("a_purge_removes_whole_files_but_not_the_entry_behind_it"),
     },
     Mutant {
         name: "stale-read",
-        does: "answers linearizable reads from whatever it has",
+        does: "answers linearizable reads from local, possibly stale state",
         killer: Killer::Scenario("H1", "linearizable"),
     },
     Mutant {
@@ -78,52 +78,52 @@ pub const ALL: &[Mutant] = &[
     },
     Mutant {
         name: "page-edge",
-        does: "begins each page one place too late",
+        does: "skips the first message of every page",
         killer: Killer::Scenario("H1", "monotonic"),
     },
     Mutant {
         name: "own-state",
-        does: "applies an entry to something that depends on the process",
+        does: "applies an entry with a value that differs between processes",
         killer: Killer::Scenario("H1", "replicas"),
     },
     Mutant {
         name: "one-more",
-        does: "lets one more through than the daily limit",
+        does: "accepts one send more than the daily limit",
         killer: Killer::Scenario("Q1", "quota"),
     },
     Mutant {
         name: "revoked-kept",
-        does: "lets a revoked key stay good",
+        does: "keeps accepting a revoked key",
         killer: Killer::Scenario("G1", "revocation"),
     },
     Mutant {
         name: "frame-dropped",
-        does: "passes over an event of a session now and then",
+        does: "skips an event of a WebSocket session now and then",
         killer: Killer::Scenario("W5", "ws-stream"),
     },
     Mutant {
         name: "notice-lost",
-        does: "buries a delivery without telling its sender, now and then",
+        does: "sometimes writes a dead letter without notifying the sender",
         killer: Killer::Scenario("X8", "dispatch"),
     },
     Mutant {
         name: "epoch-unchecked",
-        does: "grants claims to a dispatcher whose epoch is over",
+        does: "grants claims to a dispatcher of an outdated epoch",
         killer: Killer::Test("the_protocol_holds_through_every_order_of_faults"),
     },
     Mutant {
         name: "late-outcome",
-        does: "takes an outcome for an attempt that was taken over",
+        does: "accepts an outcome for an attempt that was taken over",
         killer: Killer::Test("the_protocol_holds_through_every_order_of_faults"),
     },
     Mutant {
         name: "same-attempt",
-        does: "makes an attempt that was taken over again, under its number",
+        does: "repeats an attempt that was taken over under the same number",
         killer: Killer::Test("the_protocol_holds_through_every_order_of_faults"),
     },
     Mutant {
         name: "fanout-now",
-        does: "gives a publish to those who are subscribed when it is given out",
+        does: "fans a publish out to the subscribers at fan-out time, not at publish time",
         killer: Killer::Test("every_publish_reaches_those_subscribed_at_it_once"),
     },
     Mutant {
@@ -133,20 +133,19 @@ pub const ALL: &[Mutant] = &[
     },
 ];
 
-/// Whether mutants were noticed, each in its own words.
+/// Runs mutants and reports whether each was detected.
 pub struct Hunt {
-    /// The root of the sources, for tests.
+    /// The root of the sources, for `cargo test`.
     pub sources: PathBuf,
-    /// Where runs are written.
+    /// The directory that contains the directories of the runs.
     pub dir: PathBuf,
-    /// Where all choices come from.
+    /// The seed of all random choices.
     pub seed: u64,
-    /// Tests that pass when nothing is broken.
+    /// Tests that are known to pass when no rule is broken.
     sound: BTreeSet<&'static str>,
 }
 
 impl Hunt {
-    /// Begins.
     pub fn new(sources: PathBuf, dir: PathBuf, seed: u64) -> Self {
         Hunt {
             sources,
@@ -156,7 +155,7 @@ impl Hunt {
         }
     }
 
-    /// Breaks one rule: what noticed it, or what passed all the same.
+    /// Breaks one rule. `Ok` names what detected it, `Err` what failed to detect it.
     pub async fn hunt(&mut self, mutant: &Mutant) -> Result<Result<String, String>> {
         match mutant.killer {
             Killer::Test(name) => self.test(mutant, name),

@@ -1,4 +1,4 @@
-//! How nodes came back after their disk was taken from them or spoilt: `recoveries.jsonl`, a line for each start.
+//! How nodes recovered from a power loss or from damaged files: `recoveries.jsonl` has one line for each recovery.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -9,34 +9,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::supervisor::Start;
 
-/// The file in a run's directory.
 pub const RECOVERIES: &str = "recoveries.jsonl";
 
-/// One node's way back.
+/// The recovery of one node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Recovery {
-    /// The node.
     pub node: usize,
-    /// What was done to it: the kind of the fault.
+    /// The kind of the fault that the node recovered from.
     pub fault: String,
-    /// What was spoilt of its files.
+    /// The files of the node that the harness damaged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<Damage>,
-    /// When it was started, nanoseconds since the run began.
+    /// When the node was started, nanoseconds since the start of the run.
     pub began: u64,
-    /// After how long it was known what became of it.
+    /// Milliseconds from the start of the node until its outcome was known.
     pub after_ms: u64,
-    /// How often it was started until then.
+    /// How often the node was started until then.
     pub starts: u32,
-    /// What became of it.
     pub class: Class,
-    /// In words: its own, or what was seen.
+    /// The reason, in the words of the node or of the harness.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
 }
 
 impl Recovery {
-    /// Of a node none of whose files was spoilt by us.
+    /// The recovery of a node none of whose files the harness damaged.
     pub fn of(start: &Start, fault: &str, began: u64, class: Class, why: String) -> Self {
         Recovery {
             node: start.node,
@@ -51,26 +48,26 @@ impl Recovery {
     }
 }
 
-/// What became of a node.
+/// The outcome of a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
-    /// It serves, and nothing of its files was spoilt.
+    /// The node serves; none of its files had been damaged.
     Ready,
-    /// It serves, nothing of the damage is left, and it told what it did about it.
+    /// The node serves, the damage is gone, and the log of the node reports a repair.
     Repaired,
-    /// It serves, nothing of the damage is left, and it told nothing: a start writes such a file anew, or removes it.
+    /// The node serves, the damage is gone, and the log says nothing: a start rewrites or removes such a file anyway.
     Replaced,
-    /// It serves, and the damage is still where it was.
+    /// The node serves, and the damaged bytes are still in use.
     Undamaged,
-    /// It says that it must not serve.
+    /// The node reports that it is in quarantine.
     Quarantined,
-    /// Neither, within the time that a supervisor has.
+    /// The node neither serves nor reports a quarantine within the time limit.
     Down,
 }
 
 impl Class {
-    /// In one word.
+    /// The outcome as one word, for figures and messages.
     pub fn word(self) -> &'static str {
         match self {
             Class::Ready => "ready",
@@ -83,17 +80,16 @@ impl Class {
     }
 }
 
-/// What was spoilt of a file.
+/// A damaged file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Damage {
-    /// Below the data directory.
+    /// Its path below the data directory.
     pub path: String,
-    /// What kind of file it is.
     pub part: Part,
-    /// What was done to it, in words.
+    /// A description of the damage.
     pub what: String,
-    /// Where the damage still is when the node serves, by whichever name: the kind of file that matters most. Not
-    /// looked at otherwise.
+    /// The kind of file that still contains the damage while the node serves, under any name (the one that matters
+    /// most if there are several). `None` if no file does, or if it was not checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left: Option<Part>,
 }
@@ -102,36 +98,36 @@ pub struct Damage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
-    /// Log entries and votes as they were appended.
+    /// The log's WAL: entries and votes in the order in which they were appended.
     LogWal,
-    /// The same, sorted.
+    /// The log's sorted tables.
     LogSst,
-    /// Which files the log has.
+    /// The list of the log's files.
     LogManifest,
-    /// Which of those lists counts.
+    /// The pointer to the current list of the log's files.
     LogCurrent,
     /// A table of the replicated state.
     StateSst,
-    /// Which files the state has.
+    /// The list of the state's files.
     StateManifest,
-    /// Which of those lists counts, or which directory is the live one.
+    /// The pointer to the current list of the state's files, or to the live state directory.
     StateCurrent,
-    /// A file of a checkpoint, whichever.
+    /// Any file of a checkpoint.
     Snapshot,
-    /// What the node knows to be durable.
+    /// The record of what is known to be durable.
     Floor,
-    /// The version of the data.
+    /// The version of the data format.
     Format,
-    /// Whose data it is.
+    /// The identity of the node that owns the data.
     Owner,
-    /// What RocksDB writes and, as it is used here, has no use for: its settings and its identity.
+    /// Files that RocksDB writes but does not read in our configuration: its options and its identity.
     Unread,
-    /// Everything at once.
+    /// The whole data directory.
     All,
 }
 
 impl Part {
-    /// In one word.
+    /// The kind as one word, for figures and messages.
     pub fn word(self) -> &'static str {
         match self {
             Part::LogWal => "log-wal",
@@ -150,8 +146,8 @@ impl Part {
         }
     }
 
-    /// Of a file, by its path below the data directory; none if spoiling it says nothing: what a process locks, and what
-    /// RocksDB tells about itself.
+    /// The kind of a file, from its path below the data directory. `None` for files whose damage proves nothing: lock
+    /// files and RocksDB's own log.
     pub fn of(path: &str) -> Option<Self> {
         let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
         let has = |part: &str| directory.split('/').any(|piece| piece == part);
@@ -185,7 +181,7 @@ impl Part {
     }
 }
 
-/// Adds a line to a run's directory.
+/// Adds a recovery to the file of a run.
 pub fn append(dir: &Path, recovery: &Recovery) -> Result<()> {
     let path = dir.join(RECOVERIES);
     let mut line = serde_json::to_vec(recovery)?;
@@ -195,7 +191,7 @@ pub fn append(dir: &Path, recovery: &Recovery) -> Result<()> {
     Ok(file.write_all(&line)?)
 }
 
-/// Reads those of a run; most runs have none.
+/// Reads the recoveries of a run; most runs have none.
 pub fn load(dir: &Path) -> Result<Vec<Recovery>> {
     let path = dir.join(RECOVERIES);
     if !path.exists() {

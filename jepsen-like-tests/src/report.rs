@@ -1,8 +1,8 @@
-//! A run as a page: one HTML file without anything from elsewhere, so that it can be sent around and opened anywhere.
+//! The report of a run: one self-contained HTML file that can be sent around and opened anywhere.
 //!
-//! The page draws what is given to it here: how many operations ended how in each short stretch of time and how long they
-//! took, when which fault lasted, who led, and what the checkers said. A run of a million operations is a page of some
-//! hundred kilobytes, because only the stretches travel.
+//! The data is aggregated here into short time intervals: how many operations ended in which way and their latencies,
+//! next to the faults, the leaders and the results of the checkers. Only the intervals are in the page, so a run of a
+//! million operations makes a page of a few hundred kilobytes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,11 +19,10 @@ use crate::scenario;
 use crate::verdict::Verdict;
 use crate::watch::Reign;
 
-/// The file in a run's directory.
 pub const REPORT: &str = "report.html";
-/// How many stretches a run is cut into: about one for each pixel column that a page has.
+/// The number of intervals of a run: about one per horizontal pixel of a plot.
 const STRETCHES: u64 = 600;
-/// No stretch is shorter: nothing could be read off it.
+/// The shortest interval; a shorter one would contain too few operations to be readable.
 const STRETCH_NS_MIN: u64 = 20_000_000;
 
 #[derive(Serialize)]
@@ -38,7 +37,7 @@ struct Page<'a> {
     series: Vec<Series>,
 }
 
-/// What became of one kind of operation over time.
+/// The results of one kind of operation over time.
 #[derive(Serialize)]
 struct Series {
     op: Op,
@@ -46,7 +45,8 @@ struct Series {
     stretches: Vec<Stretch>,
 }
 
-/// A short time: operations that ended in it, by how, and the latencies of those that were `ok`, in milliseconds.
+/// One interval: the operations that ended in it, by outcome, and the latencies in milliseconds of those that were
+/// `ok`.
 #[derive(Serialize, Default, Clone)]
 struct Stretch {
     ok: u32,
@@ -59,7 +59,7 @@ struct Stretch {
     max: f32,
 }
 
-/// Writes the page of a run into its directory.
+/// Writes the report of a run into its directory.
 pub fn write(dir: &Path, evidence: &Evidence, verdict: &Verdict) -> Result<PathBuf> {
     let path = dir.join(REPORT);
     std::fs::write(&path, page(evidence, verdict)?).with_context(|| format!("cannot write {}", path.display()))?;
@@ -87,7 +87,7 @@ fn page(evidence: &Evidence, verdict: &Verdict) -> Result<String> {
         ended,
         series: series(&evidence.moments, stretch_ns, ended),
     };
-    // In a script element nothing is escaped, but `</script>` would end it.
+    // Nothing is escaped inside a script element, but `</script>` would end it.
     let data = serde_json::to_string(&page)?.replace('<', "\\u003c");
     Ok(include_str!("report/page.html")
         .replace("/*STYLE*/", include_str!("report/page.css"))
@@ -102,7 +102,7 @@ fn series(moments: &[Moment], stretch_ns: u64, ended: u64) -> Vec<Series> {
         let stretches = by_op
             .entry(moment.op)
             .or_insert_with(|| vec![Stretch::default(); count]);
-        // What never ended is shown where it began.
+        // An operation that never ended is shown where it began.
         let at = if moment.ended == NEVER {
             moment.began
         } else {

@@ -1,4 +1,5 @@
-//! One run of a scenario: cluster, clients, faults, healing, audit, verdict, in one directory.
+//! One run of a scenario in a directory of its own: start the cluster and the clients, inject faults, heal, audit,
+//! check.
 //!
 //! ```text
 //! <dir>/run.json          what ran and how to repeat it      <dir>/history.jsonl   what clients did
@@ -28,69 +29,63 @@ use crate::verdict::{Sum, VERDICT, Verdict};
 use crate::watch::Watch;
 use crate::workload;
 
-/// The file that says what ran.
 pub const RUN: &str = "run.json";
-/// The directory of the nodes' data.
+/// The subdirectory for the data of the nodes.
 const CLUSTER: &str = "cluster";
-/// The file about the end of the replicas.
 pub const REPLICAS: &str = "replicas.json";
-/// Clients alone, before the first fault.
+/// Time for clients alone before the first fault.
 const BEFORE: Duration = Duration::from_secs(1);
-/// Clients alone, after healing: whoever cannot serve by then does not live.
+/// Time for clients alone after healing. A cluster that does not serve by then violates liveness.
 const AFTER: Duration = Duration::from_secs(5);
 
-/// What a command asked for.
+/// The options of one run.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where all choices come from.
+    /// The seed of all random choices.
     pub seed: u64,
-    /// How long the faults go on.
+    /// How long faults are injected.
     pub length: Duration,
-    /// What clients do, instead of what the scenario says.
+    /// Workloads that replace those of the scenario.
     pub loads: Option<Vec<workload::Kind>>,
-    /// Messages a second of all clients of a load, instead of what the scenario says.
+    /// Messages per second of each workload, in place of the scenario's rate.
     pub rate: Option<u64>,
-    /// What the nodes find in their environment besides.
+    /// Additional environment variables for the nodes.
     pub env: Vec<(String, String)>,
-    /// A directory that does not exist yet.
+    /// The directory of the run, which must not have a history yet.
     pub dir: PathBuf,
 }
 
-/// What ran.
+/// What ran; the content of `run.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// The scenario.
     pub scenario: String,
-    /// Where all choices came from.
     pub seed: u64,
-    /// How long the faults were to go on.
+    /// How long faults were to be injected.
     pub length_s: f64,
-    /// How many nodes.
     pub nodes: usize,
-    /// The command that repeats it.
+    /// The command that repeats the run.
     pub command: String,
-    /// From which commit the harness was built; empty if unknown.
+    /// The commit that the harness was built from; empty if unknown.
     pub git: String,
-    /// When it began, Unix milliseconds.
+    /// Unix time of the begin in milliseconds.
     pub wall_ms: i64,
-    /// When the faults began and the cluster was healed, nanoseconds since the run began.
+    /// When the faults began, nanoseconds since the start of the run.
     pub faults_began: u64,
-    /// See `faults_began`.
+    /// When the cluster was healed, nanoseconds since the start of the run.
     pub healed: u64,
-    /// Processes that ended by themselves: node and exit status.
+    /// Processes that ended unexpectedly: the node and the exit status.
     pub crashes: Vec<(usize, String)>,
 }
 
-/// Whether all states were the same in the end.
+/// Whether the states of all replicas were equal at the end; the content of `replicas.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Replicas {
-    /// Whether they were.
     pub same: bool,
-    /// What was seen, for people.
+    /// The difference, for people.
     pub seen: String,
 }
 
-/// Runs a scenario; whatever happens, the directory has a verdict in the end.
+/// Runs a scenario. The directory contains a verdict at the end, whatever happens.
 pub async fn run(scenario: &Scenario, options: &Options) -> Result<Verdict> {
     let dir = &options.dir;
     std::fs::create_dir_all(dir)?;
@@ -108,7 +103,7 @@ pub async fn run(scenario: &Scenario, options: &Options) -> Result<Verdict> {
     Ok(verdict)
 }
 
-/// Checks what a run wrote down and writes its page; needs no cluster.
+/// Checks a recorded run and writes its report; needs no cluster.
 pub fn conclude(dir: &Path) -> Result<Verdict> {
     let evidence = Evidence::load(dir)?;
     let verdict = checker::check(&evidence);
@@ -116,7 +111,7 @@ pub fn conclude(dir: &Path) -> Result<Verdict> {
     Ok(verdict)
 }
 
-/// A run that broke off says nothing, unless a node was seen before that does not come back.
+/// The verdict of a run that broke off is unknown, unless a node had failed to recover before.
 fn interrupted(dir: &Path, reason: String) -> Result<Verdict> {
     let check = checker::recovery::check_all(&recovery::load(dir)?);
     let sum = if check.violated > 0 { Sum::Invalid } else { Sum::Unknown };
@@ -190,7 +185,7 @@ fn describe(scenario: &Scenario, options: &Options, nodes: usize, faults_began: 
     }
 }
 
-/// What repeats the run.
+/// The command that repeats the run.
 fn command(scenario: &Scenario, options: &Options) -> String {
     let seconds = options.length.as_secs_f64();
     let mut command = format!(
@@ -207,13 +202,13 @@ fn command(scenario: &Scenario, options: &Options) -> String {
     command
 }
 
-/// Writes a file of JSON for machines and people.
+/// Writes a JSON file in a readable form.
 pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let text = serde_json::to_vec_pretty(value)?;
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Reads a file of JSON.
+/// Reads a JSON file.
 pub fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
     let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&text).with_context(|| path.display().to_string())

@@ -1,5 +1,5 @@
-//! The table of scenarios. A scenario is a script of faults, the clients that run beside it, and what it must have met
-//! for its verdict to mean anything. The letters are those of the test plan.
+//! The table of scenarios. A scenario is a script of faults, the workloads that run meanwhile, and the coverage that
+//! makes its verdict meaningful. The letters in the names are explained in the README.
 
 pub mod clients;
 pub mod damage;
@@ -24,49 +24,48 @@ use crate::cluster::{Settings, clock, network as net};
 use crate::stage::Stage;
 use crate::workload;
 
-/// A named scenario.
 #[derive(Clone)]
 pub struct Scenario {
-    /// Short: `K1`.
+    /// The short name: `K1`.
     pub name: &'static str,
-    /// One line for people.
+    /// A description in one line.
     pub title: &'static str,
-    /// The cluster it needs.
+    /// The settings of its cluster.
     pub cluster: fn() -> Settings,
-    /// What clients do meanwhile.
+    /// The workloads that run meanwhile.
     pub loads: &'static [workload::Kind],
-    /// Messages a second of all clients together; 0 = as fast as they can.
+    /// Messages per second of each workload; 0 means no limit.
     pub rate: u64,
-    /// How long the faults go on, unless the command says otherwise.
+    /// How long faults are injected unless the command says otherwise.
     pub length: Duration,
-    /// How long in `faults.sh smoke`; none if it is not part of that.
+    /// The length in `faults.sh smoke`; `None` if the scenario is not part of it.
     pub smoke: Option<Duration>,
-    /// What the machine must be able to do.
+    /// What the machine must provide.
     pub needs: &'static [Need],
-    /// What must have happened.
+    /// The required coverage.
     pub cover: Cover,
-    /// Does the faults, until `stage.over()`; leaves nothing behind that [`Stage::heal`] cannot mend.
+    /// Injects faults until `stage.over()`; it leaves nothing behind that [`Stage::heal`] cannot undo.
     pub script: Script,
 }
 
-/// Does the faults of a scenario.
+/// The function that injects the faults of a scenario.
 pub type Script = for<'a> fn(&'a mut Stage) -> BoxFuture<'a, Result<()>>;
 
-/// What a machine may lack. A scenario that lacks something is `skipped`.
+/// A capability that a machine may lack. A scenario is `skipped` if one that it needs is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// Network namespaces and nftables: root.
+    /// Network namespaces and nftables, which need root.
     Namespaces,
-    /// Loop devices with ext4: root.
+    /// Loop devices with ext4, which need root.
     LoopImages,
-    /// A wall clock for each node: the library of `clock-shim/`.
+    /// A wall clock per node, provided by the library of `clock-shim/`.
     Clocks,
-    /// A binary with the feature `failpoints`.
+    /// A node binary with the feature `failpoints`.
     Failpoints,
 }
 
 impl Need {
-    /// Why this machine cannot do it; none if it can. Found out by trying.
+    /// Why this machine lacks the capability, found out by trying; `None` if it has it.
     pub fn lacking(self) -> Option<String> {
         match self {
             Need::Namespaces => net::without_namespaces().map(str::to_owned),
@@ -77,18 +76,18 @@ impl Need {
     }
 }
 
-/// What a run must have met; see [`crate::verdict::Coverage`].
+/// The coverage that a run must reach; see [`crate::verdict::Coverage`].
 #[derive(Debug, Clone, Copy)]
 pub struct Cover {
-    /// Kinds of faults, and how often each at least; [`crate::checker::coverage::SNAPSHOT_INSTALL`] may be among them.
+    /// The required number of faults of each kind; [`crate::checker::coverage::SNAPSHOT_INSTALL`] may be one of them.
     pub faults: &'static [(&'static str, u64)],
-    /// Acknowledged operations that began inside a fault.
+    /// The required number of acknowledged operations that began during a fault.
     pub operations_inside: u64,
-    /// Changes of the leader.
+    /// The required number of leader changes.
     pub leader_changes: u64,
 }
 
-/// All of them, in the order of the test plan.
+/// All scenarios, in the order of the README.
 pub fn all() -> Vec<Scenario> {
     [
         peace::scenarios(),
@@ -107,7 +106,7 @@ pub fn all() -> Vec<Scenario> {
     .concat()
 }
 
-/// Nodes on loopback, as most scenarios have it.
+/// Three nodes on loopback.
 fn three() -> Settings {
     Settings {
         nodes: 3,
@@ -115,7 +114,7 @@ fn three() -> Settings {
     }
 }
 
-/// For scenarios in which some see what others do not.
+/// Five nodes on loopback, for partial partitions and for minorities of two.
 fn five() -> Settings {
     Settings {
         nodes: 5,
@@ -123,13 +122,13 @@ fn five() -> Settings {
     }
 }
 
-/// The clients of a name, as [`workload::Kind::name`] has it.
+/// Finds a workload by the name that [`workload::Kind::name`] gives it.
 pub fn load_named(name: &str) -> Option<workload::Kind> {
     let used = all().into_iter().flat_map(|scenario| scenario.loads);
     used.copied().chain(workload::ALL).find(|kind| kind.name() == name)
 }
 
-/// The one of a name.
+/// Finds a scenario by its name.
 pub fn named(name: &str) -> Option<Scenario> {
     all().into_iter().find(|s| s.name.eq_ignore_ascii_case(name))
 }

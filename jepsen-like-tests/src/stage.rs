@@ -1,4 +1,4 @@
-//! What the script of a scenario may do. Every fault goes through here, so that it is written down.
+//! The faults that a script can inject. Every fault goes through this module, so every fault is recorded.
 
 pub mod damage;
 mod power;
@@ -18,46 +18,44 @@ use crate::faults::{FaultLog, State};
 use crate::watch::Watch;
 use crate::world::World;
 
-/// What a healthy majority is given to agree on a leader.
+/// Time limit for a healthy majority to elect a leader.
 const LEADER_PATIENCE: Duration = Duration::from_secs(30);
 
-/// The cluster of a run in the hands of its script.
+/// The cluster of a run, as its script controls it.
 pub struct Stage {
-    /// Its processes.
     pub cluster: Cluster,
-    /// What clients know.
     pub world: World,
-    /// Where faults are written down.
     pub faults: FaultLog,
-    /// What the nodes say about themselves.
+    /// The states that the nodes report.
     pub watch: Watch,
-    /// Where all choices come from.
+    /// The source of all random choices.
     pub random: StdRng,
-    /// When the faults shall be over.
+    /// When the script should end.
     pub until: Instant,
-    /// Where the run writes down what happens.
+    /// The directory of the run.
     pub dir: PathBuf,
 }
 
 impl Stage {
-    /// Whether the script shall end.
+    /// Whether the script should end.
     pub fn over(&self) -> bool {
         Instant::now() >= self.until
     }
 
-    /// Waits for the end of the faults.
+    /// Waits until the script should end.
     pub async fn rest(&mut self) -> Result<()> {
         tokio::time::sleep_until(self.until.into()).await;
         Ok(())
     }
 
-    /// Waits for some milliseconds of a range.
+    /// Waits for a random number of milliseconds from a range.
     pub async fn pause(&mut self, ms: Range<u64>) {
         let ms = self.random.random_range(ms);
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
 
-    /// Some milliseconds from 200 on, short ones as often as long ones: up to half of what is left, and to `most`.
+    /// Draws a duration from 200 ms up to half of the remaining time, at most `most`, with a logarithmic
+    /// distribution.
     pub fn some_ms(&mut self, most: Duration) -> Range<u64> {
         let left = self.until.saturating_duration_since(Instant::now()) / 2;
         let most_ms = left.min(most).as_millis().max(400) as f64;
@@ -65,26 +63,26 @@ impl Stage {
         ms as u64..ms as u64 + 1
     }
 
-    /// All nodes in any order.
+    /// All nodes in random order.
     pub fn shuffled(&mut self) -> Vec<usize> {
         let mut nodes: Vec<usize> = (1..=self.cluster.nodes()).collect();
         nodes.shuffle(&mut self.random);
         nodes
     }
 
-    /// All nodes but one, in any order.
+    /// All nodes but one, in random order.
     pub fn others(&mut self, node: usize) -> Vec<usize> {
         let mut nodes = self.shuffled();
         nodes.retain(|other| *other != node);
         nodes
     }
 
-    /// The node that leads, once there is one, as the nodes have it by themselves.
+    /// Waits for a leader and returns it, as the nodes themselves report it.
     pub async fn leader(&self) -> Result<usize> {
         self.leader_besides(0).await
     }
 
-    /// The node that leads besides one that is away, once there is one.
+    /// Waits for a leader other than `away` and returns it.
     pub async fn leader_besides(&self, away: usize) -> Result<usize> {
         let deadline = Instant::now() + LEADER_PATIENCE;
         loop {
@@ -96,7 +94,7 @@ impl Stage {
         }
     }
 
-    /// SIGKILL to all of them at once; they are started again after some milliseconds of a range.
+    /// Kills nodes with SIGKILL at once and restarts them after a random number of milliseconds.
     pub async fn kill_for(&mut self, nodes: &[usize], ms: Range<u64>) -> Result<()> {
         let fault = self.faults.begin("kill", nodes, "");
         for node in nodes {
@@ -108,17 +106,17 @@ impl Stage {
         self.faults.end(fault, State::Installed)
     }
 
-    /// Lets processes stand still, until [`Stage::thaw`].
+    /// Stops processes with SIGSTOP until [`Stage::thaw`].
     pub fn freeze(&self, nodes: &[usize]) -> Result<()> {
         nodes.iter().try_for_each(|node| self.cluster.pause(*node))
     }
 
-    /// Lets them go on.
+    /// Lets stopped processes go on.
     pub fn thaw(&self, nodes: &[usize]) -> Result<()> {
         nodes.iter().try_for_each(|node| self.cluster.resume(*node))
     }
 
-    /// SIGTERM; started again when it has ended.
+    /// Ends a node with SIGTERM and starts it again.
     pub async fn restart(&mut self, node: usize) -> Result<()> {
         let fault = self.faults.begin("restart", &[node], "");
         self.cluster.stop(node).await?;
@@ -126,7 +124,7 @@ impl Stage {
         self.faults.end(fault, State::Installed)
     }
 
-    /// SIGSTOP to all of them; they go on after some milliseconds of a range.
+    /// Stops processes with SIGSTOP for a random number of milliseconds.
     pub async fn pause_for(&mut self, nodes: &[usize], ms: Range<u64>) -> Result<()> {
         let fault = self.faults.begin("pause", nodes, "");
         nodes.iter().try_for_each(|node| self.cluster.pause(*node))?;
@@ -135,7 +133,7 @@ impl Stage {
         self.faults.end(fault, State::Installed)
     }
 
-    /// Cuts these ways for some milliseconds of a range.
+    /// Cuts network links for a random number of milliseconds.
     pub async fn cut_for(&mut self, cut: &Cut, ms: Range<u64>) -> Result<()> {
         let fault = self.faults.begin("partition", &cut.nodes(), cut.to_string());
         self.cluster.network().cut(cut)?;
@@ -144,7 +142,7 @@ impl Stage {
         self.faults.end(fault, State::Installed)
     }
 
-    /// Makes the ways between all nodes this bad for some milliseconds of a range.
+    /// Degrades all links between nodes for a random number of milliseconds.
     pub async fn worsen_for(&mut self, kind: &str, quality: &Quality, ms: Range<u64>) -> Result<()> {
         let nodes: Vec<usize> = (1..=self.cluster.nodes()).collect();
         let fault = self.faults.begin(kind, &nodes, quality.to_string());
@@ -154,7 +152,7 @@ impl Stage {
         self.faults.end(fault, State::Installed)
     }
 
-    /// Until the faults shall be over: kills whoever leads, with some peace in between.
+    /// Kills the leader again and again until the script should end, with 1 to 4 s between two kills.
     pub async fn kill_leaders_now_and_then(&mut self) -> Result<()> {
         while !self.over() {
             self.pause(1_000..4_000).await;
@@ -164,7 +162,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Leaves nothing of any fault: all processes run, the network is whole, the clocks are right.
+    /// Undoes all faults: all processes run, the network is whole, the clocks are right.
     pub async fn heal(&mut self) -> Result<()> {
         self.cluster.network().heal().await?;
         self.cluster.clocks().heal()?;

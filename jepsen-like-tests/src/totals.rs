@@ -1,7 +1,7 @@
-//! The sum of many runs: a file with a line for each, appended to, and the table that adds them up.
+//! Totals over many runs: a file with one line per run, and the table that adds the runs up.
 //!
-//! Counts are added. What cannot be added (percentiles, shares, rates) is computed again from the samples of all runs, or
-//! left out.
+//! Counts are added. Percentiles, shares and rates cannot be added: percentiles are computed again from the samples
+//! of all runs, the others are left out.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,36 +14,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::verdict::{Sum, Verdict};
 
-/// One run.
+/// The line of one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Line {
-    /// What ran.
     pub scenario: String,
-    /// Where its choices came from.
     pub seed: u64,
-    /// How long it took, start, audit and checking included, seconds.
+    /// How long the run took, including start, audit and checking, in seconds.
     pub took_s: f64,
-    /// When it began, Unix milliseconds.
+    /// Unix time of its begin in milliseconds.
     pub wall_ms: i64,
-    /// From which commit; empty if unknown.
+    /// The commit that was tested; empty if unknown.
     #[serde(default)]
     pub git: String,
-    /// In one word.
     pub sum: Sum,
-    /// Why it is unknown or skipped.
+    /// Why the run is unknown or skipped.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// Violations of all properties.
+    /// The number of violations of all properties.
     pub violated: u64,
-    /// What was counted.
+    /// Counts, see [`Verdict::figures`].
     pub figures: BTreeMap<String, f64>,
-    /// What was measured, one by one.
+    /// Individual measurements, see [`Verdict::samples`].
     #[serde(default)]
     pub samples: BTreeMap<String, Vec<f64>>,
 }
 
 impl Line {
-    /// The line of a run that ended now.
+    /// The line of a run that has just ended.
     pub fn of(scenario: &str, seed: u64, took_s: f64, verdict: &Verdict) -> Self {
         Line {
             scenario: scenario.to_owned(),
@@ -60,24 +57,24 @@ impl Line {
     }
 }
 
-/// Adds a run to the file, which is made if it is not there.
+/// Adds a line to a file, which is created if it does not exist.
 pub fn append(file: &Path, line: &Line) -> Result<()> {
     let mut text = serde_json::to_vec(line)?;
     text.push(b'\n');
     let opened = File::options().create(true).append(true).open(file);
     let mut opened = opened.with_context(|| format!("cannot open {}", file.display()))?;
-    // In one write: several runs may add to one file.
+    // One write: several runs may add to the same file concurrently.
     Ok(opened.write_all(&text)?)
 }
 
-/// All runs of a file.
+/// Reads all lines of a file.
 pub fn load(file: &Path) -> Result<Vec<Line>> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let lines: Result<Vec<Line>, _> = text.lines().map(serde_json::from_str).collect();
     lines.with_context(|| format!("{} is not a file of runs", file.display()))
 }
 
-/// Adds runs up: a row for each scenario and one for all, then what was counted and measured.
+/// Renders one row per scenario, one for all, and then the counts and measurements.
 pub fn table(lines: &[Line], paint: Paint) -> String {
     let mut by_scenario: BTreeMap<&str, Vec<&Line>> = BTreeMap::new();
     for line in lines {
@@ -122,7 +119,7 @@ fn cells(name: &str, lines: &[&Line]) -> Vec<String> {
     ]
 }
 
-/// Names of figures that only mean something within one run.
+/// Words in the names of figures that only mean something within one run.
 const NOT_ADDED: [&str; 7] = ["p50", "p90", "p99", "max", "min", "share", "per second"];
 
 fn figures(lines: &[&Line]) -> Table {
@@ -156,13 +153,13 @@ fn figures(lines: &[&Line]) -> Table {
     table
 }
 
-/// The value below which a share of the sorted values lies: the nearest rank.
+/// The nearest-rank percentile of sorted values.
 fn at(sorted: &[f64], share: f64) -> Option<f64> {
     let rank = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied()
 }
 
-/// `1234567` as `1,234,567`; one decimal if it is no whole number.
+/// Formats `1234567` as `1,234,567`, with one decimal if it is not an integer.
 fn grouped(value: f64) -> String {
     let whole = value.trunc().abs() as u64;
     let digits = whole.to_string();

@@ -1,44 +1,43 @@
-//! What is said of a run: each property by itself, whether the run tested anything, and the sum.
+//! The verdict of a run: the result of each property, whether the run tested enough, and the overall validity.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The file in a run's directory.
 pub const VERDICT: &str = "verdict.json";
 
-/// The sum of a run. The number is the exit status of the command.
+/// The overall result of a run. The number is the exit status of the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sum {
-    /// Every property held, and the faults were there.
+    /// Every property held, and enough faults happened.
     Valid = 0,
-    /// A property was broken.
+    /// A property was violated.
     Invalid = 1,
-    /// The harness had trouble, or too little was tested to say anything.
+    /// The harness had a problem, or the run tested too little.
     Unknown = 2,
-    /// This machine cannot do it; nothing was tested.
+    /// This machine lacks something that the scenario needs; nothing was tested.
     Skipped = 3,
 }
 
-/// What a checker says.
+/// The result of one checker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Check {
-    /// Its name, as in the list of properties: `lost`, `inbox-order`, ….
+    /// The name of the property: `lost`, `inbox-order`, ….
     pub name: String,
-    /// How many things it looked at; nothing looked at is nothing checked.
+    /// How many items were checked; with 0 the property was not tested.
     pub looked_at: u64,
-    /// Every violation that it found, in words; at most [`VIOLATIONS_KEPT`] of them.
+    /// Descriptions of the violations; at most [`VIOLATIONS_KEPT`].
     pub violations: Vec<String>,
-    /// How many there were.
+    /// The number of violations.
     pub violated: u64,
 }
 
-/// More of one kind tell nothing new.
+/// More violations of one property are not kept.
 pub const VIOLATIONS_KEPT: usize = 50;
 
 impl Check {
-    /// Of a checker that looked at so many things and found these violations.
+    /// The result of a checker that checked `looked_at` items and found these violations.
     pub fn new(name: &str, looked_at: usize, mut violations: Vec<String>) -> Self {
         let violated = violations.len() as u64;
         violations.truncate(VIOLATIONS_KEPT);
@@ -51,38 +50,36 @@ impl Check {
     }
 }
 
-/// What a run has to have met for its verdict to mean anything.
+/// A condition that a run must meet for its verdict to mean anything.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Coverage {
-    /// In words: `kill installed`, `operations inside faults`.
+    /// A description: `kill installed`, `operations inside faults`.
     pub what: String,
-    /// At least so many.
+    /// The required number.
     pub wanted: u64,
-    /// So many.
+    /// The number that was reached.
     pub got: u64,
 }
 
-/// Everything that is said of a run.
+/// The whole verdict of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// In one word.
     pub sum: Sum,
-    /// Why it is unknown or skipped; empty otherwise.
+    /// Why the run is unknown or skipped; empty otherwise.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// Each property.
     pub checks: Vec<Check>,
-    /// Each condition.
     pub coverage: Vec<Coverage>,
-    /// What was counted and measured, by name with its unit: `acknowledged`, `outage p99 ms`. `totals.rs` sums them.
+    /// Counts and measurements, by a name that ends with the unit: `acknowledged`, `outage p99 ms`. `totals.rs` adds
+    /// them up.
     pub figures: BTreeMap<String, f64>,
-    /// What was measured one by one, by name with its unit: `outage ms`.
+    /// Individual measurements, by a name that ends with the unit: `outage ms`.
     #[serde(default)]
     pub samples: BTreeMap<String, Vec<f64>>,
 }
 
 impl Verdict {
-    /// Sums up: a broken property outweighs everything, then too little coverage.
+    /// Combines the results: a violated property outweighs insufficient coverage.
     pub fn of(checks: Vec<Check>, coverage: Vec<Coverage>, figures: BTreeMap<String, f64>) -> Self {
         let missing: Vec<String> = coverage
             .iter()
@@ -106,7 +103,7 @@ impl Verdict {
         }
     }
 
-    /// Nothing was tested, or the harness broke.
+    /// The verdict of a run that tested nothing or broke off.
     pub fn without_result(sum: Sum, reason: impl Into<String>) -> Self {
         Verdict {
             sum,

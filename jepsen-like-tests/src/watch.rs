@@ -1,8 +1,8 @@
-//! What every node says about itself, ten times a second while a run lasts: who leads in which term, how far it has
-//! applied, which state it has there. One line of `leaders.jsonl` for each answer.
+//! Polls the metrics of every node ten times a second during a run: who leads in which term, which entries are
+//! applied, and the hash of the state. `leaders.jsonl` has one line for each response.
 //!
-//! A node does not read its gauges at one instant: in the moment of an election an answer may show the new role beside the
-//! old term. What two answers of a node in a row say is so; [`reigns`] goes by that.
+//! A node does not read its gauges atomically: during an election one response can combine the new role with the old
+//! term. Only what two consecutive responses of a node agree on is certain; [`reigns`] relies on that.
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
@@ -19,62 +19,57 @@ use tokio::time::{interval, timeout};
 
 use crate::history::Recorder;
 
-/// The file in a run's directory.
 pub const LEADERS: &str = "leaders.jsonl";
-/// Between two questions to a node.
+/// Time between two requests to a node.
 const PERIOD: Duration = Duration::from_millis(100);
-/// What a node is given to answer.
+/// Time limit for a response.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// An answer older than this says nothing about now.
+/// A response older than this says nothing about the present.
 const FRESH: Duration = Duration::from_millis(500);
 
-/// What a node said about itself.
+/// The state that a node reported.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// When the answer was there, nanoseconds since the run began.
+    /// When the response arrived, nanoseconds since the start of the run.
     pub t: u64,
-    /// When it was asked for.
+    /// When the request was sent, nanoseconds since the start of the run.
     pub asked: u64,
-    /// The node's number.
     pub node: usize,
-    /// Its term.
     pub term: u64,
-    /// Whether it leads.
+    /// Whether the node says that it leads.
     pub leads: bool,
-    /// The id of the leader that it knows; 0 without one.
+    /// The id of the leader that the node knows; 0 if it knows none.
     pub leader: u64,
-    /// The last entry of its log.
+    /// The index of the last entry in its log.
     pub last: u64,
-    /// The last entry that a quorum has, as far as it knows.
+    /// The index of the last entry that the node knows to be committed.
     pub committed: u64,
-    /// The last entry that it has applied.
+    /// The index of the last applied entry.
     pub applied: u64,
-    /// The last entry that its snapshot covers.
+    /// The index of the last entry that its snapshot covers.
     pub snapshot: u64,
-    /// The last entry that is gone from its log.
+    /// The index of the last entry that was purged from its log.
     pub purged: u64,
-    /// Of its state at `hash_index`; equal on all nodes at equal indexes.
+    /// The hash of its state at `hash_index`; it is equal on all nodes at equal indexes.
     pub hash: String,
-    /// See `hash`.
+    /// The applied index that `hash` belongs to.
     pub hash_index: u64,
-    /// Snapshots that it got from others since its process began.
+    /// The number of snapshots that it received since its process started.
     pub installed: u64,
 }
 
-/// A time in which one node led.
+/// A period in which one node led.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reign {
-    /// In which term.
     pub term: u64,
-    /// Which node.
     pub node: usize,
-    /// When that was seen first, nanoseconds since the run began.
+    /// When the node was first seen to lead, nanoseconds since the start of the run.
     pub from: u64,
-    /// When it was seen last.
+    /// When the node was last seen to lead.
     pub until: u64,
 }
 
-/// Asks all nodes until it is dropped. Cheap to clone.
+/// Polls all nodes until the last clone is dropped. Cloning is cheap.
 #[derive(Clone)]
 pub struct Watch {
     latest: Latest,
@@ -82,11 +77,11 @@ pub struct Watch {
     _tasks: Arc<JoinSet<()>>,
 }
 
-/// The last answer of each node, and when it came.
+/// The last response of each node, and when it arrived.
 type Latest = Arc<Mutex<Vec<Option<(Instant, Sample)>>>>;
 
 impl Watch {
-    /// Begins to ask the nodes that have these base URLs.
+    /// Starts polling the nodes with these base URLs.
     pub fn start(urls: &[String], recorder: &Recorder, dir: &Path) -> Result<Self> {
         let path = dir.join(LEADERS);
         let file = File::create_new(&path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -109,21 +104,20 @@ impl Watch {
         })
     }
 
-    /// What a node said last, if that was just now.
+    /// The last response of a node, if it is recent.
     pub fn sample(&self, node: usize) -> Option<Sample> {
         let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         let (at, sample) = latest.get(node - 1)?.clone()?;
         (at.elapsed() < FRESH).then_some(sample)
     }
 
-    /// Of the nodes that say they lead, the one with the highest term: an old leader that is cut off says so too.
+    /// The node with the highest term among those that say they lead. An old leader that is cut off says so, too.
     pub fn leader(&self) -> Option<usize> {
         let nodes = self.latest.lock().unwrap_or_else(PoisonError::into_inner).len();
         let leading = (1..=nodes).filter_map(|node| self.sample(node)).filter(|s| s.leads);
         leading.max_by_key(|sample| sample.term).map(|sample| sample.node)
     }
 
-    /// Writes out what is buffered.
     pub fn flush(&self) -> Result<()> {
         Ok(self.file.lock().unwrap_or_else(PoisonError::into_inner).flush()?)
     }
@@ -135,7 +129,7 @@ async fn ask_on(node: usize, url: String, recorder: Recorder, latest: Latest, fi
     loop {
         ticks.tick().await;
         let asked = recorder.now();
-        // A node that is dead or cut off says nothing; that is no trouble of the harness.
+        // A node that is dead or cut off does not answer; that is not an error of the harness.
         let Ok(text) = gauges(&url).await else { continue };
         let Some(sample) = parse(&text) else { continue };
         let sample = Sample {
@@ -147,19 +141,19 @@ async fn ask_on(node: usize, url: String, recorder: Recorder, latest: Latest, fi
         if let Ok(mut line) = serde_json::to_vec(&sample) {
             line.push(b'\n');
             let written = file.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line);
-            // Checkers would take a hole for a time without a leader.
+            // Checkers would take a hole in the file for a period without a leader.
             written.unwrap_or_else(|error| panic!("{LEADERS} cannot be written: {error}"));
         }
         latest.lock().unwrap_or_else(PoisonError::into_inner)[node - 1] = Some((Instant::now(), sample));
     }
 }
 
-/// The text of a node's `/metrics`.
+/// Fetches the text of a node's `/metrics`.
 pub async fn gauges(url: &str) -> Result<String> {
     let address = url.trim_start_matches("http://");
     let asked = async {
         let mut stream = TcpStream::connect(address).await?;
-        // HTTP/1.0: the answer ends with the connection.
+        // HTTP/1.0: the response ends with the connection.
         let request = format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
@@ -172,12 +166,12 @@ pub async fn gauges(url: &str) -> Result<String> {
     Ok(body.to_owned())
 }
 
-/// A gauge or counter without labels.
+/// The value of a gauge or counter without labels.
 pub fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
 }
 
-/// None: a node that says nothing about Raft, because it does not take part.
+/// `None` if the node reports nothing about Raft because it does not take part.
 fn parse(text: &str) -> Option<Sample> {
     let number = |name: &str| value(text, &format!("agentpost_{name}"))?.parse().ok();
     let (hash, hash_index) = text.lines().find_map(|line| {
@@ -200,7 +194,7 @@ fn parse(text: &str) -> Option<Sample> {
     })
 }
 
-/// Reads what the nodes of a run said, by the time of their answers.
+/// Reads the responses of the nodes of a run, sorted by their arrival.
 pub fn load(dir: &Path) -> Result<Vec<Sample>> {
     let path = dir.join(LEADERS);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -210,7 +204,7 @@ pub fn load(dir: &Path) -> Result<Vec<Sample>> {
     Ok(samples)
 }
 
-/// Who led when, by when it began. Only what a node said twice in a row counts.
+/// The periods of leadership, sorted by their begin. Only what a node said in two consecutive responses counts.
 pub fn reigns(samples: &[Sample]) -> Vec<Reign> {
     let nodes = samples.iter().map(|sample| sample.node).max().unwrap_or(0);
     let mut reigns: Vec<Reign> = Vec::new();

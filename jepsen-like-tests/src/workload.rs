@@ -1,7 +1,9 @@
-//! Clients that do one kind of thing for as long as a run lasts, and write down what they asked and were told.
+//! Workloads: clients that perform one kind of operation for the length of a run and record every request and
+//! response.
 //!
-//! Each kind is a file with a `start` that makes its team, its agents and its lanes. A lane does one thing at a time;
-//! what is unknown it repeats through another node under the same idempotency key where a client would.
+//! Each workload is a file with a `start` that creates its team, its agents and its lanes. A lane performs one
+//! operation at a time. Where a real client would retry, a lane repeats a request with an unknown outcome through
+//! another node under the same idempotency key.
 
 pub mod ask;
 pub mod keys;
@@ -25,37 +27,37 @@ use tokio::task::JoinSet;
 
 use crate::world::World;
 
-/// What clients may be doing. The letters are those of the test plan.
+/// The kinds of workloads. The letters are those of the README.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A: direct messages, one by one.
+    /// A: direct messages, one per request.
     Send,
-    /// A: direct messages, a hundred to a request.
+    /// A: direct messages, a hundred per request.
     SendBatches,
-    /// B: readers of every kind, from every node, and some who send.
+    /// B: readers of every kind on every node, and a few senders.
     Read,
-    /// C: subscribers that come and go, publishes to one and to hundreds of them.
+    /// C: agents that subscribe and unsubscribe, and publishes to one and to hundreds of subscribers.
     Topics,
-    /// D: clients that race for the last units of a day and of a month.
+    /// D: clients that compete for the last units of a daily and of a monthly quota.
     Quota,
-    /// E: mail to agents with webhooks.
+    /// E: messages to agents with webhooks.
     Webhooks(webhooks::Mix),
-    /// F: WebSocket sessions that end and are resumed elsewhere.
+    /// F: WebSocket sessions that end and are resumed on other nodes.
     Stream(stream::Mix),
-    /// G: keys that are made, used and revoked, and two teams that ask for each other's things.
+    /// G: keys that are created, used and revoked, and two teams that request each other's data.
     Keys,
-    /// I: everything with mailboxes, over a thousand of them.
+    /// I: all mailbox operations mixed, over a thousand inboxes.
     Mixed,
 }
 
 impl Kind {
-    /// As the command line has it: `webhooks-quick`.
+    /// The name on the command line: `webhooks-quick`.
     pub fn name(self) -> String {
         format!("{self:?}").to_lowercase().replace('(', "-").replace(')', "")
     }
 }
 
-/// All of them, those with several mixes in the one that goes with any scenario.
+/// All workloads; of those with several mixes, the mix that fits any scenario.
 pub const ALL: [Kind; 9] = [
     Kind::Send,
     Kind::SendBatches,
@@ -68,7 +70,7 @@ pub const ALL: [Kind; 9] = [
     Kind::Mixed,
 ];
 
-/// Lets clients of a kind begin.
+/// Starts the clients of a workload.
 pub async fn start(kind: Kind, world: &World) -> Result<Load> {
     match kind {
         Kind::Send => send::start(world, 1).await,
@@ -83,34 +85,33 @@ pub async fn start(kind: Kind, world: &World) -> Result<Load> {
     }
 }
 
-/// Clients at work.
+/// A workload that is running.
 pub struct Load {
     stop: Stop,
     lanes: JoinSet<Result<()>>,
     audit: Audit,
 }
 
-/// Looks at everything there is, when the clients have ended and the faults are over.
+/// Reads the final state after the clients have ended and the faults are over.
 type Audit = Box<dyn FnOnce(World) -> BoxFuture<'static, Result<()>> + Send>;
 
-/// Tells lanes when to end. Cheap to clone.
+/// Tells lanes when to end. Cloning is cheap.
 #[derive(Clone, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Whether to begin nothing new.
+    /// Whether no new operation should begin.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Ends them.
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
 impl Load {
-    /// Clients whose lanes are added with [`Load::spawn`], and what is looked at in the end.
+    /// A workload without lanes yet, and its audit; [`Load::spawn`] adds the lanes.
     pub fn new<F>(audit: impl FnOnce(World) -> F + Send + 'static) -> Self
     where
         F: Future<Output = Result<()>> + Send + 'static,
@@ -122,7 +123,7 @@ impl Load {
         }
     }
 
-    /// What tells this load's lanes when to end.
+    /// The signal that ends the lanes of this workload.
     pub fn stop(&self) -> Stop {
         self.stop.clone()
     }
@@ -132,7 +133,7 @@ impl Load {
         self.lanes.spawn(lane);
     }
 
-    /// Waits until every lane has ended what it was doing, then looks at everything.
+    /// Waits until every lane has ended, then runs the audit.
     pub async fn finish(mut self, world: &World) -> Result<()> {
         self.stop.set();
         while let Some(lane) = self.lanes.join_next().await {

@@ -1,5 +1,5 @@
-//! What the clients of a run know: how to reach each node, an operator's key, where their own servers may listen, and
-//! where to write down what they did. It can do nothing to the cluster's processes.
+//! The cluster as the clients of a run see it: the URL of each node, an operator's key, the address for their own
+//! servers, and the recorder of the history. It gives no access to the processes of the cluster.
 
 use std::net::IpAddr;
 
@@ -10,39 +10,36 @@ use anyhow::Result;
 
 use crate::history::Recorder;
 
-/// A team, and a key that may act as any of its agents.
+/// A team with a key that may act as any of its agents.
 #[derive(Debug, Clone)]
 pub struct Team {
-    /// `team_…`.
     pub id: String,
-    /// A key with the permission `write`.
+    /// An API key with the permission `write`.
     pub key: String,
 }
 
-/// Cheap to clone.
+/// What every client of a run needs. Cloning is cheap.
 #[derive(Clone)]
 pub struct World {
     /// Base URLs of the client ports of nodes 1, 2, …. Nodes that joined later come last.
     pub urls: Vec<String>,
-    /// The first operator's key.
+    /// The API key of the first operator.
     pub admin_key: String,
-    /// Where servers of clients (webhook receivers) listen so that the nodes reach them.
+    /// The address on which servers of clients (webhook receivers) listen, reachable from the nodes.
     pub host: IpAddr,
-    /// Where clients write down what they did.
     pub recorder: Recorder,
-    /// Where all choices of clients come from: a lane mixes its own number in.
+    /// The seed of all random choices of clients; each lane mixes in its own number.
     pub seed: u64,
-    /// How many messages a second all clients together try to send; 0 = as fast as they can.
+    /// Messages that all clients together try to send per second; 0 means no limit.
     pub rate: u64,
 }
 
 impl World {
-    /// How many nodes there are.
     pub fn nodes(&self) -> usize {
         self.urls.len()
     }
 
-    /// A client of one node (from 1) that asks once.
+    /// A client of one node (numbered from 1) that does not retry.
     pub fn node(&self, node: usize, key: &str, agent: &str) -> Result<Client> {
         let client = Client::builder(&self.urls[node - 1])
             .api_key(key)
@@ -51,18 +48,18 @@ impl World {
         Ok(client.build()?)
     }
 
-    /// An operator's client of all nodes, which repeats what may be repeated.
+    /// An operator's client of all nodes, with retries.
     pub fn operator(&self) -> Result<Client> {
         Ok(Client::builder(self.urls.join(" ")).api_key(&self.admin_key).build()?)
     }
 
-    /// Creates a team; without limits if none are given.
+    /// Creates a team; without limits if `limits` is `None`.
     pub async fn team(&self, name: &str, limits: Option<LimitsPatch>) -> Result<Team> {
         create_team(&self.operator()?, name, limits).await
     }
 }
 
-/// Creates a team and a key for it; without limits if none are given.
+/// Creates a team and a key for it; without limits if `limits` is `None`.
 pub async fn create_team(operator: &Client, name: &str, limits: Option<LimitsPatch>) -> Result<Team> {
     let unlimited = LimitsPatch {
         daily_sends: Some(0),

@@ -1,4 +1,4 @@
-//! What a node does when its disk fails: it ends, says why, and was not lying before.
+//! The reaction of a node to disk faults: it ends and logs why, and everything that it acknowledged is kept.
 #![allow(clippy::unwrap_used)]
 
 use std::process::ExitStatus;
@@ -8,7 +8,7 @@ use anyhow::Result;
 use jepsen_like_tests::cluster::{Cluster, Settings};
 use tokio::time::sleep;
 
-/// A single node, whose disk can be spoilt.
+/// A single node whose disk can fail.
 async fn alone() -> Result<Cluster> {
     Cluster::start_with(Settings {
         nodes: 1,
@@ -19,7 +19,7 @@ async fn alone() -> Result<Cluster> {
     .await
 }
 
-/// Waits until node 1 has ended by itself.
+/// Waits until node 1 has ended.
 async fn end(cluster: &mut Cluster) -> Result<ExitStatus> {
     loop {
         if let Some((_, status)) = cluster.crashed()?.pop() {
@@ -58,7 +58,7 @@ async fn a_failed_flush_of_the_log_ends_the_node_and_nothing_acknowledged_is_los
     ] {
         cluster.spoil(1, rules).await?;
         let error = send(&cluster, &team, rules).await.unwrap_err();
-        // Nobody knows what became of it: that is no refusal.
+        // The outcome is unknown, so the error must not be a refusal.
         assert!(!matches!(error, agentpost::Error::Refused(_)), "{error}");
         assert!(!end(&mut cluster).await?.success(), "{rules}");
         let said = last_words(&cluster);
@@ -80,7 +80,7 @@ async fn a_state_that_cannot_be_written_ends_the_node_although_nobody_writes() -
     let team = cluster.team("state").await?;
     send(&cluster, &team, "before").await.unwrap();
     cluster.spoil(1, "fsync shards/0/state/ eio-once").await?;
-    // It flushes the state.
+    // A snapshot flushes the state.
     let _ = admin.snapshot().await;
     assert!(!end(&mut cluster).await?.success());
     assert!(
@@ -104,7 +104,7 @@ async fn a_floor_that_cannot_be_written_ends_the_node_although_nobody_waits_for_
     let mut cluster = alone().await?;
     let team = cluster.team("floor").await?;
     cluster.spoil(1, "write shards/0/FLOOR eio-once").await?;
-    // What is acknowledged is on the disk, whatever becomes of the floor; and nobody sends anything else.
+    // An acknowledged message is on disk, even if the floor is not; and nothing else is sent.
     let sent = send(&cluster, &team, "sent").await;
     assert!(!matches!(sent, Err(agentpost::Error::Refused(_))), "{sent:?}");
     assert!(!end(&mut cluster).await?.success());

@@ -1,5 +1,6 @@
-//! A run of webhooks and WebSocket sessions in peace: what it wrote down is good, can be checked again without its
-//! cluster, and cannot be forged. What the faults do to them is for the scenarios X1 to X8 and W2 to W6.
+//! A run with webhooks and WebSocket sessions but without faults: it is valid, it can be checked again without its
+//! cluster, and the checkers detect manipulated records. The scenarios X1 to X9 and W2 to W6 test the same with
+//! faults.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -14,7 +15,7 @@ use jepsen_like_tests::verdict::Sum;
 use jepsen_like_tests::workload::{Kind, stream, webhooks};
 use serde_json::Value;
 
-/// Changes lines of a file, checks the run again, and puts the file back: everything that is found.
+/// Changes lines of a file, checks the run again, restores the file, and returns all violations.
 fn forged(dir: &Path, file: &str, forge: impl FnOnce(&mut Vec<Value>)) -> Vec<String> {
     let path = dir.join(file);
     let honest = std::fs::read_to_string(&path).unwrap();

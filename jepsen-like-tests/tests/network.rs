@@ -1,5 +1,5 @@
-//! The networks of fault tests: a cut cuts, one way only, and nothing of them is left behind. What needs namespaces says why it
-//! skips where there are none.
+//! The networks of fault tests: a cut drops traffic in one direction only, and nothing is left behind. Tests that
+//! need namespaces print why they are skipped on a machine without them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,10 +16,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// The port of [`hear`].
 const PORT: u16 = 9000;
-/// Long for what must come, and nothing waits for what must not.
+/// Time limit for what must arrive; no test waits for what must not.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A network of namespaces; none where this machine has none.
+/// A network of namespaces; `None` if the machine has none.
 fn namespaces(nodes: usize) -> Option<Network> {
     if let Some(why) = network::without_namespaces() {
         println!("skipped: {why}");
@@ -28,7 +28,7 @@ fn namespaces(nodes: usize) -> Option<Network> {
     Some(Network::create(Kind::Namespaces, nodes).unwrap())
 }
 
-/// A process in a node's namespace that tells what arrives there.
+/// A process in a node's namespace that prints what arrives there.
 struct Ear {
     process: Child,
     words: Receiver<String>,
@@ -47,7 +47,7 @@ impl Ear {
         let lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let (heard, words) = sync_channel(64);
         std::thread::spawn(move || {
-            // The test's own words may stand before ours.
+            // The test harness may print something first.
             for line in lines.map_while(Result::ok) {
                 let Some((_, word)) = line.split_once("heard ") else {
                     continue;
@@ -78,7 +78,7 @@ fn hearing(network: &Network, node: usize) -> SocketAddr {
     SocketAddr::new(network.client_addr(node).ip(), PORT)
 }
 
-/// Sends a word from one node to another; nobody is told whether it arrives.
+/// Sends a word from one node to another by UDP, without confirmation.
 fn say(network: &Network, from: usize, to: usize, word: &str) {
     let to = hearing(network, to);
     let script = format!("echo -n {word} > /dev/udp/{}/{}", to.ip(), to.port());
@@ -205,7 +205,7 @@ fn what_a_network_cannot_do_is_an_error() {
     assert!(loopback.worsen(&loss).is_err());
 }
 
-/// This process as node 1, and a listener as node 2, with a proxy between them.
+/// A network with proxies, with this process as node 1 and a listener as node 2.
 async fn proxied() -> (Network, TcpListener) {
     let mut network = Network::create(Kind::Proxied, 3).unwrap();
     network.moved_in(1, std::process::id());
@@ -228,7 +228,7 @@ async fn a_proxy_holds_one_way_back_until_it_is_healed() {
     let (mut network, listener) = proxied().await;
     let mut dialled = connect(&network).await;
     let mut accepted = listener.accept().await.unwrap().0;
-    // Other nodes' ways are none of theirs.
+    // Cuts between other nodes do not affect this connection.
     network.cut(&Cut::between(&[3], &[1, 2])).unwrap();
     dialled.write_all(b"before").await.unwrap();
     assert_eq!(read(&mut accepted).await, "before");

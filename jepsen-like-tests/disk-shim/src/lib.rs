@@ -1,20 +1,22 @@
-//! A disk that fails on request: a library for `LD_PRELOAD` that stands between a program and libc's calls on files.
+//! Disk faults on request: a library for `LD_PRELOAD` that intercepts a program's libc calls on files.
 //!
-//! The file named in `DISK_SHIM_FILE` says what fails, a rule to a line, and may be replaced at any time:
+//! The file named in `DISK_SHIM_FILE` contains one rule per line and may be replaced at any time:
 //! ```text
 //! fsync node1/shards/0/log eio-once
 //! fsync log/ delay-ms 1500
 //! write * enospc
 //! * node2/ erofs
 //! ```
-//! An operation (`open`, `write`, `fsync`, `rename`, `unlink`, `allocate` or `*`), a part of the file's path or `*`, and what
-//! happens: `eio`, `eio-once`, `enospc`, `erofs`, `delay-ms N`. `eio-once` happens again when the file is replaced.
+//! A rule consists of an operation (`open`, `write`, `fsync`, `rename`, `unlink`, `allocate` or `*`), a part of the
+//! file's path or `*`, and an action: `eio`, `eio-once`, `enospc`, `erofs`, `delay-ms N`. `eio-once` applies once
+//! again when the file is replaced.
 //!
-//! **How.** Each function below has the name and the arguments of one of libc's, finds that one by `dlsym(RTLD_NEXT)` and
-//! calls it unless a rule says otherwise. Paths of descriptors are asked of `/proc/self/fd`, so nothing has to be
-//! remembered. Nothing here allocates, so an allocator may call it; `errno` is changed by a failure only.
+//! **Mechanism.** Each function below has the name and the arguments of a libc function. It finds libc's own by
+//! `dlsym(RTLD_NEXT)` and calls it unless a rule says otherwise. The paths of descriptors come from `/proc/self/fd`,
+//! so the library keeps no state about files. Nothing here allocates, so an allocator may call it; only a failure
+//! changes `errno`.
 //!
-//! Not seen: writes through `mmap` and stdio, and programs that make system calls without libc.
+//! Not intercepted: writes through `mmap` and stdio, and programs that make system calls without libc.
 
 mod rules;
 
@@ -27,15 +29,15 @@ use libc::{iovec, mode_t, off_t, size_t, ssize_t};
 
 use crate::rules::{Action, Operation, Rules};
 
-/// How often the file of rules is looked at, at most.
+/// The minimum time between two checks of the file of rules.
 const LOOK_MS: u64 = 10;
-/// Longest path that is judged.
+/// Longer paths are truncated before they are matched.
 const PATH_BYTES_MAX: usize = 4096;
 
 static RULES: Mutex<Rules> = Mutex::new(Rules::new());
 static ACTIVE: AtomicBool = AtomicBool::new(false);
 static LOOKED_MS: AtomicU64 = AtomicU64::new(0);
-/// Tells one version of the file from the next: inode, time of change and size.
+/// Identifies a version of the file: inode, time of change and size.
 static VERSION: Mutex<(u64, i64, i64, i64)> = Mutex::new((0, 0, 0, 0));
 
 fn rules() -> MutexGuard<'static, Rules> {
@@ -43,7 +45,7 @@ fn rules() -> MutexGuard<'static, Rules> {
 }
 
 fn errno() -> c_int {
-    // SAFETY: libc's own place of this thread's error number, which always is.
+    // SAFETY: libc returns a valid pointer to this thread's error number.
     unsafe { *libc::__errno_location() }
 }
 
@@ -54,12 +56,12 @@ fn set_errno(number: c_int) {
 
 fn now_ms() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is ours and of the right type.
+    // SAFETY: `now` is a local variable of the right type.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut now) };
     now.tv_sec as u64 * 1_000 + now.tv_nsec as u64 / 1_000_000
 }
 
-/// Reads the rules again if some time has passed and the file is another.
+/// Reads the rules again if the minimum time has passed and the file has changed.
 fn look() {
     let (now, looked) = (now_ms(), LOOKED_MS.load(Ordering::Relaxed));
     if now < looked + LOOK_MS
@@ -69,14 +71,14 @@ fn look() {
     {
         return;
     }
-    // SAFETY: a constant with a zero at its end; the program does not change its environment while it runs.
+    // SAFETY: a constant that ends with a zero byte; the program does not change its environment while it runs.
     let path = unsafe { libc::getenv(c"DISK_SHIM_FILE".as_ptr()) };
     if path.is_null() {
         return;
     }
     let mut text = [0; 4096];
-    // SAFETY: the path ends with a zero, and `stat` fills in a struct of which all zeros is a value. The calls are made
-    // as system calls, so that they do not come back to this library.
+    // SAFETY: the path ends with a zero byte, and all zeros is a valid `stat`. The file is read by direct system calls, which do not
+    // enter this library again.
     let (version, length) = unsafe {
         let mut stat: libc::stat = std::mem::zeroed();
         if libc::stat(path, &mut stat) != 0 {
@@ -103,14 +105,14 @@ fn look() {
     ACTIVE.store(length > 0, Ordering::Relaxed);
 }
 
-/// Where an operation goes to.
+/// The file that an operation concerns.
 #[derive(Clone, Copy)]
 enum Place {
     Descriptor(c_int),
     Path(*const c_char),
 }
 
-/// Carries out what the rules say: waits, or tells the error of a call that must not be made. Leaves `errno` alone.
+/// Applies the rules: waits, or returns the error number of a call that must fail. Does not change `errno`.
 fn fault(operation: Operation, place: Place) -> Option<c_int> {
     let kept = errno();
     look();
@@ -134,18 +136,18 @@ fn act(operation: Operation, place: Place) -> Option<c_int> {
             tv_sec: 0,
             tv_nsec: 5_000_000,
         };
-        // SAFETY: `nap` is ours; nobody asks for what is left of it.
+        // SAFETY: `nap` is a local variable, and a null pointer for the remaining time is allowed.
         unsafe { libc::nanosleep(&nap, std::ptr::null_mut()) };
         look();
     }
 }
 
-/// The path of a regular file or directory; none of sockets and pipes.
+/// The path of a regular file or directory; `None` for sockets and pipes.
 fn path_of(place: Place, buffer: &mut [u8; PATH_BYTES_MAX]) -> Option<&[u8]> {
     let length = match place {
         Place::Path(path) if path.is_null() => return None,
         Place::Path(path) => {
-            // SAFETY: the caller passes to libc what libc asks for: text with a zero at its end.
+            // SAFETY: the caller passes what libc requires: a string that ends with a zero byte.
             let bytes = unsafe { CStr::from_ptr(path) }.to_bytes();
             let length = bytes.len().min(PATH_BYTES_MAX);
             buffer[..length].copy_from_slice(&bytes[..length]);
@@ -154,7 +156,7 @@ fn path_of(place: Place, buffer: &mut [u8; PATH_BYTES_MAX]) -> Option<&[u8]> {
         Place::Descriptor(fd) => {
             let mut name = [0; 32];
             describe(fd, &mut name)?;
-            // SAFETY: `name` ends with a zero, and `buffer` is as long as is said.
+            // SAFETY: `name` ends with a zero byte, and `buffer` has the given length.
             let length = unsafe { libc::readlink(name.as_ptr().cast(), buffer.as_mut_ptr().cast(), buffer.len()) };
             usize::try_from(length).ok().filter(|_| buffer[0] == b'/')?
         }
@@ -162,7 +164,7 @@ fn path_of(place: Place, buffer: &mut [u8; PATH_BYTES_MAX]) -> Option<&[u8]> {
     Some(&buffer[..length])
 }
 
-/// `/proc/self/fd/<fd>` with a zero at its end.
+/// Writes `/proc/self/fd/<fd>` with a final zero byte.
 fn describe(fd: c_int, name: &mut [u8; 32]) -> Option<()> {
     const DIR: &[u8] = b"/proc/self/fd/";
     let mut rest = u32::try_from(fd).ok()?;
@@ -175,11 +177,11 @@ fn describe(fd: c_int, name: &mut [u8; 32]) -> Option<()> {
     Some(())
 }
 
-/// libc's own function behind a name of ours.
+/// The address of libc's function with this name.
 fn next(cache: &AtomicUsize, name: &CStr) -> usize {
     match cache.load(Ordering::Relaxed) {
         0 => {
-            // SAFETY: the name ends with a zero; nothing is called here.
+            // SAFETY: the name ends with a zero byte; nothing is called here.
             let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) } as usize;
             if found == 0 {
                 std::process::abort();
@@ -191,13 +193,14 @@ fn next(cache: &AtomicUsize, name: &CStr) -> usize {
     }
 }
 
-/// A function of libc's name: fails as the rules say, or is libc's.
+/// Defines a function that replaces libc's function of the same name: it fails if the rules say so, otherwise it
+/// calls libc's.
 macro_rules! stand_in {
     ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty, $operation:expr, $place:expr $(, if $when:expr)?;)*) => {$(
-        #[doc = concat!("libc's `", stringify!($name), "`.")]
+        #[doc = concat!("Replaces libc's `", stringify!($name), "`.")]
         ///
         /// # Safety
-        /// As libc's.
+        /// The requirements are those of libc's function.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($argument: $type),*) -> $result {
             static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -207,10 +210,10 @@ macro_rules! stand_in {
                 return -1;
             }
             let name = CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()).unwrap_or_default();
-            // SAFETY: libc's function of this name has these arguments. `open` takes its mode as a variable
-            // argument; on x86-64 and AArch64 that is passed just as a fixed one.
+            // SAFETY: libc's function of this name has these arguments. `open` takes its mode as a variable argument, which x86-64 and
+            // AArch64 pass in the same way as a fixed one.
             let call: unsafe extern "C" fn($($type),*) -> $result = unsafe { transmute(next(&NEXT, name)) };
-            // SAFETY: the caller keeps libc's rules.
+            // SAFETY: the caller meets the requirements of libc's function.
             unsafe { call($($argument),*) }
         }
     )*};

@@ -1,7 +1,7 @@
-//! What shall fail: lines `<operation> <part of a path> <action>`. Nothing here allocates, because it is asked from
-//! inside of libc calls, those of an allocator included.
+//! The rules: lines `<operation> <part of a path> <action>`. Nothing here allocates, because it runs inside libc
+//! calls, including those of an allocator.
 
-/// What a program does to files. A rule names a group; the calls of a group fail alike.
+/// The groups of file operations. A rule names a group; all calls of a group fail alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// Opening for writing, creating directories and links.
@@ -10,36 +10,33 @@ pub enum Operation {
     Write,
     /// All kinds of flushes.
     Fsync,
-    /// Renaming.
     Rename,
-    /// Removing.
     Unlink,
-    /// Reserving space and cutting off.
+    /// Reserving space and truncating.
     Allocate,
 }
 
-/// What happens instead.
+/// The effect of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// The call fails with this error number.
     Fail(i32),
-    /// The call waits so many milliseconds first, or until the rule is gone.
+    /// The call waits this many milliseconds first, or until the rule is removed.
     Delay(u64),
 }
 
-/// Longest text of all rules.
+/// The maximum length of the text of all rules.
 const TEXT_BYTES_MAX: usize = 4096;
 
-/// The rules of now.
+/// The current rules.
 pub struct Rules {
     text: [u8; TEXT_BYTES_MAX],
     length: usize,
-    /// A bit for each of the first 64 lines that happens once and has happened.
+    /// One bit for each of the first 64 lines, set if the line applies once and has been applied.
     fired: u64,
 }
 
 impl Rules {
-    /// None.
     pub const fn new() -> Self {
         Rules {
             text: [0; TEXT_BYTES_MAX],
@@ -48,21 +45,21 @@ impl Rules {
         }
     }
 
-    /// Replaces all rules; what does not fit is cut off. What happens once may happen again.
+    /// Replaces all rules; a text that is too long is truncated. Rules that apply once may apply again.
     pub fn replace(&mut self, text: &[u8]) {
         self.length = text.len().min(TEXT_BYTES_MAX);
         self.text[..self.length].copy_from_slice(&text[..self.length]);
         self.fired = 0;
     }
 
-    /// Whether a rule is about this operation: only then its path is worth finding out.
+    /// Whether any rule concerns this operation; otherwise the path need not be determined.
     pub fn concern(&self, operation: Operation) -> bool {
         self.text[..self.length]
             .split(|byte| *byte == b'\n')
             .any(|line| words(line).is_some_and(|[name, ..]| covers(name, operation)))
     }
 
-    /// What the first rule that fits says. A rule that happens once is used up by asking.
+    /// The action of the first rule that matches. A rule that applies once is used up by this call.
     pub fn judge(&mut self, operation: Operation, path: &[u8]) -> Option<Action> {
         let lines = self.text[..self.length].split(|byte| *byte == b'\n');
         for (bit, line) in (0..u64::BITS).zip(lines) {
@@ -89,7 +86,7 @@ impl Rules {
     }
 }
 
-/// The first four words of a line that has three; the fourth may be empty.
+/// The first four words of a line that has at least three; the fourth may be empty.
 fn words(line: &[u8]) -> Option<[&[u8]; 4]> {
     let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
     Some([

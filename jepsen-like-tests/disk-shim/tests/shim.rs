@@ -1,4 +1,4 @@
-//! The library, loaded into a program of everybody's, and its rules.
+//! Tests of the rules, and of the library loaded into a common program.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../src/rules.rs"]
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use rules::{Action, Operation, Rules};
 
-/// Cargo builds the library for these tests, without telling them where.
+/// Cargo builds the library for these tests but does not tell them its path.
 fn library() -> PathBuf {
     let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
     let beside = [deps.join("libdisk_shim.so"), deps.join("../libdisk_shim.so")];
@@ -20,7 +20,7 @@ fn library() -> PathBuf {
         .expect("built by `cargo build -p disk-shim`")
 }
 
-/// `dd` writes a block to a file and flushes it.
+/// Runs `dd`, which writes a block to a file and flushes it.
 fn dd(dir: &Path, rule: &str) -> Output {
     let rules = dir.join("rules");
     std::fs::write(&rules, rule).unwrap();

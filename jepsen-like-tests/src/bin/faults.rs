@@ -1,4 +1,4 @@
-//! `faults`: runs scenarios and checks again what they wrote down. `scripts/faults.sh` builds and calls it.
+//! The program `faults` runs scenarios and checks recorded runs again. `scripts/faults.sh` builds and calls it.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -16,14 +16,14 @@ use jepsen_like_tests::totals::{self, Line};
 use jepsen_like_tests::verdict::VERDICT;
 use jepsen_like_tests::workload;
 
-/// Faults against a cluster of real processes.
+/// Fault tests against a cluster of real processes.
 ///
-/// Every run gets a directory with its history, a verdict and a page for people (report.html).
+/// Every run gets a directory with its history, its verdict and a report for people (report.html).
 #[derive(Parser)]
 #[command(
     name = "scripts/faults.sh",
-    after_help = "Exit status: 0 valid, 1 a property was broken, 2 unknown (the harness had trouble, or too little was tested), \
-                  3 skipped (this machine cannot do it)."
+    after_help = "Exit status: 0 valid, 1 a property was violated, 2 unknown (the harness had a problem, or too little was tested), \
+                  3 skipped (this machine lacks something that the scenario needs)."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -32,57 +32,57 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show all scenarios
+    /// List all scenarios
     List,
-    /// Run a choice of scenarios, each for some seconds; at most three minutes
+    /// Run the smoke test: ten scenarios for a few seconds each, at most three minutes
     Smoke {
         #[command(flatten)]
         how: How,
     },
-    /// Run one scenario, or several one after the other
+    /// Run one or several scenarios, one after the other
     Run {
-        /// Names, as `list` has them
+        /// Names of scenarios, see `list`
         #[arg(required = true)]
         scenarios: Vec<String>,
-        /// How long the faults go on in each run; the scenario's own length if not given
+        /// How long faults are injected in each run [default: the scenario's own length]
         #[arg(long)]
         seconds: Option<f64>,
-        /// How often, with one seed after the other
+        /// Repeat with this many consecutive seeds
         #[arg(long, default_value_t = 1)]
         runs: u64,
-        /// Messages a second that clients try to send; 0 = as fast as they can
+        /// Messages per second of each workload; 0 means no limit
         #[arg(long)]
         rate: Option<u64>,
-        /// What clients do, instead of what the scenario says: `send,webhooks-quick`
+        /// Workloads that replace those of the scenario, such as `send,webhooks-quick`
         #[arg(long, value_delimiter = ',')]
         loads: Option<Vec<String>>,
         #[command(flatten)]
         how: How,
     },
-    /// Run any scenario with any clients until the time is over or a run is invalid
+    /// Run random scenarios with random workloads until the time is over or a run is invalid
     Soak {
-        /// How long
+        /// Length of the soak in hours
         #[arg(long)]
         hours: f64,
         #[command(flatten)]
         how: How,
     },
-    /// Break the node on purpose, one rule after the other, and see that it is noticed
+    /// Break one rule of the node after the other and check that a test or scenario detects it
     Mutants {
-        /// Which; all if none is named
+        /// Names of mutants [default: all]
         names: Vec<String>,
-        /// The root of the sources
+        /// Root directory of the sources
         #[arg(long, value_name = "DIR")]
         sources: PathBuf,
         #[command(flatten)]
         how: How,
     },
-    /// Check a run again from what it wrote down
+    /// Check a recorded run again
     Recheck {
-        /// Its directory
+        /// Directory of the run
         dir: PathBuf,
     },
-    /// Add up the runs of a file that --append wrote
+    /// Add up the runs in a file that --append wrote
     Totals {
         /// The file
         file: PathBuf,
@@ -91,19 +91,19 @@ enum Command {
 
 #[derive(clap::Args)]
 struct How {
-    /// Where all choices come from; drawn if not given
+    /// Seed of all random choices [default: random]
     #[arg(long)]
     seed: Option<u64>,
-    /// Add every run to this file, a line each
+    /// Append one line per run to this file
     #[arg(long, value_name = "FILE")]
     append: Option<PathBuf>,
-    /// Where runs are written
+    /// Directory for the directories of the runs
     #[arg(long, value_name = "DIR", env = "AGENTPOST_FAULTS_DIR")]
     dir: PathBuf,
-    /// Clusters at the same time
+    /// Number of clusters that run concurrently
     #[arg(long, default_value_t = 1)]
     beside: usize,
-    /// Keep the histories of valid runs too
+    /// Keep the histories of valid runs, too
     #[arg(long)]
     keep: bool,
 }
@@ -181,7 +181,7 @@ async fn main() -> Result<ExitCode> {
     conclude(&lines)
 }
 
-/// Whoever reads it may have seen enough, as `head` has.
+/// Errors are ignored: the reader may have closed the pipe, as `head` does.
 fn show(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -1,4 +1,4 @@
-//! Histories for unit tests, written operation by operation. Times are small numbers.
+//! Builders of operations for unit tests of checkers. Times are small numbers.
 
 use std::ops::Range;
 
@@ -6,12 +6,12 @@ use super::Evidence;
 use super::made_up::Story;
 use crate::history::{Fields, Item, Op, Operation, Outcome};
 
-/// An operation that happened.
+/// An operation that took effect.
 pub fn did(op: Op, k: &str, asked: Fields, times: Range<u64>, answered: Fields) -> Operation {
     operation(op, k, asked, times.start, Some(times.end), Outcome::Ok(answered))
 }
 
-/// One that did not.
+/// An operation that certainly did not take effect.
 pub fn refused(op: Op, k: &str, asked: Fields, times: Range<u64>, why: &str) -> Operation {
     operation(
         op,
@@ -23,7 +23,7 @@ pub fn refused(op: Op, k: &str, asked: Fields, times: Range<u64>, why: &str) -> 
     )
 }
 
-/// One that may have.
+/// An operation with an unknown outcome.
 pub fn unknown(op: Op, k: &str, asked: Fields, times: Range<u64>) -> Operation {
     let outcome = Outcome::Info("timeout".to_owned());
     operation(op, k, asked, times.start, Some(times.end), outcome)
@@ -42,7 +42,6 @@ fn operation(op: Op, k: &str, asked: Fields, began: u64, ended: Option<u64>, out
     }
 }
 
-/// With a name.
 pub fn name(name: &str) -> Fields {
     Fields {
         name: Some(name.to_owned()),
@@ -50,7 +49,6 @@ pub fn name(name: &str) -> Fields {
     }
 }
 
-/// With a number.
 pub fn number(n: u64) -> Fields {
     Fields {
         n: Some(n),
@@ -58,7 +56,7 @@ pub fn number(n: u64) -> Fields {
     }
 }
 
-/// Messages by their clients' names, all with the same `seq`.
+/// Messages with these keys, all with the same `seq`.
 pub fn items(keys: &[&str], seq: Option<u64>) -> Vec<Item> {
     let item = |key: &&str| Item {
         id: String::new(),

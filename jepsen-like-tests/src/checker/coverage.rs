@@ -1,4 +1,5 @@
-//! Whether a run met what its scenario is about. A verdict of a run without the faults means nothing.
+//! Whether a run reached the coverage that its scenario requires. The verdict of a run without its faults means
+//! nothing.
 
 use std::collections::HashMap;
 
@@ -8,10 +9,10 @@ use crate::faults::{Fault, State};
 use crate::scenario::Cover;
 use crate::verdict::Coverage;
 
-/// In [`Cover::faults`], this is no fault: a node that got a snapshot from another one, as the nodes said.
+/// A pseudo fault in [`Cover::faults`]: a node that received a snapshot from another one, as the nodes reported.
 pub const SNAPSHOT_INSTALL: &str = "snapshot install";
 
-/// Counts each condition.
+/// Counts what each condition requires.
 pub fn check(evidence: &Evidence, cover: &Cover) -> Vec<Coverage> {
     let installed = installed(evidence);
     let mut coverage: Vec<Coverage> = Vec::new();
@@ -43,7 +44,7 @@ pub fn check(evidence: &Evidence, cover: &Cover) -> Vec<Coverage> {
     coverage
 }
 
-/// How often each kind of fault surely happened.
+/// The number of faults of each kind that certainly happened.
 pub fn installed(evidence: &Evidence) -> HashMap<&str, u64> {
     let mut installed = HashMap::new();
     for fault in happened(evidence) {
@@ -56,9 +57,9 @@ fn happened(evidence: &Evidence) -> impl Iterator<Item = &Fault> {
     evidence.faults.iter().filter(|fault| fault.state == State::Installed)
 }
 
-/// Acknowledged operations that began while a fault went on.
+/// The number of acknowledged operations that began during a fault.
 pub fn inside(evidence: &Evidence) -> u64 {
-    // Faults are sorted by their begin: joined, they are sorted by their end, too.
+    // Faults are sorted by their begin; merged windows are sorted by their end as well.
     let mut windows: Vec<(u64, u64)> = Vec::new();
     for fault in happened(evidence) {
         match windows.last_mut() {
@@ -74,7 +75,8 @@ pub fn inside(evidence: &Evidence) -> u64 {
     moments.filter(|moment| within(moment.began)).count() as u64
 }
 
-/// Snapshots that nodes got from others. A node counts from the start of its process, and is asked ten times a second.
+/// The number of snapshots that nodes received from others. A node counts from the start of its process and is polled
+/// ten times a second.
 pub fn snapshots(evidence: &Evidence) -> u64 {
     let mut last: HashMap<usize, u64> = HashMap::new();
     let mut all = 0;

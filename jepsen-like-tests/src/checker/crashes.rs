@@ -1,9 +1,9 @@
-//! No node ends by itself, unless its script expected it to.
+//! No process ends unexpectedly.
 
 use super::Evidence;
 use crate::verdict::Check;
 
-/// Names every process that did.
+/// Reports every process that ended unexpectedly.
 pub fn check(evidence: &Evidence) -> Check {
     let ended = evidence.run.crashes.iter();
     let violations = ended.map(|(node, status)| format!("node {node} ended by itself: {status}"));

@@ -1,23 +1,23 @@
-//! The rules of the dispatcher, over what can be seen from outside: what the receiver was sent, and what the cluster
-//! says became of it.
+//! The rules of the webhook dispatcher, checked with what is visible from outside: the calls that the receiver got,
+//! and the state of the deliveries that the cluster reports.
 //!
-//! | rule | checked here | what cannot be seen, and where it is checked |
+//! | rule | checked here | invisible from outside, and where it is checked |
 //! |---|---|---|
 //! | D1 | an attempt arrives at most once | |
-//! | D2 | a call belongs to an attempt that was granted and was not recorded as unsent | that its claim was committed first: the model |
-//! | D3 | every granted attempt is accounted for | counters beyond the history that is kept: core properties |
+//! | D2 | a call belongs to an attempt that was granted and is not recorded as not sent | its claim was committed first: the model |
+//! | D3 | every granted attempt is accounted for | counters beyond the kept history: core properties |
 //! | D4 | an attempt is recorded once | |
-//! | D5 | a step fails once, steps rise by one | |
+//! | D5 | a step fails once, steps increase by one | |
 //! | D6, G4 | calls ≤ 4 + unknown; a delivery has at most one unknown attempt for each lost leader | |
 //! | D7 | dead ⇔ one dead letter ⇔ one notice, never also delivered | |
-//! | D8 | no call before its time; lateness is measured | |
-//! | D9 | epochs of calls never go back | claims that led to no call: the model |
-//! | D10 | nothing is left open; equal state hashes are asked of the cluster | empty indexes: core properties |
+//! | D8 | no call before its due time; lateness is measured | |
+//! | D9 | epochs of calls never decrease | claims that led to no call: the model |
+//! | D10 | no delivery stays open; the replicas checker compares the state hashes | empty indexes: core properties |
 //! | D11 | no call to a deleted URL after 30 s | |
-//! | D12 | without an unclean change nothing is unknown and nothing arrives twice | |
-//! | G4 | what was acknowledged has exactly one delivery, of whatever end | |
-//! | G6 | without a fault a prompt receiver is called within seconds, whatever the others do | |
-//! | crash table | a leader that died at a known place cost what `dispatch.md` 4 says | |
+//! | D12 | unless a leader was lost, no attempt is unknown and none arrives twice | |
+//! | G4 | an acknowledged message has exactly one delivery, however it ends | |
+//! | G6 | without a fault, a receiver that answers at once is called within seconds, whatever other receivers do | |
+//! | crash points | a leader that died at a known point causes the calls and unknown attempts listed in `crashes.rs` | |
 
 mod attempts;
 mod calls;
@@ -36,7 +36,7 @@ use super::Evidence;
 use crate::deliveries::{self, ended};
 use crate::verdict::{Check, Coverage};
 
-/// Every violation of the rules above.
+/// Reports every violation of the rules above.
 pub fn check(evidence: &Evidence) -> Check {
     let dispatch = &evidence.dispatch;
     let mut violations = rules(dispatch);
@@ -44,7 +44,7 @@ pub fn check(evidence: &Evidence) -> Check {
     Check::new("dispatch", dispatch.calls.len() + dispatch.deliveries.len(), violations)
 }
 
-/// Those that need nothing but what the dispatcher left behind.
+/// The rules that need only the final state of the deliveries.
 fn rules(evidence: &deliveries::Evidence) -> Vec<String> {
     [
         calls::check(evidence),
@@ -56,7 +56,7 @@ fn rules(evidence: &deliveries::Evidence) -> Vec<String> {
     .concat()
 }
 
-/// What was counted; nothing in a run without webhooks.
+/// Counts; empty in a run without webhooks.
 pub fn figures(evidence: &Evidence) -> BTreeMap<String, f64> {
     let dispatch = &evidence.dispatch;
     if dispatch.agents.is_empty() {
@@ -79,7 +79,6 @@ pub fn figures(evidence: &Evidence) -> BTreeMap<String, f64> {
         .collect()
 }
 
-/// What was measured.
 pub fn samples(evidence: &Evidence) -> BTreeMap<String, Vec<f64>> {
     let dispatch = &evidence.dispatch;
     let measured = [
@@ -94,7 +93,7 @@ pub fn samples(evidence: &Evidence) -> BTreeMap<String, Vec<f64>> {
         .collect()
 }
 
-/// What a run with webhooks must have met.
+/// The coverage that a run with webhooks must reach.
 pub fn coverage(evidence: &Evidence) -> Vec<Coverage> {
     let dispatch = &evidence.dispatch;
     if dispatch.agents.is_empty() {

@@ -1,9 +1,10 @@
-//! A publish reaches exactly those whose subscription covers its place in the order, each once; and all subscribers of a
-//! topic see its publishes in the same order.
+//! A publish reaches exactly the agents that were subscribed at its position in the order, each once; and all
+//! subscribers of a topic see its publishes in the same order.
 //!
-//! Nobody outside knows when something took effect, only from when to when it may have. A publish has the window from its
-//! begin to its answer, narrowed by what came before and after it in its topic. Who was surely subscribed during all of
-//! it must have it, who surely was not must not; the others may.
+//! The instant at which an operation took effect is not observable, only a window that contains it. The window of a
+//! publish lasts from its begin to its acknowledgement, narrowed by the publishes before and after it in its topic.
+//! An agent that was certainly subscribed during the whole window must have the publish; an agent that was certainly
+//! not subscribed must not; others may have it or not.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -11,7 +12,7 @@ use super::Evidence;
 use crate::history::{Item, Op, Operation, Outcome};
 use crate::verdict::Check;
 
-/// Checks all publishes against all inboxes of all nodes.
+/// Checks all publishes against all inboxes on all nodes.
 pub fn check(evidence: &Evidence) -> Check {
     let mut publishes = Publishes::of(&evidence.operations);
     let audits: Vec<&Operation> = evidence.operations.iter().filter(|o| o.op == Op::Inbox).collect();
@@ -44,28 +45,27 @@ fn node(audit: &Operation) -> usize {
     audit.node.unwrap_or(0)
 }
 
-/// What is known of a publish.
 struct Publish<'a> {
     key: &'a str,
     topic: &'a str,
     from: &'a str,
-    /// The window of its effect.
+    /// The window in which it took effect.
     began: u64,
     ended: u64,
     acknowledged: bool,
     refused: bool,
-    /// Whether any inbox has it.
+    /// Whether any inbox contains it.
     seen: bool,
 }
 
 struct Publishes<'a> {
     all: Vec<Publish<'a>>,
     by_key: HashMap<&'a str, usize>,
-    /// The publishes of each topic that anybody got, in order.
+    /// The publishes of each topic that reached any inbox, in order.
     order: BTreeMap<&'a str, Vec<usize>>,
-    /// The place of each in that.
+    /// The position of each publish in that order.
     place: HashMap<usize, usize>,
-    /// The others of each topic.
+    /// The publishes of each topic that reached no inbox.
     unseen: BTreeMap<&'a str, Vec<usize>>,
 }
 
@@ -75,7 +75,7 @@ impl<'a> Publishes<'a> {
         let mut by_key = HashMap::new();
         for operation in operations.iter().filter(|o| o.op == Op::Publish) {
             let key = operation.asked.key.as_deref().unwrap_or_default();
-            // A client may publish the same again under the same key.
+            // A client may repeat a publish under the same key.
             let place = *by_key.entry(key).or_insert_with(|| {
                 all.push(Publish {
                     key,
@@ -105,7 +105,7 @@ impl<'a> Publishes<'a> {
         }
     }
 
-    /// Takes the order of each topic from the inbox that has most of it, and narrows the windows by it.
+    /// Takes the order of each topic from the inbox that contains most of it, and narrows the windows by it.
     fn put_in_order(&mut self, audits: &[&'a Operation], violations: &mut Vec<String>) {
         let mut longest: HashMap<&str, (usize, &Operation)> = HashMap::new();
         for audit in audits {
@@ -176,7 +176,7 @@ struct Subscription {
     off: Changes,
 }
 
-/// Whether somebody is subscribed while a publish takes effect.
+/// Whether an agent was subscribed while a publish took effect.
 #[derive(Debug, PartialEq, Eq)]
 enum Covered {
     Surely,
@@ -197,12 +197,14 @@ impl Subscription {
     }
 }
 
-/// Changes in one direction.
+/// The changes in one direction: all subscribes, or all unsubscribes.
 #[derive(Default)]
 struct Changes {
-    /// Of each that may have happened, by its begin: the begin, and the latest end of it and of those before.
+    /// For each change that may have happened, sorted by its begin: the begin, and the latest end up to and including
+    /// it.
     may: Vec<(u64, u64)>,
-    /// Of each that has happened, by its end: the end, and the latest begin of it and of those before.
+    /// For each change that certainly happened, sorted by its end: the end, and the latest begin up to and including
+    /// it.
     done: Vec<(u64, u64)>,
 }
 
@@ -217,19 +219,20 @@ impl Changes {
         }
     }
 
-    /// Whether one of these was surely made before `began`, and none of the others can have come after it by `ended`.
+    /// Whether one of these changes certainly happened before `began` and no opposite change can have followed it by
+    /// `ended`.
     fn stands(&self, others: &Changes, began: u64, ended: u64) -> bool {
         let latest = latest(&self.done, began.saturating_sub(1));
         latest > 0 && others.may_last_until(ended) < latest
     }
 
-    /// The latest end of those that may have happened by `time`; 0 if none may.
+    /// The latest end of the changes that may have begun by `time`; 0 if there is none.
     fn may_last_until(&self, time: u64) -> u64 {
         latest(&self.may, time)
     }
 }
 
-/// Sorted by the first, with the highest second so far.
+/// Sorts by the first element and replaces each second element by the maximum so far.
 fn with_latest(mut pairs: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     pairs.sort_unstable();
     let mut highest = 0;
@@ -240,13 +243,13 @@ fn with_latest(mut pairs: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     pairs
 }
 
-/// The highest second of those whose first is at most `at`.
+/// The maximum of the second elements whose first element is at most `at`.
 fn latest(pairs: &[(u64, u64)], at: u64) -> u64 {
     let count = pairs.partition_point(|(first, _)| *first <= at);
     count.checked_sub(1).map_or(0, |last| pairs[last].1)
 }
 
-/// By agent, then by topic.
+/// The subscriptions by agent, then by topic.
 type Subscriptions<'a> = HashMap<&'a str, BTreeMap<&'a str, Subscription>>;
 
 fn subscriptions(operations: &[Operation]) -> Subscriptions<'_> {
@@ -272,7 +275,7 @@ fn subscriptions(operations: &[Operation]) -> Subscriptions<'_> {
     subscriptions
 }
 
-/// An inbox as a node shows it.
+/// An inbox as one node shows it.
 struct Inbox<'a> {
     name: &'a str,
     node: usize,
@@ -285,7 +288,7 @@ impl Inbox<'_> {
         let mut counts: HashMap<usize, usize> = HashMap::new();
         let mut last: HashMap<&str, usize> = HashMap::new();
         for item in self.items {
-            // Mail that is no publish is the business of others.
+            // Messages that are not publishes are checked by other checkers.
             let Some(&number) = publishes.by_key.get(item.key.as_str()) else {
                 continue;
             };

@@ -1,5 +1,5 @@
-//! What is counted and measured of a run. Counts of several runs are added; what cannot be added (times) is given as
-//! samples, from which percentiles of all runs are computed.
+//! Counts and measurements of a run. Counts are added over several runs. Times cannot be added; they are kept as
+//! samples, from which the percentiles of all runs are computed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,14 +8,14 @@ use super::{Evidence, Moment, coverage};
 use crate::faults::{Fault, State};
 use crate::history::Op;
 
-/// Latencies of an operation that are kept, evenly by rank: percentiles stay what they are.
+/// The number of latencies kept per operation, spaced evenly by rank so that percentiles do not change.
 const LATENCIES_KEPT: usize = 1_000;
-/// Throughput is looked at in steps of this length …
+/// Throughput is measured in steps of this length …
 const STEP_NS: u64 = 100_000_000;
-/// … and over so many of them.
+/// … over this many consecutive steps.
 const STEPS: usize = 5;
 
-/// Counts, and what only means something within this run.
+/// Counts, and figures that only mean something within this run.
 pub fn figures(evidence: &Evidence, samples: &BTreeMap<String, Vec<f64>>) -> BTreeMap<String, f64> {
     let run = &evidence.run;
     let of = |end: End| evidence.moments.iter().filter(move |m| m.end == end);
@@ -53,7 +53,7 @@ pub fn figures(evidence: &Evidence, samples: &BTreeMap<String, Vec<f64>>) -> BTr
     }
     for (name, values) in samples {
         let shares = [("max", 1.0), ("p50", 0.5), ("p99", 0.99)];
-        // Of few values, percentiles say nothing.
+        // Percentiles of few values mean nothing.
         let told = if values.len() < 10 { 1 } else { shares.len() };
         for (which, share) in &shares[..told] {
             if let Some(value) = at(values, *share) {
@@ -64,7 +64,7 @@ pub fn figures(evidence: &Evidence, samples: &BTreeMap<String, Vec<f64>>) -> BTr
     figures
 }
 
-/// What was measured one by one, in milliseconds, each sorted.
+/// Individual measurements in milliseconds, each list sorted.
 pub fn samples(evidence: &Evidence) -> BTreeMap<String, Vec<f64>> {
     let mut samples = latencies(&evidence.moments);
     for (name, value) in outages(evidence).into_iter().chain(recovery(evidence)) {
@@ -85,16 +85,16 @@ fn latencies(moments: &[Moment]) -> BTreeMap<String, Vec<f64>> {
     let kept = by_op.into_iter().map(|(op, mut all)| {
         all.sort_unstable();
         let count = all.len().min(LATENCIES_KEPT);
-        // The last one of each part, so that the longest stays.
+        // Takes the last value of each part, so that the maximum is kept.
         let kept = (1..=count).map(|part| in_ms(all[all.len() * part / count - 1]));
         (format!("{} ms", name(op)), kept.collect())
     });
     kept.collect()
 }
 
-/// For each fault that took the leader away from a majority: the longest time without an acknowledged write, from its begin
-/// to the first one after its end. Not to the first write that began after the fault, because one may slip through before a
-/// cut takes effect.
+/// For each fault that separated the leader from a majority: the longest time without an acknowledged write, from the
+/// begin of the fault to the first acknowledgement after its end. It does not stop at the first write that began
+/// after the fault, because one may still succeed before a cut takes effect.
 fn outages(evidence: &Evidence) -> Vec<(String, f64)> {
     let writes = evidence.moments.iter().filter(|m| m.is_write() && m.end == End::Ok);
     let mut ends: Vec<u64> = writes.map(|m| m.ended).collect();
@@ -107,7 +107,7 @@ fn outages(evidence: &Evidence) -> Vec<(String, f64)> {
         let (mut last, mut longest) = (fault.began, 0);
         let after = ends.partition_point(|end| *end < fault.began);
         let until = ends.partition_point(|end| *end < fault.ended);
-        // Without any after its end, nobody knows how long it lasted.
+        // Without an acknowledgement after its end, the length of the outage is unknown.
         for end in ends.get(after..=until)? {
             longest = longest.max(end - last);
             last = *end;
@@ -117,12 +117,12 @@ fn outages(evidence: &Evidence) -> Vec<(String, f64)> {
     outages.collect()
 }
 
-/// Whether a fault takes the leader away from a majority that remains.
+/// Whether a fault separates the leader from a majority of the nodes that still works.
 fn deposes(fault: &Fault, leader: usize, nodes: usize) -> bool {
     if fault.kind != "partition" {
         return fault.nodes.contains(&leader) && fault.nodes.len() * 2 < nodes;
     }
-    // Its note names the ways that are cut: `1>2 2>1`.
+    // The note names the directed links that are cut: `1>2 2>1`.
     let ways = fault.note.split(' ').filter_map(|way| way.split_once('>'));
     let ways = ways.filter_map(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
     let cut_off: BTreeSet<usize> = ways
@@ -132,7 +132,7 @@ fn deposes(fault: &Fault, leader: usize, nodes: usize) -> bool {
     cut_off.len() * 2 >= nodes
 }
 
-/// From healing to the first write, and to nine tenths of what was acknowledged before the first fault.
+/// The time from healing to the first write, and to 90 % of the throughput before the first fault.
 fn recovery(evidence: &Evidence) -> Vec<(String, f64)> {
     let healed = evidence.run.healed;
     let writes = || {
@@ -169,13 +169,13 @@ fn in_ms(ns: u64) -> f64 {
     (ns / 1_000) as f64 / 1e3
 }
 
-/// The value below which a share of the sorted values lies: the nearest rank.
+/// The nearest-rank percentile of sorted values.
 fn at(sorted: &[f64], share: f64) -> Option<f64> {
     let rank = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied()
 }
 
-/// As the history has it.
+/// The name of an operation in the history.
 fn name(op: Op) -> String {
     let name = serde_json::to_value(op).ok();
     name.and_then(|name| Some(name.as_str()?.to_owned()))
@@ -197,9 +197,9 @@ mod tests {
     fn an_outage_is_the_longest_time_without_an_acknowledgement_from_a_fault_on() {
         let led = [sample(10, 1, 1, true), sample(20, 1, 1, true)];
         let mut story = Story::default().samples(led).fault("kill", &[1], 100..400);
-        // Of another node, and of a majority with the leader.
+        // One fault of another node, and one of a majority that includes the leader.
         story = story.fault("pause", &[2], 500..600).fault("kill", &[1, 2], 700..800);
-        // Acknowledged before the cut took effect, while the fault goes on, and after its end.
+        // Acknowledged before the cut took effect, during the fault, and after its end.
         story = send(send(send(story, 90, 110), 150, 450), 160, 350);
         let samples = samples(&story.evidence());
         assert_eq!(samples["outage after kill of the leader ms"], [240.0]);
@@ -229,7 +229,7 @@ mod tests {
         let story = story
             .info(1..2, Op::Send, "a", Fields::key("i"))
             .fault("kill", &[3], 5..6);
-        // A repeat is no other message.
+        // A repeat is not another message.
         let story = story.ok(200..210, Op::Send, "a", Fields::key("k100"), Fields::id("m100"));
         let evidence = story.evidence();
         let figures = figures(&evidence, &samples(&evidence));

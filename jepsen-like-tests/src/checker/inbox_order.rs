@@ -1,5 +1,5 @@
-//! An inbox is one total order, the same on every node, and no message stands before one that was acknowledged before
-//! it was sent.
+//! An inbox has one total order, the same on every node, and no message precedes one that was acknowledged before it
+//! was sent.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use super::order::Order;
 use super::{Evidence, seconds};
 use crate::verdict::Check;
 
-/// Compares every inbox of every node with the first node's, and that one with the times of sending.
+/// Compares every inbox on every node with the first node's, and that one with the send times.
 pub fn check(evidence: &Evidence) -> Check {
     let Evidence { mail, order, .. } = evidence;
     let mut first: HashMap<Name, &Audit> = HashMap::new();
@@ -43,9 +43,9 @@ pub fn check(evidence: &Evidence) -> Check {
     Check::new("inbox-order", looked_at, violations)
 }
 
-/// A message was sent when the first that stands behind it had been acknowledged.
+/// Every message must have been sent before any message that follows it was acknowledged.
 fn of_inbox<'a>(mail: &'a Mail, order: &'a Order, audit: &'a Audit) -> impl Iterator<Item = String> + 'a {
-    // Of all before this place, the one that was sent last.
+    // The message with the latest send time among those before this position.
     let (mut latest, mut began) = (0, 0);
     (1..).zip(mail.listed(audit)).filter_map(move |(place, message)| {
         if order.place(audit.inbox, message.id).is_some_and(|there| there != place) {

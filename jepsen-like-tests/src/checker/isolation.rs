@@ -1,5 +1,6 @@
-//! Nothing crosses the border of a team, and no key does more than it may: what a team's inboxes hold was sent in that
-//! team; what belongs to another one is answered like what does not exist; what was sent lands in its own team, once.
+//! Teams are isolated, and no key exceeds its rights: the inboxes of a team contain only messages sent in that team;
+//! requests for another team's data are answered as if the data did not exist; what a key wrote is in its own team
+//! exactly once.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -41,7 +42,7 @@ fn probes(operations: &[Operation], violations: &mut Vec<String>) -> usize {
     count
 }
 
-/// What another team has must be refused in the words for what nobody has.
+/// Another team's data must be refused with the same error as data that does not exist.
 fn told_apart(operations: &[Operation], violations: &mut Vec<String>) {
     let mut words: BTreeMap<&str, [HashSet<&str>; 2]> = BTreeMap::new();
     for probe in operations.iter().filter(|o| o.op == Op::Probe) {
@@ -63,7 +64,7 @@ fn told_apart(operations: &[Operation], violations: &mut Vec<String>) {
     }
 }
 
-/// Every message is of its inbox's team, and somebody sent it.
+/// Every message belongs to the team of its inbox and was sent by someone.
 fn inboxes(operations: &[Operation], violations: &mut Vec<String>) -> usize {
     let sent: HashSet<&str> = operations
         .iter()
@@ -72,7 +73,7 @@ fn inboxes(operations: &[Operation], violations: &mut Vec<String>) -> usize {
         .collect();
     let mut count = 0;
     for audit in operations.iter().filter(|o| o.op == Op::Inbox) {
-        // Notices have no key.
+        // Failure notices have no key.
         let items = audit.answered().map_or(&[][..], |answered| &answered.items);
         for item in items.iter().filter(|item| !item.key.is_empty()) {
             count += 1;
@@ -86,7 +87,7 @@ fn inboxes(operations: &[Operation], violations: &mut Vec<String>) -> usize {
     count
 }
 
-/// What keys wrote is once in an inbox of their team, on every node; what was refused is nowhere.
+/// What keys wrote is once in an inbox of their team on every node; what was refused is nowhere.
 fn landings(operations: &[Operation], violations: &mut Vec<String>) {
     let writes = operations.iter().filter(|o| o.op == Op::KeyUse);
     let writes: HashMap<&str, &Operation> = writes.filter_map(|o| Some((o.asked.key.as_deref()?, o))).collect();

@@ -1,13 +1,13 @@
-//! A linearizable read shows everything that was acknowledged, or that anybody saw, before it began.
+//! A linearizable read shows everything that was acknowledged or seen before it began.
 //!
-//! A page says so only as far as it covers the inbox: one from a cursor that has room left, and one of the newest
-//! messages. What a local read may lack is not bounded.
+//! A page proves this only for the part of the inbox that it covers: a page from a cursor that was not full, and a
+//! page of the newest messages. Local reads may be arbitrarily stale.
 
 use super::mail::View;
 use super::{Evidence, seconds};
 use crate::verdict::Check;
 
-/// Compares where every linearizable page ends with what was there.
+/// Compares the end of every linearizable page with what was known to exist.
 pub fn check(evidence: &Evidence) -> Check {
     let Evidence { mail, order, known, .. } = evidence;
     let mut violations = Vec::new();

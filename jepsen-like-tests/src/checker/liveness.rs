@@ -1,18 +1,19 @@
-//! When the faults are over, the cluster serves: clients' writes within 5 s, and every node lists every inbox.
+//! After the faults have ended the cluster serves: a write is acknowledged within 5 s, and every node lists every
+//! inbox.
 
 use super::mail::End;
 use super::{Evidence, Moment, seconds};
 use crate::history::Op;
 use crate::verdict::Check;
 
-/// From healing to the first acknowledged write.
+/// Time limit from healing to the first acknowledged write.
 const WRITES_WITHIN_NS: u64 = 5_000_000_000;
 
-/// Looks for what was served too late, or not at all.
+/// Reports what was served too late or not at all.
 pub fn check(evidence: &Evidence) -> Check {
     let healed = evidence.run.healed;
-    // What clients wanted to write then: theirs was open, or they began one. If there is mail, it counts: other things
-    // may well be served while no message is.
+    // The writes that were open at healing or began later. If messages are among them only those count: other
+    // requests may be served while no message is.
     let open = |moment: &&Moment| moment.is_write() && moment.ended > healed;
     let mail = |moment: &&Moment| matches!(moment.op, Op::Send | Op::Publish);
     let wanted: Vec<&Moment> = evidence.moments.iter().filter(open).collect();
@@ -50,7 +51,7 @@ mod tests {
     use crate::checker::made_up::Story;
     use crate::history::Fields;
 
-    /// Healed at 1,000 ms.
+    /// The run is healed at 1,000 ms.
     fn violations(story: Story) -> Vec<String> {
         check(&story.evidence()).violations
     }

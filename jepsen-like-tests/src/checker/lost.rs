@@ -1,5 +1,5 @@
-//! Nothing acknowledged is lost, nothing unasked appears, nothing is there twice, nothing refused is there, a repeat
-//! makes nothing new, and what somebody saw stays.
+//! No acknowledged message is lost, no message appears that was not sent, none appears twice, none that was refused
+//! appears, a repeat creates nothing new, and a message that was seen stays.
 
 use super::mail::{End, Listed, Mail, Sent};
 use super::names::Name;
@@ -7,11 +7,11 @@ use super::order::Order;
 use super::{Evidence, seconds};
 use crate::verdict::Check;
 
-/// Compares what was sent, and what was answered to repeats, with what every node shows in the end.
+/// Compares what was sent, and the responses to repeats, with what every node shows at the end.
 pub fn check(evidence: &Evidence) -> Check {
     let Evidence { mail, order, .. } = evidence;
     let mut violations = repeats(mail);
-    // Also those that joined later.
+    // Nodes that joined later are included.
     for node in 1..=mail.audits.iter().map(|audit| audit.node).max().unwrap_or(0) {
         violations.extend(of_node(mail, node));
     }
@@ -19,7 +19,7 @@ pub fn check(evidence: &Evidence) -> Check {
     Check::new("lost", mail.sent.len(), violations)
 }
 
-/// What a node shows under a key.
+/// The messages that a node shows under a key.
 #[derive(Clone, Copy, Default)]
 struct Seen {
     times: u32,
@@ -40,7 +40,7 @@ fn of_node(mail: &Mail, node: usize) -> Vec<String> {
                     let there = &mut seen[number];
                     (there.times, there.id, there.inbox) = (there.times + 1, *id, audit.inbox);
                 }
-                // Notices have no key.
+                // Failure notices have no key.
                 None if *key == 0 || mail.is_published(*key) => {}
                 None => violations.push(format!("node {node} has {}, which nobody sent", mail.text(*key))),
             }
@@ -89,7 +89,7 @@ fn repeats(mail: &Mail) -> Vec<String> {
     wrong.collect()
 }
 
-/// A page shows only what is decided: it must be there in the end.
+/// A page shows only committed messages, so each must be there at the end.
 fn seen_before<'a>(mail: &'a Mail, order: &'a Order) -> impl Iterator<Item = String> + 'a {
     let pages = mail.pages.iter().filter(|page| order.length(page.inbox).is_some());
     pages.filter_map(|page| {
@@ -137,7 +137,7 @@ mod tests {
             story = story.info(3..4, Op::Send, "a", listed(&[("", key)]));
         }
         story = story.fail(3..4, Op::Send, "a", listed(&[("", "k4")]));
-        // In a batch, or alone, or never audited.
+        // One batch, and one message to an inbox that is never audited.
         let batch = listed(&[("m5", "k5"), ("m6", "k6")]);
         story = story.ok(3..4, Op::Send, "a", listed(&[("", "k5"), ("", "k6")]), batch);
         story = story.ok(3..4, Op::Send, "other", Fields::key("k7"), Fields::id("m7"));
@@ -191,7 +191,7 @@ mod tests {
             violations(taken),
             ["another body under the key k1 was acknowledged as m1"]
         );
-        // What was unknown at first is acknowledged by its repeat.
+        // The first attempt was unknown, its repeat is acknowledged.
         let unknown = Story::default().info(0..1, Op::Send, "a", listed(&[("", "k1")]));
         let lost = violations(send(unknown, "k1", "m1").audit("a", &[]));
         assert_eq!(lost[0], "node 1 lost k1, acknowledged as m1");

@@ -1,4 +1,4 @@
-//! Runs made up for the tests of checkers. Times are milliseconds of the run.
+//! Builders of recorded runs for the tests of checkers. Times are milliseconds since the start of the run.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use crate::history::{Fields, Item, Op, Operation, Outcome};
 use crate::run::{Replicas, Run};
 use crate::watch::Sample;
 
-/// A run of three nodes, healed at 1,000 ms, in which all went well but for what is added.
+/// A valid run of three nodes, healed at 1,000 ms, to which operations and faults are added.
 pub struct Story {
     run: Run,
     operations: Vec<Operation>,
@@ -46,34 +46,33 @@ impl Default for Story {
 }
 
 impl Story {
-    /// With another account of the run.
     pub fn run(mut self, change: impl FnOnce(&mut Run)) -> Self {
         change(&mut self.run);
         self
     }
 
-    /// The replicas differ in the end.
+    /// Makes the replicas differ at the end.
     pub fn diverged(mut self) -> Self {
         self.replicas.same = false;
         self
     }
 
-    /// An operation that happened.
+    /// Adds an operation that took effect.
     pub fn ok(self, time: Range<u64>, op: Op, k: &str, asked: Fields, answered: Fields) -> Self {
         self.operation(time, op, k, asked, Outcome::Ok(answered))
     }
 
-    /// An operation that surely did not happen.
+    /// Adds an operation that certainly did not take effect.
     pub fn fail(self, time: Range<u64>, op: Op, k: &str, asked: Fields) -> Self {
         self.operation(time, op, k, asked, Outcome::Fail("no".to_owned()))
     }
 
-    /// An operation of which nobody knows.
+    /// Adds an operation with an unknown outcome.
     pub fn info(self, time: Range<u64>, op: Op, k: &str, asked: Fields) -> Self {
         self.operation(time, op, k, asked, Outcome::Info("timeout".to_owned()))
     }
 
-    /// An operation of lane 0 at node 1, unless [`Story::at`] and [`Story::by`] say otherwise.
+    /// Adds an operation of lane 0 at node 1; [`Story::at`] and [`Story::by`] change that.
     pub fn operation(mut self, time: Range<u64>, op: Op, k: &str, asked: Fields, outcome: Outcome) -> Self {
         self.operations.push(Operation {
             lane: 0,
@@ -88,13 +87,12 @@ impl Story {
         self
     }
 
-    /// Operations of any kind.
     pub fn with(mut self, operations: Vec<Operation>) -> Self {
         self.operations.extend(operations);
         self
     }
 
-    /// The last operation was asked of this node.
+    /// Sets the node of the last operation.
     pub fn at(mut self, node: usize) -> Self {
         if let Some(last) = self.operations.last_mut() {
             last.node = Some(node);
@@ -102,7 +100,7 @@ impl Story {
         self
     }
 
-    /// The last operation was this client's.
+    /// Sets the lane of the last operation.
     pub fn by(mut self, lane: u32) -> Self {
         if let Some(last) = self.operations.last_mut() {
             last.lane = lane;
@@ -110,7 +108,7 @@ impl Story {
         self
     }
 
-    /// Every node shows these messages in an inbox in the end: `(id, key)`.
+    /// Makes every node show these messages `(id, key)` in an inbox at the end.
     pub fn audit(mut self, inbox: &str, messages: &[(&str, &str)]) -> Self {
         for node in 1..=self.run.nodes {
             self = self
@@ -120,7 +118,7 @@ impl Story {
         self
     }
 
-    /// A fault that happened.
+    /// Adds a fault that happened.
     pub fn fault(mut self, kind: &str, nodes: &[usize], time: Range<u64>) -> Self {
         self.faults.push(Fault {
             kind: kind.to_owned(),
@@ -133,13 +131,12 @@ impl Story {
         self
     }
 
-    /// Nodes said this about themselves.
+    /// Adds states that nodes reported.
     pub fn samples(mut self, samples: impl IntoIterator<Item = Sample>) -> Self {
         self.samples.extend(samples);
         self
     }
 
-    /// What a checker is given.
     pub fn evidence(self) -> Evidence {
         let mut operations = self.operations;
         operations.sort_by_key(|operation| operation.ended);
@@ -149,7 +146,7 @@ impl Story {
     }
 }
 
-/// Messages: `(id, key)`.
+/// Messages `(id, key)`.
 pub fn listed(messages: &[(&str, &str)]) -> Fields {
     let items = messages.iter().map(|(id, key)| Item {
         id: (*id).to_owned(),
@@ -159,7 +156,7 @@ pub fn listed(messages: &[(&str, &str)]) -> Fields {
     Fields::items(items.collect())
 }
 
-/// What a node says at a time: its term, and whether it leads.
+/// A reported state: the node's term, and whether it leads.
 pub fn sample(t: u64, node: usize, term: u64, leads: bool) -> Sample {
     Sample {
         t: t * MS,

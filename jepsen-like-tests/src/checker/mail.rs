@@ -1,6 +1,6 @@
-//! What a run wrote down about mailboxes, small: texts are numbers, and a message that somebody saw is one number.
+//! The history of mailboxes in a compact form: texts are interned, and a message in a page takes one number.
 //!
-//! Histories of ten million messages, each read by several clients and listed by every node in the end, must fit into
+//! Histories of ten million messages, each read by several clients and listed by every node at the end, must fit into
 //! memory. So [`Mail`] is filled operation by operation while the history is read.
 
 use std::ops::Range;
@@ -9,151 +9,132 @@ use super::names::{Name, Names};
 use crate::history::{Fields, Item, Op, Operation, Outcome};
 use crate::workload::mailbox;
 
-/// No time at all: what never ended.
+/// The time of an event that never happened.
 pub const NEVER: u64 = u64::MAX;
 
-/// How an operation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// It happened.
+    /// The operation took effect.
     Ok,
-    /// It surely did not.
+    /// The operation certainly did not take effect.
     Fail,
-    /// Nobody knows.
+    /// The outcome is unknown.
     Info,
 }
 
-/// One message that a client sent.
+/// A message that a client sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Sent {
-    /// To whom.
     pub inbox: Name,
-    /// Its client's name of it.
+    /// The name that its sender gave it.
     pub key: Name,
-    /// The server's id of it, if it was acknowledged.
+    /// The id that the server assigned, if the message was acknowledged.
     pub id: Name,
-    /// When it was sent first.
+    /// When the first attempt began.
     pub began: u64,
-    /// When it was acknowledged; [`NEVER`] if it was not.
+    /// When the message was acknowledged; [`NEVER`] if it was not.
     pub ended: u64,
-    /// How.
     pub end: End,
 }
 
-/// The same key once more.
+/// A repeated send under the same key.
 #[derive(Debug, Clone, Copy)]
 pub struct Repeat {
-    /// The place of the first in [`Mail::sent`].
+    /// The index of the first send in [`Mail::sent`].
     pub first: usize,
-    /// What was answered.
+    /// The id in the response.
     pub id: Name,
-    /// How it ended.
     pub end: End,
-    /// The body was another one: nobody may answer that with a message.
+    /// Whether the body differed from the first one; such a send must not be acknowledged.
     pub changed: bool,
 }
 
-/// Which messages a page shows.
+/// The selection and order of messages in a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum View {
-    /// Those behind a cursor, oldest first.
+    /// The messages after a cursor, oldest first.
     Onward,
-    /// The newest, newest first.
+    /// The newest messages, newest first.
     Newest,
-    /// Those that nobody marked read, oldest first.
+    /// The messages that are not marked as read, oldest first.
     Unread,
 }
 
-/// A page that was answered.
+/// A page that a client received.
 #[derive(Debug, Clone)]
 pub struct Page {
-    /// Of which inbox.
     pub inbox: Name,
-    /// By which node.
     pub node: usize,
-    /// By which client.
     pub lane: u32,
-    /// What was asked for.
     pub view: View,
-    /// Whether a node could answer without asking the others.
+    /// Whether the node may answer from its local state.
     pub local: bool,
-    /// The cursor of the question; 0 from the beginning.
+    /// The cursor in the request; 0 from the beginning.
     pub from: Name,
-    /// The cursor of the answer.
+    /// The cursor in the response.
     pub cursor: Name,
-    /// How many messages it may have.
+    /// The maximum number of messages.
     pub limit: usize,
-    /// When it was asked.
     pub began: u64,
-    /// When it was answered.
     pub ended: u64,
-    /// Its messages, in [`Mail::shown`].
+    /// The range of its messages in [`Mail::shown`].
     items: Range<usize>,
 }
 
-/// A message that its reader marked as read.
+/// A request to mark a message as read.
 #[derive(Debug, Clone, Copy)]
 pub struct Mark {
-    /// Of which inbox.
     pub inbox: Name,
-    /// Which message.
     pub id: Name,
-    /// When it began.
     pub began: u64,
     /// When it ended; [`NEVER`] if it did not.
     pub ended: u64,
-    /// How.
     pub end: End,
 }
 
-/// Everything in an inbox, as one node showed it in the end.
+/// A whole inbox as one node showed it at the end.
 #[derive(Debug, Clone)]
 pub struct Audit {
-    /// Of which inbox.
     pub inbox: Name,
-    /// By which node.
     pub node: usize,
-    /// Why it is not known, if it is not.
+    /// The error, if the inbox could not be read.
     pub failed: Option<String>,
-    /// Its messages, in [`Mail::listed`].
+    /// The range of its messages in [`Mail::listed`].
     items: Range<usize>,
 }
 
 /// A message in an audit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listed {
-    /// The server's id.
+    /// The id that the server assigned.
     pub id: Name,
-    /// Its sender's name of it; 0 if it has none.
+    /// The name that its sender gave it; 0 if it has none.
     pub key: Name,
 }
 
-/// What happened to mailboxes.
+/// The history of mailboxes.
 #[derive(Default)]
 pub struct Mail {
-    /// All texts.
     pub names: Names,
-    /// All messages that were sent, in the order in which the first attempts ended.
+    /// All sent messages, in the order in which their first attempts ended.
     pub sent: Vec<Sent>,
-    /// All repeats.
     pub repeats: Vec<Repeat>,
-    /// All pages, in the order in which they were answered.
+    /// All pages, in the order in which they were received.
     pub pages: Vec<Page>,
-    /// All marks, in the order in which they ended.
+    /// All requests to mark messages as read, in the order in which they ended.
     pub marks: Vec<Mark>,
-    /// All audits.
     pub audits: Vec<Audit>,
     shown: Vec<Name>,
     listed: Vec<Listed>,
-    /// By key: 0 if nobody sent it, [`PUBLISHED`], or its place in `sent` + 1.
+    /// By key: 0 if it was never sent, [`PUBLISHED`], or its index in `sent` + 1.
     first: Vec<u32>,
 }
 
-/// The key of something that has a copy in each of many inboxes.
+/// The key of a publish, which has copies in many inboxes.
 const PUBLISHED: u32 = u32::MAX;
 
 impl Mail {
-    /// Takes in an operation that ended, if it is about mailboxes.
+    /// Adds an operation that ended, if it concerns mailboxes.
     pub fn take(&mut self, operation: &Operation) {
         match operation.op {
             Op::Send => self.take_send(operation),
@@ -180,18 +161,17 @@ impl Mail {
         &self.listed[audit.items.clone()]
     }
 
-    /// A text.
     pub fn text(&self, name: Name) -> &str {
         self.names.text(name)
     }
 
-    /// The place in [`Mail::sent`] of a key, if it was sent.
+    /// The index of a key in [`Mail::sent`], if it was sent.
     pub fn sent_as(&self, key: Name) -> Option<usize> {
         let first = self.first.get(key as usize).copied().unwrap_or(0);
         (first != 0 && first != PUBLISHED).then(|| first as usize - 1)
     }
 
-    /// Whether a key was published to a topic: its copies are another checker's business.
+    /// Whether a key was published to a topic. The fan-out checker looks at its copies.
     pub fn is_published(&self, key: Name) -> bool {
         self.first.get(key as usize) == Some(&PUBLISHED)
     }
@@ -299,7 +279,6 @@ impl Mail {
     }
 }
 
-/// How an operation ended.
 pub fn end_of(operation: &Operation) -> End {
     match operation.outcome {
         Outcome::Ok(_) => End::Ok,
@@ -312,12 +291,12 @@ fn acknowledged_at(operation: &Operation) -> u64 {
     operation.answered().and(operation.ended).unwrap_or(NEVER)
 }
 
-/// The names that clients gave to what an operation is about: one, or a batch.
+/// The keys of an operation: one, or those of a batch.
 fn keys(fields: &Fields) -> Vec<&str> {
     texts(&fields.key, &fields.items, |item| &item.key)
 }
 
-/// The ids that the server gave to what an operation is about.
+/// The message ids of an operation: one, or those of a batch.
 fn ids(fields: &Fields) -> Vec<&str> {
     texts(&fields.id, &fields.items, |item| &item.id)
 }

@@ -1,26 +1,26 @@
-//! The members are those that the operators were told they are, and no id is given twice.
+//! The cluster's members are those that the operators' successful changes imply, and no node id is assigned twice.
 
 use std::collections::BTreeSet;
 
 use super::Evidence;
 use crate::verdict::Check;
 
-/// What a script saw, as the note of a fault of this kind.
+/// The kind of the fault whose note records the observed members.
 pub const KIND: &str = "members";
 
-/// A look at the members, at a moment when nobody changes them.
+/// The members at a moment when nobody changes them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Look {
-    /// Who is there, by id.
+    /// The ids of the observed members.
     pub seen: Vec<u64>,
-    /// Who should be, by what operators were answered.
+    /// The ids of the expected members, from the responses to operators.
     pub told: Vec<u64>,
-    /// The ids that were given since the last look.
+    /// The ids that were assigned since the last observation.
     pub given: Vec<u64>,
 }
 
 impl Look {
-    /// For a note.
+    /// Formats it as the note of a fault.
     pub fn note(&self) -> String {
         let numbers = |ids: &[u64]| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
         let Look { seen, told, given } = self;
@@ -48,7 +48,7 @@ impl Look {
     }
 }
 
-/// Compares every look with what was told.
+/// Compares every observation with the expected members.
 pub fn check(evidence: &Evidence) -> Check {
     let looks = evidence.faults.iter().filter(|fault| fault.kind == KIND);
     let notes: Vec<&str> = looks.map(|fault| fault.note.as_str()).collect();

@@ -1,12 +1,12 @@
-//! Pages join without gap or overlap, whichever nodes they come from, and no cursor goes back. This holds for local
-//! reads, too: what a node has is a beginning of the inbox.
+//! Consecutive pages join without gap or overlap, whichever nodes they come from, and no cursor moves back. This
+//! holds for local reads, too: every node has a prefix of the inbox.
 
 use super::mail::{Mail, Page, View};
 use super::order::Order;
 use super::{Evidence, seconds};
 use crate::verdict::Check;
 
-/// Compares every page with the part of the inbox that it must be.
+/// Compares every page with the part of the inbox that it must show.
 pub fn check(evidence: &Evidence) -> Check {
     let Evidence { mail, order, .. } = evidence;
     let mut violations = Vec::new();
@@ -36,7 +36,7 @@ pub fn check(evidence: &Evidence) -> Check {
     Check::new("monotonic", looked_at, violations)
 }
 
-/// What is wrong with a page. Messages that are nowhere in the end are the business of `lost`.
+/// The error in a page. Messages that are in no inbox at the end are reported by `lost`.
 fn wrong(mail: &Mail, order: &Order, page: &Page) -> Option<String> {
     let items = mail.items(page);
     let places: Option<Vec<u32>> = items.iter().map(|id| order.place(page.inbox, *id)).collect();

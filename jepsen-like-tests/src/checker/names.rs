@@ -1,16 +1,16 @@
-//! Texts as numbers: a history names each message many times.
+//! Interned texts: a history names each message many times.
 
 use std::hash::{BuildHasher as _, RandomState};
 
-/// A text as a number; 0 is the empty text.
+/// An interned text; 0 is the empty text.
 pub type Name = u32;
 
-/// Gives each text its number.
+/// Interns texts.
 pub struct Names {
     text: String,
-    /// Where each name ends in `text`.
+    /// The end of each text in `text`.
     ends: Vec<usize>,
-    /// Open addressing: a name + 1, or 0. Its length is a power of two.
+    /// A hash table with open addressing: a name + 1, or 0. Its length is a power of two.
     slots: Vec<u32>,
     hasher: RandomState,
 }
@@ -29,7 +29,7 @@ impl Default for Names {
 }
 
 impl Names {
-    /// The number of a text, which gets one if it has none.
+    /// Interns a text.
     pub fn of(&mut self, text: &str) -> Name {
         if (self.ends.len() + 1) * 2 > self.slots.len() {
             self.grow();
@@ -43,19 +43,19 @@ impl Names {
         self.slots[slot] - 1
     }
 
-    /// The text of a number.
+    /// The text of a name.
     pub fn text(&self, name: Name) -> &str {
         let place = name as usize;
         let begin = place.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.text[begin..self.ends[place]]
     }
 
-    /// How many there are; all numbers are less.
+    /// The number of interned texts; all names are less.
     pub fn count(&self) -> usize {
         self.ends.len()
     }
 
-    /// Where a text is, or would be.
+    /// The slot of a text, or the free slot for it.
     fn slot(&self, text: &str) -> usize {
         let mask = self.slots.len() - 1;
         let mut slot = self.hasher.hash_one(text) as usize & mask;

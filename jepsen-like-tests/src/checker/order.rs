@@ -1,24 +1,24 @@
-//! The order in which the messages of each inbox stand in the end, and what is known to be there at what time.
+//! The final order of the messages in each inbox, and which of them were known to exist at what time.
 //!
-//! With the order known, whether a read was linearizable is a comparison of two places: nothing has to be searched.
+//! With a known order, whether a read was linearizable is a comparison of two positions; no search is needed.
 
 use super::mail::{End, Mail, NEVER, Page, View};
 use super::names::Name;
 
-/// The order of every inbox, as the first node that was asked has it.
+/// The order of every inbox, from the first node that was audited.
 pub struct Order {
-    /// By id: its inbox and its place there, from 1; 0 if it is in no inbox.
+    /// By message id: its inbox and its position there, from 1; 0 if it is in no inbox.
     places: Vec<(Name, u32)>,
-    /// By the name of an inbox: how many messages it has; none if nobody looked, or if it has copies of a topic's.
+    /// By inbox: the number of its messages; `None` if it was not audited or contains copies of publishes.
     lengths: Vec<Option<u32>>,
-    /// By cursor: the place it stands behind, + 1; 0 if unknown.
+    /// By cursor: the position after which it points + 1; 0 if unknown.
     cursors: Vec<u32>,
-    /// Pages whose cursor stood elsewhere in another answer.
+    /// The indexes of pages whose cursor pointed elsewhere in another response.
     pub moved: Vec<usize>,
 }
 
 impl Order {
-    /// From the audits and pages of a run.
+    /// Derives the orders from the audits and pages of a run.
     pub fn of(mail: &Mail) -> Self {
         let mut order = Order {
             places: vec![(0, 0); mail.names.count()],
@@ -43,23 +43,23 @@ impl Order {
         order
     }
 
-    /// The place of a message in an inbox.
+    /// The position of a message in an inbox.
     pub fn place(&self, inbox: Name, id: Name) -> Option<u32> {
         let (there, place) = self.places[id as usize];
         (there == inbox && place > 0).then_some(place)
     }
 
-    /// How many messages an inbox has in the end, if its order is known.
+    /// The final number of messages in an inbox, if its order is known.
     pub fn length(&self, inbox: Name) -> Option<u32> {
         self.lengths[inbox as usize]
     }
 
-    /// The place that a cursor stands behind.
+    /// The position after which a cursor points.
     pub fn cursor(&self, cursor: Name) -> Option<u32> {
         self.cursors[cursor as usize].checked_sub(1)
     }
 
-    /// Up to which place a page says everything: none if it was full, and more may follow.
+    /// The last position up to which a page is complete: `None` if it was full, so that more may follow.
     pub fn covered(&self, mail: &Mail, page: &Page) -> Option<u32> {
         let items = mail.items(page);
         let at = |id: Option<&Name>| id.map_or(Some(0), |id| self.place(page.inbox, *id));
@@ -90,15 +90,15 @@ impl Order {
     }
 }
 
-/// What must be there, by time: whoever begins to read after an acknowledgement, or after somebody saw a message, sees
-/// all that stands up to it.
+/// Which messages were known to exist at what time: a read that begins after an acknowledgement, or after someone saw
+/// a message, must show everything up to that position.
 pub struct Known {
-    /// Inbox, since when, and up to which place; the place is the greatest until then.
+    /// The inbox, a time, and the greatest position known by then.
     steps: Vec<(Name, u64, u32)>,
 }
 
 impl Known {
-    /// From everything that was acknowledged or shown.
+    /// Derives it from everything that was acknowledged or shown.
     pub fn of(mail: &Mail, order: &Order) -> Self {
         let sent = mail.sent.iter().filter(|sent| sent.end == End::Ok);
         let sent = sent.filter_map(|sent| Some((sent.inbox, sent.ended, order.place(sent.inbox, sent.id)?)));
@@ -123,7 +123,7 @@ impl Known {
         Known { steps }
     }
 
-    /// Up to which place everything was there before this moment.
+    /// The position up to which everything was known to exist before `time`.
     pub fn before(&self, inbox: Name, time: u64) -> u32 {
         let after = self.steps.partition_point(|step| (step.0, step.1) < (inbox, time));
         let last = after.checked_sub(1).map(|last| self.steps[last]);

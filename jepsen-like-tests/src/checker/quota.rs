@@ -1,8 +1,9 @@
-//! A limit is never exceeded, nothing is refused before it is reached, and a repeat counts once.
+//! A limit is never exceeded, nothing is refused before the limit is reached, and a repeat counts once.
 //!
-//! What was accepted in the end stands in the receiver's inbox, in the order in which it was counted and with the day (or
-//! month) of which; so nothing stays in doubt. Of a refusal the day is not known: it is that of some spend around it, and
-//! it is wrong only if it would be on all of those days. A limit that is being changed is taken for what helps the node.
+//! Accepted sends are in the receiver's inbox at the end, in the order in which they were counted and with their
+//! accounting day (or month). A refusal does not carry its day, so it is a violation only if it would be wrong on
+//! every day on which it could have been counted. While a limit is being changed, the value that favours the node
+//! applies.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -10,7 +11,7 @@ use super::Evidence;
 use crate::history::{Item, Op, Operation, Outcome};
 use crate::verdict::Check;
 
-/// Checks every quota by itself.
+/// Checks every quota separately.
 pub fn check(evidence: &Evidence) -> Check {
     let mut quotas: BTreeMap<&str, Quota<'_>> = BTreeMap::new();
     for operation in &evidence.operations {
@@ -38,24 +39,24 @@ struct Quota<'a> {
     audits: Vec<&'a Operation>,
 }
 
-/// What was counted, with the window in which it was.
+/// An accepted send, with the window in which it was counted.
 struct Counted<'a> {
     key: &'a str,
     period: u64,
-    /// The how manieth of its period.
+    /// Its position among the sends of its period.
     number: u64,
     began: u64,
     ended: u64,
 }
 
-/// What clients know of one key.
+/// The requests and responses of clients for one key.
 #[derive(Default)]
 struct Asked<'a> {
     began: u64,
-    /// The first acknowledgement.
+    /// When the first acknowledgement arrived.
     ended: Option<u64>,
     ids: HashSet<&'a str>,
-    /// How many the face said were used.
+    /// The numbers of used units in the responses.
     used: HashSet<u64>,
     refused: bool,
     unknown: bool,
@@ -85,7 +86,6 @@ impl Quota<'_> {
         violations
     }
 
-    /// What was asked, by key.
     fn asked(&self, violations: &mut Vec<String>) -> HashMap<&str, Asked<'_>> {
         let mut all: HashMap<&str, Asked<'_>> = HashMap::new();
         for spend in &self.spends {
@@ -144,7 +144,8 @@ impl Quota<'_> {
         }
     }
 
-    /// A refusal by the quota needs a day of which everything was spent that the limit surely allowed.
+    /// A refusal because of the quota is legal only if, on a possible day, everything was spent that the limit
+    /// certainly allowed.
     fn refusals(&self, counted: &[Counted<'_>], violations: &mut Vec<String>) {
         for spend in &self.spends {
             let (Outcome::Fail(why), Some(ended)) = (&spend.outcome, spend.ended) else {
@@ -173,8 +174,8 @@ impl Quota<'_> {
         }
     }
 
-    /// The lowest limit that may have held then: that of the last change that was surely made before, or any that may
-    /// have come since.
+    /// The lowest limit that may have applied during the request: that of the last change that was certainly made
+    /// before it, or of any change that may have followed.
     fn surely_allowed(&self, began: u64, ended: u64) -> u64 {
         let made = |limit: &&&Operation| limit.answered().is_some() && limit.ended.is_some_and(|end| end < began);
         let Some(last) = self.limits.iter().filter(made).max_by_key(|limit| limit.began) else {
@@ -192,7 +193,7 @@ fn may_have_happened(limit: &Operation) -> bool {
     !matches!(limit.outcome, Outcome::Fail(_))
 }
 
-/// Numbers what was counted, and narrows the window of each by what came before and after it.
+/// Numbers the accepted sends and narrows the window of each by the sends before and after it.
 fn in_order<'a>(items: &'a [Item], asked: &HashMap<&str, Asked<'_>>) -> Vec<Counted<'a>> {
     let mut numbers: HashMap<u64, u64> = HashMap::new();
     let mut latest = 0;
@@ -219,7 +220,7 @@ fn in_order<'a>(items: &'a [Item], asked: &HashMap<&str, Asked<'_>>) -> Vec<Coun
     counted
 }
 
-/// Time does not go back in the account, by the days that it names and by the clock of the clients.
+/// Time never goes back in the account, neither by its days nor by the clients' clock.
 fn goes_on(counted: &[Counted<'_>], violations: &mut Vec<String>) {
     for pair in counted.windows(2).filter(|pair| pair[1].period < pair[0].period) {
         violations.push(format!(
@@ -235,7 +236,7 @@ fn goes_on(counted: &[Counted<'_>], violations: &mut Vec<String>) {
     }
 }
 
-/// Each key once: what was acknowledged is there, what was refused is not, and nobody else's.
+/// Each key is counted once: an accepted key is there, a refused key is not, and no other keys are.
 fn once(items: &[Item], asked: &HashMap<&str, Asked<'_>>, violations: &mut Vec<String>) {
     let mut met: HashMap<&str, &str> = HashMap::new();
     for item in items {
@@ -333,7 +334,7 @@ mod tests {
         };
         assert!(violations(history(&[spend("a", 3..4), spend("b", 5..6)], &["a", "b"])).is_empty());
         only(history(&[spend("a", 3..4)], &["a"]), "refused when 1 of 2");
-        // It was in doubt and counted, in doubt and not, or came later.
+        // The send was unknown and counted, was unknown and not counted, or came later.
         let doubt = unknown(Op::Spend, NAME, Fields::key("b"), 5..6);
         assert!(violations(history(&[spend("a", 3..4), doubt.clone()], &["a", "b"])).is_empty());
         only(history(&[spend("a", 3..4), doubt], &["a"]), "refused when 1 of 2");
@@ -353,7 +354,7 @@ mod tests {
         only(history(limit(5, 5..6)), "refused when 1 of 5");
         assert!(violations(history(limit(5, 5..8))).is_empty());
         assert!(violations(history(unknown(Op::Limit, NAME, number(5), 5..6))).is_empty());
-        // One that nobody knows of may come late and lower it again.
+        // A change with an unknown outcome may take effect late and lower the limit again.
         let late = [unknown(Op::Limit, NAME, number(1), 3..4), limit(5, 5..6)];
         let rest = [
             limit(3, 1..2),
@@ -378,7 +379,7 @@ mod tests {
             history(over("x", 11..12), &[(&["a"], 10), (&["b"], 9)]),
             "earlier period",
         );
-        // Nothing was spent yet on the day of the refusal, whichever that was.
+        // Nothing was spent yet on the day of the refusal, whichever day that was.
         let early = vec![
             limit(1, 0..1),
             over("x", 2..3),

@@ -1,14 +1,14 @@
-//! What can be seen of Raft's rules from outside, ten times a second.
+//! Raft's rules as far as they are visible from outside, with ten observations a second.
 //!
-//! | rule | what is looked at |
+//! | rule | observation |
 //! |---|---|
-//! | one leader per term | terms in which a node said twice in a row that it leads |
-//! | what is applied stays | a node's applied index, while its process lives |
-//! | terms only grow | a node's term while its process lives; and it never falls below a term in which the node led, whatever happened to the process, because the vote for itself was on disk by then |
-//! | only what a snapshot covers is purged | twice in a row, because gauges are not read at one instant |
+//! | one leader per term | terms in which a node said in two consecutive responses that it leads |
+//! | applied entries stay applied | a node's applied index while its process lives |
+//! | terms only grow | a node's term while its process lives; after a restart, too, it never falls below a term in which the node led, because its vote for itself was on disk by then |
+//! | only entries that a snapshot covers are purged | two consecutive responses, because gauges are not read atomically |
 //!
-//! A process is taken to live as long as it answers in time and no fault lies on it. A node whose data was taken away
-//! begins again: a fault of any kind but those in [`KEEPS_DATA`] excuses it, and so does an empty log.
+//! A process is taken to live as long as it answers in time and no fault affects it. A node that lost its data starts
+//! over: a fault of any kind outside [`KEEPS_DATA`] excuses it, and so does an empty log.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ use crate::faults::{Fault, State};
 use crate::verdict::Check;
 use crate::watch::Sample;
 
-/// Faults that take nothing from a disk that was flushed.
+/// Faults that lose no flushed data.
 const KEEPS_DATA: [&str; 9] = [
     "kill",
     "restart",
@@ -30,10 +30,10 @@ const KEEPS_DATA: [&str; 9] = [
     "transfer",
 ];
 
-/// Between two answers of a process that was not started anew.
+/// The longest time between two responses of a process that was not restarted.
 const LIVES_NS: u64 = 400_000_000;
 
-/// Compares what nodes said with what they and others had said before.
+/// Compares what nodes reported with earlier reports.
 pub fn check(evidence: &Evidence) -> Check {
     let mut violations = terms(evidence);
     for node in 1..=evidence.samples.iter().map(|sample| sample.node).max().unwrap_or(0) {
@@ -91,7 +91,7 @@ fn of_node(evidence: &Evidence, said: &[&Sample]) -> Vec<String> {
     violations
 }
 
-/// Whether such a fault lay on the node at any time between two of its answers.
+/// Whether such a fault affected the node between two of its responses.
 fn between(evidence: &Evidence, before: &Sample, now: &Sample, such: impl Fn(&Fault) -> bool) -> bool {
     evidence.faults.iter().any(|fault| {
         let there = fault.began <= now.t && fault.ended >= before.asked;

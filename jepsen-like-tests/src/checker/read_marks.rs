@@ -1,4 +1,4 @@
-//! What a reader marked as read is in no list of unread mail that it asks for afterwards, and everything else is.
+//! A message that was marked as read is in no later list of unread messages, and every other message is.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -49,9 +49,9 @@ fn said(mail: &Mail, page: &Page, what: String) -> String {
 }
 
 struct Marks {
-    /// By id: when it was surely marked.
+    /// By message id: when it was certainly marked.
     marked: HashMap<Name, u64>,
-    /// By inbox: when each mark began, and of what; only those that may have happened.
+    /// By inbox: when each mark began, and its message; only marks that may have taken effect.
     begun: HashMap<Name, Vec<(u64, Name)>>,
 }
 
@@ -86,15 +86,15 @@ impl Marks {
     }
 }
 
-/// The places of an inbox that nobody has begun to mark yet; pages are looked at in the order of their answers.
+/// The positions of an inbox that nobody has begun to mark yet; pages are checked in the order of their arrival.
 struct Unmarked {
     places: BTreeSet<u32>,
-    /// When each mark began and where, the next one last.
+    /// When each mark began and its position, sorted so that the next one is last.
     coming: Vec<(u64, u32)>,
 }
 
 impl Unmarked {
-    /// The first place that the page should show and does not.
+    /// The first position that the page should show and does not.
     fn missing(&mut self, mail: &Mail, order: &Order, known: &Known, page: &Page) -> Option<u32> {
         while let Some((_, place)) = self.coming.pop_if(|(began, _)| *began < page.ended) {
             self.places.remove(&place);
@@ -177,7 +177,7 @@ mod tests {
             violations(unread(story(), 30, &["m1"])),
             [format!("at 0.030 s {list} lacks message 2, which nobody marked")]
         );
-        // A mark that was refused did not happen.
+        // A mark that was refused had no effect.
         let refused = story().fail(30..31, Op::Ack, "a", Fields::id("m1"));
         assert_eq!(
             violations(unread(refused, 50, &["m2"])),

@@ -1,5 +1,5 @@
-//! A node that lost its power comes back by itself. A node whose files were spoilt serves without the damage or says
-//! that it is in quarantine, and it takes no longer than [`LIMIT_MS`].
+//! A node that lost its power recovers without help. A node whose files were damaged serves without the damage or
+//! reports a quarantine, within [`LIMIT_MS`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,18 +7,18 @@ use super::Evidence;
 use crate::recovery::{Class, Part, Recovery};
 use crate::verdict::Check;
 
-/// What a node may take from its start until it is repaired or in quarantine.
+/// Time limit from the start of a node until it is repaired or in quarantine.
 pub const LIMIT_MS: u64 = 10_000;
 
-/// The fault of a way back that nothing was done for at that time: a damage of before that showed late.
+/// The fault of a recovery that nothing was done for at that time: earlier damage that was detected late.
 pub const LATE: &str = "late";
 
-/// Looks at every way back: at each node after a power cut, at each spoilt file.
+/// Checks every recovery: each node after a power cut, each damaged file.
 pub fn check(evidence: &Evidence) -> Check {
     check_all(&evidence.recoveries)
 }
 
-/// The same, of a run that broke off.
+/// Checks the recoveries of a run that may have broken off.
 pub fn check_all(recoveries: &[Recovery]) -> Check {
     let looked_at = recoveries.iter().map(|recovery| recovery.files.len().max(1)).sum();
     let mut violations: Vec<String> = recoveries.iter().flat_map(of_node).collect();
@@ -83,7 +83,7 @@ fn of_node(recovery: &Recovery) -> Vec<String> {
     violations
 }
 
-/// Counts nodes that came back, spoilt files by their kind, and what became of whom; measures how long it took.
+/// Counts the recovered nodes and the damaged files by kind and outcome; measures the recovery times.
 pub fn figures(evidence: &Evidence, figures: &mut BTreeMap<String, f64>, samples: &mut BTreeMap<String, Vec<f64>>) {
     let mut count = |what: String, by: usize| *figures.entry(what).or_default() += by as f64;
     for recovery in &evidence.recoveries {

@@ -1,8 +1,8 @@
-//! Each key lives once: made, usable, and after its revocation never again. Every use that was answered, whether it was let
-//! in or not, must fit one order of all that happened to the key.
+//! Each key is a register: created, usable, and revoked for ever. Every answered use, whether accepted or rejected,
+//! must fit one linear order of all operations on the key.
 //!
-//! Not part of this: keys that expire, for each node goes by what it knows of the voters' clocks, and reads of what a node
-//! has. Both have bounds instead: [`super::revocation`].
+//! Keys that expire are left out, because each node judges by its own knowledge of the voters' clocks; so are local
+//! reads. [`super::revocation`] checks bounds for both.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -11,7 +11,7 @@ use super::wgl::{self, Call, Found};
 use crate::history::{Op, Operation, Outcome};
 use crate::verdict::Check;
 
-/// Where a key stands.
+/// The state of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Life {
     Unborn,
@@ -19,7 +19,7 @@ enum Life {
     Revoked,
 }
 
-/// What happens to it.
+/// An operation on a key, with its result.
 #[derive(Debug, Clone, Copy)]
 enum What {
     Created,
@@ -38,7 +38,7 @@ fn step(life: &Life, what: &What) -> Option<Life> {
     }
 }
 
-/// Searches for an order of each key's history.
+/// Searches for a linear order of each key's history.
 pub fn check(evidence: &Evidence) -> Check {
     let mut keys: BTreeMap<&str, Vec<Call<What>>> = BTreeMap::new();
     let mut created: HashSet<&str> = HashSet::new();
@@ -68,7 +68,7 @@ pub fn check(evidence: &Evidence) -> Check {
     Check::new("registers", looked_at, violations)
 }
 
-/// What an operation says about a key's life, if anything.
+/// The operation on the state of a key, if it is one.
 fn call(operation: &Operation) -> Option<Call<What>> {
     let local = operation.asked.name.as_deref() == Some("local");
     let what = match (operation.op, &operation.outcome) {
@@ -131,7 +131,7 @@ mod tests {
         let history = |first: Operation, second: Operation| vec![create(), revoke(5..20), first, second];
         assert!(!violated(history(used("read", 6..7), away("write", 8..9))));
         assert!(violated(history(away("read", 6..7), used("write", 8..9))));
-        // Also if nobody knows whether it was revoked.
+        // Even if the revocation has an unknown outcome.
         let doubt = unknown(Op::KeyRevoke, KEY, Fields::default(), 5..6);
         assert!(!violated(vec![
             create(),

@@ -1,11 +1,11 @@
-//! Replicas are the same: in the end, and at every index at which two of them were asked while the run lasted.
+//! Replicas are equal: at the end, and at every index at which two of them were observed during the run.
 
 use std::collections::HashMap;
 
 use super::Evidence;
 use crate::verdict::Check;
 
-/// Compares the state hashes that nodes told at equal indexes.
+/// Compares the state hashes that nodes reported at equal indexes.
 pub fn check(evidence: &Evidence) -> Check {
     let mut violations = Vec::new();
     if !evidence.replicas.same {

@@ -1,6 +1,6 @@
-//! A key that was revoked lets nobody in: no write and no linearizable read that began after the revocation was
-//! acknowledged, and nothing that such a write asked for is ever found. Reads of what a node has, and sessions, end a
-//! second later on a node that is connected. A key that expired lets nobody in either.
+//! A revoked key is rejected: by every write and linearizable read that begins after the revocation was acknowledged,
+//! and nothing that such a write sent is ever found. Local reads and sessions end within a second on a connected
+//! node. An expired key is rejected, too.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,11 +10,11 @@ use crate::history::{Op, Operation};
 use crate::verdict::Check;
 
 const SECOND: u64 = 1_000_000_000;
-/// How long a connected node may go on with what it has.
+/// How long a connected node may go on with a revoked key.
 const LOCAL: u64 = SECOND;
-/// How long after a fault a node may not be connected yet.
+/// How long after a fault a node may still be disconnected.
 const QUIET: u64 = 3 * SECOND;
-/// How long after its time a key may count as valid: wall time stands still while no majority tells the time.
+/// How long after its expiry a key may count as valid: wall time stops while no majority reports its clocks.
 const EXPIRY: u64 = 5 * SECOND;
 
 /// Checks every use of every key.
@@ -43,7 +43,7 @@ pub fn check(evidence: &Evidence) -> Check {
             let Some(end) = ends.get(used.k.as_str()).copied() else {
                 continue;
             };
-            // A session is a use until it ends.
+            // A session is one use that lasts until it ends.
             let until = if way == "listen" {
                 used.ended.unwrap_or(0)
             } else {
@@ -68,7 +68,7 @@ pub fn check(evidence: &Evidence) -> Check {
     Check::new("revocation", looked_at, violations)
 }
 
-/// When each key was surely revoked.
+/// When each key was certainly revoked.
 fn revocations(operations: &[Operation]) -> HashMap<&str, u64> {
     let mut revoked: HashMap<&str, u64> = HashMap::new();
     for revoke in operations
@@ -82,7 +82,7 @@ fn revocations(operations: &[Operation]) -> HashMap<&str, u64> {
     revoked
 }
 
-/// When the time of each key that has one is over: it was reckoned before the key was asked for.
+/// When each key expires that has a lifetime. The expiry was computed before the request to create the key was sent.
 fn expiries(operations: &[Operation]) -> HashMap<&str, u64> {
     let created = operations.iter().filter(|o| o.op == Op::KeyCreate);
     created
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(violated(vec![revoke(10..20), session(5, 20 + LOCAL)]), 0);
         assert_eq!(violated(vec![revoke(10..20), session(5, 21 + LOCAL)]), 1);
         assert_eq!(violated(vec![revoke(10..20), session(5, 15)]), 0);
-        // None begins any more.
+        // No new session begins.
         assert_eq!(violated(vec![revoke(10..20), session(21, 22)]), 1);
     }
 

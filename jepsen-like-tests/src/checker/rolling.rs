@@ -1,15 +1,15 @@
-//! Restarts in order, one node after the other, are not noticed: whoever repeats what may be repeated gets on.
+//! A rolling restart, one node after the other, causes no failed requests for clients that retry.
 
 use super::Evidence;
 use super::mail::End;
 use crate::history::Op;
 use crate::verdict::Check;
 
-/// Names every send that its client gave up, in a run in which nodes were restarted and nothing worse was done. Senders repeat
-/// what is not decided; other clients ask once.
+/// Reports every send that its client gave up in a run whose only faults were restarts. Senders retry until a request
+/// is decided; other clients do not retry.
 pub fn check(evidence: &Evidence) -> Check {
     let restarts = !evidence.faults.is_empty() && evidence.faults.iter().all(|fault| fault.kind == "restart");
-    // A client that is told to stop gives up, too.
+    // A client also gives up when it is told to stop.
     let judged = |ended: u64| restarts && ended < evidence.run.healed;
     let sends = evidence.moments.iter();
     let sends: Vec<_> = sends.filter(|m| m.op == Op::Send && judged(m.ended)).collect();

@@ -1,9 +1,10 @@
-//! Whether concurrent calls on one small object can be put into an order that explains every answer and respects time:
-//! the search of Wing and Gong, with the memory of Lowe.
+//! Whether concurrent operations on one small object can be put into a linear order that explains every response and
+//! respects real time: the search of Wing and Gong with Lowe's memoization.
 //!
-//! It walks begins and ends in the order of time. At a begin it tries to let the call take effect now; at the end of a call
-//! that has not taken effect it goes back to the last choice. What was tried once, the same calls done and the same state
-//! reached, is not tried again. A call that nobody knows the end of may take effect at any later time, or never.
+//! It walks through begins and ends in the order of time. At a begin it tries to let the operation take effect now;
+//! at the end of an operation that has not taken effect it backtracks to the last choice. A configuration, that is,
+//! the set of operations done and the state reached, is tried only once. An operation with an unknown end may take
+//! effect at any later time, or never.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -11,29 +12,29 @@ use std::hash::Hash;
 /// Choices before the search gives up: histories of one key are small, and a bug must not make a check endless.
 const CHOICES_MAX: usize = 1_000_000;
 
-/// A call as its client saw it.
+/// An operation as its client saw it.
 #[derive(Debug, Clone)]
 pub struct Call<O> {
-    /// When it began.
     pub began: u64,
-    /// When it was answered; none if nobody knows whether it happened.
+    /// When it was answered; `None` if it is unknown whether it took effect.
     pub ended: Option<u64>,
-    /// What was asked and answered.
+    /// The request and its response.
     pub what: O,
 }
 
-/// What the search found.
+/// The result of the search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    /// An order that explains everything.
+    /// There is an order that explains everything.
     Order,
-    /// That there is none.
+    /// There is no such order.
     None,
-    /// Nothing, in bounded time.
+    /// The search gave up.
     GaveUp,
 }
 
-/// Searches for an order. `step` is the state after a call took effect, none if its answer does not fit the state.
+/// Searches for an order. `step` returns the state after an operation, or `None` if its response does not fit the
+/// state.
 pub fn search<S: Clone + Eq + Hash, O>(initial: S, calls: &[Call<O>], step: impl Fn(&S, &O) -> Option<S>) -> Found {
     let mut line = Line::of(calls);
     let mut missing = calls.iter().filter(|call| call.ended.is_some()).count();
@@ -83,19 +84,19 @@ fn flip(bits: &mut [u64], place: usize) {
     bits[place / 64] ^= 1 << (place % 64);
 }
 
-/// The begin or the end of a call.
+/// The begin or the end of an operation.
 #[derive(Clone, Copy)]
 struct Mark {
     call: usize,
     begins: bool,
 }
 
-/// Begins and ends by time, from which calls are taken out and put back in the opposite order.
+/// Begins and ends sorted by time, from which operations are removed and put back in the opposite order.
 struct Line {
     marks: Vec<Mark>,
-    /// The place of each call's end.
+    /// The position of each operation's end.
     end: Vec<Option<usize>>,
-    /// Of each place the next and the last one; one more place stands for both ends.
+    /// The next and the previous position of each; one extra position stands for both ends of the list.
     next: Vec<usize>,
     last: Vec<usize>,
 }
@@ -107,7 +108,7 @@ impl Line {
             times.push((call.began, false, number));
             times.extend(call.ended.map(|ended| (ended, true, number)));
         }
-        // At equal times begins come first: such calls may overlap.
+        // At equal times begins come first: such operations may overlap.
         times.sort_unstable();
         let mut end = vec![None; calls.len()];
         for (place, (_, ends, call)) in times.iter().enumerate() {
@@ -170,12 +171,12 @@ impl Line {
 mod tests {
     use super::*;
 
-    /// A register of a number.
+    /// Operations on a register that holds a number.
     #[derive(Debug, Clone, Copy)]
     enum Do {
         Write(u8),
         Read(u8),
-        /// Writes the second if it reads the first.
+        /// Writes the second value if it reads the first.
         Swap(u8, u8),
     }
 
@@ -270,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_search_goes_back_as_far_as_it_must() {
-        // Only 0 -> 3 -> 2 -> 1 explains all, and the calls begin in the opposite order.
+        // Only 0 -> 3 -> 2 -> 1 explains all, and the operations begin in the opposite order.
         let chain = [
             call(1, 20, Do::Swap(2, 1)),
             call(2, 20, Do::Swap(3, 2)),
@@ -312,7 +313,7 @@ mod tests {
         assert!(kinds.iter().all(|count| *count > 300), "{kinds:?}");
     }
 
-    /// Every order, one after the other.
+    /// Tries every order.
     fn explained(state: u8, calls: &[Call<Do>], done: &mut [bool; 5]) -> bool {
         let open = |done: &[bool; 5]| (0..calls.len()).filter(|n| !done[*n]).collect::<Vec<_>>();
         if open(done).iter().all(|n| calls[*n].ended.is_none()) {

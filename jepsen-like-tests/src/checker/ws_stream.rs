@@ -1,15 +1,15 @@
-//! What WebSocket sessions show is the inbox: in its order, from the place where the client's acks ended, without a gap,
-//! to the end.
+//! WebSocket sessions show the inbox in its order, from the position that the client acknowledged to the end, without
+//! a gap.
 //!
-//! | rule | of |
+//! | rule | meaning |
 //! |---|---|
 //! | foreign | a frame is a message of the client's inbox |
-//! | seq | a message has one seq, a seq one message; both orders are the same |
-//! | order | within a session each frame lies behind the one before it, and behind the resume place: nothing comes twice |
-//! | gap | a session begins with the first message behind its resume place, and leaves none out |
-//! | resume | the resume place is that of a message, never goes back, and never lies behind what the client acknowledged |
+//! | seq | each message has one seq, each seq one message; both orders agree |
+//! | order | within a session each frame follows the one before it and the resume position: no frame repeats |
+//! | gap | a session begins with the first message after its resume position and leaves none out |
+//! | resume | the resume position is that of a message, never moves back, and never lies after what the client acknowledged |
 //! | end | the last session of a client reaches the end of the inbox |
-//! | expired | nobody is told that something is gone; these runs remove nothing |
+//! | expired | no client is told that messages were removed; these runs remove none |
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,13 +17,13 @@ use super::Evidence;
 use crate::history::{Item, Op, Operation};
 use crate::verdict::Check;
 
-/// Compares each client's sessions with the inbox as it is in the end.
+/// Compares each client's sessions with the final inbox.
 pub fn check(evidence: &Evidence) -> Check {
     let (looked_at, violations) = compare(&evidence.operations);
     Check::new("ws-stream", looked_at, violations)
 }
 
-/// How many frames there were, and how many of them came again.
+/// The number of frames, and of frames that were sent again in a later session.
 pub fn figures(evidence: &Evidence) -> BTreeMap<String, f64> {
     let (mut frames, mut sessions, mut distinct) = (0, 0, 0);
     for client in clients(&evidence.operations).values() {
@@ -51,27 +51,27 @@ pub fn figures(evidence: &Evidence) -> BTreeMap<String, f64> {
 #[derive(Default)]
 struct Session<'a> {
     number: u64,
-    /// Where it began.
+    /// The seq after which it resumes.
     after_seq: u64,
     items: Vec<&'a Item>,
-    /// What was wrong on the face of it.
+    /// Errors that are visible without the inbox.
     odd: Vec<String>,
 }
 
-/// A named client.
+/// A client with a name, for which the server keeps a cursor.
 #[derive(Default)]
 struct Client<'a> {
     inbox: &'a str,
     sessions: Vec<Session<'a>>,
-    /// Seqs that it acknowledged, with the session.
+    /// Acknowledged seqs, with the session.
     acks: Vec<(u64, u64)>,
 }
 
-/// An inbox in the end.
+/// The final state of an inbox.
 struct Inbox<'a> {
-    /// Places by the sender's name of a message.
+    /// Positions by the key of a message.
     places: HashMap<&'a str, usize>,
-    /// Places by seq, as all frames together tell them.
+    /// Positions by seq, learned from all frames.
     seqs: BTreeMap<u64, usize>,
 }
 
@@ -181,7 +181,7 @@ fn of_client(name: &str, client: &Client, inbox: &Inbox) -> Vec<String> {
         }
         let about = format!("{name}, session {}", session.number);
         violations.extend(session.odd.iter().map(|odd| format!("{odd}: {about}")));
-        // Without any ack answered pings stand in.
+        // A client that never sent an ack acknowledges by answering pings.
         let most = acked.unwrap_or(got);
         if session.after_seq < resumed || session.after_seq > most {
             violations.push(format!(
@@ -194,7 +194,7 @@ fn of_client(name: &str, client: &Client, inbox: &Inbox) -> Vec<String> {
         let newest = session.items.iter().filter_map(|item| item.seq).max();
         got = got.max(newest.unwrap_or(0));
     }
-    // The last session may have begun behind the end.
+    // The last session may have resumed after the last message.
     let last = client.sessions.last();
     let reached = last.map(|session| {
         session
@@ -232,7 +232,7 @@ fn of_session(about: &str, session: &Session, inbox: &Inbox) -> Vec<String> {
         }
         before = before.max(seq);
         let Some(place) = inbox.places.get(item.key.as_str()).copied() else {
-            continue; // foreign
+            continue; // reported as foreign
         };
         if let Some(expected) = expected.filter(|expected| *expected < place) {
             violations.push(format!(

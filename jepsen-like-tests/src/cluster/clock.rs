@@ -1,5 +1,5 @@
-//! The nodes' wall clocks, and how they go wrong: the library of `clock-shim/` is loaded into the node and adds a number, which
-//! a file holds, to every wall time that the node is told. Monotonic time is left alone.
+//! The wall clocks of the nodes. The library of `clock-shim/` is loaded into each node and adds an offset, which a
+//! file contains, to every wall time that the node reads. Monotonic time does not change.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -8,30 +8,29 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// Beside the binaries of the same build.
+/// The library is in the same directory as the binaries of the build.
 const LIBRARY: &str = "libclock_shim.so";
 
-/// Whose clocks a run asks for.
+/// The clocks of a cluster.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Kind {
-    /// The machine's.
+    /// Every node uses the machine's clock.
     #[default]
     Real,
-    /// One for each node that can be set.
+    /// Every node has a clock of its own, which can be set.
     Steered,
 }
 
-/// The clocks of a cluster.
 pub struct Clocks {
     dir: PathBuf,
     library: Option<PathBuf>,
-    /// Of each node, if they are steered.
+    /// The offset file of each node, if the clocks can be set.
     files: Vec<File>,
-    /// How far a right clock is ahead of the machine's.
+    /// How many seconds a correct clock is ahead of the machine's.
     base_s: f64,
 }
 
-/// Why there is no [`Kind::Steered`]; none if there is.
+/// Why [`Kind::Steered`] is not available; `None` if it is.
 pub fn lacking() -> Option<String> {
     library().err().map(|error| format!("{error:#}"))
 }
@@ -45,7 +44,7 @@ fn library() -> Result<PathBuf> {
 }
 
 impl Clocks {
-    /// A clock for each of so many nodes, steered by files in a directory.
+    /// Creates a clock for each node, with its file in a directory.
     pub fn create(kind: Kind, dir: &Path, nodes: usize) -> Result<Self> {
         let mut clocks = Clocks {
             dir: dir.to_owned(),
@@ -62,7 +61,7 @@ impl Clocks {
         Ok(clocks)
     }
 
-    /// What a node's process needs in its environment.
+    /// The environment variables that a node's process needs.
     pub fn env(&self, node: usize) -> Vec<(&'static str, OsString)> {
         match &self.library {
             Some(library) => vec![
@@ -73,20 +72,20 @@ impl Clocks {
         }
     }
 
-    /// Sets a node's clock so many seconds ahead of a right one.
+    /// Sets a node's clock this many seconds ahead of a correct one.
     pub fn set(&self, node: usize, ahead_s: f64) -> Result<()> {
         let file = self.files.get(node - 1).context("the machine's clock cannot be set")?;
         let ahead_ns = ((self.base_s + ahead_s) * 1e9) as i64;
         Ok(file.write_all_at(&ahead_ns.to_ne_bytes(), 0)?)
     }
 
-    /// From now on a right clock is so far ahead of the machine's; sets all of them.
+    /// Moves the correct time this many seconds ahead of the machine's, and sets all clocks to it.
     pub fn move_all(&mut self, ahead_s: f64) -> Result<()> {
         self.base_s = ahead_s;
         self.heal()
     }
 
-    /// Sets all clocks right.
+    /// Sets all clocks to the correct time.
     pub fn heal(&self) -> Result<()> {
         (1..=self.files.len()).try_for_each(|node| self.set(node, 0.0))
     }

@@ -1,5 +1,5 @@
-//! What nodes store on, and how that is taken from them: directories of the machine's own disk, or an image for each
-//! node ([`images`]) whose power can be cut.
+//! The storage of the nodes: directories on the machine's own disk, or one image per node ([`images`]) whose power
+//! can be cut.
 
 pub mod damage;
 mod images;
@@ -14,29 +14,28 @@ use anyhow::{Context as _, Result, ensure};
 use self::images::Images;
 use super::Cluster;
 
-/// Which disks a run asks for.
+/// The disks of a cluster.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Kind {
-    /// Directories of the machine's own disk: no power to cut.
+    /// Directories on the machine's own disk, whose power cannot be cut.
     #[default]
     Plain,
-    /// An ext4 file system in a loop image for each node. Takes root.
+    /// One ext4 file system in a loop image per node; needs root.
     Images {
-        /// Size of each. The file is sparse: what is not written costs nothing.
+        /// The size of each image. The files are sparse and take only the space that is written.
         bytes: u64,
-        /// In memory, where a flush costs microseconds, or on the machine's disk.
+        /// Whether the images are in memory, where a flush takes microseconds, or on the machine's disk.
         memory: bool,
     },
 }
 
-/// The disks of a cluster.
 pub struct Disk {
     dir: PathBuf,
     images: Option<Images>,
 }
 
 impl Disk {
-    /// A disk for each of so many nodes, under a directory.
+    /// Creates a disk for each node below a directory.
     pub fn create(kind: Kind, dir: &Path, nodes: usize) -> Result<Self> {
         let images = match kind {
             Kind::Plain => None,
@@ -48,7 +47,7 @@ impl Disk {
         })
     }
 
-    /// Why this machine has no images whose power can be cut; none if it has. Found out by cutting one.
+    /// Why this machine cannot cut the power of images, found out by cutting one; `None` if it can.
     pub fn lacks_images() -> Option<String> {
         let tried = Images::create(8 << 20, None, 1).and_then(|images| images.cut(&[1], || Ok(())));
         tried
@@ -56,7 +55,6 @@ impl Disk {
             .map(|error| format!("no loop images with a power switch: {error:#}"))
     }
 
-    /// A node's data directory.
     pub fn data_dir(&self, node: usize) -> PathBuf {
         match &self.images {
             Some(images) => images.mountpoint(node).join("data"),
@@ -66,8 +64,8 @@ impl Disk {
 }
 
 impl Cluster {
-    /// Takes the power from these nodes at one instant: first their disks, under the running processes, then the
-    /// processes. When it returns, the disks are back with what was flushed and the nodes can be launched.
+    /// Cuts the power of these nodes at one instant: first their disks, under the running processes, then the
+    /// processes. When it returns, the disks are mounted again with what was flushed, and the nodes can be launched.
     pub fn cut_power(&mut self, nodes: &[usize]) -> Result<()> {
         let images = self.disk.images.take().context("these nodes have no power to cut")?;
         let cut = images.cut(nodes, || nodes.iter().try_for_each(|node| self.kill(*node)));
@@ -76,7 +74,7 @@ impl Cluster {
     }
 }
 
-/// Runs a program to its end; what it says is the error.
+/// Runs a program to its end; its error output becomes the error.
 fn run(program: &str, arguments: &[&str]) -> Result<()> {
     let output = Command::new(program)
         .args(arguments)

@@ -1,4 +1,4 @@
-//! Nodes that come and go. A place has a number, and whoever lives there has an id that nobody had before.
+//! Nodes that join and leave. A place has a number; each node that occupies it gets an id that was never used before.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
@@ -9,28 +9,27 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Cluster, Node, PATIENCE};
 
-/// Between two tries.
+/// Time between two attempts.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Cluster {
-    /// One more place, where nobody lives yet. On loopback only.
+    /// Adds a vacant place; on loopback only.
     pub fn grow(&mut self) -> Result<usize> {
         self.network.grow()?;
         self.nodes.push(Node { id: 0, process: None });
         Ok(self.nodes.len())
     }
 
-    /// Whether nobody lives at a place.
     pub fn is_vacant(&self, node: usize) -> bool {
         self.nodes[node - 1].id == 0
     }
 
-    /// Who lives at a place: 0 = nobody.
+    /// The id of the node at a place; 0 if it is vacant.
     pub fn id(&self, node: usize) -> u64 {
         self.nodes[node - 1].id
     }
 
-    /// How others reach a place.
+    /// The addresses under which other nodes and clients reach a place.
     pub fn addresses(&self, node: usize) -> AddMember {
         AddMember {
             id: None,
@@ -39,7 +38,7 @@ impl Cluster {
         }
     }
 
-    /// A new node at a vacant place, without any data; returns when it is a voter and serves.
+    /// Adds a new node without data at a vacant place; returns when it is a voter and ready.
     pub async fn join(&mut self, node: usize) -> Result<()> {
         ensure!(self.is_vacant(node), "somebody lives at {node}");
         match std::fs::remove_dir_all(self.disk.data_dir(node)) {
@@ -55,7 +54,7 @@ impl Cluster {
         self.await_ready(&[node]).await
     }
 
-    /// Whoever lives at a place is removed from the cluster, and its process ended.
+    /// Removes the node at a place from the cluster and kills its process.
     pub async fn leave(&mut self, node: usize) -> Result<()> {
         let (admin, id) = (self.operator()?, self.nodes[node - 1].id);
         remove(&admin, id).await?;
@@ -64,21 +63,21 @@ impl Cluster {
         Ok(())
     }
 
-    /// Takes everything that a node stores, whose process does not run.
+    /// Deletes all data of a node that does not run.
     pub fn wipe(&mut self, node: usize) -> Result<()> {
         ensure!(self.nodes[node - 1].process.is_none(), "node {node} runs");
         let dir = self.disk.data_dir(node);
         std::fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())
     }
 
-    /// Has a running node take a snapshot.
+    /// Makes a running node take a snapshot.
     pub async fn snapshot(&self, node: usize) -> Result<()> {
         let key = std::fs::read_to_string(self.admin_key_file())?;
         let one = Client::builder(self.url(node)).api_key(key.trim()).build()?;
         Ok(one.snapshot().await?)
     }
 
-    /// An operator who asks the nodes whose process runs.
+    /// An operator's client of the nodes that run.
     pub fn operator(&self) -> Result<Client> {
         let urls: Vec<String> = self.running().map(|node| self.url(node)).collect();
         let key = std::fs::read_to_string(self.admin_key_file())?;
@@ -86,7 +85,7 @@ impl Cluster {
     }
 }
 
-/// Adds a learner. When the outcome is unknown the list of members tells it.
+/// Adds a learner. If the outcome is unknown, the list of members shows it.
 pub async fn add(admin: &Client, wanted: &AddMember) -> Result<u64> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -104,7 +103,6 @@ pub async fn add(admin: &Client, wanted: &AddMember) -> Result<u64> {
     }
 }
 
-/// Removes a node.
 pub async fn remove(admin: &Client, id: u64) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while let Err(refused) = admin.remove_member(id).await {
@@ -122,7 +120,7 @@ async fn promote(admin: &Client, id: u64) -> Result<()> {
     Ok(())
 }
 
-/// While a node lags, another change runs or leadership moves it is refused.
+/// Waits before the next attempt: a change is refused while a node lags, another change runs or leadership moves.
 async fn again(what: &str, refused: Error, deadline: Instant) -> Result<()> {
     ensure!(Instant::now() < deadline, "not {what}: {refused}");
     tokio::time::sleep(ASK_AGAIN).await;

@@ -1,13 +1,12 @@
-//! Where nodes live, how they reach each other, and how that is taken from them.
+//! The network between the nodes, and its faults.
 //!
-//! | | each node has | cuts | loses packets | slows down |
+//! | | each node has | cuts | packet loss | slow links |
 //! |---|---|---|---|---|
 //! | [`Kind::Loopback`] | ports of 127.0.0.1 | – | – | – |
-//! | [`Kind::Namespaces`] | a network namespace and an address of its own | packets, also the clients' | yes | bandwidth |
-//! | [`Kind::Proxied`] | the same as loopback, and a proxy before its peer port | what runs between nodes | – | latency and bandwidth |
+//! | [`Kind::Namespaces`] | a network namespace and an address of its own | packets, including the clients' | yes | bandwidth |
+//! | [`Kind::Proxied`] | the same as loopback, and a proxy in front of its peer port | traffic between nodes | – | latency and bandwidth |
 //!
-//! A cut is a set of directed pairs, and what is cut is silent: nobody is told, as when a cable is pulled. Only the
-//! namespaces need root.
+//! A cut is a set of directed links. A cut link is silent, as if a cable were pulled. Only namespaces need root.
 
 mod namespaces;
 mod proxy;
@@ -24,20 +23,20 @@ use anyhow::{Result, bail, ensure};
 use self::namespaces::Namespaces;
 use self::proxy::Proxies;
 
-/// Which network a run asks for.
+/// The network of a cluster.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Kind {
-    /// All on 127.0.0.1; nothing can be cut.
+    /// All nodes on 127.0.0.1; no faults.
     #[default]
     Loopback,
-    /// A network namespace for each node, all on one bridge; the kernel drops. Needs root.
+    /// One network namespace per node, all on one bridge; the kernel drops packets. Needs root.
     Namespaces,
-    /// All on 127.0.0.1, with a proxy before each node's peer port.
+    /// All nodes on 127.0.0.1, with a proxy in front of each peer port.
     Proxied,
 }
 
 impl Kind {
-    /// One that can be cut, on this machine: the kernel's where it lets us.
+    /// The best kind on this machine that supports cuts.
     pub fn cuttable() -> Self {
         match without_namespaces() {
             None => Kind::Namespaces,
@@ -46,7 +45,7 @@ impl Kind {
     }
 }
 
-/// Why this machine has no [`Kind::Namespaces`], found out by trying.
+/// Why [`Kind::Namespaces`] is not available on this machine, found out by trying; `None` if it is.
 pub fn without_namespaces() -> Option<&'static str> {
     static TRIED: OnceLock<Option<String>> = OnceLock::new();
     TRIED
@@ -54,12 +53,11 @@ pub fn without_namespaces() -> Option<&'static str> {
         .as_deref()
 }
 
-/// One end of a way.
+/// One end of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum End {
-    /// A node.
     Node(usize),
-    /// The clients, and servers of clients.
+    /// The clients and their servers.
     Clients,
 }
 
@@ -72,27 +70,27 @@ impl fmt::Display for End {
     }
 }
 
-/// What does not arrive.
+/// A set of links that are cut.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cut {
     pairs: BTreeSet<(End, End)>,
     manner: Manner,
 }
 
-/// How it does not arrive.
+/// The behaviour of a cut link.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Manner {
-    /// Nobody is told.
+    /// Packets are dropped silently.
     #[default]
     Silent,
-    /// Whoever sends is told that the connection is gone.
+    /// The sender's connection is reset.
     Resets,
-    /// Only what goes over connections that are open now; nobody is told.
+    /// Only the connections that are open now are silent; new ones work.
     OpenConnections,
 }
 
 impl Cut {
-    /// Nothing that these nodes send to those arrives.
+    /// Cuts the links from these nodes to those.
     pub fn one_way(from: &[usize], to: &[usize]) -> Self {
         let pairs = from.iter().flat_map(|a| to.iter().map(|b| (*a, *b)));
         Cut {
@@ -104,12 +102,12 @@ impl Cut {
         }
     }
 
-    /// Neither way.
+    /// Cuts the links in both directions.
     pub fn between(some: &[usize], others: &[usize]) -> Self {
         Cut::one_way(some, others).and(Cut::one_way(others, some))
     }
 
-    /// A node and its clients, neither way.
+    /// Cuts the links between a node and its clients in both directions.
     pub fn clients_of(node: usize) -> Self {
         let (node, clients) = (End::Node(node), End::Clients);
         Cut {
@@ -118,25 +116,25 @@ impl Cut {
         }
     }
 
-    /// Both, in the manner of the first.
+    /// Adds the links of another cut; the manner stays that of `self`.
     pub fn and(mut self, other: Cut) -> Self {
         self.pairs.extend(other.pairs);
         self
     }
 
-    /// Not silent: whoever sends is told that the connection is gone.
+    /// Resets connections instead of being silent.
     pub fn with_resets(mut self) -> Self {
         self.manner = Manner::Resets;
         self
     }
 
-    /// As when a firewall forgot its connections: those that are open now are silent, new ones work.
+    /// Silences only the connections that are open now, like a firewall that has lost its connection table.
     pub fn of_open_connections(mut self) -> Self {
         self.manner = Manner::OpenConnections;
         self
     }
 
-    /// The nodes that it touches.
+    /// The nodes at the ends of the links.
     pub fn nodes(&self) -> Vec<usize> {
         let ends = self.pairs.iter().flat_map(|(from, to)| [from, to]);
         let nodes: BTreeSet<usize> = ends
@@ -161,16 +159,15 @@ impl fmt::Display for Cut {
     }
 }
 
-/// How bad the ways between all nodes are. The default is as good as they get.
+/// The quality of all links between nodes. The default is a perfect network.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Quality {
-    /// Everything comes so much later, one way.
+    /// One-way delay in milliseconds.
     pub delay_ms: u64,
-    /// Up to so much more or less.
+    /// Maximum deviation from the delay, in milliseconds.
     pub jitter_ms: u64,
-    /// So many packets of a hundred are lost.
     pub loss_percent: u64,
-    /// A node sends this much at most; 0 = no bound.
+    /// The bandwidth of each node's outgoing traffic; 0 means no limit.
     pub bits_per_s: u64,
 }
 
@@ -192,9 +189,8 @@ impl fmt::Display for Quality {
     }
 }
 
-/// The network of a cluster.
 pub struct Network {
-    /// Of each node on loopback: client port and peer port.
+    /// The client port and the peer port of each node on loopback.
     ports: Vec<(u16, u16)>,
     way: Way,
 }
@@ -205,11 +201,11 @@ enum Way {
     Proxied(Proxies),
 }
 
-/// In a namespace no port is taken.
+/// The client port and the peer port in a namespace, where no port is taken.
 const PORTS: (u16, u16) = (7700, 7800);
 
 impl Network {
-    /// A network for so many nodes. Proxies run on the runtime that this is called on.
+    /// Creates the network of a cluster. Proxies run on the current runtime.
     pub fn create(kind: Kind, nodes: usize) -> Result<Self> {
         let mut network = Network {
             ports: vec![PORTS; nodes],
@@ -227,24 +223,24 @@ impl Network {
         Ok(network)
     }
 
-    /// One more node, on loopback only.
+    /// Adds a node; on loopback only.
     pub fn grow(&mut self) -> Result<()> {
         ensure!(matches!(self.way, Way::Direct), "only loopback grows");
         self.ports.extend(free_ports(2)?.chunks(2).map(|p| (p[0], p[1])));
         Ok(())
     }
 
-    /// Where a node's client port is, for clients and for itself.
+    /// The address of a node's client port.
     pub fn client_addr(&self, node: usize) -> SocketAddr {
         SocketAddr::new(self.address(node), self.ports[node - 1].0)
     }
 
-    /// Where a node listens for the others.
+    /// The address on which a node listens for other nodes.
     pub fn peer_addr(&self, node: usize) -> SocketAddr {
         SocketAddr::new(self.address(node), self.ports[node - 1].1)
     }
 
-    /// Where the others reach it: itself, or a proxy before it.
+    /// The address under which other nodes reach it: its own, or that of its proxy.
     pub fn peer_addr_for_others(&self, node: usize) -> SocketAddr {
         match &self.way {
             Way::Proxied(proxies) => proxies.address(node),
@@ -259,7 +255,7 @@ impl Network {
         }
     }
 
-    /// Where servers of clients listen so that nodes reach them.
+    /// The address on which servers of clients listen, reachable from the nodes.
     pub fn host(&self) -> IpAddr {
         match &self.way {
             Way::Namespaces(namespaces) => namespaces.host().into(),
@@ -267,7 +263,7 @@ impl Network {
         }
     }
 
-    /// A command that runs a program where the node lives. The program's process is the command's own.
+    /// A command that runs a program on a node's network, as the command's own process.
     pub fn command(&self, node: usize, program: &Path) -> Command {
         match &self.way {
             Way::Namespaces(namespaces) => namespaces.command(node, program),
@@ -275,14 +271,14 @@ impl Network {
         }
     }
 
-    /// Tells it which process a node is now: proxies tell by that who dials.
+    /// Registers the process of a node; proxies identify the sender of a connection by it.
     pub fn moved_in(&mut self, node: usize, process: u32) {
         if let Way::Proxied(proxies) = &self.way {
             proxies.moved_in(node, process);
         }
     }
 
-    /// Cuts these ways; what was cut before is whole again.
+    /// Cuts these links and restores all others.
     pub fn cut(&mut self, cut: &Cut) -> Result<()> {
         match &mut self.way {
             Way::Direct => bail!("loopback cannot be cut"),
@@ -296,7 +292,7 @@ impl Network {
         }
     }
 
-    /// Whether [`Self::worsen`] can do this.
+    /// Whether [`Self::worsen`] supports this quality.
     pub fn can(&self, quality: &Quality) -> bool {
         match &self.way {
             Way::Direct => *quality == Quality::default(),
@@ -305,7 +301,7 @@ impl Network {
         }
     }
 
-    /// Makes the ways between all nodes as bad as this.
+    /// Sets the quality of all links between nodes.
     pub fn worsen(&mut self, quality: &Quality) -> Result<()> {
         ensure!(self.can(quality), "this network cannot do {quality}");
         match &mut self.way {
@@ -318,7 +314,7 @@ impl Network {
         }
     }
 
-    /// Makes the network whole again.
+    /// Restores a perfect network.
     pub async fn heal(&mut self) -> Result<()> {
         match &mut self.way {
             Way::Direct => Ok(()),
@@ -330,7 +326,7 @@ impl Network {
     }
 }
 
-/// Ports that nobody listens on. All are held while they are chosen, so no two are the same.
+/// Chooses free ports. All are bound while they are chosen, so that no two are the same.
 fn free_ports(count: usize) -> Result<Vec<u16>> {
     let listeners = (0..count)
         .map(|_| TcpListener::bind("127.0.0.1:0"))

@@ -1,4 +1,4 @@
-//! The cluster through the operator's eyes: who leads, are the states the same, teams, nodes that come back under a new id.
+//! The cluster as its operator sees it: the leader, equal states, teams, and nodes that rejoin under a new id.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,8 +12,8 @@ use super::{Cluster, PATIENCE};
 use crate::world::{self, Team};
 
 impl Cluster {
-    /// Brings a node back whose data is gone or damaged, and whose process does not run: the cluster forgets it, and it
-    /// joins again, empty and under a new id, as `agentpost node rejoin` has it; returns when it is a voter.
+    /// Lets a node rejoin whose data is lost or damaged and whose process does not run: the cluster removes it, and
+    /// it joins again, empty and under a new id, with `agentpost node rejoin`. Returns when it is a voter.
     pub async fn rejoin(&mut self, node: usize) -> Result<()> {
         let file = self.file(node, "toml");
         self.agentpost(&["node", "rejoin", "--config", &file.display().to_string()])?;
@@ -24,7 +24,7 @@ impl Cluster {
         self.await_ready(&[node]).await
     }
 
-    /// Runs the command line `agentpost` of the same build as an operator, asking the nodes whose process runs.
+    /// Runs the operator's CLI `agentpost` of the same build against the nodes that run.
     pub fn agentpost(&self, arguments: &[&str]) -> Result<String> {
         let urls: Vec<String> = self.running().map(|node| self.url(node)).collect();
         let output = Command::new(self.binary.with_file_name("agentpost"))
@@ -45,12 +45,12 @@ impl Cluster {
         Ok(said)
     }
 
-    /// The number of the node that has an id now.
+    /// The number of the node with this id.
     fn number(&self, id: u64) -> Option<usize> {
         self.nodes.iter().position(|node| node.id == id).map(|place| place + 1)
     }
 
-    /// The node that leads without one that is away.
+    /// Waits for a leader other than `away`.
     pub async fn leader_without(&self, away: usize) -> Result<usize> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -73,12 +73,12 @@ impl Cluster {
         }
     }
 
-    /// Hands leadership to a node, in peace.
+    /// Transfers leadership to a node.
     pub async fn transfer(&self, node: usize) -> Result<()> {
         let admin = self.admin()?;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            // Refused while the node is behind or nobody leads.
+            // Refused while the node is behind or there is no leader.
             let refused = admin.transfer(self.nodes[node - 1].id).await.err();
             if self.leader().await? == node {
                 return Ok(());
@@ -108,7 +108,7 @@ impl Cluster {
         }
     }
 
-    /// Where node 1 wrote the first admin key.
+    /// The file into which node 1 wrote the first admin key.
     pub fn admin_key_file(&self) -> PathBuf {
         self.dir.join("admin.key")
     }
@@ -119,12 +119,11 @@ impl Cluster {
         Ok(Client::builder(self.urls()).api_key(key.trim()).build()?)
     }
 
-    /// Creates a team without limits.
     pub async fn team(&self, name: &str) -> Result<Team> {
         world::create_team(&self.admin()?, name, None).await
     }
 
-    /// A client of one node only, that tries once.
+    /// A client of one node, without retries.
     pub fn node_client(&self, node: usize, team: &Team, agent: &str) -> Result<Client> {
         let client = Client::builder(self.url(node))
             .api_key(&team.key)
@@ -139,7 +138,7 @@ impl Cluster {
         Ok(client.build()?)
     }
 
-    /// The node that leads, once there is one.
+    /// Waits for a leader and returns it.
     pub async fn leader(&self) -> Result<usize> {
         let admin = self.admin()?;
         let deadline = Instant::now() + PATIENCE;
@@ -156,7 +155,7 @@ impl Cluster {
     }
 }
 
-/// `node.id` in a configuration.
+/// Reads `node.id` from a configuration file.
 fn id_in(file: &Path) -> Result<u64> {
     let text = std::fs::read_to_string(file)?;
     let id = text.lines().find_map(|line| line.strip_prefix("id = "));

@@ -1,4 +1,4 @@
-//! Disks that fail on request: nodes run with the library of `disk-shim/` before libc, each with a file of rules of its own.
+//! Disk faults: nodes run with the library of `disk-shim/` preloaded, each with its own file of rules.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -8,12 +8,12 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::Cluster;
 
-/// How long a process may take to see new rules: it looks at most every 10 ms, when it does something with a file.
+/// How long a process may take to read new rules: it checks at most every 10 ms, when it accesses a file.
 const SEEN: Duration = Duration::from_millis(30);
 
 impl Cluster {
-    /// What a node's disk does from now on: rules as `disk-shim/src/lib.rs` has them; none, and it is a good disk.
-    /// Returns when they hold. Takes [`super::Settings::shim`].
+    /// Sets the disk faults of a node, as rules described in `disk-shim/src/lib.rs`; without rules the disk works.
+    /// Returns when the rules apply. Needs [`super::Settings::shim`].
     pub async fn spoil(&self, node: usize, rules: &str) -> Result<()> {
         ensure!(self.settings.shim, "this cluster has good disks only");
         let (file, staged) = (self.file(node, "shim"), self.file(node, "shim.new"));
@@ -23,7 +23,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// What a node finds in its environment so that its disk can be spoilt.
+    /// The environment variables that a node needs for disk faults.
     pub(super) fn shim(&self, node: usize) -> Result<Vec<(&'static str, PathBuf)>> {
         if !self.settings.shim {
             return Ok(Vec::new());
@@ -35,7 +35,8 @@ impl Cluster {
     }
 }
 
-/// `DISK_SHIM_LIB`, or the library of the same build as this program, made now if it is not there.
+/// Finds the library: `DISK_SHIM_LIB`, or the one of the same build as this program, which is built now if it is
+/// missing.
 fn find_library() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("DISK_SHIM_LIB") {
         return Ok(path.into());

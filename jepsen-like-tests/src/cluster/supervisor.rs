@@ -1,5 +1,5 @@
-//! What starts nodes that may end again, as systemd would: it knows only whether the process lives and what `/health` and
-//! `/readyz` say.
+//! A supervisor that restarts nodes, like systemd. It knows only whether the process lives and what `/health` and
+//! `/readyz` answer.
 
 use std::time::{Duration, Instant};
 
@@ -10,38 +10,36 @@ use anyhow::Result;
 
 use super::Cluster;
 
-/// How long an answer of a health route may take.
+/// Time limit for a response of a health route.
 const ANSWER: Duration = Duration::from_secs(2);
-/// Between two looks, and between the first exit and the start after it. Later ones wait longer, up to a second.
+/// Time between two checks, and between the first exit and the next start. Later starts wait longer, up to a second.
 const GAP: Duration = Duration::from_millis(50);
 
-/// What became of a node that was started.
+/// The outcome of a start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
-    /// It serves.
+    /// The node is ready.
     Ready,
-    /// It says that it is in quarantine, and why.
+    /// The node reports that it is in quarantine, and why.
     Quarantined(String),
-    /// Neither, when the time was up.
+    /// The node was neither when the time was up.
     Down(String),
 }
 
-/// A node's way there.
+/// A supervised start of a node.
 #[derive(Debug, Clone)]
 pub struct Start {
-    /// The node.
     pub node: usize,
-    /// Where it ended.
     pub health: Health,
-    /// After how long from the first start.
+    /// The time from the first start to the outcome.
     pub after: Duration,
-    /// How often it was started.
+    /// How often the process was started.
     pub starts: u32,
 }
 
 impl Cluster {
-    /// Starts these nodes, which do not run, again and again if they end, until each serves or says that it is in
-    /// quarantine, or until the time is up. Whoever is down then does not run.
+    /// Starts nodes that do not run, and restarts them if they end, until each is ready or in quarantine, or until
+    /// the time is up. A node that is down then is not running.
     pub async fn supervise(&mut self, nodes: &[usize], patience: Duration) -> Result<Vec<Start>> {
         let began = Instant::now();
         self.launch(nodes)?;
@@ -83,7 +81,7 @@ impl Cluster {
         Ok(decided)
     }
 
-    /// What a running node says of itself, if it says anything yet.
+    /// What a running node reports about itself, if it answers yet.
     pub async fn look(&self, node: usize) -> Option<Health> {
         let client = Client::builder(self.url(node))
             .retry(RetryPolicy::once())

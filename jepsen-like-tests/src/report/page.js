@@ -1,11 +1,11 @@
-// Draws the run that stands in the element `data`. All text from the run is set as text, never as HTML.
+// Draws the run in the element `data`. Text from the run is always set as text, never as HTML.
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const { run, verdict, faults } = data;
 const $ = (id) => document.getElementById(id);
 const number = (n) => (Number.isInteger(n) ? n.toLocaleString("en") : n.toLocaleString("en", { maximumFractionDigits: 2 }));
 const seconds = (ns) => (ns / 1e9).toFixed(ns < 1e11 ? 1 : 0) + " s";
-// Hues a golden angle apart: as many kinds as there are, none like its neighbour.
+// Hues are a golden angle apart, so that neighbouring kinds differ for any number of kinds.
 const kinds = [...new Set(faults.map((f) => f.kind))];
 const hue = (kind) => `hsl(${(kinds.indexOf(kind) * 137.5 + 8) % 360} 62% 55%)`;
 
@@ -26,9 +26,9 @@ function head() {
   $("reason").textContent = verdict.reason || "";
   const operations = data.series.reduce((sum, s) => sum + s.total, 0);
   const facts = {
-    seed: run.seed, nodes: run.nodes, lasted: seconds(data.ended), operations: number(operations),
+    seed: run.seed, nodes: run.nodes, duration: seconds(data.ended), operations: number(operations),
     faults: number(faults.filter((f) => f.state === "installed").length),
-    begun: new Date(run.wall_ms).toISOString().slice(0, 19).replace("T", " ") + " UTC", commit: run.git || "unknown",
+    started: new Date(run.wall_ms).toISOString().slice(0, 19).replace("T", " ") + " UTC", commit: run.git || "unknown",
   };
   for (const [name, value] of Object.entries(facts)) {
     const pair = element("div");
@@ -100,7 +100,7 @@ function point(svg, event) {
   $("moment").textContent = `${seconds(ns)}: ` + [...lasting, ...told].join(" · ");
 }
 
-// A line for each node: what was done to it, and when it led.
+// One row per node: the faults that affected it, and when it led.
 function timeline() {
   const nodes = Math.max(run.nodes, ...faults.flatMap((f) => f.nodes), 1);
   plot(nodes * 22 + 26, (svg) => {
@@ -125,13 +125,13 @@ function timeline() {
   });
 }
 
-// Operations a second, one kind above the other, by how they ended.
+// Operations per second, stacked by outcome.
 function throughput(series) {
   const perSecond = 1e9 / data.stretch_ns;
   const top = Math.max(1, ...series.stretches.map((s) => (s.ok + s.info + s.fail) * perSecond));
   plot(92, (svg) => {
     const y = (rate) => 74 - (66 * rate) / top;
-    svg.append(element("text", { class: "name", x: 0, y: 18 }, series.op), element("text", { x: 0, y: 33 }, "a second"));
+    svg.append(element("text", { class: "name", x: 0, y: 18 }, series.op), element("text", { x: 0, y: 33 }, "per second"));
     svg.append(element("text", { x: LEFT - 4, y: 13, "text-anchor": "end" }, number(Math.round(top))));
     let below = series.stretches.map(() => 0);
     for (const how of ["ok", "info", "fail"]) {
@@ -150,7 +150,7 @@ function area(above, below, y) {
   return `M${forth.join(" L")} L${back.join(" L")}Z`;
 }
 
-// Latencies of what was acknowledged, on a scale of powers of ten.
+// Latencies of acknowledged operations on a logarithmic scale.
 function latency(series) {
   const shown = series.stretches.map((s, i) => ({ ...s, i })).filter((s) => s.ok);
   if (!shown.length) return;
@@ -171,8 +171,8 @@ function latency(series) {
 
 function legend() {
   const entries = [
-    ...kinds.map((kind) => [hue(kind), kind]), ["var(--lead)", "leads; dashed: healed"], ["var(--ok)", "ok; p50"],
-    ["var(--info)", "unknown; longest"], ["var(--fail)", "refused; p99"],
+    ...kinds.map((kind) => [hue(kind), kind]), ["var(--lead)", "leader; dashed: healed"], ["var(--ok)", "ok; p50"],
+    ["var(--info)", "unknown; max"], ["var(--fail)", "refused; p99"],
   ];
   for (const [colour, text] of entries) {
     const entry = element("span");

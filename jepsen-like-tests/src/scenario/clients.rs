@@ -1,4 +1,4 @@
-//! B, Q, G: what clients do besides sending and reading, while leaders die and stand still. H2: the same in peace.
+//! B, Q, G: topics, quotas and keys while leaders are killed and stopped. H2: the same workloads without faults.
 
 use std::time::Duration;
 
@@ -9,11 +9,10 @@ use super::{Cover, Scenario, three};
 use crate::stage::Stage;
 use crate::workload::Kind;
 
-/// H2, B1, Q1, G1.
 pub fn scenarios() -> Vec<Scenario> {
     let calm = Scenario {
         name: "H2",
-        title: "no fault: topics, quotas, keys",
+        title: "no faults: topics, quotas and keys",
         cluster: three,
         loads: &[Kind::Topics, Kind::Quota, Kind::Keys],
         rate: 100,
@@ -41,20 +40,20 @@ pub fn scenarios() -> Vec<Scenario> {
         calm,
         Scenario {
             name: "B1",
-            title: "topics with one and with hundreds of subscribers while leaders die and stand still",
+            title: "topics with one and with hundreds of subscribers while leaders are killed and stopped",
             loads: &[Kind::Topics],
             ..stormy.clone()
         },
         Scenario {
             name: "Q1",
-            title: "clients race for the last units of a quota while leaders die and stand still",
+            title: "clients compete for the last units of a quota while leaders are killed and stopped",
             loads: &[Kind::Quota],
             rate: 300,
             ..stormy.clone()
         },
         Scenario {
             name: "G1",
-            title: "keys are made, used and revoked, teams probe each other, leaders die and stand still",
+            title: "keys are created, used and revoked, and teams probe each other, while leaders are killed and stopped",
             loads: &[Kind::Keys],
             rate: 300,
             ..stormy
@@ -62,7 +61,7 @@ pub fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// Kills and stops in turn whoever leads, and now and then another one.
+/// Kills and stops the leader in turns, and sometimes another node.
 async fn kill_and_pause(stage: &mut Stage) -> Result<()> {
     let mut kills = true;
     while !stage.over() {
@@ -75,7 +74,7 @@ async fn kill_and_pause(stage: &mut Stage) -> Result<()> {
         if kills {
             stage.kill_for(&[node], 200..1_200).await?;
         } else {
-            // Often for so long that the others elect somebody; then it goes on as if nothing had been.
+            // Often long enough for the others to elect a new leader before the old one continues.
             stage.pause_for(&[node], 200..2_500).await?;
         }
         kills = !kills;

@@ -1,5 +1,5 @@
-//! C: files that the disk spoils, on a minority. What was acknowledged stays, and no node serves anything wrong: it repairs
-//! itself, or it is in quarantine and joins again, empty and under a new id.
+//! C: damaged files on a minority of the nodes. No acknowledged message is lost and no node serves wrong data: a node
+//! repairs itself, or goes into quarantine and rejoins empty and under a new id.
 
 use std::time::Duration;
 
@@ -13,12 +13,11 @@ use crate::stage::Stage;
 use crate::stage::damage::{Damager, Way};
 use crate::workload;
 
-/// Snapshots and purges every few seconds, so that every kind of file is there and changes. A disk that is nearly full
-/// for other reasons is no matter of these scenarios.
+/// Snapshots and purges every few seconds, so that every kind of file exists and changes. A nearly full disk of the
+/// machine must not disturb these scenarios.
 const BUSY_KEEPER: &str = "[raft]\nlog_entries_kept = 500\nsnapshot_log_bytes = 200_000\nsnapshot_interval_s = 5\n\
                            [storage]\nmin_free_percent = 1\n";
 
-/// C1-C6.
 pub fn scenarios() -> Vec<Scenario> {
     let flips = Scenario {
         name: "C1",
@@ -50,18 +49,18 @@ pub fn scenarios() -> Vec<Scenario> {
     };
     vec![
         flips.clone(),
-        like("C2", "files of a minority lose their end", &[("cut", 3)], |stage| {
+        like("C2", "files of a minority are truncated", &[("cut", 3)], |stage| {
             Box::pin(minority(stage, Way::Cut, &[]))
         }),
         like(
             "C3",
-            "files of a minority get old blocks back",
+            "blocks of files of a minority revert to an earlier state",
             &[("rollback", 3)],
             |stage| Box::pin(minority(stage, Way::RollBack, &[])),
         ),
         like(
             "C4",
-            "snapshots of a minority are spoilt",
+            "snapshots of a minority are damaged",
             &[("flip", 1), ("cut", 1)],
             |stage| Box::pin(snapshots(stage)),
         ),
@@ -70,21 +69,21 @@ pub fn scenarios() -> Vec<Scenario> {
         }),
         like(
             "C6",
-            "files are spoilt of one node after another",
+            "files of one node after the other are damaged",
             &[("flip", 1), ("cut", 1)],
             |stage| Box::pin(one_after_another(stage)),
         ),
     ]
 }
 
-/// Who may be spoilt at the same time: the others are a majority.
+/// The nodes whose files may be damaged at the same time; the others are a majority.
 fn choose_minority(stage: &mut Stage) -> Vec<usize> {
     let mut nodes = stage.shuffled();
     nodes.truncate((nodes.len() - 1) / 2);
     nodes
 }
 
-/// Always the same nodes.
+/// Damages files of the same minority again and again.
 async fn minority(stage: &mut Stage, way: Way, only: &'static [Part]) -> Result<()> {
     let (nodes, mut damager) = (choose_minority(stage), Damager::new(only));
     while !stage.over() {
@@ -101,7 +100,7 @@ async fn snapshots(stage: &mut Stage) -> Result<()> {
         stage.pause(300..1_500).await;
         for node in &nodes {
             let admin = stage.world.node(*node, &stage.world.admin_key, "")?;
-            // Refused if nothing was applied since the last one: then there is one.
+            // The node refuses if nothing was applied since the last snapshot; then there is one.
             let _ = admin.snapshot().await;
         }
         let way = [Way::Flip, Way::Cut]
@@ -113,7 +112,7 @@ async fn snapshots(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Each serves again before the next one: at no time is more than one node without its data.
+/// Each node is ready again before the next one is damaged: at most one node at a time has no data.
 async fn one_after_another(stage: &mut Stage) -> Result<()> {
     let mut damager = Damager::new(&[]);
     let mut node = 0;

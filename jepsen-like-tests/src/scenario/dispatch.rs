@@ -1,4 +1,5 @@
-//! X: leaders that die, stand still or hand over with webhooks in their hands, and servers that are bad or gone.
+//! X: leaders die, are stopped or hand over leadership while webhook calls are in progress, and webhook servers fail
+//! or are gone.
 
 use std::time::{Duration, Instant};
 
@@ -19,34 +20,33 @@ use crate::workload::webhooks::{self, Mix};
 use crate::workload::{Kind, Stop};
 use crate::world::Team;
 
-/// A call after a leader change comes within this, or nobody dispatches any more.
+/// Time limit for a webhook call after a leader change.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Places that follow each other before the attempts of unknown outcome are closed, which is after 33 s …
+/// Crash points that follow each other before the attempts with an unknown outcome are closed, which is after 33 s …
 const PLACES_AT_A_TIME: usize = 3;
-/// … if each takes its few seconds; after this, no more.
+/// … provided each takes only a few seconds; after this time no other one begins.
 const CLOSING_SOON: Duration = Duration::from_secs(20);
-/// When they are closed, and called again.
+/// The time after which such attempts are closed and called again.
 const CLOSED_AFTER: Duration = Duration::from_secs(35);
-/// Longer than a claimed call may take to begin.
+/// Longer than the time from a claim to the begin of its call.
 const STOP_MS: std::ops::Range<u64> = 15_000..20_000;
-/// Longer than any call of a stopped leader is waited for.
+/// Longer than the time that the other nodes wait for a call of a stopped leader.
 const LONG_STOP_MS: std::ops::Range<u64> = 34_000..40_000;
 
-/// X1 to X9.
 pub fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario {
             needs: &[Need::Failpoints],
             smoke: Some(Duration::from_secs(8)),
             ..row(
-                ("X1", "leaders that die at each place of the dispatcher"),
+                ("X1", "leaders die at each crash point of the dispatcher"),
                 &[Kind::Webhooks(Mix::Quiet)],
                 &[("failpoint", 3)],
                 |stage| Box::pin(die_at_places(stage)),
             )
         },
         row(
-            ("X2", "leaders that stand still with webhooks in their hands"),
+            ("X2", "leaders are stopped (SIGSTOP) while webhook calls are in progress"),
             &[Kind::Webhooks(Mix::Quick)],
             &[("pause", 1)],
             |stage| Box::pin(stop_leaders(stage)),
@@ -54,14 +54,14 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario {
             smoke: Some(Duration::from_secs(8)),
             ..row(
-                ("X3", "leadership handed over, again and again"),
+                ("X3", "leadership is handed over again and again"),
                 &[Kind::Webhooks(Mix::Quick)],
                 &[("transfer", 3)],
                 |stage| Box::pin(hand_over(stage)),
             )
         },
         row(
-            ("X4", "another leader every 2 s, by death or by hand-over"),
+            ("X4", "a new leader every 2 s, by kill -9 or by hand-over"),
             &[Kind::Webhooks(Mix::Quick)],
             &[("transfer", 2), ("kill", 2)],
             |stage| Box::pin(change_every_2_s(stage)),
@@ -69,27 +69,27 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario {
             rate: 200,
             ..row(
-                ("X5", "one dead and one dripping server among 98 good ones"),
+                ("X5", "one unreachable and one dripping webhook server among 98 healthy ones"),
                 &[Kind::Webhooks(Mix::Crowd)],
                 &[],
                 |stage| Box::pin(async move { stage.rest().await }),
             )
         },
         row(
-            ("X6", "servers given up while they fail, and leaders killed"),
+            ("X6", "failing webhooks are deleted while leaders are killed"),
             &[Kind::Webhooks(Mix::Leaving)],
             &[("kill", 2)],
             |stage| Box::pin(stage.kill_leaders_now_and_then()),
         ),
         row(
-            ("X7", "dead letters of a sender whose inbox is full"),
+            ("X7", "dead letters of a sender whose inbox is full, while leaders are killed"),
             &[Kind::Webhooks(Mix::FullInbox)],
             &[("kill", 2)],
             |stage| Box::pin(stage.kill_leaders_now_and_then()),
         ),
         Scenario {
             cluster: || Settings {
-                // A leader is missed soon.
+                // Fast elections, so that there are many of them.
                 config: "[raft]\nheartbeat_ms = 50\nelection_min_ms = 150\nelection_max_ms = 250\n".to_owned(),
                 ..three()
             },
@@ -104,7 +104,7 @@ pub fn scenarios() -> Vec<Scenario> {
         row(
             (
                 "X9",
-                "the whole ladder, and servers that hang, drip and answer too late",
+                "the whole retry schedule, with servers that hang, drip and answer too late",
             ),
             &[Kind::Webhooks(Mix::Ladder)],
             &[("kill", 2)],
@@ -113,7 +113,7 @@ pub fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// A row with what most of them have.
+/// The defaults of these scenarios.
 fn row(
     (name, title): (&'static str, &'static str),
     loads: &'static [Kind],
@@ -132,14 +132,14 @@ fn row(
         cover: Cover {
             faults,
             operations_inside: 0,
-            // Each of these costs a leader its office.
+            // Each of these faults changes the leader.
             leader_changes: faults.iter().map(|(_, count)| count).sum(),
         },
         script,
     }
 }
 
-/// One leader after the other dies with one delivery in its hands.
+/// Kills one leader after the other while it works on one delivery.
 async fn die_at_places(stage: &mut Stage) -> Result<()> {
     let mut sender = Sender::of_quiet_team(stage).await?;
     let operator = stage.world.operator()?;
@@ -153,7 +153,7 @@ async fn die_at_places(stage: &mut Stage) -> Result<()> {
                     die_at(stage, place, round, &mut sender).await?;
                 }
             }
-            // What is unknown is called again, and must not meet the next place.
+            // Attempts with an unknown outcome are called again, which must not overlap with the next crash point.
             if stage.until.saturating_duration_since(Instant::now()) < CLOSED_AFTER {
                 return stage.rest().await;
             }
@@ -184,7 +184,7 @@ async fn die_at(stage: &mut Stage, place: &str, round: usize, sender: &mut Sende
     stage.faults.end(fault, State::Installed)
 }
 
-/// Who sends in X1.
+/// The sender of X1.
 struct Sender {
     team: Team,
     post: Post,
@@ -220,7 +220,8 @@ impl Sender {
     }
 }
 
-/// SIGSTOP for longer than a claimed call may take to begin; every third time for longer than a call may take at all.
+/// Stops leaders for longer than the time from a claim to its call, and every third time for longer than any call may
+/// take.
 async fn stop_leaders(stage: &mut Stage) -> Result<()> {
     for count in 1_u32.. {
         stage.pause(500..2_000).await;
@@ -230,7 +231,7 @@ async fn stop_leaders(stage: &mut Stage) -> Result<()> {
         let leader = stage.leader().await?;
         let left = stage.until.saturating_duration_since(Instant::now());
         let range = if count.is_multiple_of(3) { LONG_STOP_MS } else { STOP_MS };
-        // A short run still has one that costs the leader its office.
+        // Even a short run has one stop that is long enough for an election.
         let wanted = stage.random.random_range(range).min(left.as_millis() as u64).max(4_000);
         stage.pause_for(&[leader], wanted..wanted + 1).await?;
     }
@@ -270,7 +271,7 @@ async fn change_every_2_s(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// The next kill comes as soon as the cluster is whole, has a leader, and that one has called somebody.
+/// Kills the leader as soon as the cluster is ready, has a leader, and that leader has called a webhook.
 async fn kill_as_often_as_possible(stage: &mut Stage) -> Result<()> {
     while !stage.over() {
         let leader = stage.cluster.leader().await?;
@@ -285,7 +286,7 @@ async fn kill_as_often_as_possible(stage: &mut Stage) -> Result<()> {
             ensure!(Instant::now() < deadline, "no webhook was called for {PATIENCE:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        // A leader dies with other things in its hands each time.
+        // So that leaders die at different moments of their work.
         stage.pause(0..300).await;
     }
     Ok(())

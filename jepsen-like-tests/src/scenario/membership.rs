@@ -1,4 +1,4 @@
-//! M: nodes that come and go while clients send.
+//! M: nodes join and leave while clients send.
 
 use std::time::Duration;
 
@@ -14,19 +14,18 @@ use crate::faults::State;
 use crate::stage::Stage;
 use crate::workload;
 
-/// M1 to M6.
 pub fn scenarios() -> Vec<Scenario> {
     vec![
         row(
             "M1",
-            "a fourth node joins and leaves, again and again",
+            "a fourth node joins and leaves again and again",
             &[("join", 2), ("leave", 2)],
             0,
             |stage| Box::pin(come_and_go(stage)),
         ),
         row(
             "M2",
-            "the leader is removed, and a new node takes its place",
+            "the leader is removed and a new node takes its place",
             &[("leave", 2), ("join", 2)],
             2,
             |stage| Box::pin(remove_leaders(stage)),
@@ -35,7 +34,7 @@ pub fn scenarios() -> Vec<Scenario> {
             cluster: short_logs,
             ..row(
                 "M3",
-                "nodes join by snapshot and leave while all take snapshots",
+                "nodes join by snapshot and leave while all nodes take snapshots",
                 &[("join", 2), ("leave", 2), ("snapshot", 3)],
                 0,
                 |stage| Box::pin(churn_and_snapshot(stage)),
@@ -43,21 +42,21 @@ pub fn scenarios() -> Vec<Scenario> {
         },
         row(
             "M4",
-            "a node dies with its disk, and joins again under a new id",
+            "a node loses its disk and joins again under a new id",
             &[("wipe", 2)],
             0,
             |stage| Box::pin(replace_the_dead(stage)),
         ),
         row(
             "M5",
-            "two operators change the members at once",
+            "two operators change the members concurrently",
             &[("operators", 2)],
             0,
             |stage| Box::pin(two_operators(stage)),
         ),
         row(
             "M6",
-            "a new node at the address of one that was removed",
+            "a new node joins at the address of one that was removed",
             &[("leave", 2), ("join", 2)],
             0,
             |stage| Box::pin(same_address(stage)),
@@ -90,7 +89,7 @@ fn row(
     }
 }
 
-/// A node that joins finds most of the log gone.
+/// Short logs, so that a node that joins needs a snapshot.
 fn short_logs() -> Settings {
     Settings {
         config: "[raft]\nlog_entries_kept = 100\n".to_owned(),
@@ -178,15 +177,15 @@ async fn same_address(stage: &mut Stage) -> Result<()> {
         let leader = stage.cluster.leader().await?;
         let node = stage.others(leader)[0];
         leave(stage, node).await?;
-        // At once: the others still have connections to who was there.
+        // At once, while the others still have connections to the removed node.
         join(stage, node).await?;
         stage.pause(100..800).await;
     }
     Ok(())
 }
 
-/// One makes a fourth node a voter and removes it again; the other adds and removes learners that never come. What each
-/// was told must be what the members are in the end.
+/// One operator makes a fourth node a voter and removes it again; the other adds and removes learners that never
+/// start. The responses to both must agree with the final members.
 async fn two_operators(stage: &mut Stage) -> Result<()> {
     let fourth = stage.cluster.grow()?;
     let mut ports = 1..;
@@ -217,13 +216,13 @@ async fn two_operators(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Who is in the cluster.
+/// The ids of the members.
 async fn ids(cluster: &Cluster) -> Result<Vec<u64>> {
     let status = cluster.operator()?.cluster().await?;
     Ok(status.nodes.iter().map(|node| node.id).collect())
 }
 
-/// A learner at an address where nobody listens.
+/// A learner at an address where no node listens.
 fn ghost(port: u16) -> AddMember {
     AddMember {
         id: None,
@@ -232,7 +231,7 @@ fn ghost(port: u16) -> AddMember {
     }
 }
 
-/// Adds learners and removes them; tells their ids.
+/// Adds learners and removes them; returns their ids.
 async fn haunt(operator: &Client, ghosts: &[AddMember]) -> Result<Vec<u64>> {
     let mut removed = Vec::new();
     for ghost in ghosts {

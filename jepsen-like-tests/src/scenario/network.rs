@@ -1,4 +1,5 @@
-//! N: what nodes send to each other does not arrive, or late. By the kernel where it lets us, else by proxies.
+//! N: network faults between nodes: lost, late or one-way traffic. The kernel injects them if it permits, otherwise
+//! proxies do.
 
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use crate::workload;
 
 const LOADS: &[workload::Kind] = &[workload::Kind::Send, workload::Kind::Read];
 
-/// N1 to N10.
 pub fn scenarios() -> Vec<Scenario> {
     [cuts(), qualities()].concat()
 }
@@ -26,7 +26,7 @@ fn cuts() -> Vec<Scenario> {
     };
     let n1 = Scenario {
         name: "N1",
-        title: "the cluster in two halves",
+        title: "a partition into two halves",
         cluster: cut_five,
         loads: LOADS,
         rate: 500,
@@ -40,7 +40,7 @@ fn cuts() -> Vec<Scenario> {
         n1.clone(),
         Scenario {
             name: "N2",
-            title: "the leader alone, with its clients",
+            title: "the leader is cut off from the other nodes, but not from its clients",
             cluster: cut_three,
             smoke: Some(Duration::from_secs(12)),
             cover: covered(3),
@@ -49,14 +49,14 @@ fn cuts() -> Vec<Scenario> {
         },
         Scenario {
             name: "N3",
-            title: "two halves that only one node sees both of",
+            title: "two halves that only one node can reach",
             cover: covered(0),
             script: |stage| Box::pin(bridge(stage)),
             ..n1.clone()
         },
         Scenario {
             name: "N4",
-            title: "open connections between nodes go silent, new ones work",
+            title: "open connections between nodes go silent while new ones work",
             cluster: cut_three,
             smoke: Some(Duration::from_secs(14)),
             cover: Cover {
@@ -68,7 +68,7 @@ fn cuts() -> Vec<Scenario> {
         },
         Scenario {
             name: "N5",
-            title: "one way only: a node that hears and is not heard, or the other way round",
+            title: "one-way cuts: a node that receives but cannot send, or the reverse",
             cluster: cut_three,
             cover: covered(0),
             script: |stage| Box::pin(one_way(stage)),
@@ -76,14 +76,14 @@ fn cuts() -> Vec<Scenario> {
         },
         Scenario {
             name: "N6",
-            title: "a ring: each node reaches its two neighbours",
+            title: "a ring: each node reaches only its two neighbours",
             cover: covered(0),
             script: |stage| Box::pin(ring(stage)),
             ..n1.clone()
         },
         Scenario {
             name: "N7",
-            title: "ways that come and go every 0.1 to 2 s",
+            title: "links that go down and up every 0.1 to 2 s",
             cluster: cut_three,
             cover: covered(1),
             script: |stage| Box::pin(flapping(stage)),
@@ -131,7 +131,7 @@ fn qualities() -> Vec<Scenario> {
         },
         Scenario {
             name: "N10",
-            title: "nodes that send 1 Mbit/s at most",
+            title: "nodes that send at most 1 Mbit/s",
             cluster: cut_three,
             rate: 1_000,
             cover: Cover {
@@ -158,7 +158,7 @@ fn cut_five() -> Settings {
     }
 }
 
-/// Between two faults.
+/// The pause between two faults.
 async fn breathe(stage: &mut Stage) {
     stage.pause(500..1_500).await;
 }
@@ -194,13 +194,13 @@ async fn bridge(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Longer than the nodes' HTTP/2 keep-alive takes to give a silent connection up.
+/// Cuts connections for longer than the nodes' HTTP/2 keep-alive needs to detect it.
 async fn silent_connections(stage: &mut Stage) -> Result<()> {
     while !stage.over() {
         breathe(stage).await;
         let leader = stage.leader().await?;
         let others = stage.others(leader);
-        // One follower's, or all of the leader's.
+        // The connections of one follower, or all of the leader's.
         let silent = stage.random.random_range(1..=others.len());
         let cut = Cut::between(&[leader], &others[..silent]).of_open_connections();
         stage.cut_for(&cut, 4_500..6_000).await?;
@@ -232,7 +232,7 @@ async fn ring(stage: &mut Stage) -> Result<()> {
         let nodes = stage.shuffled();
         let mut cut = Cut::default();
         for place in 0..nodes.len() {
-            // Each cuts the ways to those after its neighbour, up to the one before it.
+            // Cuts the links to all nodes after its neighbour, up to the one before it.
             let far: Vec<usize> = (2..nodes.len() - 1).map(|n| nodes[(place + n) % nodes.len()]).collect();
             cut = cut.and(Cut::between(&[nodes[place]], &far));
         }
@@ -255,7 +255,7 @@ async fn flapping(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// A second is more than an election takes: nobody can lead, and the cluster must find back afterwards.
+/// A second is longer than an election timeout: no node can lead, and the cluster must recover afterwards.
 async fn latency(stage: &mut Stage) -> Result<()> {
     let (some, much) = (
         Quality {

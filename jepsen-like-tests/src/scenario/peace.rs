@@ -1,4 +1,4 @@
-//! H: no fault at all. Systems have lost messages in peace, too.
+//! H: no faults. Systems have lost messages without any fault, too.
 
 use std::time::Duration;
 
@@ -6,11 +6,10 @@ use super::{Cover, Scenario};
 use crate::cluster::Settings;
 use crate::workload;
 
-/// H1.
 pub fn scenarios() -> Vec<Scenario> {
     vec![Scenario {
         name: "H1",
-        title: "no fault at all, at full rate",
+        title: "no faults, at full rate",
         cluster: || Settings {
             nodes: 3,
             ..Settings::default()

@@ -1,4 +1,4 @@
-//! P: power that goes away. The disks keep what was flushed, and nothing else; whoever acknowledged more loses it.
+//! P: power loss. The disks keep only what was flushed, so a node that acknowledges before a flush loses data.
 
 use std::time::{Duration, Instant};
 
@@ -11,20 +11,19 @@ use crate::faults::{Ongoing, State};
 use crate::stage::Stage;
 use crate::workload;
 
-/// Snapshots and purges every few seconds, so that power goes away in the middle of them, too.
+/// Snapshots and purges every few seconds, so that power is lost in the middle of them, too.
 const BUSY_KEEPER: &str = "[raft]\nlog_entries_kept = 500\nsnapshot_log_bytes = 2_000_000\nsnapshot_interval_s = 5\n";
-/// Of each node. Sparse.
+/// The size of each node's image, which is sparse.
 const IMAGE_BYTES: u64 = 8 << 30;
-/// How long clients send to a majority that will be split, in a run of full length.
+/// How long clients send to a majority before it is split, in a run of full length.
 const ALONE: Duration = Duration::from_secs(30);
-/// How long a majority that never saw those messages at work may go on.
+/// How long a majority that includes nodes without those messages may work.
 const ELSEWHERE: Duration = Duration::from_secs(3);
 
-/// P1-P5.
 pub fn scenarios() -> Vec<Scenario> {
     let power = Scenario {
         name: "P1",
-        title: "one node loses its power, again and again",
+        title: "one node loses its power again and again",
         cluster: || on_images(3),
         loads: &[workload::Kind::Send],
         rate: 1_000,
@@ -42,13 +41,13 @@ pub fn scenarios() -> Vec<Scenario> {
         power.clone(),
         Scenario {
             name: "P2",
-            title: "all nodes lose their power at one instant, again and again",
+            title: "all nodes lose their power at the same instant, again and again",
             loads: &[workload::Kind::SendBatches],
             rate: 5_000,
             smoke: Some(Duration::from_secs(14)),
             cover: Cover {
                 faults: &[("power", 3)],
-                // Nobody acknowledges anything while all are away.
+                // No write is acknowledged while all nodes are down.
                 operations_inside: 0,
                 leader_changes: 1,
             },
@@ -57,7 +56,7 @@ pub fn scenarios() -> Vec<Scenario> {
         },
         Scenario {
             name: "P3",
-            title: "a minority stands still, one of the others loses its power, then only those two groups are there",
+            title: "a minority is stopped, one of the others loses its power, and only those nodes form the next majority",
             cluster: || on_images(5),
             length: Duration::from_secs(180),
             cover: Cover {
@@ -69,7 +68,7 @@ pub fn scenarios() -> Vec<Scenario> {
         },
         Scenario {
             name: "P4",
-            title: "a minority is cut off, one of the others loses its power, then only those two groups hear each other",
+            title: "a minority is cut off, one of the others loses its power, and only those nodes form the next majority",
             cluster: || Settings {
                 network: network::Kind::cuttable(),
                 ..on_images(5)
@@ -84,7 +83,7 @@ pub fn scenarios() -> Vec<Scenario> {
         },
         Scenario {
             name: "P5",
-            title: "a node loses its power while it takes entries back, slowly, and its state is flushed",
+            title: "a node loses its power while it truncates its log, with slow flushes, and flushes its state",
             cluster: || Settings {
                 shim: true,
                 ..on_images(3)
@@ -115,7 +114,7 @@ fn on_images(nodes: usize) -> Settings {
 async fn one_at_a_time(stage: &mut Stage) -> Result<()> {
     while !stage.over() {
         stage.pause(500..2_500).await;
-        // Every other time the one whose flushes were waited for last.
+        // Half of the time the leader.
         let node = match stage.random.random_bool(0.5) {
             true => stage.cluster.leader().await?,
             false => stage.random.random_range(1..=stage.cluster.nodes()),
@@ -130,7 +129,7 @@ async fn all_at_once(stage: &mut Stage) -> Result<()> {
     while !stage.over() {
         stage.pause(1_500..4_000).await;
         if stage.random.random_bool(0.2) {
-            // And again while they come back.
+            // A second power cut while the nodes start.
             stage.power_off(&all)?;
             stage.cluster.launch(&all)?;
             stage.pause(50..1_000).await;
@@ -140,17 +139,17 @@ async fn all_at_once(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// How nodes are kept from hearing of anything.
+/// How nodes are separated from others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Apart {
-    /// They stand still.
+    /// They are stopped.
     Frozen,
-    /// They are cut off from the other nodes.
+    /// They are cut off from the others.
     Cut,
 }
 
 impl Stage {
-    /// Keeps these nodes apart from those, and nobody else.
+    /// Separates these nodes from those, and from no others.
     fn keep_apart(&mut self, how: Apart, these: &[usize], those: &[usize]) -> Result<Ongoing> {
         if how == Apart::Cut {
             let cut = network::Cut::between(these, those);
@@ -165,7 +164,7 @@ impl Stage {
         Ok(fault)
     }
 
-    /// Lets all of them hear of each other again.
+    /// Reconnects all nodes.
     fn reunite(&mut self, how: Apart) -> Result<()> {
         match how {
             Apart::Cut => self.cluster.network().cut(&network::Cut::default()),
@@ -174,8 +173,9 @@ impl Stage {
     }
 }
 
-/// The order of events by which NATS lost acknowledged messages: a minority misses them, one of those who have them
-/// loses its power, and with the minority it is a majority again, while the others, who know better, are away.
+/// The sequence of events in which NATS lost acknowledged messages: a minority misses them, one of the nodes that
+/// have them loses its power and forms a majority with the minority, while the other nodes, which have the messages,
+/// are away.
 async fn split(stage: &mut Stage, how: Apart) -> Result<()> {
     let alone = ALONE.min(stage.until.saturating_duration_since(Instant::now()) / 6);
     while !stage.over() {
@@ -187,7 +187,7 @@ async fn split(stage: &mut Stage, how: Apart) -> Result<()> {
         stage.power_off(victim)?;
         let second = stage.keep_apart(how, others, &[minority, victim].concat())?;
         stage.faults.end(first, State::Installed)?;
-        // Whoever serves now has a majority without the others.
+        // The nodes that serve now are a majority without the others.
         stage.recover_from_power(victim).await?;
         tokio::time::sleep(ELSEWHERE).await;
         stage.reunite(how)?;
@@ -198,9 +198,10 @@ async fn split(stage: &mut Stage, how: Apart) -> Result<()> {
     Ok(())
 }
 
-/// A leader whose followers stand still appends what can never commit. While it stands still itself the others go on in
-/// another term; when it wakes up it has to take its entries back, and just then, with its state being flushed, its
-/// power goes. If its state became durable before the end of those entries did, it can never start again.
+/// A leader whose followers are stopped appends entries that can never commit. While the leader itself is stopped,
+/// the others continue in a new term. When it continues it must truncate its log, and at that moment, while its state
+/// is being flushed, it loses its power. If its state became durable before the truncation did, the node could never
+/// start again.
 async fn take_back(stage: &mut Stage) -> Result<()> {
     while !stage.over() {
         let leader = stage.cluster.leader().await?;
@@ -210,7 +211,7 @@ async fn take_back(stage: &mut Stage) -> Result<()> {
         stage.pause(300..1_000).await;
         let behind = stage
             .faults
-            .begin("pause", &[leader], "the others go on in another term");
+            .begin("pause", &[leader], "the others continue in a new term");
         stage.freeze(&[leader])?;
         stage.thaw(&others)?;
         stage.faults.end(alone, State::Installed)?;
@@ -236,12 +237,12 @@ async fn take_back(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Asks a node for one snapshot after another: each flushes its state.
+/// Requests one snapshot after the other from a node; each flushes its state.
 fn flush_state(stage: &Stage, node: usize) -> Result<tokio::task::JoinHandle<()>> {
     let admin = stage.world.node(node, &stage.world.admin_key, "")?;
     Ok(tokio::spawn(async move {
         loop {
-            // Refused while it does not lead anybody to a state, and unheard when it has no power.
+            // Errors are ignored: the node refuses while it installs a snapshot, and does not answer without power.
             let _ = admin.snapshot().await;
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

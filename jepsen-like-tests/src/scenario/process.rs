@@ -1,4 +1,4 @@
-//! K: processes that die. F: processes that stand still. U: processes that are restarted in order.
+//! K: processes are killed. F: processes are stopped. U: processes are restarted in order.
 
 use std::time::Duration;
 
@@ -12,10 +12,9 @@ use crate::stage::Stage;
 use crate::workload;
 
 const LOADS: &[workload::Kind] = &[workload::Kind::Send, workload::Kind::Read];
-/// The longest time that a process stands still.
+/// The longest time that a process is stopped.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// K1 to K4, F1 to F4, U1.
 pub fn scenarios() -> Vec<Scenario> {
     [kills(), pauses()].concat()
 }
@@ -81,7 +80,7 @@ fn pauses() -> Vec<Scenario> {
     };
     let f1 = Scenario {
         name: "F1",
-        title: "the leader stands still (SIGSTOP) for 0.2 to 30 s and goes on",
+        title: "the leader is stopped (SIGSTOP) for 0.2 to 30 s and continues",
         cluster: three,
         loads: LOADS,
         rate: 1_000,
@@ -95,14 +94,14 @@ fn pauses() -> Vec<Scenario> {
         f1.clone(),
         Scenario {
             name: "F2",
-            title: "a follower stands still for 0.2 to 30 s and goes on",
+            title: "a follower is stopped for 0.2 to 30 s and continues",
             cover: paused(0),
             script: |stage| Box::pin(pause_followers(stage)),
             ..f1.clone()
         },
         Scenario {
             name: "F3",
-            title: "the leader stands still while requests pile up before it, and wakes when another leads",
+            title: "the leader is stopped while requests to it queue up, and continues when another node leads",
             rate: 1_000,
             smoke: Some(Duration::from_secs(10)),
             cover: paused(3),
@@ -111,7 +110,7 @@ fn pauses() -> Vec<Scenario> {
         },
         Scenario {
             name: "F4",
-            title: "a leader alone, busy with requests, comes back while it thinks it leads",
+            title: "a busy leader that is cut off reconnects while it believes to be the leader",
             cluster: cut_three,
             loads: &[workload::Kind::SendBatches],
             rate: 5_000,
@@ -216,8 +215,8 @@ async fn wake_old_leaders(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Clients reach the leader all the time; it stands still in the moment in which it could hear of the other, so that
-/// everything comes at once.
+/// Clients reach the leader all the time. It is stopped at the moment at which it could hear of the new leader, so
+/// that all messages arrive at once.
 async fn heal_busy_leaders(stage: &mut Stage) -> Result<()> {
     while !stage.over() {
         stage.pause(500..1_500).await;

@@ -1,4 +1,4 @@
-//! S: nodes that were away for longer than the log reaches back, and come again by a snapshot.
+//! S: nodes that were down for longer than the log reaches back and catch up with a snapshot.
 
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,13 @@ use crate::stage::Stage;
 use crate::workload;
 
 const LOADS: &[workload::Kind] = &[workload::Kind::Send, workload::Kind::Read];
-/// What nodes are given to purge their logs, or a node to say that it has a snapshot.
+/// Time limit for nodes to purge their logs, or for a node to report that it has a snapshot.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// S1 to S4.
 pub fn scenarios() -> Vec<Scenario> {
     let s1 = Scenario {
         name: "S1",
-        title: "a node is away for longer than the log reaches back",
+        title: "a node is down for longer than the log reaches back",
         cluster: || Settings {
             config: "[raft]\nlog_entries_kept = 20\n".to_owned(),
             ..three()
@@ -42,7 +41,7 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario {
             name: "S2",
             title: "kill -9 while a snapshot is taken, sent and installed",
-            // Slow enough to be met in the middle.
+            // Slow enough for a kill in the middle.
             cluster: || Settings {
                 config: "[raft]\nlog_entries_kept = 20\nsnapshot_send_bytes_per_s = 400_000\n".to_owned(),
                 ..three()
@@ -56,12 +55,12 @@ pub fn scenarios() -> Vec<Scenario> {
         },
         Scenario {
             name: "S3",
-            title: "an idle leader, whose log is purged to its end, and a node that is behind",
+            title: "an idle leader whose log is purged to its end, and a node that is behind",
             cluster: || Settings {
                 config: "[raft]\nlog_entries_kept = 0\n".to_owned(),
                 ..three()
             },
-            // All clients send once, and then nothing for a quarter of a minute.
+            // Each client sends once and then nothing for a quarter of a minute.
             rate: 1,
             cover: Cover {
                 faults: &[("lag", 2)],
@@ -97,16 +96,17 @@ async fn fall_behind(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Kills a node and takes snapshots on the others until their logs begin after what it has. False: they never did.
+/// Kills a node and takes snapshots on the others until their logs begin after its last entry. Returns false if they
+/// never did.
 async fn leave_behind(stage: &mut Stage, node: usize) -> Result<bool> {
     stage.cluster.kill(node)?;
     purge_without(stage, node).await
 }
 
-/// Takes snapshots on all nodes but one that is away, until their logs begin after what it has in common with them.
+/// Takes snapshots on all nodes but one that is away, until their logs begin after its last entry.
 async fn purge_without(stage: &mut Stage, away: usize) -> Result<bool> {
     stage.leader_besides(away).await?;
-    // What the others say of themselves is then younger than the moment in which the node went.
+    // After this the reports of the others are younger than the moment at which the node went away.
     stage.pause(250..400).await;
     let others = stage.others(away);
     let lasts = others.iter().filter_map(|node| Some(stage.watch.sample(*node)?.last));
@@ -120,7 +120,7 @@ async fn purge_past(stage: &mut Stage, nodes: &[usize], index: u64) -> Result<bo
     let purged = |stage: &Stage, node: usize| stage.watch.sample(node).is_some_and(|s| s.purged > index);
     while Instant::now() < deadline {
         for node in nodes {
-            // Refused while another is taken.
+            // Refused while another snapshot is taken.
             let _ = stage.world.node(*node, &stage.world.admin_key, "")?.snapshot().await;
         }
         stage.pause(150..300).await;
@@ -131,7 +131,7 @@ async fn purge_past(stage: &mut Stage, nodes: &[usize], index: u64) -> Result<bo
     Ok(false)
 }
 
-/// The fault happened if the node has got a snapshot since it said `before`.
+/// Ends a fault, which happened if the node has received more snapshots than `before`.
 async fn end(stage: &mut Stage, fault: Ongoing, node: usize, before: u64, purged: bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let got = |stage: &Stage| stage.watch.sample(node).is_some_and(|s| s.installed > before);
@@ -152,7 +152,7 @@ async fn kill_in_the_middle(stage: &mut Stage) -> Result<()> {
         let node = stage.shuffled()[0];
         leave_behind(stage, node).await?;
         stage.cluster.launch(&[node])?;
-        // A start takes some hundred milliseconds, what is sent after that some more.
+        // A start takes some hundred milliseconds, the transfer after it some more.
         stage.pause(100..1_200).await;
         let victim = match stage.random.random_bool(0.7) {
             true => node,
@@ -164,14 +164,14 @@ async fn kill_in_the_middle(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Kills a node that takes a snapshot.
+/// Kills a node while it takes a snapshot.
 async fn kill_taking(stage: &mut Stage) -> Result<()> {
     let node = stage.shuffled()[0];
     let client = stage.world.node(node, &stage.world.admin_key, "")?;
     let taking = tokio::spawn(async move { client.snapshot().await });
     stage.pause(0..40).await;
     stage.kill_for(&[node], 0..500).await?;
-    // Nobody knows how that ended, nor does it matter.
+    // The outcome is unknown and does not matter.
     let _ = taking.await;
     Ok(())
 }
@@ -186,7 +186,7 @@ async fn idle_leader(stage: &mut Stage) -> Result<()> {
         let node = stage.others(leader)[0];
         let fault = stage.faults.begin("lag", &[node], "all purged");
         stage.cluster.kill(node)?;
-        // What the node does not have.
+        // The node does not have this entry.
         stage.world.team(&format!("turn-{turn}"), None).await?;
         stage.pause(300..500).await;
         let last = stage.watch.sample(leader).map_or(0, |sample| sample.last);
@@ -210,7 +210,7 @@ async fn part_and_snapshot(stage: &mut Stage) -> Result<()> {
         let fault = stage.faults.begin("lag", &[node], "cut off");
         stage.cluster.network().cut(&Cut::between(&[node], &others))?;
         let alone = stage.world.node(node, &stage.world.admin_key, "")?;
-        // It has what it has; whether that is enough for a snapshot is its business.
+        // The node may refuse to take a snapshot of what it has.
         let _ = alone.snapshot().await;
         let purged = purge_without(stage, node).await?;
         stage.cluster.network().cut(&Cut::default())?;

@@ -1,4 +1,4 @@
-//! E: disks that are full, fail, are slow, or take nothing. A node ends when its disk fails and is started again, as a
+//! E: disks that are full, fail, are slow or read-only. A node ends when its disk fails and is started again, as a
 //! supervisor would do it.
 
 use std::fs::File;
@@ -15,18 +15,16 @@ use crate::faults::State;
 use crate::stage::Stage;
 use crate::workload;
 
-/// How long a node may live on after its disk has failed. The promise is a second; a machine with other things to do
-/// may be late with anything.
+/// How long a node may run after its disk has failed. The promise is one second; an overloaded machine may be late.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The databases of a node, and nothing beside them.
+/// The path of a node's databases, and of nothing else.
 const DATABASES: &str = "shards/";
 
-/// A small disk of each node's own, and what it shall have free.
+/// A small disk for each node, and the free space that the node reserves.
 const DISK_BYTES: u64 = 256 << 20;
 const SMALL_DISK: &str = "[storage]\nmin_free_bytes = 25_165_824\nmin_free_percent = 0\nballast_bytes = 33_554_432\n";
 
-/// E1 to E4.
 pub fn scenarios() -> Vec<Scenario> {
     let of = |name, title, faults, script| Scenario {
         name,
@@ -63,7 +61,7 @@ pub fn scenarios() -> Vec<Scenario> {
         needs: &[Need::LoopImages],
         ..of(
             "E1",
-            "a disk is full, and then has room again",
+            "a disk is full and then has room again",
             &[("full", 3)],
             |stage| Box::pin(full(stage)),
         )
@@ -72,19 +70,19 @@ pub fn scenarios() -> Vec<Scenario> {
         full,
         of(
             "E2",
-            "one flush or write fails: of the leader, of a follower",
+            "one flush or write fails, of the leader or of a follower",
             &[("eio", 3)],
             |stage| Box::pin(failing(stage)),
         ),
         of(
             "E3",
-            "flushes take 1 to 5 s: of the leader, of a follower",
+            "flushes take 1 to 5 s, on the leader or on a follower",
             &[("slow fsync", 3)],
             |stage| Box::pin(slow(stage)),
         ),
         of(
             "E4",
-            "a disk becomes read-only, and then is writable again",
+            "a disk becomes read-only and then writable again",
             &[("erofs", 3)],
             |stage| Box::pin(read_only(stage)),
         ),
@@ -92,7 +90,7 @@ pub fn scenarios() -> Vec<Scenario> {
 }
 
 impl Stage {
-    /// Leader and follower in turns.
+    /// The leader and a follower in turns.
     async fn next_disk(&mut self, round: usize) -> Result<usize> {
         let leader = self.cluster.leader().await?;
         let others = self.cluster.nodes() - 1;
@@ -108,14 +106,15 @@ impl Stage {
         ended.with_context(|| format!("node {node} lives on {END_PATIENCE:?} after its disk failed"))?
     }
 
-    /// A disk has only so many bytes left for a while; its node is killed and starts on it if there are none.
+    /// Fills a node's disk except for `left` bytes for a while. With 0 bytes left the node is killed and started on
+    /// the full disk.
     async fn fill_disk(&mut self, node: usize, left: u64) -> Result<()> {
         let filler = self.cluster.disk().data_dir(node).with_file_name("filler");
         let fault = self.faults.begin("full", &[node], format!("{left} bytes left"));
         fill(&filler, left)?;
         self.pause(1_500..3_000).await;
         if left == 0 {
-            // It may have met the last byte before it looked at the disk.
+            // The node may have used the last byte before it checked the free space.
             self.cluster.kill(node)?;
             self.cluster.launch(&[node])?;
             self.cluster
@@ -128,7 +127,7 @@ impl Stage {
         self.faults.end(fault, State::Installed)
     }
 
-    /// A disk fails until its node has ended, and for some milliseconds more, in which it is started in vain.
+    /// Injects a disk fault until the node has ended. If it lasts, another start of the node must fail, too.
     async fn fail_disk(&mut self, node: usize, kind: &str, rules: &str, lasting: bool) -> Result<()> {
         let fault = self.faults.begin(kind, &[node], rules);
         self.cluster.spoil(node, rules).await?;
@@ -145,8 +144,8 @@ impl Stage {
     }
 }
 
-/// By turns: nearly full, when writes are refused and nobody ends; full to the last byte, and its node is killed and
-/// starts on that disk, where it has only its ballast; and errors without a warning.
+/// In turns: a nearly full disk, on which writes are refused and the node goes on; a full disk, on which the node is
+/// killed and starts with nothing but its ballast; and errors without a warning.
 async fn full(stage: &mut Stage) -> Result<()> {
     for round in 0.. {
         if stage.over() {
@@ -166,7 +165,7 @@ async fn full(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file until so much is left.
+/// Writes a file until this many bytes are left on the disk.
 fn fill(path: &Path, left: u64) -> Result<()> {
     let mut file = File::create(path)?;
     let piece = vec![7; 1 << 16];

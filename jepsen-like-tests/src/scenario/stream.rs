@@ -1,7 +1,7 @@
-//! W: WebSocket sessions that are cut, starve, resume on nodes that are behind, or say what is not so.
+//! W: WebSocket sessions that are cut, are too slow, resume on nodes that are behind, or send wrong acks and cursors.
 //!
-//! W1, resuming exactly at the edge of what was removed, needs mail of 30 days or an inbox of 100,000 messages; it is
-//! tested in the node, where time is made: `ws_resume.rs`, `ws_cursors.rs` and the model in `resume_model`.
+//! W1, resuming exactly at the edge of removed messages, needs messages of 30 days or an inbox of 100,000 messages.
+//! The node's tests cover it with a simulated clock: `ws_resume.rs`, `ws_cursors.rs` and the model in `resume_model`.
 
 use std::time::Duration;
 
@@ -13,17 +13,16 @@ use crate::stage::Stage;
 use crate::workload::Kind;
 use crate::workload::stream::Mix;
 
-/// How long a follower stands still: the handshake of a client that dials it meanwhile waits for it.
+/// How long a follower is stopped; the handshake of a client that connects meanwhile waits for it.
 const STOP_MS: std::ops::Range<u64> = 1_000..4_000;
 
-/// W2 to W6.
 pub fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario {
             script: |stage| Box::pin(stage.kill_leaders_now_and_then()),
             ..row(
                 "W2",
-                "clients that acknowledge what does not exist yet",
+                "clients that acknowledge seqs that do not exist yet",
                 AHEAD,
                 &[("kill", 1)],
             )
@@ -31,7 +30,7 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario {
             rate: 200,
             script: |stage| Box::pin(async move { stage.rest().await }),
-            ..row("W3", "slow readers, and some that starve", SLOW, &[])
+            ..row("W3", "slow readers, and readers that stop reading", SLOW, &[])
         },
         Scenario {
             script: |stage| Box::pin(stop_followers(stage)),
@@ -47,14 +46,14 @@ pub fn scenarios() -> Vec<Scenario> {
             script: |stage| Box::pin(change_leaders(stage)),
             ..row(
                 "W5",
-                "another leader in mid-stream, by hand-over or by death",
+                "a new leader during sessions, by hand-over or by kill -9",
                 TAILS,
                 &[("kill", 1), ("transfer", 1)],
             )
         },
         Scenario {
             script: |stage| Box::pin(stage.kill_leaders_now_and_then()),
-            ..row("W6", "cursors of which a letter is wrong", SPOILT, &[("kill", 1)])
+            ..row("W6", "cursors in which a letter is wrong", SPOILT, &[("kill", 1)])
         },
     ]
 }
@@ -64,7 +63,7 @@ const SLOW: &[Kind] = &[Kind::Stream(Mix::Slow)];
 const AHEAD: &[Kind] = &[Kind::Stream(Mix::Ahead)];
 const SPOILT: &[Kind] = &[Kind::Stream(Mix::Spoilt)];
 
-/// What they have in common.
+/// The defaults of these scenarios.
 fn row(
     name: &'static str,
     title: &'static str,
@@ -89,7 +88,8 @@ fn row(
     }
 }
 
-/// The others go on; who dials the one that stands still is greeted when it wakes up, behind them.
+/// Stops followers. A client that connects to a stopped node gets its greeting when the node continues, behind the
+/// others.
 async fn stop_followers(stage: &mut Stage) -> Result<()> {
     while !stage.over() {
         stage.pause(200..1_000).await;

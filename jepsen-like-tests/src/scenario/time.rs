@@ -1,5 +1,5 @@
-//! T: wall clocks that are wrong. Whether a jump reached the process is asked of the cluster: every node shows how far it
-//! finds each voter's clock off.
+//! T: wrong wall clocks. The cluster confirms that a jump reached the process: every node reports how far it finds
+//! each voter's clock off.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -19,10 +19,9 @@ use crate::workload;
 const LOADS: &[workload::Kind] = &[workload::Kind::Send, workload::Kind::Read];
 const HOUR_S: f64 = 3_600.0;
 const DAY_S: i64 = 86_400;
-/// Nodes ask each other for their clocks once a second; a fault that is over sooner would not be seen.
+/// Nodes read each other's clocks once a second; a shorter fault would not be observed.
 const SEEN_MS: Range<u64> = 2_500..4_000;
 
-/// T1 to T5.
 pub fn scenarios() -> Vec<Scenario> {
     let t1 = Scenario {
         name: "T1",
@@ -47,13 +46,13 @@ pub fn scenarios() -> Vec<Scenario> {
         t1.clone(),
         Scenario {
             name: "T2",
-            title: "three clocks, a minute between each",
+            title: "three clocks that are one minute apart",
             script: |stage| Box::pin(skew(stage)),
             ..t1.clone()
         },
         Scenario {
             name: "T3",
-            title: "the leader's clock jumps to and fro, many times a second",
+            title: "the leader's clock jumps back and forth many times a second",
             script: |stage| Box::pin(strobe(stage)),
             ..t1.clone()
         },
@@ -69,7 +68,7 @@ pub fn scenarios() -> Vec<Scenario> {
         },
         Scenario {
             name: "T5",
-            title: "clocks that go 5 % too fast or too slow",
+            title: "clocks that run 5 % too fast or too slow",
             cover: Cover {
                 faults: &[("clock", 2)],
                 ..t1.cover
@@ -80,7 +79,7 @@ pub fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// A clock that is wrong: by so much at once, and by so much more every second.
+/// A wrong clock: ahead by a constant, plus a drift per second.
 #[derive(Debug, Clone, Copy)]
 struct Wrong {
     node: usize,
@@ -97,7 +96,7 @@ impl Wrong {
         }
     }
 
-    /// What the others must see at least, either way.
+    /// The offset that the others must at least observe, in either direction.
     fn visible_s(&self) -> f64 {
         match self.drift == 0.0 {
             true => self.ahead_s.abs() / 2.0,
@@ -146,8 +145,8 @@ async fn strobe(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Puts all clocks a little before the next midnight, then one over it. Each turn is another day, for time that was
-/// replicated does not go back.
+/// Sets all clocks to shortly before the next midnight, then one past it. Each turn uses another day, because
+/// replicated time never goes back.
 async fn midnight(stage: &mut Stage) -> Result<()> {
     let mut days = 0;
     while !stage.over() {
@@ -160,7 +159,7 @@ async fn midnight(stage: &mut Stage) -> Result<()> {
             true => stage.leader().await?,
             false => stage.shuffled()[0],
         };
-        // The others are there 4 s later, while the first is still a minute ahead.
+        // The others pass midnight 4 s later, while the first is still a minute ahead.
         go_wrong_for(stage, &[Wrong::ahead(first, 60.0)], 5_000..6_000).await?;
     }
     Ok(())
@@ -180,7 +179,8 @@ async fn drift(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Sets clocks wrong for some milliseconds of a range. Indeterminate, if nobody saw one of them go wrong.
+/// Sets clocks wrong for a random number of milliseconds. The fault is indeterminate if another node did not observe
+/// every wrong clock.
 async fn go_wrong_for(stage: &mut Stage, wrong: &[Wrong], ms: Range<u64>) -> Result<()> {
     let nodes: Vec<usize> = wrong.iter().map(|w| w.node).collect();
     let fault = stage.faults.begin("clock", &nodes, note(wrong));
@@ -213,7 +213,7 @@ fn state(seen: bool) -> State {
     if seen { State::Installed } else { State::Indeterminate }
 }
 
-/// Whether another node finds this one's clock so far off.
+/// Whether another node finds this node's clock off by at least `off_s`.
 async fn sees(stage: &mut Stage, node: usize, off_s: f64) -> bool {
     let other = stage.others(node)[0];
     let name = format!("agentpost_clock_divergence_seconds{{node=\"{node}\"}}");

@@ -1,4 +1,4 @@
-//! Files that are spoilt while their node is down, and what the node makes of it.
+//! Damages files of a node that is down, starts the node, and records its recovery.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,24 +16,24 @@ use crate::cluster::supervisor::{Health, Start};
 use crate::faults::State;
 use crate::recovery::{self, Class, Damage, Part, Recovery};
 
-/// Longer than a node may take, so that it is seen how long it does.
+/// Longer than the limit for a node, so that the excess is measured.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Between two looks at whether a node that serves has got rid of a damage.
+/// Time between two checks whether a node that serves has got rid of the damage.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Words by which a node tells that it found a damage or did something about it.
+/// Words in log lines about damage that was found or repaired.
 const ABOUT_DAMAGE: [&str; 5] = ["damage", "restored", "replaced", "quarantine", "cannot be used"];
 
-/// What may be done to files.
+/// The kinds of damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// One or two bits of a file flip.
     Flip,
     /// A file loses its last bytes or its second half.
     Cut,
-    /// Blocks of a file are those of an earlier moment.
+    /// Blocks of a file revert to an earlier state.
     RollBack,
-    /// The whole data directory is empty.
+    /// The whole data directory is emptied.
     Wipe,
 }
 
@@ -49,16 +49,16 @@ impl Way {
     }
 }
 
-/// Chooses what is spoilt, so that every kind of file is met.
+/// Chooses the files to damage, so that every kind of file is covered.
 pub struct Damager {
-    /// Only these kinds; all if there are none.
+    /// Only these kinds; all if empty.
     only: &'static [Part],
     met: BTreeMap<Part, usize>,
     earlier: BTreeMap<usize, BTreeMap<String, Vec<u8>>>,
 }
 
 impl Damager {
-    /// Of files of these kinds; of all kinds if none are given.
+    /// For files of these kinds; for all kinds if `only` is empty.
     pub fn new(only: &'static [Part]) -> Self {
         Damager {
             only,
@@ -67,8 +67,8 @@ impl Damager {
         }
     }
 
-    /// Spoils one, two or three files of a data directory that nobody has open; fewer if there is nothing to spoil that way.
-    /// Mostly one: of several, the worst hides what the node would have made of the others.
+    /// Damages one, two or three files of a data directory that no process uses; fewer if too few files qualify.
+    /// Mostly one, because the worst of several hides the reactions to the others.
     fn spoil(&mut self, node: usize, data_dir: &Path, way: Way, random: &mut StdRng) -> Result<Vec<Spoilt>> {
         let mut targets = damage::targets(data_dir)?;
         targets.retain(|target| self.only.is_empty() || self.only.contains(&target.part));
@@ -104,7 +104,7 @@ impl Damager {
         Ok(done)
     }
 
-    /// A file of the kind that was met least.
+    /// Chooses a file of the kind that was damaged least often.
     fn choose(&self, targets: &[Target], random: &mut StdRng) -> Option<Target> {
         let met = |target: &Target| self.met.get(&target.part).copied().unwrap_or_default();
         let least = targets.iter().map(met).min()?;
@@ -114,7 +114,7 @@ impl Damager {
 }
 
 impl Stage {
-    /// Remembers what the files of these nodes hold now, for [`Way::RollBack`].
+    /// Copies the current content of the files of these nodes, for [`Way::RollBack`].
     pub fn remember(&mut self, nodes: &[usize], damager: &mut Damager) -> Result<()> {
         for node in nodes {
             let copies = damage::copy(&self.cluster.disk().data_dir(*node))?;
@@ -123,8 +123,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Ends these nodes, spoils files of theirs and starts them again. When it returns, all nodes serve: whoever is in
-    /// quarantine has joined again.
+    /// Kills these nodes, damages files of theirs and starts them again. When it returns all nodes are ready; a node
+    /// in quarantine has rejoined.
     pub async fn damage(&mut self, nodes: &[usize], way: Way, damager: &mut Damager) -> Result<()> {
         self.pick_up().await?;
         let mut fault = self.faults.begin(way.word(), nodes, "");
@@ -159,8 +159,8 @@ impl Stage {
         self.faults.end(fault, state)
     }
 
-    /// What became of a node whose files were spoilt. One that serves has until the limit to get rid of the damage, or to
-    /// end because of it.
+    /// Determines the recovery of a node with damaged files. A node that serves has until the limit to get rid of the
+    /// damage, or to end because of it.
     async fn judge(
         &mut self,
         start: Start,
@@ -225,11 +225,11 @@ impl Stage {
         })
     }
 
-    /// Lets a node join again under a new id; tells how long it took.
+    /// Lets a node rejoin under a new id; returns how long it took.
     async fn join_again(&mut self, node: usize) -> Result<String> {
         let began = Instant::now();
         self.cluster.kill(node)?;
-        // Refused while the others elect a leader: an operator would ask again.
+        // Refused during an election: an operator would retry.
         while let Err(error) = self.cluster.rejoin(node).await {
             if began.elapsed() > PATIENCE {
                 return Err(error.context(format!("node {node} joins again")));
@@ -241,7 +241,7 @@ impl Stage {
         Ok(format!("joined again in {} ms", began.elapsed().as_millis()))
     }
 
-    /// Starts nodes that ended by themselves, as their supervisor would: a damage may show late.
+    /// Starts nodes that ended unexpectedly, as a supervisor would: damage may be detected late.
     pub(super) async fn pick_up(&mut self) -> Result<()> {
         let ended: Vec<usize> = self.cluster.crashed()?.into_iter().map(|(node, _)| node).collect();
         let began = self.world.recorder.now();
@@ -280,7 +280,7 @@ fn in_words(recovery: &Recovery) -> String {
     format!("{}: node {node} {class} after {after} ms", files.join(", "))
 }
 
-/// What a node logged of damage, without repetitions: lines of JSON.
+/// The distinct log messages of a node about damage, from lines of JSON.
 fn about_damage(log: &str) -> String {
     let mut said: Vec<String> = Vec::new();
     for line in log.lines() {
@@ -310,7 +310,7 @@ fn wipe(data_dir: &Path) -> Result<()> {
     Ok(fs::create_dir(data_dir)?)
 }
 
-/// Removes the data directories that a node left behind when it joined again.
+/// Removes the old data directories that a node left when it rejoined.
 fn remove_aside(data_dir: &Path) -> Result<()> {
     let (parent, name) = (
         data_dir.parent().context("a parent")?,

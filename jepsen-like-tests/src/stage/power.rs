@@ -1,4 +1,4 @@
-//! Power that goes away, and how nodes come back.
+//! Power loss, and the recovery of the nodes.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use crate::cluster::supervisor::{Health, Start};
 use crate::faults::State;
 use crate::recovery::{self, Class, Recovery};
 
-/// A second is usual. Who takes this long after a power cut did not come back: others brought it back.
+/// Time limit for a node to be ready after a power cut; about a second is normal.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Stage {
-    /// Takes the power from these nodes at one instant, and gives it back at once: they are started, but do not serve
-    /// yet. Nodes that stand still are cut off, too.
+    /// Cuts the power of these nodes at one instant and restores it at once, without starting the nodes. Stopped
+    /// nodes lose their power, too.
     pub fn power_off(&mut self, nodes: &[usize]) -> Result<()> {
         let fault = self.faults.begin("power", nodes, "");
         let cut = self.cluster.cut_power(nodes);
@@ -27,7 +27,7 @@ impl Stage {
         cut
     }
 
-    /// Takes the power from these nodes at one instant; they are started again, and the fault ends when all serve.
+    /// Cuts the power of these nodes at one instant and starts them again; the fault ends when all are ready.
     pub async fn power_cut(&mut self, nodes: &[usize]) -> Result<()> {
         let fault = self.faults.begin("power", nodes, "");
         self.cluster.cut_power(nodes)?;
@@ -35,15 +35,15 @@ impl Stage {
         self.faults.end(fault, State::Installed)
     }
 
-    /// Starts nodes after a power cut until all serve, and writes down how they came back. Only a node that serves came
-    /// back: a disk that kept what was flushed is no reason for anything else.
+    /// Starts nodes after a power cut until all are ready and records their recovery. Any other outcome is an error,
+    /// because the disks kept everything that was flushed.
     pub async fn recover_from_power(&mut self, nodes: &[usize]) -> Result<()> {
         let began = self.world.recorder.now();
         let starts = self.cluster.supervise(nodes, PATIENCE).await?;
         self.note_power(began, &starts)
     }
 
-    /// Writes down how nodes came back after a power cut; an error if one did not.
+    /// Records the recovery of nodes after a power cut; an error if a node is not ready.
     fn note_power(&mut self, began: u64, starts: &[Start]) -> Result<()> {
         let mut lost = Vec::new();
         for start in starts {

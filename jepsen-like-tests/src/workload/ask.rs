@@ -1,5 +1,5 @@
-//! How clients of these workloads ask: one attempt at one node, or the same thing again and again, through any node, until
-//! a server decides it.
+//! Requests of clients with an operation of their own: one attempt at one node, or retries through any node until the
+//! outcome is decided.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -18,51 +18,51 @@ use super::Stop;
 use crate::history::{Fields, Outcome};
 use crate::world::World;
 
-/// Attempts of one request before its client gives up and calls it unknown.
+/// Attempts of one request before its client gives up and records the outcome as unknown.
 const ATTEMPTS_MAX: usize = 60;
-/// How long a client that shall end goes on asking what became of its last request: the faults are over by then.
+/// How long a client that should end keeps retrying its last request; the faults are over by then.
 const LAST_WORD: Duration = Duration::from_secs(30);
-/// What an audit may take to get an answer from a node that has just been healed.
+/// Time limit for an audit to get a response from a node that has just been healed.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 
-/// The random choices of a lane.
+/// The random number generator of a lane.
 pub fn random(world: &World, lane: u32) -> StdRng {
     StdRng::seed_from_u64(world.seed ^ u64::from(lane) << 32)
 }
 
-/// One client of each node, that asks once.
+/// One client per node, without retries.
 #[derive(Clone)]
 pub struct Nodes(Vec<Client>);
 
 impl Nodes {
-    /// As an agent with a key.
+    /// Clients that act as an agent with a key.
     pub fn new(world: &World, key: &str, agent: &str) -> Result<Self> {
         let clients: Result<Vec<Client>> = (1..=world.nodes()).map(|node| world.node(node, key, agent)).collect();
         Ok(Nodes(clients?))
     }
 
-    /// One of them, and its node.
+    /// A random client and its node.
     pub fn any(&self, random: &mut StdRng) -> (usize, &Client) {
         let place = random.random_range(0..self.0.len());
         (place + 1, &self.0[place])
     }
 }
 
-/// What came of a request.
+/// The outcome of a request.
 #[derive(Debug)]
 pub enum Told<T> {
-    /// It happened.
+    /// It took effect; the response.
     Done(T),
-    /// It did not and will not.
+    /// It did not take effect and never will.
     Refused(Answer),
-    /// It did not: nobody took it.
+    /// It did not take effect: no server accepted it.
     NotTaken(String),
-    /// Nobody knows.
+    /// The outcome is unknown.
     Unknown(String),
 }
 
 impl<T> Told<T> {
-    /// Of one attempt. A request that cannot be sent at all is the harness's fault.
+    /// The outcome of one attempt. A request that cannot even be sent is an error of the harness.
     pub fn of(result: Result<T, Error>) -> Result<Self> {
         Ok(match result {
             Ok(done) => Told::Done(done),
@@ -73,7 +73,7 @@ impl<T> Told<T> {
         })
     }
 
-    /// As the history has it; refusals as status and body.
+    /// The outcome as the history records it; refusals as status and body.
     pub fn outcome(self, show: impl FnOnce(T) -> Fields) -> Outcome {
         match self {
             Told::Done(done) => Outcome::Ok(show(done)),
@@ -84,8 +84,8 @@ impl<T> Told<T> {
     }
 }
 
-/// Asks any node, and another one as long as nobody decides. A refusal decides only while no attempt was unknown: what
-/// such an attempt asked for may still happen.
+/// Retries a request through random nodes until it is decided. A refusal decides only if no earlier attempt had an
+/// unknown outcome, because such an attempt may still take effect.
 pub async fn until_told<T, F>(
     nodes: &Nodes,
     random: &mut StdRng,
@@ -118,7 +118,7 @@ where
     })
 }
 
-/// A message whose body carries its client's name of it, without a receiver.
+/// A message without a receiver whose body contains its key.
 pub fn note(key: &str) -> Result<SendRequest> {
     Ok(SendRequest {
         kind: Some("test.note".to_owned()),
@@ -128,7 +128,7 @@ pub fn note(key: &str) -> Result<SendRequest> {
     })
 }
 
-/// Everything in an agent's inbox, oldest first, as the asked node has it.
+/// Reads an agent's whole inbox from one node, oldest first.
 pub async fn whole_inbox(client: &Client, agent: &str) -> Result<Vec<Message>> {
     let deadline = Instant::now() + AUDIT_PATIENCE;
     let mut messages = Vec::new();

@@ -1,5 +1,5 @@
-//! Workload G: keys that operators create and revoke while clients use them, all through any node; and two teams with
-//! agents and topics of the same names that ask for each other's things. In the end every inbox is read.
+//! Workload G: operators create and revoke keys while clients use them through random nodes; and two teams with
+//! agents and topics of the same names request each other's data. At the end every inbox is read.
 
 mod listener;
 mod probes;
@@ -25,17 +25,17 @@ use super::{Load, Stop, send};
 use crate::history::{Fields, Item, Lane, Op, Outcome};
 use crate::world::{Team, World};
 
-/// Operators, each with one key at a time.
+/// The number of operators; each has one key at a time.
 const OPERATORS: usize = 8;
-/// Clients that use whatever key there is.
+/// The number of clients that use the current keys.
 const USERS: u64 = 8;
-/// Uses a second of all clients at most: the search over a key's life looks at each.
+/// Uses per second of all clients at most: the linear-order search examines each.
 const RATE_MAX: u64 = 400;
-/// How long a key that was revoked is still tried.
+/// How long a revoked key is still tried.
 const AFTERWARDS: Duration = Duration::from_millis(1_500);
-/// Who gets what the keys write.
+/// The receiver of the messages that the keys write.
 const SINK: &str = "sink";
-/// Whom keys are bound to, and who writes by the others.
+/// The agent that keys are bound to, and that unbound keys act as.
 const WRITER: &str = "writer";
 
 /// Starts operators, users, and two teams that probe each other.
@@ -85,11 +85,11 @@ pub async fn start(world: &World) -> Result<Load> {
     Ok(load)
 }
 
-/// The keys that may be tried now.
+/// The keys that users may try now.
 #[derive(Clone, Default)]
 struct Board(Arc<Mutex<Vec<Arc<Lent>>>>);
 
-/// A key in the hands of users.
+/// A key that users may try.
 struct Lent {
     /// Its name in the history.
     name: String,
@@ -110,12 +110,12 @@ impl Board {
     }
 }
 
-/// Makes a key, lets it be used, revokes it, and lets it be tried a little longer.
+/// Creates a key, lets users try it, revokes it, and lets them try it a little longer.
 struct Operator {
     world: World,
     nodes: Nodes,
     team: Team,
-    /// The team's name.
+    /// The name of the team.
     of: &'static str,
     lane: Lane,
     random: StdRng,
@@ -158,7 +158,7 @@ impl Operator {
         Ok(())
     }
 
-    /// A key of some kind; none if it is not known to be there, or what it is.
+    /// Creates a key with random properties; `None` if the outcome is not a success.
     async fn create(&mut self, name: &str) -> Result<Option<(String, Lent)>> {
         let writes = self.random.random_bool(0.7);
         let bound = self.random.random_bool(0.5);
@@ -200,7 +200,7 @@ impl Operator {
     }
 }
 
-/// Uses keys: reads, reads of what a node has, methods over a socket, and writes that are to be found in the end.
+/// Uses keys: linearizable reads, local reads, methods over a socket, and writes that the audit looks for.
 struct User {
     lane: Lane,
     random: StdRng,
@@ -244,7 +244,7 @@ impl User {
             _ => client.send(to(SINK, &key)?).await.map(drop),
         };
         self.lane.end(match result {
-            // As a socket says 401.
+            // Code 4001 is the equivalent of status 401 on a socket.
             Err(Error::Session { code: 4001, message }) => Outcome::Fail(format!("401 {message}")),
             result => Told::of(result)?.outcome(|()| Fields::default()),
         });
@@ -252,7 +252,7 @@ impl User {
     }
 }
 
-/// Methods over a socket to one node.
+/// A client for methods over a socket to one node.
 fn socket(lent: &Lent, url: &str) -> Result<Rpc> {
     let rpc = Rpc::new(Options {
         urls: vec![ws_url(url)?],
@@ -262,7 +262,6 @@ fn socket(lent: &Lent, url: &str) -> Result<Rpc> {
     Ok(rpc.retry(RetryPolicy::once()))
 }
 
-/// A message to an agent.
 fn to(agent: &str, key: &str) -> Result<SendRequest> {
     Ok(SendRequest {
         to_agent_id: Some(agent.to_owned()),

@@ -1,4 +1,4 @@
-//! What a client does with mailboxes, one thing at a time: the parts that the workloads A, B and I are made of.
+//! The mailbox operations of one client: the building blocks of the workloads A, B and I.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -18,19 +18,19 @@ use crate::checker::mail::View;
 use crate::history::{Fields, Item, Lane, Op, Outcome};
 use crate::world::{Team, World};
 
-/// How the inboxes of these workloads begin: checkers keep what happens to them in a small form.
+/// The prefix of the inboxes of these workloads; checkers keep their history in a compact form.
 pub const PREFIX: &str = "mail-";
-/// A send whose body is another one than that of the first send under its key.
+/// The name of a send whose body differs from that of the first send under its key.
 pub const CHANGED: &str = "changed";
-/// Attempts of one send before its client gives up and calls it unknown.
+/// Attempts of one send before its client gives up and records the outcome as unknown.
 const ATTEMPTS_MAX: usize = 60;
-/// What a node is given to answer: less than it takes to say that an outcome is unknown, or a few nodes that stand still
-/// would keep all clients busy.
+/// Time limit for a response. It is shorter than the time after which a server reports an unknown outcome; otherwise
+/// a few stopped nodes would keep all clients busy.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Sends that a client may repeat later.
+/// Sends that a client remembers to repeat.
 const REPEATABLE: usize = 64;
 
-/// What the name of a read says: which messages, and whether the node may answer by itself.
+/// The view and the consistency that the name of a read stands for.
 pub fn page_kind(name: Option<&str>) -> Option<(View, bool)> {
     Some(match name {
         None => (View::Onward, false),
@@ -53,20 +53,18 @@ fn name_of(view: View, local: bool) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// A client at work.
+/// A client of the mailboxes of a team.
 pub struct Actor {
-    /// Where it writes down what it does.
     lane: Lane,
-    /// One client for each node; they share a name.
+    /// One client per node; all act as the same agent.
     nodes: Vec<Client>,
-    /// Where its choices come from.
     pub random: StdRng,
     stop: Stop,
     sent: usize,
     repeatable: VecDeque<Sending>,
 }
 
-/// Messages that may be there.
+/// Messages that were acknowledged or have an unknown outcome.
 #[derive(Clone)]
 struct Sending {
     inbox: String,
@@ -74,17 +72,17 @@ struct Sending {
     acknowledged: bool,
 }
 
-/// Where a reader stands in an inbox.
+/// The position of a reader in an inbox.
 #[derive(Debug, Clone, Default)]
 pub struct Place {
-    /// Behind the last message that it was shown.
+    /// The cursor after the last message that it was shown.
     pub cursor: Option<String>,
-    /// Whether there may be more.
+    /// Whether more messages may follow.
     pub more: bool,
 }
 
 impl Actor {
-    /// A client with a name of its own, of all nodes.
+    /// Creates a client with a name of its own.
     pub fn new(world: &World, team: &Team, stop: Stop) -> Result<Self> {
         let lane = world.recorder.lane();
         let name = format!("client-{}", lane.number());
@@ -103,17 +101,17 @@ impl Actor {
         })
     }
 
-    /// Whether to begin nothing new.
+    /// Whether no new operation should begin.
     pub fn over(&self) -> bool {
         self.stop.is_set()
     }
 
-    /// Any node, from 1.
+    /// A random node, from 1.
     pub fn any_node(&mut self) -> usize {
         self.random.random_range(1..=self.nodes.len())
     }
 
-    /// Sends so many new messages in one request.
+    /// Sends `batch` new messages in one request.
     pub async fn send(&mut self, inbox: &str, batch: usize) -> Result<()> {
         let names = (self.sent..self.sent + batch).map(|n| format!("{}-{n}", self.lane.number()));
         let keys: Vec<String> = names.collect();
@@ -139,7 +137,7 @@ impl Actor {
         Ok(())
     }
 
-    /// Sends again what it sent before, as a client does that never saw the answer.
+    /// Sends earlier messages again, as a client does that missed the response.
     pub async fn repeat(&mut self) -> Result<()> {
         let Some(Sending { inbox, keys, .. }) = self.earlier() else {
             return Ok(());
@@ -151,9 +149,9 @@ impl Actor {
         Ok(())
     }
 
-    /// Sends something else under a key that it used before. Nobody may answer that with a message.
+    /// Sends another body under a key that was used before. No server may acknowledge it.
     pub async fn misuse(&mut self) -> Result<()> {
-        // Of what is unknown, this may be the first that the cluster hears.
+        // If the first send has an unknown outcome, this one may be the first that the cluster receives.
         let Some(Sending { inbox, keys, .. }) = self.earlier().filter(|sending| sending.acknowledged) else {
             return Ok(());
         };
@@ -179,7 +177,7 @@ impl Actor {
         self.repeatable.get(which).cloned()
     }
 
-    /// One request, repeated through other nodes until somebody decides all of it.
+    /// Retries one request through random nodes until all of it is decided.
     async fn decide(&mut self, requests: &[SendRequest]) -> Decided {
         let mut last = String::new();
         let mut unknown = false;
@@ -187,7 +185,7 @@ impl Actor {
             let node = self.any_node();
             match attempt(&self.nodes[node - 1], requests).await {
                 Ok(ids) => return Decided::Stored(ids),
-                // 429 under overload is the one refusal that a repeat can cure.
+                // 429 under overload is the one refusal that a retry can cure.
                 Err(Error::Refused(answer)) if answer.status.as_u16() != 429 => {
                     let why = answer.to_string();
                     return if unknown {
@@ -213,7 +211,7 @@ impl Actor {
         }
     }
 
-    /// Reads on from a place, which moves if there is an answer.
+    /// Reads the next page after a position, which moves if there is a response.
     pub async fn read_on(&mut self, node: usize, inbox: &str, place: &mut Place, limit: usize, local: bool) {
         let page = self
             .page(node, inbox, View::Onward, place.cursor.clone(), limit, local)
@@ -224,12 +222,11 @@ impl Actor {
         }
     }
 
-    /// Reads the newest messages.
     pub async fn read_newest(&mut self, node: usize, inbox: &str, limit: usize, local: bool) {
         self.page(node, inbox, View::Newest, None, limit, local).await;
     }
 
-    /// Reads what nobody marked; returns the ids.
+    /// Reads messages that are not marked as read; returns their ids.
     pub async fn read_unread(&mut self, node: usize, inbox: &str, limit: usize) -> Vec<String> {
         let page = self.page(node, inbox, View::Unread, None, limit, false).await;
         page.map_or_else(Vec::new, |page| page.messages.into_iter().map(|m| m.id).collect())
@@ -267,7 +264,6 @@ impl Actor {
         page
     }
 
-    /// Marks a message as read.
     pub async fn mark(&mut self, node: usize, inbox: &str, id: &str) -> Result<()> {
         let path = format!("/v1/messages/{id}");
         let request = Request::patch(path).json(&MarkReadRequest { read: true })?.agent(inbox);
@@ -281,19 +277,19 @@ impl Actor {
     }
 }
 
-/// What became of a request.
+/// The outcome of a send.
 enum Decided {
-    /// All of it is there, under these ids.
+    /// All messages are stored, under these ids.
     Stored(Vec<String>),
-    /// The cluster does not take it.
+    /// The cluster refused them.
     Refused(String),
-    /// Nobody took it in all the time.
+    /// No server accepted them before the client gave up.
     NotDone(String),
-    /// Somebody may have.
+    /// The outcome is unknown.
     Unknown(String),
 }
 
-/// How a repeat ended. That nobody took it says nothing about the message.
+/// The outcome of a repeat. If no server accepted it, the first attempt may still have been stored.
 fn again(decided: Decided, keys: &[String]) -> Outcome {
     match decided {
         Decided::Stored(ids) => Outcome::Ok(stored(&ids, keys)),
@@ -310,7 +306,7 @@ fn stored(ids: &[String], keys: &[String]) -> Fields {
     named(ids.iter().map(String::as_str).zip(keys.iter().map(String::as_str)))
 }
 
-/// One attempt at all messages; an error if any of them is not stored.
+/// One attempt to send all messages; an error if any of them is not stored.
 async fn attempt(client: &Client, requests: &[SendRequest]) -> Result<Vec<String>, Error> {
     if let [request] = requests {
         return Ok(vec![client.send(request.clone()).await?.message_id]);
@@ -320,7 +316,7 @@ async fn attempt(client: &Client, requests: &[SendRequest]) -> Result<Vec<String
     ids.ok_or_else(|| Error::Invalid("some of the batch was not stored".to_owned()))
 }
 
-/// A page of an agent's inbox, as one node has it.
+/// Reads a page of an agent's inbox from one node.
 pub async fn list(client: &Client, inbox: &str, path: String) -> Result<ListResponse, Error> {
     let answer = client.request(&Request::get(path).agent(inbox)).await?;
     serde_json::from_str(&answer.body).map_err(|error| Error::Malformed(error.to_string()))
@@ -337,14 +333,14 @@ fn path_of(asked: &Fields, view: View, local: bool) -> String {
         path.push_str("&consistency=local");
     }
     if let Some(cursor) = &asked.from {
-        // Cursors need no escaping: base64url.
+        // Cursors are base64url and need no escaping.
         path.push_str("&cursor=");
         path.push_str(cursor);
     }
     path
 }
 
-/// How an operation ended that was tried once.
+/// The outcome of an operation that is not retried.
 fn failed(error: &Error) -> Outcome {
     match error {
         Error::Refused(_) | Error::Unavailable { .. } => Outcome::Fail(error.to_string()),

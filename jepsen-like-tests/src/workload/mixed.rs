@@ -1,4 +1,4 @@
-//! Workload I: everything that the others do with mailboxes, mixed, over a thousand inboxes of which few are busy.
+//! Workload I: the operations of the other mailbox workloads, mixed, over a thousand inboxes of which few are busy.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,16 +12,12 @@ use super::read::{limit, mark_some};
 use super::send::{inboxes, load, pace};
 use crate::world::World;
 
-/// Clients.
 const LANES: u64 = 16;
-/// Inboxes.
 const INBOXES: usize = 1_000;
-/// The nth inbox is met in proportion to n to the power of minus this.
+/// The exponent of the Zipf distribution of the inboxes.
 const SKEW: f64 = 1.0;
-/// Messages of a batch.
 const BATCH: usize = 10;
 
-/// Starts the clients.
 pub async fn start(world: &World) -> Result<Load> {
     let team = world.team("mixed", None).await?;
     let inboxes = inboxes("mixed", INBOXES);
@@ -61,9 +57,9 @@ async fn mix(mut actor: Actor, inboxes: Vec<String>, gap: Duration) -> Result<()
     Ok(())
 }
 
-/// Draws places of which the first are met most often.
+/// Draws indexes with a Zipf distribution: the first ones most often.
 struct Zipf {
-    /// Of all places up to this one, how likely.
+    /// The cumulative probability of all indexes up to this one.
     until: Vec<f64>,
 }
 
@@ -79,7 +75,7 @@ impl Zipf {
         Zipf { until }
     }
 
-    /// The place of a number from 0 to 1.
+    /// The index of a number from 0 to 1.
     fn place(&self, share: f64) -> usize {
         let place = self.until.partition_point(|until| *until <= share);
         place.min(self.until.len() - 1)

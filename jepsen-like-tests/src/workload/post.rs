@@ -1,4 +1,4 @@
-//! One message after another, as clients with a purpose of their own send them.
+//! A sender that sends one message after the other, for workloads that choose the receiver and the body.
 
 use std::time::Duration;
 
@@ -12,10 +12,9 @@ use super::Stop;
 use crate::history::{Fields, Item, Lane, Op, Outcome};
 use crate::world::{Team, World};
 
-/// Attempts of one send before its client gives up and calls it unknown.
+/// Attempts of one send before its client gives up and records the outcome as unknown.
 const ATTEMPTS_MAX: usize = 60;
 
-/// A client that sends.
 pub struct Post {
     lane: Lane,
     world: World,
@@ -25,7 +24,7 @@ pub struct Post {
 }
 
 impl Post {
-    /// One that sends in the name of nobody yet.
+    /// Creates a sender without a name; call [`Post::rename`] before the first send.
     pub fn new(world: &World, team: &Team) -> Self {
         let lane = world.recorder.lane();
         Post {
@@ -37,12 +36,12 @@ impl Post {
         }
     }
 
-    /// Its lane's number, for the names of its messages.
+    /// The number of its lane, for the keys of its messages.
     pub fn number(&self) -> u32 {
         self.lane.number()
     }
 
-    /// Sends as this agent from now on.
+    /// Sets the agent that it sends as.
     pub fn rename(&mut self, agent: &str) -> Result<()> {
         let nodes = 1..=self.world.nodes();
         let clients: Result<_> = nodes.map(|node| self.world.node(node, &self.team.key, agent)).collect();
@@ -50,7 +49,8 @@ impl Post {
         Ok(())
     }
 
-    /// Sends a message of this name, repeated through other nodes under its idempotency key until somebody decides.
+    /// Sends a message under this key and retries it through random nodes until it is decided. Returns whether it was
+    /// stored.
     pub async fn send(&mut self, key: &str, message: SendRequest, stop: &Stop) -> bool {
         let item = |id: String| Item {
             id,
@@ -75,7 +75,7 @@ impl Post {
             let client = &self.clients[self.random.random_range(0..self.clients.len())];
             match client.send(message.clone()).await {
                 Ok(answer) => return Ok(answer.message_id),
-                // 429 under overload is the one refusal that a repeat can cure.
+                // 429 under overload is the one refusal that a retry can cure.
                 Err(Error::Refused(answer)) if answer.status.as_u16() != 429 => {
                     return Err(Outcome::Fail(answer.to_string()));
                 }

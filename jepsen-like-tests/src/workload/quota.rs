@@ -1,6 +1,7 @@
-//! Workload D: clients that race for the last units of a day's sends and of a month's events, through every node. Each
-//! quota lives for some seconds in a team of its own: a small limit, raised now and then, so that its edge is met often.
-//! What is unknown is repeated under its key, and so is some of what was accepted: a repeat must count once.
+//! Workload D: clients that compete for the last units of a daily send quota and of a monthly event quota, through
+//! every node. Each quota lives for a few seconds in a team of its own: a small limit that is raised now and then, so
+//! that it is reached often. A send with an unknown outcome is retried under its key, and some accepted sends are
+//! repeated: a repeat must count once.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,19 +23,18 @@ use super::{Load, Stop, send};
 use crate::history::{Fields, Item, Lane, Op, Outcome};
 use crate::world::{Team, World};
 
-/// Quotas that are raced for at a time; every third is of a month.
+/// Quotas that exist at the same time; every third is monthly.
 const SLOTS: u64 = 6;
-/// Clients that race for one.
+/// Clients that compete for one quota.
 const RACERS: u64 = 6;
-/// Spends a second of all clients at most: most of more would be refused.
+/// Sends per second of all clients at most: most of more would be refused.
 const RATE_MAX: u64 = 300;
-/// How often a limit is raised in the life of a quota.
+/// How often a limit is raised in the lifetime of a quota.
 const RAISES: u64 = 3;
-/// Who spends, and who gets the mail.
+/// The agents that send and receive.
 const SPENDER: &str = "spender";
 const RECEIVER: &str = "receiver";
 
-/// A quota that was raced for.
 #[derive(Clone)]
 struct Quota {
     /// Its name in the history.
@@ -45,15 +45,15 @@ struct Quota {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Period {
-    /// Sends of an agent, on the Abba Baba face.
+    /// Sends of an agent, with the Abba Baba API.
     Day,
-    /// Events of a team, on the Kite face.
+    /// Events of a team, with the Kite API.
     Month,
 }
 
 type Raced = Arc<Mutex<Vec<Quota>>>;
 
-/// Starts [`SLOTS`] races.
+/// Starts [`SLOTS`] series of quotas.
 pub async fn start(world: &World) -> Result<Load> {
     let raced = Raced::default();
     let audited = raced.clone();
@@ -77,7 +77,7 @@ pub async fn start(world: &World) -> Result<Load> {
     Ok(load)
 }
 
-/// Has one quota after the other raced for.
+/// Runs one quota after the other.
 struct Slot {
     number: u64,
     period: Period,
@@ -97,7 +97,7 @@ impl Slot {
             let mut limit = self.random.random_range(2..20);
             let name = format!("quota-{}-{life}", self.number);
             self.lane.invoke(None, Op::Limit, &name, self.limit(limit));
-            // A team whose creation is unknown is left to itself.
+            // A team whose creation has an unknown outcome is abandoned.
             let team = match self.world.team(&name, Some(self.patch(limit))).await {
                 Ok(team) => team,
                 Err(error) => {
@@ -156,8 +156,8 @@ impl Slot {
         Ok((over, racers))
     }
 
-    /// Asks once, for what is repeated could lower a limit that was raised since. False if nobody knows: such a limit
-    /// is left as it is.
+    /// Raises a limit without retries, because a late retry could lower a limit that was raised since. Returns false
+    /// if the outcome is unknown; such a limit is not changed again.
     async fn raise(&mut self, quota: &Quota, limit: u64) -> Result<bool> {
         let change = UpdateTeam {
             limits: Some(self.patch(limit)),
@@ -270,7 +270,7 @@ async fn event_of_month(client: &Client, key: &str) -> Result<Fields, Error> {
     })
 }
 
-/// Reads from every node what was counted.
+/// Reads the accepted sends from every node.
 async fn audit(world: &World, quotas: &[Quota]) -> Result<()> {
     let mut lane = world.recorder.lane();
     for quota in quotas {
@@ -288,7 +288,7 @@ async fn audit(world: &World, quotas: &[Quota]) -> Result<()> {
     Ok(())
 }
 
-/// A message with the day or the month of which it was counted: it is sent and counted at one moment.
+/// An accepted message with the day or month in which it was counted: it is created and counted at the same time.
 fn counted(period: Period, message: &agentpost::api::abbababa::Message) -> Result<Item> {
     let at: Timestamp = message.created_at.parse().context("createdAt")?;
     let date = at.to_zoned(TimeZone::UTC).date();
@@ -297,7 +297,7 @@ fn counted(period: Period, message: &agentpost::api::abbababa::Message) -> Resul
         Period::Month => u64::try_from(date.year())? * 12 + u64::try_from(date.month())?,
     };
     let body: serde_json::Value = serde_json::from_str(message.body.get())?;
-    // The Kite face has texts.
+    // The body of a message that was sent with the Kite API has `text`.
     let key = ["key", "text"].iter().find_map(|name| body.get(name)?.as_str());
     Ok(Item {
         id: message.id.clone(),

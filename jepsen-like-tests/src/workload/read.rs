@@ -1,5 +1,5 @@
-//! Workload B: a few inboxes that some clients fill and many read, from every node: with cursors, page by page, asking
-//! another node for each page or staying with one; the newest first; and what is unread, which they mark.
+//! Workload B: a few inboxes that some clients fill and many read from every node: page by page with cursors, each
+//! page from another node or all from one; the newest first; and the unread messages, which they mark as read.
 
 use std::time::{Duration, Instant};
 
@@ -13,17 +13,17 @@ use crate::world::World;
 
 /// Inboxes; each has two clients that read on from a cursor, and one that marks.
 const INBOXES: usize = 4;
-/// Clients that fill them.
+/// Clients that fill the inboxes.
 const SENDERS: u64 = 4;
-/// Clients that read them.
+/// Clients that read the inboxes.
 const READERS: u64 = 3 * INBOXES as u64;
-/// Messages of a page: edges are met often …
+/// Sizes of pages: small, so that page boundaries are frequent …
 const LIMITS: [usize; 5] = [1, 2, 3, 7, 20];
-/// … unless a reader is far behind: then it catches up with pages of this size.
+/// … unless a reader is far behind; then it catches up with pages of this size.
 const LIMIT_MAX: usize = 200;
-/// How often a reader goes back to where it once was.
+/// The probability that a reader goes back to an earlier position.
 const BACK: f64 = 0.02;
-/// Places that a reader remembers.
+/// Positions that a reader remembers.
 const REMEMBERED: usize = 16;
 
 /// Starts the clients: half of the rate sends, the other half reads.
@@ -31,7 +31,7 @@ pub async fn start(world: &World) -> Result<Load> {
     let team = world.team("read", None).await?;
     let inboxes = inboxes("read", INBOXES);
     let mut load = load(&team, &inboxes);
-    // At least 1: 0 is no limit.
+    // At least 1, because 0 means no limit.
     let half = if world.rate == 0 { 0 } else { world.rate.div_ceil(2) };
     for _ in 0..SENDERS {
         let actor = Actor::new(world, &team, load.stop())?;
@@ -49,7 +49,7 @@ pub async fn start(world: &World) -> Result<Load> {
     Ok(load)
 }
 
-/// Reads an inbox from its beginning on, again and again from where it once was, each page from any node.
+/// Reads an inbox from its beginning, and sometimes again from an earlier position, each page from a random node.
 async fn walk(mut actor: Actor, inbox: String, local: bool, gap: Duration) -> Result<()> {
     let mut place = Place::default();
     let mut remembered = vec![place.clone()];
@@ -72,7 +72,7 @@ async fn walk(mut actor: Actor, inbox: String, local: bool, gap: Duration) -> Re
     Ok(())
 }
 
-/// How many messages the next page may have.
+/// The size of the next page.
 pub fn limit(actor: &mut Actor, place: &Place) -> usize {
     if place.more && actor.random.random_bool(0.7) {
         return LIMIT_MAX;
@@ -80,7 +80,7 @@ pub fn limit(actor: &mut Actor, place: &Place) -> usize {
     LIMITS[actor.random.random_range(0..LIMITS.len())]
 }
 
-/// Reads the newest and the unread messages in turn and marks some of these.
+/// Reads the newest and the unread messages in turn and marks some of the unread.
 async fn look_and_mark(mut actor: Actor, inbox: String, gap: Duration) -> Result<()> {
     while !actor.over() {
         let began = Instant::now();
@@ -98,7 +98,7 @@ async fn look_and_mark(mut actor: Actor, inbox: String, gap: Duration) -> Result
     Ok(())
 }
 
-/// Lists what is unread at one node and marks the first few at others.
+/// Lists the unread messages at one node and marks the first few at others.
 pub async fn mark_some(actor: &mut Actor, inbox: &str) -> Result<()> {
     let (node, limit, marked) = (
         actor.any_node(),

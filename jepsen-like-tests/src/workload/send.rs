@@ -1,5 +1,5 @@
-//! Workload A: clients that send to a few inboxes through every node, repeat what is unknown under the same idempotency
-//! key, and now and then what is known, too.
+//! Workload A: clients that send to a few inboxes through every node, retry sends with an unknown outcome under the
+//! same idempotency key, and now and then repeat an acknowledged one.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,22 +15,22 @@ use super::mailbox::{Actor, PREFIX, list};
 use crate::history::{Fields, Item, Op, Outcome};
 use crate::world::{Team, World};
 
-/// Clients of a load.
+/// Clients of a workload.
 const LANES: u64 = 16;
 /// Inboxes that they share.
 const INBOXES: usize = 8;
-/// The same for batches: an inbox keeps 100,000 messages, and one that lost its oldest to retention would look like a loss.
+/// Inboxes of the batch workload: an inbox keeps 100,000 messages, and messages removed by retention would look lost.
 const INBOXES_OF_BATCHES: usize = 100;
-/// How often a client sends again what it sent before …
+/// The probability that a client repeats an earlier send …
 const REPEATS: f64 = 0.02;
-/// … and how often something else under a key that it used.
+/// … and that it sends another body under a key that it used.
 const MISUSES: f64 = 0.005;
-/// Messages of a page of an audit: few, so that an inbox has many edges of pages.
+/// Messages in a page of an audit: few, so that an inbox has many page boundaries.
 const AUDIT_PAGE: usize = 50;
-/// What an audit may take to get an answer from a node that has just been healed.
+/// Time limit for an audit to get a response from a node that has just been healed.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Starts [`LANES`] clients with `batch` messages to a request.
+/// Starts [`LANES`] clients that send `batch` messages per request.
 pub async fn start(world: &World, batch: usize) -> Result<Load> {
     let team = world.team(&format!("send-{batch}"), None).await?;
     let count = if batch == 1 { INBOXES } else { INBOXES_OF_BATCHES };
@@ -43,18 +43,18 @@ pub async fn start(world: &World, batch: usize) -> Result<Load> {
     Ok(load)
 }
 
-/// Names of inboxes that no other load of the run has.
+/// Names of inboxes that no other workload of the run uses.
 pub fn inboxes(load: &str, count: usize) -> Vec<String> {
     (0..count).map(|n| format!("{PREFIX}{load}-{n}")).collect()
 }
 
-/// A load that looks at these inboxes in the end.
+/// A workload that audits these inboxes at the end.
 pub fn load(team: &Team, inboxes: &[String]) -> Load {
     let (team, inboxes) = (team.clone(), inboxes.to_vec());
     Load::new(move |world| async move { audit(&world, &team, &inboxes).await })
 }
 
-/// How long a lane waits between two requests so that all lanes together reach the rate.
+/// The time between two requests of a lane, so that all lanes together reach the rate.
 pub fn pace(rate: u64, lanes: u64, batch: usize) -> Duration {
     match rate {
         0 => Duration::ZERO,
@@ -79,7 +79,7 @@ pub async fn send_on(mut actor: Actor, inboxes: Vec<String>, batch: usize, gap: 
     Ok(())
 }
 
-/// A message whose body carries its client's name of it.
+/// A message whose body contains its key.
 pub fn message(inbox: &str, key: &str) -> Result<SendRequest> {
     Ok(SendRequest {
         to_agent_id: Some(inbox.to_owned()),
@@ -90,7 +90,7 @@ pub fn message(inbox: &str, key: &str) -> Result<SendRequest> {
     })
 }
 
-/// Reads inboxes from every node, from the beginning to the end.
+/// Reads whole inboxes from every node.
 pub async fn audit(world: &World, team: &Team, inboxes: &[String]) -> Result<()> {
     let mut nodes = JoinSet::new();
     for node in 1..=world.nodes() {
@@ -116,7 +116,7 @@ async fn audit_node(world: World, team: Team, inboxes: Vec<String>, node: usize)
     Ok(())
 }
 
-/// Everything in an agent's inbox, as one node has it.
+/// Reads an agent's whole inbox from one node.
 pub async fn read_all(client: &agentpost::Client, inbox: &str) -> Result<Vec<Item>> {
     let mut items = Vec::new();
     let mut path = format!("/v1/messages?limit={AUDIT_PAGE}");
@@ -144,7 +144,7 @@ pub async fn read_all(client: &agentpost::Client, inbox: &str) -> Result<Vec<Ite
     }
 }
 
-/// The client's name of a message, from its body.
+/// The key in the body of a message.
 pub fn key_of(body: &str) -> String {
     let body: Option<serde_json::Value> = serde_json::from_str(body).ok();
     let key = body.as_ref().and_then(|body| body.get("key")?.as_str());

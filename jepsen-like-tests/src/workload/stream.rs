@@ -1,5 +1,5 @@
-//! Workload F: named WebSocket clients whose sessions are cut again and again and resumed on another node, while
-//! somebody sends.
+//! Workload F: WebSocket clients with names whose sessions are cut again and again and resumed on another node, while
+//! messages are sent.
 
 mod socket;
 mod tail;
@@ -21,29 +21,29 @@ use super::{Load, Stop};
 use crate::history::{Fields, Op, Outcome};
 use crate::world::{Team, World};
 
-/// Inboxes that are listened to.
+/// Inboxes that clients listen to.
 const INBOXES: usize = 4;
 /// Clients of each inbox.
 const TAILS: usize = 4;
 /// Senders.
 const LANES: u64 = 4;
-/// Messages a second at most: each comes at least [`TAILS`] times.
+/// Messages per second at most: each is pushed at least [`TAILS`] times.
 const RATE_MAX: u64 = 400;
-/// Of the messages that slow readers are sent: sockets shall fill.
+/// Size of the messages to slow readers, large enough to fill socket buffers.
 const LARGE_BYTES: usize = 16 * 1024;
-/// How long the last message is tried to be sent.
+/// Time limit for sending the last message.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the readers are like.
+/// The behaviour of the readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mix {
-    /// Quick ones that acknowledge now and then.
+    /// Fast readers that acknowledge now and then.
     Tails,
-    /// Slow ones, and such that stop reading for longer than a node waits.
+    /// Slow readers, and some that stop reading for longer than a node waits.
     Slow,
-    /// Such that acknowledge what does not exist yet.
+    /// Readers that acknowledge seqs that do not exist yet.
     Ahead,
-    /// Quick ones, and others that read the same inboxes with spoilt cursors.
+    /// Fast readers, and clients that list the same inboxes with corrupted cursors.
     Spoilt,
 }
 
@@ -67,10 +67,9 @@ impl Mix {
     }
 }
 
-/// Tails whose lanes have ended.
+/// Clients whose lanes have ended.
 type Ended = Arc<Mutex<Vec<Tail>>>;
 
-/// Starts readers and senders.
 pub async fn start(mix: Mix, world: &World) -> Result<Load> {
     let team = world.team(&format!("stream-{}", mix.name()), None).await?;
     let inboxes: Vec<String> = (0..INBOXES).map(|n| format!("{}-{n}", mix.name())).collect();
@@ -111,7 +110,7 @@ async fn send(mut post: Post, inbox: String, bytes: usize, gap: Duration, stop: 
     Ok(())
 }
 
-/// A message with so much more in its body.
+/// A message with a body of at least this many bytes.
 fn padded(inbox: &str, key: &str, bytes: usize) -> Result<SendRequest> {
     let body = serde_json::json!({ "key": key, "more": "x".repeat(bytes) });
     Ok(SendRequest {
@@ -128,7 +127,7 @@ async fn listen(mut tail: Tail, stop: Stop, ended: Ended) -> Result<()> {
     Ok(())
 }
 
-/// Reads pages with cursors of which one letter is wrong: none may be taken for another place.
+/// Lists pages with cursors in which one letter is wrong: none may be accepted as another position.
 async fn spoil(world: World, team: Team, inbox: String, stop: Stop) -> Result<()> {
     let mut lane = world.recorder.lane();
     let mut random = StdRng::seed_from_u64(world.seed ^ u64::from(lane.number()) << 32);
@@ -170,7 +169,7 @@ async fn probe(client: &Client, query: &ListQuery) -> Outcome {
     }
 }
 
-/// The same with another letter; never in the last place, where bits may mean nothing.
+/// Replaces one letter of a cursor; never the last, whose bits may be padding.
 fn spoiled(cursor: &str, random: &mut StdRng) -> String {
     let mut letters: Vec<char> = cursor.chars().collect();
     let place = random.random_range(0..letters.len().saturating_sub(1).max(1));
@@ -180,14 +179,14 @@ fn spoiled(cursor: &str, random: &mut StdRng) -> String {
     letters.into_iter().collect()
 }
 
-/// Sends a last message to each inbox, lets every client read up to it, and looks at the inboxes.
+/// Sends a last message to each inbox, lets every client read up to it, and audits the inboxes.
 async fn conclude(world: &World, team: &Team, inboxes: &[String], ended: &Ended) -> Result<()> {
     let mut post = Post::new(world, team);
     post.rename("the-end")?;
     let deadline = Instant::now() + PATIENCE;
     let mut ends = Vec::new();
     for inbox in inboxes {
-        // A name of its own for each attempt: one may still be stored later.
+        // Each attempt has a key of its own, because an earlier one may still be stored later.
         for attempt in 0.. {
             let key = format!("{}-{inbox}-{attempt}", post.number());
             if post.send(&key, message(inbox, &key)?, &Stop::default()).await {

@@ -1,5 +1,5 @@
-//! Workload C: agents that subscribe and unsubscribe, and publishes to one, to some and to hundreds of them, through every
-//! node. In the end every inbox is read from every node.
+//! Workload C: agents that subscribe and unsubscribe, and publishes to one, to some and to hundreds of them, through
+//! every node. At the end every inbox is read from every node.
 
 use std::time::Duration;
 
@@ -19,25 +19,25 @@ use super::{Load, Stop, send};
 use crate::history::{Fields, Item, Lane, Op, Outcome};
 use crate::world::{Team, World};
 
-/// The team, and with `/` the beginning of every name in the history.
+/// The name of the team; every name in the history begins with it and `/`.
 const TEAM: &str = "topics";
-/// Topics: a name, how many subscribe before the first publish and stay, and how many of 100 publishes go there.
+/// Topics: the name, the number of permanent subscribers, and the percentage of publishes.
 const TOPICS: [(&str, usize, u32); 4] = [("lonely", 1, 65), ("room", 20, 23), ("hall", 60, 7), ("crowd", 300, 5)];
-/// Clients that publish. They are subscribed to [`LOUD`] themselves, and never hear what they say.
+/// Clients that publish. They are subscribed to [`LOUD`] themselves and must not receive their own publishes.
 const PUBLISHERS: u64 = 8;
-/// Where the publishers listen, too.
+/// The topic that the publishers are subscribed to.
 const LOUD: &str = "room";
-/// Agents that come and go.
+/// Agents that subscribe and unsubscribe all the time.
 const GUESTS: usize = 16;
-/// Publishes a second at most: an audit reads every entry of every inbox from every node.
+/// Publishes per second at most: an audit reads every entry of every inbox from every node.
 const RATE_MAX: u64 = 50;
-/// How often the end asks whether all inboxes have the last publish; the server waits for them for five seconds each
-/// time. What is missing then the audit shows.
+/// How often the audit asks whether all inboxes have the last publish; the server waits up to five seconds each time.
+/// The audit reports what is missing after that.
 const LAST_WAITS: usize = 24;
-/// Clients that prepare, and that audit each node.
+/// Concurrent clients that prepare, and that audit each node.
 const HANDS: usize = 6;
 
-/// Subscribes who stays, then starts publishers and guests.
+/// Subscribes the permanent subscribers, then starts publishers and guests.
 pub async fn start(world: &World) -> Result<Load> {
     let team = world.team(TEAM, None).await?;
     let owner = team.clone();
@@ -83,12 +83,12 @@ fn agent_name(number: usize) -> String {
     format!("agent-{number}")
 }
 
-/// A name as the history has it.
+/// A name in the history.
 fn full(name: &str) -> String {
     format!("{TEAM}/{name}")
 }
 
-/// Subscribes everybody who stays.
+/// Subscribes all permanent subscribers.
 async fn subscribe_all(world: &World, team: &Team, stop: &Stop) -> Result<()> {
     let staying = TOPICS
         .iter()
@@ -161,7 +161,8 @@ impl Publisher {
     }
 }
 
-/// Publishes a key, repeated under it until somebody decides. Whether its inboxes still follow is answered in `name`.
+/// Publishes under a key and retries until the outcome is decided. Returns whether the fan-out had finished; the
+/// response's `fanout` is recorded as `name`.
 async fn publish(
     lane: &mut Lane,
     nodes: &Nodes,
@@ -191,7 +192,7 @@ async fn publish(
     Ok(done)
 }
 
-/// Subscribes and unsubscribes, asking once: what is unknown stays unknown.
+/// Subscribes and unsubscribes without retries, so an unknown outcome stays unknown.
 struct Guest {
     lane: Lane,
     name: String,
@@ -205,7 +206,7 @@ impl Guest {
         while !stop.is_set() {
             let place = self.random.random_range(0..TOPICS.len());
             let topic = TOPICS[place].0;
-            // Now and then what is so already is asked for again.
+            // Sometimes it requests the state that it already has.
             let comes = subscribed[place] == self.random.random_bool(0.1);
             subscribed[place] = comes;
             let (node, client) = self.nodes.any(&mut self.random);
@@ -227,7 +228,7 @@ impl Guest {
     }
 }
 
-/// Waits until nothing is on its way any more, then reads every inbox from every node.
+/// Waits until all fan-outs have finished, then reads every inbox from every node.
 async fn audit(world: &World, team: &Team) -> Result<()> {
     await_last(world, team).await?;
     let mut agents: Vec<String> = (0..TOPICS.iter().map(|t| t.1).max().unwrap_or(0))
@@ -248,7 +249,7 @@ async fn audit(world: &World, team: &Team) -> Result<()> {
     Ok(())
 }
 
-/// Publishes once more to every topic: as a topic's publishes are given out in order, the last one comes last.
+/// Publishes once more to every topic. A topic's publishes fan out in order, so the last one arrives last.
 async fn await_last(world: &World, team: &Team) -> Result<()> {
     let mut lane = world.recorder.lane();
     let mut random = ask::random(world, lane.number());
@@ -275,7 +276,7 @@ async fn read(mut lane: Lane, node: usize, client: Client, agents: Vec<String>) 
     }
 }
 
-/// A message by its client's name alone: there are very many.
+/// A message by its key alone, because there are very many.
 fn keyed(body: &str) -> Item {
     Item {
         id: String::new(),

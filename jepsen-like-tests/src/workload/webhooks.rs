@@ -1,6 +1,6 @@
-//! Workload E: mail to agents whose servers are good, bad or gone, and what became of each delivery.
+//! Workload E: messages to agents whose webhook servers work, fail or are gone, and the final state of each delivery.
 //!
-//! Calls are written down as they arrive; deliveries, dead letters and notices in the end, when all are over.
+//! Calls are recorded as they arrive; deliveries, dead letters and notices at the end, when all deliveries are over.
 
 mod sinks;
 
@@ -27,32 +27,31 @@ use crate::deliveries::{self, Agent, CALLS, Deletion, Record, Seen, all_over, se
 use crate::receiver::{Call, Receiver};
 use crate::world::{Team, World};
 
-/// Messages a second at most: a slow server takes 8 at a time.
+/// Messages per second at most: a slow server takes 8 at a time.
 const RATE_MAX: u64 = 400;
-/// A sender changes its name after so many messages, before its notices fill its inbox.
+/// A sender changes its name after this many messages, before its notices fill its inbox.
 const MESSAGES_PER_NAME: u64 = 20_000;
-/// The ladder, an attempt of unknown outcome, and what else may come together.
+/// Time limit for all deliveries to end: all retries, an attempt with an unknown outcome, and some reserve.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Between two registrations of a server that had said 410.
+/// Time between two registrations of a server that answered 410.
 const GONE_FOR: Duration = Duration::from_millis(700);
-/// How long an agent keeps a failing server, milliseconds: its deliveries are on the second or third step.
+/// How long an agent keeps a failing server, in milliseconds: its deliveries are on the second or third step then.
 const KEPT_MS: std::ops::Range<u64> = 1_000..4_000;
-/// Messages that an inbox takes before the oldest go.
+/// Messages that an inbox keeps before the oldest are removed.
 const INBOX_FULL: usize = 100_000;
-/// Times that each place of the dispatcher can be died at.
+/// How many leaders can die at each crash point of the dispatcher.
 pub const ROUNDS: usize = 20;
 
-/// The team's name; a script that sends by itself finds the team by it.
+/// The name of the team; a script that sends messages itself finds the team by it.
 pub fn team_name(mix: Mix) -> String {
     format!("webhooks-{}", mix.name())
 }
 
-/// The agent that gets the message of a round at a place.
+/// The agent that gets the message of a round for a crash point.
 pub fn agent_at(place: &str, round: usize) -> String {
     format!("{place}-{round}")
 }
 
-/// Starts servers, agents and senders.
 pub async fn start(mix: Mix, world: &World) -> Result<Load> {
     let limits = LimitsPatch {
         daily_sends: Some(0),
@@ -111,7 +110,7 @@ fn rate(world: &World) -> u64 {
 
 type Deletions = Arc<Mutex<Vec<Deletion>>>;
 
-/// A receiver that writes each call down before it answers.
+/// A receiver that records each call before it answers.
 async fn receiver(world: &World) -> Result<Receiver> {
     let path = world.recorder.dir().join(CALLS);
     let file = File::options().create(true).append(true).open(&path);
@@ -119,7 +118,7 @@ async fn receiver(world: &World) -> Result<Receiver> {
     let recorder = world.recorder.clone();
     let witness = move |call: &Call| {
         let at_us = recorder.now() / 1000;
-        // A call that does not say which it is belongs to no delivery: the checker will say so.
+        // A call without the required headers belongs to no delivery; the checker reports it.
         let seen = seen(call, at_us).unwrap_or_else(|_| Seen {
             path: call.path.clone(),
             at_us,
@@ -166,17 +165,17 @@ async fn fill(world: &World, team: &Team, inbox: &str) -> Result<()> {
     futures::stream::iter(batches).buffer_unordered(8).try_collect().await
 }
 
-/// A server that says 410 is registered again, for good mail shall come.
+/// Registers a server again that answers 410 and so loses its webhook.
 async fn come_back(client: Client, url: String, stop: Stop) -> Result<()> {
     while !stop.is_set() {
         tokio::time::sleep(GONE_FOR).await;
-        // Whatever comes of it: the next time is soon.
+        // Errors do not matter: the next registration follows soon.
         let _ = client.register_webhook(&url, &["message.received"]).await;
     }
     Ok(())
 }
 
-/// An agent that gives its failing server up while deliveries wait for it, and takes another one.
+/// An agent that deletes its failing webhook while deliveries wait for it, and registers another one.
 struct Leaver {
     client: Client,
     number: usize,
@@ -217,13 +216,13 @@ impl Leaver {
     }
 }
 
-/// Deletes an agent's webhook, and notes when that was acknowledged.
+/// Deletes an agent's webhook and records when the deletion was acknowledged.
 async fn give_up(world: &World, client: &Client, path: &str, deletions: &Deletions) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match client.delete_webhook().await {
             Ok(()) => break,
-            // It was deleted by an attempt whose answer was lost.
+            // An earlier attempt deleted it, and its response was lost.
             Err(Error::Refused(answer)) if answer.status.as_u16() == 404 => break,
             Err(error) => ensure!(Instant::now() < deadline, "{path} cannot be deleted: {error}"),
         }
@@ -251,7 +250,7 @@ struct Sender {
 
 impl Sender {
     async fn run(mut self, stop: Stop) -> Result<()> {
-        // Lanes begin at different places of the cycle.
+        // Lanes begin at different positions of the cycle.
         let ahead = self.number as usize * self.cycle.len() / self.mix.lanes() as usize;
         for sent in 0.. {
             if stop.is_set() {
@@ -270,7 +269,7 @@ impl Sender {
     }
 }
 
-/// Waits until all deliveries are over, and writes down what there is.
+/// Waits until all deliveries are over, and records the final state.
 async fn conclude(world: &World, team: &Team, servers: &Servers, deletions: &Deletions) -> Result<()> {
     for sink in servers.sinks.iter().filter(|sink| sink.sink.is_endless()) {
         let client = everywhere(world, team, &sink.agent)?;
@@ -278,7 +277,7 @@ async fn conclude(world: &World, team: &Team, servers: &Servers, deletions: &Del
     }
     let operator = world.operator()?;
     let deadline = Instant::now() + PATIENCE;
-    // What is open after that is for the checker.
+    // The checker reports deliveries that are still open after that.
     while !all_over(&operator, team).await? && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -296,7 +295,7 @@ async fn conclude(world: &World, team: &Team, servers: &Servers, deletions: &Del
     audit(world, team, &inboxes).await
 }
 
-/// Agents of [`Mix::Quiet`].
+/// The agents of [`Mix::Quiet`].
 fn agents_of_places() -> impl Iterator<Item = String> {
     let places = PLACES.into_iter().map(|(place, _, _)| place);
     places.flat_map(|place| (0..ROUNDS).map(move |round| agent_at(place, round)))

@@ -1,15 +1,15 @@
-//! D3 to D6, D12 and G4: what is recorded of the attempts.
+//! D3 to D6, D12 and G4: the recorded attempts of each delivery.
 
 use agentpost::api::abbababa::DeliveryDetail;
 
 use crate::deliveries::{Evidence, Seen, ended};
 
-/// Steps of the ladder: so many failures end a delivery.
+/// The number of failed attempts that end a delivery.
 const STEPS: usize = 4;
-/// Unknown and unsent attempts that a delivery remembers.
+/// The number of unknown and unsent attempts in the history of a delivery.
 const OTHERS_KEPT: usize = 8;
 
-/// Checks every delivery by itself.
+/// Checks each delivery.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     let mut violations = Vec::new();
     let by_delivery = evidence.by_delivery();
@@ -35,7 +35,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
     violations
 }
 
-/// A lost leader leaves at most one attempt of a delivery without an outcome.
+/// A lost leader leaves at most one attempt per delivery without an outcome.
 fn unknowns(evidence: &Evidence, delivery: &DeliveryDetail, calls: Option<&Vec<&Seen>>) -> Vec<String> {
     let mut violations = Vec::new();
     let (id, unknown) = (&delivery.id, ended(delivery, "unknown"));

@@ -1,14 +1,14 @@
-//! D1, D2, D9 and G5: what arrives at the receiver.
+//! D1, D2, D9 and G5: the calls that the receiver got.
 
 use std::collections::BTreeMap;
 
 use crate::deliveries::{Evidence, Seen};
 
-/// How much later than the first call of a newer epoch one of an older epoch may still arrive: it was let go at most
-/// 2 s after its claim, and travelled.
+/// How much later than the first call of a newer epoch a call of an older epoch may arrive: it starts at most 2 s
+/// after its claim, plus its time on the network.
 const STRAGGLER_US: u64 = 2_500_000;
 
-/// Compares the calls with each other and with the attempts that the cluster knows.
+/// Compares the calls with each other and with the attempts that the cluster recorded.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     let mut violations = Vec::new();
     let mut first: BTreeMap<(&str, u32), &Seen> = BTreeMap::new();
@@ -64,7 +64,7 @@ fn granted(evidence: &Evidence, call: &Seen) -> Option<String> {
     })
 }
 
-/// A call says that it may be a repetition exactly if an earlier attempt ended unknown.
+/// A call must carry the redelivery header if an earlier attempt ended unknown.
 fn redeliveries(evidence: &Evidence) -> Vec<String> {
     let mut violations = Vec::new();
     for call in &evidence.calls {
@@ -93,7 +93,7 @@ fn epochs(evidence: &Evidence) -> Vec<String> {
         }
     }
     if evidence.unrest.stops > 0 {
-        return violations; // a process that wakes up may end what it had begun
+        return violations; // a stopped process may finish an old call after it continues
     }
     let mut newest: Option<&Seen> = None;
     for call in &evidence.calls {

@@ -1,8 +1,9 @@
-//! The table of crash points of the dispatcher: X1 names an agent after the place where its delivery's leader died.
+//! The crash points of the dispatcher: scenario X1 names an agent after the point at which the leader of its delivery
+//! died.
 
 use crate::deliveries::{Evidence, ended};
 
-/// Each place with the calls that its one delivery gets in all, and how many attempts are unknown in the end.
+/// Each crash point with the total number of calls and the final number of unknown attempts of its one delivery.
 pub const PLACES: [(&str, usize, usize); 6] = [
     ("before-claim", 1, 0),
     ("claim-committed", 1, 1),
@@ -12,7 +13,7 @@ pub const PLACES: [(&str, usize, usize); 6] = [
     ("outcome-committed", 1, 0),
 ];
 
-/// The agents of a place are called by its name and a round.
+/// The agents of a crash point are named after it and a round.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     let by_delivery = evidence.by_delivery();
     let mut violations = Vec::new();

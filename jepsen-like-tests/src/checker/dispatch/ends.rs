@@ -1,10 +1,10 @@
-//! D7 and D10: how deliveries end, and that they do.
+//! D7 and D10: every delivery ends, and its end agrees with dead letters and notices.
 
 use std::collections::BTreeMap;
 
 use crate::deliveries::{Evidence, Notice, is_over};
 
-/// Compares the ends with dead letters and notices.
+/// Compares the final states with dead letters and notices.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     let mut violations = Vec::new();
     let mut letters: BTreeMap<&str, usize> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Histories made up for the tests of the checkers.
+//! Builders of dispatcher evidence for the tests of its checkers.
 
 use agentpost::api::abbababa::{Attempt, DeliveryDetail};
 
@@ -6,7 +6,6 @@ use crate::deliveries::{Evidence, Notice, Seen, Unrest};
 
 const DELAYS_US: [u64; 3] = [1_000_000, 10_000_000, 100_000_000];
 
-/// A call at `at_us`.
 pub fn call(delivery: &str, attempt: u32, step: u32, epoch: u64, at_us: u64) -> Seen {
     Seen {
         delivery: delivery.to_owned(),
@@ -20,12 +19,12 @@ pub fn call(delivery: &str, attempt: u32, step: u32, epoch: u64, at_us: u64) -> 
     }
 }
 
-/// A delivery whose attempts ended so, and that is delivered now.
+/// A delivered delivery whose attempts ended like this.
 pub fn delivered(id: &str, ends: &[&str]) -> DeliveryDetail {
     made("delivered", id, ends)
 }
 
-/// The same, and it is dead.
+/// A dead delivery whose attempts ended like this.
 pub fn dead(id: &str, ends: &[&str]) -> DeliveryDetail {
     made("dead", id, ends)
 }
@@ -69,7 +68,7 @@ fn made(state: &str, id: &str, ends: &[&str]) -> DeliveryDetail {
     }
 }
 
-/// What one delivery leaves behind when everything is as it should be; a leader was lost on the way.
+/// The evidence of one correct delivery in a run that lost one leader.
 pub fn evidence(delivery: DeliveryDetail) -> Evidence {
     let mut evidence = Evidence {
         unrest: Unrest {
@@ -103,7 +102,7 @@ pub fn evidence(delivery: DeliveryDetail) -> Evidence {
     evidence
 }
 
-/// The checker finds violations, and all of the rule.
+/// Asserts that the checker reports a violation of the rule.
 pub fn violates(evidence: &Evidence, check: &dyn Fn(&Evidence) -> Vec<String>, rule: &str) {
     let violations = check(evidence);
     assert!(

@@ -1,4 +1,4 @@
-//! G4 and G6: what was acknowledged is delivered, once, and soon if nothing is wrong.
+//! G4 and G6: an acknowledged message is delivered exactly once, and promptly if nothing is wrong.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -8,10 +8,11 @@ use crate::deliveries::Evidence;
 use crate::faults::Fault;
 use crate::history::{Op, Operation};
 
-/// A receiver that answers at once waits for nobody: far more than 250 ms, far less than a call to a dead one.
+/// Time limit for the first call to a receiver that answers at once: far more than 250 ms, far less than a call to a
+/// dead receiver.
 const PROMPT_NS: u64 = 5_000_000_000;
 
-/// Compares what senders were told with the deliveries.
+/// Compares the responses that senders got with the deliveries.
 pub fn check(dispatch: &Evidence, operations: &[Operation], faults: &[Fault]) -> Vec<String> {
     let agents: HashMap<&str, bool> = dispatch.agents.iter().map(|a| (a.id.as_str(), a.prompt)).collect();
     let mut of_message: HashMap<(&str, &str), Vec<&DeliveryDetail>> = HashMap::new();
@@ -52,7 +53,7 @@ pub fn check(dispatch: &Evidence, operations: &[Operation], faults: &[Fault]) ->
     violations
 }
 
-/// How long after its acknowledgement each message to a prompt receiver was called for, in milliseconds.
+/// Milliseconds from the acknowledgement of each message to a prompt receiver until its first call.
 pub fn first_calls_ms(dispatch: &Evidence, operations: &[Operation]) -> Vec<u64> {
     let prompt: HashSet<&str> = dispatch
         .agents

@@ -1,21 +1,22 @@
-//! D8 and D11: when calls arrive, on the receiver's monotonic clock.
+//! D8 and D11: the arrival times of calls, on the monotonic clock of the receiver.
 
 use crate::deliveries::{Evidence, Seen};
 use crate::faults::Fault;
 use crate::workload::webhooks::LATER;
 
-/// Waits before the steps 1, 2 and 3.
+/// Delays before the steps 1, 2 and 3.
 const DELAYS_US: [u64; 3] = [1_000_000, 10_000_000, 100_000_000];
-/// An attempt of unknown outcome is closed 33 s after its claim, of which its call may have begun 2 s later.
+/// An attempt with an unknown outcome is closed 33 s after its claim; its call may have begun up to 2 s after the
+/// claim.
 const UNKNOWN_US: u64 = 31_000_000;
-/// The longest call to a URL that is deleted meanwhile.
+/// The longest call to a webhook that is deleted meanwhile.
 const DELETED_US: u64 = 30_000_000;
-/// How long a fault is felt when it is over: an election, and a tick.
+/// How long a fault has effects after its end: an election, and a tick.
 const AFTERMATH_US: u64 = 3_000_000;
 /// Cluster time counts whole milliseconds.
 const ROUNDING_US: u64 = 5_000;
 
-/// Checks the distances of each delivery's calls, and the calls to deleted URLs.
+/// Checks the time between the calls of each delivery, and the calls to deleted webhooks.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     let mut violations = Vec::new();
     for (id, calls) in evidence.by_delivery() {
@@ -41,24 +42,24 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
     violations
 }
 
-/// Each call with the one before it, and how far they must be apart.
+/// Each call with the one before it, and the required time between them in microseconds.
 fn successors<'a>(evidence: &Evidence, calls: &[&'a Seen]) -> Vec<(&'a Seen, &'a Seen, u64)> {
     let pairs = calls.windows(2).map(|pair| (pair[0], pair[1]));
     let least = |(before, call): (&'a Seen, &'a Seen)| {
         let least_us = match call.step.checked_sub(before.step) {
             Some(0) => UNKNOWN_US,
             Some(_) => DELAYS_US.get(call.step as usize - 1).copied().unwrap_or(0),
-            None => 0, // D5
+            None => 0, // reported by D5
         };
         (before, call, least_us)
     };
-    // A process that was stopped may send an old attempt late: nothing follows from its distance.
+    // A process that was stopped may send an old attempt late; the time between such calls proves nothing.
     let in_order = |(before, call): &(&Seen, &Seen)| call.at_us >= before.at_us || evidence.unrest.stops == 0;
     pairs.filter(in_order).map(least).collect()
 }
 
-/// How much later than its step's delay each retry came that no fault was near, in milliseconds and rising; the time
-/// that the failed call took is in it. What asked to be called later is left out.
+/// The lateness of each retry with no fault nearby, in milliseconds and sorted. It includes the duration of the
+/// failed call. Retries at a time that the receiver asked for are left out.
 pub fn lateness_ms(evidence: &Evidence, faults: &[Fault]) -> Vec<u64> {
     let by_delivery = evidence.by_delivery();
     let near = |from_us: u64, to_us: u64| {

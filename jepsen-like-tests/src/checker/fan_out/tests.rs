@@ -80,7 +80,7 @@ fn what_overlaps_goes_either_way() {
             inbox("t/a", keys),
         ];
         assert!(violations(ends).is_empty());
-        // Each of the two may be the last before the publish.
+        // Either of the two may be the last change before the publish.
         let both = vec![
             on("t/a", 1..4),
             off("t/a", 2..3),
@@ -190,7 +190,8 @@ fn the_order_is_that_of_time_where_time_tells() {
 
 #[test]
 fn the_place_in_the_order_tells_more_than_the_time() {
-    // By time alone q may have come before b subscribed; but it stands behind p, which was published afterwards.
+    // By its times alone, q may have come before b subscribed; but it follows p in the order, which was published
+    // afterwards.
     let history = |b: &[&str]| {
         let publishes = [publish("q", 3..20), publish("p", 10..11)];
         let subscribers = [on("t/a", 1..2), on("t/b", 5..6)];

@@ -1,5 +1,5 @@
-//! Files that are spoilt while nobody has them open: bits that flip, ends that are gone, blocks of an earlier moment. All
-//! in place, as a disk would do it: another name of the same file (a checkpoint has many) shows the damage, too.
+//! Damages files that no process has open: flipped bits, truncation, blocks of an earlier state. All in place, as a
+//! disk would do it, so every other hard link of the file (a checkpoint has many) is damaged, too.
 
 #[cfg(test)]
 mod tests;
@@ -16,41 +16,38 @@ use rand::seq::IndexedRandom as _;
 
 use crate::recovery::Part;
 
-/// What a disk writes at once.
+/// The unit in which a disk writes.
 const BLOCK: usize = 4096;
-/// So many bytes around a damage are compared to find out whether it is still there.
+/// How many bytes around a damaged place are compared to find out whether the damage is still there.
 const WINDOW: u64 = 32;
-/// Larger files are not kept for [`roll_back`].
+/// Larger files are not copied for [`roll_back`].
 const COPY_BYTES_MAX: u64 = 32 << 20;
 
-/// A file that may be spoilt.
+/// A file that may be damaged.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// Where it is.
     pub path: PathBuf,
-    /// Where it is below the data directory.
+    /// Its path below the data directory.
     pub name: String,
-    /// What kind of file it is.
     pub part: Part,
-    /// Its length, not 0.
+    /// Its length, which is not 0.
     pub bytes: u64,
 }
 
-/// What was done to a file.
+/// A damaged file.
 #[derive(Debug, Clone)]
 pub struct Spoilt {
-    /// The file.
     pub target: Target,
-    /// In words.
+    /// A description of the damage.
     pub what: String,
     inode: u64,
-    /// Where to look, and what is there as long as the damage is.
+    /// Offsets, and the bytes there as long as the damage exists.
     looks: Vec<(u64, Vec<u8>)>,
-    /// The length, if that is the damage.
+    /// The length of the file, if it was truncated.
     ends: Option<u64>,
 }
 
-/// All files of a data directory that may be spoilt, in an order that depends on their names only.
+/// All files of a data directory that may be damaged, sorted by name.
 pub fn targets(data_dir: &Path) -> Result<Vec<Target>> {
     let mut targets = Vec::new();
     let mut open = vec![data_dir.to_owned()];
@@ -81,14 +78,14 @@ pub fn targets(data_dir: &Path) -> Result<Vec<Target>> {
     Ok(targets)
 }
 
-/// Flips one or two bits, anywhere.
+/// Flips one or two random bits.
 pub fn flip(target: &Target, random: &mut StdRng) -> Result<Spoilt> {
     let file = File::options().read(true).write(true).open(&target.path)?;
     let mut bits = Vec::new();
     for _ in 0..random.random_range(1..=2) {
         let (at, bit) = (random.random_range(0..target.bytes), random.random_range(0..8u8));
         if bits.contains(&(at, bit)) {
-            continue; // Twice is never.
+            continue; // flipping it again would undo the damage
         }
         let mut byte = [0];
         file.read_exact_at(&mut byte, at)?;
@@ -101,7 +98,7 @@ pub fn flip(target: &Target, random: &mut StdRng) -> Result<Spoilt> {
     spoilt(target, what, &looks, None)
 }
 
-/// Cuts off the last bytes, or half of it.
+/// Cuts off the last bytes, or half of the file.
 pub fn cut(target: &Target, random: &mut StdRng) -> Result<Spoilt> {
     let keep = match random.random_bool(0.5) {
         true => target.bytes / 2,
@@ -112,13 +109,13 @@ pub fn cut(target: &Target, random: &mut StdRng) -> Result<Spoilt> {
     spoilt(target, what, &[keep.saturating_sub(1)], Some(keep))
 }
 
-/// The contents of a node's files at this moment, by name: those that are written more than once.
+/// Copies the files of a node that are written more than once, by name.
 pub fn copy(data_dir: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let changing = |part: Part| !matches!(part, Part::LogSst | Part::StateSst | Part::Snapshot | Part::Unread);
     let mut copies = BTreeMap::new();
     for target in targets(data_dir)? {
         if changing(target.part) && target.bytes <= COPY_BYTES_MAX {
-            // Gone meanwhile: nothing to put back.
+            // The file was removed meanwhile.
             if let Ok(bytes) = fs::read(&target.path) {
                 copies.insert(target.name, bytes);
             }
@@ -127,8 +124,8 @@ pub fn copy(data_dir: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     Ok(copies)
 }
 
-/// Puts up to three blocks of an earlier moment back; none if no block has changed since. What the file did not have then
-/// was zeros.
+/// Reverts up to three blocks to an earlier state; `None` if no block has changed since. Bytes beyond the earlier end
+/// become zeros.
 pub fn roll_back(target: &Target, earlier: &[u8], random: &mut StdRng) -> Result<Option<Spoilt>> {
     let now = fs::read(&target.path)?;
     let mut then = earlier.to_vec();
@@ -169,7 +166,7 @@ fn spoilt(target: &Target, what: String, looks: &[u64], ends: Option<u64>) -> Re
     })
 }
 
-/// The bytes around a place, as far as there are any.
+/// Reads the bytes around an offset, as far as the file goes.
 fn window(file: &File, at: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; 2 * WINDOW as usize];
     let mut filled = 0;
@@ -185,8 +182,8 @@ fn window(file: &File, at: u64) -> std::io::Result<Vec<u8>> {
 }
 
 impl Spoilt {
-    /// Where the node still has the file with the damage in it, by whichever name: as something that it reads, if there
-    /// is such a name, or as something that it does not.
+    /// Looks for the damage in the files of the node, under any name. Returns the kind of the file that contains it,
+    /// preferably one that the node reads.
     pub fn left(&self, data_dir: &Path) -> Result<Option<Part>> {
         let mut left = None;
         for target in targets(data_dir)? {
@@ -203,7 +200,7 @@ impl Spoilt {
         Ok(left)
     }
 
-    /// All of it: a file that was written anew may have one of the bytes by chance.
+    /// Whether all of the damage is in the file: a file that was rewritten may contain some of the bytes by chance.
     fn is_in(&self, file: &File) -> Result<bool> {
         for (at, bytes) in &self.looks {
             if window(file, *at)? != *bytes {

@@ -1,16 +1,16 @@
-//! An ext4 file system in a loop image for each node, and a power switch.
+//! An ext4 file system in a loop image per node, with a power switch.
 //!
 //! ```text
 //! agentpost-disks-<pid>-<n>/            a file system of its own: in memory, or this directory bound to itself
-//!     node1.img    mounted on node1/    what node 1 stores is below node1/data
+//!     node1.img    mounted on node1/    the data of node 1 is in node1/data
 //! ```
 //!
-//! Power is cut with ext4's own shutdown, without a flush of its journal: from that instant nothing reaches the image,
-//! whatever the process does. What was flushed is there when it is mounted again; what was not flushed is gone, as
-//! far as the kernel had not written it back by itself.
+//! The power switch is ext4's shutdown ioctl without a flush of the journal: from that instant nothing reaches the
+//! image, whatever the process does. After the next mount everything that was flushed is there; everything else is
+//! gone, except what the kernel had already written back.
 //!
-//! The directory is mounted *shared*: a node that lives in a network namespace has a copy of all mounts, and without that
-//! an image that is unmounted here would stay mounted there, dead for ever.
+//! The directory is mounted *shared*. A node in a network namespace has a copy of all mounts, and without sharing, an
+//! image that is unmounted here would stay mounted there for ever.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -21,26 +21,28 @@ use anyhow::{Context as _, Result};
 
 use super::run;
 
-/// The beginning of the names of all directories of images.
+/// The prefix of all directories of images.
 const PREFIX: &str = "agentpost-disks-";
-/// `EXT4_IOC_SHUTDOWN` without flushing the log, on all mountpoints that are given. All are opened first, so that the
-/// cuts are microseconds apart. In Perl, which every Debian has, because calling ioctl oneself takes unsafe code.
+/// Calls `EXT4_IOC_SHUTDOWN` without flushing the log on all given mountpoints. All are opened first, so that the
+/// cuts are microseconds apart. It is written in Perl, which every Debian has, because calling ioctl directly takes
+/// unsafe code.
 const SHUTDOWN: &str = r#"
 my $how = pack("L", 2);
 my @disks = map { open(my $disk, "<", $_) or die "$_: $!\n"; $disk } @ARGV;
 for (@disks) { ioctl($_, 0x8004587d, $how) or die "shutdown: $!\n" }
 "#;
-/// How often, and how far apart, an unmount is tried: a process that was just killed may hold on for a moment.
+/// The number of attempts to unmount and the time between them: a process that was just killed may hold on for a
+/// moment.
 const UNMOUNTS: (u32, Duration) = (100, Duration::from_millis(10));
 
-/// Images of nodes 1 to n. All is unmounted with the value; the files of images on disk stay where they are.
+/// The images of nodes 1 to n. Dropping the value unmounts them; images on disk are kept as files.
 pub(super) struct Images {
-    /// Absolute, as the kernel lists it.
+    /// Absolute, as in the kernel's list of mounts.
     base: PathBuf,
 }
 
 impl Images {
-    /// In memory, or as files below this directory.
+    /// Creates the images in memory, or as files below a directory.
     pub(super) fn create(bytes: u64, below: Option<&Path>, nodes: usize) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         release_leftovers();
@@ -72,7 +74,7 @@ impl Images {
         File::create_new(&image)
             .and_then(|file| file.set_len(bytes))
             .with_context(|| image.display().to_string())?;
-        // All of its tables at once: an idle file system would go on writing them for minutes.
+        // Initializes all tables at once; otherwise an idle file system would write them for minutes.
         let tables = "lazy_itable_init=0,lazy_journal_init=0";
         run("mkfs.ext4", &["-q", "-F", "-E", tables, &text(&image)])?;
         fs::create_dir(self.mountpoint(node))?;
@@ -87,7 +89,8 @@ impl Images {
         )
     }
 
-    /// Cuts the power of these nodes at one instant; `end` ends their processes; then their disks are mounted again.
+    /// Cuts the power of these nodes at one instant, calls `end`, which kills their processes, and mounts the disks
+    /// again.
     pub(super) fn cut(&self, nodes: &[usize], end: impl FnOnce() -> Result<()>) -> Result<()> {
         let mountpoints: Vec<String> = nodes.iter().map(|node| text(&self.mountpoint(*node))).collect();
         let mut arguments = vec!["-e", SHUTDOWN];
@@ -108,7 +111,7 @@ impl Drop for Images {
     }
 }
 
-/// Unmounts, when whoever was killed a moment ago has let go.
+/// Unmounts; retries while a process that was just killed still uses the mount.
 fn unmount(mountpoint: &Path) -> Result<()> {
     let (tries, gap) = UNMOUNTS;
     let mut result = Ok(());
@@ -122,8 +125,8 @@ fn unmount(mountpoint: &Path) -> Result<()> {
     result
 }
 
-/// Unmounts everything below a directory of images, and removes it if nothing is left there. Nobody can act on a
-/// failure here; what is in use is detached now and goes with its last user.
+/// Unmounts everything below a directory of images, and removes the directory if it is empty. Nobody can act on a
+/// failure here; a mount in use is detached and goes away with its last user.
 fn release(base: &Path) {
     let mut below: Vec<PathBuf> = mounted().filter(|place| place.starts_with(base)).collect();
     below.reverse();
@@ -135,7 +138,7 @@ fn release(base: &Path) {
     let _ = fs::remove_dir(base);
 }
 
-/// Unmounts what processes left that were killed before they could.
+/// Unmounts the images of processes that were killed before they could do it.
 fn release_leftovers() {
     for place in mounted() {
         let Some(name) = place.file_name().and_then(|name| name.to_str()) else {
@@ -148,7 +151,7 @@ fn release_leftovers() {
     }
 }
 
-/// Everything that is mounted here, in the order in which it was.
+/// All mountpoints, in the order in which they were mounted.
 fn mounted() -> impl Iterator<Item = PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let places: Vec<PathBuf> = mounts

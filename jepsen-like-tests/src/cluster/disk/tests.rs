@@ -1,4 +1,4 @@
-//! The power switch itself. On a machine without loop images these say so and test nothing.
+//! Tests of the power switch. On a machine without loop images they print why they are skipped.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -54,7 +54,7 @@ fn the_disk_is_gone_before_the_process_ends() {
     let other = File::create(images.mountpoint(2).join("file")).unwrap();
     images
         .cut(&[1], || {
-            // The process still has its files open, and every write fails now, as it would not have been heard.
+            // The process still has its files open, and every write fails now.
             let file = file.take().context("once")?;
             assert!(file.write_at(b"late", 0).and_then(|_| file.sync_all()).is_err());
             other.sync_all().context("the other disk has power")

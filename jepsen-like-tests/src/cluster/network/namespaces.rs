@@ -1,7 +1,7 @@
-//! A network namespace for each node: a host of its own with one address on one bridge, where the harness has another.
+//! One network namespace per node: each node is a host with its own address on a bridge, and the harness is another.
 //!
-//! What a cut takes away is dropped inside the node's namespace, by nftables, so the machine's own rules stay as they are.
-//! All names begin with the harness's process id and a number, and only by these names anything is removed.
+//! Cut packets are dropped inside the node's namespace by nftables, so the rules of the machine do not change. All
+//! names begin with the harness's process id and a counter, and only names with that prefix are removed.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -15,22 +15,22 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{Cut, End, Manner, Quality};
 
-/// Whoever looks for a free subnet holds this file until it has it.
+/// A process that looks for a free subnet locks this file.
 const LOCK: &str = "agentpost-subnets.lock";
-/// The harness's place in the subnet; nodes have their number.
+/// The harness's host number in the subnet; each node has its own number.
 const HARNESS: u8 = 254;
 /// The interface of a node in its namespace.
 const INTERFACE: &str = "eth0";
 /// The first packet of a connection.
 const OPENS: &str = "tcp flags & (syn | ack) == syn";
-/// One that ends a connection at once.
+/// A packet that resets a connection.
 const RESETS: &str = "tcp flags & rst == rst";
-/// How long a packet waits for its turn on a slow way before it is dropped.
+/// How long a packet waits in the queue of a slow link before it is dropped.
 const QUEUE: &str = "200ms";
 
-/// The namespaces of a cluster; removed with the value.
+/// The namespaces of a cluster, which are removed when the value is dropped.
 pub struct Namespaces {
-    /// Of the bridge; `<name>.<node>` is a node's namespace, and its interface on the bridge.
+    /// The name of the bridge; `<name>.<node>` is a node's namespace, and its interface on the bridge.
     name: String,
     /// `10.a.b.0/24`.
     subnet: [u8; 2],
@@ -39,7 +39,7 @@ pub struct Namespaces {
     loss_percent: u64,
 }
 
-/// Makes a network of one node and takes it away again.
+/// Creates a network of one node and removes it.
 pub fn try_out() -> Result<()> {
     let mut namespaces = Namespaces::create(1)?;
     namespaces.cut(&Cut::clients_of(1))?;
@@ -51,20 +51,20 @@ pub fn try_out() -> Result<()> {
 }
 
 impl Namespaces {
-    /// A bridge and so many namespaces.
+    /// Creates a bridge and the namespaces.
     pub fn create(nodes: usize) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         ensure!(nodes < usize::from(HARNESS), "a subnet has no room for {nodes} nodes");
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let mut namespaces = Namespaces {
-            // At most 15 characters with a node's number, as the kernel wants it.
+            // The kernel allows 15 characters, including the node's number.
             name: format!("ap{:x}.{count}", std::process::id()),
             subnet: [0, 0],
             nodes,
             cut: Cut::default(),
             loss_percent: 0,
         };
-        // Whatever fails from here on, what was made is removed with the value.
+        // If a later step fails, dropping the value removes what exists.
         namespaces.bridge()?;
         for node in 1..=nodes {
             namespaces.node(node)?;
@@ -117,12 +117,11 @@ impl Namespaces {
         Ipv4Addr::new(10, self.subnet[0], self.subnet[1], place)
     }
 
-    /// A node's address.
     pub fn address(&self, node: usize) -> Ipv4Addr {
         self.at(node as u8)
     }
 
-    /// The harness's.
+    /// The address of the harness.
     pub fn host(&self) -> Ipv4Addr {
         self.at(HARNESS)
     }
@@ -136,13 +135,13 @@ impl Namespaces {
         command
     }
 
-    /// Drops what is cut, at its receiver; what clients shall not get, at the node that sends it.
+    /// Drops the packets of cut links at the receiving node; packets to clients at the sending node.
     pub fn cut(&mut self, cut: &Cut) -> Result<()> {
         self.cut = cut.clone();
         (1..=self.nodes).try_for_each(|node| self.write_rules(node))
     }
 
-    /// Loses packets between nodes at random, and bounds what each node sends.
+    /// Drops random packets between nodes and limits the bandwidth of each node.
     pub fn worsen(&mut self, quality: &Quality) -> Result<()> {
         self.loss_percent = quality.loss_percent;
         for node in 1..=self.nodes {
@@ -157,19 +156,19 @@ impl Namespaces {
         run(self.command(node, Path::new("nft")).args(["-f", "-"]), &rules)
     }
 
-    /// The whole rule set of a node; nftables takes it in one step.
+    /// The complete rule set of a node; nftables replaces it atomically.
     fn rules(&self, node: usize) -> Result<String> {
         let mut arriving = String::new();
         let mut leaving = String::new();
         if self.cut.manner == Manner::OpenConnections {
-            // Whoever opens a connection from now on is noted, and passes.
+            // New connections are recorded and pass.
             writeln!(arriving, "{OPENS} add @new {{ ip saddr . tcp sport . tcp dport }}")?;
             writeln!(leaving, "{OPENS} add @new {{ ip daddr . tcp dport . tcp sport }}")?;
             writeln!(arriving, "ip saddr . tcp sport . tcp dport @new accept")?;
             writeln!(leaving, "ip daddr . tcp dport . tcp sport @new accept")?;
         }
         if self.cut.manner == Manner::Resets {
-            // What tells that a connection is gone has to arrive.
+            // Resets must arrive.
             writeln!(arriving, "{RESETS} accept")?;
             writeln!(leaving, "{RESETS} accept")?;
         }
@@ -205,7 +204,7 @@ impl Namespaces {
 
     fn limit(&self, node: usize, bits_per_s: u64) -> Result<()> {
         let name = self.name_of(node);
-        // A queue of none is what an interface has without limits; it replaces a limit, or nothing.
+        // `noqueue` is the default of the interface and removes an earlier limit.
         let queue = match bits_per_s {
             0 => "noqueue".to_owned(),
             bits_per_s => format!("tbf rate {bits_per_s}bit burst 16kb latency {QUEUE}"),
@@ -219,7 +218,7 @@ impl Namespaces {
 
 impl Drop for Namespaces {
     fn drop(&mut self) {
-        // Each by itself: what was never made cannot be removed, and nobody can act on a failure here.
+        // Each name separately: some may not exist, and nobody can act on a failure here.
         for node in 1..=self.nodes {
             let name = self.name_of(node);
             let _ = ip(None, &format!("link delete {name}\n"));
@@ -229,7 +228,7 @@ impl Drop for Namespaces {
     }
 }
 
-/// Whether `10.a.b.0/24` meets any address or network named in a text.
+/// Whether `10.a.b.0/24` overlaps an address or network in a text.
 fn is_taken([a, b]: [u8; 2], text: &str) -> bool {
     let ours = u32::from(Ipv4Addr::new(10, a, b, 0));
     text.split_whitespace().any(|word| {
@@ -242,14 +241,14 @@ fn is_taken([a, b]: [u8; 2], text: &str) -> bool {
     })
 }
 
-/// Runs lines of `ip`, in a namespace if one is named.
+/// Runs lines of `ip`, optionally in a namespace.
 fn ip(namespace: Option<&str>, lines: &str) -> Result<()> {
     let mut command = Command::new("ip");
     command.args(namespace.iter().flat_map(|name| ["-n", name]));
     run(command.args(["-batch", "-"]), lines)
 }
 
-/// Runs a command with an input; an error says what it said.
+/// Runs a command with an input; its error output becomes the error.
 fn run(command: &mut Command, input: &str) -> Result<()> {
     let what = format!("{command:?}");
     let child = command
@@ -258,7 +257,7 @@ fn run(command: &mut Command, input: &str) -> Result<()> {
         .stderr(Stdio::piped())
         .spawn();
     let mut child = child.with_context(|| what.clone())?;
-    // One that has failed already does not read; its words say why.
+    // A command that has failed already does not read its input; its error output says why.
     let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
     let done = child.wait_with_output()?;
     let said = String::from_utf8_lossy(&done.stderr);

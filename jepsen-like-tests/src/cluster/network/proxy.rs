@@ -1,9 +1,9 @@
-//! A proxy before each node's peer port: what runs between two nodes passes it and can be held back, slowed down and reset.
+//! A proxy in front of each node's peer port, which can hold back, slow down and reset the traffic between two nodes.
 //! It needs no root.
 //!
-//! What is cut is held back until it is whole again, as TCP would send it again; who connects meanwhile is accepted and
-//! hears nothing. All nodes dial from 127.0.0.1, so who dials is read from the tables of the kernel: the socket at the other end,
-//! and the process that has it open.
+//! The traffic on a cut link is held back until the link is restored, as if TCP retransmitted it; new connections are
+//! accepted and stay silent. All nodes connect from 127.0.0.1, so the proxy finds the sender in the tables of the
+//! kernel: the socket at the other end, and the process that has it open.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,14 +20,13 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Cut, End, Manner, Quality};
 
-/// What a proxy reads at a time.
 const CHUNK_BYTES: usize = 16 * 1024;
-/// Chunks of a connection that are on their way: what a slow network holds.
+/// Chunks of a connection that are in transit at most, like the buffers of a slow network.
 const CHUNKS_MAX: usize = 256;
 /// Longer than any run.
 const FOREVER: Duration = Duration::from_secs(86_400 * 365);
 
-/// The proxies of a cluster; they end with the value.
+/// The proxies of a cluster, which end when the value is dropped.
 pub struct Proxies {
     addresses: Vec<SocketAddr>,
     processes: Processes,
@@ -35,21 +34,21 @@ pub struct Proxies {
     tasks: JoinSet<()>,
 }
 
-/// The process of each node.
+/// The process id of each node.
 type Processes = Arc<Mutex<Vec<Option<u32>>>>;
-/// From each node (row) to each other (column).
+/// The links from each node (row) to each other (column).
 type Ways = Arc<Vec<Vec<watch::Sender<Way>>>>;
 
-/// The state of a directed way.
+/// The state of a directed link.
 #[derive(Debug, Clone, Copy, Default)]
 struct Way {
-    /// For connections opened before, if any.
+    /// If set, connections that were opened before this time are cut.
     cut: Option<Instant>,
     resets: bool,
     quality: Quality,
 }
 
-/// A way as one connection has it.
+/// A link as seen by one connection.
 #[derive(Clone)]
 struct Line {
     opened: Instant,
@@ -57,7 +56,7 @@ struct Line {
 }
 
 impl Proxies {
-    /// One for each of these peer ports.
+    /// Starts a proxy for each of these peer ports.
     pub fn start(peers: Vec<SocketAddr>) -> Result<Self> {
         let nodes = peers.len();
         let row = || (0..nodes).map(|_| watch::Sender::new(Way::default())).collect();
@@ -78,17 +77,17 @@ impl Proxies {
         Ok(proxies)
     }
 
-    /// Of the proxy before a node.
+    /// The address of the proxy in front of a node.
     pub fn address(&self, node: usize) -> SocketAddr {
         self.addresses[node - 1]
     }
 
-    /// A node is this process now.
+    /// Registers the process of a node.
     pub fn moved_in(&self, node: usize, process: u32) {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)[node - 1] = Some(process);
     }
 
-    /// Holds back what is cut; resets what is there and what comes, if the cut is one that tells.
+    /// Holds back the traffic of cut links; resets their connections if the cut says so.
     pub fn cut(&self, cut: &Cut) {
         let before = match cut.manner {
             Manner::OpenConnections => Instant::now(),
@@ -101,7 +100,7 @@ impl Proxies {
         });
     }
 
-    /// Slows all ways down.
+    /// Sets the quality of all links.
     pub fn worsen(&self, quality: &Quality) {
         self.change(|_, _, way| way.quality = *quality);
     }
@@ -115,11 +114,11 @@ impl Proxies {
     }
 }
 
-/// Connections live in this task's set and end with it.
+/// Accepts connections, which end together with this task.
 async fn accept(listener: TcpListener, peer: SocketAddr, place: usize, processes: Processes, ways: Ways) {
     let mut connections = JoinSet::new();
     loop {
-        // Out of file descriptors, most likely: the dialler tries again.
+        // Probably out of file descriptors; the sender retries.
         let Ok((stream, from)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
@@ -128,7 +127,7 @@ async fn accept(listener: TcpListener, peer: SocketAddr, place: usize, processes
         let known = processes.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let ways = Arc::clone(&ways);
         connections.spawn(async move {
-            // One that has hung up already, or no node at all.
+            // A sender that has closed the connection already, or that is not a node.
             let Ok(Some(dialler)) = tokio::task::spawn_blocking(move || who(from, &known)).await else {
                 return;
             };
@@ -148,7 +147,7 @@ async fn connect(mut stream: TcpStream, peer: SocketAddr, mut there: Line, mut b
         () = hung_up(&stream) => return,
     };
     if reset {
-        // A reset instead of an orderly end.
+        // Send a reset instead of an orderly close.
         let _ = stream.set_zero_linger();
         return;
     }
@@ -172,12 +171,12 @@ async fn connect(mut stream: TcpStream, peer: SocketAddr, mut there: Line, mut b
 }
 
 impl Line {
-    /// Returns when the way is whole: false; or when it resets: true.
+    /// Waits until the link is restored (`false`) or resets its connections (`true`).
     async fn whole(&mut self) -> bool {
         let opened = self.opened;
         let is_cut = |way: &Way| way.cut.is_some_and(|before| opened < before);
         let way = self.way.wait_for(|way| !is_cut(way) || way.resets).await;
-        // An error: the network is gone, and its connections with it.
+        // An error means that the network was dropped, and its connections with it.
         way.map_or(true, |way| way.resets)
     }
 
@@ -186,19 +185,19 @@ impl Line {
     }
 }
 
-/// Returns when the other end has closed.
+/// Waits until the other end has closed the connection.
 async fn hung_up(stream: &TcpStream) {
     let mut byte = [0; 1];
     loop {
         match stream.peek(&mut byte).await {
             Ok(0) | Err(_) => return,
-            // It waits for an answer: nothing to see before it gives up.
+            // The other end waits for a response and has not closed the connection.
             Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
 
-/// Carries one direction of a connection, as the way has it.
+/// Forwards one direction of a connection over a link.
 async fn carry(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: Line) {
     let (chunks, mut arriving) = mpsc::channel::<(Instant, Vec<u8>)>(CHUNKS_MAX);
     let mut pace = Pace::new();
@@ -223,7 +222,7 @@ async fn carry(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: Line) {
                 return;
             }
         }
-        // Also an end does not arrive before the way is whole.
+        // A close does not pass a cut link, either.
         if !line.whole().await {
             let _ = to.shutdown().await;
         }
@@ -231,11 +230,11 @@ async fn carry(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: Line) {
     tokio::join!(reading, writing);
 }
 
-/// When what is sent arrives.
+/// Computes when a chunk arrives.
 struct Pace {
-    /// When the sender has sent what it was given before.
+    /// When the sender has finished sending earlier chunks.
     sent: Instant,
-    /// When the last arrives: the order stays.
+    /// When the last chunk arrives; chunks keep their order.
     last: Instant,
 }
 
@@ -257,7 +256,7 @@ impl Pace {
     }
 }
 
-/// The place of the node that has this local address open.
+/// The index of the node whose process has a socket with this local address.
 fn who(address: SocketAddr, processes: &[Option<u32>]) -> Option<usize> {
     let inode = inode_of(address, &std::fs::read_to_string("/proc/net/tcp").ok()?)?;
     let socket = format!("socket:[{inode}]");
@@ -270,7 +269,7 @@ fn who(address: SocketAddr, processes: &[Option<u32>]) -> Option<usize> {
     })
 }
 
-/// The socket of a local address in the kernel's table of connections.
+/// The inode of the socket with a local address, in the kernel's table of connections.
 fn inode_of(address: SocketAddr, table: &str) -> Option<String> {
     let SocketAddr::V4(address) = address else { return None };
     let local = format!(
@@ -280,7 +279,7 @@ fn inode_of(address: SocketAddr, table: &str) -> Option<String> {
     );
     table.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        // Closed ones have none.
+        // Closed sockets have no inode.
         let inode = *fields.get(9)?;
         (*fields.get(1)? == local && inode != "0").then(|| inode.to_owned())
     })

@@ -12,10 +12,10 @@ use crate::history::{Fields, Lane, Op, Outcome};
 use crate::workload::Stop;
 use crate::world::World;
 
-/// How often a listener looks whether it shall end.
+/// How often a listener checks whether it should end.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Listens with a key until it is turned away or shall end. Each session is a use of the key for as long as it is open.
+/// Listens with a key until it is rejected or should end. Each session is a use of the key for as long as it is open.
 pub async fn listen(world: World, mut lane: Lane, lent: std::sync::Arc<Lent>, over: Stop) -> Result<()> {
     let urls: Result<Vec<String>, Error> = world.urls.iter().map(|url| ws_url(url)).collect();
     let mut inbox = Inbox::new(Options {

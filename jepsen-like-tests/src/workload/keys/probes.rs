@@ -1,5 +1,5 @@
-//! Two teams whose agents and topics have the same names. Each sends, publishes and listens, and with its keys asks for
-//! what is the other's: by every route that takes an id, and by the names that they share.
+//! Two teams whose agents and topics have the same names. Each sends, publishes and listens, and with its keys
+//! requests the other's data: by every route that takes an id, and by the names that they share.
 
 use std::time::{Duration, Instant};
 
@@ -26,24 +26,24 @@ use crate::world::{Team, World};
 pub const AGENTS: [&str; 4] = [SINK, WRITER, LISTENER, HOOKED];
 /// Subscribed to [`TOPIC`] in its own team.
 const LISTENER: &str = "listener";
-/// Has a webhook that nobody answers.
+/// Has a webhook at which no server listens.
 const HOOKED: &str = "hooked";
 const TOPIC: &str = "news";
-/// Between two requests of a lane.
+/// Time between two requests of a lane.
 const GAP: Duration = Duration::from_millis(30);
-/// How long the first message may take to get its delivery.
+/// Time limit for the first message to get its delivery.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A team and what others would like of it.
+/// A team and the ids of its data that another team probes.
 #[derive(Clone)]
 pub struct Tenant {
-    /// The first part of its names in the history.
+    /// The prefix of its names in the history.
     pub name: &'static str,
-    /// With a key that writes.
+    /// The team with a key that may write.
     pub team: Team,
-    /// A key that administers it.
+    /// A key that administers the team.
     admin_key: String,
-    /// A key that only reads, and one that is bound to [`WRITER`].
+    /// A key that may only read, and one that is bound to [`WRITER`].
     read_key: String,
     bound_key: String,
     message: String,
@@ -75,7 +75,7 @@ impl Tenant {
             .api_key(&team.key)
             .agent(HOOKED)
             .build()?;
-        // Nobody listens there.
+        // No server listens at this port.
         let url = format!("http://{}:1024/", world.host);
         hooked
             .register_webhook(&url, &["message.received"])
@@ -102,12 +102,12 @@ impl Tenant {
         })
     }
 
-    /// A name as the history has it.
+    /// A name in the history.
     fn full(&self, name: &str) -> String {
         format!("{}/{name}", self.name)
     }
 
-    /// The requests that take an id, with the ids of this team.
+    /// The ids of this team's data.
     fn wanted(&self) -> Ids<'_> {
         Ids {
             message: &self.message,
@@ -130,7 +130,7 @@ async fn first_delivery(client: &Client) -> Result<String> {
     }
 }
 
-/// What requests may ask for.
+/// Ids for the requests that take one.
 #[derive(Clone, Copy)]
 struct Ids<'a> {
     message: &'a str,
@@ -139,7 +139,7 @@ struct Ids<'a> {
     team: &'a str,
 }
 
-/// Ids of the right form that nobody ever gave.
+/// Well-formed ids that were never assigned.
 const ABSENT: Ids<'static> = Ids {
     message: "msg_00000000000070008000000000000000",
     delivery: "dlv_00000000000000000000000000000000",
@@ -147,7 +147,7 @@ const ABSENT: Ids<'static> = Ids {
     team: "team_00000000000000000000000000000001",
 };
 
-/// Lets both tenants live, and probe each other.
+/// Starts the traffic of both teams, and the probes of each team against the other.
 pub fn start(world: &World, tenants: &[Tenant; 2], load: &mut Load) -> Result<()> {
     for (tenant, other) in [(&tenants[0], &tenants[1]), (&tenants[1], &tenants[0])] {
         let lane = world.recorder.lane();
@@ -175,7 +175,7 @@ pub fn start(world: &World, tenants: &[Tenant; 2], load: &mut Load) -> Result<()
     Ok(())
 }
 
-/// A team's own publishes, and a listener that comes and goes.
+/// The publishes of a team, and a listener that subscribes and unsubscribes.
 struct Life {
     tenant: Tenant,
     nodes: Nodes,
@@ -231,7 +231,7 @@ fn named(name: &str) -> Fields {
     }
 }
 
-/// Asks with the keys of one team for what is the other's.
+/// Requests the data of one team with the keys of another.
 struct Prober {
     own: Tenant,
     other: Tenant,
@@ -257,7 +257,7 @@ impl Prober {
         Ok(())
     }
 
-    /// A route that takes an id, with that of the other team or one that does not exist.
+    /// Requests a route that takes an id, with an id of the other team or an absent one.
     async fn by_id(&mut self) -> Result<()> {
         let exists = self.random.random_bool(0.6);
         let other = self.other.clone();
@@ -279,7 +279,7 @@ impl Prober {
         Ok(())
     }
 
-    /// The same over a socket: another team's key, and another team.
+    /// The same over a socket: a key of another team, and another team.
     async fn by_socket(&mut self) -> Result<()> {
         let exists = self.random.random_bool(0.6);
         let ids = if exists { self.other.wanted() } else { ABSENT };
@@ -302,7 +302,7 @@ impl Prober {
             false => rpc.stats().await.map(drop),
         };
         self.lane.end(match result {
-            // No status here; it is what a 4xx is elsewhere.
+            // This API has no status; the error corresponds to a 4xx elsewhere.
             Err(Error::Declined(why)) => Outcome::Fail(format!("400 {why}")),
             Err(Error::Session { code, message }) => Outcome::Fail(format!("{code} {message}")),
             other => Told::of(other)?.outcome(|()| Fields::default()),
@@ -310,7 +310,7 @@ impl Prober {
         Ok(())
     }
 
-    /// The inbox of a name that both teams have: each sees its own.
+    /// Reads the inbox of an agent whose name both teams have: each must see its own.
     async fn by_name(&mut self) -> Result<()> {
         let agent = AGENTS[self.random.random_range(0..AGENTS.len())];
         let (node, client) = self.writer.any(&mut self.random);
@@ -335,7 +335,7 @@ impl Prober {
         Ok(())
     }
 
-    /// What a key of the right team may not do all the same.
+    /// Requests that exceed the rights of a key within its own team.
     async fn beyond_its_rights(&mut self) -> Result<()> {
         let message = to(SINK, &self.own.full("never"))?;
         let requests = [
@@ -371,7 +371,7 @@ impl Prober {
 
 type Routes = Vec<(&'static str, Request)>;
 
-/// What agents ask by an id.
+/// Routes of agents that take an id.
 fn writers_routes(ids: Ids<'_>) -> Result<Routes> {
     let (message, delivery) = (ids.message, ids.delivery);
     let kite = kite::SendRequest {
@@ -399,7 +399,7 @@ fn writers_routes(ids: Ids<'_>) -> Result<Routes> {
     ])
 }
 
-/// What a team's administrators ask by an id.
+/// Routes of team administrators that take an id.
 fn admins_routes(ids: Ids<'_>) -> Result<Routes> {
     let Ids {
         delivery, key, team, ..

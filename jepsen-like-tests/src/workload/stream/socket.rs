@@ -1,5 +1,5 @@
-//! A WebSocket to one node, without the comforts of the client library: it resumes nothing, repeats nothing, and tells
-//! whatever comes.
+//! A WebSocket to one node, without the features of the client library: it does not resume or retry, and it returns
+//! every frame.
 
 use std::time::Duration;
 
@@ -16,19 +16,20 @@ use crate::history::Item;
 use crate::workload::send::key_of;
 use crate::world::Team;
 
-/// For the whole handshake. A node that stands still for less answers late, and is believed.
+/// Time limit for the whole handshake. A node that is stopped for less than this answers late, and the client accepts
+/// it.
 const DIAL: Duration = Duration::from_secs(6);
-/// Of a reader that shall feel soon that it is slow.
+/// Receive buffer of a reader that should block the node soon.
 const NARROW_BYTES: u32 = 16 * 1024;
 
 /// An open session.
 pub struct Socket {
     stream: WebSocketStream<TcpStream>,
-    /// The place that it resumes from.
+    /// The seq that it resumes from.
     pub last_seq: u64,
 }
 
-/// What a node says.
+/// The frames of a node.
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Frame {
@@ -62,16 +63,16 @@ struct Data {
     to: String,
 }
 
-/// What a session brought.
+/// A frame for the caller.
 pub enum Brought {
-    /// An event, and whose inbox it says it is for.
+    /// An event, and the agent that it names as its receiver.
     Event(Item, String),
-    /// Events before this seq are gone.
+    /// Events before this seq were removed.
     Expired(u64),
 }
 
 impl Socket {
-    /// Dials a node as one named client of one inbox.
+    /// Connects to a node as a client with a name, for one inbox.
     pub async fn open(url: &str, team: &Team, agent: &str, client: &str, narrow: bool) -> Result<Self> {
         let opening = Box::pin(Self::dial(url, team, agent, client, narrow));
         timeout(DIAL, opening).await.context("no greeting in time")?
@@ -101,7 +102,7 @@ impl Socket {
         Ok(socket)
     }
 
-    /// The next thing that comes; an error when the session is over. Dropping the future loses nothing.
+    /// Waits for the next frame; an error when the session is over. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<Brought> {
         loop {
             match self.frame().await? {
@@ -126,9 +127,9 @@ impl Socket {
         Ok(timeout(DIAL, self.stream.send(Message::text(ack.to_string()))).await??)
     }
 
-    /// Says goodbye; the other way to end is to drop it.
+    /// Closes the session with a close frame; dropping the value just closes the connection.
     pub async fn close(mut self) {
-        // The node may be gone.
+        // The node may not answer any more.
         let _ = timeout(Duration::from_secs(1), self.stream.close(None)).await;
     }
 
@@ -137,7 +138,7 @@ impl Socket {
             match self.stream.next().await.context("the connection ended")?? {
                 Message::Text(text) => return serde_json::from_str(&text).with_context(|| format!("a frame: {text}")),
                 Message::Close(_) => bail!("closed by the node"),
-                // The library answers pings by itself.
+                // The library answers pings.
                 Message::Ping(_) | Message::Pong(_) | Message::Binary(_) | Message::Frame(_) => {}
             }
         }

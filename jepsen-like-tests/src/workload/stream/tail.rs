@@ -1,4 +1,4 @@
-//! One named client: its sessions, one after the other.
+//! One WebSocket client with a name: its sessions, one after the other.
 
 use std::time::{Duration, Instant};
 
@@ -12,35 +12,34 @@ use crate::history::{Fields, Item, Lane, Op, Outcome};
 use crate::workload::Stop;
 use crate::world::{Team, World};
 
-/// Frames that are written down at a time.
+/// Frames that are recorded as one operation at most.
 const FRAMES: usize = 64;
-/// A frame that comes within this belongs to those before it.
+/// A frame that arrives within this time belongs to the same operation as those before it.
 const SOON: Duration = Duration::from_millis(20);
-/// How long a session of a quick client lasts, milliseconds.
+/// Length of a session in milliseconds.
 const LIFE_MS: std::ops::Range<u64> = 200..3_000;
-/// How long one that does not read stands still: nodes wait 30 s.
+/// How long a client stops reading: nodes wait 30 s.
 const STARVED: Duration = Duration::from_secs(40);
-/// How far ahead of everything a client acknowledges that wants to know.
+/// How far a client acknowledges ahead of the newest seq.
 const AHEAD: u64 = 1_000_000;
-/// How long a client may take to read the rest, when all is healed.
+/// Time limit for reading the rest after healing.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a client is like.
+/// The behaviour of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
     /// Reads at once.
     Quick,
-    /// Needs time for each event.
+    /// Takes some time for each event.
     Slow,
-    /// Reads a little and then nothing for long.
+    /// Reads a little and then stops for long.
     Starved,
-    /// Acknowledges more than it got, now and then.
+    /// Sometimes acknowledges more than it received.
     Ahead,
 }
 
-/// A named client.
 pub struct Tail {
-    /// Whose mail it gets.
+    /// The agent whose messages it receives.
     pub inbox: String,
     world: World,
     team: Team,
@@ -49,12 +48,12 @@ pub struct Tail {
     lane: Lane,
     random: StdRng,
     sessions: u64,
-    /// One of so many frames is acknowledged.
+    /// The client acknowledges one in this many frames.
     acks: u32,
 }
 
 impl Tail {
-    /// One that has not dialled yet.
+    /// Creates a client that has not connected yet.
     pub fn new(world: &World, team: &Team, inbox: &str, number: usize, manner: Manner) -> Self {
         let lane = world.recorder.lane();
         Tail {
@@ -70,7 +69,7 @@ impl Tail {
         }
     }
 
-    /// One session on some node, until it breaks, has lasted long enough, or all shall stop.
+    /// Runs one session on a random node, until it breaks, has lasted long enough, or `stop` is set.
     pub async fn session(&mut self, stop: &Stop) {
         let Some((node, mut socket)) = self.open().await else {
             return;
@@ -85,7 +84,7 @@ impl Tail {
         }
         if starved {
             rest(STARVED, stop).await;
-            // What is left in the buffers, until the node's refusal shows.
+            // Reads what is left in the buffers, until the node's error arrives.
             let until = Instant::now() + life;
             while Instant::now() < until && self.read(node, &mut socket, until).await.is_ok() {}
         }
@@ -94,7 +93,7 @@ impl Tail {
         }
     }
 
-    /// Sessions until a message has come, or it takes too long.
+    /// Runs sessions until the message with this key has arrived, or the time limit is over.
     pub async fn read_up_to(&mut self, key: &str) {
         let deadline = Instant::now() + PATIENCE;
         self.manner = Manner::Quick;
@@ -129,7 +128,7 @@ impl Tail {
         }
     }
 
-    /// Writes down the next frames that come together, and acknowledges some; an error when the session is over.
+    /// Records the next frames that arrive together and acknowledges some; an error when the session is over.
     async fn read(&mut self, node: usize, socket: &mut Socket, until: Instant) -> Result<Vec<Item>> {
         let asked = Fields {
             name: Some(self.client.clone()),

@@ -1,4 +1,4 @@
-//! The servers that agents have: which there are in a mix, and how each answers.
+//! The webhook servers of a mix, and how each answers.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,32 +9,31 @@ use tokio::net::TcpSocket;
 use super::agents_of_places;
 use crate::receiver::{Answer, Pace, Receiver};
 
-/// How the path of a server begins that asks to be called later.
+/// The prefix of the path of a server that asks to be called later.
 pub const LATER: &str = "/later";
-/// Servers that refuse for good: each message to one is a dead letter.
+/// Servers that refuse permanently: each message to one becomes a dead letter.
 const REFUSING: usize = 4;
-/// Rounds of mail to the others between two messages to a server that takes its time.
+/// Rounds of messages to the other servers between two messages to a slow server.
 const TARDY_ROUNDS: usize = 20;
 
-/// Which servers there are.
+/// The set of servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mix {
-    /// Whatever ends within seconds; half of the messages become dead letters.
+    /// Everything that ends within seconds; half of the messages become dead letters.
     Quick,
-    /// The same, and the whole retry ladder and the longest calls: ends take minutes.
+    /// In addition the whole retry schedule and the longest calls: deliveries take minutes.
     Ladder,
-    /// One server that is not there, one that drips without end, and 98 good ones.
+    /// One unreachable server, one that sends its response byte by byte without end, and 98 healthy ones.
     Crowd,
-    /// Servers that fail, and are given up meanwhile.
+    /// Servers that fail and are deleted meanwhile.
     Leaving,
     /// Dead letters of a sender whose inbox is full.
     FullInbox,
-    /// Nobody sends: the script does, to an agent for each place where a leader may die.
+    /// No senders: the script sends to one agent per crash point.
     Quiet,
 }
 
 impl Mix {
-    /// In names.
     pub fn name(self) -> &'static str {
         match self {
             Mix::Quick => "quick",
@@ -46,11 +45,11 @@ impl Mix {
         }
     }
 
-    /// Senders at the same time.
+    /// The number of concurrent senders.
     pub fn lanes(self) -> u64 {
         match self {
             Mix::Quiet => 0,
-            // Its inbox is the full one.
+            // The inbox of this sender is the full one.
             Mix::FullInbox => 1,
             _ => 4,
         }
@@ -76,53 +75,53 @@ impl Mix {
     }
 }
 
-/// How a server answers.
+/// The behaviour of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sink {
-    /// 200.
+    /// Answers 200.
     Good,
-    /// The same, and nothing but another server could delay its calls.
+    /// Answers 200, and nothing but another server could delay its calls.
     Healthy,
-    /// 200, after a while.
+    /// Answers 200 after 150 ms.
     Slow,
-    /// 500 for the first calls of a delivery.
+    /// Answers 500 to the first calls of each delivery.
     Shaky(usize),
-    /// Closes the connection the first time.
+    /// Closes the connection at the first call of each delivery.
     HangsUp,
-    /// Points elsewhere the first time.
+    /// Answers the first call of each delivery with a redirect.
     Moved,
-    /// Asks the first time to be called later.
+    /// Asks at the first call of each delivery to be called later.
     Later,
-    /// 489: never again.
+    /// Answers 489: never call again.
     Refusing,
-    /// 410, whenever it is registered again.
+    /// Answers 410, and is registered again each time.
     Gone,
-    /// 500, until it is given up.
+    /// Answers 500 until its webhook is deleted.
     Leaving,
-    /// Says nothing the first time.
+    /// Never answers the first call of each delivery.
     Hanging,
-    /// A byte now and then the first time.
+    /// Answers the first call of each delivery byte by byte.
     Dripping,
-    /// Answers the first call when its time is over.
+    /// Answers the first call of each delivery after the time limit of calls.
     Late,
-    /// Nobody listens.
+    /// No server listens.
     Dead,
-    /// A byte now and then, always.
+    /// Answers every call byte by byte without end.
     DripsOn,
 }
 
 impl Sink {
-    /// Its deliveries do not end while it has its webhook.
+    /// Whether its deliveries do not end while it has its webhook.
     pub fn is_endless(self) -> bool {
         matches!(self, Sink::Dead | Sink::DripsOn)
     }
 
-    /// Its first call takes the 30 s that a call may take, and 8 are made at a time.
+    /// Whether its first call takes the 30 s that a call may take; 8 calls are made at a time.
     fn is_tardy(self) -> bool {
         matches!(self, Sink::Hanging | Sink::Dripping | Sink::Late)
     }
 
-    /// It has one webhook from the beginning to the end.
+    /// Whether it has one webhook from the beginning to the end.
     pub fn is_kept(self) -> bool {
         !matches!(self, Sink::Gone | Sink::Leaving)
     }
@@ -131,24 +130,21 @@ impl Sink {
 /// An agent's server.
 #[derive(Debug, Clone)]
 pub struct AgentSink {
-    /// Whose.
     pub agent: String,
-    /// What it is like.
     pub sink: Sink,
     name: String,
 }
 
-/// All servers of a load. They end with the value.
+/// All servers of a workload, which end when the value is dropped.
 pub struct Servers {
-    /// One for each agent.
+    /// One per agent.
     pub sinks: Vec<AgentSink>,
     receiver: Receiver,
-    /// Bound and not listening: whoever connects is refused.
+    /// Bound but not listening, so connections are refused.
     closed: TcpSocket,
 }
 
 impl Servers {
-    /// Those of a mix.
     pub async fn start(mix: Mix, receiver: Receiver) -> Result<Self> {
         let named = |(number, sink): (usize, Sink)| {
             let kind = format!("{sink:?}").to_lowercase().replace(['(', ')'], "");
@@ -181,7 +177,7 @@ impl Servers {
         Ok(servers)
     }
 
-    /// The path of a server; one that is given up has another in its next life.
+    /// The path of a server; a webhook that was deleted is registered again under another path.
     pub fn path(&self, sink: &AgentSink, life: usize) -> String {
         match life {
             0 => sink.name.clone(),
@@ -189,7 +185,6 @@ impl Servers {
         }
     }
 
-    /// Its URL.
     pub fn url(&self, sink: &AgentSink, life: usize) -> String {
         let path = self.path(sink, life);
         match (sink.sink, self.closed.local_addr()) {
@@ -202,8 +197,8 @@ impl Servers {
         }
     }
 
-    /// Agents in the order in which they get mail: every second message is for one that refuses, if there are such; now
-    /// and then there is one for each that takes its time.
+    /// The agents in the order in which they get messages: every second message is for a refusing server, if there is
+    /// one, and each slow server gets one message per cycle.
     pub fn cycle(&self) -> Vec<String> {
         let (tardy, quick): (Vec<_>, Vec<_>) = self.sinks.iter().partition(|s| s.sink.is_tardy());
         let (refusing, others): (Vec<_>, Vec<_>) = quick.into_iter().partition(|s| s.sink == Sink::Refusing);
@@ -212,7 +207,7 @@ impl Servers {
             cycle.push(other.agent.clone());
             cycle.extend(refusing.get(number % refusing.len().max(1)).map(|r| r.agent.clone()));
         }
-        // Each of those that refuse has its turn, however few the others are.
+        // Every refusing server gets its turn, however few other servers there are.
         let rest = refusing.iter().skip(others.len());
         cycle.extend(rest.map(|sink| sink.agent.clone()));
         if tardy.is_empty() {

@@ -117,7 +117,7 @@ fn old_blocks_come_back_and_what_was_not_there_then_is_zeros() {
     let earlier = &content()[..5_000];
     let spoilt = roll_back(&target, earlier, random).unwrap().unwrap();
     let now = fs::read(&target.path).unwrap();
-    // The first block did not change; of the others some are as they were then.
+    // The first block did not change; some of the others are in the earlier state.
     assert_eq!(now[..4096], content()[..4096]);
     assert_ne!(now, content());
     for block in [4096..8192, 8192..10_000] {
@@ -139,7 +139,7 @@ fn a_damage_is_left_until_the_file_is_gone_or_new() {
         fs::write(&target.path, content()).unwrap();
         let spoilt = damage(&target, random).unwrap();
         assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::StateSst));
-        // By another name, as a checkpoint has it.
+        // Under another name, as in a checkpoint.
         let other = dir.path().join("shards/0/snapshots/1/000008.sst");
         fs::hard_link(&target.path, &other).unwrap();
         fs::remove_file(&target.path).unwrap();
