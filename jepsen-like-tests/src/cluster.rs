@@ -197,7 +197,7 @@ impl Cluster {
 
     /// Starts a node that does not run and waits until it is ready.
     pub async fn restart(&mut self, node: usize) -> Result<()> {
-        ensure!(self.nodes[node - 1].process.is_none(), "node {node} runs already");
+        ensure!(self.nodes[node - 1].process.is_none(), "node {node} is already running");
         self.spawn(node, None)?;
         self.wait_ready(node).await
     }
@@ -252,7 +252,10 @@ impl Cluster {
 
     /// Uses the command `kill`, because calling kill(2) directly takes unsafe code.
     fn signal(&self, node: usize, signal: &str) -> Result<()> {
-        let process = self.nodes[node - 1].process.as_ref().context("the node does not run")?;
+        let process = self.nodes[node - 1]
+            .process
+            .as_ref()
+            .context("the node is not running")?;
         let status = Command::new("kill")
             .arg(signal)
             .arg(process.id().to_string())
@@ -312,7 +315,7 @@ impl Cluster {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        bail!("node {node} lives on:\n{}", self.log(node))
+        bail!("node {node} did not end within {PATIENCE:?}:\n{}", self.log(node))
     }
 
     /// Nodes whose process runs.

@@ -350,7 +350,7 @@ fn step(open: &mut BTreeMap<u32, Operation>, event: Event) -> Option<Operation> 
                     asked: event.v,
                     began: event.t,
                     ended: None,
-                    outcome: Outcome::Info("it never ended".to_owned()),
+                    outcome: Outcome::Info("the operation never ended".to_owned()),
                 },
             );
         }
@@ -387,7 +387,7 @@ mod tests {
             [
                 ("c".to_owned(), Outcome::Ok(Fields::id("m"))),
                 ("b".to_owned(), Outcome::Fail("no".to_owned())),
-                ("a".to_owned(), Outcome::Info("it never ended".to_owned())),
+                ("a".to_owned(), Outcome::Info("the operation never ended".to_owned())),
             ]
         );
         let begun: Vec<String> = load(dir.path()).unwrap().into_iter().map(|o| o.k).collect();

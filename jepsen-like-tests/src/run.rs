@@ -145,7 +145,7 @@ async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
         until: Instant::now() + options.length,
         dir: dir.clone(),
     };
-    (scenario.script)(&mut stage).await.context("the script")?;
+    (scenario.script)(&mut stage).await.context("running the script")?;
     stage.heal().await.context("healing")?;
     run.healed = recorder.now();
     tokio::time::sleep(AFTER).await;

@@ -53,7 +53,7 @@ impl Check {
 /// A condition that a run must meet for its verdict to mean anything.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Coverage {
-    /// A description: `kill installed`, `operations inside faults`.
+    /// A description: `kill installed`, `operations during faults`.
     pub what: String,
     /// The required number.
     pub wanted: u64,

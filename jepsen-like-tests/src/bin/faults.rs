@@ -189,7 +189,7 @@ fn show(text: &str) {
 fn load(name: &str) -> Result<workload::Kind> {
     scenario::load_named(name).with_context(|| {
         let known: Vec<String> = workload::ALL.iter().map(|kind| kind.name()).collect();
-        format!("there are no clients {name}; there are {}", known.join(", "))
+        format!("there is no workload {name}; the workloads are {}", known.join(", "))
     })
 }
 
@@ -215,21 +215,21 @@ async fn hunt(names: &[String], sources: PathBuf, how: How) -> Result<ExitCode> 
         .filter(|mutant| names.is_empty() || names.iter().any(|name| name == mutant.name));
     for mutant in chosen {
         let (word, tone, by) = match hunt.hunt(mutant).await? {
-            Ok(by) => ("noticed", Tone::Good, by),
+            Ok(by) => ("detected", Tone::Good, by),
             Err(by) => ("SURVIVED", Tone::Bad, by),
         };
         survived += usize::from(tone == Tone::Bad);
         let word = painted(&format!("{word:<9}"), tone, Paint::for_stdout());
         println!("{word} {:<18} {:<66} {by}", mutant.name, mutant.does);
     }
-    println!("{survived} survived, seed {seed}");
+    println!("{survived} mutants survived, seed {seed}");
     Ok(ExitCode::from(u8::from(survived > 0)))
 }
 
 fn list() -> Table {
     let mut table = Table::new(&[
         ("NAME", Align::Left),
-        ("WHAT", Align::Left),
+        ("DESCRIPTION", Align::Left),
         ("SECONDS", Align::Right),
         ("SMOKE", Align::Right),
         ("NEEDS", Align::Left),

@@ -32,7 +32,7 @@ pub fn check(evidence: &Evidence, cover: &Cover) -> Vec<Coverage> {
         }
     }
     want(
-        "acknowledged operations inside faults".to_owned(),
+        "acknowledged operations during faults".to_owned(),
         cover.operations_inside,
         inside(evidence),
     );

@@ -6,7 +6,7 @@ use crate::verdict::Check;
 /// Reports every process that ended unexpectedly.
 pub fn check(evidence: &Evidence) -> Check {
     let ended = evidence.run.crashes.iter();
-    let violations = ended.map(|(node, status)| format!("node {node} ended by itself: {status}"));
+    let violations = ended.map(|(node, status)| format!("node {node} ended unexpectedly: {status}"));
     Check::new("crashes", evidence.run.nodes, violations.collect())
 }
 
@@ -21,7 +21,7 @@ mod tests {
         let ended = Story::default().run(|run| run.crashes = vec![(2, "exit status: 101".to_owned())]);
         assert_eq!(
             check(&ended.evidence()).violations,
-            ["node 2 ended by itself: exit status: 101"]
+            ["node 2 ended unexpectedly: exit status: 101"]
         );
     }
 }

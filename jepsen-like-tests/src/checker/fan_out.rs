@@ -147,7 +147,7 @@ impl<'a> Publishes<'a> {
             let publish = &mut self.all[*number];
             if publish.ended < began.0 {
                 violations.push(format!(
-                    "{topic} has {} after {}, which was published when that was acknowledged",
+                    "{topic}: {} follows {}, but was acknowledged before the latter was published",
                     publish.key, began.1
                 ));
             }
@@ -300,7 +300,7 @@ impl Inbox<'_> {
             let before = last.insert(topic, place);
             if before.is_some_and(|before| before > place) {
                 violations.push(format!(
-                    "node {node}, {name}: {} is not where others of {topic} have it",
+                    "node {node}, {name}: {} is not in the order that other inboxes have for {topic}",
                     item.key
                 ));
             }
@@ -314,7 +314,7 @@ impl Inbox<'_> {
                 .map_or(Covered::SurelyNot, |s| s.covers(publish));
             let why = match () {
                 () if *count > 1 => format!("has it {count} times"),
-                () if publish.refused => "has it, though it was refused".to_owned(),
+                () if publish.refused => "has it, although it was refused".to_owned(),
                 () if publish.from == name => "has what it published itself".to_owned(),
                 () if covered == Covered::SurelyNot => "has it without a subscription".to_owned(),
                 () => continue,
@@ -333,7 +333,7 @@ impl Inbox<'_> {
                     .is_some_and(|number| counts.contains_key(number));
                 if happened && !has && publish.from != name && subscription.covers(publish) == Covered::Surely {
                     violations.push(format!(
-                        "node {node}, {name}, {} of {topic}: is subscribed and does not have it",
+                        "node {node}, {name}, {} of {topic}: is subscribed, but does not have it",
                         publish.key
                     ));
                 }

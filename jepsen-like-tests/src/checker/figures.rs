@@ -36,7 +36,7 @@ pub fn figures(evidence: &Evidence, samples: &BTreeMap<String, Vec<f64>>) -> BTr
     let mut figures = BTreeMap::from([
         ("operations".to_owned(), all),
         (
-            "operations acknowledged inside faults".to_owned(),
+            "operations acknowledged during faults".to_owned(),
             coverage::inside(evidence) as f64,
         ),
         ("operations refused".to_owned(), of(End::Fail).count() as f64),

@@ -50,7 +50,7 @@ fn of_inbox<'a>(mail: &'a Mail, order: &'a Order, audit: &'a Audit) -> impl Iter
     (1..).zip(mail.listed(audit)).filter_map(move |(place, message)| {
         if order.place(audit.inbox, message.id).is_some_and(|there| there != place) {
             return Some(format!(
-                "{} is twice in {}",
+                "{} appears twice in {}",
                 mail.text(message.id),
                 mail.text(audit.inbox)
             ));
@@ -59,12 +59,12 @@ fn of_inbox<'a>(mail: &'a Mail, order: &'a Order, audit: &'a Audit) -> impl Iter
         let wrong = sent.ended != NEVER && sent.ended < began;
         let wrong = wrong.then(|| {
             format!(
-                "{} stands behind {} in {}, which was sent at {}, {} after it was acknowledged",
-                mail.text(sent.key),
-                mail.text(latest),
+                "{key} follows {later} in {}, although {later} was sent at {}, {} after {key} was acknowledged",
                 mail.text(audit.inbox),
                 seconds(began),
-                seconds(began - sent.ended)
+                seconds(began - sent.ended),
+                key = mail.text(sent.key),
+                later = mail.text(latest),
             )
         });
         if sent.began > began {
@@ -107,7 +107,7 @@ mod tests {
         let story = sent(&[(1, 4), (2, 6), (5, 7)]);
         assert_eq!(
             violations(story.audit("a", &[("m3", "k3"), ("m2", "k2"), ("m1", "k1")])),
-            ["k1 stands behind k3 in a, which was sent at 0.005 s, 0.001 s after it was acknowledged"]
+            ["k1 follows k3 in a, although k3 was sent at 0.005 s, 0.001 s after k1 was acknowledged"]
         );
     }
 
@@ -129,6 +129,6 @@ mod tests {
     #[test]
     fn a_message_is_there_once() {
         let story = sent(&[(1, 4)]).audit("a", &[("m1", "k1"), ("m1", "k1")]);
-        assert_eq!(violations(story), ["m1 is twice in a"]);
+        assert_eq!(violations(story), ["m1 appears twice in a"]);
     }
 }

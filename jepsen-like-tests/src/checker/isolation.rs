@@ -31,7 +31,7 @@ fn probes(operations: &[Operation], violations: &mut Vec<String>) -> usize {
         };
         let (team, route) = (probe.asked.name.as_deref().unwrap_or_default(), &probe.k);
         if let Some(id) = &probe.asked.id {
-            violations.push(format!("{team} was allowed: {route} ({id})"));
+            violations.push(format!("{team} was allowed to use {route} ({id})"));
         }
         let foreign = answered
             .items
@@ -59,7 +59,9 @@ fn told_apart(operations: &[Operation], violations: &mut Vec<String>) {
     }
     for (route, [foreign, absent]) in words {
         if !absent.is_empty() && !foreign.is_subset(&absent) {
-            violations.push(format!("{route} tells foreign from absent: {foreign:?} and {absent:?}"));
+            violations.push(format!(
+                "{route} distinguishes foreign from absent data: {foreign:?} and {absent:?}"
+            ));
         }
     }
 }
@@ -80,7 +82,7 @@ fn inboxes(operations: &[Operation], violations: &mut Vec<String>) -> usize {
             if team_of(&item.key) != team_of(&audit.k) {
                 violations.push(format!("{} of another team is in {}", item.key, audit.k));
             } else if !sent.contains(item.key.as_str()) {
-                violations.push(format!("{} is in {}, and nobody sent it", item.key, audit.k));
+                violations.push(format!("{} is in {}, but nobody sent it", item.key, audit.k));
             }
         }
     }
@@ -105,7 +107,9 @@ fn landings(operations: &[Operation], violations: &mut Vec<String>) {
             let count = of_node.get(key).copied().unwrap_or(0);
             match (&write.outcome, count) {
                 (Outcome::Ok(_), 0) => violations.push(format!("node {node} lost {key}, written with {}", write.k)),
-                (Outcome::Fail(why), 1..) => violations.push(format!("node {node} has {key}, refused: {why}")),
+                (Outcome::Fail(why), 1..) => {
+                    violations.push(format!("node {node} has {key}, which was refused: {why}"))
+                }
                 (_, 2..) => violations.push(format!("node {node} has {key} {count} times")),
                 _ => {}
             }
@@ -191,7 +195,7 @@ mod tests {
         ]);
         only(
             vec![absent(), told("foreign", "403 not yours")],
-            "tells foreign from absent",
+            "distinguishes foreign from absent data",
         );
     }
 

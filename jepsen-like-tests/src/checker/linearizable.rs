@@ -27,7 +27,7 @@ pub fn check(evidence: &Evidence) -> Check {
         let there = known.before(page.inbox, page.began);
         if covered < there {
             violations.push(format!(
-                "at {} node {} showed {} up to message {covered}, when {there} were there",
+                "at {} node {} showed {} only up to message {covered}, although {there} existed",
                 seconds(page.began),
                 page.node,
                 mail.text(page.inbox)
@@ -79,10 +79,10 @@ mod tests {
 
     #[test]
     fn a_read_that_lacks_what_was_acknowledged_before_it_is_stale() {
-        let stale = "at 0.021 s node 2 showed a up to message 1, when 2 were there";
+        let stale = "at 0.021 s node 2 showed a only up to message 1, although 2 existed";
         assert_eq!(looked(read(story(), 21, None, 5, &["m1"])).1, [stale]);
         assert_eq!(looked(read(story(), 21, Some("newest"), 1, &["m1"])).1, [stale]);
-        let nothing = "at 0.021 s node 2 showed a up to message 0, when 2 were there";
+        let nothing = "at 0.021 s node 2 showed a only up to message 0, although 2 existed";
         assert_eq!(looked(read(story(), 21, None, 5, &[])).1, [nothing]);
         assert_eq!(looked(read(story(), 21, Some("newest"), 1, &[])).1, [nothing]);
     }
@@ -93,7 +93,7 @@ mod tests {
         let stale = read(seen, 40, None, 5, &["m1", "m2", "m3"]);
         assert_eq!(
             looked(stale).1,
-            ["at 0.040 s node 2 showed a up to message 3, when 4 were there"]
+            ["at 0.040 s node 2 showed a only up to message 3, although 4 existed"]
         );
     }
 
@@ -125,7 +125,7 @@ mod tests {
         let bad = bad.ok(33..34, Op::Read, "a", asked(Some("c2")), page("c2", None, &[]));
         assert_eq!(
             looked(bad).1,
-            ["at 0.033 s node 1 showed a up to message 2, when 3 were there"]
+            ["at 0.033 s node 1 showed a only up to message 2, although 3 existed"]
         );
     }
 }

@@ -98,7 +98,7 @@ fn seen_before<'a>(mail: &'a Mail, order: &'a Order) -> impl Iterator<Item = Str
             .iter()
             .find(|id| order.place(page.inbox, **id).is_none())?;
         Some(format!(
-            "node {} showed {} of {} at {}, and it is not there in the end",
+            "node {} showed {} of {} at {}, but it is not there at the end",
             page.node,
             mail.text(*gone),
             mail.text(page.inbox),
@@ -202,7 +202,7 @@ mod tests {
         let story = Story::default().ok(1..2, Op::Read, "a", Fields::default(), listed(&[("m1", "")]));
         assert_eq!(
             violations(story.audit("a", &[])),
-            ["node 1 showed m1 of a at 0.001 s, and it is not there in the end"]
+            ["node 1 showed m1 of a at 0.001 s, but it is not there at the end"]
         );
     }
 }

@@ -60,18 +60,18 @@ fn violations(founders: u64, notes: &[&str]) -> Vec<String> {
     let mut violations = Vec::new();
     for note in notes {
         let Some(look) = Look::parse(note) else {
-            violations.push(format!("not a look at the members: {note}"));
+            violations.push(format!("the note does not record the members: {note}"));
             continue;
         };
         let set = |ids: &[u64]| ids.iter().copied().collect::<BTreeSet<u64>>();
         if set(&look.seen) != set(&look.told) {
             violations.push(format!(
-                "members are {:?}, but {:?} by what was answered",
+                "the members are {:?}, but the responses imply {:?}",
                 look.seen, look.told
             ));
         }
         let twice = look.given.iter().filter(|id| !given.insert(**id));
-        violations.extend(twice.map(|id| format!("id {id} was given twice")));
+        violations.extend(twice.map(|id| format!("id {id} was assigned twice")));
     }
     violations
 }

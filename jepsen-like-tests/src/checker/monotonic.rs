@@ -26,7 +26,7 @@ pub fn check(evidence: &Evidence) -> Check {
     for number in &order.moved {
         let page = &mail.pages[*number];
         violations.push(format!(
-            "at {} node {} gave a cursor of {} that stood elsewhere before: {}",
+            "at {} node {} gave a cursor of {} that pointed elsewhere before: {}",
             seconds(page.began),
             page.node,
             mail.text(page.inbox),
@@ -48,7 +48,7 @@ fn wrong(mail: &Mail, order: &Order, page: &Page) -> Option<String> {
         View::Onward => {
             let from = order.cursor(page.from)?;
             let hole = (from + 1..).zip(&places).find(|(expected, place)| expected != *place);
-            hole.map(|(expected, place)| format!("behind message {from} that has {place} instead of {expected}"))
+            hole.map(|(expected, place)| format!("after message {from} that has {place} instead of {expected}"))
         }
         View::Newest => {
             let first = *places.first()?;
@@ -57,14 +57,14 @@ fn wrong(mail: &Mail, order: &Order, page: &Page) -> Option<String> {
                 .zip(&places)
                 .find(|(expected, place)| expected != *place);
             if let Some((expected, place)) = hole {
-                return Some(format!("of the newest that has {place} instead of {expected}"));
+                return Some(format!("of the newest messages that has {place} instead of {expected}"));
             }
             let short = places.len() < page.limit && places.len() < first as usize;
-            short.then(|| format!("of the newest that ends after {} of {first}", places.len()))
+            short.then(|| format!("of the newest messages that ends after {} of {first}", places.len()))
         }
         View::Unread => {
             let back = places.windows(2).find(|pair| pair[0] >= pair[1]);
-            back.map(|pair| format!("of the unread that has {} before {}", pair[0], pair[1]))
+            back.map(|pair| format!("of the unread messages that has {} before {}", pair[0], pair[1]))
         }
     }
 }
@@ -117,15 +117,15 @@ mod tests {
         let page = "node 1 answered client 0 with a page of a";
         assert_eq!(
             violations(read(begun(), 3, None, ("c2", "c4"), &["m4"])),
-            [format!("at 0.003 s {page} behind message 2 that has 4 instead of 3")]
+            [format!("at 0.003 s {page} after message 2 that has 4 instead of 3")]
         );
         assert_eq!(
             violations(read(begun(), 3, Some("local"), ("c2", "c3"), &["m2", "m3"])),
-            [format!("at 0.003 s {page} behind message 2 that has 2 instead of 3")]
+            [format!("at 0.003 s {page} after message 2 that has 2 instead of 3")]
         );
         assert_eq!(
             violations(read(begun(), 3, None, ("c2", "c2"), &["m3"])),
-            ["at 0.003 s node 1 gave a cursor of a that stood elsewhere before: c2"]
+            ["at 0.003 s node 1 gave a cursor of a that pointed elsewhere before: c2"]
         );
         assert_eq!(
             violations(read(story(), 3, None, ("", "c3"), &["m1", "m2", "m3"])),
@@ -138,15 +138,15 @@ mod tests {
         let page = "at 0.001 s node 1 answered client 0 with a page of a";
         assert_eq!(
             violations(read(story(), 1, Some("newest"), ("", ""), &["m4", "m2"])),
-            [format!("{page} of the newest that has 2 instead of 3")]
+            [format!("{page} of the newest messages that has 2 instead of 3")]
         );
         assert_eq!(
             violations(read(story(), 1, Some("newest"), ("", ""), &["m4"])),
-            [format!("{page} of the newest that ends after 1 of 4")]
+            [format!("{page} of the newest messages that ends after 1 of 4")]
         );
         assert_eq!(
             violations(read(story(), 1, Some("unread"), ("", ""), &["m4", "m2"])),
-            [format!("{page} of the unread that has 4 before 2")]
+            [format!("{page} of the unread messages that has 4 before 2")]
         );
     }
 }

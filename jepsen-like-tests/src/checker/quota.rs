@@ -118,9 +118,7 @@ impl Quota<'_> {
             match audit.answered() {
                 None => violations.push(format!("node {node} does not show what was spent: {:?}", audit.outcome)),
                 Some(answered) if *first.get_or_insert(&answered.items) != answered.items => {
-                    violations.push(format!(
-                        "node {node} shows another account than the first that was asked"
-                    ));
+                    violations.push(format!("node {node} shows a different account than the first node"));
                 }
                 Some(_) => {}
             }
@@ -138,7 +136,7 @@ impl Quota<'_> {
             if entry.number > highest {
                 let (key, number) = (entry.key, entry.number);
                 violations.push(format!(
-                    "{key} was accepted as number {number} of a limit of {highest} at most"
+                    "{key} was accepted as number {number}, although the limit was at most {highest}"
                 ));
             }
         }
@@ -169,7 +167,7 @@ impl Quota<'_> {
             let allowed = self.surely_allowed(spend.began, ended);
             if most < allowed {
                 let key = spend.asked.key.as_deref().unwrap_or_default();
-                violations.push(format!("{key} was refused when {most} of {allowed} were spent at most"));
+                violations.push(format!("{key} was refused when at most {most} of {allowed} were spent"));
             }
         }
     }
@@ -224,13 +222,13 @@ fn in_order<'a>(items: &'a [Item], asked: &HashMap<&str, Asked<'_>>) -> Vec<Coun
 fn goes_on(counted: &[Counted<'_>], violations: &mut Vec<String>) {
     for pair in counted.windows(2).filter(|pair| pair[1].period < pair[0].period) {
         violations.push(format!(
-            "{} was counted of an earlier period than {} before it",
+            "{} was counted in an earlier period than {} before it",
             pair[1].key, pair[0].key
         ));
     }
     for entry in counted.iter().filter(|entry| entry.began > entry.ended) {
         violations.push(format!(
-            "{} was not counted between its begin and its answer",
+            "{} was not counted between its begin and its response",
             entry.key
         ));
     }
@@ -245,16 +243,16 @@ fn once(items: &[Item], asked: &HashMap<&str, Asked<'_>>, violations: &mut Vec<S
             violations.push(format!("{key} was counted twice"));
         }
         match asked.get(key) {
-            None => violations.push(format!("{key} was counted and nobody asked for it")),
+            None => violations.push(format!("{key} was counted, but never sent")),
             Some(a) if a.refused && a.ended.is_none() && !a.unknown => {
-                violations.push(format!("{key} was refused and counted"));
+                violations.push(format!("{key} was refused, but counted"));
             }
             Some(_) => {}
         }
     }
     for (key, asked) in asked {
         if asked.ended.is_some() && !met.contains_key(key) {
-            violations.push(format!("{key} was accepted and is not there"));
+            violations.push(format!("{key} was accepted, but is not there"));
         }
         if asked.ids.len() > 1 {
             violations.push(format!(
@@ -308,7 +306,7 @@ mod tests {
             operations
         };
         assert!(violations(history(&["a", "b"])).is_empty());
-        only(history(&["a", "b", "c"]), "number 3 of a limit of 2");
+        only(history(&["a", "b", "c"]), "number 3, although the limit was at most 2");
     }
 
     #[test]
@@ -319,10 +317,10 @@ mod tests {
         };
         assert!(violations(history(limit(2, 5..6))).is_empty());
         assert!(violations(history(unknown(Op::Limit, NAME, number(2), 5..6))).is_empty());
-        only(history(limit(2, 11..12)), "number 2 of a limit of 1");
+        only(history(limit(2, 11..12)), "number 2, although the limit was at most 1");
         only(
             history(refused(Op::Limit, NAME, number(2), 5..6, "503")),
-            "number 2 of a limit of 1",
+            "number 2, although the limit was at most 1",
         );
     }
 
@@ -333,14 +331,17 @@ mod tests {
             [spends, &rest].concat()
         };
         assert!(violations(history(&[spend("a", 3..4), spend("b", 5..6)], &["a", "b"])).is_empty());
-        only(history(&[spend("a", 3..4)], &["a"]), "refused when 1 of 2");
+        only(history(&[spend("a", 3..4)], &["a"]), "refused when at most 1 of 2");
         // The send was unknown and counted, was unknown and not counted, or came later.
         let doubt = unknown(Op::Spend, NAME, Fields::key("b"), 5..6);
         assert!(violations(history(&[spend("a", 3..4), doubt.clone()], &["a", "b"])).is_empty());
-        only(history(&[spend("a", 3..4), doubt], &["a"]), "refused when 1 of 2");
+        only(
+            history(&[spend("a", 3..4), doubt], &["a"]),
+            "refused when at most 1 of 2",
+        );
         only(
             history(&[spend("a", 3..4), spend("b", 9..10)], &["a", "b"]),
-            "refused when 1 of 2",
+            "refused when at most 1 of 2",
         );
         assert!(violations(history(&[spend("a", 3..4), spend("b", 7..10)], &["a", "b"])).is_empty());
     }
@@ -351,7 +352,7 @@ mod tests {
             let rest = [spend("a", 3..4), over("x", 7..10), account(&[(&["a"], 9)])];
             [&[limit(1, 1..2), raise][..], &rest].concat()
         };
-        only(history(limit(5, 5..6)), "refused when 1 of 5");
+        only(history(limit(5, 5..6)), "refused when at most 1 of 5");
         assert!(violations(history(limit(5, 5..8))).is_empty());
         assert!(violations(history(unknown(Op::Limit, NAME, number(5), 5..6))).is_empty());
         // A change with an unknown outcome may take effect late and lower the limit again.
@@ -386,7 +387,7 @@ mod tests {
             spend("a", 4..5),
             account(&[(&["a"], 9)]),
         ];
-        only(early, "refused when 0 of 1");
+        only(early, "refused when at most 0 of 1");
     }
 
     #[test]
@@ -409,7 +410,7 @@ mod tests {
     fn what_was_accepted_is_there_and_what_was_refused_is_not() {
         let first = [limit(1, 1..2), spend("a", 3..4)];
         let history = |rest: &[Operation]| [&first[..], rest].concat();
-        only(history(&[account(&[])]), "accepted and is not there");
+        only(history(&[account(&[])]), "accepted, but is not there");
         let refused = refused(Op::Spend, NAME, Fields::key("b"), 5..6, "400 no");
         only(
             [
@@ -417,15 +418,15 @@ mod tests {
                 &[refused, account(&[(&["a", "b"], 9)])],
             ]
             .concat(),
-            "refused and counted",
+            "refused, but counted",
         );
         only(
             vec![limit(2, 1..2), spend("a", 3..4), account(&[(&["a", "z"], 9)])],
-            "nobody asked",
+            "never sent",
         );
         only(
             history(&[account(&[(&["a"], 9)]), account(&[(&["a"], 8)])]),
-            "another account",
+            "different account",
         );
         only(
             history(&[unknown(Op::Spent, NAME, Fields::default(), 900..910)]),
@@ -444,7 +445,7 @@ mod tests {
             ]
         };
         assert!(violations(history(&["a", "b"])).is_empty());
-        assert!(violations(history(&["b", "a"]))[0].contains("between its begin and its answer"));
+        assert!(violations(history(&["b", "a"]))[0].contains("between its begin and its response"));
     }
 
     #[test]

@@ -57,10 +57,7 @@ fn of_node(evidence: &Evidence, said: &[&Sample]) -> Vec<String> {
     let mut led = 0;
     for pair in said.windows(2) {
         let (before, now) = (pair[0], pair[1]);
-        let mut broken = |what: &str, had: u64, has: u64| {
-            let (node, at) = (now.node, seconds(now.t));
-            violations.push(format!("{what} of node {node} went from {had} to {has} by {at}"));
-        };
+        let (node, at) = (now.node, seconds(now.t));
         let emptied = (now.term, now.last) == (0, 0);
         if emptied
             || between(evidence, before, now, |fault| {
@@ -74,17 +71,29 @@ fn of_node(evidence: &Evidence, said: &[&Sample]) -> Vec<String> {
             led = now.term;
         }
         if now.term < led {
-            broken("the term, in which it had led,", led, now.term);
+            violations.push(format!(
+                "node {node} led in term {led}, but reports term {} at {at}",
+                now.term
+            ));
         }
         if before.snapshot < before.purged && now.snapshot < now.purged {
-            broken("the log was purged beyond the snapshot: that", now.purged, now.snapshot);
+            violations.push(format!(
+                "node {node} purged its log up to {}, but its snapshot ends at {}, at {at}",
+                now.purged, now.snapshot
+            ));
         }
         if now.t - before.asked < LIVES_NS && !between(evidence, before, now, |_| true) {
             if now.term < before.term {
-                broken("the term", before.term, now.term);
+                violations.push(format!(
+                    "the term of node {node} fell from {} to {} by {at}",
+                    before.term, now.term
+                ));
             }
             if now.applied < before.applied {
-                broken("the applied index", before.applied, now.applied);
+                violations.push(format!(
+                    "the applied index of node {node} fell from {} to {} by {at}",
+                    before.applied, now.applied
+                ));
             }
         }
     }
@@ -123,8 +132,8 @@ mod tests {
         assert_eq!(
             violations(Story::default().samples(fall.clone())),
             [
-                "the term of node 1 went from 2 to 1 by 0.200 s",
-                "the applied index of node 1 went from 5 to 4 by 0.200 s"
+                "the term of node 1 fell from 2 to 1 by 0.200 s",
+                "the applied index of node 1 fell from 5 to 4 by 0.200 s"
             ]
         );
         let killed = Story::default().fault("kill", &[1], 120..180).samples(fall);
@@ -145,10 +154,7 @@ mod tests {
             let story = Story::default().fault(kind, &[1], 250..900).samples(led.clone());
             violations(story.samples([sample(900, 1, 3, false)]))
         };
-        assert_eq!(
-            forgot("kill"),
-            ["the term, in which it had led, of node 1 went from 4 to 3 by 0.900 s"]
-        );
+        assert_eq!(forgot("kill"), ["node 1 led in term 4, but reports term 3 at 0.900 s"]);
         assert_eq!(forgot("wipe"), [""; 0]);
     }
 
@@ -162,7 +168,7 @@ mod tests {
         assert_eq!(violations(Story::default().samples([purged(100)])), [""; 0]);
         assert_eq!(
             violations(Story::default().samples([purged(100), purged(200)])),
-            ["the log was purged beyond the snapshot: that of node 1 went from 11 to 10 by 0.200 s"]
+            ["node 1 purged its log up to 11, but its snapshot ends at 10, at 0.200 s"]
         );
     }
 }

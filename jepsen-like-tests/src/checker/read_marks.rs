@@ -26,7 +26,11 @@ pub fn check(evidence: &Evidence) -> Check {
         looked_at += 1;
         for id in mail.items(page) {
             if !page.local && marks.marked(*id) < page.began {
-                violations.push(said(mail, page, format!("shows {}, marked as read", mail.text(*id))));
+                violations.push(said(
+                    mail,
+                    page,
+                    format!("shows {}, which was marked as read", mail.text(*id)),
+                ));
             }
         }
         let unmarked = inboxes
@@ -167,7 +171,7 @@ mod tests {
         let list = "the unread list of a at node 1";
         assert_eq!(
             violations(unread(mark(story(), 30, "m1"), 50, &["m1", "m2"])),
-            [format!("at 0.050 s {list} shows m1, marked as read")]
+            [format!("at 0.050 s {list} shows m1, which was marked as read")]
         );
         assert_eq!(
             violations(unread(story(), 30, &["m1", "m3"])),

@@ -29,7 +29,7 @@ pub fn check_all(recoveries: &[Recovery]) -> Check {
         } else if recovery.fault == LATE && !spoilt.contains(&recovery.node) {
             let node = recovery.node;
             violations.push(format!(
-                "node {node} ended by itself, and nothing of its files was spoilt"
+                "node {node} ended unexpectedly, although none of its files was damaged"
             ));
         }
     }
@@ -48,9 +48,7 @@ fn of_node(recovery: &Recovery) -> Vec<String> {
         .to_owned();
     let mut violations = Vec::new();
     if recovery.class == Class::Down {
-        violations.push(format!(
-            "{about}: neither serves nor says that it is in quarantine: {why}"
-        ));
+        violations.push(format!("{about}: it neither serves nor reports a quarantine: {why}"));
     }
     if recovery.fault == LATE {
         return violations;
@@ -58,27 +56,27 @@ fn of_node(recovery: &Recovery) -> Vec<String> {
     if recovery.files.is_empty() {
         if recovery.class == Class::Quarantined {
             violations.push(format!(
-                "{about}: in quarantine, and nothing of its files was spoilt: {why}"
+                "{about}: it is in quarantine, although none of its files was damaged: {why}"
             ));
         }
         return violations;
     }
     if recovery.class != Class::Down && recovery.after_ms > LIMIT_MS {
         violations.push(format!(
-            "{about}: {} only after {} ms",
+            "{about}: it was {} only after {} ms",
             recovery.class.word(),
             recovery.after_ms
         ));
     }
     if recovery.class == Class::Ready {
-        violations.push(format!("{about}: serves under its old id"));
+        violations.push(format!("{about}: it serves under its old id"));
     }
     if recovery.class == Class::Undamaged {
         let served = recovery
             .files
             .iter()
             .filter(|file| file.left.is_some_and(|part| part != Part::Unread));
-        violations.extend(served.map(|file| format!("{about}: serves with {} spoilt", file.path)));
+        violations.extend(served.map(|file| format!("{about}: it serves with the damaged file {}", file.path)));
     }
     violations
 }
@@ -93,15 +91,15 @@ pub fn figures(evidence: &Evidence, figures: &mut BTreeMap<String, f64>, samples
             _ => "damage",
         };
         count(format!("nodes {class} after {cause}"), 1);
-        let after = samples.entry(format!("back after {cause} ms")).or_default();
+        let after = samples.entry(format!("recovery after {cause} ms")).or_default();
         after.push(recovery.after_ms as f64);
         after.sort_by(f64::total_cmp);
         if spoilt > 0 {
-            count("files spoilt".to_owned(), spoilt);
-            count(format!("files spoilt of nodes then {class}"), spoilt);
+            count("files damaged".to_owned(), spoilt);
+            count(format!("files damaged on nodes then {class}"), spoilt);
         }
         for file in &recovery.files {
-            count(format!("files spoilt: {}", file.part.word()), 1);
+            count(format!("files damaged: {}", file.part.word()), 1);
         }
     }
 }

@@ -58,7 +58,7 @@ pub fn check(evidence: &Evidence) -> Check {
             Found::None => {
                 looked_at += calls.len();
                 violations.push(format!(
-                    "no order explains the {} answers about the key {name}",
+                    "no linear order explains the {} responses about the key {name}",
                     calls.len()
                 ));
             }

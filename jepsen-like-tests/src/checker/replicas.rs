@@ -9,7 +9,7 @@ use crate::verdict::Check;
 pub fn check(evidence: &Evidence) -> Check {
     let mut violations = Vec::new();
     if !evidence.replicas.same {
-        violations.push(format!("the states differ in the end: {}", evidence.replicas.seen));
+        violations.push(format!("the states differ at the end: {}", evidence.replicas.seen));
     }
     let mut first: HashMap<u64, (usize, &str)> = HashMap::new();
     let mut looked_at = 1;
@@ -50,7 +50,7 @@ mod tests {
         assert_eq!(bad.violations, ["at index 8 node 2 has the state bb and node 3 has cc"]);
         assert_eq!(
             check_of(Story::default().diverged()).violations,
-            ["the states differ in the end: "]
+            ["the states differ at the end: "]
         );
     }
 }

@@ -57,7 +57,7 @@ pub fn check(evidence: &Evidence) -> Check {
             let since = until - end;
             if accepted && since > bound.max(if slow { LOCAL } else { 0 }) {
                 violations.push(format!(
-                    "the key {} was let in ({way}) by node {} {} ms after it was {how}",
+                    "the key {} was accepted ({way}) by node {} {} ms after it was {how}",
                     used.k,
                     used.node.unwrap_or(0),
                     since / 1_000_000

@@ -15,7 +15,7 @@ pub fn check(evidence: &Evidence) -> Check {
     let sends: Vec<_> = sends.filter(|m| m.op == Op::Send && judged(m.ended)).collect();
     let given_up = sends.iter().filter(|send| send.end == End::Info).map(|send| {
         let at_ms = send.began / 1_000_000;
-        format!("a send at {at_ms} ms was given up, while nodes restarted")
+        format!("a send at {at_ms} ms was given up while nodes restarted")
     });
     let violations = given_up.collect();
     Check::new("rolling", sends.len(), violations)
@@ -39,7 +39,7 @@ mod tests {
         let check = check(&story("restart").evidence());
         assert_eq!(
             check.violations,
-            ["a send at 150 ms was given up, while nodes restarted"]
+            ["a send at 150 ms was given up while nodes restarted"]
         );
         assert_eq!(check.looked_at, 1);
     }

@@ -38,7 +38,7 @@ pub fn figures(evidence: &Evidence) -> BTreeMap<String, f64> {
     }
     let counts = [
         ("frames", frames),
-        ("frames that came again", frames - distinct),
+        ("frames sent again", frames - distinct),
         ("sessions with frames", sessions),
     ];
     counts
@@ -101,7 +101,9 @@ fn compare(operations: &[Operation]) -> (usize, Vec<String>) {
             .zip(inbox.seqs.iter().skip(1))
             .find_map(|(a, b)| (a.1 >= b.1).then_some((b.0, b.1)))
         {
-            violations.push(format!("seq: {id} has seq {seq} at place {place}, before a lower one"));
+            violations.push(format!(
+                "seq: {id} has seq {seq} at position {place}, not after the seqs before it"
+            ));
         }
     }
     for (name, client) in &clients {
@@ -136,7 +138,7 @@ fn clients(operations: &[Operation]) -> BTreeMap<&str, Client<'_>> {
                     session.items.extend(&answered.items);
                     session
                         .odd
-                        .extend(answered.n.map(|oldest| format!("expired: all before {oldest}")));
+                        .extend(answered.n.map(|oldest| format!("expired: everything before {oldest}")));
                     session
                         .odd
                         .extend(answered.name.iter().map(|what| format!("foreign: {what}")));
@@ -163,7 +165,7 @@ fn learn(name: &str, client: &Client, inbox: &mut Inbox) -> Vec<String> {
         let known = *inbox.seqs.entry(seq).or_insert(place);
         if known != place {
             violations.push(format!(
-                "seq: {seq} is at places {known} and {place} of {}",
+                "seq: {seq} is at the positions {known} and {place} of {}",
                 client.inbox
             ));
         }
@@ -185,7 +187,7 @@ fn of_client(name: &str, client: &Client, inbox: &Inbox) -> Vec<String> {
         let most = acked.unwrap_or(got);
         if session.after_seq < resumed || session.after_seq > most {
             violations.push(format!(
-                "resume: {about} begins after {}, the one before after {resumed}, acknowledged is {most}",
+                "resume: {about} begins after {}; the session before it began after {resumed}, and {most} is acknowledged",
                 session.after_seq
             ));
         }
@@ -207,7 +209,10 @@ fn of_client(name: &str, client: &Client, inbox: &Inbox) -> Vec<String> {
         .and_then(|seq| inbox.seqs.get(&seq))
         .map_or(0, |place| place + 1);
     if place != inbox.places.len() {
-        violations.push(format!("end: {name} got to place {place} of {}", inbox.places.len()));
+        violations.push(format!(
+            "end: {name} reached position {place} of {}",
+            inbox.places.len()
+        ));
     }
     violations
 }
@@ -220,7 +225,7 @@ fn of_session(about: &str, session: &Session, inbox: &Inbox) -> Vec<String> {
     };
     if expected.is_none() {
         violations.push(format!(
-            "resume: {about} begins after {}, where no message is",
+            "resume: {about} begins after {}, which is not the seq of a message",
             session.after_seq
         ));
     }
@@ -236,7 +241,7 @@ fn of_session(about: &str, session: &Session, inbox: &Inbox) -> Vec<String> {
         };
         if let Some(expected) = expected.filter(|expected| *expected < place) {
             violations.push(format!(
-                "gap: {about} was not shown places {expected} to {} before seq {seq}",
+                "gap: {about} was not shown the positions {expected} to {} before seq {seq}",
                 place - 1
             ));
         }

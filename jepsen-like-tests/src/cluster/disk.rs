@@ -52,7 +52,7 @@ impl Disk {
         let tried = Images::create(8 << 20, None, 1).and_then(|images| images.cut(&[1], || Ok(())));
         tried
             .err()
-            .map(|error| format!("no loop images with a power switch: {error:#}"))
+            .map(|error| format!("the power of loop images cannot be cut: {error:#}"))
     }
 
     pub fn data_dir(&self, node: usize) -> PathBuf {
@@ -67,7 +67,11 @@ impl Cluster {
     /// Cuts the power of these nodes at one instant: first their disks, under the running processes, then the
     /// processes. When it returns, the disks are mounted again with what was flushed, and the nodes can be launched.
     pub fn cut_power(&mut self, nodes: &[usize]) -> Result<()> {
-        let images = self.disk.images.take().context("these nodes have no power to cut")?;
+        let images = self
+            .disk
+            .images
+            .take()
+            .context("these nodes do not store on images, so their power cannot be cut")?;
         let cut = images.cut(nodes, || nodes.iter().try_for_each(|node| self.kill(*node)));
         self.disk.images = Some(images);
         cut

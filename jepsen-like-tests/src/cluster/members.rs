@@ -40,7 +40,7 @@ impl Cluster {
 
     /// Adds a new node without data at a vacant place; returns when it is a voter and ready.
     pub async fn join(&mut self, node: usize) -> Result<()> {
-        ensure!(self.is_vacant(node), "somebody lives at {node}");
+        ensure!(self.is_vacant(node), "place {node} is not vacant");
         match std::fs::remove_dir_all(self.disk.data_dir(node)) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
             _ => {}
@@ -65,7 +65,7 @@ impl Cluster {
 
     /// Deletes all data of a node that does not run.
     pub fn wipe(&mut self, node: usize) -> Result<()> {
-        ensure!(self.nodes[node - 1].process.is_none(), "node {node} runs");
+        ensure!(self.nodes[node - 1].process.is_none(), "node {node} is running");
         let dir = self.disk.data_dir(node);
         std::fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())
     }
@@ -98,7 +98,7 @@ pub async fn add(admin: &Client, wanted: &AddMember) -> Result<u64> {
         {
             return Ok(there.id);
         }
-        ensure!(Instant::now() < deadline, "{wanted:?} not added: {refused}");
+        ensure!(Instant::now() < deadline, "{wanted:?} was not added: {refused}");
         tokio::time::sleep(ASK_AGAIN).await;
     }
 }
@@ -122,7 +122,7 @@ async fn promote(admin: &Client, id: u64) -> Result<()> {
 
 /// Waits before the next attempt: a change is refused while a node lags, another change runs or leadership moves.
 async fn again(what: &str, refused: Error, deadline: Instant) -> Result<()> {
-    ensure!(Instant::now() < deadline, "not {what}: {refused}");
+    ensure!(Instant::now() < deadline, "the node was not {what}: {refused}");
     tokio::time::sleep(ASK_AGAIN).await;
     Ok(())
 }

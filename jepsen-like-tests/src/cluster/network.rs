@@ -225,7 +225,7 @@ impl Network {
 
     /// Adds a node; on loopback only.
     pub fn grow(&mut self) -> Result<()> {
-        ensure!(matches!(self.way, Way::Direct), "only loopback grows");
+        ensure!(matches!(self.way, Way::Direct), "nodes can be added on loopback only");
         self.ports.extend(free_ports(2)?.chunks(2).map(|p| (p[0], p[1])));
         Ok(())
     }
@@ -285,7 +285,7 @@ impl Network {
             Way::Namespaces(namespaces) => namespaces.cut(cut),
             Way::Proxied(proxies) => {
                 let clients = |(from, to): &(End, End)| *from == End::Clients || *to == End::Clients;
-                ensure!(!cut.pairs.iter().any(clients), "clients do not pass the proxies");
+                ensure!(!cut.pairs.iter().any(clients), "proxies cannot cut clients off");
                 proxies.cut(cut);
                 Ok(())
             }
@@ -303,7 +303,7 @@ impl Network {
 
     /// Sets the quality of all links between nodes.
     pub fn worsen(&mut self, quality: &Quality) -> Result<()> {
-        ensure!(self.can(quality), "this network cannot do {quality}");
+        ensure!(self.can(quality), "this network does not support {quality}");
         match &mut self.way {
             Way::Direct => Ok(()),
             Way::Namespaces(namespaces) => namespaces.worsen(quality),

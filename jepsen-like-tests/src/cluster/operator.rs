@@ -67,7 +67,7 @@ impl Cluster {
             }
             ensure!(
                 Instant::now() < deadline,
-                "no leader without {away} within {PATIENCE:?}"
+                "no leader other than node {away} within {PATIENCE:?}"
             );
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

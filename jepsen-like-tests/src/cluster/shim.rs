@@ -15,7 +15,7 @@ impl Cluster {
     /// Sets the disk faults of a node, as rules described in `disk-shim/src/lib.rs`; without rules the disk works.
     /// Returns when the rules apply. Needs [`super::Settings::shim`].
     pub async fn spoil(&self, node: usize, rules: &str) -> Result<()> {
-        ensure!(self.settings.shim, "this cluster has good disks only");
+        ensure!(self.settings.shim, "this cluster runs without the disk shim");
         let (file, staged) = (self.file(node, "shim"), self.file(node, "shim.new"));
         std::fs::write(&staged, rules)?;
         std::fs::rename(&staged, &file)?;

@@ -57,7 +57,7 @@ impl Cluster {
                     Some(_) => None,
                     None => self.look(node).await,
                 };
-                let health = health.or_else(|| late.then(|| Health::Down("it does not get ready".to_owned())));
+                let health = health.or_else(|| late.then(|| Health::Down("it is not ready in time".to_owned())));
                 if let Some(health) = health {
                     if matches!(health, Health::Down(_)) {
                         self.kill(node)?;

@@ -46,7 +46,10 @@ pub fn scenarios() -> Vec<Scenario> {
             )
         },
         row(
-            ("X2", "leaders are stopped (SIGSTOP) while webhook calls are in progress"),
+            (
+                "X2",
+                "leaders are stopped (SIGSTOP) while webhook calls are in progress",
+            ),
             &[Kind::Webhooks(Mix::Quick)],
             &[("pause", 1)],
             |stage| Box::pin(stop_leaders(stage)),
@@ -69,7 +72,10 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario {
             rate: 200,
             ..row(
-                ("X5", "one unreachable and one dripping webhook server among 98 healthy ones"),
+                (
+                    "X5",
+                    "one unreachable and one dripping webhook server among 98 healthy ones",
+                ),
                 &[Kind::Webhooks(Mix::Crowd)],
                 &[],
                 |stage| Box::pin(async move { stage.rest().await }),
@@ -82,7 +88,10 @@ pub fn scenarios() -> Vec<Scenario> {
             |stage| Box::pin(stage.kill_leaders_now_and_then()),
         ),
         row(
-            ("X7", "dead letters of a sender whose inbox is full, while leaders are killed"),
+            (
+                "X7",
+                "dead letters of a sender whose inbox is full, while leaders are killed",
+            ),
             &[Kind::Webhooks(Mix::FullInbox)],
             &[("kill", 2)],
             |stage| Box::pin(stage.kill_leaders_now_and_then()),
@@ -161,7 +170,7 @@ async fn die_at_places(stage: &mut Stage) -> Result<()> {
             while !all_over(&operator, &sender.team).await? {
                 ensure!(
                     Instant::now() < deadline,
-                    "deliveries are open after {:?}",
+                    "deliveries are still open after {:?}",
                     2 * PATIENCE
                 );
                 tokio::time::sleep(Duration::from_millis(500)).await;
@@ -196,7 +205,7 @@ impl Sender {
         let name = webhooks::team_name(Mix::Quiet);
         let teams = operator.teams().await?;
         let team = teams.into_iter().find(|team| team.name == name);
-        let id = team.context("the quiet load does not run")?.id;
+        let id = team.context("the workload webhooks-quiet is not running")?.id;
         let key = CreateKey {
             name: "script".to_owned(),
             permissions: vec!["write".to_owned()],

@@ -103,7 +103,7 @@ impl Stage {
     /// Waits until a node whose disk fails has ended.
     async fn ends(&mut self, node: usize) -> Result<()> {
         let ended = tokio::time::timeout(END_PATIENCE, self.cluster.ended(node)).await;
-        ended.with_context(|| format!("node {node} lives on {END_PATIENCE:?} after its disk failed"))?
+        ended.with_context(|| format!("node {node} did not end within {END_PATIENCE:?} after its disk failed"))?
     }
 
     /// Fills a node's disk except for `left` bytes for a while. With 0 bytes left the node is killed and started on

@@ -68,7 +68,7 @@ impl<T> Told<T> {
             Ok(done) => Told::Done(done),
             Err(Error::Refused(answer)) => Told::Refused(answer),
             Err(Error::Unavailable { reason, .. }) => Told::NotTaken(reason),
-            Err(Error::Invalid(why)) => bail!("a request that cannot be sent: {why}"),
+            Err(Error::Invalid(why)) => bail!("the request cannot be sent: {why}"),
             Err(error) => Told::Unknown(error.to_string()),
         })
     }

@@ -193,7 +193,10 @@ async fn conclude(world: &World, team: &Team, inboxes: &[String], ended: &Ended)
                 ends.push((inbox.clone(), key));
                 break;
             }
-            ensure!(Instant::now() < deadline, "the end cannot be sent to {inbox}");
+            ensure!(
+                Instant::now() < deadline,
+                "the last message to {inbox} was not stored in time"
+            );
         }
     }
     let tails = std::mem::take(&mut *ended.lock().unwrap_or_else(PoisonError::into_inner));

@@ -28,7 +28,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
             && calls > recorded + usize::from(delivery.state == "claimed")
         {
             violations.push(format!(
-                "D12: {calls} calls of {id} for {recorded} recorded ones, and no leader was lost"
+                "D12: {id} was called {calls} times for {recorded} recorded outcomes, although no leader was lost"
             ));
         }
     }
@@ -42,7 +42,7 @@ fn unknowns(evidence: &Evidence, delivery: &DeliveryDetail, calls: Option<&Vec<&
     if let Some(lost) = evidence.unrest.unclean.filter(|lost| unknown > *lost as usize) {
         let rule = if lost == 0 { "D12" } else { "G4" };
         violations.push(format!(
-            "{rule}: {unknown} attempts of {id} are unknown, {lost} leaders were lost"
+            "{rule}: {unknown} attempts of {id} are unknown, but only {lost} leaders were lost"
         ));
     }
     let is_unknown = |call: &&&Seen| {
@@ -65,7 +65,7 @@ fn numbers(id: &str, delivery: &DeliveryDetail) -> Vec<String> {
     let mut violations = Vec::new();
     let numbers: Vec<u32> = delivery.attempts.iter().map(|a| a.number).collect();
     if !numbers.is_sorted_by(|a, b| a < b) {
-        violations.push(format!("D4: the recorded attempts of {id} are {numbers:?}"));
+        violations.push(format!("D4: the attempt numbers of {id} do not increase: {numbers:?}"));
     }
     let known = ["delivered", "failed", "unknown", "not_sent"];
     for attempt in delivery.attempts.iter().filter(|a| !known.contains(&a.end.as_str())) {
@@ -80,7 +80,7 @@ fn numbers(id: &str, delivery: &DeliveryDetail) -> Vec<String> {
     let accounted = numbers.len() + claimed;
     if accounted > granted || accounted < granted && others < OTHERS_KEPT {
         violations.push(format!(
-            "D3: {accounted} attempts of {id} are accounted for, granted were {granted}"
+            "D3: {accounted} attempts of {id} are accounted for, but {granted} were granted"
         ));
     }
     violations
@@ -91,16 +91,19 @@ fn steps(id: &str, delivery: &DeliveryDetail) -> Vec<String> {
     let failed = delivery.attempts.iter().filter(|a| a.end == "failed");
     let failed: Vec<u32> = failed.map(|a| a.step).collect();
     if !failed.iter().copied().eq(0..failed.len() as u32) {
-        violations.push(format!("D5: the failed steps of {id} are {failed:?}"));
+        violations.push(format!("D5: the failed steps of {id} are not consecutive: {failed:?}"));
     }
     if !delivery.attempts.iter().map(|a| a.step).is_sorted() {
-        violations.push(format!("D5: the steps of {id} go back"));
+        violations.push(format!("D5: the steps of {id} decrease"));
     }
     if delivery.step as usize > failed.len() || failed.len() > STEPS {
-        violations.push(format!("D5: {id} stands on step {} after {failed:?}", delivery.step));
+        violations.push(format!(
+            "D5: {id} is on step {} after the failed steps {failed:?}",
+            delivery.step
+        ));
     }
     if delivery.end.as_deref() == Some("exhausted") && failed.len() != STEPS {
-        violations.push(format!("D6: {id} is exhausted after {failed:?}"));
+        violations.push(format!("D6: {id} is exhausted after the failed steps {failed:?}"));
     }
     let successes = ended(delivery, "delivered");
     if successes != usize::from(delivery.state == "delivered") {

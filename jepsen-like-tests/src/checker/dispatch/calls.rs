@@ -18,7 +18,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
             violations.push(format!("D1: attempt {attempt} of {id} arrived twice"));
         }
         if !call.one_id {
-            violations.push(format!("G5: a call of {id} carries other ids too"));
+            violations.push(format!("G5: a call of {id} carries different ids"));
         }
         violations.extend(granted(evidence, call));
     }
@@ -29,7 +29,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
             .filter(|a| a.end == "delivered" || a.status.is_some());
         for attempt in answered.filter(|a| !first.contains_key(&(id.as_str(), a.number))) {
             violations.push(format!(
-                "D2: attempt {} of {id} has an answer and never arrived",
+                "D2: attempt {} of {id} has a recorded response, but never arrived",
                 attempt.number
             ));
         }
@@ -42,23 +42,23 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
 fn granted(evidence: &Evidence, call: &Seen) -> Option<String> {
     let (id, no) = (&call.delivery, call.attempt);
     let Some(delivery) = evidence.deliveries.get(id) else {
-        return Some(format!("D2: a call of {id}, which does not exist"));
+        return Some(format!("D2: the receiver was called for {id}, which does not exist"));
     };
     if no == 0 || no > delivery.attempt_count {
         return Some(format!(
-            "D2: attempt {no} of {id} was called, granted were {}",
+            "D2: attempt {no} of {id} was called, but only {} were granted",
             delivery.attempt_count
         ));
     }
     let attempt = delivery.attempts.iter().find(|attempt| attempt.number == no)?;
     if attempt.end == "not_sent" {
         return Some(format!(
-            "D2: attempt {no} of {id} was called, and is recorded as not sent"
+            "D2: attempt {no} of {id} was called, but is recorded as not sent"
         ));
     }
     (attempt.step != call.step).then(|| {
         format!(
-            "D2: attempt {no} of {id} was called on step {}, and is recorded on {}",
+            "D2: attempt {no} of {id} was called on step {}, but is recorded on step {}",
             call.step, attempt.step
         )
     })
@@ -74,7 +74,7 @@ fn redeliveries(evidence: &Evidence) -> Vec<String> {
         let unknown = |a: &agentpost::api::abbababa::Attempt| a.end == "unknown" && a.number < call.attempt;
         if delivery.attempts.iter().any(unknown) && !call.redelivery {
             violations.push(format!(
-                "G5: attempt {} of {} hides that it may be a repetition",
+                "G5: attempt {} of {} lacks the redelivery header after an unknown attempt",
                 call.attempt, call.delivery
             ));
         }
@@ -87,7 +87,7 @@ fn epochs(evidence: &Evidence) -> Vec<String> {
     for (id, calls) in evidence.by_delivery() {
         for pair in calls.windows(2).filter(|pair| pair[1].epoch < pair[0].epoch) {
             violations.push(format!(
-                "D9: attempt {} of {id} has epoch {}, the one before had {}",
+                "D9: attempt {} of {id} has epoch {}, but the attempt before it had {}",
                 pair[1].attempt, pair[1].epoch, pair[0].epoch
             ));
         }
@@ -100,7 +100,7 @@ fn epochs(evidence: &Evidence) -> Vec<String> {
         match newest {
             Some(newer) if call.epoch < newer.epoch && call.at_us > newer.at_us + STRAGGLER_US => {
                 violations.push(format!(
-                    "D9: attempt {} of {} arrived with epoch {} long after epoch {} was at work",
+                    "D9: attempt {} of {} arrived with epoch {} long after a call of epoch {}",
                     call.attempt, call.delivery, call.epoch, newer.epoch
                 ));
             }

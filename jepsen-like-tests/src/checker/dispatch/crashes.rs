@@ -26,7 +26,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
             );
             if seen != (calls, unknown) || delivery.state != "delivered" {
                 violations.push(format!(
-                    "crash table: a leader died at {place}: {} is {} after {} calls, {} unknown, not {calls} and {unknown}",
+                    "crash points: a leader died at {place}: {} is {} after {} calls and {} unknown attempts; expected are {calls} and {unknown}",
                     delivery.id, delivery.state, seen.0, seen.1
                 ));
             }
@@ -48,7 +48,7 @@ mod tests {
         };
         assert!(super::check(&at("after-call")).is_empty());
         assert!(super::check(&at("another-place")).is_empty());
-        violates(&at("before-claim"), &super::check, "crash table");
-        violates(&at("before-call"), &super::check, "crash table");
+        violates(&at("before-claim"), &super::check, "crash points");
+        violates(&at("before-call"), &super::check, "crash points");
     }
 }

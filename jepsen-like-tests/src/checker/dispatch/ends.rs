@@ -34,14 +34,18 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
         }
         for notice in notices {
             if notice.to != delivery.from_agent_id || notice.attempts != delivery.attempt_count {
-                violations.push(format!("D7: the notice of {id} is {notice:?}"));
+                violations.push(format!(
+                    "D7: the notice of {id} does not match the delivery: {notice:?}"
+                ));
             }
         }
     }
     let unknown = |id: &&String| !evidence.deliveries.contains_key(*id);
     let noticed = evidence.notices.iter().map(|notice| &notice.delivery);
     for id in evidence.dead.iter().chain(noticed).filter(unknown) {
-        violations.push(format!("D7: a dead letter or notice of {id}, which does not exist"));
+        violations.push(format!(
+            "D7: a dead letter or notice exists for {id}, which does not exist"
+        ));
     }
     violations
 }

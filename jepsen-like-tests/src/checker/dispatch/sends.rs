@@ -44,7 +44,7 @@ pub fn check(dispatch: &Evidence, operations: &[Operation], faults: &[Fault]) ->
             let latest = send.ended.unwrap_or(u64::MAX).saturating_add(PROMPT_NS);
             if *prompt && faults.is_empty() && called_ns > latest {
                 violations.push(format!(
-                    "G6: {} to {} was not called for {PROMPT_NS} ns",
+                    "G6: {} to {} was not called within {PROMPT_NS} ns",
                     delivery.id, send.k
                 ));
             }

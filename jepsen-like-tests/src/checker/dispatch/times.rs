@@ -24,7 +24,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
             let apart_us = call.at_us.saturating_sub(before.at_us);
             if apart_us + ROUNDING_US < least_us {
                 violations.push(format!(
-                    "D8: attempt {} of {id} came {apart_us} us after attempt {}, not {least_us}",
+                    "D8: attempt {} of {id} arrived {apart_us} µs after attempt {}, but must wait {least_us} µs",
                     call.attempt, before.attempt
                 ));
             }
@@ -34,7 +34,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
         let after = |call: &&Seen| call.path == deletion.path && call.at_us > deletion.at_us + DELETED_US;
         for call in evidence.calls.iter().filter(after) {
             violations.push(format!(
-                "D11: attempt {} of {} came to {} long after its deletion",
+                "D11: attempt {} of {} arrived at {} long after the webhook was deleted",
                 call.attempt, call.delivery, call.path
             ));
         }

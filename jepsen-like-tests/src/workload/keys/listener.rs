@@ -59,7 +59,7 @@ pub async fn listen(world: World, mut lane: Lane, lent: std::sync::Arc<Lent>, ov
     }
     lane.end(match connected {
         true => Outcome::Ok(Fields::default()),
-        false => Outcome::Info("it was not connected yet".to_owned()),
+        false => Outcome::Info("the session was not connected yet".to_owned()),
     });
     Ok(())
 }

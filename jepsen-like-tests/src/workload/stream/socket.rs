@@ -75,7 +75,9 @@ impl Socket {
     /// Connects to a node as a client with a name, for one inbox.
     pub async fn open(url: &str, team: &Team, agent: &str, client: &str, narrow: bool) -> Result<Self> {
         let opening = Box::pin(Self::dial(url, team, agent, client, narrow));
-        timeout(DIAL, opening).await.context("no greeting in time")?
+        timeout(DIAL, opening)
+            .await
+            .context("the node did not answer the handshake in time")?
     }
 
     async fn dial(url: &str, team: &Team, agent: &str, client: &str, narrow: bool) -> Result<Self> {
@@ -97,7 +99,7 @@ impl Socket {
         match socket.frame().await? {
             Frame::Connected { last_seq } => socket.last_seq = last_seq,
             Frame::Error { code, message } => bail!("{code}: {message}"),
-            _ => bail!("not greeted first"),
+            _ => bail!("the first frame is not `connected`"),
         }
         Ok(socket)
     }
