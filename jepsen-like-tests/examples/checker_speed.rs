@@ -7,11 +7,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use jepsen_like_tests::checker::{self, Evidence};
-use jepsen_like_tests::faults::FAULTS;
-use jepsen_like_tests::history::HISTORY;
-use jepsen_like_tests::run::{self, REPLICAS, RUN, Replicas, Run};
-use jepsen_like_tests::verdict::Sum;
+use jepsen_like_tests::checker;
+use jepsen_like_tests::checker::evidence::Evidence;
+use jepsen_like_tests::record::faults::FAULTS;
+use jepsen_like_tests::record::history::HISTORY;
+use jepsen_like_tests::record::run::{self, REPLICAS, RUN, Replicas, RequiredCoverage, Run};
+use jepsen_like_tests::record::verdict::Validity;
 
 const NODES: u64 = 3;
 const INBOXES: u64 = 1_000;
@@ -36,7 +37,7 @@ fn main() -> Result<()> {
         began.elapsed().as_secs_f64(),
         most_memory()?
     );
-    ensure!(verdict.sum == Sum::Valid, "{verdict:#?}");
+    ensure!(verdict.validity == Validity::Valid, "{verdict:#?}");
     Ok(())
 }
 
@@ -101,11 +102,13 @@ fn describe(dir: &Path, healed: u64) -> Result<()> {
     File::create(dir.join(FAULTS))?;
     let replicas = Replicas {
         same: true,
-        seen: String::new(),
+        difference: String::new(),
     };
     run::write(&dir.join(REPLICAS), &replicas)?;
     let run = Run {
         scenario: "none".to_owned(),
+        title: String::new(),
+        required: RequiredCoverage::default(),
         seed: 1,
         length_s: 1.0,
         nodes: NODES as usize,

@@ -11,11 +11,11 @@ use rand::seq::IndexedRandom as _;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
 
-use crate::history::HISTORY;
+use crate::record::history::HISTORY;
+use crate::record::verdict::{Validity, Verdict};
 use crate::run::{self, Options};
 use crate::scenario::{self, Scenario};
-use crate::totals::{self, Line};
-use crate::verdict::{Sum, Verdict};
+use crate::totals::{self, RunLine};
 use crate::workload;
 
 /// How the runs are carried out.
@@ -38,7 +38,7 @@ pub struct Job {
     /// How long faults are injected.
     pub length: Duration,
     /// Workloads that replace those of the scenario.
-    pub loads: Option<Vec<workload::Kind>>,
+    pub loads: Option<Vec<workload::Workload>>,
     /// Messages per second, in place of the scenario's rate.
     pub rate: Option<u64>,
 }
@@ -57,7 +57,7 @@ impl Job {
 }
 
 /// Runs jobs until there are none left or one is invalid; returns a line for each.
-pub async fn run(mut jobs: impl Iterator<Item = Job>, plan: &Plan) -> Result<Vec<Line>> {
+pub async fn run(mut jobs: impl Iterator<Item = Job>, plan: &Plan) -> Result<Vec<RunLine>> {
     let mut lines = Vec::new();
     let mut running = JoinSet::new();
     let mut stop = false;
@@ -70,12 +70,12 @@ pub async fn run(mut jobs: impl Iterator<Item = Job>, plan: &Plan) -> Result<Vec
             return Ok(lines);
         };
         let line = ended??;
-        stop |= line.sum == Sum::Invalid;
+        stop |= line.validity == Validity::Invalid;
         lines.push(line);
     }
 }
 
-async fn one(job: Job, plan: Plan) -> Result<Line> {
+async fn one(job: Job, plan: Plan) -> Result<RunLine> {
     let dir = plan.dir.join(format!("{}-{}", job.scenario.name, job.seed));
     let options = Options {
         seed: job.seed,
@@ -87,24 +87,24 @@ async fn one(job: Job, plan: Plan) -> Result<Line> {
     };
     let began = Instant::now();
     let verdict = run::run(&job.scenario, &options).await?;
-    let line = Line::of(job.scenario.name, job.seed, began.elapsed().as_secs_f64(), &verdict);
-    tell(&job.scenario, &line, &verdict, &dir);
+    let line = RunLine::of(job.scenario.name, job.seed, began.elapsed().as_secs_f64(), &verdict);
+    print_result(&job.scenario, &line, &verdict, &dir);
     if let Some(file) = &plan.append {
         totals::append(file, &line)?;
     }
-    if verdict.sum == Sum::Valid && !plan.keep {
+    if verdict.validity == Validity::Valid && !plan.keep {
         // The report and the verdict stay; the history is large and has been checked.
         std::fs::remove_file(dir.join(HISTORY))?;
     }
     Ok(line)
 }
 
-fn tell(scenario: &Scenario, line: &Line, verdict: &Verdict, dir: &Path) {
-    let (word, tone) = match line.sum {
-        Sum::Valid => ("valid", Tone::Good),
-        Sum::Invalid => ("INVALID", Tone::Bad),
-        Sum::Unknown => ("unknown", Tone::Bad),
-        Sum::Skipped => ("skipped", Tone::Plain),
+fn print_result(scenario: &Scenario, line: &RunLine, verdict: &Verdict, dir: &Path) {
+    let (word, tone) = match line.validity {
+        Validity::Valid => ("valid", Tone::Good),
+        Validity::Invalid => ("INVALID", Tone::Bad),
+        Validity::Unknown => ("unknown", Tone::Bad),
+        Validity::Skipped => ("skipped", Tone::Plain),
     };
     let word = painted(&format!("{word:<8}"), tone, Paint::for_stdout());
     let looked_at: u64 = verdict.checks.iter().map(|check| check.looked_at).sum();
@@ -121,22 +121,22 @@ fn tell(scenario: &Scenario, line: &Line, verdict: &Verdict, dir: &Path) {
             check.name, check.violated, check.violations[0]
         );
     }
-    if matches!(line.sum, Sum::Invalid | Sum::Unknown) {
+    if matches!(line.validity, Validity::Invalid | Validity::Unknown) {
         println!("         {}", dir.display());
     }
 }
 
 /// The worst result of all runs. Skipped runs count only if nothing else ran.
-pub fn sum(lines: &[Line]) -> Sum {
-    let of = |sum: Sum| lines.iter().any(|line| line.sum == sum);
-    if of(Sum::Invalid) {
-        Sum::Invalid
-    } else if of(Sum::Unknown) || lines.is_empty() {
-        Sum::Unknown
-    } else if of(Sum::Valid) {
-        Sum::Valid
+pub fn sum(lines: &[RunLine]) -> Validity {
+    let of = |sum: Validity| lines.iter().any(|line| line.validity == sum);
+    if of(Validity::Invalid) {
+        Validity::Invalid
+    } else if of(Validity::Unknown) || lines.is_empty() {
+        Validity::Unknown
+    } else if of(Validity::Valid) {
+        Validity::Valid
     } else {
-        Sum::Skipped
+        Validity::Skipped
     }
 }
 
@@ -164,7 +164,7 @@ pub fn soak(seed: u64, time: Duration) -> impl Iterator<Item = Job> {
         }
         let scenario = scenarios.choose(&mut random)?.clone();
         let mut loads = scenario.loads.to_vec();
-        let others: Vec<workload::Kind> = workload::ALL
+        let others: Vec<workload::Workload> = workload::ALL
             .iter()
             .copied()
             .filter(|kind| !loads.contains(kind))

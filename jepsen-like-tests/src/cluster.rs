@@ -6,11 +6,13 @@ pub mod disk;
 pub mod members;
 pub mod network;
 mod operator;
+mod power;
 mod shim;
 pub mod supervisor;
 
 use std::fs::File;
 use std::io::Write as _;
+use std::net::IpAddr;
 
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -26,9 +28,7 @@ use tempfile::TempDir;
 use self::clock::Clocks;
 use self::disk::Disk;
 use self::network::Network;
-use crate::history::Recorder;
-pub use crate::world::Team;
-use crate::world::World;
+pub use self::operator::{Team, create_team};
 
 /// An election takes about a second; an overloaded machine needs much longer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,16 +38,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Settings {
     /// The number of nodes that form it.
     pub nodes: usize,
-    pub network: network::Kind,
-    pub disk: disk::Kind,
-    pub clock: clock::Kind,
+    pub network: network::NetworkKind,
+    pub disk: disk::DiskKind,
+    pub clock: clock::ClockKind,
     /// Additional configuration of every node, as TOML. It must not contain the tables that [`Cluster`] writes
     /// itself: `[node]`, `[cluster]`, `[bootstrap]`, `[runtime]`, `[webhooks]`.
     pub config: String,
     /// Environment variables of every node: preloaded libraries, mutants.
     pub env: Vec<(String, String)>,
-    /// Whether disk faults can be injected ([`Cluster::spoil`]).
-    pub shim: bool,
+    /// Whether disk faults can be injected ([`Cluster::set_disk_faults`]).
+    pub disk_shim: bool,
     /// The directory of the cluster, which is kept; `None` for a temporary directory.
     pub dir: Option<PathBuf>,
 }
@@ -175,7 +175,7 @@ impl Cluster {
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {}", self.binary.display()))?;
-        self.network.moved_in(node, process.id());
+        self.network.register_process(node, process.id());
         self.nodes[node - 1].process = Some(process);
         Ok(())
     }
@@ -278,16 +278,9 @@ impl Cluster {
         Ok(crashed)
     }
 
-    /// The cluster as its clients see it.
-    pub fn world(&self, recorder: Recorder, seed: u64, rate: u64) -> Result<World> {
-        Ok(World {
-            urls: (1..=self.nodes.len()).map(|node| self.url(node)).collect(),
-            admin_key: std::fs::read_to_string(self.admin_key_file())?.trim().to_owned(),
-            host: self.network.host(),
-            recorder,
-            seed,
-            rate,
-        })
+    /// The address on which servers of clients listen, reachable from the nodes.
+    pub fn client_host(&self) -> IpAddr {
+        self.network.host()
     }
 
     pub fn network(&mut self) -> &mut Network {

@@ -2,15 +2,19 @@
 //! guarantee was broken.
 //!
 //! ```text
-//!  campaign.rs ── many runs: smoke, soak; totals.rs adds them up
+//!  campaign.rs, mutants.rs ── many runs: smoke, soak, mutants; totals.rs adds them up
 //!      ▼
-//!  scenario.rs ── the table: name, script, workloads, what it must have covered
-//!      │  stage.rs: what a script may do: kill, pause, cut, power off, damage …
-//!      ▼
-//!  run.rs ── starts cluster/ (processes, networks, disks) and workload/ (clients), runs the script, heals, audits
-//!      │  history.jsonl, faults.jsonl, run.json, …
-//!      ▼
-//!  checker/ ── one property per file, over what was written down ──► verdict.rs ──► report.rs
+//!  run.rs ── one run: starts the cluster and the clients, injects the faults, heals, audits, checks
+//!      │
+//!      ├─► scenario/ ── the table of scenarios, and the nemesis that injects their faults
+//!      │       ├─► workload/ ── the clients
+//!      │       └─► cluster/  ── processes, networks, disks, clocks
+//!      │              │ write
+//!      │              ▼
+//!      │          record/ ── history.jsonl, faults.jsonl, leaders.jsonl, run.json, …
+//!      │              ▲
+//!      │              │ read
+//!      └─► checker/ ── one property per file ──► report.rs
 //! ```
 //!
 //! The clients use the public API only, and nothing here depends on how a node works inside. A finished run can be
@@ -19,18 +23,11 @@
 pub mod campaign;
 pub mod checker;
 pub mod cluster;
-pub mod deliveries;
-pub mod faults;
-pub mod history;
 pub mod mutants;
 pub mod receiver;
-pub mod recovery;
+pub mod record;
 pub mod report;
 pub mod run;
 pub mod scenario;
-pub mod stage;
 pub mod totals;
-pub mod verdict;
-pub mod watch;
 pub mod workload;
-pub mod world;

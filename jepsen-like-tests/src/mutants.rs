@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::record::verdict::Validity;
 use crate::run::{self, Options};
 use crate::scenario;
-use crate::verdict::Sum;
 
 /// How long faults are injected in a scenario that is not part of the smoke test.
 const LENGTH: Duration = Duration::from_secs(15);
@@ -23,12 +23,12 @@ pub struct Mutant {
     /// What the broken node does.
     pub does: &'static str,
     /// The test or scenario that must detect it.
-    pub killer: Killer,
+    pub detector: Detector,
 }
 
 /// What detects a broken rule.
 #[derive(Debug, Clone, Copy)]
-pub enum Killer {
+pub enum Detector {
     /// A test of the storage crate, by its name in `cargo test`.
     Test(&'static str),
     /// A scenario, and the property that it must find violated.
@@ -39,102 +39,102 @@ pub const ALL: &[Mutant] = &[
     Mutant {
         name: "no-fsync",
         does: "writes the log without fsync",
-        killer: Killer::Scenario("P2", "recovery"),
+        detector: Detector::Scenario("P2", "recovery"),
     },
     Mutant {
         name: "vote-unsynced",
         does: "counts a vote before it is on disk",
-        killer: Killer::Test("a_vote_is_on_disk_before_it_counts"),
+        detector: Detector::Test("a_vote_is_on_disk_before_it_counts"),
     },
     Mutant {
         name: "ack-before-fsync",
         does: "reports an entry as durable before it is on disk",
-        killer: Killer::Test("after_a_failed_sync_nothing_is_accepted"),
+        detector: Detector::Test("after_a_failed_sync_nothing_is_accepted"),
     },
     Mutant {
         name: "default-recovery",
         does: "opens a damaged log with RocksDB's default recovery mode",
-        killer: Killer::Test("a_flipped_bit_in_the_middle_of_the_wal_refuses_to_open"),
+        detector: Detector::Test("a_flipped_bit_in_the_middle_of_the_wal_refuses_to_open"),
     },
     Mutant {
         name: "floor-ignored",
         does: "starts although its log ends before entries that it acknowledged",
-        killer: Killer::Test("whatever_becomes_of_the_wal_no_acknowledged_entry_is_silently_gone"),
+        detector: Detector::Test("whatever_becomes_of_the_wal_no_acknowledged_entry_is_silently_gone"),
     },
     Mutant {
         name: "purge-too-far",
         does: "purges one log entry more than the snapshot covers",
-        killer: Killer::Test("a_purge_removes_whole_files_but_not_the_entry_behind_it"),
+        detector: Detector::Test("a_purge_removes_whole_files_but_not_the_entry_behind_it"),
     },
     Mutant {
         name: "stale-read",
         does: "answers linearizable reads from local, possibly stale state",
-        killer: Killer::Scenario("H1", "linearizable"),
+        detector: Detector::Scenario("H1", "linearizable"),
     },
     Mutant {
         name: "key-forgotten",
         does: "forgets an idempotency key after half a second",
-        killer: Killer::Scenario("K1", "lost"),
+        detector: Detector::Scenario("K1", "lost"),
     },
     Mutant {
         name: "page-edge",
         does: "skips the first message of every page",
-        killer: Killer::Scenario("H1", "monotonic"),
+        detector: Detector::Scenario("H1", "monotonic"),
     },
     Mutant {
         name: "own-state",
         does: "applies an entry with a value that differs between processes",
-        killer: Killer::Scenario("H1", "replicas"),
+        detector: Detector::Scenario("H1", "replicas"),
     },
     Mutant {
         name: "one-more",
         does: "accepts one send more than the daily limit",
-        killer: Killer::Scenario("Q1", "quota"),
+        detector: Detector::Scenario("Q1", "quota"),
     },
     Mutant {
         name: "revoked-kept",
         does: "keeps accepting a revoked key",
-        killer: Killer::Scenario("G1", "revocation"),
+        detector: Detector::Scenario("G1", "revocation"),
     },
     Mutant {
         name: "frame-dropped",
         does: "skips an event of a WebSocket session now and then",
-        killer: Killer::Scenario("W5", "ws-stream"),
+        detector: Detector::Scenario("W5", "ws-stream"),
     },
     Mutant {
         name: "notice-lost",
         does: "sometimes writes a dead letter without notifying the sender",
-        killer: Killer::Scenario("X8", "dispatch"),
+        detector: Detector::Scenario("X8", "dispatch"),
     },
     Mutant {
         name: "epoch-unchecked",
         does: "grants claims to a dispatcher of an outdated epoch",
-        killer: Killer::Test("the_protocol_holds_through_every_order_of_faults"),
+        detector: Detector::Test("the_protocol_holds_through_every_order_of_faults"),
     },
     Mutant {
         name: "late-outcome",
         does: "accepts an outcome for an attempt that was taken over",
-        killer: Killer::Test("the_protocol_holds_through_every_order_of_faults"),
+        detector: Detector::Test("the_protocol_holds_through_every_order_of_faults"),
     },
     Mutant {
         name: "same-attempt",
         does: "repeats an attempt that was taken over under the same number",
-        killer: Killer::Test("the_protocol_holds_through_every_order_of_faults"),
+        detector: Detector::Test("the_protocol_holds_through_every_order_of_faults"),
     },
     Mutant {
         name: "fanout-now",
         does: "fans a publish out to the subscribers at fan-out time, not at publish time",
-        killer: Killer::Test("every_publish_reaches_those_subscribed_at_it_once"),
+        detector: Detector::Test("every_publish_reaches_those_subscribed_at_it_once"),
     },
     Mutant {
         name: "team-unchecked",
         does: "lets a key administer other teams",
-        killer: Killer::Test("a_team_cannot_change_another"),
+        detector: Detector::Test("a_team_cannot_change_another"),
     },
 ];
 
 /// Runs mutants and reports whether each was detected.
-pub struct Hunt {
+pub struct MutationTest {
     /// The root of the sources, for `cargo test`.
     pub sources: PathBuf,
     /// The directory that contains the directories of the runs.
@@ -145,9 +145,9 @@ pub struct Hunt {
     sound: BTreeSet<&'static str>,
 }
 
-impl Hunt {
+impl MutationTest {
     pub fn new(sources: PathBuf, dir: PathBuf, seed: u64) -> Self {
-        Hunt {
+        MutationTest {
             sources,
             dir,
             seed,
@@ -157,9 +157,9 @@ impl Hunt {
 
     /// Breaks one rule. `Ok` names what detected it, `Err` what failed to detect it.
     pub async fn hunt(&mut self, mutant: &Mutant) -> Result<Result<String, String>> {
-        match mutant.killer {
-            Killer::Test(name) => self.test(mutant, name),
-            Killer::Scenario(name, property) => self.play(mutant, name, property).await,
+        match mutant.detector {
+            Detector::Test(name) => self.test(mutant, name),
+            Detector::Scenario(name, property) => self.play(mutant, name, property).await,
         }
     }
 
@@ -212,9 +212,9 @@ impl Hunt {
         let broken = verdict.checks.iter().filter(|check| check.violated > 0);
         let broken: Vec<&str> = broken.map(|check| check.name.as_str()).collect();
         let told = format!("{name}: {}", broken.join(", "));
-        Ok(match verdict.sum {
-            Sum::Skipped => bail!("{name} cannot run here: {}", verdict.reason),
-            Sum::Invalid if broken.contains(&property) => Ok(told),
+        Ok(match verdict.validity {
+            Validity::Skipped => bail!("{name} cannot run here: {}", verdict.reason),
+            Validity::Invalid if broken.contains(&property) => Ok(told),
             sum => Err(format!("{told} is {sum:?} {}", verdict.reason)),
         })
     }

@@ -34,7 +34,7 @@ struct State {
 enum Memory {
     Here(Vec<Call>),
     /// Somebody else: a long run has too many for this process.
-    Told(Witness),
+    RequestOutcome(Witness),
 }
 
 /// Is told of each call before it is answered. A witness that cannot write panics: the call ends without an answer.
@@ -65,7 +65,7 @@ impl Receiver {
 
     /// Listens on an address and remembers no call itself.
     pub async fn start_with_witness(host: IpAddr, witness: Witness) -> Result<Self> {
-        Self::listen(host, Memory::Told(witness)).await
+        Self::listen(host, Memory::RequestOutcome(witness)).await
     }
 
     async fn listen(host: IpAddr, memory: Memory) -> Result<Self> {
@@ -158,7 +158,7 @@ impl State {
     fn calls(&self) -> &[Call] {
         match &self.memory {
             Memory::Here(calls) => calls,
-            Memory::Told(_) => &[],
+            Memory::RequestOutcome(_) => &[],
         }
     }
 
@@ -170,7 +170,7 @@ impl State {
         };
         match &mut self.memory {
             Memory::Here(calls) => calls.push(call),
-            Memory::Told(witness) => witness(&call),
+            Memory::RequestOutcome(witness) => witness(&call),
         }
         self.taken += 1;
         (answer, self.taken)

@@ -10,14 +10,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::checker::mail::{End, NEVER};
-use crate::checker::{Evidence, Moment};
-use crate::faults::Fault;
-use crate::history::Op;
-use crate::run::Run;
-use crate::scenario;
-use crate::verdict::Verdict;
-use crate::watch::Reign;
+use crate::checker::evidence::{Evidence, OperationSummary};
+use crate::record::faults::Fault;
+use crate::record::history::Op;
+use crate::record::history::{NEVER, OutcomeKind};
+use crate::record::leaders::Leadership;
+use crate::record::run::Run;
+use crate::record::verdict::Verdict;
 
 pub const REPORT: &str = "report.html";
 /// The number of intervals of a run: about one per horizontal pixel of a plot.
@@ -31,7 +30,7 @@ struct Page<'a> {
     run: &'a Run,
     verdict: &'a Verdict,
     faults: &'a [Fault],
-    leaders: &'a [Reign],
+    leaders: &'a [Leadership],
     stretch_ns: u64,
     ended: u64,
     series: Vec<Series>,
@@ -68,7 +67,7 @@ pub fn write(dir: &Path, evidence: &Evidence, verdict: &Verdict) -> Result<PathB
 
 fn page(evidence: &Evidence, verdict: &Verdict) -> Result<String> {
     let ended = evidence
-        .moments
+        .summaries
         .iter()
         .map(|m| m.ended)
         .filter(|ended| *ended != NEVER)
@@ -76,16 +75,15 @@ fn page(evidence: &Evidence, verdict: &Verdict) -> Result<String> {
         .unwrap_or(0);
     let ended = evidence.faults.iter().map(|f| f.ended).fold(ended, u64::max);
     let stretch_ns = (ended / STRETCHES).max(STRETCH_NS_MIN);
-    let scenario = scenario::named(&evidence.run.scenario);
     let page = Page {
-        title: scenario.as_ref().map_or("", |s| s.title),
+        title: &evidence.run.title,
         run: &evidence.run,
         verdict,
         faults: &evidence.faults,
-        leaders: &evidence.reigns,
+        leaders: &evidence.leaderships,
         stretch_ns,
         ended,
-        series: series(&evidence.moments, stretch_ns, ended),
+        series: series(&evidence.summaries, stretch_ns, ended),
     };
     // Nothing is escaped inside a script element, but `</script>` would end it.
     let data = serde_json::to_string(&page)?.replace('<', "\\u003c");
@@ -95,7 +93,7 @@ fn page(evidence: &Evidence, verdict: &Verdict) -> Result<String> {
         .replace("{/*DATA*/}", &data))
 }
 
-fn series(moments: &[Moment], stretch_ns: u64, ended: u64) -> Vec<Series> {
+fn series(moments: &[OperationSummary], stretch_ns: u64, ended: u64) -> Vec<Series> {
     let count = (ended / stretch_ns + 1) as usize;
     let mut by_op: BTreeMap<Op, Vec<Stretch>> = BTreeMap::new();
     for moment in moments {
@@ -109,13 +107,13 @@ fn series(moments: &[Moment], stretch_ns: u64, ended: u64) -> Vec<Series> {
             moment.ended
         };
         let stretch = &mut stretches[(at / stretch_ns) as usize];
-        match moment.end {
-            End::Ok => {
+        match moment.outcome {
+            OutcomeKind::Ok => {
                 stretch.ok += 1;
                 stretch.latencies.push((at - moment.began) as f32 / 1e6);
             }
-            End::Fail => stretch.fail += 1,
-            End::Info => stretch.info += 1,
+            OutcomeKind::Fail => stretch.fail += 1,
+            OutcomeKind::Info => stretch.info += 1,
         }
     }
     by_op

@@ -2,11 +2,11 @@
 //! check.
 //!
 //! ```text
-//! <dir>/run.json          what ran and how to repeat it      <dir>/history.jsonl   what clients did
-//! <dir>/faults.jsonl      what was done to the cluster       <dir>/replicas.json   whether all states are the same
-//! <dir>/verdict.json      what is said of it                 <dir>/report.html     the same for people
-//! <dir>/node<N>.log       what the nodes said               <dir>/cluster/        their data, unless all was well
-//! <dir>/leaders.jsonl     who led, as every node said
+//! <dir>/run.json          what ran and how to repeat it      <dir>/history.jsonl   the operations of the clients
+//! <dir>/faults.jsonl      the injected faults                <dir>/replicas.json   whether all states were equal
+//! <dir>/verdict.json      the result of the checkers         <dir>/report.html     the same for people
+//! <dir>/node<N>.log       the logs of the nodes              <dir>/cluster/        their data, unless the run is valid
+//! <dir>/leaders.jsonl     the states that all nodes reported
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -15,24 +15,24 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use serde::{Deserialize, Serialize};
 
-use crate::checker::{self, Evidence};
+use crate::checker;
+use crate::checker::evidence::Evidence;
 use crate::cluster::Cluster;
-use crate::faults::FaultLog;
-use crate::history::Recorder;
-use crate::recovery;
+use crate::record::faults::FaultLog;
+use crate::record::history::Recorder;
+use crate::record::leaders::NodeMonitor;
+use crate::record::recoveries;
+use crate::record::run::{REPLICAS, RUN, Replicas, Run, write};
+use crate::record::verdict::{VERDICT, Validity, Verdict};
 use crate::report;
 use crate::scenario::Scenario;
-use crate::stage::Stage;
-use crate::verdict::{Sum, VERDICT, Verdict};
-use crate::watch::Watch;
+use crate::scenario::nemesis::Nemesis;
 use crate::workload;
+use crate::workload::context::ClientContext;
 
-pub const RUN: &str = "run.json";
 /// The subdirectory for the data of the nodes.
 const CLUSTER: &str = "cluster";
-pub const REPLICAS: &str = "replicas.json";
 /// Time for clients alone before the first fault.
 const BEFORE: Duration = Duration::from_secs(1);
 /// Time for clients alone after healing. A cluster that does not serve by then violates liveness.
@@ -46,7 +46,7 @@ pub struct Options {
     /// How long faults are injected.
     pub length: Duration,
     /// Workloads that replace those of the scenario.
-    pub loads: Option<Vec<workload::Kind>>,
+    pub loads: Option<Vec<workload::Workload>>,
     /// Messages per second of each workload, in place of the scenario's rate.
     pub rate: Option<u64>,
     /// Additional environment variables for the nodes.
@@ -55,49 +55,19 @@ pub struct Options {
     pub dir: PathBuf,
 }
 
-/// What ran; the content of `run.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Run {
-    pub scenario: String,
-    pub seed: u64,
-    /// How long faults were to be injected.
-    pub length_s: f64,
-    pub nodes: usize,
-    /// The command that repeats the run.
-    pub command: String,
-    /// The commit that the harness was built from; empty if unknown.
-    pub git: String,
-    /// Unix time of the begin in milliseconds.
-    pub wall_ms: i64,
-    /// When the faults began, nanoseconds since the start of the run.
-    pub faults_began: u64,
-    /// When the cluster was healed, nanoseconds since the start of the run.
-    pub healed: u64,
-    /// Processes that ended unexpectedly: the node and the exit status.
-    pub crashes: Vec<(usize, String)>,
-}
-
-/// Whether the states of all replicas were equal at the end; the content of `replicas.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Replicas {
-    pub same: bool,
-    /// The difference, for people.
-    pub seen: String,
-}
-
 /// Runs a scenario. The directory contains a verdict at the end, whatever happens.
 pub async fn run(scenario: &Scenario, options: &Options) -> Result<Verdict> {
     let dir = &options.dir;
     std::fs::create_dir_all(dir)?;
-    let verdict = match scenario.needs.iter().find_map(|need| need.lacking()) {
-        Some(why) => Verdict::without_result(Sum::Skipped, why),
+    let verdict = match scenario.needs.iter().find_map(|need| need.missing()) {
+        Some(why) => Verdict::without_result(Validity::Skipped, why),
         None => match play(scenario, options).await {
             Ok(()) => conclude(dir)?,
             Err(error) => interrupted(dir, format!("{error:#}"))?,
         },
     };
     write(&dir.join(VERDICT), &verdict)?;
-    if verdict.sum == Sum::Valid {
+    if verdict.validity == Validity::Valid {
         std::fs::remove_dir_all(dir.join(CLUSTER))?;
     }
     Ok(verdict)
@@ -113,11 +83,15 @@ pub fn conclude(dir: &Path) -> Result<Verdict> {
 
 /// The verdict of a run that broke off is unknown, unless a node had failed to recover before.
 fn interrupted(dir: &Path, reason: String) -> Result<Verdict> {
-    let check = checker::recovery::check_all(&recovery::load(dir)?);
-    let sum = if check.violated > 0 { Sum::Invalid } else { Sum::Unknown };
+    let check = checker::recovery::check_all(&recoveries::load(dir)?);
+    let validity = if check.violated > 0 {
+        Validity::Invalid
+    } else {
+        Validity::Unknown
+    };
     Ok(Verdict {
         checks: vec![check],
-        ..Verdict::without_result(sum, reason)
+        ..Verdict::without_result(validity, reason)
     })
 }
 
@@ -128,43 +102,44 @@ async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
     settings.env.extend(options.env.iter().cloned());
     let cluster = Cluster::start_with(settings).await?;
     let recorder = Recorder::create(dir)?;
-    let world = cluster.world(recorder.clone(), options.seed, options.rate.unwrap_or(scenario.rate))?;
-    let watch = Watch::start(&world.urls, &recorder, dir)?;
+    let rate = options.rate.unwrap_or(scenario.rate);
+    let ctx = ClientContext::new(&cluster, recorder.clone(), options.seed, rate)?;
+    let monitor = NodeMonitor::start(&ctx.urls, &recorder, dir)?;
     let mut loads = Vec::new();
     for kind in options.loads.as_deref().unwrap_or(scenario.loads) {
-        loads.push(workload::start(*kind, &world).await?);
+        loads.push(workload::start(*kind, &ctx).await?);
     }
     tokio::time::sleep(BEFORE).await;
     let mut run = describe(scenario, options, cluster.nodes(), recorder.now());
-    let mut stage = Stage {
+    let mut nemesis = Nemesis {
         cluster,
-        world: world.clone(),
+        ctx: ctx.clone(),
         faults: FaultLog::create(dir, recorder.clone())?,
-        watch: watch.clone(),
+        monitor: monitor.clone(),
         random: StdRng::seed_from_u64(options.seed),
         until: Instant::now() + options.length,
         dir: dir.clone(),
     };
-    (scenario.script)(&mut stage).await.context("running the script")?;
-    stage.heal().await.context("healing")?;
+    (scenario.script)(&mut nemesis).await.context("running the script")?;
+    nemesis.heal().await.context("healing")?;
     run.healed = recorder.now();
     tokio::time::sleep(AFTER).await;
     for load in loads {
-        load.finish(&world).await?;
+        load.finish(&ctx).await?;
     }
-    let same = stage.cluster.same_state().await;
+    let same = nemesis.cluster.same_state().await;
     let replicas = Replicas {
         same: same.is_ok(),
-        seen: same.err().map(|error| format!("{error:#}")).unwrap_or_default(),
+        difference: same.err().map(|error| format!("{error:#}")).unwrap_or_default(),
     };
-    let crashed = stage.cluster.crashed()?;
+    let crashed = nemesis.cluster.crashed()?;
     run.crashes = crashed
         .into_iter()
         .map(|(node, status)| (node, status.to_string()))
         .collect();
     recorder.flush()?;
-    watch.flush()?;
-    stage.cluster.save_logs(dir)?;
+    monitor.flush()?;
+    nemesis.cluster.save_logs(dir)?;
     write(&dir.join(REPLICAS), &replicas)?;
     write(&dir.join(RUN), &run)
 }
@@ -173,6 +148,8 @@ fn describe(scenario: &Scenario, options: &Options, nodes: usize, faults_began: 
     let length_s = options.length.as_secs_f64();
     Run {
         scenario: scenario.name.to_owned(),
+        title: scenario.title.to_owned(),
+        required: scenario.cover.required(),
         seed: options.seed,
         length_s,
         nodes,
@@ -200,16 +177,4 @@ fn command(scenario: &Scenario, options: &Options) -> String {
         command += &format!(" --loads {}", names.join(","));
     }
     command
-}
-
-/// Writes a JSON file in a readable form.
-pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let text = serde_json::to_vec_pretty(value)?;
-    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Reads a JSON file.
-pub fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
-    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| path.display().to_string())
 }

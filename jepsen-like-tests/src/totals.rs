@@ -12,11 +12,11 @@ use agentpost_cli::table::{Align, Paint, Table, Tone};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::verdict::{Sum, Verdict};
+use crate::record::verdict::{Validity, Verdict};
 
 /// The line of one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Line {
+pub struct RunLine {
     pub scenario: String,
     pub seed: u64,
     /// How long the run took, including start, audit and checking, in seconds.
@@ -26,7 +26,7 @@ pub struct Line {
     /// The commit that was tested; empty if unknown.
     #[serde(default)]
     pub git: String,
-    pub sum: Sum,
+    pub validity: Validity,
     /// Why the run is unknown or skipped.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -39,16 +39,16 @@ pub struct Line {
     pub samples: BTreeMap<String, Vec<f64>>,
 }
 
-impl Line {
+impl RunLine {
     /// The line of a run that has just ended.
     pub fn of(scenario: &str, seed: u64, took_s: f64, verdict: &Verdict) -> Self {
-        Line {
+        RunLine {
             scenario: scenario.to_owned(),
             seed,
             took_s,
             wall_ms: jiff::Timestamp::now().as_millisecond() - (took_s * 1e3) as i64,
             git: std::env::var("AGENTPOST_GIT").unwrap_or_default(),
-            sum: verdict.sum,
+            validity: verdict.validity,
             reason: verdict.reason.clone(),
             violated: verdict.checks.iter().map(|check| check.violated).sum(),
             figures: verdict.figures.clone(),
@@ -58,7 +58,7 @@ impl Line {
 }
 
 /// Adds a line to a file, which is created if it does not exist.
-pub fn append(file: &Path, line: &Line) -> Result<()> {
+pub fn append(file: &Path, line: &RunLine) -> Result<()> {
     let mut text = serde_json::to_vec(line)?;
     text.push(b'\n');
     let opened = File::options().create(true).append(true).open(file);
@@ -68,15 +68,15 @@ pub fn append(file: &Path, line: &Line) -> Result<()> {
 }
 
 /// Reads all lines of a file.
-pub fn load(file: &Path) -> Result<Vec<Line>> {
+pub fn load(file: &Path) -> Result<Vec<RunLine>> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let lines: Result<Vec<Line>, _> = text.lines().map(serde_json::from_str).collect();
+    let lines: Result<Vec<RunLine>, _> = text.lines().map(serde_json::from_str).collect();
     lines.with_context(|| format!("{} is not a file of runs", file.display()))
 }
 
 /// Renders one row per scenario, one for all, and then the counts and measurements.
-pub fn table(lines: &[Line], paint: Paint) -> String {
-    let mut by_scenario: BTreeMap<&str, Vec<&Line>> = BTreeMap::new();
+pub fn table(lines: &[RunLine], paint: Paint) -> String {
+    let mut by_scenario: BTreeMap<&str, Vec<&RunLine>> = BTreeMap::new();
     for line in lines {
         by_scenario.entry(&line.scenario).or_default().push(line);
     }
@@ -92,29 +92,29 @@ pub fn table(lines: &[Line], paint: Paint) -> String {
     for (scenario, lines) in &by_scenario {
         runs.row(tone(lines), cells(scenario, lines));
     }
-    let all: Vec<&Line> = lines.iter().collect();
+    let all: Vec<&RunLine> = lines.iter().collect();
     runs.row(tone(&all), cells("all", &all));
     format!("{}\n{}", runs.render(paint), figures(&all).render(paint))
 }
 
-fn tone(lines: &[&Line]) -> Tone {
-    if lines.iter().any(|line| line.sum == Sum::Invalid) {
+fn tone(lines: &[&RunLine]) -> Tone {
+    if lines.iter().any(|line| line.validity == Validity::Invalid) {
         Tone::Bad
     } else {
         Tone::Plain
     }
 }
 
-fn cells(name: &str, lines: &[&Line]) -> Vec<String> {
-    let of = |sum: Sum| lines.iter().filter(|line| line.sum == sum).count().to_string();
+fn cells(name: &str, lines: &[&RunLine]) -> Vec<String> {
+    let of = |sum: Validity| lines.iter().filter(|line| line.validity == sum).count().to_string();
     let minutes: f64 = lines.iter().map(|line| line.took_s / 60.0).sum();
     vec![
         name.to_owned(),
         lines.len().to_string(),
-        of(Sum::Valid),
-        of(Sum::Invalid),
-        of(Sum::Unknown),
-        of(Sum::Skipped),
+        of(Validity::Valid),
+        of(Validity::Invalid),
+        of(Validity::Unknown),
+        of(Validity::Skipped),
         format!("{minutes:.1}"),
     ]
 }
@@ -122,7 +122,7 @@ fn cells(name: &str, lines: &[&Line]) -> Vec<String> {
 /// Words in the names of figures that only mean something within one run.
 const NOT_ADDED: [&str; 7] = ["p50", "p90", "p99", "max", "min", "share", "per second"];
 
-fn figures(lines: &[&Line]) -> Table {
+fn figures(lines: &[&RunLine]) -> Table {
     let mut counts: BTreeMap<&str, f64> = BTreeMap::new();
     let mut samples: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for line in lines {
@@ -181,14 +181,14 @@ fn grouped(value: f64) -> String {
 mod tests {
     use super::*;
 
-    fn line(scenario: &str, sum: Sum, acknowledged: f64, outages: &[f64]) -> Line {
-        Line {
+    fn line(scenario: &str, validity: Validity, acknowledged: f64, outages: &[f64]) -> RunLine {
+        RunLine {
             scenario: scenario.to_owned(),
             seed: 1,
             took_s: 30.0,
             wall_ms: 0,
             git: String::new(),
-            sum,
+            validity,
             reason: String::new(),
             violated: 0,
             figures: BTreeMap::from([
@@ -203,9 +203,9 @@ mod tests {
     fn runs_are_added_and_percentiles_are_of_all_samples() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("totals.jsonl");
-        append(&file, &line("K1", Sum::Valid, 1_200_000.0, &[800.0, 900.0])).unwrap();
-        append(&file, &line("K1", Sum::Unknown, 0.5, &[])).unwrap();
-        append(&file, &line("P2", Sum::Valid, 34.0, &[1_000.0])).unwrap();
+        append(&file, &line("K1", Validity::Valid, 1_200_000.0, &[800.0, 900.0])).unwrap();
+        append(&file, &line("K1", Validity::Unknown, 0.5, &[])).unwrap();
+        append(&file, &line("P2", Validity::Valid, 34.0, &[1_000.0])).unwrap();
         let table = table(&load(&file).unwrap(), Paint::Never);
         let expected = "\
 SCENARIO  RUNS  VALID  INVALID  UNKNOWN  SKIPPED  MINUTES

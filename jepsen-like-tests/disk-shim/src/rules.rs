@@ -122,3 +122,24 @@ fn number(digits: &[u8]) -> u64 {
             sum.saturating_mul(10).saturating_add(u64::from(digit - b'0'))
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_rule_that_fits_counts_and_once_is_once() {
+        let mut rules = Rules::new();
+        rules.replace(b"nonsense\nfsync log/ eio-once\n  fsync  log/ delay-ms 20\nwrite * enospc\n* x/ erofs");
+        let (fsync, write) = (Operation::Fsync, Operation::Write);
+        assert_eq!(rules.judge(fsync, b"/d/log/1"), Some(Action::Fail(libc::EIO)));
+        assert_eq!(rules.judge(fsync, b"/d/log/1"), Some(Action::Delay(20)));
+        assert_eq!(rules.judge(fsync, b"/d/state/1"), None);
+        assert_eq!(rules.judge(write, b"/d/state/1"), Some(Action::Fail(libc::ENOSPC)));
+        assert_eq!(rules.judge(Operation::Rename, b"x/"), Some(Action::Fail(libc::EROFS)));
+        assert!(rules.concern(Operation::Unlink));
+        rules.replace(b"fsync log/ eio-once");
+        assert!(!rules.concern(Operation::Unlink) && rules.concern(fsync));
+        assert_eq!(rules.judge(fsync, b"log/"), Some(Action::Fail(libc::EIO)));
+    }
+}

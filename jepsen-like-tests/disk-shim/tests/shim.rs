@@ -1,14 +1,9 @@
-//! Tests of the rules, and of the library loaded into a common program.
+//! The library, loaded into a common program.
 #![allow(clippy::unwrap_used)]
-
-#[path = "../src/rules.rs"]
-mod rules;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
-
-use rules::{Action, Operation, Rules};
 
 /// Cargo builds the library for these tests but does not tell them its path.
 fn library() -> PathBuf {
@@ -53,20 +48,4 @@ fn a_program_meets_the_errors_that_the_file_names() {
     let began = Instant::now();
     assert!(dd(dir.path(), "fsync file delay-ms 300").status.success());
     assert!(began.elapsed().as_millis() >= 290);
-}
-
-#[test]
-fn the_first_rule_that_fits_counts_and_once_is_once() {
-    let mut rules = Rules::new();
-    rules.replace(b"nonsense\nfsync log/ eio-once\n  fsync  log/ delay-ms 20\nwrite * enospc\n* x/ erofs");
-    let (fsync, write) = (Operation::Fsync, Operation::Write);
-    assert_eq!(rules.judge(fsync, b"/d/log/1"), Some(Action::Fail(libc::EIO)));
-    assert_eq!(rules.judge(fsync, b"/d/log/1"), Some(Action::Delay(20)));
-    assert_eq!(rules.judge(fsync, b"/d/state/1"), None);
-    assert_eq!(rules.judge(write, b"/d/state/1"), Some(Action::Fail(libc::ENOSPC)));
-    assert_eq!(rules.judge(Operation::Rename, b"x/"), Some(Action::Fail(libc::EROFS)));
-    assert!(rules.concern(Operation::Unlink));
-    rules.replace(b"fsync log/ eio-once");
-    assert!(!rules.concern(Operation::Unlink) && rules.concern(fsync));
-    assert_eq!(rules.judge(fsync, b"log/"), Some(Action::Fail(libc::EIO)));
 }

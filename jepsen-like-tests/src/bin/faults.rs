@@ -9,11 +9,12 @@ use agentpost_cli::table::{Align, Paint, Table, Tone, painted};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use jepsen_like_tests::campaign::{self, Job, Plan};
-use jepsen_like_tests::mutants::{self, Hunt};
+use jepsen_like_tests::mutants::{self, MutationTest};
+use jepsen_like_tests::record::run::write;
+use jepsen_like_tests::record::verdict::VERDICT;
 use jepsen_like_tests::run;
 use jepsen_like_tests::scenario::{self, Scenario};
-use jepsen_like_tests::totals::{self, Line};
-use jepsen_like_tests::verdict::VERDICT;
+use jepsen_like_tests::totals::{self, RunLine};
 use jepsen_like_tests::workload;
 
 /// Fault tests against a cluster of real processes.
@@ -37,7 +38,7 @@ enum Command {
     /// Run the smoke test: ten scenarios for a few seconds each, at most three minutes
     Smoke {
         #[command(flatten)]
-        how: How,
+        how: RunOptions,
     },
     /// Run one or several scenarios, one after the other
     Run {
@@ -57,7 +58,7 @@ enum Command {
         #[arg(long, value_delimiter = ',')]
         loads: Option<Vec<String>>,
         #[command(flatten)]
-        how: How,
+        how: RunOptions,
     },
     /// Run random scenarios with random workloads until the time is over or a run is invalid
     Soak {
@@ -65,7 +66,7 @@ enum Command {
         #[arg(long)]
         hours: f64,
         #[command(flatten)]
-        how: How,
+        how: RunOptions,
     },
     /// Break one rule of the node after the other and check that a test or scenario detects it
     Mutants {
@@ -75,7 +76,7 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         sources: PathBuf,
         #[command(flatten)]
-        how: How,
+        how: RunOptions,
     },
     /// Check a recorded run again
     Recheck {
@@ -90,7 +91,7 @@ enum Command {
 }
 
 #[derive(clap::Args)]
-struct How {
+struct RunOptions {
     /// Seed of all random choices [default: random]
     #[arg(long)]
     seed: Option<u64>,
@@ -108,7 +109,7 @@ struct How {
     keep: bool,
 }
 
-impl How {
+impl RunOptions {
     fn seed(&self) -> u64 {
         // Short enough to be typed again.
         self.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()))
@@ -133,9 +134,9 @@ async fn main() -> Result<ExitCode> {
         }
         Command::Recheck { dir } => {
             let verdict = run::conclude(&dir)?;
-            run::write(&dir.join(VERDICT), &verdict)?;
+            write(&dir.join(VERDICT), &verdict)?;
             show(&(serde_json::to_string_pretty(&verdict)? + "\n"));
-            return Ok(ExitCode::from(verdict.sum as u8));
+            return Ok(ExitCode::from(verdict.validity as u8));
         }
         Command::Mutants { names, sources, how } => return hunt(&names, sources, how).await,
         Command::Totals { file } => {
@@ -186,23 +187,23 @@ fn show(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-fn load(name: &str) -> Result<workload::Kind> {
+fn load(name: &str) -> Result<workload::Workload> {
     scenario::load_named(name).with_context(|| {
         let known: Vec<String> = workload::ALL.iter().map(|kind| kind.name()).collect();
         format!("there is no workload {name}; the workloads are {}", known.join(", "))
     })
 }
 
-fn conclude(lines: &[Line]) -> Result<ExitCode> {
+fn conclude(lines: &[RunLine]) -> Result<ExitCode> {
     if lines.len() > 1 {
         show(&format!("\n{}", totals::table(lines, Paint::for_stdout())));
     }
     Ok(ExitCode::from(campaign::sum(lines) as u8))
 }
 
-async fn hunt(names: &[String], sources: PathBuf, how: How) -> Result<ExitCode> {
+async fn hunt(names: &[String], sources: PathBuf, how: RunOptions) -> Result<ExitCode> {
     let seed = how.seed();
-    let mut hunt = Hunt::new(sources, how.dir, seed);
+    let mut hunt = MutationTest::new(sources, how.dir, seed);
     let mut survived = 0;
     for name in names {
         ensure!(

@@ -3,17 +3,14 @@
 
 use std::collections::HashMap;
 
-use super::Evidence;
-use super::mail::End;
-use crate::faults::{Fault, State};
-use crate::scenario::Cover;
-use crate::verdict::Coverage;
-
-/// A pseudo fault in [`Cover::faults`]: a node that received a snapshot from another one, as the nodes reported.
-pub const SNAPSHOT_INSTALL: &str = "snapshot install";
+use super::evidence::Evidence;
+use crate::record::faults::{Fault, FaultState};
+use crate::record::history::OutcomeKind;
+use crate::record::run::{RequiredCoverage, SNAPSHOT_INSTALL};
+use crate::record::verdict::Coverage;
 
 /// Counts what each condition requires.
-pub fn check(evidence: &Evidence, cover: &Cover) -> Vec<Coverage> {
+pub fn check(evidence: &Evidence, required: &RequiredCoverage) -> Vec<Coverage> {
     let installed = installed(evidence);
     let mut coverage: Vec<Coverage> = Vec::new();
     let mut want = |what: String, wanted: u64, got: u64| {
@@ -21,8 +18,8 @@ pub fn check(evidence: &Evidence, cover: &Cover) -> Vec<Coverage> {
             coverage.push(Coverage { what, wanted, got });
         }
     };
-    for (kind, wanted) in cover.faults {
-        match *kind {
+    for (kind, wanted) in &required.faults {
+        match kind.as_str() {
             SNAPSHOT_INSTALL => want("snapshots installed".to_owned(), *wanted, snapshots(evidence)),
             kind => want(
                 format!("{kind} installed"),
@@ -33,12 +30,12 @@ pub fn check(evidence: &Evidence, cover: &Cover) -> Vec<Coverage> {
     }
     want(
         "acknowledged operations during faults".to_owned(),
-        cover.operations_inside,
+        required.operations_inside,
         inside(evidence),
     );
     want(
         "leader changes".to_owned(),
-        cover.leader_changes,
+        required.leader_changes,
         evidence.leader_changes(),
     );
     coverage
@@ -54,7 +51,10 @@ pub fn installed(evidence: &Evidence) -> HashMap<&str, u64> {
 }
 
 fn happened(evidence: &Evidence) -> impl Iterator<Item = &Fault> {
-    evidence.faults.iter().filter(|fault| fault.state == State::Installed)
+    evidence
+        .faults
+        .iter()
+        .filter(|fault| fault.state == FaultState::Installed)
 }
 
 /// The number of acknowledged operations that began during a fault.
@@ -71,7 +71,10 @@ pub fn inside(evidence: &Evidence) -> u64 {
         let next = windows.partition_point(|window| window.1 <= at);
         windows.get(next).is_some_and(|window| window.0 <= at)
     };
-    let moments = evidence.moments.iter().filter(|moment| moment.end == End::Ok);
+    let moments = evidence
+        .summaries
+        .iter()
+        .filter(|moment| moment.outcome == OutcomeKind::Ok);
     moments.filter(|moment| within(moment.began)).count() as u64
 }
 
@@ -80,7 +83,7 @@ pub fn inside(evidence: &Evidence) -> u64 {
 pub fn snapshots(evidence: &Evidence) -> u64 {
     let mut last: HashMap<usize, u64> = HashMap::new();
     let mut all = 0;
-    for sample in &evidence.samples {
+    for sample in &evidence.node_states {
         let before = last.insert(sample.node, sample.installed).unwrap_or(0);
         let process_began = sample.installed < before;
         all += sample.installed - if process_began { 0 } else { before };
@@ -91,17 +94,19 @@ pub fn snapshots(evidence: &Evidence) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::made_up::{Story, sample};
-    use crate::history::{Fields, Op};
+    use crate::checker::run_builder::{RunBuilder, node_state};
+    use crate::record::history::{Fields, Op};
 
-    const COVER: Cover = Cover {
-        faults: &[("kill", 2), (SNAPSHOT_INSTALL, 3)],
-        operations_inside: 2,
-        leader_changes: 1,
-    };
+    fn required() -> RequiredCoverage {
+        RequiredCoverage {
+            faults: vec![("kill".to_owned(), 2), (SNAPSHOT_INSTALL.to_owned(), 3)],
+            operations_inside: 2,
+            leader_changes: 1,
+        }
+    }
 
-    fn got(story: Story) -> Vec<u64> {
-        check(&story.evidence(), &COVER)
+    fn got(story: RunBuilder) -> Vec<u64> {
+        check(&story.evidence(), &required())
             .into_iter()
             .map(|coverage| coverage.got)
             .collect()
@@ -109,7 +114,7 @@ mod tests {
 
     #[test]
     fn faults_operations_inside_them_snapshots_and_leaders_are_counted() {
-        let send = |story: Story, began: u64| {
+        let send = |story: RunBuilder, began: u64| {
             story.ok(
                 began..began + 1,
                 Op::Send,
@@ -118,24 +123,26 @@ mod tests {
                 Fields::id("m"),
             )
         };
-        let mut story = Story::default().fault("kill", &[1], 10..20).fault("kill", &[2], 15..30);
+        let mut story = RunBuilder::default()
+            .fault("kill", &[1], 10..20)
+            .fault("kill", &[2], 15..30);
         story = story.fault("pause", &[2], 50..60);
         for began in [9, 10, 29, 30, 55] {
             story = send(story, began);
         }
         let installed = |t: u64, node: usize, installed: u64| {
-            let mut sample = sample(t, node, 1, node == 1);
+            let mut sample = node_state(t, node, 1, node == 1);
             sample.installed = installed;
             sample
         };
-        story = story.samples([installed(1, 1, 0), installed(2, 1, 2), installed(3, 1, 1)]);
+        story = story.node_states([installed(1, 1, 0), installed(2, 1, 2), installed(3, 1, 1)]);
         assert_eq!(got(story), [2, 3, 3, 0]);
         let two = [
-            sample(1, 1, 1, true),
-            sample(2, 1, 1, true),
-            sample(3, 2, 2, true),
-            sample(4, 2, 2, true),
+            node_state(1, 1, 1, true),
+            node_state(2, 1, 1, true),
+            node_state(3, 2, 2, true),
+            node_state(4, 2, 2, true),
         ];
-        assert_eq!(got(Story::default().samples(two)), [0, 0, 0, 1]);
+        assert_eq!(got(RunBuilder::default().node_states(two)), [0, 0, 0, 1]);
     }
 }

@@ -1,7 +1,7 @@
 //! No process ends unexpectedly.
 
-use super::Evidence;
-use crate::verdict::Check;
+use super::evidence::Evidence;
+use crate::record::verdict::Check;
 
 /// Reports every process that ended unexpectedly.
 pub fn check(evidence: &Evidence) -> Check {
@@ -13,12 +13,12 @@ pub fn check(evidence: &Evidence) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::made_up::Story;
+    use crate::checker::run_builder::RunBuilder;
 
     #[test]
     fn a_process_that_ended_by_itself_is_named() {
-        assert_eq!(check(&Story::default().evidence()).violated, 0);
-        let ended = Story::default().run(|run| run.crashes = vec![(2, "exit status: 101".to_owned())]);
+        assert_eq!(check(&RunBuilder::default().evidence()).violated, 0);
+        let ended = RunBuilder::default().run(|run| run.crashes = vec![(2, "exit status: 101".to_owned())]);
         assert_eq!(
             check(&ended.evidence()).violations,
             ["node 2 ended unexpectedly: exit status: 101"]

@@ -22,19 +22,18 @@
 mod attempts;
 mod calls;
 mod crashes;
-mod ends;
 #[cfg(test)]
-mod made_up;
+mod delivery_builders;
+mod ends;
 mod sends;
 mod times;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use self::crashes::PLACES;
 use self::times::lateness_ms;
-use super::Evidence;
-use crate::deliveries::{self, ended};
-use crate::verdict::{Check, Coverage};
+use super::evidence::Evidence;
+use crate::record::deliveries::{self, ended};
+use crate::record::verdict::{Check, Coverage};
 
 /// Reports every violation of the rules above.
 pub fn check(evidence: &Evidence) -> Check {
@@ -45,7 +44,7 @@ pub fn check(evidence: &Evidence) -> Check {
 }
 
 /// The rules that need only the final state of the deliveries.
-fn rules(evidence: &deliveries::Evidence) -> Vec<String> {
+fn rules(evidence: &deliveries::DeliveryEvidence) -> Vec<String> {
     [
         calls::check(evidence),
         attempts::check(evidence),
@@ -110,7 +109,7 @@ pub fn coverage(evidence: &Evidence) -> Vec<Coverage> {
     ]
 }
 
-fn epochs(evidence: &deliveries::Evidence) -> usize {
+fn epochs(evidence: &deliveries::DeliveryEvidence) -> usize {
     let epochs: BTreeSet<u64> = evidence.calls.iter().map(|call| call.epoch).collect();
     epochs.len()
 }

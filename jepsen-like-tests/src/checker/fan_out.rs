@@ -8,9 +8,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::Evidence;
-use crate::history::{Item, Op, Operation, Outcome};
-use crate::verdict::Check;
+use super::evidence::Evidence;
+use crate::record::history::{Item, Op, Operation, Outcome};
+use crate::record::verdict::Check;
 
 /// Checks all publishes against all inboxes on all nodes.
 pub fn check(evidence: &Evidence) -> Check {

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::mail::{End, NEVER};
-use super::{Evidence, Moment, coverage};
-use crate::faults::{Fault, State};
-use crate::history::Op;
+use super::coverage;
+use super::evidence::{Evidence, OperationSummary};
+use crate::record::faults::{Fault, FaultState};
+use crate::record::history::Op;
+use crate::record::history::{NEVER, OutcomeKind};
 
 /// The number of latencies kept per operation, spaced evenly by rank so that percentiles do not change.
 const LATENCIES_KEPT: usize = 1_000;
@@ -18,28 +19,28 @@ const STEPS: usize = 5;
 /// Counts, and figures that only mean something within this run.
 pub fn figures(evidence: &Evidence, samples: &BTreeMap<String, Vec<f64>>) -> BTreeMap<String, f64> {
     let run = &evidence.run;
-    let of = |end: End| evidence.moments.iter().filter(move |m| m.end == end);
+    let of = |end: OutcomeKind| evidence.summaries.iter().filter(move |m| m.outcome == end);
     let sent = evidence
         .mail
         .sent
         .iter()
-        .filter(|sent| sent.end == End::Ok)
+        .filter(|sent| sent.outcome == OutcomeKind::Ok)
         .map(|sent| sent.ended);
-    let published = of(End::Ok).filter(|m| m.op == Op::Publish).map(|m| m.ended);
+    let published = of(OutcomeKind::Ok).filter(|m| m.op == Op::Publish).map(|m| m.ended);
     let acknowledged = sent.chain(published);
     let during = acknowledged
         .clone()
         .filter(|ended| (run.faults_began..run.healed).contains(ended))
         .count();
     let lasted = (run.healed.saturating_sub(run.faults_began)) as f64 / 1e9;
-    let (all, unknown) = (evidence.moments.len() as f64, of(End::Info).count() as f64);
+    let (all, unknown) = (evidence.summaries.len() as f64, of(OutcomeKind::Info).count() as f64);
     let mut figures = BTreeMap::from([
         ("operations".to_owned(), all),
         (
             "operations acknowledged during faults".to_owned(),
             coverage::inside(evidence) as f64,
         ),
-        ("operations refused".to_owned(), of(End::Fail).count() as f64),
+        ("operations refused".to_owned(), of(OutcomeKind::Fail).count() as f64),
         ("operations unknown".to_owned(), unknown),
         ("unknown share %".to_owned(), 100.0 * unknown / all.max(1.0)),
         ("acknowledged".to_owned(), acknowledged.count() as f64),
@@ -66,7 +67,7 @@ pub fn figures(evidence: &Evidence, samples: &BTreeMap<String, Vec<f64>>) -> BTr
 
 /// Individual measurements in milliseconds, each list sorted.
 pub fn samples(evidence: &Evidence) -> BTreeMap<String, Vec<f64>> {
-    let mut samples = latencies(&evidence.moments);
+    let mut samples = latencies(&evidence.summaries);
     for (name, value) in outages(evidence).into_iter().chain(recovery(evidence)) {
         samples.entry(name).or_default().push(value);
     }
@@ -74,11 +75,11 @@ pub fn samples(evidence: &Evidence) -> BTreeMap<String, Vec<f64>> {
     samples
 }
 
-fn latencies(moments: &[Moment]) -> BTreeMap<String, Vec<f64>> {
+fn latencies(moments: &[OperationSummary]) -> BTreeMap<String, Vec<f64>> {
     let mut by_op: BTreeMap<Op, Vec<u64>> = BTreeMap::new();
     for moment in moments
         .iter()
-        .filter(|moment| moment.end == End::Ok && moment.op != Op::Audit)
+        .filter(|moment| moment.outcome == OutcomeKind::Ok && moment.op != Op::Audit)
     {
         by_op.entry(moment.op).or_default().push(moment.ended - moment.began);
     }
@@ -96,12 +97,15 @@ fn latencies(moments: &[Moment]) -> BTreeMap<String, Vec<f64>> {
 /// begin of the fault to the first acknowledgement after its end. It does not stop at the first write that began
 /// after the fault, because one may still succeed before a cut takes effect.
 fn outages(evidence: &Evidence) -> Vec<(String, f64)> {
-    let writes = evidence.moments.iter().filter(|m| m.is_write() && m.end == End::Ok);
+    let writes = evidence
+        .summaries
+        .iter()
+        .filter(|m| m.is_write() && m.outcome == OutcomeKind::Ok);
     let mut ends: Vec<u64> = writes.map(|m| m.ended).collect();
     ends.sort_unstable();
     let faults = evidence.faults.iter().filter(|fault| {
         let leader = evidence.leader_at(fault.began);
-        fault.state == State::Installed && leader.is_some_and(|leader| deposes(fault, leader, evidence.run.nodes))
+        fault.state == FaultState::Installed && leader.is_some_and(|leader| deposes(fault, leader, evidence.run.nodes))
     });
     let outages = faults.filter_map(|fault| {
         let (mut last, mut longest) = (fault.began, 0);
@@ -122,13 +126,11 @@ fn deposes(fault: &Fault, leader: usize, nodes: usize) -> bool {
     if fault.kind != "partition" {
         return fault.nodes.contains(&leader) && fault.nodes.len() * 2 < nodes;
     }
-    // The note names the directed links that are cut: `1>2 2>1`.
-    let ways = fault.note.split(' ').filter_map(|way| way.split_once('>'));
-    let ways = ways.filter_map(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
-    let cut_off: BTreeSet<usize> = ways
-        .filter(|(from, to)| *from == leader || *to == leader)
-        .map(|(from, to): (usize, usize)| from + to - leader)
-        .collect();
+    let touched = fault
+        .cut_links
+        .iter()
+        .filter(|(from, to)| *from == leader || *to == leader);
+    let cut_off: BTreeSet<usize> = touched.map(|(from, to)| from + to - leader).collect();
     cut_off.len() * 2 >= nodes
 }
 
@@ -137,9 +139,9 @@ fn recovery(evidence: &Evidence) -> Vec<(String, f64)> {
     let healed = evidence.run.healed;
     let writes = || {
         evidence
-            .moments
+            .summaries
             .iter()
-            .filter(|m| m.is_write() && m.end == End::Ok && m.ended != NEVER)
+            .filter(|m| m.is_write() && m.outcome == OutcomeKind::Ok && m.ended != NEVER)
     };
     let first = writes().map(|m| m.ended).filter(|ended| *ended > healed).min();
     let mut steps: Vec<u64> = Vec::new();
@@ -185,18 +187,18 @@ fn name(op: Op) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::made_up::{Story, sample};
-    use crate::history::Fields;
+    use crate::checker::run_builder::{RunBuilder, node_state};
+    use crate::record::history::Fields;
 
-    fn send(story: Story, began: u64, ended: u64) -> Story {
+    fn send(story: RunBuilder, began: u64, ended: u64) -> RunBuilder {
         let key = Fields::key(format!("k{began}"));
         story.ok(began..ended, Op::Send, "a", key, Fields::id(format!("m{began}")))
     }
 
     #[test]
     fn an_outage_is_the_longest_time_without_an_acknowledgement_from_a_fault_on() {
-        let led = [sample(10, 1, 1, true), sample(20, 1, 1, true)];
-        let mut story = Story::default().samples(led).fault("kill", &[1], 100..400);
+        let led = [node_state(10, 1, 1, true), node_state(20, 1, 1, true)];
+        let mut story = RunBuilder::default().node_states(led).fault("kill", &[1], 100..400);
         // One fault of another node, and one of a majority that includes the leader.
         story = story.fault("pause", &[2], 500..600).fault("kill", &[1, 2], 700..800);
         // Acknowledged before the cut took effect, during the fault, and after its end.
@@ -209,23 +211,25 @@ mod tests {
 
     #[test]
     fn a_partition_deposes_the_leader_that_has_no_majority() {
-        let cut = |note: &str| Fault {
+        let cut = |links: &[(usize, usize)]| Fault {
             kind: "partition".to_owned(),
             nodes: vec![1, 2, 3],
-            note: note.to_owned(),
+            note: String::new(),
+            cut_links: links.to_vec(),
+            members: None,
             began: 0,
             ended: 1,
-            state: State::Installed,
+            state: FaultState::Installed,
         };
-        assert!(deposes(&cut("1>2 1>3 2>1 3>1, resets"), 1, 3));
-        assert!(deposes(&cut("2>1 3>1"), 1, 3));
-        assert!(!deposes(&cut("1>2 1>3 2>1 3>1"), 2, 3));
-        assert!(!deposes(&cut("1>2 1>clients"), 1, 3));
+        assert!(deposes(&cut(&[(1, 2), (1, 3), (2, 1), (3, 1)]), 1, 3));
+        assert!(deposes(&cut(&[(2, 1), (3, 1)]), 1, 3));
+        assert!(!deposes(&cut(&[(1, 2), (1, 3), (2, 1), (3, 1)]), 2, 3));
+        assert!(!deposes(&cut(&[(1, 2)]), 1, 3));
     }
 
     #[test]
     fn operations_are_counted_by_their_ends() {
-        let story = send(Story::default(), 100, 110).fail(1..2, Op::Send, "a", Fields::key("f"));
+        let story = send(RunBuilder::default(), 100, 110).fail(1..2, Op::Send, "a", Fields::key("f"));
         let story = story
             .info(1..2, Op::Send, "a", Fields::key("i"))
             .fault("kill", &[3], 5..6);
@@ -245,7 +249,9 @@ mod tests {
 
     #[test]
     fn few_latencies_stand_for_many() {
-        let story = (0..3_000).fold(Story::default(), |story, n| send(story, n * 10, n * 10 + n % 10 + 1));
+        let story = (0..3_000).fold(RunBuilder::default(), |story, n| {
+            send(story, n * 10, n * 10 + n % 10 + 1)
+        });
         let samples = samples(&story.evidence());
         let kept = &samples["send ms"];
         assert_eq!((kept.len(), kept[0], kept[999]), (LATENCIES_KEPT, 1.0, 10.0));

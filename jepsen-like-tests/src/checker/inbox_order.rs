@@ -3,16 +3,17 @@
 
 use std::collections::HashMap;
 
-use super::mail::{Audit, Mail, NEVER};
-use super::names::Name;
-use super::order::Order;
-use super::{Evidence, seconds};
-use crate::verdict::Check;
+use super::evidence::{Evidence, seconds};
+use super::interner::Symbol;
+use super::mail::{Audit, MailHistory};
+use super::order::InboxOrders;
+use crate::record::history::NEVER;
+use crate::record::verdict::Check;
 
 /// Compares every inbox on every node with the first node's, and that one with the send times.
 pub fn check(evidence: &Evidence) -> Check {
     let Evidence { mail, order, .. } = evidence;
-    let mut first: HashMap<Name, &Audit> = HashMap::new();
+    let mut first: HashMap<Symbol, &Audit> = HashMap::new();
     let mut violations = Vec::new();
     let mut looked_at = 0;
     for audit in mail.audits.iter().filter(|audit| audit.failed.is_none()) {
@@ -44,7 +45,7 @@ pub fn check(evidence: &Evidence) -> Check {
 }
 
 /// Every message must have been sent before any message that follows it was acknowledged.
-fn of_inbox<'a>(mail: &'a Mail, order: &'a Order, audit: &'a Audit) -> impl Iterator<Item = String> + 'a {
+fn of_inbox<'a>(mail: &'a MailHistory, order: &'a InboxOrders, audit: &'a Audit) -> impl Iterator<Item = String> + 'a {
     // The message with the latest send time among those before this position.
     let (mut latest, mut began) = (0, 0);
     (1..).zip(mail.listed(audit)).filter_map(move |(place, message)| {
@@ -77,17 +78,17 @@ fn of_inbox<'a>(mail: &'a Mail, order: &'a Order, audit: &'a Audit) -> impl Iter
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::made_up::{Story, listed};
-    use crate::history::{Fields, Op};
+    use crate::checker::run_builder::{RunBuilder, listed};
+    use crate::record::history::{Fields, Op};
 
-    fn violations(story: Story) -> Vec<String> {
+    fn violations(story: RunBuilder) -> Vec<String> {
         check(&story.evidence()).violations
     }
 
-    fn sent(messages: &[(u64, u64)]) -> Story {
+    fn sent(messages: &[(u64, u64)]) -> RunBuilder {
         (1..)
             .zip(messages)
-            .fold(Story::default(), |story, (number, (began, ended))| {
+            .fold(RunBuilder::default(), |story, (number, (began, ended))| {
                 let (key, id) = (Fields::key(format!("k{number}")), Fields::id(format!("m{number}")));
                 story.ok(*began..*ended, Op::Send, "a", key, id)
             })

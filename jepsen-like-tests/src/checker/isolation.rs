@@ -4,9 +4,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::Evidence;
-use crate::history::{Op, Operation, Outcome};
-use crate::verdict::Check;
+use super::evidence::Evidence;
+use crate::record::history::{Op, Operation, Outcome};
+use crate::record::verdict::Check;
 
 /// Checks probes and inboxes.
 pub fn check(evidence: &Evidence) -> Check {
@@ -119,9 +119,9 @@ fn landings(operations: &[Operation], violations: &mut Vec<String>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::by_hand::{did, evidence, items, name, refused, unknown};
+    use super::super::operation_builders::{did, evidence, items, name, refused, unknown};
     use super::*;
-    use crate::history::Fields;
+    use crate::record::history::Fields;
 
     fn probe(id: Option<&str>) -> Fields {
         Fields {

@@ -3,9 +3,9 @@
 //! A page proves this only for the part of the inbox that it covers: a page from a cursor that was not full, and a
 //! page of the newest messages. Local reads may be arbitrarily stale.
 
-use super::mail::View;
-use super::{Evidence, seconds};
-use crate::verdict::Check;
+use super::evidence::{Evidence, seconds};
+use crate::record::mailbox::PageView;
+use crate::record::verdict::Check;
 
 /// Compares the end of every linearizable page with what was known to exist.
 pub fn check(evidence: &Evidence) -> Check {
@@ -15,7 +15,7 @@ pub fn check(evidence: &Evidence) -> Check {
     for page in mail
         .pages
         .iter()
-        .filter(|page| !page.local && page.view != View::Unread)
+        .filter(|page| !page.local && page.view != PageView::Unread)
     {
         if order.length(page.inbox).is_none() {
             continue;
@@ -40,19 +40,19 @@ pub fn check(evidence: &Evidence) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::made_up::{Story, listed};
-    use crate::history::{Fields, Item, Op};
+    use crate::checker::run_builder::{RunBuilder, listed};
+    use crate::record::history::{Fields, Item, Op};
 
     /// Messages 1 to 3, acknowledged at 10, 20 and 30 ms.
-    fn story() -> Story {
-        let story = (1..=3).fold(Story::default(), |story, n: u64| {
+    fn story() -> RunBuilder {
+        let story = (1..=3).fold(RunBuilder::default(), |story, n: u64| {
             let (key, id) = (Fields::key(format!("k{n}")), Fields::id(format!("m{n}")));
             story.ok(n * 10 - 5..n * 10, Op::Send, "a", key, id)
         });
         story.audit("a", &[("m1", "k1"), ("m2", "k2"), ("m3", "k3"), ("m4", "k4")])
     }
 
-    fn read(story: Story, began: u64, name: Option<&str>, limit: u64, ids: &[&str]) -> Story {
+    fn read(story: RunBuilder, began: u64, name: Option<&str>, limit: u64, ids: &[&str]) -> RunBuilder {
         let asked = Fields {
             name: name.map(str::to_owned),
             n: Some(limit),
@@ -62,7 +62,7 @@ mod tests {
         story.ok(began..began + 1, Op::Read, "a", asked, listed(&items)).at(2)
     }
 
-    fn looked(story: Story) -> (u64, Vec<String>) {
+    fn looked(story: RunBuilder) -> (u64, Vec<String>) {
         let check = check(&story.evidence());
         (check.looked_at, check.violations)
     }

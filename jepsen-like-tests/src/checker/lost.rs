@@ -1,11 +1,12 @@
 //! No acknowledged message is lost, no message appears that was not sent, none appears twice, none that was refused
 //! appears, a repeat creates nothing new, and a message that was seen stays.
 
-use super::mail::{End, Listed, Mail, Sent};
-use super::names::Name;
-use super::order::Order;
-use super::{Evidence, seconds};
-use crate::verdict::Check;
+use super::evidence::{Evidence, seconds};
+use super::interner::Symbol;
+use super::mail::{Listed, MailHistory, Sent};
+use super::order::InboxOrders;
+use crate::record::history::OutcomeKind;
+use crate::record::verdict::Check;
 
 /// Compares what was sent, and the responses to repeats, with what every node shows at the end.
 pub fn check(evidence: &Evidence) -> Check {
@@ -23,11 +24,11 @@ pub fn check(evidence: &Evidence) -> Check {
 #[derive(Clone, Copy, Default)]
 struct Seen {
     times: u32,
-    id: Name,
-    inbox: Name,
+    id: Symbol,
+    inbox: Symbol,
 }
 
-fn of_node(mail: &Mail, node: usize) -> Vec<String> {
+fn of_node(mail: &MailHistory, node: usize) -> Vec<String> {
     let mut seen = vec![Seen::default(); mail.sent.len()];
     let mut audited = vec![false; mail.names.count()];
     let mut violations = Vec::new();
@@ -52,37 +53,41 @@ fn of_node(mail: &Mail, node: usize) -> Vec<String> {
     violations
 }
 
-fn of_message(mail: &Mail, node: usize, sent: &Sent, there: Seen) -> Option<String> {
+fn of_message(mail: &MailHistory, node: usize, sent: &Sent, there: Seen) -> Option<String> {
     let key = mail.text(sent.key);
-    match (sent.end, there.times) {
-        (End::Ok, 0) => Some(format!(
+    match (sent.outcome, there.times) {
+        (OutcomeKind::Ok, 0) => Some(format!(
             "node {node} lost {key}, acknowledged as {}",
             mail.text(sent.id)
         )),
         (_, 2..) => Some(format!("node {node} has {key} {} times", there.times)),
-        (End::Fail, 1) => Some(format!("node {node} has {key}, which was refused")),
-        (_, 1) if there.inbox != sent.inbox || (sent.end == End::Ok && there.id != sent.id) => Some(format!(
-            "node {node} has {key} as {} in {} instead of {} in {}",
-            mail.text(there.id),
-            mail.text(there.inbox),
-            mail.text(sent.id),
-            mail.text(sent.inbox)
-        )),
+        (OutcomeKind::Fail, 1) => Some(format!("node {node} has {key}, which was refused")),
+        (_, 1) if there.inbox != sent.inbox || (sent.outcome == OutcomeKind::Ok && there.id != sent.id) => {
+            Some(format!(
+                "node {node} has {key} as {} in {} instead of {} in {}",
+                mail.text(there.id),
+                mail.text(there.inbox),
+                mail.text(sent.id),
+                mail.text(sent.inbox)
+            ))
+        }
         _ => None,
     }
 }
 
-fn repeats(mail: &Mail) -> Vec<String> {
+fn repeats(mail: &MailHistory) -> Vec<String> {
     let wrong = mail.repeats.iter().filter_map(|repeat| {
         let first = &mail.sent[repeat.first];
         let (key, id) = (mail.text(first.key), mail.text(repeat.id));
-        match (repeat.end, repeat.changed, first.end) {
-            (End::Ok, true, End::Ok) => Some(format!("another body under the key {key} was acknowledged as {id}")),
-            (End::Ok, false, End::Ok) if repeat.id != first.id => Some(format!(
+        match (repeat.outcome, repeat.changed, first.outcome) {
+            (OutcomeKind::Ok, true, OutcomeKind::Ok) => {
+                Some(format!("another body under the key {key} was acknowledged as {id}"))
+            }
+            (OutcomeKind::Ok, false, OutcomeKind::Ok) if repeat.id != first.id => Some(format!(
                 "{key} was acknowledged as {} and its repeat as {id}",
                 mail.text(first.id)
             )),
-            (End::Fail, false, End::Ok) => Some(format!("a repeat of {key} was refused")),
+            (OutcomeKind::Fail, false, OutcomeKind::Ok) => Some(format!("a repeat of {key} was refused")),
             _ => None,
         }
     });
@@ -90,7 +95,7 @@ fn repeats(mail: &Mail) -> Vec<String> {
 }
 
 /// A page shows only committed messages, so each must be there at the end.
-fn seen_before<'a>(mail: &'a Mail, order: &'a Order) -> impl Iterator<Item = String> + 'a {
+fn seen_before<'a>(mail: &'a MailHistory, order: &'a InboxOrders) -> impl Iterator<Item = String> + 'a {
     let pages = mail.pages.iter().filter(|page| order.length(page.inbox).is_some());
     pages.filter_map(|page| {
         let gone = mail
@@ -110,15 +115,15 @@ fn seen_before<'a>(mail: &'a Mail, order: &'a Order) -> impl Iterator<Item = Str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::made_up::{Story, listed};
-    use crate::history::{Fields, Op};
-    use crate::workload::mailbox::CHANGED;
+    use crate::checker::run_builder::{RunBuilder, listed};
+    use crate::record::history::{Fields, Op};
+    use crate::record::mailbox::CHANGED;
 
-    fn violations(story: Story) -> Vec<String> {
+    fn violations(story: RunBuilder) -> Vec<String> {
         check(&story.evidence()).violations
     }
 
-    fn send(story: Story, key: &str, id: &str) -> Story {
+    fn send(story: RunBuilder, key: &str, id: &str) -> RunBuilder {
         story.ok(1..2, Op::Send, "a", listed(&[("", key)]), listed(&[(id, key)]))
     }
 
@@ -131,7 +136,7 @@ mod tests {
 
     #[test]
     fn unknown_messages_may_be_there_or_not_and_repeats_make_nothing_new() {
-        let mut story = send(send(Story::default(), "k1", "m1"), "k1", "m1");
+        let mut story = send(send(RunBuilder::default(), "k1", "m1"), "k1", "m1");
         story = story.fail(3..4, Op::Send, "a", changed("k1"));
         for key in ["k2", "k3"] {
             story = story.info(3..4, Op::Send, "a", listed(&[("", key)]));
@@ -151,26 +156,26 @@ mod tests {
 
     #[test]
     fn what_was_acknowledged_must_be_on_every_node_once_under_its_id() {
-        let empty = Story::default().audit("a", &[]);
+        let empty = RunBuilder::default().audit("a", &[]);
         let lost = violations(send(empty, "k1", "m1"));
         assert_eq!(lost.len(), 3);
         assert_eq!(lost[2], "node 3 lost k1, acknowledged as m1");
-        let other = violations(send(Story::default().audit("a", &[("m2", "k1")]), "k1", "m1"));
+        let other = violations(send(RunBuilder::default().audit("a", &[("m2", "k1")]), "k1", "m1"));
         assert_eq!(other[0], "node 1 has k1 as m2 in a instead of m1 in a");
-        let elsewhere = Story::default().audit("a", &[]).audit("b", &[("m1", "k1")]);
+        let elsewhere = RunBuilder::default().audit("a", &[]).audit("b", &[("m1", "k1")]);
         assert_eq!(
             violations(send(elsewhere, "k1", "m1"))[0],
             "node 1 has k1 as m1 in b instead of m1 in a"
         );
-        let twice = Story::default().audit("a", &[("m1", "k1"), ("m2", "k1")]);
+        let twice = RunBuilder::default().audit("a", &[("m1", "k1"), ("m2", "k1")]);
         assert_eq!(violations(send(twice, "k1", "m1"))[0], "node 1 has k1 2 times");
     }
 
     #[test]
     fn what_nobody_sent_or_what_was_refused_must_not_be_there() {
-        let stranger = Story::default().audit("a", &[("m1", "k1")]);
+        let stranger = RunBuilder::default().audit("a", &[("m1", "k1")]);
         assert_eq!(violations(stranger)[0], "node 1 has k1, which nobody sent");
-        let refused = Story::default().fail(1..2, Op::Send, "a", listed(&[("", "k1")]));
+        let refused = RunBuilder::default().fail(1..2, Op::Send, "a", listed(&[("", "k1")]));
         assert_eq!(
             violations(refused.audit("a", &[("m1", "k1")]))[0],
             "node 1 has k1, which was refused"
@@ -179,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_repeat_is_answered_as_the_first_and_another_body_never_is() {
-        let first = || send(Story::default(), "k1", "m1");
+        let first = || send(RunBuilder::default(), "k1", "m1");
         assert_eq!(
             violations(send(first(), "k1", "m2")),
             ["k1 was acknowledged as m1 and its repeat as m2"]
@@ -192,14 +197,14 @@ mod tests {
             ["another body under the key k1 was acknowledged as m1"]
         );
         // The first attempt was unknown, its repeat is acknowledged.
-        let unknown = Story::default().info(0..1, Op::Send, "a", listed(&[("", "k1")]));
+        let unknown = RunBuilder::default().info(0..1, Op::Send, "a", listed(&[("", "k1")]));
         let lost = violations(send(unknown, "k1", "m1").audit("a", &[]));
         assert_eq!(lost[0], "node 1 lost k1, acknowledged as m1");
     }
 
     #[test]
     fn what_somebody_saw_stays() {
-        let story = Story::default().ok(1..2, Op::Read, "a", Fields::default(), listed(&[("m1", "")]));
+        let story = RunBuilder::default().ok(1..2, Op::Read, "a", Fields::default(), listed(&[("m1", "")]));
         assert_eq!(
             violations(story.audit("a", &[])),
             ["node 1 showed m1 of a at 0.001 s, but it is not there at the end"]

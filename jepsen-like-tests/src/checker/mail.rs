@@ -1,105 +1,81 @@
 //! The history of mailboxes in a compact form: texts are interned, and a message in a page takes one number.
 //!
 //! Histories of ten million messages, each read by several clients and listed by every node at the end, must fit into
-//! memory. So [`Mail`] is filled operation by operation while the history is read.
+//! memory. So [`MailHistory`] is filled operation by operation while the history is read.
 
 use std::ops::Range;
 
-use super::names::{Name, Names};
-use crate::history::{Fields, Item, Op, Operation, Outcome};
-use crate::workload::mailbox;
-
-/// The time of an event that never happened.
-pub const NEVER: u64 = u64::MAX;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// The operation took effect.
-    Ok,
-    /// The operation certainly did not take effect.
-    Fail,
-    /// The outcome is unknown.
-    Info,
-}
+use super::interner::{Interner, Symbol};
+use crate::record::history::{Fields, Item, NEVER, Op, Operation, Outcome, OutcomeKind};
+use crate::record::mailbox::{CHANGED, PageView, page_view};
 
 /// A message that a client sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Sent {
-    pub inbox: Name,
+    pub inbox: Symbol,
     /// The name that its sender gave it.
-    pub key: Name,
+    pub key: Symbol,
     /// The id that the server assigned, if the message was acknowledged.
-    pub id: Name,
+    pub id: Symbol,
     /// When the first attempt began.
     pub began: u64,
     /// When the message was acknowledged; [`NEVER`] if it was not.
     pub ended: u64,
-    pub end: End,
+    pub outcome: OutcomeKind,
 }
 
 /// A repeated send under the same key.
 #[derive(Debug, Clone, Copy)]
 pub struct Repeat {
-    /// The index of the first send in [`Mail::sent`].
+    /// The index of the first send in [`MailHistory::sent`].
     pub first: usize,
     /// The id in the response.
-    pub id: Name,
-    pub end: End,
+    pub id: Symbol,
+    pub outcome: OutcomeKind,
     /// Whether the body differed from the first one; such a send must not be acknowledged.
     pub changed: bool,
-}
-
-/// The selection and order of messages in a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum View {
-    /// The messages after a cursor, oldest first.
-    Onward,
-    /// The newest messages, newest first.
-    Newest,
-    /// The messages that are not marked as read, oldest first.
-    Unread,
 }
 
 /// A page that a client received.
 #[derive(Debug, Clone)]
 pub struct Page {
-    pub inbox: Name,
+    pub inbox: Symbol,
     pub node: usize,
     pub lane: u32,
-    pub view: View,
+    pub view: PageView,
     /// Whether the node may answer from its local state.
     pub local: bool,
     /// The cursor in the request; 0 from the beginning.
-    pub from: Name,
+    pub from: Symbol,
     /// The cursor in the response.
-    pub cursor: Name,
+    pub cursor: Symbol,
     /// The maximum number of messages.
     pub limit: usize,
     pub began: u64,
     pub ended: u64,
-    /// The range of its messages in [`Mail::shown`].
+    /// The range of its messages in [`MailHistory::shown`].
     items: Range<usize>,
 }
 
 /// A request to mark a message as read.
 #[derive(Debug, Clone, Copy)]
 pub struct Mark {
-    pub inbox: Name,
-    pub id: Name,
+    pub inbox: Symbol,
+    pub id: Symbol,
     pub began: u64,
     /// When it ended; [`NEVER`] if it did not.
     pub ended: u64,
-    pub end: End,
+    pub outcome: OutcomeKind,
 }
 
 /// A whole inbox as one node showed it at the end.
 #[derive(Debug, Clone)]
 pub struct Audit {
-    pub inbox: Name,
+    pub inbox: Symbol,
     pub node: usize,
     /// The error, if the inbox could not be read.
     pub failed: Option<String>,
-    /// The range of its messages in [`Mail::listed`].
+    /// The range of its messages in [`MailHistory::listed`].
     items: Range<usize>,
 }
 
@@ -107,15 +83,15 @@ pub struct Audit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listed {
     /// The id that the server assigned.
-    pub id: Name,
+    pub id: Symbol,
     /// The name that its sender gave it; 0 if it has none.
-    pub key: Name,
+    pub key: Symbol,
 }
 
 /// The history of mailboxes.
 #[derive(Default)]
-pub struct Mail {
-    pub names: Names,
+pub struct MailHistory {
+    pub names: Interner,
     /// All sent messages, in the order in which their first attempts ended.
     pub sent: Vec<Sent>,
     pub repeats: Vec<Repeat>,
@@ -124,7 +100,7 @@ pub struct Mail {
     /// All requests to mark messages as read, in the order in which they ended.
     pub marks: Vec<Mark>,
     pub audits: Vec<Audit>,
-    shown: Vec<Name>,
+    shown: Vec<Symbol>,
     listed: Vec<Listed>,
     /// By key: 0 if it was never sent, [`PUBLISHED`], or its index in `sent` + 1.
     first: Vec<u32>,
@@ -133,7 +109,7 @@ pub struct Mail {
 /// The key of a publish, which has copies in many inboxes.
 const PUBLISHED: u32 = u32::MAX;
 
-impl Mail {
+impl MailHistory {
     /// Adds an operation that ended, if it concerns mailboxes.
     pub fn take(&mut self, operation: &Operation) {
         match operation.op {
@@ -152,7 +128,7 @@ impl Mail {
     }
 
     /// The messages of a page, in its order.
-    pub fn items(&self, page: &Page) -> &[Name] {
+    pub fn items(&self, page: &Page) -> &[Symbol] {
         &self.shown[page.items.clone()]
     }
 
@@ -161,22 +137,22 @@ impl Mail {
         &self.listed[audit.items.clone()]
     }
 
-    pub fn text(&self, name: Name) -> &str {
+    pub fn text(&self, name: Symbol) -> &str {
         self.names.text(name)
     }
 
-    /// The index of a key in [`Mail::sent`], if it was sent.
-    pub fn sent_as(&self, key: Name) -> Option<usize> {
+    /// The index of a key in [`MailHistory::sent`], if it was sent.
+    pub fn sent_as(&self, key: Symbol) -> Option<usize> {
         let first = self.first.get(key as usize).copied().unwrap_or(0);
         (first != 0 && first != PUBLISHED).then(|| first as usize - 1)
     }
 
     /// Whether a key was published to a topic. The fan-out checker looks at its copies.
-    pub fn is_published(&self, key: Name) -> bool {
+    pub fn is_published(&self, key: Symbol) -> bool {
         self.first.get(key as usize) == Some(&PUBLISHED)
     }
 
-    fn first_of(&mut self, key: Name) -> &mut u32 {
+    fn first_of(&mut self, key: Symbol) -> &mut u32 {
         if self.first.len() <= key as usize {
             self.first.resize(self.names.count().max(key as usize + 1), 0);
         }
@@ -186,21 +162,21 @@ impl Mail {
     fn take_send(&mut self, operation: &Operation) {
         let inbox = self.names.of(&operation.k);
         let ids = operation.answered().map(ids).unwrap_or_default();
-        let changed = operation.asked.name.as_deref() == Some(mailbox::CHANGED);
+        let changed = operation.asked.name.as_deref() == Some(CHANGED);
         for (number, key) in keys(&operation.asked).into_iter().enumerate() {
             let key = self.names.of(key);
             let id = ids.get(number).map_or(0, |id| self.names.of(id));
-            let end = end_of(operation);
+            let outcome = operation.outcome.kind();
             if let Some(first) = self.sent_as(key) {
                 self.repeats.push(Repeat {
                     first,
                     id,
-                    end,
+                    outcome,
                     changed,
                 });
                 let sent = &mut self.sent[first];
-                if end == End::Ok && !changed && sent.end == End::Info {
-                    (sent.end, sent.id, sent.ended) = (end, id, operation.ended.unwrap_or(NEVER));
+                if outcome == OutcomeKind::Ok && !changed && sent.outcome == OutcomeKind::Info {
+                    (sent.outcome, sent.id, sent.ended) = (outcome, id, operation.ended.unwrap_or(NEVER));
                 }
                 continue;
             }
@@ -210,7 +186,7 @@ impl Mail {
                 id,
                 began: operation.began,
                 ended: acknowledged_at(operation),
-                end,
+                outcome,
             });
             *self.first_of(key) = self.sent.len() as u32;
         }
@@ -220,7 +196,7 @@ impl Mail {
         let (Some(answered), Some(ended), Some(node)) = (operation.answered(), operation.ended, operation.node) else {
             return;
         };
-        let Some((view, local)) = mailbox::page_kind(operation.asked.name.as_deref()) else {
+        let Some((view, local)) = page_view(operation.asked.name.as_deref()) else {
             return;
         };
         let begin = self.shown.len();
@@ -254,7 +230,7 @@ impl Mail {
                 id,
                 began: operation.began,
                 ended: operation.ended.unwrap_or(NEVER),
-                end: end_of(operation),
+                outcome: operation.outcome.kind(),
             });
         }
     }
@@ -276,14 +252,6 @@ impl Mail {
             failed,
             items: begin..self.listed.len(),
         });
-    }
-}
-
-pub fn end_of(operation: &Operation) -> End {
-    match operation.outcome {
-        Outcome::Ok(_) => End::Ok,
-        Outcome::Fail(_) => End::Fail,
-        Outcome::Info(_) => End::Info,
     }
 }
 

@@ -1,10 +1,11 @@
 //! Consecutive pages join without gap or overlap, whichever nodes they come from, and no cursor moves back. This
 //! holds for local reads, too: every node has a prefix of the inbox.
 
-use super::mail::{Mail, Page, View};
-use super::order::Order;
-use super::{Evidence, seconds};
-use crate::verdict::Check;
+use super::evidence::{Evidence, seconds};
+use super::mail::{MailHistory, Page};
+use super::order::InboxOrders;
+use crate::record::mailbox::PageView;
+use crate::record::verdict::Check;
 
 /// Compares every page with the part of the inbox that it must show.
 pub fn check(evidence: &Evidence) -> Check {
@@ -37,7 +38,7 @@ pub fn check(evidence: &Evidence) -> Check {
 }
 
 /// The error in a page. Messages that are in no inbox at the end are reported by `lost`.
-fn wrong(mail: &Mail, order: &Order, page: &Page) -> Option<String> {
+fn wrong(mail: &MailHistory, order: &InboxOrders, page: &Page) -> Option<String> {
     let items = mail.items(page);
     let places: Option<Vec<u32>> = items.iter().map(|id| order.place(page.inbox, *id)).collect();
     let places = places?;
@@ -45,12 +46,12 @@ fn wrong(mail: &Mail, order: &Order, page: &Page) -> Option<String> {
         return Some(format!("with {} messages instead of {}", places.len(), page.limit));
     }
     match page.view {
-        View::Onward => {
+        PageView::Onward => {
             let from = order.cursor(page.from)?;
             let hole = (from + 1..).zip(&places).find(|(expected, place)| expected != *place);
             hole.map(|(expected, place)| format!("after message {from} that has {place} instead of {expected}"))
         }
-        View::Newest => {
+        PageView::Newest => {
             let first = *places.first()?;
             let hole = (1..=first)
                 .rev()
@@ -62,7 +63,7 @@ fn wrong(mail: &Mail, order: &Order, page: &Page) -> Option<String> {
             let short = places.len() < page.limit && places.len() < first as usize;
             short.then(|| format!("of the newest messages that ends after {} of {first}", places.len()))
         }
-        View::Unread => {
+        PageView::Unread => {
             let back = places.windows(2).find(|pair| pair[0] >= pair[1]);
             back.map(|pair| format!("of the unread messages that has {} before {}", pair[0], pair[1]))
         }
@@ -72,14 +73,14 @@ fn wrong(mail: &Mail, order: &Order, page: &Page) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::made_up::{Story, listed};
-    use crate::history::{Fields, Op};
+    use crate::checker::run_builder::{RunBuilder, listed};
+    use crate::record::history::{Fields, Op};
 
-    fn story() -> Story {
-        Story::default().audit("a", &[("m1", "k1"), ("m2", "k2"), ("m3", "k3"), ("m4", "k4")])
+    fn story() -> RunBuilder {
+        RunBuilder::default().audit("a", &[("m1", "k1"), ("m2", "k2"), ("m3", "k3"), ("m4", "k4")])
     }
 
-    fn read(story: Story, began: u64, name: Option<&str>, cursors: (&str, &str), ids: &[&str]) -> Story {
+    fn read(story: RunBuilder, began: u64, name: Option<&str>, cursors: (&str, &str), ids: &[&str]) -> RunBuilder {
         let cursor = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let asked = Fields {
             name: name.map(str::to_owned),
@@ -95,7 +96,7 @@ mod tests {
         story.ok(began..began + 1, Op::Read, "a", asked, answered)
     }
 
-    fn violations(story: Story) -> Vec<String> {
+    fn violations(story: RunBuilder) -> Vec<String> {
         check(&story.evidence()).violations
     }
 

@@ -2,13 +2,15 @@
 //!
 //! With a known order, whether a read was linearizable is a comparison of two positions; no search is needed.
 
-use super::mail::{End, Mail, NEVER, Page, View};
-use super::names::Name;
+use super::interner::Symbol;
+use super::mail::{MailHistory, Page};
+use crate::record::history::{NEVER, OutcomeKind};
+use crate::record::mailbox::PageView;
 
 /// The order of every inbox, from the first node that was audited.
-pub struct Order {
+pub struct InboxOrders {
     /// By message id: its inbox and its position there, from 1; 0 if it is in no inbox.
-    places: Vec<(Name, u32)>,
+    places: Vec<(Symbol, u32)>,
     /// By inbox: the number of its messages; `None` if it was not audited or contains copies of publishes.
     lengths: Vec<Option<u32>>,
     /// By cursor: the position after which it points + 1; 0 if unknown.
@@ -17,10 +19,10 @@ pub struct Order {
     pub moved: Vec<usize>,
 }
 
-impl Order {
+impl InboxOrders {
     /// Derives the orders from the audits and pages of a run.
-    pub fn of(mail: &Mail) -> Self {
-        let mut order = Order {
+    pub fn of(mail: &MailHistory) -> Self {
+        let mut order = InboxOrders {
             places: vec![(0, 0); mail.names.count()],
             lengths: vec![None; mail.names.count()],
             cursors: vec![0; mail.names.count()],
@@ -44,37 +46,37 @@ impl Order {
     }
 
     /// The position of a message in an inbox.
-    pub fn place(&self, inbox: Name, id: Name) -> Option<u32> {
+    pub fn place(&self, inbox: Symbol, id: Symbol) -> Option<u32> {
         let (there, place) = self.places[id as usize];
         (there == inbox && place > 0).then_some(place)
     }
 
     /// The final number of messages in an inbox, if its order is known.
-    pub fn length(&self, inbox: Name) -> Option<u32> {
+    pub fn length(&self, inbox: Symbol) -> Option<u32> {
         self.lengths[inbox as usize]
     }
 
     /// The position after which a cursor points.
-    pub fn cursor(&self, cursor: Name) -> Option<u32> {
+    pub fn cursor(&self, cursor: Symbol) -> Option<u32> {
         self.cursors[cursor as usize].checked_sub(1)
     }
 
     /// The last position up to which a page is complete: `None` if it was full, so that more may follow.
-    pub fn covered(&self, mail: &Mail, page: &Page) -> Option<u32> {
+    pub fn covered(&self, mail: &MailHistory, page: &Page) -> Option<u32> {
         let items = mail.items(page);
-        let at = |id: Option<&Name>| id.map_or(Some(0), |id| self.place(page.inbox, *id));
+        let at = |id: Option<&Symbol>| id.map_or(Some(0), |id| self.place(page.inbox, *id));
         match page.view {
-            View::Newest => at(items.first()),
+            PageView::Newest => at(items.first()),
             _ if items.len() >= page.limit => None,
-            View::Unread => at(items.last()),
-            View::Onward if items.is_empty() => self.cursor(page.from),
-            View::Onward => at(items.last()),
+            PageView::Unread => at(items.last()),
+            PageView::Onward if items.is_empty() => self.cursor(page.from),
+            PageView::Onward => at(items.last()),
         }
     }
 
-    fn learn_cursor(&mut self, mail: &Mail, number: usize) {
+    fn learn_cursor(&mut self, mail: &MailHistory, number: usize) {
         let page = &mail.pages[number];
-        if page.view != View::Onward || page.cursor == 0 || self.length(page.inbox).is_none() {
+        if page.view != PageView::Onward || page.cursor == 0 || self.length(page.inbox).is_none() {
             return;
         }
         let place = match mail.items(page).last() {
@@ -92,26 +94,26 @@ impl Order {
 
 /// Which messages were known to exist at what time: a read that begins after an acknowledgement, or after someone saw
 /// a message, must show everything up to that position.
-pub struct Known {
+pub struct KnownPrefixes {
     /// The inbox, a time, and the greatest position known by then.
-    steps: Vec<(Name, u64, u32)>,
+    steps: Vec<(Symbol, u64, u32)>,
 }
 
-impl Known {
+impl KnownPrefixes {
     /// Derives it from everything that was acknowledged or shown.
-    pub fn of(mail: &Mail, order: &Order) -> Self {
-        let sent = mail.sent.iter().filter(|sent| sent.end == End::Ok);
+    pub fn of(mail: &MailHistory, order: &InboxOrders) -> Self {
+        let sent = mail.sent.iter().filter(|sent| sent.outcome == OutcomeKind::Ok);
         let sent = sent.filter_map(|sent| Some((sent.inbox, sent.ended, order.place(sent.inbox, sent.id)?)));
         let shown = mail.pages.iter().filter_map(|page| {
             let items = mail.items(page);
-            let last = if page.view == View::Newest {
+            let last = if page.view == PageView::Newest {
                 items.first()
             } else {
                 items.last()
             };
             Some((page.inbox, page.ended, order.place(page.inbox, *last?)?))
         });
-        let mut steps: Vec<(Name, u64, u32)> = sent.chain(shown).filter(|step| step.1 != NEVER).collect();
+        let mut steps: Vec<(Symbol, u64, u32)> = sent.chain(shown).filter(|step| step.1 != NEVER).collect();
         steps.sort_unstable();
         for after in 1..steps.len() {
             let (inbox, _, place) = steps[after - 1];
@@ -120,11 +122,11 @@ impl Known {
                 step.2 = step.2.max(place);
             }
         }
-        Known { steps }
+        KnownPrefixes { steps }
     }
 
     /// The position up to which everything was known to exist before `time`.
-    pub fn before(&self, inbox: Name, time: u64) -> u32 {
+    pub fn before(&self, inbox: Symbol, time: u64) -> u32 {
         let after = self.steps.partition_point(|step| (step.0, step.1) < (inbox, time));
         let last = after.checked_sub(1).map(|last| self.steps[last]);
         last.filter(|step| step.0 == inbox).map_or(0, |step| step.2)

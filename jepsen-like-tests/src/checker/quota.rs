@@ -7,9 +7,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::Evidence;
-use crate::history::{Item, Op, Operation, Outcome};
-use crate::verdict::Check;
+use super::evidence::Evidence;
+use crate::record::history::{Item, Op, Operation, Outcome};
+use crate::record::verdict::Check;
 
 /// Checks every quota separately.
 pub fn check(evidence: &Evidence) -> Check {
@@ -265,9 +265,9 @@ fn once(items: &[Item], asked: &HashMap<&str, Asked<'_>>, violations: &mut Vec<S
 
 #[cfg(test)]
 mod tests {
-    use super::super::by_hand::{did, evidence, items, number, refused, unknown};
+    use super::super::operation_builders::{did, evidence, items, number, refused, unknown};
     use super::*;
-    use crate::history::Fields;
+    use crate::record::history::Fields;
 
     const NAME: &str = "quota-0";
 

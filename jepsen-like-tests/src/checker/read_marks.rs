@@ -2,23 +2,25 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::mail::{End, Mail, NEVER, Page, View};
-use super::names::Name;
-use super::order::{Known, Order};
-use super::{Evidence, seconds};
-use crate::verdict::Check;
+use super::evidence::{Evidence, seconds};
+use super::interner::Symbol;
+use super::mail::{MailHistory, Page};
+use super::order::{InboxOrders, KnownPrefixes};
+use crate::record::history::{NEVER, OutcomeKind};
+use crate::record::mailbox::PageView;
+use crate::record::verdict::Check;
 
 /// Compares every unread list with the marks.
 pub fn check(evidence: &Evidence) -> Check {
     let Evidence { mail, order, known, .. } = evidence;
     let marks = Marks::of(mail);
-    let mut inboxes: HashMap<Name, Unmarked> = HashMap::new();
+    let mut inboxes: HashMap<Symbol, Unmarked> = HashMap::new();
     let mut violations = Vec::new();
     let mut looked_at = 0;
     for page in mail
         .pages
         .iter()
-        .filter(|page| page.view == View::Unread && page.from == 0)
+        .filter(|page| page.view == PageView::Unread && page.from == 0)
     {
         let Some(length) = order.length(page.inbox) else {
             continue;
@@ -43,7 +45,7 @@ pub fn check(evidence: &Evidence) -> Check {
     Check::new("read-marks", looked_at, violations)
 }
 
-fn said(mail: &Mail, page: &Page, what: String) -> String {
+fn said(mail: &MailHistory, page: &Page, what: String) -> String {
     format!(
         "at {} the unread list of {} at node {} {what}",
         seconds(page.began),
@@ -54,29 +56,29 @@ fn said(mail: &Mail, page: &Page, what: String) -> String {
 
 struct Marks {
     /// By message id: when it was certainly marked.
-    marked: HashMap<Name, u64>,
+    marked: HashMap<Symbol, u64>,
     /// By inbox: when each mark began, and its message; only marks that may have taken effect.
-    begun: HashMap<Name, Vec<(u64, Name)>>,
+    begun: HashMap<Symbol, Vec<(u64, Symbol)>>,
 }
 
 impl Marks {
-    fn of(mail: &Mail) -> Self {
+    fn of(mail: &MailHistory) -> Self {
         let mut marked = HashMap::new();
-        let mut begun: HashMap<Name, Vec<(u64, Name)>> = HashMap::new();
-        for mark in mail.marks.iter().filter(|mark| mark.end != End::Fail) {
+        let mut begun: HashMap<Symbol, Vec<(u64, Symbol)>> = HashMap::new();
+        for mark in mail.marks.iter().filter(|mark| mark.outcome != OutcomeKind::Fail) {
             begun.entry(mark.inbox).or_default().push((mark.began, mark.id));
-            if mark.end == End::Ok {
+            if mark.outcome == OutcomeKind::Ok {
                 marked.entry(mark.id).or_insert(mark.ended);
             }
         }
         Marks { marked, begun }
     }
 
-    fn marked(&self, id: Name) -> u64 {
+    fn marked(&self, id: Symbol) -> u64 {
         self.marked.get(&id).copied().unwrap_or(NEVER)
     }
 
-    fn unmarked(&self, order: &Order, inbox: Name, length: u32) -> Unmarked {
+    fn unmarked(&self, order: &InboxOrders, inbox: Symbol, length: u32) -> Unmarked {
         let begun = self.begun.get(&inbox).map_or(&[][..], Vec::as_slice);
         let coming = begun
             .iter()
@@ -99,7 +101,7 @@ struct Unmarked {
 
 impl Unmarked {
     /// The first position that the page should show and does not.
-    fn missing(&mut self, mail: &Mail, order: &Order, known: &Known, page: &Page) -> Option<u32> {
+    fn missing(&mut self, mail: &MailHistory, order: &InboxOrders, known: &KnownPrefixes, page: &Page) -> Option<u32> {
         while let Some((_, place)) = self.coming.pop_if(|(began, _)| *began < page.ended) {
             self.places.remove(&place);
         }
@@ -126,19 +128,19 @@ impl Unmarked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::made_up::{Story, listed};
-    use crate::history::{Fields, Op};
+    use crate::checker::run_builder::{RunBuilder, listed};
+    use crate::record::history::{Fields, Op};
 
     /// Messages 1 to 4; the first two are acknowledged at 10 and 20 ms.
-    fn story() -> Story {
-        let story = (1..=2).fold(Story::default(), |story, n: u64| {
+    fn story() -> RunBuilder {
+        let story = (1..=2).fold(RunBuilder::default(), |story, n: u64| {
             let (key, id) = (Fields::key(format!("k{n}")), Fields::id(format!("m{n}")));
             story.ok(n * 10 - 5..n * 10, Op::Send, "a", key, id)
         });
         story.audit("a", &[("m1", "k1"), ("m2", "k2"), ("m3", "k3"), ("m4", "k4")])
     }
 
-    fn unread(story: Story, began: u64, ids: &[&str]) -> Story {
+    fn unread(story: RunBuilder, began: u64, ids: &[&str]) -> RunBuilder {
         let asked = Fields {
             name: Some("unread".to_owned()),
             n: Some(2),
@@ -148,11 +150,11 @@ mod tests {
         story.ok(began..began + 10, Op::Read, "a", asked, listed(&items))
     }
 
-    fn mark(story: Story, began: u64, id: &str) -> Story {
+    fn mark(story: RunBuilder, began: u64, id: &str) -> RunBuilder {
         story.ok(began..began + 10, Op::Ack, "a", Fields::id(id), Fields::default())
     }
 
-    fn violations(story: Story) -> Vec<String> {
+    fn violations(story: RunBuilder) -> Vec<String> {
         check(&story.evidence()).violations
     }
 

@@ -6,14 +6,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::Evidence;
-use super::wgl::{self, Call, Found};
-use crate::history::{Op, Operation, Outcome};
-use crate::verdict::Check;
+use super::evidence::Evidence;
+use super::wgl::{self, SearchResult, TimedOperation};
+use crate::record::history::{Op, Operation, Outcome};
+use crate::record::verdict::Check;
 
 /// The state of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Life {
+enum KeyState {
     Unborn,
     Usable,
     Revoked,
@@ -21,26 +21,26 @@ enum Life {
 
 /// An operation on a key, with its result.
 #[derive(Debug, Clone, Copy)]
-enum What {
+enum KeyEvent {
     Created,
     Revoked,
     LetIn,
     TurnedAway,
 }
 
-fn step(life: &Life, what: &What) -> Option<Life> {
-    match (what, life) {
-        (What::Created, Life::Unborn) => Some(Life::Usable),
-        (What::Revoked, Life::Usable | Life::Revoked) => Some(Life::Revoked),
-        (What::LetIn, Life::Usable) => Some(Life::Usable),
-        (What::TurnedAway, Life::Unborn | Life::Revoked) => Some(*life),
+fn step(state: &KeyState, what: &KeyEvent) -> Option<KeyState> {
+    match (what, state) {
+        (KeyEvent::Created, KeyState::Unborn) => Some(KeyState::Usable),
+        (KeyEvent::Revoked, KeyState::Usable | KeyState::Revoked) => Some(KeyState::Revoked),
+        (KeyEvent::LetIn, KeyState::Usable) => Some(KeyState::Usable),
+        (KeyEvent::TurnedAway, KeyState::Unborn | KeyState::Revoked) => Some(*state),
         _ => None,
     }
 }
 
 /// Searches for a linear order of each key's history.
 pub fn check(evidence: &Evidence) -> Check {
-    let mut keys: BTreeMap<&str, Vec<Call<What>>> = BTreeMap::new();
+    let mut keys: BTreeMap<&str, Vec<TimedOperation<KeyEvent>>> = BTreeMap::new();
     let mut created: HashSet<&str> = HashSet::new();
     for operation in &evidence.operations {
         if operation.op == Op::KeyCreate && operation.answered().is_some() && operation.asked.n.is_none() {
@@ -53,33 +53,33 @@ pub fn check(evidence: &Evidence) -> Check {
     let mut looked_at = 0;
     let mut violations = Vec::new();
     for (name, calls) in keys.iter().filter(|(name, _)| created.contains(*name)) {
-        match wgl::search(Life::Unborn, calls, step) {
-            Found::Order => looked_at += calls.len(),
-            Found::None => {
+        match wgl::search(KeyState::Unborn, calls, step) {
+            SearchResult::Order => looked_at += calls.len(),
+            SearchResult::None => {
                 looked_at += calls.len();
                 violations.push(format!(
                     "no linear order explains the {} responses about the key {name}",
                     calls.len()
                 ));
             }
-            Found::GaveUp => {}
+            SearchResult::GaveUp => {}
         }
     }
     Check::new("registers", looked_at, violations)
 }
 
 /// The operation on the state of a key, if it is one.
-fn call(operation: &Operation) -> Option<Call<What>> {
+fn call(operation: &Operation) -> Option<TimedOperation<KeyEvent>> {
     let local = operation.asked.name.as_deref() == Some("local");
     let what = match (operation.op, &operation.outcome) {
-        (Op::KeyCreate, Outcome::Ok(_)) => What::Created,
-        (Op::KeyRevoke, Outcome::Ok(_) | Outcome::Info(_)) => What::Revoked,
-        (Op::KeyUse, Outcome::Ok(_)) if !local => What::LetIn,
-        (Op::KeyUse, Outcome::Fail(why)) if !local && why.starts_with("401") => What::TurnedAway,
+        (Op::KeyCreate, Outcome::Ok(_)) => KeyEvent::Created,
+        (Op::KeyRevoke, Outcome::Ok(_) | Outcome::Info(_)) => KeyEvent::Revoked,
+        (Op::KeyUse, Outcome::Ok(_)) if !local => KeyEvent::LetIn,
+        (Op::KeyUse, Outcome::Fail(why)) if !local && why.starts_with("401") => KeyEvent::TurnedAway,
         _ => return None,
     };
     let known = !matches!(operation.outcome, Outcome::Info(_));
-    Some(Call {
+    Some(TimedOperation {
         began: operation.began,
         ended: operation.ended.filter(|_| known),
         what,
@@ -88,9 +88,9 @@ fn call(operation: &Operation) -> Option<Call<What>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::by_hand::{did, evidence, name, number, refused, unknown};
+    use super::super::operation_builders::{did, evidence, name, number, refused, unknown};
     use super::*;
-    use crate::history::Fields;
+    use crate::record::history::Fields;
 
     const KEY: &str = "t/1";
 

@@ -4,10 +4,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Evidence;
-use crate::faults::Fault;
-use crate::history::{Op, Operation};
-use crate::verdict::Check;
+use super::evidence::Evidence;
+use crate::record::faults::Fault;
+use crate::record::history::{Op, Operation};
+use crate::record::verdict::Check;
 
 const SECOND: u64 = 1_000_000_000;
 /// How long a connected node may go on with a revoked key.
@@ -104,10 +104,10 @@ fn is_quiet(faults: &[Fault], end: u64, used: &Operation) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::by_hand::{did, evidence, items, name, number, refused, unknown};
+    use super::super::operation_builders::{did, evidence, items, name, number, refused, unknown};
     use super::*;
-    use crate::faults::State;
-    use crate::history::Fields;
+    use crate::record::faults::FaultState;
+    use crate::record::history::Fields;
 
     const KEY: &str = "t/1";
 
@@ -169,9 +169,11 @@ mod tests {
             kind: "pause".to_owned(),
             nodes: vec![1],
             note: String::new(),
+            cut_links: Vec::new(),
+            members: None,
             began: 3,
             ended: 30,
-            state: State::Installed,
+            state: FaultState::Installed,
         });
         assert_eq!(check(&cut).violated, 0);
         cut.faults[0].kind = "clock".to_owned();

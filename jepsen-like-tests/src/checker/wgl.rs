@@ -14,7 +14,7 @@ const CHOICES_MAX: usize = 1_000_000;
 
 /// An operation as its client saw it.
 #[derive(Debug, Clone)]
-pub struct Call<O> {
+pub struct TimedOperation<O> {
     pub began: u64,
     /// When it was answered; `None` if it is unknown whether it took effect.
     pub ended: Option<u64>,
@@ -24,7 +24,7 @@ pub struct Call<O> {
 
 /// The result of the search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub enum SearchResult {
     /// There is an order that explains everything.
     Order,
     /// There is no such order.
@@ -35,7 +35,11 @@ pub enum Found {
 
 /// Searches for an order. `step` returns the state after an operation, or `None` if its response does not fit the
 /// state.
-pub fn search<S: Clone + Eq + Hash, O>(initial: S, calls: &[Call<O>], step: impl Fn(&S, &O) -> Option<S>) -> Found {
+pub fn search<S: Clone + Eq + Hash, O>(
+    initial: S,
+    calls: &[TimedOperation<O>],
+    step: impl Fn(&S, &O) -> Option<S>,
+) -> SearchResult {
     let mut line = Line::of(calls);
     let mut missing = calls.iter().filter(|call| call.ended.is_some()).count();
     let mut done = vec![0_u64; calls.len().div_ceil(64)];
@@ -53,7 +57,7 @@ pub fn search<S: Clone + Eq + Hash, O>(initial: S, calls: &[Call<O>], step: impl
             flip(&mut done, mark.call);
             if tried.insert((done.clone(), next.clone())) {
                 if tried.len() > CHOICES_MAX {
-                    return Found::GaveUp;
+                    return SearchResult::GaveUp;
                 }
                 missing -= usize::from(calls[mark.call].ended.is_some());
                 choices.push((at, std::mem::replace(&mut state, next)));
@@ -68,7 +72,7 @@ pub fn search<S: Clone + Eq + Hash, O>(initial: S, calls: &[Call<O>], step: impl
             continue;
         }
         let Some((choice, before)) = choices.pop() else {
-            return Found::None;
+            return SearchResult::None;
         };
         state = before;
         line.put_back(choice);
@@ -77,7 +81,7 @@ pub fn search<S: Clone + Eq + Hash, O>(initial: S, calls: &[Call<O>], step: impl
         flip(&mut done, call);
         at = line.after(choice);
     }
-    Found::Order
+    SearchResult::Order
 }
 
 fn flip(bits: &mut [u64], place: usize) {
@@ -102,7 +106,7 @@ struct Line {
 }
 
 impl Line {
-    fn of<O>(calls: &[Call<O>]) -> Self {
+    fn of<O>(calls: &[TimedOperation<O>]) -> Self {
         let mut times: Vec<(u64, bool, usize)> = Vec::new();
         for (number, call) in calls.iter().enumerate() {
             times.push((call.began, false, number));
@@ -188,35 +192,41 @@ mod tests {
         }
     }
 
-    fn call(began: u64, ended: u64, what: Do) -> Call<Do> {
-        Call {
+    fn call(began: u64, ended: u64, what: Do) -> TimedOperation<Do> {
+        TimedOperation {
             began,
             ended: Some(ended),
             what,
         }
     }
 
-    fn unknown(began: u64, what: Do) -> Call<Do> {
-        Call {
+    fn unknown(began: u64, what: Do) -> TimedOperation<Do> {
+        TimedOperation {
             began,
             ended: None,
             what,
         }
     }
 
-    fn found(calls: &[Call<Do>]) -> Found {
+    fn found(calls: &[TimedOperation<Do>]) -> SearchResult {
         search(0, calls, step)
     }
 
     #[test]
     fn reads_see_the_last_write_before_them() {
-        assert_eq!(found(&[]), Found::Order);
+        assert_eq!(found(&[]), SearchResult::Order);
         assert_eq!(
             found(&[call(1, 2, Do::Write(1)), call(3, 4, Do::Read(1))]),
-            Found::Order
+            SearchResult::Order
         );
-        assert_eq!(found(&[call(1, 2, Do::Write(1)), call(3, 4, Do::Read(0))]), Found::None);
-        assert_eq!(found(&[call(1, 2, Do::Read(1)), call(3, 4, Do::Write(1))]), Found::None);
+        assert_eq!(
+            found(&[call(1, 2, Do::Write(1)), call(3, 4, Do::Read(0))]),
+            SearchResult::None
+        );
+        assert_eq!(
+            found(&[call(1, 2, Do::Read(1)), call(3, 4, Do::Write(1))]),
+            SearchResult::None
+        );
     }
 
     #[test]
@@ -224,7 +234,7 @@ mod tests {
         for seen in [0, 1] {
             assert_eq!(
                 found(&[call(1, 4, Do::Write(1)), call(2, 3, Do::Read(seen))]),
-                Found::Order
+                SearchResult::Order
             );
         }
         let back = [
@@ -232,41 +242,44 @@ mod tests {
             call(2, 3, Do::Read(1)),
             call(4, 5, Do::Read(0)),
         ];
-        assert_eq!(found(&back), Found::None);
+        assert_eq!(found(&back), SearchResult::None);
         let both = [
             call(1, 8, Do::Write(1)),
             call(1, 8, Do::Write(2)),
             call(2, 3, Do::Read(2)),
             call(4, 5, Do::Read(1)),
         ];
-        assert_eq!(found(&both), Found::Order);
+        assert_eq!(found(&both), SearchResult::Order);
         let thrice = [&both[..], &[call(6, 7, Do::Read(2))]].concat();
-        assert_eq!(found(&thrice), Found::None);
+        assert_eq!(found(&thrice), SearchResult::None);
     }
 
     #[test]
     fn what_is_unknown_may_happen_late_or_never_but_not_early() {
         assert_eq!(
             found(&[unknown(1, Do::Write(1)), call(5, 6, Do::Read(0))]),
-            Found::Order
+            SearchResult::Order
         );
         assert_eq!(
             found(&[unknown(1, Do::Write(1)), call(5, 6, Do::Read(1))]),
-            Found::Order
+            SearchResult::Order
         );
         let twice = [
             unknown(1, Do::Write(1)),
             call(5, 6, Do::Read(0)),
             call(7, 8, Do::Read(1)),
         ];
-        assert_eq!(found(&twice), Found::Order);
-        assert_eq!(found(&[call(1, 2, Do::Read(1)), unknown(3, Do::Write(1))]), Found::None);
+        assert_eq!(found(&twice), SearchResult::Order);
+        assert_eq!(
+            found(&[call(1, 2, Do::Read(1)), unknown(3, Do::Write(1))]),
+            SearchResult::None
+        );
         let again = [
             unknown(1, Do::Write(1)),
             call(3, 4, Do::Read(1)),
             call(5, 6, Do::Read(0)),
         ];
-        assert_eq!(found(&again), Found::None);
+        assert_eq!(found(&again), SearchResult::None);
     }
 
     #[test]
@@ -278,9 +291,9 @@ mod tests {
             call(3, 20, Do::Swap(0, 3)),
             call(30, 31, Do::Read(1)),
         ];
-        assert_eq!(found(&chain), Found::Order);
+        assert_eq!(found(&chain), SearchResult::Order);
         let broken = [&chain[..3], &[call(30, 31, Do::Read(2))]].concat();
-        assert_eq!(found(&broken), Found::None);
+        assert_eq!(found(&broken), SearchResult::None);
     }
 
     #[test]
@@ -294,7 +307,7 @@ mod tests {
         };
         let mut kinds = [0, 0];
         for _ in 0..3_000 {
-            let calls: Vec<Call<Do>> = (0..5)
+            let calls: Vec<TimedOperation<Do>> = (0..5)
                 .map(|_| {
                     let began = random(12);
                     let what = match random(3) {
@@ -303,18 +316,18 @@ mod tests {
                         _ => Do::Read(random(3) as u8),
                     };
                     let ended = (random(5) > 0).then(|| began + 1 + random(6));
-                    Call { began, ended, what }
+                    TimedOperation { began, ended, what }
                 })
                 .collect();
             let expected = explained(0, &calls, &mut [false; 5]);
             kinds[usize::from(expected)] += 1;
-            assert_eq!(found(&calls) == Found::Order, expected, "{calls:?}");
+            assert_eq!(found(&calls) == SearchResult::Order, expected, "{calls:?}");
         }
         assert!(kinds.iter().all(|count| *count > 300), "{kinds:?}");
     }
 
     /// Tries every order.
-    fn explained(state: u8, calls: &[Call<Do>], done: &mut [bool; 5]) -> bool {
+    fn explained(state: u8, calls: &[TimedOperation<Do>], done: &mut [bool; 5]) -> bool {
         let open = |done: &[bool; 5]| (0..calls.len()).filter(|n| !done[*n]).collect::<Vec<_>>();
         if open(done).iter().all(|n| calls[*n].ended.is_none()) {
             return true;

@@ -13,9 +13,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::Evidence;
-use crate::history::{Item, Op, Operation};
-use crate::verdict::Check;
+use super::evidence::Evidence;
+use crate::record::history::{Item, Op, Operation};
+use crate::record::verdict::Check;
 
 /// Compares each client's sessions with the final inbox.
 pub fn check(evidence: &Evidence) -> Check {
@@ -253,7 +253,7 @@ fn of_session(about: &str, session: &Session, inbox: &Inbox) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{Fields, Outcome};
+    use crate::record::history::{Fields, Outcome};
 
     fn item(n: u64) -> Item {
         Item {

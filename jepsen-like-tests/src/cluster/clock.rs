@@ -13,7 +13,7 @@ const LIBRARY: &str = "libclock_shim.so";
 
 /// The clocks of a cluster.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Kind {
+pub enum ClockKind {
     /// Every node uses the machine's clock.
     #[default]
     Real,
@@ -30,8 +30,8 @@ pub struct Clocks {
     base_s: f64,
 }
 
-/// Why [`Kind::Steered`] is not available; `None` if it is.
-pub fn lacking() -> Option<String> {
+/// Why [`ClockKind::Steered`] is not available; `None` if it is.
+pub fn why_no_steered_clocks() -> Option<String> {
     library().err().map(|error| format!("{error:#}"))
 }
 
@@ -45,14 +45,14 @@ fn library() -> Result<PathBuf> {
 
 impl Clocks {
     /// Creates a clock for each node, with its file in a directory.
-    pub fn create(kind: Kind, dir: &Path, nodes: usize) -> Result<Self> {
+    pub fn create(kind: ClockKind, dir: &Path, nodes: usize) -> Result<Self> {
         let mut clocks = Clocks {
             dir: dir.to_owned(),
             library: None,
             files: Vec::new(),
             base_s: 0.0,
         };
-        if kind == Kind::Steered {
+        if kind == ClockKind::Steered {
             clocks.library = Some(library()?);
             let files = (1..=nodes).map(|node| File::create_new(clocks.file(node)));
             clocks.files = files.collect::<std::io::Result<_>>()?;

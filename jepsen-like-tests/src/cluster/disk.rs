@@ -2,7 +2,7 @@
 //! can be cut.
 
 pub mod damage;
-mod images;
+pub(super) mod images;
 #[cfg(test)]
 mod tests;
 
@@ -12,11 +12,10 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use self::images::Images;
-use super::Cluster;
 
 /// The disks of a cluster.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Kind {
+pub enum DiskKind {
     /// Directories on the machine's own disk, whose power cannot be cut.
     #[default]
     Plain,
@@ -31,15 +30,15 @@ pub enum Kind {
 
 pub struct Disk {
     dir: PathBuf,
-    images: Option<Images>,
+    pub(super) images: Option<Images>,
 }
 
 impl Disk {
     /// Creates a disk for each node below a directory.
-    pub fn create(kind: Kind, dir: &Path, nodes: usize) -> Result<Self> {
+    pub fn create(kind: DiskKind, dir: &Path, nodes: usize) -> Result<Self> {
         let images = match kind {
-            Kind::Plain => None,
-            Kind::Images { bytes, memory } => Some(Images::create(bytes, (!memory).then_some(dir), nodes)?),
+            DiskKind::Plain => None,
+            DiskKind::Images { bytes, memory } => Some(Images::create(bytes, (!memory).then_some(dir), nodes)?),
         };
         Ok(Disk {
             dir: dir.to_owned(),
@@ -48,7 +47,7 @@ impl Disk {
     }
 
     /// Why this machine cannot cut the power of images, found out by cutting one; `None` if it can.
-    pub fn lacks_images() -> Option<String> {
+    pub fn why_no_images() -> Option<String> {
         let tried = Images::create(8 << 20, None, 1).and_then(|images| images.cut(&[1], || Ok(())));
         tried
             .err()
@@ -60,21 +59,6 @@ impl Disk {
             Some(images) => images.mountpoint(node).join("data"),
             None => self.dir.join(format!("node{node}")),
         }
-    }
-}
-
-impl Cluster {
-    /// Cuts the power of these nodes at one instant: first their disks, under the running processes, then the
-    /// processes. When it returns, the disks are mounted again with what was flushed, and the nodes can be launched.
-    pub fn cut_power(&mut self, nodes: &[usize]) -> Result<()> {
-        let images = self
-            .disk
-            .images
-            .take()
-            .context("these nodes do not store on images, so their power cannot be cut")?;
-        let cut = images.cut(nodes, || nodes.iter().try_for_each(|node| self.kill(*node)));
-        self.disk.images = Some(images);
-        cut
     }
 }
 

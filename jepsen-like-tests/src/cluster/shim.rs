@@ -8,14 +8,14 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::Cluster;
 
-/// How long a process may take to read new rules: it checks at most every 10 ms, when it accesses a file.
+/// Longer than the 10 ms between two checks of the shim, so that the next file operation applies new rules.
 const SEEN: Duration = Duration::from_millis(30);
 
 impl Cluster {
     /// Sets the disk faults of a node, as rules described in `disk-shim/src/lib.rs`; without rules the disk works.
-    /// Returns when the rules apply. Needs [`super::Settings::shim`].
-    pub async fn spoil(&self, node: usize, rules: &str) -> Result<()> {
-        ensure!(self.settings.shim, "this cluster runs without the disk shim");
+    /// Returns when the rules apply. Needs [`super::Settings::disk_shim`].
+    pub async fn set_disk_faults(&self, node: usize, rules: &str) -> Result<()> {
+        ensure!(self.settings.disk_shim, "this cluster runs without the disk shim");
         let (file, staged) = (self.file(node, "shim"), self.file(node, "shim.new"));
         std::fs::write(&staged, rules)?;
         std::fs::rename(&staged, &file)?;
@@ -25,7 +25,7 @@ impl Cluster {
 
     /// The environment variables that a node needs for disk faults.
     pub(super) fn shim(&self, node: usize) -> Result<Vec<(&'static str, PathBuf)>> {
-        if !self.settings.shim {
+        if !self.settings.disk_shim {
             return Ok(Vec::new());
         }
         Ok(vec![

@@ -17,7 +17,7 @@ const GAP: Duration = Duration::from_millis(50);
 
 /// The outcome of a start.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Health {
+pub enum NodeHealth {
     /// The node is ready.
     Ready,
     /// The node reports that it is in quarantine, and why.
@@ -28,9 +28,9 @@ pub enum Health {
 
 /// A supervised start of a node.
 #[derive(Debug, Clone)]
-pub struct Start {
+pub struct SupervisedStart {
     pub node: usize,
-    pub health: Health,
+    pub health: NodeHealth,
     /// The time from the first start to the outcome.
     pub after: Duration,
     /// How often the process was started.
@@ -40,7 +40,7 @@ pub struct Start {
 impl Cluster {
     /// Starts nodes that do not run, and restarts them if they end, until each is ready or in quarantine, or until
     /// the time is up. A node that is down then is not running.
-    pub async fn supervise(&mut self, nodes: &[usize], patience: Duration) -> Result<Vec<Start>> {
+    pub async fn supervise(&mut self, nodes: &[usize], patience: Duration) -> Result<Vec<SupervisedStart>> {
         let began = Instant::now();
         self.launch(nodes)?;
         let mut open: Vec<(usize, u32)> = nodes.iter().map(|node| (*node, 1)).collect();
@@ -53,16 +53,16 @@ impl Cluster {
             for (node, starts) in open {
                 let exit = ended.iter().find(|(number, _)| *number == node);
                 let health = match exit {
-                    Some((_, status)) if late => Some(Health::Down(format!("it ended with {status}"))),
+                    Some((_, status)) if late => Some(NodeHealth::Down(format!("it ended with {status}"))),
                     Some(_) => None,
-                    None => self.look(node).await,
+                    None => self.health(node).await,
                 };
-                let health = health.or_else(|| late.then(|| Health::Down("it is not ready in time".to_owned())));
+                let health = health.or_else(|| late.then(|| NodeHealth::Down("it is not ready in time".to_owned())));
                 if let Some(health) = health {
-                    if matches!(health, Health::Down(_)) {
+                    if matches!(health, NodeHealth::Down(_)) {
                         self.kill(node)?;
                     }
-                    decided.push(Start {
+                    decided.push(SupervisedStart {
                         node,
                         health,
                         after: began.elapsed(),
@@ -82,7 +82,7 @@ impl Cluster {
     }
 
     /// What a running node reports about itself, if it answers yet.
-    pub async fn look(&self, node: usize) -> Option<Health> {
+    pub async fn health(&self, node: usize) -> Option<NodeHealth> {
         let client = Client::builder(self.url(node))
             .retry(RetryPolicy::once())
             .build()
@@ -99,8 +99,8 @@ impl Cluster {
         let health: serde_json::Value = serde_json::from_str(&ask("/health").await?.body).ok()?;
         if health["status"] == "quarantined" {
             let reason = health["reason"].as_str().unwrap_or_default();
-            return Some(Health::Quarantined(reason.to_owned()));
+            return Some(NodeHealth::Quarantined(reason.to_owned()));
         }
-        ask("/readyz").await.map(|_| Health::Ready)
+        ask("/readyz").await.map(|_| NodeHealth::Ready)
     }
 }

@@ -18,9 +18,9 @@ function element(name, attributes = {}, text) {
 }
 
 function head() {
-  document.title = `${run.scenario}: ${verdict.sum}`;
-  $("sum").textContent = verdict.sum;
-  $("sum").classList.add(verdict.sum);
+  document.title = `${run.scenario}: ${verdict.validity}`;
+  $("validity").textContent = verdict.validity;
+  $("validity").classList.add(verdict.validity);
   $("scenario").textContent = run.scenario;
   $("title").textContent = data.title;
   $("reason").textContent = verdict.reason || "";

@@ -5,16 +5,16 @@ use std::time::Duration;
 use anyhow::Result;
 use rand::RngExt;
 
-use super::{Cover, Scenario, three};
-use crate::stage::Stage;
-use crate::workload::Kind;
+use super::definition::{Cover, Scenario, three};
+use crate::scenario::nemesis::Nemesis;
+use crate::workload::Workload;
 
 pub fn scenarios() -> Vec<Scenario> {
     let calm = Scenario {
         name: "H2",
         title: "no faults: topics, quotas and keys",
         cluster: three,
-        loads: &[Kind::Topics, Kind::Quota, Kind::Keys],
+        loads: &[Workload::Topics, Workload::Quota, Workload::Keys],
         rate: 100,
         length: Duration::from_secs(20),
         smoke: None,
@@ -24,7 +24,7 @@ pub fn scenarios() -> Vec<Scenario> {
             operations_inside: 0,
             leader_changes: 0,
         },
-        script: |stage| Box::pin(async move { stage.rest().await }),
+        script: |nemesis| Box::pin(async move { nemesis.rest().await }),
     };
     let stormy = Scenario {
         length: Duration::from_secs(60),
@@ -33,7 +33,7 @@ pub fn scenarios() -> Vec<Scenario> {
             operations_inside: 100,
             leader_changes: 3,
         },
-        script: |stage| Box::pin(kill_and_pause(stage)),
+        script: |nemesis| Box::pin(kill_and_pause(nemesis)),
         ..calm.clone()
     };
     vec![
@@ -41,20 +41,20 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario {
             name: "B1",
             title: "topics with one and with hundreds of subscribers while leaders are killed and stopped",
-            loads: &[Kind::Topics],
+            loads: &[Workload::Topics],
             ..stormy.clone()
         },
         Scenario {
             name: "Q1",
             title: "clients compete for the last units of a quota while leaders are killed and stopped",
-            loads: &[Kind::Quota],
+            loads: &[Workload::Quota],
             rate: 300,
             ..stormy.clone()
         },
         Scenario {
             name: "G1",
             title: "keys are created, used and revoked, and teams probe each other, while leaders are killed and stopped",
-            loads: &[Kind::Keys],
+            loads: &[Workload::Keys],
             rate: 300,
             ..stormy
         },
@@ -62,20 +62,20 @@ pub fn scenarios() -> Vec<Scenario> {
 }
 
 /// Kills and stops the leader in turns, and sometimes another node.
-async fn kill_and_pause(stage: &mut Stage) -> Result<()> {
+async fn kill_and_pause(nemesis: &mut Nemesis) -> Result<()> {
     let mut kills = true;
-    while !stage.over() {
-        stage.pause(200..1_000).await;
-        let leader = stage.leader().await?;
-        let node = match stage.random.random_range(0..4) {
-            0 => leader % stage.cluster.nodes() + 1,
+    while !nemesis.over() {
+        nemesis.pause(200..1_000).await;
+        let leader = nemesis.leader().await?;
+        let node = match nemesis.random.random_range(0..4) {
+            0 => leader % nemesis.cluster.nodes() + 1,
             _ => leader,
         };
         if kills {
-            stage.kill_for(&[node], 200..1_200).await?;
+            nemesis.kill_for(&[node], 200..1_200).await?;
         } else {
             // Often long enough for the others to elect a new leader before the old one continues.
-            stage.pause_for(&[node], 200..2_500).await?;
+            nemesis.pause_for(&[node], 200..2_500).await?;
         }
         kills = !kills;
     }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use anyhow::Result;
 use rand::seq::IndexedRandom as _;
 
-use super::{Cover, Scenario};
+use super::definition::{Cover, Scenario};
 use crate::cluster::Settings;
-use crate::recovery::Part;
-use crate::stage::Stage;
-use crate::stage::damage::{Damager, Way};
+use crate::record::recoveries::FileKind;
+use crate::scenario::nemesis::Nemesis;
+use crate::scenario::nemesis::damage::{DamageKind, FileDamager};
 use crate::workload;
 
 /// Snapshots and purges every few seconds, so that every kind of file exists and changes. A nearly full disk of the
@@ -27,7 +27,7 @@ pub fn scenarios() -> Vec<Scenario> {
             config: BUSY_KEEPER.to_owned(),
             ..Settings::default()
         },
-        loads: &[workload::Kind::Send],
+        loads: &[workload::Workload::Send],
         rate: 500,
         length: Duration::from_secs(120),
         smoke: Some(Duration::from_secs(14)),
@@ -37,7 +37,7 @@ pub fn scenarios() -> Vec<Scenario> {
             operations_inside: 100,
             leader_changes: 0,
         },
-        script: |stage| Box::pin(minority(stage, Way::Flip, &[])),
+        script: |nemesis| Box::pin(minority(nemesis, DamageKind::Flip, &[])),
     };
     let like = |name, title, faults, script| Scenario {
         name,
@@ -49,80 +49,87 @@ pub fn scenarios() -> Vec<Scenario> {
     };
     vec![
         flips.clone(),
-        like("C2", "files of a minority are truncated", &[("cut", 3)], |stage| {
-            Box::pin(minority(stage, Way::Cut, &[]))
+        like("C2", "files of a minority are truncated", &[("cut", 3)], |nemesis| {
+            Box::pin(minority(nemesis, DamageKind::Cut, &[]))
         }),
         like(
             "C3",
             "blocks of files of a minority revert to an earlier state",
             &[("rollback", 3)],
-            |stage| Box::pin(minority(stage, Way::RollBack, &[])),
+            |nemesis| Box::pin(minority(nemesis, DamageKind::RollBack, &[])),
         ),
         like(
             "C4",
             "snapshots of a minority are damaged",
             &[("flip", 1), ("cut", 1)],
-            |stage| Box::pin(snapshots(stage)),
+            |nemesis| Box::pin(snapshots(nemesis)),
         ),
-        like("C5", "a node loses all its data", &[("wipe", 3)], |stage| {
-            Box::pin(minority(stage, Way::Wipe, &[]))
+        like("C5", "a node loses all its data", &[("wipe", 3)], |nemesis| {
+            Box::pin(minority(nemesis, DamageKind::Wipe, &[]))
         }),
         like(
             "C6",
             "files of one node after the other are damaged",
             &[("flip", 1), ("cut", 1)],
-            |stage| Box::pin(one_after_another(stage)),
+            |nemesis| Box::pin(one_after_another(nemesis)),
         ),
     ]
 }
 
 /// The nodes whose files may be damaged at the same time; the others are a majority.
-fn choose_minority(stage: &mut Stage) -> Vec<usize> {
-    let mut nodes = stage.shuffled();
+fn choose_minority(nemesis: &mut Nemesis) -> Vec<usize> {
+    let mut nodes = nemesis.shuffled();
     nodes.truncate((nodes.len() - 1) / 2);
     nodes
 }
 
 /// Damages files of the same minority again and again.
-async fn minority(stage: &mut Stage, way: Way, only: &'static [Part]) -> Result<()> {
-    let (nodes, mut damager) = (choose_minority(stage), Damager::new(only));
-    while !stage.over() {
-        stage.remember(&nodes, &mut damager)?;
-        stage.pause(300..1_500).await;
-        stage.damage(&nodes, way, &mut damager).await?;
+async fn minority(nemesis: &mut Nemesis, damage: DamageKind, only: &'static [FileKind]) -> Result<()> {
+    let (nodes, mut damager) = (choose_minority(nemesis), FileDamager::new(only));
+    while !nemesis.over() {
+        nemesis.remember(&nodes, &mut damager)?;
+        nemesis.pause(300..1_500).await;
+        nemesis.damage(&nodes, damage, &mut damager).await?;
     }
     Ok(())
 }
 
-async fn snapshots(stage: &mut Stage) -> Result<()> {
-    let (nodes, mut damager) = (choose_minority(stage), Damager::new(&[Part::Snapshot]));
-    while !stage.over() {
-        stage.pause(300..1_500).await;
+async fn snapshots(nemesis: &mut Nemesis) -> Result<()> {
+    let (nodes, mut damager) = (choose_minority(nemesis), FileDamager::new(&[FileKind::Snapshot]));
+    while !nemesis.over() {
+        nemesis.pause(300..1_500).await;
         for node in &nodes {
-            let admin = stage.world.node(*node, &stage.world.admin_key, "")?;
+            let admin = nemesis.ctx.node(*node, &nemesis.ctx.admin_key, "")?;
             // The node refuses if nothing was applied since the last snapshot; then there is one.
             let _ = admin.snapshot().await;
         }
-        let way = [Way::Flip, Way::Cut]
-            .choose(&mut stage.random)
+        let damage = [DamageKind::Flip, DamageKind::Cut]
+            .choose(&mut nemesis.random)
             .copied()
-            .unwrap_or(Way::Flip);
-        stage.damage(&nodes, way, &mut damager).await?;
+            .unwrap_or(DamageKind::Flip);
+        nemesis.damage(&nodes, damage, &mut damager).await?;
     }
     Ok(())
 }
 
 /// Each node is ready again before the next one is damaged: at most one node at a time has no data.
-async fn one_after_another(stage: &mut Stage) -> Result<()> {
-    let mut damager = Damager::new(&[]);
+async fn one_after_another(nemesis: &mut Nemesis) -> Result<()> {
+    let mut damager = FileDamager::new(&[]);
     let mut node = 0;
-    while !stage.over() {
-        node = node % stage.cluster.nodes() + 1;
-        stage.remember(&[node], &mut damager)?;
-        stage.pause(300..1_500).await;
-        let ways = [Way::Flip, Way::Flip, Way::Cut, Way::Cut, Way::RollBack, Way::Wipe];
-        let way = ways.choose(&mut stage.random).copied().unwrap_or(Way::Flip);
-        stage.damage(&[node], way, &mut damager).await?;
+    while !nemesis.over() {
+        node = node % nemesis.cluster.nodes() + 1;
+        nemesis.remember(&[node], &mut damager)?;
+        nemesis.pause(300..1_500).await;
+        let kinds = [
+            DamageKind::Flip,
+            DamageKind::Flip,
+            DamageKind::Cut,
+            DamageKind::Cut,
+            DamageKind::RollBack,
+            DamageKind::Wipe,
+        ];
+        let damage = kinds.choose(&mut nemesis.random).copied().unwrap_or(DamageKind::Flip);
+        nemesis.damage(&[node], damage, &mut damager).await?;
     }
     Ok(())
 }

@@ -6,12 +6,12 @@ use agentpost::Client;
 use agentpost::api::admin::AddMember;
 use anyhow::Result;
 
-use super::{Cover, Scenario, Script, three};
-use crate::checker::members::{self, Look};
+use super::definition::{Cover, Scenario, Script, three};
 use crate::cluster::members::{add, remove};
 use crate::cluster::{Cluster, Settings};
-use crate::faults::State;
-use crate::stage::Stage;
+use crate::record::faults::FaultState;
+use crate::record::members::{self, ObservedMembers};
+use crate::scenario::nemesis::Nemesis;
 use crate::workload;
 
 pub fn scenarios() -> Vec<Scenario> {
@@ -21,14 +21,14 @@ pub fn scenarios() -> Vec<Scenario> {
             "a fourth node joins and leaves again and again",
             &[("join", 2), ("leave", 2)],
             0,
-            |stage| Box::pin(come_and_go(stage)),
+            |nemesis| Box::pin(come_and_go(nemesis)),
         ),
         row(
             "M2",
             "the leader is removed and a new node takes its place",
             &[("leave", 2), ("join", 2)],
             2,
-            |stage| Box::pin(remove_leaders(stage)),
+            |nemesis| Box::pin(remove_leaders(nemesis)),
         ),
         Scenario {
             cluster: short_logs,
@@ -37,7 +37,7 @@ pub fn scenarios() -> Vec<Scenario> {
                 "nodes join by snapshot and leave while all nodes take snapshots",
                 &[("join", 2), ("leave", 2), ("snapshot", 3)],
                 0,
-                |stage| Box::pin(churn_and_snapshot(stage)),
+                |nemesis| Box::pin(churn_and_snapshot(nemesis)),
             )
         },
         row(
@@ -45,21 +45,21 @@ pub fn scenarios() -> Vec<Scenario> {
             "a node loses its disk and joins again under a new id",
             &[("wipe", 2)],
             0,
-            |stage| Box::pin(replace_the_dead(stage)),
+            |nemesis| Box::pin(replace_the_dead(nemesis)),
         ),
         row(
             "M5",
             "two operators change the members concurrently",
             &[("operators", 2)],
             0,
-            |stage| Box::pin(two_operators(stage)),
+            |nemesis| Box::pin(two_operators(nemesis)),
         ),
         row(
             "M6",
             "a new node joins at the address of one that was removed",
             &[("leave", 2), ("join", 2)],
             0,
-            |stage| Box::pin(same_address(stage)),
+            |nemesis| Box::pin(same_address(nemesis)),
         ),
     ]
 }
@@ -75,7 +75,7 @@ fn row(
         name,
         title,
         cluster: three,
-        loads: &[workload::Kind::Send],
+        loads: &[workload::Workload::Send],
         rate: 500,
         length: Duration::from_secs(60),
         smoke: None,
@@ -97,121 +97,122 @@ fn short_logs() -> Settings {
     }
 }
 
-async fn join(stage: &mut Stage, node: usize) -> Result<()> {
-    let fault = stage.faults.begin("join", &[node], "");
-    stage.cluster.join(node).await?;
-    stage.faults.end(fault, State::Installed)
+async fn join(nemesis: &mut Nemesis, node: usize) -> Result<()> {
+    let fault = nemesis.faults.begin("join", &[node], "");
+    nemesis.cluster.join(node).await?;
+    nemesis.faults.end(fault, FaultState::Installed)
 }
 
-async fn leave(stage: &mut Stage, node: usize) -> Result<()> {
-    let fault = stage.faults.begin("leave", &[node], "");
-    stage.cluster.leave(node).await?;
-    stage.faults.end(fault, State::Installed)
+async fn leave(nemesis: &mut Nemesis, node: usize) -> Result<()> {
+    let fault = nemesis.faults.begin("leave", &[node], "");
+    nemesis.cluster.leave(node).await?;
+    nemesis.faults.end(fault, FaultState::Installed)
 }
 
-async fn come_and_go(stage: &mut Stage) -> Result<()> {
-    let fourth = stage.cluster.grow()?;
-    while !stage.over() {
-        join(stage, fourth).await?;
-        stage.pause(100..800).await;
-        leave(stage, fourth).await?;
-        stage.pause(100..800).await;
+async fn come_and_go(nemesis: &mut Nemesis) -> Result<()> {
+    let fourth = nemesis.cluster.grow()?;
+    while !nemesis.over() {
+        join(nemesis, fourth).await?;
+        nemesis.pause(100..800).await;
+        leave(nemesis, fourth).await?;
+        nemesis.pause(100..800).await;
     }
     Ok(())
 }
 
-async fn remove_leaders(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        let leader = stage.cluster.leader().await?;
-        leave(stage, leader).await?;
-        stage.pause(100..800).await;
-        join(stage, leader).await?;
-        stage.pause(100..800).await;
+async fn remove_leaders(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        let leader = nemesis.cluster.leader().await?;
+        leave(nemesis, leader).await?;
+        nemesis.pause(100..800).await;
+        join(nemesis, leader).await?;
+        nemesis.pause(100..800).await;
     }
     Ok(())
 }
 
-async fn churn_and_snapshot(stage: &mut Stage) -> Result<()> {
-    let fourth = stage.cluster.grow()?;
-    while !stage.over() {
-        snapshot_all(stage).await?;
-        join(stage, fourth).await?;
-        snapshot_all(stage).await?;
-        let leader = stage.cluster.leader().await?;
-        let other = stage.others(leader)[0];
-        leave(stage, other).await?;
-        snapshot_all(stage).await?;
+async fn churn_and_snapshot(nemesis: &mut Nemesis) -> Result<()> {
+    let fourth = nemesis.cluster.grow()?;
+    while !nemesis.over() {
+        snapshot_all(nemesis).await?;
+        join(nemesis, fourth).await?;
+        snapshot_all(nemesis).await?;
+        let leader = nemesis.cluster.leader().await?;
+        let other = nemesis.others(leader)[0];
+        leave(nemesis, other).await?;
+        snapshot_all(nemesis).await?;
         if other != fourth {
-            join(stage, other).await?;
-            leave(stage, fourth).await?;
+            join(nemesis, other).await?;
+            leave(nemesis, fourth).await?;
         }
     }
     Ok(())
 }
 
-async fn snapshot_all(stage: &mut Stage) -> Result<()> {
-    let nodes: Vec<usize> = stage.cluster.running().collect();
-    let fault = stage.faults.begin("snapshot", &nodes, "");
+async fn snapshot_all(nemesis: &mut Nemesis) -> Result<()> {
+    let nodes: Vec<usize> = nemesis.cluster.running().collect();
+    let fault = nemesis.faults.begin("snapshot", &nodes, "");
     for node in nodes {
-        stage.cluster.snapshot(node).await?;
+        nemesis.cluster.snapshot(node).await?;
     }
-    stage.faults.end(fault, State::Installed)
+    nemesis.faults.end(fault, FaultState::Installed)
 }
 
-async fn replace_the_dead(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        let nodes = stage.shuffled();
-        let fault = stage.faults.begin("wipe", &nodes[..1], "");
-        stage.cluster.kill(nodes[0])?;
-        stage.pause(100..1_500).await;
-        stage.cluster.wipe(nodes[0])?;
-        stage.cluster.rejoin(nodes[0]).await?;
-        stage.faults.end(fault, State::Installed)?;
-        stage.pause(100..800).await;
+async fn replace_the_dead(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        let nodes = nemesis.shuffled();
+        let fault = nemesis.faults.begin("wipe", &nodes[..1], "");
+        nemesis.cluster.kill(nodes[0])?;
+        nemesis.pause(100..1_500).await;
+        nemesis.cluster.wipe(nodes[0])?;
+        nemesis.cluster.rejoin(nodes[0]).await?;
+        nemesis.faults.end(fault, FaultState::Installed)?;
+        nemesis.pause(100..800).await;
     }
     Ok(())
 }
 
-async fn same_address(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        let leader = stage.cluster.leader().await?;
-        let node = stage.others(leader)[0];
-        leave(stage, node).await?;
+async fn same_address(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        let leader = nemesis.cluster.leader().await?;
+        let node = nemesis.others(leader)[0];
+        leave(nemesis, node).await?;
         // At once, while the others still have connections to the removed node.
-        join(stage, node).await?;
-        stage.pause(100..800).await;
+        join(nemesis, node).await?;
+        nemesis.pause(100..800).await;
     }
     Ok(())
 }
 
 /// One operator makes a fourth node a voter and removes it again; the other adds and removes learners that never
 /// start. The responses to both must agree with the final members.
-async fn two_operators(stage: &mut Stage) -> Result<()> {
-    let fourth = stage.cluster.grow()?;
+async fn two_operators(nemesis: &mut Nemesis) -> Result<()> {
+    let fourth = nemesis.cluster.grow()?;
     let mut ports = 1..;
-    while !stage.over() {
-        let fault = stage.faults.begin("operators", &[fourth], "");
-        let other = stage.cluster.operator()?;
+    while !nemesis.over() {
+        let fault = nemesis.faults.begin("operators", &[fourth], "");
+        let other = nemesis.cluster.operator()?;
         let ghosts: Vec<AddMember> = ports.by_ref().take(8).map(ghost).collect();
-        let before = ids(&stage.cluster).await?;
+        let before = ids(&nemesis.cluster).await?;
         let (joined, haunted) = tokio::try_join!(
             async {
-                stage.cluster.join(fourth).await?;
-                let id = stage.cluster.id(fourth);
-                stage.cluster.leave(fourth).await?;
+                nemesis.cluster.join(fourth).await?;
+                let id = nemesis.cluster.id(fourth);
+                nemesis.cluster.leave(fourth).await?;
                 anyhow::Ok(id)
             },
             haunt(&other, &ghosts)
         )?;
-        let look = Look {
-            seen: ids(&stage.cluster).await?,
-            told: before,
-            given: [&[joined][..], &haunted].concat(),
+        let members = ObservedMembers {
+            observed: ids(&nemesis.cluster).await?,
+            expected: before,
+            assigned: [&[joined][..], &haunted].concat(),
         };
-        stage.faults.end(fault, State::Installed)?;
-        let seen = stage.faults.begin(members::KIND, &[], look.note());
-        stage.faults.end(seen, State::Installed)?;
-        stage.pause(100..500).await;
+        nemesis.faults.end(fault, FaultState::Installed)?;
+        let mut observation = nemesis.faults.begin(members::KIND, &[], "");
+        observation.set_members(members);
+        nemesis.faults.end(observation, FaultState::Installed)?;
+        nemesis.pause(100..500).await;
     }
     Ok(())
 }

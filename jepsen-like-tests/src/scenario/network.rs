@@ -6,13 +6,13 @@ use std::time::Duration;
 use anyhow::Result;
 use rand::RngExt as _;
 
-use super::{Cover, Need, Scenario, five, three};
+use super::definition::{Cover, Need, Scenario, five, three};
 use crate::cluster::Settings;
 use crate::cluster::network::{self, Cut, Quality};
-use crate::stage::Stage;
+use crate::scenario::nemesis::Nemesis;
 use crate::workload;
 
-const LOADS: &[workload::Kind] = &[workload::Kind::Send, workload::Kind::Read];
+const LOADS: &[workload::Workload] = &[workload::Workload::Send, workload::Workload::Read];
 
 pub fn scenarios() -> Vec<Scenario> {
     [cuts(), qualities()].concat()
@@ -34,7 +34,7 @@ fn cuts() -> Vec<Scenario> {
         smoke: None,
         needs: &[],
         cover: covered(1),
-        script: |stage| Box::pin(halves(stage)),
+        script: |nemesis| Box::pin(halves(nemesis)),
     };
     vec![
         n1.clone(),
@@ -44,14 +44,14 @@ fn cuts() -> Vec<Scenario> {
             cluster: cut_three,
             smoke: Some(Duration::from_secs(12)),
             cover: covered(3),
-            script: |stage| Box::pin(leader_alone(stage)),
+            script: |nemesis| Box::pin(leader_alone(nemesis)),
             ..n1.clone()
         },
         Scenario {
             name: "N3",
             title: "two halves that only one node can reach",
             cover: covered(0),
-            script: |stage| Box::pin(bridge(stage)),
+            script: |nemesis| Box::pin(bridge(nemesis)),
             ..n1.clone()
         },
         Scenario {
@@ -63,7 +63,7 @@ fn cuts() -> Vec<Scenario> {
                 faults: &[("partition", 2)],
                 ..covered(0)
             },
-            script: |stage| Box::pin(silent_connections(stage)),
+            script: |nemesis| Box::pin(silent_connections(nemesis)),
             ..n1.clone()
         },
         Scenario {
@@ -71,14 +71,14 @@ fn cuts() -> Vec<Scenario> {
             title: "one-way cuts: a node that receives but cannot send, or the reverse",
             cluster: cut_three,
             cover: covered(0),
-            script: |stage| Box::pin(one_way(stage)),
+            script: |nemesis| Box::pin(one_way(nemesis)),
             ..n1.clone()
         },
         Scenario {
             name: "N6",
             title: "a ring: each node reaches only its two neighbours",
             cover: covered(0),
-            script: |stage| Box::pin(ring(stage)),
+            script: |nemesis| Box::pin(ring(nemesis)),
             ..n1.clone()
         },
         Scenario {
@@ -86,7 +86,7 @@ fn cuts() -> Vec<Scenario> {
             title: "links that go down and up every 0.1 to 2 s",
             cluster: cut_three,
             cover: covered(1),
-            script: |stage| Box::pin(flapping(stage)),
+            script: |nemesis| Box::pin(flapping(nemesis)),
             ..n1
         },
     ]
@@ -97,7 +97,7 @@ fn qualities() -> Vec<Scenario> {
         name: "N8",
         title: "latency of 100 ± 50 ms, and of 1 s",
         cluster: || Settings {
-            network: network::Kind::Proxied,
+            network: network::NetworkKind::Proxied,
             ..three()
         },
         loads: LOADS,
@@ -110,7 +110,7 @@ fn qualities() -> Vec<Scenario> {
             operations_inside: 100,
             leader_changes: 0,
         },
-        script: |stage| Box::pin(latency(stage)),
+        script: |nemesis| Box::pin(latency(nemesis)),
     };
     vec![
         n8.clone(),
@@ -118,7 +118,7 @@ fn qualities() -> Vec<Scenario> {
             name: "N9",
             title: "1 to 20 % of all packets are lost",
             cluster: || Settings {
-                network: network::Kind::Namespaces,
+                network: network::NetworkKind::Namespaces,
                 ..three()
             },
             needs: &[Need::Namespaces],
@@ -126,7 +126,7 @@ fn qualities() -> Vec<Scenario> {
                 faults: &[("loss", 3)],
                 ..n8.cover
             },
-            script: |stage| Box::pin(loss(stage)),
+            script: |nemesis| Box::pin(loss(nemesis)),
             ..n8.clone()
         },
         Scenario {
@@ -138,7 +138,7 @@ fn qualities() -> Vec<Scenario> {
                 faults: &[("bandwidth", 3)],
                 ..n8.cover
             },
-            script: |stage| Box::pin(bandwidth(stage)),
+            script: |nemesis| Box::pin(bandwidth(nemesis)),
             ..n8
         },
     ]
@@ -146,117 +146,117 @@ fn qualities() -> Vec<Scenario> {
 
 fn cut_three() -> Settings {
     Settings {
-        network: network::Kind::cuttable(),
+        network: network::NetworkKind::cuttable(),
         ..three()
     }
 }
 
 fn cut_five() -> Settings {
     Settings {
-        network: network::Kind::cuttable(),
+        network: network::NetworkKind::cuttable(),
         ..five()
     }
 }
 
 /// The pause between two faults.
-async fn breathe(stage: &mut Stage) {
-    stage.pause(500..1_500).await;
+async fn breathe(nemesis: &mut Nemesis) {
+    nemesis.pause(500..1_500).await;
 }
 
-async fn halves(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        breathe(stage).await;
-        let nodes = stage.shuffled();
+async fn halves(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        breathe(nemesis).await;
+        let nodes = nemesis.shuffled();
         let (some, others) = nodes.split_at(nodes.len() / 2);
-        stage.cut_for(&Cut::between(some, others), 1_500..4_000).await?;
+        nemesis.cut_for(&Cut::between(some, others), 1_500..4_000).await?;
     }
     Ok(())
 }
 
-async fn leader_alone(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        breathe(stage).await;
-        let leader = stage.leader().await?;
-        let cut = Cut::between(&[leader], &stage.others(leader));
-        stage.cut_for(&cut, 2_000..3_500).await?;
+async fn leader_alone(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        breathe(nemesis).await;
+        let leader = nemesis.leader().await?;
+        let cut = Cut::between(&[leader], &nemesis.others(leader));
+        nemesis.cut_for(&cut, 2_000..3_500).await?;
     }
     Ok(())
 }
 
-async fn bridge(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        breathe(stage).await;
-        let nodes = stage.shuffled();
+async fn bridge(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        breathe(nemesis).await;
+        let nodes = nemesis.shuffled();
         let middle = nodes.len() / 2;
         let cut = Cut::between(&nodes[..middle], &nodes[middle + 1..]);
-        stage.cut_for(&cut, 1_500..4_000).await?;
+        nemesis.cut_for(&cut, 1_500..4_000).await?;
     }
     Ok(())
 }
 
 /// Cuts connections for longer than the nodes' HTTP/2 keep-alive needs to detect it.
-async fn silent_connections(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        breathe(stage).await;
-        let leader = stage.leader().await?;
-        let others = stage.others(leader);
+async fn silent_connections(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        breathe(nemesis).await;
+        let leader = nemesis.leader().await?;
+        let others = nemesis.others(leader);
         // The connections of one follower, or all of the leader's.
-        let silent = stage.random.random_range(1..=others.len());
+        let silent = nemesis.random.random_range(1..=others.len());
         let cut = Cut::between(&[leader], &others[..silent]).of_open_connections();
-        stage.cut_for(&cut, 4_500..6_000).await?;
+        nemesis.cut_for(&cut, 4_500..6_000).await?;
     }
     Ok(())
 }
 
-async fn one_way(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        breathe(stage).await;
-        let leader = stage.leader().await?;
-        let node = match stage.random.random_bool(0.7) {
+async fn one_way(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        breathe(nemesis).await;
+        let leader = nemesis.leader().await?;
+        let node = match nemesis.random.random_bool(0.7) {
             true => leader,
-            false => stage.others(leader)[0],
+            false => nemesis.others(leader)[0],
         };
-        let others = stage.others(node);
-        let cut = match stage.random.random_bool(0.5) {
+        let others = nemesis.others(node);
+        let cut = match nemesis.random.random_bool(0.5) {
             true => Cut::one_way(&[node], &others),
             false => Cut::one_way(&others, &[node]),
         };
-        stage.cut_for(&cut, 1_500..4_000).await?;
+        nemesis.cut_for(&cut, 1_500..4_000).await?;
     }
     Ok(())
 }
 
-async fn ring(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        breathe(stage).await;
-        let nodes = stage.shuffled();
+async fn ring(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        breathe(nemesis).await;
+        let nodes = nemesis.shuffled();
         let mut cut = Cut::default();
         for place in 0..nodes.len() {
             // Cuts the links to all nodes after its neighbour, up to the one before it.
             let far: Vec<usize> = (2..nodes.len() - 1).map(|n| nodes[(place + n) % nodes.len()]).collect();
             cut = cut.and(Cut::between(&[nodes[place]], &far));
         }
-        stage.cut_for(&cut, 1_500..4_000).await?;
+        nemesis.cut_for(&cut, 1_500..4_000).await?;
     }
     Ok(())
 }
 
-async fn flapping(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        let node = stage.shuffled()[0];
-        let cut = Cut::between(&[node], &stage.others(node));
-        let cut = match stage.random.random_bool(0.5) {
+async fn flapping(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        let node = nemesis.shuffled()[0];
+        let cut = Cut::between(&[node], &nemesis.others(node));
+        let cut = match nemesis.random.random_bool(0.5) {
             true => cut,
             false => cut.with_resets(),
         };
-        stage.cut_for(&cut, 100..2_000).await?;
-        stage.pause(100..2_000).await;
+        nemesis.cut_for(&cut, 100..2_000).await?;
+        nemesis.pause(100..2_000).await;
     }
     Ok(())
 }
 
 /// A second is longer than an election timeout: no node can lead, and the cluster must recover afterwards.
-async fn latency(stage: &mut Stage) -> Result<()> {
+async fn latency(nemesis: &mut Nemesis) -> Result<()> {
     let (some, much) = (
         Quality {
             delay_ms: 100,
@@ -268,35 +268,35 @@ async fn latency(stage: &mut Stage) -> Result<()> {
             ..Quality::default()
         },
     );
-    while !stage.over() {
-        stage.worsen_for("latency", &some, 2_000..4_000).await?;
-        breathe(stage).await;
-        stage.worsen_for("latency", &much, 1_000..3_000).await?;
-        breathe(stage).await;
+    while !nemesis.over() {
+        nemesis.degrade_for("latency", &some, 2_000..4_000).await?;
+        breathe(nemesis).await;
+        nemesis.degrade_for("latency", &much, 1_000..3_000).await?;
+        breathe(nemesis).await;
     }
     Ok(())
 }
 
-async fn loss(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
+async fn loss(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
         let quality = Quality {
-            loss_percent: stage.random.random_range(1..=20),
+            loss_percent: nemesis.random.random_range(1..=20),
             ..Quality::default()
         };
-        stage.worsen_for("loss", &quality, 2_000..5_000).await?;
-        breathe(stage).await;
+        nemesis.degrade_for("loss", &quality, 2_000..5_000).await?;
+        breathe(nemesis).await;
     }
     Ok(())
 }
 
-async fn bandwidth(stage: &mut Stage) -> Result<()> {
+async fn bandwidth(nemesis: &mut Nemesis) -> Result<()> {
     let quality = Quality {
         bits_per_s: 1_000_000,
         ..Quality::default()
     };
-    while !stage.over() {
-        stage.worsen_for("bandwidth", &quality, 2_000..5_000).await?;
-        breathe(stage).await;
+    while !nemesis.over() {
+        nemesis.degrade_for("bandwidth", &quality, 2_000..5_000).await?;
+        breathe(nemesis).await;
     }
     Ok(())
 }

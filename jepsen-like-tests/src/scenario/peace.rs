@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Cover, Scenario};
+use super::definition::{Cover, Scenario};
 use crate::cluster::Settings;
 use crate::workload;
 
@@ -14,7 +14,7 @@ pub fn scenarios() -> Vec<Scenario> {
             nodes: 3,
             ..Settings::default()
         },
-        loads: &[workload::Kind::Send, workload::Kind::Read],
+        loads: &[workload::Workload::Send, workload::Workload::Read],
         rate: 0,
         length: Duration::from_secs(30),
         smoke: Some(Duration::from_secs(5)),
@@ -24,6 +24,6 @@ pub fn scenarios() -> Vec<Scenario> {
             operations_inside: 0,
             leader_changes: 0,
         },
-        script: |stage| Box::pin(async move { stage.rest().await }),
+        script: |nemesis| Box::pin(async move { nemesis.rest().await }),
     }]
 }

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use rand::RngExt as _;
 
-use super::{Cover, Need, Scenario};
+use super::definition::{Cover, Need, Scenario};
 use crate::cluster::{Settings, disk, network};
-use crate::faults::{Ongoing, State};
-use crate::stage::Stage;
+use crate::record::faults::{FaultState, OngoingFault};
+use crate::scenario::nemesis::Nemesis;
 use crate::workload;
 
 /// Snapshots and purges every few seconds, so that power is lost in the middle of them, too.
@@ -25,7 +25,7 @@ pub fn scenarios() -> Vec<Scenario> {
         name: "P1",
         title: "one node loses its power again and again",
         cluster: || on_images(3),
-        loads: &[workload::Kind::Send],
+        loads: &[workload::Workload::Send],
         rate: 1_000,
         length: Duration::from_secs(60),
         smoke: None,
@@ -35,14 +35,14 @@ pub fn scenarios() -> Vec<Scenario> {
             operations_inside: 100,
             leader_changes: 1,
         },
-        script: |stage| Box::pin(one_at_a_time(stage)),
+        script: |nemesis| Box::pin(one_at_a_time(nemesis)),
     };
     vec![
         power.clone(),
         Scenario {
             name: "P2",
             title: "all nodes lose their power at the same instant, again and again",
-            loads: &[workload::Kind::SendBatches],
+            loads: &[workload::Workload::SendBatches],
             rate: 5_000,
             smoke: Some(Duration::from_secs(14)),
             cover: Cover {
@@ -51,7 +51,7 @@ pub fn scenarios() -> Vec<Scenario> {
                 operations_inside: 0,
                 leader_changes: 1,
             },
-            script: |stage| Box::pin(all_at_once(stage)),
+            script: |nemesis| Box::pin(all_at_once(nemesis)),
             ..power.clone()
         },
         Scenario {
@@ -63,14 +63,14 @@ pub fn scenarios() -> Vec<Scenario> {
                 faults: &[("power", 3), ("pause", 6)],
                 ..power.cover
             },
-            script: |stage| Box::pin(split(stage, Apart::Frozen)),
+            script: |nemesis| Box::pin(split(nemesis, Apart::Frozen)),
             ..power.clone()
         },
         Scenario {
             name: "P4",
             title: "a minority is cut off, one of the others loses its power, and only those nodes form the next majority",
             cluster: || Settings {
-                network: network::Kind::cuttable(),
+                network: network::NetworkKind::cuttable(),
                 ..on_images(5)
             },
             length: Duration::from_secs(180),
@@ -78,14 +78,14 @@ pub fn scenarios() -> Vec<Scenario> {
                 faults: &[("power", 3), ("partition", 6)],
                 ..power.cover
             },
-            script: |stage| Box::pin(split(stage, Apart::Cut)),
+            script: |nemesis| Box::pin(split(nemesis, Apart::Cut)),
             ..power.clone()
         },
         Scenario {
             name: "P5",
             title: "a node loses its power while it truncates its log, with slow flushes, and flushes its state",
             cluster: || Settings {
-                shim: true,
+                disk_shim: true,
                 ..on_images(3)
             },
             length: Duration::from_secs(90),
@@ -93,7 +93,7 @@ pub fn scenarios() -> Vec<Scenario> {
                 faults: &[("power", 3), ("pause", 6), ("slow fsync", 3)],
                 ..power.cover
             },
-            script: |stage| Box::pin(take_back(stage)),
+            script: |nemesis| Box::pin(take_back(nemesis)),
             ..power
         },
     ]
@@ -102,7 +102,7 @@ pub fn scenarios() -> Vec<Scenario> {
 fn on_images(nodes: usize) -> Settings {
     Settings {
         nodes,
-        disk: disk::Kind::Images {
+        disk: disk::DiskKind::Images {
             bytes: IMAGE_BYTES,
             memory: true,
         },
@@ -111,30 +111,30 @@ fn on_images(nodes: usize) -> Settings {
     }
 }
 
-async fn one_at_a_time(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(500..2_500).await;
+async fn one_at_a_time(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(500..2_500).await;
         // Half of the time the leader.
-        let node = match stage.random.random_bool(0.5) {
-            true => stage.cluster.leader().await?,
-            false => stage.random.random_range(1..=stage.cluster.nodes()),
+        let node = match nemesis.random.random_bool(0.5) {
+            true => nemesis.cluster.leader().await?,
+            false => nemesis.random.random_range(1..=nemesis.cluster.nodes()),
         };
-        stage.power_cut(&[node]).await?;
+        nemesis.power_cut(&[node]).await?;
     }
     Ok(())
 }
 
-async fn all_at_once(stage: &mut Stage) -> Result<()> {
-    let all: Vec<usize> = (1..=stage.cluster.nodes()).collect();
-    while !stage.over() {
-        stage.pause(1_500..4_000).await;
-        if stage.random.random_bool(0.2) {
+async fn all_at_once(nemesis: &mut Nemesis) -> Result<()> {
+    let all: Vec<usize> = (1..=nemesis.cluster.nodes()).collect();
+    while !nemesis.over() {
+        nemesis.pause(1_500..4_000).await;
+        if nemesis.random.random_bool(0.2) {
             // A second power cut while the nodes start.
-            stage.power_off(&all)?;
-            stage.cluster.launch(&all)?;
-            stage.pause(50..1_000).await;
+            nemesis.power_off(&all)?;
+            nemesis.cluster.launch(&all)?;
+            nemesis.pause(50..1_000).await;
         }
-        stage.power_cut(&all).await?;
+        nemesis.power_cut(&all).await?;
     }
     Ok(())
 }
@@ -148,12 +148,12 @@ enum Apart {
     Cut,
 }
 
-impl Stage {
+impl Nemesis {
     /// Separates these nodes from those, and from no others.
-    fn keep_apart(&mut self, how: Apart, these: &[usize], those: &[usize]) -> Result<Ongoing> {
+    fn separate(&mut self, how: Apart, these: &[usize], those: &[usize]) -> Result<OngoingFault> {
         if how == Apart::Cut {
             let cut = network::Cut::between(these, those);
-            let fault = self.faults.begin("partition", these, cut.to_string());
+            let fault = self.begin_partition(&cut, these);
             self.cluster.network().cut(&cut)?;
             return Ok(fault);
         }
@@ -165,7 +165,7 @@ impl Stage {
     }
 
     /// Reconnects all nodes.
-    fn reunite(&mut self, how: Apart) -> Result<()> {
+    fn reconnect(&mut self, how: Apart) -> Result<()> {
         match how {
             Apart::Cut => self.cluster.network().cut(&network::Cut::default()),
             Apart::Frozen => self.thaw(&self.cluster.running().collect::<Vec<_>>()),
@@ -176,24 +176,24 @@ impl Stage {
 /// The sequence of events in which NATS lost acknowledged messages: a minority misses them, one of the nodes that
 /// have them loses its power and forms a majority with the minority, while the other nodes, which have the messages,
 /// are away.
-async fn split(stage: &mut Stage, how: Apart) -> Result<()> {
-    let alone = ALONE.min(stage.until.saturating_duration_since(Instant::now()) / 6);
-    while !stage.over() {
-        let nodes = stage.shuffled();
+async fn split(nemesis: &mut Nemesis, how: Apart) -> Result<()> {
+    let alone = ALONE.min(nemesis.until.saturating_duration_since(Instant::now()) / 6);
+    while !nemesis.over() {
+        let nodes = nemesis.shuffled();
         let (minority, majority) = nodes.split_at((nodes.len() - 1) / 2);
         let (victim, others) = majority.split_at(1);
-        let first = stage.keep_apart(how, minority, majority)?;
+        let first = nemesis.separate(how, minority, majority)?;
         tokio::time::sleep(alone).await;
-        stage.power_off(victim)?;
-        let second = stage.keep_apart(how, others, &[minority, victim].concat())?;
-        stage.faults.end(first, State::Installed)?;
+        nemesis.power_off(victim)?;
+        let second = nemesis.separate(how, others, &[minority, victim].concat())?;
+        nemesis.faults.end(first, FaultState::Installed)?;
         // The nodes that serve now are a majority without the others.
-        stage.recover_from_power(victim).await?;
+        nemesis.recover_from_power(victim).await?;
         tokio::time::sleep(ELSEWHERE).await;
-        stage.reunite(how)?;
-        stage.faults.end(second, State::Installed)?;
-        stage.cluster.await_ready(&nodes).await?;
-        stage.pause(500..1_500).await;
+        nemesis.reconnect(how)?;
+        nemesis.faults.end(second, FaultState::Installed)?;
+        nemesis.cluster.await_ready(&nodes).await?;
+        nemesis.pause(500..1_500).await;
     }
     Ok(())
 }
@@ -202,44 +202,44 @@ async fn split(stage: &mut Stage, how: Apart) -> Result<()> {
 /// the others continue in a new term. When it continues it must truncate its log, and at that moment, while its state
 /// is being flushed, it loses its power. If its state became durable before the truncation did, the node could never
 /// start again.
-async fn take_back(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        let leader = stage.cluster.leader().await?;
-        let others: Vec<usize> = (1..=stage.cluster.nodes()).filter(|node| *node != leader).collect();
-        let alone = stage.faults.begin("pause", &others, "the leader appends alone");
-        stage.freeze(&others)?;
-        stage.pause(300..1_000).await;
-        let behind = stage
+async fn take_back(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        let leader = nemesis.cluster.leader().await?;
+        let others: Vec<usize> = (1..=nemesis.cluster.nodes()).filter(|node| *node != leader).collect();
+        let alone = nemesis.faults.begin("pause", &others, "the leader appends alone");
+        nemesis.freeze(&others)?;
+        nemesis.pause(300..1_000).await;
+        let behind = nemesis
             .faults
             .begin("pause", &[leader], "the others continue in a new term");
-        stage.freeze(&[leader])?;
-        stage.thaw(&others)?;
-        stage.faults.end(alone, State::Installed)?;
-        stage.leader_besides(leader).await?;
-        stage.pause(500..1_500).await;
-        let ms = stage.random.random_range(100..1_000);
-        let slow = stage.faults.begin("slow fsync", &[leader], format!("{ms} ms"));
-        stage
+        nemesis.freeze(&[leader])?;
+        nemesis.thaw(&others)?;
+        nemesis.faults.end(alone, FaultState::Installed)?;
+        nemesis.leader_other_than(leader).await?;
+        nemesis.pause(500..1_500).await;
+        let ms = nemesis.random.random_range(100..1_000);
+        let slow = nemesis.faults.begin("slow fsync", &[leader], format!("{ms} ms"));
+        nemesis
             .cluster
-            .spoil(leader, &format!("fsync shards/0/log/ delay-ms {ms}"))
+            .set_disk_faults(leader, &format!("fsync shards/0/log/ delay-ms {ms}"))
             .await?;
-        stage.thaw(&[leader])?;
-        stage.faults.end(behind, State::Installed)?;
-        let flush = flush_state(stage, leader)?;
-        stage.pause(1..1_200).await;
-        stage.power_off(&[leader])?;
+        nemesis.thaw(&[leader])?;
+        nemesis.faults.end(behind, FaultState::Installed)?;
+        let flush = flush_state(nemesis, leader)?;
+        nemesis.pause(1..1_200).await;
+        nemesis.power_off(&[leader])?;
         flush.abort();
-        stage.cluster.spoil(leader, "").await?;
-        stage.faults.end(slow, State::Installed)?;
-        stage.recover_from_power(&[leader]).await?;
-        stage.pause(200..800).await;
+        nemesis.cluster.set_disk_faults(leader, "").await?;
+        nemesis.faults.end(slow, FaultState::Installed)?;
+        nemesis.recover_from_power(&[leader]).await?;
+        nemesis.pause(200..800).await;
     }
     Ok(())
 }
 
 /// Requests one snapshot after the other from a node; each flushes its state.
-fn flush_state(stage: &Stage, node: usize) -> Result<tokio::task::JoinHandle<()>> {
-    let admin = stage.world.node(node, &stage.world.admin_key, "")?;
+fn flush_state(nemesis: &Nemesis, node: usize) -> Result<tokio::task::JoinHandle<()>> {
+    let admin = nemesis.ctx.node(node, &nemesis.ctx.admin_key, "")?;
     Ok(tokio::spawn(async move {
         loop {
             // Errors are ignored: the node refuses while it installs a snapshot, and does not answer without power.

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Cover, Scenario, five, three};
+use super::definition::{Cover, Scenario, five, three};
 use crate::cluster::Settings;
 use crate::cluster::network::{self, Cut};
-use crate::faults::State;
-use crate::stage::Stage;
+use crate::record::faults::FaultState;
+use crate::scenario::nemesis::Nemesis;
 use crate::workload;
 
-const LOADS: &[workload::Kind] = &[workload::Kind::Send, workload::Kind::Read];
+const LOADS: &[workload::Workload] = &[workload::Workload::Send, workload::Workload::Read];
 /// The longest time that a process is stopped.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
@@ -38,17 +38,17 @@ fn kills() -> Vec<Scenario> {
         smoke: Some(Duration::from_secs(10)),
         needs: &[],
         cover: killed(3, 3),
-        script: |stage| Box::pin(kill_leaders(stage)),
+        script: |nemesis| Box::pin(kill_leaders(nemesis)),
     };
     vec![
         k1.clone(),
         Scenario {
             name: "K2",
             title: "kill -9 of a follower, again and again",
-            loads: &[workload::Kind::Mixed],
+            loads: &[workload::Workload::Mixed],
             smoke: None,
             cover: killed(3, 0),
-            script: |stage| Box::pin(kill_followers(stage)),
+            script: |nemesis| Box::pin(kill_followers(nemesis)),
             ..k1.clone()
         },
         Scenario {
@@ -57,16 +57,16 @@ fn kills() -> Vec<Scenario> {
             cluster: five,
             smoke: None,
             cover: killed(2, 1),
-            script: |stage| Box::pin(kill_majorities(stage)),
+            script: |nemesis| Box::pin(kill_majorities(nemesis)),
             ..k1.clone()
         },
         Scenario {
             name: "K4",
             title: "kill -9 of all nodes at once",
-            loads: &[workload::Kind::SendBatches, workload::Kind::Read],
+            loads: &[workload::Workload::SendBatches, workload::Workload::Read],
             smoke: None,
             cover: killed(2, 1),
-            script: |stage| Box::pin(kill_all(stage)),
+            script: |nemesis| Box::pin(kill_all(nemesis)),
             ..k1
         },
     ]
@@ -88,7 +88,7 @@ fn pauses() -> Vec<Scenario> {
         smoke: None,
         needs: &[],
         cover: paused(1),
-        script: |stage| Box::pin(pause_leaders(stage)),
+        script: |nemesis| Box::pin(pause_leaders(nemesis)),
     };
     vec![
         f1.clone(),
@@ -96,7 +96,7 @@ fn pauses() -> Vec<Scenario> {
             name: "F2",
             title: "a follower is stopped for 0.2 to 30 s and continues",
             cover: paused(0),
-            script: |stage| Box::pin(pause_followers(stage)),
+            script: |nemesis| Box::pin(pause_followers(nemesis)),
             ..f1.clone()
         },
         Scenario {
@@ -105,21 +105,21 @@ fn pauses() -> Vec<Scenario> {
             rate: 1_000,
             smoke: Some(Duration::from_secs(10)),
             cover: paused(3),
-            script: |stage| Box::pin(wake_old_leaders(stage)),
+            script: |nemesis| Box::pin(wake_old_leaders(nemesis)),
             ..f1.clone()
         },
         Scenario {
             name: "F4",
             title: "a busy leader that is cut off reconnects while it believes to be the leader",
             cluster: cut_three,
-            loads: &[workload::Kind::SendBatches],
+            loads: &[workload::Workload::SendBatches],
             rate: 5_000,
             cover: Cover {
                 faults: &[("partition", 3)],
                 operations_inside: 20,
                 leader_changes: 3,
             },
-            script: |stage| Box::pin(heal_busy_leaders(stage)),
+            script: |nemesis| Box::pin(heal_busy_leaders(nemesis)),
             ..f1.clone()
         },
         Scenario {
@@ -130,7 +130,7 @@ fn pauses() -> Vec<Scenario> {
                 operations_inside: 100,
                 leader_changes: 1,
             },
-            script: |stage| Box::pin(restart_in_turn(stage)),
+            script: |nemesis| Box::pin(restart_in_turn(nemesis)),
             ..f1
         },
     ]
@@ -138,108 +138,108 @@ fn pauses() -> Vec<Scenario> {
 
 fn cut_three() -> Settings {
     Settings {
-        network: network::Kind::cuttable(),
+        network: network::NetworkKind::cuttable(),
         ..three()
     }
 }
 
-async fn kill_leaders(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(200..1_500).await;
-        let leader = stage.leader().await?;
-        stage.kill_for(&[leader], 200..1_500).await?;
+async fn kill_leaders(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(200..1_500).await;
+        let leader = nemesis.leader().await?;
+        nemesis.kill_for(&[leader], 200..1_500).await?;
     }
     Ok(())
 }
 
-async fn kill_followers(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(200..1_000).await;
-        let leader = stage.leader().await?;
-        let follower = stage.others(leader)[0];
-        stage.kill_for(&[follower], 200..1_500).await?;
+async fn kill_followers(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(200..1_000).await;
+        let leader = nemesis.leader().await?;
+        let follower = nemesis.others(leader)[0];
+        nemesis.kill_for(&[follower], 200..1_500).await?;
     }
     Ok(())
 }
 
-async fn kill_majorities(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(500..1_500).await;
-        let nodes = stage.shuffled();
-        stage.kill_for(&nodes[..nodes.len() / 2 + 1], 200..1_500).await?;
+async fn kill_majorities(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(500..1_500).await;
+        let nodes = nemesis.shuffled();
+        nemesis.kill_for(&nodes[..nodes.len() / 2 + 1], 200..1_500).await?;
     }
     Ok(())
 }
 
-async fn kill_all(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(500..1_500).await;
-        let nodes = stage.shuffled();
-        stage.kill_for(&nodes, 100..500).await?;
+async fn kill_all(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(500..1_500).await;
+        let nodes = nemesis.shuffled();
+        nemesis.kill_for(&nodes, 100..500).await?;
     }
     Ok(())
 }
 
-async fn pause_leaders(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(300..1_500).await;
-        let leader = stage.leader().await?;
-        let ms = stage.some_ms(PAUSE_MAX);
-        stage.pause_for(&[leader], ms).await?;
+async fn pause_leaders(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(300..1_500).await;
+        let leader = nemesis.leader().await?;
+        let ms = nemesis.random_duration(PAUSE_MAX);
+        nemesis.pause_for(&[leader], ms).await?;
     }
     Ok(())
 }
 
-async fn pause_followers(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(200..1_000).await;
-        let leader = stage.leader().await?;
-        let follower = stage.others(leader)[0];
-        let ms = stage.some_ms(PAUSE_MAX);
-        stage.pause_for(&[follower], ms).await?;
+async fn pause_followers(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(200..1_000).await;
+        let leader = nemesis.leader().await?;
+        let follower = nemesis.others(leader)[0];
+        let ms = nemesis.random_duration(PAUSE_MAX);
+        nemesis.pause_for(&[follower], ms).await?;
     }
     Ok(())
 }
 
-async fn wake_old_leaders(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(300..1_000).await;
-        let leader = stage.leader().await?;
-        let fault = stage.faults.begin("pause", &[leader], "until another leads");
-        stage.cluster.pause(leader)?;
-        stage.leader_besides(leader).await?;
-        stage.pause(0..500).await;
-        stage.cluster.resume(leader)?;
-        stage.faults.end(fault, State::Installed)?;
+async fn wake_old_leaders(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(300..1_000).await;
+        let leader = nemesis.leader().await?;
+        let fault = nemesis.faults.begin("pause", &[leader], "until another leads");
+        nemesis.cluster.pause(leader)?;
+        nemesis.leader_other_than(leader).await?;
+        nemesis.pause(0..500).await;
+        nemesis.cluster.resume(leader)?;
+        nemesis.faults.end(fault, FaultState::Installed)?;
     }
     Ok(())
 }
 
 /// Clients reach the leader all the time. It is stopped at the moment at which it could hear of the new leader, so
 /// that all messages arrive at once.
-async fn heal_busy_leaders(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(500..1_500).await;
-        let leader = stage.leader().await?;
-        let cut = Cut::between(&[leader], &stage.others(leader));
-        let fault = stage.faults.begin("partition", &cut.nodes(), cut.to_string());
-        stage.cluster.network().cut(&cut)?;
-        stage.leader_besides(leader).await?;
-        stage.pause(0..1_000).await;
-        stage.cluster.pause(leader)?;
-        stage.cluster.network().cut(&Cut::default())?;
-        stage.pause(50..400).await;
-        stage.cluster.resume(leader)?;
-        stage.faults.end(fault, State::Installed)?;
+async fn heal_busy_leaders(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(500..1_500).await;
+        let leader = nemesis.leader().await?;
+        let cut = Cut::between(&[leader], &nemesis.others(leader));
+        let fault = nemesis.begin_partition(&cut, &cut.nodes());
+        nemesis.cluster.network().cut(&cut)?;
+        nemesis.leader_other_than(leader).await?;
+        nemesis.pause(0..1_000).await;
+        nemesis.cluster.pause(leader)?;
+        nemesis.cluster.network().cut(&Cut::default())?;
+        nemesis.pause(50..400).await;
+        nemesis.cluster.resume(leader)?;
+        nemesis.faults.end(fault, FaultState::Installed)?;
     }
     Ok(())
 }
 
-async fn restart_in_turn(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        for node in stage.shuffled() {
-            stage.pause(300..1_000).await;
-            stage.restart(node).await?;
+async fn restart_in_turn(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        for node in nemesis.shuffled() {
+            nemesis.pause(300..1_000).await;
+            nemesis.restart(node).await?;
         }
     }
     Ok(())

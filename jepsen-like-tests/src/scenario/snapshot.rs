@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use rand::RngExt as _;
 
-use super::{Cover, Scenario, three};
+use super::definition::{Cover, Scenario, three};
 use crate::cluster::Settings;
 use crate::cluster::network::{self, Cut};
-use crate::faults::{Ongoing, State};
-use crate::stage::Stage;
+use crate::record::faults::{FaultState, OngoingFault};
+use crate::scenario::nemesis::Nemesis;
 use crate::workload;
 
-const LOADS: &[workload::Kind] = &[workload::Kind::Send, workload::Kind::Read];
+const LOADS: &[workload::Workload] = &[workload::Workload::Send, workload::Workload::Read];
 /// Time limit for nodes to purge their logs, or for a node to report that it has a snapshot.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -34,7 +34,7 @@ pub fn scenarios() -> Vec<Scenario> {
             operations_inside: 100,
             leader_changes: 0,
         },
-        script: |stage| Box::pin(fall_behind(stage)),
+        script: |nemesis| Box::pin(fall_behind(nemesis)),
     };
     vec![
         s1.clone(),
@@ -50,7 +50,7 @@ pub fn scenarios() -> Vec<Scenario> {
                 faults: &[("kill", 6)],
                 ..s1.cover
             },
-            script: |stage| Box::pin(kill_in_the_middle(stage)),
+            script: |nemesis| Box::pin(kill_in_the_middle(nemesis)),
             ..s1.clone()
         },
         Scenario {
@@ -67,64 +67,66 @@ pub fn scenarios() -> Vec<Scenario> {
                 operations_inside: 0,
                 leader_changes: 0,
             },
-            script: |stage| Box::pin(idle_leader(stage)),
+            script: |nemesis| Box::pin(idle_leader(nemesis)),
             ..s1.clone()
         },
         Scenario {
             name: "S4",
             title: "snapshots on both sides of a partition",
             cluster: || Settings {
-                network: network::Kind::cuttable(),
+                network: network::NetworkKind::cuttable(),
                 config: "[raft]\nlog_entries_kept = 20\n".to_owned(),
                 ..three()
             },
-            script: |stage| Box::pin(part_and_snapshot(stage)),
+            script: |nemesis| Box::pin(part_and_snapshot(nemesis)),
             ..s1
         },
     ]
 }
 
-async fn fall_behind(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(300..1_000).await;
-        let node = stage.shuffled()[0];
-        let fault = stage.faults.begin("lag", &[node], "");
-        let purged = leave_behind(stage, node).await?;
-        stage.cluster.restart(node).await?;
-        end(stage, fault, node, 0, purged).await?;
+async fn fall_behind(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(300..1_000).await;
+        let node = nemesis.shuffled()[0];
+        let fault = nemesis.faults.begin("lag", &[node], "");
+        let purged = leave_behind(nemesis, node).await?;
+        nemesis.cluster.restart(node).await?;
+        end(nemesis, fault, node, 0, purged).await?;
     }
     Ok(())
 }
 
 /// Kills a node and takes snapshots on the others until their logs begin after its last entry. Returns false if they
 /// never did.
-async fn leave_behind(stage: &mut Stage, node: usize) -> Result<bool> {
-    stage.cluster.kill(node)?;
-    purge_without(stage, node).await
+async fn leave_behind(nemesis: &mut Nemesis, node: usize) -> Result<bool> {
+    nemesis.cluster.kill(node)?;
+    purge_without(nemesis, node).await
 }
 
 /// Takes snapshots on all nodes but one that is away, until their logs begin after its last entry.
-async fn purge_without(stage: &mut Stage, away: usize) -> Result<bool> {
-    stage.leader_besides(away).await?;
+async fn purge_without(nemesis: &mut Nemesis, away: usize) -> Result<bool> {
+    nemesis.leader_other_than(away).await?;
     // After this the reports of the others are younger than the moment at which the node went away.
-    stage.pause(250..400).await;
-    let others = stage.others(away);
-    let lasts = others.iter().filter_map(|node| Some(stage.watch.sample(*node)?.last));
+    nemesis.pause(250..400).await;
+    let others = nemesis.others(away);
+    let lasts = others
+        .iter()
+        .filter_map(|node| Some(nemesis.monitor.sample(*node)?.last));
     let last = lasts.max().unwrap_or(0);
-    purge_past(stage, &others, last).await
+    purge_past(nemesis, &others, last).await
 }
 
 /// Takes snapshots on these nodes until their logs begin after an entry.
-async fn purge_past(stage: &mut Stage, nodes: &[usize], index: u64) -> Result<bool> {
+async fn purge_past(nemesis: &mut Nemesis, nodes: &[usize], index: u64) -> Result<bool> {
     let deadline = Instant::now() + PATIENCE;
-    let purged = |stage: &Stage, node: usize| stage.watch.sample(node).is_some_and(|s| s.purged > index);
+    let purged = |nemesis: &Nemesis, node: usize| nemesis.monitor.sample(node).is_some_and(|s| s.purged > index);
     while Instant::now() < deadline {
         for node in nodes {
             // Refused while another snapshot is taken.
-            let _ = stage.world.node(*node, &stage.world.admin_key, "")?.snapshot().await;
+            let _ = nemesis.ctx.node(*node, &nemesis.ctx.admin_key, "")?.snapshot().await;
         }
-        stage.pause(150..300).await;
-        if nodes.iter().all(|node| purged(stage, *node)) {
+        nemesis.pause(150..300).await;
+        if nodes.iter().all(|node| purged(nemesis, *node)) {
             return Ok(true);
         }
     }
@@ -132,89 +134,89 @@ async fn purge_past(stage: &mut Stage, nodes: &[usize], index: u64) -> Result<bo
 }
 
 /// Ends a fault, which happened if the node has received more snapshots than `before`.
-async fn end(stage: &mut Stage, fault: Ongoing, node: usize, before: u64, purged: bool) -> Result<()> {
+async fn end(nemesis: &mut Nemesis, fault: OngoingFault, node: usize, before: u64, purged: bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    let got = |stage: &Stage| stage.watch.sample(node).is_some_and(|s| s.installed > before);
-    while !got(stage) && Instant::now() < deadline {
-        stage.pause(50..100).await;
+    let got = |nemesis: &Nemesis| nemesis.monitor.sample(node).is_some_and(|s| s.installed > before);
+    while !got(nemesis) && Instant::now() < deadline {
+        nemesis.pause(50..100).await;
     }
-    let state = match purged && got(stage) {
-        true => State::Installed,
-        false => State::Indeterminate,
+    let state = match purged && got(nemesis) {
+        true => FaultState::Installed,
+        false => FaultState::Indeterminate,
     };
-    stage.faults.end(fault, state)
+    nemesis.faults.end(fault, state)
 }
 
-async fn kill_in_the_middle(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(300..800).await;
-        kill_taking(stage).await?;
-        let node = stage.shuffled()[0];
-        leave_behind(stage, node).await?;
-        stage.cluster.launch(&[node])?;
+async fn kill_in_the_middle(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(300..800).await;
+        kill_taking(nemesis).await?;
+        let node = nemesis.shuffled()[0];
+        leave_behind(nemesis, node).await?;
+        nemesis.cluster.launch(&[node])?;
         // A start takes some hundred milliseconds, the transfer after it some more.
-        stage.pause(100..1_200).await;
-        let victim = match stage.random.random_bool(0.7) {
+        nemesis.pause(100..1_200).await;
+        let victim = match nemesis.random.random_bool(0.7) {
             true => node,
-            false => stage.leader_besides(node).await?,
+            false => nemesis.leader_other_than(node).await?,
         };
-        stage.kill_for(&[victim], 0..500).await?;
-        stage.cluster.await_ready(&[node]).await?;
+        nemesis.kill_for(&[victim], 0..500).await?;
+        nemesis.cluster.await_ready(&[node]).await?;
     }
     Ok(())
 }
 
 /// Kills a node while it takes a snapshot.
-async fn kill_taking(stage: &mut Stage) -> Result<()> {
-    let node = stage.shuffled()[0];
-    let client = stage.world.node(node, &stage.world.admin_key, "")?;
+async fn kill_taking(nemesis: &mut Nemesis) -> Result<()> {
+    let node = nemesis.shuffled()[0];
+    let client = nemesis.ctx.node(node, &nemesis.ctx.admin_key, "")?;
     let taking = tokio::spawn(async move { client.snapshot().await });
-    stage.pause(0..40).await;
-    stage.kill_for(&[node], 0..500).await?;
+    nemesis.pause(0..40).await;
+    nemesis.kill_for(&[node], 0..500).await?;
     // The outcome is unknown and does not matter.
     let _ = taking.await;
     Ok(())
 }
 
-async fn idle_leader(stage: &mut Stage) -> Result<()> {
+async fn idle_leader(nemesis: &mut Nemesis) -> Result<()> {
     for turn in 0.. {
-        if stage.over() {
+        if nemesis.over() {
             break;
         }
-        stage.pause(300..1_000).await;
-        let leader = stage.leader().await?;
-        let node = stage.others(leader)[0];
-        let fault = stage.faults.begin("lag", &[node], "all purged");
-        stage.cluster.kill(node)?;
+        nemesis.pause(300..1_000).await;
+        let leader = nemesis.leader().await?;
+        let node = nemesis.others(leader)[0];
+        let fault = nemesis.faults.begin("lag", &[node], "all purged");
+        nemesis.cluster.kill(node)?;
         // The node does not have this entry.
-        stage.world.team(&format!("turn-{turn}"), None).await?;
-        stage.pause(300..500).await;
-        let last = stage.watch.sample(leader).map_or(0, |sample| sample.last);
-        let others = stage.others(node);
-        let purged = purge_past(stage, &others, last.saturating_sub(1)).await?;
-        stage.cluster.restart(node).await?;
-        end(stage, fault, node, 0, purged).await?;
+        nemesis.ctx.team(&format!("turn-{turn}"), None).await?;
+        nemesis.pause(300..500).await;
+        let last = nemesis.monitor.sample(leader).map_or(0, |sample| sample.last);
+        let others = nemesis.others(node);
+        let purged = purge_past(nemesis, &others, last.saturating_sub(1)).await?;
+        nemesis.cluster.restart(node).await?;
+        end(nemesis, fault, node, 0, purged).await?;
     }
     Ok(())
 }
 
-async fn part_and_snapshot(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(500..1_500).await;
-        let node = match stage.random.random_bool(0.5) {
-            true => stage.leader().await?,
-            false => stage.shuffled()[0],
+async fn part_and_snapshot(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(500..1_500).await;
+        let node = match nemesis.random.random_bool(0.5) {
+            true => nemesis.leader().await?,
+            false => nemesis.shuffled()[0],
         };
-        let before = stage.watch.sample(node).map_or(0, |sample| sample.installed);
-        let others = stage.others(node);
-        let fault = stage.faults.begin("lag", &[node], "cut off");
-        stage.cluster.network().cut(&Cut::between(&[node], &others))?;
-        let alone = stage.world.node(node, &stage.world.admin_key, "")?;
+        let before = nemesis.monitor.sample(node).map_or(0, |sample| sample.installed);
+        let others = nemesis.others(node);
+        let fault = nemesis.faults.begin("lag", &[node], "cut off");
+        nemesis.cluster.network().cut(&Cut::between(&[node], &others))?;
+        let alone = nemesis.ctx.node(node, &nemesis.ctx.admin_key, "")?;
         // The node may refuse to take a snapshot of what it has.
         let _ = alone.snapshot().await;
-        let purged = purge_without(stage, node).await?;
-        stage.cluster.network().cut(&Cut::default())?;
-        end(stage, fault, node, before, purged).await?;
+        let purged = purge_without(nemesis, node).await?;
+        nemesis.cluster.network().cut(&Cut::default())?;
+        end(nemesis, fault, node, before, purged).await?;
     }
     Ok(())
 }

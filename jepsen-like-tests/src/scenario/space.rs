@@ -9,10 +9,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use rand::RngExt;
 
-use super::{Cover, Need, Scenario};
+use super::definition::{Cover, Need, Scenario};
 use crate::cluster::{Settings, disk};
-use crate::faults::State;
-use crate::stage::Stage;
+use crate::record::faults::FaultState;
+use crate::scenario::nemesis::Nemesis;
 use crate::workload;
 
 /// How long a node may run after its disk has failed. The promise is one second; an overloaded machine may be late.
@@ -31,10 +31,10 @@ pub fn scenarios() -> Vec<Scenario> {
         title,
         cluster: || Settings {
             nodes: 3,
-            shim: true,
+            disk_shim: true,
             ..Settings::default()
         },
-        loads: &[workload::Kind::Send],
+        loads: &[workload::Workload::Send],
         rate: 1_000,
         length: Duration::from_secs(60),
         smoke: None,
@@ -49,11 +49,11 @@ pub fn scenarios() -> Vec<Scenario> {
     let full = Scenario {
         cluster: || Settings {
             nodes: 3,
-            disk: disk::Kind::Images {
+            disk: disk::DiskKind::Images {
                 bytes: DISK_BYTES,
                 memory: true,
             },
-            shim: true,
+            disk_shim: true,
             config: SMALL_DISK.to_owned(),
             ..Settings::default()
         },
@@ -63,7 +63,7 @@ pub fn scenarios() -> Vec<Scenario> {
             "E1",
             "a disk is full and then has room again",
             &[("full", 3)],
-            |stage| Box::pin(full(stage)),
+            |nemesis| Box::pin(full(nemesis)),
         )
     };
     vec![
@@ -72,24 +72,24 @@ pub fn scenarios() -> Vec<Scenario> {
             "E2",
             "one flush or write fails, of the leader or of a follower",
             &[("eio", 3)],
-            |stage| Box::pin(failing(stage)),
+            |nemesis| Box::pin(failing(nemesis)),
         ),
         of(
             "E3",
             "flushes take 1 to 5 s, on the leader or on a follower",
             &[("slow fsync", 3)],
-            |stage| Box::pin(slow(stage)),
+            |nemesis| Box::pin(slow(nemesis)),
         ),
         of(
             "E4",
             "a disk becomes read-only and then writable again",
             &[("erofs", 3)],
-            |stage| Box::pin(read_only(stage)),
+            |nemesis| Box::pin(read_only(nemesis)),
         ),
     ]
 }
 
-impl Stage {
+impl Nemesis {
     /// The leader and a follower in turns.
     async fn next_disk(&mut self, round: usize) -> Result<usize> {
         let leader = self.cluster.leader().await?;
@@ -124,41 +124,41 @@ impl Stage {
             self.pause(200..1_000).await;
         }
         std::fs::remove_file(&filler)?;
-        self.faults.end(fault, State::Installed)
+        self.faults.end(fault, FaultState::Installed)
     }
 
     /// Injects a disk fault until the node has ended. If it lasts, another start of the node must fail, too.
     async fn fail_disk(&mut self, node: usize, kind: &str, rules: &str, lasting: bool) -> Result<()> {
         let fault = self.faults.begin(kind, &[node], rules);
-        self.cluster.spoil(node, rules).await?;
+        self.cluster.set_disk_faults(node, rules).await?;
         self.ends(node).await?;
         if lasting {
             self.cluster.launch(&[node])?;
             self.ends(node).await?;
             self.pause(200..1_000).await;
         }
-        self.cluster.spoil(node, "").await?;
+        self.cluster.set_disk_faults(node, "").await?;
         self.cluster.launch(&[node])?;
         self.cluster.await_ready(&[node]).await?;
-        self.faults.end(fault, State::Installed)
+        self.faults.end(fault, FaultState::Installed)
     }
 }
 
 /// In turns: a nearly full disk, on which writes are refused and the node goes on; a full disk, on which the node is
 /// killed and starts with nothing but its ballast; and errors without a warning.
-async fn full(stage: &mut Stage) -> Result<()> {
+async fn full(nemesis: &mut Nemesis) -> Result<()> {
     for round in 0.. {
-        if stage.over() {
+        if nemesis.over() {
             break;
         }
-        stage.pause(200..1_500).await;
-        let node = stage.next_disk(round).await?;
+        nemesis.pause(200..1_500).await;
+        let node = nemesis.next_disk(round).await?;
         match round % 3 {
-            0 => stage.fill_disk(node, 12 << 20).await?,
-            1 => stage.fill_disk(node, 0).await?,
+            0 => nemesis.fill_disk(node, 12 << 20).await?,
+            1 => nemesis.fill_disk(node, 0).await?,
             _ => {
                 let rules = format!("write {DATABASES} enospc\nallocate {DATABASES} enospc\nopen {DATABASES} enospc");
-                stage.fail_disk(node, "full", &rules, true).await?;
+                nemesis.fail_disk(node, "full", &rules, true).await?;
             }
         }
     }
@@ -184,46 +184,46 @@ fn fill(path: &Path, left: u64) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
-async fn failing(stage: &mut Stage) -> Result<()> {
+async fn failing(nemesis: &mut Nemesis) -> Result<()> {
     for round in 0.. {
-        if stage.over() {
+        if nemesis.over() {
             break;
         }
-        stage.pause(200..1_500).await;
-        let node = stage.next_disk(round).await?;
-        let what = ["fsync", "fsync", "write"][stage.random.random_range(0..3)];
+        nemesis.pause(200..1_500).await;
+        let node = nemesis.next_disk(round).await?;
+        let what = ["fsync", "fsync", "write"][nemesis.random.random_range(0..3)];
         let rules = format!("{what} {DATABASES}0/log/ eio-once");
-        stage.fail_disk(node, "eio", &rules, false).await?;
+        nemesis.fail_disk(node, "eio", &rules, false).await?;
     }
     Ok(())
 }
 
-async fn slow(stage: &mut Stage) -> Result<()> {
+async fn slow(nemesis: &mut Nemesis) -> Result<()> {
     for round in 0.. {
-        if stage.over() {
+        if nemesis.over() {
             break;
         }
-        stage.pause(200..1_500).await;
-        let node = stage.next_disk(round).await?;
-        let ms = stage.random.random_range(1_000..5_000);
+        nemesis.pause(200..1_500).await;
+        let node = nemesis.next_disk(round).await?;
+        let ms = nemesis.random.random_range(1_000..5_000);
         let rules = format!("fsync {DATABASES}0/log/ delay-ms {ms}");
-        let fault = stage.faults.begin("slow fsync", &[node], rules.as_str());
-        stage.cluster.spoil(node, &rules).await?;
-        stage.pause(1_000..4_000).await;
-        stage.cluster.spoil(node, "").await?;
-        stage.faults.end(fault, State::Installed)?;
+        let fault = nemesis.faults.begin("slow fsync", &[node], rules.as_str());
+        nemesis.cluster.set_disk_faults(node, &rules).await?;
+        nemesis.pause(1_000..4_000).await;
+        nemesis.cluster.set_disk_faults(node, "").await?;
+        nemesis.faults.end(fault, FaultState::Installed)?;
     }
     Ok(())
 }
 
-async fn read_only(stage: &mut Stage) -> Result<()> {
+async fn read_only(nemesis: &mut Nemesis) -> Result<()> {
     for round in 0.. {
-        if stage.over() {
+        if nemesis.over() {
             break;
         }
-        stage.pause(200..1_500).await;
-        let node = stage.next_disk(round).await?;
-        stage
+        nemesis.pause(200..1_500).await;
+        let node = nemesis.next_disk(round).await?;
+        nemesis
             .fail_disk(node, "erofs", &format!("* {DATABASES} erofs"), true)
             .await?;
     }

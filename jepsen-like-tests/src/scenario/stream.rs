@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Cover, Scenario, three};
-use crate::faults::State;
-use crate::stage::Stage;
-use crate::workload::Kind;
+use super::definition::{Cover, Scenario, three};
+use crate::record::faults::FaultState;
+use crate::scenario::nemesis::Nemesis;
+use crate::workload::Workload;
 use crate::workload::stream::Mix;
 
 /// How long a follower is stopped; the handshake of a client that connects meanwhile waits for it.
@@ -19,7 +19,7 @@ const STOP_MS: std::ops::Range<u64> = 1_000..4_000;
 pub fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario {
-            script: |stage| Box::pin(stage.kill_leaders_now_and_then()),
+            script: |nemesis| Box::pin(nemesis.kill_leaders_repeatedly()),
             ..row(
                 "W2",
                 "clients that acknowledge seqs that do not exist yet",
@@ -29,11 +29,11 @@ pub fn scenarios() -> Vec<Scenario> {
         },
         Scenario {
             rate: 200,
-            script: |stage| Box::pin(async move { stage.rest().await }),
+            script: |nemesis| Box::pin(async move { nemesis.rest().await }),
             ..row("W3", "slow readers, and readers that stop reading", SLOW, &[])
         },
         Scenario {
-            script: |stage| Box::pin(stop_followers(stage)),
+            script: |nemesis| Box::pin(stop_followers(nemesis)),
             ..row(
                 "W4",
                 "sessions resumed on a node that is behind",
@@ -43,7 +43,7 @@ pub fn scenarios() -> Vec<Scenario> {
         },
         Scenario {
             smoke: Some(Duration::from_secs(8)),
-            script: |stage| Box::pin(change_leaders(stage)),
+            script: |nemesis| Box::pin(change_leaders(nemesis)),
             ..row(
                 "W5",
                 "a new leader during sessions, by hand-over or by kill -9",
@@ -52,22 +52,22 @@ pub fn scenarios() -> Vec<Scenario> {
             )
         },
         Scenario {
-            script: |stage| Box::pin(stage.kill_leaders_now_and_then()),
+            script: |nemesis| Box::pin(nemesis.kill_leaders_repeatedly()),
             ..row("W6", "cursors in which a letter is wrong", SPOILT, &[("kill", 1)])
         },
     ]
 }
 
-const TAILS: &[Kind] = &[Kind::Stream(Mix::Tails)];
-const SLOW: &[Kind] = &[Kind::Stream(Mix::Slow)];
-const AHEAD: &[Kind] = &[Kind::Stream(Mix::Ahead)];
-const SPOILT: &[Kind] = &[Kind::Stream(Mix::Spoilt)];
+const TAILS: &[Workload] = &[Workload::Stream(Mix::Tails)];
+const SLOW: &[Workload] = &[Workload::Stream(Mix::Slow)];
+const AHEAD: &[Workload] = &[Workload::Stream(Mix::Ahead)];
+const SPOILT: &[Workload] = &[Workload::Stream(Mix::InvalidCursors)];
 
 /// The defaults of these scenarios.
 fn row(
     name: &'static str,
     title: &'static str,
-    loads: &'static [Kind],
+    loads: &'static [Workload],
     faults: &'static [(&'static str, u64)],
 ) -> Scenario {
     Scenario {
@@ -84,36 +84,36 @@ fn row(
             operations_inside: 0,
             leader_changes: 0,
         },
-        script: |stage| Box::pin(async move { stage.rest().await }),
+        script: |nemesis| Box::pin(async move { nemesis.rest().await }),
     }
 }
 
 /// Stops followers. A client that connects to a stopped node gets its greeting when the node continues, behind the
 /// others.
-async fn stop_followers(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(200..1_000).await;
-        let leader = stage.leader().await?;
-        let follower = leader % stage.cluster.nodes() + 1;
-        stage.pause_for(&[follower], STOP_MS).await?;
+async fn stop_followers(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(200..1_000).await;
+        let leader = nemesis.leader().await?;
+        let follower = leader % nemesis.cluster.nodes() + 1;
+        nemesis.pause_for(&[follower], STOP_MS).await?;
     }
     Ok(())
 }
 
-async fn change_leaders(stage: &mut Stage) -> Result<()> {
+async fn change_leaders(nemesis: &mut Nemesis) -> Result<()> {
     for count in 0_u32.. {
-        if stage.over() {
+        if nemesis.over() {
             break;
         }
-        stage.pause(300..1_500).await;
-        let leader = stage.leader().await?;
+        nemesis.pause(300..1_500).await;
+        let leader = nemesis.leader().await?;
         if count.is_multiple_of(2) {
-            let next = leader % stage.cluster.nodes() + 1;
-            let fault = stage.faults.begin("transfer", &[leader, next], "");
-            stage.cluster.transfer(next).await?;
-            stage.faults.end(fault, State::Installed)?;
+            let next = leader % nemesis.cluster.nodes() + 1;
+            let fault = nemesis.faults.begin("transfer", &[leader, next], "");
+            nemesis.cluster.transfer(next).await?;
+            nemesis.faults.end(fault, FaultState::Installed)?;
         } else {
-            stage.kill_for(&[leader], 200..1_500).await?;
+            nemesis.kill_for(&[leader], 200..1_500).await?;
         }
     }
     Ok(())

@@ -8,15 +8,15 @@ use anyhow::Result;
 use rand::RngExt as _;
 use tokio::time::Instant;
 
-use super::{Cover, Need, Scenario, three};
+use super::definition::{Cover, Need, Scenario, three};
 use crate::cluster::Settings;
 use crate::cluster::clock;
-use crate::faults::State;
-use crate::stage::Stage;
-use crate::watch;
+use crate::record::faults::FaultState;
+use crate::record::leaders;
+use crate::scenario::nemesis::Nemesis;
 use crate::workload;
 
-const LOADS: &[workload::Kind] = &[workload::Kind::Send, workload::Kind::Read];
+const LOADS: &[workload::Workload] = &[workload::Workload::Send, workload::Workload::Read];
 const HOUR_S: f64 = 3_600.0;
 const DAY_S: i64 = 86_400;
 /// Nodes read each other's clocks once a second; a shorter fault would not be observed.
@@ -27,7 +27,7 @@ pub fn scenarios() -> Vec<Scenario> {
         name: "T1",
         title: "the leader's clock jumps by an hour, forward or back",
         cluster: || Settings {
-            clock: clock::Kind::Steered,
+            clock: clock::ClockKind::Steered,
             ..three()
         },
         loads: LOADS,
@@ -40,20 +40,20 @@ pub fn scenarios() -> Vec<Scenario> {
             operations_inside: 500,
             leader_changes: 0,
         },
-        script: |stage| Box::pin(jump(stage)),
+        script: |nemesis| Box::pin(jump(nemesis)),
     };
     vec![
         t1.clone(),
         Scenario {
             name: "T2",
             title: "three clocks that are one minute apart",
-            script: |stage| Box::pin(skew(stage)),
+            script: |nemesis| Box::pin(skew(nemesis)),
             ..t1.clone()
         },
         Scenario {
             name: "T3",
             title: "the leader's clock jumps back and forth many times a second",
-            script: |stage| Box::pin(strobe(stage)),
+            script: |nemesis| Box::pin(strobe(nemesis)),
             ..t1.clone()
         },
         Scenario {
@@ -63,7 +63,7 @@ pub fn scenarios() -> Vec<Scenario> {
                 faults: &[("clock", 2)],
                 ..t1.cover
             },
-            script: |stage| Box::pin(midnight(stage)),
+            script: |nemesis| Box::pin(midnight(nemesis)),
             ..t1.clone()
         },
         Scenario {
@@ -73,7 +73,7 @@ pub fn scenarios() -> Vec<Scenario> {
                 faults: &[("clock", 2)],
                 ..t1.cover
             },
-            script: |stage| Box::pin(drift(stage)),
+            script: |nemesis| Box::pin(drift(nemesis)),
             ..t1
         },
     ]
@@ -106,99 +106,103 @@ impl Wrong {
     }
 }
 
-async fn jump(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(300..1_000).await;
-        let leader = stage.leader().await?;
-        let ahead_s = if stage.random.random_bool(0.5) { HOUR_S } else { -HOUR_S };
-        go_wrong_for(stage, &[Wrong::ahead(leader, ahead_s)], SEEN_MS).await?;
+async fn jump(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(300..1_000).await;
+        let leader = nemesis.leader().await?;
+        let ahead_s = if nemesis.random.random_bool(0.5) {
+            HOUR_S
+        } else {
+            -HOUR_S
+        };
+        set_wrong_for(nemesis, &[Wrong::ahead(leader, ahead_s)], SEEN_MS).await?;
     }
     Ok(())
 }
 
-async fn skew(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(300..1_000).await;
-        let nodes = stage.shuffled();
+async fn skew(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(300..1_000).await;
+        let nodes = nemesis.shuffled();
         let wrong = [Wrong::ahead(nodes[0], -60.0), Wrong::ahead(nodes[1], 60.0)];
-        go_wrong_for(stage, &wrong, SEEN_MS).await?;
+        set_wrong_for(nemesis, &wrong, SEEN_MS).await?;
     }
     Ok(())
 }
 
-async fn strobe(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(300..1_000).await;
-        let leader = stage.leader().await?;
-        let fault = stage.faults.begin("clock", &[leader], "strobe of 10 minutes");
-        let until = Instant::now() + Duration::from_millis(stage.random.random_range(SEEN_MS));
+async fn strobe(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(300..1_000).await;
+        let leader = nemesis.leader().await?;
+        let fault = nemesis.faults.begin("clock", &[leader], "strobe of 10 minutes");
+        let until = Instant::now() + Duration::from_millis(nemesis.random.random_range(SEEN_MS));
         let mut seen = false;
         while Instant::now() < until {
-            let ahead_s = stage.random.random_range(-600.0..600.0);
-            stage.cluster.clocks().set(leader, ahead_s)?;
-            stage.pause(20..200).await;
-            seen |= sees(stage, leader, 1.0).await;
+            let ahead_s = nemesis.random.random_range(-600.0..600.0);
+            nemesis.cluster.clocks().set(leader, ahead_s)?;
+            nemesis.pause(20..200).await;
+            seen |= sees(nemesis, leader, 1.0).await;
         }
-        stage.cluster.clocks().heal()?;
-        stage.faults.end(fault, state(seen))?;
+        nemesis.cluster.clocks().heal()?;
+        nemesis.faults.end(fault, state(seen))?;
     }
     Ok(())
 }
 
 /// Sets all clocks to shortly before the next midnight, then one past it. Each turn uses another day, because
 /// replicated time never goes back.
-async fn midnight(stage: &mut Stage) -> Result<()> {
+async fn midnight(nemesis: &mut Nemesis) -> Result<()> {
     let mut days = 0;
-    while !stage.over() {
-        stage.pause(300..1_000).await;
+    while !nemesis.over() {
+        nemesis.pause(300..1_000).await;
         let now_s = jiff::Timestamp::now().as_second();
         let left_s = DAY_S - now_s.rem_euclid(DAY_S) + days * DAY_S;
-        stage.cluster.clocks().move_all((left_s - 4) as f64)?;
+        nemesis.cluster.clocks().move_all((left_s - 4) as f64)?;
         days += 1;
-        let first = match stage.random.random_bool(0.5) {
-            true => stage.leader().await?,
-            false => stage.shuffled()[0],
+        let first = match nemesis.random.random_bool(0.5) {
+            true => nemesis.leader().await?,
+            false => nemesis.shuffled()[0],
         };
         // The others pass midnight 4 s later, while the first is still a minute ahead.
-        go_wrong_for(stage, &[Wrong::ahead(first, 60.0)], 5_000..6_000).await?;
+        set_wrong_for(nemesis, &[Wrong::ahead(first, 60.0)], 5_000..6_000).await?;
     }
     Ok(())
 }
 
-async fn drift(stage: &mut Stage) -> Result<()> {
-    while !stage.over() {
-        stage.pause(300..1_000).await;
-        let nodes = stage.shuffled();
+async fn drift(nemesis: &mut Nemesis) -> Result<()> {
+    while !nemesis.over() {
+        nemesis.pause(300..1_000).await;
+        let nodes = nemesis.shuffled();
         let wrong = [(nodes[0], 0.05), (nodes[1], -0.05)].map(|(node, drift)| Wrong {
             node,
             ahead_s: 0.0,
             drift,
         });
-        go_wrong_for(stage, &wrong, 4_000..6_000).await?;
+        set_wrong_for(nemesis, &wrong, 4_000..6_000).await?;
     }
     Ok(())
 }
 
 /// Sets clocks wrong for a random number of milliseconds. The fault is indeterminate if another node did not observe
 /// every wrong clock.
-async fn go_wrong_for(stage: &mut Stage, wrong: &[Wrong], ms: Range<u64>) -> Result<()> {
+async fn set_wrong_for(nemesis: &mut Nemesis, wrong: &[Wrong], ms: Range<u64>) -> Result<()> {
     let nodes: Vec<usize> = wrong.iter().map(|w| w.node).collect();
-    let fault = stage.faults.begin("clock", &nodes, note(wrong));
+    let fault = nemesis.faults.begin("clock", &nodes, note(wrong));
     let began = Instant::now();
-    let until = began + Duration::from_millis(stage.random.random_range(ms));
+    let until = began + Duration::from_millis(nemesis.random.random_range(ms));
     let mut seen = vec![false; wrong.len()];
     while Instant::now() < until {
         for wrong in wrong {
             let ahead_s = wrong.ahead_s + wrong.drift * began.elapsed().as_secs_f64();
-            stage.cluster.clocks().set(wrong.node, ahead_s)?;
+            nemesis.cluster.clocks().set(wrong.node, ahead_s)?;
         }
-        stage.pause(50..51).await;
+        nemesis.pause(50..51).await;
         for (seen, wrong) in seen.iter_mut().zip(wrong) {
-            *seen = *seen || sees(stage, wrong.node, wrong.visible_s()).await;
+            *seen = *seen || sees(nemesis, wrong.node, wrong.visible_s()).await;
         }
     }
-    stage.cluster.clocks().heal()?;
-    stage.faults.end(fault, state(!seen.contains(&false)))
+    nemesis.cluster.clocks().heal()?;
+    nemesis.faults.end(fault, state(!seen.contains(&false)))
 }
 
 fn note(wrong: &[Wrong]) -> String {
@@ -209,15 +213,21 @@ fn note(wrong: &[Wrong]) -> String {
     wrong.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-fn state(seen: bool) -> State {
-    if seen { State::Installed } else { State::Indeterminate }
+fn state(seen: bool) -> FaultState {
+    if seen {
+        FaultState::Installed
+    } else {
+        FaultState::Indeterminate
+    }
 }
 
 /// Whether another node finds this node's clock off by at least `off_s`.
-async fn sees(stage: &mut Stage, node: usize, off_s: f64) -> bool {
-    let other = stage.others(node)[0];
+async fn sees(nemesis: &mut Nemesis, node: usize, off_s: f64) -> bool {
+    let other = nemesis.others(node)[0];
     let name = format!("agentpost_clock_divergence_seconds{{node=\"{node}\"}}");
-    let gauges = watch::gauges(&stage.cluster.url(other)).await;
-    let seen: Option<f64> = gauges.ok().and_then(|text| watch::value(&text, &name)?.parse().ok());
+    let metrics = leaders::metrics(&nemesis.cluster.url(other)).await;
+    let seen: Option<f64> = metrics
+        .ok()
+        .and_then(|text| leaders::metric(&text, &name)?.parse().ok());
     seen.is_some_and(|seen| seen.abs() >= off_s)
 }

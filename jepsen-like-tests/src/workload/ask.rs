@@ -14,9 +14,9 @@ use rand::{RngExt, SeedableRng};
 use serde_json::json;
 use serde_json::value::to_raw_value;
 
-use super::Stop;
-use crate::history::{Fields, Outcome};
-use crate::world::World;
+use super::load::StopFlag;
+use crate::record::history::{Fields, Outcome};
+use crate::workload::context::ClientContext;
 
 /// Attempts of one request before its client gives up and records the outcome as unknown.
 const ATTEMPTS_MAX: usize = 60;
@@ -26,19 +26,19 @@ const LAST_WORD: Duration = Duration::from_secs(30);
 const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The random number generator of a lane.
-pub fn random(world: &World, lane: u32) -> StdRng {
-    StdRng::seed_from_u64(world.seed ^ u64::from(lane) << 32)
+pub fn random(ctx: &ClientContext, lane: u32) -> StdRng {
+    StdRng::seed_from_u64(ctx.seed ^ u64::from(lane) << 32)
 }
 
 /// One client per node, without retries.
 #[derive(Clone)]
-pub struct Nodes(Vec<Client>);
+pub struct NodeClients(Vec<Client>);
 
-impl Nodes {
+impl NodeClients {
     /// Clients that act as an agent with a key.
-    pub fn new(world: &World, key: &str, agent: &str) -> Result<Self> {
-        let clients: Result<Vec<Client>> = (1..=world.nodes()).map(|node| world.node(node, key, agent)).collect();
-        Ok(Nodes(clients?))
+    pub fn new(ctx: &ClientContext, key: &str, agent: &str) -> Result<Self> {
+        let clients: Result<Vec<Client>> = (1..=ctx.nodes()).map(|node| ctx.node(node, key, agent)).collect();
+        Ok(NodeClients(clients?))
     }
 
     /// A random client and its node.
@@ -50,7 +50,7 @@ impl Nodes {
 
 /// The outcome of a request.
 #[derive(Debug)]
-pub enum Told<T> {
+pub enum RequestOutcome<T> {
     /// It took effect; the response.
     Done(T),
     /// It did not take effect and never will.
@@ -61,37 +61,37 @@ pub enum Told<T> {
     Unknown(String),
 }
 
-impl<T> Told<T> {
+impl<T> RequestOutcome<T> {
     /// The outcome of one attempt. A request that cannot even be sent is an error of the harness.
     pub fn of(result: Result<T, Error>) -> Result<Self> {
         Ok(match result {
-            Ok(done) => Told::Done(done),
-            Err(Error::Refused(answer)) => Told::Refused(answer),
-            Err(Error::Unavailable { reason, .. }) => Told::NotTaken(reason),
+            Ok(done) => RequestOutcome::Done(done),
+            Err(Error::Refused(answer)) => RequestOutcome::Refused(answer),
+            Err(Error::Unavailable { reason, .. }) => RequestOutcome::NotTaken(reason),
             Err(Error::Invalid(why)) => bail!("the request cannot be sent: {why}"),
-            Err(error) => Told::Unknown(error.to_string()),
+            Err(error) => RequestOutcome::Unknown(error.to_string()),
         })
     }
 
     /// The outcome as the history records it; refusals as status and body.
     pub fn outcome(self, show: impl FnOnce(T) -> Fields) -> Outcome {
         match self {
-            Told::Done(done) => Outcome::Ok(show(done)),
-            Told::Refused(answer) => Outcome::Fail(format!("{} {}", answer.status.as_u16(), answer.body)),
-            Told::NotTaken(why) => Outcome::Fail(why),
-            Told::Unknown(why) => Outcome::Info(why),
+            RequestOutcome::Done(done) => Outcome::Ok(show(done)),
+            RequestOutcome::Refused(answer) => Outcome::Fail(format!("{} {}", answer.status.as_u16(), answer.body)),
+            RequestOutcome::NotTaken(why) => Outcome::Fail(why),
+            RequestOutcome::Unknown(why) => Outcome::Info(why),
         }
     }
 }
 
 /// Retries a request through random nodes until it is decided. A refusal decides only if no earlier attempt had an
 /// unknown outcome, because such an attempt may still take effect.
-pub async fn until_told<T, F>(
-    nodes: &Nodes,
+pub async fn retry_until_decided<T, F>(
+    nodes: &NodeClients,
     random: &mut StdRng,
-    stop: &Stop,
+    stop: &StopFlag,
     ask: impl Fn(Client) -> F,
-) -> Result<Told<T>>
+) -> Result<RequestOutcome<T>>
 where
     F: Future<Output = Result<T, Error>>,
 {
@@ -100,12 +100,16 @@ where
     let mut stopped: Option<Instant> = None;
     for _ in 0..ATTEMPTS_MAX {
         let client = nodes.any(random).1.clone();
-        match Told::of(ask(client).await)? {
-            Told::Done(done) => return Ok(Told::Done(done)),
-            Told::Refused(answer) if unknown.is_none() => return Ok(Told::Refused(answer)),
-            Told::Refused(answer) => return Ok(Told::Unknown(format!("refused after an unknown attempt: {answer}"))),
-            Told::NotTaken(why) => last = why,
-            Told::Unknown(why) => unknown = Some(why),
+        match RequestOutcome::of(ask(client).await)? {
+            RequestOutcome::Done(done) => return Ok(RequestOutcome::Done(done)),
+            RequestOutcome::Refused(answer) if unknown.is_none() => return Ok(RequestOutcome::Refused(answer)),
+            RequestOutcome::Refused(answer) => {
+                return Ok(RequestOutcome::Unknown(format!(
+                    "refused after an unknown attempt: {answer}"
+                )));
+            }
+            RequestOutcome::NotTaken(why) => last = why,
+            RequestOutcome::Unknown(why) => unknown = Some(why),
         }
         if stop.is_set() && stopped.get_or_insert_with(Instant::now).elapsed() > LAST_WORD {
             break;
@@ -113,8 +117,8 @@ where
         tokio::time::sleep(Duration::from_millis(random.random_range(20..200))).await;
     }
     Ok(match unknown {
-        Some(why) => Told::Unknown(why),
-        None => Told::NotTaken(last),
+        Some(why) => RequestOutcome::Unknown(why),
+        None => RequestOutcome::NotTaken(last),
     })
 }
 

@@ -20,10 +20,12 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use self::probes::Tenant;
-use super::ask::{self, Nodes, Told};
-use super::{Load, Stop, send};
-use crate::history::{Fields, Item, Lane, Op, Outcome};
-use crate::world::{Team, World};
+use super::ask::{self, NodeClients, RequestOutcome};
+use super::load::{Load, StopFlag};
+use super::send;
+use crate::cluster::Team;
+use crate::record::history::{Fields, Item, Lane, Op, Outcome};
+use crate::workload::context::ClientContext;
 
 /// The number of operators; each has one key at a time.
 const OPERATORS: usize = 8;
@@ -39,45 +41,45 @@ const SINK: &str = "sink";
 const WRITER: &str = "writer";
 
 /// Starts operators, users, and two teams that probe each other.
-pub async fn start(world: &World) -> Result<Load> {
+pub async fn start(ctx: &ClientContext) -> Result<Load> {
     let tenants = [
-        Tenant::create(world, "keys-a").await?,
-        Tenant::create(world, "keys-b").await?,
+        Tenant::create(ctx, "keys-a").await?,
+        Tenant::create(ctx, "keys-b").await?,
     ];
     let audited = tenants.clone();
-    let mut load = Load::new(move |world| async move {
+    let mut load = Load::new(move |ctx| async move {
         for tenant in &audited {
-            audit(&world, tenant).await?;
+            audit(&ctx, tenant).await?;
         }
         Ok(())
     });
-    probes::start(world, &tenants, &mut load)?;
-    let board = Board::default();
+    probes::start(ctx, &tenants, &mut load)?;
+    let keys = ActiveKeys::default();
     for number in 0..OPERATORS {
-        let lane = world.recorder.lane();
+        let lane = ctx.recorder.lane();
         let tenant = &tenants[number % tenants.len()];
         let operator = Operator {
-            nodes: Nodes::new(world, &world.admin_key, "operator")?,
+            nodes: NodeClients::new(ctx, &ctx.admin_key, "operator")?,
             team: tenant.team.clone(),
             of: tenant.name,
-            random: ask::random(world, lane.number()),
+            random: ask::random(ctx, lane.number()),
             lane,
-            world: world.clone(),
-            board: board.clone(),
+            ctx: ctx.clone(),
+            keys: keys.clone(),
         };
         load.spawn(operator.run(load.stop()));
     }
     for _ in 0..USERS {
-        let lane = world.recorder.lane();
-        let rate = if world.rate == 0 {
+        let lane = ctx.recorder.lane();
+        let rate = if ctx.rate == 0 {
             RATE_MAX
         } else {
-            world.rate.min(RATE_MAX)
+            ctx.rate.min(RATE_MAX)
         };
         let user = User {
-            random: ask::random(world, lane.number()),
+            random: ask::random(ctx, lane.number()),
             lane,
-            board: board.clone(),
+            keys: keys.clone(),
             gap: send::pace(rate, USERS, 1),
         };
         load.spawn(user.run(load.stop()));
@@ -87,69 +89,74 @@ pub async fn start(world: &World) -> Result<Load> {
 
 /// The keys that users may try now.
 #[derive(Clone, Default)]
-struct Board(Arc<Mutex<Vec<Arc<Lent>>>>);
+struct ActiveKeys(Arc<Mutex<Vec<Arc<SharedKey>>>>);
 
 /// A key that users may try.
-struct Lent {
+struct SharedKey {
     /// Its name in the history.
     name: String,
     team: String,
     secret: Secret,
-    nodes: Nodes,
+    nodes: NodeClients,
     writes: bool,
 }
 
-impl Board {
-    fn change(&self, change: impl FnOnce(&mut Vec<Arc<Lent>>)) {
+impl ActiveKeys {
+    fn change(&self, change: impl FnOnce(&mut Vec<Arc<SharedKey>>)) {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn any(&self, random: &mut StdRng) -> Option<Arc<Lent>> {
-        let lent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (!lent.is_empty()).then(|| lent[random.random_range(0..lent.len())].clone())
+    fn any(&self, random: &mut StdRng) -> Option<Arc<SharedKey>> {
+        let key_in_use = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (!key_in_use.is_empty()).then(|| key_in_use[random.random_range(0..key_in_use.len())].clone())
     }
 }
 
 /// Creates a key, lets users try it, revokes it, and lets them try it a little longer.
 struct Operator {
-    world: World,
-    nodes: Nodes,
+    ctx: ClientContext,
+    nodes: NodeClients,
     team: Team,
     /// The name of the team.
     of: &'static str,
     lane: Lane,
     random: StdRng,
-    board: Board,
+    keys: ActiveKeys,
 }
 
 impl Operator {
-    async fn run(mut self, stop: Stop) -> Result<()> {
+    async fn run(mut self, stop: StopFlag) -> Result<()> {
         for number in 0.. {
             if stop.is_set() {
                 break;
             }
             let name = format!("{}/{}-{number}", self.of, self.lane.number());
-            let Some((id, lent)) = self.create(&name).await? else {
+            let Some((id, key_in_use)) = self.create(&name).await? else {
                 self.pause(100..300).await;
                 continue;
             };
-            let lent = Arc::new(lent);
-            self.board.change(|board| board.push(lent.clone()));
-            let over = Stop::default();
+            let key_in_use = Arc::new(key_in_use);
+            self.keys.change(|keys| keys.push(key_in_use.clone()));
+            let over = StopFlag::default();
             let listener = self.random.random_bool(0.5).then(|| {
-                let lane = self.world.recorder.lane();
-                tokio::spawn(listener::listen(self.world.clone(), lane, lent.clone(), over.clone()))
+                let lane = self.ctx.recorder.lane();
+                tokio::spawn(listener::listen(
+                    self.ctx.clone(),
+                    lane,
+                    key_in_use.clone(),
+                    over.clone(),
+                ))
             });
             self.pause(100..2_500).await;
             self.lane.invoke(None, Op::KeyRevoke, &name, Fields::default());
-            let told = ask::until_told(&self.nodes, &mut self.random, &stop, |client| {
+            let response = ask::retry_until_decided(&self.nodes, &mut self.random, &stop, |client| {
                 let id = id.clone();
                 async move { client.revoke_key(&id).await }
             });
-            self.lane.end(told.await?.outcome(|()| Fields::default()));
+            self.lane.end(response.await?.outcome(|()| Fields::default()));
             tokio::time::sleep(AFTERWARDS).await;
-            self.board
-                .change(|board| board.retain(|other| !Arc::ptr_eq(other, &lent)));
+            self.keys
+                .change(|keys| keys.retain(|other| !Arc::ptr_eq(other, &key_in_use)));
             over.set();
             if let Some(listener) = listener {
                 listener.await.context("a client panicked")??;
@@ -159,7 +166,7 @@ impl Operator {
     }
 
     /// Creates a key with random properties; `None` if the outcome is not a success.
-    async fn create(&mut self, name: &str) -> Result<Option<(String, Lent)>> {
+    async fn create(&mut self, name: &str) -> Result<Option<(String, SharedKey)>> {
         let writes = self.random.random_bool(0.7);
         let bound = self.random.random_bool(0.5);
         let life = self.random.random_bool(0.25).then(|| self.random.random_range(1..3));
@@ -176,22 +183,22 @@ impl Operator {
             ..Fields::default()
         };
         self.lane.invoke(Some(node), Op::KeyCreate, name, asked);
-        let created = match Told::of(client.create_key(&self.team.id, &wanted).await)? {
-            Told::Done(created) => created,
+        let created = match RequestOutcome::of(client.create_key(&self.team.id, &wanted).await)? {
+            RequestOutcome::Done(created) => created,
             other => {
                 self.lane.end(other.outcome(|_| Fields::default()));
                 return Ok(None);
             }
         };
         self.lane.end(Outcome::Ok(Fields::id(&created.id)));
-        let lent = Lent {
+        let key_in_use = SharedKey {
             name: name.to_owned(),
             team: self.team.id.clone(),
-            nodes: Nodes::new(&self.world, &created.api_key, WRITER)?,
+            nodes: NodeClients::new(&self.ctx, &created.api_key, WRITER)?,
             secret: created.api_key,
             writes,
         };
-        Ok(Some((created.id, lent)))
+        Ok(Some((created.id, key_in_use)))
     }
 
     async fn pause(&mut self, ms: std::ops::Range<u64>) {
@@ -204,17 +211,17 @@ impl Operator {
 struct User {
     lane: Lane,
     random: StdRng,
-    board: Board,
+    keys: ActiveKeys,
     gap: Duration,
 }
 
 impl User {
-    async fn run(mut self, stop: Stop) -> Result<()> {
+    async fn run(mut self, stop: StopFlag) -> Result<()> {
         let mut number = 0;
         while !stop.is_set() {
             let next = tokio::time::Instant::now() + self.gap;
-            if let Some(lent) = self.board.any(&mut self.random) {
-                self.try_key(&lent, number).await?;
+            if let Some(key_in_use) = self.keys.any(&mut self.random) {
+                self.try_key(&key_in_use, number).await?;
                 number += 1;
             }
             tokio::time::sleep_until(next.max(tokio::time::Instant::now() + Duration::from_millis(1))).await;
@@ -222,42 +229,44 @@ impl User {
         Ok(())
     }
 
-    async fn try_key(&mut self, lent: &Lent, number: u64) -> Result<()> {
+    async fn try_key(&mut self, key_in_use: &SharedKey, number: u64) -> Result<()> {
         let ways = ["read", "read", "local", "local", "socket", "write", "write", "write"];
-        let way = ways[self.random.random_range(0..if lent.writes { ways.len() } else { 5 })];
-        let team = lent.name.split('/').next().unwrap_or_default();
+        let way = ways[self
+            .random
+            .random_range(0..if key_in_use.writes { ways.len() } else { 5 })];
+        let team = key_in_use.name.split('/').next().unwrap_or_default();
         let key = format!("{team}/{}-{number}", self.lane.number());
         let asked = Fields {
             name: Some(way.to_owned()),
             key: (way == "write").then(|| key.clone()),
             ..Fields::default()
         };
-        let (node, client) = lent.nodes.any(&mut self.random);
-        self.lane.invoke(Some(node), Op::KeyUse, &lent.name, asked);
+        let (node, client) = key_in_use.nodes.any(&mut self.random);
+        self.lane.invoke(Some(node), Op::KeyUse, &key_in_use.name, asked);
         let result = match way {
             "read" => client.request(&Request::get("/v1/messages?limit=1")).await.map(drop),
             "local" => {
                 let request = Request::get("/v1/messages?limit=1&consistency=local");
                 client.request(&request).await.map(drop)
             }
-            "socket" => socket(lent, &client.urls()[0])?.stats().await.map(drop),
+            "socket" => socket(key_in_use, &client.urls()[0])?.stats().await.map(drop),
             _ => client.send(to(SINK, &key)?).await.map(drop),
         };
         self.lane.end(match result {
             // Code 4001 is the equivalent of status 401 on a socket.
             Err(Error::Session { code: 4001, message }) => Outcome::Fail(format!("401 {message}")),
-            result => Told::of(result)?.outcome(|()| Fields::default()),
+            result => RequestOutcome::of(result)?.outcome(|()| Fields::default()),
         });
         Ok(())
     }
 }
 
 /// A client for methods over a socket to one node.
-fn socket(lent: &Lent, url: &str) -> Result<Rpc> {
+fn socket(key_in_use: &SharedKey, url: &str) -> Result<Rpc> {
     let rpc = Rpc::new(Options {
         urls: vec![ws_url(url)?],
-        token: lent.secret.clone(),
-        team_id: lent.team.clone(),
+        token: key_in_use.secret.clone(),
+        team_id: key_in_use.team.clone(),
     })?;
     Ok(rpc.retry(RetryPolicy::once()))
 }
@@ -270,10 +279,10 @@ fn to(agent: &str, key: &str) -> Result<SendRequest> {
 }
 
 /// Reads every inbox of a team from every node.
-async fn audit(world: &World, tenant: &Tenant) -> Result<()> {
-    let mut lane = world.recorder.lane();
-    for node in 1..=world.nodes() {
-        let client = world.node(node, &tenant.team.key, SINK)?;
+async fn audit(ctx: &ClientContext, tenant: &Tenant) -> Result<()> {
+    let mut lane = ctx.recorder.lane();
+    for node in 1..=ctx.nodes() {
+        let client = ctx.node(node, &tenant.team.key, SINK)?;
         for agent in probes::AGENTS {
             lane.invoke(
                 Some(node),

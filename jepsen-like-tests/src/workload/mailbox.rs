@@ -12,16 +12,13 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::value::to_raw_value;
 
-use super::Stop;
+use super::load::StopFlag;
 use super::send::message;
-use crate::checker::mail::View;
-use crate::history::{Fields, Item, Lane, Op, Outcome};
-use crate::world::{Team, World};
+use crate::cluster::Team;
+use crate::record::history::{Fields, Item, Lane, Op, Outcome};
+use crate::record::mailbox::{CHANGED, PageView};
+use crate::workload::context::ClientContext;
 
-/// The prefix of the inboxes of these workloads; checkers keep their history in a compact form.
-pub const PREFIX: &str = "mail-";
-/// The name of a send whose body differs from that of the first send under its key.
-pub const CHANGED: &str = "changed";
 /// Attempts of one send before its client gives up and records the outcome as unknown.
 const ATTEMPTS_MAX: usize = 60;
 /// Time limit for a response. It is shorter than the time after which a server reports an unknown outcome; otherwise
@@ -30,43 +27,20 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Sends that a client remembers to repeat.
 const REPEATABLE: usize = 64;
 
-/// The view and the consistency that the name of a read stands for.
-pub fn page_kind(name: Option<&str>) -> Option<(View, bool)> {
-    Some(match name {
-        None => (View::Onward, false),
-        Some("local") => (View::Onward, true),
-        Some("newest") => (View::Newest, false),
-        Some("newest local") => (View::Newest, true),
-        Some("unread") => (View::Unread, false),
-        Some(_) => return None,
-    })
-}
-
-fn name_of(view: View, local: bool) -> Option<String> {
-    let name = match (view, local) {
-        (View::Onward, false) => return None,
-        (View::Onward, true) => "local",
-        (View::Newest, false) => "newest",
-        (View::Newest, true) => "newest local",
-        (View::Unread, _) => "unread",
-    };
-    Some(name.to_owned())
-}
-
 /// A client of the mailboxes of a team.
-pub struct Actor {
+pub struct MailboxClient {
     lane: Lane,
     /// One client per node; all act as the same agent.
     nodes: Vec<Client>,
     pub random: StdRng,
-    stop: Stop,
+    stop: StopFlag,
     sent: usize,
-    repeatable: VecDeque<Sending>,
+    repeatable: VecDeque<EarlierSend>,
 }
 
 /// Messages that were acknowledged or have an unknown outcome.
 #[derive(Clone)]
-struct Sending {
+struct EarlierSend {
     inbox: String,
     keys: Vec<String>,
     acknowledged: bool,
@@ -74,25 +48,25 @@ struct Sending {
 
 /// The position of a reader in an inbox.
 #[derive(Debug, Clone, Default)]
-pub struct Place {
+pub struct ReadPosition {
     /// The cursor after the last message that it was shown.
     pub cursor: Option<String>,
     /// Whether more messages may follow.
     pub more: bool,
 }
 
-impl Actor {
+impl MailboxClient {
     /// Creates a client with a name of its own.
-    pub fn new(world: &World, team: &Team, stop: Stop) -> Result<Self> {
-        let lane = world.recorder.lane();
+    pub fn new(ctx: &ClientContext, team: &Team, stop: StopFlag) -> Result<Self> {
+        let lane = ctx.recorder.lane();
         let name = format!("client-{}", lane.number());
-        let nodes = world.urls.iter().map(|url| {
+        let nodes = ctx.urls.iter().map(|url| {
             let client = Client::builder(url).api_key(&team.key).agent(&name);
             client.retry(RetryPolicy::once()).answer_timeout(ANSWER_TIMEOUT).build()
         });
         let nodes: Result<Vec<Client>, Error> = nodes.collect();
-        Ok(Actor {
-            random: StdRng::seed_from_u64(world.seed ^ (u64::from(lane.number()) << 32)),
+        Ok(MailboxClient {
+            random: StdRng::seed_from_u64(ctx.seed ^ (u64::from(lane.number()) << 32)),
             lane,
             nodes: nodes?,
             stop,
@@ -119,12 +93,12 @@ impl Actor {
         let requests: Result<Vec<SendRequest>> = keys.iter().map(|key| message(inbox, key)).collect();
         self.lane.invoke(None, Op::Send, inbox, keyed(&keys));
         let outcome = match self.decide(&requests?).await {
-            Decided::Stored(ids) => Outcome::Ok(stored(&ids, &keys)),
-            Decided::Refused(why) | Decided::NotDone(why) => Outcome::Fail(why),
-            Decided::Unknown(why) => Outcome::Info(why),
+            SendOutcome::Stored(ids) => Outcome::Ok(stored(&ids, &keys)),
+            SendOutcome::Refused(why) | SendOutcome::NotDone(why) => Outcome::Fail(why),
+            SendOutcome::Unknown(why) => Outcome::Info(why),
         };
         if !matches!(outcome, Outcome::Fail(_)) {
-            self.repeatable.push_back(Sending {
+            self.repeatable.push_back(EarlierSend {
                 inbox: inbox.to_owned(),
                 keys,
                 acknowledged: matches!(outcome, Outcome::Ok(_)),
@@ -139,20 +113,20 @@ impl Actor {
 
     /// Sends earlier messages again, as a client does that missed the response.
     pub async fn repeat(&mut self) -> Result<()> {
-        let Some(Sending { inbox, keys, .. }) = self.earlier() else {
+        let Some(EarlierSend { inbox, keys, .. }) = self.earlier() else {
             return Ok(());
         };
         let requests: Result<Vec<SendRequest>> = keys.iter().map(|key| message(&inbox, key)).collect();
         self.lane.invoke(None, Op::Send, inbox, keyed(&keys));
-        let decided = self.decide(&requests?).await;
-        self.lane.end(again(decided, &keys));
+        let outcome = self.decide(&requests?).await;
+        self.lane.end(again(outcome, &keys));
         Ok(())
     }
 
     /// Sends another body under a key that was used before. No server may acknowledge it.
     pub async fn misuse(&mut self) -> Result<()> {
         // If the first send has an unknown outcome, this one may be the first that the cluster receives.
-        let Some(Sending { inbox, keys, .. }) = self.earlier().filter(|sending| sending.acknowledged) else {
+        let Some(EarlierSend { inbox, keys, .. }) = self.earlier().filter(|sending| sending.acknowledged) else {
             return Ok(());
         };
         let keys = &keys[..1];
@@ -166,32 +140,32 @@ impl Actor {
             ..keyed(keys)
         };
         self.lane.invoke(None, Op::Send, inbox, asked);
-        let decided = self.decide(&[request]).await;
-        self.lane.end(again(decided, keys));
+        let outcome = self.decide(&[request]).await;
+        self.lane.end(again(outcome, keys));
         Ok(())
     }
 
-    fn earlier(&mut self) -> Option<Sending> {
+    fn earlier(&mut self) -> Option<EarlierSend> {
         let count = self.repeatable.len();
         let which = (count > 0).then(|| self.random.random_range(0..count))?;
         self.repeatable.get(which).cloned()
     }
 
-    /// Retries one request through random nodes until all of it is decided.
-    async fn decide(&mut self, requests: &[SendRequest]) -> Decided {
+    /// Retries one request through random nodes until all of it is outcome.
+    async fn decide(&mut self, requests: &[SendRequest]) -> SendOutcome {
         let mut last = String::new();
         let mut unknown = false;
         for _ in 0..ATTEMPTS_MAX {
             let node = self.any_node();
             match attempt(&self.nodes[node - 1], requests).await {
-                Ok(ids) => return Decided::Stored(ids),
+                Ok(ids) => return SendOutcome::Stored(ids),
                 // 429 under overload is the one refusal that a retry can cure.
                 Err(Error::Refused(answer)) if answer.status.as_u16() != 429 => {
                     let why = answer.to_string();
                     return if unknown {
-                        Decided::Unknown(why)
+                        SendOutcome::Unknown(why)
                     } else {
-                        Decided::Refused(why)
+                        SendOutcome::Refused(why)
                     };
                 }
                 Err(error) => {
@@ -205,16 +179,16 @@ impl Actor {
             tokio::time::sleep(Duration::from_millis(self.random.random_range(20..200))).await;
         }
         if unknown {
-            Decided::Unknown(last)
+            SendOutcome::Unknown(last)
         } else {
-            Decided::NotDone(last)
+            SendOutcome::NotDone(last)
         }
     }
 
     /// Reads the next page after a position, which moves if there is a response.
-    pub async fn read_on(&mut self, node: usize, inbox: &str, place: &mut Place, limit: usize, local: bool) {
+    pub async fn read_on(&mut self, node: usize, inbox: &str, place: &mut ReadPosition, limit: usize, local: bool) {
         let page = self
-            .page(node, inbox, View::Onward, place.cursor.clone(), limit, local)
+            .page(node, inbox, PageView::Onward, place.cursor.clone(), limit, local)
             .await;
         if let Some(page) = page {
             place.more = page.messages.len() == limit;
@@ -223,12 +197,12 @@ impl Actor {
     }
 
     pub async fn read_newest(&mut self, node: usize, inbox: &str, limit: usize, local: bool) {
-        self.page(node, inbox, View::Newest, None, limit, local).await;
+        self.page(node, inbox, PageView::Newest, None, limit, local).await;
     }
 
     /// Reads messages that are not marked as read; returns their ids.
     pub async fn read_unread(&mut self, node: usize, inbox: &str, limit: usize) -> Vec<String> {
-        let page = self.page(node, inbox, View::Unread, None, limit, false).await;
+        let page = self.page(node, inbox, PageView::Unread, None, limit, false).await;
         page.map_or_else(Vec::new, |page| page.messages.into_iter().map(|m| m.id).collect())
     }
 
@@ -236,13 +210,13 @@ impl Actor {
         &mut self,
         node: usize,
         inbox: &str,
-        view: View,
+        view: PageView,
         from: Option<String>,
         limit: usize,
         local: bool,
     ) -> Option<ListResponse> {
         let asked = Fields {
-            name: name_of(view, local),
+            name: view.name(local),
             from,
             n: Some(limit as u64),
             ..Fields::default()
@@ -253,7 +227,7 @@ impl Actor {
         let (page, outcome) = match answer {
             Ok(page) => {
                 let shown = Fields {
-                    cursor: (view == View::Onward).then(|| page.cursor.clone()),
+                    cursor: (view == PageView::Onward).then(|| page.cursor.clone()),
                     ..named(page.messages.iter().map(|message| (message.id.as_str(), "")))
                 };
                 (Some(page), Outcome::Ok(shown))
@@ -278,7 +252,7 @@ impl Actor {
 }
 
 /// The outcome of a send.
-enum Decided {
+enum SendOutcome {
     /// All messages are stored, under these ids.
     Stored(Vec<String>),
     /// The cluster refused them.
@@ -290,11 +264,11 @@ enum Decided {
 }
 
 /// The outcome of a repeat. If no server accepted it, the first attempt may still have been stored.
-fn again(decided: Decided, keys: &[String]) -> Outcome {
-    match decided {
-        Decided::Stored(ids) => Outcome::Ok(stored(&ids, keys)),
-        Decided::Refused(why) => Outcome::Fail(why),
-        Decided::NotDone(why) | Decided::Unknown(why) => Outcome::Info(why),
+fn again(outcome: SendOutcome, keys: &[String]) -> Outcome {
+    match outcome {
+        SendOutcome::Stored(ids) => Outcome::Ok(stored(&ids, keys)),
+        SendOutcome::Refused(why) => Outcome::Fail(why),
+        SendOutcome::NotDone(why) | SendOutcome::Unknown(why) => Outcome::Info(why),
     }
 }
 
@@ -322,12 +296,12 @@ pub async fn list(client: &Client, inbox: &str, path: String) -> Result<ListResp
     serde_json::from_str(&answer.body).map_err(|error| Error::Malformed(error.to_string()))
 }
 
-fn path_of(asked: &Fields, view: View, local: bool) -> String {
+fn path_of(asked: &Fields, view: PageView, local: bool) -> String {
     let mut path = format!("/v1/messages?limit={}", asked.n.unwrap_or(1));
     match view {
-        View::Onward => {}
-        View::Newest => path.push_str("&order=desc"),
-        View::Unread => path.push_str("&unreadOnly=true"),
+        PageView::Onward => {}
+        PageView::Newest => path.push_str("&order=desc"),
+        PageView::Unread => path.push_str("&unreadOnly=true"),
     }
     if local {
         path.push_str("&consistency=local");
@@ -362,24 +336,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_read_says_what_it_was() {
-        for kind in [
-            (View::Onward, false),
-            (View::Onward, true),
-            (View::Newest, false),
-            (View::Newest, true),
-            (View::Unread, false),
-        ] {
-            assert_eq!(page_kind(name_of(kind.0, kind.1).as_deref()), Some(kind));
-        }
-        assert_eq!(page_kind(Some("else")), None);
-    }
-
-    #[test]
     fn a_repeat_that_nobody_took_is_not_refused() {
         let keys = ["k".to_owned()];
         let no = || "no".to_owned();
-        assert_eq!(again(Decided::Refused(no()), &keys), Outcome::Fail(no()));
-        assert_eq!(again(Decided::NotDone(no()), &keys), Outcome::Info(no()));
+        assert_eq!(again(SendOutcome::Refused(no()), &keys), Outcome::Fail(no()));
+        assert_eq!(again(SendOutcome::NotDone(no()), &keys), Outcome::Info(no()));
     }
 }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use rand::RngExt;
 
-use super::Load;
-use super::mailbox::{Actor, Place};
+use super::load::Load;
+use super::mailbox::{MailboxClient, ReadPosition};
 use super::read::{limit, mark_some};
 use super::send::{inboxes, load, pace};
-use crate::world::World;
+use crate::workload::context::ClientContext;
 
 const LANES: u64 = 16;
 const INBOXES: usize = 1_000;
@@ -18,39 +18,39 @@ const INBOXES: usize = 1_000;
 const SKEW: f64 = 1.0;
 const BATCH: usize = 10;
 
-pub async fn start(world: &World) -> Result<Load> {
-    let team = world.team("mixed", None).await?;
+pub async fn start(ctx: &ClientContext) -> Result<Load> {
+    let team = ctx.team("mixed", None).await?;
     let inboxes = inboxes("mixed", INBOXES);
     let mut load = load(&team, &inboxes);
     for _ in 0..LANES {
-        let actor = Actor::new(world, &team, load.stop())?;
-        load.spawn(mix(actor, inboxes.clone(), pace(world.rate, LANES, 1)));
+        let client = MailboxClient::new(ctx, &team, load.stop())?;
+        load.spawn(mix(client, inboxes.clone(), pace(ctx.rate, LANES, 1)));
     }
     Ok(load)
 }
 
-async fn mix(mut actor: Actor, inboxes: Vec<String>, gap: Duration) -> Result<()> {
+async fn mix(mut client: MailboxClient, inboxes: Vec<String>, gap: Duration) -> Result<()> {
     let zipf = Zipf::new(inboxes.len(), SKEW);
-    let mut places: HashMap<usize, Place> = HashMap::new();
-    while !actor.over() {
+    let mut places: HashMap<usize, ReadPosition> = HashMap::new();
+    while !client.over() {
         let began = Instant::now();
-        let number = zipf.place(actor.random.random_range(0.0..1.0));
-        let (inbox, node) = (&inboxes[number], actor.any_node());
-        match actor.random.random_range(0..100) {
-            0..60 => actor.send(inbox, 1).await?,
-            60..62 => actor.send(inbox, BATCH).await?,
-            62..65 => actor.repeat().await?,
-            65 => actor.misuse().await?,
+        let number = zipf.place(client.random.random_range(0.0..1.0));
+        let (inbox, node) = (&inboxes[number], client.any_node());
+        match client.random.random_range(0..100) {
+            0..60 => client.send(inbox, 1).await?,
+            60..62 => client.send(inbox, BATCH).await?,
+            62..65 => client.repeat().await?,
+            65 => client.misuse().await?,
             66..86 => {
                 let place = places.entry(number).or_default();
-                let (limit, local) = (limit(&mut actor, place), actor.random.random_bool(0.3));
-                actor.read_on(node, inbox, place, limit, local).await;
+                let (limit, local) = (limit(&mut client, place), client.random.random_bool(0.3));
+                client.read_on(node, inbox, place, limit, local).await;
             }
             86..94 => {
-                let (limit, local) = (actor.random.random_range(1..=5), actor.random.random_bool(0.3));
-                actor.read_newest(node, inbox, limit, local).await;
+                let (limit, local) = (client.random.random_range(1..=5), client.random.random_bool(0.3));
+                client.read_newest(node, inbox, limit, local).await;
             }
-            _ => mark_some(&mut actor, inbox).await?,
+            _ => mark_some(&mut client, inbox).await?,
         }
         tokio::time::sleep(gap.saturating_sub(began.elapsed())).await;
     }

@@ -18,10 +18,12 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::task::JoinSet;
 
-use super::ask::{self, Nodes, Told};
-use super::{Load, Stop, send};
-use crate::history::{Fields, Item, Lane, Op, Outcome};
-use crate::world::{Team, World};
+use super::ask::{self, NodeClients, RequestOutcome};
+use super::load::{Load, StopFlag};
+use super::send;
+use crate::cluster::Team;
+use crate::record::history::{Fields, Item, Lane, Op, Outcome};
+use crate::workload::context::ClientContext;
 
 /// Quotas that exist at the same time; every third is monthly.
 const SLOTS: u64 = 6;
@@ -54,22 +56,22 @@ enum Period {
 type Raced = Arc<Mutex<Vec<Quota>>>;
 
 /// Starts [`SLOTS`] series of quotas.
-pub async fn start(world: &World) -> Result<Load> {
+pub async fn start(ctx: &ClientContext) -> Result<Load> {
     let raced = Raced::default();
     let audited = raced.clone();
-    let mut load = Load::new(move |world| async move {
+    let mut load = Load::new(move |ctx| async move {
         let quotas = audited.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        audit(&world, &quotas).await
+        audit(&ctx, &quotas).await
     });
     for number in 0..SLOTS {
-        let lane = world.recorder.lane();
+        let lane = ctx.recorder.lane();
         let slot = Slot {
             number,
             period: if number % 3 == 2 { Period::Month } else { Period::Day },
-            operator: Nodes::new(world, &world.admin_key, SPENDER)?,
-            random: ask::random(world, lane.number()),
+            operator: NodeClients::new(ctx, &ctx.admin_key, SPENDER)?,
+            random: ask::random(ctx, lane.number()),
             lane,
-            world: world.clone(),
+            ctx: ctx.clone(),
             raced: raced.clone(),
         };
         load.spawn(slot.run(load.stop()));
@@ -81,15 +83,15 @@ pub async fn start(world: &World) -> Result<Load> {
 struct Slot {
     number: u64,
     period: Period,
-    world: World,
+    ctx: ClientContext,
     lane: Lane,
     random: StdRng,
-    operator: Nodes,
+    operator: NodeClients,
     raced: Raced,
 }
 
 impl Slot {
-    async fn run(mut self, stop: Stop) -> Result<()> {
+    async fn run(mut self, stop: StopFlag) -> Result<()> {
         for life in 0.. {
             if stop.is_set() {
                 break;
@@ -98,7 +100,7 @@ impl Slot {
             let name = format!("quota-{}-{life}", self.number);
             self.lane.invoke(None, Op::Limit, &name, self.limit(limit));
             // A team whose creation has an unknown outcome is abandoned.
-            let team = match self.world.team(&name, Some(self.patch(limit))).await {
+            let team = match self.ctx.team(&name, Some(self.patch(limit))).await {
                 Ok(team) => team,
                 Err(error) => {
                     self.lane.end(Outcome::Info(format!("{error:#}")));
@@ -133,21 +135,21 @@ impl Slot {
         Ok(())
     }
 
-    fn racers(&mut self, quota: &Quota, stop: &Stop) -> Result<(Stop, JoinSet<Result<()>>)> {
-        let over = Stop::default();
+    fn racers(&mut self, quota: &Quota, stop: &StopFlag) -> Result<(StopFlag, JoinSet<Result<()>>)> {
+        let over = StopFlag::default();
         let mut racers = JoinSet::new();
-        let nodes = Nodes::new(&self.world, &quota.team.key, SPENDER)?;
+        let nodes = NodeClients::new(&self.ctx, &quota.team.key, SPENDER)?;
         for _ in 0..RACERS {
-            let lane = self.world.recorder.lane();
-            let rate = if self.world.rate == 0 {
+            let lane = self.ctx.recorder.lane();
+            let rate = if self.ctx.rate == 0 {
                 RATE_MAX
             } else {
-                self.world.rate.min(RATE_MAX)
+                self.ctx.rate.min(RATE_MAX)
             };
             let racer = Racer {
                 quota: quota.clone(),
                 nodes: nodes.clone(),
-                random: ask::random(&self.world, lane.number()),
+                random: ask::random(&self.ctx, lane.number()),
                 lane,
                 gap: send::pace(rate, SLOTS * RACERS, 1),
             };
@@ -165,9 +167,9 @@ impl Slot {
         };
         let (node, client) = self.operator.any(&mut self.random);
         self.lane.invoke(Some(node), Op::Limit, &quota.name, self.limit(limit));
-        let told = Told::of(client.update_team(&quota.team.id, &change).await)?;
-        let known = !matches!(told, Told::Unknown(_));
-        self.lane.end(told.outcome(|_| Fields::default()));
+        let response = RequestOutcome::of(client.update_team(&quota.team.id, &change).await)?;
+        let known = !matches!(response, RequestOutcome::Unknown(_));
+        self.lane.end(response.outcome(|_| Fields::default()));
         Ok(known)
     }
 
@@ -202,12 +204,12 @@ struct Racer {
     quota: Quota,
     lane: Lane,
     random: StdRng,
-    nodes: Nodes,
+    nodes: NodeClients,
     gap: Duration,
 }
 
 impl Racer {
-    async fn run(mut self, over: Stop, stop: Stop) -> Result<()> {
+    async fn run(mut self, over: StopFlag, stop: StopFlag) -> Result<()> {
         let mut number = 0;
         while !over.is_set() && !stop.is_set() {
             let next = tokio::time::Instant::now() + self.gap;
@@ -222,10 +224,10 @@ impl Racer {
         Ok(())
     }
 
-    async fn spend(&mut self, key: &str, stop: &Stop) -> Result<bool> {
+    async fn spend(&mut self, key: &str, stop: &StopFlag) -> Result<bool> {
         self.lane.invoke(None, Op::Spend, &self.quota.name, Fields::key(key));
         let period = self.quota.period;
-        let told = ask::until_told(&self.nodes, &mut self.random, stop, |client| {
+        let response = ask::retry_until_decided(&self.nodes, &mut self.random, stop, |client| {
             let key = key.to_owned();
             async move {
                 match period {
@@ -234,9 +236,9 @@ impl Racer {
                 }
             }
         });
-        let told = told.await?;
-        let accepted = matches!(told, Told::Done(_));
-        self.lane.end(told.outcome(|fields| fields));
+        let response = response.await?;
+        let accepted = matches!(response, RequestOutcome::Done(_));
+        self.lane.end(response.outcome(|fields| fields));
         Ok(accepted)
     }
 }
@@ -271,12 +273,12 @@ async fn event_of_month(client: &Client, key: &str) -> Result<Fields, Error> {
 }
 
 /// Reads the accepted sends from every node.
-async fn audit(world: &World, quotas: &[Quota]) -> Result<()> {
-    let mut lane = world.recorder.lane();
+async fn audit(ctx: &ClientContext, quotas: &[Quota]) -> Result<()> {
+    let mut lane = ctx.recorder.lane();
     for quota in quotas {
-        for node in 1..=world.nodes() {
+        for node in 1..=ctx.nodes() {
             lane.invoke(Some(node), Op::Spent, &quota.name, Fields::default());
-            let client = world.node(node, &quota.team.key, RECEIVER)?;
+            let client = ctx.node(node, &quota.team.key, RECEIVER)?;
             let spent = ask::whole_inbox(&client, RECEIVER).await;
             let items = spent.and_then(|all| all.iter().map(|message| counted(quota.period, message)).collect());
             lane.end(match items {

@@ -10,10 +10,12 @@ use rand::RngExt;
 use serde_json::value::to_raw_value;
 use tokio::task::JoinSet;
 
-use super::Load;
-use super::mailbox::{Actor, PREFIX, list};
-use crate::history::{Fields, Item, Op, Outcome};
-use crate::world::{Team, World};
+use super::load::Load;
+use super::mailbox::{MailboxClient, list};
+use crate::cluster::Team;
+use crate::record::history::{Fields, Item, Op, Outcome};
+use crate::record::mailbox::PREFIX;
+use crate::workload::context::ClientContext;
 
 /// Clients of a workload.
 const LANES: u64 = 16;
@@ -31,14 +33,14 @@ const AUDIT_PAGE: usize = 50;
 const AUDIT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts [`LANES`] clients that send `batch` messages per request.
-pub async fn start(world: &World, batch: usize) -> Result<Load> {
-    let team = world.team(&format!("send-{batch}"), None).await?;
+pub async fn start(ctx: &ClientContext, batch: usize) -> Result<Load> {
+    let team = ctx.team(&format!("send-{batch}"), None).await?;
     let count = if batch == 1 { INBOXES } else { INBOXES_OF_BATCHES };
     let inboxes = inboxes(&format!("send{batch}"), count);
     let mut load = load(&team, &inboxes);
     for _ in 0..LANES {
-        let actor = Actor::new(world, &team, load.stop())?;
-        load.spawn(send_on(actor, inboxes.clone(), batch, pace(world.rate, LANES, batch)));
+        let client = MailboxClient::new(ctx, &team, load.stop())?;
+        load.spawn(send_on(client, inboxes.clone(), batch, pace(ctx.rate, LANES, batch)));
     }
     Ok(load)
 }
@@ -51,7 +53,7 @@ pub fn inboxes(load: &str, count: usize) -> Vec<String> {
 /// A workload that audits these inboxes at the end.
 pub fn load(team: &Team, inboxes: &[String]) -> Load {
     let (team, inboxes) = (team.clone(), inboxes.to_vec());
-    Load::new(move |world| async move { audit(&world, &team, &inboxes).await })
+    Load::new(move |ctx| async move { audit(&ctx, &team, &inboxes).await })
 }
 
 /// The time between two requests of a lane, so that all lanes together reach the rate.
@@ -62,17 +64,17 @@ pub fn pace(rate: u64, lanes: u64, batch: usize) -> Duration {
     }
 }
 
-/// A client that sends until it is told to stop.
-pub async fn send_on(mut actor: Actor, inboxes: Vec<String>, batch: usize, gap: Duration) -> Result<()> {
-    while !actor.over() {
+/// A client that sends until it is response to stop.
+pub async fn send_on(mut client: MailboxClient, inboxes: Vec<String>, batch: usize, gap: Duration) -> Result<()> {
+    while !client.over() {
         let began = Instant::now();
-        let inbox = &inboxes[actor.random.random_range(0..inboxes.len())];
-        actor.send(inbox, batch).await?;
-        if actor.random.random_bool(REPEATS) {
-            actor.repeat().await?;
+        let inbox = &inboxes[client.random.random_range(0..inboxes.len())];
+        client.send(inbox, batch).await?;
+        if client.random.random_bool(REPEATS) {
+            client.repeat().await?;
         }
-        if actor.random.random_bool(MISUSES) {
-            actor.misuse().await?;
+        if client.random.random_bool(MISUSES) {
+            client.misuse().await?;
         }
         tokio::time::sleep(gap.saturating_sub(began.elapsed())).await;
     }
@@ -91,10 +93,10 @@ pub fn message(inbox: &str, key: &str) -> Result<SendRequest> {
 }
 
 /// Reads whole inboxes from every node.
-pub async fn audit(world: &World, team: &Team, inboxes: &[String]) -> Result<()> {
+pub async fn audit(ctx: &ClientContext, team: &Team, inboxes: &[String]) -> Result<()> {
     let mut nodes = JoinSet::new();
-    for node in 1..=world.nodes() {
-        nodes.spawn(audit_node(world.clone(), team.clone(), inboxes.to_vec(), node));
+    for node in 1..=ctx.nodes() {
+        nodes.spawn(audit_node(ctx.clone(), team.clone(), inboxes.to_vec(), node));
     }
     while let Some(node) = nodes.join_next().await {
         node.context("an audit panicked")??;
@@ -102,9 +104,9 @@ pub async fn audit(world: &World, team: &Team, inboxes: &[String]) -> Result<()>
     Ok(())
 }
 
-async fn audit_node(world: World, team: Team, inboxes: Vec<String>, node: usize) -> Result<()> {
-    let mut lane = world.recorder.lane();
-    let client = world.node(node, &team.key, "auditor")?;
+async fn audit_node(ctx: ClientContext, team: Team, inboxes: Vec<String>, node: usize) -> Result<()> {
+    let mut lane = ctx.recorder.lane();
+    let client = ctx.node(node, &team.key, "auditor")?;
     for inbox in inboxes {
         lane.invoke(Some(node), Op::Audit, &inbox, Fields::default());
         let items = read_all(&client, &inbox).await;

@@ -1,8 +1,8 @@
 //! Workload F: WebSocket clients with names whose sessions are cut again and again and resumed on another node, while
 //! messages are sent.
 
+mod client;
 mod socket;
-mod tail;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,12 +14,13 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::value::to_raw_value;
 
-use self::tail::{Manner, Tail};
-use super::post::Post;
+use self::client::{ReadBehaviour, StreamClient};
+use super::load::{Load, StopFlag};
 use super::send::{audit, message, pace};
-use super::{Load, Stop};
-use crate::history::{Fields, Op, Outcome};
-use crate::world::{Team, World};
+use super::sender::MessageSender;
+use crate::cluster::Team;
+use crate::record::history::{Fields, Op, Outcome};
+use crate::workload::context::ClientContext;
 
 /// Inboxes that clients listen to.
 const INBOXES: usize = 4;
@@ -44,67 +45,67 @@ pub enum Mix {
     /// Readers that acknowledge seqs that do not exist yet.
     Ahead,
     /// Fast readers, and clients that list the same inboxes with corrupted cursors.
-    Spoilt,
+    InvalidCursors,
 }
 
 impl Mix {
     fn name(self) -> &'static str {
         match self {
-            Mix::Tails => "tails",
+            Mix::Tails => "clients",
             Mix::Slow => "slow",
             Mix::Ahead => "ahead",
-            Mix::Spoilt => "spoilt",
+            Mix::InvalidCursors => "invalid-cursors",
         }
     }
 
-    fn manner(self, number: usize) -> Manner {
+    fn behaviour(self, number: usize) -> ReadBehaviour {
         match self {
-            Mix::Tails | Mix::Spoilt => Manner::Quick,
-            Mix::Slow if number.is_multiple_of(TAILS) => Manner::Starved,
-            Mix::Slow => Manner::Slow,
-            Mix::Ahead => Manner::Ahead,
+            Mix::Tails | Mix::InvalidCursors => ReadBehaviour::Quick,
+            Mix::Slow if number.is_multiple_of(TAILS) => ReadBehaviour::Starved,
+            Mix::Slow => ReadBehaviour::Slow,
+            Mix::Ahead => ReadBehaviour::Ahead,
         }
     }
 }
 
 /// Clients whose lanes have ended.
-type Ended = Arc<Mutex<Vec<Tail>>>;
+type Ended = Arc<Mutex<Vec<StreamClient>>>;
 
-pub async fn start(mix: Mix, world: &World) -> Result<Load> {
-    let team = world.team(&format!("stream-{}", mix.name()), None).await?;
+pub async fn start(mix: Mix, ctx: &ClientContext) -> Result<Load> {
+    let team = ctx.team(&format!("stream-{}", mix.name()), None).await?;
     let inboxes: Vec<String> = (0..INBOXES).map(|n| format!("{}-{n}", mix.name())).collect();
     let ended = Ended::default();
-    let (owner, listened, tails) = (team.clone(), inboxes.clone(), ended.clone());
-    let mut load = Load::new(move |world| async move { conclude(&world, &owner, &listened, &tails).await });
+    let (owner, listened, clients) = (team.clone(), inboxes.clone(), ended.clone());
+    let mut load = Load::new(move |ctx| async move { conclude(&ctx, &owner, &listened, &clients).await });
     for (place, inbox) in inboxes.iter().enumerate() {
         for number in 0..TAILS {
-            let tail = Tail::new(world, &team, inbox, number, mix.manner(number));
-            load.spawn(listen(tail, load.stop(), ended.clone()));
+            let client = StreamClient::new(ctx, &team, inbox, number, mix.behaviour(number));
+            load.spawn(listen(client, load.stop(), ended.clone()));
         }
-        if mix == Mix::Spoilt {
-            load.spawn(spoil(world.clone(), team.clone(), inbox.clone(), load.stop()));
+        if mix == Mix::InvalidCursors {
+            load.spawn(spoil(ctx.clone(), team.clone(), inbox.clone(), load.stop()));
         }
         let bytes = if mix == Mix::Slow { LARGE_BYTES } else { 0 };
-        let rate = if world.rate == 0 {
+        let rate = if ctx.rate == 0 {
             RATE_MAX
         } else {
-            world.rate.min(RATE_MAX)
+            ctx.rate.min(RATE_MAX)
         };
-        let mut post = Post::new(world, &team);
-        post.rename(&format!("{}-sender-{place}", mix.name()))?;
-        load.spawn(send(post, inbox.clone(), bytes, pace(rate, LANES, 1), load.stop()));
+        let mut sender = MessageSender::new(ctx, &team);
+        sender.rename(&format!("{}-sender-{place}", mix.name()))?;
+        load.spawn(send(sender, inbox.clone(), bytes, pace(rate, LANES, 1), load.stop()));
     }
     Ok(load)
 }
 
-async fn send(mut post: Post, inbox: String, bytes: usize, gap: Duration, stop: Stop) -> Result<()> {
+async fn send(mut sender: MessageSender, inbox: String, bytes: usize, gap: Duration, stop: StopFlag) -> Result<()> {
     for sent in 0.. {
         if stop.is_set() {
             break;
         }
         let began = Instant::now();
-        let key = format!("{}-{sent}", post.number());
-        post.send(&key, padded(&inbox, &key, bytes)?, &stop).await;
+        let key = format!("{}-{sent}", sender.number());
+        sender.send(&key, padded(&inbox, &key, bytes)?, &stop).await;
         tokio::time::sleep(gap.saturating_sub(began.elapsed())).await;
     }
     Ok(())
@@ -119,32 +120,32 @@ fn padded(inbox: &str, key: &str, bytes: usize) -> Result<SendRequest> {
     })
 }
 
-async fn listen(mut tail: Tail, stop: Stop, ended: Ended) -> Result<()> {
+async fn listen(mut client: StreamClient, stop: StopFlag, ended: Ended) -> Result<()> {
     while !stop.is_set() {
-        tail.session(&stop).await;
+        client.session(&stop).await;
     }
-    ended.lock().unwrap_or_else(PoisonError::into_inner).push(tail);
+    ended.lock().unwrap_or_else(PoisonError::into_inner).push(client);
     Ok(())
 }
 
 /// Lists pages with cursors in which one letter is wrong: none may be accepted as another position.
-async fn spoil(world: World, team: Team, inbox: String, stop: Stop) -> Result<()> {
-    let mut lane = world.recorder.lane();
-    let mut random = StdRng::seed_from_u64(world.seed ^ u64::from(lane.number()) << 32);
+async fn spoil(ctx: ClientContext, team: Team, inbox: String, stop: StopFlag) -> Result<()> {
+    let mut lane = ctx.recorder.lane();
+    let mut random = StdRng::seed_from_u64(ctx.seed ^ u64::from(lane.number()) << 32);
     let mut query = ListQuery {
         limit: Some(5),
         ..ListQuery::default()
     };
     while !stop.is_set() {
-        let node = random.random_range(1..=world.nodes());
-        let client = world.node(node, &team.key, &inbox)?;
+        let node = random.random_range(1..=ctx.nodes());
+        let client = ctx.node(node, &team.key, &inbox)?;
         if let Ok(page) = client.list(&query).await {
             let spoilt = ListQuery {
                 cursor: Some(spoiled(&page.cursor, &mut random)),
                 ..query.clone()
             };
             let asked = Fields {
-                id: Some("spoilt".to_owned()),
+                id: Some("invalid-cursors".to_owned()),
                 name: Some(inbox.clone()),
                 from: spoilt.cursor.clone(),
                 ..Fields::default()
@@ -180,16 +181,16 @@ fn spoiled(cursor: &str, random: &mut StdRng) -> String {
 }
 
 /// Sends a last message to each inbox, lets every client read up to it, and audits the inboxes.
-async fn conclude(world: &World, team: &Team, inboxes: &[String], ended: &Ended) -> Result<()> {
-    let mut post = Post::new(world, team);
-    post.rename("the-end")?;
+async fn conclude(ctx: &ClientContext, team: &Team, inboxes: &[String], ended: &Ended) -> Result<()> {
+    let mut sender = MessageSender::new(ctx, team);
+    sender.rename("the-end")?;
     let deadline = Instant::now() + PATIENCE;
     let mut ends = Vec::new();
     for inbox in inboxes {
         // Each attempt has a key of its own, because an earlier one may still be stored later.
         for attempt in 0.. {
-            let key = format!("{}-{inbox}-{attempt}", post.number());
-            if post.send(&key, message(inbox, &key)?, &Stop::default()).await {
+            let key = format!("{}-{inbox}-{attempt}", sender.number());
+            if sender.send(&key, message(inbox, &key)?, &StopFlag::default()).await {
                 ends.push((inbox.clone(), key));
                 break;
             }
@@ -199,15 +200,15 @@ async fn conclude(world: &World, team: &Team, inboxes: &[String], ended: &Ended)
             );
         }
     }
-    let tails = std::mem::take(&mut *ended.lock().unwrap_or_else(PoisonError::into_inner));
-    let reading = tails.into_iter().map(|mut tail| {
-        let end = ends.iter().find(|(inbox, _)| *inbox == tail.inbox);
+    let clients = std::mem::take(&mut *ended.lock().unwrap_or_else(PoisonError::into_inner));
+    let reading = clients.into_iter().map(|mut client| {
+        let end = ends.iter().find(|(inbox, _)| *inbox == client.inbox);
         async move {
             if let Some((_, key)) = end {
-                tail.read_up_to(key).await;
+                client.read_up_to(key).await;
             }
         }
     });
     futures::future::join_all(reading).await;
-    audit(world, team, inboxes).await
+    audit(ctx, team, inboxes).await
 }

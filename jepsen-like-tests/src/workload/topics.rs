@@ -14,10 +14,12 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::ask::{self, Nodes, Told};
-use super::{Load, Stop, send};
-use crate::history::{Fields, Item, Lane, Op, Outcome};
-use crate::world::{Team, World};
+use super::ask::{self, NodeClients, RequestOutcome};
+use super::load::{Load, StopFlag};
+use super::send;
+use crate::cluster::Team;
+use crate::record::history::{Fields, Item, Lane, Op, Outcome};
+use crate::workload::context::ClientContext;
 
 /// The name of the team; every name in the history begins with it and `/`.
 const TEAM: &str = "topics";
@@ -38,32 +40,32 @@ const LAST_WAITS: usize = 24;
 const HANDS: usize = 6;
 
 /// Subscribes the permanent subscribers, then starts publishers and guests.
-pub async fn start(world: &World) -> Result<Load> {
-    let team = world.team(TEAM, None).await?;
+pub async fn start(ctx: &ClientContext) -> Result<Load> {
+    let team = ctx.team(TEAM, None).await?;
     let owner = team.clone();
-    let mut load = Load::new(move |world| async move { audit(&world, &owner).await });
-    subscribe_all(world, &team, &load.stop()).await?;
+    let mut load = Load::new(move |ctx| async move { audit(&ctx, &owner).await });
+    subscribe_all(ctx, &team, &load.stop()).await?;
     for number in 0..PUBLISHERS {
-        let lane = world.recorder.lane();
+        let lane = ctx.recorder.lane();
         let publisher = Publisher {
-            nodes: Nodes::new(world, &team.key, &publisher_name(number))?,
+            nodes: NodeClients::new(ctx, &team.key, &publisher_name(number))?,
             name: publisher_name(number),
-            random: ask::random(world, lane.number()),
+            random: ask::random(ctx, lane.number()),
             lane,
         };
-        let rate = if world.rate == 0 {
+        let rate = if ctx.rate == 0 {
             RATE_MAX
         } else {
-            world.rate.min(RATE_MAX)
+            ctx.rate.min(RATE_MAX)
         };
         load.spawn(publisher.run(load.stop(), send::pace(rate, PUBLISHERS, 1)));
     }
     for number in 0..GUESTS {
-        let lane = world.recorder.lane();
+        let lane = ctx.recorder.lane();
         let guest = Guest {
-            nodes: Nodes::new(world, &team.key, &guest_name(number))?,
+            nodes: NodeClients::new(ctx, &team.key, &guest_name(number))?,
             name: guest_name(number),
-            random: ask::random(world, lane.number()),
+            random: ask::random(ctx, lane.number()),
             lane,
         };
         load.spawn(guest.run(load.stop()));
@@ -89,7 +91,7 @@ fn full(name: &str) -> String {
 }
 
 /// Subscribes all permanent subscribers.
-async fn subscribe_all(world: &World, team: &Team, stop: &Stop) -> Result<()> {
+async fn subscribe_all(ctx: &ClientContext, team: &Team, stop: &StopFlag) -> Result<()> {
     let staying = TOPICS
         .iter()
         .flat_map(|(topic, count, _)| (0..*count).map(|n| (agent_name(n), *topic)));
@@ -97,9 +99,9 @@ async fn subscribe_all(world: &World, team: &Team, stop: &Stop) -> Result<()> {
     let all: Vec<(String, &str)> = staying.chain(listening).collect();
     let mut hands = JoinSet::new();
     for part in all.chunks(all.len().div_ceil(HANDS)) {
-        let mut lane = world.recorder.lane();
-        let mut random = ask::random(world, lane.number());
-        let nodes = Nodes::new(world, &team.key, "nobody")?;
+        let mut lane = ctx.recorder.lane();
+        let mut random = ask::random(ctx, lane.number());
+        let nodes = NodeClients::new(ctx, &team.key, "nobody")?;
         let (part, stop) = (part.to_vec(), stop.clone());
         hands.spawn(async move {
             for (agent, topic) in part {
@@ -108,14 +110,14 @@ async fn subscribe_all(world: &World, team: &Team, stop: &Stop) -> Result<()> {
                     ..Fields::default()
                 };
                 lane.invoke(None, Op::Subscribe, full(topic), asked);
-                let told = ask::until_told(&nodes, &mut random, &stop, |client| {
+                let response = ask::retry_until_decided(&nodes, &mut random, &stop, |client| {
                     let agent = agent.clone();
                     async move {
                         let request = Request::post("/v1/messages/subscribe").json(&json!({ "topic": topic }))?;
                         client.request(&request.agent(agent)).await
                     }
                 });
-                lane.end(told.await?.outcome(|_| Fields::default()));
+                lane.end(response.await?.outcome(|_| Fields::default()));
             }
             anyhow::Ok(())
         });
@@ -129,12 +131,12 @@ async fn subscribe_all(world: &World, team: &Team, stop: &Stop) -> Result<()> {
 struct Publisher {
     lane: Lane,
     name: String,
-    nodes: Nodes,
+    nodes: NodeClients,
     random: StdRng,
 }
 
 impl Publisher {
-    async fn run(mut self, stop: Stop, gap: Duration) -> Result<()> {
+    async fn run(mut self, stop: StopFlag, gap: Duration) -> Result<()> {
         for number in 0.. {
             if stop.is_set() {
                 break;
@@ -165,9 +167,9 @@ impl Publisher {
 /// response's `fanout` is recorded as `name`.
 async fn publish(
     lane: &mut Lane,
-    nodes: &Nodes,
+    nodes: &NodeClients,
     random: &mut StdRng,
-    stop: &Stop,
+    stop: &StopFlag,
     (publisher, topic, key): (&str, &str, &str),
 ) -> Result<bool> {
     let asked = Fields {
@@ -179,13 +181,13 @@ async fn publish(
         topic: Some(topic.to_owned()),
         ..ask::note(key)?
     };
-    let told = ask::until_told(nodes, random, stop, |client| {
+    let response = ask::retry_until_decided(nodes, random, stop, |client| {
         let message = message.clone();
         async move { client.send(message).await }
     });
-    let told = told.await?;
-    let done = matches!(&told, Told::Done(SendResponse { fanout: None, .. }));
-    lane.end(told.outcome(|sent| Fields {
+    let response = response.await?;
+    let done = matches!(&response, RequestOutcome::Done(SendResponse { fanout: None, .. }));
+    lane.end(response.outcome(|sent| Fields {
         name: sent.fanout,
         ..Fields::id(sent.message_id)
     }));
@@ -196,12 +198,12 @@ async fn publish(
 struct Guest {
     lane: Lane,
     name: String,
-    nodes: Nodes,
+    nodes: NodeClients,
     random: StdRng,
 }
 
 impl Guest {
-    async fn run(mut self, stop: Stop) -> Result<()> {
+    async fn run(mut self, stop: StopFlag) -> Result<()> {
         let mut subscribed = [false; TOPICS.len()];
         while !stop.is_set() {
             let place = self.random.random_range(0..TOPICS.len());
@@ -216,11 +218,12 @@ impl Guest {
             };
             let op = if comes { Op::Subscribe } else { Op::Unsubscribe };
             self.lane.invoke(Some(node), op, full(topic), asked);
-            let told = match comes {
+            let response = match comes {
                 true => client.subscribe(topic, SubscriptionUrl::Keep).await.map(drop),
                 false => client.unsubscribe(topic).await,
             };
-            self.lane.end(Told::of(told)?.outcome(|()| Fields::default()));
+            self.lane
+                .end(RequestOutcome::of(response)?.outcome(|()| Fields::default()));
             let pause = self.random.random_range(50..500);
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
@@ -229,17 +232,17 @@ impl Guest {
 }
 
 /// Waits until all fan-outs have finished, then reads every inbox from every node.
-async fn audit(world: &World, team: &Team) -> Result<()> {
-    await_last(world, team).await?;
+async fn audit(ctx: &ClientContext, team: &Team) -> Result<()> {
+    await_last(ctx, team).await?;
     let mut agents: Vec<String> = (0..TOPICS.iter().map(|t| t.1).max().unwrap_or(0))
         .map(agent_name)
         .collect();
     agents.extend((0..GUESTS).map(guest_name));
     agents.extend((0..PUBLISHERS).map(publisher_name));
     let mut hands = JoinSet::new();
-    for node in 1..=world.nodes() {
+    for node in 1..=ctx.nodes() {
         for part in agents.chunks(agents.len().div_ceil(HANDS)) {
-            let (lane, client) = (world.recorder.lane(), world.node(node, &team.key, "nobody")?);
+            let (lane, client) = (ctx.recorder.lane(), ctx.node(node, &team.key, "nobody")?);
             hands.spawn(read(lane, node, client, part.to_vec()));
         }
     }
@@ -250,14 +253,22 @@ async fn audit(world: &World, team: &Team) -> Result<()> {
 }
 
 /// Publishes once more to every topic. A topic's publishes fan out in order, so the last one arrives last.
-async fn await_last(world: &World, team: &Team) -> Result<()> {
-    let mut lane = world.recorder.lane();
-    let mut random = ask::random(world, lane.number());
-    let nodes = Nodes::new(world, &team.key, "last")?;
+async fn await_last(ctx: &ClientContext, team: &Team) -> Result<()> {
+    let mut lane = ctx.recorder.lane();
+    let mut random = ask::random(ctx, lane.number());
+    let nodes = NodeClients::new(ctx, &team.key, "last")?;
     for (topic, ..) in TOPICS {
         let key = full(&format!("{}-{topic}", lane.number()));
         for _ in 0..LAST_WAITS {
-            if publish(&mut lane, &nodes, &mut random, &Stop::default(), ("last", topic, &key)).await? {
+            if publish(
+                &mut lane,
+                &nodes,
+                &mut random,
+                &StopFlag::default(),
+                ("last", topic, &key),
+            )
+            .await?
+            {
                 break;
             }
         }

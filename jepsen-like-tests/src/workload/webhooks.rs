@@ -2,6 +2,7 @@
 //!
 //! Calls are recorded as they arrive; deliveries, dead letters and notices at the end, when all deliveries are over.
 
+pub mod collect;
 mod sinks;
 
 use std::fs::File;
@@ -17,15 +18,16 @@ use futures::stream::{StreamExt as _, TryStreamExt as _};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-pub use self::sinks::{LATER, Mix};
+use self::collect::{all_over, received_call, record_final_state};
+pub use self::sinks::Mix;
 use self::sinks::{Servers, Sink};
-use super::post::Post;
+use super::load::{Load, StopFlag};
 use super::send::{audit, message, pace};
-use super::{Load, Stop};
-use crate::checker::dispatch::PLACES;
-use crate::deliveries::{self, Agent, CALLS, Deletion, Record, Seen, all_over, seen};
+use super::sender::MessageSender;
+use crate::cluster::Team;
 use crate::receiver::{Call, Receiver};
-use crate::world::{Team, World};
+use crate::record::deliveries::{Agent, CALLS, CRASH_POINTS, Deletion, DeliveryRecord, ReceivedCall};
+use crate::workload::context::ClientContext;
 
 /// Messages per second at most: a slow server takes 8 at a time.
 const RATE_MAX: u64 = 400;
@@ -52,7 +54,7 @@ pub fn agent_at(place: &str, round: usize) -> String {
     format!("{place}-{round}")
 }
 
-pub async fn start(mix: Mix, world: &World) -> Result<Load> {
+pub async fn start(mix: Mix, ctx: &ClientContext) -> Result<Load> {
     let limits = LimitsPatch {
         daily_sends: Some(0),
         daily_reads: Some(0),
@@ -60,18 +62,18 @@ pub async fn start(mix: Mix, world: &World) -> Result<Load> {
         monthly_events: Some(0),
         ..LimitsPatch::default()
     };
-    let team = world.team(&team_name(mix), Some(limits)).await?;
-    let servers = Servers::start(mix, receiver(world).await?).await?;
-    register(world, &team, &servers).await?;
+    let team = ctx.team(&team_name(mix), Some(limits)).await?;
+    let servers = Servers::start(mix, receiver(ctx).await?).await?;
+    register(ctx, &team, &servers).await?;
     if mix == Mix::FullInbox {
-        fill(world, &team, &sender_name(mix, 0, 0)).await?;
+        fill(ctx, &team, &sender_name(mix, 0, 0)).await?;
     }
     let deletions: Deletions = Arc::default();
     let servers = Arc::new(servers);
     let (kept, owner, given_up) = (servers.clone(), team.clone(), deletions.clone());
-    let mut load = Load::new(move |world| async move { conclude(&world, &owner, &kept, &given_up).await });
+    let mut load = Load::new(move |ctx| async move { conclude(&ctx, &owner, &kept, &given_up).await });
     for (number, sink) in servers.sinks.iter().enumerate() {
-        let client = everywhere(world, &team, &sink.agent)?;
+        let client = client_of_all_nodes(ctx, &team, &sink.agent)?;
         match sink.sink {
             Sink::Gone => load.spawn(come_back(client, servers.url(sink, 0), load.stop())),
             Sink::Leaving => {
@@ -79,7 +81,7 @@ pub async fn start(mix: Mix, world: &World) -> Result<Load> {
                     client,
                     number,
                     servers: servers.clone(),
-                    world: world.clone(),
+                    ctx: ctx.clone(),
                     deletions: deletions.clone(),
                 };
                 load.spawn(leaver.run(load.stop()));
@@ -90,19 +92,19 @@ pub async fn start(mix: Mix, world: &World) -> Result<Load> {
     let lanes = mix.lanes();
     for number in 0..lanes {
         let sender = Sender {
-            post: Post::new(world, &team),
+            sender: MessageSender::new(ctx, &team),
             mix,
             number,
             cycle: servers.cycle(),
-            gap: pace(rate(world), lanes, 1),
+            gap: pace(rate(ctx), lanes, 1),
         };
         load.spawn(sender.run(load.stop()));
     }
     Ok(load)
 }
 
-fn rate(world: &World) -> u64 {
-    match world.rate {
+fn rate(ctx: &ClientContext) -> u64 {
+    match ctx.rate {
         0 => RATE_MAX,
         rate => rate.min(RATE_MAX),
     }
@@ -111,39 +113,39 @@ fn rate(world: &World) -> u64 {
 type Deletions = Arc<Mutex<Vec<Deletion>>>;
 
 /// A receiver that records each call before it answers.
-async fn receiver(world: &World) -> Result<Receiver> {
-    let path = world.recorder.dir().join(CALLS);
+async fn receiver(ctx: &ClientContext) -> Result<Receiver> {
+    let path = ctx.recorder.dir().join(CALLS);
     let file = File::options().create(true).append(true).open(&path);
     let mut file = file.with_context(|| format!("cannot open {}", path.display()))?;
-    let recorder = world.recorder.clone();
+    let recorder = ctx.recorder.clone();
     let witness = move |call: &Call| {
         let at_us = recorder.now() / 1000;
         // A call without the required headers belongs to no delivery; the checker reports it.
-        let seen = seen(call, at_us).unwrap_or_else(|_| Seen {
+        let received_call = received_call(call, at_us).unwrap_or_else(|_| ReceivedCall {
             path: call.path.clone(),
             at_us,
-            ..Seen::default()
+            ..ReceivedCall::default()
         });
-        let line = serde_json::to_vec(&seen).map_err(std::io::Error::from);
+        let line = serde_json::to_vec(&received_call).map_err(std::io::Error::from);
         let written = line.and_then(|line| file.write_all(&[line, b"\n".to_vec()].concat()));
         written.expect("writing the log of calls");
     };
-    Receiver::start_with_witness(world.host, Box::new(witness)).await
+    Receiver::start_with_witness(ctx.host, Box::new(witness)).await
 }
 
 /// A client of all nodes.
-fn everywhere(world: &World, team: &Team, agent: &str) -> Result<Client> {
-    let client = Client::builder(world.urls.join(" ")).api_key(&team.key).agent(agent);
+fn client_of_all_nodes(ctx: &ClientContext, team: &Team, agent: &str) -> Result<Client> {
+    let client = Client::builder(ctx.urls.join(" ")).api_key(&team.key).agent(agent);
     Ok(client.build()?)
 }
 
-async fn register(world: &World, team: &Team, servers: &Servers) -> Result<()> {
+async fn register(ctx: &ClientContext, team: &Team, servers: &Servers) -> Result<()> {
     let all = servers
         .sinks
         .iter()
         .map(|sink| (sink.agent.clone(), servers.url(sink, 0)));
     let registering = futures::stream::iter(all.collect::<Vec<_>>()).map(|(agent, url)| async move {
-        let client = everywhere(world, team, &agent)?;
+        let client = client_of_all_nodes(ctx, team, &agent)?;
         client.register_webhook(&url, &["message.received"]).await?;
         anyhow::Ok(())
     });
@@ -151,8 +153,8 @@ async fn register(world: &World, team: &Team, servers: &Servers) -> Result<()> {
 }
 
 /// Fills an inbox to its limit and a little more.
-async fn fill(world: &World, team: &Team, inbox: &str) -> Result<()> {
-    let client = everywhere(world, team, "filler")?;
+async fn fill(ctx: &ClientContext, team: &Team, inbox: &str) -> Result<()> {
+    let client = client_of_all_nodes(ctx, team, "filler")?;
     let batches = (0..INBOX_FULL / 100 + 5).map(|batch| {
         let messages: Result<Vec<SendRequest>> =
             (0..100).map(|n| message(inbox, &format!("fill-{batch}-{n}"))).collect();
@@ -166,7 +168,7 @@ async fn fill(world: &World, team: &Team, inbox: &str) -> Result<()> {
 }
 
 /// Registers a server again that answers 410 and so loses its webhook.
-async fn come_back(client: Client, url: String, stop: Stop) -> Result<()> {
+async fn come_back(client: Client, url: String, stop: StopFlag) -> Result<()> {
     while !stop.is_set() {
         tokio::time::sleep(GONE_FOR).await;
         // Errors do not matter: the next registration follows soon.
@@ -180,24 +182,18 @@ struct Leaver {
     client: Client,
     number: usize,
     servers: Arc<Servers>,
-    world: World,
+    ctx: ClientContext,
     deletions: Deletions,
 }
 
 impl Leaver {
-    async fn run(self, stop: Stop) -> Result<()> {
-        let mut random = StdRng::seed_from_u64(self.world.seed ^ self.number as u64);
+    async fn run(self, stop: StopFlag) -> Result<()> {
+        let mut random = StdRng::seed_from_u64(self.ctx.seed ^ self.number as u64);
         let sink = &self.servers.sinks[self.number];
         let mut life = 0;
         while !stop.is_set() {
             tokio::time::sleep(Duration::from_millis(random.random_range(KEPT_MS))).await;
-            give_up(
-                &self.world,
-                &self.client,
-                &self.servers.path(sink, life),
-                &self.deletions,
-            )
-            .await?;
+            give_up(&self.ctx, &self.client, &self.servers.path(sink, life), &self.deletions).await?;
             life += 1;
             let url = self.servers.url(sink, life);
             let deadline = Instant::now() + PATIENCE;
@@ -206,18 +202,12 @@ impl Leaver {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }
-        give_up(
-            &self.world,
-            &self.client,
-            &self.servers.path(sink, life),
-            &self.deletions,
-        )
-        .await
+        give_up(&self.ctx, &self.client, &self.servers.path(sink, life), &self.deletions).await
     }
 }
 
 /// Deletes an agent's webhook and records when the deletion was acknowledged.
-async fn give_up(world: &World, client: &Client, path: &str, deletions: &Deletions) -> Result<()> {
+async fn give_up(ctx: &ClientContext, client: &Client, path: &str, deletions: &Deletions) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match client.delete_webhook().await {
@@ -230,7 +220,7 @@ async fn give_up(world: &World, client: &Client, path: &str, deletions: &Deletio
     }
     let deletion = Deletion {
         path: path.to_owned(),
-        at_us: world.recorder.now() / 1000,
+        at_us: ctx.recorder.now() / 1000,
     };
     deletions.lock().unwrap_or_else(PoisonError::into_inner).push(deletion);
     Ok(())
@@ -241,7 +231,7 @@ fn sender_name(mix: Mix, lane: u64, sent: u64) -> String {
 }
 
 struct Sender {
-    post: Post,
+    sender: MessageSender,
     mix: Mix,
     number: u64,
     cycle: Vec<String>,
@@ -249,7 +239,7 @@ struct Sender {
 }
 
 impl Sender {
-    async fn run(mut self, stop: Stop) -> Result<()> {
+    async fn run(mut self, stop: StopFlag) -> Result<()> {
         // Lanes begin at different positions of the cycle.
         let ahead = self.number as usize * self.cycle.len() / self.mix.lanes() as usize;
         for sent in 0.. {
@@ -257,12 +247,12 @@ impl Sender {
                 break;
             }
             if sent % MESSAGES_PER_NAME == 0 {
-                self.post.rename(&sender_name(self.mix, self.number, sent))?;
+                self.sender.rename(&sender_name(self.mix, self.number, sent))?;
             }
             let began = Instant::now();
             let to = &self.cycle[(ahead + sent as usize) % self.cycle.len()];
-            let key = format!("{}-{sent}", self.post.number());
-            self.post.send(&key, message(to, &key)?, &stop).await;
+            let key = format!("{}-{sent}", self.sender.number());
+            self.sender.send(&key, message(to, &key)?, &stop).await;
             tokio::time::sleep(self.gap.saturating_sub(began.elapsed())).await;
         }
         Ok(())
@@ -270,33 +260,33 @@ impl Sender {
 }
 
 /// Waits until all deliveries are over, and records the final state.
-async fn conclude(world: &World, team: &Team, servers: &Servers, deletions: &Deletions) -> Result<()> {
+async fn conclude(ctx: &ClientContext, team: &Team, servers: &Servers, deletions: &Deletions) -> Result<()> {
     for sink in servers.sinks.iter().filter(|sink| sink.sink.is_endless()) {
-        let client = everywhere(world, team, &sink.agent)?;
-        give_up(world, &client, &servers.path(sink, 0), deletions).await?;
+        let client = client_of_all_nodes(ctx, team, &sink.agent)?;
+        give_up(ctx, &client, &servers.path(sink, 0), deletions).await?;
     }
-    let operator = world.operator()?;
+    let operator = ctx.operator()?;
     let deadline = Instant::now() + PATIENCE;
     // The checker reports deliveries that are still open after that.
     while !all_over(&operator, team).await? && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    let mut more: Vec<Record> = Vec::new();
+    let mut more: Vec<DeliveryRecord> = Vec::new();
     for sink in servers.sinks.iter().filter(|sink| sink.sink.is_kept()) {
-        more.push(Record::Agent(Agent {
+        more.push(DeliveryRecord::Agent(Agent {
             id: sink.agent.clone(),
             prompt: sink.sink == Sink::Healthy,
         }));
     }
     let deletions = deletions.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    more.extend(deletions.into_iter().map(Record::Deletion));
-    deliveries::write_down(world, team, more).await?;
+    more.extend(deletions.into_iter().map(DeliveryRecord::Deletion));
+    record_final_state(ctx, team, more).await?;
     let inboxes: Vec<String> = servers.sinks.iter().map(|sink| sink.agent.clone()).collect();
-    audit(world, team, &inboxes).await
+    audit(ctx, team, &inboxes).await
 }
 
 /// The agents of [`Mix::Quiet`].
-fn agents_of_places() -> impl Iterator<Item = String> {
-    let places = PLACES.into_iter().map(|(place, _, _)| place);
+fn crash_point_agents() -> impl Iterator<Item = String> {
+    let places = CRASH_POINTS.into_iter().map(|(place, _, _)| place);
     places.flat_map(|place| (0..ROUNDS).map(move |round| agent_at(place, round)))
 }

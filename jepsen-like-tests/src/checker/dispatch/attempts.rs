@@ -2,7 +2,7 @@
 
 use agentpost::api::abbababa::DeliveryDetail;
 
-use crate::deliveries::{Evidence, Seen, ended};
+use crate::record::deliveries::{DeliveryEvidence, ReceivedCall, ended};
 
 /// The number of failed attempts that end a delivery.
 const STEPS: usize = 4;
@@ -10,7 +10,7 @@ const STEPS: usize = 4;
 const OTHERS_KEPT: usize = 8;
 
 /// Checks each delivery.
-pub fn check(evidence: &Evidence) -> Vec<String> {
+pub fn check(evidence: &DeliveryEvidence) -> Vec<String> {
     let mut violations = Vec::new();
     let by_delivery = evidence.by_delivery();
     for (id, delivery) in &evidence.deliveries {
@@ -23,7 +23,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
         }
         violations.extend(unknowns(evidence, delivery, by_delivery.get(id.as_str())));
         let recorded = ended(delivery, "failed") + ended(delivery, "delivered");
-        if evidence.unrest.is_clean()
+        if evidence.disruptions.is_clean()
             && delivery.state != "cancelled"
             && calls > recorded + usize::from(delivery.state == "claimed")
         {
@@ -36,16 +36,20 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
 }
 
 /// A lost leader leaves at most one attempt per delivery without an outcome.
-fn unknowns(evidence: &Evidence, delivery: &DeliveryDetail, calls: Option<&Vec<&Seen>>) -> Vec<String> {
+fn unknowns(evidence: &DeliveryEvidence, delivery: &DeliveryDetail, calls: Option<&Vec<&ReceivedCall>>) -> Vec<String> {
     let mut violations = Vec::new();
     let (id, unknown) = (&delivery.id, ended(delivery, "unknown"));
-    if let Some(lost) = evidence.unrest.unclean.filter(|lost| unknown > *lost as usize) {
+    if let Some(lost) = evidence
+        .disruptions
+        .leader_losses
+        .filter(|lost| unknown > *lost as usize)
+    {
         let rule = if lost == 0 { "D12" } else { "G4" };
         violations.push(format!(
             "{rule}: {unknown} attempts of {id} are unknown, but only {lost} leaders were lost"
         ));
     }
-    let is_unknown = |call: &&&Seen| {
+    let is_unknown = |call: &&&ReceivedCall| {
         let mut attempts = delivery.attempts.iter();
         attempts.any(|a| a.number == call.attempt && a.end == "unknown")
     };
@@ -114,7 +118,7 @@ fn steps(id: &str, delivery: &DeliveryDetail) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::made_up::{call, dead, delivered, evidence, violates};
+    use super::super::delivery_builders::{call, dead, delivered, evidence, violates};
 
     #[test]
     fn every_attempt_is_accounted_for_or_d3() {
@@ -160,7 +164,7 @@ mod tests {
             &["failed", "failed", "unknown", "unknown", "failed", "failed"],
         ));
         violates(&bad, &super::check, "G4");
-        bad.unrest.unclean = Some(2);
+        bad.disruptions.leader_losses = Some(2);
         violates(&bad, &super::check, "G4");
         for (epoch, call) in (1..).zip(&mut bad.calls) {
             call.epoch = epoch;
@@ -180,10 +184,10 @@ mod tests {
     fn without_a_lost_leader_an_unknown_attempt_or_an_extra_call_violates_d12() {
         let mut bad = evidence(delivered("d", &["unknown", "delivered"]));
         assert!(super::check(&bad).is_empty());
-        bad.unrest.unclean = Some(0);
+        bad.disruptions.leader_losses = Some(0);
         violates(&bad, &super::check, "D12");
         let mut extra = evidence(delivered("d", &["delivered"]));
-        extra.unrest.unclean = Some(0);
+        extra.disruptions.leader_losses = Some(0);
         assert!(super::check(&extra).is_empty());
         extra.calls.push(call("d", 2, 0, 1, 10));
         violates(&extra, &super::check, "D12");

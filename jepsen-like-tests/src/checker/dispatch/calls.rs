@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use crate::deliveries::{Evidence, Seen};
+use crate::record::deliveries::{DeliveryEvidence, ReceivedCall};
 
 /// How much later than the first call of a newer epoch a call of an older epoch may arrive: it starts at most 2 s
 /// after its claim, plus its time on the network.
 const STRAGGLER_US: u64 = 2_500_000;
 
 /// Compares the calls with each other and with the attempts that the cluster recorded.
-pub fn check(evidence: &Evidence) -> Vec<String> {
+pub fn check(evidence: &DeliveryEvidence) -> Vec<String> {
     let mut violations = Vec::new();
-    let mut first: BTreeMap<(&str, u32), &Seen> = BTreeMap::new();
+    let mut first: BTreeMap<(&str, u32), &ReceivedCall> = BTreeMap::new();
     for call in &evidence.calls {
         let (id, attempt) = (call.delivery.as_str(), call.attempt);
         if first.insert((id, attempt), call).is_some() {
@@ -39,7 +39,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
     violations
 }
 
-fn granted(evidence: &Evidence, call: &Seen) -> Option<String> {
+fn granted(evidence: &DeliveryEvidence, call: &ReceivedCall) -> Option<String> {
     let (id, no) = (&call.delivery, call.attempt);
     let Some(delivery) = evidence.deliveries.get(id) else {
         return Some(format!("D2: the receiver was called for {id}, which does not exist"));
@@ -65,7 +65,7 @@ fn granted(evidence: &Evidence, call: &Seen) -> Option<String> {
 }
 
 /// A call must carry the redelivery header if an earlier attempt ended unknown.
-fn redeliveries(evidence: &Evidence) -> Vec<String> {
+fn redeliveries(evidence: &DeliveryEvidence) -> Vec<String> {
     let mut violations = Vec::new();
     for call in &evidence.calls {
         let Some(delivery) = evidence.deliveries.get(&call.delivery) else {
@@ -82,7 +82,7 @@ fn redeliveries(evidence: &Evidence) -> Vec<String> {
     violations
 }
 
-fn epochs(evidence: &Evidence) -> Vec<String> {
+fn epochs(evidence: &DeliveryEvidence) -> Vec<String> {
     let mut violations = Vec::new();
     for (id, calls) in evidence.by_delivery() {
         for pair in calls.windows(2).filter(|pair| pair[1].epoch < pair[0].epoch) {
@@ -92,10 +92,10 @@ fn epochs(evidence: &Evidence) -> Vec<String> {
             ));
         }
     }
-    if evidence.unrest.stops > 0 {
+    if evidence.disruptions.pauses > 0 {
         return violations; // a stopped process may finish an old call after it continues
     }
-    let mut newest: Option<&Seen> = None;
+    let mut newest: Option<&ReceivedCall> = None;
     for call in &evidence.calls {
         match newest {
             Some(newer) if call.epoch < newer.epoch && call.at_us > newer.at_us + STRAGGLER_US => {
@@ -113,7 +113,7 @@ fn epochs(evidence: &Evidence) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::made_up::{call, delivered, evidence, violates};
+    use super::super::delivery_builders::{call, delivered, evidence, violates};
 
     #[test]
     fn an_attempt_that_arrives_twice_violates_d1() {
@@ -155,7 +155,7 @@ mod tests {
         let other = evidence(delivered("e", &["delivered"]));
         straggler.deliveries.extend(other.deliveries);
         violates(&straggler, &super::check, "D9");
-        straggler.unrest.stops = 1;
+        straggler.disruptions.pauses = 1;
         assert!(super::check(&straggler).is_empty());
     }
 

@@ -1,23 +1,13 @@
 //! The crash points of the dispatcher: scenario X1 names an agent after the point at which the leader of its delivery
 //! died.
 
-use crate::deliveries::{Evidence, ended};
-
-/// Each crash point with the total number of calls and the final number of unknown attempts of its one delivery.
-pub const PLACES: [(&str, usize, usize); 6] = [
-    ("before-claim", 1, 0),
-    ("claim-committed", 1, 1),
-    ("before-call", 1, 1),
-    ("after-call", 2, 1),
-    ("before-outcome", 2, 1),
-    ("outcome-committed", 1, 0),
-];
+use crate::record::deliveries::{CRASH_POINTS, DeliveryEvidence, ended};
 
 /// The agents of a crash point are named after it and a round.
-pub fn check(evidence: &Evidence) -> Vec<String> {
+pub fn check(evidence: &DeliveryEvidence) -> Vec<String> {
     let by_delivery = evidence.by_delivery();
     let mut violations = Vec::new();
-    for (place, calls, unknown) in PLACES {
+    for (place, calls, unknown) in CRASH_POINTS {
         let of_place = |agent: &str| agent.strip_prefix(place).is_some_and(|round| round.starts_with('-'));
         for delivery in evidence.deliveries.values().filter(|d| of_place(&d.to_agent_id)) {
             let seen = (
@@ -37,7 +27,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::made_up::{delivered, evidence, violates};
+    use super::super::delivery_builders::{delivered, evidence, violates};
 
     #[test]
     fn a_place_costs_what_the_table_says() {

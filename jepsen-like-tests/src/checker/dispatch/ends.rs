@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::deliveries::{Evidence, Notice, is_over};
+use crate::record::deliveries::{DeliveryEvidence, Notice, is_over};
 
 /// Compares the final states with dead letters and notices.
-pub fn check(evidence: &Evidence) -> Vec<String> {
+pub fn check(evidence: &DeliveryEvidence) -> Vec<String> {
     let mut violations = Vec::new();
     let mut letters: BTreeMap<&str, usize> = BTreeMap::new();
     let mut notices: BTreeMap<&str, Vec<&Notice>> = BTreeMap::new();
@@ -52,7 +52,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::made_up::{dead, delivered, evidence, violates};
+    use super::super::delivery_builders::{dead, delivered, evidence, violates};
 
     const FAILURES: [&str; 4] = ["failed"; 4];
 

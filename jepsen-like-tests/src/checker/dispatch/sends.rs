@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use agentpost::api::abbababa::DeliveryDetail;
 
-use crate::deliveries::Evidence;
-use crate::faults::Fault;
-use crate::history::{Op, Operation};
+use crate::record::deliveries::DeliveryEvidence;
+use crate::record::faults::Fault;
+use crate::record::history::{Op, Operation};
 
 /// Time limit for the first call to a receiver that answers at once: far more than 250 ms, far less than a call to a
 /// dead receiver.
 const PROMPT_NS: u64 = 5_000_000_000;
 
 /// Compares the responses that senders got with the deliveries.
-pub fn check(dispatch: &Evidence, operations: &[Operation], faults: &[Fault]) -> Vec<String> {
+pub fn check(dispatch: &DeliveryEvidence, operations: &[Operation], faults: &[Fault]) -> Vec<String> {
     let agents: HashMap<&str, bool> = dispatch.agents.iter().map(|a| (a.id.as_str(), a.prompt)).collect();
     let mut of_message: HashMap<(&str, &str), Vec<&DeliveryDetail>> = HashMap::new();
     for delivery in dispatch.deliveries.values().filter(|d| d.redrive_of.is_none()) {
@@ -54,7 +54,7 @@ pub fn check(dispatch: &Evidence, operations: &[Operation], faults: &[Fault]) ->
 }
 
 /// Milliseconds from the acknowledgement of each message to a prompt receiver until its first call.
-pub fn first_calls_ms(dispatch: &Evidence, operations: &[Operation]) -> Vec<u64> {
+pub fn first_calls_ms(dispatch: &DeliveryEvidence, operations: &[Operation]) -> Vec<u64> {
     let prompt: HashSet<&str> = dispatch
         .agents
         .iter()
@@ -84,10 +84,10 @@ pub fn first_calls_ms(dispatch: &Evidence, operations: &[Operation]) -> Vec<u64>
 
 #[cfg(test)]
 mod tests {
-    use super::super::made_up::{delivered, evidence};
+    use super::super::delivery_builders::{delivered, evidence};
     use super::*;
-    use crate::deliveries::Agent;
-    use crate::history::{Fields, Item, Outcome};
+    use crate::record::deliveries::Agent;
+    use crate::record::history::{Fields, Item, Outcome};
 
     fn sent() -> Vec<Operation> {
         let item = Item {
@@ -107,7 +107,7 @@ mod tests {
         }]
     }
 
-    fn good() -> Evidence {
+    fn good() -> DeliveryEvidence {
         let mut evidence = evidence(delivered("d", &["delivered"]));
         evidence.agents.push(Agent {
             id: "bob".to_owned(),
@@ -116,7 +116,7 @@ mod tests {
         evidence
     }
 
-    fn violated(evidence: &Evidence) -> String {
+    fn violated(evidence: &DeliveryEvidence) -> String {
         super::check(evidence, &sent(), &[]).concat()
     }
 

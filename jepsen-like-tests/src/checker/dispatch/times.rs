@@ -1,8 +1,7 @@
 //! D8 and D11: the arrival times of calls, on the monotonic clock of the receiver.
 
-use crate::deliveries::{Evidence, Seen};
-use crate::faults::Fault;
-use crate::workload::webhooks::LATER;
+use crate::record::deliveries::{DeliveryEvidence, LATER_PREFIX, ReceivedCall};
+use crate::record::faults::Fault;
 
 /// Delays before the steps 1, 2 and 3.
 const DELAYS_US: [u64; 3] = [1_000_000, 10_000_000, 100_000_000];
@@ -17,7 +16,7 @@ const AFTERMATH_US: u64 = 3_000_000;
 const ROUNDING_US: u64 = 5_000;
 
 /// Checks the time between the calls of each delivery, and the calls to deleted webhooks.
-pub fn check(evidence: &Evidence) -> Vec<String> {
+pub fn check(evidence: &DeliveryEvidence) -> Vec<String> {
     let mut violations = Vec::new();
     for (id, calls) in evidence.by_delivery() {
         for (before, call, least_us) in successors(evidence, &calls) {
@@ -30,8 +29,8 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
             }
         }
     }
-    for deletion in evidence.deletions.iter().filter(|_| evidence.unrest.stops == 0) {
-        let after = |call: &&Seen| call.path == deletion.path && call.at_us > deletion.at_us + DELETED_US;
+    for deletion in evidence.deletions.iter().filter(|_| evidence.disruptions.pauses == 0) {
+        let after = |call: &&ReceivedCall| call.path == deletion.path && call.at_us > deletion.at_us + DELETED_US;
         for call in evidence.calls.iter().filter(after) {
             violations.push(format!(
                 "D11: attempt {} of {} arrived at {} long after the webhook was deleted",
@@ -43,9 +42,12 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
 }
 
 /// Each call with the one before it, and the required time between them in microseconds.
-fn successors<'a>(evidence: &Evidence, calls: &[&'a Seen]) -> Vec<(&'a Seen, &'a Seen, u64)> {
+fn successors<'a>(
+    evidence: &DeliveryEvidence,
+    calls: &[&'a ReceivedCall],
+) -> Vec<(&'a ReceivedCall, &'a ReceivedCall, u64)> {
     let pairs = calls.windows(2).map(|pair| (pair[0], pair[1]));
-    let least = |(before, call): (&'a Seen, &'a Seen)| {
+    let least = |(before, call): (&'a ReceivedCall, &'a ReceivedCall)| {
         let least_us = match call.step.checked_sub(before.step) {
             Some(0) => UNKNOWN_US,
             Some(_) => DELAYS_US.get(call.step as usize - 1).copied().unwrap_or(0),
@@ -54,13 +56,15 @@ fn successors<'a>(evidence: &Evidence, calls: &[&'a Seen]) -> Vec<(&'a Seen, &'a
         (before, call, least_us)
     };
     // A process that was stopped may send an old attempt late; the time between such calls proves nothing.
-    let in_order = |(before, call): &(&Seen, &Seen)| call.at_us >= before.at_us || evidence.unrest.stops == 0;
+    let in_order = |(before, call): &(&ReceivedCall, &ReceivedCall)| {
+        call.at_us >= before.at_us || evidence.disruptions.pauses == 0
+    };
     pairs.filter(in_order).map(least).collect()
 }
 
 /// The lateness of each retry with no fault nearby, in milliseconds and sorted. It includes the duration of the
 /// failed call. Retries at a time that the receiver asked for are left out.
-pub fn lateness_ms(evidence: &Evidence, faults: &[Fault]) -> Vec<u64> {
+pub fn lateness_ms(evidence: &DeliveryEvidence, faults: &[Fault]) -> Vec<u64> {
     let by_delivery = evidence.by_delivery();
     let near = |from_us: u64, to_us: u64| {
         let mut faults = faults.iter();
@@ -69,7 +73,7 @@ pub fn lateness_ms(evidence: &Evidence, faults: &[Fault]) -> Vec<u64> {
     let mut late: Vec<u64> = by_delivery
         .values()
         .flat_map(|calls| successors(evidence, calls))
-        .filter(|(before, call, _)| before.step + 1 == call.step && !before.path.starts_with(LATER))
+        .filter(|(before, call, _)| before.step + 1 == call.step && !before.path.starts_with(LATER_PREFIX))
         .filter(|(before, call, _)| !near(before.at_us, call.at_us))
         .map(|(before, call, least_us)| (call.at_us - before.at_us).saturating_sub(least_us) / 1000)
         .collect();
@@ -79,8 +83,8 @@ pub fn lateness_ms(evidence: &Evidence, faults: &[Fault]) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::made_up::{dead, delivered, evidence, violates};
-    use crate::deliveries::Deletion;
+    use super::super::delivery_builders::{dead, delivered, evidence, violates};
+    use crate::record::deliveries::Deletion;
 
     #[test]
     fn a_call_before_its_time_violates_d8() {
@@ -108,7 +112,7 @@ mod tests {
         bad.deletions[0].at_us += 1;
         assert!(super::check(&bad).is_empty());
         bad.deletions[0].at_us = 0;
-        bad.unrest.stops = 1;
+        bad.disruptions.pauses = 1;
         assert!(super::check(&bad).is_empty());
     }
 }

@@ -1,6 +1,6 @@
-use super::super::by_hand::{did, evidence, items, name, refused, unknown};
+use super::super::operation_builders::{did, evidence, items, name, refused, unknown};
 use super::*;
-use crate::history::Fields;
+use crate::record::history::Fields;
 
 const TOPIC: &str = "t/news";
 

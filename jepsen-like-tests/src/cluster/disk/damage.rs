@@ -14,7 +14,7 @@ use rand::RngExt as _;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 
-use crate::recovery::Part;
+use crate::record::recoveries::FileKind;
 
 /// The unit in which a disk writes.
 const BLOCK: usize = 4096;
@@ -25,19 +25,19 @@ const COPY_BYTES_MAX: u64 = 32 << 20;
 
 /// A file that may be damaged.
 #[derive(Debug, Clone)]
-pub struct Target {
+pub struct DamageTarget {
     pub path: PathBuf,
     /// Its path below the data directory.
     pub name: String,
-    pub part: Part,
+    pub kind: FileKind,
     /// Its length, which is not 0.
     pub bytes: u64,
 }
 
 /// A damaged file.
 #[derive(Debug, Clone)]
-pub struct Spoilt {
-    pub target: Target,
+pub struct FileDamage {
+    pub target: DamageTarget,
     /// A description of the damage.
     pub what: String,
     inode: u64,
@@ -48,7 +48,7 @@ pub struct Spoilt {
 }
 
 /// All files of a data directory that may be damaged, sorted by name.
-pub fn targets(data_dir: &Path) -> Result<Vec<Target>> {
+pub fn targets(data_dir: &Path) -> Result<Vec<DamageTarget>> {
     let mut targets = Vec::new();
     let mut open = vec![data_dir.to_owned()];
     while let Some(dir) = open.pop() {
@@ -63,12 +63,12 @@ pub fn targets(data_dir: &Path) -> Result<Vec<Target>> {
                 continue;
             }
             let name = path.strip_prefix(data_dir)?.display().to_string();
-            if let Some(part) = Part::of(&name).filter(|_| metadata.len() > 0) {
+            if let Some(kind) = FileKind::of(&name).filter(|_| metadata.len() > 0) {
                 let bytes = metadata.len();
-                targets.push(Target {
+                targets.push(DamageTarget {
                     path,
                     name,
-                    part,
+                    kind,
                     bytes,
                 });
             }
@@ -79,7 +79,7 @@ pub fn targets(data_dir: &Path) -> Result<Vec<Target>> {
 }
 
 /// Flips one or two random bits.
-pub fn flip(target: &Target, random: &mut StdRng) -> Result<Spoilt> {
+pub fn flip(target: &DamageTarget, random: &mut StdRng) -> Result<FileDamage> {
     let file = File::options().read(true).write(true).open(&target.path)?;
     let mut bits = Vec::new();
     for _ in 0..random.random_range(1..=2) {
@@ -95,26 +95,31 @@ pub fn flip(target: &Target, random: &mut StdRng) -> Result<Spoilt> {
     let places: Vec<String> = bits.iter().map(|(at, bit)| format!("{at}.{bit}")).collect();
     let what = format!("of {} bytes flipped bit {}", target.bytes, places.join(" and "));
     let looks: Vec<u64> = bits.iter().map(|(at, _)| *at).collect();
-    spoilt(target, what, &looks, None)
+    damaged(target, what, &looks, None)
 }
 
 /// Cuts off the last bytes, or half of the file.
-pub fn cut(target: &Target, random: &mut StdRng) -> Result<Spoilt> {
+pub fn cut(target: &DamageTarget, random: &mut StdRng) -> Result<FileDamage> {
     let keep = match random.random_bool(0.5) {
         true => target.bytes / 2,
         false => target.bytes - random.random_range(1..=target.bytes.min(200)),
     };
     File::options().write(true).open(&target.path)?.set_len(keep)?;
     let what = format!("of {} bytes kept {keep}", target.bytes);
-    spoilt(target, what, &[keep.saturating_sub(1)], Some(keep))
+    damaged(target, what, &[keep.saturating_sub(1)], Some(keep))
 }
 
 /// Copies the files of a node that are written more than once, by name.
 pub fn copy(data_dir: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
-    let changing = |part: Part| !matches!(part, Part::LogSst | Part::StateSst | Part::Snapshot | Part::Unread);
+    let changing = |kind: FileKind| {
+        !matches!(
+            kind,
+            FileKind::LogSst | FileKind::StateSst | FileKind::Snapshot | FileKind::Unread
+        )
+    };
     let mut copies = BTreeMap::new();
     for target in targets(data_dir)? {
-        if changing(target.part) && target.bytes <= COPY_BYTES_MAX {
+        if changing(target.kind) && target.bytes <= COPY_BYTES_MAX {
             // The file was removed meanwhile.
             if let Ok(bytes) = fs::read(&target.path) {
                 copies.insert(target.name, bytes);
@@ -126,7 +131,7 @@ pub fn copy(data_dir: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
 
 /// Reverts up to three blocks to an earlier state; `None` if no block has changed since. Bytes beyond the earlier end
 /// become zeros.
-pub fn roll_back(target: &Target, earlier: &[u8], random: &mut StdRng) -> Result<Option<Spoilt>> {
+pub fn roll_back(target: &DamageTarget, earlier: &[u8], random: &mut StdRng) -> Result<Option<FileDamage>> {
     let now = fs::read(&target.path)?;
     let mut then = earlier.to_vec();
     then.resize(now.len(), 0);
@@ -147,17 +152,17 @@ pub fn roll_back(target: &Target, earlier: &[u8], random: &mut StdRng) -> Result
         file.write_all_at(&then[range.clone()], range.start as u64)?;
     }
     let what = format!("of {} bytes put back the blocks {blocks:?} of {BLOCK}", target.bytes);
-    Ok(Some(spoilt(target, what, &looks, None)?))
+    Ok(Some(damaged(target, what, &looks, None)?))
 }
 
 fn range(block: usize, length: usize) -> std::ops::Range<usize> {
     block * BLOCK..((block + 1) * BLOCK).min(length)
 }
 
-fn spoilt(target: &Target, what: String, looks: &[u64], ends: Option<u64>) -> Result<Spoilt> {
+fn damaged(target: &DamageTarget, what: String, looks: &[u64], ends: Option<u64>) -> Result<FileDamage> {
     let file = File::open(&target.path)?;
     let looks: Result<Vec<_>> = looks.iter().map(|at| Ok((*at, window(&file, *at)?))).collect();
-    Ok(Spoilt {
+    Ok(FileDamage {
         target: target.clone(),
         what,
         inode: file.metadata()?.ino(),
@@ -181,18 +186,18 @@ fn window(file: &File, at: u64) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-impl Spoilt {
+impl FileDamage {
     /// Looks for the damage in the files of the node, under any name. Returns the kind of the file that contains it,
     /// preferably one that the node reads.
-    pub fn left(&self, data_dir: &Path) -> Result<Option<Part>> {
+    pub fn left(&self, data_dir: &Path) -> Result<Option<FileKind>> {
         let mut left = None;
         for target in targets(data_dir)? {
             let Ok(file) = File::open(&target.path) else { continue };
             let metadata = file.metadata()?;
             let same = metadata.ino() == self.inode && self.ends.is_none_or(|ends| metadata.len() == ends);
             if same && self.is_in(&file)? {
-                left = Some(target.part);
-                if target.part != Part::Unread {
+                left = Some(target.kind);
+                if target.kind != FileKind::Unread {
                     break;
                 }
             }

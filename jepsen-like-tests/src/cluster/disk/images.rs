@@ -36,7 +36,7 @@ for (@disks) { ioctl($_, 0x8004587d, $how) or die "shutdown: $!\n" }
 const UNMOUNTS: (u32, Duration) = (100, Duration::from_millis(10));
 
 /// The images of nodes 1 to n. Dropping the value unmounts them; images on disk are kept as files.
-pub(super) struct Images {
+pub(in crate::cluster) struct Images {
     /// Absolute, as in the kernel's list of mounts.
     base: PathBuf,
 }
@@ -91,7 +91,7 @@ impl Images {
 
     /// Cuts the power of these nodes at one instant, calls `end`, which kills their processes, and mounts the disks
     /// again.
-    pub(super) fn cut(&self, nodes: &[usize], end: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(in crate::cluster) fn cut(&self, nodes: &[usize], end: impl FnOnce() -> Result<()>) -> Result<()> {
         let mountpoints: Vec<String> = nodes.iter().map(|node| text(&self.mountpoint(*node))).collect();
         let mut arguments = vec!["-e", SHUTDOWN];
         arguments.extend(mountpoints.iter().map(String::as_str));

@@ -10,7 +10,7 @@ use super::*;
 const BYTES: u64 = 16 << 20;
 
 fn skipped() -> bool {
-    let lack = Disk::lacks_images();
+    let lack = Disk::why_no_images();
     if let Some(why) = &lack {
         eprintln!("skipped: {why}");
     }

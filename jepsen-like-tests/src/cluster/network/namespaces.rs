@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Cut, End, Manner, Quality};
+use super::cut::{Cut, CutManner, Endpoint, Quality};
 
 /// A process that looks for a free subnet locks this file.
 const LOCK: &str = "agentpost-subnets.lock";
@@ -43,7 +43,7 @@ pub struct Namespaces {
 pub fn try_out() -> Result<()> {
     let mut namespaces = Namespaces::create(1)?;
     namespaces.cut(&Cut::clients_of(1))?;
-    namespaces.worsen(&Quality {
+    namespaces.set_quality(&Quality {
         loss_percent: 1,
         bits_per_s: 1_000_000,
         ..Quality::default()
@@ -142,7 +142,7 @@ impl Namespaces {
     }
 
     /// Drops random packets between nodes and limits the bandwidth of each node.
-    pub fn worsen(&mut self, quality: &Quality) -> Result<()> {
+    pub fn set_quality(&mut self, quality: &Quality) -> Result<()> {
         self.loss_percent = quality.loss_percent;
         for node in 1..=self.nodes {
             self.write_rules(node)?;
@@ -160,29 +160,29 @@ impl Namespaces {
     fn rules(&self, node: usize) -> Result<String> {
         let mut arriving = String::new();
         let mut leaving = String::new();
-        if self.cut.manner == Manner::OpenConnections {
+        if self.cut.manner == CutManner::OpenConnections {
             // New connections are recorded and pass.
             writeln!(arriving, "{OPENS} add @new {{ ip saddr . tcp sport . tcp dport }}")?;
             writeln!(leaving, "{OPENS} add @new {{ ip daddr . tcp dport . tcp sport }}")?;
             writeln!(arriving, "ip saddr . tcp sport . tcp dport @new accept")?;
             writeln!(leaving, "ip daddr . tcp dport . tcp sport @new accept")?;
         }
-        if self.cut.manner == Manner::Resets {
+        if self.cut.manner == CutManner::Resets {
             // Resets must arrive.
             writeln!(arriving, "{RESETS} accept")?;
             writeln!(leaving, "{RESETS} accept")?;
         }
         for (from, to) in &self.cut.pairs {
             let (chain, field, other) = match (from, to) {
-                (from, End::Node(to)) if *to == node => (&mut arriving, "saddr", from),
-                (End::Node(from), End::Clients) if *from == node => (&mut leaving, "daddr", to),
+                (from, Endpoint::Node(to)) if *to == node => (&mut arriving, "saddr", from),
+                (Endpoint::Node(from), Endpoint::Clients) if *from == node => (&mut leaving, "daddr", to),
                 _ => continue,
             };
             let address = match other {
-                End::Node(other) => self.address(*other),
-                End::Clients => self.host(),
+                Endpoint::Node(other) => self.address(*other),
+                Endpoint::Clients => self.host(),
             };
-            if self.cut.manner == Manner::Resets {
+            if self.cut.manner == CutManner::Resets {
                 writeln!(chain, "ip {field} {address} meta l4proto tcp reject with tcp reset")?;
             }
             writeln!(chain, "ip {field} {address} drop")?;

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Cut, End, Manner, Quality};
+use super::cut::{Cut, CutManner, Endpoint, Quality};
 
 const CHUNK_BYTES: usize = 16 * 1024;
 /// Chunks of a connection that are in transit at most, like the buffers of a slow network.
@@ -30,18 +30,18 @@ const FOREVER: Duration = Duration::from_secs(86_400 * 365);
 pub struct Proxies {
     addresses: Vec<SocketAddr>,
     processes: Processes,
-    ways: Ways,
+    links: Links,
     tasks: JoinSet<()>,
 }
 
 /// The process id of each node.
 type Processes = Arc<Mutex<Vec<Option<u32>>>>;
 /// The links from each node (row) to each other (column).
-type Ways = Arc<Vec<Vec<watch::Sender<Way>>>>;
+type Links = Arc<Vec<Vec<watch::Sender<LinkState>>>>;
 
 /// The state of a directed link.
 #[derive(Debug, Clone, Copy, Default)]
-struct Way {
+struct LinkState {
     /// If set, connections that were opened before this time are cut.
     cut: Option<Instant>,
     resets: bool,
@@ -50,20 +50,20 @@ struct Way {
 
 /// A link as seen by one connection.
 #[derive(Clone)]
-struct Line {
+struct Link {
     opened: Instant,
-    way: watch::Receiver<Way>,
+    link: watch::Receiver<LinkState>,
 }
 
 impl Proxies {
     /// Starts a proxy for each of these peer ports.
     pub fn start(peers: Vec<SocketAddr>) -> Result<Self> {
         let nodes = peers.len();
-        let row = || (0..nodes).map(|_| watch::Sender::new(Way::default())).collect();
+        let row = || (0..nodes).map(|_| watch::Sender::new(LinkState::default())).collect();
         let mut proxies = Proxies {
             addresses: Vec::new(),
             processes: Arc::new(Mutex::new(vec![None; nodes])),
-            ways: Arc::new((0..nodes).map(|_| row()).collect()),
+            links: Arc::new((0..nodes).map(|_| row()).collect()),
             tasks: JoinSet::new(),
         };
         for (place, peer) in peers.into_iter().enumerate() {
@@ -71,8 +71,8 @@ impl Proxies {
             listener.set_nonblocking(true)?;
             proxies.addresses.push(listener.local_addr()?);
             let listener = TcpListener::from_std(listener)?;
-            let (processes, ways) = (Arc::clone(&proxies.processes), Arc::clone(&proxies.ways));
-            proxies.tasks.spawn(accept(listener, peer, place, processes, ways));
+            let (processes, links) = (Arc::clone(&proxies.processes), Arc::clone(&proxies.links));
+            proxies.tasks.spawn(accept(listener, peer, place, processes, links));
         }
         Ok(proxies)
     }
@@ -83,39 +83,39 @@ impl Proxies {
     }
 
     /// Registers the process of a node.
-    pub fn moved_in(&self, node: usize, process: u32) {
+    pub fn register_process(&self, node: usize, process: u32) {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)[node - 1] = Some(process);
     }
 
     /// Holds back the traffic of cut links; resets their connections if the cut says so.
     pub fn cut(&self, cut: &Cut) {
         let before = match cut.manner {
-            Manner::OpenConnections => Instant::now(),
-            Manner::Silent | Manner::Resets => Instant::now() + FOREVER,
+            CutManner::OpenConnections => Instant::now(),
+            CutManner::Silent | CutManner::Resets => Instant::now() + FOREVER,
         };
-        self.change(|from, to, way| {
-            let is_cut = cut.pairs.contains(&(End::Node(from), End::Node(to)));
-            way.cut = is_cut.then_some(before);
-            way.resets = is_cut && cut.manner == Manner::Resets;
+        self.change(|from, to, link| {
+            let is_cut = cut.pairs.contains(&(Endpoint::Node(from), Endpoint::Node(to)));
+            link.cut = is_cut.then_some(before);
+            link.resets = is_cut && cut.manner == CutManner::Resets;
         });
     }
 
     /// Sets the quality of all links.
-    pub fn worsen(&self, quality: &Quality) {
-        self.change(|_, _, way| way.quality = *quality);
+    pub fn set_quality(&self, quality: &Quality) {
+        self.change(|_, _, link| link.quality = *quality);
     }
 
-    fn change(&self, change: impl Fn(usize, usize, &mut Way)) {
-        for (from, row) in (1..).zip(self.ways.iter()) {
-            for (to, way) in (1..).zip(row) {
-                way.send_modify(|way| change(from, to, way));
+    fn change(&self, change: impl Fn(usize, usize, &mut LinkState)) {
+        for (from, row) in (1..).zip(self.links.iter()) {
+            for (to, link) in (1..).zip(row) {
+                link.send_modify(|link| change(from, to, link));
             }
         }
     }
 }
 
 /// Accepts connections, which end together with this task.
-async fn accept(listener: TcpListener, peer: SocketAddr, place: usize, processes: Processes, ways: Ways) {
+async fn accept(listener: TcpListener, peer: SocketAddr, place: usize, processes: Processes, links: Links) {
     let mut connections = JoinSet::new();
     loop {
         // Probably out of file descriptors; the sender retries.
@@ -125,23 +125,23 @@ async fn accept(listener: TcpListener, peer: SocketAddr, place: usize, processes
         };
         while connections.try_join_next().is_some() {}
         let known = processes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let ways = Arc::clone(&ways);
+        let links = Arc::clone(&links);
         connections.spawn(async move {
             // A sender that has closed the connection already, or that is not a node.
             let Ok(Some(dialler)) = tokio::task::spawn_blocking(move || who(from, &known)).await else {
                 return;
             };
-            let line = |way: &watch::Sender<Way>| Line {
+            let line = |link: &watch::Sender<LinkState>| Link {
                 opened: Instant::now(),
-                way: way.subscribe(),
+                link: link.subscribe(),
             };
-            let (there, back) = (line(&ways[dialler][place]), line(&ways[place][dialler]));
+            let (there, back) = (line(&links[dialler][place]), line(&links[place][dialler]));
             connect(stream, peer, there, back).await;
         });
     }
 }
 
-async fn connect(mut stream: TcpStream, peer: SocketAddr, mut there: Line, mut back: Line) {
+async fn connect(mut stream: TcpStream, peer: SocketAddr, mut there: Link, mut back: Link) {
     let reset = tokio::select! {
         reset = there.whole() => reset,
         () = hung_up(&stream) => return,
@@ -170,18 +170,18 @@ async fn connect(mut stream: TcpStream, peer: SocketAddr, mut there: Line, mut b
     }
 }
 
-impl Line {
+impl Link {
     /// Waits until the link is restored (`false`) or resets its connections (`true`).
     async fn whole(&mut self) -> bool {
         let opened = self.opened;
-        let is_cut = |way: &Way| way.cut.is_some_and(|before| opened < before);
-        let way = self.way.wait_for(|way| !is_cut(way) || way.resets).await;
+        let is_cut = |link: &LinkState| link.cut.is_some_and(|before| opened < before);
+        let link = self.link.wait_for(|link| !is_cut(link) || link.resets).await;
         // An error means that the network was dropped, and its connections with it.
-        way.map_or(true, |way| way.resets)
+        link.map_or(true, |link| link.resets)
     }
 
     async fn reset(&mut self) {
-        let _ = self.way.wait_for(|way| way.resets).await;
+        let _ = self.link.wait_for(|link| link.resets).await;
     }
 }
 
@@ -198,10 +198,10 @@ async fn hung_up(stream: &TcpStream) {
 }
 
 /// Forwards one direction of a connection over a link.
-async fn carry(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: Line) {
+async fn carry(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: Link) {
     let (chunks, mut arriving) = mpsc::channel::<(Instant, Vec<u8>)>(CHUNKS_MAX);
     let mut pace = Pace::new();
-    let way = line.way.clone();
+    let link = line.link.clone();
     let reading = async move {
         loop {
             let mut chunk = vec![0; CHUNK_BYTES];
@@ -209,7 +209,7 @@ async fn carry(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut line: Line) {
                 return;
             };
             chunk.truncate(bytes);
-            let due = pace.due(bytes, &way.borrow().quality);
+            let due = pace.due(bytes, &link.borrow().quality);
             if chunks.send((due, chunk)).await.is_err() {
                 return;
             }

@@ -7,21 +7,26 @@ use agentpost::inbox::{Inbox, Notice, Options};
 use agentpost::urls::ws_url;
 use anyhow::Result;
 
-use super::{Lent, WRITER};
-use crate::history::{Fields, Lane, Op, Outcome};
-use crate::workload::Stop;
-use crate::world::World;
+use super::{SharedKey, WRITER};
+use crate::record::history::{Fields, Lane, Op, Outcome};
+use crate::workload::context::ClientContext;
+use crate::workload::load::StopFlag;
 
 /// How often a listener checks whether it should end.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Listens with a key until it is rejected or should end. Each session is a use of the key for as long as it is open.
-pub async fn listen(world: World, mut lane: Lane, lent: std::sync::Arc<Lent>, over: Stop) -> Result<()> {
-    let urls: Result<Vec<String>, Error> = world.urls.iter().map(|url| ws_url(url)).collect();
+pub async fn listen(
+    ctx: ClientContext,
+    mut lane: Lane,
+    key_in_use: std::sync::Arc<SharedKey>,
+    over: StopFlag,
+) -> Result<()> {
+    let urls: Result<Vec<String>, Error> = ctx.urls.iter().map(|url| ws_url(url)).collect();
     let mut inbox = Inbox::new(Options {
         urls: urls?,
-        token: lent.secret.clone(),
-        team_id: lent.team.clone(),
+        token: key_in_use.secret.clone(),
+        team_id: key_in_use.team.clone(),
         scopes: vec![format!("agent_to:{WRITER}")],
         client_id: None,
     })?;
@@ -32,15 +37,12 @@ pub async fn listen(world: World, mut lane: Lane, lent: std::sync::Arc<Lent>, ov
         };
         match notice {
             Ok(Notice::Connecting { url }) => {
-                let node = world
-                    .urls
-                    .iter()
-                    .position(|base| ws_url(base).is_ok_and(|ws| ws == url));
+                let node = ctx.urls.iter().position(|base| ws_url(base).is_ok_and(|ws| ws == url));
                 let asked = Fields {
                     name: Some("listen".to_owned()),
                     ..Fields::default()
                 };
-                lane.invoke(node.map(|place| place + 1), Op::KeyUse, &lent.name, asked);
+                lane.invoke(node.map(|place| place + 1), Op::KeyUse, &key_in_use.name, asked);
                 connected = false;
             }
             Ok(Notice::Connected { .. }) => connected = true,

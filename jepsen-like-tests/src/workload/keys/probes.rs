@@ -16,11 +16,13 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::json;
 
-use super::{SINK, Stop, WRITER, to};
-use crate::history::{Fields, Item, Lane, Op, Outcome};
-use crate::workload::ask::{self, Nodes, Told};
-use crate::workload::{Load, send};
-use crate::world::{Team, World};
+use super::{SINK, WRITER, to};
+use crate::cluster::Team;
+use crate::record::history::{Fields, Item, Lane, Op, Outcome};
+use crate::workload::ask::{self, NodeClients, RequestOutcome};
+use crate::workload::context::ClientContext;
+use crate::workload::load::{Load, StopFlag};
+use crate::workload::send;
 
 /// The agents of both teams.
 pub const AGENTS: [&str; 4] = [SINK, WRITER, LISTENER, HOOKED];
@@ -53,9 +55,9 @@ pub struct Tenant {
 
 impl Tenant {
     /// Creates a team with a message, a delivery and keys.
-    pub async fn create(world: &World, name: &'static str) -> Result<Self> {
-        let operator = world.operator()?;
-        let team = world.team(name, None).await?;
+    pub async fn create(ctx: &ClientContext, name: &'static str) -> Result<Self> {
+        let operator = ctx.operator()?;
+        let team = ctx.team(name, None).await?;
         let key = async |permission: &str, agent: Option<&str>| {
             let wanted = CreateKey {
                 name: permission.to_owned(),
@@ -71,18 +73,18 @@ impl Tenant {
             key("read", None).await?,
             key("write", Some(WRITER)).await?,
         );
-        let hooked = Client::builder(world.urls.join(" "))
+        let hooked = Client::builder(ctx.urls.join(" "))
             .api_key(&team.key)
             .agent(HOOKED)
             .build()?;
         // No server listens at this port.
-        let url = format!("http://{}:1024/", world.host);
+        let url = format!("http://{}:1024/", ctx.host);
         hooked
             .register_webhook(&url, &["message.received"])
             .await
             .context("a webhook")?;
         let first = format!("{name}/first");
-        let mut lane = world.recorder.lane();
+        let mut lane = ctx.recorder.lane();
         let asked = Fields {
             key: Some(first.clone()),
             ..named("write")
@@ -148,26 +150,26 @@ const ABSENT: Ids<'static> = Ids {
 };
 
 /// Starts the traffic of both teams, and the probes of each team against the other.
-pub fn start(world: &World, tenants: &[Tenant; 2], load: &mut Load) -> Result<()> {
+pub fn start(ctx: &ClientContext, tenants: &[Tenant; 2], load: &mut Load) -> Result<()> {
     for (tenant, other) in [(&tenants[0], &tenants[1]), (&tenants[1], &tenants[0])] {
-        let lane = world.recorder.lane();
-        let life = Life {
+        let lane = ctx.recorder.lane();
+        let traffic = TenantTraffic {
             tenant: tenant.clone(),
-            nodes: Nodes::new(world, &tenant.team.key, WRITER)?,
-            listener: Nodes::new(world, &tenant.team.key, LISTENER)?,
-            random: ask::random(world, lane.number()),
+            nodes: NodeClients::new(ctx, &tenant.team.key, WRITER)?,
+            listener: NodeClients::new(ctx, &tenant.team.key, LISTENER)?,
+            random: ask::random(ctx, lane.number()),
             lane,
         };
-        load.spawn(life.run(load.stop()));
-        let lane = world.recorder.lane();
+        load.spawn(traffic.run(load.stop()));
+        let lane = ctx.recorder.lane();
         let prober = Prober {
             own: tenant.clone(),
             other: other.clone(),
-            writer: Nodes::new(world, &tenant.team.key, HOOKED)?,
-            admin: Nodes::new(world, &tenant.admin_key, HOOKED)?,
-            reader: Nodes::new(world, &tenant.read_key, WRITER)?,
-            bound: Nodes::new(world, &tenant.bound_key, WRITER)?,
-            random: ask::random(world, lane.number()),
+            writer: NodeClients::new(ctx, &tenant.team.key, HOOKED)?,
+            admin: NodeClients::new(ctx, &tenant.admin_key, HOOKED)?,
+            reader: NodeClients::new(ctx, &tenant.read_key, WRITER)?,
+            bound: NodeClients::new(ctx, &tenant.bound_key, WRITER)?,
+            random: ask::random(ctx, lane.number()),
             lane,
         };
         load.spawn(prober.run(load.stop()));
@@ -176,16 +178,16 @@ pub fn start(world: &World, tenants: &[Tenant; 2], load: &mut Load) -> Result<()
 }
 
 /// The publishes of a team, and a listener that subscribes and unsubscribes.
-struct Life {
+struct TenantTraffic {
     tenant: Tenant,
-    nodes: Nodes,
-    listener: Nodes,
+    nodes: NodeClients,
+    listener: NodeClients,
     lane: Lane,
     random: StdRng,
 }
 
-impl Life {
-    async fn run(mut self, stop: Stop) -> Result<()> {
+impl TenantTraffic {
+    async fn run(mut self, stop: StopFlag) -> Result<()> {
         let topic = self.tenant.full(TOPIC);
         for number in 0.. {
             if stop.is_set() {
@@ -197,11 +199,12 @@ impl Life {
                 let asked = named(&self.tenant.full(LISTENER));
                 let op = if comes { Op::Subscribe } else { Op::Unsubscribe };
                 self.lane.invoke(Some(node), op, &topic, asked);
-                let told = match comes {
+                let response = match comes {
                     true => client.subscribe(TOPIC, SubscriptionUrl::Keep).await.map(drop),
                     false => client.unsubscribe(TOPIC).await,
                 };
-                self.lane.end(Told::of(told)?.outcome(|()| Fields::default()));
+                self.lane
+                    .end(RequestOutcome::of(response)?.outcome(|()| Fields::default()));
             }
             let key = self.tenant.full(&format!("{}-{number}", self.lane.number()));
             let asked = Fields {
@@ -213,11 +216,12 @@ impl Life {
                 topic: Some(TOPIC.to_owned()),
                 ..ask::note(&key)?
             };
-            let told = ask::until_told(&self.nodes, &mut self.random, &stop, |client| {
+            let response = ask::retry_until_decided(&self.nodes, &mut self.random, &stop, |client| {
                 let message = message.clone();
                 async move { client.send(message).await }
             });
-            self.lane.end(told.await?.outcome(|sent| Fields::id(sent.message_id)));
+            self.lane
+                .end(response.await?.outcome(|sent| Fields::id(sent.message_id)));
             tokio::time::sleep(GAP).await;
         }
         Ok(())
@@ -235,16 +239,16 @@ fn named(name: &str) -> Fields {
 struct Prober {
     own: Tenant,
     other: Tenant,
-    writer: Nodes,
-    admin: Nodes,
-    reader: Nodes,
-    bound: Nodes,
+    writer: NodeClients,
+    admin: NodeClients,
+    reader: NodeClients,
+    bound: NodeClients,
     lane: Lane,
     random: StdRng,
 }
 
 impl Prober {
-    async fn run(mut self, stop: Stop) -> Result<()> {
+    async fn run(mut self, stop: StopFlag) -> Result<()> {
         while !stop.is_set() {
             match self.random.random_range(0..4) {
                 0 => self.by_name().await?,
@@ -274,8 +278,8 @@ impl Prober {
             ..named(self.own.name)
         };
         self.lane.invoke(Some(node), Op::Probe, *route, asked);
-        let told = Told::of(client.request(request).await)?;
-        self.lane.end(told.outcome(|_| Fields::default()));
+        let response = RequestOutcome::of(client.request(request).await)?;
+        self.lane.end(response.outcome(|_| Fields::default()));
         Ok(())
     }
 
@@ -305,7 +309,7 @@ impl Prober {
             // This API has no status; the error corresponds to a 4xx elsewhere.
             Err(Error::Declined(why)) => Outcome::Fail(format!("400 {why}")),
             Err(Error::Session { code, message }) => Outcome::Fail(format!("{code} {message}")),
-            other => Told::of(other)?.outcome(|()| Fields::default()),
+            other => RequestOutcome::of(other)?.outcome(|()| Fields::default()),
         });
         Ok(())
     }
@@ -317,8 +321,8 @@ impl Prober {
         self.lane
             .invoke(Some(node), Op::Probe, "GET messages", named(self.own.name));
         let request = Request::get("/v1/messages?limit=20&order=desc").agent(agent);
-        let outcome = match Told::of(client.request(&request).await)? {
-            Told::Done(answer) => {
+        let outcome = match RequestOutcome::of(client.request(&request).await)? {
+            RequestOutcome::Done(answer) => {
                 let page: ListResponse = serde_json::from_str(&answer.body).context("a page of an inbox")?;
                 let item = |body: &str| Item {
                     id: String::new(),
@@ -363,8 +367,8 @@ impl Prober {
             ..named(self.own.name)
         };
         self.lane.invoke(Some(node), Op::Probe, *route, asked);
-        let told = Told::of(client.request(request).await)?;
-        self.lane.end(told.outcome(|_| Fields::default()));
+        let response = RequestOutcome::of(client.request(request).await)?;
+        self.lane.end(response.outcome(|_| Fields::default()));
         Ok(())
     }
 }

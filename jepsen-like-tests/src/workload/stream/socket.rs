@@ -12,9 +12,9 @@ use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::history::Item;
+use crate::cluster::Team;
+use crate::record::history::Item;
 use crate::workload::send::key_of;
-use crate::world::Team;
 
 /// Time limit for the whole handshake. A node that is stopped for less than this answers late, and the client accepts
 /// it.

@@ -6,11 +6,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tokio::net::TcpSocket;
 
-use super::agents_of_places;
+use super::crash_point_agents;
 use crate::receiver::{Answer, Pace, Receiver};
 
-/// The prefix of the path of a server that asks to be called later.
-pub const LATER: &str = "/later";
 /// Servers that refuse permanently: each message to one becomes a dead letter.
 const REFUSING: usize = 4;
 /// Rounds of messages to the other servers between two messages to a slow server.
@@ -156,7 +154,7 @@ impl Servers {
         };
         let mut sinks: Vec<AgentSink> = mix.sinks().into_iter().enumerate().map(named).collect();
         if mix == Mix::Quiet {
-            sinks = agents_of_places()
+            sinks = crash_point_agents()
                 .map(|agent| AgentSink {
                     name: format!("/{agent}"),
                     agent,

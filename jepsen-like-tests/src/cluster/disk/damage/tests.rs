@@ -38,9 +38,9 @@ fn content() -> Vec<u8> {
     (0..10_000u32).map(|n| (n % 251) as u8).collect()
 }
 
-fn target(dir: &TempDir, part: Part) -> Target {
+fn target(dir: &TempDir, kind: FileKind) -> DamageTarget {
     let mut targets = targets(dir.path()).unwrap();
-    targets.retain(|target| target.part == part);
+    targets.retain(|target| target.kind == kind);
     targets.remove(0)
 }
 
@@ -48,24 +48,24 @@ fn target(dir: &TempDir, part: Part) -> Target {
 fn every_kind_of_file_is_known_and_what_says_nothing_is_left_out() {
     let dir = data_dir();
     fs::write(dir.path().join("shards/0/log/000009.log"), b"").unwrap();
-    let found: Vec<(String, Part)> = targets(dir.path())
+    let found: Vec<(String, FileKind)> = targets(dir.path())
         .unwrap()
         .into_iter()
-        .map(|t| (t.name, t.part))
+        .map(|t| (t.name, t.kind))
         .collect();
     let expected = [
-        ("OWNER", Part::Owner),
-        ("shards/0/FLOOR", Part::Floor),
-        ("shards/0/FORMAT", Part::Format),
-        ("shards/0/log/000001.log", Part::LogWal),
-        ("shards/0/log/000002.sst", Part::LogSst),
-        ("shards/0/log/CURRENT", Part::LogCurrent),
-        ("shards/0/log/MANIFEST-000003", Part::LogManifest),
-        ("shards/0/log/OPTIONS-000004", Part::Unread),
-        ("shards/0/snapshots/1/000005.sst", Part::Snapshot),
-        ("shards/0/state/CURRENT", Part::StateCurrent),
-        ("shards/0/state/db-1/000005.sst", Part::StateSst),
-        ("shards/0/state/db-1/MANIFEST-000006", Part::StateManifest),
+        ("OWNER", FileKind::Owner),
+        ("shards/0/FLOOR", FileKind::Floor),
+        ("shards/0/FORMAT", FileKind::Format),
+        ("shards/0/log/000001.log", FileKind::LogWal),
+        ("shards/0/log/000002.sst", FileKind::LogSst),
+        ("shards/0/log/CURRENT", FileKind::LogCurrent),
+        ("shards/0/log/MANIFEST-000003", FileKind::LogManifest),
+        ("shards/0/log/OPTIONS-000004", FileKind::Unread),
+        ("shards/0/snapshots/1/000005.sst", FileKind::Snapshot),
+        ("shards/0/state/CURRENT", FileKind::StateCurrent),
+        ("shards/0/state/db-1/000005.sst", FileKind::StateSst),
+        ("shards/0/state/db-1/MANIFEST-000006", FileKind::StateManifest),
     ];
     assert_eq!(found, expected.map(|(name, part)| (name.to_owned(), part)));
 }
@@ -73,7 +73,7 @@ fn every_kind_of_file_is_known_and_what_says_nothing_is_left_out() {
 #[test]
 fn one_or_two_bits_flip_and_nothing_else() {
     let dir = data_dir();
-    let target = target(&dir, Part::LogWal);
+    let target = target(&dir, FileKind::LogWal);
     for seed in 0..50 {
         fs::write(&target.path, content()).unwrap();
         flip(&target, &mut StdRng::seed_from_u64(seed)).unwrap();
@@ -91,7 +91,7 @@ fn one_or_two_bits_flip_and_nothing_else() {
 #[test]
 fn a_cut_takes_the_end_or_half() {
     let dir = data_dir();
-    let target = target(&dir, Part::LogSst);
+    let target = target(&dir, FileKind::LogSst);
     let mut halves = 0;
     for seed in 0..50 {
         fs::write(&target.path, content()).unwrap();
@@ -111,11 +111,11 @@ fn a_cut_takes_the_end_or_half() {
 #[test]
 fn old_blocks_come_back_and_what_was_not_there_then_is_zeros() {
     let dir = data_dir();
-    let target = target(&dir, Part::LogWal);
+    let target = target(&dir, FileKind::LogWal);
     let random = &mut StdRng::seed_from_u64(1);
     assert!(roll_back(&target, &content(), random).unwrap().is_none());
     let earlier = &content()[..5_000];
-    let spoilt = roll_back(&target, earlier, random).unwrap().unwrap();
+    let damaged = roll_back(&target, earlier, random).unwrap().unwrap();
     let now = fs::read(&target.path).unwrap();
     // The first block did not change; some of the others are in the earlier state.
     assert_eq!(now[..4096], content()[..4096]);
@@ -127,7 +127,7 @@ fn old_blocks_come_back_and_what_was_not_there_then_is_zeros() {
             .collect();
         assert!(now[block.clone()] == content()[block.clone()] || now[block.clone()] == then);
     }
-    assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::LogWal));
+    assert_eq!(damaged.left(dir.path()).unwrap(), Some(FileKind::LogWal));
 }
 
 #[test]
@@ -135,38 +135,38 @@ fn a_damage_is_left_until_the_file_is_gone_or_new() {
     let dir = data_dir();
     let random = &mut StdRng::seed_from_u64(1);
     for damage in [flip, cut] {
-        let target = target(&dir, Part::StateSst);
+        let target = target(&dir, FileKind::StateSst);
         fs::write(&target.path, content()).unwrap();
-        let spoilt = damage(&target, random).unwrap();
-        assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::StateSst));
+        let damaged = damage(&target, random).unwrap();
+        assert_eq!(damaged.left(dir.path()).unwrap(), Some(FileKind::StateSst));
         // Under another name, as in a checkpoint.
         let other = dir.path().join("shards/0/snapshots/1/000008.sst");
         fs::hard_link(&target.path, &other).unwrap();
         fs::remove_file(&target.path).unwrap();
-        assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::Snapshot));
+        assert_eq!(damaged.left(dir.path()).unwrap(), Some(FileKind::Snapshot));
         fs::remove_file(&other).unwrap();
         fs::write(&target.path, content()).unwrap();
-        assert_eq!(spoilt.left(dir.path()).unwrap(), None);
+        assert_eq!(damaged.left(dir.path()).unwrap(), None);
     }
 }
 
 #[test]
 fn a_file_that_was_put_aside_is_not_in_use() {
     let dir = data_dir();
-    let target = target(&dir, Part::StateSst);
-    let spoilt = flip(&target, &mut StdRng::seed_from_u64(1)).unwrap();
+    let target = target(&dir, FileKind::StateSst);
+    let damaged = flip(&target, &mut StdRng::seed_from_u64(1)).unwrap();
     fs::rename(&target.path, dir.path().join("shards/0/damaged/000005.sst")).unwrap();
-    assert_eq!(spoilt.left(dir.path()).unwrap(), None);
+    assert_eq!(damaged.left(dir.path()).unwrap(), None);
 }
 
 #[test]
 fn what_is_left_where_nobody_reads_counts_least() {
     let dir = data_dir();
-    let target = target(&dir, Part::Unread);
+    let target = target(&dir, FileKind::Unread);
     let checkpoint = dir.path().join("shards/0/snapshots/1/OPTIONS-000004");
     fs::hard_link(&target.path, &checkpoint).unwrap();
-    let spoilt = flip(&target, &mut StdRng::seed_from_u64(1)).unwrap();
-    assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::Snapshot));
+    let damaged = flip(&target, &mut StdRng::seed_from_u64(1)).unwrap();
+    assert_eq!(damaged.left(dir.path()).unwrap(), Some(FileKind::Snapshot));
     fs::remove_file(&checkpoint).unwrap();
-    assert_eq!(spoilt.left(dir.path()).unwrap(), Some(Part::Unread));
+    assert_eq!(damaged.left(dir.path()).unwrap(), Some(FileKind::Unread));
 }

@@ -58,7 +58,7 @@ pub enum Op {
     /// differs from the one first sent under that key.
     Send,
     /// Reads a page of at most `n` messages of an inbox, starting at the cursor `from`; the response is `items` and
-    /// `cursor`. `name` holds the view and the consistency, see [`crate::workload::mailbox::page_kind`].
+    /// `cursor`. `name` holds the view and the consistency, see [`super::mailbox::page_view`].
     Read,
     /// Reads a whole inbox after the faults have ended: `items` is its complete content.
     Audit,
@@ -173,6 +173,31 @@ pub enum Outcome {
     Fail(String),
     /// The outcome is unknown.
     Info(String),
+}
+
+/// The time of an event that never happened.
+pub const NEVER: u64 = u64::MAX;
+
+/// How an operation ended, without the response or the error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutcomeKind {
+    /// The operation took effect.
+    Ok,
+    /// The operation certainly did not take effect.
+    Fail,
+    /// The outcome is unknown.
+    Info,
+}
+
+impl Outcome {
+    /// The kind of the outcome.
+    pub fn kind(&self) -> OutcomeKind {
+        match self {
+            Outcome::Ok(_) => OutcomeKind::Ok,
+            Outcome::Fail(_) => OutcomeKind::Fail,
+            Outcome::Info(_) => OutcomeKind::Info,
+        }
+    }
 }
 
 /// An operation from its begin to its end.

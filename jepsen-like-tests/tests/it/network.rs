@@ -1,8 +1,6 @@
 //! The networks of fault tests: a cut drops traffic in one direction only, and nothing is left behind. Tests that
 //! need namespaces print why they are skipped on a machine without them.
 
-#![allow(clippy::unwrap_used)]
-
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
@@ -10,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
-use jepsen_like_tests::cluster::network::{self, Cut, Kind, Network, Quality};
+use jepsen_like_tests::cluster::network::{self, Cut, Network, NetworkKind, Quality};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -21,11 +19,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A network of namespaces; `None` if the machine has none.
 fn namespaces(nodes: usize) -> Option<Network> {
-    if let Some(why) = network::without_namespaces() {
+    if let Some(why) = network::why_no_namespaces() {
         println!("skipped: {why}");
         return None;
     }
-    Some(Network::create(Kind::Namespaces, nodes).unwrap())
+    Some(Network::create(NetworkKind::Namespaces, nodes).unwrap())
 }
 
 /// A process in a node's namespace that prints what arrives there.
@@ -39,7 +37,7 @@ impl Ear {
         let itself = std::env::current_exe().unwrap();
         let mut process = network
             .command(node, &itself)
-            .args(["--exact", "hear", "--ignored", "--nocapture"])
+            .args(["--exact", "network::hear", "--ignored", "--nocapture"])
             .env("HEAR_AT", hearing(network, node).to_string())
             .stdout(Stdio::piped())
             .spawn()
@@ -124,7 +122,7 @@ async fn a_cut_takes_one_way_and_healing_gives_it_back() {
     say(&network, 1, 2, "healed");
     assert_eq!([second.next(), second.next()], ["bystander", "healed"]);
     network
-        .worsen(&Quality {
+        .set_quality(&Quality {
             loss_percent: 100,
             ..Quality::default()
         })
@@ -196,19 +194,19 @@ fn nothing_is_left_behind_after_a_panic_and_two_networks_do_not_meet() {
 
 #[test]
 fn what_a_network_cannot_do_is_an_error() {
-    let mut loopback = Network::create(Kind::Loopback, 2).unwrap();
+    let mut loopback = Network::create(NetworkKind::Loopback, 2).unwrap();
     assert!(loopback.cut(&Cut::between(&[1], &[2])).is_err());
     let loss = Quality {
         loss_percent: 1,
         ..Quality::default()
     };
-    assert!(loopback.worsen(&loss).is_err());
+    assert!(loopback.set_quality(&loss).is_err());
 }
 
 /// A network with proxies, with this process as node 1 and a listener as node 2.
 async fn proxied() -> (Network, TcpListener) {
-    let mut network = Network::create(Kind::Proxied, 3).unwrap();
-    network.moved_in(1, std::process::id());
+    let mut network = Network::create(NetworkKind::Proxied, 3).unwrap();
+    network.register_process(1, std::process::id());
     let listener = TcpListener::bind(network.peer_addr(2)).await.unwrap();
     (network, listener)
 }
@@ -270,7 +268,7 @@ async fn a_proxy_accepts_and_is_silent_resets_or_forgets_what_is_open() {
 #[tokio::test]
 async fn nobody_passes_a_proxy_who_is_no_node() {
     let (mut network, _listener) = proxied().await;
-    network.moved_in(1, 1);
+    network.register_process(1, 1);
     let mut stranger = connect(&network).await;
     assert_eq!(read(&mut stranger).await, "");
 }
@@ -279,6 +277,6 @@ async fn nobody_passes_a_proxy_who_is_no_node() {
 fn clients_do_not_pass_proxies() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _entered = runtime.enter();
-    let mut network = Network::create(Kind::Proxied, 2).unwrap();
+    let mut network = Network::create(NetworkKind::Proxied, 2).unwrap();
     assert!(network.cut(&Cut::clients_of(1)).is_err());
 }

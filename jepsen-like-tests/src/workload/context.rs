@@ -4,23 +4,16 @@
 use std::net::IpAddr;
 
 use agentpost::Client;
-use agentpost::api::admin::{CreateKey, CreateTeam, LimitsPatch};
+use agentpost::api::admin::LimitsPatch;
 use agentpost::retry::RetryPolicy;
 use anyhow::Result;
 
-use crate::history::Recorder;
-
-/// A team with a key that may act as any of its agents.
-#[derive(Debug, Clone)]
-pub struct Team {
-    pub id: String,
-    /// An API key with the permission `write`.
-    pub key: String,
-}
+use crate::cluster::{Cluster, Team, create_team};
+use crate::record::history::Recorder;
 
 /// What every client of a run needs. Cloning is cheap.
 #[derive(Clone)]
-pub struct World {
+pub struct ClientContext {
     /// Base URLs of the client ports of nodes 1, 2, …. Nodes that joined later come last.
     pub urls: Vec<String>,
     /// The API key of the first operator.
@@ -34,7 +27,19 @@ pub struct World {
     pub rate: u64,
 }
 
-impl World {
+impl ClientContext {
+    /// The context of the clients of this cluster.
+    pub fn new(cluster: &Cluster, recorder: Recorder, seed: u64, rate: u64) -> Result<Self> {
+        Ok(ClientContext {
+            urls: (1..=cluster.nodes()).map(|node| cluster.url(node)).collect(),
+            admin_key: std::fs::read_to_string(cluster.admin_key_file())?.trim().to_owned(),
+            host: cluster.client_host(),
+            recorder,
+            seed,
+            rate,
+        })
+    }
+
     pub fn nodes(&self) -> usize {
         self.urls.len()
     }
@@ -57,31 +62,4 @@ impl World {
     pub async fn team(&self, name: &str, limits: Option<LimitsPatch>) -> Result<Team> {
         create_team(&self.operator()?, name, limits).await
     }
-}
-
-/// Creates a team and a key for it; without limits if `limits` is `None`.
-pub async fn create_team(operator: &Client, name: &str, limits: Option<LimitsPatch>) -> Result<Team> {
-    let unlimited = LimitsPatch {
-        daily_sends: Some(0),
-        daily_reads: Some(0),
-        monthly_events: Some(0),
-        ..LimitsPatch::default()
-    };
-    let team = CreateTeam {
-        name: name.to_owned(),
-        limits: Some(limits.unwrap_or(unlimited)),
-    };
-    let team = operator.create_team(&team).await?;
-    let key = CreateKey {
-        name: "test".to_owned(),
-        permissions: vec!["write".to_owned()],
-        agent_id: None,
-        scopes: None,
-        expires_at: None,
-    };
-    let key = operator.create_key(&team.id, &key).await?;
-    Ok(Team {
-        id: team.id,
-        key: key.api_key.into(),
-    })
 }

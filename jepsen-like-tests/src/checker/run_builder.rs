@@ -2,28 +2,30 @@
 
 use std::ops::Range;
 
-use super::{Clients, Evidence};
-use crate::faults::{Fault, State};
-use crate::history::{Fields, Item, Op, Operation, Outcome};
-use crate::run::{Replicas, Run};
-use crate::watch::Sample;
+use super::evidence::{Evidence, HistoryCollector};
+use crate::record::faults::{Fault, FaultState};
+use crate::record::history::{Fields, Item, Op, Operation, Outcome};
+use crate::record::leaders::NodeState;
+use crate::record::run::{Replicas, RequiredCoverage, Run};
 
 /// A valid run of three nodes, healed at 1,000 ms, to which operations and faults are added.
-pub struct Story {
+pub struct RunBuilder {
     run: Run,
     operations: Vec<Operation>,
     faults: Vec<Fault>,
     replicas: Replicas,
-    samples: Vec<Sample>,
+    node_states: Vec<NodeState>,
 }
 
 const MS: u64 = 1_000_000;
 
-impl Default for Story {
+impl Default for RunBuilder {
     fn default() -> Self {
-        Story {
+        RunBuilder {
             run: Run {
                 scenario: "none".to_owned(),
+                title: String::new(),
+                required: RequiredCoverage::default(),
                 seed: 1,
                 length_s: 1.0,
                 nodes: 3,
@@ -38,14 +40,14 @@ impl Default for Story {
             faults: Vec::new(),
             replicas: Replicas {
                 same: true,
-                seen: String::new(),
+                difference: String::new(),
             },
-            samples: Vec::new(),
+            node_states: Vec::new(),
         }
     }
 }
 
-impl Story {
+impl RunBuilder {
     pub fn run(mut self, change: impl FnOnce(&mut Run)) -> Self {
         change(&mut self.run);
         self
@@ -72,7 +74,7 @@ impl Story {
         self.operation(time, op, k, asked, Outcome::Info("timeout".to_owned()))
     }
 
-    /// Adds an operation of lane 0 at node 1; [`Story::at`] and [`Story::by`] change that.
+    /// Adds an operation of lane 0 at node 1; [`RunBuilder::at`] and [`RunBuilder::by`] change that.
     pub fn operation(mut self, time: Range<u64>, op: Op, k: &str, asked: Fields, outcome: Outcome) -> Self {
         self.operations.push(Operation {
             lane: 0,
@@ -124,25 +126,27 @@ impl Story {
             kind: kind.to_owned(),
             nodes: nodes.to_vec(),
             note: String::new(),
+            cut_links: Vec::new(),
+            members: None,
             began: time.start * MS,
             ended: time.end * MS,
-            state: State::Installed,
+            state: FaultState::Installed,
         });
         self
     }
 
     /// Adds states that nodes reported.
-    pub fn samples(mut self, samples: impl IntoIterator<Item = Sample>) -> Self {
-        self.samples.extend(samples);
+    pub fn node_states(mut self, states: impl IntoIterator<Item = NodeState>) -> Self {
+        self.node_states.extend(states);
         self
     }
 
     pub fn evidence(self) -> Evidence {
         let mut operations = self.operations;
         operations.sort_by_key(|operation| operation.ended);
-        let mut clients = Clients::default();
+        let mut clients = HistoryCollector::default();
         operations.into_iter().for_each(|operation| clients.take(operation));
-        Evidence::of(self.run, clients, self.faults, self.replicas, self.samples)
+        Evidence::of(self.run, clients, self.faults, self.replicas, self.node_states)
     }
 }
 
@@ -157,14 +161,14 @@ pub fn listed(messages: &[(&str, &str)]) -> Fields {
 }
 
 /// A reported state: the node's term, and whether it leads.
-pub fn sample(t: u64, node: usize, term: u64, leads: bool) -> Sample {
-    Sample {
+pub fn node_state(t: u64, node: usize, term: u64, leads: bool) -> NodeState {
+    NodeState {
         t: t * MS,
         asked: t * MS,
         node,
         term,
         leads,
         last: 1,
-        ..Sample::default()
+        ..NodeState::default()
     }
 }

@@ -2,7 +2,7 @@
 //! applied, and the hash of the state. `leaders.jsonl` has one line for each response.
 //!
 //! A node does not read its gauges atomically: during an election one response can combine the new role with the old
-//! term. Only what two consecutive responses of a node agree on is certain; [`reigns`] relies on that.
+//! term. Only what two consecutive responses of a node agree on is certain; [`leaderships`] relies on that.
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
-use crate::history::Recorder;
+use crate::record::history::Recorder;
 
 pub const LEADERS: &str = "leaders.jsonl";
 /// Time between two requests to a node.
@@ -29,7 +29,7 @@ const FRESH: Duration = Duration::from_millis(500);
 
 /// The state that a node reported.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Sample {
+pub struct NodeState {
     /// When the response arrived, nanoseconds since the start of the run.
     pub t: u64,
     /// When the request was sent, nanoseconds since the start of the run.
@@ -60,7 +60,7 @@ pub struct Sample {
 
 /// A period in which one node led.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Reign {
+pub struct Leadership {
     pub term: u64,
     pub node: usize,
     /// When the node was first seen to lead, nanoseconds since the start of the run.
@@ -71,16 +71,16 @@ pub struct Reign {
 
 /// Polls all nodes until the last clone is dropped. Cloning is cheap.
 #[derive(Clone)]
-pub struct Watch {
+pub struct NodeMonitor {
     latest: Latest,
     file: Arc<Mutex<BufWriter<File>>>,
     _tasks: Arc<JoinSet<()>>,
 }
 
 /// The last response of each node, and when it arrived.
-type Latest = Arc<Mutex<Vec<Option<(Instant, Sample)>>>>;
+type Latest = Arc<Mutex<Vec<Option<(Instant, NodeState)>>>>;
 
-impl Watch {
+impl NodeMonitor {
     /// Starts polling the nodes with these base URLs.
     pub fn start(urls: &[String], recorder: &Recorder, dir: &Path) -> Result<Self> {
         let path = dir.join(LEADERS);
@@ -97,7 +97,7 @@ impl Watch {
                 Arc::clone(&file),
             ));
         }
-        Ok(Watch {
+        Ok(NodeMonitor {
             latest,
             file,
             _tasks: Arc::new(tasks),
@@ -105,7 +105,7 @@ impl Watch {
     }
 
     /// The last response of a node, if it is recent.
-    pub fn sample(&self, node: usize) -> Option<Sample> {
+    pub fn sample(&self, node: usize) -> Option<NodeState> {
         let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         let (at, sample) = latest.get(node - 1)?.clone()?;
         (at.elapsed() < FRESH).then_some(sample)
@@ -130,9 +130,9 @@ async fn ask_on(node: usize, url: String, recorder: Recorder, latest: Latest, fi
         ticks.tick().await;
         let asked = recorder.now();
         // A node that is dead or cut off does not answer; that is not an error of the harness.
-        let Ok(text) = gauges(&url).await else { continue };
+        let Ok(text) = metrics(&url).await else { continue };
         let Some(sample) = parse(&text) else { continue };
-        let sample = Sample {
+        let sample = NodeState {
             t: recorder.now(),
             asked,
             node,
@@ -149,7 +149,7 @@ async fn ask_on(node: usize, url: String, recorder: Recorder, latest: Latest, fi
 }
 
 /// Fetches the text of a node's `/metrics`.
-pub async fn gauges(url: &str) -> Result<String> {
+pub async fn metrics(url: &str) -> Result<String> {
     let address = url.trim_start_matches("http://");
     let asked = async {
         let mut stream = TcpStream::connect(address).await?;
@@ -167,18 +167,18 @@ pub async fn gauges(url: &str) -> Result<String> {
 }
 
 /// The value of a gauge or counter without labels.
-pub fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+pub fn metric<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
 }
 
 /// `None` if the node reports nothing about Raft because it does not take part.
-fn parse(text: &str) -> Option<Sample> {
-    let number = |name: &str| value(text, &format!("agentpost_{name}"))?.parse().ok();
+fn parse(text: &str) -> Option<NodeState> {
+    let number = |name: &str| metric(text, &format!("agentpost_{name}"))?.parse().ok();
     let (hash, hash_index) = text.lines().find_map(|line| {
         line.strip_prefix("agentpost_state_hash_index{hash=\"")?
             .split_once("\"} ")
     })?;
-    Some(Sample {
+    Some(NodeState {
         term: number("term")?,
         leads: number("is_leader")? == 1,
         leader: number("leader")?,
@@ -190,33 +190,33 @@ fn parse(text: &str) -> Option<Sample> {
         hash: hash.to_owned(),
         hash_index: hash_index.parse().ok()?,
         installed: number("snapshots_received_total")?,
-        ..Sample::default()
+        ..NodeState::default()
     })
 }
 
 /// Reads the responses of the nodes of a run, sorted by their arrival.
-pub fn load(dir: &Path) -> Result<Vec<Sample>> {
+pub fn load(dir: &Path) -> Result<Vec<NodeState>> {
     let path = dir.join(LEADERS);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let samples: Result<Vec<Sample>, _> = text.lines().map(serde_json::from_str).collect();
+    let samples: Result<Vec<NodeState>, _> = text.lines().map(serde_json::from_str).collect();
     let mut samples = samples.with_context(|| path.display().to_string())?;
     samples.sort_by_key(|sample| sample.t);
     Ok(samples)
 }
 
 /// The periods of leadership, sorted by their begin. Only what a node said in two consecutive responses counts.
-pub fn reigns(samples: &[Sample]) -> Vec<Reign> {
+pub fn leaderships(samples: &[NodeState]) -> Vec<Leadership> {
     let nodes = samples.iter().map(|sample| sample.node).max().unwrap_or(0);
-    let mut reigns: Vec<Reign> = Vec::new();
+    let mut leaderships: Vec<Leadership> = Vec::new();
     for node in 1..=nodes {
-        let own: Vec<&Sample> = samples.iter().filter(|sample| sample.node == node).collect();
+        let own: Vec<&NodeState> = samples.iter().filter(|sample| sample.node == node).collect();
         for pair in own.windows(2) {
             if !pair[0].leads || !pair[1].leads || pair[0].term != pair[1].term {
                 continue;
             }
-            match reigns.last_mut() {
+            match leaderships.last_mut() {
                 Some(last) if (last.node, last.term) == (node, pair[0].term) => last.until = pair[1].t,
-                _ => reigns.push(Reign {
+                _ => leaderships.push(Leadership {
                     term: pair[0].term,
                     node,
                     from: pair[0].t,
@@ -225,8 +225,8 @@ pub fn reigns(samples: &[Sample]) -> Vec<Reign> {
             }
         }
     }
-    reigns.sort_by_key(|reign| (reign.from, reign.term));
-    reigns
+    leaderships.sort_by_key(|leadership| (leadership.from, leadership.term));
+    leaderships
 }
 
 #[cfg(test)]
@@ -250,12 +250,12 @@ mod tests {
 
     #[test]
     fn a_node_led_when_it_said_so_twice() {
-        let sample = |t, node, term, leads| Sample {
+        let sample = |t, node, term, leads| NodeState {
             t,
             node,
             term,
             leads,
-            ..Sample::default()
+            ..NodeState::default()
         };
         let samples = [
             sample(10, 1, 1, true),
@@ -267,12 +267,15 @@ mod tests {
             sample(45, 2, 2, true),
             sample(50, 1, 2, false),
         ];
-        let reign = |term, node, from, until| Reign {
+        let leadership = |term, node, from, until| Leadership {
             term,
             node,
             from,
             until,
         };
-        assert_eq!(reigns(&samples), [reign(1, 1, 10, 30), reign(2, 2, 35, 45)]);
+        assert_eq!(
+            leaderships(&samples),
+            [leadership(1, 1, 10, 30), leadership(2, 2, 35, 45)]
+        );
     }
 }

@@ -1,18 +1,18 @@
 //! A run with webhooks and WebSocket sessions but without faults: it is valid, it can be checked again without its
 //! cluster, and the checkers detect manipulated records. The scenarios X1 to X9 and W2 to W6 test the same with
 //! faults.
-#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 use std::time::Duration;
 
-use jepsen_like_tests::checker::{self, Evidence};
-use jepsen_like_tests::deliveries::{CALLS, DELIVERIES};
-use jepsen_like_tests::history::HISTORY;
+use jepsen_like_tests::checker;
+use jepsen_like_tests::checker::evidence::Evidence;
+use jepsen_like_tests::record::deliveries::{CALLS, DELIVERIES};
+use jepsen_like_tests::record::history::HISTORY;
+use jepsen_like_tests::record::verdict::Validity;
 use jepsen_like_tests::run::{self, Options};
 use jepsen_like_tests::scenario;
-use jepsen_like_tests::verdict::Sum;
-use jepsen_like_tests::workload::{Kind, stream, webhooks};
+use jepsen_like_tests::workload::{Workload, stream, webhooks};
 use serde_json::Value;
 
 /// Changes lines of a file, checks the run again, restores the file, and returns all violations.
@@ -46,8 +46,8 @@ async fn a_run_is_valid_can_be_checked_again_and_not_be_forged() {
         seed: rand::random(),
         length: Duration::from_secs(1),
         loads: Some(vec![
-            Kind::Webhooks(webhooks::Mix::Quick),
-            Kind::Stream(stream::Mix::Tails),
+            Workload::Webhooks(webhooks::Mix::Quick),
+            Workload::Stream(stream::Mix::Tails),
         ]),
         rate: Some(50),
         env: Vec::new(),
@@ -56,8 +56,8 @@ async fn a_run_is_valid_can_be_checked_again_and_not_be_forged() {
     println!("seed {}", options.seed);
     let verdict = run::run(&peace, &options).await.unwrap();
     assert_eq!(
-        (verdict.sum, verdict.reason.as_str()),
-        (Sum::Valid, ""),
+        (verdict.validity, verdict.reason.as_str()),
+        (Validity::Valid, ""),
         "{:?}",
         verdict.checks
     );

@@ -1,5 +1,4 @@
 //! The reaction of a node to disk faults: it ends and logs why, and everything that it acknowledged is kept.
-#![allow(clippy::unwrap_used)]
 
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use tokio::time::sleep;
 async fn alone() -> Result<Cluster> {
     Cluster::start_with(Settings {
         nodes: 1,
-        shim: true,
+        disk_shim: true,
         config: "[storage]\nmin_free_bytes = 0\nmin_free_percent = 0\nballast_bytes = 1_048_576\n".to_owned(),
         ..Settings::default()
     })
@@ -56,14 +55,14 @@ async fn a_failed_flush_of_the_log_ends_the_node_and_nothing_acknowledged_is_los
         "write shards/0/log/ eio-once",
         "write shards/0/log/ enospc",
     ] {
-        cluster.spoil(1, rules).await?;
+        cluster.set_disk_faults(1, rules).await?;
         let error = send(&cluster, &team, rules).await.unwrap_err();
         // The outcome is unknown, so the error must not be a refusal.
         assert!(!matches!(error, agentpost::Error::Refused(_)), "{error}");
         assert!(!end(&mut cluster).await?.success(), "{rules}");
         let said = last_words(&cluster);
         assert!(said.contains("shards/0/log/"), "{said}");
-        cluster.spoil(1, "").await?;
+        cluster.set_disk_faults(1, "").await?;
         cluster.launch(&[1])?;
         cluster.await_ready(&[1]).await?;
     }
@@ -79,7 +78,7 @@ async fn a_state_that_cannot_be_written_ends_the_node_although_nobody_writes() -
     let admin = cluster.admin()?;
     let team = cluster.team("state").await?;
     send(&cluster, &team, "before").await.unwrap();
-    cluster.spoil(1, "fsync shards/0/state/ eio-once").await?;
+    cluster.set_disk_faults(1, "fsync shards/0/state/ eio-once").await?;
     // A snapshot flushes the state.
     let _ = admin.snapshot().await;
     assert!(!end(&mut cluster).await?.success());
@@ -88,7 +87,7 @@ async fn a_state_that_cannot_be_written_ends_the_node_although_nobody_writes() -
         "{}",
         last_words(&cluster)
     );
-    cluster.spoil(1, "").await?;
+    cluster.set_disk_faults(1, "").await?;
     cluster.launch(&[1])?;
     cluster.await_ready(&[1]).await?;
     let inbox = cluster
@@ -103,13 +102,13 @@ async fn a_state_that_cannot_be_written_ends_the_node_although_nobody_writes() -
 async fn a_floor_that_cannot_be_written_ends_the_node_although_nobody_waits_for_it() -> Result<()> {
     let mut cluster = alone().await?;
     let team = cluster.team("floor").await?;
-    cluster.spoil(1, "write shards/0/FLOOR eio-once").await?;
+    cluster.set_disk_faults(1, "write shards/0/FLOOR eio-once").await?;
     // An acknowledged message is on disk, even if the floor is not; and nothing else is sent.
     let sent = send(&cluster, &team, "sent").await;
     assert!(!matches!(sent, Err(agentpost::Error::Refused(_))), "{sent:?}");
     assert!(!end(&mut cluster).await?.success());
     assert!(last_words(&cluster).contains("floor"), "{}", last_words(&cluster));
-    cluster.spoil(1, "").await?;
+    cluster.set_disk_faults(1, "").await?;
     cluster.launch(&[1])?;
     cluster.await_ready(&[1]).await?;
     let inbox = cluster
@@ -124,7 +123,9 @@ async fn a_floor_that_cannot_be_written_ends_the_node_although_nobody_waits_for_
 async fn a_flush_that_hangs_ends_the_node() -> Result<()> {
     let mut cluster = alone().await?;
     let team = cluster.team("hang").await?;
-    cluster.spoil(1, "fsync shards/0/log/ delay-ms 600000").await?;
+    cluster
+        .set_disk_faults(1, "fsync shards/0/log/ delay-ms 600000")
+        .await?;
     let error = send(&cluster, &team, "hanging").await.unwrap_err();
     assert!(!matches!(error, agentpost::Error::Refused(_)), "{error}");
     assert!(!end(&mut cluster).await?.success());
@@ -137,7 +138,7 @@ async fn a_start_on_a_disk_without_a_byte_says_so() -> Result<()> {
     let mut cluster = alone().await?;
     cluster.kill(1)?;
     cluster
-        .spoil(1, "write shards/ enospc\nallocate shards/ enospc")
+        .set_disk_faults(1, "write shards/ enospc\nallocate shards/ enospc")
         .await?;
     cluster.launch(&[1])?;
     assert_eq!(end(&mut cluster).await?.code(), Some(1));

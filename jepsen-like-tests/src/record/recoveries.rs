@@ -7,9 +7,12 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::supervisor::Start;
-
 pub const RECOVERIES: &str = "recoveries.jsonl";
+
+/// Time limit in milliseconds from the start of a damaged node until it is repaired or in quarantine.
+pub const LIMIT_MS: u64 = 10_000;
+/// The fault of a recovery that nothing was done for at that time: earlier damage that was detected late.
+pub const LATE: &str = "late";
 
 /// The recovery of one node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,39 +22,23 @@ pub struct Recovery {
     pub fault: String,
     /// The files of the node that the harness damaged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub files: Vec<Damage>,
+    pub files: Vec<DamagedFile>,
     /// When the node was started, nanoseconds since the start of the run.
     pub began: u64,
     /// Milliseconds from the start of the node until its outcome was known.
     pub after_ms: u64,
     /// How often the node was started until then.
     pub starts: u32,
-    pub class: Class,
+    pub outcome: RecoveryOutcome,
     /// The reason, in the words of the node or of the harness.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
 }
 
-impl Recovery {
-    /// The recovery of a node none of whose files the harness damaged.
-    pub fn of(start: &Start, fault: &str, began: u64, class: Class, why: String) -> Self {
-        Recovery {
-            node: start.node,
-            fault: fault.to_owned(),
-            files: Vec::new(),
-            began,
-            after_ms: start.after.as_millis() as u64,
-            starts: start.starts,
-            class,
-            why,
-        }
-    }
-}
-
 /// The outcome of a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Class {
+pub enum RecoveryOutcome {
     /// The node serves; none of its files had been damaged.
     Ready,
     /// The node serves, the damage is gone, and the log of the node reports a repair.
@@ -66,38 +53,38 @@ pub enum Class {
     Down,
 }
 
-impl Class {
+impl RecoveryOutcome {
     /// The outcome as one word, for figures and messages.
     pub fn word(self) -> &'static str {
         match self {
-            Class::Ready => "ready",
-            Class::Repaired => "repaired",
-            Class::Replaced => "replaced",
-            Class::Undamaged => "undamaged",
-            Class::Quarantined => "quarantined",
-            Class::Down => "down",
+            RecoveryOutcome::Ready => "ready",
+            RecoveryOutcome::Repaired => "repaired",
+            RecoveryOutcome::Replaced => "replaced",
+            RecoveryOutcome::Undamaged => "undamaged",
+            RecoveryOutcome::Quarantined => "quarantined",
+            RecoveryOutcome::Down => "down",
         }
     }
 }
 
 /// A damaged file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Damage {
+pub struct DamagedFile {
     /// Its path below the data directory.
     pub path: String,
-    pub part: Part,
+    pub kind: FileKind,
     /// A description of the damage.
     pub what: String,
     /// The kind of file that still contains the damage while the node serves, under any name (the one that matters
     /// most if there are several). `None` if no file does, or if it was not checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub left: Option<Part>,
+    pub still_in: Option<FileKind>,
 }
 
 /// The kinds of files in a data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Part {
+pub enum FileKind {
     /// The log's WAL: entries and votes in the order in which they were appended.
     LogWal,
     /// The log's sorted tables.
@@ -126,23 +113,23 @@ pub enum Part {
     All,
 }
 
-impl Part {
+impl FileKind {
     /// The kind as one word, for figures and messages.
     pub fn word(self) -> &'static str {
         match self {
-            Part::LogWal => "log-wal",
-            Part::LogSst => "log-sst",
-            Part::LogManifest => "log-manifest",
-            Part::LogCurrent => "log-current",
-            Part::StateSst => "state-sst",
-            Part::StateManifest => "state-manifest",
-            Part::StateCurrent => "state-current",
-            Part::Snapshot => "snapshot",
-            Part::Floor => "floor",
-            Part::Format => "format",
-            Part::Owner => "owner",
-            Part::Unread => "unread",
-            Part::All => "all",
+            FileKind::LogWal => "log-wal",
+            FileKind::LogSst => "log-sst",
+            FileKind::LogManifest => "log-manifest",
+            FileKind::LogCurrent => "log-current",
+            FileKind::StateSst => "state-sst",
+            FileKind::StateManifest => "state-manifest",
+            FileKind::StateCurrent => "state-current",
+            FileKind::Snapshot => "snapshot",
+            FileKind::Floor => "floor",
+            FileKind::Format => "format",
+            FileKind::Owner => "owner",
+            FileKind::Unread => "unread",
+            FileKind::All => "all",
         }
     }
 
@@ -160,22 +147,22 @@ impl Part {
             return None;
         }
         if has("snapshots") {
-            return Some(Part::Snapshot);
+            return Some(FileKind::Snapshot);
         }
         let (log, state) = (has("log"), has("state"));
         Some(match name {
-            "OWNER" => Part::Owner,
-            "FORMAT" => Part::Format,
-            _ if name.starts_with("FLOOR") => Part::Floor,
-            "IDENTITY" => Part::Unread,
-            _ if name.starts_with("OPTIONS-") => Part::Unread,
-            "CURRENT" if log => Part::LogCurrent,
-            "CURRENT" if state => Part::StateCurrent,
-            _ if name.starts_with("MANIFEST-") && log => Part::LogManifest,
-            _ if name.starts_with("MANIFEST-") && state => Part::StateManifest,
-            _ if name.ends_with(".log") && log => Part::LogWal,
-            _ if name.ends_with(".sst") && log => Part::LogSst,
-            _ if name.ends_with(".sst") && state => Part::StateSst,
+            "OWNER" => FileKind::Owner,
+            "FORMAT" => FileKind::Format,
+            _ if name.starts_with("FLOOR") => FileKind::Floor,
+            "IDENTITY" => FileKind::Unread,
+            _ if name.starts_with("OPTIONS-") => FileKind::Unread,
+            "CURRENT" if log => FileKind::LogCurrent,
+            "CURRENT" if state => FileKind::StateCurrent,
+            _ if name.starts_with("MANIFEST-") && log => FileKind::LogManifest,
+            _ if name.starts_with("MANIFEST-") && state => FileKind::StateManifest,
+            _ if name.ends_with(".log") && log => FileKind::LogWal,
+            _ if name.ends_with(".sst") && log => FileKind::LogSst,
+            _ if name.ends_with(".sst") && state => FileKind::StateSst,
             _ => return None,
         })
     }

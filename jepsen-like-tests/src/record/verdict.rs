@@ -9,7 +9,7 @@ pub const VERDICT: &str = "verdict.json";
 /// The overall result of a run. The number is the exit status of the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Sum {
+pub enum Validity {
     /// Every property held, and enough faults happened.
     Valid = 0,
     /// A property was violated.
@@ -64,7 +64,7 @@ pub struct Coverage {
 /// The whole verdict of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    pub sum: Sum,
+    pub validity: Validity,
     /// Why the run is unknown or skipped; empty otherwise.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -86,15 +86,15 @@ impl Verdict {
             .filter(|c| c.got < c.wanted)
             .map(|c| format!("{}: {} of {}", c.what, c.got, c.wanted))
             .collect();
-        let sum = if checks.iter().any(|check| check.violated > 0) {
-            Sum::Invalid
+        let validity = if checks.iter().any(|check| check.violated > 0) {
+            Validity::Invalid
         } else if missing.is_empty() {
-            Sum::Valid
+            Validity::Valid
         } else {
-            Sum::Unknown
+            Validity::Unknown
         };
         Verdict {
-            sum,
+            validity,
             reason: missing.join(", "),
             checks,
             coverage,
@@ -104,9 +104,9 @@ impl Verdict {
     }
 
     /// The verdict of a run that tested nothing or broke off.
-    pub fn without_result(sum: Sum, reason: impl Into<String>) -> Self {
+    pub fn without_result(validity: Validity, reason: impl Into<String>) -> Self {
         Verdict {
-            sum,
+            validity,
             reason: reason.into(),
             checks: Vec::new(),
             coverage: Vec::new(),

@@ -3,10 +3,10 @@
 use std::hash::{BuildHasher as _, RandomState};
 
 /// An interned text; 0 is the empty text.
-pub type Name = u32;
+pub type Symbol = u32;
 
 /// Interns texts.
-pub struct Names {
+pub struct Interner {
     text: String,
     /// The end of each text in `text`.
     ends: Vec<usize>,
@@ -15,9 +15,9 @@ pub struct Names {
     hasher: RandomState,
 }
 
-impl Default for Names {
+impl Default for Interner {
     fn default() -> Self {
-        let mut names = Names {
+        let mut names = Interner {
             text: String::new(),
             ends: Vec::new(),
             slots: vec![0; 64],
@@ -28,9 +28,9 @@ impl Default for Names {
     }
 }
 
-impl Names {
+impl Interner {
     /// Interns a text.
-    pub fn of(&mut self, text: &str) -> Name {
+    pub fn of(&mut self, text: &str) -> Symbol {
         if (self.ends.len() + 1) * 2 > self.slots.len() {
             self.grow();
         }
@@ -44,7 +44,7 @@ impl Names {
     }
 
     /// The text of a name.
-    pub fn text(&self, name: Name) -> &str {
+    pub fn text(&self, name: Symbol) -> &str {
         let place = name as usize;
         let begin = place.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.text[begin..self.ends[place]]
@@ -68,7 +68,7 @@ impl Names {
     fn grow(&mut self) {
         self.slots = vec![0; self.slots.len() * 2];
         let mask = self.slots.len() - 1;
-        for name in 0..self.ends.len() as Name {
+        for name in 0..self.ends.len() as Symbol {
             let mut slot = self.hasher.hash_one(self.text(name)) as usize & mask;
             while self.slots[slot] != 0 {
                 slot = (slot + 1) & mask;
@@ -84,10 +84,10 @@ mod tests {
 
     #[test]
     fn each_text_has_one_number() {
-        let mut names = Names::default();
+        let mut names = Interner::default();
         assert_eq!(names.of(""), 0);
         let texts: Vec<String> = (0..1_000).map(|n| format!("msg-{n}")).collect();
-        let numbers: Vec<Name> = texts.iter().map(|text| names.of(text)).collect();
+        let numbers: Vec<Symbol> = texts.iter().map(|text| names.of(text)).collect();
         for (text, number) in texts.iter().zip(numbers) {
             assert_eq!((names.of(text), names.text(number)), (number, text.as_str()));
         }

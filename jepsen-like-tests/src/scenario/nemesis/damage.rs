@@ -9,12 +9,11 @@ use anyhow::{Context as _, Result};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 
-use super::Stage;
-use crate::checker::recovery::{LATE, LIMIT_MS};
-use crate::cluster::disk::damage::{self, Spoilt, Target};
-use crate::cluster::supervisor::{Health, Start};
-use crate::faults::State;
-use crate::recovery::{self, Class, Damage, Part, Recovery};
+use super::{Nemesis, undamaged};
+use crate::cluster::disk::damage::{self, DamageTarget, FileDamage};
+use crate::cluster::supervisor::{NodeHealth, SupervisedStart};
+use crate::record::faults::FaultState;
+use crate::record::recoveries::{self, DamagedFile, FileKind, LATE, LIMIT_MS, Recovery, RecoveryOutcome};
 
 /// Longer than the limit for a node, so that the excess is measured.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,7 +25,7 @@ const ABOUT_DAMAGE: [&str; 5] = ["damage", "restored", "replaced", "quarantine",
 
 /// The kinds of damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum DamageKind {
     /// One or two bits of a file flip.
     Flip,
     /// A file loses its last bytes or its second half.
@@ -37,30 +36,30 @@ pub enum Way {
     Wipe,
 }
 
-impl Way {
+impl DamageKind {
     /// The kind of the fault.
     pub fn word(self) -> &'static str {
         match self {
-            Way::Flip => "flip",
-            Way::Cut => "cut",
-            Way::RollBack => "rollback",
-            Way::Wipe => "wipe",
+            DamageKind::Flip => "flip",
+            DamageKind::Cut => "cut",
+            DamageKind::RollBack => "rollback",
+            DamageKind::Wipe => "wipe",
         }
     }
 }
 
 /// Chooses the files to damage, so that every kind of file is covered.
-pub struct Damager {
+pub struct FileDamager {
     /// Only these kinds; all if empty.
-    only: &'static [Part],
-    met: BTreeMap<Part, usize>,
+    only: &'static [FileKind],
+    met: BTreeMap<FileKind, usize>,
     earlier: BTreeMap<usize, BTreeMap<String, Vec<u8>>>,
 }
 
-impl Damager {
+impl FileDamager {
     /// For files of these kinds; for all kinds if `only` is empty.
-    pub fn new(only: &'static [Part]) -> Self {
-        Damager {
+    pub fn new(only: &'static [FileKind]) -> Self {
+        FileDamager {
             only,
             met: BTreeMap::new(),
             earlier: BTreeMap::new(),
@@ -69,13 +68,19 @@ impl Damager {
 
     /// Damages one, two or three files of a data directory that no process uses; fewer if too few files qualify.
     /// Mostly one, because the worst of several hides the reactions to the others.
-    fn spoil(&mut self, node: usize, data_dir: &Path, way: Way, random: &mut StdRng) -> Result<Vec<Spoilt>> {
+    fn damage_files(
+        &mut self,
+        node: usize,
+        data_dir: &Path,
+        damage: DamageKind,
+        random: &mut StdRng,
+    ) -> Result<Vec<FileDamage>> {
         let mut targets = damage::targets(data_dir)?;
-        targets.retain(|target| self.only.is_empty() || self.only.contains(&target.part));
+        targets.retain(|target| self.only.is_empty() || self.only.contains(&target.kind));
         let none = BTreeMap::new();
         let earlier = self.earlier.get(&node).unwrap_or(&none);
-        if way == Way::RollBack {
-            let changed = |target: &Target| {
+        if damage == DamageKind::RollBack {
+            let changed = |target: &DamageTarget| {
                 let then = earlier.get(&target.name)?;
                 Some(fs::read(&target.path).ok()? != *then)
             };
@@ -87,35 +92,35 @@ impl Damager {
                 break;
             };
             targets.retain(|other| other.name != target.name);
-            let spoilt = match way {
-                Way::Flip => Some(damage::flip(&target, random)?),
-                Way::Cut => Some(damage::cut(&target, random)?),
-                Way::RollBack => match earlier.get(&target.name) {
+            let damaged = match damage {
+                DamageKind::Flip => Some(damage::flip(&target, random)?),
+                DamageKind::Cut => Some(damage::cut(&target, random)?),
+                DamageKind::RollBack => match earlier.get(&target.name) {
                     Some(earlier) => damage::roll_back(&target, earlier, random)?,
                     None => None,
                 },
-                Way::Wipe => None,
+                DamageKind::Wipe => None,
             };
-            if spoilt.is_some() {
-                *self.met.entry(target.part).or_default() += 1;
+            if damaged.is_some() {
+                *self.met.entry(target.kind).or_default() += 1;
             }
-            done.extend(spoilt);
+            done.extend(damaged);
         }
         Ok(done)
     }
 
     /// Chooses a file of the kind that was damaged least often.
-    fn choose(&self, targets: &[Target], random: &mut StdRng) -> Option<Target> {
-        let met = |target: &Target| self.met.get(&target.part).copied().unwrap_or_default();
+    fn choose(&self, targets: &[DamageTarget], random: &mut StdRng) -> Option<DamageTarget> {
+        let met = |target: &DamageTarget| self.met.get(&target.kind).copied().unwrap_or_default();
         let least = targets.iter().map(met).min()?;
-        let rare: Vec<&Target> = targets.iter().filter(|target| met(target) == least).collect();
+        let rare: Vec<&DamageTarget> = targets.iter().filter(|target| met(target) == least).collect();
         rare.choose(random).map(|target| (*target).clone())
     }
 }
 
-impl Stage {
-    /// Copies the current content of the files of these nodes, for [`Way::RollBack`].
-    pub fn remember(&mut self, nodes: &[usize], damager: &mut Damager) -> Result<()> {
+impl Nemesis {
+    /// Copies the current content of the files of these nodes, for [`DamageKind::RollBack`].
+    pub fn remember(&mut self, nodes: &[usize], damager: &mut FileDamager) -> Result<()> {
         for node in nodes {
             let copies = damage::copy(&self.cluster.disk().data_dir(*node))?;
             damager.earlier.insert(*node, copies);
@@ -125,37 +130,41 @@ impl Stage {
 
     /// Kills these nodes, damages files of theirs and starts them again. When it returns all nodes are ready; a node
     /// in quarantine has rejoined.
-    pub async fn damage(&mut self, nodes: &[usize], way: Way, damager: &mut Damager) -> Result<()> {
-        self.pick_up().await?;
-        let mut fault = self.faults.begin(way.word(), nodes, "");
-        let mut spoilt = BTreeMap::new();
+    pub async fn damage(&mut self, nodes: &[usize], damage: DamageKind, damager: &mut FileDamager) -> Result<()> {
+        self.restart_crashed().await?;
+        let mut fault = self.faults.begin(damage.word(), nodes, "");
+        let mut damaged = BTreeMap::new();
         for node in nodes {
             self.cluster.kill(*node)?;
             let data_dir = self.cluster.disk().data_dir(*node);
-            let files = match way {
-                Way::Wipe => Vec::new(),
-                _ => damager.spoil(*node, &data_dir, way, &mut self.random)?,
+            let files = match damage {
+                DamageKind::Wipe => Vec::new(),
+                _ => damager.damage_files(*node, &data_dir, damage, &mut self.random)?,
             };
-            if way == Way::Wipe {
+            if damage == DamageKind::Wipe {
                 wipe(&data_dir)?;
             }
-            spoilt.insert(*node, (files, self.cluster.log(*node).len()));
+            damaged.insert(*node, (files, self.cluster.log(*node).len()));
         }
-        let nothing = way != Way::Wipe && spoilt.values().all(|(files, _)| files.is_empty());
-        let (began, clock) = (self.world.recorder.now(), Instant::now());
+        let nothing = damage != DamageKind::Wipe && damaged.values().all(|(files, _)| files.is_empty());
+        let (began, clock) = (self.ctx.recorder.now(), Instant::now());
         for start in self.cluster.supervise(nodes, PATIENCE).await? {
-            let (files, mark) = &spoilt[&start.node];
-            let mut recovery = self.judge(start, way, files, *mark, clock).await?;
+            let (files, mark) = &damaged[&start.node];
+            let mut recovery = self.judge(start, damage, files, *mark, clock).await?;
             recovery.began = began;
             if !recovery.files.is_empty() {
-                recovery::append(&self.dir, &recovery)?;
+                recoveries::append(&self.dir, &recovery)?;
                 fault.note(&in_words(&recovery));
             }
-            if matches!(recovery.class, Class::Quarantined | Class::Down) {
-                fault.note(&self.join_again(recovery.node).await?);
+            if matches!(recovery.outcome, RecoveryOutcome::Quarantined | RecoveryOutcome::Down) {
+                fault.note(&self.rejoin(recovery.node).await?);
             }
         }
-        let state = if nothing { State::Skipped } else { State::Installed };
+        let state = if nothing {
+            FaultState::Skipped
+        } else {
+            FaultState::Installed
+        };
         self.faults.end(fault, state)
     }
 
@@ -163,9 +172,9 @@ impl Stage {
     /// damage, or to end because of it.
     async fn judge(
         &mut self,
-        start: Start,
-        way: Way,
-        spoilt: &[Spoilt],
+        start: SupervisedStart,
+        damage: DamageKind,
+        damaged: &[FileDamage],
         mark: usize,
         clock: Instant,
     ) -> Result<Recovery> {
@@ -174,12 +183,12 @@ impl Stage {
         let limit = Duration::from_millis(LIMIT_MS);
         let (mut health, mut after, mut starts) = (start.health, start.after, start.starts);
         let mut left = Vec::new();
-        while health == Health::Ready {
-            left = spoilt
+        while health == NodeHealth::Ready {
+            left = damaged
                 .iter()
                 .map(|file| file.left(&data_dir))
                 .collect::<Result<Vec<_>>>()?;
-            let served = left.iter().flatten().any(|part| *part != Part::Unread);
+            let served = left.iter().flatten().any(|kind| *kind != FileKind::Unread);
             if !served || clock.elapsed() > limit {
                 break;
             }
@@ -190,43 +199,43 @@ impl Stage {
                 (health, after, starts) = (again.health, clock.elapsed(), starts + again.starts);
             }
         }
-        left.resize(spoilt.len(), None);
+        left.resize(damaged.len(), None);
         let said = about_damage(self.cluster.log(node).get(mark..).unwrap_or_default());
-        let (class, why) = match health {
-            Health::Quarantined(why) => (Class::Quarantined, why),
-            Health::Down(why) => (Class::Down, format!("{why}; {said}")),
-            Health::Ready if way == Way::Wipe => (Class::Ready, said),
-            Health::Ready if left.iter().any(Option::is_some) => (Class::Undamaged, said),
-            Health::Ready if said.is_empty() => (Class::Replaced, said),
-            Health::Ready => (Class::Repaired, said),
+        let (outcome, why) = match health {
+            NodeHealth::Quarantined(why) => (RecoveryOutcome::Quarantined, why),
+            NodeHealth::Down(why) => (RecoveryOutcome::Down, format!("{why}; {said}")),
+            NodeHealth::Ready if damage == DamageKind::Wipe => (RecoveryOutcome::Ready, said),
+            NodeHealth::Ready if left.iter().any(Option::is_some) => (RecoveryOutcome::Undamaged, said),
+            NodeHealth::Ready if said.is_empty() => (RecoveryOutcome::Replaced, said),
+            NodeHealth::Ready => (RecoveryOutcome::Repaired, said),
         };
-        let mut files: Vec<Damage> = spoilt
+        let mut files: Vec<DamagedFile> = damaged
             .iter()
             .zip(left)
             .map(|(file, left)| written(file, left))
             .collect();
-        if way == Way::Wipe {
-            files.push(Damage {
+        if damage == DamageKind::Wipe {
+            files.push(DamagedFile {
                 path: ".".to_owned(),
-                part: Part::All,
+                kind: FileKind::All,
                 what: "emptied".to_owned(),
-                left: None,
+                still_in: None,
             });
         }
         Ok(Recovery {
             node,
-            fault: way.word().to_owned(),
+            fault: damage.word().to_owned(),
             files,
             began: 0,
             after_ms: after.as_millis() as u64,
             starts,
-            class,
+            outcome,
             why,
         })
     }
 
     /// Lets a node rejoin under a new id; returns how long it took.
-    async fn join_again(&mut self, node: usize) -> Result<String> {
+    async fn rejoin(&mut self, node: usize) -> Result<String> {
         let began = Instant::now();
         self.cluster.kill(node)?;
         // Refused during an election: an operator would retry.
@@ -242,31 +251,31 @@ impl Stage {
     }
 
     /// Starts nodes that ended unexpectedly, as a supervisor would: damage may be detected late.
-    pub(super) async fn pick_up(&mut self) -> Result<()> {
+    pub(super) async fn restart_crashed(&mut self) -> Result<()> {
         let ended: Vec<usize> = self.cluster.crashed()?.into_iter().map(|(node, _)| node).collect();
-        let began = self.world.recorder.now();
+        let began = self.ctx.recorder.now();
         for start in self.cluster.supervise(&ended, PATIENCE).await? {
-            let (class, why) = match &start.health {
-                Health::Ready => (Class::Ready, String::new()),
-                Health::Quarantined(why) => (Class::Quarantined, why.clone()),
-                Health::Down(why) => (Class::Down, why.clone()),
+            let (outcome, why) = match &start.health {
+                NodeHealth::Ready => (RecoveryOutcome::Ready, String::new()),
+                NodeHealth::Quarantined(why) => (RecoveryOutcome::Quarantined, why.clone()),
+                NodeHealth::Down(why) => (RecoveryOutcome::Down, why.clone()),
             };
-            let recovery = Recovery::of(&start, LATE, began, class, why);
-            recovery::append(&self.dir, &recovery)?;
-            if class != Class::Ready {
-                self.join_again(start.node).await?;
+            let recovery = undamaged(&start, LATE, began, outcome, why);
+            recoveries::append(&self.dir, &recovery)?;
+            if outcome != RecoveryOutcome::Ready {
+                self.rejoin(start.node).await?;
             }
         }
         Ok(())
     }
 }
 
-fn written(spoilt: &Spoilt, left: Option<Part>) -> Damage {
-    Damage {
-        path: spoilt.target.name.clone(),
-        part: spoilt.target.part,
-        what: spoilt.what.clone(),
-        left,
+fn written(damaged: &FileDamage, left: Option<FileKind>) -> DamagedFile {
+    DamagedFile {
+        path: damaged.target.name.clone(),
+        kind: damaged.target.kind,
+        what: damaged.what.clone(),
+        still_in: left,
     }
 }
 
@@ -276,8 +285,8 @@ fn in_words(recovery: &Recovery) -> String {
         .iter()
         .map(|file| format!("{} {}", file.path, file.what))
         .collect();
-    let (node, class, after) = (recovery.node, recovery.class.word(), recovery.after_ms);
-    format!("{}: node {node} {class} after {after} ms", files.join(", "))
+    let (node, outcome, after) = (recovery.node, recovery.outcome.word(), recovery.after_ms);
+    format!("{}: node {node} {outcome} after {after} ms", files.join(", "))
 }
 
 /// The distinct log messages of a node about damage, from lines of JSON.

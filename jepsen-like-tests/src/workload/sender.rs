@@ -8,29 +8,30 @@ use anyhow::Result;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::Stop;
-use crate::history::{Fields, Item, Lane, Op, Outcome};
-use crate::world::{Team, World};
+use super::load::StopFlag;
+use crate::cluster::Team;
+use crate::record::history::{Fields, Item, Lane, Op, Outcome};
+use crate::workload::context::ClientContext;
 
 /// Attempts of one send before its client gives up and records the outcome as unknown.
 const ATTEMPTS_MAX: usize = 60;
 
-pub struct Post {
+pub struct MessageSender {
     lane: Lane,
-    world: World,
+    ctx: ClientContext,
     team: Team,
     clients: Vec<Client>,
     random: StdRng,
 }
 
-impl Post {
-    /// Creates a sender without a name; call [`Post::rename`] before the first send.
-    pub fn new(world: &World, team: &Team) -> Self {
-        let lane = world.recorder.lane();
-        Post {
-            random: StdRng::seed_from_u64(world.seed ^ u64::from(lane.number()) << 32),
+impl MessageSender {
+    /// Creates a sender without a name; call [`MessageSender::rename`] before the first send.
+    pub fn new(ctx: &ClientContext, team: &Team) -> Self {
+        let lane = ctx.recorder.lane();
+        MessageSender {
+            random: StdRng::seed_from_u64(ctx.seed ^ u64::from(lane.number()) << 32),
             lane,
-            world: world.clone(),
+            ctx: ctx.clone(),
             team: team.clone(),
             clients: Vec::new(),
         }
@@ -43,15 +44,15 @@ impl Post {
 
     /// Sets the agent that it sends as.
     pub fn rename(&mut self, agent: &str) -> Result<()> {
-        let nodes = 1..=self.world.nodes();
-        let clients: Result<_> = nodes.map(|node| self.world.node(node, &self.team.key, agent)).collect();
+        let nodes = 1..=self.ctx.nodes();
+        let clients: Result<_> = nodes.map(|node| self.ctx.node(node, &self.team.key, agent)).collect();
         self.clients = clients?;
         Ok(())
     }
 
     /// Sends a message under this key and retries it through random nodes until it is decided. Returns whether it was
     /// stored.
-    pub async fn send(&mut self, key: &str, message: SendRequest, stop: &Stop) -> bool {
+    pub async fn send(&mut self, key: &str, message: SendRequest, stop: &StopFlag) -> bool {
         let item = |id: String| Item {
             id,
             key: key.to_owned(),
@@ -69,7 +70,7 @@ impl Post {
         stored
     }
 
-    async fn decide(&mut self, message: SendRequest, stop: &Stop) -> Result<String, Outcome> {
+    async fn decide(&mut self, message: SendRequest, stop: &StopFlag) -> Result<String, Outcome> {
         let mut last = String::new();
         for _ in 0..ATTEMPTS_MAX {
             let client = &self.clients[self.random.random_range(0..self.clients.len())];

@@ -8,9 +8,10 @@ use rand::{RngExt, SeedableRng};
 use tokio::time::timeout;
 
 use super::socket::{Brought, Socket};
-use crate::history::{Fields, Item, Lane, Op, Outcome};
-use crate::workload::Stop;
-use crate::world::{Team, World};
+use crate::cluster::Team;
+use crate::record::history::{Fields, Item, Lane, Op, Outcome};
+use crate::workload::context::ClientContext;
+use crate::workload::load::StopFlag;
 
 /// Frames that are recorded as one operation at most.
 const FRAMES: usize = 64;
@@ -27,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The behaviour of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Manner {
+pub enum ReadBehaviour {
     /// Reads at once.
     Quick,
     /// Takes some time for each event.
@@ -38,13 +39,13 @@ pub enum Manner {
     Ahead,
 }
 
-pub struct Tail {
+pub struct StreamClient {
     /// The agent whose messages it receives.
     pub inbox: String,
-    world: World,
+    ctx: ClientContext,
     team: Team,
     client: String,
-    manner: Manner,
+    behaviour: ReadBehaviour,
     lane: Lane,
     random: StdRng,
     sessions: u64,
@@ -52,17 +53,17 @@ pub struct Tail {
     acks: u32,
 }
 
-impl Tail {
+impl StreamClient {
     /// Creates a client that has not connected yet.
-    pub fn new(world: &World, team: &Team, inbox: &str, number: usize, manner: Manner) -> Self {
-        let lane = world.recorder.lane();
-        Tail {
+    pub fn new(ctx: &ClientContext, team: &Team, inbox: &str, number: usize, behaviour: ReadBehaviour) -> Self {
+        let lane = ctx.recorder.lane();
+        StreamClient {
             inbox: inbox.to_owned(),
-            random: StdRng::seed_from_u64(world.seed ^ u64::from(lane.number()) << 32),
+            random: StdRng::seed_from_u64(ctx.seed ^ u64::from(lane.number()) << 32),
             client: format!("{inbox}-client-{number}"),
-            world: world.clone(),
+            ctx: ctx.clone(),
             team: team.clone(),
-            manner,
+            behaviour,
             lane,
             sessions: 0,
             acks: [1, 10, 50, 200][number % 4],
@@ -70,12 +71,12 @@ impl Tail {
     }
 
     /// Runs one session on a random node, until it breaks, has lasted long enough, or `stop` is set.
-    pub async fn session(&mut self, stop: &Stop) {
+    pub async fn session(&mut self, stop: &StopFlag) {
         let Some((node, mut socket)) = self.open().await else {
             return;
         };
         let life = Duration::from_millis(self.random.random_range(LIFE_MS));
-        let starved = self.manner == Manner::Starved && self.random.random_bool(0.5);
+        let starved = self.behaviour == ReadBehaviour::Starved && self.random.random_bool(0.5);
         let until = Instant::now() + life;
         while !stop.is_set() && Instant::now() < until {
             if self.read(node, &mut socket, until).await.is_err() {
@@ -96,7 +97,7 @@ impl Tail {
     /// Runs sessions until the message with this key has arrived, or the time limit is over.
     pub async fn read_up_to(&mut self, key: &str) {
         let deadline = Instant::now() + PATIENCE;
-        self.manner = Manner::Quick;
+        self.behaviour = ReadBehaviour::Quick;
         while Instant::now() < deadline {
             let Some((node, mut socket)) = self.open().await else {
                 continue;
@@ -113,9 +114,9 @@ impl Tail {
     }
 
     async fn open(&mut self) -> Option<(usize, Socket)> {
-        let node = self.random.random_range(1..=self.world.nodes());
-        let narrow = matches!(self.manner, Manner::Slow | Manner::Starved);
-        let url = &self.world.urls[node - 1];
+        let node = self.random.random_range(1..=self.ctx.nodes());
+        let narrow = matches!(self.behaviour, ReadBehaviour::Slow | ReadBehaviour::Starved);
+        let url = &self.ctx.urls[node - 1];
         match Socket::open(url, &self.team, &self.inbox, &self.client, narrow).await {
             Ok(socket) => {
                 self.sessions += 1;
@@ -157,7 +158,7 @@ impl Tail {
                     break;
                 }
             }
-            if self.manner == Manner::Slow {
+            if self.behaviour == ReadBehaviour::Slow {
                 tokio::time::sleep(Duration::from_millis(self.random.random_range(1..50))).await;
             }
             patience = SOON;
@@ -181,7 +182,7 @@ impl Tail {
             if !self.random.random_ratio(1, self.acks) {
                 continue;
             }
-            let ahead = self.manner == Manner::Ahead && self.random.random_bool(0.1);
+            let ahead = self.behaviour == ReadBehaviour::Ahead && self.random.random_bool(0.1);
             let seq = if ahead { seq + AHEAD } else { seq };
             let asked = Fields {
                 name: Some(self.client.clone()),
@@ -201,7 +202,7 @@ impl Tail {
     }
 }
 
-async fn rest(time: Duration, stop: &Stop) {
+async fn rest(time: Duration, stop: &StopFlag) {
     let until = Instant::now() + time;
     while Instant::now() < until && !stop.is_set() {
         tokio::time::sleep(Duration::from_millis(100)).await;

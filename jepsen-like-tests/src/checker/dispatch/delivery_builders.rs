@@ -2,12 +2,12 @@
 
 use agentpost::api::abbababa::{Attempt, DeliveryDetail};
 
-use crate::deliveries::{Evidence, Notice, Seen, Unrest};
+use crate::record::deliveries::{DeliveryEvidence, Disruptions, Notice, ReceivedCall};
 
 const DELAYS_US: [u64; 3] = [1_000_000, 10_000_000, 100_000_000];
 
-pub fn call(delivery: &str, attempt: u32, step: u32, epoch: u64, at_us: u64) -> Seen {
-    Seen {
+pub fn call(delivery: &str, attempt: u32, step: u32, epoch: u64, at_us: u64) -> ReceivedCall {
+    ReceivedCall {
         delivery: delivery.to_owned(),
         one_id: true,
         attempt,
@@ -69,13 +69,13 @@ fn made(state: &str, id: &str, ends: &[&str]) -> DeliveryDetail {
 }
 
 /// The evidence of one correct delivery in a run that lost one leader.
-pub fn evidence(delivery: DeliveryDetail) -> Evidence {
-    let mut evidence = Evidence {
-        unrest: Unrest {
-            unclean: Some(1),
-            stops: 0,
+pub fn evidence(delivery: DeliveryDetail) -> DeliveryEvidence {
+    let mut evidence = DeliveryEvidence {
+        disruptions: Disruptions {
+            leader_losses: Some(1),
+            pauses: 0,
         },
-        ..Evidence::default()
+        ..DeliveryEvidence::default()
     };
     let mut at_us = 500;
     for attempt in &delivery.attempts {
@@ -103,7 +103,7 @@ pub fn evidence(delivery: DeliveryDetail) -> Evidence {
 }
 
 /// Asserts that the checker reports a violation of the rule.
-pub fn violates(evidence: &Evidence, check: &dyn Fn(&Evidence) -> Vec<String>, rule: &str) {
+pub fn violates(evidence: &DeliveryEvidence, check: &dyn Fn(&DeliveryEvidence) -> Vec<String>, rule: &str) {
     let violations = check(evidence);
     assert!(
         violations.iter().any(|v| v.starts_with(rule)),

@@ -14,20 +14,22 @@ use rand::seq::SliceRandom as _;
 
 use crate::cluster::Cluster;
 use crate::cluster::network::{Cut, Quality};
-use crate::faults::{FaultLog, State};
-use crate::watch::Watch;
-use crate::world::World;
+use crate::cluster::supervisor::SupervisedStart;
+use crate::record::faults::{FaultLog, FaultState, OngoingFault};
+use crate::record::leaders::NodeMonitor;
+use crate::record::recoveries::{Recovery, RecoveryOutcome};
+use crate::workload::context::ClientContext;
 
 /// Time limit for a healthy majority to elect a leader.
 const LEADER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The cluster of a run, as its script controls it.
-pub struct Stage {
+pub struct Nemesis {
     pub cluster: Cluster,
-    pub world: World,
+    pub ctx: ClientContext,
     pub faults: FaultLog,
     /// The states that the nodes report.
-    pub watch: Watch,
+    pub monitor: NodeMonitor,
     /// The source of all random choices.
     pub random: StdRng,
     /// When the script should end.
@@ -36,7 +38,7 @@ pub struct Stage {
     pub dir: PathBuf,
 }
 
-impl Stage {
+impl Nemesis {
     /// Whether the script should end.
     pub fn over(&self) -> bool {
         Instant::now() >= self.until
@@ -56,7 +58,7 @@ impl Stage {
 
     /// Draws a duration from 200 ms up to half of the remaining time, at most `most`, with a logarithmic
     /// distribution.
-    pub fn some_ms(&mut self, most: Duration) -> Range<u64> {
+    pub fn random_duration(&mut self, most: Duration) -> Range<u64> {
         let left = self.until.saturating_duration_since(Instant::now()) / 2;
         let most_ms = left.min(most).as_millis().max(400) as f64;
         let ms = 200.0 * (most_ms / 200.0).powf(self.random.random_range(0.0..1.0));
@@ -79,14 +81,14 @@ impl Stage {
 
     /// Waits for a leader and returns it, as the nodes themselves report it.
     pub async fn leader(&self) -> Result<usize> {
-        self.leader_besides(0).await
+        self.leader_other_than(0).await
     }
 
     /// Waits for a leader other than `away` and returns it.
-    pub async fn leader_besides(&self, away: usize) -> Result<usize> {
+    pub async fn leader_other_than(&self, away: usize) -> Result<usize> {
         let deadline = Instant::now() + LEADER_PATIENCE;
         loop {
-            if let Some(leader) = self.watch.leader().filter(|leader| *leader != away) {
+            if let Some(leader) = self.monitor.leader().filter(|leader| *leader != away) {
                 return Ok(leader);
             }
             ensure!(Instant::now() < deadline, "no leader within {LEADER_PATIENCE:?}");
@@ -103,10 +105,10 @@ impl Stage {
         self.pause(ms).await;
         self.cluster.launch(nodes)?;
         self.cluster.await_ready(nodes).await?;
-        self.faults.end(fault, State::Installed)
+        self.faults.end(fault, FaultState::Installed)
     }
 
-    /// Stops processes with SIGSTOP until [`Stage::thaw`].
+    /// Stops processes with SIGSTOP until [`Nemesis::thaw`].
     pub fn freeze(&self, nodes: &[usize]) -> Result<()> {
         nodes.iter().try_for_each(|node| self.cluster.pause(*node))
     }
@@ -121,7 +123,7 @@ impl Stage {
         let fault = self.faults.begin("restart", &[node], "");
         self.cluster.stop(node).await?;
         self.cluster.restart(node).await?;
-        self.faults.end(fault, State::Installed)
+        self.faults.end(fault, FaultState::Installed)
     }
 
     /// Stops processes with SIGSTOP for a random number of milliseconds.
@@ -130,30 +132,37 @@ impl Stage {
         nodes.iter().try_for_each(|node| self.cluster.pause(*node))?;
         self.pause(ms).await;
         nodes.iter().try_for_each(|node| self.cluster.resume(*node))?;
-        self.faults.end(fault, State::Installed)
+        self.faults.end(fault, FaultState::Installed)
+    }
+
+    /// Begins the record of a partition of these nodes.
+    pub fn begin_partition(&self, cut: &Cut, nodes: &[usize]) -> OngoingFault {
+        let mut fault = self.faults.begin("partition", nodes, cut.to_string());
+        fault.set_cut_links(cut.node_links());
+        fault
     }
 
     /// Cuts network links for a random number of milliseconds.
     pub async fn cut_for(&mut self, cut: &Cut, ms: Range<u64>) -> Result<()> {
-        let fault = self.faults.begin("partition", &cut.nodes(), cut.to_string());
+        let fault = self.begin_partition(cut, &cut.nodes());
         self.cluster.network().cut(cut)?;
         self.pause(ms).await;
         self.cluster.network().cut(&Cut::default())?;
-        self.faults.end(fault, State::Installed)
+        self.faults.end(fault, FaultState::Installed)
     }
 
     /// Degrades all links between nodes for a random number of milliseconds.
-    pub async fn worsen_for(&mut self, kind: &str, quality: &Quality, ms: Range<u64>) -> Result<()> {
+    pub async fn degrade_for(&mut self, kind: &str, quality: &Quality, ms: Range<u64>) -> Result<()> {
         let nodes: Vec<usize> = (1..=self.cluster.nodes()).collect();
         let fault = self.faults.begin(kind, &nodes, quality.to_string());
-        self.cluster.network().worsen(quality)?;
+        self.cluster.network().set_quality(quality)?;
         self.pause(ms).await;
-        self.cluster.network().worsen(&Quality::default())?;
-        self.faults.end(fault, State::Installed)
+        self.cluster.network().set_quality(&Quality::default())?;
+        self.faults.end(fault, FaultState::Installed)
     }
 
     /// Kills the leader again and again until the script should end, with 1 to 4 s between two kills.
-    pub async fn kill_leaders_now_and_then(&mut self) -> Result<()> {
+    pub async fn kill_leaders_repeatedly(&mut self) -> Result<()> {
         while !self.over() {
             self.pause(1_000..4_000).await;
             let leader = self.leader().await?;
@@ -167,9 +176,23 @@ impl Stage {
         self.cluster.network().heal().await?;
         self.cluster.clocks().heal()?;
         self.thaw(&self.cluster.running().collect::<Vec<_>>())?;
-        self.pick_up().await?;
+        self.restart_crashed().await?;
         let dead: Vec<usize> = self.cluster.stopped().collect();
         self.cluster.launch(&dead)?;
         self.cluster.await_ready(&dead).await
+    }
+}
+
+/// The recovery of a node none of whose files the nemesis damaged.
+fn undamaged(start: &SupervisedStart, fault: &str, began: u64, outcome: RecoveryOutcome, why: String) -> Recovery {
+    Recovery {
+        node: start.node,
+        fault: fault.to_owned(),
+        files: Vec::new(),
+        began,
+        after_ms: start.after.as_millis() as u64,
+        starts: start.starts,
+        outcome,
+        why,
     }
 }

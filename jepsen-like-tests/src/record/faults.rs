@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::history::Recorder;
+use super::history::Recorder;
+use super::members::ObservedMembers;
 
 pub const FAULTS: &str = "faults.jsonl";
 
@@ -21,18 +22,24 @@ pub struct Fault {
     /// Details for people: which groups, which file, how long.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
+    /// The directed links between nodes that a partition cut.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cut_links: Vec<(usize, usize)>,
+    /// The observation, if this is one of the members.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub members: Option<ObservedMembers>,
     /// When the fault began, nanoseconds since the start of the run.
     pub began: u64,
     /// When its effect was undone (the node runs again, the network is whole), nanoseconds since the start of the
     /// run.
     pub ended: u64,
-    pub state: State,
+    pub state: FaultState,
 }
 
 /// Whether a fault happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum FaultState {
     /// It happened.
     Installed,
     /// It was not possible at that moment.
@@ -43,20 +50,32 @@ pub enum State {
 
 /// A fault that has begun and has not ended yet.
 #[derive(Debug, Clone)]
-pub struct Ongoing {
+pub struct OngoingFault {
     kind: String,
     nodes: Vec<usize>,
     note: String,
+    cut_links: Vec<(usize, usize)>,
+    members: Option<ObservedMembers>,
     began: u64,
 }
 
-impl Ongoing {
+impl OngoingFault {
     /// Adds details that became known after the begin.
     pub fn note(&mut self, details: &str) {
         if !self.note.is_empty() {
             self.note.push_str("; ");
         }
         self.note.push_str(details);
+    }
+
+    /// Sets the directed links between nodes that a partition cuts.
+    pub fn set_cut_links(&mut self, links: Vec<(usize, usize)>) {
+        self.cut_links = links;
+    }
+
+    /// Sets an observation of the members.
+    pub fn set_members(&mut self, members: ObservedMembers) {
+        self.members = Some(members);
     }
 }
 
@@ -79,21 +98,25 @@ impl FaultLog {
     }
 
     /// Begins a fault; call it just before the fault is injected.
-    pub fn begin(&self, kind: &str, nodes: &[usize], note: impl Into<String>) -> Ongoing {
-        Ongoing {
+    pub fn begin(&self, kind: &str, nodes: &[usize], note: impl Into<String>) -> OngoingFault {
+        OngoingFault {
             kind: kind.to_owned(),
             nodes: nodes.to_vec(),
             note: note.into(),
+            cut_links: Vec::new(),
+            members: None,
             began: self.recorder.now(),
         }
     }
 
     /// Ends a fault; call it when its effect has been undone.
-    pub fn end(&self, fault: Ongoing, state: State) -> Result<()> {
+    pub fn end(&self, fault: OngoingFault, state: FaultState) -> Result<()> {
         let fault = Fault {
             kind: fault.kind,
             nodes: fault.nodes,
             note: fault.note,
+            cut_links: fault.cut_links,
+            members: fault.members,
             began: fault.began,
             ended: self.recorder.now(),
             state,

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::Evidence;
-use super::made_up::Story;
-use crate::history::{Fields, Item, Op, Operation, Outcome};
+use super::evidence::Evidence;
+use super::run_builder::RunBuilder;
+use crate::record::history::{Fields, Item, Op, Operation, Outcome};
 
 /// An operation that took effect.
 pub fn did(op: Op, k: &str, asked: Fields, times: Range<u64>, answered: Fields) -> Operation {
@@ -68,5 +68,5 @@ pub fn items(keys: &[&str], seq: Option<u64>) -> Vec<Item> {
 
 /// A run of these operations on three nodes, without faults.
 pub fn evidence(operations: Vec<Operation>) -> Evidence {
-    Story::default().with(operations).evidence()
+    RunBuilder::default().with(operations).evidence()
 }

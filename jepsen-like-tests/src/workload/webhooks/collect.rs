@@ -1,0 +1,119 @@
+//! Collects the final state of webhook deliveries from the cluster.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+
+use agentpost::api::abbababa::{DeliveryFailed, DeliveryRow};
+use agentpost::{Client, Consistency, DeliveryQuery, ListQuery};
+use anyhow::{Context as _, Result};
+use futures::stream::{StreamExt as _, TryStreamExt as _};
+
+use crate::cluster::Team;
+use crate::receiver::Call;
+use crate::record::deliveries::{DELIVERIES, DeliveryRecord, Notice, ReceivedCall};
+use crate::workload::context::ClientContext;
+
+/// Requests that are made concurrently.
+const QUESTIONS: usize = 16;
+
+/// Reads the headers of a call.
+pub fn received_call(call: &Call, at_us: u64) -> Result<ReceivedCall> {
+    let header = |name: &str| call.header(name).with_context(|| format!("a call without {name}"));
+    let id = header("idempotency-key")?;
+    Ok(ReceivedCall {
+        delivery: id.to_owned(),
+        one_id: header("webhook-id")? == id && header("upstash-message-id")? == id,
+        attempt: header("x-attempt")?.parse()?,
+        step: header("x-retry-step")?.parse()?,
+        epoch: header("x-dispatch-epoch")?.parse()?,
+        redelivery: call.header("x-redelivery") == Some("possible"),
+        path: call.path.clone(),
+        at_us,
+    })
+}
+
+/// Records the final deliveries, dead letters and notices of a team, and `more`.
+pub async fn record_final_state(ctx: &ClientContext, team: &Team, more: Vec<DeliveryRecord>) -> Result<()> {
+    let operator = ctx.operator()?;
+    let path = ctx.recorder.dir().join(DELIVERIES);
+    let file = File::options().create(true).append(true).open(&path);
+    let mut file = BufWriter::new(file.with_context(|| format!("cannot open {}", path.display()))?);
+    let mut write = |record: &DeliveryRecord| -> Result<()> {
+        serde_json::to_writer(&mut file, record)?;
+        Ok(file.write_all(b"\n")?)
+    };
+    let all = rows(&operator, team, None).await?.into_iter();
+    let details = all.map(|row| async { operator.team_delivery(&team.id, &{ row.id }).await });
+    let mut details = futures::stream::iter(details).buffered(QUESTIONS);
+    let mut senders = BTreeSet::new();
+    while let Some(delivery) = details.try_next().await? {
+        senders.insert(delivery.from_agent_id.clone());
+        write(&DeliveryRecord::Delivery(Box::new(delivery)))?;
+    }
+    for row in rows(&operator, team, Some("dead")).await? {
+        write(&DeliveryRecord::DeadLetter(row.id))?;
+    }
+    for sender in &senders {
+        for notice in notices(ctx, team, sender).await? {
+            write(&DeliveryRecord::Notice(notice))?;
+        }
+    }
+    more.iter().try_for_each(&mut write)?;
+    Ok(file.flush()?)
+}
+
+/// Lists a team's deliveries, optionally in one state, in the order of their creation. Each page is consistent.
+pub async fn rows(operator: &Client, team: &Team, state: Option<&str>) -> Result<Vec<DeliveryRow>> {
+    let mut query = DeliveryQuery {
+        state: state.map(str::to_owned),
+        limit: Some(200),
+        ..DeliveryQuery::default()
+    };
+    let mut rows = Vec::new();
+    loop {
+        let page = operator.team_deliveries(&team.id, &query).await?;
+        rows.extend(page.deliveries);
+        // A page that skipped many rows may be empty without being the last one.
+        if query.cursor.replace(page.cursor.clone()) == Some(page.cursor) {
+            return Ok(rows);
+        }
+    }
+}
+
+/// Whether no delivery of a team is open.
+pub async fn all_over(operator: &Client, team: &Team) -> Result<bool> {
+    // `scheduled` is asked twice, so that a delivery is not missed that changes its state between the questions.
+    for state in ["scheduled", "claimed", "scheduled"] {
+        if !rows(operator, team, Some(state)).await?.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+async fn notices(ctx: &ClientContext, team: &Team, sender: &str) -> Result<Vec<Notice>> {
+    let client = Client::builder(ctx.urls.join(" ")).api_key(&team.key).agent(sender);
+    let client = client.build()?;
+    let mut query = ListQuery {
+        limit: Some(200),
+        consistency: Some(Consistency::Linearizable),
+        ..ListQuery::default()
+    };
+    let mut notices = Vec::new();
+    loop {
+        let page = client.list(&query).await?;
+        for message in page.messages.iter().filter(|m| m.kind == DeliveryFailed::TYPE) {
+            let body: DeliveryFailed = serde_json::from_str(message.body.get())?;
+            notices.push(Notice {
+                to: sender.to_owned(),
+                delivery: body.delivery_id,
+                attempts: body.attempts,
+            });
+        }
+        if page.messages.is_empty() {
+            return Ok(notices);
+        }
+        query.cursor = Some(page.cursor);
+    }
+}
