@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# Puts a cluster of real processes through power loss, kills, pauses, partitions, damaged and full disks and wrong clocks, while
-# clients write down what they were told; then says whether anything acknowledged was lost or done twice.
+# Fault tests: injects power loss, kills, pauses, partitions, damaged and full disks and wrong clocks into a cluster of real
+# processes while clients use it, and checks afterwards that no guarantee was broken. jepsen-like-tests/README.md says more.
 #
-# usage: scripts/faults.sh list
-#        scripts/faults.sh smoke [OPTION...]              a choice of scenarios, at most three minutes
-#        scripts/faults.sh run SCENARIO... [OPTION...]    see `list`; --seconds, --runs, --rate
-#        scripts/faults.sh soak --hours N [OPTION...]     any scenario with any clients; stops at the first invalid run
-#        scripts/faults.sh recheck DIR                    checks a run again from what it wrote down
-#        scripts/faults.sh totals FILE                    adds up the runs of a file that --append wrote
-#        scripts/faults.sh mutants [NAME...]              breaks the node on purpose, and sees that it is noticed
+# usage: scripts/faults.sh list                            lists the scenarios
+#        scripts/faults.sh smoke [OPTION...]               runs ten scenarios in at most three minutes
+#        scripts/faults.sh run SCENARIO... [OPTION...]     runs chosen scenarios; --seconds, --runs, --rate, --loads
+#        scripts/faults.sh soak --hours N [OPTION...]      runs random scenarios with random workloads until one is invalid
+#        scripts/faults.sh recheck DIR                     checks a recorded run again
+#        scripts/faults.sh totals FILE                     adds up the runs in a file that --append wrote
+#        scripts/faults.sh mutants [NAME...]               breaks rules of the node and checks that this is detected
 #
-#   --seed N          where all choices come from; each run tells its own
-#   --append FILE     add every run to FILE
-#   --beside N        clusters at the same time
-#   --keep            keep the histories of valid runs too
-#   --dir DIR         where runs are written; default: faults/ in the cache
-#   --bin DIR         take agentpostd, agentpost and faults from there instead of building them
+#   --seed N          seed of all random choices; each run prints its own
+#   --append FILE     append one line per run to FILE
+#   --beside N        number of clusters that run concurrently
+#   --keep            keep the histories of valid runs, too
+#   --dir DIR         directory for the runs; default: faults/ in the cache
+#   --bin DIR         take agentpostd, agentpost and faults from DIR instead of building them
 #   --help            this text; `COMMAND --help` says more
 #
-# Each run leaves a directory with report.html, a page that shows it. Exit status: 0 valid, 1 a property was broken, 2 unknown (the
-# harness had trouble or too little was tested), 3 skipped: this machine cannot do it. Namespaces, loop devices and nftables
-# need root; without it those scenarios say skipped.
+# Each run leaves a directory with report.html. Exit status: 0 valid, 1 a property was violated, 2 unknown (the harness had a
+# problem, or too little was tested), 3 skipped (this machine lacks something that the scenario needs). Namespaces, loop devices
+# and nftables need root; without it the scenarios that need them are skipped.
 
 # shellcheck source-path=SCRIPTDIR
 set -euo pipefail
@@ -41,10 +41,10 @@ while [ $# -gt 0 ]; do
 done
 [ ${#ARGS[@]} -gt 0 ] || { usage "$0" >&2; exit 64; }
 
-# Only what root can use; the harness finds out what is missing.
+# Tools that only root can use; the harness skips scenarios whose tools are missing.
 [ "$(id -u)" -ne 0 ] || install_packages iproute2 nftables e2fsprogs mount
 
-# build PROFILE FEATURES: into BIN, a copy: a build during a long run must not change what runs.
+# build PROFILE FEATURES: builds, and copies the binaries to BIN, so that another build during a long run does not change them.
 build() {
   local options=() b
   [ "$1" = debug ] || options=(--release)
@@ -57,7 +57,7 @@ build() {
   for b in "$CARGO_TARGET_DIR/$1"/lib*_shim.so; do [ ! -f "$b" ] || cp "$b" "$BIN/"; done
 }
 if [ "${ARGS[0]}" = mutants ]; then
-  # A release refuses to be broken.
+  # Mutants exist in debug builds only.
   build debug agentpost-node/mutants,agentpost-node/failpoints
   ARGS+=(--sources "$ROOT")
 elif [ -z "$BIN" ]; then
