@@ -3,7 +3,7 @@
 #
 # usage: scripts/test.sh [SECTION...]
 #
-#   SECTION     format lints tests doctests docs deny scripts house smoke faults; all when none is named
+#   SECTION     format lints tests doctests docs deny scripts house smoke documents faults; all when none is named
 #   --help      this text
 #
 # It first installs what is missing (compiler, libraries and a browser by apt-get, cargo-deny by cargo, what tests have from npm),
@@ -23,7 +23,7 @@ TOOLS=$AGENTPOST_CACHE/tools
 # Tests may have a node die where they choose; nothing that is released can.
 FAILPOINTS=agentpost-node/failpoints
 
-ALL=(format lints tests doctests docs deny scripts house smoke faults)
+ALL=(format lints tests doctests docs deny scripts house smoke documents faults)
 CHOSEN=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -157,6 +157,12 @@ check_house() {
 
 # On ports and in a directory of its own: a developer's cluster may be running.
 check_smoke() { "$HERE/quickstart.sh" --exit --dir "$OUTPUT/cluster" --port 17600 --peer-port 17650 </dev/null; }
+
+# The command blocks of the documents, against the binaries that the tests ran.
+check_documents() {
+  cargo build --workspace --locked --quiet --features "$FAILPOINTS"
+  "$HERE/documents.sh" --bin "$CARGO_TARGET_DIR/debug"
+}
 
 # Some scenarios for some seconds each, on the binaries that the tests ran. What this machine cannot do says skipped.
 check_faults() {
