@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod lifetime;
 pub mod metrics;
 pub mod networks;
 pub mod owner;

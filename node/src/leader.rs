@@ -4,3 +4,94 @@
 pub mod fanout;
 pub mod sweeper;
 pub mod ticker;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentpost_raft_store::db::StateHandle;
+use futures::FutureExt as _;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::base::metrics::Metrics;
+use crate::shard::cluster_time::ClusterTime;
+use crate::shard::leadership::Worker;
+use crate::shard::proposer::Proposer;
+use crate::shard::wakeups::Wakeups;
+
+/// What the workers of the leader use. Cheap to clone.
+#[derive(Clone)]
+pub struct LeaderHandles {
+    /// Tells what is to be done.
+    pub state: StateHandle,
+    /// Where it is proposed.
+    pub proposer: Proposer,
+    /// The epoch, and what ages are measured in.
+    pub cluster_time: ClusterTime,
+    /// Tells that there is something to do.
+    pub wakeups: Wakeups,
+    /// Counts.
+    pub metrics: Metrics,
+}
+
+/// A worker that `run` starts with each leadership, and that is dropped when the leadership ends.
+pub fn worker<F>(run: impl Fn() -> F + Send + Sync + 'static) -> Worker
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    Arc::new(move |shutdown| {
+        let running = run();
+        async move { shutdown.run_until_cancelled(running).await.unwrap_or(()) }.boxed()
+    })
+}
+
+/// A worker that runs `round` at once and then every `period`. After a round that took longer, the next one begins a
+/// period later.
+pub fn periodic<F>(period: Duration, round: impl Fn() -> F + Clone + Send + Sync + 'static) -> Worker
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    worker(move || {
+        let round = round.clone();
+        async move {
+            let mut ticks = interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                round().await;
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::time::sleep;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn rounds_come_every_period_until_leadership_ends() {
+        let rounds = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&rounds);
+        let worker = periodic(Duration::from_secs(10), move || {
+            let counted = Arc::clone(&counted);
+            async move {
+                counted.fetch_add(1, Ordering::Relaxed);
+                sleep(Duration::from_secs(3)).await;
+            }
+        });
+        for leadership in 1..=2 {
+            let shutdown = CancellationToken::new();
+            let running = tokio::spawn(worker(shutdown.clone()));
+            sleep(Duration::from_secs(21)).await;
+            // The third round runs for two more seconds: it is dropped.
+            shutdown.cancel();
+            running.await.unwrap();
+            assert_eq!(rounds.load(Ordering::Relaxed), 3 * leadership);
+        }
+    }
+}

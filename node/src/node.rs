@@ -9,6 +9,11 @@
 //! leadership over; stop the leader's workers; shut Raft down; close the peer port; flush. The deadline is longer
 //! by the length of a call when calls run: an attempt that is broken off has an unknown outcome and is repeated.
 
+pub mod bootstrap;
+pub mod dev;
+mod parts;
+pub mod quarantine;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,10 +21,6 @@ use std::time::Duration;
 
 use agentpost_proto::limits::PEER_MESSAGE_BYTES_MAX;
 use agentpost_proto::peer::peer_server::PeerServer;
-use agentpost_raft_store::db::{self, StateHandle, Stores};
-use agentpost_raft_store::effect::Effect;
-use agentpost_raft_store::log_store::LogMetrics;
-use agentpost_raft_store::scrub::Scrub;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -28,65 +29,47 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 
-pub mod bootstrap;
-pub mod dev;
-pub mod quarantine;
-
+use self::bootstrap::Bootstrap;
+use self::parts::{Disk, Ground, Group};
+use self::quarantine::{Quarantine, Quarantined};
 use crate::base::clock::{Clock, IdSource};
 use crate::base::config::Config;
-use crate::base::metrics::Metrics;
-use crate::base::owner::{self, Owned};
+use crate::base::lifetime::Lifetime;
 use crate::base::secrets::Secrets;
-use crate::base::space::Space;
 use crate::cluster::leases::Leases;
 use crate::cluster::presence::Presence;
 use crate::cluster::status::ClusterHandle;
+use crate::leader::LeaderHandles;
 use crate::leader::fanout::Fanout;
 use crate::leader::sweeper::Sweeper;
 use crate::leader::ticker::Ticker;
 use crate::net::dial::{CONNECTION_WINDOW_BYTES, Dialer, KEEPALIVE, STREAM_WINDOW_BYTES};
-use crate::net::forward::Forwarder;
 use crate::net::handshake::Identity;
-use crate::net::lives::Lives;
-use crate::net::network::Network;
-use crate::net::snapshot::SendOptions;
-use crate::node::bootstrap::Bootstrap;
-use crate::node::quarantine::{Quarantine, Quarantined};
 use crate::server::burst::Bursts;
 use crate::server::http;
-use crate::server::peer::admission::{Admission, Contact};
+use crate::server::http::app_state::HttpHandles;
+use crate::server::peer::admission::Admission;
 use crate::server::peer::listener::{self, PeerStream};
 use crate::server::peer::service::PeerService;
 use crate::server::services::Services;
 use crate::server::ws;
-use crate::shard::cluster_time::ClusterTime;
-use crate::shard::disk_watch::DiskWatch;
-use crate::shard::drain::{Drain, Hold};
-use crate::shard::keeper::{Keeper, Policy};
+use crate::server::ws::ws_state::WsHandles;
+use crate::shard::drain::DrainGuard;
 use crate::shard::leadership::Leadership;
-use crate::shard::local::{DRAIN_DEADLINE, Local};
-use crate::shard::members::Members;
-use crate::shard::proposer::Proposer;
 use crate::shard::quorum::Quorum;
-use crate::shard::reader::Reader;
-use crate::shard::scrubber::Scrubber;
+use crate::shard::this_node::DRAIN_DEADLINE;
 use crate::shard::timekeeper::Timekeeper;
-use crate::shard::wakeups::Wakeups;
-use crate::shard::wall_time::WallTime;
-use crate::shard::{self, Lead, Raft};
 use crate::webhooks::calls::{CallParts, Calls};
 use crate::webhooks::egress::Egress;
-use crate::webhooks::handles::Handles;
+use crate::webhooks::handles::WebhookHandles;
 use crate::webhooks::open::OpenAttempts;
 use crate::webhooks::reporter::{Recorder, Reporter};
 use crate::webhooks::workers;
 
 /// Everything of the stop together, but for calls to webhooks: they add [`DRAIN_DEADLINE`].
-///
-/// [`DRAIN_DEADLINE`]: crate::shard::local::DRAIN_DEADLINE
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// Of that, for requests in flight and sessions.
-const DOORS_DEADLINE: Duration = Duration::from_secs(4);
+const CLIENTS_DEADLINE: Duration = Duration::from_secs(4);
 /// Calls under way on one connection of a peer: a few long streams, votes, and questions of operators.
 const PEER_STREAMS_MAX: u32 = 64;
 
@@ -96,19 +79,39 @@ pub struct RunningNode {
     pub client_addr: SocketAddr,
     /// Where the peer port listens.
     pub peer_addr: SocketAddr,
-    /// The handles of the doors.
+    /// What handlers use.
     pub services: Services,
-    raft: Raft,
-    local: Local,
-    state: StateHandle,
-    disk: DiskWatch,
-    dialer: Dialer,
-    lives: Lives,
-    _data_dir: Owned,
+    /// The cluster as its operator sees it.
+    pub cluster: ClusterHandle,
+    /// The end of the process, as requests see it.
+    pub lifetime: Lifetime,
+    /// The way out to webhooks.
+    pub egress: Egress,
+    parts: Parts,
+    tasks: Tasks,
+}
+
+/// The parts under the handles.
+struct Parts {
+    ground: Ground,
+    disk: Disk,
+    group: Group,
+    leases: Leases,
+    egress: Egress,
+}
+
+/// What runs beside requests, in the order in which a stop ends it.
+struct Tasks {
     calls: Calls,
+    leading: JoinHandle<()>,
+    ends: Ends,
+}
+
+/// Ends tasks in the background.
+#[derive(Clone, Default)]
+struct Ends {
     /// Cancels the leader's workers and the keeper.
     workers: CancellationToken,
-    leading: JoinHandle<()>,
     /// Breaks peer connections.
     peers: CancellationToken,
     background: TaskTracker,
@@ -158,241 +161,209 @@ pub async fn start_at(
     let (client_addr, peer_addr) = (client.local_addr()?, peer.local_addr()?);
     let secrets = Arc::new(Secrets::load(&config.cluster.secret_file)?);
     let ids = IdSource::new(clock.clone());
-    let (owned, lives, stores, space) = open(&config, &secrets, &ids).await?;
-    let (state, log) = (stores.state.clone(), stores.log.metrics());
-    let scrub = stores.scrub.clone();
-    let (wall_time, metrics) = (WallTime::new(clock.clone()), Metrics::of_log(Arc::clone(&log)));
-    let config = Arc::new(config);
-    let egress = Egress::new(&config, &[client_addr, peer_addr])?;
-
-    let identity = Identity::new(&secrets, config.node.id, lives.clone(), ids.clone());
+    let (disk, stores) = Disk::open(config.clone(), &secrets, &ids).await?;
+    let ground = Ground::new(clock, config, secrets, ids, &disk);
+    let egress = Egress::new(&ground.config, &[client_addr, peer_addr])?;
+    let identity = Identity::new(
+        &ground.secrets,
+        ground.config.node.id,
+        disk.lives.clone(),
+        ground.ids.clone(),
+    );
     let dialer = Dialer::new(identity.clone());
-    let forwarder = Forwarder::new(dialer.clone(), metrics.clone());
-    let wakeups = Wakeups::default();
-    let raft = start_raft(&config, stores, (&dialer, &metrics), &wakeups).await?;
-
-    tokio::spawn(shard::hang_up_on_deposed(Lead::new(&raft), forwarder.clone()));
-    let cluster_time = ClusterTime::default();
-    let proposer = Proposer::new(
-        raft.clone(),
-        state.clone(),
-        forwarder.clone(),
-        (cluster_time.clone(), wall_time.clone()),
-        space.clone(),
-        ids.clone(),
-        metrics.clone(),
-    );
-    let reader = Reader::new(raft.clone(), state.clone(), forwarder, ids.clone(), metrics.clone());
-    let drain = Drain::default();
-    let local = Local::new(
-        raft.clone(),
-        state.clone(),
-        proposer.clone(),
-        drain.clone(),
-        clock.clone(),
-    );
-    let presence = Presence::default();
-    let members = Members::new(raft.clone(), local.clone(), reader.clone());
-    let cluster = ClusterHandle::new(
-        local.clone(),
-        members,
-        dialer.clone(),
-        reader.clone(),
-        presence.clone(),
-        Arc::clone(&secrets),
-        metrics.clone(),
-    );
-    let leases = Leases::new(proposer.clone(), wall_time.clone(), ids.clone(), &cluster);
-    let bursts = Arc::new(Bursts::new(&config.limits));
+    let group = Group::start(&ground, &disk, stores, &dialer).await?;
     let services = Services {
-        proposer,
-        reader,
-        wakeups,
-        presence,
-        leases,
-        clock,
-        wall_time,
-        ids,
-        secrets,
-        config,
-        metrics,
-        cluster,
-        egress,
-        bursts,
+        replica: group.replica.clone(),
+        wall_time: ground.wall_time.clone(),
+        ids: ground.ids.clone(),
+        secrets: Arc::clone(&ground.secrets),
+        bursts: Arc::new(Bursts::new(&ground.config.limits)),
+        metrics: ground.metrics.clone(),
     };
-    let core = Core {
-        raft,
-        state,
-        log,
-        scrub,
-        space,
-        cluster_time,
-        drain,
-        local,
+    let cluster = ClusterHandle {
+        cluster_id: ground.secrets.cluster_id,
+        this_node: group.this_node.clone(),
+        members: group.members.clone(),
         dialer,
-        lives,
-        owned,
+        reader: group.replica.reader.clone(),
+        presence: Presence::default(),
     };
-    tracing::info!(node = services.config.node.id, %client_addr, %peer_addr, "ports open");
-    Ok(core.run(services, identity, (client, client_addr), (peer, peer_addr)))
+    let lifetime = Lifetime::default();
+    let leases = Leases::new(
+        &group.replica,
+        group.this_node.clone(),
+        ground.wall_time.clone(),
+        ground.ids.clone(),
+        lifetime.tasks.clone(),
+    );
+    tracing::info!(node = ground.config.node.id, %client_addr, %peer_addr, "ports open");
+    let parts = Parts {
+        ground,
+        disk,
+        group,
+        leases,
+        egress,
+    };
+    let ends = Ends::default();
+    parts.serve_peers(peer, identity, &cluster, &ends);
+    let calls = parts.start_calls(&ends);
+    let leading = tokio::spawn(parts.leadership(&calls).run(ends.workers.clone()));
+    parts.start_background(&cluster.dialer, &ends);
+    parts.serve_clients(client, &services, &cluster, &lifetime, &ends);
+    Ok(RunningNode {
+        client_addr,
+        peer_addr,
+        services,
+        cluster,
+        lifetime,
+        egress: parts.egress.clone(),
+        parts,
+        tasks: Tasks { calls, leading, ends },
+    })
 }
 
-/// The parts of a node under its handles.
-struct Core {
-    raft: Raft,
-    state: StateHandle,
-    log: Arc<LogMetrics>,
-    scrub: Scrub,
-    space: Space,
-    cluster_time: ClusterTime,
-    drain: Drain,
-    local: Local,
-    dialer: Dialer,
-    lives: Lives,
-    owned: Owned,
-}
-
-impl Core {
-    /// Starts everything that runs beside Raft.
-    fn run(
-        self,
-        services: Services,
-        identity: Identity,
-        (client, client_addr): (TcpListener, SocketAddr),
-        (peer, peer_addr): (TcpListener, SocketAddr),
-    ) -> RunningNode {
-        let (workers, peers, background) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        let contact = Contact::default();
-        let admission = self.admission(&services, contact.clone(), &peers);
-        background.spawn(admission.clone().run(services.egress.clone(), self.dialer.clone()));
-        let incoming = listener::listen(peer, identity, admission, services.metrics.clone(), peers.clone());
-        background.spawn(serve_peers(
-            incoming,
-            (contact, self.lives.clone()),
-            &services,
-            &self.raft,
-            &peers,
-        ));
-        let open = OpenAttempts::new(self.drain.clone());
-        let (reporter, reports) = Reporter::new(Recorder {
-            open: open.clone(),
-            proposer: services.proposer.clone(),
-            metrics: services.metrics.clone(),
-            ids: services.ids.clone(),
-        });
-        background.spawn(reporter.run(workers.clone()));
-        let calls = Calls::new(CallParts {
-            open,
-            egress: services.egress.clone(),
-            wall_time: services.wall_time.clone(),
-            quorum: Quorum::new(&self.raft),
-            metrics: services.metrics.clone(),
-            reports,
-        });
-        let leading = tokio::spawn(self.lead(&services, &calls).run(workers.clone()));
-        background.spawn(self.timekeeper(&services).run(workers.clone()));
-        background.spawn(self.keep(&services).run(workers.clone()));
-        background.spawn(self.space.clone().run(services.metrics.clone(), workers.clone()));
-        let scrubber = Scrubber {
-            scrub: self.scrub.clone(),
-            interval: Duration::from_secs(services.config.storage.scrub_interval_s),
+impl Parts {
+    /// The peer port, and who may connect to it.
+    fn serve_peers(&self, listener: TcpListener, identity: Identity, cluster: &ClusterHandle, ends: &Ends) {
+        let (ground, group) = (&self.ground, &self.group);
+        let admission = Admission::new(
+            Arc::clone(&ground.config),
+            group.this_node.clone(),
+            Quorum::new(&group.raft),
+            ends.peers.clone(),
+        );
+        let following = admission.clone().run(self.egress.clone(), cluster.dialer.clone());
+        ends.background.spawn(following);
+        let metrics = ground.metrics.clone();
+        let incoming = listener::listen(
+            listener,
+            identity,
+            admission.clone(),
+            metrics.clone(),
+            ends.peers.clone(),
+        );
+        let service = PeerService {
+            raft: group.raft.clone(),
+            proposer: group.replica.proposer.clone(),
+            cluster: cluster.clone(),
+            lives: self.disk.lives.clone(),
+            admission,
+            metrics,
         };
-        background.spawn(scrubber.run(workers.clone()));
-        background.spawn(services.leases.clone().run(workers.clone()));
-        background.spawn(Bootstrap::new(services.clone()).run(workers.clone()));
-        background.spawn(http::serve::serve(
-            client,
-            http::router::router(services.clone(), ws::route::route(services.clone())),
-            services.cluster.shutdown.clone(),
-            services.cluster.tasks.clone(),
-        ));
-        RunningNode {
-            client_addr,
-            peer_addr,
-            services,
-            disk: DiskWatch {
-                log: self.log,
-                state: self.state.clone(),
-            },
-            raft: self.raft,
-            local: self.local,
-            state: self.state,
-            dialer: self.dialer,
-            lives: self.lives,
-            _data_dir: self.owned,
-            calls,
-            workers,
-            leading,
-            peers,
-            background,
-        }
+        ends.background
+            .spawn(serve_peers(incoming, service, ends.peers.clone()));
     }
 
-    fn admission(&self, services: &Services, contact: Contact, peers: &CancellationToken) -> Admission {
-        let (config, quorum) = (Arc::clone(&services.config), Quorum::new(&self.raft));
-        Admission::new(config, self.local.clone(), quorum, contact, peers.clone())
+    /// The calls to webhooks of this node, and what records their outcomes.
+    fn start_calls(&self, ends: &Ends) -> Calls {
+        let (ground, group) = (&self.ground, &self.group);
+        let open = OpenAttempts::new(group.drain.clone());
+        let (reporter, reports) = Reporter::new(Recorder {
+            open: open.clone(),
+            proposer: group.replica.proposer.clone(),
+            metrics: ground.metrics.clone(),
+            ids: ground.ids.clone(),
+        });
+        ends.background.spawn(reporter.run(ends.workers.clone()));
+        Calls::new(CallParts {
+            open,
+            egress: self.egress.clone(),
+            wall_time: ground.wall_time.clone(),
+            quorum: Quorum::new(&group.raft),
+            metrics: ground.metrics.clone(),
+            reports,
+        })
     }
 
     /// What runs while this node leads.
-    fn lead(&self, services: &Services, calls: &Calls) -> Leadership {
-        let (state, proposer) = (&self.state, &services.proposer);
-        let ticker = Ticker {
+    fn leadership(&self, calls: &Calls) -> Leadership {
+        let (ground, group, state) = (&self.ground, &self.group, &self.disk.state);
+        let proposer = &group.replica.proposer;
+        let leader = LeaderHandles {
             state: state.clone(),
             proposer: proposer.clone(),
-            cluster_time: self.cluster_time.clone(),
+            cluster_time: group.cluster_time.clone(),
+            wakeups: group.replica.wakeups.clone(),
+            metrics: ground.metrics.clone(),
         };
         let sweeper = Sweeper {
-            state: state.clone(),
-            proposer: proposer.clone(),
-            cluster_time: self.cluster_time.clone(),
-            wall_time: services.wall_time.clone(),
+            leader: leader.clone(),
+            wall_time: ground.wall_time.clone(),
         };
-        let dispatching = Handles {
-            state: state.clone(),
-            proposer: proposer.clone(),
-            cluster_time: self.cluster_time.clone(),
-            wakeups: services.wakeups.clone(),
+        let mut workers = vec![
+            Ticker(leader.clone()).worker(),
+            sweeper.worker(),
+            Fanout(leader.clone()).worker(),
+            group.members.finisher(),
+        ];
+        workers.extend(workers::workers(WebhookHandles {
+            leader,
             calls: calls.clone(),
-            secrets: Arc::clone(&services.secrets),
-            metrics: services.metrics.clone(),
-        };
-        let fanout = Fanout {
-            state: state.clone(),
-            proposer: proposer.clone(),
-            cluster_time: self.cluster_time.clone(),
-            wakeups: services.wakeups.clone(),
-            metrics: services.metrics.clone(),
-        };
-        let finisher = services.cluster.members.finisher();
-        let mut workers = vec![ticker.worker(), sweeper.worker(), fanout.worker(), finisher];
-        workers.extend(workers::workers(&dispatching));
+            secrets: Arc::clone(&ground.secrets),
+        }));
         Leadership {
-            raft: self.raft.clone(),
+            raft: group.raft.clone(),
             state: state.clone(),
             proposer: proposer.clone(),
-            cluster_time: self.cluster_time.clone(),
+            cluster_time: group.cluster_time.clone(),
             workers,
         }
     }
 
-    fn timekeeper(&self, services: &Services) -> Timekeeper {
-        let (wall_time, metrics) = (services.wall_time.clone(), services.metrics.clone());
-        Timekeeper::new(wall_time, self.local.clone(), self.dialer.clone(), metrics)
+    /// Everything else that runs beside Raft.
+    fn start_background(&self, dialer: &Dialer, ends: &Ends) {
+        let Parts {
+            ground, disk, group, ..
+        } = self;
+        let timekeeper = Timekeeper::new(
+            ground.wall_time.clone(),
+            group.this_node.clone(),
+            dialer.clone(),
+            ground.metrics.clone(),
+        );
+        let bootstrap = Bootstrap {
+            config: Arc::clone(&ground.config),
+            replica: group.replica.clone(),
+            this_node: group.this_node.clone(),
+            dialer: dialer.clone(),
+            ids: ground.ids.clone(),
+            secrets: Arc::clone(&ground.secrets),
+        };
+        let (background, stop) = (&ends.background, || ends.workers.clone());
+        background.spawn(timekeeper.run(stop()));
+        background.spawn(group.keeper(ground, disk).run(stop()));
+        background.spawn(disk.space.clone().run(ground.metrics.clone(), stop()));
+        background.spawn(disk.scrubber(&ground.config).run(stop()));
+        background.spawn(self.leases.clone().run(stop()));
+        background.spawn(bootstrap.run(stop()));
     }
 
-    fn keep(&self, services: &Services) -> Keeper {
-        let settings = &services.config.raft;
-        let policy = Policy {
-            log_bytes: settings.snapshot_log_bytes,
-            interval: Duration::from_secs(settings.snapshot_interval_s),
+    /// The client port.
+    fn serve_clients(
+        &self,
+        listener: TcpListener,
+        services: &Services,
+        cluster: &ClusterHandle,
+        lifetime: &Lifetime,
+        ends: &Ends,
+    ) {
+        let config = &self.ground.config;
+        let ws = WsHandles {
+            presence: cluster.presence.clone(),
+            lifetime: lifetime.clone(),
+            source_prefix: config.kite.source_prefix.clone(),
         };
-        Keeper {
-            raft: self.raft.clone(),
-            state: self.state.clone(),
-            log: Arc::clone(&self.log),
-            policy,
-            ids: services.ids.clone(),
-        }
+        let http = HttpHandles {
+            leases: self.leases.clone(),
+            cluster: cluster.clone(),
+            egress: self.egress.clone(),
+            lifetime: lifetime.clone(),
+            public_url: config.node.public_url.clone(),
+        };
+        let routes = http::router::router(services.clone(), http, ws::route::route(services.clone(), ws));
+        let (shutdown, tasks) = (lifetime.shutdown.clone(), lifetime.tasks.clone());
+        ends.background
+            .spawn(http::serve::serve(listener, routes, shutdown, tasks));
     }
 }
 
@@ -400,12 +371,12 @@ impl RunningNode {
     /// Waits until this node cannot go on; the process must then end. Tells why. A node that has lost its data to
     /// another life of its id is quarantined before.
     pub async fn failed(&self) -> String {
+        let disk = &self.parts.disk;
         tokio::select! {
-            reason = self.local.failed() => format!("Raft failed: {reason}"),
-            reason = self.disk.failed() => reason,
-            reason = self.state.damaged() => reason,
-            why = self.lives.until_replaced() => {
-                quarantine::note(&self.services.config, &why);
+            reason = self.cluster.this_node.failed() => format!("Raft failed: {reason}"),
+            reason = disk.failed() => reason,
+            why = disk.lives.until_replaced() => {
+                quarantine::note(&self.parts.ground.config, &why);
                 format!("quarantined: {why}")
             }
         }
@@ -414,8 +385,9 @@ impl RunningNode {
     /// Stops in order; after a deadline whatever is left is abandoned, which costs nothing that was
     /// acknowledged.
     pub async fn stop(self) {
-        let held = self.local.hold();
-        let calls = match self.local.unfinished() {
+        let this_node = self.cluster.this_node.clone();
+        let held = this_node.hold();
+        let calls = match this_node.unfinished() {
             0 => Duration::ZERO,
             _ => DRAIN_DEADLINE,
         };
@@ -425,44 +397,42 @@ impl RunningNode {
         }
     }
 
-    async fn stop_in_order(mut self, held: &Hold) {
-        let cluster = &self.services.cluster;
-        cluster.shutdown.cancel();
-        cluster.tasks.close();
-        if tokio::time::timeout(DOORS_DEADLINE, cluster.tasks.wait())
-            .await
-            .is_err()
-        {
-            tracing::warn!(left = cluster.tasks.len(), "connections did not end in time");
+    async fn stop_in_order(mut self, held: &DrainGuard) {
+        let Lifetime { shutdown, tasks } = &self.lifetime;
+        shutdown.cancel();
+        tasks.close();
+        if tokio::time::timeout(CLIENTS_DEADLINE, tasks.wait()).await.is_err() {
+            tracing::warn!(left = tasks.len(), "connections did not end in time");
         }
-        self.services.leases.close().await;
+        self.parts.leases.close().await;
         // The state may still be ticked while leadership is handed over: workers end after the order.
-        self.local.resign(held).await;
-        self.workers.cancel();
-        let _ = (&mut self.leading).await;
+        self.cluster.this_node.resign(held).await;
+        self.tasks.ends.workers.cancel();
+        let _ = (&mut self.tasks.leading).await;
         self.end(true).await;
     }
 
     /// Ends at once, as a crash would, as far as that is possible within a process. For tests.
     pub async fn abort(self) {
-        self.services.cluster.shutdown.cancel();
-        self.workers.cancel();
-        self.calls.abort();
-        self.leading.abort();
+        self.lifetime.shutdown.cancel();
+        self.tasks.ends.workers.cancel();
+        self.tasks.calls.abort();
+        self.tasks.leading.abort();
         self.end(false).await;
     }
 
     async fn end(self, flush: bool) {
-        self.peers.cancel();
-        self.calls.abort();
-        if let Err(error) = self.raft.shutdown().await {
+        let ends = &self.tasks.ends;
+        ends.peers.cancel();
+        self.tasks.calls.abort();
+        if let Err(error) = self.parts.group.raft.shutdown().await {
             tracing::warn!(%error, "Raft did not end in order");
         }
-        self.dialer.close();
-        self.background.close();
-        self.background.wait().await;
+        self.cluster.dialer.close();
+        ends.background.close();
+        ends.background.wait().await;
         if flush {
-            let state = self.state.clone();
+            let state = self.parts.disk.state.clone();
             match tokio::task::spawn_blocking(move || state.flush()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "last flush"),
@@ -472,58 +442,11 @@ impl RunningNode {
     }
 }
 
-/// Opens everything that is on the disk. How much room there is is looked at before the databases are opened: they may
-/// need that of the ballast.
-async fn open(config: &Config, secrets: &Secrets, ids: &IdSource) -> anyhow::Result<(Owned, Lives, Stores, Space)> {
-    let options = quarantine::look(config, secrets)?;
-    let owned = owner::claim(config, secrets, ids)?;
-    let lives = Lives::open(&config.node.data_dir, owned.life())?;
-    let config = config.clone();
-    let opening = tokio::task::spawn_blocking(move || {
-        let space = Space::open(&config);
-        let stores = db::open(&config.node.data_dir, options).map_err(|error| quarantine::enter(&config, error))?;
-        Ok((owned, lives, stores, space))
-    });
-    opening.await?
-}
-
-async fn start_raft(
-    config: &Config,
-    stores: Stores,
-    (dialer, metrics): (&Dialer, &Metrics),
-    wakeups: &Wakeups,
-) -> anyhow::Result<Raft> {
-    let sending = SendOptions {
-        bytes_per_s: config.raft.snapshot_send_bytes_per_s,
-    };
-    let network = Network::new(dialer.clone(), sending, metrics.clone());
-    let Stores { log, mut machine, .. } = stores;
-    let (effects, installed) = (wakeups.clone(), wakeups.clone());
-    machine.set_effects(Arc::new(move |batch: &[Effect]| effects.publish(batch)));
-    machine.set_installed(Arc::new(move || installed.publish_all()));
-    let settings = shard::raft_config(&config.raft)?;
-    Ok(Raft::new(config.node.id, Arc::new(settings), network, log, machine).await?)
-}
-
 fn serve_peers(
     incoming: ReceiverStream<std::io::Result<PeerStream>>,
-    (contact, lives): (Contact, Lives),
-    services: &Services,
-    raft: &Raft,
-    shutdown: &CancellationToken,
-) -> impl Future<Output = ()> + use<> {
-    let service = PeerService {
-        raft: raft.clone(),
-        proposer: services.proposer.clone(),
-        reader: services.reader.clone(),
-        local: services.cluster.local.clone(),
-        lives,
-        presence: services.presence.clone(),
-        contact,
-        members: services.cluster.members.clone(),
-        metrics: services.metrics.clone(),
-        shutdown: shutdown.clone(),
-    };
+    service: PeerService,
+    shutdown: CancellationToken,
+) -> impl Future<Output = ()> {
     let service = PeerServer::new(service)
         .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
@@ -535,7 +458,6 @@ fn serve_peers(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(service)
         .serve_with_incoming(incoming);
-    let shutdown = shutdown.clone();
     async move {
         // Errors are those of single connections, and end those only.
         if let Some(Err(error)) = shutdown.run_until_cancelled_owned(serving).await {

@@ -1,9 +1,9 @@
 //! One Raft group with its stores and handles.
 //!
-//! Everything above reaches the group through three handles: [`proposer`] changes it, [`reader`] reads it,
-//! [`wakeups`] tells that something changed. A node hosts one group today and may host many: nothing outside
+//! Everything above reaches the group through the three handles of [`replica`]: [`proposer`] changes it, [`reader`] reads
+//! it, [`wakeups`] tells that something changed. A node hosts one group today and may host many: nothing outside
 //! this folder and `net/` names a shard. [`leadership`] runs what only the leader may do, [`keeper`] bounds
-//! the log and the time a restart takes, [`local`] speaks for this node, [`drain`] is what it finishes before
+//! the log and the time a restart takes, [`this_node`] speaks for this node, [`drain`] is what it finishes before
 //! another may lead, [`members`] changes who is in the group, [`timekeeper`] reads the voters' clocks for [`wall_time`], [`cluster_time`] measures ages, [`disk_watch`]
 //! sees what Raft is not told of its disk.
 
@@ -12,12 +12,14 @@ pub mod disk_watch;
 pub mod drain;
 pub mod keeper;
 pub mod leadership;
-pub mod local;
+
 pub mod members;
 pub mod proposer;
 pub mod quorum;
 pub mod reader;
+pub mod replica;
 pub mod scrubber;
+pub mod this_node;
 pub mod timekeeper;
 pub mod wakeups;
 pub mod wall_time;

@@ -8,17 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use agentpost_node::server::services::Services;
-use agentpost_node::shard::local::TransferError;
 use agentpost_node::shard::proposer::ProposeError;
+use agentpost_node::shard::this_node::TransferError;
 use agentpost_proto::command::{
     BodyKind, ErrorCode, Face, MarkRead, Operation, Principal, Reply, Send, SendReply, Tick, operation, reply,
 };
 use agentpost_raft_store::query;
 
-use common::{TestCluster, TestTeam, eventually};
+use common::{NodeHandles, TestCluster, TestTeam, eventually};
 
-fn send(services: &Services, team: &TestTeam, to: &str, key: &str) -> Operation {
+fn send(services: &NodeHandles, team: &TestTeam, to: &str, key: &str) -> Operation {
     let send = Send {
         message_id: services.ids.message_id().to_bytes(),
         face: Face::Kite as i32,
@@ -43,12 +42,12 @@ fn sent(reply: Reply) -> SendReply {
     }
 }
 
-async fn deliver(services: &Services, team: &TestTeam, to: &str) -> u64 {
+async fn deliver(services: &NodeHandles, team: &TestTeam, to: &str) -> u64 {
     sent(services.proposer.propose(send(services, team, to, "")).await.unwrap()).seq
 }
 
 /// The seqs in an inbox, by a linearizable read.
-async fn inbox(services: &Services, team: &TestTeam, agent: &str) -> Vec<u64> {
+async fn inbox(services: &NodeHandles, team: &TestTeam, agent: &str) -> Vec<u64> {
     let state = services.reader.linearizable().await.unwrap();
     let items = query::inbox_after(&*state, team.id, agent, 0, 10_000).unwrap();
     items.into_iter().map(|item| item.seq).collect()
@@ -347,8 +346,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn metric(services: &Services, name: &str) -> u64 {
-    let text = services.cluster.metrics_text();
+fn metric(services: &NodeHandles, name: &str) -> u64 {
+    let text = services.metrics_text();
     let line = text
         .lines()
         .find(|line| line.starts_with(name))

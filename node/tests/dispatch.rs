@@ -181,7 +181,7 @@ async fn claims_and_outcomes_travel_together() {
             .all(|d| d.state() == DeliveryState::Delivered && d.attempt_no == 1)
     );
     assert_eq!(sink.count(), 1_000);
-    let text = world.cluster.services(0).cluster.metrics_text();
+    let text = world.cluster.services(0).metrics_text();
     let entries: u64 = text
         .lines()
         .filter(|line| line.starts_with("agentpost_dispatch_entries_total"))

@@ -74,7 +74,7 @@ async fn set_clocks(cluster: &TestCluster, unix_ms: u64) {
         let clock = cluster.services(node).clock;
         clock.shift(unix_ms as i64 - clock.wall_ms() as i64);
     }
-    let is_there = |node: &usize| cluster.services(*node).wall_time.now_ms().abs_diff(unix_ms) < 600_000;
+    let is_there = |node: &usize| cluster.services(*node).services.wall_time.now_ms().abs_diff(unix_ms) < 600_000;
     eventually("nodes that agree on the time", async || {
         cluster.running().iter().all(is_there).then_some(())
     })
@@ -377,7 +377,7 @@ async fn midnight_reopens_days_and_months_for_all_nodes_at_once() {
     let sees = async |is_off: fn(u64) -> bool| {
         let name = format!("agentpost_clock_divergence_seconds{{node=\"{}\"}} ", odd + 1);
         eventually("a divergence in the metrics", async || {
-            let text = cluster.services(odd).cluster.metrics_text();
+            let text = cluster.services(odd).metrics_text();
             let off = text.lines().find_map(|line| line.strip_prefix(&name)).unwrap();
             is_off(off.parse::<f64>().unwrap().abs() as u64).then_some(())
         })

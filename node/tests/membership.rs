@@ -18,14 +18,13 @@ use agentpost_node::net::dial::{Dialer, Purpose};
 use agentpost_node::net::handshake::Identity;
 use agentpost_node::net::lives::Lives;
 use agentpost_node::node::{self, RunningNode};
-use agentpost_node::server::services::Services;
 use agentpost_node::shard::members::{Change, ChangeError};
 use agentpost_proto::peer::StatusRequest;
 use agentpost_raft_store::types::Member;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use common::{TestCluster, eventually};
+use common::{NodeHandles, TestCluster, eventually};
 use web::{Call, Team, mail};
 
 /// A node that is not one of those that founded the cluster.
@@ -78,7 +77,7 @@ fn member(peer: SocketAddr, client: SocketAddr) -> Member {
 }
 
 /// Asks until it is done; a change that is refused for now may be refused for that only.
-async fn changed(services: &Services, change: Change, meanwhile: &str) -> u64 {
+async fn changed(services: &NodeHandles, change: Change, meanwhile: &str) -> u64 {
     eventually("a change of the members", async || {
         match services.cluster.change_members(change.clone()).await {
             Ok((id, _)) => Some(id),
@@ -89,7 +88,7 @@ async fn changed(services: &Services, change: Change, meanwhile: &str) -> u64 {
     .await
 }
 
-async fn conflict(services: &Services, change: Change) -> String {
+async fn conflict(services: &NodeHandles, change: Change) -> String {
     match services.cluster.change_members(change).await {
         Err(ChangeError::Conflict(why)) => why,
         other => panic!("{other:?}"),
@@ -97,12 +96,12 @@ async fn conflict(services: &Services, change: Change) -> String {
 }
 
 /// The ids and roles that a node knows.
-async fn roles(services: &Services) -> Vec<(u64, Option<String>)> {
+async fn roles(services: &NodeHandles) -> Vec<(u64, Option<String>)> {
     let status = services.cluster.status().await;
     status.nodes.into_iter().map(|node| (node.id, node.role)).collect()
 }
 
-async fn ids(services: &Services) -> Vec<u64> {
+async fn ids(services: &NodeHandles) -> Vec<u64> {
     roles(services).await.into_iter().map(|(id, _)| id).collect()
 }
 
@@ -156,7 +155,7 @@ async fn a_node_is_added_promoted_and_removed_and_its_id_never_comes_back() {
         4,
         "twice is the same"
     );
-    let services = extra.node.services.clone();
+    let services = NodeHandles::of(&extra.node);
     eventually("a fourth node that serves", async || {
         services.cluster.ready().await.then_some(())
     })
@@ -254,7 +253,7 @@ async fn nobody_is_removed_without_whom_there_is_no_majority() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_operators_at_once_change_one_thing_at_a_time() {
     let cluster = TestCluster::start(3).await;
-    let all: Vec<Services> = (0..3).map(|i| cluster.services(i)).collect();
+    let all: Vec<NodeHandles> = (0..3).map(|i| cluster.services(i)).collect();
     // Addresses where nobody listens: a learner that never comes is no harm.
     let change = |n: usize| Change::Add {
         id: None,

@@ -58,7 +58,7 @@ async fn only_members_that_know_the_secret_and_look_for_this_node_come_in() {
         let refused = client(&cluster, secret, id, target).status(SHARD).await.unwrap_err();
         assert_eq!(refused.code(), Code::Unavailable, "{secret} {id} {target}: {refused}");
     }
-    let metrics = cluster.services(0).cluster.metrics_text();
+    let metrics = cluster.services(0).metrics_text();
     assert!(metrics.contains("agentpost_handshakes_refused_total 4"), "{metrics}");
     cluster.stop().await;
 }
@@ -115,7 +115,7 @@ async fn listeners_are_told_of_a_page_of_agents_at_most() {
     let mut client = client(&cluster, 7, 2, 1);
     let services = cluster.services(0);
     let team = TeamId([5; 16]);
-    let _listening = services.presence.listen(team, vec!["b".parse().unwrap()]);
+    let _listening = services.cluster.presence.listen(team, vec!["b".parse().unwrap()]);
     let request = |team_id: Vec<u8>, agents: usize| PresenceRequest {
         team_id: team_id.into(),
         agents: (0..agents)

@@ -251,7 +251,7 @@ async fn no_secret_leaves_where_it_belongs() {
 
     let mut metrics = Vec::new();
     for node in world.cluster.running() {
-        metrics.extend(world.cluster.services(node).cluster.metrics_text().into_bytes());
+        metrics.extend(world.cluster.services(node).metrics_text().into_bytes());
     }
     let dirs: Vec<_> = (0..3).map(|node| world.cluster.data_dir(node)).collect();
     // Nobody but the owners of mail may see it, and it has to be on the disk.

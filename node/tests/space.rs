@@ -145,7 +145,7 @@ impl World {
     }
 
     async fn metric(&self, node: usize, name: &str) -> Option<f64> {
-        let text = self.cluster.services(node).metrics.encode();
+        let text = self.cluster.services(node).services.metrics.encode();
         let line = text.lines().find_map(|line| line.strip_prefix(name));
         line.and_then(|value| value.trim().parse().ok())
     }

@@ -34,7 +34,7 @@ async fn write(world: &World, node: usize) -> u64 {
 /// How far `node` says that the clock of `of` is ahead.
 fn divergence_s(cluster: &TestCluster, node: usize, of: usize) -> Option<f64> {
     let name = format!("agentpost_clock_divergence_seconds{{node=\"{}\"}} ", of + 1);
-    let text = cluster.services(node).cluster.metrics_text();
+    let text = cluster.services(node).metrics_text();
     let value = text.lines().find_map(|line| line.strip_prefix(&name));
     value.map(|value| value.parse().unwrap())
 }

@@ -189,10 +189,10 @@ async fn logged(world: &World, node: usize, client_id: &str) -> Vec<(u64, bool)>
 async fn a_session_that_is_open_keeps_its_cursor_in_use() {
     let world = World::start().await;
     let team = world.team("use").await;
-    let options = ws::hub::Options {
+    let options = ws::ws_state::SessionOptions {
         touch_every: Duration::from_millis(200),
         look_every: Duration::from_millis(50),
-        ..ws::hub::Options::default()
+        ..ws::ws_state::SessionOptions::default()
     };
     let url = serve_with(world.cluster.services(0), options).await;
     let client = connect(&team, &["agent_to:alpha"], Some("c"));
@@ -313,12 +313,12 @@ async fn who_comes_back_is_told_until_it_acks_what_follows(world: &World) {
 
 async fn a_client_given_up_for_its_silence_loses_nothing(world: &World) {
     let team = world.team("silence").await;
-    let options = ws::hub::Options {
+    let options = ws::ws_state::SessionOptions {
         ping_every: Duration::from_millis(100),
         implied_after: Duration::from_millis(100),
         look_every: Duration::from_millis(50),
         silent_max: Duration::from_millis(1_000),
-        ..ws::hub::Options::default()
+        ..ws::ws_state::SessionOptions::default()
     };
     let url = serve_with(world.cluster.services(2), options).await;
     for body in ["1", "2", "3"] {

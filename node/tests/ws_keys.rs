@@ -43,7 +43,7 @@ impl World {
     async fn sessions(&self, node: usize, count: usize) {
         let line = format!("agentpost_ws_sessions {count}\n");
         eventually("so many sessions", async || {
-            let metrics = self.cluster.services(node).cluster.metrics_text();
+            let metrics = self.cluster.services(node).metrics_text();
             metrics.contains(&line).then_some(())
         })
         .await;
@@ -82,9 +82,9 @@ async fn a_revoked_key_closes_its_sockets_on_every_node() {
 async fn a_revoked_key_closes_the_socket_of_a_stalled_reader() {
     let world = World::start().await;
     let team = world.team("keys").await;
-    let options = ws::hub::Options {
+    let options = ws::ws_state::SessionOptions {
         stalled_max: Duration::from_secs(3_600),
-        ..ws::hub::Options::default()
+        ..ws::ws_state::SessionOptions::default()
     };
     let url = serve_with(world.cluster.services(1), options).await;
     let large = "x".repeat(200 * 1024);
@@ -119,9 +119,9 @@ async fn an_expired_key_closes_its_sockets_on_every_node() {
     let (_, key) = world.doomed(&team, Some(in_an_hour)).await;
     let mut sockets = Vec::new();
     for node in 0..3 {
-        let options = ws::hub::Options {
+        let options = ws::ws_state::SessionOptions {
             look_every: Duration::from_millis(200),
-            ..ws::hub::Options::default()
+            ..ws::ws_state::SessionOptions::default()
         };
         let url = serve_with(world.cluster.services(node), options).await;
         for scopes in [["*"], ["agent_to:a"]] {

@@ -20,9 +20,9 @@ const DAY_MS: i64 = 86_400_000;
 async fn start() -> World {
     let mut world = World::start().await;
     for (node, url) in world.urls.iter_mut().enumerate() {
-        let options = ws::hub::Options {
+        let options = ws::ws_state::SessionOptions {
             look_every: Duration::from_millis(200),
-            ..ws::hub::Options::default()
+            ..ws::ws_state::SessionOptions::default()
         };
         *url = serve_with(world.cluster.services(node), options).await;
     }

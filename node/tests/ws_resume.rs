@@ -90,9 +90,9 @@ async fn a_mailbox_continues_on_another_node(world: &World) {
 
 /// On a node that stores acks late, behind whatever it stored just before.
 async fn what_waits_here_counts_here(world: &World) {
-    let options = ws::hub::Options {
+    let options = ws::ws_state::SessionOptions {
         ack_every: Duration::from_secs(2),
-        ..ws::hub::Options::default()
+        ..ws::ws_state::SessionOptions::default()
     };
     let url = serve_with(world.cluster.services(1), options).await;
     let team = world.team("flush").await;
@@ -301,13 +301,13 @@ async fn a_restless_reader_loses_nothing(world: &World) {
 }
 
 /// Short times for what otherwise takes minutes.
-fn hasty() -> ws::hub::Options {
-    ws::hub::Options {
+fn hasty() -> ws::ws_state::SessionOptions {
+    ws::ws_state::SessionOptions {
         ping_every: Duration::from_millis(200),
         implied_after: Duration::from_millis(1_500),
         look_every: Duration::from_millis(100),
         stalled_max: Duration::from_secs(2),
-        ..ws::hub::Options::default()
+        ..ws::ws_state::SessionOptions::default()
     }
 }
 

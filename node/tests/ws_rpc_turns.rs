@@ -116,10 +116,10 @@ async fn a_request_goes_on_while_its_reader_takes_nothing() {
         world.send(n % 3, &team, "alpha", &body).await;
     }
     let node = world.cluster.follower().await;
-    let options = ws::hub::Options {
+    let options = ws::ws_state::SessionOptions {
         // Longer than this test waits for anything.
         stalled_max: Duration::from_secs(600),
-        ..ws::hub::Options::default()
+        ..ws::ws_state::SessionOptions::default()
     };
     let url = serve_with(world.cluster.services(node), options).await;
     let mut socket = Socket::open_narrow(&url).await;
@@ -128,7 +128,7 @@ async fn a_request_goes_on_while_its_reader_takes_nothing() {
         let request = json!({"type": "request", "id": at.to_string(), "method": "keys.create"});
         socket.say(&request).await;
     }
-    let shown = |line: &str| world.cluster.services(node).cluster.metrics_text().contains(line);
+    let shown = |line: &str| world.cluster.services(node).metrics_text().contains(line);
     // Events take turns with requests; wherever it stops reading, the one at hand comes to its end.
     for _ in 0..20 {
         socket.frame().await;
@@ -193,7 +193,7 @@ async fn requests_count_as_requests_of_their_key() {
     // What reads nothing is not counted, and the session goes on.
     assert!(socket.refusal("no.such", json!({})).await.contains("unknown method"));
     socket.ping().await;
-    let metrics = world.cluster.services(0).cluster.metrics_text();
+    let metrics = world.cluster.services(0).metrics_text();
     for line in [
         r#"agentpost_ws_requests_total{method="dashboard.stats"} 5"#,
         r#"agentpost_ws_requests_total{method="events.recent"} 1"#,

@@ -275,10 +275,10 @@ async fn how_a_session_ends() {
     let team = world.team("metrics").await;
     let (socket, _) = world.listen(0, &team, &["*"], None).await;
     let services = world.cluster.services(0);
-    assert!(services.cluster.metrics_text().contains("agentpost_ws_sessions 1"));
+    assert!(services.metrics_text().contains("agentpost_ws_sessions 1"));
     socket.cut();
     eventually("no session in the metrics", async || {
-        let metrics = services.cluster.metrics_text();
+        let metrics = services.metrics_text();
         metrics.contains("agentpost_ws_sessions 0").then_some(())
     })
     .await;
@@ -310,10 +310,10 @@ async fn one_inbox_has_a_bounded_number_of_sessions(world: &World) {
 
 async fn silence_is_not_endless(world: &World) {
     let team = world.team("silence").await;
-    let options = ws::hub::Options {
+    let options = ws::ws_state::SessionOptions {
         ping_every: Duration::from_millis(100),
         silent_max: Duration::from_millis(1_000),
-        ..ws::hub::Options::default()
+        ..ws::ws_state::SessionOptions::default()
     };
     let url = serve_with(world.cluster.services(2), options).await;
     let (mut reading, _) = Socket::connect(&url, connect(&team, &["*"], None)).await;
@@ -326,9 +326,9 @@ async fn silence_is_not_endless(world: &World) {
 }
 
 async fn nobody_waits_for_ever_for_a_connect(world: &World) {
-    let options = ws::hub::Options {
+    let options = ws::ws_state::SessionOptions {
         handshake_within: Duration::from_millis(300),
-        ..ws::hub::Options::default()
+        ..ws::ws_state::SessionOptions::default()
     };
     let url = serve_with(world.cluster.services(0), options).await;
     let mut socket = Socket::open(&url).await;

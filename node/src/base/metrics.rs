@@ -71,19 +71,6 @@ pub struct Metrics {
     pub snapshots_received: Counter,
 }
 
-/// Which door a request came through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Face {
-    /// `/v1` and `/api/v1`.
-    Abbababa,
-    /// `agents/messages` and `/ws`.
-    Kite,
-    /// `/admin/v1`.
-    Admin,
-    /// Health and metrics.
-    Node,
-}
-
 /// How a proposal ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Outcome {
@@ -103,14 +90,14 @@ pub enum Outcome {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct HttpLabels {
-    face: Face,
+    face: &'static str,
     route: String,
     status: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FaceLabel {
-    face: Face,
+    face: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -249,8 +236,8 @@ impl Metrics {
         }
     }
 
-    /// Counts an answered request. `route` is the pattern, never the path with its ids.
-    pub fn http(&self, face: Face, route: &str, status: u16, elapsed: Duration) {
+    /// Counts an answered request. `face` names the API; `route` is the pattern, never the path with its ids.
+    pub fn http(&self, face: &'static str, route: &str, status: u16, elapsed: Duration) {
         self.http_requests
             .get_or_create(&HttpLabels {
                 face,
@@ -293,17 +280,17 @@ impl Metrics {
 }
 
 /// Counts one while it lives, however it ends: callers that go away are not counted for ever.
-pub struct Held(Gauge);
+pub struct GaugeGuard(Gauge);
 
-impl Held {
+impl GaugeGuard {
     /// One more.
     pub fn new(gauge: &Gauge) -> Self {
         gauge.inc();
-        Held(gauge.clone())
+        GaugeGuard(gauge.clone())
     }
 }
 
-impl Drop for Held {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -321,7 +308,7 @@ mod tests {
     #[test]
     fn the_exposition_names_what_happened() {
         let metrics = Metrics::new();
-        metrics.http(Face::Abbababa, "POST /v1/messages", 200, Duration::from_millis(2));
+        metrics.http("Abbababa", "POST /v1/messages", 200, Duration::from_millis(2));
         metrics.proposal(Outcome::Done);
         metrics.set_state_hash(0xab, 7);
         metrics.set_state_hash(0xcd, 8);

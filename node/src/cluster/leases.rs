@@ -32,10 +32,10 @@ use tokio_util::task::TaskTracker;
 
 use self::ledger::{Held, Ledger, Moment};
 use crate::base::clock::IdSource;
-use crate::cluster::status::ClusterHandle;
-use crate::shard::local::Local;
 use crate::shard::proposer::{LEADER_DEADLINE, Proposer};
 use crate::shard::reader::Reader;
+use crate::shard::replica::Replica;
+use crate::shard::this_node::ThisNode;
 use crate::shard::wall_time::WallTime;
 
 /// Between two returns.
@@ -75,7 +75,7 @@ pub struct Leases {
 struct Shared {
     proposer: Proposer,
     reader: Reader,
-    local: Local,
+    this_node: ThisNode,
     wall_time: WallTime,
     ids: IdSource,
     tasks: TaskTracker,
@@ -93,16 +93,16 @@ struct Reads {
 }
 
 impl Leases {
-    /// Asks through `proposer`. Requests run among the tasks of the doors: they outlive a reader who goes away,
+    /// Asks through `replica`. Requests run among the `tasks` that serve clients: they outlive a reader who goes away,
     /// so that what was granted is not lost.
-    pub fn new(proposer: Proposer, wall_time: WallTime, ids: IdSource, cluster: &ClusterHandle) -> Self {
+    pub fn new(replica: &Replica, this_node: ThisNode, wall_time: WallTime, ids: IdSource, tasks: TaskTracker) -> Self {
         let shared = Shared {
-            proposer,
-            reader: cluster.reader.clone(),
-            local: cluster.local.clone(),
+            proposer: replica.proposer.clone(),
+            reader: replica.reader.clone(),
+            this_node,
             wall_time,
             ids,
-            tasks: cluster.tasks.clone(),
+            tasks,
             ledger: Mutex::default(),
         };
         Leases {
@@ -180,8 +180,8 @@ impl Leases {
         let op = LeaseReads {
             agent: reads.agent.clone(),
             lease_id: Bytes::copy_from_slice(&id),
-            node: shared.local.id(),
-            nodes: shared.local.members().len() as u32,
+            node: shared.this_node.id(),
+            nodes: shared.this_node.members().len() as u32,
         };
         let operation = Operation {
             principal: Some(reads.principal.clone()),

@@ -1,6 +1,5 @@
 //! The cluster as its operator sees it: who is there, who leads, and what may be asked of them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::api::admin;
@@ -12,18 +11,15 @@ use agentpost_raft_store::query;
 use agentpost_raft_store::types::Member;
 use futures::future::join_all;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::base::metrics::Metrics;
-use crate::base::secrets::Secrets;
 use crate::cluster::presence::Presence;
 use crate::net::dial::{Dialer, Purpose};
 use crate::net::shard_id::SHARD;
 use crate::shard::Leader;
-use crate::shard::local::{DRAIN_DEADLINE, Local, TRANSFER_DEADLINE, TransferError};
 use crate::shard::members::{CHANGE_DEADLINE, Change, ChangeError, Members, change_to_proto, outcome_from_proto};
 use crate::shard::reader::Reader;
+use crate::shard::this_node::{DRAIN_DEADLINE, TRANSFER_DEADLINE, ThisNode, TransferError};
 
 /// What another node is given to say how it is.
 const STATUS_DEADLINE: Duration = Duration::from_secs(1);
@@ -45,66 +41,44 @@ pub struct Sessions {
     pub unreachable: Vec<u64>,
 }
 
-/// The cluster as the operator sees it, and the life of this process. Cheap to clone.
+/// The cluster as the operator sees it. Cheap to clone.
 #[derive(Clone)]
 pub struct ClusterHandle {
-    /// Cancelled when the node stops: close sessions with a resume hint, start nothing new.
-    pub shutdown: CancellationToken,
-    /// Every task of the doors runs here, so that stopping can wait for it.
-    pub tasks: TaskTracker,
-    pub(crate) local: Local,
-    pub(crate) members: Members,
-    pub(crate) dialer: Dialer,
-    pub(crate) reader: Reader,
-    pub(crate) presence: Presence,
-    pub(crate) secrets: Arc<Secrets>,
-    pub(crate) metrics: Metrics,
+    /// The id of the cluster.
+    pub cluster_id: [u8; 16],
+    /// This node as a member.
+    pub this_node: ThisNode,
+    /// Changes the members.
+    pub members: Members,
+    /// Connections to the other nodes.
+    pub dialer: Dialer,
+    /// Read barriers.
+    pub reader: Reader,
+    /// The sessions on this node.
+    pub presence: Presence,
 }
 
 impl ClusterHandle {
-    /// Of a process that lives.
-    pub(crate) fn new(
-        local: Local,
-        members: Members,
-        dialer: Dialer,
-        reader: Reader,
-        presence: Presence,
-        secrets: Arc<Secrets>,
-        metrics: Metrics,
-    ) -> Self {
-        ClusterHandle {
-            shutdown: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-            local,
-            members,
-            dialer,
-            reader,
-            presence,
-            secrets,
-            metrics,
-        }
-    }
-
     /// Every node, as it answers within a second.
     pub async fn status(&self) -> admin::Cluster {
-        let here = self.local.status();
-        let members = self.local.members().into_iter().map(|(id, member)| async move {
-            let status = if id == self.local.id() {
-                Some(self.local.status())
+        let here = self.this_node.status();
+        let members = self.this_node.members().into_iter().map(|(id, member)| async move {
+            let status = if id == self.this_node.id() {
+                Some(self.this_node.status())
             } else {
                 self.ask(id, &member).await
             };
             (id, member, status)
         });
         let nodes = join_all(members).await;
-        let leader = self.local.lead().id();
+        let leader = self.this_node.lead().id();
         let last = nodes
             .iter()
             .find(|(id, ..)| Some(*id) == leader)
             .and_then(|(.., status)| status.as_ref());
         let last = last.map(|status| status.last_log_index);
         admin::Cluster {
-            cluster_id: hex::encode(self.secrets.cluster_id),
+            cluster_id: hex::encode(self.cluster_id),
             leader,
             term: here.term,
             nodes: nodes
@@ -122,8 +96,8 @@ impl ClusterHandle {
         if agents.is_empty() {
             return Sessions { open, unreachable };
         }
-        let members = self.local.members().into_iter().map(|(id, member)| async move {
-            let sessions = if id == self.local.id() {
+        let members = self.this_node.members().into_iter().map(|(id, member)| async move {
+            let sessions = if id == self.this_node.id() {
                 Some(self.presence.sessions(team, agents))
             } else {
                 self.ask_presence(id, &member, team, agents).await
@@ -144,8 +118,8 @@ impl ClusterHandle {
 
     /// Hands leadership to another voter; returns when it leads. Any node may be asked.
     pub async fn transfer(&self, to: u64) -> Result<(), TransferError> {
-        let (leader, address) = match self.local.lead().now() {
-            Leader::Here => return self.local.hand_over(to).await,
+        let (leader, address) = match self.this_node.lead().now() {
+            Leader::Here => return self.this_node.hand_over(to).await,
             Leader::There(leader, address) => (leader, address),
             Leader::Nobody => return Err(TransferError::NotReady("no leader".to_owned())),
         };
@@ -177,7 +151,7 @@ impl ClusterHandle {
     }
 
     async fn ask_to_change(&self, change: &Change) -> Result<(u64, Member), ChangeError> {
-        let (leader, address) = match self.local.lead().now() {
+        let (leader, address) = match self.this_node.lead().now() {
             Leader::Here => return self.members.change(change.clone()).await,
             Leader::There(leader, address) => (leader, address),
             Leader::Nobody => return Err(ChangeError::NotReady("no leader".to_owned())),
@@ -197,7 +171,7 @@ impl ClusterHandle {
 
     /// Takes a snapshot on this node; returns when it is on disk.
     pub async fn snapshot(&self) -> anyhow::Result<()> {
-        let taken = timeout(SNAPSHOT_DEADLINE, self.local.snapshot()).await;
+        let taken = timeout(SNAPSHOT_DEADLINE, self.this_node.snapshot()).await;
         taken.unwrap_or_else(|_| Err(anyhow::anyhow!("the snapshot takes too long")))
     }
 
@@ -205,17 +179,16 @@ impl ClusterHandle {
     /// ready when its first admin key is in the state: until then nobody can ask for anything, and while its nodes
     /// do not know the time yet it takes no writes.
     pub async fn ready(&self) -> bool {
-        !self.shutdown.is_cancelled()
-            && match self.reader.linearizable_within(READY_DEADLINE).await {
-                Ok(state) => query::has_admin(&*state).unwrap_or(false),
-                Err(_) => false,
-            }
+        match self.reader.linearizable_within(READY_DEADLINE).await {
+            Ok(state) => query::has_admin(&*state).unwrap_or(false),
+            Err(_) => false,
+        }
     }
 
     /// The text of `/metrics`.
-    pub fn metrics_text(&self) -> String {
-        self.local.measure(&self.metrics);
-        self.metrics.encode()
+    pub fn metrics_text(&self, metrics: &Metrics) -> String {
+        self.this_node.measure(metrics);
+        metrics.encode()
     }
 
     async fn ask(&self, id: u64, member: &Member) -> Option<StatusReply> {

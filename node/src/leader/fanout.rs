@@ -6,28 +6,21 @@
 //! leader of the past is a no-op there, and here the state is asked again. Topics do not wait for each other.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::command::{FanoutChunk, operation, reply};
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits::FANOUT_CHUNKS_IN_FLIGHT;
 use agentpost_proto::record::FanoutJob;
-use agentpost_raft_store::db::StateHandle;
 use agentpost_raft_store::kv::Fatal;
 use agentpost_raft_store::query::delivery;
-use futures::FutureExt as _;
 use futures::future::join_all;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 
-use crate::base::metrics::Metrics;
+use super::LeaderHandles;
 use crate::base::metrics::dispatch::EntryKind;
-use crate::shard::cluster_time::ClusterTime;
 use crate::shard::leadership::Worker;
-use crate::shard::proposer::Proposer;
-use crate::shard::wakeups::Wakeups;
 use crate::shard::wakeups::work::Places;
 
 /// Topics that are worked on at a time; the others wait for their turn.
@@ -62,31 +55,17 @@ impl Turns {
 
 /// Fans out the publishes of one shard.
 #[derive(Clone)]
-pub struct Fanout {
-    /// Tells what is to be fanned out.
-    pub state: StateHandle,
-    /// Where chunks are proposed.
-    pub proposer: Proposer,
-    /// The epoch.
-    pub cluster_time: ClusterTime,
-    /// Hints.
-    pub wakeups: Wakeups,
-    /// Counts.
-    pub metrics: Metrics,
-}
+pub struct Fanout(pub LeaderHandles);
 
 impl Fanout {
-    /// For the shard, which runs it while this node leads.
+    /// Fans out while this node leads.
     pub fn worker(self) -> Worker {
-        Arc::new(move |shutdown: CancellationToken| {
-            let fanout = self.clone();
-            async move { shutdown.run_until_cancelled(fanout.run()).await.unwrap_or(()) }.boxed()
-        })
+        super::worker(move || self.clone().run())
     }
 
     async fn run(self) {
-        let (epoch, _) = self.cluster_time.now();
-        let mut work = self.wakeups.fanouts();
+        let (epoch, _) = self.0.cluster_time.now();
+        let mut work = self.0.wakeups.fanouts();
         let mut waiting = Turns::default();
         let mut running: HashSet<Topic> = HashSet::new();
         let mut rounds = FuturesUnordered::new();
@@ -112,7 +91,7 @@ impl Fanout {
     fn topics(&self, places: Places<Topic>) -> Vec<Topic> {
         match places {
             Places::These(topics) => topics,
-            Places::Everywhere => match delivery::fanout_jobs(&*self.state.current()) {
+            Places::Everywhere => match delivery::fanout_jobs(&*self.0.state.current()) {
                 Ok(jobs) => jobs.into_iter().map(|(team, topic, ..)| (team, topic)).collect(),
                 Err(error) => {
                     tracing::error!(%error, "looking for publishes to fan out failed");
@@ -143,7 +122,7 @@ impl Fanout {
     }
 
     fn next_chunks(&self, (team, topic): &Topic) -> Result<Option<(u64, Vec<u64>)>, Fatal> {
-        let state = self.state.current();
+        let state = self.0.state.current();
         let job: Option<(u64, FanoutJob)> = delivery::first_fanout_job(&*state, *team, topic)?;
         job.map(|(seq, job)| {
             let starts = delivery::chunk_starts(&*state, *team, topic, &job, FANOUT_CHUNKS_IN_FLIGHT)?;
@@ -161,8 +140,8 @@ impl Fanout {
             seq,
             from_serial,
         });
-        self.metrics.dispatch.entry(EntryKind::FanoutChunk);
-        match self.proposer.propose_in(epoch, op).await.map(|reply| reply.reply) {
+        self.0.metrics.dispatch.entry(EntryKind::FanoutChunk);
+        match self.0.proposer.propose_in(epoch, op).await.map(|reply| reply.reply) {
             Ok(Some(reply::Reply::Fanout(answer))) => !answer.stale,
             Ok(other) => {
                 tracing::info!(?other, "a chunk was refused");

@@ -3,22 +3,17 @@
 //! apply removes nothing on its own, because it has no clock. Every [`PERIOD`] this worker asks the state
 //! whether something is due and proposes sweeps, each of bounded work, until nothing is.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::command::{Operation, operation};
-use agentpost_raft_store::db::StateHandle;
 use agentpost_raft_store::kv::Fatal;
 use agentpost_raft_store::query;
 use bytes::Bytes;
-use futures::FutureExt as _;
 use prost::Message as _;
-use tokio::time::{MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
 
-use crate::shard::cluster_time::ClusterTime;
+use super::LeaderHandles;
 use crate::shard::leadership::Worker;
-use crate::shard::proposer::{ProposeError, Proposer};
+use crate::shard::proposer::ProposeError;
 use crate::shard::wall_time::WallTime;
 
 /// How far behind its time something may be removed.
@@ -27,38 +22,19 @@ pub const PERIOD: Duration = Duration::from_secs(10);
 /// Removes aged rows of one shard.
 #[derive(Clone)]
 pub struct Sweeper {
-    /// Tells what is due.
-    pub state: StateHandle,
-    /// Where sweeps are proposed.
-    pub proposer: Proposer,
-    /// What ages are measured in.
-    pub cluster_time: ClusterTime,
+    /// What every worker of the leader uses.
+    pub leader: LeaderHandles,
     /// What calendar dates are compared with.
     pub wall_time: WallTime,
 }
 
 impl Sweeper {
-    /// For the shard, which runs it while this node leads.
+    /// Sweeps while this node leads.
     pub fn worker(self) -> Worker {
-        Arc::new(move |shutdown| {
+        super::periodic(PERIOD, move || {
             let sweeper = self.clone();
-            async move { sweeper.run(shutdown).await }.boxed()
+            async move { sweeper.round().await }
         })
-    }
-
-    async fn run(self, shutdown: CancellationToken) {
-        let mut period = interval(PERIOD);
-        period.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = period.tick() => {}
-                () = shutdown.cancelled() => return,
-            }
-            tokio::select! {
-                () = self.round() => {}
-                () = shutdown.cancelled() => return,
-            }
-        }
     }
 
     async fn round(&self) {
@@ -77,13 +53,13 @@ impl Sweeper {
 
     /// What to propose next in a round.
     fn next(&self) -> Result<Option<operation::Op>, Fatal> {
-        let (epoch, cluster_ms) = self.cluster_time.now();
+        let (epoch, cluster_ms) = self.leader.cluster_time.now();
         if epoch == 0 {
             return Ok(None);
         }
         // What the sweep will be stamped with: by a later time nothing would be removed, again and again.
         let wall_ms = self.wall_time.stamp().unwrap_or(0);
-        let due = query::sweep_due(&*self.state.current(), cluster_ms, wall_ms)?;
+        let due = query::sweep_due(&*self.leader.state.current(), cluster_ms, wall_ms)?;
         Ok(due.map(operation::Op::Sweep))
     }
 
@@ -92,7 +68,8 @@ impl Sweeper {
             principal: None,
             op: Some(op),
         };
-        self.proposer
+        self.leader
+            .proposer
             .propose_here(Bytes::from(operation.encode_to_vec()))
             .await
             .map(|_| ())

@@ -23,7 +23,7 @@ use tonic::transport::Channel;
 
 use super::dial::{Dialer, Purpose};
 use super::shard_id::SHARD;
-use crate::base::metrics::{Held, Metrics};
+use crate::base::metrics::{GaugeGuard, Metrics};
 
 /// Requests that wait for the stream; the proposer's admission bound keeps it from filling.
 const QUEUE: usize = 8 * 1024;
@@ -126,7 +126,7 @@ impl Forwarder {
                 sent: false,
             },
         };
-        let _counted = Held::new(&self.shared.metrics.forwards_in_flight);
+        let _counted = GaugeGuard::new(&self.shared.metrics.forwards_in_flight);
         self.enqueue(target, address, item);
         // A ticket always tells something.
         answer

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::command::{BootstrapAdmin, Operation, operation};
@@ -16,10 +17,13 @@ use anyhow::Context as _;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::base::secrets::{self, NewKey};
-use crate::net::dial::Purpose;
+use crate::base::clock::IdSource;
+use crate::base::config::Config;
+use crate::base::secrets::{self, NewKey, Secrets};
+use crate::net::dial::{Dialer, Purpose};
 use crate::net::shard_id::SHARD;
-use crate::server::services::Services;
+use crate::shard::replica::Replica;
+use crate::shard::this_node::ThisNode;
 
 /// Between two attempts.
 const RETRY: Duration = Duration::from_millis(100);
@@ -28,18 +32,24 @@ const ASK_DEADLINE: Duration = Duration::from_millis(200);
 
 /// The first steps of a cluster.
 pub struct Bootstrap {
-    services: Services,
+    /// Where the list of nodes and the file of the admin key are.
+    pub config: Arc<Config>,
+    /// Reads the state, and proposes the admin key.
+    pub replica: Replica,
+    /// Founds the group.
+    pub this_node: ThisNode,
+    /// Connections to the other nodes.
+    pub dialer: Dialer,
+    /// New ids.
+    pub ids: IdSource,
+    /// Hashes of keys.
+    pub secrets: Arc<Secrets>,
 }
 
 impl Bootstrap {
-    /// Acts only if the configuration names an admin key file.
-    pub fn new(services: Services) -> Self {
-        Bootstrap { services }
-    }
-
-    /// Runs until the cluster has an admin key, or `shutdown`.
+    /// Runs until the cluster has an admin key, or `shutdown`. Acts only if the configuration names an admin key file.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Some(file) = self.services.config.bootstrap.admin_key_file.clone() else {
+        let Some(file) = self.config.bootstrap.admin_key_file.clone() else {
             return;
         };
         let working = async {
@@ -53,11 +63,11 @@ impl Bootstrap {
 
     async fn attempt(&self, file: &Path) -> anyhow::Result<()> {
         let api_key = self.admin_key(file)?;
-        if !self.services.cluster.local.is_initialized().await? && !self.exists_elsewhere().await {
+        if !self.this_node.is_initialized().await? && !self.exists_elsewhere().await {
             self.initialize().await?;
         }
         loop {
-            match self.services.reader.linearizable().await {
+            match self.replica.reader.linearizable().await {
                 Ok(state) if query::has_admin(&*state)? => return Ok(()),
                 Ok(_) => self.propose(&api_key).await?,
                 // The others are not here yet.
@@ -71,7 +81,7 @@ impl Bootstrap {
         match std::fs::read_to_string(file) {
             Ok(text) => Ok(text.trim().to_owned()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let key = NewKey::team(&self.services.ids);
+                let key = NewKey::team(&self.ids);
                 secrets::write_private(file, format!("{}\n", key.api_key).as_bytes())?;
                 tracing::info!(file = %file.display(), "admin key written");
                 Ok(key.api_key)
@@ -82,14 +92,10 @@ impl Bootstrap {
 
     /// Whether another node knows the cluster already: then this one lost its disk, and must not found it again.
     async fn exists_elsewhere(&self) -> bool {
-        let config = &self.services.config;
+        let config = &self.config;
         let others = config.cluster.nodes.iter().filter(|member| member.id != config.node.id);
         let asked = others.map(|member| async {
-            let mut client = self
-                .services
-                .cluster
-                .dialer
-                .client(member.id, &member.peer_addr, Purpose::Control);
+            let mut client = self.dialer.client(member.id, &member.peer_addr, Purpose::Control);
             match timeout(ASK_DEADLINE, client.status(StatusRequest { shard: SHARD })).await {
                 Ok(Ok(status)) => status.into_inner().last_log_index > 0,
                 _ => false,
@@ -99,7 +105,7 @@ impl Bootstrap {
     }
 
     async fn initialize(&self) -> anyhow::Result<()> {
-        let nodes = self.services.config.cluster.nodes.iter();
+        let nodes = self.config.cluster.nodes.iter();
         let members: BTreeMap<u64, Member> = nodes
             .map(|node| {
                 (
@@ -111,21 +117,20 @@ impl Bootstrap {
                 )
             })
             .collect();
-        self.services.cluster.local.initialize(members).await
+        self.this_node.initialize(members).await
     }
 
     async fn propose(&self, api_key: &str) -> anyhow::Result<()> {
-        let services = &self.services;
         let op = BootstrapAdmin {
-            key_id: NewKey::team(&services.ids).id.to_bytes(),
-            key_hash: services.secrets.key_hash(api_key).to_vec().into(),
+            key_id: NewKey::team(&self.ids).id.to_bytes(),
+            key_hash: self.secrets.key_hash(api_key).to_vec().into(),
             key_prefix: secrets::prefix_of(api_key),
         };
         let operation = Operation {
             principal: None,
             op: Some(operation::Op::BootstrapAdmin(op)),
         };
-        services.proposer.propose(operation).await?;
+        self.replica.proposer.propose(operation).await?;
         Ok(())
     }
 }

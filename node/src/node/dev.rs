@@ -105,7 +105,7 @@ impl Dev {
     async fn admin(&self, services: &Services) -> anyhow::Result<Principal> {
         loop {
             if let Ok(text) = std::fs::read_to_string(self.admin_key_file())
-                && let Ok(state) = services.reader.linearizable().await
+                && let Ok(state) = services.replica.reader.linearizable().await
             {
                 let hash = services.secrets.key_hash(text.trim());
                 if let Some(key) = query::key_by_hash(&*state, &hash)? {
@@ -120,7 +120,7 @@ impl Dev {
     }
 
     async fn team(&self, services: &Services, admin: &Principal) -> anyhow::Result<TeamId> {
-        let state = services.reader.linearizable().await?;
+        let state = services.replica.reader.linearizable().await?;
         if let Some(team) = query::teams(&*state)?.into_iter().find(|team| team.name == TEAM) {
             return Ok(TeamId::from_slice(&team.id)?);
         }
@@ -213,7 +213,7 @@ async fn create_key(
     agent: &str,
 ) -> anyhow::Result<()> {
     let hash = services.secrets.key_hash(api_key);
-    if query::key_by_hash(&*services.reader.linearizable().await?, &hash)?.is_some() {
+    if query::key_by_hash(&*services.replica.reader.linearizable().await?, &hash)?.is_some() {
         return Ok(());
     }
     let op = CreateKey {
@@ -239,7 +239,7 @@ async fn propose(services: &Services, admin: &Principal, op: operation::Op) -> a
         principal: Some(admin.clone()),
         op: Some(op),
     };
-    match services.proposer.propose(operation).await?.reply {
+    match services.replica.proposer.propose(operation).await?.reply {
         Some(reply::Reply::Rejection(rejection)) => anyhow::bail!(rejection.message),
         _ => Ok(()),
     }

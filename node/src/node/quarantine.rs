@@ -24,12 +24,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::base::config::Config;
-use crate::base::metrics::{Face, Metrics};
+use crate::base::metrics::Metrics;
 use crate::base::owner::{self, Found, OWNER};
 use crate::base::secrets::Secrets;
 use crate::net::shard_id::SHARD;
 use crate::server::error::{ApiError, json_response};
 use crate::server::http::serve;
+use crate::wire::face::Face;
 
 /// Why this node must not take part.
 #[derive(Debug, thiserror::Error)]

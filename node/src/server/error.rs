@@ -11,10 +11,10 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 
-use crate::base::metrics::Face;
 use crate::cluster::leases::NoUnit;
 use crate::shard::proposer::ProposeError;
 use crate::shard::reader::NotReady;
+use crate::wire::face::Face;
 
 /// The stable name of what a burst limit refuses; that of quotas is another.
 const BURST: &str = "rate_limited";

@@ -63,7 +63,7 @@ pub fn wanted(params: CreateKeyParams) -> Wanted {
 
 /// Revokes a key of the caller's own team, also where the caller is an operator.
 pub async fn revoke_own(services: &Services, caller: &Caller, id: &str) -> Result<()> {
-    let state = services.reader.linearizable().await?;
+    let state = services.replica.reader.linearizable().await?;
     let known = match id.parse() {
         Ok(id) => query::key(&*state, caller.team, id)?.is_some(),
         Err(_) => false,

@@ -1,12 +1,11 @@
 //! `GET /ws`: messages pushed to the clients of the Kite API. [`session`] describes the life of a session, [`route`] opens
-//! it, and [`hub`] is what all sessions of a node share.
+//! it, and [`ws_state`] is what all sessions of a node share.
 
 pub mod ack;
 pub mod admission;
 pub mod feed;
 pub mod frame;
 pub mod handshake;
-pub mod hub;
 pub mod link;
 pub mod liveness;
 pub mod progress;
@@ -16,3 +15,4 @@ pub mod route;
 pub mod rpc;
 pub mod scope;
 pub mod session;
+pub mod ws_state;

@@ -1,7 +1,7 @@
 //! What ends a node although Raft is not told of it: a flush of the log that hangs, the durability floor, and work that
 //! RocksDB does behind the state's writes.
 //!
-//! A failed append, flush or apply is Raft's own end, which `Local::failed` sees. But a flush that never returns fails
+//! A failed append, flush or apply is Raft's own end, which `ThisNode::failed` sees. But a flush that never returns fails
 //! nothing: such a leader would send heartbeats for ever and decide nothing. The floor is written when nobody waits. And a file of the state that cannot be
 //! written is known to RocksDB alone, which may go on as if nothing were until its memory is full, and often does not
 //! recover. A node that starts again knows where it stands, so it ends.

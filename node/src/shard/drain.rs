@@ -22,18 +22,18 @@ struct Shared {
 }
 
 /// One piece of work; it ends when this is dropped.
-pub struct Entered(Drain);
+pub struct WorkGuard(Drain);
 
 /// Nothing enters while this lives.
-pub struct Hold(Drain);
+pub struct DrainGuard(Drain);
 
 impl Drain {
     /// Begins a piece of work; none while a hand-over is under way.
-    pub fn enter(&self) -> Option<Entered> {
+    pub fn enter(&self) -> Option<WorkGuard> {
         let holds = self.shared.holds.lock().unwrap_or_else(PoisonError::into_inner);
         (*holds == 0).then(|| {
             self.shared.inside.send_modify(|inside| *inside += 1);
-            Entered(self.clone())
+            WorkGuard(self.clone())
         })
     }
 
@@ -43,9 +43,9 @@ impl Drain {
     }
 
     /// Lets nothing enter.
-    pub fn hold(&self) -> Hold {
+    pub fn hold(&self) -> DrainGuard {
         *self.shared.holds.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        Hold(self.clone())
+        DrainGuard(self.clone())
     }
 
     /// Pieces of work under way.
@@ -61,14 +61,14 @@ impl Drain {
     }
 }
 
-impl Drop for Entered {
+impl Drop for WorkGuard {
     fn drop(&mut self) {
         let _together = self.0.shared.holds.lock().unwrap_or_else(PoisonError::into_inner);
         self.0.shared.inside.send_modify(|inside| *inside -= 1);
     }
 }
 
-impl Drop for Hold {
+impl Drop for DrainGuard {
     fn drop(&mut self) {
         *self.0.shared.holds.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
     }

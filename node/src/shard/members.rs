@@ -30,8 +30,8 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::leadership::Worker;
-use super::local::Local;
 use super::reader::Reader;
+use super::this_node::ThisNode;
 use super::{Lead, Leader, Raft};
 
 /// What a change may take: two rounds of a quorum.
@@ -96,18 +96,18 @@ pub struct Members {
 
 struct Shared {
     raft: Raft,
-    local: Local,
+    this_node: ThisNode,
     reader: Reader,
     /// Held for as long as a change runs.
     changing: Arc<Mutex<()>>,
 }
 
 impl Members {
-    /// Of the group that `local` speaks for.
-    pub fn new(raft: Raft, local: Local, reader: Reader) -> Self {
+    /// Of the group that `this_node` speaks for.
+    pub fn new(raft: Raft, this_node: ThisNode, reader: Reader) -> Self {
         let shared = Shared {
             raft,
-            local,
+            this_node,
             reader,
             changing: Arc::default(),
         };
@@ -201,7 +201,7 @@ impl Members {
         let voters: BTreeSet<u64> = membership.voter_ids().collect();
         let change = if voters.contains(&id) {
             self.check_rest(&voters, id)?;
-            if id == self.shared.local.id() {
+            if id == self.shared.this_node.id() {
                 return self.step_aside().await;
             }
             ChangeMembers::RemoveVoters(BTreeSet::from([id]))
@@ -230,7 +230,7 @@ impl Members {
 
     /// A leader does not remove itself: another one does, when it leads.
     async fn step_aside(&self) -> Changed {
-        match self.shared.local.hand_over_to_furthest().await {
+        match self.shared.this_node.hand_over_to_furthest().await {
             Ok(to) => Err(ChangeError::NotReady(format!("node {to} leads now"))),
             Err(error) => refused(format!("this node leads and cannot hand over: {error}")),
         }
@@ -470,7 +470,7 @@ mod tests {
         let (peer, url) = ("10.0.0.4:7800", "http://10.0.0.4:7700");
         for (peer, url) in [
             (peer, url),
-            ("node-4.local:1", "https://mail.example.com"),
+            ("node-4.this_node:1", "https://mail.example.com"),
             ("[::1]:7800", "http://[::1]:7700"),
         ] {
             assert!(check(peer, url), "{peer} {url}");

@@ -40,7 +40,7 @@ use super::cluster_time::ClusterTime;
 use super::wall_time::WallTime;
 use super::{Lead, Leader, Raft};
 use crate::base::clock::IdSource;
-use crate::base::metrics::{Held, Metrics, Outcome};
+use crate::base::metrics::{GaugeGuard, Metrics, Outcome};
 use crate::base::space::{Space, takes_room};
 use crate::net::forward::{Forwarder, Kind, Lost};
 
@@ -126,7 +126,7 @@ impl Proposer {
             shared.metrics.proposal(Outcome::Overloaded);
             return Err(ProposeError::Overloaded);
         };
-        let _counted = Held::new(&shared.metrics.proposals_in_flight);
+        let _counted = GaugeGuard::new(&shared.metrics.proposals_in_flight);
         let result = match self.check_room(&operation) {
             Ok(()) => self.take_to_leader(Bytes::from(operation.encode_to_vec())).await,
             Err(no_room) => Err(no_room),

@@ -21,7 +21,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::local::Local;
+use super::this_node::ThisNode;
 use super::wall_time::WallTime;
 use crate::base::metrics::Metrics;
 use crate::net::dial::{Dialer, Purpose};
@@ -43,7 +43,7 @@ fn reached_by_majority(mut readings: Vec<i64>, voters: usize) -> Option<i64> {
 /// Reads the voters' clocks, on every node.
 pub struct Timekeeper {
     wall_time: WallTime,
-    local: Local,
+    this_node: ThisNode,
     dialer: Dialer,
     metrics: Metrics,
     readings: BTreeMap<u64, i64>,
@@ -53,10 +53,10 @@ pub struct Timekeeper {
 
 impl Timekeeper {
     /// Tells `wall_time`.
-    pub fn new(wall_time: WallTime, local: Local, dialer: Dialer, metrics: Metrics) -> Self {
+    pub fn new(wall_time: WallTime, this_node: ThisNode, dialer: Dialer, metrics: Metrics) -> Self {
         Timekeeper {
             wall_time,
-            local,
+            this_node,
             dialer,
             metrics,
             readings: BTreeMap::new(),
@@ -78,10 +78,10 @@ impl Timekeeper {
 
     /// Asks everybody once; each answer counts when it arrives.
     async fn round(&mut self) {
-        let voters = self.local.voters();
+        let voters = self.this_node.voters();
         self.readings.retain(|id, _| voters.contains_key(id));
         self.conclude(&voters);
-        let others = voters.iter().filter(|(id, _)| **id != self.local.id());
+        let others = voters.iter().filter(|(id, _)| **id != self.this_node.id());
         let mut asked: FuturesUnordered<_> = others
             .map(|(id, member)| {
                 ask(
@@ -101,7 +101,7 @@ impl Timekeeper {
     }
 
     fn conclude(&mut self, voters: &BTreeMap<u64, Member>) {
-        let here = self.local.id();
+        let here = self.this_node.id();
         if voters.contains_key(&here) {
             // Afresh each time: a jump of this clock must not move what the others say.
             self.readings.insert(here, self.wall_time.own_reading());

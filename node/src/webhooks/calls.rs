@@ -22,7 +22,7 @@ use super::failpoint::{self, Place};
 use super::fair_queue::Endpoint;
 use super::open::{Attempt, Ended, OpenAttempts, Slots, class_of};
 use super::reporter::Reports;
-use crate::base::metrics::{Held, Metrics};
+use crate::base::metrics::{GaugeGuard, Metrics};
 use crate::shard::quorum::Quorum;
 use crate::shard::wall_time::WallTime;
 
@@ -159,7 +159,7 @@ impl Calls {
     async fn call(&self, call: Call) -> AttemptResult {
         let parts = self.parts();
         failpoint::pass(Place::BeforeCall);
-        let _counted = Held::new(&parts.metrics.dispatch.calls_in_flight);
+        let _counted = GaugeGuard::new(&parts.metrics.dispatch.calls_in_flight);
         let calling = AssertUnwindSafe(attempt::make(&parts.egress, &parts.wall_time, call));
         let result = calling.catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!("an attempt panicked");

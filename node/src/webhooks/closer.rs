@@ -11,19 +11,25 @@ use agentpost_proto::id::TeamId;
 use agentpost_raft_store::query::delivery;
 use tokio::time::sleep;
 
-use super::handles::Handles;
 use crate::base::metrics::dispatch::EntryKind;
+use crate::leader::{self, LeaderHandles};
+use crate::shard::leadership::Worker;
 use crate::shard::wakeups::work::Places;
 
 /// After an entry that did not get an answer.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// Closes endpoints of one shard.
-pub(super) struct Closer(pub(super) Handles);
+#[derive(Clone)]
+pub(super) struct Closer(pub(super) LeaderHandles);
 
 impl Closer {
-    /// Runs until it is dropped.
-    pub(super) async fn run(self) {
+    /// Closes while this node leads.
+    pub(super) fn worker(self) -> Worker {
+        leader::worker(move || self.clone().run())
+    }
+
+    async fn run(self) {
         let (epoch, _) = self.0.cluster_time.now();
         let mut work = self.0.wakeups.closings();
         let mut closing = VecDeque::new();

@@ -64,8 +64,8 @@ use tokio_util::sync::CancellationToken;
 use super::attempt::Call;
 use super::calls::Granted;
 use super::failpoint::{self, Place};
-use super::fair_queue::{Endpoint, FairQueue, Reach};
-use super::handles::Handles;
+use super::fair_queue::{Endpoint, FairQueue, Reachability};
+use super::handles::WebhookHandles;
 use super::open::{Attempt, Slots};
 use crate::base::metrics::Metrics;
 use crate::base::metrics::dispatch::EntryKind;
@@ -99,7 +99,7 @@ type Answers = FuturesUnordered<BoxFuture<'static, Answer>>;
 
 /// One epoch of this node.
 pub(super) struct Tenure {
-    own: Handles,
+    own: WebhookHandles,
     epoch: u64,
     queue: FairQueue,
     /// Deliveries whose claims have no answer yet.
@@ -110,15 +110,15 @@ pub(super) struct Tenure {
     /// Claims gather until then.
     open_at: Instant,
     slots: Slots,
-    freed: mpsc::Receiver<(Endpoint, Reach)>,
+    freed: mpsc::Receiver<(Endpoint, Reachability)>,
 }
 
 impl Tenure {
-    pub(super) fn new(own: Handles) -> Self {
+    pub(super) fn new(own: WebhookHandles) -> Self {
         let (slots, freed) = mpsc::channel(NODE_CALLS_MAX);
         let now = Instant::now();
         Tenure {
-            epoch: own.cluster_time.now().0,
+            epoch: own.leader.cluster_time.now().0,
             own,
             queue: FairQueue::default(),
             claiming: HashMap::new(),
@@ -132,7 +132,7 @@ impl Tenure {
 
     /// Runs until `shutdown`; then what is on its way is wound up elsewhere.
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
-        let mut due = self.own.wakeups.due();
+        let mut due = self.own.leader.wakeups.due();
         loop {
             self.take_answers();
             if let Some(places) = due.now() {
@@ -145,10 +145,10 @@ impl Tenure {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some(answer) = self.answers.next() => self.answered(answer),
-                Some((endpoint, reach)) = self.freed.recv() => {
-                    self.queue.release(endpoint, reach);
-                    while let Ok((endpoint, reach)) = self.freed.try_recv() {
-                        self.queue.release(endpoint, reach);
+                Some((endpoint, reachability)) = self.freed.recv() => {
+                    self.queue.release(endpoint, reachability);
+                    while let Ok((endpoint, reachability)) = self.freed.try_recv() {
+                        self.queue.release(endpoint, reachability);
                     }
                 }
                 places = due.next() => self.look_at(places),
@@ -177,13 +177,13 @@ impl Tenure {
             return Some(self.open_at);
         }
         let due_ms = self.queue.next_due_ms()?;
-        let wait_ms = due_ms.saturating_sub(self.own.cluster_time.now().1);
+        let wait_ms = due_ms.saturating_sub(self.own.leader.cluster_time.now().1);
         Some(self.open_at.max(now + Duration::from_millis(wait_ms)))
     }
 
     /// Whether no claim may be proposed now.
     fn is_held(&self) -> bool {
-        self.own.calls.open().is_held() || self.own.cluster_time.now().0 != self.epoch
+        self.own.calls.open().is_held() || self.own.leader.cluster_time.now().0 != self.epoch
     }
 
     /// Takes the answers that are there; then knows that the others were not, at a time before this look.
@@ -202,7 +202,7 @@ impl Tenure {
 
     /// Learns the earliest due time of endpoints.
     fn look_at(&mut self, places: Places<Endpoint>) {
-        let state = self.own.state.current();
+        let state = self.own.leader.state.current();
         let looked = match places {
             Places::Everywhere => delivery::endpoint_heads(&*state).map(|heads| {
                 for (team, generation, due_ms) in heads {
@@ -248,12 +248,12 @@ impl Tenure {
 
     /// Proposes claims for what is due, as far as there are slots.
     fn claim(&mut self) {
-        let (_, now_ms) = self.own.cluster_time.now();
+        let (_, now_ms) = self.own.leader.cluster_time.now();
         if self.is_held() {
             return;
         }
         self.queue.advance(now_ms);
-        let state = self.own.state.current();
+        let state = self.own.leader.state.current();
         loop {
             let mut turns: HashMap<Endpoint, usize> = HashMap::new();
             let mut given = 0;
@@ -274,7 +274,7 @@ impl Tenure {
                     self.queue.set_due(endpoint, Some(now_ms + NOT_GRANTED_MS));
                 }
                 for _ in batch.len() - before..slots {
-                    self.queue.release(endpoint, Reach::Untried);
+                    self.queue.release(endpoint, Reachability::Untried);
                 }
             }
             if !batch.is_empty() {
@@ -338,8 +338,8 @@ impl Tenure {
             epoch: self.epoch,
             attempts: batch.iter().map(|chosen| chosen.attempt.to_proto()).collect(),
         });
-        self.own.metrics.dispatch.entry(EntryKind::Claim);
-        let (proposer, epoch, proposed) = (self.own.proposer.clone(), self.epoch, Instant::now());
+        self.own.leader.metrics.dispatch.entry(EntryKind::Claim);
+        let (proposer, epoch, proposed) = (self.own.leader.proposer.clone(), self.epoch, Instant::now());
         let answer = async move {
             Answer {
                 batch,
@@ -355,12 +355,12 @@ impl Tenure {
     /// Hands on what was granted, and looks again at the endpoints of the others.
     fn answered(&mut self, answer: Answer) {
         let applied_after = self.looked.max(answer.proposed);
-        let granted = granted(&answer.outcome, answer.batch.len(), &self.own.metrics);
+        let granted = granted(&answer.outcome, answer.batch.len(), &self.own.leader.metrics);
         if granted.contains(&true) {
             failpoint::pass(Place::ClaimCommitted);
         }
-        let state = self.own.state.current();
-        let (_, now_ms) = self.own.cluster_time.now();
+        let state = self.own.leader.state.current();
+        let (_, now_ms) = self.own.leader.cluster_time.now();
         let mut endpoints: HashMap<Endpoint, bool> = HashMap::new();
         let mut signing = SigningKeys::default();
         for (chosen, granted) in answer.batch.into_iter().zip(granted) {
@@ -370,7 +370,7 @@ impl Tenure {
                 self.start(&state, chosen, applied_after, now_ms, &mut signing);
             } else {
                 self.own.calls.open().close(&chosen.attempt);
-                self.queue.release(chosen.endpoint, Reach::Untried);
+                self.queue.release(chosen.endpoint, Reachability::Untried);
             }
         }
         for (endpoint, all_granted) in endpoints {
@@ -453,7 +453,7 @@ impl Tenure {
         let calls = own.calls.clone();
         calls.clone().spawn(async move {
             while let Some(answer) = answers.next().await {
-                let granted = granted(&answer.outcome, answer.batch.len(), &own.metrics);
+                let granted = granted(&answer.outcome, answer.batch.len(), &own.leader.metrics);
                 for (chosen, granted) in answer.batch.into_iter().zip(granted) {
                     if !granted {
                         calls.open().close(&chosen.attempt);

@@ -21,7 +21,7 @@ pub type Endpoint = (TeamId, u64);
 
 /// Whether a call got through to its endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub enum Reachability {
     /// It answered, or at least took the connection.
     Reached,
     /// No connection.
@@ -177,16 +177,16 @@ impl FairQueue {
     }
 
     /// Takes a slot back.
-    pub fn release(&mut self, endpoint: Endpoint, reach: Reach) {
+    pub fn release(&mut self, endpoint: Endpoint, reachability: Reachability) {
         let Some(place) = self.endpoints.get_mut(&endpoint).filter(|place| place.in_use > 0) else {
             debug_assert!(false, "a slot is given back once");
             return;
         };
         place.in_use -= 1;
-        match reach {
-            Reach::Reached => place.unreachable = 0,
-            Reach::Unreachable => place.unreachable = place.unreachable.saturating_add(1),
-            Reach::Untried => {}
+        match reachability {
+            Reachability::Reached => place.unreachable = 0,
+            Reachability::Unreachable => place.unreachable = place.unreachable.saturating_add(1),
+            Reachability::Untried => {}
         }
         self.in_use -= 1;
         if let Some(team) = self.teams.get_mut(&endpoint.0) {

@@ -13,10 +13,10 @@ use agentpost_proto::limits::{ATTEMPT_TIMEOUT_MS, RETRY_DELAYS_MS};
 use agentpost_proto::record::Delivery;
 use tokio::sync::mpsc;
 
-use super::fair_queue::{Endpoint, Reach};
+use super::fair_queue::{Endpoint, Reachability};
 use crate::base::metrics::Metrics;
 use crate::base::metrics::dispatch::AttemptClass;
-use crate::shard::drain::{Drain, Entered};
+use crate::shard::drain::{Drain, WorkGuard};
 
 /// One attempt of one delivery, as the log names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,7 +50,7 @@ impl Attempt {
 }
 
 /// Where slots go back to: the tenure that gave them, if it still is.
-pub type Slots = mpsc::Sender<(Endpoint, Reach)>;
+pub type Slots = mpsc::Sender<(Endpoint, Reachability)>;
 
 /// An attempt that is over, until that is recorded.
 pub struct Ended {
@@ -75,7 +75,7 @@ pub struct OpenAttempts {
 }
 
 struct Shared {
-    table: Mutex<HashMap<Attempt, Entered>>,
+    table: Mutex<HashMap<Attempt, WorkGuard>>,
     drain: Drain,
 }
 
@@ -116,7 +116,7 @@ impl OpenAttempts {
         self.table().contains_key(attempt)
     }
 
-    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<Attempt, Entered>> {
+    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<Attempt, WorkGuard>> {
         self.shared.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -131,7 +131,7 @@ impl Ended {
         }
         open.close(&self.attempt);
         // The channel holds a place for every slot; it is closed when the tenure is over.
-        let _ = self.slots.try_send((self.endpoint, reach_of(&self.result)));
+        let _ = self.slots.try_send((self.endpoint, reachability_of(&self.result)));
     }
 }
 
@@ -160,12 +160,14 @@ pub(super) fn class_of(result: &AttemptResult) -> AttemptClass {
 }
 
 /// Two timers can end a call: that of the connection, and that of the whole attempt, which is much longer.
-fn reach_of(result: &AttemptResult) -> Reach {
+fn reachability_of(result: &AttemptResult) -> Reachability {
     match class_of(result) {
-        AttemptClass::NotSent => Reach::Untried,
-        AttemptClass::Connect => Reach::Unreachable,
-        AttemptClass::Timeout if result.status == 0 && result.took_ms < ATTEMPT_TIMEOUT_MS / 2 => Reach::Unreachable,
-        _ => Reach::Reached,
+        AttemptClass::NotSent => Reachability::Untried,
+        AttemptClass::Connect => Reachability::Unreachable,
+        AttemptClass::Timeout if result.status == 0 && result.took_ms < ATTEMPT_TIMEOUT_MS / 2 => {
+            Reachability::Unreachable
+        }
+        _ => Reachability::Reached,
     }
 }
 
@@ -184,24 +186,24 @@ mod tests {
 
     #[test]
     fn only_a_connection_that_was_not_made_counts_against_an_endpoint() {
-        for (result, reach) in [
-            (result(200, "", 3), Reach::Reached),
-            (result(503, "status", 3), Reach::Reached),
-            (result(0, "connect", 3), Reach::Unreachable),
-            (result(0, "dns", 3), Reach::Unreachable),
-            (result(0, "tls", 3), Reach::Unreachable),
-            (result(0, "timeout", 5_001), Reach::Unreachable),
-            (result(0, "timeout", ATTEMPT_TIMEOUT_MS), Reach::Reached),
-            (result(0, "protocol", 3), Reach::Reached),
+        for (result, reachability) in [
+            (result(200, "", 3), Reachability::Reached),
+            (result(503, "status", 3), Reachability::Reached),
+            (result(0, "connect", 3), Reachability::Unreachable),
+            (result(0, "dns", 3), Reachability::Unreachable),
+            (result(0, "tls", 3), Reachability::Unreachable),
+            (result(0, "timeout", 5_001), Reachability::Unreachable),
+            (result(0, "timeout", ATTEMPT_TIMEOUT_MS), Reachability::Reached),
+            (result(0, "protocol", 3), Reachability::Reached),
             (
                 AttemptResult {
                     not_sent: true,
                     ..AttemptResult::default()
                 },
-                Reach::Untried,
+                Reachability::Untried,
             ),
         ] {
-            assert_eq!(reach_of(&result), reach, "{result:?}");
+            assert_eq!(reachability_of(&result), reachability, "{result:?}");
         }
     }
 

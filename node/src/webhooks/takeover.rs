@@ -11,40 +11,46 @@ use agentpost_proto::command::{AttemptRef, Takeover, operation, reply};
 use agentpost_proto::limits::{CLAIMS_PER_ENTRY_MAX, TAKEOVER_AFTER_MS};
 use agentpost_raft_store::kv::Fatal;
 use agentpost_raft_store::query::delivery;
-use tokio::time::{MissedTickBehavior, interval};
 
-use super::handles::Handles;
-use super::open::Attempt;
+use super::open::{Attempt, OpenAttempts};
 use crate::base::metrics::dispatch::EntryKind;
+use crate::leader::{self, LeaderHandles};
+use crate::shard::leadership::Worker;
 
 /// Between two looks.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Closes the orphaned claims of one shard.
-pub(super) struct TakingOver(pub(super) Handles);
+#[derive(Clone)]
+pub(super) struct Takeovers {
+    pub(super) leader: LeaderHandles,
+    pub(super) open: OpenAttempts,
+}
 
-impl TakingOver {
-    /// Runs until it is dropped.
-    pub(super) async fn run(self) {
-        let (epoch, _) = self.0.cluster_time.now();
-        let mut period = interval(PERIOD);
-        period.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            period.tick().await;
-            match self.orphans() {
-                Ok(orphans) => {
-                    for batch in orphans.chunks(CLAIMS_PER_ENTRY_MAX) {
-                        self.take_over(epoch, batch).await;
-                    }
+impl Takeovers {
+    /// Compares while this node leads.
+    pub(super) fn worker(self) -> Worker {
+        leader::periodic(PERIOD, move || {
+            let takeovers = self.clone();
+            async move { takeovers.round().await }
+        })
+    }
+
+    async fn round(&self) {
+        let (epoch, _) = self.leader.cluster_time.now();
+        match self.orphans() {
+            Ok(orphans) => {
+                for batch in orphans.chunks(CLAIMS_PER_ENTRY_MAX) {
+                    self.take_over(epoch, batch).await;
                 }
-                Err(error) => tracing::error!(%error, "looking for orphaned claims failed"),
             }
+            Err(error) => tracing::error!(%error, "looking for orphaned claims failed"),
         }
     }
 
     fn orphans(&self) -> Result<Vec<AttemptRef>, Fatal> {
-        let (_, now_ms) = self.0.cluster_time.now();
-        let state = self.0.state.current();
+        let (_, now_ms) = self.leader.cluster_time.now();
+        let state = self.leader.state.current();
         let mut orphans = Vec::new();
         for (_, team, number) in delivery::claims(&*state)? {
             let Some(delivery) = delivery::by_number(&*state, team, number)? else {
@@ -53,7 +59,7 @@ impl TakingOver {
             // It may have been closed between the two reads.
             let Some(claim) = delivery.claim else { continue };
             let attempt = Attempt::newest(team, &delivery);
-            if claim.ct_ms + TAKEOVER_AFTER_MS <= now_ms && !self.0.calls.open().contains(&attempt) {
+            if claim.ct_ms + TAKEOVER_AFTER_MS <= now_ms && !self.open.contains(&attempt) {
                 orphans.push(attempt.to_proto());
             }
         }
@@ -65,11 +71,17 @@ impl TakingOver {
             epoch,
             attempts: attempts.to_vec(),
         });
-        self.0.metrics.dispatch.entry(EntryKind::Takeover);
-        match self.0.proposer.propose_in(epoch, op).await.map(|reply| reply.reply) {
+        self.leader.metrics.dispatch.entry(EntryKind::Takeover);
+        match self
+            .leader
+            .proposer
+            .propose_in(epoch, op)
+            .await
+            .map(|reply| reply.reply)
+        {
             Ok(Some(reply::Reply::Attempts(answer))) => {
                 let closed = answer.done.iter().filter(|done| **done).count();
-                self.0.metrics.dispatch.takeovers.inc_by(closed as u64);
+                self.leader.metrics.dispatch.takeovers.inc_by(closed as u64);
                 tracing::warn!(closed, "attempts closed with an unknown outcome");
             }
             Ok(other) => tracing::info!(?other, "a takeover was refused"),

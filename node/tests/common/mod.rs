@@ -4,6 +4,8 @@
 //! the machine is: wait for a state of the cluster, never for a time.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, dead_code, missing_docs)]
 
+mod handles;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -12,11 +14,12 @@ use std::time::Duration;
 use agentpost_node::base::clock::Clock;
 use agentpost_node::base::config::Config;
 use agentpost_node::node::{self, RunningNode};
-use agentpost_node::server::services::Services;
 use agentpost_proto::command::{CreateKey, CreateTeam, Operation, Permission, Principal, TeamLimits, operation, reply};
 use agentpost_proto::id::{KeyId, TeamId};
 use agentpost_raft_store::query;
 use tokio::net::TcpListener;
+
+pub use handles::NodeHandles;
 
 /// Longer than anything takes on a machine that is busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -113,9 +116,9 @@ impl TestCluster {
     }
 
     /// The handles of node `i`, which must be running.
-    pub fn services(&self, i: usize) -> Services {
+    pub fn services(&self, i: usize) -> NodeHandles {
         let node = self.nodes[i].lock().unwrap_or_else(PoisonError::into_inner);
-        node.as_ref().expect("the node runs").services.clone()
+        NodeHandles::of(node.as_ref().expect("the node runs"))
     }
 
     pub fn admin_key(&self) -> String {

@@ -1,7 +1,6 @@
 //! A cluster with a team whose agents have webhooks, driven by operations.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, dead_code, missing_docs)]
 
-use agentpost_node::server::services::Services;
 use agentpost_proto::api::abbababa::DeliveryFailed;
 use agentpost_proto::command::{
     BodyKind, DeleteWebhook, Face, Operation, RegisterWebhook, Send, SendReply, Subscribe, WebhookEvent, operation,
@@ -12,7 +11,7 @@ use agentpost_raft_store::kv::Order;
 use agentpost_raft_store::query;
 use agentpost_raft_store::query::delivery::{self, DeliveryQuery};
 
-use crate::common::{TestCluster, TestTeam, eventually};
+use crate::common::{NodeHandles, TestCluster, TestTeam, eventually};
 
 /// Who sends everything.
 pub const SENDER: &str = "sender";
@@ -34,11 +33,11 @@ impl World {
         World { cluster, team }
     }
 
-    fn any(&self) -> Services {
+    fn any(&self) -> NodeHandles {
         self.cluster.services(self.cluster.running()[0])
     }
 
-    pub async fn propose(&self, services: &Services, op: operation::Op) -> reply::Reply {
+    pub async fn propose(&self, services: &NodeHandles, op: operation::Op) -> reply::Reply {
         let operation = Operation {
             principal: Some(self.team.principal()),
             op: Some(op),

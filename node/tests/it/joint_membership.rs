@@ -20,10 +20,10 @@ use agentpost_node::node::quarantine;
 use agentpost_node::shard::cluster_time::ClusterTime;
 use agentpost_node::shard::drain::Drain;
 use agentpost_node::shard::leadership::Leadership;
-use agentpost_node::shard::local::Local;
 use agentpost_node::shard::members::{Change, ChangeError, Members};
 use agentpost_node::shard::proposer::Proposer;
 use agentpost_node::shard::reader::Reader;
+use agentpost_node::shard::this_node::ThisNode;
 use agentpost_node::shard::wall_time::WallTime;
 use agentpost_node::shard::{Lead, Leader, Raft, raft_config};
 use agentpost_raft_store::db::{self, StateHandle};
@@ -81,9 +81,9 @@ impl Group {
             metrics.clone(),
         );
         let reader = Reader::new(raft.clone(), state.clone(), forwarder, ids, metrics);
-        let local = Local::new(raft.clone(), state.clone(), proposer.clone(), Drain::default(), clock);
+        let this_node = ThisNode::new(raft.clone(), state.clone(), proposer.clone(), Drain::default(), clock);
         Group {
-            members: Members::new(raft.clone(), local, reader),
+            members: Members::new(raft.clone(), this_node, reader),
             raft,
             state,
             proposer,

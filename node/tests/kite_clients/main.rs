@@ -43,12 +43,12 @@ async fn storm(seed: u64) {
 async fn a_blocked_handler_keeps_its_session_and_its_mail() {
     const BLOCKED: Duration = Duration::from_secs(3);
     let storm = Storm::start(0).await;
-    let options = ws::hub::Options {
+    let options = ws::ws_state::SessionOptions {
         ping_every: BLOCKED / 30,
         implied_after: BLOCKED / 6,
         look_every: BLOCKED / 60,
         silent_max: BLOCKED * 20,
-        ..ws::hub::Options::default()
+        ..ws::ws_state::SessionOptions::default()
     };
     let mut urls = Vec::new();
     for node in 0..2 {

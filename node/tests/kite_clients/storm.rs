@@ -56,12 +56,12 @@ pub struct Storm {
 }
 
 /// Short times for what otherwise takes minutes.
-fn hasty() -> ws::hub::Options {
-    ws::hub::Options {
+fn hasty() -> ws::ws_state::SessionOptions {
+    ws::ws_state::SessionOptions {
         ping_every: Duration::from_millis(200),
         implied_after: Duration::from_millis(1_500),
         look_every: Duration::from_millis(100),
-        ..ws::hub::Options::default()
+        ..ws::ws_state::SessionOptions::default()
     }
 }
 

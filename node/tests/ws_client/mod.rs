@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use agentpost_node::server::services::Services;
 use agentpost_node::server::{http, ws};
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
@@ -11,6 +10,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+
+use super::common::NodeHandles;
 
 /// How long anything may take.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -271,11 +272,11 @@ pub fn refused(code: u16) -> Ending {
 }
 
 /// Serves `/ws` of a node once more, with other times.
-pub async fn serve_with(services: Services, options: ws::hub::Options) -> String {
+pub async fn serve_with(services: NodeHandles, options: ws::ws_state::SessionOptions) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let (shutdown, tasks) = (services.cluster.shutdown.clone(), services.cluster.tasks.clone());
-    let router = ws::route::route_with(services, options);
+    let (shutdown, tasks) = (services.lifetime.shutdown.clone(), services.lifetime.tasks.clone());
+    let router = ws::route::route_with(services.services.clone(), services.ws(), options);
     tokio::spawn(http::serve::serve(listener, router, shutdown, tasks));
     url
 }

@@ -2,7 +2,7 @@
 //! names of either, answers carry those of both.
 
 mod batch;
-mod deliveries;
+pub(super) mod deliveries;
 mod fanout;
 mod inbox;
 mod receipt;
@@ -23,19 +23,18 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use std::sync::Arc;
 
-pub(super) use self::deliveries::redriven;
-use super::app_state::{Door, Doors};
+use super::app_state::{App, AppState};
 use super::body;
 use super::input::{Consistency, Parameters, parse};
-use crate::base::metrics::Face;
 use crate::server::error::{ApiError, Result, answer, json_response};
+use crate::wire::face::Face;
 use crate::wire::json::{Fault, Writer, members};
 use crate::wire::message::{Shown, push_message};
 
 type Id = Result<Path<String>, PathRejection>;
 
 /// The routes under both mounts.
-pub(super) fn routes() -> Router<Arc<Doors>> {
+pub(super) fn routes() -> Router<Arc<AppState>> {
     ["/api/v1", "/v1"].iter().fold(Router::new(), |router, mount| {
         router
             .route(&format!("{mount}/messages"), post(send_message).get(list_inbox))
@@ -62,76 +61,73 @@ pub(super) fn routes() -> Router<Arc<Doors>> {
     })
 }
 
-async fn send_message(State(doors): Door, request: Request) -> Response {
-    answer(Face::Abbababa, send::one(&doors, request).await)
+async fn send_message(State(app): App, request: Request) -> Response {
+    answer(Face::Abbababa, send::one(&app, request).await)
 }
 
-async fn send_batch(State(doors): Door, request: Request) -> Response {
-    answer(Face::Abbababa, batch::batch(&doors, request).await)
+async fn send_batch(State(app): App, request: Request) -> Response {
+    answer(Face::Abbababa, batch::batch(&app, request).await)
 }
 
-async fn list_inbox(State(doors): Door, request: Request) -> Response {
-    answer(Face::Abbababa, inbox::list(&doors, &request.into_parts().0).await)
+async fn list_inbox(State(app): App, request: Request) -> Response {
+    answer(Face::Abbababa, inbox::list(&app, &request.into_parts().0).await)
 }
 
-async fn get_message(State(doors): Door, id: Id, request: Request) -> Response {
-    answer(Face::Abbababa, get_one(&doors, id, request).await)
+async fn get_message(State(app): App, id: Id, request: Request) -> Response {
+    answer(Face::Abbababa, get_one(&app, id, request).await)
 }
 
-async fn mark_message(State(doors): Door, id: Id, request: Request) -> Response {
-    answer(Face::Abbababa, mark(&doors, id, request).await)
+async fn mark_message(State(app): App, id: Id, request: Request) -> Response {
+    answer(Face::Abbababa, mark(&app, id, request).await)
 }
 
-async fn subscribe(State(doors): Door, request: Request) -> Response {
-    answer(Face::Abbababa, subscribe::subscribe(&doors, request).await)
+async fn subscribe(State(app): App, request: Request) -> Response {
+    answer(Face::Abbababa, subscribe::subscribe(&app, request).await)
 }
 
-async fn unsubscribe(State(doors): Door, request: Request) -> Response {
-    answer(Face::Abbababa, subscribe::unsubscribe(&doors, request).await)
+async fn unsubscribe(State(app): App, request: Request) -> Response {
+    answer(Face::Abbababa, subscribe::unsubscribe(&app, request).await)
 }
 
-async fn list_subscriptions(State(doors): Door, request: Request) -> Response {
-    answer(Face::Abbababa, subscribe::list(&doors, &request.into_parts().0).await)
+async fn list_subscriptions(State(app): App, request: Request) -> Response {
+    answer(Face::Abbababa, subscribe::list(&app, &request.into_parts().0).await)
 }
 
-async fn register_webhook(State(doors): Door, request: Request) -> Response {
-    answer(Face::Abbababa, webhook::register(&doors, request).await)
+async fn register_webhook(State(app): App, request: Request) -> Response {
+    answer(Face::Abbababa, webhook::register(&app, request).await)
 }
 
-async fn delete_webhook(State(doors): Door, request: Request) -> Response {
-    answer(Face::Abbababa, webhook::delete(&doors, &request.into_parts().0).await)
+async fn delete_webhook(State(app): App, request: Request) -> Response {
+    answer(Face::Abbababa, webhook::delete(&app, &request.into_parts().0).await)
 }
 
-async fn get_webhook(State(doors): Door, request: Request) -> Response {
-    answer(Face::Abbababa, webhook::get(&doors, &request.into_parts().0).await)
+async fn get_webhook(State(app): App, request: Request) -> Response {
+    answer(Face::Abbababa, webhook::get(&app, &request.into_parts().0).await)
 }
 
-async fn get_receipt(State(doors): Door, id: Id, request: Request) -> Response {
-    answer(Face::Abbababa, receipt::get(&doors, id, &request.into_parts().0).await)
+async fn get_receipt(State(app): App, id: Id, request: Request) -> Response {
+    answer(Face::Abbababa, receipt::get(&app, id, &request.into_parts().0).await)
 }
 
-async fn list_deliveries(State(doors): Door, request: Request) -> Response {
-    answer(Face::Abbababa, deliveries::list(&doors, &request.into_parts().0).await)
+async fn list_deliveries(State(app): App, request: Request) -> Response {
+    answer(Face::Abbababa, deliveries::list(&app, &request.into_parts().0).await)
 }
 
-async fn get_delivery(State(doors): Door, id: Id, request: Request) -> Response {
+async fn get_delivery(State(app): App, id: Id, request: Request) -> Response {
+    answer(Face::Abbababa, deliveries::get(&app, id, &request.into_parts().0).await)
+}
+
+async fn redrive_delivery(State(app): App, id: Id, request: Request) -> Response {
     answer(
         Face::Abbababa,
-        deliveries::get(&doors, id, &request.into_parts().0).await,
+        deliveries::redrive(&app, id, &request.into_parts().0).await,
     )
 }
 
-async fn redrive_delivery(State(doors): Door, id: Id, request: Request) -> Response {
+async fn cancel_delivery(State(app): App, id: Id, request: Request) -> Response {
     answer(
         Face::Abbababa,
-        deliveries::redrive(&doors, id, &request.into_parts().0).await,
-    )
-}
-
-async fn cancel_delivery(State(doors): Door, id: Id, request: Request) -> Response {
-    answer(
-        Face::Abbababa,
-        deliveries::cancel(&doors, id, &request.into_parts().0).await,
+        deliveries::cancel(&app, id, &request.into_parts().0).await,
     )
 }
 
@@ -145,10 +141,10 @@ fn no_such_message() -> ApiError {
     ApiError::not_found("no such message")
 }
 
-async fn get_one(doors: &Doors, id: Id, request: Request) -> Result<Response> {
+async fn get_one(app: &AppState, id: Id, request: Request) -> Result<Response> {
     let (parts, _) = request.into_parts();
     let consistency = Consistency::of(&Parameters::of(&parts.uri)?);
-    let reading = doors.reader(&parts.headers, consistency?).await?;
+    let reading = app.reader(&parts.headers, consistency?).await?;
     reading.caller.require(Permission::Read)?;
     let agent = reading.caller.agent(&parts.headers)?;
     let mut message = Vec::with_capacity(1024);
@@ -206,9 +202,9 @@ fn wanted_mark(body: &[u8]) -> Result<bool> {
     }
 }
 
-async fn mark(doors: &Doors, id: Id, request: Request) -> Result<Response> {
+async fn mark(app: &AppState, id: Id, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let caller = doors.writer(&parts.headers).await?;
+    let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Read)?;
     let agent = caller.agent(&parts.headers)?;
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
@@ -219,7 +215,7 @@ async fn mark(doors: &Doors, id: Id, request: Request) -> Result<Response> {
         message_id: id.to_bytes(),
         read,
     };
-    let done = doors.propose(&caller, operation::Op::MarkRead(op)).await;
+    let done = app.propose(&caller, operation::Op::MarkRead(op)).await;
     match done.map_err(|error| {
         if error.status == StatusCode::NOT_FOUND {
             no_such_message()
@@ -235,7 +231,7 @@ async fn mark(doors: &Doors, id: Id, request: Request) -> Result<Response> {
     let mut writer = Writer::new(&mut out);
     writer.raw("success", "true");
     let data = writer.key("data");
-    let shown = match doors.services.reader.linearizable().await {
+    let shown = match app.services.replica.reader.linearizable().await {
         Ok(state) => push_visible(data, &*state, caller.team, &agent, id)?,
         Err(_) => false,
     };

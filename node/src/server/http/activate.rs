@@ -12,7 +12,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use axum::routing::get;
 
-use super::app_state::Doors;
+use super::app_state::AppState;
 
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; form-action 'none'; \
@@ -20,7 +20,7 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 );
 
 /// The routes.
-pub(super) fn routes() -> Router<Arc<Doors>> {
+pub(super) fn routes() -> Router<Arc<AppState>> {
     const HTML: &str = include_str!("activate/page.html");
     const CSS: &str = include_str!("activate/page.css");
     const JS: &str = include_str!("activate/page.js");

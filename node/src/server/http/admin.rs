@@ -18,14 +18,14 @@ use axum::response::Response;
 use axum::routing::{delete, get, patch, post};
 use serde::Deserialize;
 
-use super::app_state::{Door, Doors, Reading};
+use super::app_state::{App, AppState, Reading};
 use super::body;
 use super::input::{Consistency, parse};
-use crate::base::metrics::Face;
 use crate::server::auth::Caller;
 use crate::server::error::{ApiError, Result, answer, json_of};
 use crate::server::keys;
-use crate::shard::local::TransferError;
+use crate::shard::this_node::TransferError;
+use crate::wire::face::Face;
 
 pub(super) use members::MEMBERS;
 
@@ -35,7 +35,7 @@ pub(super) const TRANSFER: &str = "/admin/v1/cluster/transfer";
 pub(super) type Id = Result<Path<String>, PathRejection>;
 
 /// The routes.
-pub(super) fn routes() -> Router<Arc<Doors>> {
+pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/admin/v1/teams", post(create_team).get(list_teams))
         .route("/admin/v1/teams/{id}", patch(update_team))
@@ -48,40 +48,40 @@ pub(super) fn routes() -> Router<Arc<Doors>> {
         .merge(members::routes())
 }
 
-async fn create_team(State(doors): Door, request: Request) -> Response {
-    answer(Face::Admin, teams_post(&doors, request).await)
+async fn create_team(State(app): App, request: Request) -> Response {
+    answer(Face::Admin, teams_post(&app, request).await)
 }
 
-async fn list_teams(State(doors): Door, headers: HeaderMap) -> Response {
-    answer(Face::Admin, teams_get(&doors, &headers).await)
+async fn list_teams(State(app): App, headers: HeaderMap) -> Response {
+    answer(Face::Admin, teams_get(&app, &headers).await)
 }
 
-async fn update_team(State(doors): Door, id: Id, request: Request) -> Response {
-    answer(Face::Admin, team_patch(&doors, id, request).await)
+async fn update_team(State(app): App, id: Id, request: Request) -> Response {
+    answer(Face::Admin, team_patch(&app, id, request).await)
 }
 
-async fn create_key(State(doors): Door, id: Id, request: Request) -> Response {
-    answer(Face::Admin, keys_post(&doors, id, request).await)
+async fn create_key(State(app): App, id: Id, request: Request) -> Response {
+    answer(Face::Admin, keys_post(&app, id, request).await)
 }
 
-async fn list_keys(State(doors): Door, id: Id, headers: HeaderMap) -> Response {
-    answer(Face::Admin, keys_get(&doors, id, &headers).await)
+async fn list_keys(State(app): App, id: Id, headers: HeaderMap) -> Response {
+    answer(Face::Admin, keys_get(&app, id, &headers).await)
 }
 
-async fn revoke_key(State(doors): Door, id: Id, headers: HeaderMap) -> Response {
-    answer(Face::Admin, key_delete(&doors, id, &headers).await)
+async fn revoke_key(State(app): App, id: Id, headers: HeaderMap) -> Response {
+    answer(Face::Admin, key_delete(&app, id, &headers).await)
 }
 
-async fn cluster(State(doors): Door, headers: HeaderMap) -> Response {
-    answer(Face::Admin, cluster_get(&doors, &headers).await)
+async fn cluster(State(app): App, headers: HeaderMap) -> Response {
+    answer(Face::Admin, cluster_get(&app, &headers).await)
 }
 
-async fn transfer(State(doors): Door, request: Request) -> Response {
-    answer(Face::Admin, transfer_post(&doors, request).await)
+async fn transfer(State(app): App, request: Request) -> Response {
+    answer(Face::Admin, transfer_post(&app, request).await)
 }
 
-async fn snapshot(State(doors): Door, headers: HeaderMap) -> Response {
-    answer(Face::Admin, snapshot_post(&doors, &headers).await)
+async fn snapshot(State(app): App, headers: HeaderMap) -> Response {
+    answer(Face::Admin, snapshot_post(&app, &headers).await)
 }
 
 fn operator(caller: &Caller) -> Result<()> {
@@ -91,16 +91,16 @@ fn operator(caller: &Caller) -> Result<()> {
     caller.require(Permission::Admin)
 }
 
-async fn operator_body<T: for<'de> Deserialize<'de>>(doors: &Doors, request: Request) -> Result<(Arc<Caller>, T)> {
+async fn operator_body<T: for<'de> Deserialize<'de>>(app: &AppState, request: Request) -> Result<(Arc<Caller>, T)> {
     let (parts, body) = request.into_parts();
-    let caller = doors.writer(&parts.headers).await?;
+    let caller = app.writer(&parts.headers).await?;
     operator(&caller)?;
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
     Ok((caller, parse(&body)?))
 }
 
-pub(super) async fn operator_reading(doors: &Doors, headers: &HeaderMap, consistency: Consistency) -> Result<Reading> {
-    let reading = doors.reader(headers, consistency).await?;
+pub(super) async fn operator_reading(app: &AppState, headers: &HeaderMap, consistency: Consistency) -> Result<Reading> {
+    let reading = app.reader(headers, consistency).await?;
     operator(&reading.caller)?;
     Ok(reading)
 }
@@ -119,17 +119,17 @@ fn unexpected(what: &str, reply: &reply::Reply) -> ApiError {
     ApiError::internal(format!("{what} was answered {reply:?}"))
 }
 
-async fn teams_post(doors: &Doors, request: Request) -> Result<Response> {
-    let (caller, wanted): (_, admin::CreateTeam) = operator_body(doors, request).await?;
+async fn teams_post(app: &AppState, request: Request) -> Result<Response> {
+    let (caller, wanted): (_, admin::CreateTeam) = operator_body(app, request).await?;
     keys::display_name(&wanted.name)?;
     let limits = new_limits(&wanted.limits.unwrap_or_default());
-    let id = TeamId(doors.services.ids.random());
+    let id = TeamId(app.services.ids.random());
     let op = CreateTeam {
         team_id: id.to_bytes(),
         name: wanted.name.clone(),
         limits: Some(limits),
     };
-    match doors.propose(&caller, operation::Op::CreateTeam(op)).await? {
+    match app.propose(&caller, operation::Op::CreateTeam(op)).await? {
         reply::Reply::Team(_) => json_of(&admin::Team {
             id: id.to_string(),
             name: wanted.name,
@@ -172,8 +172,8 @@ fn shown_team(team: record::Team) -> Result<admin::Team> {
     })
 }
 
-async fn teams_get(doors: &Doors, headers: &HeaderMap) -> Result<Response> {
-    let reading = operator_reading(doors, headers, Consistency::Linearizable).await?;
+async fn teams_get(app: &AppState, headers: &HeaderMap) -> Result<Response> {
+    let reading = operator_reading(app, headers, Consistency::Linearizable).await?;
     let teams = query::teams(&*reading.state)?
         .into_iter()
         .map(shown_team)
@@ -181,8 +181,8 @@ async fn teams_get(doors: &Doors, headers: &HeaderMap) -> Result<Response> {
     json_of(&admin::Teams { teams })
 }
 
-async fn team_patch(doors: &Doors, id: Id, request: Request) -> Result<Response> {
-    let (caller, wanted): (_, admin::UpdateTeam) = operator_body(doors, request).await?;
+async fn team_patch(app: &AppState, id: Id, request: Request) -> Result<Response> {
+    let (caller, wanted): (_, admin::UpdateTeam) = operator_body(app, request).await?;
     let id = team_id(id)?;
     let limits = wanted.limits.unwrap_or_default();
     let op = UpdateTeam {
@@ -195,24 +195,24 @@ async fn team_patch(doors: &Doors, id: Id, request: Request) -> Result<Response>
         clear_overage_price: limits.overage_price_atomic == Some(None),
         strict_recipients: wanted.strict_recipients,
     };
-    match doors.propose(&caller, operation::Op::UpdateTeam(op)).await? {
+    match app.propose(&caller, operation::Op::UpdateTeam(op)).await? {
         reply::Reply::Team(_) => {}
         other => return Err(unexpected("update team", &other)),
     }
     // It is done: without a quorum for this read the caller must not hear that nothing was changed.
-    let state = doors.services.reader.linearizable().await;
+    let state = app.services.replica.reader.linearizable().await;
     let state = state.map_err(|_| ApiError::outcome_unknown())?;
     json_of(&shown_team(query::team(&*state, id)?.ok_or_else(no_such_team)?)?)
 }
 
-async fn keys_post(doors: &Doors, id: Id, request: Request) -> Result<Response> {
-    let (caller, wanted): (_, admin::CreateKey) = operator_body(doors, request).await?;
+async fn keys_post(app: &AppState, id: Id, request: Request) -> Result<Response> {
+    let (caller, wanted): (_, admin::CreateKey) = operator_body(app, request).await?;
     let team = team_id(id)?;
-    json_of(&keys::create(&doors.services, &caller, team, wanted).await?)
+    json_of(&keys::create(&app.services, &caller, team, wanted).await?)
 }
 
-async fn keys_get(doors: &Doors, id: Id, headers: &HeaderMap) -> Result<Response> {
-    let reading = operator_reading(doors, headers, Consistency::Linearizable).await?;
+async fn keys_get(app: &AppState, id: Id, headers: &HeaderMap) -> Result<Response> {
+    let reading = operator_reading(app, headers, Consistency::Linearizable).await?;
     let team = team_id(id)?;
     query::team(&*reading.state, team)?.ok_or_else(no_such_team)?;
     let keys = query::keys(&*reading.state, team)?
@@ -222,28 +222,27 @@ async fn keys_get(doors: &Doors, id: Id, headers: &HeaderMap) -> Result<Response
     json_of(&admin::Keys { keys })
 }
 
-async fn key_delete(doors: &Doors, id: Id, headers: &HeaderMap) -> Result<Response> {
-    let caller = doors.writer(headers).await?;
+async fn key_delete(app: &AppState, id: Id, headers: &HeaderMap) -> Result<Response> {
+    let caller = app.writer(headers).await?;
     operator(&caller)?;
     let id = id.map(|Path(text)| text).unwrap_or_default();
-    keys::revoke(&doors.services, &caller, &id).await?;
+    keys::revoke(&app.services, &caller, &id).await?;
     json_of(&admin::Ok { success: true })
 }
 
 /// Works without a quorum: that is when an operator needs it most.
-async fn cluster_get(doors: &Doors, headers: &HeaderMap) -> Result<Response> {
-    operator_reading(doors, headers, Consistency::Local).await?;
-    json_of(&doors.services.cluster.status().await)
+async fn cluster_get(app: &AppState, headers: &HeaderMap) -> Result<Response> {
+    operator_reading(app, headers, Consistency::Local).await?;
+    json_of(&app.http.cluster.status().await)
 }
 
-async fn transfer_post(doors: &Doors, request: Request) -> Result<Response> {
+async fn transfer_post(app: &AppState, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     // Nothing checks this key again behind us.
-    operator_reading(doors, &parts.headers, Consistency::Linearizable).await?;
+    operator_reading(app, &parts.headers, Consistency::Linearizable).await?;
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
     let wanted: admin::Transfer = parse(&body)?;
-    doors
-        .services
+    app.http
         .cluster
         .transfer(wanted.node)
         .await
@@ -255,9 +254,9 @@ async fn transfer_post(doors: &Doors, request: Request) -> Result<Response> {
     json_of(&admin::Ok { success: true })
 }
 
-async fn snapshot_post(doors: &Doors, headers: &HeaderMap) -> Result<Response> {
-    operator_reading(doors, headers, Consistency::Local).await?;
-    doors.services.cluster.snapshot().await.map_err(ApiError::internal)?;
+async fn snapshot_post(app: &AppState, headers: &HeaderMap) -> Result<Response> {
+    operator_reading(app, headers, Consistency::Local).await?;
+    app.http.cluster.snapshot().await.map_err(ApiError::internal)?;
     json_of(&admin::Ok { success: true })
 }
 

@@ -18,13 +18,13 @@ use axum::http::request;
 use axum::response::Response;
 use axum::routing::get;
 
-use super::app_state::{Door, Doors};
+use super::app_state::{App, AppState};
 use super::body;
 use super::input::{Consistency, Parameters, parse};
 use super::kite::{named_agent, own_team, required};
-use crate::base::metrics::Face;
 use crate::server::error::{ApiError, Result, answer, json_of};
 use crate::server::keys;
+use crate::wire::face::Face;
 use crate::wire::json::members;
 
 members!(
@@ -33,18 +33,18 @@ members!(
 );
 
 /// The route under both mounts.
-pub(super) fn routes() -> Router<Arc<Doors>> {
+pub(super) fn routes() -> Router<Arc<AppState>> {
     ["/api/v1", "/v1"].iter().fold(Router::new(), |router, mount| {
         router.route(&format!("{mount}/agents"), get(list_agents).post(register_agent))
     })
 }
 
-async fn list_agents(State(doors): Door, request: Request) -> Response {
-    answer(Face::Kite, list(&doors, &request.into_parts().0).await)
+async fn list_agents(State(app): App, request: Request) -> Response {
+    answer(Face::Kite, list(&app, &request.into_parts().0).await)
 }
 
-async fn register_agent(State(doors): Door, request: Request) -> Response {
-    answer(Face::Kite, register(&doors, request).await)
+async fn register_agent(State(app): App, request: Request) -> Response {
+    answer(Face::Kite, register(&app, request).await)
 }
 
 /// A page of the directory.
@@ -67,13 +67,13 @@ impl Wanted {
     }
 }
 
-async fn list(doors: &Doors, parts: &request::Parts) -> Result<Response> {
+async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
     let parameters = Parameters::of(&parts.uri)?;
     let consistency = Consistency::of(&parameters);
     let wanted = Wanted::of(&parameters);
     // Who asks is answered before how.
     let freshness = *consistency.as_ref().unwrap_or(&Consistency::Local);
-    let reading = doors.reader(&parts.headers, freshness).await?;
+    let reading = app.reader(&parts.headers, freshness).await?;
     own_team(&reading.caller, &parameters)?;
     reading.caller.require(Permission::Read)?;
     consistency?;
@@ -87,7 +87,7 @@ async fn list(doors: &Doors, parts: &request::Parts) -> Result<Response> {
     listed.truncate(limit);
     let next = listed.last().filter(|_| more).map(|last| last.id.clone());
     let ids: Vec<String> = listed.iter().map(|agent| agent.id.clone()).collect();
-    let sessions = doors.services.cluster.sessions(team, &ids).await;
+    let sessions = app.http.cluster.sessions(team, &ids).await;
     json_of(&kite::Agents {
         agents: listed.into_iter().zip(sessions.open).map(shown).collect(),
         next,
@@ -95,9 +95,9 @@ async fn list(doors: &Doors, parts: &request::Parts) -> Result<Response> {
     })
 }
 
-async fn register(doors: &Doors, request: Request) -> Result<Response> {
+async fn register(app: &AppState, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let caller = doors.writer(&parts.headers).await?;
+    let caller = app.writer(&parts.headers).await?;
     own_team(&caller, &Parameters::of(&parts.uri)?)?;
     caller.require(Permission::Write)?;
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
@@ -105,17 +105,17 @@ async fn register(doors: &Doors, request: Request) -> Result<Response> {
     let op = item.to_operation()?;
     let id: AgentId = op.agent.parse().map_err(ApiError::internal)?;
     caller.may_act_as(&id)?;
-    match doors.propose(&caller, operation::Op::RegisterAgent(op)).await? {
+    match app.propose(&caller, operation::Op::RegisterAgent(op)).await? {
         reply::Reply::Done(_) => {}
         other => return Err(ApiError::internal(format!("a registration was answered {other:?}"))),
     }
     // It is done: without a quorum for this read the caller must not hear that nothing was changed.
-    let state = doors.services.reader.linearizable().await;
+    let state = app.services.replica.reader.linearizable().await;
     let state = state.map_err(|_| ApiError::outcome_unknown())?;
     let registered = registered(&*state, caller.team, id.as_str())?;
     drop(state);
     let ids = [String::from(id)];
-    let sessions = doors.services.cluster.sessions(caller.team, &ids).await;
+    let sessions = app.http.cluster.sessions(caller.team, &ids).await;
     let [id] = ids;
     let listed = Listed { id, registered };
     json_of(&shown((listed, sessions.open.first().copied().unwrap_or(0))))

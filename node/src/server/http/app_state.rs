@@ -9,22 +9,41 @@ use axum::http::HeaderMap;
 
 use super::cursor::Cursors;
 use super::input::Consistency;
-use super::login::limits::Limits;
+use super::login_limits::LoginLimits;
 use super::ratelimit;
+use crate::base::lifetime::Lifetime;
+use crate::cluster::leases::Leases;
+use crate::cluster::status::ClusterHandle;
 use crate::server::auth::{self, Caller, Remembered};
 use crate::server::error::Result;
 use crate::server::services::{Services, carry_out};
+use crate::webhooks::egress::Egress;
+
+/// What only the HTTP handlers use.
+pub struct HttpHandles {
+    /// Counts reads of inboxes.
+    pub leases: Leases,
+    /// The cluster as its operator sees it.
+    pub cluster: ClusterHandle,
+    /// Judges URLs of webhooks.
+    pub egress: Egress,
+    /// The life of the process.
+    pub lifetime: Lifetime,
+    /// How people reach this node in a browser.
+    pub public_url: String,
+}
 
 /// What every handler works with.
-pub struct Doors {
+pub struct AppState {
     pub(super) services: Services,
+    pub(super) http: HttpHandles,
     pub(super) cursors: Cursors,
     remembered: Remembered,
-    pub(super) logins: Limits,
+    pub(super) logins: LoginLimits,
 }
 
 /// The extractor of the shared state.
-pub(super) type Door = State<Arc<Doors>>;
+pub(super) type App = State<Arc<AppState>>;
 
 /// An authorised read.
 pub(super) struct Reading {
@@ -33,17 +52,18 @@ pub(super) struct Reading {
     pub(super) key_hash: [u8; 32],
 }
 
-impl Doors {
-    /// Handlers use `services`. Forgets remembered keys until the node stops.
-    pub(super) fn new(services: Services) -> Arc<Self> {
-        let doors = Arc::new(Doors {
+impl AppState {
+    /// Remembers no keys yet, and forgets those that were revoked until the node stops.
+    pub(super) fn new(services: Services, http: HttpHandles) -> Arc<Self> {
+        let app = Arc::new(AppState {
             cursors: Cursors::new(services.secrets.cursor_key()),
             remembered: Remembered::default(),
-            logins: Limits::default(),
+            logins: LoginLimits::default(),
             services,
+            http,
         });
-        forget_on_revocation(&doors);
-        doors
+        forget_on_revocation(&app);
+        app
     }
 
     /// The caller of a write. A remembered key is good enough: apply checks it again.
@@ -58,10 +78,10 @@ impl Doors {
             Err(generation) => generation,
         };
         let (_, caller) = auth::authorize(
-            &services.reader,
+            &services.replica.reader,
             &services.wall_time,
             &key_hash,
-            services.reader.local(),
+            services.replica.reader.local(),
         )
         .await?;
         let caller = Arc::new(caller);
@@ -75,11 +95,11 @@ impl Doors {
         let services = &self.services;
         let key_hash = services.secrets.key_hash(auth::presented(headers)?);
         let state = match consistency {
-            Consistency::Linearizable => services.reader.linearizable().await,
-            Consistency::Local => services.reader.local_read(),
+            Consistency::Linearizable => services.replica.reader.linearizable().await,
+            Consistency::Local => services.replica.reader.local_read(),
         };
         let state = state.inspect_err(|_| self.note_known(headers))?;
-        let (state, caller) = auth::authorize(&services.reader, &services.wall_time, &key_hash, state).await?;
+        let (state, caller) = auth::authorize(&services.replica.reader, &services.wall_time, &key_hash, state).await?;
         self.admit(&caller, headers)?;
         Ok(Reading {
             state,
@@ -91,13 +111,13 @@ impl Doors {
     /// Notes who calls, and counts the request.
     fn admit(&self, caller: &Caller, headers: &HeaderMap) -> Result<()> {
         ratelimit::note_caller(caller, headers);
-        let admitted = self.services.bursts.request(caller, &self.services.clock);
+        let admitted = self.services.bursts.request(caller, self.services.wall_time.clock());
         admitted.inspect_err(|_| ratelimit::note_burst())
     }
 
     /// Counts a message before it is proposed.
     pub(super) fn count_send(&self, caller: &Caller) -> Result<()> {
-        let counted = self.services.bursts.send(caller, &self.services.clock);
+        let counted = self.services.bursts.send(caller, self.services.wall_time.clock());
         counted.inspect_err(|_| ratelimit::note_burst())
     }
 
@@ -105,7 +125,7 @@ impl Doors {
     pub(super) fn note_known(&self, headers: &HeaderMap) {
         let services = &self.services;
         let Ok(key) = auth::presented(headers) else { return };
-        let (state, key_hash) = (services.reader.local(), services.secrets.key_hash(key));
+        let (state, key_hash) = (services.replica.reader.local(), services.secrets.key_hash(key));
         if let Ok(auth::Finding::Valid(caller)) = auth::find(&*state, &key_hash, services.wall_time.now_ms()) {
             ratelimit::note_caller(&caller, headers);
         }
@@ -124,18 +144,18 @@ impl Doors {
 }
 
 /// Empties the remembered keys whenever some key was revoked.
-fn forget_on_revocation(doors: &Arc<Doors>) {
-    let shutdown = doors.services.cluster.shutdown.clone();
-    let mut revoked = doors.services.wakeups.keys();
-    let weak = Arc::downgrade(doors);
-    doors.services.cluster.tasks.spawn(async move {
+fn forget_on_revocation(app: &Arc<AppState>) {
+    let shutdown = app.http.lifetime.shutdown.clone();
+    let mut revoked = app.services.replica.wakeups.keys();
+    let weak = Arc::downgrade(app);
+    app.http.lifetime.tasks.spawn(async move {
         loop {
             tokio::select! {
                 () = revoked.woken() => {}
                 () = shutdown.cancelled() => return,
             }
-            let Some(doors) = weak.upgrade() else { return };
-            doors.remembered.forget();
+            let Some(app) = weak.upgrade() else { return };
+            app.remembered.forget();
         }
     });
 }

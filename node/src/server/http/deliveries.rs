@@ -19,7 +19,7 @@ use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use bytes::Bytes;
 
-use super::app_state::Doors;
+use super::app_state::AppState;
 use super::input::Parameters;
 use crate::server::error::{ApiError, Result};
 
@@ -66,7 +66,7 @@ impl Wanted {
 
 /// A page of a team's deliveries, of one agent's if it is named, and the cursor behind it.
 pub fn page(
-    doors: &Doors,
+    app: &AppState,
     kv: &impl Kv,
     team: TeamId,
     agent: Option<&str>,
@@ -79,7 +79,7 @@ pub fn page(
     let after = match &wanted.cursor {
         None => None,
         Some(text) => {
-            let after = doors.cursors.decode(team, CURSOR_PURPOSE, wanted.order, text);
+            let after = app.cursors.decode(team, CURSOR_PURPOSE, wanted.order, text);
             Some(after.map_err(|_| ApiError::field("cursor", "is not a cursor of these deliveries in this order"))?)
         }
     };
@@ -92,7 +92,7 @@ pub fn page(
     };
     let page = query::delivery::page(kv, team, &query)?;
     let last = page.last.unwrap_or(start);
-    let cursor = doors.cursors.encode(team, CURSOR_PURPOSE, wanted.order, last);
+    let cursor = app.cursors.encode(team, CURSOR_PURPOSE, wanted.order, last);
     Ok((page, cursor))
 }
 

@@ -8,12 +8,12 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-use super::app_state::{Door, Doors};
-use crate::base::metrics::Face;
+use super::app_state::{App, AppState};
 use crate::server::error::{ApiError, json_response};
+use crate::wire::face::Face;
 
 /// The routes, without a prefix.
-pub(super) fn routes() -> Router<Arc<Doors>> {
+pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/health", get(alive))
         .route("/healthz", get(alive))
@@ -27,16 +27,16 @@ async fn alive() -> Response {
 }
 
 /// This node can serve linearizable reads and forward writes.
-async fn ready(State(doors): Door) -> Response {
-    if doors.services.cluster.ready().await {
+async fn ready(State(app): App) -> Response {
+    if !app.http.lifetime.shutdown.is_cancelled() && app.http.cluster.ready().await {
         json_response(StatusCode::OK, br#"{"status":"ready"}"#.to_vec())
     } else {
         ApiError::unavailable("this node cannot reach a quorum right now").response(Face::Node)
     }
 }
 
-async fn metrics(State(doors): Door) -> Response {
-    let mut response = doors.services.cluster.metrics_text().into_response();
+async fn metrics(State(app): App) -> Response {
+    let mut response = app.http.cluster.metrics_text(&app.services.metrics).into_response();
     let format = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, format);
     response

@@ -16,12 +16,12 @@ use axum::routing::post;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::app_state::{Door, Doors};
+use super::app_state::{App, AppState};
 use super::body;
 use super::input::{Parameters, idempotency_key, parse};
-use crate::base::metrics::Face;
 use crate::server::auth::Caller;
 use crate::server::error::{ApiError, Result, answer, json_of};
+use crate::wire::face::Face;
 use crate::wire::json::{self, members};
 
 members!(
@@ -30,27 +30,27 @@ members!(
 );
 
 /// The route under both mounts.
-pub(super) fn routes() -> Router<Arc<Doors>> {
+pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/api/v1/agents/messages", post(send_message))
         .route("/v1/agents/messages", post(send_message))
 }
 
-async fn send_message(State(doors): Door, request: Request) -> Response {
-    answer(Face::Kite, send(&doors, request).await)
+async fn send_message(State(app): App, request: Request) -> Response {
+    answer(Face::Kite, send(&app, request).await)
 }
 
-async fn send(doors: &Doors, request: Request) -> Result<Response> {
+async fn send(app: &AppState, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let caller = doors.writer(&parts.headers).await?;
+    let caller = app.writer(&parts.headers).await?;
     own_team(&caller, &Parameters::of(&parts.uri)?)?;
     caller.require(Permission::Write)?;
     let key = idempotency_key(&parts.headers)?;
     let body = body::read(&parts.headers, body, limits::REQUEST_BYTES_MAX).await?;
     let item: Item<'_> = parse(&body)?;
-    let send = item.to_send(&caller, doors.services.ids.message_id(), key)?;
+    let send = item.to_send(&caller, app.services.ids.message_id(), key)?;
     let (from, to) = (send.from.clone(), send.to.clone());
-    match doors.propose(&caller, operation::Op::Send(send)).await? {
+    match app.propose(&caller, operation::Op::Send(send)).await? {
         reply::Reply::Send(reply) => json_of(&accepted(from, to, &reply)?),
         other => Err(ApiError::internal(format!("a send was answered {other:?}"))),
     }

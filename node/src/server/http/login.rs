@@ -8,7 +8,6 @@
 
 mod decide;
 mod device;
-pub mod limits;
 
 use std::sync::Arc;
 
@@ -17,10 +16,10 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use axum::routing::post;
 
-use super::app_state::Doors;
+use super::app_state::AppState;
 
 /// The routes.
-pub(super) fn routes() -> Router<Arc<Doors>> {
+pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/api/auth/device-code", post(device::device_code))
         .route("/api/auth/device-token", post(device::device_token))

@@ -27,7 +27,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
 
-use crate::cluster::leases::Standing;
+use crate::cluster::leases::{Leases, Standing};
 use crate::server::auth::Caller;
 use crate::server::services::Services;
 
@@ -154,7 +154,12 @@ impl Counted {
 }
 
 /// Awaits an answer and puts the headers on it.
-pub(super) async fn shown(services: &Services, counted: Counted, answer: impl Future<Output = Response>) -> Response {
+pub(super) async fn shown(
+    services: &Services,
+    leases: &Leases,
+    counted: Counted,
+    answer: impl Future<Output = Response>,
+) -> Response {
     let watched = async {
         let response = answer.await;
         (response, NOTES.with(RefCell::take))
@@ -164,14 +169,11 @@ pub(super) async fn shown(services: &Services, counted: Counted, answer: impl Fu
         StatusCode::METHOD_NOT_ALLOWED => Counted::Reads,
         _ => counted,
     };
-    let state = services.reader.local();
-    let wall_ms = services
-        .leases
-        .wall_ms(&state)
-        .unwrap_or_else(|_| services.wall_time.now_ms());
+    let state = services.replica.reader.local();
+    let wall_ms = leases.wall_ms(&state).unwrap_or_else(|_| services.wall_time.now_ms());
     let standing = notes.standing.map(Ok).or_else(|| {
         let who = notes.caller.as_ref()?;
-        Some(standing(services, &state, counted, who, wall_ms))
+        Some(standing(leases, &state, counted, who, wall_ms))
     });
     let (limit, remaining) = match (response.status(), standing) {
         (StatusCode::UNAUTHORIZED, _) | (_, None | Some(Err(_))) => nobody(counted),
@@ -199,13 +201,7 @@ fn shown_of(standing: Standing) -> (u64, u64) {
 }
 
 /// How a quota stands in this node's state. Without an agent nobody has used anything.
-fn standing(
-    services: &Services,
-    state: &StateDb,
-    counted: Counted,
-    who: &Who,
-    wall_ms: u64,
-) -> Result<Standing, Fatal> {
+fn standing(leases: &Leases, state: &StateDb, counted: Counted, who: &Who, wall_ms: u64) -> Result<Standing, Fatal> {
     let limits = query::team(state, who.team)?.and_then(|team| team.limits);
     let limit = counted.limit(&limits.unwrap_or_else(default_limits));
     let Some(agent) = who.agent.as_ref().filter(|_| limit != 0) else {
@@ -213,7 +209,7 @@ fn standing(
     };
     let row = match counted {
         Counted::Sends => keys::send_count(who.team, agent.as_str()),
-        Counted::Reads => return services.leases.standing(who.team, agent.as_str(), state),
+        Counted::Reads => return leases.standing(who.team, agent.as_str(), state),
         Counted::Registrations => keys::registration_count(who.team, agent.as_str()),
     };
     let count = query::day_count(state, &row)?;

@@ -10,11 +10,11 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 
-use super::app_state::{Door, Doors};
+use super::app_state::{App, AppState, HttpHandles};
 use super::{abbababa, activate, admin, agents, body, health, kite, login, ratelimit, signing};
-use crate::base::metrics::Face;
 use crate::server::error::ApiError;
 use crate::server::services::Services;
+use crate::wire::face::Face;
 
 /// A request from its header to its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,8 +24,8 @@ const TRANSFER_TIMEOUT: Duration = Duration::from_millis(limits::DRAIN_MS + 10_0
 const POLL_TIMEOUT: Duration = Duration::from_secs(limits::WAIT_SECONDS_MAX + 30);
 
 /// All routes of the client port. `beside` are those of another protocol on the same port.
-pub fn router(services: Services, beside: Router<Arc<Doors>>) -> Router {
-    let doors = Doors::new(services);
+pub fn router(services: Services, http: HttpHandles, beside: Router<Arc<AppState>>) -> Router {
+    let app = AppState::new(services, http);
     Router::new()
         .merge(abbababa::routes())
         .merge(kite::routes())
@@ -38,8 +38,8 @@ pub fn router(services: Services, beside: Router<Arc<Doors>>) -> Router {
         .merge(beside)
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn_with_state(Arc::clone(&doors), around))
-        .with_state(doors)
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), around))
+        .with_state(app)
 }
 
 /// Which face a path belongs to.
@@ -53,21 +53,21 @@ fn face_of(path: &str) -> Face {
     }
 }
 
-async fn unknown_path(State(doors): Door, headers: HeaderMap, uri: Uri) -> Response {
-    doors.note_known(&headers);
+async fn unknown_path(State(app): App, headers: HeaderMap, uri: Uri) -> Response {
+    app.note_known(&headers);
     ApiError::not_found("no such path").response(face_of(uri.path()))
 }
 
-async fn wrong_method(State(doors): Door, headers: HeaderMap, method: Method, uri: Uri) -> Response {
-    doors.note_known(&headers);
+async fn wrong_method(State(app): App, headers: HeaderMap, method: Method, uri: Uri) -> Response {
+    app.note_known(&headers);
     let message = format!("{method} is not allowed here");
     let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
     error.response(face_of(uri.path()))
 }
 
 /// Around every request: its deadline, its metric, and what all answers carry.
-async fn around(State(doors): Door, request: Request, next: Next) -> Response {
-    let clock = &doors.services.clock;
+async fn around(State(app): App, request: Request, next: Next) -> Response {
+    let clock = app.services.wall_time.clock();
     let started = clock.now();
     let face = face_of(request.uri().path());
     let route = request
@@ -82,22 +82,21 @@ async fn around(State(doors): Door, request: Request, next: Next) -> Response {
         _ => REQUEST_TIMEOUT,
     };
     let counted = ratelimit::Counted::of(request.method(), request.uri().path());
-    let answered = next.run(body::guarded(request, &doors.services.cluster.tasks));
+    let answered = next.run(body::guarded(request, &app.http.lifetime.tasks));
     let answered = async {
         let in_time = tokio::time::timeout(deadline, answered).await;
         in_time.unwrap_or_else(|_| ApiError::outcome_unknown().response(face))
     };
     let mut response = match counted {
-        Some(counted) => ratelimit::shown(&doors.services, counted, answered).await,
+        Some(counted) => ratelimit::shown(&app.services, &app.http.leases, counted, answered).await,
         None => answered.await,
     };
     response
         .headers_mut()
         .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    doors
-        .services
+    app.services
         .metrics
-        .http(face, &route, response.status().as_u16(), started.elapsed());
+        .http(face.name(), &route, response.status().as_u16(), started.elapsed());
     response
 }
 

@@ -15,13 +15,13 @@ use axum::response::Response;
 use axum::routing::{get, post};
 
 use super::admin;
-use super::app_state::{Door, Doors, Reading};
+use super::app_state::{App, AppState, Reading};
 use super::input::Consistency;
-use crate::base::metrics::Face;
 use crate::server::error::{ApiError, Result, answer, json_of};
+use crate::wire::face::Face;
 
 /// The routes.
-pub(super) fn routes() -> Router<Arc<Doors>> {
+pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/v2/keys", get(own_keys))
         .route("/v2/keys/rotate", post(rotate_own))
@@ -29,37 +29,37 @@ pub(super) fn routes() -> Router<Arc<Doors>> {
         .route("/admin/v1/teams/{id}/signing-keys/rotate", post(rotate_of))
 }
 
-async fn own_keys(State(doors): Door, headers: HeaderMap) -> Response {
-    answer(Face::Abbababa, own(&doors, &headers, Permission::Read, false).await)
+async fn own_keys(State(app): App, headers: HeaderMap) -> Response {
+    answer(Face::Abbababa, own(&app, &headers, Permission::Read, false).await)
 }
 
-async fn rotate_own(State(doors): Door, headers: HeaderMap) -> Response {
-    answer(Face::Abbababa, own(&doors, &headers, Permission::Admin, true).await)
+async fn rotate_own(State(app): App, headers: HeaderMap) -> Response {
+    answer(Face::Abbababa, own(&app, &headers, Permission::Admin, true).await)
 }
 
-async fn keys_of(State(doors): Door, id: admin::Id, headers: HeaderMap) -> Response {
-    answer(Face::Admin, of(&doors, id, &headers, false).await)
+async fn keys_of(State(app): App, id: admin::Id, headers: HeaderMap) -> Response {
+    answer(Face::Admin, of(&app, id, &headers, false).await)
 }
 
-async fn rotate_of(State(doors): Door, id: admin::Id, headers: HeaderMap) -> Response {
-    answer(Face::Admin, of(&doors, id, &headers, true).await)
+async fn rotate_of(State(app): App, id: admin::Id, headers: HeaderMap) -> Response {
+    answer(Face::Admin, of(&app, id, &headers, true).await)
 }
 
-async fn own(doors: &Doors, headers: &HeaderMap, needed: Permission, rotate: bool) -> Result<Response> {
-    let reading = doors.reader(headers, Consistency::Linearizable).await?;
+async fn own(app: &AppState, headers: &HeaderMap, needed: Permission, rotate: bool) -> Result<Response> {
+    let reading = app.reader(headers, Consistency::Linearizable).await?;
     reading.caller.require(needed)?;
     let team = reading.caller.team;
-    shown(doors, &reading, team, rotate).await
+    shown(app, &reading, team, rotate).await
 }
 
-async fn of(doors: &Doors, id: admin::Id, headers: &HeaderMap, rotate: bool) -> Result<Response> {
-    let reading = admin::operator_reading(doors, headers, Consistency::Linearizable).await?;
-    shown(doors, &reading, admin::team_id(id)?, rotate).await
+async fn of(app: &AppState, id: admin::Id, headers: &HeaderMap, rotate: bool) -> Result<Response> {
+    let reading = admin::operator_reading(app, headers, Consistency::Linearizable).await?;
+    shown(app, &reading, admin::team_id(id)?, rotate).await
 }
 
 /// The pair as it is, or as a rotation leaves it. The rotation names the pair that it replaces, so of two at
 /// a time only one happens: after a second one, receivers that still have the first pair would refuse.
-async fn shown(doors: &Doors, reading: &Reading, team: TeamId, rotate: bool) -> Result<Response> {
+async fn shown(app: &AppState, reading: &Reading, team: TeamId, rotate: bool) -> Result<Response> {
     let mut generation = generation(&*reading.state, team)?;
     if rotate {
         let op = RotateSigningKeys {
@@ -67,12 +67,12 @@ async fn shown(doors: &Doors, reading: &Reading, team: TeamId, rotate: bool) -> 
             from_generation: generation,
         };
         let op = operation::Op::RotateSigningKeys(op);
-        generation = match doors.propose(&reading.caller, op).await? {
+        generation = match app.propose(&reading.caller, op).await? {
             reply::Reply::SigningKeys(reply) => reply.generation,
             other => return Err(ApiError::internal(format!("a rotation was answered {other:?}"))),
         };
     }
-    let secrets = &doors.services.secrets;
+    let secrets = &app.services.secrets;
     json_of(&SigningKeys {
         current: secrets.signing_key(team, generation).into(),
         next: secrets.signing_key(team, generation + 1).into(),

@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::base::config::Config;
 use crate::net::dial::Dialer;
-use crate::shard::local::Local;
 use crate::shard::quorum::Quorum;
+use crate::shard::this_node::ThisNode;
 use crate::webhooks::egress::Egress;
 
 /// A node that has heard no leader for so long does not know who the members are.
@@ -30,7 +30,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(3);
 
 /// When a leader was last heard. Cheap to clone.
 #[derive(Clone)]
-pub struct Contact {
+struct Contact {
     began: Instant,
     /// Milliseconds after `began`, and one; 0 = never.
     last: Arc<AtomicU64>,
@@ -47,7 +47,7 @@ impl Default for Contact {
 
 impl Contact {
     /// A leader has sent something.
-    pub fn note(&self) {
+    fn note(&self) {
         let ms = self.began.elapsed().as_millis() as u64 + 1;
         self.last.store(ms, Ordering::Relaxed);
     }
@@ -69,7 +69,7 @@ pub struct Admission {
 
 struct Shared {
     config: Arc<Config>,
-    local: Local,
+    this_node: ThisNode,
     quorum: Quorum,
     contact: Contact,
     /// Cancelled when the node stops.
@@ -80,18 +80,12 @@ struct Shared {
 
 impl Admission {
     /// Of this node. `shutdown` ends all connections.
-    pub fn new(
-        config: Arc<Config>,
-        local: Local,
-        quorum: Quorum,
-        contact: Contact,
-        shutdown: CancellationToken,
-    ) -> Self {
+    pub fn new(config: Arc<Config>, this_node: ThisNode, quorum: Quorum, shutdown: CancellationToken) -> Self {
         let shared = Shared {
             config,
-            local,
+            this_node,
             quorum,
-            contact,
+            contact: Contact::default(),
             shutdown,
             inside: Mutex::default(),
         };
@@ -100,16 +94,26 @@ impl Admission {
         }
     }
 
+    /// Notes that a leader was heard.
+    pub fn heard_leader(&self) {
+        self.shared.contact.note();
+    }
+
+    /// Cancelled when all connections end.
+    pub fn shutdown(&self) -> &CancellationToken {
+        &self.shared.shutdown
+    }
+
     /// Whether a node that has proven its id may speak.
     pub fn admits(&self, id: u64) -> bool {
-        let Shared { config, local, .. } = &*self.shared;
-        if local.is_member(id) {
+        let Shared { config, this_node, .. } = &*self.shared;
+        if this_node.is_member(id) {
             return true;
         }
         if self.was_removed(id) {
             return false;
         }
-        if !local.is_member(local.id()) && config.member(id).is_some() {
+        if !this_node.is_member(this_node.id()) && config.member(id).is_some() {
             return true;
         }
         self.is_out_of_touch() || self.inside().contains_key(&id)
@@ -129,11 +133,11 @@ impl Admission {
     /// Follows the membership until `shutdown`: ends the connections of removed nodes, and closes the members' ports for
     /// webhooks.
     pub async fn run(self, egress: Egress, dialer: Dialer) {
-        let local = &self.shared.local;
-        let mut lead = local.lead();
+        let this_node = &self.shared.this_node;
+        let mut lead = this_node.lead();
         let following = async {
             loop {
-                egress.set_members(local.members().values());
+                egress.set_members(this_node.members().values());
                 let removed: Vec<u64> = self
                     .inside()
                     .keys()
@@ -161,11 +165,11 @@ impl Admission {
 
     /// Whether a node was a member once and is none now. Ids are never used again, so that is for good.
     fn was_removed(&self, id: u64) -> bool {
-        let local = &self.shared.local;
-        if local.is_member(id) {
+        let this_node = &self.shared.this_node;
+        if this_node.is_member(id) {
             return false;
         }
-        match query::node_ids(&*local.state().current()) {
+        match query::node_ids(&*this_node.state().current()) {
             Ok(used) => used.contains(&id),
             Err(error) => {
                 tracing::error!(%error, "reading the ids of former members failed");

@@ -18,21 +18,20 @@ use futures::stream::{Stream, StreamExt as _};
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest, VoteResponse,
 };
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::base::metrics::Metrics;
-use crate::cluster::presence::Presence;
+use crate::cluster::status::ClusterHandle;
 use crate::net::lives::Lives;
 use crate::net::shard_id::SHARD;
 use crate::net::snapshot;
-use crate::server::peer::admission::Contact;
+use crate::server::peer::admission::Admission;
 use crate::server::peer::listener::PeerId;
 use crate::shard::Raft;
-use crate::shard::local::{Local, TransferError};
-use crate::shard::members::{Members, change_from_proto, outcome_to_proto};
+use crate::shard::members::{change_from_proto, outcome_to_proto};
 use crate::shard::proposer::{ProposeError, Proposer};
 use crate::shard::reader::{NotReady, Reader};
+use crate::shard::this_node::TransferError;
 
 /// The gRPC service of a node.
 pub struct PeerService {
@@ -40,22 +39,14 @@ pub struct PeerService {
     pub raft: Raft,
     /// Takes what followers forward.
     pub proposer: Proposer,
-    /// Answers read barriers.
-    pub reader: Reader,
-    /// Tells about this node.
-    pub local: Local,
+    /// Tells about this node, changes the members, and answers read barriers.
+    pub cluster: ClusterHandle,
     /// Whether this node may go on.
     pub lives: Lives,
-    /// Tells who listens here.
-    pub presence: Presence,
-    /// Told when a leader is heard.
-    pub contact: Contact,
-    /// Changes who is in the cluster.
-    pub members: Members,
+    /// Told when a leader is heard; ends the long streams.
+    pub admission: Admission,
     /// Counts.
     pub metrics: Metrics,
-    /// Ends the long streams.
-    pub shutdown: CancellationToken,
 }
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -67,9 +58,9 @@ impl Peer for PeerService {
 
     async fn append(&self, request: Request<Streaming<AppendRequest>>) -> Result<Response<Self::AppendStream>, Status> {
         let from = sender(&request)?;
-        let contact = self.contact.clone();
+        let admission = self.admission.clone();
         let requests = request.into_inner().map(move |received| {
-            contact.note();
+            admission.heard_leader();
             let append = received.and_then(|request| append_from_proto(request, from));
             append
                 .inspect_err(|status| tracing::debug!(node = from, %status, "append stream broke"))
@@ -83,7 +74,7 @@ impl Peer for PeerService {
             Ok(result) => Ok(append_to_proto(result)),
             Err(fatal) => Err(Status::unavailable(fatal.to_string())),
         });
-        let answers = answers.take_until(self.shutdown.clone().cancelled_owned());
+        let answers = answers.take_until(self.admission.shutdown().clone().cancelled_owned());
         Ok(Response::new(Box::pin(answers)))
     }
 
@@ -131,8 +122,10 @@ impl Peer for PeerService {
         request: Request<Streaming<peer::SnapshotPart>>,
     ) -> Result<Response<peer::SnapshotReply>, Status> {
         let from = sender(&request)?;
-        let (vote, snapshot) =
-            snapshot::receive(request.into_inner(), self.local.state(), |vote| claimed(from, vote)).await?;
+        let (vote, snapshot) = snapshot::receive(request.into_inner(), self.cluster.this_node.state(), |vote| {
+            claimed(from, vote)
+        })
+        .await?;
         let installed = self.raft.install_full_snapshot(vote, snapshot).await;
         let installed = installed.map_err(|error| Status::unavailable(error.to_string()))?;
         self.metrics.snapshots_received.inc();
@@ -146,7 +139,7 @@ impl Peer for PeerService {
         request: Request<Streaming<ForwardRequest>>,
     ) -> Result<Response<Self::ForwardStream>, Status> {
         sender(&request)?;
-        let (proposer, reader) = (self.proposer.clone(), self.reader.clone());
+        let (proposer, reader) = (self.proposer.clone(), self.cluster.reader.clone());
         let answers = request
             .into_inner()
             .map(move |received| {
@@ -154,14 +147,14 @@ impl Peer for PeerService {
                 async move { answer(received?, &proposer, &reader).await }
             })
             .buffer_unordered(PROPOSALS_IN_FLIGHT_MAX);
-        let answers = answers.take_until(self.shutdown.clone().cancelled_owned());
+        let answers = answers.take_until(self.admission.shutdown().clone().cancelled_owned());
         Ok(Response::new(Box::pin(answers)))
     }
 
     async fn status(&self, request: Request<peer::StatusRequest>) -> Result<Response<peer::StatusReply>, Status> {
         sender(&request)?;
         check_shard(request.into_inner().shard)?;
-        Ok(Response::new(self.local.status()))
+        Ok(Response::new(self.cluster.this_node.status()))
     }
 
     async fn hand_over(
@@ -171,7 +164,7 @@ impl Peer for PeerService {
         sender(&request)?;
         let request = request.into_inner();
         check_shard(request.shard)?;
-        let refused = self.local.hand_over(request.to).await.err();
+        let refused = self.cluster.this_node.hand_over(request.to).await.err();
         let refused = refused.map(|error| match error {
             TransferError::Invalid(reason) => hand_over_reply::Refused::Invalid(Refusal { reason }),
             TransferError::NotCaughtUp(reason) => hand_over_reply::Refused::NotCaughtUp(Refusal { reason }),
@@ -190,7 +183,7 @@ impl Peer for PeerService {
         let change = request.change.as_ref().map(change_from_proto);
         let change = change.ok_or_else(|| Status::invalid_argument("no change"))?;
         tracing::info!(node = from, ?change, "asked to change the members");
-        let outcome = outcome_to_proto(self.members.change(change).await);
+        let outcome = outcome_to_proto(self.cluster.members.change(change).await);
         Ok(Response::new(peer::ChangeMembersReply { outcome: Some(outcome) }))
     }
 
@@ -210,7 +203,7 @@ impl Peer for PeerService {
         if request.agents.len() > PAGE_MAX {
             return Err(Status::invalid_argument(format!("more than {PAGE_MAX} agents")));
         }
-        let sessions = self.presence.sessions(team, &request.agents);
+        let sessions = self.cluster.presence.sessions(team, &request.agents);
         Ok(Response::new(peer::PresenceReply { sessions }))
     }
 }

@@ -42,7 +42,7 @@ struct Occupant {
 }
 
 /// The right to one session; given back when dropped.
-pub struct Seat {
+pub struct SessionPermit {
     shared: Arc<Shared>,
     occupant: Arc<Occupant>,
     inbox: Option<Inbox>,
@@ -69,26 +69,26 @@ impl Admission {
         self.shared.sessions.load(Ordering::Relaxed) == 0
     }
 
-    /// A seat on the node, if one is left.
-    pub fn enter(&self) -> Option<Seat> {
+    /// A permit on the node, if one is left.
+    pub fn enter(&self) -> Option<SessionPermit> {
         let below = |count: usize| (count < limits::WS_SESSIONS_MAX).then_some(count + 1);
         self.shared
             .sessions
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, below)
             .ok()?;
         self.shared.metrics.ws_sessions.inc();
-        let seat = Seat {
+        let permit = SessionPermit {
             shared: Arc::clone(&self.shared),
             occupant: Arc::default(),
             inbox: None,
             listening: None,
         };
-        seat.heard(Instant::now());
-        Some(seat)
+        permit.heard(Instant::now());
+        Some(permit)
     }
 }
 
-impl Seat {
+impl SessionPermit {
     /// Takes a place at an inbox; false when all are taken by sessions that were heard within `silent`.
     pub fn listen(&mut self, team: TeamId, agent: &str, silent: Duration) -> bool {
         let inbox = (team, agent.to_owned());
@@ -102,7 +102,7 @@ impl Seat {
         true
     }
 
-    /// Counts as a listener of each of these agents until the seat is given back. Unlike a place at an inbox this is
+    /// Counts as a listener of each of these agents until the permit is given back. Unlike a place at an inbox this is
     /// not bounded by agent: a session may name several, and none of them may shut it out.
     pub fn show(&mut self, team: TeamId, agents: Vec<AgentId>) {
         self.listening = Some(self.shared.presence.listen(team, agents));
@@ -134,7 +134,7 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for SessionPermit {
     fn drop(&mut self) {
         self.shared.sessions.fetch_sub(1, Ordering::Relaxed);
         self.shared.metrics.ws_sessions.dec();
@@ -158,22 +158,22 @@ mod tests {
     const SILENT: Duration = Duration::from_secs(60);
     const TEAM: TeamId = TeamId([1; 16]);
 
-    fn full_inbox(admission: &Admission) -> Vec<Seat> {
-        let mut seats: Vec<Seat> = (0..limits::WS_SESSIONS_PER_AGENT_MAX)
+    fn full_inbox(admission: &Admission) -> Vec<SessionPermit> {
+        let mut permits: Vec<SessionPermit> = (0..limits::WS_SESSIONS_PER_AGENT_MAX)
             .map(|_| admission.enter().unwrap())
             .collect();
-        assert!(seats.iter_mut().all(|seat| seat.listen(TEAM, "a", SILENT)));
-        seats
+        assert!(permits.iter_mut().all(|permit| permit.listen(TEAM, "a", SILENT)));
+        permits
     }
 
     #[tokio::test(start_paused = true)]
     async fn places_at_an_inbox_are_bounded_and_come_back() {
         let admission = Admission::new(Metrics::new(), Presence::default());
-        let seats = full_inbox(&admission);
+        let permits = full_inbox(&admission);
         let mut late = admission.enter().unwrap();
         assert!(!late.listen(TEAM, "a", SILENT));
         assert!(admission.enter().unwrap().listen(TEAM, "b", SILENT));
-        drop(seats);
+        drop(permits);
         assert!(late.listen(TEAM, "a", SILENT));
         drop(late);
         assert!(admission.is_empty());
@@ -183,13 +183,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_session_makes_room() {
         let admission = Admission::new(Metrics::new(), Presence::default());
-        let seats = full_inbox(&admission);
+        let permits = full_inbox(&admission);
         tokio::time::advance(SILENT).await;
-        for seat in &seats[1..] {
-            seat.heard(Instant::now());
+        for permit in &permits[1..] {
+            permit.heard(Instant::now());
         }
         assert!(admission.enter().unwrap().listen(TEAM, "a", SILENT));
-        let gone: Vec<bool> = seats.iter().map(|seat| seat.leave().is_cancelled()).collect();
+        let gone: Vec<bool> = permits.iter().map(|permit| permit.leave().is_cancelled()).collect();
         assert_eq!(gone.iter().filter(|gone| **gone).count(), 1);
         assert!(gone[0]);
     }
@@ -199,9 +199,9 @@ mod tests {
         let presence = Presence::default();
         let admission = Admission::new(Metrics::new(), presence.clone());
         let seen = || presence.sessions(TEAM, &["a".to_owned(), "b".to_owned()]);
-        let mut seats = full_inbox(&admission);
-        for seat in &mut seats {
-            seat.show(TEAM, vec!["a".parse().unwrap()]);
+        let mut permits = full_inbox(&admission);
+        for permit in &mut permits {
+            permit.show(TEAM, vec!["a".parse().unwrap()]);
         }
         // It listens to two agents, takes no place at the inbox of either, and none keeps it out.
         let mut several = admission.enter().unwrap();
@@ -213,16 +213,16 @@ mod tests {
         tokio::time::advance(SILENT).await;
         assert!(admission.enter().unwrap().listen(TEAM, "a", SILENT));
         assert_eq!(seen(), [full + 1, 1]);
-        drop((seats, several));
+        drop((permits, several));
         assert_eq!(seen(), [0, 0]);
     }
 
     #[tokio::test]
     async fn sessions_of_a_node_are_bounded() {
         let admission = Admission::new(Metrics::new(), Presence::default());
-        let seats: Vec<Seat> = std::iter::from_fn(|| admission.enter()).collect();
-        assert_eq!(seats.len(), limits::WS_SESSIONS_MAX);
-        drop(seats);
+        let permits: Vec<SessionPermit> = std::iter::from_fn(|| admission.enter()).collect();
+        assert_eq!(permits.len(), limits::WS_SESSIONS_MAX);
+        drop(permits);
         assert!(admission.enter().is_some());
     }
 }

@@ -15,12 +15,12 @@ use axum::extract::ws::Message;
 use tokio::time::timeout;
 
 use super::ack::{Mark, Proof};
-use super::admission::Seat;
+use super::admission::SessionPermit;
 use super::feed::Feed;
-use super::hub::Hub;
 use super::link::{End, Link};
 use super::resume::{self, CursorName, Request, Rows, Start};
 use super::scope::{self, ScopeError};
+use super::ws_state::WsState;
 use super::{frame, quota};
 use crate::server::auth::{self, Caller, Finding};
 use crate::shard::wakeups::Listener;
@@ -59,26 +59,29 @@ pub struct Opened {
 }
 
 /// Waits for `connect` and decides about it.
-pub async fn open(hub: &Hub, link: &mut Link, seat: &mut Seat) -> Result<Opened, End> {
-    let connect = match timeout(hub.options.handshake_within, first_frame(link)).await {
+pub async fn open(ws: &WsState, link: &mut Link, permit: &mut SessionPermit) -> Result<Opened, End> {
+    let connect = match timeout(ws.options.handshake_within, first_frame(link)).await {
         Ok(connect) => connect?,
         Err(_) => return Err(End::invalid("no connect frame in time")),
     };
     let client_id = resume::client_id(connect.client_id.as_deref()).map_err(End::invalid)?;
     // A key revoked anywhere before this moment must not pass, and a key made anywhere must.
-    let state = linearizable(hub).await?;
-    let (caller, key_hash) = introduce(hub, &*state, &connect)?;
+    let state = linearizable(ws).await?;
+    let (caller, key_hash) = introduce(ws, &*state, &connect)?;
     let requested = scope::parse_requested(&connect.scopes).map_err(scope_end)?;
     let narrowed = scope::narrow(&requested, &caller.scopes, caller.bound_agent.as_ref()).map_err(scope_end)?;
     let agents = scope::agents(&narrowed);
-    let mut feed = Feed::new(caller.team, narrowed, hub.services.config.kite.source_prefix.clone());
+    let mut feed = Feed::new(caller.team, narrowed, ws.source_prefix.clone());
     if let Some(agent) = feed.inbox()
-        && !seat.listen(caller.team, agent.as_str(), hub.options.ping_every * 2)
+        && !permit.listen(caller.team, agent.as_str(), ws.options.ping_every * 2)
     {
         return Err(End::busy(format!("too many sessions listen to {agent} on this node")));
     }
-    seat.show(caller.team, agents);
-    let (mail, keys) = (feed.listen(&hub.services.wakeups), hub.services.wakeups.keys());
+    permit.show(caller.team, agents);
+    let (mail, keys) = (
+        feed.listen(&ws.services.replica.wakeups),
+        ws.services.replica.wakeups.keys(),
+    );
     let request = Request {
         team: caller.team,
         bound_agent: caller.bound_agent.as_ref().map_or("", AgentId::as_str),
@@ -86,14 +89,14 @@ pub async fn open(hub: &Hub, link: &mut Link, seat: &mut Seat) -> Result<Opened,
         client_id,
     };
     let cursor = request.cursor();
-    let state = settled(hub, state, cursor.as_ref()).await?;
+    let state = settled(ws, state, cursor.as_ref()).await?;
     let rows = Rows::read(&*state, &request).map_err(unreadable)?;
     let start = request.start(&rows).map_err(End::invalid)?;
     feed.seek(start.after_seq);
-    let greeting = greeting(hub, &*state, &request, &start).map_err(unreadable)?;
+    let greeting = greeting(ws, &*state, &request, &start).map_err(unreadable)?;
     drop(state);
     if let Some(name) = &cursor {
-        note(hub, name, &start).await?;
+        note(ws, name, &start).await?;
     }
     Ok(Opened {
         team: caller.team,
@@ -108,43 +111,43 @@ pub async fn open(hub: &Hub, link: &mut Link, seat: &mut Seat) -> Result<Opened,
     })
 }
 
-async fn linearizable(hub: &Hub) -> Result<Arc<StateDb>, End> {
-    let state = hub.services.reader.linearizable().await;
+async fn linearizable(ws: &WsState) -> Result<Arc<StateDb>, End> {
+    let state = ws.services.replica.reader.linearizable().await;
     state.map_err(|not_ready| End::busy(not_ready.to_string()))
 }
 
 /// Who has connected, and the hash of the key.
-fn introduce(hub: &Hub, kv: &impl Kv, connect: &Connect) -> Result<(Caller, [u8; 32]), End> {
+fn introduce(ws: &WsState, kv: &impl Kv, connect: &Connect) -> Result<(Caller, [u8; 32]), End> {
     if connect.token.len() > limits::API_KEY_BYTES_MAX {
         return Err(refused());
     }
-    let key_hash = hub.services.secrets.key_hash(&connect.token);
-    let caller = authenticate(hub, kv, &key_hash)?;
+    let key_hash = ws.services.secrets.key_hash(&connect.token);
+    let caller = authenticate(ws, kv, &key_hash)?;
     if caller.team.to_string() != connect.team_id {
         return Err(refused());
     }
     if caller.permission < Permission::Read {
         return Err(End::auth("this API key lacks the permission read"));
     }
-    let admitted = hub.services.bursts.request(&caller, &hub.services.clock);
+    let admitted = ws.services.bursts.request(&caller, ws.services.wall_time.clock());
     admitted.map_err(|error| End::busy(error.message))?;
     Ok((caller, key_hash))
 }
 
 /// A state that holds what the previous session of this cursor acked on this node.
-async fn settled(hub: &Hub, state: Arc<StateDb>, cursor: Option<&CursorName>) -> Result<Arc<StateDb>, End> {
-    let Some(name) = cursor.filter(|name| hub.acks.pending(name)) else {
+async fn settled(ws: &WsState, state: Arc<StateDb>, cursor: Option<&CursorName>) -> Result<Arc<StateDb>, End> {
+    let Some(name) = cursor.filter(|name| ws.acks.pending(name)) else {
         return Ok(state);
     };
-    if !hub.acks.stored(name, STORE_WITHIN).await {
+    if !ws.acks.stored(name, STORE_WITHIN).await {
         return Err(End::busy("acknowledgements wait for a quorum"));
     }
-    linearizable(hub).await
+    linearizable(ws).await
 }
 
 /// Stores a new cursor before its session begins, and that an old one is in use again: a sweep may be about to
 /// forget it.
-async fn note(hub: &Hub, name: &CursorName, start: &Start) -> Result<(), End> {
+async fn note(ws: &WsState, name: &CursorName, start: &Start) -> Result<(), End> {
     if !start.create && !start.touch {
         return Ok(());
     }
@@ -152,12 +155,12 @@ async fn note(hub: &Hub, name: &CursorName, start: &Start) -> Result<(), End> {
         seq: start.after_seq,
         proof: Proof::Implied,
     };
-    hub.acks.put(name.clone(), mark);
-    if !hub.acks.stored(name, STORE_WITHIN).await {
+    ws.acks.put(name.clone(), mark);
+    if !ws.acks.stored(name, STORE_WITHIN).await {
         return Err(End::busy("the cursor could not be stored"));
     }
     // How many there may be is decided where all nodes meet: another client may have taken the last place.
-    let state = linearizable(hub).await?;
+    let state = linearizable(ws).await?;
     let stored = query::cursor(&*state, name.team, &name.agent, &name.client_id).map_err(unreadable)?;
     stored.map(drop).ok_or_else(|| End::invalid(resume::too_many()))
 }
@@ -192,8 +195,8 @@ async fn first_frame(link: &mut Link) -> Result<Connect, End> {
 }
 
 /// The caller of a valid key; every other key gets the same answer.
-pub fn authenticate(hub: &Hub, kv: &impl Kv, key_hash: &[u8; 32]) -> Result<Caller, End> {
-    match auth::find(kv, key_hash, hub.services.wall_time.now_ms()).map_err(unreadable)? {
+pub fn authenticate(ws: &WsState, kv: &impl Kv, key_hash: &[u8; 32]) -> Result<Caller, End> {
+    match auth::find(kv, key_hash, ws.services.wall_time.now_ms()).map_err(unreadable)? {
         Finding::Valid(caller) => Ok(caller),
         Finding::Refused | Finding::Unknown => Err(refused()),
     }
@@ -217,13 +220,13 @@ fn scope_end(error: ScopeError) -> End {
 }
 
 /// The frames that come first.
-fn greeting(hub: &Hub, kv: &impl Kv, request: &Request<'_>, start: &Start) -> Result<Vec<ServerFrame>, Fatal> {
-    let fresh = || hex::encode(hub.services.ids.random::<16>());
+fn greeting(ws: &WsState, kv: &impl Kv, request: &Request<'_>, start: &Start) -> Result<Vec<ServerFrame>, Fatal> {
+    let fresh = || hex::encode(ws.services.ids.random::<16>());
     let connected = ServerFrame::Connected {
         last_seq: start.after_seq,
         client_id: request.client_id.map_or_else(fresh, str::to_owned),
     };
-    let quota = quota::Greeting::of(kv, request.team, hub.services.wall_time.now_ms())?;
+    let quota = quota::Greeting::of(kv, request.team, ws.services.wall_time.now_ms())?;
     let mut greeting = vec![connected, quota.snapshot];
     greeting.extend(quota.block);
     Ok(greeting)

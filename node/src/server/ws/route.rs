@@ -15,44 +15,54 @@ use tokio::time::{sleep, timeout};
 
 use super::ack::Acks;
 use super::admission::Admission;
-use super::hub::{Hub, Options};
 use super::session;
-use crate::base::metrics::Face;
+use super::ws_state::{SessionOptions, WsHandles, WsState};
 use crate::server::error::ApiError;
 use crate::server::services::Services;
+use crate::shard::reader::Reader;
+use crate::wire::face::Face;
 
 /// The route, with its worker for acks. Call it inside a runtime, once per node.
-pub fn route<S: Clone + Send + Sync + 'static>(services: Services) -> Router<S> {
-    route_with(services, Options::default())
+pub fn route<S: Clone + Send + Sync + 'static>(services: Services, handles: WsHandles) -> Router<S> {
+    route_with(services, handles, SessionOptions::default())
 }
 
-/// The same with other times.
-pub fn route_with<S: Clone + Send + Sync + 'static>(services: Services, options: Options) -> Router<S> {
+/// The same with other timeouts.
+pub fn route_with<S: Clone + Send + Sync + 'static>(
+    services: Services,
+    handles: WsHandles,
+    options: SessionOptions,
+) -> Router<S> {
     let acks = Acks::default();
-    let cluster = services.cluster.clone();
-    let proposer = services.proposer.clone();
+    let (lifetime, proposer) = (handles.lifetime, services.replica.proposer.clone());
     let propose = move |operation| {
         let proposer = proposer.clone();
         async move { proposer.propose_internal(operation).await }
     };
-    let worker = acks.clone().run(propose, options.ack_every, cluster.shutdown.clone());
-    cluster.tasks.spawn(worker);
+    let worker = acks.clone().run(propose, options.ack_every, lifetime.shutdown.clone());
+    lifetime.tasks.spawn(worker);
     let (sender, isolated) = watch::channel(false);
-    let admission = Admission::new(services.metrics.clone(), services.presence.clone());
-    let watch = watch_isolation(services.clone(), admission.clone(), options.isolated_max, sender);
-    cluster.tasks.spawn(watch);
-    let hub = Hub {
+    let admission = Admission::new(services.metrics.clone(), handles.presence);
+    let reader = services.replica.reader.clone();
+    let watching = watch_isolation(reader, admission.clone(), options.isolated_max, sender);
+    let shutdown = lifetime.shutdown.clone();
+    lifetime.tasks.spawn(async move {
+        shutdown.run_until_cancelled(watching).await;
+    });
+    let ws = WsState {
         services,
+        lifetime,
+        source_prefix: handles.source_prefix,
         options: Arc::new(options),
         acks,
         admission,
         isolated,
     };
-    Router::new().route("/ws", get(upgrade)).with_state(hub)
+    Router::new().route("/ws", get(upgrade)).with_state(ws)
 }
 
 /// Authentication is in-band, so every upgrade is accepted; only a full node refuses before it.
-async fn upgrade(State(hub): State<Hub>, upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>) -> Response {
+async fn upgrade(State(ws): State<WsState>, upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>) -> Response {
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade,
         Err(rejection) => {
@@ -61,10 +71,10 @@ async fn upgrade(State(hub): State<Hub>, upgrade: Result<WebSocketUpgrade, WebSo
             return error.response(Face::Kite);
         }
     };
-    let Some(seat) = hub.admission.enter() else {
+    let Some(permit) = ws.admission.enter() else {
         return ApiError::unavailable("too many WebSocket sessions on this node").response(Face::Kite);
     };
-    let tasks = hub.services.cluster.tasks.clone();
+    let tasks = ws.lifetime.tasks.clone();
     upgrade
         .max_message_size(limits::WS_MESSAGE_BYTES_MAX)
         .max_frame_size(limits::WS_FRAME_BYTES_MAX)
@@ -72,24 +82,21 @@ async fn upgrade(State(hub): State<Hub>, upgrade: Result<WebSocketUpgrade, WebSo
         .read_buffer_size(4 * 1024)
         .write_buffer_size(limits::WS_WRITE_CHUNK_BYTES)
         .max_write_buffer_size(limits::WS_WRITE_BUFFER_BYTES_MAX)
-        .on_upgrade(move |socket| tasks.track_future(session::run(hub, socket, seat)))
+        .on_upgrade(move |socket| tasks.track_future(session::run(ws, socket, permit)))
 }
 
 /// Tells sessions when this node has been cut off for too long: it asks the leader now and then, as a
 /// linearizable read does.
-async fn watch_isolation(services: Services, admission: Admission, longest: Duration, isolated: watch::Sender<bool>) {
+async fn watch_isolation(reader: Reader, admission: Admission, longest: Duration, isolated: watch::Sender<bool>) {
     let pause = longest / 6;
     let confirmed = || async {
-        while services.reader.linearizable().await.is_err() {
+        while reader.linearizable().await.is_err() {
             sleep(pause).await;
         }
     };
-    let watching = async {
-        loop {
-            let cut_off = !admission.is_empty() && timeout(longest, confirmed()).await.is_err();
-            isolated.send_if_modified(|was| std::mem::replace(was, cut_off) != cut_off);
-            sleep(pause).await;
-        }
-    };
-    services.cluster.shutdown.run_until_cancelled(watching).await;
+    loop {
+        let cut_off = !admission.is_empty() && timeout(longest, confirmed()).await.is_err();
+        isolated.send_if_modified(|was| std::mem::replace(was, cut_off) != cut_off);
+        sleep(pause).await;
+    }
 }

@@ -291,23 +291,28 @@ struct Key<'a> {
 impl<'a> Key<'a> {
     /// Authorised against the very state that it reads.
     async fn reads(self) -> Result<(Arc<StateDb>, Caller)> {
-        let state = self.services.reader.linearizable().await?;
+        let state = self.services.replica.reader.linearizable().await?;
         self.authorized(state).await
     }
 
     /// As good as this node knows: apply decides again.
     async fn changes_keys(self) -> Result<Caller> {
-        let (_, caller) = self.authorized(self.services.reader.local()).await?;
+        let (_, caller) = self.authorized(self.services.replica.reader.local()).await?;
         manages_keys(&caller)?;
         caller.require(Permission::Admin)?;
         Ok(caller)
     }
 
     async fn authorized(self, state: Arc<StateDb>) -> Result<(Arc<StateDb>, Caller)> {
-        let (state, caller) =
-            auth::authorize(&self.services.reader, &self.services.wall_time, &self.hash, state).await?;
+        let (state, caller) = auth::authorize(
+            &self.services.replica.reader,
+            &self.services.wall_time,
+            &self.hash,
+            state,
+        )
+        .await?;
         caller.require(Permission::Read)?;
-        self.services.bursts.request(&caller, &self.services.clock)?;
+        self.services.bursts.request(&caller, self.services.wall_time.clock())?;
         Ok((state, caller))
     }
 

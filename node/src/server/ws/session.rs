@@ -52,13 +52,13 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::ack::Acks;
-use super::admission::Seat;
+use super::admission::SessionPermit;
 use super::feed::Feed;
 use super::handshake::{self, Opened};
-use super::hub::{Hub, Options};
 use super::link::{End, GOODBYE, Inbound, Link, Received};
 use super::progress::Progress;
 use super::rpc::Requests;
+use super::ws_state::{SessionOptions, WsState};
 use super::{frame, quota};
 use crate::base::metrics::Metrics;
 use crate::shard::wakeups::Listener;
@@ -67,24 +67,24 @@ use crate::shard::wakeups::Listener;
 const REVOKED_MAX: Duration = Duration::from_millis(500);
 
 /// One socket from the upgrade to its end.
-pub async fn run(hub: Hub, socket: WebSocket, mut seat: Seat) {
-    let mut link = Link::new(socket, hub.options.stalled_max);
-    let leave = seat.leave();
+pub async fn run(ws: WsState, socket: WebSocket, mut permit: SessionPermit) {
+    let mut link = Link::new(socket, ws.options.stalled_max);
+    let leave = permit.leave();
     let mut client = None;
     let (admitted, key) = oneshot::channel();
     // Boxed, as all that is rare: every open session carries the rest.
-    let revoked = Box::pin(revoked(&hub, key));
+    let revoked = Box::pin(revoked(&ws, key));
     let end = tokio::select! {
         biased;
-        end = converse(&hub, &mut link, &mut seat, &mut client, admitted) => end,
+        end = converse(&ws, &mut link, &mut permit, &mut client, admitted) => end,
         end = revoked => end,
-        () = hub.services.cluster.shutdown.cancelled() => End::Elsewhere("service restart"),
+        () = ws.lifetime.shutdown.cancelled() => End::Elsewhere("service restart"),
         () = leave.cancelled() => End::slow("a newer session took the place of this silent one"),
-        () = cut_off(hub.isolated.clone()) => End::Elsewhere("this node has lost the cluster"),
+        () = cut_off(ws.isolated.clone()) => End::Elsewhere("this node has lost the cluster"),
     };
     tracing::debug!(?end, "session ended");
     let stopping = async {
-        hub.services.cluster.shutdown.cancelled().await;
+        ws.lifetime.shutdown.cancelled().await;
         sleep(GOODBYE).await;
     };
     let goodbye = Box::pin(async {
@@ -94,7 +94,7 @@ pub async fn run(hub: Hub, socket: WebSocket, mut seat: Seat) {
         }
         link.close(end, client.as_mut()).await;
     });
-    // The seat is given back only now: a socket counts until it is closed.
+    // The permit is given back only now: a socket counts until it is closed.
     tokio::select! {
         () = goodbye => {}
         () = stopping => {}
@@ -123,13 +123,13 @@ async fn cut_off(mut isolated: watch::Receiver<bool>) {
 
 /// Returns when the key of the session was revoked and the session has not ended by itself: it waits for a reader
 /// that takes nothing.
-async fn revoked(hub: &Hub, admitted: oneshot::Receiver<[u8; 32]>) -> End {
+async fn revoked(ws: &WsState, admitted: oneshot::Receiver<[u8; 32]>) -> End {
     let Ok(key_hash) = admitted.await else {
         return std::future::pending().await; // it was not let in
     };
-    let mut keys = hub.services.wakeups.keys();
+    let mut keys = ws.services.replica.wakeups.keys();
     loop {
-        let refused = handshake::authenticate(hub, &*hub.services.reader.local(), &key_hash).err();
+        let refused = handshake::authenticate(ws, &*ws.services.replica.reader.local(), &key_hash).err();
         if let Some(end) = refused {
             sleep(REVOKED_MAX).await;
             return end;
@@ -139,20 +139,20 @@ async fn revoked(hub: &Hub, admitted: oneshot::Receiver<[u8; 32]>) -> End {
 }
 
 async fn converse<'a>(
-    hub: &'a Hub,
+    ws: &'a WsState,
     link: &mut Link,
-    seat: &'a mut Seat,
+    permit: &'a mut SessionPermit,
     client: &mut Option<Client<'a>>,
     admitted: oneshot::Sender<[u8; 32]>,
 ) -> End {
     // Boxed: the handshake is long and rare.
-    let opened = match Box::pin(handshake::open(hub, link, seat)).await {
+    let opened = match Box::pin(handshake::open(ws, link, permit)).await {
         Ok(opened) => opened,
         Err(end) => return end,
     };
     let _ = admitted.send(opened.key_hash);
-    let client = client.insert(Client::new(hub, seat, &opened));
-    match Session::new(hub, link, client, opened).run().await {
+    let client = client.insert(Client::new(ws, permit, &opened));
+    match Session::new(ws, link, client, opened).run().await {
         Ok(never) => match never {},
         Err(end) => end,
     }
@@ -160,7 +160,7 @@ async fn converse<'a>(
 
 /// After the handshake.
 struct Session<'a, 'c> {
-    hub: &'a Hub,
+    ws: &'a WsState,
     link: &'a mut Link,
     client: &'a mut Client<'c>,
     feed: Feed,
@@ -180,10 +180,10 @@ struct Session<'a, 'c> {
 }
 
 impl<'a, 'c> Session<'a, 'c> {
-    fn new(hub: &'a Hub, link: &'a mut Link, client: &'a mut Client<'c>, opened: Opened) -> Self {
+    fn new(ws: &'a WsState, link: &'a mut Link, client: &'a mut Client<'c>, opened: Opened) -> Self {
         let now = Instant::now();
         Session {
-            hub,
+            ws,
             link,
             client,
             feed: opened.feed,
@@ -195,8 +195,8 @@ impl<'a, 'c> Session<'a, 'c> {
             ending: None,
             greeting: opened.greeting,
             behind: true,
-            ping_at: now + hub.options.ping_every,
-            look_at: now + hub.options.look_every,
+            ping_at: now + ws.options.ping_every,
+            look_at: now + ws.options.look_every,
         }
     }
 
@@ -236,8 +236,8 @@ impl<'a, 'c> Session<'a, 'c> {
     /// The key may have been revoked, or have expired, since the last look.
     async fn authorize(&mut self) -> Result<(), End> {
         let refused = {
-            let state = self.hub.services.reader.local();
-            handshake::authenticate(self.hub, &*state, &self.key_hash).err()
+            let state = self.ws.services.replica.reader.local();
+            handshake::authenticate(self.ws, &*state, &self.key_hash).err()
         };
         match refused {
             None => Ok(()),
@@ -262,7 +262,7 @@ impl<'a, 'c> Session<'a, 'c> {
     async fn deliver(&mut self) -> Result<(), End> {
         self.authorize().await?;
         let batch = {
-            let state = self.hub.services.reader.local();
+            let state = self.ws.services.replica.reader.local();
             self.feed.batch(&*state).map_err(handshake::unreadable)?
         };
         self.behind = batch.more;
@@ -271,7 +271,7 @@ impl<'a, 'c> Session<'a, 'c> {
             tokio::task::yield_now().await;
             return Ok(());
         }
-        self.hub.services.metrics.ws_events.inc_by(batch.events.len() as u64);
+        self.ws.services.metrics.ws_events.inc_by(batch.events.len() as u64);
         for (seq, event) in batch.events {
             self.link.feed(Message::Text(event), self.client).await?;
             self.client.sent(seq);
@@ -281,9 +281,13 @@ impl<'a, 'c> Session<'a, 'c> {
 
     /// The team may have used up its month since the last look. What is there by now is sent before the end.
     fn look_at_quota(&mut self) -> Result<(), End> {
-        let services = &self.hub.services;
-        let why = quota::why_blocked(&*services.reader.local(), self.team, services.wall_time.now_ms())
-            .map_err(handshake::unreadable)?;
+        let services = &self.ws.services;
+        let why = quota::why_blocked(
+            &*services.replica.reader.local(),
+            self.team,
+            services.wall_time.now_ms(),
+        )
+        .map_err(handshake::unreadable)?;
         self.blocked &= why.is_some();
         self.ending = why.filter(|_| !self.blocked);
         Ok(())
@@ -291,13 +295,13 @@ impl<'a, 'c> Session<'a, 'c> {
 
     async fn on_time(&mut self) -> Result<(), End> {
         let now = Instant::now();
-        let options = &self.hub.options;
+        let options = &self.ws.options;
         if now >= self.look_at {
             self.behind = true;
             self.client.tell_cursor(now, options);
             self.look_at_quota()?;
             let most_ms = options.look_every.as_millis() as u64;
-            let pause_ms = self.hub.services.ids.jitter_ms(most_ms / 2, most_ms);
+            let pause_ms = self.ws.services.ids.jitter_ms(most_ms / 2, most_ms);
             self.look_at = now + Duration::from_millis(pause_ms);
         }
         if now >= self.ping_at {
@@ -320,7 +324,7 @@ fn is_block(frame: &ServerFrame) -> bool {
 
 /// What the session knows of its client; takes in frames without waiting.
 struct Client<'a> {
-    seat: &'a Seat,
+    permit: &'a SessionPermit,
     metrics: Metrics,
     acks: Acks,
     progress: Progress,
@@ -328,13 +332,13 @@ struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    fn new(hub: &'a Hub, seat: &'a Seat, opened: &Opened) -> Self {
+    fn new(ws: &'a WsState, permit: &'a SessionPermit, opened: &Opened) -> Self {
         Client {
-            seat,
-            metrics: hub.services.metrics.clone(),
-            acks: hub.acks.clone(),
+            permit,
+            metrics: ws.services.metrics.clone(),
+            acks: ws.acks.clone(),
             progress: Progress::new(opened.cursor.clone(), &opened.start, Instant::now()),
-            requests: Requests::new(&hub.services, opened),
+            requests: Requests::new(&ws.services, opened),
         }
     }
 
@@ -350,7 +354,7 @@ impl<'a> Client<'a> {
     }
 
     /// What time has proved: that events arrived, and that the cursor is in use.
-    fn tell_cursor(&mut self, now: Instant, options: &Options) {
+    fn tell_cursor(&mut self, now: Instant, options: &SessionOptions) {
         let implied = self.progress.implied(now, options.implied_after);
         let touched = self.progress.touch(now, options.touch_every);
         for (cursor, mark) in implied.into_iter().chain(touched) {
@@ -377,7 +381,7 @@ impl Inbound for Client<'_> {
     fn take(&mut self, received: Received) -> Result<(), End> {
         let now = Instant::now();
         self.progress.heard(now);
-        self.seat.heard(now);
+        self.permit.heard(now);
         match received {
             Some(Ok(Message::Text(text))) => self.text(&text),
             Some(Ok(Message::Pong(payload))) => {
@@ -408,7 +412,7 @@ impl Inbound for Client<'_> {
 mod tests {
     use super::*;
 
-    fn bytes_of<F: Future>(_: impl FnOnce(Hub, WebSocket, Seat) -> F) -> usize {
+    fn bytes_of<F: Future>(_: impl FnOnce(WsState, WebSocket, SessionPermit) -> F) -> usize {
         std::mem::size_of::<F>()
     }
 

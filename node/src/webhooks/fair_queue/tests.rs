@@ -67,7 +67,7 @@ fn teams_whose_endpoints_hang_leave_room_for_one_that_comes_later() {
     queue.advance(1);
     // Every team holds at most its share, so there is a slot as soon as there is any.
     let got = queue.take_slot().or_else(|| {
-        queue.release(hanging[0], Reach::Reached);
+        queue.release(hanging[0], Reachability::Reached);
         queue.take_slot()
     });
     assert_eq!(got, Some((team(99), 1)));
@@ -81,12 +81,12 @@ fn what_cannot_be_reached_is_tried_one_call_at_a_time_until_it_answers() {
     queue.advance(0);
     for _ in 0..CONNECT_FAILURES_MAX {
         assert_eq!(queue.take_slot(), Some(dead));
-        queue.release(dead, Reach::Unreachable);
+        queue.release(dead, Reachability::Unreachable);
     }
     assert_eq!(all(&mut queue), [dead]);
-    queue.release(dead, Reach::Untried);
+    queue.release(dead, Reachability::Untried);
     assert_eq!(all(&mut queue), [dead]);
-    queue.release(dead, Reach::Reached);
+    queue.release(dead, Reachability::Reached);
     assert_eq!(all(&mut queue).len(), ENDPOINT_CALLS_MAX);
 }
 
@@ -99,7 +99,7 @@ fn an_endpoint_without_work_leaves_nothing_behind() {
     assert_eq!(queue.take_slot(), Some(endpoint));
     queue.set_due(endpoint, None);
     assert_eq!(queue.take_slot(), None);
-    queue.release(endpoint, Reach::Reached);
+    queue.release(endpoint, Reachability::Reached);
     assert_eq!(queue.take_slot(), None);
     assert!(queue.endpoints.is_empty() && queue.teams.is_empty() && queue.waiting.is_empty());
     assert_eq!((queue.in_use(), queue.due_teams), (0, 0));
@@ -110,17 +110,21 @@ enum Step {
     SetDue(Endpoint, Option<u64>),
     Advance(u64),
     Next(usize),
-    Release(usize, Reach),
+    Release(usize, Reachability),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let endpoint = || (1..12u8, 0..12u64).prop_map(|(t, g)| (team(t), g));
-    let reach = prop_oneof![Just(Reach::Reached), Just(Reach::Unreachable), Just(Reach::Untried)];
+    let reachability = prop_oneof![
+        Just(Reachability::Reached),
+        Just(Reachability::Unreachable),
+        Just(Reachability::Untried)
+    ];
     prop_oneof![
         4 => (endpoint(), proptest::option::of(0..50u64)).prop_map(|(e, due)| Step::SetDue(e, due)),
         2 => (1..20u64).prop_map(Step::Advance),
         3 => (1..200usize).prop_map(Step::Next),
-        3 => (any::<usize>(), reach).prop_map(|(n, reach)| Step::Release(n, reach)),
+        3 => (any::<usize>(), reachability).prop_map(|(n, reachability)| Step::Release(n, reachability)),
     ]
 }
 
@@ -195,14 +199,14 @@ proptest! {
                         }
                     }
                 },
-                Step::Release(n, reach) if !model.held.is_empty() => {
+                Step::Release(n, reachability) if !model.held.is_empty() => {
                     let endpoint = model.held.swap_remove(n % model.held.len());
-                    queue.release(endpoint, reach);
+                    queue.release(endpoint, reachability);
                     let failures = model.failures.entry(endpoint).or_default();
-                    match reach {
-                        Reach::Reached => *failures = 0,
-                        Reach::Unreachable => *failures += 1,
-                        Reach::Untried => {}
+                    match reachability {
+                        Reachability::Reached => *failures = 0,
+                        Reachability::Unreachable => *failures += 1,
+                        Reachability::Untried => {}
                     }
                 }
                 Step::Release(..) => {}
@@ -225,7 +229,7 @@ proptest! {
         for turn in 0..teams.len() * 5 {
             let Some(endpoint) = queue.take_slot() else { break };
             *seen.entry(endpoint.0).or_insert(0usize) += 1;
-            queue.release(endpoint, Reach::Reached);
+            queue.release(endpoint, Reachability::Reached);
             let (least, most) = (seen.values().min().unwrap(), seen.values().max().unwrap());
             prop_assert!(seen.len() < teams.len() || most - least <= 1, "turn {}: {:?}", turn, seen);
         }

@@ -16,15 +16,15 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Se
 use super::fanout;
 use super::send::{Item, Source};
 use crate::server::error::{ApiError, Result, json_response};
-use crate::server::http::app_state::Doors;
+use crate::server::http::app_state::AppState;
 use crate::server::http::body;
 use crate::server::http::input::parse;
 use crate::wire::json::{Key, Writer, push_text};
 
 /// Takes many messages; each has its own result.
-pub async fn batch(doors: &Doors, request: Request) -> Result<Response> {
+pub async fn batch(app: &AppState, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let caller = doors.writer(&parts.headers).await?;
+    let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let from = caller.agent(&parts.headers)?;
     if parts.headers.contains_key("idempotency-key") {
@@ -33,13 +33,13 @@ pub async fn batch(doors: &Doors, request: Request) -> Result<Response> {
     }
     let body = body::read(&parts.headers, body, limits::BATCH_BYTES_MAX).await?;
     let Batch(items) = parse(&body)?;
-    let source = Source::of(doors, &body, &from);
+    let source = Source::of(app, &body, &from);
     let mut sends = Vec::with_capacity(items.len());
     // Per item: why it is not sent, or its topic.
     let mut checked = Vec::with_capacity(items.len());
     for item in &items {
         let send = item.to_send(&source).and_then(|send| item.keyed(send));
-        let send = send.and_then(|send| doors.count_send(&caller).map(|()| send));
+        let send = send.and_then(|send| app.count_send(&caller).map(|()| send));
         checked.push(send.map(|send| {
             let topic = send.topic.clone();
             sends.push(send);
@@ -58,7 +58,7 @@ pub async fn batch(doors: &Doors, request: Request) -> Result<Response> {
     let outcomes = if sends.is_empty() {
         Vec::new()
     } else {
-        match doors
+        match app
             .propose(&caller, operation::Op::SendBatch(SendBatch { sends }))
             .await?
         {
@@ -66,13 +66,13 @@ pub async fn batch(doors: &Doors, request: Request) -> Result<Response> {
             other => return Err(ApiError::internal(format!("a batch was answered {other:?}"))),
         }
     };
-    results(doors, caller.team, checked, outcomes)
+    results(app, caller.team, checked, outcomes)
 }
 
 /// The results in the order of the request: refused here, or decided by apply. Nobody waits for the inboxes
 /// of a large publish; its result says that they follow.
-fn results(doors: &Doors, team: TeamId, checked: Vec<Result<String>>, outcomes: Vec<SendOutcome>) -> Result<Response> {
-    let state = doors.services.reader.local();
+fn results(app: &AppState, team: TeamId, checked: Vec<Result<String>>, outcomes: Vec<SendOutcome>) -> Result<Response> {
+    let state = app.services.replica.reader.local();
     let mut out = Vec::with_capacity(64 + 100 * checked.len());
     out.extend_from_slice(b"{\"results\":[");
     let mut outcomes = outcomes.into_iter();

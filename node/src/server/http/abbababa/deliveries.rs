@@ -12,7 +12,7 @@ use axum::response::Response;
 use super::Id;
 use crate::server::auth::Caller;
 use crate::server::error::{ApiError, Result, json_of};
-use crate::server::http::app_state::Doors;
+use crate::server::http::app_state::AppState;
 use crate::server::http::deliveries::{Sight, Wanted, delivery_id, detail, id_text, page, row, unknown};
 use crate::server::http::input::{Consistency, Parameters};
 
@@ -60,11 +60,11 @@ impl Viewer {
 }
 
 /// A page of deliveries to and from the caller's agent, or of the team for an admin without one.
-pub async fn list(doors: &Doors, parts: &request::Parts) -> Result<Response> {
+pub async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
     let parameters = Parameters::of(&parts.uri)?;
     let consistency = Consistency::of(&parameters);
     // Who asks is answered before how.
-    let reading = doors
+    let reading = app
         .reader(&parts.headers, *consistency.as_ref().unwrap_or(&Consistency::Local))
         .await?;
     reading.caller.require(Permission::Read)?;
@@ -73,7 +73,7 @@ pub async fn list(doors: &Doors, parts: &request::Parts) -> Result<Response> {
     let wanted = Wanted::of(&parameters)?;
     let kv = &*reading.state;
     let agent = viewer.agent.as_ref().map(AgentId::as_str);
-    let (page, cursor) = page(doors, kv, reading.caller.team, agent, &wanted)?;
+    let (page, cursor) = page(app, kv, reading.caller.team, agent, &wanted)?;
     let applied = query::applied(kv)?;
     let rows = page.deliveries.iter().filter_map(|delivery| {
         let sight = viewer.sight(delivery)?;
@@ -89,9 +89,9 @@ pub async fn list(doors: &Doors, parts: &request::Parts) -> Result<Response> {
 }
 
 /// One delivery with its attempts.
-pub async fn get(doors: &Doors, id: Id, parts: &request::Parts) -> Result<Response> {
+pub async fn get(app: &AppState, id: Id, parts: &request::Parts) -> Result<Response> {
     let consistency = Consistency::of(&Parameters::of(&parts.uri)?);
-    let reading = doors.reader(&parts.headers, consistency?).await?;
+    let reading = app.reader(&parts.headers, consistency?).await?;
     reading.caller.require(Permission::Read)?;
     let viewer = Viewer::of(&reading.caller, &parts.headers)?;
     let kv = &*reading.state;
@@ -106,20 +106,20 @@ pub async fn get(doors: &Doors, id: Id, parts: &request::Parts) -> Result<Respon
 }
 
 /// A dead delivery once more, as a new one.
-pub async fn redrive(doors: &Doors, id: Id, parts: &request::Parts) -> Result<Response> {
-    let caller = doors.writer(&parts.headers).await?;
+pub async fn redrive(app: &AppState, id: Id, parts: &request::Parts) -> Result<Response> {
+    let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let op = Redrive {
         agent: Viewer::of(&caller, &parts.headers)?.name(),
         delivery_id: delivery_id(id)?.to_bytes(),
         ..Redrive::default()
     };
-    redriven(doors, &caller, op).await
+    redriven(app, &caller, op).await
 }
 
 /// Has a redrive carried out; also for operators.
-pub(in crate::server::http) async fn redriven(doors: &Doors, caller: &Caller, op: Redrive) -> Result<Response> {
-    match doors.propose(caller, operation::Op::Redrive(op)).await? {
+pub(in crate::server::http) async fn redriven(app: &AppState, caller: &Caller, op: Redrive) -> Result<Response> {
+    match app.propose(caller, operation::Op::Redrive(op)).await? {
         reply::Reply::Redrive(reply) => json_of(&RedriveResponse {
             success: true,
             delivery_id: id_text(&reply.delivery_id)?.unwrap_or_default(),
@@ -129,15 +129,15 @@ pub(in crate::server::http) async fn redriven(doors: &Doors, caller: &Caller, op
 }
 
 /// Ends an open delivery.
-pub async fn cancel(doors: &Doors, id: Id, parts: &request::Parts) -> Result<Response> {
-    let caller = doors.writer(&parts.headers).await?;
+pub async fn cancel(app: &AppState, id: Id, parts: &request::Parts) -> Result<Response> {
+    let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let op = CancelDelivery {
         agent: Viewer::of(&caller, &parts.headers)?.name(),
         delivery_id: delivery_id(id)?.to_bytes(),
         ..CancelDelivery::default()
     };
-    match doors.propose(&caller, operation::Op::CancelDelivery(op)).await? {
+    match app.propose(&caller, operation::Op::CancelDelivery(op)).await? {
         reply::Reply::Done(_) => super::webhook::done("the delivery is cancelled"),
         other => Err(ApiError::internal(format!("a cancel was answered {other:?}"))),
     }

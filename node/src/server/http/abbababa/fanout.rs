@@ -10,26 +10,26 @@ use agentpost_raft_store::kv::{Fatal, Kv};
 use agentpost_raft_store::query;
 
 use crate::server::error::Result;
-use crate::server::http::app_state::Doors;
+use crate::server::http::app_state::AppState;
 
 /// How the answer says it.
 pub const PENDING: &str = "pending";
 
 /// Whether inboxes still follow when the time to wait for them is over. A repeat of a publish waits like the
 /// first.
-pub async fn pending(doors: &Doors, team: TeamId, topic: &str, reply: &SendReply) -> Result<bool> {
+pub async fn pending(app: &AppState, team: TeamId, topic: &str, reply: &SendReply) -> Result<bool> {
     if !reply.fanout_job {
         return Ok(false);
     }
-    let services = &doors.services;
-    let deadline = services.clock.now() + Duration::from_millis(limits::FANOUT_WAIT_MS);
+    let services = &app.services;
+    let deadline = services.wall_time.clock().now() + Duration::from_millis(limits::FANOUT_WAIT_MS);
     // Registered before the state is looked at, so nothing falls between the two.
-    let mut listener = services.wakeups.team(team);
-    while pending_in(&*services.reader.local(), team, topic, reply)? {
+    let mut listener = services.replica.wakeups.team(team);
+    while pending_in(&*services.replica.reader.local(), team, topic, reply)? {
         tokio::select! {
             () = listener.woken() => {}
             () = tokio::time::sleep_until(deadline) => return Ok(true),
-            () = services.cluster.shutdown.cancelled() => return Ok(true),
+            () = app.http.lifetime.shutdown.cancelled() => return Ok(true),
         }
     }
     Ok(false)

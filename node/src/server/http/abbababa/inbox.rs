@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::server::auth;
 use crate::server::error::{ApiError, Result, json_response};
-use crate::server::http::app_state::Doors;
+use crate::server::http::app_state::AppState;
 use crate::server::http::input::{Consistency, Parameters};
 use crate::server::http::ratelimit;
 use crate::wire::json::{Writer, push_text};
@@ -96,12 +96,12 @@ fn read_state(parameters: &Parameters) -> Result<(Option<ReadState>, bool)> {
 }
 
 /// Answers with a page; with `wait`, as soon as it has something, or when the time is over.
-pub async fn list(doors: &Doors, parts: &request::Parts) -> Result<Response> {
+pub async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
     let parameters = Parameters::of(&parts.uri)?;
     let consistency = Consistency::of(&parameters);
     let wanted = Wanted::of(&parameters);
     // Who asks is answered before how.
-    let reading = doors
+    let reading = app
         .reader(&parts.headers, *consistency.as_ref().unwrap_or(&Consistency::Local))
         .await?;
     reading.caller.require(Permission::Read)?;
@@ -110,14 +110,14 @@ pub async fn list(doors: &Doors, parts: &request::Parts) -> Result<Response> {
     let wanted = wanted?;
     let team = reading.caller.team;
     let after_seq = match &wanted.cursor {
-        Some(text) => cursor_seq(doors, team, &agent, wanted.order, text)?,
+        Some(text) => cursor_seq(app, team, &agent, wanted.order, text)?,
         None => None,
     };
-    let leases = &doors.services.leases;
+    let leases = &app.http.leases;
     let taken = leases.take(reading.caller.principal(), team, agent.as_str(), &reading.state);
     ratelimit::note_standing(taken.await?);
     let inbox = Inbox {
-        doors,
+        app,
         team,
         agent: &agent,
         wanted: &wanted,
@@ -137,8 +137,8 @@ pub async fn list(doors: &Doors, parts: &request::Parts) -> Result<Response> {
 }
 
 /// Where a cursor stands. Its value for "before the first entry" is one that no entry has.
-fn cursor_seq(doors: &Doors, team: TeamId, agent: &AgentId, order: Order, text: &str) -> Result<Option<u64>> {
-    let seq = doors.cursors.decode(team, agent.as_str(), order, text);
+fn cursor_seq(app: &AppState, team: TeamId, agent: &AgentId, order: Order, text: &str) -> Result<Option<u64>> {
+    let seq = app.cursors.decode(team, agent.as_str(), order, text);
     let seq = seq.map_err(|_| ApiError::field("cursor", "is not a cursor of this inbox in this order"))?;
     Ok((seq != start(order)).then_some(seq))
 }
@@ -151,7 +151,7 @@ fn start(order: Order) -> u64 {
 }
 
 struct Inbox<'a> {
-    doors: &'a Doors,
+    app: &'a AppState,
     team: TeamId,
     agent: &'a AgentId,
     wanted: &'a Wanted,
@@ -188,10 +188,10 @@ impl Inbox<'_> {
     /// Waits for a page that is not empty. The barrier is behind us, and what this node knows only grows: its
     /// local state will do from here on.
     async fn poll(&self, key_hash: &[u8; 32], after_seq: Option<u64>) -> Result<Page> {
-        let services = &self.doors.services;
-        let deadline = services.clock.now() + self.wanted.wait;
-        let mut listener = services.wakeups.inbox(self.team, self.agent.as_str());
-        let mut state = services.reader.local();
+        let services = &self.app.services;
+        let deadline = services.wall_time.clock().now() + self.wanted.wait;
+        let mut listener = services.replica.wakeups.inbox(self.team, self.agent.as_str());
+        let mut state = services.replica.reader.local();
         let mut page = self.page(&state, after_seq)?;
         // New mail stands behind an ascending cursor; nothing new ever stands behind a descending one.
         let grows = |page: &Page| self.wanted.order == Order::Ascending || page.last_seq.is_none();
@@ -199,9 +199,9 @@ impl Inbox<'_> {
             let over = tokio::select! {
                 () = listener.woken() => false,
                 () = tokio::time::sleep_until(deadline) => true,
-                () = services.cluster.shutdown.cancelled() => true,
+                () = self.app.http.lifetime.shutdown.cancelled() => true,
             };
-            state = services.reader.local();
+            state = services.replica.reader.local();
             if over {
                 break;
             }
@@ -217,7 +217,7 @@ impl Inbox<'_> {
         let messages = messages(&page.items, self.agent.as_str())?;
         let seq = page.last_seq.unwrap_or(start(self.wanted.order));
         let cursor = self
-            .doors
+            .app
             .cursors
             .encode(self.team, self.agent.as_str(), self.wanted.order, seq);
         let mut out = Vec::with_capacity(2 * messages.len() + 256);

@@ -14,14 +14,14 @@ use axum::response::Response;
 use super::deliveries::Viewer;
 use super::{Id, message_id, no_such_message};
 use crate::server::error::{Result, json_of};
-use crate::server::http::app_state::Doors;
+use crate::server::http::app_state::AppState;
 use crate::server::http::deliveries::{Sight, id_text};
 use crate::server::http::input::{Consistency, Parameters};
 
 /// The receipt of one message.
-pub async fn get(doors: &Doors, id: Id, parts: &request::Parts) -> Result<Response> {
+pub async fn get(app: &AppState, id: Id, parts: &request::Parts) -> Result<Response> {
     let consistency = Consistency::of(&Parameters::of(&parts.uri)?);
-    let reading = doors.reader(&parts.headers, consistency?).await?;
+    let reading = app.reader(&parts.headers, consistency?).await?;
     reading.caller.require(Permission::Read)?;
     let viewer = Viewer::of(&reading.caller, &parts.headers)?;
     let (team, id) = (reading.caller.team, message_id(id)?);

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use super::fanout;
 use crate::base::clock::IdSource;
 use crate::server::error::{ApiError, Result, json_response};
-use crate::server::http::app_state::Doors;
+use crate::server::http::app_state::AppState;
 use crate::server::http::body;
 use crate::server::http::input::{idempotency_key, parse};
 use crate::wire::json::{self, Fault, Writer, members};
@@ -47,31 +47,31 @@ members!(
 );
 
 /// Takes one message.
-pub async fn one(doors: &Doors, request: Request) -> Result<Response> {
+pub async fn one(app: &AppState, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let caller = doors.writer(&parts.headers).await?;
+    let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let from = caller.agent(&parts.headers)?;
     let key = idempotency_key(&parts.headers)?;
     let body = body::read(&parts.headers, body, limits::REQUEST_BYTES_MAX).await?;
     let item: Item<'_> = parse(&body)?;
-    let mut send = item.to_send(&Source::of(doors, &body, &from))?;
+    let mut send = item.to_send(&Source::of(app, &body, &from))?;
     send.idempotency_key = key;
-    let reply = match doors.propose(&caller, operation::Op::Send(send.clone())).await? {
+    let reply = match app.propose(&caller, operation::Op::Send(send.clone())).await? {
         reply::Reply::Send(reply) => reply,
         other => return Err(ApiError::internal(format!("a send was answered {other:?}"))),
     };
-    let pending = fanout::pending(doors, caller.team, &send.topic, &reply).await?;
+    let pending = fanout::pending(app, caller.team, &send.topic, &reply).await?;
     if reply.message_id == send.message_id {
         return Ok(accepted(&Shown::sent(&send, &reply)?, pending));
     }
-    repeated(doors, caller.team, &send, &reply, pending)
+    repeated(app, caller.team, &send, &reply, pending)
 }
 
 /// The answer under a used idempotency key: the message as it was stored then, if it is known here.
-fn repeated(doors: &Doors, team: TeamId, send: &Send, first: &SendReply, pending: bool) -> Result<Response> {
+fn repeated(app: &AppState, team: TeamId, send: &Send, first: &SendReply, pending: bool) -> Result<Response> {
     let id = MessageId::from_slice(&first.message_id).map_err(ApiError::internal)?;
-    let state = doors.services.reader.local();
+    let state = app.services.replica.reader.local();
     let stored = if send.topic.is_empty() {
         query::received(&*state, team, &send.to, id)?.map(|item| (item.message, item.read_at_ms))
     } else {
@@ -105,12 +105,12 @@ pub struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    pub fn of(doors: &'a Doors, body: &'a Bytes, from: &'a AgentId) -> Self {
+    pub fn of(app: &'a AppState, body: &'a Bytes, from: &'a AgentId) -> Self {
         Source {
-            ids: &doors.services.ids,
+            ids: &app.services.ids,
             body,
             from,
-            wall_ms: doors.services.wall_time.now_ms(),
+            wall_ms: app.services.wall_time.now_ms(),
         }
     }
 

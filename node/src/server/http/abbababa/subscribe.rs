@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 
 use super::webhook::{check_url, done};
 use crate::server::error::{ApiError, Result, json_of};
-use crate::server::http::app_state::Doors;
+use crate::server::http::app_state::AppState;
 use crate::server::http::body;
 use crate::server::http::input::{Consistency, Parameters, parse};
 use crate::wire::json;
@@ -70,9 +70,9 @@ fn named(topic: &str) -> Result<String> {
 }
 
 /// Subscribes the caller's agent, or changes the URL of its subscription.
-pub async fn subscribe(doors: &Doors, request: Request) -> Result<Response> {
+pub async fn subscribe(app: &AppState, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let caller = doors.writer(&parts.headers).await?;
+    let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let agent = caller.agent(&parts.headers)?;
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
@@ -86,19 +86,19 @@ pub async fn subscribe(doors: &Doors, request: Request) -> Result<Response> {
         } else {
             "callbackUrl"
         };
-        check_url(doors, field, url)?;
+        check_url(app, field, url)?;
     }
     let op = Subscribe {
         agent: agent.as_str().to_owned(),
         topic: topic.clone(),
-        subscription_id: SubscriptionId(doors.services.ids.random()).to_bytes(),
+        subscription_id: SubscriptionId(app.services.ids.random()).to_bytes(),
         url,
     };
-    let reply = match doors.propose(&caller, operation::Op::Subscribe(op)).await? {
+    let reply = match app.propose(&caller, operation::Op::Subscribe(op)).await? {
         reply::Reply::Subscription(reply) => reply,
         other => return Err(ApiError::internal(format!("a subscribe was answered {other:?}"))),
     };
-    let subscription = subscribed(doors, caller.team, &agent, topic, reply)?;
+    let subscription = subscribed(app, caller.team, &agent, topic, reply)?;
     json_of(&SubscriptionResponse {
         success: true,
         data: Some(subscription.clone()),
@@ -108,13 +108,13 @@ pub async fn subscribe(doors: &Doors, request: Request) -> Result<Response> {
 
 /// The subscription that a reply speaks of. A URL that was kept may have been disabled before.
 fn subscribed(
-    doors: &Doors,
+    app: &AppState,
     team: TeamId,
     agent: &AgentId,
     topic: String,
     reply: SubscriptionReply,
 ) -> Result<Subscription> {
-    let endpoint = query::topic::endpoint(&*doors.services.reader.local(), team, agent.as_str(), &reply.url)?;
+    let endpoint = query::topic::endpoint(&*app.services.replica.reader.local(), team, agent.as_str(), &reply.url)?;
     let endpoint = record::Endpoint {
         generation: reply.generation,
         disabled: endpoint.is_some_and(|e| e.disabled && e.generation == reply.generation),
@@ -128,11 +128,11 @@ fn subscribed(
         updated_at_ms: reply.updated_at_ms,
         ..record::Subscription::default()
     };
-    shown(doors, team, topic, row, &endpoint)
+    shown(app, team, topic, row, &endpoint)
 }
 
 fn shown(
-    doors: &Doors,
+    app: &AppState,
     team: TeamId,
     topic: String,
     row: record::Subscription,
@@ -151,15 +151,15 @@ fn shown(
         updated_at: rfc3339(row.updated_at_ms),
         secret: url
             .is_some()
-            .then(|| doors.services.secrets.endpoint_secret(team, endpoint.generation).into()),
+            .then(|| app.services.secrets.endpoint_secret(team, endpoint.generation).into()),
         webhook_url: url,
     })
 }
 
 /// Ends the subscription to a topic, which the body or the query string names.
-pub async fn unsubscribe(doors: &Doors, request: Request) -> Result<Response> {
+pub async fn unsubscribe(app: &AppState, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let caller = doors.writer(&parts.headers).await?;
+    let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let agent = caller.agent(&parts.headers)?;
     let parameters = Parameters::of(&parts.uri)?;
@@ -182,19 +182,19 @@ pub async fn unsubscribe(doors: &Doors, request: Request) -> Result<Response> {
         agent: agent.as_str().to_owned(),
         topic,
     };
-    match doors.propose(&caller, operation::Op::Unsubscribe(op)).await? {
+    match app.propose(&caller, operation::Op::Unsubscribe(op)).await? {
         reply::Reply::Done(_) => done("unsubscribed"),
         other => Err(ApiError::internal(format!("an unsubscribe was answered {other:?}"))),
     }
 }
 
 /// The subscriptions of the caller's agent.
-pub async fn list(doors: &Doors, parts: &request::Parts) -> Result<Response> {
+pub async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
     let consistency = Consistency::of(&Parameters::of(&parts.uri)?)?;
-    let reading = doors.reader(&parts.headers, consistency).await?;
+    let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let (team, agent) = (reading.caller.team, reading.caller.agent(&parts.headers)?);
-    let subscriptions = all(doors, &*reading.state, team, &agent)?;
+    let subscriptions = all(app, &*reading.state, team, &agent)?;
     json_of(&SubscriptionsResponse {
         success: true,
         data: Some(subscriptions.clone()),
@@ -202,11 +202,11 @@ pub async fn list(doors: &Doors, parts: &request::Parts) -> Result<Response> {
     })
 }
 
-fn all(doors: &Doors, kv: &impl Kv, team: TeamId, agent: &AgentId) -> Result<Vec<Subscription>> {
+fn all(app: &AppState, kv: &impl Kv, team: TeamId, agent: &AgentId) -> Result<Vec<Subscription>> {
     let mut subscriptions = Vec::new();
     for (topic, row) in query::topic::subscriptions(kv, team, agent.as_str())? {
         let endpoint = query::topic::endpoint(kv, team, agent.as_str(), &row.url)?.unwrap_or_default();
-        subscriptions.push(shown(doors, team, topic, row, &endpoint)?);
+        subscriptions.push(shown(app, team, topic, row, &endpoint)?);
     }
     Ok(subscriptions)
 }

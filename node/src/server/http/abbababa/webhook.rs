@@ -13,7 +13,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::server::error::{ApiError, Result, json_of};
-use crate::server::http::app_state::Doors;
+use crate::server::http::app_state::AppState;
 use crate::server::http::body;
 use crate::server::http::input::{Consistency, Parameters, parse};
 use crate::wire::json::{self, members};
@@ -53,9 +53,8 @@ impl Wanted<'_> {
 }
 
 /// Refuses a URL that no delivery may go to.
-pub fn check_url(doors: &Doors, field: &str, url: &str) -> Result<()> {
-    doors
-        .services
+pub fn check_url(app: &AppState, field: &str, url: &str) -> Result<()> {
+    app.http
         .egress
         .check_url(url)
         .map_err(|problem| ApiError::named(field, problem))
@@ -67,9 +66,9 @@ pub fn done(message: &str) -> Result<Response> {
 }
 
 /// Registers the webhook of the caller's agent, in the place of the one before.
-pub async fn register(doors: &Doors, request: Request) -> Result<Response> {
+pub async fn register(app: &AppState, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let caller = doors.writer(&parts.headers).await?;
+    let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let agent = caller.agent(&parts.headers)?;
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
@@ -78,14 +77,14 @@ pub async fn register(doors: &Doors, request: Request) -> Result<Response> {
         return Err(ApiError::invalid(format!("the request body {fault}")));
     }
     let (url, events) = (wanted.url()?, wanted.events()?);
-    check_url(doors, "url", &url)?;
+    check_url(app, "url", &url)?;
     let op = RegisterWebhook {
         agent: agent.as_str().to_owned(),
-        webhook_id: WebhookId(doors.services.ids.random()).to_bytes(),
+        webhook_id: WebhookId(app.services.ids.random()).to_bytes(),
         url: url.clone(),
         events: events.clone(),
     };
-    let reply = match doors.propose(&caller, operation::Op::RegisterWebhook(op)).await? {
+    let reply = match app.propose(&caller, operation::Op::RegisterWebhook(op)).await? {
         reply::Reply::Webhook(reply) => reply,
         other => return Err(ApiError::internal(format!("a webhook was answered {other:?}"))),
     };
@@ -99,29 +98,29 @@ pub async fn register(doors: &Doors, request: Request) -> Result<Response> {
         generation: reply.generation,
         ..record::Endpoint::default()
     };
-    answer(Some(shown(doors, caller.team, &agent, row, &endpoint)?))
+    answer(Some(shown(app, caller.team, &agent, row, &endpoint)?))
 }
 
 /// The webhook of the caller's agent, or null.
-pub async fn get(doors: &Doors, parts: &request::Parts) -> Result<Response> {
+pub async fn get(app: &AppState, parts: &request::Parts) -> Result<Response> {
     let consistency = Consistency::of(&Parameters::of(&parts.uri)?)?;
-    let reading = doors.reader(&parts.headers, consistency).await?;
+    let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let (team, agent) = (reading.caller.team, reading.caller.agent(&parts.headers)?);
     let Some(row) = query::topic::webhook(&*reading.state, team, agent.as_str())? else {
         return answer(None);
     };
     let endpoint = query::topic::endpoint(&*reading.state, team, agent.as_str(), &row.url)?.unwrap_or_default();
-    answer(Some(shown(doors, team, &agent, row, &endpoint)?))
+    answer(Some(shown(app, team, &agent, row, &endpoint)?))
 }
 
 /// Deletes the webhook of the caller's agent, if there is one.
-pub async fn delete(doors: &Doors, parts: &request::Parts) -> Result<Response> {
-    let caller = doors.writer(&parts.headers).await?;
+pub async fn delete(app: &AppState, parts: &request::Parts) -> Result<Response> {
+    let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let agent = caller.agent(&parts.headers)?;
     let op = DeleteWebhook { agent: agent.into() };
-    match doors.propose(&caller, operation::Op::DeleteWebhook(op)).await? {
+    match app.propose(&caller, operation::Op::DeleteWebhook(op)).await? {
         reply::Reply::Done(_) => done("the webhook is deleted"),
         other => Err(ApiError::internal(format!(
             "a delete of a webhook was answered {other:?}"
@@ -138,7 +137,7 @@ fn answer(webhook: Option<Webhook>) -> Result<Response> {
 }
 
 fn shown(
-    doors: &Doors,
+    app: &AppState,
     team: TeamId,
     agent: &AgentId,
     row: record::Webhook,
@@ -153,7 +152,7 @@ fn shown(
         is_active: !endpoint.disabled,
         disabled: endpoint.disabled,
         created_at: rfc3339(row.created_at_ms),
-        secret: Some(doors.services.secrets.endpoint_secret(team, endpoint.generation).into()),
+        secret: Some(app.services.secrets.endpoint_secret(team, endpoint.generation).into()),
     })
 }
 

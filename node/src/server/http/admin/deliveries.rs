@@ -15,40 +15,40 @@ use axum::response::Response;
 use axum::routing::{get, post};
 
 use super::{Id, no_such_team, operator_reading};
-use crate::base::metrics::Face;
 use crate::server::error::{ApiError, Result, answer, json_of};
-use crate::server::http::abbababa::redriven;
-use crate::server::http::app_state::{Door, Doors, Reading};
+use crate::server::http::abbababa::deliveries::redriven;
+use crate::server::http::app_state::{App, AppState, Reading};
 use crate::server::http::deliveries::{Sight, Wanted, delivery_id, detail, page, row, unknown};
 use crate::server::http::input::{Consistency, Parameters};
+use crate::wire::face::Face;
 
 /// The routes.
-pub fn routes() -> Router<Arc<Doors>> {
+pub fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/admin/v1/deliveries", get(list))
         .route("/admin/v1/deliveries/{id}", get(show).delete(cancel))
         .route("/admin/v1/deliveries/{id}/redrive", post(redrive))
 }
 
-async fn list(State(doors): Door, uri: Uri, headers: HeaderMap) -> Response {
-    answer(Face::Admin, deliveries(&doors, &uri, &headers).await)
+async fn list(State(app): App, uri: Uri, headers: HeaderMap) -> Response {
+    answer(Face::Admin, deliveries(&app, &uri, &headers).await)
 }
 
-async fn show(State(doors): Door, id: Id, uri: Uri, headers: HeaderMap) -> Response {
-    answer(Face::Admin, delivery(&doors, id, &uri, &headers).await)
+async fn show(State(app): App, id: Id, uri: Uri, headers: HeaderMap) -> Response {
+    answer(Face::Admin, delivery(&app, id, &uri, &headers).await)
 }
 
-async fn redrive(State(doors): Door, id: Id, uri: Uri, headers: HeaderMap) -> Response {
-    answer(Face::Admin, redrive_one(&doors, id, &uri, &headers).await)
+async fn redrive(State(app): App, id: Id, uri: Uri, headers: HeaderMap) -> Response {
+    answer(Face::Admin, redrive_one(&app, id, &uri, &headers).await)
 }
 
-async fn cancel(State(doors): Door, id: Id, uri: Uri, headers: HeaderMap) -> Response {
-    answer(Face::Admin, cancel_one(&doors, id, &uri, &headers).await)
+async fn cancel(State(app): App, id: Id, uri: Uri, headers: HeaderMap) -> Response {
+    answer(Face::Admin, cancel_one(&app, id, &uri, &headers).await)
 }
 
 /// An operator's look at a team that exists.
-async fn look(doors: &Doors, parameters: &Parameters, headers: &HeaderMap) -> Result<(Reading, TeamId)> {
-    let reading = operator_reading(doors, headers, Consistency::Linearizable).await?;
+async fn look(app: &AppState, parameters: &Parameters, headers: &HeaderMap) -> Result<(Reading, TeamId)> {
+    let reading = operator_reading(app, headers, Consistency::Linearizable).await?;
     let name = parameters
         .get("team")?
         .ok_or_else(|| ApiError::field("team", "is required"))?;
@@ -57,11 +57,11 @@ async fn look(doors: &Doors, parameters: &Parameters, headers: &HeaderMap) -> Re
     Ok((reading, team))
 }
 
-async fn deliveries(doors: &Doors, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
+async fn deliveries(app: &AppState, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
     let parameters = Parameters::of(uri)?;
-    let (reading, team) = look(doors, &parameters, headers).await?;
+    let (reading, team) = look(app, &parameters, headers).await?;
     let kv = &*reading.state;
-    let (page, cursor) = page(doors, kv, team, None, &Wanted::of(&parameters)?)?;
+    let (page, cursor) = page(app, kv, team, None, &Wanted::of(&parameters)?)?;
     let applied = query::applied(kv)?;
     let rows = page.deliveries.iter().map(|d| row(d, Sight::Everything, &applied));
     json_of(&DeliveriesResponse {
@@ -72,14 +72,14 @@ async fn deliveries(doors: &Doors, uri: &Uri, headers: &HeaderMap) -> Result<Res
     })
 }
 
-async fn find(doors: &Doors, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<(Reading, TeamId, record::Delivery)> {
-    let (reading, team) = look(doors, &Parameters::of(uri)?, headers).await?;
+async fn find(app: &AppState, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<(Reading, TeamId, record::Delivery)> {
+    let (reading, team) = look(app, &Parameters::of(uri)?, headers).await?;
     let delivery = query::delivery::by_id(&*reading.state, team, delivery_id(id)?)?.ok_or_else(unknown)?;
     Ok((reading, team, delivery))
 }
 
-async fn delivery(doors: &Doors, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
-    let (reading, _, delivery) = find(doors, id, uri, headers).await?;
+async fn delivery(app: &AppState, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
+    let (reading, _, delivery) = find(app, id, uri, headers).await?;
     json_of(&DeliveryResponse {
         success: true,
         delivery: detail(&delivery, Sight::Everything, &query::applied(&*reading.state)?)?,
@@ -87,27 +87,24 @@ async fn delivery(doors: &Doors, id: Id, uri: &Uri, headers: &HeaderMap) -> Resu
     })
 }
 
-async fn redrive_one(doors: &Doors, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
-    let (reading, team, delivery) = find(doors, id, uri, headers).await?;
+async fn redrive_one(app: &AppState, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
+    let (reading, team, delivery) = find(app, id, uri, headers).await?;
     let op = Redrive {
         delivery_id: delivery.id,
         agent: String::new(),
         team_id: team.to_bytes(),
     };
-    redriven(doors, &reading.caller, op).await
+    redriven(app, &reading.caller, op).await
 }
 
-async fn cancel_one(doors: &Doors, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
-    let (reading, team, delivery) = find(doors, id, uri, headers).await?;
+async fn cancel_one(app: &AppState, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
+    let (reading, team, delivery) = find(app, id, uri, headers).await?;
     let op = CancelDelivery {
         delivery_id: delivery.id,
         agent: String::new(),
         team_id: team.to_bytes(),
     };
-    match doors
-        .propose(&reading.caller, operation::Op::CancelDelivery(op))
-        .await?
-    {
+    match app.propose(&reading.caller, operation::Op::CancelDelivery(op)).await? {
         reply::Reply::Done(_) => json_of(&agentpost_proto::api::admin::Ok { success: true }),
         other => Err(super::unexpected("cancel", &other)),
     }

@@ -1,4 +1,4 @@
-//! Who is in the cluster. Nothing checks the key again behind this door: the node that leads trusts the one that was
+//! Who is in the cluster. Nothing checks the key again behind these handlers: the node that leads trusts the one that was
 //! asked, because it holds the cluster secret.
 
 use std::sync::Arc;
@@ -13,42 +13,42 @@ use axum::response::Response;
 use axum::routing::{delete, post};
 
 use super::{Id, operator_reading};
-use crate::base::metrics::Face;
 use crate::server::error::{ApiError, Result, answer, json_of};
-use crate::server::http::app_state::{Door, Doors};
+use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
 use crate::server::http::input::{Consistency, parse};
 use crate::shard::members::{Change, ChangeError};
+use crate::wire::face::Face;
 
 /// Where the members are. Removing one may take as long as a hand-over.
 pub(in crate::server::http) const MEMBERS: &str = "/admin/v1/cluster/members";
 
 const UNKNOWN: &str = "outcome unknown: the members may or may not be changed; `agentpost cluster status` shows them";
 
-pub(super) fn routes() -> Router<Arc<Doors>> {
+pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route(MEMBERS, post(add))
         .route("/admin/v1/cluster/members/{id}", delete(remove))
         .route("/admin/v1/cluster/members/{id}/promote", post(promote))
 }
 
-async fn add(State(doors): Door, request: Request) -> Response {
-    answer(Face::Admin, members_post(&doors, request).await)
+async fn add(State(app): App, request: Request) -> Response {
+    answer(Face::Admin, members_post(&app, request).await)
 }
 
-async fn promote(State(doors): Door, id: Id, headers: HeaderMap) -> Response {
-    let changed = change(&doors, &headers, number(id).map(Change::Promote)).await;
+async fn promote(State(app): App, id: Id, headers: HeaderMap) -> Response {
+    let changed = change(&app, &headers, number(id).map(Change::Promote)).await;
     answer(Face::Admin, changed.and_then(|member| json_of(&member)))
 }
 
-async fn remove(State(doors): Door, id: Id, headers: HeaderMap) -> Response {
-    let changed = change(&doors, &headers, number(id).map(Change::Remove)).await;
+async fn remove(State(app): App, id: Id, headers: HeaderMap) -> Response {
+    let changed = change(&app, &headers, number(id).map(Change::Remove)).await;
     answer(Face::Admin, changed.and_then(|_| json_of(&admin::Ok { success: true })))
 }
 
-async fn members_post(doors: &Doors, request: Request) -> Result<Response> {
+async fn members_post(app: &AppState, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    operator_reading(doors, &parts.headers, Consistency::Linearizable).await?;
+    operator_reading(app, &parts.headers, Consistency::Linearizable).await?;
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
     let wanted: admin::AddMember = parse(&body)?;
     let member = Member {
@@ -56,7 +56,7 @@ async fn members_post(doors: &Doors, request: Request) -> Result<Response> {
         url: wanted.url,
     };
     let added = Change::Add { id: wanted.id, member };
-    json_of(&change(doors, &parts.headers, Ok(added)).await?)
+    json_of(&change(app, &parts.headers, Ok(added)).await?)
 }
 
 fn number(id: Id) -> Result<u64> {
@@ -64,9 +64,9 @@ fn number(id: Id) -> Result<u64> {
     number.ok_or_else(|| ApiError::not_found("no such member"))
 }
 
-async fn change(doors: &Doors, headers: &HeaderMap, wanted: Result<Change>) -> Result<admin::Member> {
-    operator_reading(doors, headers, Consistency::Linearizable).await?;
-    let changed = doors.services.cluster.change_members(wanted?).await;
+async fn change(app: &AppState, headers: &HeaderMap, wanted: Result<Change>) -> Result<admin::Member> {
+    operator_reading(app, headers, Consistency::Linearizable).await?;
+    let changed = app.http.cluster.change_members(wanted?).await;
     let (id, member) = changed.map_err(|error| match error {
         ChangeError::Invalid(why) => ApiError::invalid(why),
         ChangeError::NotFound(why) => ApiError::not_found(why),

@@ -13,34 +13,34 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use super::for_once;
-use crate::base::metrics::Face;
 use crate::server::auth::Caller;
 use crate::server::error::{ApiError, Result, answer, json_of};
-use crate::server::http::app_state::{Door, Doors, Reading};
+use crate::server::http::app_state::{App, AppState, Reading};
 use crate::server::http::body;
 use crate::server::http::input::{Consistency, parse};
 use crate::server::keys;
+use crate::wire::face::Face;
 
 const NO_SUCH_CODE: &str = "no device waits with this code, or it has expired";
 const NO_SUCH_TEAM: &str = "no such team";
 const UNKNOWN: &str = "outcome unknown: look the code up again to see whether it was decided";
 
-pub(super) async fn lookup(State(doors): Door, request: Request) -> Response {
-    for_once(answer(Face::Admin, show(&doors, request).await))
+pub(super) async fn lookup(State(app): App, request: Request) -> Response {
+    for_once(answer(Face::Admin, show(&app, request).await))
 }
 
-pub(super) async fn approve(State(doors): Door, request: Request) -> Response {
-    for_once(answer(Face::Admin, let_in(&doors, request).await))
+pub(super) async fn approve(State(app): App, request: Request) -> Response {
+    for_once(answer(Face::Admin, let_in(&app, request).await))
 }
 
-pub(super) async fn deny(State(doors): Door, request: Request) -> Response {
-    for_once(answer(Face::Admin, turn_away(&doors, request).await))
+pub(super) async fn deny(State(app): App, request: Request) -> Response {
+    for_once(answer(Face::Admin, turn_away(&app, request).await))
 }
 
 /// Who asks, with a key that lets devices in, and what.
-async fn asked<T: for<'de> Deserialize<'de>>(doors: &Doors, request: Request) -> Result<(Reading, T)> {
+async fn asked<T: for<'de> Deserialize<'de>>(app: &AppState, request: Request) -> Result<(Reading, T)> {
     let (parts, body) = request.into_parts();
-    let reading = doors.reader(&parts.headers, Consistency::Linearizable).await?;
+    let reading = app.reader(&parts.headers, Consistency::Linearizable).await?;
     lets_in(&reading.caller)?;
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
     Ok((reading, parse(&body)?))
@@ -62,8 +62,8 @@ fn lets_in(caller: &Caller) -> Result<()> {
     Ok(())
 }
 
-async fn show(doors: &Doors, request: Request) -> Result<Response> {
-    let (reading, wanted): (_, UserCode) = asked(doors, request).await?;
+async fn show(app: &AppState, request: Request) -> Result<Response> {
+    let (reading, wanted): (_, UserCode) = asked(app, request).await?;
     let code = user_code(&wanted.user_code)?;
     let Reading { state, caller, .. } = reading;
     let found = async {
@@ -72,7 +72,10 @@ async fn show(doors: &Doors, request: Request) -> Result<Response> {
         let login = login.ok_or_else(|| ApiError::not_found(NO_SUCH_CODE))?;
         Ok((login.expires_ct_ms - now_ms, login))
     };
-    let (left_ms, login) = doors.logins.guess(&caller, doors.services.clock.now(), found).await?;
+    let (left_ms, login) = app
+        .logins
+        .guess(&caller, app.services.wall_time.clock().now(), found)
+        .await?;
     if login.state() != LoginState::Pending {
         return Err(ApiError::conflict("this code was decided already"));
     }
@@ -102,8 +105,8 @@ fn shown_team(team: Team) -> Result<LoginTeam> {
     })
 }
 
-async fn let_in(doors: &Doors, request: Request) -> Result<Response> {
-    let (reading, wanted): (_, ApproveLogin) = asked(doors, request).await?;
+async fn let_in(app: &AppState, request: Request) -> Result<Response> {
+    let (reading, wanted): (_, ApproveLogin) = asked(app, request).await?;
     let code = user_code(&wanted.user_code)?;
     let permissions = match &wanted.permissions {
         None => vec![Permission::Write as i32],
@@ -122,7 +125,7 @@ async fn let_in(doors: &Doors, request: Request) -> Result<Response> {
         team_id: team.id,
         permissions,
     };
-    decide(doors, &reading.caller, op).await?;
+    decide(app, &reading.caller, op).await?;
     json_of(&approved)
 }
 
@@ -149,19 +152,19 @@ fn chosen_team(kv: &impl Kv, caller: &Caller, wanted: Option<&str>) -> Result<Te
     team.ok_or_else(|| ApiError::not_found(NO_SUCH_TEAM))
 }
 
-async fn turn_away(doors: &Doors, request: Request) -> Result<Response> {
-    let (reading, wanted): (_, UserCode) = asked(doors, request).await?;
+async fn turn_away(app: &AppState, request: Request) -> Result<Response> {
+    let (reading, wanted): (_, UserCode) = asked(app, request).await?;
     let op = DecideLogin {
         user_code: user_code(&wanted.user_code)?,
         ..DecideLogin::default()
     };
-    decide(doors, &reading.caller, op).await?;
+    decide(app, &reading.caller, op).await?;
     json_of(&Success { success: true })
 }
 
-async fn decide(doors: &Doors, caller: &Caller, op: DecideLogin) -> Result<()> {
-    let proposed = doors.propose(caller, operation::Op::DecideLogin(op));
-    let guessed = doors.logins.guess(caller, doors.services.clock.now(), proposed);
+async fn decide(app: &AppState, caller: &Caller, op: DecideLogin) -> Result<()> {
+    let proposed = app.propose(caller, operation::Op::DecideLogin(op));
+    let guessed = app.logins.guess(caller, app.services.wall_time.clock().now(), proposed);
     match guessed.await.map_err(|error| error.told_when_unknown(UNKNOWN))? {
         reply::Reply::Done(_) => Ok(()),
         other => Err(ApiError::internal(format!("decide login was answered {other:?}"))),

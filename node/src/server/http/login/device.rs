@@ -15,14 +15,14 @@ use axum::response::Response;
 
 use super::{decide, for_once};
 use crate::base::clock::IdSource;
-use crate::base::metrics::Face;
 use crate::base::secrets::{self, Secrets};
 use crate::server::error::{ApiError, Result, answer, json_of};
-use crate::server::http::app_state::{Door, Doors};
+use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
 use crate::server::http::input::parse;
 use crate::server::http::serve::Origin;
 use crate::server::services::Services;
+use crate::wire::face::Face;
 
 /// User codes that are tried until one is free; with the most logins that there can be, one in 25 million is taken.
 const CODE_ATTEMPTS: usize = 3;
@@ -33,16 +33,16 @@ const UNKNOWN_START: &str = "outcome unknown: ask for another code";
 const UNKNOWN_CLAIM: &str =
     "outcome unknown: ask again; if the code is expired then, its key was made and lost: log in anew";
 
-pub(super) async fn device_code(State(doors): Door, request: Request) -> Response {
-    for_once(answer(Face::Kite, start(&doors, request).await))
+pub(super) async fn device_code(State(app): App, request: Request) -> Response {
+    for_once(answer(Face::Kite, start(&app, request).await))
 }
 
-pub(super) async fn device_token(State(doors): Door, request: Request) -> Response {
-    for_once(answer(Face::Kite, poll(&doors, request).await))
+pub(super) async fn device_token(State(app): App, request: Request) -> Response {
+    for_once(answer(Face::Kite, poll(&app, request).await))
 }
 
-async fn start(doors: &Doors, request: Request) -> Result<Response> {
-    let services = &doors.services;
+async fn start(app: &AppState, request: Request) -> Result<Response> {
+    let services = &app.services;
     let (parts, body) = request.into_parts();
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
     let wanted: StartLogin = match body.trim_ascii() {
@@ -51,15 +51,14 @@ async fn start(doors: &Doors, request: Request) -> Result<Response> {
     };
     let client = wanted.client.as_deref().or_else(|| user_agent(&parts.headers));
     let client = shown_name(client.unwrap_or_default());
-    doors
-        .logins
-        .code(Origin::noted(&parts.extensions), services.clock.now())?;
+    app.logins
+        .code(Origin::noted(&parts.extensions), services.wall_time.clock().now())?;
     for _ in 0..CODE_ATTEMPTS {
         let (device_code, op) = fresh(&services.ids, &services.secrets, client.clone());
         let user_code = op.user_code.clone();
         match propose(services, operation::Op::StartLogin(op), UNKNOWN_START).await? {
             Ok(reply::Reply::Done(_)) => {
-                let url = services.config.node.public_url.trim_end_matches('/');
+                let url = app.http.public_url.trim_end_matches('/');
                 return json_of(&told(url, device_code, &user_code));
             }
             Ok(other) => return Err(ApiError::internal(format!("start login was answered {other:?}"))),
@@ -141,33 +140,33 @@ fn denied() -> ApiError {
     not_yet(StatusCode::FORBIDDEN, LOGIN_DENIED)
 }
 
-async fn poll(doors: &Doors, request: Request) -> Result<Response> {
-    let services = &doors.services;
+async fn poll(app: &AppState, request: Request) -> Result<Response> {
+    let services = &app.services;
     let (parts, body) = request.into_parts();
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
     let DeviceToken { device_code } = parse(&body)?;
-    let now = services.clock.now();
+    let now = services.wall_time.clock().now();
     let hash = services.secrets.key_hash(&device_code);
-    let mut login = match find(&*services.reader.local(), &hash)? {
+    let mut login = match find(&*services.replica.reader.local(), &hash)? {
         Some(login) => login,
         // It may be younger than what this node has.
         None => {
             let origin = Origin::noted(&parts.extensions);
-            doors.logins.miss(origin, now)?;
+            app.logins.miss(origin, now)?;
             if !is_device_code(&device_code) {
                 return Err(expired());
             }
-            let found = find(&*services.reader.linearizable().await?, &hash)?.ok_or_else(expired)?;
-            doors.logins.misses.give_back(origin);
+            let found = find(&*services.replica.reader.linearizable().await?, &hash)?.ok_or_else(expired)?;
+            app.logins.misses.give_back(origin);
             found
         }
     };
     if login.state() == LoginState::Pending {
-        if !doors.logins.polls.take(hash, now) {
+        if !app.logins.polls.take(hash, now) {
             return Err(not_yet(StatusCode::BAD_REQUEST, LOGIN_SLOW_DOWN));
         }
         // Somebody may have decided on another node.
-        login = find(&*services.reader.linearizable().await?, &hash)?.ok_or_else(expired)?;
+        login = find(&*services.replica.reader.linearizable().await?, &hash)?.ok_or_else(expired)?;
     }
     match login.state() {
         LoginState::Approved => claim(services, &device_code, &hash).await,
@@ -215,7 +214,7 @@ async fn propose(
         principal: None,
         op: Some(op),
     };
-    let proposed = services.proposer.propose(operation).await;
+    let proposed = services.replica.proposer.propose(operation).await;
     let answered = proposed.map_err(|error| ApiError::from(error).told_when_unknown(unknown));
     match answered?.reply {
         Some(reply::Reply::Rejection(rejection)) => Ok(Err(rejection)),

@@ -1,4 +1,4 @@
-//! What may be tried without a key, or guessed with one, on this node.
+//! What a device login lets strangers try on this node: without a key, or guessing with one.
 
 use std::hash::Hash;
 use std::time::Duration;
@@ -7,13 +7,13 @@ use agentpost_proto::id::KeyId;
 use agentpost_proto::limits;
 use tokio::time::Instant;
 
+use super::serve::Origin;
 use crate::server::auth::Caller;
 use crate::server::burst::{Spacing, Windows};
 use crate::server::error::{ApiError, Result};
-use crate::server::http::serve::Origin;
 
 /// What this node lets be tried.
-pub struct Limits {
+pub struct LoginLimits {
     codes: Windows<Origin>,
     pub(super) misses: Windows<Origin>,
     guesses: Windows<KeyId>,
@@ -21,10 +21,10 @@ pub struct Limits {
     pub(super) polls: Spacing<[u8; 32]>,
 }
 
-impl Default for Limits {
+impl Default for LoginLimits {
     fn default() -> Self {
         const MINUTE: Duration = Duration::from_secs(60);
-        Limits {
+        LoginLimits {
             codes: Windows::new(limits::LOGIN_CODES_PER_MINUTE, MINUTE),
             misses: Windows::new(limits::LOGIN_MISSES_PER_MINUTE, MINUTE),
             guesses: Windows::new(limits::USER_CODE_MISSES_PER_MINUTE, MINUTE),
@@ -34,7 +34,7 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
+impl LoginLimits {
     /// Counts a device code that is about to be made.
     pub(super) fn code(&self, origin: Origin, now: Instant) -> Result<()> {
         take(&self.codes, origin, now, "device codes")

@@ -1,4 +1,4 @@
-//! What all sessions of a node share, and the times that they keep.
+//! What all sessions of a node share, and their timeouts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +8,13 @@ use tokio::sync::watch;
 
 use super::ack::Acks;
 use super::admission::Admission;
+use crate::base::lifetime::Lifetime;
+use crate::cluster::presence::Presence;
 use crate::server::services::Services;
 
 /// The times of a session. The defaults are the documented ones; tests shorten them.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct SessionOptions {
     /// For the `connect` frame, from the upgrade on.
     pub handshake_within: Duration,
     /// Between pings.
@@ -34,9 +36,9 @@ pub struct Options {
     pub isolated_max: Duration,
 }
 
-impl Default for Options {
+impl Default for SessionOptions {
     fn default() -> Self {
-        Options {
+        SessionOptions {
             handshake_within: Duration::from_secs(10),
             ping_every: Duration::from_secs(30),
             silent_max: Duration::from_secs(600),
@@ -50,13 +52,26 @@ impl Default for Options {
     }
 }
 
+/// What only the WebSocket needs.
+#[derive(Clone)]
+pub struct WsHandles {
+    /// Counts the open sessions of agents.
+    pub presence: Presence,
+    /// The life of the process.
+    pub lifetime: Lifetime,
+    /// What the sources of events begin with.
+    pub source_prefix: String,
+}
+
 /// What all sessions of a node share. Cheap to clone.
 #[derive(Clone)]
-pub struct Hub {
-    pub(crate) services: Services,
-    pub(crate) options: Arc<Options>,
-    pub(crate) acks: Acks,
-    pub(crate) admission: Admission,
+pub struct WsState {
+    pub(super) services: Services,
+    pub(super) lifetime: Lifetime,
+    pub(super) source_prefix: String,
+    pub(super) options: Arc<SessionOptions>,
+    pub(super) acks: Acks,
+    pub(super) admission: Admission,
     /// True while this node is cut off from the leader.
-    pub(crate) isolated: watch::Receiver<bool>,
+    pub(super) isolated: watch::Receiver<bool>,
 }

@@ -16,7 +16,7 @@ use openraft::{Instant as _, LogIdOptionExt as _, ServerState};
 use prost::Message as _;
 use tokio::time::{sleep, timeout};
 
-use super::drain::{Drain, Hold};
+use super::drain::{Drain, DrainGuard};
 use super::proposer::Proposer;
 use super::{Lead, Leader, Raft};
 use crate::base::clock::Clock;
@@ -55,7 +55,7 @@ pub enum TransferError {
 
 /// This node as a member of its group. Cheap to clone.
 #[derive(Clone)]
-pub struct Local {
+pub struct ThisNode {
     raft: Raft,
     state: StateHandle,
     proposer: Proposer,
@@ -63,10 +63,10 @@ pub struct Local {
     clock: Clock,
 }
 
-impl Local {
+impl ThisNode {
     /// Speaks for this node, whose workers enter `drain`.
     pub fn new(raft: Raft, state: StateHandle, proposer: Proposer, drain: Drain, clock: Clock) -> Self {
-        Local {
+        ThisNode {
             raft,
             state,
             proposer,
@@ -301,13 +301,13 @@ impl Local {
     }
 
     /// Lets the leader's workers begin nothing new while the answer lives.
-    pub fn hold(&self) -> Hold {
+    pub fn hold(&self) -> DrainGuard {
         self.drain.hold()
     }
 
     /// Before this node stops: finishes what its workers began, and if it leads, hands over to whoever is
     /// furthest. Nothing may begin meanwhile.
-    pub async fn resign(&self, _held: &Hold) {
+    pub async fn resign(&self, _held: &DrainGuard) {
         self.drained().await;
         let mut lead = Lead::new(&self.raft);
         if lead.now() == Leader::Here {

@@ -1,0 +1,216 @@
+//! The parts of a node under the handles that others use: what everything shares, what is open on the disk, and the Raft
+//! group.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentpost_raft_store::db::{self, StateHandle, Stores};
+use agentpost_raft_store::effect::Effect;
+use agentpost_raft_store::log_store::{LogMetrics, LogStore};
+use agentpost_raft_store::scrub::Scrub;
+use agentpost_raft_store::state_machine::StateMachine;
+
+use super::quarantine;
+use crate::base::clock::{Clock, IdSource};
+use crate::base::config::Config;
+use crate::base::metrics::Metrics;
+use crate::base::owner::{self, Owned};
+use crate::base::secrets::Secrets;
+use crate::base::space::Space;
+use crate::net::dial::Dialer;
+use crate::net::forward::Forwarder;
+use crate::net::lives::Lives;
+use crate::net::network::Network;
+use crate::net::snapshot::SendOptions;
+use crate::shard::cluster_time::ClusterTime;
+use crate::shard::disk_watch::DiskWatch;
+use crate::shard::drain::Drain;
+use crate::shard::keeper::{Keeper, Policy};
+use crate::shard::members::Members;
+use crate::shard::proposer::Proposer;
+use crate::shard::reader::Reader;
+use crate::shard::replica::Replica;
+use crate::shard::scrubber::Scrubber;
+use crate::shard::this_node::ThisNode;
+use crate::shard::wakeups::Wakeups;
+use crate::shard::wall_time::WallTime;
+use crate::shard::{self, Lead, Raft};
+
+/// What every part uses.
+pub(super) struct Ground {
+    pub(super) config: Arc<Config>,
+    pub(super) secrets: Arc<Secrets>,
+    pub(super) ids: IdSource,
+    pub(super) wall_time: WallTime,
+    pub(super) metrics: Metrics,
+}
+
+/// What is open in the data directory.
+pub(super) struct Disk {
+    pub(super) state: StateHandle,
+    pub(super) space: Space,
+    pub(super) lives: Lives,
+    log: Arc<LogMetrics>,
+    scrub: Scrub,
+    _owned: Owned,
+}
+
+/// What openraft takes over.
+type RaftStores = (LogStore, StateMachine);
+
+impl Disk {
+    /// Opens everything. The free space is measured before the databases are opened: they may need that of the ballast.
+    pub(super) async fn open(config: Config, secrets: &Secrets, ids: &IdSource) -> anyhow::Result<(Self, RaftStores)> {
+        let options = quarantine::look(&config, secrets)?;
+        let owned = owner::claim(&config, secrets, ids)?;
+        let lives = Lives::open(&config.node.data_dir, owned.life())?;
+        let opening = tokio::task::spawn_blocking(move || {
+            let space = Space::open(&config);
+            let stores = db::open(&config.node.data_dir, options).map_err(|error| quarantine::enter(&config, error))?;
+            anyhow::Ok((space, stores))
+        });
+        let (space, stores) = opening.await??;
+        let Stores {
+            log,
+            machine,
+            state,
+            scrub,
+        } = stores;
+        let disk = Disk {
+            state,
+            space,
+            lives,
+            log: log.metrics(),
+            scrub,
+            _owned: owned,
+        };
+        Ok((disk, (log, machine)))
+    }
+
+    /// Waits until the disk cannot be relied on; tells why.
+    pub(super) async fn failed(&self) -> String {
+        let watch = DiskWatch {
+            log: Arc::clone(&self.log),
+            state: self.state.clone(),
+        };
+        tokio::select! {
+            reason = watch.failed() => reason,
+            reason = self.state.damaged() => reason,
+        }
+    }
+
+    pub(super) fn scrubber(&self, config: &Config) -> Scrubber {
+        Scrubber {
+            scrub: self.scrub.clone(),
+            interval: Duration::from_secs(config.storage.scrub_interval_s),
+        }
+    }
+}
+
+impl Ground {
+    /// Of a node whose log is open.
+    pub(super) fn new(clock: Clock, config: Config, secrets: Arc<Secrets>, ids: IdSource, disk: &Disk) -> Self {
+        Ground {
+            config: Arc::new(config),
+            secrets,
+            ids,
+            wall_time: WallTime::new(clock),
+            metrics: Metrics::of_log(Arc::clone(&disk.log)),
+        }
+    }
+}
+
+/// The Raft group on this node.
+pub(super) struct Group {
+    pub(super) raft: Raft,
+    pub(super) replica: Replica,
+    pub(super) this_node: ThisNode,
+    pub(super) members: Members,
+    pub(super) cluster_time: ClusterTime,
+    pub(super) drain: Drain,
+}
+
+impl Group {
+    /// Starts Raft over the stores.
+    pub(super) async fn start(
+        ground: &Ground,
+        disk: &Disk,
+        stores: RaftStores,
+        dialer: &Dialer,
+    ) -> anyhow::Result<Self> {
+        let (ids, metrics) = (&ground.ids, &ground.metrics);
+        let forwarder = Forwarder::new(dialer.clone(), metrics.clone());
+        let wakeups = Wakeups::default();
+        let raft = start_raft(ground, stores, dialer, &wakeups).await?;
+        tokio::spawn(shard::hang_up_on_deposed(Lead::new(&raft), forwarder.clone()));
+        let (cluster_time, drain) = (ClusterTime::default(), Drain::default());
+        let proposer = Proposer::new(
+            raft.clone(),
+            disk.state.clone(),
+            forwarder.clone(),
+            (cluster_time.clone(), ground.wall_time.clone()),
+            disk.space.clone(),
+            ids.clone(),
+            metrics.clone(),
+        );
+        let reader = Reader::new(
+            raft.clone(),
+            disk.state.clone(),
+            forwarder,
+            ids.clone(),
+            metrics.clone(),
+        );
+        let this_node = ThisNode::new(
+            raft.clone(),
+            disk.state.clone(),
+            proposer.clone(),
+            drain.clone(),
+            ground.wall_time.clock().clone(),
+        );
+        Ok(Group {
+            members: Members::new(raft.clone(), this_node.clone(), reader.clone()),
+            raft,
+            replica: Replica {
+                reader,
+                proposer,
+                wakeups,
+            },
+            this_node,
+            cluster_time,
+            drain,
+        })
+    }
+
+    pub(super) fn keeper(&self, ground: &Ground, disk: &Disk) -> Keeper {
+        let settings = &ground.config.raft;
+        let policy = Policy {
+            log_bytes: settings.snapshot_log_bytes,
+            interval: Duration::from_secs(settings.snapshot_interval_s),
+        };
+        Keeper {
+            raft: self.raft.clone(),
+            state: disk.state.clone(),
+            log: Arc::clone(&disk.log),
+            policy,
+            ids: ground.ids.clone(),
+        }
+    }
+}
+
+async fn start_raft(
+    ground: &Ground,
+    (log, mut machine): RaftStores,
+    dialer: &Dialer,
+    wakeups: &Wakeups,
+) -> anyhow::Result<Raft> {
+    let config = &ground.config;
+    let sending = SendOptions {
+        bytes_per_s: config.raft.snapshot_send_bytes_per_s,
+    };
+    let network = Network::new(dialer.clone(), sending, ground.metrics.clone());
+    let (effects, installed) = (wakeups.clone(), wakeups.clone());
+    machine.set_effects(Arc::new(move |batch: &[Effect]| effects.publish(batch)));
+    machine.set_installed(Arc::new(move || installed.publish_all()));
+    let settings = shard::raft_config(&config.raft)?;
+    Ok(Raft::new(config.node.id, Arc::new(settings), network, log, machine).await?)
+}

@@ -1,0 +1,26 @@
+//! The faces: the APIs that one port serves, each with its own shapes of JSON.
+
+/// Which API a request belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Face {
+    /// `/v1` and `/api/v1`.
+    Abbababa,
+    /// `agents/messages` and `/ws`.
+    Kite,
+    /// `/admin/v1`.
+    Admin,
+    /// Health and metrics.
+    Node,
+}
+
+impl Face {
+    /// The name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Face::Abbababa => "Abbababa",
+            Face::Kite => "Kite",
+            Face::Admin => "Admin",
+            Face::Node => "Node",
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The handles of a running node, as tests use them.
+
+use std::sync::Arc;
+
+use agentpost_node::base::clock::{Clock, IdSource};
+use agentpost_node::base::lifetime::Lifetime;
+use agentpost_node::base::secrets::Secrets;
+use agentpost_node::cluster::status::ClusterHandle;
+use agentpost_node::node::RunningNode;
+use agentpost_node::server::services::Services;
+use agentpost_node::server::ws::ws_state::WsHandles;
+use agentpost_node::shard::proposer::Proposer;
+use agentpost_node::shard::reader::Reader;
+use agentpost_node::webhooks::egress::Egress;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct NodeHandles {
+    pub reader: Reader,
+    pub proposer: Proposer,
+    pub clock: Clock,
+    pub ids: IdSource,
+    pub secrets: Arc<Secrets>,
+    pub cluster: ClusterHandle,
+    pub lifetime: Lifetime,
+    pub egress: Egress,
+    pub services: Services,
+}
+
+impl NodeHandles {
+    pub fn of(node: &RunningNode) -> Self {
+        let services = node.services.clone();
+        NodeHandles {
+            reader: services.replica.reader.clone(),
+            proposer: services.replica.proposer.clone(),
+            clock: services.wall_time.clock().clone(),
+            ids: services.ids.clone(),
+            secrets: Arc::clone(&services.secrets),
+            cluster: node.cluster.clone(),
+            lifetime: node.lifetime.clone(),
+            egress: node.egress.clone(),
+            services,
+        }
+    }
+
+    /// What `/metrics` shows.
+    pub fn metrics_text(&self) -> String {
+        self.cluster.metrics_text(&self.services.metrics)
+    }
+
+    /// To serve `/ws` once more.
+    pub fn ws(&self) -> WsHandles {
+        WsHandles {
+            presence: self.cluster.presence.clone(),
+            lifetime: self.lifetime.clone(),
+            source_prefix: "https://getkite.sh/agents/".to_owned(),
+        }
+    }
+}
