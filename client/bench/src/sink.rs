@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use agentpost::receiver::{Answer, Call, Server};
 use agentpost_proto::time::parse_rfc3339;
+use agentpost_testkit::receiver::{Answer, Call, Server};
 use anyhow::Context;
 use tokio::sync::oneshot;
 
@@ -185,7 +185,7 @@ fn created_at_ms(body: &[u8]) -> Option<u64> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use agentpost::receiver::{HeaderMap, Method};
+    use agentpost_testkit::receiver::{HeaderMap, Method};
 
     fn call(path: &str, id: &str) -> Call {
         let mut headers = HeaderMap::new();

@@ -3,6 +3,7 @@
 //! - [`commands`]: commands of the log, by short names.
 //! - [`receiver`]: an HTTP server that receives webhooks and answers as a test tells it to.
 //! - [`socket`]: a WebSocket client that resumes, repeats and acknowledges nothing on its own.
+//! - `scripted_server` (feature of that name): a server for tests of clients that plays a script.
 //! - [`eventually`]: polls until a condition holds.
 //! - [`ports`]: ports on loopback that nobody listens on.
 
@@ -10,6 +11,8 @@ pub mod commands;
 pub mod eventually;
 pub mod ports;
 pub mod receiver;
+#[cfg(feature = "scripted-server")]
+pub mod scripted_server;
 pub mod socket;
 
 pub use eventually::{PATIENCE, eventually};

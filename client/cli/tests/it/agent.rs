@@ -1,8 +1,10 @@
 //! What `kite` prints, asks and answers with, word for word.
 
+use agentpost_testkit::ports::refusing_url;
+use agentpost_testkit::scripted_server::{ScriptedServer, Step};
 use serde_json::json;
 
-use crate::common::{Step, Stub, User, dead_base, parts};
+use crate::common::{User, parts};
 
 fn say(frame: serde_json::Value) -> Step {
     Step::Say(frame.to_string())
@@ -66,7 +68,7 @@ async fn register_follows_xdg_config_home_and_refuses_a_name_without_letters() {
 
 #[tokio::test]
 async fn send_posts_the_message_and_prints_its_id() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.answer(200, json!({"id": "0192-id", "created_at": "x"}).to_string());
     let user = User::of(&server.base);
     let args = [
@@ -99,7 +101,7 @@ async fn send_posts_the_message_and_prints_its_id() {
 
 #[tokio::test]
 async fn send_as_the_registered_agent_with_the_servers_of_the_file() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.answer(202, "").answer(200, "{}");
     let user = User::new();
     std::fs::create_dir_all(user.config_path().parent().unwrap()).unwrap();
@@ -132,7 +134,7 @@ async fn send_as_the_registered_agent_with_the_servers_of_the_file() {
 
 #[tokio::test]
 async fn send_shows_a_refusal_with_its_raw_body() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.answer(403, "{\"error\":\"the key lacks write\"}");
     let output = User::of(&server.base)
         .kite(&["agent", "send", "--to", "a", "--from", "b", "x"])
@@ -144,14 +146,14 @@ async fn send_shows_a_refusal_with_its_raw_body() {
 
 #[tokio::test]
 async fn send_turns_to_another_node_and_repeats_under_one_key() {
-    let (first, second) = (Stub::start().await, Stub::start().await);
+    let (first, second) = (ScriptedServer::start().await, ScriptedServer::start().await);
     first.answer(504, "{\"error\":\"outcome unknown\"}");
     second.answer(200, "{\"id\":\"i\"}");
-    let user = User::of(&format!("{} {} {}", dead_base(), first.base, second.base));
+    let user = User::of(&format!("{} {} {}", refusing_url(), first.base, second.base));
     let output = user.kite(&["agent", "send", "--to", "a", "--from", "b", "x"]).await;
     let expected = "Sent agent message\n  from: b\n  to:   a\n  id:   i\n";
     assert_eq!(parts(&output), (Some(0), expected.to_owned(), String::new()));
-    let key = |server: &Stub| server.seen()[0].header("idempotency-key").to_owned();
+    let key = |server: &ScriptedServer| server.seen()[0].header("idempotency-key").to_owned();
     assert_eq!(key(&first), key(&second));
     assert!(!key(&first).is_empty());
 }
@@ -204,7 +206,7 @@ async fn usage_errors_end_with_2_and_help_with_0() {
 
 #[tokio::test]
 async fn listen_prints_mail_acknowledges_it_and_ends_when_the_key_is_rejected() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let mail = |body: &str| json!({"from": "agent-beta", "to": "agent-alpha", "body": body});
     let replied = json!({"from": "agent-beta", "to": "agent-alpha", "body": "two\nlines\u{1b}[31m", "thread_id": "t-1",
                          "reply_to_id": "event-1"});
@@ -281,7 +283,7 @@ async fn listen_prints_mail_acknowledges_it_and_ends_when_the_key_is_rejected() 
 
 #[tokio::test]
 async fn listen_prints_cloudevents_with_json_and_moves_to_the_next_node() {
-    let (first, second) = (Stub::start().await, Stub::start().await);
+    let (first, second) = (ScriptedServer::start().await, ScriptedServer::start().await);
     first.session(vec![say(json!({"type": "error", "code": 4002, "message": "not now"}))]);
     second.session(vec![
         say(json!({"type": "connected", "last_seq": 0, "client_id": "c"})),
@@ -308,7 +310,7 @@ async fn listen_prints_cloudevents_with_json_and_moves_to_the_next_node() {
 
 #[tokio::test]
 async fn variables_may_stand_in_a_file_of_the_folder() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.answer(200, "{\"id\":\"i\"}");
     let user = User::new();
     let file = format!(

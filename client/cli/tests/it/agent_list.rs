@@ -2,11 +2,14 @@
 
 use std::process::Stdio;
 
+use agentpost_testkit::PATIENCE;
+use agentpost_testkit::ports::refusing_url;
+use agentpost_testkit::scripted_server::ScriptedServer;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::common::cluster::Cluster;
-use crate::common::{PATIENCE, Stub, User, dead_base, parts};
+use crate::common::{User, parts};
 
 const LIST: &[&str] = &["agent", "list"];
 
@@ -21,7 +24,7 @@ fn page(agents: &[Value], next: Option<&str>, unreachable: &[u64]) -> String {
 
 #[tokio::test]
 async fn all_pages_stand_in_one_table() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let day = Some("2026-04-30T10:00:00.000Z");
     let first = [agent("agent-alpha", Some("Größe"), day, 12), agent("b", None, day, 0)];
     let forged = agent("c:x", Some("two\nlines\u{1b}[2J"), None, 1);
@@ -47,7 +50,7 @@ c:x          two\\nlines\\u{1b}[2J          1  -
 
 #[tokio::test]
 async fn json_is_one_agent_per_line_as_it_came() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let agents = [agent("a", Some("\u{1b}[2J"), None, 1), agent("b", None, None, 0)];
     server.answer(200, page(&agents, None, &[]));
     let (code, stdout, stderr) = parts(&User::of(&server.base).kite(&["agent", "list", "--json"]).await);
@@ -70,7 +73,7 @@ async fn nodes_that_did_not_answer_are_named_once_on_stderr() {
             "Nodes 2, 3",
         ),
     ] {
-        let server = Stub::start().await;
+        let server = ScriptedServer::start().await;
         for page in pages {
             server.answer(200, page);
         }
@@ -82,8 +85,8 @@ async fn nodes_that_did_not_answer_are_named_once_on_stderr() {
 
 #[tokio::test]
 async fn an_empty_directory_a_refusal_and_a_node_that_is_down() {
-    let server = Stub::start().await;
-    let user = User::of(&format!("{} {}", dead_base(), server.base));
+    let server = ScriptedServer::start().await;
+    let user = User::of(&format!("{} {}", refusing_url(), server.base));
     server.answer(200, page(&[], None, &[]));
     let nobody = (Some(0), "No agents found.\n".to_owned(), String::new());
     assert_eq!(parts(&user.kite(LIST).await), nobody);
@@ -105,7 +108,7 @@ async fn an_empty_directory_a_refusal_and_a_node_that_is_down() {
 
 #[tokio::test]
 async fn pages_that_go_in_circles_end_with_an_error() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     for _ in 0..2 {
         server.answer(200, page(&[agent("a", None, None, 0)], Some("a"), &[]));
     }

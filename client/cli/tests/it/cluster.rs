@@ -1,8 +1,10 @@
 //! The guide, word for word, against three real nodes: agents on different nodes, a node that dies, a key that goes.
 
+use agentpost_testkit::PATIENCE;
+
 use crate::common::cluster::Cluster;
 use crate::common::process::Running;
-use crate::common::{PATIENCE, User, parts};
+use crate::common::{User, parts};
 
 struct Post {
     cluster: Cluster,

@@ -3,11 +3,13 @@
 
 use std::path::Path;
 
+use agentpost_testkit::eventually;
+use agentpost_testkit::scripted_server::{ScriptedServer, Step, exists};
 use serde_json::json;
 
 use crate::common::process::Running;
-use crate::common::steps::{REFUSED, connected, exists, mail, of_type, refusal, say};
-use crate::common::{PATIENCE, Step, Stub, User, parts};
+use crate::common::steps::{REFUSED, connected, mail, of_type, refusal, say};
+use crate::common::{User, parts};
 
 /// The lines that commands have written.
 fn lines(user: &User, file: &str) -> Vec<String> {
@@ -17,7 +19,7 @@ fn lines(user: &User, file: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn a_command_gets_the_event_and_its_output_is_passed_through() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let odd = say(json!({"type": "event", "seq": 3, "event": {"id": "nul\u{0} $(id)", "type": "plain"}}));
     let github = of_type(2, "com.github.push", "https://getkite.sh/hooks/t/github");
     server.session(vec![
@@ -49,7 +51,7 @@ async fn a_command_gets_the_event_and_its_output_is_passed_through() {
 
 #[tokio::test]
 async fn commands_run_one_after_another_and_need_not_read() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let body = "x".repeat(200 * 1024); // more than a pipe holds
     let big = json!({"type": "event", "seq": 2, "event": {"id": "big", "type": "t", "data": {"body": body}}});
     server.session(vec![
@@ -70,7 +72,7 @@ async fn commands_run_one_after_another_and_need_not_read() {
 
 #[tokio::test]
 async fn a_command_that_fails_leaves_its_event_unacknowledged_and_it_comes_again() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     // The next event is on its way already; it has to wait for its turn.
     server.session(vec![
         connected(0),
@@ -109,7 +111,7 @@ async fn a_command_that_fails_leaves_its_event_unacknowledged_and_it_comes_again
 
 #[tokio::test]
 async fn without_a_place_on_the_server_a_failed_event_is_passed_over() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.session(vec![connected(0), mail(1), mail(2), Step::Acked(2), refusal()]);
     let user = User::of(&server.base);
     let command = "echo $KITE_SEQ >> tried; [ $KITE_SEQ != 1 ] || kill -KILL $$";
@@ -122,7 +124,7 @@ async fn without_a_place_on_the_server_a_failed_event_is_passed_over() {
 
 #[tokio::test]
 async fn the_session_stays_open_while_a_command_takes_its_time() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let user = User::of(&server.base);
     let answered = user.home.path().join("answered");
     // The ping stands behind events. Before it is answered the client has said that it acknowledges; else a server
@@ -149,7 +151,7 @@ async fn the_session_stays_open_while_a_command_takes_its_time() {
 
 #[tokio::test]
 async fn what_a_command_finished_while_the_session_broke_is_not_done_twice() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let user = User::of(&server.base);
     let (running, broken) = (user.home.path().join("running"), user.home.path().join("broken"));
     server.session(vec![
@@ -178,8 +180,8 @@ async fn what_a_command_finished_while_the_session_broke_is_not_done_twice() {
     assert_eq!(lines(&user, "done"), ["1", "2", "3"]);
 }
 
-/// Whether a process lives. One that has ended may stay listed until somebody asks for its end.
-fn lives(id: &str) -> bool {
+/// Whether a process runs. A process that has ended stays listed as a zombie until its parent waits for it.
+fn is_running(id: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
     stat.rsplit(") ")
         .next()
@@ -187,8 +189,8 @@ fn lives(id: &str) -> bool {
 }
 
 /// Starts a command with a child that both write their ids, and waits for them.
-async fn busy(command: &str) -> (User, Stub, Running) {
-    let server = Stub::start().await;
+async fn busy(command: &str) -> (User, ScriptedServer, Running) {
+    let server = ScriptedServer::start().await;
     server.session(vec![connected(0), mail(1), Step::Gone]);
     let user = User::of(&server.base).with("PATH", &std::env::var("PATH").unwrap());
     let kite = Running::connected(&user, &["stream", "--client-id", "c", "--exec", command]).await;
@@ -199,12 +201,8 @@ async fn busy(command: &str) -> (User, Stub, Running) {
 async fn all_ended(folder: &Path) {
     let ids = std::fs::read_to_string(folder.join("ids")).unwrap();
     assert_eq!(ids.lines().count(), 2, "{ids}");
-    let ended = async {
-        while ids.lines().any(lives) {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, ended).await.expect("a command goes on");
+    let ended = async || (!ids.lines().any(is_running)).then_some(());
+    eventually("the command and its child to end", ended).await;
 }
 
 #[tokio::test]

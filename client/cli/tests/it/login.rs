@@ -3,16 +3,19 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
+use agentpost_testkit::PATIENCE;
+use agentpost_testkit::ports::refusing_url;
+use agentpost_testkit::scripted_server::ScriptedServer;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-use crate::common::{PATIENCE, Stub, User, dead_base, parts};
+use crate::common::{User, parts};
 
 const SECRET: &str = "kite_0011aabb_00112233445566778899aabbccddeeff";
 
 /// A code that lives ten minutes.
-fn code(server: &Stub) -> Value {
+fn code(server: &ScriptedServer) -> Value {
     json!({"device_code": "dev-1", "user_code": "BCDF-GHJK", "verification_url": format!("{}/activate", server.base),
            "verification_url_complete": format!("{}/activate?code=BCDF-GHJK", server.base),
            "ws_url": server.ws_url(), "interval": 1, "expires_in": 600})
@@ -41,7 +44,7 @@ fn written(user: &User) -> toml::Table {
 
 #[tokio::test]
 async fn a_code_is_shown_and_the_key_goes_into_the_file() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server
         .answer(200, code(&server).to_string())
         .answer(400, said("authorization_pending"))
@@ -90,7 +93,7 @@ async fn a_code_is_shown_and_the_key_goes_into_the_file() {
 
 #[tokio::test]
 async fn a_server_that_tells_little_is_enough_and_the_login_before_is_replaced() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     // The interval is what keeps this test short; login.rs tests the default.
     let little = json!({"device_code": "d", "user_code": "AB\u{1b}[2J", "verification_url": "http://x/activate",
                         "interval": 1, "verification_url_complete": null, "news": 1});
@@ -126,7 +129,7 @@ async fn a_server_that_tells_little_is_enough_and_the_login_before_is_replaced()
 
 #[tokio::test]
 async fn a_refusal_ends_it_and_the_file_stays() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let user = User::new();
     write_config(&user, "[auth]\napi_key = \"old\"\n");
     let before = written(&user);
@@ -157,7 +160,7 @@ async fn a_refusal_ends_it_and_the_file_stays() {
 
 #[tokio::test]
 async fn without_a_code_there_is_no_login() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server
         .answer(
             429,
@@ -174,7 +177,7 @@ async fn without_a_code_there_is_no_login() {
             "Error: no code for a login: the server's answer is not of",
         ),
         (
-            &dead_base(),
+            &refusing_url(),
             "Error: no code for a login: no node took the request: http://",
         ),
         (
@@ -190,11 +193,11 @@ async fn without_a_code_there_is_no_login() {
 }
 
 /// `kite login` as it is while it waits, with what somebody does meanwhile.
-async fn meanwhile(user: &User, server: &Stub, deed: impl AsyncFnOnce()) -> (Option<i32>, String, String) {
+async fn meanwhile(user: &User, server: &ScriptedServer, deed: impl AsyncFnOnce()) -> (Option<i32>, String, String) {
     server.answer(200, code(server).to_string());
     let mut command = user.command(&["login", "--server", &server.base]);
     let login = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    crate::common::eventually(|| server.seen().len() > 1).await;
+    agentpost_testkit::eventually("a second question", async || (server.seen().len() > 1).then_some(())).await;
     deed().await;
     server.answer(200, key());
     let output = tokio::time::timeout(PATIENCE, login.wait_with_output())
@@ -205,7 +208,7 @@ async fn meanwhile(user: &User, server: &Stub, deed: impl AsyncFnOnce()) -> (Opt
 
 #[tokio::test]
 async fn what_others_write_while_it_waits_stays() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let user = User::new();
     let register = async || drop(user.kite(&["agent", "register", "--name", "agent-alpha"]).await);
     let (code, _, stderr) = meanwhile(&user, &server, register).await;
@@ -217,7 +220,7 @@ async fn what_others_write_while_it_waits_stays() {
 
 #[tokio::test]
 async fn a_key_that_cannot_be_kept_is_not_shown_but_told_of() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let user = User::new();
     let (code, stdout, stderr) = meanwhile(&user, &server, async || write_config(&user, "[auth\n")).await;
     assert_eq!((code, stdout.as_str()), (Some(1), ""));
@@ -229,7 +232,7 @@ async fn a_key_that_cannot_be_kept_is_not_shown_but_told_of() {
 
 #[tokio::test]
 async fn an_interrupt_leaves_everything_as_it_was() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.answer(200, code(&server).to_string());
     let user = User::new();
     write_config(&user, "[auth]\napi_key = \"old\"\n");
@@ -245,7 +248,7 @@ async fn an_interrupt_leaves_everything_as_it_was() {
     };
     while !next(&mut notes).await.unwrap().starts_with("Waiting for approval") {}
     // The first question shows that the wait has begun.
-    crate::common::eventually(|| server.seen().len() > 1).await;
+    agentpost_testkit::eventually("a second question", async || (server.seen().len() > 1).then_some(())).await;
     let interrupt = format!("kill -INT {}", login.id().unwrap());
     assert!(
         Command::new("sh")

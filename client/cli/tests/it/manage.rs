@@ -1,8 +1,10 @@
 //! What `kite status`, `kite logs` and `kite keys` ask for and print, word for word.
 
+use agentpost_testkit::ports::refusing_url;
+use agentpost_testkit::scripted_server::{ScriptedServer, Step, greeting};
 use serde_json::{Value, json};
 
-use crate::common::{Step, Stub, User, dead_base, greeting, parts};
+use crate::common::{User, parts};
 
 fn stats(permissions: Value) -> Value {
     json!({"team_id": "team_1", "webhooks_today": 42, "active_endpoints": 3, "active_api_keys": 2,
@@ -37,7 +39,7 @@ fn asked(method: &str, params: Value) -> (String, Value) {
 
 /// One answer, one command; what it printed.
 async fn answered(ok: bool, payload: Value, args: &[&str]) -> (Option<i32>, String, String) {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.session_that_answers(ok, payload);
     let printed = parts(&User::of(&server.base).kite(args).await);
     assert_eq!(server.requests().len(), 1, "{args:?}");
@@ -46,7 +48,7 @@ async fn answered(ok: bool, payload: Value, args: &[&str]) -> (Option<i32>, Stri
 
 #[tokio::test]
 async fn status_prints_where_this_machine_is_and_the_teams_numbers() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.session_that_answers(true, stats(json!(["read", "write"])));
     let output = User::of(&server.base).kite(&["status"]).await;
     let expected = format!(
@@ -79,14 +81,14 @@ async fn without_a_login_every_command_says_so() {
 
 #[tokio::test]
 async fn a_rejected_key_and_a_dead_server_are_told_apart() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let rejected = json!({"type": "error", "code": 4001, "message": "invalid API key for this team\u{1b}[2J"});
     server.session(vec![Step::Say(rejected.to_string())]);
     let output = User::of(&server.base).kite(&["status"]).await;
     let expected = error("Server error (4001): invalid API key for this team\\u{1b}[2J");
     assert_eq!(parts(&output), expected);
 
-    let (code, stdout, stderr) = parts(&User::of(&dead_base()).kite(&["status"]).await);
+    let (code, stdout, stderr) = parts(&User::of(&refusing_url()).kite(&["status"]).await);
     assert_eq!((code, stdout.as_str()), (Some(1), ""));
     assert!(
         stderr.starts_with("Error: no node took the request: ws://127.0.0.1:"),
@@ -113,7 +115,7 @@ async fn keys_are_listed_without_secrets_in_the_servers_order() {
 
 #[tokio::test]
 async fn a_key_is_created_as_the_guide_says() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let key = json!({"id": "key_9", "key_prefix": "kite_0011aabb", "api_key": "kite_0011aabb_secret"});
     for permissions in [json!(["admin"]), json!(["*"]), json!([]), Value::Null] {
         server
@@ -177,7 +179,7 @@ async fn what_needs_admin_says_so_before_it_asks() {
 
 #[tokio::test]
 async fn a_change_of_unknown_outcome_says_how_to_find_out() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let unknown = json!({"error": "outcome unknown: nobody answered"});
     let admin = || stats(json!(["admin"]));
     server
@@ -209,7 +211,7 @@ async fn a_change_of_unknown_outcome_says_how_to_find_out() {
 
 #[tokio::test]
 async fn a_key_is_revoked_by_its_id() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server
         .session_that_answers(true, stats(json!(["admin"])))
         .session_that_answers(true, json!({"id": "key_1"}));
@@ -231,7 +233,7 @@ async fn logs_print_the_servers_order_one_line_an_event() {
 
 #[tokio::test]
 async fn logs_go_on_over_pages_until_there_are_enough_or_no_more() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let page = |seqs: &[u64], next: Value| {
         let events: Vec<Value> = seqs.iter().map(|seq| event(*seq)).collect();
         json!({"events": events, "next_before_seq": next})
@@ -273,7 +275,7 @@ async fn logs_go_on_over_pages_until_there_are_enough_or_no_more() {
 
 #[tokio::test]
 async fn wrong_usage_ends_with_2_and_an_empty_list_with_1() {
-    let user = User::of(&dead_base());
+    let user = User::of(&refusing_url());
     for args in [
         &["keys"][..],
         &["keys", "revoke"],

@@ -2,12 +2,13 @@
 
 use std::process::{Output, Stdio};
 
+use agentpost_testkit::PATIENCE;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr};
 use tokio::time::timeout;
 
 use crate::common::cluster::Cluster;
-use crate::common::{PATIENCE, User, parts};
+use crate::common::{User, parts};
 
 /// `kite login` as it waits.
 struct Waiting {

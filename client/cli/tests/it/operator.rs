@@ -4,11 +4,13 @@ use std::process::{Output, Stdio};
 
 use agentpost::Client;
 use agentpost::retry::RetryPolicy;
+use agentpost_testkit::PATIENCE;
+use agentpost_testkit::scripted_server::ScriptedServer;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-use crate::common::{PATIENCE, Stub, parts};
+use crate::common::parts;
 
 const TEAM: &str = "team_00000000000000000000000000000001";
 
@@ -18,7 +20,7 @@ fn command(args: &[&str]) -> Command {
     command
 }
 
-async fn agentpost(server: &Stub, args: &[&str]) -> Output {
+async fn agentpost(server: &ScriptedServer, args: &[&str]) -> Output {
     let output = command(args)
         .env("AGENTPOST_URLS", &server.base)
         .env("AGENTPOST_ADMIN_KEY", "admin")
@@ -30,7 +32,7 @@ async fn agentpost(server: &Stub, args: &[&str]) -> Output {
 }
 
 /// Methods and paths of what was asked.
-fn asked(server: &Stub) -> Vec<String> {
+fn asked(server: &ScriptedServer) -> Vec<String> {
     let seen = server.seen();
     assert!(seen.iter().all(|seen| seen.header("authorization") == "Bearer admin"));
     seen.iter()
@@ -62,7 +64,7 @@ fn limits() -> Value {
 
 #[tokio::test]
 async fn signing_keys_are_shown_and_rotated() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let pair = |current: &str, next: &str| json!({"current": current, "next": next}).to_string();
     server
         .answer(200, pair("sig_1", "sig_2"))
@@ -81,7 +83,7 @@ async fn signing_keys_are_shown_and_rotated() {
 
 #[tokio::test]
 async fn a_rotation_of_unknown_outcome_is_not_repeated() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.answer(504, json!({"error": "outcome unknown"}).to_string());
     let output = agentpost(&server, &["signing-keys", "rotate", "--team", TEAM]).await;
     let (code, stdout, stderr) = parts(&output);
@@ -92,7 +94,7 @@ async fn a_rotation_of_unknown_outcome_is_not_repeated() {
 
 #[tokio::test]
 async fn a_promotion_is_asked_for_until_the_learner_has_caught_up() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let lags = |n: u64| json!({"error": format!("node 4 lags by {n} entries")}).to_string();
     let member = json!({"id": 4, "peer_addr": "h:1", "url": "http://h:2"}).to_string();
     server
@@ -109,7 +111,7 @@ async fn a_promotion_is_asked_for_until_the_learner_has_caught_up() {
 
 #[tokio::test]
 async fn deliveries_are_listed_over_pages_until_the_cursor_stands_still() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server
         .answer(200, page(&[delivery("dlv_1", json!(4))], "c1"))
         // Examined its share, found nothing, goes on.
@@ -143,7 +145,7 @@ async fn deliveries_are_listed_over_pages_until_the_cursor_stands_still() {
 
 #[tokio::test]
 async fn a_delivery_is_shown_and_redriven() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let attempt = json!({"number": 4, "step": 3, "end": "failed", "status": 500, "error": "status", "tookMs": 3});
     let reply = json!({"success": true, "delivery": delivery("dlv_1", json!([attempt]))});
     let redriven = json!({"success": true, "deliveryId": "dlv_9"}).to_string();
@@ -175,7 +177,7 @@ async fn a_delivery_is_shown_and_redriven() {
 
 #[tokio::test]
 async fn limits_are_shown_and_only_those_named_are_set() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let teams = json!({"teams": [team(limits())]}).to_string();
     let changed = team(limits()).to_string();
     server
@@ -240,7 +242,7 @@ fn approved() -> String {
 
 #[tokio::test]
 async fn a_waiting_machine_is_shown_and_turned_away() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let teams = [("team_1", "research"), ("team_22", "ops")];
     server
         .answer(200, waiting(&teams))
@@ -270,7 +272,7 @@ async fn a_waiting_machine_is_shown_and_turned_away() {
 
 #[tokio::test]
 async fn a_machine_is_let_into_the_team_that_is_named_or_the_only_one() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let own = waiting(&[("team_1", "research")]);
     let all = waiting(&[("team_1", "research"), ("team_2", "ops")]);
     for (waiting, args, team, permissions) in [
@@ -324,7 +326,7 @@ async fn a_machine_is_let_into_the_team_that_is_named_or_the_only_one() {
 #[tokio::test]
 async fn on_a_terminal_a_machine_is_let_in_only_after_a_yes() {
     use tokio::io::AsyncWriteExt;
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     for (flag, answer, code) in [("", "n\n", 1), ("", "\n", 1), ("", "yes\n", 0), ("--yes", "", 0)] {
         let before = server.seen().len();
         server.answer(200, waiting(&[("team_1", "research")]));

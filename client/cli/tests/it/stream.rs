@@ -1,11 +1,12 @@
 //! `kite stream` and what it shares with `kite agent listen`, word for word: what is asked for and shown, what is
 //! acknowledged and when, what is said about the session, and how it ends.
 
+use agentpost_testkit::scripted_server::{ScriptedServer, Step, exists};
 use serde_json::json;
 
 use crate::common::process::Running;
-use crate::common::steps::{REFUSED, connected, exists, mail, of_type, refusal, say};
-use crate::common::{Step, Stub, User, parts};
+use crate::common::steps::{REFUSED, connected, mail, of_type, refusal, say};
+use crate::common::{User, parts};
 
 /// Two kinds of events from two sources, each acknowledged before the next one comes.
 fn four_events() -> Vec<Step> {
@@ -25,7 +26,7 @@ fn four_events() -> Vec<Step> {
 
 /// Plays [`four_events`]; returns the scopes that were asked for and what was printed.
 async fn stream(args: &[&str]) -> (serde_json::Value, String) {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.session(four_events());
     let user = User::of(&server.base).with("TZ", "UTC");
     let (code, stdout, stderr) = parts(&user.kite(&[&["stream"], args].concat()).await);
@@ -108,7 +109,7 @@ async fn what_an_event_lacks_leaves_a_gap_and_what_is_no_event_is_passed_over() 
             refusal(),
         ]
     };
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.session(steps()).session(steps());
     let user = User::of(&server.base).with("TZ", "<+05>-5");
     let (_, stdout, _) = parts(&user.kite(&["stream"]).await);
@@ -153,7 +154,7 @@ async fn what_the_server_would_refuse_for_ever_is_refused_here() {
 
 #[tokio::test]
 async fn what_the_session_is_told_is_one_line_each() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let block = json!({"type": "billing_block", "provider": "agentpost", "reason": "used\nup", "retryable": true,
                        "action": {"type": "wait_or_raise_limit", "retry_after_secs": 5}});
     let quota = json!({"type": "quota_snapshot", "provider": "agentpost", "events_used": 2, "events_limit": 2,
@@ -194,7 +195,7 @@ async fn what_the_session_is_told_is_one_line_each() {
 
 #[tokio::test]
 async fn a_lost_node_is_followed_by_the_next_and_nothing_is_shown_twice() {
-    let (first, second) = (Stub::start().await, Stub::start().await);
+    let (first, second) = (ScriptedServer::start().await, ScriptedServer::start().await);
     first.session(vec![connected(0), mail(1), mail(2), Step::Acked(2), Step::Hang]);
     // The acknowledgements got lost with the node.
     second.session(vec![
@@ -214,7 +215,7 @@ async fn a_lost_node_is_followed_by_the_next_and_nothing_is_shown_twice() {
         .lines()
         .filter(|line| !line.starts_with("Disconnected: "))
         .collect();
-    let connecting = |stub: &Stub| format!("Connecting to {}...", stub.ws_url());
+    let connecting = |stub: &ScriptedServer| format!("Connecting to {}...", stub.ws_url());
     let (first, second) = (connecting(&first), connecting(&second));
     assert_eq!(
         lines,
@@ -239,7 +240,7 @@ async fn a_reader_that_has_enough_ends_it_quietly() {
         &["stream", "--json"],
         &["agent", "listen", "--as-id", "agent-alpha"],
     ] {
-        let server = Stub::start().await;
+        let server = ScriptedServer::start().await;
         let closed = tempfile::tempdir().unwrap();
         let closed = closed.path().join("closed");
         server.session(vec![
@@ -265,7 +266,7 @@ async fn a_reader_that_stands_still_ends_neither_the_session_nor_the_process() {
     let big = json!({"type": "event", "seq": 1, "event": {"id": "i", "type": "t", "data": {"body": body}}});
     let folder = tempfile::tempdir().unwrap();
     let answered = folder.path().join("answered");
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.session(vec![
         connected(0),
         say(big),
@@ -285,7 +286,7 @@ async fn signals_end_it_and_its_session() {
     for (signal, code) in [("TERM", 143), ("INT", 130), ("HUP", 129)] {
         let folder = tempfile::tempdir().unwrap();
         let [acked, gone] = ["acked", "gone"].map(|name| folder.path().join(name));
-        let server = Stub::start().await;
+        let server = ScriptedServer::start().await;
         server.session(vec![
             connected(0),
             mail(1),
@@ -308,7 +309,7 @@ async fn signals_end_it_and_its_session() {
 async fn signals_that_the_caller_had_ignored_stay_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let signalled = folder.path().join("signalled");
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.session(vec![
         connected(0),
         Step::Await(signalled.clone()),

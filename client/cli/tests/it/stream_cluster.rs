@@ -1,10 +1,12 @@
 //! `kite stream` against three real nodes: a place that outlives a node and the process, commands that fail or outlast
 //! a node, and what a bound key may listen to.
 
+use agentpost_testkit::eventually;
+use agentpost_testkit::scripted_server::exists;
+
 use crate::common::cluster::Cluster;
 use crate::common::process::Running;
-use crate::common::steps::exists;
-use crate::common::{PATIENCE, User, parts};
+use crate::common::{User, parts};
 
 /// A cluster with a team.
 struct Post {
@@ -116,12 +118,7 @@ async fn commands_that_fail_or_outlast_their_node_get_each_event_until_they_are_
     post.send("a", "5").await;
 
     let done = || std::fs::read_to_string(file("done")).unwrap_or_default();
-    let all = async {
-        while done().lines().count() < 5 {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, all).await.expect("not all done");
+    eventually("five commands", async || (done().lines().count() >= 5).then_some(())).await;
     assert_eq!(done(), "1\n2\n3\n4\n5\n");
     let tried = std::fs::read_to_string(file("tried")).unwrap();
     assert_eq!(tried.lines().count(), 7, "{tried}");

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use agentpost_testkit::scripted_server::{ScriptedServer, Step};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::common::{Step, Stub, User, parts};
+use crate::common::{User, parts};
 
 /// The authority's certificate, and settings for a server at `localhost` that it vouches for.
 fn authority() -> (String, rustls::ServerConfig) {
@@ -32,7 +33,7 @@ fn authority() -> (String, rustls::ServerConfig) {
 }
 
 /// Takes TLS off in front of a stub; returns the port.
-async fn tls_in_front_of(stub: &Stub, config: rustls::ServerConfig) -> u16 {
+async fn tls_in_front_of(stub: &ScriptedServer, config: rustls::ServerConfig) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (acceptor, behind) = (TlsAcceptor::from(Arc::new(config)), stub.base.replace("http://", ""));
@@ -54,7 +55,7 @@ async fn tls_in_front_of(stub: &Stub, config: rustls::ServerConfig) -> u16 {
 #[tokio::test]
 async fn both_ways_work_with_a_private_authority_and_only_with_it() {
     let (authority, config) = authority();
-    let stub = Stub::start().await;
+    let stub = ScriptedServer::start().await;
     let port = tls_in_front_of(&stub, config).await;
     let url = format!("wss://localhost:{port}/ws");
     let stranger = User::of("").with("KITE_WS_URL", &url);

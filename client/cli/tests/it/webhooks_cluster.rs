@@ -1,16 +1,15 @@
 //! Topics, webhooks and dead letters against three real nodes, through the library and the operator's command line.
 
-use std::time::Duration;
-
 use agentpost::api::abbababa::{DeliveryFailed, Message, SendRequest};
 use agentpost::verify::Verifier;
 use agentpost::{Client, ListQuery, Secret, SubscriptionUrl};
-use jepsen_like_tests::receiver::{Answer, Call, Receiver};
+use agentpost_testkit::receiver::{Answer, Call, Receiver};
+use agentpost_testkit::{PATIENCE, eventually};
 use serde_json::json;
 use serde_json::value::to_raw_value;
 
 use crate::common::cluster::Cluster;
-use crate::common::{PATIENCE, parts};
+use crate::common::parts;
 
 const BOTH: [&str; 2] = ["message.received", "message.topic"];
 
@@ -64,16 +63,13 @@ async fn send(from: &Client, to: &str) -> String {
 
 /// Waits for mail; there is one message more than the caller knows.
 async fn next_mail(agent: &Client, known: usize) -> Message {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        let mut page = agent.list(&ListQuery::default()).await.unwrap().messages;
-        if page.len() > known {
-            assert_eq!(page.len(), known + 1);
-            return page.pop().unwrap();
-        }
-        assert!(tokio::time::Instant::now() < deadline, "no mail in time");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let mut page = eventually("mail", async || {
+        let page = agent.list(&ListQuery::default()).await.unwrap().messages;
+        (page.len() > known).then_some(page)
+    })
+    .await;
+    assert_eq!(page.len(), known + 1);
+    page.pop().unwrap()
 }
 
 fn verified(verifier: &Verifier, call: &Call) -> String {
@@ -129,9 +125,9 @@ async fn limits_and_signing_keys_are_changed_by_the_operator() {
 async fn a_topic_and_a_webhook_that_fails_and_then_succeeds() {
     let post = Post::open().await;
     let receiver = Receiver::start().await.unwrap();
-    receiver.statuses("/mail", &[500], 200);
+    receiver.statuses("/mail", &[500, 200]);
     let (sender, agent) = (post.agent("sender", 1), post.agent("agent", 2));
-    let (url, topic_url) = (receiver.url_of("/mail"), receiver.url_of("/topic"));
+    let (url, topic_url) = (receiver.url("/mail"), receiver.url("/topic"));
     let webhook = agent.register_webhook(&url, &BOTH).await.unwrap();
     let subscription = agent
         .subscribe("prices", SubscriptionUrl::Set(&topic_url))
@@ -191,20 +187,16 @@ async fn a_topic_and_a_webhook_that_fails_and_then_succeeds() {
             .is_err()
     );
 
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
+    eventually("two deliveries in the receipt", async || {
         let receipt = sender.receipt(&sent.message_id).await.unwrap();
         let states: Vec<&str> = receipt
             .delivered
             .iter()
             .map(|delivery| delivery.state.as_str())
             .collect();
-        if states == ["delivered", "delivered"] {
-            break;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "{receipt:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        (states == ["delivered", "delivered"]).then_some(())
+    })
+    .await;
     agent.unsubscribe("prices").await.unwrap();
     agent.delete_webhook().await.unwrap();
     assert_eq!(
@@ -219,7 +211,7 @@ async fn a_dead_letter_its_notice_and_another_try() {
     let receiver = Receiver::start().await.unwrap();
     receiver.set_default(Answer::status(489).header("upstash-nonretryable-error", "true"));
     let (sender, agent) = (post.agent("sender", 1), post.agent("agent", 2));
-    agent.register_webhook(&receiver.url_of("/mail"), &BOTH).await.unwrap();
+    agent.register_webhook(&receiver.url("/mail"), &BOTH).await.unwrap();
     let message = send(&sender, "agent").await;
     let notice = next_mail(&sender, 0).await;
     assert_eq!(

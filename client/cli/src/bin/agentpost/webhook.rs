@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agentpost::receiver::{Answer, Call, Server};
 use agentpost::verify::Verifier;
 use agentpost_cli::output;
 use agentpost_cli::terminal::escaped;
+use agentpost_testkit::receiver::{Answer, Call, Server};
 use anyhow::Context;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -259,7 +259,7 @@ fn json_line(call: &Call, trust: &Trust, reply: Reply) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use agentpost::receiver::{HeaderMap, Method};
+    use agentpost_testkit::receiver::{HeaderMap, Method};
 
     fn call(id: &str) -> Call {
         let mut headers = HeaderMap::new();

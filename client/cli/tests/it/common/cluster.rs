@@ -3,10 +3,9 @@
 use std::process::Output;
 use std::time::Duration;
 
+use agentpost_testkit::PATIENCE;
 use jepsen_like_tests::cluster::Cluster as Nodes;
 use tokio::process::Command;
-
-use super::PATIENCE;
 
 /// A running cluster. Its processes and files go with it.
 pub struct Cluster(Nodes);

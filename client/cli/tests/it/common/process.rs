@@ -2,11 +2,12 @@
 
 use std::process::{ExitStatus, Stdio};
 
+use agentpost_testkit::PATIENCE;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::time::timeout;
 
-use super::{PATIENCE, User};
+use super::User;
 
 /// A process whose output is read line by line.
 pub struct Running {

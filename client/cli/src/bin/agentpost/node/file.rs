@@ -2,7 +2,7 @@
 //! two places.
 //!
 //! The two numbers are replaced at the positions that the parser reports, so every other byte stays. `toml_edit` is not
-//! used here: it writes the dotted keys of a table in another order when the keys of other tables stand between them.
+//! used here: it writes CRLF as LF, and moves the dotted keys of a table together.
 
 use std::fs;
 use std::net::SocketAddr;
