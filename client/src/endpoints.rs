@@ -1,8 +1,8 @@
-//! The nodes a client may ask, and which one it asks now.
+//! The nodes that a client may ask, and the one that it asks now.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Base URLs with a current one. All users of a client share it, so one failure moves everybody on.
+/// Base URLs, of which one is current. All clones of a client share it, so one failure moves all of them on.
 #[derive(Debug)]
 pub(crate) struct Endpoints {
     bases: Vec<String>,
@@ -25,7 +25,7 @@ impl Endpoints {
         (index, &self.bases[index])
     }
 
-    /// Asks the next one from now on, unless somebody else has already moved on from `failed`.
+    /// Makes the next node the current one, unless another caller has already moved on from `failed`.
     pub(crate) fn move_on(&self, failed: usize) {
         let next = (failed + 1) % self.bases.len();
         let _ = self

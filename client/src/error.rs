@@ -1,53 +1,53 @@
-//! What can go wrong, sorted by what the caller may do next.
+//! Errors, sorted by what the caller may do next.
 
 use std::fmt;
 use std::time::Duration;
 
 use reqwest::StatusCode;
 
-/// Why there is no result.
+/// Why a call has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The server refused: repeating the same request gets the same answer.
+    /// The server refused the request. The same request would get the same answer.
     #[error("{0}")]
     Refused(Answer),
-    /// Nothing was done, on any of the nodes tried. Safe to repeat.
+    /// None of the nodes that were asked did anything. It is safe to repeat the request.
     #[error("no node took the request: {reason}")]
     Unavailable {
         /// The last failure.
         reason: String,
-        /// What the last node answered, if it answered.
+        /// The answer of the last node, if it gave one.
         answer: Option<Answer>,
     },
-    /// It may or may not have happened. Repeat it only under the same idempotency key.
+    /// The request may or may not have been carried out. Repeat it only under the same idempotency key.
     #[error("outcome unknown: {reason}")]
     OutcomeUnknown {
         /// The last failure.
         reason: String,
-        /// What the last node answered, if it answered.
+        /// The answer of the last node, if it gave one.
         answer: Option<Answer>,
     },
-    /// The request was accepted, but its answer is not of the documented form.
+    /// An answer, or the body of a message, does not have the expected form. The request itself was carried out.
     #[error("the server's answer is not of the documented form: {0}")]
     Malformed(String),
-    /// The WebSocket session was ended for a reason that reconnecting does not cure.
+    /// The server ended the WebSocket session for a reason that reconnecting does not cure, such as a revoked key.
     #[error("Server error ({code}): {message}")]
     Session {
-        /// A code of `agentpost_proto::frame`.
+        /// The code of the `error` frame; 4001 for a key or team that is not accepted.
         code: u32,
         /// The server's sentence.
         message: String,
     },
-    /// The server declined a request over the socket: repeating it gets the same answer.
+    /// The server declined a method of the Kite face. The same request would get the same answer.
     #[error("{0}")]
     Declined(String),
-    /// The caller's own input: a URL, a key, a file.
+    /// The caller's own input cannot be used: a URL, a key, a body.
     #[error("{0}")]
     Invalid(String),
 }
 
 impl Error {
-    /// What a server answered, when the failure is an answer.
+    /// The server's answer, if the failure is one.
     pub fn answer(&self) -> Option<&Answer> {
         match self {
             Error::Refused(answer) => Some(answer),
@@ -57,19 +57,19 @@ impl Error {
     }
 }
 
-/// An HTTP answer as it came.
+/// An HTTP answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// The status.
+    /// The HTTP status.
     pub status: StatusCode,
     /// The whole body.
     pub body: String,
-    /// `Retry-After`, when it is a number of seconds.
+    /// The header `Retry-After`, if it is a number of seconds.
     pub retry_after: Option<Duration>,
 }
 
 impl Answer {
-    /// The sentence of the error body, which is the string `error` on every face.
+    /// The sentence of an error body: the text member `error`, which every face has.
     pub fn message(&self) -> Option<String> {
         let body: serde_json::Value = serde_json::from_str(&self.body).ok()?;
         Some(body.get("error")?.as_str()?.to_owned())
@@ -85,7 +85,7 @@ impl fmt::Display for Answer {
     }
 }
 
-/// The innermost cause: HTTP libraries wrap "connection refused" in three layers that say less.
+/// The innermost cause. HTTP libraries wrap "connection refused" in three layers that say less.
 pub(crate) fn cause(error: &dyn std::error::Error) -> String {
     let mut inner = error;
     while let Some(source) = inner.source() {

@@ -1,63 +1,108 @@
-//! The client side of Agentpost: a library over its public API. The two command lines built on it are in `cli/`.
-//!
-//! - [`Client`]: typed calls of both faces and of the operator API, over the URLs of several nodes. A node that does
-//!   not answer is passed over; a send whose outcome is unknown is repeated under the same idempotency key, so it
-//!   happens once.
-//!   [`Client::agents`] tells who is there and who listens,
-//!   [`Client::publish`] and [`Client::subscribe`] are for topics, [`Client::register_webhook`] has mail delivered to a
-//!   URL, [`Client::receipt`] tells what became of a message.
-//! - [`inbox::Inbox`]: the mail of an agent as it arrives, over a WebSocket that reconnects to any node and resumes
-//!   after what was acknowledged.
-//! - [`rpc::Rpc`]: the management methods of the Kite face: history, the team's numbers, keys.
-//! - [`login::Login`]: a key for a machine that somebody lets in with a code; `Client` has the side of who lets it in.
-//! - [`verify`]: for receivers of webhooks: is a call genuine?
-//! - [`receiver`]: a small server for webhooks, for tools and tests.
+//! Agentpost is a replicated post office for agents. This library sends, publishes and receives.
 //!
 //! ```no_run
-//! # async fn example() -> Result<(), agentpost::Error> {
-//! use agentpost::Client;
-//! use agentpost::api::kite::SendRequest;
+//! use agentpost::TryStreamExt;
 //!
-//! let client = Client::builder("http://127.0.0.1:7700 http://127.0.0.1:7701").api_key("kite_…").build()?;
-//! let mail = SendRequest {
-//!     from: "agent-beta".to_owned(),
-//!     to: "agent-alpha".to_owned(),
-//!     body: "Here are the results you asked for.".to_owned(),
-//!     thread_id: None,
-//!     reply_to_id: None,
-//! };
-//! let sent = client.kite_send(None, &mail).await?;
-//! println!("{}", sent.id);
-//! # Ok(())
-//! # }
+//! #[tokio::main]
+//! async fn main() -> Result<(), agentpost::Error> {
+//!     let post = agentpost::from_env().await?;
+//!     post.agent("agent-beta").send("agent-alpha", "Here are the results you asked for.").await?;
+//!
+//!     let mut mail = post.agent("agent-alpha").listen().await?;
+//!     while let Some(m) = mail.try_next().await? {
+//!         println!("{}: {}", m.from, m.text());
+//!         m.reply("Thanks.").await?;
+//!         m.ack().await?;
+//!     }
+//!     Ok(())
+//! }
 //! ```
+//!
+//! | to | begin with |
+//! |---|---|
+//! | connect | [`connect`], [`from_env`], [`Agentpost::builder`] |
+//! | send, publish, reply | [`Agent::send`], [`Agent::publish`], [`Mail::reply`], [`Agent::send_all`] |
+//! | receive | [`Agent::listen`] (a stream), [`Agent::inbox`] (pages, long poll), [`Agent::webhook`] and [`verify`] |
+//! | subscribe to topics | [`Agent::subscribe`] |
+//! | see what became of a message | [`Agent::receipt`], [`Agent::deliveries`] |
+//! | run a cluster | [`Agentpost::operator`] |
+//! | use what only the Kite face has | [`Agentpost::kite`] |
+//! | let a machine in without copying a key | [`login`] |
+//! | ask for something else | [`Agentpost::http`] |
+//!
+//! # Failures
+//! A node that does not answer is passed over, and a request is repeated when repeating it cannot do it twice. What is left
+//! is an [`Error`] that tells what the caller may do next: [`Error::Refused`] is final, after [`Error::Unavailable`]
+//! nothing was done, and after [`Error::OutcomeUnknown`] it may have been. [`retry`] has the rules.
 
 #![warn(missing_docs)]
 
-mod admin;
-mod agents;
+mod agent;
+mod call;
 pub mod client;
+mod connection;
 mod deliveries;
+mod directory;
+mod draft;
 mod endpoints;
+mod environment;
 pub mod error;
-pub mod event;
-pub mod inbox;
-mod kite;
+mod flat;
+pub mod http;
+pub mod kite;
+mod listen;
 pub mod login;
 mod mail;
+pub mod operator;
+mod read;
 pub mod receiver;
 pub mod retry;
-pub mod rpc;
 mod socket;
 mod tls;
 mod topics;
 pub mod urls;
 pub mod verify;
+mod webhook;
+mod words;
 
 pub use agentpost_proto::secret::Secret;
 pub use agentpost_proto::{api, limits};
-pub use client::Client;
-pub use deliveries::DeliveryQuery;
+pub use futures::{Stream, StreamExt, TryStreamExt};
+
+pub use agent::Agent;
+pub use call::Call;
+pub use connection::{Agentpost, Builder, connect, from_env};
+pub use deliveries::{
+    Attempt, DeliveriesQuery, Delivery, DeliveryPage, Receipt, ReceiptCounts, ReceiptDelivery, ReceiptReader,
+};
+pub use directory::{AgentsQuery, Register};
+pub use draft::{BatchError, Draft, Sent};
 pub use error::Error;
-pub use mail::{Consistency, ListQuery, Order};
-pub use topics::SubscriptionUrl;
+pub use listen::{Connection, Listen, Listener, Status};
+pub use mail::{Details, Mail};
+pub use read::{InboxQuery, Page};
+pub use topics::Subscribe;
+pub use webhook::{AgentWebhook, SetWebhook, Webhook};
+pub use words::{
+    AttemptEnd, Consistency, DeliveryEnd, DeliveryState, Fanout, Order, Permission, Priority, Role, WebhookEvent,
+};
+
+pub use client::Client;
+pub use flat::deliveries::DeliveryQuery;
+pub use flat::mail::ListQuery;
+pub use flat::topics::SubscriptionUrl;
+
+/// The old place of [`kite::session`].
+pub mod inbox {
+    pub use crate::kite::session::{Notice, Options, Session as Inbox};
+}
+
+/// The old place of [`kite::Event`].
+pub mod event {
+    pub use crate::kite::{Event, Mail};
+}
+
+/// The old place of [`kite::rpc`].
+pub mod rpc {
+    pub use crate::kite::rpc::*;
+}

@@ -1,14 +1,14 @@
-//! The device login: a machine without a key shows a code, somebody with an administrator's key lets it in, the machine
-//! gets a key of its own. Both sides stand here: [`Login`] for the machine, three calls of [`Client`] for the
-//! administrator.
+//! The device login: a machine without a key shows a code, an administrator lets it in, and the machine gets a key of its
+//! own. This is the machine's side. The administrator's side is [`crate::operator::Operator::waiting_login`] and the calls
+//! after it.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use agentpost::Client;
+//! use agentpost::Agentpost;
 //! use agentpost::login::Login;
 //!
-//! let client = Client::builder("http://127.0.0.1:7700").build()?;
-//! let login = Login::start(client, Some("build server".to_owned())).await?;
+//! let post = Agentpost::builder("http://127.0.0.1:7700").build()?;
+//! let login = Login::start(post.http().clone(), Some("build server".to_owned())).await?;
 //! println!("Open {} and enter the code {}", login.code().verification_url, login.code().user_code);
 //! let key = login.key().await?;
 //! println!("team {}", key.team_id);
@@ -25,33 +25,33 @@ use crate::api::admin::{ApproveLogin, ApprovedLogin, UserCode, WaitingLogin};
 use crate::api::kite::{
     DeviceCode, DeviceKey, DeviceToken, LOGIN_DENIED, LOGIN_EXPIRED, LOGIN_PENDING, LOGIN_SLOW_DOWN, StartLogin,
 };
-use crate::client::Request;
+use crate::http::Request;
 use crate::retry::Repeat;
 use crate::{Client, Error};
 
-/// Between two questions when the server names no interval.
+/// The time between two requests if the server names none.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// What a server may name as interval is brought into these bounds.
+/// Bounds of the interval that a server names.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 const INTERVAL_MAX: Duration = Duration::from_secs(60);
-/// From each `slow_down` on it is longer by this.
+/// Each `slow_down` makes the interval longer by this.
 const SLOWER: Duration = Duration::from_secs(5);
-/// The longest that anybody waits, and the life of a code when the server names none.
+/// The longest time that a device waits, which is also the life of a code if the server names none.
 const LIFE_MAX: Duration = Duration::from_secs(30 * 60);
 
-/// Why a device got no key.
+/// Why a device has no key.
 #[derive(Debug, thiserror::Error)]
 pub enum Failed {
-    /// Nobody let it in in time.
+    /// Nobody let it in before the code expired.
     #[error("Device code expired")]
     Expired,
-    /// The code is used up, and an answer was lost that may have held the key: a key exists that nobody has.
+    /// The code is used up, and the answer that may have held the key was lost. There may be a key whose secret nobody has.
     #[error("the server's answer with the key was lost")]
     Lost,
-    /// Somebody turned it away.
+    /// An administrator turned it away.
     #[error("Authorization denied")]
     Denied,
-    /// Asking on would not help.
+    /// An error that asking again does not cure.
     #[error(transparent)]
     Client(#[from] Error),
 }
@@ -64,10 +64,13 @@ pub struct Login {
 }
 
 impl Login {
-    /// Asks for a code. `device` is what the machine calls itself before the one who lets it in.
+    /// Asks for a code. `device` is the name that the machine shows to the administrator.
+    ///
+    /// # Errors
+    /// See [`crate::http::Http::call`].
     pub async fn start(client: Client, device: Option<String>) -> Result<Self, Error> {
         let request = Request::post("/api/auth/device-code").json(&StartLogin { client: device })?;
-        // A code that nobody knows of expires by itself.
+        // A code that nobody enters expires.
         let code: DeviceCode = client.call(request.repeat(Repeat::Safely)).await?;
         let life = code.expires_in.map_or(LIFE_MAX, Duration::from_secs).min(LIFE_MAX);
         Ok(Login {
@@ -77,19 +80,22 @@ impl Login {
         })
     }
 
-    /// What a person has to be shown.
+    /// What the machine shows to a person: the code, and the page to enter it on.
     pub fn code(&self) -> &DeviceCode {
         &self.code
     }
 
-    /// Asks until somebody has decided, at the server's pace. An answer that decides nothing, or none at all, is no
-    /// reason to stop. Dropping the future is safe, but may lose a key that was just made.
+    /// Asks, at the server's pace, until an administrator has decided. An answer that decides nothing does not end it, nor
+    /// does a node that does not answer. Dropping the future may lose a key that was just made.
+    ///
+    /// # Errors
+    /// See [`Failed`].
     pub async fn key(self) -> Result<DeviceKey, Failed> {
         let mut course = Course::new(self.code.interval);
         let mut pause = course.interval;
         loop {
             sleep(pause).await;
-            // Asked once more when the time is up: the code may have been approved in its last seconds.
+            // It asks once more when the time is up: the code may have been approved in its last seconds.
             let last = Instant::now() >= self.ends_at;
             let device_code = self.code.device_code.clone();
             let request = Request::post("/api/auth/device-token").json(&DeviceToken { device_code })?;
@@ -101,11 +107,11 @@ impl Login {
     }
 }
 
-/// What was learned from the answers so far.
+/// What the answers so far have told.
 #[derive(Debug)]
 struct Course {
     interval: Duration,
-    /// The last answer was lost, and it may have held the key.
+    /// Whether the last answer was lost, which may have held the key.
     unsure: bool,
 }
 
@@ -118,7 +124,7 @@ impl Course {
         }
     }
 
-    /// The end, or the pause before the next question.
+    /// The result, or the pause before the next request.
     fn after(
         &mut self,
         answer: Result<DeviceKey, Error>,

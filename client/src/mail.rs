@@ -1,150 +1,261 @@
-//! Calls of the Abba Baba face: send, read and mark mail as an agent.
+//! A message as its receiver sees it.
 
-use std::time::Duration;
+use agentpost_proto::cloudevent::EVENT_TYPE;
+use agentpost_proto::id::MessageId;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
 
-use crate::api::abbababa::{
-    BatchRequest, BatchResponse, GetResponse, ListResponse, MarkReadRequest, Message, SendRequest, SendResponse,
-};
-use crate::client::{Request, fresh_key, segment, with_query};
-use crate::{Client, Error};
+use crate::Error;
+use crate::agent::Agent;
+use crate::api::abbababa::Message;
+use crate::draft::Draft;
+use crate::kite::Event;
+use crate::listen::Acknowledge;
+use crate::words::Priority;
 
-/// Which page of an inbox to read.
-#[derive(Debug, Clone, Default)]
-pub struct ListQuery {
-    /// Only what was never marked read.
-    pub unread_only: bool,
-    /// Where the last page ended.
-    pub cursor: Option<String>,
-    /// Messages at most; the server's default is 50, its maximum 200.
-    pub limit: Option<usize>,
-    /// Seconds to wait for mail when there is none.
-    pub wait_s: Option<u64>,
-    /// The direction; oldest first when absent.
-    pub order: Option<Order>,
-    /// How fresh the page must be; linearizable when absent.
-    pub consistency: Option<Consistency>,
+/// A message that an agent has received. [`Agent::listen`], [`Agent::inbox`] and [`Agent::message`] return it.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Mail {
+    /// `msg_<32 hex digits>`.
+    pub id: String,
+    /// The sender.
+    pub from: String,
+    /// The receiver: the agent whose inbox it is in.
+    pub to: String,
+    /// The topic that it was published to; `None` for a direct message.
+    pub topic: Option<String>,
+    /// The type that its sender gave it. Mail of the Kite face is `com.kite.agent.message`.
+    pub kind: String,
+    /// The conversation that it belongs to.
+    pub thread: Option<String>,
+    /// The id of the message that it answers, as its sender wrote it.
+    pub reply_to: Option<String>,
+    /// When the server accepted it, in RFC 3339.
+    pub created_at: String,
+    /// What only the REST API tells. `None` when the mail came over a WebSocket; [`Agent::message`] reads it.
+    pub details: Option<Details>,
+    text: String,
+    agent: Agent,
+    acknowledge: Acknowledge,
 }
 
-/// The direction of a list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// Oldest first.
-    Asc,
-    /// Newest first.
-    Desc,
+/// What the REST API tells about a message beyond what a WebSocket carries.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Details {
+    /// A title.
+    pub subject: Option<String>,
+    /// How urgent its sender calls it.
+    pub priority: Option<Priority>,
+    /// More about it.
+    pub metadata: Option<Map<String, Value>>,
+    /// A URL that its sender names.
+    pub callback_url: Option<String>,
+    /// When it ends, in RFC 3339.
+    pub expires_at: Option<String>,
+    /// When the receiver marked it read, in RFC 3339; `None` while it is unread.
+    pub read_at: Option<String>,
 }
 
-impl Order {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Order::Asc => "asc",
-            Order::Desc => "desc",
+impl Mail {
+    /// Mail of the REST API.
+    pub(crate) fn of_message(agent: &Agent, message: Message, acknowledge: Acknowledge) -> Self {
+        let details = Details {
+            subject: message.extras.subject,
+            priority: message.extras.priority.map(Priority::from),
+            metadata: message.extras.metadata,
+            callback_url: message.extras.callback_url,
+            expires_at: message.expires_at,
+            read_at: message.read_at,
+        };
+        Mail {
+            id: message.id,
+            from: message.from_agent_id,
+            to: message.to_agent_id.unwrap_or_else(|| agent.id().to_owned()),
+            topic: message.topic,
+            kind: message.kind,
+            thread: message.thread_id,
+            reply_to: message.reply_to_id,
+            created_at: message.created_at,
+            details: Some(details),
+            text: text_of(message.body.get()),
+            agent: agent.clone(),
+            acknowledge,
         }
+    }
+
+    /// Mail of a WebSocket; `None` if the event is something else.
+    pub(crate) fn of_event(agent: &Agent, event: &Event, acknowledge: Acknowledge) -> Option<Self> {
+        let mail = event.mail()?;
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        // The two faces print the same id in two ways.
+        let id = event
+            .id()
+            .parse()
+            .map_or_else(|_| event.id().to_owned(), MessageId::abbababa);
+        Some(Mail {
+            id,
+            from: mail.from.to_owned(),
+            to: mail.to.to_owned(),
+            topic: owned(event.topic()),
+            kind: mail.kind.unwrap_or(EVENT_TYPE).to_owned(),
+            thread: owned(mail.thread_id),
+            reply_to: owned(mail.reply_to_id),
+            created_at: event.time().to_owned(),
+            details: None,
+            text: text_of(mail.body),
+            agent: agent.clone(),
+            acknowledge,
+        })
+    }
+
+    /// The body as text: a text as it was sent, anything else as its JSON.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The body as a value. A body that is a plain text is read as the object `{"text": …}`, which is how the REST API
+    /// shows it.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] if the body is not such a value.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        let value = match serde_json::from_str::<Value>(&self.text) {
+            Ok(object @ Value::Object(_)) => object,
+            _ => json!({ "text": self.text }),
+        };
+        T::deserialize(value).map_err(|e| Error::Malformed(format!("the body of {}: {e}", self.id)))
+    }
+
+    /// A message to the sender, from the agent that received this one, in the same thread and with
+    /// [`Draft::reply_to`] set. If this message has no thread, its id becomes the thread's name.
+    ///
+    /// ```no_run
+    /// # async fn example(mail: agentpost::Mail) -> Result<(), agentpost::Error> {
+    /// mail.reply("Thanks, got it.").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn reply(&self, body: impl Serialize) -> Draft {
+        let thread = self.thread.as_ref().unwrap_or(&self.id);
+        self.agent.send(&self.from, body).thread(thread).reply_to(&self.id)
+    }
+
+    /// Tells the server that this mail was dealt with, so that it does not come again.
+    ///
+    /// | mail of | `ack` |
+    /// |---|---|
+    /// | [`Agent::listen`] | is cumulative: it covers every earlier mail of the same listener, too |
+    /// | [`Agent::inbox`], [`Agent::message`] | marks this one read |
+    ///
+    /// Over a WebSocket it returns when the acknowledgement was handed to a node. The node stores it within a moment; if
+    /// the node dies before that, the listener acknowledges it at the next node. So only a program that ends at the same
+    /// time sees the mail again.
+    ///
+    /// # Errors
+    /// - [`Error::Unavailable`]: the listener has ended, or no node took it. The mail comes again with the next listener.
+    /// - [`Error::OutcomeUnknown`]: nobody knows. It is safe to call `ack` again.
+    /// - [`Error::Refused`]: the key may not mark the mail any more.
+    pub async fn ack(&self) -> Result<(), Error> {
+        self.acknowledge.acknowledge(&self.agent, &self.id).await
     }
 }
 
-/// How fresh a read must be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Consistency {
-    /// Sees every send acknowledged before it, on any node.
-    Linearizable,
-    /// Whatever the asked node has; works without a quorum.
-    Local,
-}
-
-impl ListQuery {
-    fn path(&self) -> String {
-        let mut pairs = Vec::new();
-        if self.unread_only {
-            pairs.push(("unreadOnly", "true".to_owned()));
-        }
-        if let Some(cursor) = &self.cursor {
-            pairs.push(("cursor", cursor.clone()));
-        }
-        if let Some(limit) = self.limit {
-            pairs.push(("limit", limit.to_string()));
-        }
-        if let Some(wait_s) = self.wait_s {
-            pairs.push(("wait", wait_s.to_string()));
-        }
-        if let Some(order) = self.order {
-            pairs.push(("order", order.name().to_owned()));
-        }
-        if let Some(consistency) = self.consistency {
-            let text = if consistency == Consistency::Local {
-                "local"
-            } else {
-                "linearizable"
-            };
-            pairs.push(("consistency", text.to_owned()));
-        }
-        with_query("/v1/messages", &pairs)
+impl std::fmt::Debug for Mail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mail")
+            .field("id", &self.id)
+            .field("from", &self.from)
+            .field("to", &self.to)
+            .field("topic", &self.topic)
+            .field("kind", &self.kind)
+            .field("thread", &self.thread)
+            .field("reply_to", &self.reply_to)
+            .field("created_at", &self.created_at)
+            .field("details", &self.details)
+            .field("text", &self.text)
+            .finish_non_exhaustive()
     }
 }
 
-impl Client {
-    /// Sends a message. Without an idempotency key it gets a fresh one, so that an attempt of unknown outcome can be
-    /// repeated and the message is stored once.
-    pub async fn send(&self, mut message: SendRequest) -> Result<SendResponse, Error> {
-        let key = message.idempotency_key.take().unwrap_or_else(fresh_key);
-        self.call(Request::post("/v1/messages").json(&message)?.idempotency_key(key))
-            .await
+/// A body as [`Mail::text`] shows it. A plain text is `{"text": …}` on the REST API and the text itself on a WebSocket;
+/// both become the text.
+fn text_of(body: &str) -> String {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Text {
+        text: String,
     }
-
-    /// Sends up to 100 messages, each decided alone; the results stand in their order. Messages without an idempotency
-    /// key get fresh ones, as in [`Client::send`].
-    pub async fn send_batch(&self, mut messages: Vec<SendRequest>) -> Result<BatchResponse, Error> {
-        for message in &mut messages {
-            message.idempotency_key.get_or_insert_with(fresh_key);
-        }
-        let request = Request::post("/v1/messages/batch").json(&BatchRequest { messages })?;
-        self.call(request.repeat(crate::retry::Repeat::Safely)).await
-    }
-
-    /// Reads a page of the caller's inbox.
-    pub async fn list(&self, query: &ListQuery) -> Result<ListResponse, Error> {
-        let patience = Duration::from_secs(query.wait_s.unwrap_or(0));
-        self.call(Request::get(query.path()).patience(patience)).await
-    }
-
-    /// Reads one message that the caller received or sent.
-    pub async fn get(&self, id: &str) -> Result<Message, Error> {
-        let reply: GetResponse = self.call(Request::get(format!("/v1/messages/{}", segment(id)))).await?;
-        Ok(reply.message)
-    }
-
-    /// Marks a received message read; the time of the first marking stays.
-    pub async fn mark_read(&self, id: &str) -> Result<(), Error> {
-        self.mark(id, MarkReadRequest { read: true }).await
-    }
-
-    /// Makes a received message unread again.
-    pub async fn mark_unread(&self, id: &str) -> Result<(), Error> {
-        self.mark(id, MarkReadRequest { read: false }).await
-    }
-
-    async fn mark(&self, id: &str, body: MarkReadRequest) -> Result<(), Error> {
-        let request = Request::patch(format!("/v1/messages/{}", segment(id))).json(&body)?;
-        self.request(&request).await.map(|_| ())
-    }
+    serde_json::from_str(body).map_or_else(|_| body.to_owned(), |body: Text| body.text)
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::Agentpost;
+
+    fn agent() -> Agent {
+        let post = Agentpost::builder("http://127.0.0.1:1").key("k").build().unwrap();
+        post.agent("alpha")
+    }
+
+    fn of_rest(body: Value) -> Mail {
+        let message = json!({
+            "id": "msg_0192f0e1000070008000000000000001", "fromAgentId": "beta", "toAgentId": "alpha", "topic": null,
+            "type": "greeting", "messageType": "greeting", "body": body, "readAt": null,
+            "createdAt": "2026-04-30T10:00:00Z", "threadId": null, "replyToId": null, "status": "pending",
+            "deliveryMethod": "inbox", "subject": "s", "priority": "high",
+        });
+        Mail::of_message(
+            &agent(),
+            serde_json::from_str(&message.to_string()).unwrap(),
+            Acknowledge::Read,
+        )
+    }
+
+    fn of_socket(body: &str) -> Mail {
+        let event = json!({
+            "id": "0192f0e1-0000-7000-8000-000000000001", "type": EVENT_TYPE, "source": "s", "time": "2026-04-30T10:00:00Z",
+            "data": {"from": "beta", "to": "alpha", "body": body, "type": "greeting"},
+        });
+        Mail::of_event(&agent(), &Event::new(7, event).unwrap(), Acknowledge::Read).unwrap()
+    }
 
     #[test]
-    fn a_query_names_only_what_was_asked() {
-        assert_eq!(ListQuery::default().path(), "/v1/messages");
-        let query = ListQuery {
-            unread_only: true,
-            cursor: Some("c_-".to_owned()),
-            limit: Some(10),
-            wait_s: Some(5),
-            order: Some(Order::Desc),
-            consistency: Some(Consistency::Local),
-        };
-        let all = "/v1/messages?unreadOnly=true&cursor=c_-&limit=10&wait=5&order=desc&consistency=local";
-        assert_eq!(query.path(), all);
+    fn both_ways_to_receive_show_the_same_mail() {
+        for (rest, socket, text) in [
+            (json!({"text": "hi"}), "hi", "hi"),
+            (json!({"text": "hi"}), "{\"text\":\"hi\"}", "hi"),
+            (json!({"a": 1}), "{\"a\":1}", "{\"a\":1}"),
+            (json!({"text": "{\"a\":1}"}), "{\"a\":1}", "{\"a\":1}"),
+            (
+                json!({"text": "hi", "a": 1}),
+                "{\"a\":1,\"text\":\"hi\"}",
+                "{\"a\":1,\"text\":\"hi\"}",
+            ),
+        ] {
+            let (rest, socket) = (of_rest(rest), of_socket(socket));
+            assert_eq!((rest.text(), socket.text()), (text, text));
+            let values: (Value, Value) = (rest.json().unwrap(), socket.json().unwrap());
+            assert_eq!(values.0, values.1, "{text}");
+            assert_eq!((&rest.id, &rest.from, &rest.to), (&socket.id, &socket.from, &socket.to));
+            assert_eq!((&rest.kind, &rest.created_at), (&socket.kind, &socket.created_at));
+        }
+        let details = of_rest(json!({"a": 1})).details.unwrap();
+        assert_eq!(
+            (details.subject.as_deref(), details.priority),
+            (Some("s"), Some(Priority::High))
+        );
+        assert!(of_socket("x").details.is_none());
+    }
+
+    #[test]
+    fn a_body_that_is_no_such_value_says_so() {
+        let mail = of_socket("hi");
+        assert_eq!(mail.json::<Value>().unwrap(), json!({"text": "hi"}));
+        assert!(matches!(mail.json::<Vec<u8>>(), Err(Error::Malformed(_))));
     }
 }

@@ -1,9 +1,16 @@
-//! When a failed request may be repeated, and how long to wait before.
+//! When a failed request is repeated, and how long the client waits before.
 //!
-//! A failure is one of three: *refused* (final), *not done* (another node may do it) and *unknown* (it may have
-//! happened). A request of unknown outcome is repeated only if repeating cannot do it twice: it is a read, it is
-//! idempotent by nature, or it carries an idempotency key. Once one attempt was unknown, the request stays unknown
-//! until a server decides it, whatever later attempts meet.
+//! A failed attempt is one of three:
+//!
+//! | outcome | seen as | what follows |
+//! |---|---|---|
+//! | refused | a status from 300 to 499 | the request ends with [`Error::Refused`] |
+//! | not done | no connection, or 503 | another node is asked; in the end [`Error::Unavailable`] |
+//! | unknown | no answer, or 500, 502, 504 | repeated only if that cannot do it twice; else [`Error::OutcomeUnknown`] |
+//!
+//! Repeating cannot do it twice if the request is a read, if it is idempotent by nature, or if it carries an idempotency
+//! key. Once one attempt was unknown, the request stays unknown until a server decides it, whatever happens to later
+//! attempts.
 
 use std::time::{Duration, Instant};
 
@@ -14,18 +21,18 @@ use crate::error::{Answer, Error, cause};
 /// How long and how often a client tries.
 #[derive(Debug, Clone)]
 pub struct RetryPolicy {
-    /// Attempts for each node, all in all; 1 means that every node is asked once.
+    /// How often each node is asked; 1 means that every node is asked once, 0 that one node is asked once.
     pub rounds_max: u32,
-    /// No attempt begins later than this after the first.
+    /// No attempt begins later than this time after the first.
     pub give_up_after: Duration,
-    /// The pause after a round in which every node failed; doubles with each round.
+    /// The pause after the first round in which every node failed. It doubles with each round.
     pub pause_min: Duration,
-    /// The longest pause, and the longest `Retry-After` that is obeyed.
+    /// The longest pause, which also bounds the `Retry-After` of a server.
     pub pause_max: Duration,
 }
 
 impl Default for RetryPolicy {
-    /// Outlasts the election after a leader's death several times.
+    /// 6 rounds within 30 s, with pauses from 100 ms to 3 s: several times as long as an election takes.
     fn default() -> Self {
         RetryPolicy {
             rounds_max: 6,
@@ -37,7 +44,7 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// One attempt at one node: for tests that record every outcome themselves.
+    /// One attempt at one node, for callers that record every outcome themselves.
     pub fn once() -> Self {
         RetryPolicy {
             rounds_max: 0,
@@ -50,9 +57,9 @@ impl RetryPolicy {
 /// Whether an attempt of unknown outcome may be repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Repeat {
-    /// Doing it twice is the same as once.
+    /// It may be repeated: doing it twice is the same as once.
     Safely,
-    /// Only when it was certainly not done.
+    /// It may be repeated only if it was certainly not done.
     OnlyIfNotDone,
 }
 
@@ -105,7 +112,7 @@ impl Failure {
         }
     }
 
-    /// Whether another node may do better.
+    /// Whether another node may succeed.
     pub(crate) fn is_of_the_node(&self) -> bool {
         matches!(self, Failure::NotDone { .. } | Failure::Unknown { .. })
     }
@@ -154,7 +161,7 @@ impl<'a> Attempts<'a> {
         Ok(pause)
     }
 
-    /// Nothing before a node that was not asked in this round yet; exponential, with jitter, between rounds.
+    /// Zero before a node that was not asked in this round yet. Between rounds it grows exponentially, with jitter.
     fn pause(&self, retry_after: Option<Duration>, chance: f64) -> Duration {
         if !self.failed.is_multiple_of(self.nodes) {
             return Duration::ZERO;

@@ -1,5 +1,5 @@
-//! One WebSocket to one node: TCP, TLS, the first two frames, then frames one after another under a watch over
-//! silence. [`crate::inbox`] listens on it, [`crate::rpc`] asks one request.
+//! One WebSocket to one node: TCP, TLS, the first two frames, then one frame after another. A socket that stays silent is
+//! given up. [`crate::kite::Session`] listens on it, [`crate::kite::rpc`] sends one request.
 
 mod ahead;
 
@@ -17,13 +17,13 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream};
 
-/// TCP, TLS and the upgrade, and once more the handshake frames.
+/// For TCP, TLS and the upgrade together, and again for the first two frames.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A socket that is silent for so long is asked for a sign of life …
+/// A socket that was silent for this time is pinged …
 const SILENCE: Duration = Duration::from_secs(20);
-/// … and given up when none comes in this time: a node that lost power closes nothing.
+/// … and given up if nothing comes in this time: a node that lost power closes no connection.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(20);
-/// How long the server's part of a closing is waited for.
+/// How long a closing socket waits for the server's close frame.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// An open socket.
@@ -84,8 +84,8 @@ pub(crate) enum Frame {
     Other,
 }
 
-/// By itself the library takes messages of 64 MiB and gathers what it has to write without end. No frame of a node is
-/// larger than what it gathers to write itself.
+/// By default the library reads messages of up to 64 MiB and buffers writes without bound. No frame of a node is larger
+/// than the node's own write buffer.
 fn bounds() -> WebSocketConfig {
     WebSocketConfig::default()
         .max_message_size(Some(WS_WRITE_BUFFER_BYTES_MAX))
@@ -94,7 +94,7 @@ fn bounds() -> WebSocketConfig {
 }
 
 impl Socket {
-    /// Dials a node, says `hello` and waits to be greeted; returns with the cursor and the id of the session.
+    /// Dials a node, sends the `connect` frame and waits for `connected`; returns the cursor and the id of the session, too.
     pub(crate) async fn open(
         url: &str,
         tls: Arc<rustls::ClientConfig>,
@@ -148,14 +148,14 @@ impl Socket {
             match self.message().await? {
                 Message::Text(text) => return Ok(text),
                 Message::Close(_) => return Err(Lost::Broken("the server closed the connection".to_owned())),
-                // The library answers pings by itself.
+                // The library answers pings.
                 Message::Ping(_) | Message::Pong(_) | Message::Binary(_) | Message::Frame(_) => {}
             }
         }
     }
 
-    /// The next message, watching over silence. What has arrived is read first: a caller who was busy for long must not
-    /// take its own absence for the server's.
+    /// The next message. Pings a silent server and gives it up. What has arrived is read before the time is looked at: a
+    /// caller that was busy for long must not mistake its own silence for the server's.
     async fn message(&mut self) -> Result<Message, Lost> {
         loop {
             let patience = match self.asked_at {
@@ -187,8 +187,8 @@ impl Socket {
         Ok(self.stream.send(Message::Text(text.into())).await?)
     }
 
-    /// Says goodbye. What still arrives is read: unread bytes would make the system reset the connection, and the
-    /// server might lose the last acknowledgements over it.
+    /// Closes the socket in good order. What still arrives is read: unread bytes would make the operating system reset the
+    /// connection, and the server might lose the last acknowledgements.
     pub(crate) async fn close(&mut self) {
         let goodbye = async {
             let _ = self.stream.close(None).await;
@@ -198,7 +198,7 @@ impl Socket {
     }
 }
 
-/// What an `error` frame means for the session.
+/// Whether reconnecting may help after an `error` frame.
 pub(crate) fn ended_by(code: u32, message: String) -> Lost {
     match code {
         ERR_AUTH_FAILED => Lost::Rejected { code, message },

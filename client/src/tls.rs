@@ -1,5 +1,5 @@
-//! TLS settings, the same for HTTP and for the WebSocket: rustls with ring, and the certificate authorities of the
-//! machine. A cluster behind a private authority is reached through `SSL_CERT_FILE` or `SSL_CERT_DIR`.
+//! TLS settings, the same for HTTP and for WebSockets: rustls with ring, and the certificate authorities of the machine.
+//! For a private authority set `SSL_CERT_FILE` or `SSL_CERT_DIR`.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::Error;
 
-/// Settings for these URLs. The authorities are read only if one of them needs TLS: reading takes milliseconds, and
-/// a machine without any can still speak plain HTTP.
+/// Settings for these URLs. The authorities are read only if one of the URLs needs TLS: reading takes milliseconds, and a
+/// machine without authorities can still use plain HTTP.
 pub(crate) fn config_for(urls: &[String]) -> Result<ClientConfig, Error> {
     let encrypted = |url: &String| url.starts_with("https:") || url.starts_with("wss:");
     let roots = if urls.iter().any(encrypted) {

@@ -1,8 +1,11 @@
-//! The two addresses of a node: the HTTP base and the WebSocket URL, each derived from the other.
+//! The two addresses of a node: its HTTP base and its WebSocket URL. Each can be derived from the other.
 
 use crate::Error;
 
-/// The HTTP base of a WebSocket URL: `wss` becomes `https`, `ws` becomes `http`, a trailing `/ws` goes.
+/// The HTTP base of a WebSocket URL: `wss` becomes `https`, `ws` becomes `http`, and a trailing `/ws` is removed.
+///
+/// # Errors
+/// [`Error::Invalid`] if it is no ws, wss, http or https URL.
 ///
 /// ```
 /// assert_eq!(agentpost::urls::http_base("wss://api.getkite.sh/ws").unwrap(), "https://api.getkite.sh");
@@ -18,7 +21,10 @@ pub fn http_base(ws_url: &str) -> Result<String, Error> {
     checked(&base, ws_url)
 }
 
-/// The WebSocket URL of an HTTP base.
+/// The WebSocket URL of an HTTP base: `http` becomes `ws`, `https` becomes `wss`, and `/ws` is appended.
+///
+/// # Errors
+/// [`Error::Invalid`] if it is no http or https URL.
 ///
 /// ```
 /// assert_eq!(agentpost::urls::ws_url("http://127.0.0.1:7700").unwrap(), "ws://127.0.0.1:7700/ws");
@@ -28,7 +34,10 @@ pub fn ws_url(base: &str) -> Result<String, Error> {
     Ok(format!("ws{}/ws", base.strip_prefix("http").unwrap_or(&base)))
 }
 
-/// Checks an HTTP base and takes trailing slashes off it.
+/// Checks an HTTP base and removes its trailing slashes.
+///
+/// # Errors
+/// [`Error::Invalid`] if it is no http or https URL with a host and without query and fragment.
 pub fn parse_base(text: &str) -> Result<String, Error> {
     let base = text.trim().trim_end_matches('/');
     if !base.starts_with("http://") && !base.starts_with("https://") {
@@ -37,10 +46,20 @@ pub fn parse_base(text: &str) -> Result<String, Error> {
     checked(base, text)
 }
 
-/// Bases from a text with blanks between them, as `AGENTPOST_URLS` holds them; each once, in order.
+/// Reads a list of HTTP bases, separated by commas or blanks, as `AGENTPOST_URLS` holds them. Each base is returned once,
+/// in the order of the list.
+///
+/// ```
+/// let bases = agentpost::urls::parse_bases("http://a:7700, http://b:7700").unwrap();
+/// assert_eq!(bases, ["http://a:7700", "http://b:7700"]);
+/// ```
+///
+/// # Errors
+/// [`Error::Invalid`] if the list is empty, or if one of its parts is no http:// or https:// URL.
 pub fn parse_bases(text: &str) -> Result<Vec<String>, Error> {
     let mut bases = Vec::new();
-    for part in text.split_whitespace() {
+    let parts = text.split(|c: char| c == ',' || c.is_whitespace());
+    for part in parts.filter(|part| !part.is_empty()) {
         let base = parse_base(part)?;
         if !bases.contains(&base) {
             bases.push(base);
@@ -92,10 +111,34 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_bases_holds_each_once() {
-        let bases = parse_bases(" http://a:1 http://b:2/  http://a:1/ ").unwrap();
-        assert_eq!(bases, ["http://a:1", "http://b:2"]);
-        assert!(parse_bases("  ").is_err());
-        assert!(parse_bases("http://a b").is_err());
+    fn a_list_of_bases_is_separated_by_commas_or_blanks_and_names_each_once() {
+        for (text, expected) in [
+            ("http://a:1", vec!["http://a:1"]),
+            (
+                " http://a:1 http://b:2/  http://a:1/ ",
+                vec!["http://a:1", "http://b:2"],
+            ),
+            ("http://a:1,http://b:2", vec!["http://a:1", "http://b:2"]),
+            (
+                "https://a/post/, http://b:2\n,http://c ,",
+                vec!["https://a/post", "http://b:2", "http://c"],
+            ),
+            ("http://[::1]:7700", vec!["http://[::1]:7700"]),
+        ] {
+            assert_eq!(parse_bases(text).unwrap(), expected, "{text}");
+        }
+        for bad in [
+            "",
+            "  ",
+            " , ",
+            "http://a b",
+            "ws://a:1/ws",
+            "a:1",
+            "http://a,ws://b",
+            "http://",
+            "http://a?x=1",
+        ] {
+            assert!(matches!(parse_bases(bad), Err(Error::Invalid(_))), "{bad}");
+        }
     }
 }

@@ -1,12 +1,17 @@
-//! For receivers of webhooks: is a call genuine?
+//! Verification of webhook calls, for their receivers.
 //!
-//! Every call carries three signatures of the same bytes. `webhook-signature` ([Standard Webhooks]) and
-//! `X-Abbababa-Signature` are made with the secret of the URL, which its registration returned (`whsec_…`);
-//! `Upstash-Signature` is a JSON Web Token made with the current signing key of the team (`sig_…`). One of them is
-//! enough; a [`Verifier`] checks all for which it was given keys.
+//! Every call carries three signatures of the same bytes:
 //!
-//! A receiver must hash the bytes that came, before any JSON parser touched them, and should remember the ids that
-//! it has handled: a call may be repeated, always under the same id.
+//! | header | form | key |
+//! |---|---|---|
+//! | `webhook-signature` | [Standard Webhooks] | the secret of the URL, `whsec_…`: [`crate::Webhook::secret`] |
+//! | `X-Abbababa-Signature` | `t=<seconds>,v1=<hex>` | the same |
+//! | `Upstash-Signature` | JSON Web Token, HS256 | the team's current signing key, `sig_…`: [`crate::Agentpost::signing_keys`] |
+//!
+//! One of them is enough. A [`Verifier`] checks all for which it was given keys.
+//!
+//! A receiver must verify the bytes that came, before a JSON parser has changed them, and should remember the ids that it
+//! has handled: a call may be repeated, always under the same id.
 //!
 //! ```
 //! use agentpost::verify::Verifier;
@@ -48,29 +53,30 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-/// How old a signature's time may be, or how far ahead: both clocks may be wrong, and a network may be slow.
+/// How far a signature's time may be from the receiver's, in the past or the future: both clocks may be wrong, and a network
+/// may be slow.
 pub const TOLERANCE: Duration = Duration::from_secs(5 * 60);
-/// A token names its own end, so only the difference of two clocks is forgiven.
+/// A token names its own end, so only the difference of two clocks is tolerated.
 const CLOCK_SKEW_S: u64 = 5;
-/// Padding is optional in what others encode.
+/// Other encoders may or may not pad.
 const BASE64URL: GeneralPurpose = GeneralPurpose::new(
     &alphabet::URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Why a call must not be trusted.
+/// Why a call is not genuine, or cannot be verified.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
-    /// The call lacks the header that a known key asks for.
+    /// The call lacks a header that the verifier has a key for.
     #[error("the header {0} is missing")]
     Missing(&'static str),
     /// The header is not of the documented form.
     #[error("{0} is malformed")]
     Malformed(&'static str),
-    /// None of the known keys made it, or the body was changed.
+    /// None of the verifier's keys made it, or the body was changed.
     #[error("{0} does not match")]
     Mismatch(&'static str),
-    /// Its time is too far from now: an old call that somebody repeats, or a wrong clock.
+    /// Its time is more than [`TOLERANCE`] from now: an old call that is repeated by somebody else, or a wrong clock.
     #[error("{0} is not valid at this time")]
     Time(&'static str),
     /// The secret is not `whsec_` and Base64.
@@ -97,39 +103,48 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Knows no key yet.
+    /// A verifier without keys.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Checks `webhook-signature`, and `X-Abbababa-Signature` where it is there. Several secrets may be given, of
-    /// several URLs; one must match.
+    /// Adds the secret of a URL: `webhook-signature` is checked, and `X-Abbababa-Signature` if the call has it. With several
+    /// secrets, of several URLs, one must match.
+    ///
+    /// # Errors
+    /// [`Invalid::Secret`] if it is not of the form `whsec_…`.
     pub fn secret(mut self, secret: &str) -> Result<Self, Invalid> {
         decoded(secret)?;
         self.secrets.push(secret.to_owned());
         Ok(self)
     }
 
-    /// Checks `Upstash-Signature` with the team's current signing key, then with the next, so that one rotation passes
-    /// unnoticed.
+    /// Sets the team's signing keys: `Upstash-Signature` is checked with the current one, then with the next, so the verifier
+    /// still works after one rotation.
     pub fn signing_keys(mut self, current: &str, next: &str) -> Self {
         self.signing_keys = vec![current.to_owned(), next.to_owned()];
         self
     }
 
-    /// Demands that `Upstash-Signature` was made for this URL, exactly as it was registered.
+    /// Accepts an `Upstash-Signature` only if it was made for this URL, exactly as it was registered.
     pub fn url(mut self, url: &str) -> Self {
         self.url = Some(url.to_owned());
         self
     }
 
-    /// Checks a call. `header` finds a header's value; it is asked with lower-case names.
+    /// Verifies a call. `header` returns a header's value by its name in lower case.
+    ///
+    /// # Errors
+    /// [`Invalid`] tells why the call is not genuine; answer it with 401.
     pub fn verify<'h>(&self, header: impl Fn(&str) -> Option<&'h str>, body: &[u8]) -> Result<Verified, Invalid> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.verify_at(now.as_secs(), header, body)
     }
 
     /// [`Verifier::verify`] at a given time, in seconds since 1970.
+    ///
+    /// # Errors
+    /// See [`Verifier::verify`].
     pub fn verify_at<'h>(
         &self,
         now_s: u64,
@@ -176,8 +191,11 @@ fn any(keys: &[String], mut check: impl FnMut(&str) -> Result<(), Invalid>) -> R
     last
 }
 
-/// Standard Webhooks: `headers` are the values of `webhook-id`, `webhook-timestamp` and `webhook-signature`, of which
-/// the last may hold several signatures.
+/// Verifies a signature of Standard Webhooks at `now_s`, in seconds since 1970. `headers` are the values of `webhook-id`,
+/// `webhook-timestamp` and `webhook-signature`; the last may hold several signatures.
+///
+/// # Errors
+/// [`Invalid`], except [`Invalid::Missing`] and [`Invalid::NoKey`].
 pub fn standard_webhooks(secret: &str, now_s: u64, headers: (&str, &str, &str), body: &[u8]) -> Result<(), Invalid> {
     const NAME: &str = "webhook-signature";
     let (id, time, signatures) = headers;
@@ -196,7 +214,11 @@ pub fn standard_webhooks(secret: &str, now_s: u64, headers: (&str, &str, &str), 
     }
 }
 
-/// `X-Abbababa-Signature`: `t=<seconds>,v1=<hex>`, keyed with the text of the secret as it stands.
+/// Verifies the value of `X-Abbababa-Signature`, `t=<seconds>,v1=<hex>`, at `now_s`, in seconds since 1970. Its key is the
+/// text of the secret, `whsec_` included.
+///
+/// # Errors
+/// [`Invalid`], except [`Invalid::Missing`] and [`Invalid::NoKey`].
 pub fn abbababa(secret: &str, now_s: u64, signature: &str, body: &[u8]) -> Result<(), Invalid> {
     const NAME: &str = "x-abbababa-signature";
     let part = |name: &str| signature.split(',').find_map(|part| part.trim().strip_prefix(name));
@@ -224,8 +246,11 @@ struct Claims {
     body: String,
 }
 
-/// `Upstash-Signature`: a JSON Web Token (HS256) keyed with the text of a signing key. It names the hash of the body,
-/// its own end, and the URL, which is compared when one is given.
+/// Verifies the value of `Upstash-Signature` at `now_s`, in seconds since 1970: a JSON Web Token (HS256) whose key is the
+/// text of a signing key. It names the hash of the body, its own end, and the URL, which is compared if one is given.
+///
+/// # Errors
+/// [`Invalid`], except [`Invalid::Missing`], [`Invalid::Secret`] and [`Invalid::NoKey`].
 pub fn upstash(key: &str, now_s: u64, token: &str, url: Option<&str>, body: &[u8]) -> Result<(), Invalid> {
     const NAME: &str = "upstash-signature";
     let malformed = || Invalid::Malformed(NAME);
@@ -235,7 +260,8 @@ pub fn upstash(key: &str, now_s: u64, token: &str, url: Option<&str>, body: &[u8
     else {
         return Err(malformed());
     };
-    // A token that names another algorithm, or none, was not made by an Agentpost.
+    // The algorithm is fixed: a token that names another one, or none, is not ours. (The crate jsonwebtoken computes HS256
+    // only together with RSA and elliptic curves, or with a second crypto library.)
     let algorithm: Head = serde_json::from_slice(&bytes(head)?).map_err(|_| malformed())?;
     if algorithm.alg != "HS256" {
         return Err(malformed());
@@ -248,7 +274,7 @@ pub fn upstash(key: &str, now_s: u64, token: &str, url: Option<&str>, body: &[u8
         return Err(Invalid::Time(NAME));
     }
     let hash = bytes(&claims.body)?;
-    // What follows is covered by the signature: nothing to learn from the time that comparing takes.
+    // The signature covers what follows, so the time that these comparisons take tells an attacker nothing.
     let meant = claims.iss == "Upstash" && hash == Sha256::digest(body).as_slice();
     if !meant || url.is_some_and(|url| claims.sub.as_deref() != Some(url)) {
         return Err(Invalid::Mismatch(NAME));

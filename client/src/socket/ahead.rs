@@ -1,6 +1,6 @@
-//! Reading while the caller is busy with an event. The library beneath answers a ping only when the socket is read, and
-//! the ping may stand behind events; so events are read ahead, in their order and within bounds. Beyond them the
-//! socket is left alone: the server's writes then wait, and after a while it ends the session as too slow.
+//! Reading while the caller is busy with an event. The WebSocket library answers a ping only when the socket is read, and
+//! events may precede the ping; so events are read ahead, in order and within bounds. Beyond the bounds the socket is not
+//! read: the server's writes wait then, and after a while it ends the session because its reader is too slow.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -11,12 +11,12 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::{Lost, SILENCE, Socket};
 
-/// Texts read ahead: a burst of small events, four batches of the server.
+/// Texts read ahead: as many small events as four batches of the server have.
 const TEXTS_MAX: usize = 256;
-/// Bytes of texts read ahead. The text that crosses the bound is kept, so memory is bounded by this and one event.
+/// Bytes of texts read ahead. The text that crosses the bound is kept, so the memory used is at most this and one event.
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// What was read ahead, oldest first.
+/// The texts that were read ahead, oldest first.
 #[derive(Default)]
 pub(super) struct Ahead {
     texts: VecDeque<Utf8Bytes>,
@@ -26,7 +26,7 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// The oldest; the end of the socket comes after all texts.
+    /// The oldest text; what ended the socket comes after all texts.
     pub(super) fn next(&mut self) -> Option<Result<Utf8Bytes, Lost>> {
         match self.texts.pop_front() {
             Some(text) => {
@@ -53,11 +53,11 @@ impl Ahead {
 }
 
 impl Socket {
-    /// Reads what comes, and so answers pings, until it is dropped; [`Socket::frame`] returns it all later.
+    /// Reads what comes, and so answers pings, until the future is dropped. [`Socket::frame`] returns it later.
     pub(crate) async fn read_ahead(&mut self) -> Infallible {
         while self.ahead.lost.is_none() {
             if self.ahead.is_full() {
-                // A sign of life in the place of the answers to pings that cannot be read now.
+                // Pings are not read now, so none is answered: this tells the server that the client is alive.
                 sleep(SILENCE).await;
                 if let Err(error) = self.stream.send(Message::Ping(Vec::new().into())).await {
                     self.ahead.push(Err(error.into()));

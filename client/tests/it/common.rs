@@ -38,8 +38,10 @@ pub enum Step {
     Say(String),
     /// Waits for this frame.
     Hear(serde_json::Value),
-    /// Closes without a word.
+    /// Closes without a close frame.
     Hang,
+    /// Waits until the client has gone.
+    Gone,
 }
 
 #[derive(Default)]
@@ -163,6 +165,7 @@ async fn play(mut socket: WebSocket, script: Arc<Mutex<Script>>) {
             Step::Say(text) => socket.send(Message::Text(text.into())).await.unwrap(),
             Step::Hear(expected) => assert_eq!(next_json(&mut socket).await, Some(expected)),
             Step::Hang => return,
+            Step::Gone => while let Some(Ok(_)) = socket.recv().await {},
         }
     }
     let _ = socket.send(Message::Close(None)).await;

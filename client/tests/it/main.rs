@@ -1,8 +1,13 @@
-//! The client library against a server that answers from a script.
+//! The library against servers that answer from a script, and against real nodes.
 #![allow(clippy::unwrap_used)]
 
 mod agents;
 mod client;
 mod common;
+mod examples;
+mod listen;
+mod office;
 mod rpc;
+mod send;
+mod session;
 mod topics;

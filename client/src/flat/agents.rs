@@ -1,7 +1,7 @@
 //! The directory of a team's agents, on the Kite face.
 
 use crate::api::kite::{Agent, Agents, RegisterAgent};
-use crate::client::{Request, with_query};
+use crate::http::{Request, with_query};
 use crate::retry::Repeat;
 use crate::{Client, Error};
 

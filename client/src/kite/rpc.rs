@@ -1,24 +1,10 @@
-//! The management methods of the Kite face: each is one request over one fresh socket, as the vendor's command line
-//! asks. Such a session reads no mail and moves no cursor.
+//! The management methods of the Kite face. Each is one request over a WebSocket of its own, which is how the vendor's
+//! command line asks. Such a session reads no mail and moves no cursor.
 //!
-//! A node that does not answer is passed over. A request that may have been carried out is repeated only if it is a
-//! read; a change of unknown outcome is reported as [`Error::OutcomeUnknown`].
+//! A node that does not answer is passed over. A request that may have been carried out is repeated only if it is a read;
+//! a change of unknown outcome is reported as [`Error::OutcomeUnknown`].
 //!
-//! Payloads are read loosely: of what other servers may leave out, everything is optional here.
-//!
-//! ```no_run
-//! # async fn example() -> Result<(), agentpost::Error> {
-//! use agentpost::rpc::{Options, Rpc};
-//!
-//! let rpc = Rpc::new(Options {
-//!     urls: vec!["ws://127.0.0.1:7700/ws".to_owned()],
-//!     token: "kite_…".to_owned().into(),
-//!     team_id: "team_…".to_owned(),
-//! })?;
-//! println!("{:?}", rpc.stats().await?.current_key_permissions);
-//! # Ok(())
-//! # }
-//! ```
+//! Payloads are read loosely: whatever other servers may leave out is optional here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,10 +24,11 @@ use crate::retry::{Attempts, Failure, Repeat, RetryPolicy};
 use crate::socket::{Frame, Lost, Socket, ended_by};
 use crate::{Error, tls};
 
-/// The servers answer within 2 s (no leader) + 8 s (outcome unknown). The vendor's command line waits for ever.
+/// A node answers within 2 s if nobody leads, and within 8 s more if the outcome is unknown. The vendor's command line
+/// waits without end.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Whom to ask, and as whom.
+/// Which servers to ask, and with which key.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// WebSocket URLs, the first asked first; not empty.
@@ -62,7 +49,7 @@ pub struct Rpc {
 }
 
 impl Rpc {
-    /// Nothing is dialled before the first request.
+    /// Dials with the first request.
     pub fn new(options: Options) -> Result<Self, Error> {
         if options.urls.is_empty() {
             return Err(Error::Invalid("no server URL given".to_owned()));
@@ -81,6 +68,23 @@ impl Rpc {
             policy: RetryPolicy::default(),
             answer_timeout: ANSWER_TIMEOUT,
         })
+    }
+
+    /// With the settings of a connection.
+    pub(super) fn of(connection: &crate::connection::Socket, team: &str) -> Self {
+        Rpc {
+            hello: ClientFrame::Connect {
+                version: 1,
+                token: connection.key.clone(),
+                team_id: team.to_owned(),
+                scopes: vec!["*".to_owned()],
+                client_id: None,
+            },
+            nodes: Endpoints::new(connection.urls.clone()),
+            tls: connection.tls.clone(),
+            policy: connection.policy.clone(),
+            answer_timeout: connection.answer_timeout.unwrap_or(ANSWER_TIMEOUT),
+        }
     }
 
     /// How long and how often to try.
@@ -121,7 +125,7 @@ impl Rpc {
         self.typed("keys.revoke", &params, Repeat::OnlyIfNotDone).await
     }
 
-    /// Any method; the payload as it came.
+    /// Any method; returns the payload as it came.
     pub async fn call(&self, method: &str, params: Value, repeat: Repeat) -> Result<Value, Error> {
         let mut attempts = Attempts::new(&self.policy, self.nodes.len());
         loop {
@@ -147,7 +151,7 @@ impl Rpc {
         T::deserialize(payload).map_err(|e| Error::Malformed(format!("{method}: {e}")))
     }
 
-    /// Asks one node: what the server decided, or why this node decided nothing.
+    /// Asks one node. The inner result is what the server decided; the error tells why this node decided nothing.
     async fn attempt(
         &self,
         url: &str,
@@ -172,7 +176,7 @@ impl Rpc {
         let asked = timeout(self.answer_timeout, ask(&mut socket, method, params));
         let (ok, payload) = match asked.await.map_err(|_| late()).flatten() {
             Ok(answer) => answer,
-            // The key went while the request was under way: a change may have been made before that.
+            // The key was revoked while the request was under way: a change may have been made before that.
             Err(Lost::Rejected { code, message }) if repeat == Repeat::Safely => {
                 return Ok(Err(Error::Session { code, message }));
             }
@@ -192,7 +196,7 @@ impl Rpc {
     }
 }
 
-/// Writes a request and passes over everything that is not its response.
+/// Writes a request and skips every frame that is not its response.
 async fn ask(socket: &mut Socket, method: &str, params: &Value) -> Result<(bool, Value), Lost> {
     let asked = uuid::Uuid::now_v7().to_string();
     let request = ClientFrame::Request {
@@ -210,17 +214,17 @@ async fn ask(socket: &mut Socket, method: &str, params: &Value) -> Result<(bool,
     }
 }
 
-/// One of the events of [`Rpc::recent`].
+/// One of the events of [`super::Kite::recent`].
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct RecentEvent {
-    /// Its place in the team's sequence.
+    /// Its position in the team.
     #[serde(deserialize_with = "loose")]
     pub seq: Option<u64>,
-    /// RFC 3339.
+    /// When it was accepted, in RFC 3339.
     #[serde(deserialize_with = "loose")]
     pub created_at: Option<String>,
-    /// The CloudEvent; [`crate::event::Event::new`] reads it.
+    /// The CloudEvent; [`super::Event::new`] reads it.
     pub event: Value,
 }
 
@@ -230,69 +234,84 @@ impl RecentEvent {
         self.event.get("type")?.as_str()
     }
 
-    /// The server's line about it.
+    /// The server's summary of it in one line.
     pub fn summary(&self) -> Option<&str> {
         self.event.get("kitesummary")?.as_str()
     }
 }
 
-/// `agentpost_proto::api::kite::rpc::Stats` as servers may give it.
+/// The team's numbers: `dashboard.stats`. `None` where a server leaves one out.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
 pub struct Stats {
+    /// The team of the key.
     #[serde(deserialize_with = "loose")]
     pub team_id: Option<String>,
+    /// Events that were accepted today (UTC), of every kind; the name is the vendor's.
     #[serde(deserialize_with = "loose")]
     pub webhooks_today: Option<u64>,
+    /// URLs that webhooks go to.
     #[serde(deserialize_with = "loose")]
     pub active_endpoints: Option<u64>,
+    /// Keys that are neither revoked nor expired.
     #[serde(deserialize_with = "loose")]
     pub active_api_keys: Option<u64>,
+    /// What the asking key may do.
     #[serde(deserialize_with = "loose")]
     pub current_key_permissions: Option<Vec<String>>,
+    /// `self-hosted` for an Agentpost.
     #[serde(deserialize_with = "loose")]
     pub plan_name: Option<String>,
+    /// How many topics a team can have.
     #[serde(deserialize_with = "loose")]
     pub active_sources_limit: Option<u64>,
 }
 
-/// `agentpost_proto::api::kite::rpc::KeyList` as servers may give it.
+/// The keys of a team: `keys.list`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
 pub struct KeyList {
+    /// The team of the key.
     #[serde(deserialize_with = "loose")]
     pub team_id: Option<String>,
+    /// By age.
     pub keys: Vec<ListedKey>,
 }
 
-/// One of them.
+/// A key without its secret. `None` where a server leaves something out.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
 pub struct ListedKey {
+    /// `key_<32 hex digits>`.
     #[serde(deserialize_with = "loose")]
     pub id: Option<String>,
+    /// A name for people.
     #[serde(deserialize_with = "loose")]
     pub name: Option<String>,
+    /// How the key begins.
     #[serde(deserialize_with = "loose")]
     pub key_prefix: Option<String>,
+    /// Whether it was revoked.
     #[serde(deserialize_with = "loose")]
     pub revoked: Option<bool>,
+    /// When it was made, in RFC 3339.
     #[serde(deserialize_with = "loose")]
     pub created_at: Option<String>,
+    /// What it may do.
     #[serde(deserialize_with = "loose")]
     pub permissions: Option<Vec<String>>,
+    /// What its sessions may listen to. A long list ends with `… and N more`.
     #[serde(deserialize_with = "loose")]
     pub scopes: Option<Vec<String>>,
+    /// The agent that it is bound to.
     #[serde(deserialize_with = "loose")]
     pub agent_id: Option<String>,
+    /// When it ends, in RFC 3339.
     #[serde(deserialize_with = "loose")]
     pub expires_at: Option<String>,
 }
 
-/// What is null or of another kind counts as missing.
+/// A value that is null, or of another type, counts as absent.
 fn loose<'de, T: DeserializeOwned, D: Deserializer<'de>>(input: D) -> Result<Option<T>, D::Error> {
     Ok(T::deserialize(Value::deserialize(input)?).ok())
 }

@@ -1,6 +1,6 @@
-//! Mail as it arrives: a WebSocket session that is opened again, on any of several nodes, whenever it ends.
+//! A WebSocket session that is opened again, on any of several nodes, whenever it ends.
 //!
-//! [`Inbox::next`] is a small state machine that the caller drives; nothing runs behind its back.
+//! [`Session::next`] is a small state machine that the caller drives; no task runs in the background.
 //!
 //! ```text
 //!            ┌── every node of this round failed ──┐
@@ -10,10 +10,10 @@
 //!     └──────── lost ──────── Open ┘
 //! ```
 //!
-//! The wait is 1, 2, 4 … 30 s and starts again at 1 s after each handshake. What was not acknowledged comes again after
-//! a reconnect: a caller acknowledges when it has dealt with an event, and may see the last ones twice. A caller that
-//! takes minutes for an event races its work with [`Inbox::attend`]; one that cannot deal with it calls
-//! [`Inbox::reopen`].
+//! The pause is 1, 2, 4 … 30 s, and 1 s again after each handshake. What was not acknowledged comes again after a
+//! reconnect: a caller acknowledges an event when it has dealt with it, and may see the last ones twice. A caller whose
+//! work on an event takes minutes races it with [`Session::attend`]; one that cannot deal with an event calls
+//! [`Session::reopen`].
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,13 +23,13 @@ use agentpost_proto::frame::ClientFrame;
 use agentpost_proto::secret::Secret;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::event::Event;
+use super::event::Event;
 use crate::socket::{Frame, Lost, Socket, ended_by};
 use crate::{Error, tls};
 
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// A caller that is busy for longer is stood in for by [`Inbox::attend`]. Servers wait for pongs for minutes.
+/// [`Session::attend`] takes over when a caller is busy for longer. Servers wait for pongs for minutes.
 const BUSY_AFTER: Duration = Duration::from_secs(5);
 
 /// What to listen to.
@@ -55,21 +55,22 @@ pub enum Notice {
         /// Its WebSocket URL.
         url: String,
     },
-    /// The handshake succeeded.
+    /// A node has accepted the session.
     Connected {
         /// The cursor that the session resumes from.
         last_seq: u64,
         /// The id that the server uses for this session.
         client_id: String,
     },
-    /// An event arrived; acknowledge it with [`Inbox::ack`].
+    /// An event arrived; acknowledge it with [`Session::ack`].
     Event(Event),
-    /// The cursor points below what the server keeps; the session goes on with the oldest kept event.
+    /// The server has removed events that the cursor had still before it. The session goes on with the oldest event that is
+    /// kept.
     CursorExpired {
-        /// The oldest one kept.
+        /// The position of that event.
         oldest_available_seq: u64,
     },
-    /// The team can send nothing for now; what it received still arrives.
+    /// The team can send nothing for now. What it receives still arrives.
     BillingBlock {
         /// The server's sentence.
         reason: String,
@@ -84,15 +85,16 @@ pub enum Notice {
         /// Why.
         reason: String,
     },
-    /// The next attempt begins after a pause.
+    /// No node accepted the session, or it was lost: the next attempt begins after a pause.
     Reconnecting {
         /// The pause.
         after: Duration,
     },
 }
 
-/// A stream of [`Notice`]s that ends only when the server rejects the key.
-pub struct Inbox {
+/// A session of a key: events of its scopes, and [`Notice`]s of what happens to the connection. It ends only when the
+/// server rejects the key.
+pub struct Session {
     options: Options,
     tls: Arc<rustls::ClientConfig>,
     state: State,
@@ -102,13 +104,13 @@ pub struct Inbox {
     handed: Handed,
 }
 
-/// What the caller was given in this session.
+/// The events that the caller got in this session.
 #[derive(Debug, Default)]
 struct Handed {
     newest: u64,
-    /// The oldest that it has not acknowledged.
+    /// The position of the oldest event that it has not acknowledged.
     unacked: Option<u64>,
-    /// It has acknowledged something.
+    /// Whether it has acknowledged anything.
     acked: bool,
 }
 
@@ -121,14 +123,18 @@ enum State {
     Rejected { code: u32, message: String },
 }
 
-impl Inbox {
-    /// A stream that dials with the first [`Inbox::next`].
+impl Session {
+    /// A session that dials with the first [`Session::next`].
     pub fn new(options: Options) -> Result<Self, Error> {
         if options.urls.is_empty() {
             return Err(Error::Invalid("no server URL given".to_owned()));
         }
         let tls = Arc::new(tls::config_for(&options.urls)?);
-        Ok(Inbox {
+        Ok(Self::with_tls(options, tls))
+    }
+
+    pub(super) fn with_tls(options: Options, tls: Arc<rustls::ClientConfig>) -> Self {
+        Session {
             options,
             tls,
             state: State::Dial,
@@ -136,10 +142,13 @@ impl Inbox {
             failed: 0,
             pause: PAUSE_MIN,
             handed: Handed::default(),
-        })
+        }
     }
 
-    /// The next thing that happens. Dropping the future loses no event.
+    /// The next event, or what happened to the connection. Dropping the future loses no event.
+    ///
+    /// # Errors
+    /// [`Error::Session`] if the server does not accept the key, the team or the scopes. It is final.
     pub async fn next(&mut self) -> Result<Notice, Error> {
         loop {
             match &mut self.state {
@@ -186,20 +195,34 @@ impl Inbox {
         }
     }
 
-    /// Acknowledges every event up to `seq`. A session that breaks before the server knows delivers them again.
+    /// Acknowledges every event up to `seq`. If the session is not open, or breaks before the server has read it, the
+    /// events come again; [`Session::next`] tells of it.
     pub async fn ack(&mut self, seq: u64) {
-        if let State::Open(socket) = &mut self.state {
-            // A failure shows in the next read.
-            let _ = socket.send(&ClientFrame::Ack { seq }).await;
-            self.handed.ack(seq);
-        }
+        // A failure shows in the next read.
+        let _ = self.acknowledge(seq).await;
     }
 
-    /// Keeps the session open while the caller is busy with an event for minutes: answers pings, and reads ahead within
-    /// bounds what [`Inbox::next`] returns later. Never returns; to be raced with the work.
+    /// [`Session::ack`] that reports whether the frame was written.
     ///
-    /// A server may take a client that answers pings and never acknowledges for one that does not know how, and count
-    /// its events as delivered. So the first thing said is an acknowledgement of what came before those in work.
+    /// # Errors
+    /// [`Error::Unavailable`] if the session is not open, or breaks.
+    pub async fn acknowledge(&mut self, seq: u64) -> Result<(), Error> {
+        let unavailable = |reason: String| Error::Unavailable { reason, answer: None };
+        let State::Open(socket) = &mut self.state else {
+            return Err(unavailable("the session is not open".to_owned()));
+        };
+        self.handed.ack(seq);
+        socket.send(&ClientFrame::Ack { seq }).await.map_err(|lost| match lost {
+            Lost::Rejected { message, .. } => unavailable(message),
+            Lost::Broken(reason) => unavailable(reason),
+        })
+    }
+
+    /// Keeps the session open while the caller works on an event for minutes: answers pings, and reads ahead, within bounds,
+    /// what [`Session::next`] returns later. It never returns: race it with the work.
+    ///
+    /// For a client that never acknowledges, the server counts an answered ping as an acknowledgement. So this first
+    /// acknowledges what came before the events in work.
     pub async fn attend(&mut self) -> Infallible {
         sleep(BUSY_AFTER).await;
         if let Some(seq) = self.handed.dealt_with() {
@@ -211,13 +234,13 @@ impl Inbox {
         }
     }
 
-    /// Ends the session, so that what was not acknowledged comes again, with the same node after `pause`.
+    /// Ends the session and begins another one at the same node after `pause`, so that what was not acknowledged comes again.
     pub async fn reopen(&mut self, pause: Duration) {
         self.close().await;
         self.pause = pause;
     }
 
-    /// Ends the session in good order; [`Inbox::next`] begins another one.
+    /// Ends the session in good order. [`Session::next`] would begin another one.
     pub async fn close(&mut self) {
         if let State::Open(socket) = &mut self.state {
             socket.close().await;
@@ -225,7 +248,7 @@ impl Inbox {
         }
     }
 
-    /// The node that is dialled or connected.
+    /// The WebSocket URL of the node that is dialled or connected.
     pub fn url(&self) -> &str {
         &self.options.urls[self.node]
     }
@@ -275,7 +298,8 @@ impl Handed {
         }
     }
 
-    /// What can be acknowledged while events are in work, for a caller that has not acknowledged anything yet.
+    /// The position up to which everything is dealt with while events are in work. `None` if the caller has acknowledged
+    /// something in this session, or has nothing in work.
     fn dealt_with(&self) -> Option<u64> {
         self.unacked.filter(|_| !self.acked)?.checked_sub(1)
     }

@@ -1,5 +1,5 @@
-//! An event as it arrived. It is kept as JSON instead of a closed struct, so that an event with more or fewer optional
-//! attributes than today is neither lost nor cut when it is printed.
+//! An event as it arrived. It is kept as JSON and not as a struct with fixed fields: an event with more or fewer optional
+//! attributes than today is neither lost nor shortened when it is printed.
 
 use std::fmt;
 
@@ -19,29 +19,33 @@ const ATTRIBUTES: [&str; 8] = [
     "time",
 ];
 
-/// A CloudEvent with its place in the team's sequence.
+/// A CloudEvent with its position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
-    /// What [`crate::inbox::Inbox::ack`] takes.
+    /// The position, for [`super::Session::ack`]: in the inbox if the session listens to one agent, else in the team.
     pub seq: u64,
     fields: Map<String, Value>,
 }
 
-/// Agent mail in an event.
+/// The agent mail in an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct Mail<'a> {
+    /// The sender.
     pub from: &'a str,
+    /// The receiver, or `topic:<name>` in a session that does not listen to one agent.
     pub to: &'a str,
+    /// The body. A body that is a JSON object is its JSON text.
     pub body: &'a str,
+    /// The conversation that it belongs to.
     pub thread_id: Option<&'a str>,
+    /// The id of the message that it answers.
     pub reply_to_id: Option<&'a str>,
-    /// The Abba Baba type, when it was sent through that face.
+    /// The type, if it was sent through the REST API with one.
     pub kind: Option<&'a str>,
 }
 
 impl Event {
-    /// Takes the `event` of a frame; nothing without an `id` and a `type` is one.
+    /// Reads the `event` of a frame. `None` if it is no object, or lacks a text `id` or `type`.
     pub fn new(seq: u64, event: Value) -> Option<Self> {
         let Value::Object(fields) = event else { return None };
         let text = |name| fields.get(name).is_some_and(Value::is_string);
@@ -58,22 +62,22 @@ impl Event {
         self.text("type")
     }
 
-    /// The CloudEvents source; empty when there is none.
+    /// The CloudEvents source; empty if there is none.
     pub fn source(&self) -> &str {
         self.text("source")
     }
 
-    /// When it was received (RFC 3339); empty when the event does not tell.
+    /// When the server accepted it, in RFC 3339; empty if the event does not tell.
     pub fn time(&self) -> &str {
         self.text("time")
     }
 
-    /// The server's one line about it, if there is one.
+    /// The server's summary of it in one line, if there is one.
     pub fn summary(&self) -> Option<&str> {
         self.fields.get("kitesummary")?.as_str()
     }
 
-    /// The mail, if that is what it is.
+    /// The mail; `None` if the event is something else.
     pub fn mail(&self) -> Option<Mail<'_>> {
         if self.kind() != EVENT_TYPE {
             return None;
@@ -88,6 +92,11 @@ impl Event {
             reply_to_id: text("reply_to_id"),
             kind: text("type"),
         })
+    }
+
+    /// The topic that the mail was published to; `None` for a direct message.
+    pub fn topic(&self) -> Option<&str> {
+        self.fields.get("data")?.get("topic")?.as_str()
     }
 
     fn text(&self, name: &str) -> &str {
@@ -148,7 +157,9 @@ mod tests {
     #[test]
     fn mail_is_what_has_the_type_and_a_text_body() {
         let mut event = event();
-        assert_eq!(event.mail().unwrap().body, "x");
+        assert_eq!((event.mail().unwrap().body, event.topic()), ("x", None));
+        event.fields["data"]["topic"] = json!("news");
+        assert_eq!(event.topic(), Some("news"));
         event
             .fields
             .insert("data".to_owned(), json!({"from": "a", "to": "b", "body": 1}));

@@ -9,7 +9,7 @@ use crate::api::abbababa::SigningKeys;
 use crate::api::admin::{
     AddMember, Cluster, CreateKey, CreateTeam, CreatedKey, Key, Keys, Member, Team, Teams, Transfer, UpdateTeam,
 };
-use crate::client::{Request, segment};
+use crate::http::{Request, segment};
 use crate::retry::Repeat;
 use crate::{Client, Error};
 
