@@ -53,7 +53,7 @@ for mode in ${MODES//,/ }; do
   case $mode in http | batch | ws-push | fanout | deliver | start | crash) ;; *) die "unknown mode '$mode'; see --help" ;; esac
 done
 
-if [ -n "$BIN" ]; then install_packages curl jq; else build_release; BIN=$BUILT_BIN; fi
+if [ -n "$BIN" ]; then install_packages curl jq; else build_binaries release; BIN=$BUILT_BIN; fi
 NODES=3 WORKERS=$(($(nproc) / 3))
 [ "$WORKERS" -ge 1 ] || WORKERS=1
 mkdir -p "$AGENTPOST_CACHE"

@@ -74,7 +74,7 @@ up() {
   WORKERS=${wanted:-$(($(nproc) / NODES))}
   [ "$WORKERS" -ge 1 ] || WORKERS=1
 
-  if [ -n "$BIN" ]; then install_packages curl jq; else build_release; fi
+  if [ -n "$BIN" ]; then install_packages curl jq; else build_binaries quickstart; fi
   copy_binaries "${BIN:-$BUILT_BIN}"
   save_settings
   make_files

@@ -139,6 +139,7 @@ check_scripts() {
   done
   shellcheck --external-sources "${files[@]}"
   echo "${#files[@]} scripts: syntax, --help and shellcheck"
+  "$HERE/lib/target_test.sh"
 }
 
 # No file over 600 lines, no crate version outside the workspace's table.
