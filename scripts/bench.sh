@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Measures a three-node cluster on this machine: acknowledged sends, push latency, fan-out, webhook deliveries, start, and the
-# loss of the leader.
+# Measures a cluster of three nodes on this machine: acknowledged sends, push latency, fan-out to subscribers, webhook deliveries,
+# start-up, and the loss of the leader.
 #
 # usage: scripts/bench.sh [--tsv] [options]
 #
-#   --tsv                rows for other programs on stdout instead of a table: peer, metric, in flight, run, value, unit,
-#                        p50 ms, p99 ms, note; one run unless --runs says otherwise
-#   --modes LIST         ws-push,fanout,http,batch,deliver,start,crash: in this order, low load before the merges that heavy
-#                        load leaves
-#   --in-flight LIST     1,16,64,256: sends under way at a time, for http and batch
-#   --seconds COUNT      4: length of one measurement
-#   --runs COUNT         3: measurements of each kind; the table shows their minimum, median and maximum
-#   --port PORT          17700: first client port
-#   --peer-port PORT     17800: first port between the nodes
-#   --bin DIR            take the binaries from there instead of building them
-#   --help               this text
+#   --tsv                print rows for other programs instead of a table: peer, metric, in flight, run, value, unit, p50 ms,
+#                        p99 ms, note. It measures once unless --runs is given.
+#   --modes LIST         what to measure, in this order (ws-push,fanout,http,batch,deliver,start,crash). Light load comes first,
+#                        because heavy load leaves compactions behind.
+#   --in-flight LIST     how many sends are under way at a time, for http and batch (1,16,64,256)
+#   --seconds COUNT      duration of one measurement (4)
+#   --runs COUNT         number of measurements of each kind (3); the table shows their minimum, median and maximum
+#   --port PORT          first client port (17700)
+#   --peer-port PORT     first port between the nodes (17800)
+#   --bin DIR            take the binaries from DIR instead of building the release
+#   --help               print this text
 #
-# The cluster is its own: fresh data in a temporary directory under the cache, removed at the end. Every send is 200 bytes
-# to one of 1,000 inboxes and counts only when acknowledged, that is, fsynced at a majority. The load and the three nodes
-# share this machine, so compare only what one run of this script (or one round with others) measured.
+# The script starts a cluster of its own with fresh data in a temporary directory under the cache, and removes both at the end.
+# Every send carries 200 bytes to one of 1,000 inboxes and counts only when it is acknowledged, which means that a majority of
+# the nodes has called fsync. The load generator and the three nodes share this machine, so compare only figures of one run.
 
 # shellcheck source-path=SCRIPTDIR
 set -euo pipefail
@@ -78,7 +78,7 @@ trap 'exit 130' INT TERM
 # row METRIC IN-FLIGHT RUN VALUE UNIT P50 P99 NOTE
 row() { printf 'agentpost\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$@" >>"$ROWS"; }
 
-# start_cluster: an empty cluster; STARTED_MS is the time from launch to the first acknowledged message.
+# start_cluster: starts an empty cluster. STARTED_MS is the time from its launch to the first acknowledged message.
 start_cluster() {
   local n began team key
   stop_cluster KILL
@@ -86,19 +86,19 @@ start_cluster() {
   mkdir -p "$DIR"
   copy_binaries "$BIN"
   for n in $(all_nodes); do
-    if ! port_free $((PORT + n - 1)) || ! port_free $((PEER_PORT + n - 1)); then die "ports from $PORT and $PEER_PORT are taken; see --port and --peer-port"; fi
+    if ! port_free $((PORT + n - 1)) || ! port_free $((PEER_PORT + n - 1)); then die "another program uses one of the ports from $PORT and $PEER_PORT; choose others with --port and --peer-port"; fi
   done
   make_files
   began=$(now_ms)
   for n in $(all_nodes); do spawn_node "$n"; done
   until [ -s "$DIR/admin.key" ]; do
-    [ $(($(now_ms) - began)) -lt 30000 ] || die "no admin key after 30 s: $(tail -n 5 "$DIR/1/log")"
+    [ $(($(now_ms) - began)) -lt 30000 ] || die "node 1 wrote no admin key within 30 s; its log ends with: $(tail -n 5 "$DIR/1/log")"
     sleep 0.02
   done
   ensure_team
   read -r team key <"$DIR/team"
   until api POST "$(node_url 1)/api/v1/agents/messages?team_id=$team" "$key" '{"from":"bench","to":"bench","body":"first"}' && [ "$STATUS" = 200 ]; do
-    [ $(($(now_ms) - began)) -lt 30000 ] || die "no acknowledgement after 30 s: $STATUS $REPLY"
+    [ $(($(now_ms) - began)) -lt 30000 ] || die "no message was acknowledged within 30 s; the last answer was: $STATUS $REPLY"
     sleep 0.01
   done
   STARTED_MS=$(($(now_ms) - began))
@@ -108,7 +108,7 @@ start_cluster() {
   . "$DIR/env"
 }
 
-# bench_program ARGS...: the load generator; rows with the number of the run in the fourth column.
+# bench_program RUN ARGS...: runs the load generator and writes the number of the run into the fourth column of its rows.
 bench_program() {
   local run=$1; shift
   "$DIR/bin/agentpost" bench "$@" --seconds "$SECONDS_EACH" --tsv | awk -F'\t' -v OFS='\t' -v r="$run" 'NF >= 6 && $1 != "peer" { $4 = r; print }' >>"$ROWS"
@@ -134,7 +134,7 @@ measure() {
           ;;
         crash)
           bench_program "$run" --mode crash --in-flight 64 --kill "$(crash_pids)"
-          # A node short: the next measurement gets a cluster of its own.
+          # This cluster has lost a node, so the next measurement gets a new cluster.
           stop_cluster KILL
           start_cluster
           ;;
@@ -157,7 +157,7 @@ facts() {
     "          $SECONDS_EACH s each, $RUNS run(s)"
 }
 
-# table: minimum, median and maximum of the runs of each kind; the latencies are of the median run.
+# table: prints minimum, median and maximum of the runs of each kind, and the latencies of the median run.
 table() {
   printf '\n%-38s %9s %10s %10s %10s  %-9s %8s %8s  %s\n' what 'in flight' min median max unit 'p50 ms' 'p99 ms' note
   LC_ALL=C sort -t "$(printf '\t')" -k2,2 -k1,1 -k3,3n -k5,5n "$ROWS" | awk -F'\t' '

@@ -3,25 +3,30 @@
 #
 # usage: scripts/cluster.sh COMMAND [N...] [options]
 #
-#   up           build if needed, start all nodes that do not run, return when the cluster serves; write DIR/env
-#   down         stop all nodes, gracefully; their data stays for the next up (--wipe: remove DIR)
-#   status       one line per node
-#   kill N...    SIGKILL
-#   start N...   start what does not run, resume what is paused; return when /readyz of each is 200
-#   pause N...   SIGSTOP
-#   resume N...  SIGCONT
-#   logs N       print the node's log (--follow: and go on)
+#   up           build the binaries if they are missing, start every node that does not run, write DIR/env, and return when the
+#                cluster serves
+#   down         stop all nodes gracefully and keep their data for the next `up`; with --wipe, remove the data too
+#   status       print one line for each node
+#   kill N...    kill these nodes with SIGKILL
+#   start N...   start or resume these nodes, and return when /readyz of each answers 200
+#   pause N...   pause these nodes with SIGSTOP
+#   resume N...  resume these nodes with SIGCONT
+#   logs N       print the log of node N; with --follow, go on printing
 #
-#   --nodes COUNT           3; with --port and --peer-port fixed by the first up in DIR
-#   --dir DIR               ~/.cache/agentpost/cluster
-#   --port PORT             7700: node N serves clients on PORT + N - 1
-#   --peer-port PORT        7800: and other nodes on PORT + N - 1
-#   --worker-threads COUNT  cores / nodes, at least 1
-#   --bin DIR               take agentpostd, kite and agentpost from there instead of building them
-#   --timeout SECONDS       60: how long up and start wait for readiness
+#   --nodes COUNT           number of nodes (3); the first `up` in DIR fixes it, --port and --peer-port
+#   --dir DIR               directory of the cluster (~/.cache/agentpost/cluster)
+#   --port PORT             node N serves clients on PORT + N - 1 (7700)
+#   --peer-port PORT        node N serves other nodes on PORT + N - 1 (7800)
+#   --worker-threads COUNT  worker threads of each node (cores divided by nodes, at least 1)
+#   --bin DIR               take agentpostd, kite and agentpost from DIR instead of building them
+#   --timeout SECONDS       how long `up` and `start` wait for readiness (60)
+#   --help                  print this text
 #
-# DIR/env exports AGENTPOST_URLS (the N-th is node N), AGENTPOST_ADMIN_KEY, AGENTPOST_BIN, KITE_API_KEY, KITE_TEAM_ID
-# and KITE_WS_URL: a team `default` with a key that may write. Webhooks may go to loopback addresses, with http:// too.
+# The binaries are built with the cargo profile `quickstart`, which compiles fast and runs somewhat slower than a release. To run
+# others, name them with --bin.
+#
+# DIR/env exports AGENTPOST_URLS (in the order of the nodes), AGENTPOST_ADMIN_KEY, AGENTPOST_BIN, KITE_API_KEY, KITE_TEAM_ID and
+# KITE_WS_URL. The key belongs to the team `default` and may write. Webhooks may go to 127.0.0.1, also without TLS.
 
 # shellcheck source-path=SCRIPTDIR
 set -euo pipefail
@@ -58,7 +63,7 @@ parse() {
   done
 }
 
-# lock: one up or down at a time in a DIR. Nodes do not inherit it.
+# lock: lets one `up` or `down` at a time work in DIR. The nodes do not inherit the lock.
 lock() { exec 9>"$DIR/lock"; flock 9; }
 
 up() {
@@ -68,7 +73,7 @@ up() {
   wanted=$WORKERS
   if load_settings; then
     for n in "${ASKED[@]}"; do
-      grep -qx "$n" "$DIR/settings" || die "$DIR holds a cluster of $NODES nodes on ports $PORT and $PEER_PORT; use another --dir, or down --wipe"
+      grep -qx "$n" "$DIR/settings" || die "$DIR holds a cluster of $NODES nodes on the ports from $PORT and $PEER_PORT; choose another --dir, or remove that cluster with: scripts/cluster.sh down --wipe --dir $DIR"
     done
   fi
   WORKERS=${wanted:-$(($(nproc) / NODES))}
@@ -85,7 +90,7 @@ up() {
       paused) signal_node "$n" CONT ;;
       stopped)
         if ! port_free $((PORT + n - 1)) || ! port_free $((PEER_PORT + n - 1)); then
-          die "port $((PORT + n - 1)) or $((PEER_PORT + n - 1)) is taken by another program; choose others with --port and --peer-port"
+          die "another program uses port $((PORT + n - 1)) or $((PEER_PORT + n - 1)); choose other ports with --port and --peer-port"
         fi
         spawn_node "$n"
         fresh+=("$n")
@@ -96,33 +101,33 @@ up() {
   await_ready "$TIMEOUT" $(all_nodes)
   ensure_team
   write_env
-  if [ ${#fresh[@]} -eq 0 ]; then say "the cluster already serves"
-  else say "$NODES nodes serve after $(($(now_ms) - started)) ms"
+  if [ ${#fresh[@]} -eq 0 ]; then say "the cluster was already running"
+  else say "the cluster serves; its $NODES nodes were ready after $(($(now_ms) - started)) ms"
   fi
   for n in $(all_nodes); do say "  node $n  $(node_url "$n")  pid $(node_pid "$n")"; done
-  say "  . $DIR/env"
+  say "settings for clients: . $DIR/env"
 }
 
 down() {
   local n
-  [ -d "$DIR" ] || { say "no cluster in $DIR"; return 0; }
+  [ -d "$DIR" ] || { say "there is no cluster in $DIR"; return 0; }
   lock
   load_settings || true
   for n in $(all_nodes); do
-    # A paused process gets the signal only when it goes on.
+    # A paused process receives SIGTERM only when it is resumed.
     signal_node "$n" TERM || continue
     signal_node "$n" CONT || true
   done
   for n in $(all_nodes); do
-    # A node finishes its calls to webhooks first, half a minute at most.
-    await_gone 45 "$n" || { warn "node $n did not stop within 45 s: killing it"; signal_node "$n" KILL || true; await_gone 5 "$n" || true; }
+    # A node first finishes its calls to webhooks, which takes half a minute at most.
+    await_gone 45 "$n" || { warn "node $n did not stop within 45 s; it is being killed"; signal_node "$n" KILL || true; await_gone 5 "$n" || true; }
     rm -f "$DIR/$n/pid"
   done
   if [ "$WIPE" = yes ]; then wipe; fi
   say "the cluster in $DIR is down"
 }
 
-# wipe: only what up made, so that a mistaken --dir costs nothing.
+# wipe: removes only what `up` created, so that a mistaken --dir does no harm.
 wipe() {
   local n
   for n in $(all_nodes); do rm -rf "${DIR:?}/$n"; done
@@ -130,13 +135,14 @@ wipe() {
   rmdir "$DIR" 2>/dev/null || true
 }
 
-# needs_cluster and targets: what the commands on single nodes stand on.
-needs_cluster() { load_settings || die "no cluster in $DIR; start one with: scripts/cluster.sh up"; }
+# needs_cluster: fails if there is no cluster in DIR.
+needs_cluster() { load_settings || die "there is no cluster in $DIR; start one with: scripts/cluster.sh up"; }
+# targets: fails unless the command names nodes of the cluster.
 targets() {
   local n
   [ ${#TARGETS[@]} -gt 0 ] || die "$COMMAND needs the number of a node"
   for n in "${TARGETS[@]}"; do
-    if ! [[ $n =~ ^[1-9][0-9]{0,3}$ ]] || [ "$n" -gt "$NODES" ]; then die "'$n' is no node of this cluster: 1 to $NODES"; fi
+    if ! [[ $n =~ ^[1-9][0-9]{0,3}$ ]] || [ "$n" -gt "$NODES" ]; then die "this cluster has no node '$n'; its nodes are 1 to $NODES"; fi
   done
 }
 
@@ -172,12 +178,12 @@ start_nodes() {
   for n in "${TARGETS[@]}"; do say "node $n is ready after $(($(now_ms) - started)) ms, pid $(node_pid "$n")"; done
 }
 
-# signal_nodes SIGNAL WORD: says so when there was nothing to signal; that is no error.
+# signal_nodes SIGNAL WORD: signals the nodes. A node that does not run is reported and is no error.
 signal_nodes() {
   local n
   for n in "${TARGETS[@]}"; do
     if ! signal_node "$n" "$1"; then say "node $n was not running"; continue; fi
-    [ "$1" != KILL ] || await_gone 5 "$n" || die "node $n survived SIGKILL"
+    [ "$1" != KILL ] || await_gone 5 "$n" || die "node $n still runs 5 s after SIGKILL; see its log, $DIR/$n/log"
     say "node $n $2"
   done
 }
@@ -186,7 +192,7 @@ parse "$@"
 [ -n "$COMMAND" ] || { usage "$0" >&2; exit 2; }
 DIR=$(realpath -m "$DIR")
 case $COMMAND in
-  up | down | status) [ ${#TARGETS[@]} -eq 0 ] || die "$COMMAND takes no node; see --help" ;;&
+  up | down | status) [ ${#TARGETS[@]} -eq 0 ] || die "$COMMAND takes no node number; see --help" ;;&
   status | kill | start | pause | resume | logs) needs_cluster ;;&
   kill | start | pause | resume | logs) targets ;;&
   up) up ;;
@@ -195,7 +201,7 @@ case $COMMAND in
   kill) signal_nodes KILL killed ;;
   start) start_nodes ;;
   pause) signal_nodes STOP paused ;;
-  resume) signal_nodes CONT 'goes on' ;;
+  resume) signal_nodes CONT resumed ;;
   logs) if [ "$FOLLOW" = yes ]; then exec tail -n +1 -F "$DIR/${TARGETS[0]}/log"; else exec cat "$DIR/${TARGETS[0]}/log"; fi ;;
   *) die "unknown command '$COMMAND'; see --help" ;;
 esac

@@ -49,8 +49,7 @@ build() {
   local options=() b
   [ "$1" = debug ] || options=(--release)
   ensure_build
-  say "building (cargo; a first build takes some minutes)"
-  (cd "$ROOT" && cargo build --locked --quiet --workspace "${options[@]}" --features "$2") >&2 || die "the build failed"
+  cargo_build --workspace "${options[@]}" --features "$2"
   BIN=$(mktemp -d "$AGENTPOST_CACHE/faults-bin.XXXXXX")
   trap 'rm -rf "$BIN"' EXIT
   for b in agentpostd agentpost faults; do cp "$CARGO_TARGET_DIR/$1/$b" "$BIN/"; done

@@ -1,12 +1,13 @@
-# A cluster of node processes on loopback: its directory, its processes, its readiness. Sourced after common.sh.
+# Manages a cluster of node processes on 127.0.0.1: its files, its processes, its readiness. Sourced after common.sh.
 # shellcheck shell=bash
 #
-# DIR/settings        what the cluster was made with
-# DIR/env             what a client needs, as exports
-# DIR/cluster.secret  the nodes' common secret     DIR/admin.key  the first admin key, written by node 1
+# DIR/settings        number of nodes, ports and worker threads
+# DIR/env             the variables that a client needs, for `. DIR/env`
+# DIR/cluster.secret  the secret that the nodes share
+# DIR/admin.key       the first admin key, written by node 1
 # DIR/team            id and key of the team `default`
-# DIR/bin/            the binaries that run, a copy: a later build does not change a running cluster
-# DIR/N/              config.toml, data/, log, pid of node N
+# DIR/bin/            a copy of the binaries, so that a later build does not change a running cluster
+# DIR/N/              config.toml, data/, log and pid of node N
 
 DIR=${DIR:-} NODES=${NODES:-3} PORT=${PORT:-7700} PEER_PORT=${PEER_PORT:-7800} WORKERS=${WORKERS:-}
 STATUS=000 REPLY=''
@@ -15,7 +16,7 @@ node_url() { echo "http://127.0.0.1:$((PORT + $1 - 1))"; }
 node_pid() { cat "$DIR/$1/pid" 2>/dev/null || true; }
 all_nodes() { seq 1 "$NODES"; }
 
-# node_state N: running, paused or stopped.
+# node_state N: prints running, paused or stopped.
 node_state() {
   local pid stat
   pid=$(node_pid "$1")
@@ -28,7 +29,8 @@ node_state() {
   esac
 }
 
-# load_settings: a cluster keeps the shape and the ports it was made with.
+# load_settings: reads DIR/settings, because a cluster keeps the ports and the number of nodes that it was created with. It fails
+# if there is no cluster in DIR.
 load_settings() {
   local key value
   [ -f "$DIR/settings" ] || return 1
@@ -44,7 +46,7 @@ load_settings() {
 
 save_settings() { printf 'NODES=%s\nPORT=%s\nPEER_PORT=%s\nWORKERS=%s\n' "$NODES" "$PORT" "$PEER_PORT" "$WORKERS" >"$DIR/settings"; }
 
-# make_files: the secret once, each node's configuration anew.
+# make_files: writes the secret unless it exists, and the configuration of each node.
 make_files() {
   local n i
   if [ ! -s "$DIR/cluster.secret" ]; then
@@ -62,16 +64,16 @@ make_files() {
         printf '  { id = %d, peer_addr = "127.0.0.1:%d", url = "%s" },\n' "$i" $((PEER_PORT + i - 1)) "$(node_url "$i")"
       done
       printf ']\n\n'
-      # Exactly one node brings the cluster into being.
+      # Exactly one node creates the cluster.
       [ "$n" -ne 1 ] || printf '[bootstrap]\nadmin_key_file = "%s"\n\n' "$DIR/admin.key"
-      # Agents on this machine may receive webhooks.
+      # Programs on this machine may receive webhooks.
       printf '[webhooks]\nallow_http = true\nallow_networks = ["127.0.0.0/8", "::1/128"]\n\n'
       printf '[runtime]\nworker_threads = %d\n' "$WORKERS"
     } >"$DIR/$n/config.toml"
   done
 }
 
-# copy_binaries FROM: into DIR/bin, only those that changed.
+# copy_binaries FROM: copies into DIR/bin the binaries that differ from those there.
 copy_binaries() {
   local b
   mkdir -p "$DIR/bin"
@@ -83,26 +85,27 @@ copy_binaries() {
   done
 }
 
-# spawn_node N: starts the process, does not wait for it to serve. Its own session, so that it outlives this script
-# and its terminal.
+# spawn_node N: starts the process and does not wait until it serves. The process gets a session of its own, so that it outlives
+# this script and its terminal.
 spawn_node() {
   local dir=$DIR/$1 pid
   [ -f "$dir/config.toml" ] || die "node $1 does not exist; see --help"
   (
-    exec 9>&- # the lock of up
+    # The locks of `up` and of the target directory are for this script only.
+    exec 9>&- 6<&-
     exec setsid "$DIR/bin/agentpostd" start --config "$dir/config.toml" >>"$dir/log" 2>&1 </dev/null
   ) &
   pid=$!
-  disown "$pid" # or the shell tells when it is killed
+  disown "$pid" # Otherwise the shell prints a message when the node is killed.
   echo "$pid" >"$dir/pid"
-  # Until then the process still looks like this script.
+  # Until setsid has run, the process has the command line of this script.
   until is_process "$pid" agentpostd "$dir/config.toml" || ! kill -0 "$pid" 2>/dev/null; do sleep 0.002; done
 }
 
-# is_ready N: its /readyz answers 200.
+# is_ready N: /readyz of the node answers 200.
 is_ready() { curl -fs -o /dev/null --max-time 1 "$(node_url "$1")/readyz" 2>/dev/null; }
 
-# await_ready SECONDS N...: all of them; a process that ended is told at once, with the end of its log.
+# await_ready SECONDS N...: waits until all these nodes are ready. It fails at once, with the end of the log, when a process ends.
 await_ready() {
   local limit=$1 deadline n; shift
   deadline=$(($(now_ms) + limit * 1000))
@@ -118,13 +121,13 @@ await_ready() {
   done
 }
 
-# signal_node N SIGNAL: false when the process is not there.
+# signal_node N SIGNAL: fails if the process does not run.
 signal_node() {
   [ "$(node_state "$1")" != stopped ] || return 1
   kill -s "$2" "$(node_pid "$1")" 2>/dev/null
 }
 
-# await_gone SECONDS N: the process has ended.
+# await_gone SECONDS N: waits until the process has ended, and fails if it has not ended in that time.
 await_gone() {
   local deadline=$(($(now_ms) + $1 * 1000))
   until [ "$(node_state "$2")" = stopped ]; do
@@ -133,7 +136,7 @@ await_gone() {
   done
 }
 
-# api METHOD URL KEY [BODY]: sets STATUS and REPLY; STATUS is 000 when nobody answered.
+# api METHOD URL KEY [BODY]: sends a request and sets STATUS and REPLY. STATUS is 000 if there was no answer.
 api() {
   local out args=(-sS --max-time 10 -X "$1" -H "Authorization: Bearer $3" -w '\n%{http_code}')
   [ $# -lt 4 ] || args+=(-H 'Content-Type: application/json' --data-binary "$4")
@@ -142,7 +145,8 @@ api() {
   [ -n "$STATUS" ] || STATUS=000
 }
 
-# admin METHOD PATH [BODY]: the operator API on any node; waits out elections and the first seconds of a new cluster.
+# admin METHOD PATH [BODY]: sends a request to the operator API of any node. It repeats the request during an election and in the
+# first seconds of a new cluster, for 30 s at most.
 admin() {
   local deadline=$(($(now_ms) + 30000)) n key
   while :; do
@@ -156,7 +160,7 @@ admin() {
   done
 }
 
-# ensure_team: the team `default` and its write key, made once, kept in DIR/team.
+# ensure_team: creates the team `default` and a key that may write, unless DIR/team holds them.
 ensure_team() {
   local id
   [ ! -s "$DIR/team" ] || return 0
@@ -174,7 +178,7 @@ ensure_team() {
   mv "$DIR/team.tmp" "$DIR/team"
 }
 
-# write_env: DIR/env, for `. DIR/env`.
+# write_env: writes DIR/env, for `. DIR/env`.
 write_env() {
   local n urls=() team key
   for n in $(all_nodes); do urls+=("$(node_url "$n")"); done
@@ -182,7 +186,7 @@ write_env() {
   (
     umask 077
     {
-      echo "# The cluster in $DIR, for the shell: . $DIR/env"
+      echo "# Settings for clients of the cluster in $DIR. Use them in a shell with: . $DIR/env"
       printf 'export AGENTPOST_URLS="%s"\n' "${urls[*]}"
       printf 'export AGENTPOST_ADMIN_KEY="%s"\n' "$(cat "$DIR/admin.key")"
       printf 'export AGENTPOST_BIN="%s"\n' "$DIR/bin"

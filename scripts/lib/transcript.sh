@@ -1,16 +1,16 @@
-# A walk through a live system that a person reads and a machine checks. Sourced after common.sh.
+# Prints a walk through a running system that a person can read, and checks it. Sourced after common.sh.
 # shellcheck shell=bash disable=SC2034
 #
-# What is shown is what is run: `run` prints a command as it stands, with its variables, then executes that very text.
+# `run` prints a command with its variables as they are written, and then executes exactly that text.
 
 FAILURES=0 OUT='' RC=0
 
 heading() { printf '\n\n%s%s%s\n%s\n' "$BOLD$CYAN" "$1" "$PLAIN" "$DIM$(printf '%*s' "${#1}" '' | tr ' ' '-')$PLAIN"; }
-# text SENTENCES...: a paragraph.
+# text SENTENCES...: prints a paragraph.
 text() { printf '\n'; printf '%s\n' "$*" | fold -s -w 110 | sed 's/ *$//'; }
 
-# run COMMAND: shows and executes it in this shell's variables; its output stays in OUT, its exit status in RC. Replies in
-# JSON are shown through the jq filter SHOWN.
+# run COMMAND: prints the command and executes it with the variables of this shell. OUT holds its output, RC its exit status. JSON
+# is printed through the jq filter SHOWN.
 SHOWN=.
 run() {
   printf '\n%s$ %s%s\n' "$BOLD" "$1" "$PLAIN"
@@ -19,7 +19,7 @@ run() {
   printf '%s\n' "$OUT" | pretty | head -n 40 | sed 's/^/  /'
 }
 
-# run_on MACHINE COMMAND: the same as the user of one of the two machines, which are two home directories here.
+# run_on MACHINE COMMAND: does the same as the user of machine alpha or beta. Each machine is a home directory here.
 run_on() {
   printf '\n%s%s$ %s%s\n' "$BOLD" "$1" "$2" "$PLAIN"
   RC=0
@@ -27,7 +27,7 @@ run_on() {
   printf '%s\n' "$OUT" | head -n 40 | sed 's/^/  /'
 }
 
-# pretty: JSON on several lines, everything else as it is.
+# pretty: prints JSON on several lines and any other text unchanged.
 pretty() {
   local all color=-M
   all=$(cat)
@@ -35,7 +35,7 @@ pretty() {
   jq "$color" "$SHOWN" <<<"$all" 2>/dev/null || printf '%s\n' "$all"
 }
 
-# check WHAT COMMAND...: a sentence that must be true now.
+# check SENTENCE COMMAND...: the sentence is true if the command succeeds now; otherwise one more check has failed.
 check() {
   local what=$1; shift
   if "$@" >/dev/null 2>&1; then
@@ -46,7 +46,7 @@ check() {
   fi
 }
 
-# eventually SECONDS COMMAND...: true as soon as the command is.
+# eventually SECONDS COMMAND...: repeats the command until it succeeds, for so many seconds at most.
 eventually() {
   local deadline=$(($(now_ms) + $1 * 1000)); shift
   until "$@" >/dev/null 2>&1; do
@@ -55,5 +55,5 @@ eventually() {
   done
 }
 
-# field FILTER: from the last output, as jq sees it.
+# field FILTER: prints what the jq filter selects from the output of the last command.
 field() { jq -r "$1" <<<"$OUT" 2>/dev/null || true; }
