@@ -9,6 +9,7 @@ mod operator;
 mod power;
 mod shim;
 pub mod supervisor;
+mod team;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -28,7 +29,7 @@ use tempfile::TempDir;
 use self::clock::Clocks;
 use self::disk::Disk;
 use self::network::Network;
-pub use self::operator::{Team, create_team};
+pub use self::team::{Team, create_team};
 
 /// An election takes about a second; an overloaded machine needs much longer.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -24,7 +24,6 @@ pub mod campaign;
 pub mod checker;
 pub mod cluster;
 pub mod mutants;
-pub mod receiver;
 pub mod record;
 pub mod report;
 pub mod run;

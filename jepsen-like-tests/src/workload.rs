@@ -10,6 +10,7 @@ pub mod context;
 pub mod keys;
 pub mod load;
 pub mod mailbox;
+pub mod message;
 pub mod mixed;
 pub mod quota;
 pub mod read;

@@ -5,19 +5,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use agentpost::Client;
-use agentpost::api::admin::{CreateKey, CreateTeam, LimitsPatch};
 use agentpost::retry::RetryPolicy;
 use anyhow::{Context, Result, bail, ensure};
 
+use super::team::{Team, create_team};
 use super::{Cluster, PATIENCE};
-
-/// A team with a key that may act as any of its agents.
-#[derive(Debug, Clone)]
-pub struct Team {
-    pub id: String,
-    /// An API key with the permission `write`.
-    pub key: String,
-}
 
 impl Cluster {
     /// Lets a node rejoin whose data is lost or damaged and whose process does not run: the cluster removes it, and
@@ -161,33 +153,6 @@ impl Cluster {
         }
         bail!("no leader within {PATIENCE:?}")
     }
-}
-
-/// Creates a team and a key for it; without limits if `limits` is `None`.
-pub async fn create_team(operator: &Client, name: &str, limits: Option<LimitsPatch>) -> Result<Team> {
-    let unlimited = LimitsPatch {
-        daily_sends: Some(0),
-        daily_reads: Some(0),
-        monthly_events: Some(0),
-        ..LimitsPatch::default()
-    };
-    let team = CreateTeam {
-        name: name.to_owned(),
-        limits: Some(limits.unwrap_or(unlimited)),
-    };
-    let team = operator.create_team(&team).await?;
-    let key = CreateKey {
-        name: "test".to_owned(),
-        permissions: vec!["write".to_owned()],
-        agent_id: None,
-        scopes: None,
-        expires_at: None,
-    };
-    let key = operator.create_key(&team.id, &key).await?;
-    Ok(Team {
-        id: team.id,
-        key: key.api_key.into(),
-    })
 }
 
 /// Reads `node.id` from a configuration file.

@@ -16,9 +16,10 @@ use crate::record::faults::FaultState;
 use crate::scenario::nemesis::Nemesis;
 use crate::workload::Workload;
 use crate::workload::load::StopFlag;
-use crate::workload::send::message;
+use crate::workload::message::message;
 use crate::workload::sender::MessageSender;
 use crate::workload::webhooks::collect::all_over;
+use crate::workload::webhooks::crash_points::{ROUNDS, agent_at};
 use crate::workload::webhooks::{self, Mix};
 
 /// Time limit for a webhook call after a leader change.
@@ -155,7 +156,7 @@ async fn die_at_crash_points(nemesis: &mut Nemesis) -> Result<()> {
     let operator = nemesis.ctx.operator()?;
     let mut places = CRASH_POINTS.map(|(place, _, _)| place);
     places.shuffle(&mut nemesis.random);
-    for round in 0..webhooks::ROUNDS {
+    for round in 0..ROUNDS {
         for places in places.chunks(CRASH_POINTS_AT_A_TIME) {
             let began = Instant::now();
             for place in places {
@@ -187,7 +188,7 @@ async fn die_at(nemesis: &mut Nemesis, place: &str, round: usize, sender: &mut S
     let fault = nemesis.faults.begin("failpoint", &[doomed], place);
     nemesis.cluster.arm(doomed, place).await?;
     nemesis.cluster.transfer(doomed).await?;
-    sender.send(&webhooks::agent_at(place, round)).await?;
+    sender.send(&agent_at(place, round)).await?;
     nemesis.cluster.ended(doomed).await?;
     nemesis.cluster.restart(doomed).await?;
     nemesis.cluster.leader().await?;

@@ -3,26 +3,27 @@
 
 mod listener;
 mod probes;
+mod shared_key;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost::api::abbababa::SendRequest;
 use agentpost::api::admin::CreateKey;
 use agentpost::client::Request;
 use agentpost::retry::RetryPolicy;
 use agentpost::rpc::{Options, Rpc};
 use agentpost::urls::ws_url;
-use agentpost::{Client, Error, Secret};
+use agentpost::{Client, Error};
 use anyhow::{Context as _, Result};
 use jiff::{SignedDuration, Timestamp};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
 use self::probes::Tenant;
+use self::shared_key::{ActiveKeys, SINK, SharedKey, WRITER, to};
 use super::ask::{self, NodeClients, RequestOutcome};
 use super::load::{Load, StopFlag};
-use super::send;
+use super::{message, send};
 use crate::cluster::Team;
 use crate::record::history::{Fields, Item, Lane, Op, Outcome};
 use crate::workload::context::ClientContext;
@@ -35,10 +36,6 @@ const USERS: u64 = 8;
 const RATE_MAX: u64 = 400;
 /// How long a revoked key is still tried.
 const AFTERWARDS: Duration = Duration::from_millis(1_500);
-/// The receiver of the messages that the keys write.
-const SINK: &str = "sink";
-/// The agent that keys are bound to, and that unbound keys act as.
-const WRITER: &str = "writer";
 
 /// Starts operators, users, and two teams that probe each other.
 pub async fn start(ctx: &ClientContext) -> Result<Load> {
@@ -85,31 +82,6 @@ pub async fn start(ctx: &ClientContext) -> Result<Load> {
         load.spawn(user.run(load.stop()));
     }
     Ok(load)
-}
-
-/// The keys that users may try now.
-#[derive(Clone, Default)]
-struct ActiveKeys(Arc<Mutex<Vec<Arc<SharedKey>>>>);
-
-/// A key that users may try.
-struct SharedKey {
-    /// Its name in the history.
-    name: String,
-    team: String,
-    secret: Secret,
-    nodes: NodeClients,
-    writes: bool,
-}
-
-impl ActiveKeys {
-    fn change(&self, change: impl FnOnce(&mut Vec<Arc<SharedKey>>)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn any(&self, random: &mut StdRng) -> Option<Arc<SharedKey>> {
-        let key_in_use = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (!key_in_use.is_empty()).then(|| key_in_use[random.random_range(0..key_in_use.len())].clone())
-    }
 }
 
 /// Creates a key, lets users try it, revokes it, and lets them try it a little longer.
@@ -271,13 +243,6 @@ fn socket(key_in_use: &SharedKey, url: &str) -> Result<Rpc> {
     Ok(rpc.retry(RetryPolicy::once()))
 }
 
-fn to(agent: &str, key: &str) -> Result<SendRequest> {
-    Ok(SendRequest {
-        to_agent_id: Some(agent.to_owned()),
-        ..ask::note(key)?
-    })
-}
-
 /// Reads every inbox of a team from every node.
 async fn audit(ctx: &ClientContext, tenant: &Tenant) -> Result<()> {
     let mut lane = ctx.recorder.lane();
@@ -302,7 +267,7 @@ async fn inbox(client: &Client, agent: &str) -> Outcome {
         Ok(messages) => {
             let item = |body: &str| Item {
                 id: String::new(),
-                key: send::key_of(body),
+                key: message::key_of(body),
                 seq: None,
             };
             Outcome::Ok(Fields::items(messages.iter().map(|m| item(m.body.get())).collect()))

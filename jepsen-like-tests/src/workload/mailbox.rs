@@ -13,7 +13,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::value::to_raw_value;
 
 use super::load::StopFlag;
-use super::send::message;
+use super::message::message;
 use crate::cluster::Team;
 use crate::record::history::{Fields, Item, Lane, Op, Outcome};
 use crate::record::mailbox::{CHANGED, PageView};

@@ -1,17 +1,15 @@
 //! Workload A: clients that send to a few inboxes through every node, retry sends with an unknown outcome under the
 //! same idempotency key, and now and then repeat an acknowledged one.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use agentpost::api::abbababa::SendRequest;
 use anyhow::{Context as _, Result};
 use rand::RngExt;
-use serde_json::value::to_raw_value;
 use tokio::task::JoinSet;
 
 use super::load::Load;
 use super::mailbox::{MailboxClient, list};
+use super::message::key_of;
 use crate::cluster::Team;
 use crate::record::history::{Fields, Item, Op, Outcome};
 use crate::record::mailbox::PREFIX;
@@ -81,17 +79,6 @@ pub async fn send_on(mut client: MailboxClient, inboxes: Vec<String>, batch: usi
     Ok(())
 }
 
-/// A message whose body contains its key.
-pub fn message(inbox: &str, key: &str) -> Result<SendRequest> {
-    Ok(SendRequest {
-        to_agent_id: Some(inbox.to_owned()),
-        kind: Some("test.note".to_owned()),
-        body: Some(to_raw_value(&BTreeMap::from([("key", key)]))?),
-        idempotency_key: Some(key.to_owned()),
-        ..SendRequest::default()
-    })
-}
-
 /// Reads whole inboxes from every node.
 pub async fn audit(ctx: &ClientContext, team: &Team, inboxes: &[String]) -> Result<()> {
     let mut nodes = JoinSet::new();
@@ -144,11 +131,4 @@ pub async fn read_all(client: &agentpost::Client, inbox: &str) -> Result<Vec<Ite
         }
         path = format!("/v1/messages?limit={AUDIT_PAGE}&cursor={}", page.cursor);
     }
-}
-
-/// The key in the body of a message.
-pub fn key_of(body: &str) -> String {
-    let body: Option<serde_json::Value> = serde_json::from_str(body).ok();
-    let key = body.as_ref().and_then(|body| body.get("key")?.as_str());
-    key.unwrap_or_default().to_owned()
 }

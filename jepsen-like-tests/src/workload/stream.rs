@@ -2,7 +2,7 @@
 //! messages are sent.
 
 mod client;
-mod socket;
+mod session;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +16,8 @@ use serde_json::value::to_raw_value;
 
 use self::client::{ReadBehaviour, StreamClient};
 use super::load::{Load, StopFlag};
-use super::send::{audit, message, pace};
+use super::message::message;
+use super::send::{audit, pace};
 use super::sender::MessageSender;
 use crate::cluster::Team;
 use crate::record::history::{Fields, Op, Outcome};

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::ask::{self, NodeClients, RequestOutcome};
 use super::load::{Load, StopFlag};
-use super::send;
+use super::{message, send};
 use crate::cluster::Team;
 use crate::record::history::{Fields, Item, Lane, Op, Outcome};
 use crate::workload::context::ClientContext;
@@ -291,7 +291,7 @@ async fn read(mut lane: Lane, node: usize, client: Client, agents: Vec<String>) 
 fn keyed(body: &str) -> Item {
     Item {
         id: String::new(),
-        key: send::key_of(body),
+        key: message::key_of(body),
         seq: None,
     }
 }

@@ -3,6 +3,7 @@
 //! Calls are recorded as they arrive; deliveries, dead letters and notices at the end, when all deliveries are over.
 
 pub mod collect;
+pub mod crash_points;
 mod sinks;
 
 use std::fs::File;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use agentpost::api::abbababa::SendRequest;
 use agentpost::api::admin::LimitsPatch;
 use agentpost::{Client, Error};
+use agentpost_testkit::receiver::{Call, Receiver};
 use anyhow::{Context as _, Result, ensure};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 use rand::rngs::StdRng;
@@ -22,11 +24,11 @@ use self::collect::{all_over, received_call, record_final_state};
 pub use self::sinks::Mix;
 use self::sinks::{Servers, Sink};
 use super::load::{Load, StopFlag};
-use super::send::{audit, message, pace};
+use super::message::message;
+use super::send::{audit, pace};
 use super::sender::MessageSender;
 use crate::cluster::Team;
-use crate::receiver::{Call, Receiver};
-use crate::record::deliveries::{Agent, CALLS, CRASH_POINTS, Deletion, DeliveryRecord, ReceivedCall};
+use crate::record::deliveries::{Agent, CALLS, Deletion, DeliveryRecord, ReceivedCall};
 use crate::workload::context::ClientContext;
 
 /// Messages per second at most: a slow server takes 8 at a time.
@@ -41,17 +43,9 @@ const GONE_FOR: Duration = Duration::from_millis(700);
 const KEPT_MS: std::ops::Range<u64> = 1_000..4_000;
 /// Messages that an inbox keeps before the oldest are removed.
 const INBOX_FULL: usize = 100_000;
-/// How many leaders can die at each crash point of the dispatcher.
-pub const ROUNDS: usize = 20;
-
 /// The name of the team; a script that sends messages itself finds the team by it.
 pub fn team_name(mix: Mix) -> String {
     format!("webhooks-{}", mix.name())
-}
-
-/// The agent that gets the message of a round for a crash point.
-pub fn agent_at(place: &str, round: usize) -> String {
-    format!("{place}-{round}")
 }
 
 pub async fn start(mix: Mix, ctx: &ClientContext) -> Result<Load> {
@@ -130,7 +124,7 @@ async fn receiver(ctx: &ClientContext) -> Result<Receiver> {
         let written = line.and_then(|line| file.write_all(&[line, b"\n".to_vec()].concat()));
         written.expect("writing the log of calls");
     };
-    Receiver::start_with_witness(ctx.host, Box::new(witness)).await
+    Ok(Receiver::start_with_witness(ctx.host, Box::new(witness)).await?)
 }
 
 /// A client of all nodes.
@@ -283,10 +277,4 @@ async fn conclude(ctx: &ClientContext, team: &Team, servers: &Servers, deletions
     record_final_state(ctx, team, more).await?;
     let inboxes: Vec<String> = servers.sinks.iter().map(|sink| sink.agent.clone()).collect();
     audit(ctx, team, &inboxes).await
-}
-
-/// The agents of [`Mix::Quiet`].
-fn crash_point_agents() -> impl Iterator<Item = String> {
-    let places = CRASH_POINTS.into_iter().map(|(place, _, _)| place);
-    places.flat_map(|place| (0..ROUNDS).map(move |round| agent_at(place, round)))
 }

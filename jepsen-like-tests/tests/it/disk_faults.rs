@@ -40,7 +40,7 @@ async fn send(
     team: &jepsen_like_tests::cluster::Team,
     text: &str,
 ) -> Result<String, agentpost::Error> {
-    let message = jepsen_like_tests::workload::send::message("inbox", text).unwrap();
+    let message = jepsen_like_tests::workload::message::message("inbox", text).unwrap();
     let client = cluster.node_client(1, team, "sender").unwrap();
     Ok(client.send(message).await?.message_id)
 }

@@ -7,7 +7,7 @@ use agentpost::inbox::{Inbox, Notice, Options};
 use agentpost::urls::ws_url;
 use anyhow::Result;
 
-use super::{SharedKey, WRITER};
+use super::shared_key::{SharedKey, WRITER};
 use crate::record::history::{Fields, Lane, Op, Outcome};
 use crate::workload::context::ClientContext;
 use crate::workload::load::StopFlag;

@@ -16,13 +16,13 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::json;
 
-use super::{SINK, WRITER, to};
+use super::shared_key::{SINK, WRITER, to};
 use crate::cluster::Team;
 use crate::record::history::{Fields, Item, Lane, Op, Outcome};
 use crate::workload::ask::{self, NodeClients, RequestOutcome};
 use crate::workload::context::ClientContext;
 use crate::workload::load::{Load, StopFlag};
-use crate::workload::send;
+use crate::workload::message;
 
 /// The agents of both teams.
 pub const AGENTS: [&str; 4] = [SINK, WRITER, LISTENER, HOOKED];
@@ -326,7 +326,7 @@ impl Prober {
                 let page: ListResponse = serde_json::from_str(&answer.body).context("a page of an inbox")?;
                 let item = |body: &str| Item {
                     id: String::new(),
-                    key: send::key_of(body),
+                    key: message::key_of(body),
                     seq: None,
                 };
                 Outcome::Ok(Fields::items(

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::timeout;
 
-use super::socket::{Brought, Socket};
+use super::session::{MailFrame, Session};
 use crate::cluster::Team;
 use crate::record::history::{Fields, Item, Lane, Op, Outcome};
 use crate::workload::context::ClientContext;
@@ -72,14 +72,14 @@ impl StreamClient {
 
     /// Runs one session on a random node, until it breaks, has lasted long enough, or `stop` is set.
     pub async fn session(&mut self, stop: &StopFlag) {
-        let Some((node, mut socket)) = self.open().await else {
+        let Some((node, mut session)) = self.open().await else {
             return;
         };
         let life = Duration::from_millis(self.random.random_range(LIFE_MS));
         let starved = self.behaviour == ReadBehaviour::Starved && self.random.random_bool(0.5);
         let until = Instant::now() + life;
         while !stop.is_set() && Instant::now() < until {
-            if self.read(node, &mut socket, until).await.is_err() {
+            if self.read(node, &mut session, until).await.is_err() {
                 return;
             }
         }
@@ -87,10 +87,10 @@ impl StreamClient {
             rest(STARVED, stop).await;
             // Reads what is left in the buffers, until the node's error arrives.
             let until = Instant::now() + life;
-            while Instant::now() < until && self.read(node, &mut socket, until).await.is_ok() {}
+            while Instant::now() < until && self.read(node, &mut session, until).await.is_ok() {}
         }
         if self.random.random_bool(0.5) {
-            socket.close().await;
+            session.close().await;
         }
     }
 
@@ -99,12 +99,12 @@ impl StreamClient {
         let deadline = Instant::now() + PATIENCE;
         self.behaviour = ReadBehaviour::Quick;
         while Instant::now() < deadline {
-            let Some((node, mut socket)) = self.open().await else {
+            let Some((node, mut session)) = self.open().await else {
                 continue;
             };
-            while let Ok(items) = self.read(node, &mut socket, deadline).await {
+            while let Ok(items) = self.read(node, &mut session, deadline).await {
                 if items.iter().any(|item| item.key == key) {
-                    return socket.close().await;
+                    return session.close().await;
                 }
                 if Instant::now() >= deadline {
                     break;
@@ -113,14 +113,14 @@ impl StreamClient {
         }
     }
 
-    async fn open(&mut self) -> Option<(usize, Socket)> {
+    async fn open(&mut self) -> Option<(usize, Session)> {
         let node = self.random.random_range(1..=self.ctx.nodes());
         let narrow = matches!(self.behaviour, ReadBehaviour::Slow | ReadBehaviour::Starved);
         let url = &self.ctx.urls[node - 1];
-        match Socket::open(url, &self.team, &self.inbox, &self.client, narrow).await {
-            Ok(socket) => {
+        match Session::open(url, &self.team, &self.inbox, &self.client, narrow).await {
+            Ok(session) => {
                 self.sessions += 1;
-                Some((node, socket))
+                Some((node, session))
             }
             Err(_) => {
                 tokio::time::sleep(Duration::from_millis(self.random.random_range(50..300))).await;
@@ -130,10 +130,10 @@ impl StreamClient {
     }
 
     /// Records the next frames that arrive together and acknowledges some; an error when the session is over.
-    async fn read(&mut self, node: usize, socket: &mut Socket, until: Instant) -> Result<Vec<Item>> {
+    async fn read(&mut self, node: usize, session: &mut Session, until: Instant) -> Result<Vec<Item>> {
         let asked = Fields {
             name: Some(self.client.clone()),
-            seq: Some(socket.last_seq),
+            seq: Some(session.last_seq),
             n: Some(self.sessions),
             ..Fields::default()
         };
@@ -143,16 +143,16 @@ impl StreamClient {
         let mut patience = until.saturating_duration_since(Instant::now());
         while fields.items.len() < FRAMES
             && fields.n.is_none()
-            && let Ok(brought) = timeout(patience, socket.next()).await
+            && let Ok(frame) = timeout(patience, session.next()).await
         {
-            match brought {
-                Ok(Brought::Event(item, to)) => {
+            match frame {
+                Ok(MailFrame::Message(item, to)) => {
                     if to != self.inbox {
                         fields.name = Some(format!("{} is for {to}", item.id));
                     }
                     fields.items.push(item);
                 }
-                Ok(Brought::Expired(oldest)) => fields.n = Some(oldest),
+                Ok(MailFrame::Expired(oldest)) => fields.n = Some(oldest),
                 Err(error) => {
                     broken = Some(error);
                     break;
@@ -173,11 +173,11 @@ impl StreamClient {
             return Err(error);
         }
         self.lane.end(Outcome::Ok(fields));
-        self.acknowledge(node, socket, &items).await?;
+        self.acknowledge(node, session, &items).await?;
         Ok(items)
     }
 
-    async fn acknowledge(&mut self, node: usize, socket: &mut Socket, items: &[Item]) -> Result<()> {
+    async fn acknowledge(&mut self, node: usize, session: &mut Session, items: &[Item]) -> Result<()> {
         for seq in items.iter().filter_map(|item| item.seq) {
             if !self.random.random_ratio(1, self.acks) {
                 continue;
@@ -191,7 +191,7 @@ impl StreamClient {
                 ..Fields::default()
             };
             self.lane.invoke(Some(node), Op::FrameAck, &self.inbox, asked);
-            let sent = socket.ack(seq).await;
+            let sent = session.ack(seq).await;
             self.lane.end(match &sent {
                 Ok(()) => Outcome::Ok(Fields::default()),
                 Err(error) => Outcome::Info(error.to_string()),

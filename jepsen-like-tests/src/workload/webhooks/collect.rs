@@ -6,11 +6,11 @@ use std::io::{BufWriter, Write as _};
 
 use agentpost::api::abbababa::{DeliveryFailed, DeliveryRow};
 use agentpost::{Client, Consistency, DeliveryQuery, ListQuery};
+use agentpost_testkit::receiver::Call;
 use anyhow::{Context as _, Result};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
 use crate::cluster::Team;
-use crate::receiver::Call;
 use crate::record::deliveries::{DELIVERIES, DeliveryRecord, Notice, ReceivedCall};
 use crate::workload::context::ClientContext;
 

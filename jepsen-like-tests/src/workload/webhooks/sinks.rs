@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use agentpost_testkit::receiver::{Answer, Receiver};
 use anyhow::{Context as _, Result};
 use tokio::net::TcpSocket;
 
-use super::crash_point_agents;
-use crate::receiver::{Answer, Pace, Receiver};
+use super::crash_points::crash_point_agents;
 
 /// Servers that refuse permanently: each message to one becomes a dead letter.
 const REFUSING: usize = 4;
@@ -162,8 +162,8 @@ impl Servers {
                 })
                 .collect();
         }
-        let host = receiver.url.strip_prefix("http://").context("a receiver's URL")?;
-        let host: SocketAddr = host.parse()?;
+        let url = receiver.url("");
+        let host: SocketAddr = url.strip_prefix("http://").context("a receiver's URL")?.parse()?;
         let closed = TcpSocket::new_v4()?;
         closed.bind(SocketAddr::new(host.ip(), 0))?;
         let servers = Servers {
@@ -188,10 +188,10 @@ impl Servers {
         match (sink.sink, self.closed.local_addr()) {
             (Sink::Dead, Ok(closed)) => format!("http://{closed}{path}"),
             (Sink::Leaving, _) => {
-                self.receiver.statuses(&path, &[], 500);
-                self.receiver.url_of(&path)
+                self.receiver.statuses(&path, &[500]);
+                self.receiver.url(&path)
             }
-            _ => self.receiver.url_of(&path),
+            _ => self.receiver.url(&path),
         }
     }
 
@@ -219,18 +219,18 @@ impl Servers {
         let receiver = &self.receiver;
         let good = || Answer::status(200);
         for AgentSink { sink, name, .. } in &self.sinks {
-            let once = |answer: Answer| receiver.script(name, Pace::CallsOfADelivery, [answer], good());
-            let always = |answer: Answer| receiver.script(name, Pace::Calls, [], answer);
+            let once = |answer: Answer| receiver.script_per_delivery(name, [answer, good()]);
+            let always = |answer: Answer| receiver.script(name, [answer]);
             match sink {
                 Sink::Good | Sink::Healthy | Sink::Dead => {}
                 Sink::Slow => always(good().after(Duration::from_millis(150))),
-                Sink::Shaky(failures) => receiver.statuses(name, &vec![500; *failures], 200),
+                Sink::Shaky(failures) => receiver.statuses(name, &[&vec![500; *failures][..], &[200]].concat()),
                 Sink::HangsUp => once(Answer::hang_up()),
-                Sink::Moved => once(Answer::status(302).header("location", &receiver.url_of("/elsewhere"))),
+                Sink::Moved => once(Answer::status(302).header("location", receiver.url("/elsewhere"))),
                 Sink::Later => once(Answer::status(429).header("retry-after", "2")),
                 Sink::Refusing => always(Answer::status(489).header("upstash-nonretryable-error", "true")),
                 Sink::Gone => always(Answer::status(410)),
-                Sink::Leaving => receiver.statuses(name, &[], 500),
+                Sink::Leaving => receiver.statuses(name, &[500]),
                 Sink::Hanging => once(Answer::never()),
                 Sink::Dripping => once(Answer::dripping(Duration::from_millis(500))),
                 Sink::Late => once(good().after(Duration::from_millis(31_000))),
