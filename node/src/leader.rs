@@ -9,7 +9,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost_raft_store::db::StateHandle;
+use agentpost_raft_store::disk::state::StateHandle;
 use futures::FutureExt as _;
 use tokio::time::{MissedTickBehavior, interval};
 

@@ -246,6 +246,7 @@ impl Parts {
             raft: group.raft.clone(),
             proposer: group.replica.proposer.clone(),
             cluster: cluster.clone(),
+            snapshots: Arc::clone(&self.disk.snapshots),
             lives: self.disk.lives.clone(),
             admission,
             metrics,

@@ -26,8 +26,8 @@ pub mod wall_time;
 
 use std::time::Duration;
 
-use agentpost_raft_store::state_machine::StateMachine;
-use agentpost_raft_store::types::TypeConfig;
+use agentpost_raft_store::disk::state_machine::StateMachine;
+use agentpost_raft_store::disk::types::TypeConfig;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::metrics::RaftServerMetrics;
 use openraft::type_config::alias::WatchReceiverOf;

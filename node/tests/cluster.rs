@@ -13,7 +13,7 @@ use agentpost_node::shard::this_node::TransferError;
 use agentpost_proto::command::{
     BodyKind, ErrorCode, Face, MarkRead, Operation, Principal, Reply, Send, SendReply, Tick, operation, reply,
 };
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 
 use common::{NodeHandles, TestCluster, TestTeam, eventually};
 
@@ -49,7 +49,7 @@ async fn deliver(services: &NodeHandles, team: &TestTeam, to: &str) -> u64 {
 /// The seqs in an inbox, by a linearizable read.
 async fn inbox(services: &NodeHandles, team: &TestTeam, agent: &str) -> Vec<u64> {
     let state = services.reader.linearizable().await.unwrap();
-    let items = query::inbox_after(&*state, team.id, agent, 0, 10_000).unwrap();
+    let items = query::inbox::after(&*state, team.id, agent, 0, 10_000).unwrap();
     items.into_iter().map(|item| item.seq).collect()
 }
 
@@ -261,7 +261,7 @@ async fn without_a_quorum_nothing_is_ready_and_nothing_is_claimed() {
     assert!(services.reader.linearizable().await.is_err());
     assert!(!services.cluster.ready().await);
     assert_eq!(
-        query::inbox_after(&*services.reader.local(), team.id, "box", 0, 10)
+        query::inbox::after(&*services.reader.local(), team.id, "box", 0, 10)
             .unwrap()
             .len(),
         1

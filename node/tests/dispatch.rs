@@ -12,7 +12,7 @@ mod webhooks;
 use std::time::Duration;
 
 use agentpost_proto::record::{AttemptEnd, DeliveryEnd, DeliveryState};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 
 use common::{TestCluster, eventually};
 use sink::{Answer, Sink};
@@ -285,7 +285,7 @@ async fn a_large_publish_reaches_every_inbox_once_and_in_order() {
     let services = world.cluster.services(0);
     for n in (0..1_000).step_by(111) {
         let state = services.reader.linearizable().await.unwrap();
-        let items = query::inbox_after(&*state, world.team.id, &format!("agent-{n}"), 0, 10).unwrap();
+        let items = query::inbox::after(&*state, world.team.id, &format!("agent-{n}"), 0, 10).unwrap();
         let received: Vec<_> = items.iter().map(|item| item.message.seq).collect();
         assert_eq!(received, seqs, "agent-{n}");
     }

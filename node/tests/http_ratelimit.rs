@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 
 use agentpost_proto::id::TeamId;
 use agentpost_proto::time;
-use agentpost_raft_store::kv::{Kv as _, Order};
-use agentpost_raft_store::{keys, query};
+use agentpost_raft_store::core::kv::{Kv as _, Order};
+use agentpost_raft_store::core::{keys, query};
 use axum::http::Method;
 use futures::future::join_all;
 use serde_json::{Value, json};
@@ -85,7 +85,7 @@ async fn set_clocks(cluster: &TestCluster, unix_ms: u64) {
 async fn counted(cluster: &TestCluster, node: usize, team: &Team, agent: &str) -> (u64, usize) {
     let id: TeamId = team.id.parse().unwrap();
     let state = cluster.services(node).reader.linearizable().await.unwrap();
-    let count = query::day_count(&*state, &keys::read_count(id, agent)).unwrap();
+    let count = query::team::day_count(&*state, &keys::read_count(id, agent)).unwrap();
     let leases = state.range(keys::leases_before(u32::MAX), Order::Ascending).count();
     (count.used, leases)
 }

@@ -20,7 +20,7 @@ use agentpost_node::net::lives::Lives;
 use agentpost_node::node::{self, RunningNode};
 use agentpost_node::shard::members::{Change, ChangeError};
 use agentpost_proto::peer::StatusRequest;
-use agentpost_raft_store::types::Member;
+use agentpost_raft_store::disk::types::Member;
 use serde_json::json;
 use tokio::net::TcpListener;
 

@@ -8,7 +8,7 @@ mod sink;
 mod webhooks;
 
 use agentpost_node::base::clock::Clock;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 
 use common::{TestCluster, eventually};
 use sink::Sink;
@@ -126,7 +126,7 @@ async fn a_cluster_founded_by_a_node_from_another_day_begins_today() {
     let services = cluster.services(0);
     let state = eventually("a read", async || services.reader.linearizable().await.ok()).await;
     let hash = services.secrets.key_hash(&cluster.admin_key());
-    is_now(query::key_by_hash(&*state, &hash).unwrap().unwrap().created_at_ms);
+    is_now(query::key::by_hash(&*state, &hash).unwrap().unwrap().created_at_ms);
     let world = World::of(cluster).await;
     is_now(write(&world, 0).await);
     world.cluster.stop().await;

@@ -10,8 +10,10 @@ use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{AckCursors, Command, CursorAck, Operation, Sweep};
 use agentpost_proto::id::TeamId;
 use agentpost_proto::{limits, time};
-use agentpost_raft_store::view::decode;
-use agentpost_raft_store::{db, query};
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::view::decode;
+use agentpost_raft_store::disk::open;
+use agentpost_raft_store::disk::options::Options;
 use futures::future::join_all;
 use openraft::EntryPayload;
 use openraft::storage::{RaftLogReader as _, RaftLogStorage as _};
@@ -35,7 +37,7 @@ impl World {
 
     async fn cursor(&self, team: &Team, agent: &str, client_id: &str) -> Option<(u64, bool)> {
         let state = self.cluster.services(0).reader.linearizable().await.unwrap();
-        let cursor = query::cursor(&*state, id(team), agent, client_id).unwrap();
+        let cursor = query::inbox::cursor(&*state, id(team), agent, client_id).unwrap();
         cursor.map(|cursor| (cursor.seq, cursor.acked))
     }
 }
@@ -166,7 +168,7 @@ async fn logged(world: &World, node: usize, client_id: &str) -> Vec<(u64, bool)>
     let dir = world.cluster.data_dir(node);
     // A task of the node that stopped may hold its log for a moment longer.
     let mut stores = eventually("a log that is free", async || {
-        db::open(&dir, db::Options::default()).ok()
+        open::shard(&dir, Options::default()).ok()
     })
     .await;
     let mut reader = stores.log.get_log_reader().await;
@@ -243,7 +245,7 @@ async fn lose(world: &World, team: &Team, to: &str) {
     eventually("the removal of what expired", async || {
         world.propose(Op::Sweep(Sweep::default())).await;
         let state = world.cluster.services(0).reader.linearizable().await.unwrap();
-        query::message(&*state, id(team), message)
+        query::inbox::message(&*state, id(team), message)
             .unwrap()
             .is_none()
             .then_some(())

@@ -8,7 +8,7 @@ use std::time::Duration;
 use agentpost_node::server::ws;
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{BodyKind, Operation, Principal, Send, Sweep, reply};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use serde_json::{Value, json};
 
 use world::common::eventually;
@@ -32,7 +32,7 @@ impl World {
         );
         eventually("the ack in the state", async || {
             let state = services.reader.linearizable().await.ok()?;
-            let cursor = query::cursor(&*state, id, agent, client_id).unwrap()?;
+            let cursor = query::inbox::cursor(&*state, id, agent, client_id).unwrap()?;
             (cursor.acked && cursor.seq == seq).then_some(())
         })
         .await;
@@ -114,7 +114,7 @@ async fn what_waits_here_counts_here(world: &World) {
     let named = connect(&team, &["*"], Some("new"));
     Socket::connect(&url, named).await;
     let state = world.cluster.services(0).reader.linearizable().await.unwrap();
-    let cursor = query::cursor(&*state, team.id.parse().unwrap(), "", "new").unwrap();
+    let cursor = query::inbox::cursor(&*state, team.id.parse().unwrap(), "", "new").unwrap();
     assert_eq!(cursor.map(|cursor| (cursor.seq, cursor.acked)), Some((3, false)));
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use agentpost_node::base::clock::Clock;
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{BodyKind, Operation, Send, Sweep, reply};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
@@ -223,7 +223,7 @@ impl Run {
         if let Ok(state) = services.reader.linearizable().await {
             let agent = reader.agent.filter(|_| reader.client_id.is_none()).unwrap_or_default();
             let client_id = reader.client_id.unwrap_or_default();
-            let row = query::cursor(&*state, self.team.id, agent, client_id).unwrap();
+            let row = query::inbox::cursor(&*state, self.team.id, agent, client_id).unwrap();
             let seq = row.map_or(0, |row| row.seq);
             assert!(seq >= reader.cursor, "the cursor of {} went back", reader.scope);
             reader.cursor = seq;
@@ -296,7 +296,10 @@ impl Run {
             let state = services.reader.linearizable().await.ok()?;
             let wall_ms = query::applied(&*state).unwrap().wall_ms;
             let is_left = |mail: &Mail| {
-                mail.expires_at_ms != 0 && query::message_at(&*state, self.team.id, mail.seq).unwrap().is_some()
+                mail.expires_at_ms != 0
+                    && query::inbox::message_at(&*state, self.team.id, mail.seq)
+                        .unwrap()
+                        .is_some()
             };
             (wall_ms > last_ms && !self.sent.iter().any(is_left)).then_some(())
         })

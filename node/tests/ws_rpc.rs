@@ -6,7 +6,7 @@ mod world;
 
 use agentpost_proto::limits;
 use agentpost_proto::time::parse_rfc3339;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
@@ -312,7 +312,7 @@ async fn requests_neither_replay_nor_move_a_cursor(world: &World) {
     let id = team.id.parse().unwrap();
     let cursor = async |node: usize, agent: &str, client_id: &str| {
         let state = world.cluster.services(node).reader.linearizable().await.unwrap();
-        query::cursor(&*state, id, agent, client_id).unwrap()
+        query::inbox::cursor(&*state, id, agent, client_id).unwrap()
     };
     eventually("a stored ack", async || cursor(0, "alpha", "").await).await;
     listener.cut();

@@ -4,7 +4,7 @@
 mod world;
 
 use agentpost_proto::limits;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
@@ -227,7 +227,7 @@ async fn a_large_publish_stands_where_its_chunk_put_it(world: &World) {
         socket.roundtrip().await;
         eventually("the ack in the state", async || {
             let state = world.cluster.services(0).reader.linearizable().await.ok()?;
-            let cursor = query::cursor(&*state, team.id.parse().unwrap(), "", client_id).unwrap()?;
+            let cursor = query::inbox::cursor(&*state, team.id.parse().unwrap(), "", client_id).unwrap()?;
             (cursor.seq == seq).then_some(())
         })
         .await;

@@ -8,7 +8,7 @@ use agentpost_proto::command::reply::Reply as R;
 use agentpost_proto::command::{AckCursors, BeginEpoch, CursorAck, ErrorCode, Sweep};
 use agentpost_proto::limits;
 use agentpost_proto::record::Cursor;
-use agentpost_raft_store::{keys, query};
+use agentpost_raft_store::core::{keys, query};
 use bytes::Bytes;
 use common::{Core, ack, bootstrap, create_team, principal, team_id, unlimited};
 use prost::Message as _;
@@ -40,13 +40,13 @@ fn acks(core: &mut Core, acks: Vec<CursorAck>) -> Option<ErrorCode> {
 }
 
 fn exists(core: &Core, agent: &str, client_id: &str) -> bool {
-    query::cursor(&core.memory, team_id("acme"), agent, client_id)
+    query::inbox::cursor(&core.memory, team_id("acme"), agent, client_id)
         .unwrap()
         .is_some()
 }
 
 fn counted(core: &Core) -> u32 {
-    query::team_head(&core.memory, team_id("acme")).unwrap().cursors
+    query::team::head(&core.memory, team_id("acme")).unwrap().cursors
 }
 
 /// The acks of an entry are those of different clients: what is wrong with one is not the others' fault.
@@ -106,7 +106,7 @@ fn an_old_cursor_gets_its_note_when_it_is_used() {
     };
     assert_eq!(acks(&mut core, vec![touch.clone(), touch]), None);
     assert_eq!(counted(&core), 1);
-    let used = query::cursor(&core.memory, acme, "bob", "old")
+    let used = query::inbox::cursor(&core.memory, acme, "bob", "old")
         .unwrap()
         .unwrap()
         .used_ct_ms;
@@ -121,9 +121,9 @@ fn an_old_cursor_gets_its_note_when_it_is_used() {
 #[test]
 fn a_cursor_is_swept_at_its_time_but_does_not_hurry_it() {
     let mut core = world();
-    let due = |core: &Core| query::sweep_due(&core.memory, core.cluster_ms, core.wall_ms).unwrap();
+    let due = |core: &Core| query::due::sweep(&core.memory, core.cluster_ms, core.wall_ms).unwrap();
     assert_eq!(acks(&mut core, vec![ack("acme", "bob", "", 0)]), None);
-    assert!(!query::ages(&core.memory).unwrap());
+    assert!(!query::due::ages(&core.memory).unwrap());
     core.cluster_ms += limits::CURSOR_TTL_MS - 1;
     assert_eq!(due(&core), None);
     core.cluster_ms += 1;

@@ -17,8 +17,8 @@ use agentpost_proto::command::{
 };
 use agentpost_proto::id::{KeyId, TeamId};
 use agentpost_proto::limits;
-use agentpost_raft_store::kv::Memory;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::kv::Memory;
+use agentpost_raft_store::core::query;
 use bytes::Bytes;
 use common::{
     Core, approve_login, bootstrap, claim_login, create_key, create_team, deny_login, encode, id_of, key_hash,
@@ -130,7 +130,7 @@ fn an_approved_device_belongs_to_the_team_that_let_it_in() {
     }
     done(&mut core, None, claim("d1"));
     assert_eq!(rows_of(&core.memory, "other"), before);
-    let key = query::key_by_hash(&core.memory, &key_hash("k1")).unwrap().unwrap();
+    let key = query::key::by_hash(&core.memory, &key_hash("k1")).unwrap().unwrap();
     assert_eq!(key.team_id, team_id("acme").to_bytes());
     let as_other = Some(principal("other", "k1"));
     assert_eq!(
@@ -153,7 +153,7 @@ fn a_code_is_claimed_once() {
     assert_eq!(refused(&mut core, None, claim("d2")), ErrorCode::NotFound);
     done(&mut core, None, claim("d1"));
     assert_eq!(refused(&mut core, None, claim("d1")), ErrorCode::NotFound);
-    assert_eq!(query::keys(&core.memory, team_id("acme")).unwrap().len(), 2);
+    assert_eq!(query::key::of_team(&core.memory, team_id("acme")).unwrap().len(), 2);
     // Nor again after its key was revoked.
     done(&mut core, boss(), revoke("k1"));
     assert_eq!(refused(&mut core, None, claim("d1")), ErrorCode::NotFound);
@@ -175,7 +175,7 @@ fn what_an_administrator_let_in_ends_with_it() {
         done(&mut core, root(), revoke("boss"));
         core.wall_ms = 2_000;
         assert_eq!(refused(&mut core, None, claim("d1")), ErrorCode::Forbidden);
-        assert_eq!(query::key_by_hash(&core.memory, &key_hash("k1")).unwrap(), None);
+        assert_eq!(query::key::by_hash(&core.memory, &key_hash("k1")).unwrap(), None);
     }
     // Also when the administrator's key is not even a row any more.
     let mut core = waiting();
@@ -186,7 +186,7 @@ fn what_an_administrator_let_in_ends_with_it() {
         done(&mut core, root(), Op::CreateKey(op));
     }
     assert_eq!(
-        query::key(&core.memory, team_id("acme"), KeyId(id_of("boss"))).unwrap(),
+        query::key::by_id(&core.memory, team_id("acme"), KeyId(id_of("boss"))).unwrap(),
         None
     );
     assert_eq!(refused(&mut core, None, claim("d1")), ErrorCode::Forbidden);
@@ -253,7 +253,7 @@ fn a_login_overwrites_no_key() {
     done(&mut core, boss(), approve("acme"));
     done(&mut core, None, claim("d2"));
     assert_eq!(refused(&mut core, None, claim("d1")), ErrorCode::Conflict);
-    let key = query::key_by_hash(&core.memory, &key_hash("k1")).unwrap().unwrap();
+    let key = query::key::by_hash(&core.memory, &key_hash("k1")).unwrap().unwrap();
     assert_eq!(key.team_id, team_id("other").to_bytes());
 }
 
@@ -336,14 +336,17 @@ fn open_logins_are_bounded() {
     done(&mut core, None, start(limits::LOGINS_MAX));
     books::logins(&core.memory).unwrap();
     let mut sweeps = 0;
-    while let Some(sweep) = query::sweep_due(&core.memory, core.cluster_ms, core.wall_ms).unwrap() {
+    while let Some(sweep) = query::due::sweep(&core.memory, core.cluster_ms, core.wall_ms).unwrap() {
         assert_eq!(sweep, Sweep::default());
         done(&mut core, None, Op::Sweep(sweep));
         sweeps += 1;
     }
     assert_eq!(sweeps, 4);
     books::logins(&core.memory).unwrap();
-    assert!(query::ages(&core.memory).unwrap(), "the last one still has its time");
+    assert!(
+        query::due::ages(&core.memory).unwrap(),
+        "the last one still has its time"
+    );
 }
 
 /// One step of a history: who asks for what, and for how long nobody did anything before.

@@ -18,11 +18,12 @@ use agentpost_proto::command::{Command, Operation, Reply, SendReply};
 use agentpost_proto::id::{MessageId, TeamId};
 use agentpost_proto::record::Message;
 use agentpost_proto::time;
-use agentpost_raft_store::effect::Effect;
-use agentpost_raft_store::keys::{self, ReadState};
-use agentpost_raft_store::kv::{Kv, Memory, Order};
-use agentpost_raft_store::query::{self, InboxItem, PageQuery};
-use agentpost_raft_store::view::decode;
+use agentpost_raft_store::core::effect::Effect;
+use agentpost_raft_store::core::keys::{self, ReadState};
+use agentpost_raft_store::core::kv::{Kv, Memory, Order};
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::query::inbox::{InboxItem, PageQuery};
+use agentpost_raft_store::core::view::decode;
 use bytes::Bytes;
 use common::{Core, encode, id_of, key_hash, message_id, principal, send, team_id};
 use proptest::prelude::*;
@@ -37,7 +38,7 @@ fn whole_inbox(kv: &Memory, team: &str, agent: &str, state: Option<ReadState>, o
         from: None,
         topic: None,
     };
-    query::inbox_page(kv, team_id(team), agent, &query).unwrap().items
+    query::inbox::page(kv, team_id(team), agent, &query).unwrap().items
 }
 
 /// The result of each send of a command; none for a refused one.
@@ -77,7 +78,7 @@ fn run(log: &[Bytes]) -> Result<History, TestCaseError> {
             core.blank();
             continue;
         }
-        let last_seqs = TEAMS.map(|team| query::team_head(&core.memory, team_id(team)).unwrap().last_seq);
+        let last_seqs = TEAMS.map(|team| query::team::head(&core.memory, team_id(team)).unwrap().last_seq);
         let expected = claims::expected(&core, command);
         let (reply, effects) = core.play(command);
         claims::check(&core, expected, &reply)?;
@@ -129,7 +130,7 @@ impl Publishes {
                     .map_or(0, |at| last_seqs[at]);
                 for sent in sent_of(reply).into_iter().flatten().filter(|sent| sent.seq > before) {
                     let id = MessageId::from_slice(&sent.message_id).unwrap();
-                    let message = query::message(&core.memory, team, id).unwrap().unwrap();
+                    let message = query::inbox::message(&core.memory, team, id).unwrap().unwrap();
                     if !message.topic.is_empty() {
                         let subscribed = self.subscribed.get(&(team, message.topic)).cloned();
                         let mut receivers = subscribed.unwrap_or_default();
@@ -165,10 +166,10 @@ impl Publishes {
             );
             let id = MessageId::from_slice(&message.id).unwrap();
             for agent in &got {
-                let item = query::received(&core.memory, team, agent, id).unwrap();
+                let item = query::inbox::received(&core.memory, team, agent, id).unwrap();
                 prop_assert_eq!(item.map(|item| item.message.seq), Some(seq));
             }
-            let is_there = |agent: &&str| query::received(&core.memory, team, agent, id).unwrap().is_some();
+            let is_there = |agent: &&str| query::inbox::received(&core.memory, team, agent, id).unwrap().is_some();
             let others = AGENTS.iter().copied().filter(|agent| !once.contains(*agent));
             prop_assert_eq!(others.filter(is_there).count(), 0);
         }
@@ -240,7 +241,7 @@ proptest! {
             // Which agent sent it stands in the state, unless the message is gone; then the seq alone cannot say.
             for team in TEAMS {
                 let id = MessageId::from_slice(&sent.message_id).unwrap();
-                if let Some(message) = query::message(&memory, team_id(team), id).unwrap()
+                if let Some(message) = query::inbox::message(&memory, team_id(team), id).unwrap()
                     && message.seq == sent.seq && time::day(message.created_at_ms) == day
                 {
                     per_day.entry((day, message.from, team_id(team).to_bytes())).or_default().insert(sent.seq);
@@ -288,7 +289,7 @@ fn retries_under_one_key_make_one_message() {
             .all(|(_, sent)| sent.message_id == message_id("retry0").to_bytes())
     );
     assert_eq!(
-        query::key_by_hash(&memory, &key_hash("w")).unwrap().unwrap().id,
+        query::key::by_hash(&memory, &key_hash("w")).unwrap().unwrap().id,
         id_of("w").to_vec()
     );
 }

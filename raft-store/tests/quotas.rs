@@ -14,7 +14,7 @@ use agentpost_proto::command::{
     SendBatch, SendReply, Subscribe, TeamLimits, UpdateTeam, WebhookEvent,
 };
 use agentpost_proto::time;
-use agentpost_raft_store::{keys, query};
+use agentpost_raft_store::core::{keys, query};
 use common::{Core, create_key, create_team, id_of, principal, send, team_id};
 use proptest::prelude::*;
 
@@ -346,7 +346,7 @@ impl World {
     /// What the state says of today is what was counted.
     fn check(&self) -> Result<(), TestCaseError> {
         let today = self.day();
-        let events = query::events_today(&self.core.memory, team_id("acme"), self.core.wall_ms).unwrap();
+        let events = query::team::events_today(&self.core.memory, team_id("acme"), self.core.wall_ms).unwrap();
         prop_assert_eq!(events, self.events_of_day.get(&today).copied().unwrap_or(0));
         for (agent, name) in AGENTS.iter().enumerate() {
             let team = team_id("acme");
@@ -355,7 +355,7 @@ impl World {
                 (keys::registration_count(team, name), &self.registrations),
                 (keys::read_count(team, name), &self.reads),
             ] {
-                let count = query::day_count(&self.core.memory, &row).unwrap();
+                let count = query::team::day_count(&self.core.memory, &row).unwrap();
                 let used = if count.day == today { count.used } else { 0 };
                 prop_assert_eq!(used, counted.get(&(agent, today)).copied().unwrap_or(0));
             }

@@ -6,7 +6,7 @@ mod common;
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{BeginEpoch, MarkRead, Permission, SendBatch};
 use agentpost_proto::limits;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use common::{Core, bootstrap, create_key, create_team, message_id, principal, send, team_id, unlimited};
 
 #[test]
@@ -42,8 +42,12 @@ fn a_full_inbox_makes_room_by_itself() {
         core.apply(key(), Op::MarkRead(op));
     }
     let bob = team_id("acme");
-    let exists = |core: &Core, id: &str| query::message(&core.memory, bob, message_id(id)).unwrap().is_some();
-    let head = |core: &Core| query::inbox_head(&core.memory, bob, "bob").unwrap();
+    let exists = |core: &Core, id: &str| {
+        query::inbox::message(&core.memory, bob, message_id(id))
+            .unwrap()
+            .is_some()
+    };
+    let head = |core: &Core| query::inbox::head(&core.memory, bob, "bob").unwrap();
     assert_eq!(head(&core).entries, limits::INBOX_ENTRIES_MAX);
     assert_eq!(head(&core).max_removed_seq, 0);
 
@@ -55,6 +59,6 @@ fn a_full_inbox_makes_room_by_itself() {
     assert!(!exists(&core, "m0") && exists(&core, "m1"));
     assert_eq!(head(&core).entries, limits::INBOX_ENTRIES_MAX);
     assert_eq!(head(&core).unread, limits::INBOX_ENTRIES_MAX);
-    assert_eq!(query::inbox_after(&core.memory, bob, "bob", 0, 1).unwrap()[0].seq, 2);
-    assert_eq!(query::team_head(&core.memory, bob).unwrap().max_removed_seq, 8);
+    assert_eq!(query::inbox::after(&core.memory, bob, "bob", 0, 1).unwrap()[0].seq, 2);
+    assert_eq!(query::team::head(&core.memory, bob).unwrap().max_removed_seq, 8);
 }

@@ -21,9 +21,10 @@ use agentpost_proto::command::{
     RevokeKey, SendBatch, Sweep, TeamLimits, UpdateTeam,
 };
 use agentpost_proto::id::{KeyId, TeamId};
-use agentpost_raft_store::keys::ReadState;
-use agentpost_raft_store::kv::Order;
-use agentpost_raft_store::query::{self, PageQuery};
+use agentpost_raft_store::core::keys::ReadState;
+use agentpost_raft_store::core::kv::Order;
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::query::inbox::PageQuery;
 use common::{Core, create_key, create_team, id_of, message_id, principal, send, team_id};
 use member_steps::MemberStep;
 use topic_steps::TopicStep;
@@ -346,7 +347,7 @@ impl Runner {
     }
 
     fn inbox(&self, team: TeamId, agent: &str, query: &PageQuery<'_>) -> String {
-        let page = query::inbox_page(&self.0.memory, team, agent, query).unwrap();
+        let page = query::inbox::page(&self.0.memory, team, agent, query).unwrap();
         let mut out = String::new();
         for item in page.items {
             let id = show::name(&item.message.id);
@@ -362,7 +363,7 @@ impl Runner {
             )
             .unwrap();
         }
-        let head = query::inbox_head(&self.0.memory, team, agent).unwrap();
+        let head = query::inbox::head(&self.0.memory, team, agent).unwrap();
         let next = page.last_seq.map_or("none".to_owned(), |seq| seq.to_string());
         writeln!(
             out,
@@ -442,7 +443,7 @@ impl goldenscript::Runner for Runner {
             }
             Step::Cursor { team, agent, client } => {
                 let client = client.as_deref().unwrap_or("");
-                match query::cursor(&self.0.memory, team_id(team), agent, client).unwrap() {
+                match query::inbox::cursor(&self.0.memory, team_id(team), agent, client).unwrap() {
                     Some(cursor) => format!("seq={} acked={}\n", cursor.seq, cursor.acked),
                     None => "none\n".to_owned(),
                 }

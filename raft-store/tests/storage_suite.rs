@@ -1,10 +1,11 @@
 //! openraft's own conformance suite, over real databases on disk.
 #![allow(clippy::unwrap_used)]
 
-use agentpost_raft_store::db::{self, LogStart, Options};
-use agentpost_raft_store::log_store::LogStore;
-use agentpost_raft_store::state_machine::StateMachine;
-use agentpost_raft_store::types::TypeConfig;
+use agentpost_raft_store::disk::log_store::LogStore;
+use agentpost_raft_store::disk::open;
+use agentpost_raft_store::disk::options::{LogStart, Options};
+use agentpost_raft_store::disk::state_machine::StateMachine;
+use agentpost_raft_store::disk::types::TypeConfig;
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
@@ -20,7 +21,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for OnDisk {
             state_write_buffer_bytes: 1 << 20,
             ..Options::default()
         };
-        let stores = db::open(dir.path(), options).unwrap();
+        let stores = open::shard(dir.path(), options).unwrap();
         Ok((dir, stores.log, stores.machine))
     }
 }

@@ -11,11 +11,11 @@ use agentpost_proto::command::{
 use agentpost_proto::id::DeliveryId;
 use agentpost_proto::limits;
 use agentpost_proto::record::{TeamHead, Topic};
-use agentpost_raft_store::effect::Effect;
-use agentpost_raft_store::keys;
-use agentpost_raft_store::kv::Kv;
-use agentpost_raft_store::query;
-use agentpost_raft_store::view::{HotCache, decode};
+use agentpost_raft_store::core::effect::Effect;
+use agentpost_raft_store::core::keys;
+use agentpost_raft_store::core::kv::Kv;
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::view::{HotCache, decode};
 use bytes::Bytes;
 use common::{
     Core, bootstrap, create_key, create_team, id_of, message_id, principal, publish, subscribe, team_id, unlimited,
@@ -115,12 +115,12 @@ fn ten_thousand_subscribers_get_each_publish_once_and_in_order() {
     assert_eq!(chunks, 2 * SUBSCRIBERS.div_ceil(limits::FANOUT_CHUNK_ROWS));
     assert_eq!(grown, 2 * SUBSCRIBERS - 1, "all but the publisher itself");
     for n in 0..SUBSCRIBERS {
-        let inbox = query::inbox_after(&core.memory, team, &agent(n), 0, 10).unwrap();
+        let inbox = query::inbox::after(&core.memory, team, &agent(n), 0, 10).unwrap();
         let ids: Vec<Bytes> = inbox.iter().map(|item| item.message.id.clone()).collect();
         let both = [message_id("m1").to_bytes(), message_id("m2").to_bytes()];
         assert_eq!(ids, if n == 77 { &both[1..] } else { &both[..] }, "agent {n}");
     }
-    let references = query::references(&core.memory, team, first.seq).unwrap();
+    let references = query::inbox::references(&core.memory, team, first.seq).unwrap();
     assert_eq!(
         references, SUBSCRIBERS as u64,
         "all entries but one, and the publish itself"
@@ -152,7 +152,7 @@ fn a_team_has_so_many_topics_subscriptions_and_urls() {
         })
     };
     done(&mut core, with_url("bob", "news", "https://b.example/"));
-    let head: TeamHead = query::team_head(&core.memory, team).unwrap();
+    let head: TeamHead = query::team::head(&core.memory, team).unwrap();
     let topic: Topic = decode(core.memory.get(&keys::topic(team, "news")).unwrap().unwrap()).unwrap();
 
     let full = TeamHead {
@@ -234,7 +234,10 @@ fn a_message_id_that_comes_again_has_deliveries_of_its_own() {
 
     core.cluster_ms += limits::RETENTION_MS - 1;
     sweep(&mut core);
-    assert_eq!(query::message(&core.memory, team, message_id("m1")).unwrap(), None);
+    assert_eq!(
+        query::inbox::message(&core.memory, team, message_id("m1")).unwrap(),
+        None
+    );
     done(&mut core, Op::Send(publish("m1", "alice", "news")));
     let second = query::delivery::by_number(&core.memory, team, 2).unwrap().unwrap();
     let find = |core: &Core, id: &[u8]| {
@@ -251,7 +254,7 @@ fn a_message_id_that_comes_again_has_deliveries_of_its_own() {
 }
 
 fn sweep(core: &mut Core) {
-    while let Some(op) = query::sweep_due(&core.memory, core.cluster_ms, core.wall_ms).unwrap() {
+    while let Some(op) = query::due::sweep(&core.memory, core.cluster_ms, core.wall_ms).unwrap() {
         core.apply(None, Op::Sweep(op));
     }
 }

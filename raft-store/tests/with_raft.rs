@@ -12,13 +12,15 @@ use std::time::Duration;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{BeginEpoch, Tick, reply};
-use agentpost_raft_store::db::{self, Options, StateHandle};
-use agentpost_raft_store::kv::{Kv, Order, Row};
-use agentpost_raft_store::log_store::LogMetrics;
-use agentpost_raft_store::query;
-use agentpost_raft_store::snapshot::{Snapshot, SnapshotData};
-use agentpost_raft_store::state_machine::StateMachine;
-use agentpost_raft_store::types::{Member, Proposal, TypeConfig, Vote};
+use agentpost_raft_store::core::kv::{Kv, Order, Row};
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::disk::log_store::LogMetrics;
+use agentpost_raft_store::disk::open;
+use agentpost_raft_store::disk::options::Options;
+use agentpost_raft_store::disk::snapshot::{Snapshot, SnapshotData, Snapshots};
+use agentpost_raft_store::disk::state::StateHandle;
+use agentpost_raft_store::disk::state_machine::StateMachine;
+use agentpost_raft_store::disk::types::{Member, Proposal, TypeConfig, Vote};
 use futures::{StreamExt, stream};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -32,7 +34,7 @@ type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 /// Every running node, by id.
 #[derive(Clone, Default)]
-struct Router(Arc<Mutex<BTreeMap<u64, (Raft, StateHandle)>>>);
+struct Router(Arc<Mutex<BTreeMap<u64, (Raft, Arc<Snapshots>)>>>);
 
 struct Link {
     router: Router,
@@ -44,7 +46,7 @@ fn unreachable_node(error: impl ToString) -> Unreachable<TypeConfig> {
 }
 
 impl Link {
-    fn target(&self) -> Result<(Raft, StateHandle), Unreachable<TypeConfig>> {
+    fn target(&self) -> Result<(Raft, Arc<Snapshots>), Unreachable<TypeConfig>> {
         let nodes = self.router.0.lock().unwrap();
         nodes.get(&self.target).cloned().ok_or_else(|| unreachable_node("down"))
     }
@@ -87,9 +89,9 @@ impl RaftNetworkV2<TypeConfig> for Link {
         _cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let (raft, state) = self.target()?;
+        let (raft, snapshots) = self.target()?;
         let data = snapshot.snapshot;
-        let mut receiver = state.receive(data.meta().clone()).map_err(unreachable_node)?;
+        let mut receiver = snapshots.receive(data.meta().clone()).map_err(unreachable_node)?;
         let mut chunks = data.chunks();
         while let Some(chunk) = chunks.next().await {
             let (file, bytes) = chunk.map_err(unreachable_node)?;
@@ -121,7 +123,7 @@ async fn start(id: u64, dir: &Path, router: &Router) -> Node {
         max_in_snapshot_log_to_keep: 0,
         ..Config::default()
     };
-    let mut stores = db::open(&dir.join(id.to_string()), Options::default()).unwrap();
+    let mut stores = open::shard(&dir.join(id.to_string()), Options::default()).unwrap();
     let (effects, installed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let counted = effects.clone();
     stores.machine.set_effects(Arc::new(move |effects| {
@@ -131,12 +133,12 @@ async fn start(id: u64, dir: &Path, router: &Router) -> Node {
     stores.machine.set_installed(Arc::new(move || {
         counted.fetch_add(1, Ordering::Relaxed);
     }));
-    let (log, state) = (stores.log.metrics(), stores.state.clone());
+    let (log, state, snapshots) = (stores.log.metrics(), stores.state, stores.snapshots);
     let config = Arc::new(config.validate().unwrap());
     let raft = Raft::new(id, config, router.clone(), stores.log, stores.machine)
         .await
         .unwrap();
-    router.0.lock().unwrap().insert(id, (raft.clone(), state.clone()));
+    router.0.lock().unwrap().insert(id, (raft.clone(), snapshots));
     Node {
         raft,
         state,

@@ -21,10 +21,10 @@ use agentpost_proto::command::{
 };
 use agentpost_proto::id::TeamId;
 use agentpost_proto::time;
-use agentpost_raft_store::apply::team::default_limits;
-use agentpost_raft_store::db::StateDb;
-use agentpost_raft_store::kv::{Fatal, Kv};
-use agentpost_raft_store::{keys, query};
+use agentpost_raft_store::core::apply::team::default_limits;
+use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::{keys, query};
+use agentpost_raft_store::disk::state::StateDb;
 use bytes::Bytes;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -319,13 +319,13 @@ fn decide(ledger: &mut Ledger, state: &impl Kv, team: TeamId, row: &[u8], at: Mo
 
 /// A team's daily reads of an agent; 0 = unlimited.
 fn limit(state: &impl Kv, team: TeamId) -> Result<u64, Fatal> {
-    let limits = query::team(state, team)?.and_then(|team| team.limits);
+    let limits = query::team::by_id(state, team)?.and_then(|team| team.limits);
     Ok(limits.unwrap_or_else(default_limits).daily_reads)
 }
 
 /// What a row counts of a day.
 fn used(state: &impl Kv, row: &[u8], day: u32) -> Result<u64, Fatal> {
-    let count = query::day_count(state, row)?;
+    let count = query::team::day_count(state, row)?;
     Ok(if count.day < day { 0 } else { count.used })
 }
 

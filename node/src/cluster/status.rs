@@ -7,8 +7,8 @@ use agentpost_proto::id::TeamId;
 use agentpost_proto::peer::{
     ChangeMembersRequest, HandOverRequest, PresenceRequest, StatusReply, StatusRequest, hand_over_reply,
 };
-use agentpost_raft_store::query;
-use agentpost_raft_store::types::Member;
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::disk::types::Member;
 use futures::future::join_all;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -180,7 +180,7 @@ impl ClusterHandle {
     /// do not know the time yet it takes no writes.
     pub async fn ready(&self) -> bool {
         match self.reader.linearizable_within(READY_DEADLINE).await {
-            Ok(state) => query::has_admin(&*state).unwrap_or(false),
+            Ok(state) => query::key::has_admin(&*state).unwrap_or(false),
             Err(_) => false,
         }
     }

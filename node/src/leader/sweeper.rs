@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use agentpost_proto::command::{Operation, operation};
-use agentpost_raft_store::kv::Fatal;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::kv::Fatal;
+use agentpost_raft_store::core::query;
 use bytes::Bytes;
 use prost::Message as _;
 
@@ -59,7 +59,7 @@ impl Sweeper {
         }
         // What the sweep will be stamped with: by a later time nothing would be removed, again and again.
         let wall_ms = self.wall_time.stamp().unwrap_or(0);
-        let due = query::sweep_due(&*self.leader.state.current(), cluster_ms, wall_ms)?;
+        let due = query::due::sweep(&*self.leader.state.current(), cluster_ms, wall_ms)?;
         Ok(due.map(operation::Op::Sweep))
     }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use agentpost_proto::command::{Tick, operation};
 use agentpost_proto::limits::TICK_MS;
-use agentpost_raft_store::kv::Fatal;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::kv::Fatal;
+use agentpost_raft_store::core::query;
 use tokio::time::sleep;
 
 use super::LeaderHandles;
@@ -50,7 +50,7 @@ impl Ticker {
     }
 
     async fn tick(&self, epoch: u64) {
-        match query::ages(&*self.0.state.current()) {
+        match query::due::ages(&*self.0.state.current()) {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => return tracing::error!(%error, "looking for what ages failed"),

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use agentpost_proto::peer::peer_client::PeerClient;
 use agentpost_proto::peer::{self, append_reply};
-use agentpost_raft_store::snapshot::SnapshotData;
-use agentpost_raft_store::types::{
+use agentpost_raft_store::disk::snapshot::SnapshotData;
+use agentpost_raft_store::disk::types::{
     LogId, Member, TypeConfig, Vote, entry_to_proto, log_id_from_proto, log_id_to_proto, vote_from_proto, vote_to_proto,
 };
 use futures::future::BoxFuture;

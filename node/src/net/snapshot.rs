@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use agentpost_proto::peer::peer_client::PeerClient;
 use agentpost_proto::peer::{self, SnapshotChunk, SnapshotHeader, SnapshotPart, snapshot_part};
-use agentpost_raft_store::db::StateHandle;
-use agentpost_raft_store::snapshot::{Receiver, Snapshot, SnapshotData};
-use agentpost_raft_store::types::{Vote, vote_from_proto, vote_to_proto};
+use agentpost_raft_store::disk::snapshot::{Receiver, Snapshot, SnapshotData, Snapshots};
+use agentpost_raft_store::disk::types::{Vote, vote_from_proto, vote_to_proto};
 use futures::stream::{self, Stream, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -117,7 +116,7 @@ fn parts(
 /// Receives a snapshot to this node's disk, complete and verified. `claimed` judges the sender's vote.
 pub async fn receive(
     mut parts: Streaming<SnapshotPart>,
-    state: &StateHandle,
+    snapshots: &Arc<Snapshots>,
     claimed: impl Fn(Option<&peer::Vote>) -> Result<Vote, Status>,
 ) -> Result<(Vote, Snapshot), Status> {
     let Some(snapshot_part::Part::Header(header)) = next(&mut parts).await? else {
@@ -131,8 +130,8 @@ pub async fn receive(
         .meta
         .ok_or_else(|| Status::invalid_argument("a snapshot without a manifest"))?;
     let (chunks, queue) = mpsc::channel(QUEUE);
-    let state = state.clone();
-    let writing = tokio::task::spawn_blocking(move || write(state.receive(meta)?, queue));
+    let snapshots = Arc::clone(snapshots);
+    let writing = tokio::task::spawn_blocking(move || write(snapshots.receive(meta)?, queue));
     while let Some(part) = next(&mut parts).await? {
         let snapshot_part::Part::Chunk(chunk) = part else {
             return Err(Status::invalid_argument("a second header"));

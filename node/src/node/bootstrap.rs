@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use agentpost_proto::command::{BootstrapAdmin, Operation, operation};
 use agentpost_proto::peer::StatusRequest;
-use agentpost_raft_store::query;
-use agentpost_raft_store::types::Member;
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::disk::types::Member;
 use anyhow::Context as _;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -68,7 +68,7 @@ impl Bootstrap {
         }
         loop {
             match self.replica.reader.linearizable().await {
-                Ok(state) if query::has_admin(&*state)? => return Ok(()),
+                Ok(state) if query::key::has_admin(&*state)? => return Ok(()),
                 Ok(_) => self.propose(&api_key).await?,
                 // The others are not here yet.
                 Err(error) => tracing::debug!(%error, "waiting for a quorum"),

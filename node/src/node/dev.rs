@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use agentpost_proto::command::{CreateKey, CreateTeam, Operation, Permission, Principal, TeamLimits, operation, reply};
 use agentpost_proto::id::TeamId;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use anyhow::Context as _;
 use toml::Value;
 
@@ -108,7 +108,7 @@ impl Dev {
                 && let Ok(state) = services.replica.reader.linearizable().await
             {
                 let hash = services.secrets.key_hash(text.trim());
-                if let Some(key) = query::key_by_hash(&*state, &hash)? {
+                if let Some(key) = query::key::by_hash(&*state, &hash)? {
                     return Ok(Principal {
                         team_id: key.team_id,
                         key_id: key.id,
@@ -121,7 +121,7 @@ impl Dev {
 
     async fn team(&self, services: &Services, admin: &Principal) -> anyhow::Result<TeamId> {
         let state = services.replica.reader.linearizable().await?;
-        if let Some(team) = query::teams(&*state)?.into_iter().find(|team| team.name == TEAM) {
+        if let Some(team) = query::team::all(&*state)?.into_iter().find(|team| team.name == TEAM) {
             return Ok(TeamId::from_slice(&team.id)?);
         }
         let id = TeamId(services.ids.random());
@@ -213,7 +213,7 @@ async fn create_key(
     agent: &str,
 ) -> anyhow::Result<()> {
     let hash = services.secrets.key_hash(api_key);
-    if query::key_by_hash(&*services.replica.reader.linearizable().await?, &hash)?.is_some() {
+    if query::key::by_hash(&*services.replica.reader.linearizable().await?, &hash)?.is_some() {
         return Ok(());
     }
     let op = CreateKey {

@@ -4,11 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost_raft_store::db::{self, StateHandle, Stores};
-use agentpost_raft_store::effect::Effect;
-use agentpost_raft_store::log_store::{LogMetrics, LogStore};
-use agentpost_raft_store::scrub::Scrub;
-use agentpost_raft_store::state_machine::StateMachine;
+use agentpost_raft_store::core::effect::Effect;
+use agentpost_raft_store::disk::log_store::{LogMetrics, LogStore};
+use agentpost_raft_store::disk::open::{self, Stores};
+use agentpost_raft_store::disk::scrub::Scrub;
+use agentpost_raft_store::disk::snapshot::Snapshots;
+use agentpost_raft_store::disk::state::StateHandle;
+use agentpost_raft_store::disk::state_machine::StateMachine;
 
 use super::quarantine;
 use crate::base::clock::{Clock, IdSource};
@@ -48,6 +50,7 @@ pub(super) struct Ground {
 /// What is open in the data directory.
 pub(super) struct Disk {
     pub(super) state: StateHandle,
+    pub(super) snapshots: Arc<Snapshots>,
     pub(super) space: Space,
     pub(super) lives: Lives,
     log: Arc<LogMetrics>,
@@ -66,7 +69,8 @@ impl Disk {
         let lives = Lives::open(&config.node.data_dir, owned.life())?;
         let opening = tokio::task::spawn_blocking(move || {
             let space = Space::open(&config);
-            let stores = db::open(&config.node.data_dir, options).map_err(|error| quarantine::enter(&config, error))?;
+            let stores =
+                open::shard(&config.node.data_dir, options).map_err(|error| quarantine::enter(&config, error))?;
             anyhow::Ok((space, stores))
         });
         let (space, stores) = opening.await??;
@@ -74,10 +78,12 @@ impl Disk {
             log,
             machine,
             state,
+            snapshots,
             scrub,
         } = stores;
         let disk = Disk {
             state,
+            snapshots,
             space,
             lives,
             log: log.metrics(),

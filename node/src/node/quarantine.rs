@@ -11,8 +11,11 @@
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 
-use agentpost_raft_store::damage;
-use agentpost_raft_store::db::{self, Identity, OpenError, Options};
+use agentpost_raft_store::disk::damage;
+use agentpost_raft_store::disk::error::OpenError;
+use agentpost_raft_store::disk::floor::Identity;
+use agentpost_raft_store::disk::open;
+use agentpost_raft_store::disk::options::Options;
 use anyhow::Context as _;
 use axum::Router;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -57,7 +60,7 @@ pub fn look(config: &Config, secrets: &Secrets) -> anyhow::Result<Options> {
         cluster_id: secrets.cluster_id,
         node: config.node.id,
     };
-    let found = db::identity(dir, SHARD);
+    let found = open::identity(dir, SHARD);
     let used = match owner::look(config, secrets)? {
         Found::Missing => {
             if let Some(other) = found.filter(|found| *found != identity) {
@@ -69,7 +72,7 @@ pub fn look(config: &Config, secrets: &Secrets) -> anyhow::Result<Options> {
             }
             let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
             made.with_context(|| format!("node.data_dir {}", dir.display()))?;
-            db::begin(dir, SHARD, identity).map_err(|error| enter(config, error))?;
+            open::begin(dir, SHARD, identity).map_err(|error| enter(config, error))?;
             false
         }
         Found::This(_) => true,

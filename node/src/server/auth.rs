@@ -11,10 +11,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use agentpost_proto::command::{Permission, Principal};
 use agentpost_proto::id::{AgentId, KeyId, TeamId};
 use agentpost_proto::{limits, record};
-use agentpost_raft_store::apply::principal::is_valid;
-use agentpost_raft_store::db::StateDb;
-use agentpost_raft_store::kv::{Fatal, Kv};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::query::key::is_valid;
+use agentpost_raft_store::disk::state::StateDb;
 use axum::http::{HeaderMap, header};
 
 use super::error::{ApiError, Result};
@@ -53,7 +53,7 @@ pub enum Finding {
 
 /// Looks a presented key up, by its keyed hash.
 pub fn find(kv: &impl Kv, key_hash: &[u8; 32], wall_ms: u64) -> Result<Finding, Fatal> {
-    let Some(key) = query::key_by_hash(kv, key_hash)? else {
+    let Some(key) = query::key::by_hash(kv, key_hash)? else {
         return Ok(Finding::Unknown);
     };
     if !is_valid(&key, wall_ms) {

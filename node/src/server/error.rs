@@ -6,7 +6,7 @@ use std::time::Duration;
 use agentpost_proto::api::abbababa::{ErrorBody, ErrorDetail};
 use agentpost_proto::api::kite;
 use agentpost_proto::command::{ErrorCode, Rejection};
-use agentpost_raft_store::kv::Fatal;
+use agentpost_raft_store::core::kv::Fatal;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;

@@ -6,8 +6,8 @@ use agentpost_proto::command::{CreateKey, Permission, RevokeKey, operation, repl
 use agentpost_proto::id::{AgentId, KeyId, TeamId};
 use agentpost_proto::time::{parse_rfc3339, rfc3339};
 use agentpost_proto::{limits, record};
-use agentpost_raft_store::kv::Kv;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::kv::Kv;
+use agentpost_raft_store::core::query;
 
 use super::auth::Caller;
 use super::error::{ApiError, Result};
@@ -65,7 +65,7 @@ pub fn wanted(params: CreateKeyParams) -> Wanted {
 pub async fn revoke_own(services: &Services, caller: &Caller, id: &str) -> Result<()> {
     let state = services.replica.reader.linearizable().await?;
     let known = match id.parse() {
-        Ok(id) => query::key(&*state, caller.team, id)?.is_some(),
+        Ok(id) => query::key::by_id(&*state, caller.team, id)?.is_some(),
         Err(_) => false,
     };
     if !known {
@@ -102,7 +102,7 @@ pub fn shown(key: record::Key) -> Result<Key> {
 
 /// The keys of a team by age, for one frame. When they would not fit, those with many scopes show some of them.
 pub fn listed(kv: &impl Kv, team: TeamId) -> Result<KeyList> {
-    let mut rows = query::keys(kv, team)?;
+    let mut rows = query::key::of_team(kv, team)?;
     rows.sort_by(|a, b| (a.created_at_ms, &a.id).cmp(&(b.created_at_ms, &b.id)));
     let scopes: usize = rows.iter().flat_map(|key| &key.scopes).map(String::len).sum();
     let cut = scopes > limits::LISTED_SCOPES_BYTES_MAX;

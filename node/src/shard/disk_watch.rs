@@ -9,8 +9,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost_raft_store::db::StateHandle;
-use agentpost_raft_store::log_store::LogMetrics;
+use agentpost_raft_store::disk::log_store::LogMetrics;
+use agentpost_raft_store::disk::state::StateHandle;
 use tokio::time::sleep;
 
 /// Between two looks.
@@ -50,7 +50,8 @@ impl DiskWatch {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use agentpost_raft_store::db::{self, Options};
+    use agentpost_raft_store::disk::open;
+    use agentpost_raft_store::disk::options::Options;
     use bytes::Bytes;
 
     use super::*;
@@ -58,7 +59,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_state_that_cannot_be_flushed_is_seen() {
         let dir = tempfile::tempdir().unwrap();
-        let stores = db::open(dir.path(), Options::default()).unwrap();
+        let stores = open::shard(dir.path(), Options::default()).unwrap();
         let disk = DiskWatch {
             log: stores.log.metrics(),
             state: stores.state.clone(),

@@ -8,8 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost_raft_store::db::StateHandle;
-use agentpost_raft_store::log_store::LogMetrics;
+use agentpost_raft_store::disk::log_store::LogMetrics;
+use agentpost_raft_store::disk::state::StateHandle;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::command::{BeginEpoch, Operation, operation, reply};
-use agentpost_raft_store::db::StateHandle;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::disk::state::StateHandle;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use prost::Message as _;

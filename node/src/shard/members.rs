@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::peer::{self, Refusal, change_members_reply, change_members_request};
-use agentpost_raft_store::query;
-use agentpost_raft_store::types::{Member, StoredMembership, TypeConfig};
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::disk::types::{Member, StoredMembership, TypeConfig};
 use futures::FutureExt as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};

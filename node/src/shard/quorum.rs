@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use agentpost_raft_store::types::TypeConfig;
+use agentpost_raft_store::disk::types::TypeConfig;
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::metrics::{RaftDataMetrics, RaftServerMetrics};

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agentpost_proto::peer::forward_reply::Outcome as Answered;
-use agentpost_raft_store::db::{StateDb, StateHandle};
-use agentpost_raft_store::mutant::{self, Mutant};
-use agentpost_raft_store::types::TypeConfig;
+use agentpost_raft_store::core::mutant::{self, Mutant};
+use agentpost_raft_store::disk::state::{StateDb, StateHandle};
+use agentpost_raft_store::disk::types::TypeConfig;
 use openraft::LogIdOptionExt as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::metrics::RaftDataMetrics;

@@ -1,11 +1,11 @@
-//! Reads this node's whole state again, right after a start and then every so often: `raft-store/src/scrub.rs` says how.
+//! Reads this node's whole state again, right after a start and then every so often: `raft-store/src/disk/scrub.rs` says how.
 //! Damage that it finds ends the node through `RunningNode::failed`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use agentpost_raft_store::scrub::Scrub;
+use agentpost_raft_store::disk::scrub::Scrub;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 

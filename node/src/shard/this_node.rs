@@ -6,9 +6,9 @@ use std::time::Duration;
 use agentpost_proto::command::{Operation, Tick, operation};
 use agentpost_proto::limits::DRAIN_MS;
 use agentpost_proto::peer::StatusReply;
-use agentpost_raft_store::db::StateHandle;
-use agentpost_raft_store::query;
-use agentpost_raft_store::types::Member;
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::disk::state::StateHandle;
+use agentpost_raft_store::disk::types::Member;
 use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{InitializeError, RaftError};
@@ -85,7 +85,7 @@ impl ThisNode {
         Lead::new(&self.raft)
     }
 
-    /// Where snapshots are received.
+    /// The replicated state.
     pub(crate) fn state(&self) -> &StateHandle {
         &self.state
     }

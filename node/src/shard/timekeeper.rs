@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use agentpost_proto::limits::CLOCK_DIVERGENCE_MS_MAX;
 use agentpost_proto::peer::StatusRequest;
-use agentpost_raft_store::types::Member;
+use agentpost_raft_store::disk::types::Member;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;

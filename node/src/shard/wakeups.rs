@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use agentpost_proto::id::TeamId;
-use agentpost_raft_store::effect::Effect;
+use agentpost_raft_store::core::effect::Effect;
 use tokio::sync::watch;
 
 use self::work::Work;

@@ -12,7 +12,7 @@ use agentpost_proto::command::AttemptResult;
 use agentpost_proto::id::{DeliveryId, InvalidId, SubscriptionId, TeamId};
 use agentpost_proto::time::rfc3339;
 use agentpost_proto::{limits, record};
-use agentpost_raft_store::kv::Fatal;
+use agentpost_raft_store::core::kv::Fatal;
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use bytes::{Bytes, BytesMut};

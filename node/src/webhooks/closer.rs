@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use agentpost_proto::command::{CloseEndpoint, operation, reply};
 use agentpost_proto::id::TeamId;
-use agentpost_raft_store::query::delivery;
+use agentpost_raft_store::core::query::delivery;
 use tokio::time::sleep;
 
 use crate::base::metrics::dispatch::EntryKind;

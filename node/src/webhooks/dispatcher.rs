@@ -50,10 +50,10 @@ use agentpost_proto::command::{Claim, Reply, operation, reply};
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits::{CLAIMS_PER_ENTRY_MAX, GATHER_MS, NODE_CALLS_MAX};
 use agentpost_proto::record::{Delivery, DeliveryState};
-use agentpost_raft_store::db::StateDb;
-use agentpost_raft_store::kv::Fatal;
-use agentpost_raft_store::query;
-use agentpost_raft_store::query::delivery;
+use agentpost_raft_store::core::kv::Fatal;
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::query::delivery;
+use agentpost_raft_store::disk::state::StateDb;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
@@ -504,7 +504,7 @@ impl SigningKeys {
         if let Some(key) = self.0.get(&team) {
             return Ok(key.clone());
         }
-        let current = query::team(state, team)?.map_or(0, |team| team.signing_generation);
+        let current = query::team::by_id(state, team)?.map_or(0, |team| team.signing_generation);
         let key = secrets.signing_key(team, current);
         self.0.insert(team, key.clone());
         Ok(key)

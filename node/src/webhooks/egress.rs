@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits;
-use agentpost_raft_store::types::Member;
+use agentpost_raft_store::disk::types::Member;
 use anyhow::Context as _;
 use reqwest::{Client, redirect, retry};
 use rustls::client::Resumption;

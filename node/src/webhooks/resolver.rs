@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use agentpost_proto::limits::LOOKUPS_MAX;
-use agentpost_raft_store::types::Member;
+use agentpost_raft_store::disk::types::Member;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use agentpost_proto::command::{AttemptRef, Takeover, operation, reply};
 use agentpost_proto::limits::{CLAIMS_PER_ENTRY_MAX, TAKEOVER_AFTER_MS};
-use agentpost_raft_store::kv::Fatal;
-use agentpost_raft_store::query::delivery;
+use agentpost_raft_store::core::kv::Fatal;
+use agentpost_raft_store::core::query::delivery;
 
 use super::open::{Attempt, OpenAttempts};
 use crate::base::metrics::dispatch::EntryKind;

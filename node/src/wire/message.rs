@@ -4,7 +4,7 @@ use agentpost_proto::command::{BodyKind, Send, SendReply};
 use agentpost_proto::id::MessageId;
 use agentpost_proto::record;
 use agentpost_proto::time::rfc3339;
-use agentpost_raft_store::kv::Fatal;
+use agentpost_raft_store::core::kv::Fatal;
 
 use crate::wire::json::{Writer, push_text};
 

@@ -16,7 +16,7 @@ use agentpost_node::base::config::Config;
 use agentpost_node::node::{self, RunningNode};
 use agentpost_proto::command::{CreateKey, CreateTeam, Operation, Permission, Principal, TeamLimits, operation, reply};
 use agentpost_proto::id::{KeyId, TeamId};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use tokio::net::TcpListener;
 
 pub use handles::NodeHandles;
@@ -231,7 +231,7 @@ impl TestCluster {
         let hash = services.secrets.key_hash(&self.admin_key());
         let key = eventually("an admin key in the state", async || {
             let state = services.reader.linearizable().await.ok()?;
-            query::key_by_hash(&*state, &hash).unwrap()
+            query::key::by_hash(&*state, &hash).unwrap()
         })
         .await;
         Principal {

@@ -7,9 +7,9 @@ use agentpost_proto::command::{
     reply,
 };
 use agentpost_proto::record::{Delivery, DeliveryState};
-use agentpost_raft_store::kv::Order;
-use agentpost_raft_store::query;
-use agentpost_raft_store::query::delivery::{self, DeliveryQuery};
+use agentpost_raft_store::core::kv::Order;
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::query::delivery::{self, DeliveryQuery};
 
 use crate::common::{NodeHandles, TestCluster, TestTeam, eventually};
 
@@ -140,8 +140,8 @@ impl World {
     /// Notices of dead letters in the sender's inbox.
     pub async fn notices(&self) -> usize {
         let state = self.any().reader.linearizable().await.unwrap();
-        let items = query::inbox_after(&*state, self.team.id, SENDER, 0, 1_000).unwrap();
-        let is_notice = |item: &&query::InboxItem| item.message.r#type == DeliveryFailed::TYPE;
+        let items = query::inbox::after(&*state, self.team.id, SENDER, 0, 1_000).unwrap();
+        let is_notice = |item: &&query::inbox::InboxItem| item.message.r#type == DeliveryFailed::TYPE;
         items.iter().filter(is_notice).count()
     }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use agentpost_node::base::config::Config;
 use agentpost_node::webhooks::egress::Timeouts;
-use agentpost_raft_store::types::Member;
+use agentpost_raft_store::disk::types::Member;
 use rustls::RootCertStore;
 
 use crate::stage::{LOOPBACK, OK_CLOSE, Receiver, Stage};

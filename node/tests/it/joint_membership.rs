@@ -26,8 +26,9 @@ use agentpost_node::shard::reader::Reader;
 use agentpost_node::shard::this_node::ThisNode;
 use agentpost_node::shard::wall_time::WallTime;
 use agentpost_node::shard::{Lead, Leader, Raft, raft_config};
-use agentpost_raft_store::db::{self, StateHandle};
-use agentpost_raft_store::types::Member;
+use agentpost_raft_store::disk::open;
+use agentpost_raft_store::disk::state::StateHandle;
+use agentpost_raft_store::disk::types::Member;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -57,7 +58,7 @@ impl Group {
 
         let options = quarantine::look(&config, &secrets).unwrap();
         let life = owner::claim(&config, &secrets, &ids).unwrap().life();
-        let stores = db::open(&data, options).unwrap();
+        let stores = open::shard(&data, options).unwrap();
         let state = stores.state.clone();
         let identity = Identity::new(&secrets, config.node.id, Lives::in_memory(life), ids.clone());
         let dialer = Dialer::new(identity);

@@ -14,7 +14,7 @@ mod ws_client;
 use std::time::Duration;
 
 use agentpost_node::server::ws;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 
 use storm::Storm;
 use ws_client::{Connect, Socket, serve_with};
@@ -69,7 +69,7 @@ async fn a_blocked_handler_keeps_its_session_and_its_mail() {
     let place = async || {
         let team = storm.team.id.parse().unwrap();
         let state = storm.cluster.services(0).reader.linearizable().await.unwrap();
-        let cursor = query::cursor(&*state, team, "busy", "").unwrap();
+        let cursor = query::inbox::cursor(&*state, team, "busy", "").unwrap();
         cursor.map_or(0, |cursor| cursor.seq)
     };
     assert!(place().await <= 2, "nothing that it did not read counts as received");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use agentpost_node::server::ws;
 use agentpost_proto::id::{MessageId, TeamId};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
@@ -106,7 +106,7 @@ impl Storm {
     pub async fn stored(&self, agent: &str, client_id: &str) -> Option<u64> {
         let node = *self.cluster.running().first()?;
         let state = self.cluster.services(node).reader.linearizable().await.ok()?;
-        let cursor = query::cursor(&*state, self.team_id(), agent, client_id).unwrap();
+        let cursor = query::inbox::cursor(&*state, self.team_id(), agent, client_id).unwrap();
         Some(cursor.map_or(0, |cursor| cursor.seq))
     }
 
@@ -211,10 +211,10 @@ impl Storm {
         let state = eventually("a read", async || reader.linearizable().await.ok()).await;
         let team = self.team_id();
         let Some(agent) = agent else {
-            let all = query::team_after(&*state, team, 0, usize::MAX).unwrap();
+            let all = query::inbox::team_after(&*state, team, 0, usize::MAX).unwrap();
             return all.into_iter().map(|message| message.seq).collect();
         };
-        let items = query::inbox_after(&*state, team, agent, 0, usize::MAX).unwrap();
+        let items = query::inbox::after(&*state, team, agent, 0, usize::MAX).unwrap();
         let ids: BTreeSet<MessageId> = items
             .iter()
             .map(|item| MessageId::from_slice(&item.message.id).unwrap())

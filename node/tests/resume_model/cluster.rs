@@ -6,11 +6,11 @@ use agentpost_proto::command::{BeginEpoch, Permission, Principal, Reply, Send, r
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits;
 use agentpost_proto::record::{InboxHead, LogId};
-use agentpost_raft_store::apply::apply_command;
-use agentpost_raft_store::keys;
-use agentpost_raft_store::kv::{Memory, Writes};
-use agentpost_raft_store::query;
-use agentpost_raft_store::view::{HotCache, View};
+use agentpost_raft_store::core::apply::apply_command;
+use agentpost_raft_store::core::keys;
+use agentpost_raft_store::core::kv::{Memory, Writes};
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::view::{HotCache, View};
 use prost::Message as _;
 
 use crate::replica::{bootstrap, create_key, create_team, encode, principal, subscribe, team_id, unlimited};
@@ -73,7 +73,7 @@ impl Cluster {
             unread: limits::INBOX_ENTRIES_MAX - BOUNDED_ENTRIES,
             ..InboxHead::default()
         };
-        let mut counts = query::team_head(&cluster.memory, team()).unwrap();
+        let mut counts = query::team::head(&cluster.memory, team()).unwrap();
         counts.cursors = limits::CURSORS_MAX - CURSORS_LEFT;
         cluster.append(vec![
             (keys::inbox_head(team(), BOUNDED), Some(head.encode_to_vec().into())),

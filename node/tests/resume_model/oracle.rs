@@ -6,9 +6,9 @@ use agentpost_node::server::ws::resume::{CursorName, Start};
 use agentpost_proto::command::CursorAck;
 use agentpost_proto::limits;
 use agentpost_proto::record::Cursor;
-use agentpost_raft_store::keys::{self, ReadState};
-use agentpost_raft_store::kv::{Kv as _, Memory};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::keys::{self, ReadState};
+use agentpost_raft_store::core::kv::{Kv as _, Memory};
+use agentpost_raft_store::core::query;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
@@ -216,12 +216,12 @@ impl Oracle {
         is_open: impl Fn(&CursorName) -> bool,
     ) -> Checked {
         let mut cursors = std::mem::take(&mut self.cursors);
-        let head = query::team_head(memory, team()).unwrap().last_seq;
+        let head = query::team::head(memory, team()).unwrap().last_seq;
         for (name, (sees, known)) in &mut cursors {
             let ack = acks
                 .iter()
                 .find(|ack| (&ack.agent, &ack.client_id) == (&name.agent, &name.client_id));
-            let row = query::cursor(memory, name.team, &name.agent, &name.client_id).unwrap();
+            let row = query::inbox::cursor(memory, name.team, &name.agent, &name.client_id).unwrap();
             if let Some(ack) = ack {
                 known.used_ms = cluster_ms;
                 known.floor = known.floor.max(if ack.implied { 0 } else { ack.seq.min(head) });

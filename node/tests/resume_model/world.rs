@@ -12,7 +12,7 @@ use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{AckCursors, CursorAck, MarkRead, Send, Tick, Unsubscribe};
 use agentpost_proto::id::AgentId;
 use agentpost_proto::limits;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use serde_json::Value;
@@ -220,7 +220,7 @@ impl World {
             return Ok(());
         };
         let message_id = message_id(id);
-        if query::received(&self.cluster.memory, team(), agent, message_id)
+        if query::inbox::received(&self.cluster.memory, team(), agent, message_id)
             .unwrap()
             .is_none()
         {
@@ -316,7 +316,7 @@ impl World {
                 let told = told_of(&frame);
                 prop_assert!(told > session.told && told > last, "told of the same twice");
                 if let ([inbox], None) = (sees.inboxes, sees.from) {
-                    let removed = query::inbox_head(&replica.memory, team(), inbox)
+                    let removed = query::inbox::head(&replica.memory, team(), inbox)
                         .unwrap()
                         .max_removed_seq;
                     prop_assert_eq!(told, removed, "told of what was not removed");
@@ -337,7 +337,7 @@ impl World {
             session.progress.sent(seq, self.now);
         }
         if !batch.more {
-            let head = query::team_head(&replica.memory, team()).unwrap().last_seq;
+            let head = query::team::head(&replica.memory, team()).unwrap().last_seq;
             let span = (session.last(), head);
             self.oracle
                 .check_nothing_missing(sees, span, |_| false, session.told, log)?;
@@ -459,7 +459,7 @@ impl World {
     }
 
     fn sweep(&mut self) -> Checked {
-        let due = |cluster: &Cluster| query::sweep_due(&cluster.memory, cluster.cluster_ms, cluster.wall_ms).unwrap();
+        let due = |cluster: &Cluster| query::due::sweep(&cluster.memory, cluster.cluster_ms, cluster.wall_ms).unwrap();
         while let Some(sweep) = due(&self.cluster) {
             self.cluster.apply(None, Op::Sweep(sweep));
             self.appended(&[])?;
@@ -482,7 +482,7 @@ impl World {
 
     /// What the bounded inbox lost.
     pub fn oldest_removed(&self) -> u64 {
-        let head = query::inbox_head(&self.cluster.memory, team(), BOUNDED);
+        let head = query::inbox::head(&self.cluster.memory, team(), BOUNDED);
         head.unwrap().max_removed_seq
     }
 

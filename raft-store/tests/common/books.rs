@@ -9,10 +9,10 @@ use agentpost_proto::record::{
     Closing, Cursor, DeadLetter, Delivery, DeliveryState, Endpoint, EndpointHead, FanoutJob, InboxEntry, InboxHead,
     Key, Login, LoginHead, LoginState, Message, Receivers, Subscription, TeamHead, Topic, Webhook,
 };
-use agentpost_raft_store::keys;
-use agentpost_raft_store::kv::{Kv, Memory, Order};
-use agentpost_raft_store::query;
-use agentpost_raft_store::view::decode;
+use agentpost_raft_store::core::keys;
+use agentpost_raft_store::core::kv::{Kv, Memory, Order};
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::view::decode;
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -104,14 +104,14 @@ pub fn check(kv: &Memory, team: TeamId) -> Check {
 
 /// Every key is counted, and found by its hash and by its id; every agent is counted.
 pub fn members(kv: &Memory, team: TeamId) -> Check {
-    let head: TeamHead = query::team_head(kv, team).unwrap();
+    let head: TeamHead = query::team::head(kv, team).unwrap();
     let own = of_team::<Key>(kv, b"ke", team);
     prop_assert_eq!(head.keys as usize, own.len());
     for (row, key) in own {
         let id = KeyId::from_slice(&key.id).unwrap();
         prop_assert_eq!(&row, &keys::key(team, id));
         prop_assert_eq!(&key.team_id, &team.to_bytes());
-        prop_assert_eq!(query::key_by_hash(kv, &key.hash).unwrap(), Some(key));
+        prop_assert_eq!(query::key::by_hash(kv, &key.hash).unwrap(), Some(key));
         prop_assert_eq!(kv.get(&keys::key_team(id)).unwrap(), Some(team.to_bytes()));
     }
     let rows = |tag: &[u8; 2]| kv.rows().filter(|(key, _)| key.starts_with(tag)).count();
@@ -152,7 +152,7 @@ pub fn logins(kv: &Memory) -> Check {
 
 /// Every cursor has one note of its use, no note is without its cursor, and those with a name are counted.
 fn cursors(kv: &Memory, team: TeamId) -> Check {
-    let head: TeamHead = query::team_head(kv, team).unwrap();
+    let head: TeamHead = query::team::head(kv, team).unwrap();
     let (mut named, mut notes) = (0, BTreeSet::new());
     let now = query::applied(kv).unwrap().cluster_ms;
     for (key, cursor) in of_team::<Cursor>(kv, b"cu", team) {
@@ -207,10 +207,10 @@ fn references(kv: &Memory, team: TeamId) -> Check {
             *referred.entry(publish).or_default() += 1;
         }
     }
-    let messages: Vec<Message> = query::team_after(kv, team, 0, usize::MAX).unwrap();
+    let messages: Vec<Message> = query::inbox::team_after(kv, team, 0, usize::MAX).unwrap();
     let counted: BTreeMap<u64, u64> = messages
         .iter()
-        .map(|m| (m.seq, query::references(kv, team, m.seq).unwrap()))
+        .map(|m| (m.seq, query::inbox::references(kv, team, m.seq).unwrap()))
         .collect();
     prop_assert_eq!(counted, referred);
     for count in keys_of(kv, b"rf", team) {
@@ -223,14 +223,14 @@ fn references(kv: &Memory, team: TeamId) -> Check {
     prop_assert_eq!(ids.len(), messages.len(), "one message per id");
     for message in &messages {
         let id = MessageId::from_slice(&message.id).unwrap();
-        prop_assert_eq!(query::message(kv, team, id).unwrap().unwrap().seq, message.seq);
+        prop_assert_eq!(query::inbox::message(kv, team, id).unwrap().unwrap().seq, message.seq);
     }
     Ok(())
 }
 
 /// Counters equal the rows, and every subscription is found both ways.
 fn topics(kv: &Memory, team: TeamId) -> Check {
-    let head: TeamHead = query::team_head(kv, team).unwrap();
+    let head: TeamHead = query::team::head(kv, team).unwrap();
     let topics = of_team::<Topic>(kv, b"tp", team);
     let rows = of_team::<Subscription>(kv, b"su", team);
     let jobs: Vec<(String, u64, FanoutJob)> = query::delivery::fanout_jobs(kv)
@@ -295,7 +295,7 @@ fn endpoints(kv: &Memory, team: TeamId) -> Check {
             ((agent, String::from_utf8(url.to_vec()).unwrap()), row.users)
         })
         .collect();
-    let head = query::team_head(kv, team).unwrap();
+    let head = query::team::head(kv, team).unwrap();
     prop_assert_eq!(head.endpoints as usize, rows.len());
     prop_assert_eq!(counted, users);
     let generations: BTreeSet<u64> = rows.iter().map(|(_, row)| row.generation).collect();
@@ -310,7 +310,7 @@ fn delivery_rows(kv: &Memory, team: TeamId) -> Check {
         .map(|(key, row)| (number(&key), row))
         .collect();
     let mut notices = BTreeSet::new();
-    let head = query::team_head(kv, team).unwrap();
+    let head = query::team::head(kv, team).unwrap();
     let deliveries = deliveries(kv, team);
     for d in &deliveries {
         let is_claimed = d.state() == DeliveryState::Claimed;
@@ -330,7 +330,7 @@ fn delivery_rows(kv: &Memory, team: TeamId) -> Check {
             prop_assert!(notices.insert(dead.notice_id.clone()), "D7: a notice of its own");
             let id = MessageId::from_slice(&dead.notice_id).unwrap();
             // Mail of the sender's, which may have aged.
-            if let Some(notice) = query::message(kv, team, id).unwrap() {
+            if let Some(notice) = query::inbox::message(kv, team, id).unwrap() {
                 prop_assert_eq!((&notice.to, notice.seq), (&d.from, dead.notice_seq));
             }
         }

@@ -7,8 +7,8 @@ use agentpost_proto::command::reply::Reply as R;
 use agentpost_proto::command::{Command, Operation, Permission, Principal, Reply};
 use agentpost_proto::id::{KeyId, TeamId};
 use agentpost_proto::record::{Key, LoginState};
-use agentpost_raft_store::query;
-use agentpost_raft_store::view::decode;
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::view::decode;
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -63,7 +63,7 @@ fn administers(core: &Core, command: &Command, principal: Option<Principal>, tea
     let by = TeamId::from_slice(&principal.team_id).unwrap();
     let id = KeyId::from_slice(&principal.key_id).unwrap();
     let wall_ms = query::applied(&core.memory).unwrap().wall_ms.max(command.wall_ms);
-    query::key(&core.memory, by, id).unwrap().is_some_and(|key| {
+    query::key::by_id(&core.memory, by, id).unwrap().is_some_and(|key| {
         let is_alive = key.revoked_at_ms == 0 && (key.expires_at_ms == 0 || wall_ms < key.expires_at_ms);
         let is_wide = key.agent_id.is_empty() && key.scopes == ["*"];
         let is_of_team = principal.team_id == team || by == TeamId::SYSTEM;
@@ -82,7 +82,7 @@ pub fn check(core: &Core, expected: Expected, reply: &Reply) -> Result<(), TestC
     prop_assert!(expected.is_some(), "a key by nobody's authority");
     let (expected, device) = expected.unwrap();
     let team = TeamId::from_slice(&expected.team_id).unwrap();
-    let key = query::key(&core.memory, team, KeyId::from_slice(made).unwrap()).unwrap();
+    let key = query::key::by_id(&core.memory, team, KeyId::from_slice(made).unwrap()).unwrap();
     let key = key.expect("the key of the answer");
     prop_assert_eq!(
         (&key.id, &key.team_id, &key.hash, &key.permissions, &key.agent_id),

@@ -7,8 +7,8 @@ use agentpost_proto::command::{
 };
 use agentpost_proto::id::TeamId;
 use agentpost_proto::record::{Delivery, DeliveryState};
-use agentpost_raft_store::kv::Order;
-use agentpost_raft_store::query::delivery::{self, DeliveryQuery};
+use agentpost_raft_store::core::kv::Order;
+use agentpost_raft_store::core::query::delivery::{self, DeliveryQuery};
 use proptest::prelude::*;
 
 use super::TEAMS;

@@ -9,9 +9,9 @@ use agentpost_proto::command::{AckCursors, DecideLogin, Permission, Principal, R
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits;
 use agentpost_proto::record::{Key, Login};
-use agentpost_raft_store::kv::{Kv, Order};
-use agentpost_raft_store::query;
-use agentpost_raft_store::view::decode;
+use agentpost_raft_store::core::kv::{Kv, Order};
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::view::decode;
 
 use crate::common::{Core, ack, approve_login, claim_login, create_key, deny_login, principal, start_login, team_id};
 use crate::show;
@@ -227,13 +227,13 @@ fn ask(core: &Core, question: &MemberStep) -> String {
         }
         MemberStep::Keys { team } => out = keys(core, team_id(team)),
         MemberStep::Members { team } => {
-            let head = query::team_head(kv, team_id(team)).unwrap();
+            let head = query::team::head(kv, team_id(team)).unwrap();
             let (keys, agents, cursors) = (head.keys, head.agents, head.cursors);
             writeln!(out, "keys={keys} agents={agents} cursors={cursors}").unwrap();
         }
         MemberStep::Today { team, wall } => {
             let wall_ms = wall.unwrap_or(core.wall_ms);
-            let today = query::events_today(kv, team_id(team), wall_ms).unwrap();
+            let today = query::team::events_today(kv, team_id(team), wall_ms).unwrap();
             writeln!(out, "{today} events").unwrap();
         }
         MemberStep::History {
@@ -244,12 +244,12 @@ fn ask(core: &Core, question: &MemberStep) -> String {
         } => {
             let (before, limit) = (before.unwrap_or(u64::MAX), limit.unwrap_or(50));
             let seqs: Vec<u64> = match agent {
-                Some(agent) => query::inbox_before(kv, team_id(team), agent, before, limit)
+                Some(agent) => query::inbox::before(kv, team_id(team), agent, before, limit)
                     .unwrap()
                     .iter()
                     .map(|item| item.seq)
                     .collect(),
-                None => query::team_before(kv, team_id(team), before, limit)
+                None => query::inbox::team_before(kv, team_id(team), before, limit)
                     .unwrap()
                     .iter()
                     .map(|message| message.seq)
@@ -293,7 +293,7 @@ fn names(permissions: &[i32]) -> Vec<&'static str> {
 }
 
 fn keys(core: &Core, team: TeamId) -> String {
-    let all: Vec<Key> = query::keys(&core.memory, team).unwrap();
+    let all: Vec<Key> = query::key::of_team(&core.memory, team).unwrap();
     let (crowd, named): (Vec<Key>, Vec<Key>) = all.into_iter().partition(|key| show::is_crowd(&key.prefix));
     let mut out = String::new();
     for key in named {
@@ -315,7 +315,7 @@ fn keys(core: &Core, team: TeamId) -> String {
     if !crowd.is_empty() {
         writeln!(out, "and {} of the crowd", crowd.len()).unwrap();
     }
-    let active = query::active_keys(&core.memory, team, core.wall_ms).unwrap();
+    let active = query::key::count_active(&core.memory, team, core.wall_ms).unwrap();
     writeln!(out, "{active} active").unwrap();
     out
 }

@@ -8,10 +8,10 @@ use agentpost_proto::command::{
 };
 use agentpost_proto::id::{KeyId, MessageId, TeamId};
 use agentpost_proto::record::LogId;
-use agentpost_raft_store::apply::{apply_blank, apply_command};
-use agentpost_raft_store::effect::Effect;
-use agentpost_raft_store::kv::Memory;
-use agentpost_raft_store::view::{HotCache, View};
+use agentpost_raft_store::core::apply::{apply_blank, apply_command};
+use agentpost_raft_store::core::effect::Effect;
+use agentpost_raft_store::core::kv::Memory;
+use agentpost_raft_store::core::view::{HotCache, View};
 use bytes::Bytes;
 use prost::Message;
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use agentpost_proto::command::{Reply, SendReply, reply::Reply as R, send_outcome::Outcome};
 use agentpost_proto::id::DeliveryId;
-use agentpost_raft_store::effect::Effect;
+use agentpost_raft_store::core::effect::Effect;
 
 fn sent_line(sent: &SendReply) -> String {
     let id = name(&sent.message_id);

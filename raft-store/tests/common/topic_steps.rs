@@ -8,9 +8,9 @@ use agentpost_proto::command::{
     AttemptOutcome, AttemptRef, AttemptResult, Claim, CloseEndpoint, DeleteWebhook, FanoutChunk, Outcome,
     RegisterWebhook, SendBatch, Subscribe, Unsubscribe, UpdateTeam,
 };
-use agentpost_raft_store::kv::Order;
-use agentpost_raft_store::query;
-use agentpost_raft_store::query::delivery::DeliveryQuery;
+use agentpost_raft_store::core::kv::Order;
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::query::delivery::DeliveryQuery;
 use bytes::Bytes;
 
 use crate::common::{Core, id_of, publish, subscribe, team_id};
@@ -318,7 +318,7 @@ fn ask(core: &Core, question: &TopicStep) -> String {
             }
         }
         TopicStep::Counters { team } => {
-            let head = query::team_head(kv, team_id(team)).unwrap();
+            let head = query::team::head(kv, team_id(team)).unwrap();
             writeln!(
                 out,
                 "topics={} subscriptions={} endpoints={} deliveries={} swept={} removed={}",

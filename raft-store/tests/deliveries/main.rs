@@ -10,8 +10,8 @@ use agentpost_proto::command::{AttemptResult, CancelDelivery, DeleteWebhook, Err
 use agentpost_proto::id::DeliveryId;
 use agentpost_proto::limits;
 use agentpost_proto::record::{AttemptEnd, DeliveryEnd, DeliveryState};
-use agentpost_raft_store::query;
-use agentpost_raft_store::query::delivery;
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::query::delivery;
 use serde_json::{Value, json};
 use world::{URL, World};
 
@@ -159,7 +159,10 @@ fn success_ends_a_delivery_and_lets_the_message_go() {
     let mut world = World::new();
     let number = world.send();
     let seq = world.delivery(number).message_seq;
-    assert_eq!(query::references(&world.core.memory, world.team(), seq).unwrap(), 2);
+    assert_eq!(
+        query::inbox::references(&world.core.memory, world.team(), seq).unwrap(),
+        2
+    );
     assert!(world.claim(number, 1));
     assert!(world.outcome(number, 1, status(204)));
     let delivery = world.delivery(number);
@@ -167,7 +170,10 @@ fn success_ends_a_delivery_and_lets_the_message_go() {
         (delivery.state(), delivery.closed_delivered),
         (DeliveryState::Delivered, 1)
     );
-    assert_eq!(query::references(&world.core.memory, world.team(), seq).unwrap(), 1);
+    assert_eq!(
+        query::inbox::references(&world.core.memory, world.team(), seq).unwrap(),
+        1
+    );
     assert!(world.notices().is_empty() && world.dead().is_empty());
     assert!(delivery::endpoint_heads(&world.core.memory).unwrap().is_empty());
     assert!(delivery::claims(&world.core.memory).unwrap().is_empty());
@@ -200,7 +206,7 @@ fn a_410_disables_the_endpoint_and_its_open_deliveries_die_with_notices() {
             .all(|n| world.delivery(*n).end() == DeliveryEnd::Disabled)
     );
     assert_eq!(world.notices().len(), 300);
-    let last = query::team_head(&world.core.memory, world.team())
+    let last = query::team::head(&world.core.memory, world.team())
         .unwrap()
         .last_delivery;
     assert_eq!(world.send(), last, "a disabled endpoint takes no new deliveries");
@@ -415,7 +421,7 @@ fn a_redrive_needs_the_url_and_the_message() {
         "and in the end it is forgotten"
     );
     assert!(
-        query::team_after(&world.core.memory, world.team(), 0, 10)
+        query::inbox::team_after(&world.core.memory, world.team(), 0, 10)
             .unwrap()
             .iter()
             .all(|m| m.seq != seq)
@@ -425,7 +431,7 @@ fn a_redrive_needs_the_url_and_the_message() {
 
 /// Everything that has aged.
 fn sweep(world: &mut World) {
-    while let Some(due) = query::sweep_due(&world.core.memory, world.core.cluster_ms, world.core.wall_ms).unwrap() {
+    while let Some(due) = query::due::sweep(&world.core.memory, world.core.cluster_ms, world.core.wall_ms).unwrap() {
         world.by(None, Op::Sweep(Sweep { team_id: due.team_id }));
     }
 }

@@ -7,10 +7,11 @@ use agentpost_proto::command::{
 };
 use agentpost_proto::id::TeamId;
 use agentpost_proto::record::{Delivery, DeliveryState};
-use agentpost_raft_store::effect::Effect;
-use agentpost_raft_store::kv::Order;
-use agentpost_raft_store::query::delivery::{self, DeliveryQuery};
-use agentpost_raft_store::query::{self, PageQuery};
+use agentpost_raft_store::core::effect::Effect;
+use agentpost_raft_store::core::kv::Order;
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::query::delivery::{self, DeliveryQuery};
+use agentpost_raft_store::core::query::inbox::PageQuery;
 use serde_json::Value;
 
 use crate::common::{Core, bootstrap, create_key, create_team, principal, send, team_id};
@@ -94,7 +95,7 @@ impl World {
         self.sent += 1;
         let op = send(&format!("m{}", self.sent), "alice", "bob");
         self.done("w", Op::Send(op));
-        query::team_head(&self.core.memory, self.team()).unwrap().last_delivery
+        query::team::head(&self.core.memory, self.team()).unwrap().last_delivery
     }
 
     pub fn team(&self) -> TeamId {
@@ -183,7 +184,7 @@ impl World {
             from: Some("system"),
             topic: None,
         };
-        let page = query::inbox_page(&self.core.memory, self.team(), "alice", &page).unwrap();
+        let page = query::inbox::page(&self.core.memory, self.team(), "alice", &page).unwrap();
         let notices = page.items.into_iter().map(|item| item.message);
         notices
             .inspect(|notice| assert_eq!(notice.r#type, "delivery.failed"))

@@ -20,11 +20,11 @@ use agentpost_proto::limits;
 use agentpost_proto::record::{
     Applied, AttemptEnd, Claimed, Delivery, DeliveryState, EndpointHead, InboxEntry, LogId, Message as Mail,
 };
-use agentpost_raft_store::apply::apply_command;
-use agentpost_raft_store::keys;
-use agentpost_raft_store::kv::{Kv, Memory, Order};
-use agentpost_raft_store::query::delivery as query;
-use agentpost_raft_store::view::{self, HotCache, View};
+use agentpost_raft_store::core::apply::apply_command;
+use agentpost_raft_store::core::keys;
+use agentpost_raft_store::core::kv::{Kv, Memory, Order};
+use agentpost_raft_store::core::query::delivery as query;
+use agentpost_raft_store::core::view::{self, HotCache, View};
 use bytes::Bytes;
 use prost::Message as _;
 

@@ -9,9 +9,9 @@ use agentpost_proto::command::{
 };
 use agentpost_proto::id::KeyId;
 use agentpost_proto::record::LogId;
-use agentpost_raft_store::apply::apply_command;
-use agentpost_raft_store::kv::Memory;
-use agentpost_raft_store::view::{HotCache, View};
+use agentpost_raft_store::core::apply::apply_command;
+use agentpost_raft_store::core::kv::Memory;
+use agentpost_raft_store::core::view::{HotCache, View};
 use proptest::prelude::*;
 use prost::Message as _;
 use tokio::time::Instant;
@@ -312,7 +312,7 @@ proptest! {
         world.settle();
         let today = time::day(world.wall_ms(0));
         for (agent, name) in AGENTS.iter().enumerate() {
-            let count = query::day_count(&world.memory, &keys::read_count(TEAM, name)).unwrap();
+            let count = query::team::day_count(&world.memory, &keys::read_count(TEAM, name)).unwrap();
             let of_day = |map: &BTreeMap<(usize, u32), u64>| map.get(&(agent, count.day)).copied().unwrap_or(0);
             // A day that is over is credited nothing any more.
             if plain && count.day == today {

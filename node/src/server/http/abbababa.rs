@@ -13,8 +13,8 @@ mod webhook;
 use agentpost_proto::command::{MarkRead, Permission, operation, reply};
 use agentpost_proto::id::{AgentId, MessageId, TeamId};
 use agentpost_proto::limits;
-use agentpost_raft_store::kv::Kv;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::kv::Kv;
+use agentpost_raft_store::core::query;
 use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
@@ -168,16 +168,16 @@ async fn get_one(app: &AppState, id: Id, request: Request) -> Result<Response> {
 
 /// Writes the message if `agent` received it or sent it. Both see when the receiver of a direct message read it.
 fn push_visible(out: &mut Vec<u8>, kv: &impl Kv, team: TeamId, agent: &AgentId, id: MessageId) -> Result<bool> {
-    if let Some(item) = query::received(kv, team, agent.as_str(), id)? {
+    if let Some(item) = query::inbox::received(kv, team, agent.as_str(), id)? {
         push_message(out, &Shown::received(&item.message, agent.as_str(), item.read_at_ms)?);
         return Ok(true);
     }
-    let sent = query::message(kv, team, id)?.filter(|message| message.from == agent.as_str());
+    let sent = query::inbox::message(kv, team, id)?.filter(|message| message.from == agent.as_str());
     let Some(message) = sent else { return Ok(false) };
     // A topic message has many receivers; who of them read it stands in its receipt.
     let received = match message.to.as_str() {
         "" => None,
-        to => query::received(kv, team, to, id)?,
+        to => query::inbox::received(kv, team, to, id)?,
     };
     push_message(out, &Shown::of(&message, received.map_or(0, |item| item.read_at_ms))?);
     Ok(true)

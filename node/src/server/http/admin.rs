@@ -9,7 +9,7 @@ use agentpost_proto::api::admin::{self, LimitsPatch};
 use agentpost_proto::command::{CreateTeam, Permission, TeamLimits, UpdateTeam, operation, reply};
 use agentpost_proto::id::TeamId;
 use agentpost_proto::{limits, record};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
@@ -174,7 +174,7 @@ fn shown_team(team: record::Team) -> Result<admin::Team> {
 
 async fn teams_get(app: &AppState, headers: &HeaderMap) -> Result<Response> {
     let reading = operator_reading(app, headers, Consistency::Linearizable).await?;
-    let teams = query::teams(&*reading.state)?
+    let teams = query::team::all(&*reading.state)?
         .into_iter()
         .map(shown_team)
         .collect::<Result<_>>()?;
@@ -202,7 +202,7 @@ async fn team_patch(app: &AppState, id: Id, request: Request) -> Result<Response
     // It is done: without a quorum for this read the caller must not hear that nothing was changed.
     let state = app.services.replica.reader.linearizable().await;
     let state = state.map_err(|_| ApiError::outcome_unknown())?;
-    json_of(&shown_team(query::team(&*state, id)?.ok_or_else(no_such_team)?)?)
+    json_of(&shown_team(query::team::by_id(&*state, id)?.ok_or_else(no_such_team)?)?)
 }
 
 async fn keys_post(app: &AppState, id: Id, request: Request) -> Result<Response> {
@@ -214,8 +214,8 @@ async fn keys_post(app: &AppState, id: Id, request: Request) -> Result<Response>
 async fn keys_get(app: &AppState, id: Id, headers: &HeaderMap) -> Result<Response> {
     let reading = operator_reading(app, headers, Consistency::Linearizable).await?;
     let team = team_id(id)?;
-    query::team(&*reading.state, team)?.ok_or_else(no_such_team)?;
-    let keys = query::keys(&*reading.state, team)?
+    query::team::by_id(&*reading.state, team)?.ok_or_else(no_such_team)?;
+    let keys = query::key::of_team(&*reading.state, team)?
         .into_iter()
         .map(keys::shown)
         .collect::<Result<_>>()?;

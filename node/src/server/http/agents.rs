@@ -11,7 +11,7 @@ use agentpost_proto::command::{Permission, RegisterAgent, operation, reply};
 use agentpost_proto::id::AgentId;
 use agentpost_proto::limits;
 use agentpost_proto::time::rfc3339;
-use agentpost_raft_store::query::agent::{Listed, agents, registered};
+use agentpost_raft_store::core::query::agent::{Listed, agents, registered};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::request;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use agentpost_proto::command::{operation, reply};
-use agentpost_raft_store::db::StateDb;
+use agentpost_raft_store::disk::state::StateDb;
 use axum::extract::State;
 use axum::http::HeaderMap;
 

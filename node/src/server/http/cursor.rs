@@ -2,7 +2,7 @@
 //! The MAC also covers team and inbox, or what no agent is called for another list, so that a cursor is worth nothing elsewhere, and nobody can make one up.
 
 use agentpost_proto::id::TeamId;
-use agentpost_raft_store::kv::Order;
+use agentpost_raft_store::core::kv::Order;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};

@@ -9,8 +9,8 @@ use agentpost_proto::id::{DeliveryId, MessageId, SubscriptionId, TeamId};
 use agentpost_proto::limits;
 use agentpost_proto::record::{self, Applied, AttemptEnd, DeliveryState};
 use agentpost_proto::time::rfc3339;
-use agentpost_raft_store::kv::{Kv, Order};
-use agentpost_raft_store::query::{
+use agentpost_raft_store::core::kv::{Kv, Order};
+use agentpost_raft_store::core::query::{
     self,
     delivery::{DeliveryPage, DeliveryQuery},
 };

@@ -1,7 +1,7 @@
 //! Input of requests: the query string, the body and the idempotency key.
 
 use agentpost_proto::id;
-use agentpost_raft_store::kv::Order;
+use agentpost_raft_store::core::kv::Order;
 use axum::extract::Query;
 use axum::http::{HeaderMap, Uri};
 

@@ -19,10 +19,10 @@ use agentpost_proto::command::send_outcome::Outcome;
 use agentpost_proto::command::{SendReply, TeamLimits};
 use agentpost_proto::id::{AgentId, TeamId};
 use agentpost_proto::{limits, time};
-use agentpost_raft_store::apply::team::default_limits;
-use agentpost_raft_store::db::StateDb;
-use agentpost_raft_store::kv::Fatal;
-use agentpost_raft_store::{keys, query};
+use agentpost_raft_store::core::apply::team::default_limits;
+use agentpost_raft_store::core::kv::Fatal;
+use agentpost_raft_store::core::{keys, query};
+use agentpost_raft_store::disk::state::StateDb;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
@@ -202,7 +202,7 @@ fn shown_of(standing: Standing) -> (u64, u64) {
 
 /// How a quota stands in this node's state. Without an agent nobody has used anything.
 fn standing(leases: &Leases, state: &StateDb, counted: Counted, who: &Who, wall_ms: u64) -> Result<Standing, Fatal> {
-    let limits = query::team(state, who.team)?.and_then(|team| team.limits);
+    let limits = query::team::by_id(state, who.team)?.and_then(|team| team.limits);
     let limit = counted.limit(&limits.unwrap_or_else(default_limits));
     let Some(agent) = who.agent.as_ref().filter(|_| limit != 0) else {
         return Ok(Standing { used: 0, limit });
@@ -212,7 +212,7 @@ fn standing(leases: &Leases, state: &StateDb, counted: Counted, who: &Who, wall_
         Counted::Reads => return leases.standing(who.team, agent.as_str(), state),
         Counted::Registrations => keys::registration_count(who.team, agent.as_str()),
     };
-    let count = query::day_count(state, &row)?;
+    let count = query::team::day_count(state, &row)?;
     let used = if count.day < time::day(wall_ms) { 0 } else { count.used };
     Ok(Standing { used, limit })
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use agentpost_proto::api::abbababa::SigningKeys;
 use agentpost_proto::command::{Permission, RotateSigningKeys, operation, reply};
 use agentpost_proto::id::TeamId;
-use agentpost_raft_store::kv::Kv;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::kv::Kv;
+use agentpost_raft_store::core::query;
 use axum::Router;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -80,6 +80,6 @@ async fn shown(app: &AppState, reading: &Reading, team: TeamId, rotate: bool) ->
 }
 
 fn generation(kv: &impl Kv, team: TeamId) -> Result<u64> {
-    let team = query::team(kv, team)?.ok_or_else(admin::no_such_team)?;
+    let team = query::team::by_id(kv, team)?.ok_or_else(admin::no_such_team)?;
     Ok(team.signing_generation)
 }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

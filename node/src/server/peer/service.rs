@@ -2,6 +2,7 @@
 //! claims to come from somebody else is refused.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use agentpost_proto::id::{InvalidId, TeamId};
 use agentpost_proto::limits::{PAGE_MAX, PROPOSALS_IN_FLIGHT_MAX};
@@ -10,7 +11,8 @@ use agentpost_proto::peer::{
     self, AppendReply, AppendRequest, ForwardReply, ForwardRequest, Refusal, append_reply, forward_reply,
     forward_request, hand_over_reply,
 };
-use agentpost_raft_store::types::{
+use agentpost_raft_store::disk::snapshot::Snapshots;
+use agentpost_raft_store::disk::types::{
     LogId, TypeConfig, entry_from_proto, log_id_from_proto, log_id_to_proto, vote_from_proto, vote_to_proto,
 };
 use bytes::Bytes;
@@ -41,6 +43,8 @@ pub struct PeerService {
     pub proposer: Proposer,
     /// Tells about this node, changes the members, and answers read barriers.
     pub cluster: ClusterHandle,
+    /// Receives snapshots.
+    pub snapshots: Arc<Snapshots>,
     /// Whether this node may go on.
     pub lives: Lives,
     /// Told when a leader is heard; ends the long streams.
@@ -122,10 +126,8 @@ impl Peer for PeerService {
         request: Request<Streaming<peer::SnapshotPart>>,
     ) -> Result<Response<peer::SnapshotReply>, Status> {
         let from = sender(&request)?;
-        let (vote, snapshot) = snapshot::receive(request.into_inner(), self.cluster.this_node.state(), |vote| {
-            claimed(from, vote)
-        })
-        .await?;
+        let (vote, snapshot) =
+            snapshot::receive(request.into_inner(), &self.snapshots, |vote| claimed(from, vote)).await?;
         let installed = self.raft.install_full_snapshot(vote, snapshot).await;
         let installed = installed.map_err(|error| Status::unavailable(error.to_string()))?;
         self.metrics.snapshots_received.inc();
@@ -224,7 +226,7 @@ fn check_shard(shard: u32) -> Result<(), Status> {
 }
 
 /// A vote that its own candidate or leader sends.
-fn claimed(from: u64, vote: Option<&peer::Vote>) -> Result<agentpost_raft_store::types::Vote, Status> {
+fn claimed(from: u64, vote: Option<&peer::Vote>) -> Result<agentpost_raft_store::disk::types::Vote, Status> {
     match vote {
         Some(vote) if vote.node == from => Ok(vote_from_proto(vote)),
         Some(vote) => Err(Status::permission_denied(format!(

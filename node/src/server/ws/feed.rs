@@ -13,9 +13,9 @@ use std::collections::BTreeMap;
 
 use agentpost_proto::id::{AgentId, TeamId};
 use agentpost_proto::{limits, record};
-use agentpost_raft_store::kv::{Fatal, Kv};
-use agentpost_raft_store::mutant::{self, Mutant};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::mutant::{self, Mutant};
+use agentpost_raft_store::core::query;
 use axum::extract::ws::Utf8Bytes;
 
 use super::frame;
@@ -132,10 +132,10 @@ impl Feed {
     fn max_removed_seq(&self, kv: &impl Kv) -> Result<u64, Fatal> {
         let mut removed = 0;
         if !self.wide.is_empty() {
-            removed = query::team_head(kv, self.team)?.max_removed_seq;
+            removed = query::team::head(kv, self.team)?.max_removed_seq;
         }
         for agent in &self.agents {
-            let head = query::inbox_head(kv, self.team, agent.as_str())?;
+            let head = query::inbox::head(kv, self.team, agent.as_str())?;
             removed = removed.max(head.max_removed_seq);
         }
         Ok(removed)
@@ -186,10 +186,10 @@ impl Feed {
             return self.join(kv, look, rows);
         };
         let items = match look {
-            Look::After(seq) => query::inbox_after(kv, self.team, agent.as_str(), seq, rows)?,
-            Look::Before(seq) => query::inbox_before(kv, self.team, agent.as_str(), seq, rows)?,
+            Look::After(seq) => query::inbox::after(kv, self.team, agent.as_str(), seq, rows)?,
+            Look::Before(seq) => query::inbox::before(kv, self.team, agent.as_str(), seq, rows)?,
         };
-        let row = |item: query::InboxItem| Row {
+        let row = |item: query::inbox::InboxItem| Row {
             seq: item.seq,
             message: item.message,
             shown: Shown::Received(agent),
@@ -202,8 +202,8 @@ impl Feed {
         let mut places: BTreeMap<u64, Found<'_>> = BTreeMap::new();
         if !self.wide.is_empty() {
             let messages = match look {
-                Look::After(seq) => query::team_after(kv, self.team, seq, rows)?,
-                Look::Before(seq) => query::team_before(kv, self.team, seq, rows)?,
+                Look::After(seq) => query::inbox::team_after(kv, self.team, seq, rows)?,
+                Look::Before(seq) => query::inbox::team_before(kv, self.team, seq, rows)?,
             };
             for message in messages {
                 let seq = message.seq;
@@ -212,8 +212,8 @@ impl Feed {
         }
         for agent in &self.agents {
             let seqs = match look {
-                Look::After(seq) => query::inbox_seqs_after(kv, self.team, agent.as_str(), seq, rows)?,
-                Look::Before(seq) => query::inbox_seqs_before(kv, self.team, agent.as_str(), seq, rows)?,
+                Look::After(seq) => query::inbox::seqs_after(kv, self.team, agent.as_str(), seq, rows)?,
+                Look::Before(seq) => query::inbox::seqs_before(kv, self.team, agent.as_str(), seq, rows)?,
             };
             for (seq, message_seq) in seqs {
                 let found = places.entry(seq).or_default();
@@ -237,7 +237,7 @@ impl Feed {
         } = found;
         let message = match message {
             Some(message) => message,
-            None => query::message_at(kv, self.team, message_seq)?.ok_or_else(|| {
+            None => query::inbox::message_at(kv, self.team, message_seq)?.ok_or_else(|| {
                 Fatal::Invariant(format!(
                     "an inbox entry of {} without its message {message_seq}",
                     self.team
@@ -275,8 +275,8 @@ fn next_rows(rows: &[Row<'_>]) -> usize {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use agentpost_raft_store::keys::{self, ReadState};
-    use agentpost_raft_store::kv::{Memory, Writes};
+    use agentpost_raft_store::core::keys::{self, ReadState};
+    use agentpost_raft_store::core::kv::{Memory, Writes};
     use bytes::Bytes;
     use prost::Message as _;
 
@@ -533,8 +533,8 @@ mod tests {
 
     fn removed(memory: &mut Memory, agent: &str, seqs: impl IntoIterator<Item = u64>) {
         for seq in seqs {
-            let mut inbox = query::inbox_head(memory, TEAM, agent).unwrap();
-            let mut team = query::team_head(memory, TEAM).unwrap();
+            let mut inbox = query::inbox::head(memory, TEAM, agent).unwrap();
+            let mut team = query::team::head(memory, TEAM).unwrap();
             inbox.max_removed_seq = inbox.max_removed_seq.max(seq);
             team.max_removed_seq = team.max_removed_seq.max(seq);
             memory.write(vec![

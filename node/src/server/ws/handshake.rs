@@ -8,9 +8,9 @@ use agentpost_proto::frame::{ClientFrame, ServerFrame};
 use agentpost_proto::id::{AgentId, KeyId, TeamId};
 use agentpost_proto::limits;
 use agentpost_proto::secret::Secret;
-use agentpost_raft_store::db::StateDb;
-use agentpost_raft_store::kv::{Fatal, Kv};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::disk::state::StateDb;
 use axum::extract::ws::Message;
 use tokio::time::timeout;
 
@@ -161,7 +161,7 @@ async fn note(ws: &WsState, name: &CursorName, start: &Start) -> Result<(), End>
     }
     // How many there may be is decided where all nodes meet: another client may have taken the last place.
     let state = linearizable(ws).await?;
-    let stored = query::cursor(&*state, name.team, &name.agent, &name.client_id).map_err(unreadable)?;
+    let stored = query::inbox::cursor(&*state, name.team, &name.agent, &name.client_id).map_err(unreadable)?;
     stored.map(drop).ok_or_else(|| End::invalid(resume::too_many()))
 }
 

@@ -10,10 +10,10 @@ use agentpost_proto::id::TeamId;
 use agentpost_proto::limits::UNLIMITED_EVENTS_SHOWN;
 use agentpost_proto::record::TeamHead;
 use agentpost_proto::time;
-use agentpost_raft_store::apply::quota as rule;
-use agentpost_raft_store::apply::team::default_limits;
-use agentpost_raft_store::kv::{Fatal, Kv};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::apply::quota as rule;
+use agentpost_raft_store::core::apply::team::default_limits;
+use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::query;
 use serde_json::json;
 
 const PROVIDER: &str = "agentpost";
@@ -30,7 +30,7 @@ pub fn why_blocked(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<Option<St
     if limits.monthly_events == 0 || limits.overage_price_atomic.is_some() {
         return Ok(None);
     }
-    let head = query::team_head(kv, team)?;
+    let head = query::team::head(kv, team)?;
     let blocked = blocked_until(&head, &limits, now_ms(kv, wall_ms)?).is_some();
     Ok(blocked.then(|| rule::month_used_up(&limits)))
 }
@@ -46,7 +46,7 @@ pub struct Greeting {
 impl Greeting {
     /// Of a team at `wall_ms`.
     pub fn of(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<Self, Fatal> {
-        let (head, limits) = (query::team_head(kv, team)?, limits_of(kv, team)?);
+        let (head, limits) = (query::team::head(kv, team)?, limits_of(kv, team)?);
         let now_ms = now_ms(kv, wall_ms)?;
         let limit = match limits.monthly_events {
             0 => UNLIMITED_EVENTS_SHOWN,
@@ -72,7 +72,7 @@ impl Greeting {
 }
 
 fn limits_of(kv: &impl Kv, team: TeamId) -> Result<TeamLimits, Fatal> {
-    let team = query::team(kv, team)?;
+    let team = query::team::by_id(kv, team)?;
     Ok(team.and_then(|team| team.limits).unwrap_or_else(default_limits))
 }
 

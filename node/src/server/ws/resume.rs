@@ -16,8 +16,8 @@
 
 use agentpost_proto::id::TeamId;
 use agentpost_proto::{limits, record};
-use agentpost_raft_store::kv::{Fatal, Kv};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::query;
 
 use super::scope::Scope;
 
@@ -66,10 +66,10 @@ impl Rows {
         let frozen = kv.frozen();
         let kv = &frozen.as_ref();
         let row = |name: Option<CursorName>| match name {
-            Some(name) => query::cursor(kv, name.team, &name.agent, &name.client_id),
+            Some(name) => query::inbox::cursor(kv, name.team, &name.agent, &name.client_id),
             None => Ok(None),
         };
-        let head = query::team_head(kv, request.team)?;
+        let head = query::team::head(kv, request.team)?;
         Ok(Rows {
             cursor: row(request.cursor())?,
             fallback: row(request.fallback())?,

@@ -18,8 +18,8 @@ use agentpost_proto::command::Permission;
 use agentpost_proto::frame::ServerFrame;
 use agentpost_proto::id::{self, KeyId};
 use agentpost_proto::limits;
-use agentpost_raft_store::db::StateDb;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::disk::state::StateDb;
 use axum::extract::ws::Utf8Bytes;
 use axum::http::StatusCode;
 use serde::Serialize;
@@ -329,12 +329,12 @@ impl<'a> Key<'a> {
     async fn stats(self) -> Result<wire::Stats> {
         let (state, caller) = self.reads().await?;
         let (team, wall_ms) = (caller.team, self.services.wall_time.now_ms());
-        let key = query::key(&*state, team, caller.key_id)?.ok_or_else(auth::refused)?;
+        let key = query::key::by_id(&*state, team, caller.key_id)?.ok_or_else(auth::refused)?;
         Ok(wire::Stats {
             team_id: team.to_string(),
-            webhooks_today: query::events_today(&*state, team, wall_ms)?,
-            active_endpoints: query::team_head(&*state, team)?.endpoints.into(),
-            active_api_keys: query::active_keys(&*state, team, wall_ms)?,
+            webhooks_today: query::team::events_today(&*state, team, wall_ms)?,
+            active_endpoints: query::team::head(&*state, team)?.endpoints.into(),
+            active_api_keys: query::key::count_active(&*state, team, wall_ms)?,
             current_key_permissions: keys::permission_names(&key),
             plan_name: "self-hosted".to_owned(),
             active_sources_limit: limits::TOPICS_MAX.into(),

@@ -5,7 +5,7 @@ use agentpost_proto::api::abbababa::{DeliveriesResponse, DeliveryResponse, Redri
 use agentpost_proto::command::{CancelDelivery, Permission, Redrive, operation, reply};
 use agentpost_proto::id::AgentId;
 use agentpost_proto::record::Delivery;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use axum::http::{HeaderMap, request};
 use axum::response::Response;
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use agentpost_proto::command::SendReply;
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits;
-use agentpost_raft_store::kv::{Fatal, Kv};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::query;
 
 use crate::server::error::Result;
 use crate::server::http::app_state::AppState;
@@ -41,7 +41,7 @@ pub fn pending_in(kv: &impl Kv, team: TeamId, topic: &str, reply: &SendReply) ->
     if !reply.fanout_job {
         return Ok(false);
     }
-    Ok(query::team_head(kv, team)?.last_seq < reply.seq || query::topic::fanout_pending(kv, team, topic, reply.seq)?)
+    Ok(query::team::head(kv, team)?.last_seq < reply.seq || query::topic::fanout_pending(kv, team, topic, reply.seq)?)
 }
 
 #[cfg(test)]
@@ -49,8 +49,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use agentpost_proto::record::{FanoutJob, TeamHead};
-    use agentpost_raft_store::keys;
-    use agentpost_raft_store::kv::Memory;
+    use agentpost_raft_store::core::keys;
+    use agentpost_raft_store::core::kv::Memory;
     use prost::Message as _;
 
     const TEAM: TeamId = TeamId([1; 16]);

@@ -7,10 +7,11 @@
 use agentpost_proto::command::Permission;
 use agentpost_proto::id::{self, AgentId, TeamId};
 use agentpost_proto::limits;
-use agentpost_raft_store::db::StateDb;
-use agentpost_raft_store::keys::ReadState;
-use agentpost_raft_store::kv::Order;
-use agentpost_raft_store::query::{self, InboxItem, Page, PageQuery};
+use agentpost_raft_store::core::keys::ReadState;
+use agentpost_raft_store::core::kv::Order;
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::query::inbox::{InboxItem, Page, PageQuery};
+use agentpost_raft_store::disk::state::StateDb;
 use axum::http::{StatusCode, request};
 use axum::response::Response;
 use std::time::Duration;
@@ -171,7 +172,7 @@ impl Inbox<'_> {
         let mut skip = self.wanted.offset;
         while skip > 0 {
             query.limit = skip.min(limits::PAGE_MAX);
-            let skipped = query::inbox_page(state, self.team, self.agent.as_str(), &query)?;
+            let skipped = query::inbox::page(state, self.team, self.agent.as_str(), &query)?;
             if skipped.items.len() < query.limit {
                 return Ok(Page {
                     items: Vec::new(),
@@ -182,7 +183,7 @@ impl Inbox<'_> {
             query.after_seq = skipped.last_seq;
         }
         query.limit = self.wanted.limit;
-        Ok(query::inbox_page(state, self.team, self.agent.as_str(), &query)?)
+        Ok(query::inbox::page(state, self.team, self.agent.as_str(), &query)?)
     }
 
     /// Waits for a page that is not empty. The barrier is behind us, and what this node knows only grows: its

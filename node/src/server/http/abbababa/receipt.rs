@@ -6,8 +6,8 @@ use agentpost_proto::id::{MessageId, TeamId};
 use agentpost_proto::limits;
 use agentpost_proto::record::Message;
 use agentpost_proto::time::rfc3339;
-use agentpost_raft_store::kv::Kv;
-use agentpost_raft_store::query::{self, receipt::Readers};
+use agentpost_raft_store::core::kv::Kv;
+use agentpost_raft_store::core::query::{self, receipt::Readers};
 use axum::http::request;
 use axum::response::Response;
 
@@ -25,7 +25,7 @@ pub async fn get(app: &AppState, id: Id, parts: &request::Parts) -> Result<Respo
     reading.caller.require(Permission::Read)?;
     let viewer = Viewer::of(&reading.caller, &parts.headers)?;
     let (team, id) = (reading.caller.team, message_id(id)?);
-    let message = query::message(&*reading.state, team, id)?
+    let message = query::inbox::message(&*reading.state, team, id)?
         .filter(|message| viewer.is_admin() || viewer.is(&message.from))
         .ok_or_else(no_such_message)?;
     // One point in time: a fan-out may go on meanwhile.

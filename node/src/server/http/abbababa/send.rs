@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use agentpost_proto::command::{self, BodyKind, Permission, Send, SendReply, operation, reply};
 use agentpost_proto::id::{self, AgentId, MessageId, TeamId};
 use agentpost_proto::{limits, time};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use axum::extract::Request;
 use axum::http::{StatusCode, Uri};
 use axum::response::Response;
@@ -73,9 +73,9 @@ fn repeated(app: &AppState, team: TeamId, send: &Send, first: &SendReply, pendin
     let id = MessageId::from_slice(&first.message_id).map_err(ApiError::internal)?;
     let state = app.services.replica.reader.local();
     let stored = if send.topic.is_empty() {
-        query::received(&*state, team, &send.to, id)?.map(|item| (item.message, item.read_at_ms))
+        query::inbox::received(&*state, team, &send.to, id)?.map(|item| (item.message, item.read_at_ms))
     } else {
-        query::message(&*state, team, id)?.map(|message| (message, 0))
+        query::inbox::message(&*state, team, id)?.map(|message| (message, 0))
     };
     Ok(match stored {
         Some((message, read_at_ms)) => accepted(&Shown::of(&message, read_at_ms)?, pending),

@@ -5,7 +5,7 @@ use agentpost_proto::command::{DeleteWebhook, Permission, RegisterWebhook, Webho
 use agentpost_proto::id::{AgentId, TeamId, WebhookId};
 use agentpost_proto::time::rfc3339;
 use agentpost_proto::{limits, record};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use axum::extract::Request;
 use axum::http::request;
 use axum::response::Response;

@@ -7,7 +7,7 @@ use agentpost_proto::api::abbababa::{DeliveriesResponse, DeliveryResponse};
 use agentpost_proto::command::{CancelDelivery, Redrive, operation, reply};
 use agentpost_proto::id::TeamId;
 use agentpost_proto::record;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
@@ -53,7 +53,7 @@ async fn look(app: &AppState, parameters: &Parameters, headers: &HeaderMap) -> R
         .get("team")?
         .ok_or_else(|| ApiError::field("team", "is required"))?;
     let team: TeamId = name.parse().map_err(|_| no_such_team())?;
-    query::team(&*reading.state, team)?.ok_or_else(no_such_team)?;
+    query::team::by_id(&*reading.state, team)?.ok_or_else(no_such_team)?;
     Ok((reading, team))
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use agentpost_proto::api::admin;
 use agentpost_proto::limits;
-use agentpost_raft_store::types::Member;
+use agentpost_raft_store::disk::types::Member;
 use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::HeaderMap;

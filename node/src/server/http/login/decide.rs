@@ -6,8 +6,8 @@ use agentpost_proto::id::TeamId;
 use agentpost_proto::limits;
 use agentpost_proto::record::{LoginState, Team};
 use agentpost_proto::time::rfc3339;
-use agentpost_raft_store::kv::Kv;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::kv::Kv;
+use agentpost_raft_store::core::query;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Deserialize;
@@ -91,8 +91,8 @@ async fn show(app: &AppState, request: Request) -> Result<Response> {
 /// The teams that a caller may let devices into.
 fn teams_of(kv: &impl Kv, caller: &Caller) -> Result<Vec<LoginTeam>> {
     let mut teams = match caller.team {
-        TeamId::SYSTEM => query::teams(kv)?,
-        own => query::team(kv, own)?.into_iter().collect(),
+        TeamId::SYSTEM => query::team::all(kv)?,
+        own => query::team::by_id(kv, own)?.into_iter().collect(),
     };
     teams.sort_by(|a, b| a.name.cmp(&b.name));
     teams.into_iter().map(shown_team).collect()
@@ -134,7 +134,7 @@ fn chosen_team(kv: &impl Kv, caller: &Caller, wanted: Option<&str>) -> Result<Te
     let id = match wanted {
         Some(named) => match named.parse() {
             Ok(id) => Some(id),
-            Err(_) => query::team_named(kv, named)?,
+            Err(_) => query::team::named(kv, named)?,
         },
         None if caller.team == TeamId::SYSTEM => {
             return Err(ApiError::field(
@@ -146,7 +146,7 @@ fn chosen_team(kv: &impl Kv, caller: &Caller, wanted: Option<&str>) -> Result<Te
     };
     let id = id.filter(|id| caller.team == TeamId::SYSTEM || caller.team == *id);
     let team = match id {
-        Some(id) => query::team(kv, id)?,
+        Some(id) => query::team::by_id(kv, id)?,
         None => None,
     };
     team.ok_or_else(|| ApiError::not_found(NO_SUCH_TEAM))

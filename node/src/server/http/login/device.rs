@@ -7,8 +7,8 @@ use agentpost_proto::command::{self, ClaimLogin, ErrorCode, Operation, Rejection
 use agentpost_proto::id::{KeyId, TeamId};
 use agentpost_proto::limits;
 use agentpost_proto::record::{Login, LoginState};
-use agentpost_raft_store::kv::{Fatal, Kv};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::query;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;

@@ -6,7 +6,7 @@ use agentpost_proto::api::kite::rpc::{Recent, RecentEvent};
 use agentpost_proto::cloudevent::CloudEvent;
 use agentpost_proto::limits;
 use agentpost_proto::time::rfc3339;
-use agentpost_raft_store::kv::{Fatal, Kv};
+use agentpost_raft_store::core::kv::{Fatal, Kv};
 
 use super::{Feed, Look, Row, Shown, next_rows};
 
@@ -133,8 +133,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use agentpost_proto::record;
-    use agentpost_raft_store::keys::{self, ReadState};
-    use agentpost_raft_store::kv::{Memory, Writes};
+    use agentpost_raft_store::core::keys::{self, ReadState};
+    use agentpost_raft_store::core::kv::{Memory, Writes};
     use proptest::prelude::*;
     use prost::Message as _;
     use serde_json::Value;

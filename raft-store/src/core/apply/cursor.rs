@@ -1,0 +1,93 @@
+//! The places of readers. A cursor is forgotten when nobody used it for long: a note of its use is an index row that
+//! moves at most once in `limits::CURSOR_TOUCH_MS`, so that an ack is mostly one write.
+
+use agentpost_proto::command::{AckCursors, CursorAck, ErrorCode};
+use agentpost_proto::id::TeamId;
+use agentpost_proto::limits;
+use agentpost_proto::record::{Cursor, TeamHead};
+use bytes::Bytes;
+
+use super::{Context, Stop, reject};
+use crate::core::keys;
+use crate::core::kv::{Fatal, Kv, Order, Row};
+use crate::core::query;
+use crate::core::view::View;
+
+/// Moves cursors forward. Acks come from nodes, already checked against what they delivered; here they
+/// only never pass the team's last message. One that cannot be kept is left out: the others are other clients'.
+pub fn ack(view: &mut View<'_>, context: &Context<'_>, op: &AckCursors) -> Result<(), Stop> {
+    if context.principal.is_some() {
+        return reject(ErrorCode::Forbidden, "only a node moves cursors");
+    }
+    if op.acks.len() > limits::ACKS_PER_ENTRY_MAX {
+        return reject(ErrorCode::Invalid, "too many cursors in one entry");
+    }
+    for ack in &op.acks {
+        if let Some(team) = team_of(ack) {
+            move_forward(view, context, team, ack)?;
+        }
+    }
+    Ok(())
+}
+
+/// The team of an ack whose names fit a key.
+fn team_of(ack: &CursorAck) -> Option<TeamId> {
+    let fits = |name: &str, bytes_max: usize| name.len() <= bytes_max && !name.contains('\0');
+    let named = fits(&ack.agent, limits::AGENT_ID_BYTES_MAX) && fits(&ack.client_id, limits::CLIENT_ID_BYTES_MAX);
+    TeamId::from_slice(&ack.team_id).ok().filter(|_| named)
+}
+
+fn move_forward(view: &mut View<'_>, context: &Context<'_>, team: TeamId, ack: &CursorAck) -> Result<(), Fatal> {
+    let mut head: TeamHead = query::team::head(view, team)?;
+    let key = keys::cursor(team, &ack.agent, &ack.client_id);
+    let stored: Option<Cursor> = view.load(&key)?;
+    let is_named = !ack.client_id.is_empty();
+    if stored.is_none() && is_named && head.cursors >= limits::CURSORS_MAX {
+        return Ok(());
+    }
+    let mut cursor = stored.unwrap_or_default();
+    if !(ack.implied && cursor.acked) {
+        cursor.seq = ack.seq.min(head.last_seq).max(cursor.seq);
+        cursor.acked |= !ack.implied;
+    }
+    // 0 stands for no note at all, which is what a cursor has that was made before there were notes.
+    let is_noted = cursor.used_ct_ms != 0;
+    if !is_noted || cursor.used_ct_ms + limits::CURSOR_TOUCH_MS <= context.cluster_ms {
+        let note = |used_ct_ms| keys::cursor_use(used_ct_ms, team, &ack.agent, &ack.client_id);
+        if is_noted {
+            view.delete(note(cursor.used_ct_ms));
+        }
+        cursor.used_ct_ms = context.cluster_ms.max(1);
+        view.put(note(cursor.used_ct_ms), Bytes::new());
+        if !is_noted && is_named {
+            head.cursors += 1;
+            view.store(keys::team_head(team), &head);
+        }
+    }
+    // Also at 0: a cursor that exists resumes there, an absent one begins at a later now.
+    if stored != Some(cursor) {
+        view.store(key, &cursor);
+    }
+    Ok(())
+}
+
+/// Forgets cursors that nobody used for `limits::CURSOR_TTL_MS`, at most `rows`.
+pub(super) fn sweep(view: &mut View<'_>, cluster_ms: u64, rows: usize) -> Result<usize, Fatal> {
+    let until = cluster_ms.saturating_sub(limits::CURSOR_TTL_MS);
+    let unused: Vec<Row> = view
+        .range(keys::cursor_uses_until(until), Order::Ascending)
+        .take(rows)
+        .collect::<Result<_, _>>()?;
+    for (note, _) in &unused {
+        let short = || Fatal::Invariant("a short cx key".to_owned());
+        let (team, is_named) = keys::parse_cursor_use(note).ok_or_else(short)?;
+        view.delete(keys::cursor_of_use(note).ok_or_else(short)?);
+        view.delete(note.clone());
+        if is_named {
+            let mut head: TeamHead = query::team::head(view, team)?;
+            head.cursors = head.cursors.saturating_sub(1);
+            view.store(keys::team_head(team), &head);
+        }
+    }
+    Ok(unused.len())
+}

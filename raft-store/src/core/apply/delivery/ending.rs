@@ -1,0 +1,345 @@
+//! How deliveries end, and what is left of them.
+
+use agentpost_proto::api::abbababa::DeliveryFailed;
+use agentpost_proto::command::{
+    BodyKind, CancelDelivery, CloseEndpoint, CloseReply, ErrorCode, Permission, Redrive, RedriveReply,
+};
+use agentpost_proto::id::{AgentId, DeliveryId, MessageId, TeamId};
+use agentpost_proto::limits;
+use agentpost_proto::record::{
+    AttemptEnd, Closing, DeadLetter, Delivery, DeliveryEnd, DeliveryState, Endpoint, EndpointHead, Message, TeamHead,
+};
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use super::attempts::close_attempt;
+use super::{insert, leave_due};
+use crate::core::apply::check::parsed;
+use crate::core::apply::principal::{self, Caller};
+use crate::core::apply::{Context, Stop, check_epoch, endpoint, inbox, reject};
+use crate::core::effect::Effect;
+use crate::core::keys;
+use crate::core::kv::{Fatal, Kv, Order};
+use crate::core::mutant::{self, Mutant};
+use crate::core::view::View;
+
+/// Ends a delivery that stands in no index of work any more. No reason = delivered. A dead one leaves its
+/// dead letter and the sender's notice in this same entry, and keeps its message for a redrive.
+pub(super) fn finish(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    team: TeamId,
+    mut delivery: Delivery,
+    end: Option<DeliveryEnd>,
+    effects: &mut Vec<Effect>,
+) -> Result<(), Fatal> {
+    let state = match end {
+        None => DeliveryState::Delivered,
+        Some(DeliveryEnd::Deleted | DeliveryEnd::Cancelled) => DeliveryState::Cancelled,
+        Some(_) => DeliveryState::Dead,
+    };
+    delivery.set_state(state);
+    delivery.set_end(end.unwrap_or_default());
+    delivery.claim = None;
+    delivery.due_ms = 0;
+    delivery.ended_at_ms = context.wall_ms;
+    delivery.ended_ct_ms = context.cluster_ms;
+    let ages_at = context.cluster_ms + limits::DELIVERY_RETENTION_MS;
+    view.put(keys::delivery_ageing(ages_at, team, delivery.number), Bytes::new());
+    let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
+    if state == DeliveryState::Dead {
+        bury(view, context, team, &mut head, &delivery, effects)?;
+    } else {
+        inbox::release_message(view, team, &mut head, delivery.message_seq)?;
+    }
+    view.store(keys::team_head(team), &head);
+    view.store(keys::delivery(team, delivery.number), &delivery);
+    Ok(())
+}
+
+/// Ends a delivery whose endpoint was closed while it was claimed.
+pub(super) fn end_closed(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    team: TeamId,
+    delivery: Delivery,
+    effects: &mut Vec<Effect>,
+) -> Result<(), Fatal> {
+    let key = keys::endpoint(team, &delivery.agent, &delivery.url);
+    let row: Option<Endpoint> = view.load(&key)?;
+    let end = match row {
+        Some(row) if row.gone_generation == delivery.generation => DeliveryEnd::Disabled,
+        _ => DeliveryEnd::Deleted,
+    };
+    finish(view, context, team, delivery, Some(end), effects)
+}
+
+/// The dead-letter row and the notice in the sender's inbox. The notice's id follows from the delivery's, so
+/// there can be only one.
+fn bury(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    team: TeamId,
+    head: &mut TeamHead,
+    delivery: &Delivery,
+    effects: &mut Vec<Effect>,
+) -> Result<(), Fatal> {
+    let id = notice_id(delivery);
+    // Told before the row is written: a later send with this id must find it.
+    view.may_hold(team, id)?;
+    head.last_seq += 1;
+    let seq = head.last_seq;
+    let notice = Message {
+        id: id.to_bytes(),
+        seq,
+        from: AgentId::SYSTEM.to_owned(),
+        to: delivery.from.clone(),
+        r#type: DeliveryFailed::TYPE.to_owned(),
+        body_kind: BodyKind::Object as i32,
+        body: notice_body(delivery)?,
+        created_at_ms: context.wall_ms,
+        created_ct_ms: context.cluster_ms,
+        ..Message::default()
+    };
+    view.put(keys::message_id(team, id), keys::number(seq));
+    view.store(keys::message(team, seq), &notice);
+    if !(mutant::on(Mutant::NoticeLost) && delivery.number.is_multiple_of(4)) {
+        inbox::append(view, team, head, &notice.to, seq, seq)?;
+    }
+    let dead = DeadLetter {
+        delivery_id: delivery.id.clone(),
+        end: delivery.end,
+        dead_at_ms: context.wall_ms,
+        notice_id: notice.id,
+        notice_seq: seq,
+    };
+    view.store(keys::dead_letter(team, delivery.number), &dead);
+    effects.push(Effect::InboxAppended {
+        team,
+        agent: notice.to,
+        seq,
+    });
+    Ok(())
+}
+
+/// Begins with zeros where the ids of other messages have their time: a notice is never the greatest id of its
+/// team, by which new ids are known to be new.
+fn notice_id(delivery: &Delivery) -> MessageId {
+    let hash = Sha256::digest([b"notice/v1", &delivery.id[..]].concat());
+    let bytes = std::array::from_fn(|n| if n < 6 { 0 } else { hash[n] });
+    MessageId(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+}
+
+fn notice_body(delivery: &Delivery) -> Result<Bytes, Fatal> {
+    let invariant = |why: String| Fatal::Invariant(why);
+    let message = MessageId::from_slice(&delivery.message_id).map_err(|e| invariant(e.to_string()))?;
+    let id = DeliveryId::from_slice(&delivery.id).map_err(|e| invariant(e.to_string()))?;
+    let last = delivery.attempts.iter().rfind(|a| a.end() == AttemptEnd::Failed);
+    let body = DeliveryFailed {
+        message_id: message.abbababa(),
+        to_agent_id: delivery.agent.clone(),
+        topic: Some(delivery.topic.clone()).filter(|topic| !topic.is_empty()),
+        url: delivery.url.clone(),
+        attempts: delivery.attempt_no,
+        last_status: last.map(|a| a.status).filter(|status| *status != 0),
+        last_error: last_error(delivery, last.map_or("", |a| &a.error)),
+        delivery_id: id.to_string(),
+    };
+    serde_json::to_vec(&body)
+        .map(Bytes::from)
+        .map_err(|e| invariant(e.to_string()))
+}
+
+/// What the sender reads: why the delivery ended, unless the last failure says it all.
+fn last_error(delivery: &Delivery, failure: &str) -> String {
+    match delivery.end() {
+        DeliveryEnd::Disabled => "the webhook answered 410 to another delivery and is disabled".to_owned(),
+        DeliveryEnd::OutcomeUnknown => "too many attempts ended without a known outcome".to_owned(),
+        _ => failure.to_owned(),
+    }
+}
+
+/// Ends scheduled deliveries of an endpoint that is being closed.
+pub fn close_endpoint(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    op: &CloseEndpoint,
+    effects: &mut Vec<Effect>,
+) -> Result<CloseReply, Stop> {
+    check_epoch(view, op.epoch)?;
+    let team = parsed(TeamId::from_slice(&op.team_id))?;
+    let key = keys::closing(team, op.generation);
+    let Some(closing) = view.load::<Closing>(&key)? else {
+        return Ok(CloseReply {
+            closed: 0,
+            finished: true,
+        });
+    };
+    let head: Option<EndpointHead> = view.load(&keys::endpoint_head(team, op.generation))?;
+    let from_ms = head.map_or(0, |head| head.due_ms);
+    let rows: Vec<_> = view
+        .range(keys::due_from(team, op.generation, from_ms), Order::Ascending)
+        .take(limits::CLOSINGS_PER_ENTRY_MAX)
+        .collect::<Result<_, _>>()?;
+    for (due, _) in &rows {
+        let number = keys::trailing_number(due).unwrap_or_default();
+        let delivery: Delivery = view
+            .load(&keys::delivery(team, number))?
+            .ok_or_else(|| Fatal::Invariant(format!("a due row of {team} without its delivery {number}")))?;
+        leave_due(view, team, &delivery)?;
+        finish(view, context, team, delivery, Some(closing.end()), effects)?;
+    }
+    let finished = view.get(&keys::endpoint_head(team, op.generation))?.is_none();
+    if finished {
+        view.delete(key);
+    }
+    Ok(CloseReply {
+        closed: rows.len() as u32,
+        finished,
+    })
+}
+
+/// Ends an open delivery on request, without a notice.
+pub fn cancel(view: &mut View<'_>, context: &Context<'_>, op: &CancelDelivery) -> Result<(), Stop> {
+    let (team, mut delivery) = authorized(view, context, &op.delivery_id, &op.agent, &op.team_id)?;
+    match delivery.state() {
+        DeliveryState::Scheduled => leave_due(view, team, &delivery)?,
+        // Nobody will learn what became of its call.
+        DeliveryState::Claimed => {
+            let nothing = agentpost_proto::command::AttemptResult::default();
+            close_attempt(view, context, team, &mut delivery, AttemptEnd::Unknown, nothing);
+        }
+        _ => return reject(ErrorCode::Conflict, "the delivery is over"),
+    }
+    finish(
+        view,
+        context,
+        team,
+        delivery,
+        Some(DeliveryEnd::Cancelled),
+        &mut Vec::new(),
+    )?;
+    Ok(())
+}
+
+/// A dead delivery once more, as a new one; a repeat returns the same.
+pub fn redrive(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    op: &Redrive,
+    effects: &mut Vec<Effect>,
+) -> Result<RedriveReply, Stop> {
+    let (team, mut dead) = authorized(view, context, &op.delivery_id, &op.agent, &op.team_id)?;
+    if dead.state() != DeliveryState::Dead {
+        return reject(ErrorCode::Conflict, "only a dead delivery can be redriven");
+    }
+    if !dead.redriven_as.is_empty() {
+        return Ok(RedriveReply {
+            delivery_id: dead.redriven_as,
+        });
+    }
+    // Aged counts as gone, whether it was swept yet or not.
+    if context.cluster_ms >= dead.ended_ct_ms + limits::DELIVERY_RETENTION_MS {
+        return reject(ErrorCode::Gone, "the message of this delivery is not kept any more");
+    }
+    let Some(generation) = endpoint::open_generation(view, team, &dead.agent, &dead.url)? else {
+        return reject(
+            ErrorCode::Conflict,
+            "the URL is not registered, or is disabled; register it again first",
+        );
+    };
+    let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
+    let again = Delivery {
+        message_id: dead.message_id.clone(),
+        message_seq: dead.message_seq,
+        from: dead.from.clone(),
+        agent: dead.agent.clone(),
+        topic: dead.topic.clone(),
+        url: dead.url.clone(),
+        generation,
+        subscription_id: dead.subscription_id.clone(),
+        redrive_no: dead.redrive_no + 1,
+        redrive_of: dead.id.clone(),
+        ..Delivery::default()
+    };
+    let id = insert(view, context, team, &mut head, again, effects)?;
+    view.store(keys::team_head(team), &head);
+    dead.redriven_as = id.to_bytes();
+    view.store(keys::delivery(team, dead.number), &dead);
+    Ok(RedriveReply {
+        delivery_id: dead.redriven_as,
+    })
+}
+
+/// The delivery, if the caller may end or redrive it: its receiving agent, an admin of its team, or an
+/// operator of the cluster. For anybody else in the team but the sender it does not exist.
+fn authorized(
+    view: &View<'_>,
+    context: &Context<'_>,
+    id: &[u8],
+    agent: &str,
+    team: &[u8],
+) -> Result<(TeamId, Delivery), Stop> {
+    let caller = Caller::with(view, context, Permission::Write)?;
+    let id = parsed(DeliveryId::from_slice(id))?;
+    let team = match team {
+        [] => caller.team,
+        bytes => parsed(TeamId::from_slice(bytes))?,
+    };
+    let administers = caller.key.agent_id.is_empty() && principal::permits(&caller.key, Permission::Admin);
+    let unknown = || reject(ErrorCode::NotFound, "no such delivery");
+    if team != caller.team && !(administers && caller.team == TeamId::SYSTEM) {
+        return unknown();
+    }
+    let Some(delivery) = crate::core::query::delivery::by_id(view, team, id)? else {
+        return unknown();
+    };
+    if administers {
+        return Ok((team, delivery));
+    }
+    caller.acts_as(agent)?;
+    if delivery.agent == agent {
+        Ok((team, delivery))
+    } else if delivery.from == agent {
+        reject(
+            ErrorCode::Forbidden,
+            "only the receiving agent or an admin of the team may do this",
+        )
+    } else {
+        unknown()
+    }
+}
+
+/// Removes what has aged: first the message of a dead delivery, later the delivery itself. Returns how many
+/// rows of the index it went through, at most `rows`.
+pub(in crate::core::apply) fn sweep_aged(view: &mut View<'_>, cluster_ms: u64, rows: usize) -> Result<usize, Fatal> {
+    let due: Vec<_> = view
+        .range(keys::delivery_ageings_until(cluster_ms), Order::Ascending)
+        .take(rows)
+        .collect::<Result<_, _>>()?;
+    for (ageing, _) in &due {
+        let (team, number) =
+            keys::parse_message_expiry(ageing).ok_or_else(|| Fatal::Invariant("a short dx key".to_owned()))?;
+        view.delete(ageing.clone());
+        let key = keys::delivery(team, number);
+        let mut delivery: Delivery = view
+            .load(&key)?
+            .ok_or_else(|| Fatal::Invariant(format!("an ageing row of {team} without its delivery {number}")))?;
+        if delivery.state() == DeliveryState::Dead && !delivery.message_released {
+            let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
+            inbox::release_message(view, team, &mut head, delivery.message_seq)?;
+            view.store(keys::team_head(team), &head);
+            delivery.message_released = true;
+            view.store(key, &delivery);
+            let again = keys::delivery_ageing(cluster_ms + limits::DELIVERY_RETENTION_MS, team, number);
+            view.put(again, Bytes::new());
+            continue;
+        }
+        view.delete(key);
+        let id = DeliveryId::from_slice(&delivery.id).map_err(|e| Fatal::Invariant(e.to_string()))?;
+        view.delete(keys::delivery_id(team, id));
+        view.delete(keys::delivery_of_message(team, delivery.message_seq, number));
+        view.delete(keys::dead_letter(team, number));
+    }
+    Ok(due.len())
+}

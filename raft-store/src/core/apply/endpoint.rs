@@ -1,0 +1,118 @@
+//! Endpoints: the URLs of an agent. One row each, however many of its webhook and subscriptions name the URL.
+//!
+//! A generation is the log index of the registration that made the row, so it is unique in the shard and names
+//! the endpoint in every index. A URL that was deleted, or that a 410 disabled, and is registered again gets
+//! a new generation: deliveries of the old one end, and its secret is another.
+
+use agentpost_proto::command::ErrorCode;
+use agentpost_proto::id::{AgentId, TeamId};
+use agentpost_proto::limits;
+use agentpost_proto::record::{Closing, DeliveryEnd, Endpoint, TeamHead};
+
+use super::check::parsed;
+use super::{Context, Stop, reject};
+use crate::core::effect::Effect;
+use crate::core::keys;
+use crate::core::kv::{Fatal, Kv};
+use crate::core::view::View;
+
+/// Agents that may have URLs and subscriptions: all but the reserved one.
+pub(super) fn check_owner(agent: &str) -> Result<(), Stop> {
+    parsed(agent.parse::<AgentId>())?;
+    if agent == AgentId::SYSTEM {
+        return reject(
+            ErrorCode::Forbidden,
+            "the reserved agent \"system\" has no webhook and no subscriptions",
+        );
+    }
+    Ok(())
+}
+
+/// What the key space needs of a URL. The door where it came in has checked what makes it one.
+pub(super) fn check_url(url: &str) -> Result<(), Stop> {
+    if url.is_empty() || url.len() > limits::URL_BYTES_MAX || url.chars().any(char::is_control) {
+        let message = format!("a URL has 1 to {} printable characters", limits::URL_BYTES_MAX);
+        return reject(ErrorCode::Invalid, message);
+    }
+    Ok(())
+}
+
+/// Puts `new` in the place of `old` for one webhook or subscription; empty = no URL. Returns the generation
+/// of `new`, 0 without a URL. A disabled endpoint comes back to life.
+pub fn replace(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    head: &mut TeamHead,
+    (team, agent): (TeamId, &str),
+    (old, new): (&str, &str),
+    effects: &mut Vec<Effect>,
+) -> Result<u64, Stop> {
+    let mut generation = 0;
+    if !new.is_empty() {
+        let key = keys::endpoint(team, agent, new);
+        let mut endpoint: Endpoint = view.load(&key)?.unwrap_or_default();
+        if endpoint.generation == 0 {
+            if head.endpoints >= limits::ENDPOINTS_MAX {
+                let message = format!("the team has {} webhook URLs already", limits::ENDPOINTS_MAX);
+                return reject(ErrorCode::Forbidden, message);
+            }
+            head.endpoints += 1;
+        }
+        if endpoint.generation == 0 || endpoint.disabled {
+            endpoint.generation = context.index;
+            endpoint.disabled = false;
+        }
+        endpoint.users += u32::from(old != new);
+        generation = endpoint.generation;
+        view.store(key, &endpoint);
+    }
+    if !old.is_empty() && old != new {
+        release(view, head, (team, agent), old, effects)?;
+    }
+    Ok(generation)
+}
+
+/// One user less; the last one takes the endpoint away, and its open deliveries with it.
+fn release(
+    view: &mut View<'_>,
+    head: &mut TeamHead,
+    (team, agent): (TeamId, &str),
+    url: &str,
+    effects: &mut Vec<Effect>,
+) -> Result<(), Fatal> {
+    let key = keys::endpoint(team, agent, url);
+    let Some(mut endpoint) = view.load::<Endpoint>(&key)? else {
+        return Err(Fatal::Invariant(format!("a URL of {team} without its endpoint")));
+    };
+    endpoint.users = endpoint.users.saturating_sub(1);
+    if endpoint.users > 0 {
+        view.store(key, &endpoint);
+        return Ok(());
+    }
+    view.delete(key);
+    head.endpoints = head.endpoints.saturating_sub(1);
+    begin_closing(view, team, endpoint.generation, DeliveryEnd::Deleted, effects)
+}
+
+/// Has the scheduled deliveries of an endpoint closed, if there are any. The first reason stays: a 410 promised
+/// notices, and deleting the URL meanwhile takes none back.
+pub(super) fn begin_closing(
+    view: &mut View<'_>,
+    team: TeamId,
+    generation: u64,
+    end: DeliveryEnd,
+    effects: &mut Vec<Effect>,
+) -> Result<(), Fatal> {
+    let key = keys::closing(team, generation);
+    if view.get(&keys::endpoint_head(team, generation))?.is_some() && view.get(&key)?.is_none() {
+        view.store(key, &Closing { end: end as i32 });
+        effects.push(Effect::EndpointClosing { team, generation });
+    }
+    Ok(())
+}
+
+/// The generation of an endpoint that takes deliveries.
+pub fn open_generation(kv: &(impl Kv + ?Sized), team: TeamId, agent: &str, url: &str) -> Result<Option<u64>, Fatal> {
+    let endpoint: Option<Endpoint> = crate::core::view::load(kv, &keys::endpoint(team, agent, url))?;
+    Ok(endpoint.filter(|e| !e.disabled).map(|e| e.generation))
+}

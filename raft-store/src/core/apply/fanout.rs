@@ -1,0 +1,266 @@
+//! Giving a topic message to its receivers: those subscribed at the log index of the publish, and the publisher
+//! never.
+//!
+//! A small topic gets it within the publish. A large one makes the publish a job, walked by one chunk of
+//! subscription rows after the other; while a topic has an unfinished job each later publish to it is one
+//! too, and only the oldest moves, so every inbox sees a topic in the order of its publishes. The entries of a
+//! chunk take a fresh seq: between the publish and the chunk, other mail may have reached the inbox.
+//!
+//! Each publish has `rc` rows that say who got it, for retention and for looking an entry up. The one at the
+//! publish's own seq is always there: it stands for the reference that the publish itself holds to its
+//! message.
+
+use agentpost_proto::command::{FanoutChunk, FanoutReply, WebhookEvent};
+use agentpost_proto::id::{self, TeamId};
+use agentpost_proto::limits;
+use agentpost_proto::record::{FanoutJob, Message, Receivers, Subscription, TeamHead, Topic};
+use bytes::Bytes;
+
+use super::check::parsed;
+use super::delivery::{self, Target};
+use super::{Context, Stop, check_epoch, endpoint, inbox, topic, webhook};
+use crate::core::effect::Effect;
+use crate::core::keys;
+use crate::core::kv::{Fatal, Kv, Order, Row};
+use crate::core::mutant::{self, Mutant};
+use crate::core::view::{View, decode};
+
+/// How the receivers of a publish get it.
+#[derive(Debug)]
+pub(super) enum Plan {
+    /// Nobody is subscribed.
+    Nobody,
+    /// In the publish itself.
+    Inline(Topic),
+    /// In chunks.
+    Job(Topic),
+}
+
+impl Plan {
+    /// Decides over a publish; one that goes out inline takes its rows from what the command may walk.
+    pub fn new(view: &View<'_>, team: TeamId, name: &str, rows_left: &mut usize) -> Result<Self, Fatal> {
+        let Some(topic) = view.load::<Topic>(&keys::topic(team, name))? else {
+            return Ok(Plan::Nobody);
+        };
+        match rows_left.checked_sub(topic.rows as usize) {
+            Some(left) if topic.jobs == 0 => {
+                *rows_left = left;
+                Ok(Plan::Inline(topic))
+            }
+            _ => Ok(Plan::Job(topic)),
+        }
+    }
+
+    pub fn is_job(&self) -> bool {
+        matches!(self, Plan::Job(_))
+    }
+}
+
+/// Gives a message that was just stored to its receivers, or queues that.
+pub(super) fn publish(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    team: TeamId,
+    head: &mut TeamHead,
+    (message, plan): (&Message, Plan),
+    effects: &mut Vec<Effect>,
+) -> Result<(), Fatal> {
+    let seq = message.seq;
+    let own = keys::receivers(team, seq, seq);
+    effects.push(Effect::Published { team, seq });
+    let mut topic = match plan {
+        Plan::Nobody => {
+            view.put(own, Bytes::new());
+            return Ok(());
+        }
+        Plan::Job(mut topic) => {
+            view.put(own, Bytes::new());
+            topic.jobs += 1;
+            view.store(keys::topic(team, &message.topic), &topic);
+            let job = FanoutJob {
+                publish_index: context.index,
+                next_serial: 1,
+                last_serial: topic.last_serial,
+            };
+            view.store(keys::fanout_job(team, &message.topic, seq), &job);
+            effects.push(Effect::FanoutQueued {
+                team,
+                topic: message.topic.clone(),
+            });
+            return Ok(());
+        }
+        Plan::Inline(topic) => topic,
+    };
+    let range = keys::subscriptions_between(team, &message.topic, 1, topic.last_serial);
+    let rows: Vec<Row> = view.range(range, Order::Ascending).collect::<Result<_, _>>()?;
+    let walk = Walk {
+        team,
+        message,
+        publish_index: context.index,
+        entry_seq: seq,
+    };
+    let rows_before = topic.rows;
+    let receivers = walk.give(view, context, head, &mut topic, rows, effects)?;
+    view.store(own, &receivers);
+    if topic.rows != rows_before {
+        topic::keep(view, team, head, &message.topic, &topic);
+    }
+    Ok(())
+}
+
+/// The next receivers of a publish.
+pub fn chunk(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    op: &FanoutChunk,
+    effects: &mut Vec<Effect>,
+) -> Result<FanoutReply, Stop> {
+    check_epoch(view, op.epoch)?;
+    let team = parsed(TeamId::from_slice(&op.team_id))?;
+    parsed(id::validate_name("topic", &op.topic))?;
+    let Some(mut job) = oldest_job(view, team, &op.topic)?
+        .filter(|(seq, job)| *seq == op.seq && job.next_serial == op.from_serial)
+        .map(|(_, job)| job)
+    else {
+        return Ok(FanoutReply {
+            finished: false,
+            stale: true,
+        });
+    };
+    let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
+    let mut topic: Topic = topic::load(view, team, &op.topic)?;
+    let message: Message = view
+        .load(&keys::message(team, op.seq))?
+        .ok_or_else(|| Fatal::Invariant(format!("a fan-out of {team} without its message {}", op.seq)))?;
+    let range = keys::subscriptions_between(team, &op.topic, job.next_serial, job.last_serial);
+    let rows: Vec<Row> = view
+        .range(range, Order::Ascending)
+        .take(limits::FANOUT_CHUNK_ROWS)
+        .collect::<Result<_, _>>()?;
+    let last = rows.last().and_then(|(key, _)| keys::trailing_number(key));
+    let finished = rows.len() < limits::FANOUT_CHUNK_ROWS || last == Some(job.last_serial);
+
+    let walk = Walk {
+        team,
+        message: &message,
+        publish_index: job.publish_index,
+        entry_seq: head.last_seq + 1,
+    };
+    let receivers = walk.give(view, context, &mut head, &mut topic, rows, effects)?;
+    if !receivers.agents.is_empty() {
+        head.last_seq = head.last_seq.max(walk.entry_seq);
+        view.store(keys::receivers(team, op.seq, walk.entry_seq), &receivers);
+    }
+    let key = keys::fanout_job(team, &op.topic, op.seq);
+    if finished {
+        topic.jobs = topic.jobs.saturating_sub(1);
+        view.delete(key);
+        // A sweep may have met it meanwhile and left it to us.
+        if message.expires_at_ms != 0 {
+            view.put(keys::message_expiry(message.expires_at_ms, team, op.seq), Bytes::new());
+        }
+        effects.push(Effect::FanoutFinished { team, seq: op.seq });
+    } else {
+        job.next_serial = last.unwrap_or_default() + 1;
+        view.store(key, &job);
+    }
+    topic::keep(view, team, &mut head, &op.topic, &topic);
+    view.store(keys::team_head(team), &head);
+    Ok(FanoutReply { finished, stale: false })
+}
+
+fn oldest_job(view: &View<'_>, team: TeamId, topic: &str) -> Result<Option<(u64, FanoutJob)>, Fatal> {
+    let first = view
+        .range(keys::fanout_jobs_of(team, topic), Order::Ascending)
+        .next()
+        .transpose()?;
+    first
+        .map(|(key, value)| Ok((keys::trailing_number(&key).unwrap_or_default(), decode(value)?)))
+        .transpose()
+}
+
+/// A walk over subscription rows of one publish.
+struct Walk<'a> {
+    team: TeamId,
+    message: &'a Message,
+    publish_index: u64,
+    /// Where the entries of this walk stand in their inboxes.
+    entry_seq: u64,
+}
+
+impl Walk<'_> {
+    /// Gives the message to those of `rows` that were subscribed at the publish; removes rows that neither this
+    /// nor any later publish needs. Returns who got it.
+    fn give(
+        &self,
+        view: &mut View<'_>,
+        context: &Context<'_>,
+        head: &mut TeamHead,
+        topic: &mut Topic,
+        rows: Vec<Row>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Receivers, Fatal> {
+        let team = self.team;
+        let mut receivers = Receivers::default();
+        for (key, value) in rows {
+            let row: Subscription = decode(value)?;
+            let ended = row.until_index <= self.publish_index || mutant::on(Mutant::FanoutNow);
+            if row.until_index != 0 && ended {
+                view.delete(key);
+                topic.rows = topic.rows.saturating_sub(1);
+                continue;
+            }
+            if row.since_index >= self.publish_index || row.agent == self.message.from {
+                continue;
+            }
+            inbox::append(view, team, head, &row.agent, self.entry_seq, self.message.seq)?;
+            self.deliver(view, context, head, &row, effects)?;
+            effects.push(Effect::InboxAppended {
+                team,
+                agent: row.agent.clone(),
+                seq: self.entry_seq,
+            });
+            receivers.agents.push(row.agent);
+        }
+        let entries = receivers.agents.len() as u64;
+        if entries > 0 {
+            inbox::retain_message(view, team, self.message.seq, entries)?;
+        }
+        Ok(receivers)
+    }
+
+    /// One delivery to the subscription's own URL and one to the agent's webhook; one in all if they are the same.
+    fn deliver(
+        &self,
+        view: &mut View<'_>,
+        context: &Context<'_>,
+        head: &mut TeamHead,
+        row: &Subscription,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Fatal> {
+        let (team, agent) = (self.team, row.agent.as_str());
+        if !row.url.is_empty()
+            && let Some(generation) = endpoint::open_generation(view, team, agent, &row.url)?
+        {
+            let target = Target {
+                agent,
+                url: &row.url,
+                generation,
+                subscription_id: &row.id,
+            };
+            delivery::schedule(view, context, team, head, self.message, target, effects)?;
+        }
+        if let Some((url, generation)) = webhook::open(view, team, agent, WebhookEvent::MessageTopic)?
+            && url != row.url
+        {
+            let target = Target {
+                agent,
+                url: &url,
+                generation,
+                subscription_id: &[],
+            };
+            delivery::schedule(view, context, team, head, self.message, target, effects)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,99 @@
+//! Leased units of inbox reads. A node takes a block of an agent's day through the log and spends it on its
+//! own, so a read costs no entry and yet no day has more reads than its limit: a unit counts as used from its
+//! grant on, and what comes back was never spent.
+//!
+//! A lease is a row while it is out. The row of a node that crashed stays until its day has passed: its units
+//! may have been spent.
+
+use agentpost_proto::command::{ErrorCode, LeaseReads, LeaseReply, LeaseReturn, Permission, ReturnLeases};
+use agentpost_proto::id::{AgentId, TeamId};
+use agentpost_proto::limits::{LEASE_UNITS_MAX, LEASES_PER_ENTRY_MAX};
+use agentpost_proto::record::{DayCount, Lease};
+use agentpost_proto::time;
+
+use super::check::parsed;
+use super::principal::Caller;
+use super::team::limits_of;
+use super::{Context, Stop, quota, reject};
+use crate::core::keys;
+use crate::core::view::View;
+
+/// Grants a block of an agent's reads of this day to a node. A repeat of the same lease returns the first
+/// grant. Without a limit there is nothing to grant: the answer has neither units nor a limit.
+pub fn grant(view: &mut View<'_>, context: &Context<'_>, op: &LeaseReads) -> Result<LeaseReply, Stop> {
+    let caller = Caller::with(view, context, Permission::Read)?;
+    parsed(op.agent.parse::<AgentId>())?;
+    caller.acts_as(&op.agent)?;
+    if op.agent == AgentId::SYSTEM {
+        return reject(ErrorCode::Forbidden, "nobody reads as the reserved agent \"system\"");
+    }
+    if op.lease_id.len() != 16 {
+        return reject(ErrorCode::Invalid, "a lease id has 16 bytes");
+    }
+    let limit = limits_of(view, caller.team)?.daily_reads;
+    let count_row = keys::read_count(caller.team, &op.agent);
+    let mut count: DayCount = view.load(&count_row)?.unwrap_or_default();
+    quota::turn(&mut count, context.wall_ms);
+    let lease_row = keys::lease(count.day, caller.team, &op.lease_id);
+    let units = match view.load::<Lease>(&lease_row)? {
+        Some(first) if first.agent == op.agent && first.node == op.node => first.units,
+        Some(_) => return reject(ErrorCode::Conflict, "this lease is another agent's or node's"),
+        None if limit == 0 => 0,
+        None => {
+            let units = block(limit.saturating_sub(count.used), op.nodes);
+            if units == 0 {
+                return Err(quota::used_up(context, &op.agent, limit, "inbox reads"));
+            }
+            count.used += units;
+            view.store(count_row, &count);
+            let (agent, node) = (op.agent.clone(), op.node);
+            view.store(lease_row, &Lease { agent, node, units });
+            units
+        }
+    };
+    Ok(LeaseReply {
+        units,
+        day: count.day,
+        used: count.used,
+        limit,
+    })
+}
+
+/// A part of what remains, small enough that every node gets some; the last units go one by one.
+fn block(remaining: u64, nodes: u32) -> u64 {
+    let part = remaining / (4 * u64::from(nodes.max(1)));
+    part.clamp(1, LEASE_UNITS_MAX).min(remaining)
+}
+
+/// Ends leases and credits what was not spent of them. A lease that is gone already is left alone, so a
+/// repeat credits nothing.
+pub fn give_back(view: &mut View<'_>, context: &Context<'_>, op: &ReturnLeases) -> Result<(), Stop> {
+    if context.principal.is_some() {
+        return reject(ErrorCode::Forbidden, "only a node returns leases");
+    }
+    if op.leases.len() > LEASES_PER_ENTRY_MAX {
+        return reject(ErrorCode::Invalid, "too many leases in one entry");
+    }
+    for lease in &op.leases {
+        end(view, context, lease)?;
+    }
+    Ok(())
+}
+
+fn end(view: &mut View<'_>, context: &Context<'_>, returned: &LeaseReturn) -> Result<(), Stop> {
+    let team = parsed(TeamId::from_slice(&returned.team_id))?;
+    let row = keys::lease(returned.day, team, &returned.lease_id);
+    let Some(lease) = view.load::<Lease>(&row)? else {
+        return Ok(());
+    };
+    view.delete(row);
+    let count_row = keys::read_count(team, &lease.agent);
+    let mut count: DayCount = view.load(&count_row)?.unwrap_or_default();
+    // A day that is over needs no units, and more than was granted cannot be left.
+    let counts = count.day == returned.day && returned.day >= time::day(context.wall_ms);
+    if counts && (1..=lease.units).contains(&returned.unused) {
+        count.used = count.used.saturating_sub(returned.unused);
+        view.store(count_row, &count);
+    }
+    Ok(())
+}

@@ -1,0 +1,339 @@
+//! Sending: to one inbox, or to those subscribed to a topic.
+
+use agentpost_proto::command::{
+    BodyKind, ErrorCode, Face, Permission, Send, SendBatch, SendBatchReply, SendOutcome, SendReply, TeamLimits,
+    WebhookEvent, send_outcome,
+};
+use agentpost_proto::id::{self, AgentId, MessageId, TeamId};
+use agentpost_proto::limits;
+use agentpost_proto::record::{Idempotency, Message, Team, TeamHead};
+use bytes::Bytes;
+use prost::Message as _;
+use sha2::{Digest, Sha256};
+
+use super::check::parsed;
+use super::delivery::{self, Target};
+use super::fanout::{self, Plan};
+use super::principal::Caller;
+use super::quota::{self, SendCounts};
+use super::team::{self, default_limits};
+use super::{Context, Stop, inbox, reject, webhook};
+use crate::core::effect::Effect;
+use crate::core::keys;
+use crate::core::kv::{Fatal, Kv};
+use crate::core::mutant::{self, Mutant};
+use crate::core::query;
+use crate::core::view::View;
+
+/// Stores a message and gives it to its receivers. A repeat under its idempotency key, or of its message id, returns the
+/// first result and stores nothing.
+pub fn send(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    op: Send,
+    effects: &mut Vec<Effect>,
+) -> Result<SendReply, Stop> {
+    let mut desk = Desk::open(view, context)?;
+    let reply = desk.send(view, context, op, effects)?;
+    desk.close(view);
+    Ok(reply)
+}
+
+/// Stores many messages; each is counted and decided alone.
+pub fn send_batch(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    op: SendBatch,
+    effects: &mut Vec<Effect>,
+) -> Result<SendBatchReply, Stop> {
+    let mut desk = Desk::open(view, context)?;
+    if op.sends.len() > limits::BATCH_ITEMS_MAX {
+        return reject(ErrorCode::Invalid, "too many messages in a batch");
+    }
+    let mut outcomes = Vec::with_capacity(op.sends.len());
+    for item in op.sends {
+        let (savepoint, effects_before) = (view.savepoint(), effects.len());
+        let (head, fanout_rows) = (desk.head, desk.fanout_rows);
+        let outcome = match desk.send(view, context, item, effects) {
+            Ok(sent) => send_outcome::Outcome::Sent(sent),
+            Err(Stop::Reject(rejection)) => {
+                view.rollback(savepoint);
+                (desk.head, desk.fanout_rows) = (head, fanout_rows);
+                effects.truncate(effects_before);
+                send_outcome::Outcome::Rejection(rejection)
+            }
+            Err(fatal) => return Err(fatal),
+        };
+        outcomes.push(SendOutcome { outcome: Some(outcome) });
+    }
+    desk.close(view);
+    Ok(SendBatchReply { outcomes })
+}
+
+/// What the messages of one command share: who sends, the team's rules and counters. The counters are
+/// written once, when the command is done.
+struct Desk {
+    caller: Caller,
+    limits: TeamLimits,
+    strict_recipients: bool,
+    head: TeamHead,
+    counts: SendCounts,
+    /// Subscription rows that inline publishes may still walk.
+    fanout_rows: usize,
+    /// Whether anything was stored; else there is nothing to write down.
+    stored: bool,
+}
+
+impl Desk {
+    fn open(view: &View<'_>, context: &Context<'_>) -> Result<Self, Stop> {
+        let caller = Caller::with(view, context, Permission::Write)?;
+        let team = caller.team;
+        let settings: Team = team::settings(view, team)?;
+        Ok(Desk {
+            caller,
+            limits: settings.limits.unwrap_or_else(default_limits),
+            strict_recipients: settings.strict_recipients,
+            head: view.load(&keys::team_head(team))?.unwrap_or_default(),
+            counts: SendCounts::default(),
+            fanout_rows: limits::FANOUT_CHUNK_ROWS,
+            stored: false,
+        })
+    }
+
+    fn close(self, view: &mut View<'_>) {
+        if !self.stored {
+            return;
+        }
+        view.store(keys::team_head(self.caller.team), &self.head);
+        self.counts.close(view, self.caller.team);
+    }
+
+    /// Counting is the last step that may refuse, so a refused message is never counted for its sender.
+    fn send(
+        &mut self,
+        view: &mut View<'_>,
+        context: &Context<'_>,
+        op: Send,
+        effects: &mut Vec<Effect>,
+    ) -> Result<SendReply, Stop> {
+        let message_id = parsed(MessageId::from_slice(&op.message_id))?;
+        validate(&op)?;
+        self.caller.acts_as(&op.from)?;
+        let team = self.caller.team;
+        if let Some(first) = repeated(view, context, team, &op)? {
+            return Ok(first);
+        }
+        let direct = op.topic.is_empty();
+        if direct && self.strict_recipients && view.get(&keys::agent(team, &op.to))?.is_none() {
+            return reject(ErrorCode::NotFound, format!("nobody registered the agent {:?}", op.to));
+        }
+        if view.may_hold(team, message_id)?
+            && let Some(seq) = view.get(&keys::message_id(team, message_id))?
+        {
+            return already_stored(view, team, &seq, &self.head, &self.limits);
+        }
+        let price = quota::count_event(&mut self.head, &self.limits, context)?;
+        let counted = !self.caller.key.agent_id.is_empty() || op.face() == Face::Abbababa;
+        let sends_used = if counted {
+            self.counts.count(view, context, team, &op.from, &self.limits)?
+        } else {
+            0
+        };
+
+        self.stored = true;
+        self.head.last_seq += 1;
+        let seq = self.head.last_seq;
+        let plan = match direct {
+            true => None,
+            false => Some(Plan::new(view, team, &op.topic, &mut self.fanout_rows)?),
+        };
+        let reply = SendReply {
+            message_id: op.message_id.clone(),
+            seq,
+            created_at_ms: context.wall_ms,
+            events_used: self.head.events_used,
+            events_limit: self.limits.monthly_events,
+            amount_charged_atomic: price,
+            sends_used,
+            sends_limit: self.limits.daily_sends,
+            fanout_job: plan.as_ref().is_some_and(Plan::is_job),
+        };
+        view.put(keys::message_id(team, message_id), keys::number(seq));
+        if !op.idempotency_key.is_empty() {
+            remember(view, context, team, &op, &reply);
+        }
+        let message = store_message(view, context, team, seq, op);
+        match plan {
+            Some(plan) => fanout::publish(view, context, team, &mut self.head, (&message, plan), effects)?,
+            None => self.hand_over(view, context, message, effects)?,
+        }
+        Ok(reply)
+    }
+
+    /// Puts a direct message into its receiver's inbox, and on the way to its webhook.
+    fn hand_over(
+        &mut self,
+        view: &mut View<'_>,
+        context: &Context<'_>,
+        message: Message,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Fatal> {
+        let (team, seq) = (self.caller.team, message.seq);
+        inbox::append(view, team, &mut self.head, &message.to, seq, seq)?;
+        if let Some((url, generation)) = webhook::open(view, team, &message.to, WebhookEvent::MessageReceived)? {
+            let target = Target {
+                agent: &message.to,
+                url: &url,
+                generation,
+                subscription_id: &[],
+            };
+            delivery::schedule(view, context, team, &mut self.head, &message, target, effects)?;
+        }
+        effects.push(Effect::InboxAppended {
+            team,
+            agent: message.to,
+            seq,
+        });
+        Ok(())
+    }
+}
+
+/// The edge has said the same with more words; here it protects the key space and the replicas.
+fn validate(op: &Send) -> Result<(), Stop> {
+    parsed(op.from.parse::<AgentId>())?;
+    match (op.to.as_str(), op.topic.as_str()) {
+        (to, "") => drop(parsed(to.parse::<AgentId>())?),
+        ("", topic) => parsed(id::validate_name("topic", topic))?,
+        _ => {
+            return reject(
+                ErrorCode::Invalid,
+                "a message goes to an agent or to a topic, not to both",
+            );
+        }
+    }
+    parsed(id::validate_name("type", &op.r#type))?;
+    if op.from == AgentId::SYSTEM {
+        return reject(ErrorCode::Forbidden, "nobody can send as the reserved agent \"system\"");
+    }
+    if op.to == AgentId::SYSTEM {
+        return reject(ErrorCode::NotFound, "the reserved agent \"system\" has no inbox");
+    }
+    if !op.idempotency_key.is_empty() {
+        parsed(id::validate_idempotency_key(&op.idempotency_key))?;
+    }
+    if op.body.len() > limits::BODY_BYTES_MAX || op.extras.len() > limits::EXTRAS_BYTES_MAX {
+        return reject(ErrorCode::Invalid, "the message is too large");
+    }
+    if op.body_kind() == BodyKind::Unspecified {
+        return reject(ErrorCode::Invalid, "a message has a body");
+    }
+    Ok(())
+}
+
+/// The first result under the same idempotency key, while it is remembered.
+fn repeated(view: &View<'_>, context: &Context<'_>, team: TeamId, op: &Send) -> Result<Option<SendReply>, Stop> {
+    if op.idempotency_key.is_empty() {
+        return Ok(None);
+    }
+    let row: Option<Idempotency> = view.load(&keys::idempotency(team, &op.from, &op.idempotency_key))?;
+    let Some(row) = row else { return Ok(None) };
+    // A row counts as absent as soon as it has aged, whether it was swept yet or not.
+    let forgotten = mutant::on(Mutant::KeyForgotten) && context.cluster_ms >= row.created_ct_ms + 500;
+    if context.cluster_ms >= row.created_ct_ms + limits::IDEMPOTENCY_TTL_MS || forgotten {
+        return Ok(None);
+    }
+    if row.operation_hash != operation_hash(op) {
+        return reject(
+            ErrorCode::IdempotencyMismatch,
+            "this Idempotency-Key was used for another message",
+        );
+    }
+    Ok(Some(crate::core::view::decode(row.reply)?))
+}
+
+fn remember(view: &mut View<'_>, context: &Context<'_>, team: TeamId, op: &Send, reply: &SendReply) {
+    let row = Idempotency {
+        operation_hash: operation_hash(op),
+        created_ct_ms: context.cluster_ms,
+        reply: Bytes::from(reply.encode_to_vec()),
+    };
+    view.store(keys::idempotency(team, &op.from, &op.idempotency_key), &row);
+    let expires = context.cluster_ms + limits::IDEMPOTENCY_TTL_MS;
+    view.put(
+        keys::idempotency_expiry(expires, team, &op.from, &op.idempotency_key),
+        Bytes::new(),
+    );
+}
+
+/// What makes two sends the same operation, each field behind its length.
+fn operation_hash(op: &Send) -> Bytes {
+    let mut hash = Sha256::new();
+    let fields = [
+        op.to.as_bytes(),
+        op.r#type.as_bytes(),
+        &op.body,
+        op.thread_id.as_bytes(),
+        op.reply_to_id.as_bytes(),
+    ];
+    for field in fields {
+        hash.update((field.len() as u64).to_be_bytes());
+        hash.update(field);
+    }
+    hash.update(op.body_kind.to_be_bytes());
+    hash.update(op.expires_at_ms.to_be_bytes());
+    // Last and only for a publish: direct mail hashes as it did before there were topics.
+    hash.update(op.topic.as_bytes());
+    Bytes::copy_from_slice(&hash.finalize())
+}
+
+/// The answer to a send whose message is there already: the message, and the counters as they stand.
+fn already_stored(
+    view: &View<'_>,
+    team: TeamId,
+    seq: &[u8],
+    head: &TeamHead,
+    limits: &TeamLimits,
+) -> Result<SendReply, Stop> {
+    let seq =
+        keys::trailing_number(seq).ok_or_else(|| Fatal::Invariant("a message id row without a seq".to_owned()))?;
+    let message: Message = view
+        .load(&keys::message(team, seq))?
+        .ok_or_else(|| Fatal::Invariant(format!("message id row of {team} leads to a missing seq {seq}")))?;
+    let fanout_job = query::topic::fanout_pending(view, team, &message.topic, seq)?;
+    Ok(SendReply {
+        message_id: message.id,
+        fanout_job,
+        seq,
+        created_at_ms: message.created_at_ms,
+        events_used: head.events_used,
+        events_limit: limits.monthly_events,
+        ..SendReply::default()
+    })
+}
+
+fn store_message(view: &mut View<'_>, context: &Context<'_>, team: TeamId, seq: u64, op: Send) -> Message {
+    if op.expires_at_ms != 0 {
+        view.put(keys::message_expiry(op.expires_at_ms, team, seq), Bytes::new());
+    }
+    let message = Message {
+        id: op.message_id,
+        seq,
+        from: op.from,
+        to: op.to,
+        r#type: op.r#type,
+        body_kind: op.body_kind,
+        body: op.body,
+        thread_id: op.thread_id,
+        reply_to_id: op.reply_to_id,
+        created_at_ms: match mutant::on(Mutant::OwnState) {
+            true => context.wall_ms + u64::from(std::process::id() % 1000),
+            false => context.wall_ms,
+        },
+        created_ct_ms: context.cluster_ms,
+        expires_at_ms: op.expires_at_ms,
+        extras: op.extras,
+        topic: op.topic,
+    };
+    view.store(keys::message(team, seq), &message);
+    message
+}

@@ -1,0 +1,168 @@
+//! Subscriptions to topics.
+//!
+//! A publish at log index p goes to the subscription rows with `since < p < until`. A row that is closed while
+//! a publish of its topic is unfinished stays, because that publish may still have to find it; the walk of a
+//! later publish removes it. A topic exists while it has rows or unfinished publishes.
+
+use agentpost_proto::command::{ErrorCode, Permission, Subscribe, SubscriptionReply, Unsubscribe};
+use agentpost_proto::id::{self, SubscriptionId, TeamId};
+use agentpost_proto::limits;
+use agentpost_proto::record::{Subscription, TeamHead, Topic};
+
+use super::check::parsed;
+use super::principal::Caller;
+use super::team;
+use super::{Context, Stop, endpoint, quota, reject};
+use crate::core::effect::Effect;
+use crate::core::keys;
+use crate::core::kv::Fatal;
+use crate::core::query;
+use crate::core::view::View;
+
+/// Subscribes an agent, or changes the URL of its subscription.
+pub fn subscribe(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    op: &Subscribe,
+    effects: &mut Vec<Effect>,
+) -> Result<SubscriptionReply, Stop> {
+    let team = authorized(view, context, &op.agent, &op.topic)?;
+    let id = parsed(SubscriptionId::from_slice(&op.subscription_id))?;
+    let (mut registrations_used, mut registrations_limit) = (0, 0);
+    if let Some(url) = op.url.as_deref().filter(|url| !url.is_empty()) {
+        endpoint::check_url(url)?;
+        let limits = team::limits_of(view, team)?;
+        registrations_used = quota::count_registration(view, context, team, &op.agent, &limits)?;
+        registrations_limit = limits.daily_webhook_registrations;
+    }
+    let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
+    let (serial, mut row) = match query::topic::open(view, team, &op.agent, &op.topic)? {
+        Some(open) => open,
+        None => add(view, context, team, &mut head, op, id)?,
+    };
+    let generation = match &op.url {
+        Some(url) => {
+            let owner = (team, op.agent.as_str());
+            let generation = endpoint::replace(view, context, &mut head, owner, (&row.url, url), effects)?;
+            row.url.clone_from(url);
+            row.updated_at_ms = context.wall_ms;
+            generation
+        }
+        None => query::topic::endpoint(view, team, &op.agent, &row.url)?.map_or(0, |e| e.generation),
+    };
+    view.store(keys::subscription(team, &op.topic, serial), &row);
+    view.store(keys::team_head(team), &head);
+    Ok(SubscriptionReply {
+        subscription_id: row.id,
+        url: row.url,
+        generation,
+        created_at_ms: row.created_at_ms,
+        updated_at_ms: row.updated_at_ms,
+        registrations_used,
+        registrations_limit,
+    })
+}
+
+/// A new row under the topic's next serial.
+fn add(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    team: TeamId,
+    head: &mut TeamHead,
+    op: &Subscribe,
+    id: SubscriptionId,
+) -> Result<(u64, Subscription), Stop> {
+    let key = keys::topic(team, &op.topic);
+    let known: Option<Topic> = view.load(&key)?;
+    let full = |what: String| reject(ErrorCode::Forbidden, what);
+    if known.is_none() {
+        if head.topics >= limits::TOPICS_MAX {
+            return full(format!("the team has {} topics already", limits::TOPICS_MAX));
+        }
+        head.topics += 1;
+    }
+    let mut topic = known.unwrap_or_default();
+    if topic.rows >= limits::TOPIC_ROWS_MAX {
+        return full(format!(
+            "the topic has {} subscriptions already",
+            limits::TOPIC_ROWS_MAX
+        ));
+    }
+    if head.subscriptions >= limits::SUBSCRIPTIONS_MAX {
+        return full(format!(
+            "the team has {} subscriptions already",
+            limits::SUBSCRIPTIONS_MAX
+        ));
+    }
+    head.subscriptions += 1;
+    topic.rows += 1;
+    topic.last_serial += 1;
+    view.store(key, &topic);
+    let subscribed = keys::subscribed(team, &op.agent, &op.topic);
+    view.put(subscribed, keys::number(topic.last_serial));
+    let row = Subscription {
+        id: id.to_bytes(),
+        agent: op.agent.clone(),
+        since_index: context.index,
+        created_at_ms: context.wall_ms,
+        updated_at_ms: context.wall_ms,
+        ..Subscription::default()
+    };
+    Ok((topic.last_serial, row))
+}
+
+/// Ends a subscription, if there is one.
+pub fn unsubscribe(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    op: &Unsubscribe,
+    effects: &mut Vec<Effect>,
+) -> Result<(), Stop> {
+    let team = authorized(view, context, &op.agent, &op.topic)?;
+    let Some((serial, mut row)) = query::topic::open(view, team, &op.agent, &op.topic)? else {
+        return Ok(());
+    };
+    let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
+    let mut topic: Topic = load(view, team, &op.topic)?;
+    let owner = (team, op.agent.as_str());
+    endpoint::replace(view, context, &mut head, owner, (&row.url, ""), effects)?;
+    view.delete(keys::subscribed(team, &op.agent, &op.topic));
+    head.subscriptions = head.subscriptions.saturating_sub(1);
+    let key = keys::subscription(team, &op.topic, serial);
+    if topic.jobs == 0 {
+        view.delete(key);
+        topic.rows = topic.rows.saturating_sub(1);
+    } else {
+        // An unfinished publish that is older still goes to this inbox, but no longer to its URL.
+        row.until_index = context.index;
+        row.url.clear();
+        view.store(key, &row);
+    }
+    keep(view, team, &mut head, &op.topic, &topic);
+    view.store(keys::team_head(team), &head);
+    Ok(())
+}
+
+/// The topic of a subscription row or an unfinished publish.
+pub(super) fn load(view: &View<'_>, team: TeamId, name: &str) -> Result<Topic, Fatal> {
+    view.load(&keys::topic(team, name))?
+        .ok_or_else(|| Fatal::Invariant(format!("rows of the topic {name:?} of {team} without the topic")))
+}
+
+/// Writes a topic down, or removes it when nothing is left of it.
+pub(super) fn keep(view: &mut View<'_>, team: TeamId, head: &mut TeamHead, name: &str, topic: &Topic) {
+    if topic.rows == 0 && topic.jobs == 0 {
+        view.delete(keys::topic(team, name));
+        head.topics = head.topics.saturating_sub(1);
+    } else {
+        view.store(keys::topic(team, name), topic);
+    }
+}
+
+fn authorized(view: &View<'_>, context: &Context<'_>, agent: &str, topic: &str) -> Result<TeamId, Stop> {
+    let caller = Caller::with(view, context, Permission::Write)?;
+    caller.acts_as(agent)?;
+    endpoint::check_owner(agent)?;
+    parsed(id::validate_name("topic", topic))?;
+    Ok(caller.team)
+}

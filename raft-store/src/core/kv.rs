@@ -1,0 +1,116 @@
+//! The ordered map that `apply` and the queries stand on. Two implementations: RocksDB (`disk/state.rs`) and
+//! [`Memory`], over which the keystone test replays the same log and expects the same bytes.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use bytes::Bytes;
+
+/// The state could not be read, written or understood. The node stops: it must never answer differently
+/// from its peers.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// The disk.
+    #[error("state database: {0}")]
+    Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A stored value that does not decode.
+    #[error("undecodable {what}: {source}")]
+    Decode {
+        /// Which value.
+        what: &'static str,
+        /// Why.
+        source: prost::DecodeError,
+    },
+    /// A rule that apply itself keeps does not hold.
+    #[error("broken invariant: {0}")]
+    Invariant(String),
+}
+
+/// A row.
+pub type Row = (Bytes, Bytes);
+/// Rows of a range, in the order asked for.
+pub type Rows<'a> = Box<dyn Iterator<Item = Result<Row, Fatal>> + 'a>;
+
+/// Which way a range is walked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Smallest key first.
+    Ascending,
+    /// Largest key first.
+    Descending,
+}
+
+/// Reading.
+pub trait Kv {
+    /// The value at `key`.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal>;
+    /// The rows with `start <= key < end`.
+    fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_>;
+    /// The same map, standing still: what a question of several reads must stand on while others write.
+    fn frozen(&self) -> Box<dyn Kv + '_>;
+}
+
+impl<K: Kv + ?Sized> Kv for &K {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
+        (**self).get(key)
+    }
+
+    fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
+        (**self).range(range, order)
+    }
+
+    fn frozen(&self) -> Box<dyn Kv + '_> {
+        (**self).frozen()
+    }
+}
+
+/// Writes that become visible together: `None` deletes. Ordered by key, each key once.
+pub type Writes = Vec<(Bytes, Option<Bytes>)>;
+
+/// A map in memory.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Memory {
+    rows: BTreeMap<Bytes, Bytes>,
+}
+
+impl Memory {
+    /// Applies writes at once.
+    pub fn write(&mut self, writes: Writes) {
+        for (key, value) in writes {
+            match value {
+                Some(value) => self.rows.insert(key, value),
+                None => self.rows.remove(&key),
+            };
+        }
+    }
+
+    /// Every row, by key.
+    pub fn rows(&self) -> impl Iterator<Item = (&Bytes, &Bytes)> {
+        self.rows.iter()
+    }
+}
+
+impl Kv for Memory {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
+        Ok(self.rows.get(key).cloned())
+    }
+
+    fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
+        if range.start >= range.end {
+            return Box::new(std::iter::empty());
+        }
+        let rows = self.rows.range::<[u8], _>((
+            std::ops::Bound::Included(range.start.as_slice()),
+            std::ops::Bound::Excluded(range.end.as_slice()),
+        ));
+        let row = |(key, value): (&Bytes, &Bytes)| Ok((key.clone(), value.clone()));
+        match order {
+            Order::Ascending => Box::new(rows.map(row)),
+            Order::Descending => Box::new(rows.rev().map(row)),
+        }
+    }
+
+    fn frozen(&self) -> Box<dyn Kv + '_> {
+        Box::new(self)
+    }
+}

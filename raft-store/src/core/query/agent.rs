@@ -1,0 +1,52 @@
+//! The agents of a team: those in the directory and those that have an inbox.
+
+use agentpost_proto::id::TeamId;
+use agentpost_proto::record::Agent;
+
+use crate::core::keys;
+use crate::core::kv::{Fatal, Kv, Order};
+use crate::core::view::{decode, load};
+
+/// An agent of a team.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listed {
+    /// Its id.
+    pub id: String,
+    /// Its row in the directory; none for one that only got mail.
+    pub registered: Option<Agent>,
+}
+
+/// The row of an agent in the directory.
+pub fn registered(kv: &impl Kv, team: TeamId, id: &str) -> Result<Option<Agent>, Fatal> {
+    load(kv, &keys::agent(team, id))
+}
+
+/// The agents that follow `after` (all after an empty one), by id, at most `limit`.
+pub fn agents(kv: &impl Kv, team: TeamId, after: &str, limit: usize) -> Result<Vec<Listed>, Fatal> {
+    let frozen = kv.frozen();
+    let kv = frozen.as_ref();
+    let mut listed = Vec::new();
+    for row in kv.range(keys::agents_after(team, after), Order::Ascending).take(limit) {
+        let agent: Agent = decode(row?.1)?;
+        listed.push(Listed {
+            id: agent.id.clone(),
+            registered: Some(agent),
+        });
+    }
+    for row in kv
+        .range(keys::inbox_heads_after(team, after), Order::Ascending)
+        .take(limit)
+    {
+        let (key, _) = row?;
+        let id = keys::trailing_text(&key).ok_or_else(|| Fatal::Invariant("a short ih key".to_owned()))?;
+        listed.push(Listed {
+            id: id.to_owned(),
+            registered: None,
+        });
+    }
+    // Stable: of two with one id the registered one stays.
+    listed.sort_by(|a, b| a.id.cmp(&b.id));
+    listed.dedup_by(|later, first| later.id == first.id);
+    listed.truncate(limit);
+    Ok(listed)
+}

@@ -1,0 +1,296 @@
+//! Inboxes, and the messages in them.
+
+use agentpost_proto::id::{MessageId, TeamId};
+use agentpost_proto::limits;
+use agentpost_proto::record::{Cursor, InboxEntry, InboxHead, Message};
+
+use crate::core::keys::{self, ReadState};
+use crate::core::kv::{Fatal, Kv, Order, Row};
+use crate::core::mutant::{self, Mutant};
+use crate::core::view::{decode, load};
+
+/// An entry of an inbox with its message.
+#[derive(Debug, Clone)]
+pub struct InboxItem {
+    /// The entry's place: rises along the inbox, on every node the same.
+    pub seq: u64,
+    /// Its dense number.
+    pub position: u64,
+    /// 0 while unread.
+    pub read_at_ms: u64,
+    /// What was sent.
+    pub message: Message,
+}
+
+/// What a page shall hold.
+#[derive(Debug, Clone)]
+pub struct PageQuery<'a> {
+    /// Continue behind this entry.
+    pub after_seq: Option<u64>,
+    /// Oldest or newest first.
+    pub order: Order,
+    /// Messages at most.
+    pub limit: usize,
+    /// Only unread, only read ones, or both.
+    pub state: Option<ReadState>,
+    /// Only from this agent.
+    pub from: Option<&'a str>,
+    /// Only of this topic.
+    pub topic: Option<&'a str>,
+}
+
+/// A page of an inbox.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// In the order asked for.
+    pub items: Vec<InboxItem>,
+    /// Where the next page continues; that of the query when nothing was examined.
+    pub last_seq: Option<u64>,
+}
+
+/// A page of an inbox; examines at most `limits::PAGE_EXAMINED_MAX` entries.
+pub fn page(kv: &impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>) -> Result<Page, Fatal> {
+    let frozen = kv.frozen();
+    let kv = frozen.as_ref();
+    let mut bytes = 0;
+    let mut page = Page {
+        items: Vec::new(),
+        last_seq: query.after_seq,
+    };
+    for row in entries(kv, team, agent, query)?.take(limits::PAGE_EXAMINED_MAX) {
+        if page.items.len() == query.limit || bytes > limits::PAGE_BYTES_MAX {
+            break;
+        }
+        let (seq, entry) = row?;
+        page.last_seq = Some(seq);
+        let item = item(kv, team, seq, entry)?;
+        if query.from.is_none_or(|from| item.message.from == from)
+            && query.topic.is_none_or(|topic| item.message.topic == topic)
+        {
+            bytes += item.message.body.len();
+            page.items.push(item);
+        }
+    }
+    Ok(page)
+}
+
+/// Entries of an inbox behind `after_seq`, oldest first, at most `limit`.
+pub fn after(kv: &impl Kv, team: TeamId, agent: &str, after_seq: u64, limit: usize) -> Result<Vec<InboxItem>, Fatal> {
+    entries_beyond(kv, team, agent, Order::Ascending, after_seq)?
+        .take(limit)
+        .map(|row| row.and_then(|(seq, entry)| item(kv, team, seq, entry)))
+        .collect()
+}
+
+/// Entries of an inbox before `before_seq`, newest first, at most `limit`. See [`team_before`] for their size.
+pub fn before(kv: &impl Kv, team: TeamId, agent: &str, before_seq: u64, limit: usize) -> Result<Vec<InboxItem>, Fatal> {
+    let frozen = kv.frozen();
+    let kv = frozen.as_ref();
+    entries_beyond(kv, team, agent, Order::Descending, before_seq)?
+        .take(limit)
+        .map(|row| row.and_then(|(seq, entry)| item(kv, team, seq, entry)))
+        .collect()
+}
+
+/// Seqs of an inbox behind `after_seq`, oldest first, at most `limit`, each with the seq of its message: for one
+/// who joins several inboxes and needs few of their messages.
+pub fn seqs_after(
+    kv: &impl Kv,
+    team: TeamId,
+    agent: &str,
+    after_seq: u64,
+    limit: usize,
+) -> Result<Vec<(u64, u64)>, Fatal> {
+    entries_beyond(kv, team, agent, Order::Ascending, after_seq)?
+        .take(limit)
+        .map(|row| row.map(|(seq, entry)| (seq, entry.message_seq)))
+        .collect()
+}
+
+/// Seqs of an inbox before `before_seq`, newest first, at most `limit`, each with the seq of its message: see
+/// [`seqs_after`].
+pub fn seqs_before(
+    kv: &impl Kv,
+    team: TeamId,
+    agent: &str,
+    before_seq: u64,
+    limit: usize,
+) -> Result<Vec<(u64, u64)>, Fatal> {
+    entries_beyond(kv, team, agent, Order::Descending, before_seq)?
+        .take(limit)
+        .map(|row| row.map(|(seq, entry)| (seq, entry.message_seq)))
+        .collect()
+}
+
+/// All entries of an inbox beyond `seq` in this order.
+fn entries_beyond<'a>(
+    kv: &'a (impl Kv + ?Sized),
+    team: TeamId,
+    agent: &str,
+    order: Order,
+    seq: u64,
+) -> Result<Entries<'a>, Fatal> {
+    let query = PageQuery {
+        after_seq: Some(seq),
+        order,
+        limit: usize::MAX,
+        state: None,
+        from: None,
+        topic: None,
+    };
+    entries(kv, team, agent, &query)
+}
+
+type Entries<'a> = Box<dyn Iterator<Item = Result<(u64, InboxEntry), Fatal>> + 'a>;
+
+/// The entries that a query walks: read and unread ones stand in two ranges, joined here by seq.
+fn entries<'a>(
+    kv: &'a (impl Kv + ?Sized),
+    team: TeamId,
+    agent: &str,
+    query: &PageQuery<'_>,
+) -> Result<Entries<'a>, Fatal> {
+    let head = head(kv, team, agent)?;
+    let range = |state: ReadState, floor: u64| match (query.order, query.after_seq) {
+        (Order::Ascending, after) => keys::inbox_from(
+            state,
+            team,
+            agent,
+            floor.max(after.map_or(0, |seq| seq.saturating_add(1 + u64::from(mutant::on(Mutant::PageEdge))))),
+        ),
+        (Order::Descending, Some(before)) => keys::inbox_until(state, team, agent, before),
+        (Order::Descending, None) => keys::inbox_from(state, team, agent, floor),
+    };
+    let rows = |state, floor| kv.range(range(state, floor), query.order).map(parse_entry);
+    Ok(match query.state {
+        Some(ReadState::Unread) => Box::new(rows(ReadState::Unread, head.unread_floor)),
+        Some(ReadState::Read) => Box::new(rows(ReadState::Read, head.read_floor)),
+        None => {
+            let mut unread = rows(ReadState::Unread, head.unread_floor).peekable();
+            let mut read = rows(ReadState::Read, head.read_floor).peekable();
+            let order = query.order;
+            Box::new(std::iter::from_fn(move || match (unread.peek(), read.peek()) {
+                (Some(Ok((a, _))), Some(Ok((b, _)))) if (a < b) == (order == Order::Ascending) => unread.next(),
+                (_, Some(_)) => read.next(),
+                (_, None) => unread.next(),
+            }))
+        }
+    })
+}
+
+fn parse_entry(row: Result<Row, Fatal>) -> Result<(u64, InboxEntry), Fatal> {
+    let (key, value) = row?;
+    let seq = keys::trailing_number(&key).ok_or_else(|| Fatal::Invariant("a short inbox key".to_owned()))?;
+    Ok((seq, decode(value)?))
+}
+
+/// The message that `agent` received under this id.
+pub fn received(kv: &impl Kv, team: TeamId, agent: &str, id: MessageId) -> Result<Option<InboxItem>, Fatal> {
+    let frozen = kv.frozen();
+    let kv = frozen.as_ref();
+    match find_entry(kv, team, agent, id)? {
+        Some((seq, _, entry)) => item(kv, team, seq, entry).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn item(kv: &(impl Kv + ?Sized), team: TeamId, seq: u64, entry: InboxEntry) -> Result<InboxItem, Fatal> {
+    let message = load(kv, &keys::message(team, entry.message_seq))?.ok_or_else(|| {
+        Fatal::Invariant(format!(
+            "an inbox entry of {team} without its message {}",
+            entry.message_seq
+        ))
+    })?;
+    Ok(InboxItem {
+        seq,
+        position: entry.position,
+        read_at_ms: entry.read_at_ms,
+        message,
+    })
+}
+
+/// The counters of an inbox; zeros for one that never received.
+pub fn head(kv: &(impl Kv + ?Sized), team: TeamId, agent: &str) -> Result<InboxHead, Fatal> {
+    Ok(load(kv, &keys::inbox_head(team, agent))?.unwrap_or_default())
+}
+
+/// The cursor of (team, agent, client id); an empty client id is the mailbox cursor of `agent`.
+pub fn cursor(kv: &impl Kv, team: TeamId, agent: &str, client_id: &str) -> Result<Option<Cursor>, Fatal> {
+    load(kv, &keys::cursor(team, agent, client_id))
+}
+
+/// A message by id, whoever received it.
+pub fn message(kv: &impl Kv, team: TeamId, id: MessageId) -> Result<Option<Message>, Fatal> {
+    let Some(seq) = kv
+        .get(&keys::message_id(team, id))?
+        .and_then(|row| keys::trailing_number(&row))
+    else {
+        return Ok(None);
+    };
+    load(kv, &keys::message(team, seq))
+}
+
+/// The message at a seq.
+pub fn message_at(kv: &impl Kv, team: TeamId, seq: u64) -> Result<Option<Message>, Fatal> {
+    load(kv, &keys::message(team, seq))
+}
+
+/// Messages of a whole team behind `after_seq`, oldest first, at most `limit`.
+pub fn team_after(kv: &impl Kv, team: TeamId, after_seq: u64, limit: usize) -> Result<Vec<Message>, Fatal> {
+    let from = after_seq.saturating_add(1);
+    kv.range(keys::messages_from(team, from), Order::Ascending)
+        .take(limit)
+        .map(|row| row.and_then(|(_, value)| decode(value)))
+        .collect()
+}
+
+/// Messages of a whole team before `before_seq`, newest first, at most `limit`. Each may have a body of
+/// `limits::BODY_BYTES_MAX`: who shows many asks for a few at a time.
+pub fn team_before(kv: &impl Kv, team: TeamId, before_seq: u64, limit: usize) -> Result<Vec<Message>, Fatal> {
+    kv.range(keys::messages_until(team, before_seq), Order::Descending)
+        .take(limit)
+        .map(|row| row.and_then(|(_, value)| decode(value)))
+        .collect()
+}
+
+/// How many refer to a stored message: inbox entries, open and dead deliveries, its publish.
+pub fn references(kv: &(impl Kv + ?Sized), team: TeamId, seq: u64) -> Result<u64, Fatal> {
+    let row = kv.get(&keys::references(team, seq))?;
+    Ok(row.and_then(|row| keys::trailing_number(&row)).unwrap_or(1))
+}
+
+/// Where a message stands in an inbox.
+pub(crate) fn find_entry(
+    kv: &(impl Kv + ?Sized),
+    team: TeamId,
+    agent: &str,
+    id: MessageId,
+) -> Result<Option<(u64, ReadState, InboxEntry)>, Fatal> {
+    let Some(seq) = kv
+        .get(&keys::message_id(team, id))?
+        .and_then(|row| keys::trailing_number(&row))
+    else {
+        return Ok(None);
+    };
+    let at = |seq: u64| -> Result<_, Fatal> {
+        for state in [ReadState::Unread, ReadState::Read] {
+            if let Some(row) = kv.get(&keys::inbox_entry(state, team, agent, seq))? {
+                return Ok(Some((seq, state, decode(row)?)));
+            }
+        }
+        Ok(None)
+    };
+    if let Some(found) = at(seq)? {
+        return Ok(Some(found));
+    }
+    // A topic message that was given out in chunks stands at their seqs.
+    for row in kv.range(keys::receivers_of(team, seq), Order::Ascending) {
+        let entry_seq = keys::trailing_number(&row?.0).unwrap_or_default();
+        if entry_seq != seq
+            && let Some(found) = at(entry_seq)?
+        {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}

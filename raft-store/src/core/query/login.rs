@@ -1,0 +1,26 @@
+//! Devices that ask for a key. One that has expired is absent, whether or not it was swept.
+
+use agentpost_proto::id;
+use agentpost_proto::record::Login;
+
+use crate::core::keys;
+use crate::core::kv::{Fatal, Kv};
+use crate::core::view::load;
+
+/// The login that a person names: by any text, of which only a well-formed code can be one.
+pub fn by_user_code(kv: &(impl Kv + ?Sized), user_code: &str, cluster_ms: u64) -> Result<Option<Login>, Fatal> {
+    if id::validate_user_code(user_code).is_err() {
+        return Ok(None);
+    }
+    let login: Option<Login> = load(kv, &keys::login(user_code))?;
+    Ok(login.filter(|login| cluster_ms < login.expires_ct_ms))
+}
+
+/// The login of a device, by the keyed hash of its code.
+pub fn by_device(kv: &(impl Kv + ?Sized), device_hash: &[u8], cluster_ms: u64) -> Result<Option<Login>, Fatal> {
+    let Some(user_code) = kv.get(&keys::login_device(device_hash))? else {
+        return Ok(None);
+    };
+    let user_code = std::str::from_utf8(&user_code).map_err(|e| Fatal::Invariant(format!("a user code: {e}")))?;
+    by_user_code(kv, user_code, cluster_ms)
+}

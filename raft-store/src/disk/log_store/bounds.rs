@@ -1,0 +1,41 @@
+//! What the log holds, and what may follow it.
+
+use std::io;
+
+use super::tail::Tail;
+use crate::disk::options::LogStart;
+use crate::disk::types::{Entry, LogId, Vote};
+
+/// What the log holds: the entries `first..next`.
+pub(super) struct Bounds {
+    pub(super) first: u64,
+    pub(super) next: u64,
+    pub(super) last: Option<LogId>,
+    /// What the first entry continues.
+    pub(super) base: u64,
+    /// What the next entry continues.
+    pub(super) hash: u64,
+    pub(super) purged: Option<LogId>,
+    pub(super) committed: Option<LogId>,
+    pub(super) vote: Option<Vote>,
+    pub(super) tail: Tail,
+}
+
+/// The log's first index after these entries, if they may be appended.
+pub(super) fn check_follows(bounds: &Bounds, start: LogStart, entries: &[Entry]) -> io::Result<u64> {
+    let new = bounds.first == bounds.next && bounds.purged.is_none();
+    let (mut first, mut next) = (bounds.first, bounds.next);
+    if let (true, LogStart::Anywhere, Some(entry)) = (new, start, entries.first()) {
+        (first, next) = (entry.log_id.index, entry.log_id.index);
+    }
+    let mut term = bounds.last.map_or(0, |last| last.leader_id.term);
+    for entry in entries {
+        let id = entry.log_id;
+        if id.index != next || id.leader_id.term < term {
+            let message = format!("entry {id} does not follow the log, which continues at {next} in term {term}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        (next, term) = (next + 1, id.leader_id.term);
+    }
+    Ok(first)
+}

@@ -1,0 +1,233 @@
+//! The one thread that makes the log durable.
+//!
+//! Whoever wrote something to the WAL leaves a [`Waiter`] here. The thread takes all waiters at once, flushes
+//! the WAL once for all of them, then tells them in the order in which they came. While a flush runs, the
+//! next group gathers: the slower the disk, the larger the groups.
+//!
+//! The queue has no bound of its own. A waiter is an append that openraft has in flight, and what may be in
+//! flight is bounded where operations are admitted.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use openraft::storage::IOFlushed;
+use tokio::sync::oneshot;
+
+use super::metrics::LogMetrics;
+use crate::disk::damage::Failure;
+use crate::disk::floor::Mark;
+use crate::disk::types::TypeConfig;
+
+/// Somebody who wants to know when what was written so far is durable.
+pub(super) enum Waiter {
+    /// openraft, which goes on meanwhile, and the last entry that it appended.
+    Append(IOFlushed<TypeConfig>, Option<Mark>),
+    /// Ourselves, waiting.
+    Barrier(oneshot::Sender<io::Result<()>>),
+}
+
+impl Waiter {
+    /// Tells the waiter, and names the entry that is durable now.
+    fn complete(self, result: io::Result<()>) -> Option<Mark> {
+        let durable = result.is_ok();
+        match self {
+            Waiter::Append(flushed, mark) => {
+                flushed.io_completed(result);
+                mark.filter(|_| durable)
+            }
+            Waiter::Barrier(done) => {
+                // Nobody waits any more: the node is stopping.
+                drop(done.send(result));
+                None
+            }
+        }
+    }
+}
+
+/// Handle of the thread; dropping it waits for what is queued.
+pub(super) struct SyncThread {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    failure: Failure,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiters: Vec<Waiter>,
+    closed: bool,
+}
+
+impl SyncThread {
+    /// Starts the thread; `sync` makes durable everything that was written before it was called, `flushed` is told
+    /// which entry is durable after those who waited for it.
+    pub(super) fn spawn(
+        sync: impl FnMut() -> Result<(), String> + Send + 'static,
+        flushed: impl Fn(Mark) + Send + 'static,
+        failure: Failure,
+        metrics: Arc<LogMetrics>,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            failure,
+        });
+        let thread = std::thread::Builder::new().name("log-sync".to_owned()).spawn({
+            let shared = shared.clone();
+            move || shared.run(sync, flushed, &metrics)
+        })?;
+        Ok(SyncThread {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// Tells the waiter when everything written before this call is durable.
+    pub(super) fn wait(&self, waiter: Waiter) {
+        self.shared.lock().waiters.push(waiter);
+        self.shared.wake.notify_one();
+    }
+
+    /// Returns when everything written before this call is durable.
+    pub(super) async fn barrier(&self) -> io::Result<()> {
+        let (done, waiting) = oneshot::channel();
+        self.wait(Waiter::Barrier(done));
+        waiting
+            .await
+            .unwrap_or_else(|_| Err(io::Error::other("the log's sync thread is gone")))
+    }
+
+    /// The error that ended this log, if one did.
+    pub(super) fn check(&self) -> io::Result<()> {
+        self.shared.failure.check()
+    }
+
+    /// Ends this log: the write of `error` may be half on disk.
+    pub(super) fn fail(&self, error: &str) {
+        self.shared.failure.set(error);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next group; none when the log is closed and everything was told.
+    fn next(&self) -> Option<Vec<Waiter>> {
+        let mut queue = self.lock();
+        while queue.waiters.is_empty() {
+            if queue.closed {
+                return None;
+            }
+            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        Some(std::mem::take(&mut queue.waiters))
+    }
+
+    fn run(&self, mut sync: impl FnMut() -> Result<(), String>, flushed: impl Fn(Mark), metrics: &LogMetrics) {
+        while let Some(group) = self.next() {
+            // After a failure the kernel may have dropped the dirty pages and report success: never again.
+            if self.failure.check().is_ok()
+                && let Err(error) = metrics.measure(&mut sync)
+            {
+                self.failure.set(&error);
+            }
+            let mut durable = None;
+            for waiter in group {
+                durable = waiter.complete(self.failure.check()).or(durable);
+            }
+            if let Some(mark) = durable {
+                flushed(mark);
+            }
+        }
+    }
+}
+
+impl Drop for SyncThread {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.wake.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // A panic in there has been reported by the thread itself.
+            drop(thread.join());
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn spawn(sync: impl FnMut() -> Result<(), String> + Send + 'static) -> SyncThread {
+        SyncThread::spawn(sync, |_| (), Failure::default(), Arc::new(LogMetrics::new())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_flush_serves_all_that_waited_meanwhile() {
+        let (release, gate) = mpsc::sync_channel::<()>(2);
+        let flushes = Arc::new(AtomicU32::new(0));
+        let counted = flushes.clone();
+        let thread = spawn(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            gate.recv().map_err(|e| e.to_string())
+        });
+        let waiting: Vec<_> = (0..10)
+            .map(|_| {
+                let (done, waiting) = oneshot::channel();
+                thread.wait(Waiter::Barrier(done));
+                waiting
+            })
+            .collect();
+        // The first flush takes whoever was there when it began, the second everybody else.
+        release.send(()).unwrap();
+        release.send(()).unwrap();
+        drop(release);
+        for waiting in waiting {
+            waiting.await.unwrap().unwrap();
+        }
+        assert!(flushes.load(Ordering::Relaxed) <= 2);
+    }
+
+    #[tokio::test]
+    async fn a_failed_flush_is_never_retried() {
+        let flushes = Arc::new(AtomicU32::new(0));
+        let counted = flushes.clone();
+        let thread = spawn(move || match counted.fetch_add(1, Ordering::Relaxed) {
+            0 => Ok(()),
+            _ => Err("EIO".to_owned()),
+        });
+        thread.barrier().await.unwrap();
+        assert!(thread.check().is_ok());
+        for _ in 0..3 {
+            assert!(thread.barrier().await.unwrap_err().to_string().contains("EIO"));
+            assert!(thread.check().is_err());
+        }
+        assert_eq!(flushes.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_failed_write_ends_the_log_without_another_flush() {
+        let thread = spawn(|| panic!("not after a failed write"));
+        thread.fail("no space");
+        assert!(thread.barrier().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn closing_tells_everybody_first() {
+        let thread = spawn(|| Ok(()));
+        let (done, waiting) = oneshot::channel();
+        thread.wait(Waiter::Barrier(done));
+        drop(thread);
+        waiting.await.unwrap().unwrap();
+    }
+}

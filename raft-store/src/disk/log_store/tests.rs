@@ -1,0 +1,535 @@
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use openraft::storage::{RaftLogReader, RaftLogStorage};
+use openraft::type_config::TypeConfigExt;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::disk::damage::Damage;
+use crate::disk::floor::FloorFile;
+use crate::disk::testing::{append, blank, crash_copy, ids, log_id, membership, normal, options, start_append};
+use crate::disk::types::LeaderId;
+
+/// A shard of which only the log and its floor are there.
+fn open(dir: &Path) -> LogStore {
+    try_open(dir, &options()).unwrap()
+}
+
+fn floor(dir: &Path) -> Result<FloorFile, OpenError> {
+    fs::create_dir_all(dir).unwrap();
+    FloorFile::open(&dir.join("FLOOR"), "test", None, !dir.join("log").exists())
+}
+
+fn try_open(dir: &Path, options: &Options) -> Result<LogStore, OpenError> {
+    LogStore::open(&dir.join("log"), floor(dir)?, options, Damage::default())
+}
+
+fn open_with(dir: &Path, sync: impl FnMut(&rocksdb::DB) -> Result<(), String> + Send + 'static) -> LogStore {
+    let floor = floor(dir).unwrap();
+    LogStore::open_with(&dir.join("log"), floor, &options(), Damage::default(), sync).unwrap()
+}
+
+fn vote(term: u64) -> Vote {
+    let leader_id = LeaderId { term, node_id: 1 };
+    Vote {
+        leader_id,
+        committed: false,
+    }
+}
+
+/// The write-ahead log that is being written.
+fn newest_wal(dir: &Path) -> PathBuf {
+    let files = fs::read_dir(dir.join("log")).unwrap().map(|item| item.unwrap().path());
+    let wals = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+    wals.max().unwrap()
+}
+
+#[tokio::test]
+async fn entries_vote_and_hint_survive_a_restart() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    log.save_vote(&vote(3)).await.unwrap();
+    append(
+        &mut log,
+        vec![blank(1, 0), normal(2, 1, 100), membership(2, 2, &[1, 2])],
+    )
+    .await
+    .unwrap();
+    log.save_committed(Some(log_id(2, 1))).await.unwrap();
+    assert_eq!(log.read_committed().await.unwrap(), Some(log_id(2, 1)));
+    let written = log.get_log_reader().await.try_get_log_entries(..).await.unwrap();
+    drop(log);
+
+    let mut log = open(dir.path());
+    let mut reader = log.get_log_reader().await;
+    assert_eq!(reader.read_vote().await.unwrap(), Some(vote(3)));
+    assert_eq!(reader.try_get_log_entries(..).await.unwrap(), written);
+    assert_eq!(log.read_committed().await.unwrap(), Some(log_id(2, 1)));
+    assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(log_id(2, 2)));
+}
+
+#[tokio::test]
+async fn an_append_must_follow_the_log() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    assert!(
+        append(&mut log, vec![blank(1, 7)]).await.is_err(),
+        "a new log begins at 0"
+    );
+    append(&mut log, vec![blank(1, 0), blank(2, 1)]).await.unwrap();
+    for wrong in [
+        vec![blank(2, 3)],
+        vec![blank(2, 1)],
+        vec![blank(2, 2), blank(2, 4)],
+        vec![blank(1, 2)],
+    ] {
+        let (flushed, told) = TypeConfig::oneshot();
+        let refused = log.append(wrong, IOFlushed::<TypeConfig>::signal(flushed)).await;
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert!(told.await.unwrap().is_err(), "the callback tells as well");
+    }
+    append(&mut log, vec![blank(2, 2)]).await.unwrap();
+    assert_eq!(ids(&mut log).await, [log_id(1, 0), log_id(2, 1), log_id(2, 2)]);
+}
+
+#[tokio::test]
+async fn a_power_cut_keeps_what_was_synced_and_a_torn_tail_is_dropped() {
+    let dir = TempDir::new().unwrap();
+    let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));
+    let stalled = Arc::new(AtomicBool::new(false));
+    let stall = stalled.clone();
+    let mut log = open_with(&live, move |db| {
+        while stall.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        db.flush_wal(true).map_err(|e| e.to_string())
+    });
+    append(&mut log, (0..20).map(|i| normal(1, i, 200)).collect())
+        .await
+        .unwrap();
+    log.save_vote(&vote(9)).await.unwrap();
+    let synced = fs::metadata(newest_wal(&live)).unwrap().len();
+    stalled.store(true, Ordering::Relaxed);
+    for i in 20..30 {
+        // Handed to the operating system and readable, but the disk does not have it.
+        drop(start_append(&mut log, vec![normal(1, i, 200)]).await.unwrap());
+    }
+    crash_copy(&live, &copy);
+    let wal = fs::File::options().write(true).open(newest_wal(&copy)).unwrap();
+    wal.set_len(synced + 300).unwrap();
+    stalled.store(false, Ordering::Relaxed);
+    drop(log);
+
+    let mut log = open(&copy);
+    assert_eq!(ids(&mut log).await, (0..21).map(|i| log_id(1, i)).collect::<Vec<_>>());
+    assert_eq!(log.get_log_reader().await.read_vote().await.unwrap(), Some(vote(9)));
+    append(&mut log, vec![normal(2, 21, 10)]).await.unwrap();
+    drop(log);
+    assert_eq!(ids(&mut open(&copy)).await.len(), 22);
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_the_middle_of_the_wal_refuses_to_open() {
+    let dir = TempDir::new().unwrap();
+    let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));
+    let mut log = open(&live);
+    for i in 0..50 {
+        append(&mut log, vec![normal(1, i, 200)]).await.unwrap();
+    }
+    crash_copy(&live, &copy);
+    let wal = newest_wal(&copy);
+    let mut bytes = fs::read(&wal).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&wal, bytes).unwrap();
+    let refused = try_open(&copy, &options()).err().unwrap();
+    assert!(matches!(refused, OpenError::Quarantine { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn a_record_that_changed_on_disk_is_an_error() {
+    let dir = TempDir::new().unwrap();
+    let small = Options {
+        log_tail_bytes: 0,
+        ..options()
+    };
+    let mut log = try_open(dir.path(), &small).unwrap();
+    append(&mut log, (0..4).map(|i| normal(1, i, 50)).collect())
+        .await
+        .unwrap();
+    let key = keys::entry(1);
+    let mut value = log.inner.db.get_cf(log.inner.entries(), key).unwrap().unwrap();
+    *value.last_mut().unwrap() ^= 1;
+    log.inner.db.put_cf(log.inner.entries(), key, value).unwrap();
+    let mut reader = log.get_log_reader().await;
+    let error = reader.try_get_log_entries(0..4).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    assert!(error.to_string().contains("checksum"), "{error}");
+    assert_eq!(reader.try_get_log_entries(2..4).await.unwrap().len(), 2);
+    drop((log, reader));
+    let refused = try_open(dir.path(), &options()).err().unwrap();
+    assert!(refused.to_string().contains("checksum"), "{refused}");
+}
+
+/// Each record is whole, but the log is not what was written.
+#[tokio::test]
+async fn a_missing_or_older_record_breaks_the_chain() {
+    let dir = TempDir::new().unwrap();
+    let small = Options {
+        log_tail_bytes: 0,
+        ..options()
+    };
+    for damage in [
+        (|log: &LogStore, _old: &[u8]| log.inner.db.delete_cf(log.inner.entries(), keys::entry(1)).unwrap())
+            as fn(&LogStore, &[u8]),
+        |log, old| log.inner.db.put_cf(log.inner.entries(), keys::entry(1), old).unwrap(),
+    ] {
+        let dir = TempDir::new_in(dir.path()).unwrap();
+        let mut log = try_open(dir.path(), &small).unwrap();
+        append(&mut log, (0..3).map(|i| normal(1, i, 50)).collect())
+            .await
+            .unwrap();
+        let old = log
+            .inner
+            .db
+            .get_cf(log.inner.entries(), keys::entry(1))
+            .unwrap()
+            .unwrap();
+        log.truncate_after(Some(log_id(1, 0))).await.unwrap();
+        append(&mut log, (1..4).map(|i| normal(2, i, 50)).collect())
+            .await
+            .unwrap();
+        damage(&log, &old);
+        let mut reader = log.get_log_reader().await;
+        let error = reader.try_get_log_entries(0..4).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+        drop((log, reader));
+        let refused = try_open(dir.path(), &small).err().unwrap();
+        assert!(matches!(refused, OpenError::Quarantine { .. }), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn replication_reads_at_most_a_payload_and_at_least_an_entry() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    let big = APPEND_PAYLOAD_BYTES_MAX * 6 / 10;
+    append(
+        &mut log,
+        vec![
+            normal(1, 0, big),
+            normal(1, 1, 10),
+            normal(1, 2, big),
+            normal(1, 3, big * 3),
+        ],
+    )
+    .await
+    .unwrap();
+    for _restart in 0..2 {
+        let mut reader = log.get_log_reader().await;
+        for (start, expected) in [(0, 2), (1, 2), (2, 1), (3, 1), (4, 0)] {
+            let read = reader.limited_get_log_entries(start, 10).await.unwrap();
+            assert_eq!(read.len(), expected, "from {start}");
+        }
+        let all: Vec<_> = reader.entries_stream(1..4).await.collect().await;
+        assert_eq!(
+            all.into_iter().map(|e| e.unwrap().log_id.index).collect::<Vec<_>>(),
+            [1, 2, 3]
+        );
+        drop((log, reader));
+        log = open(dir.path()); // nothing is in memory any more
+    }
+    log.purge(log_id(1, 1)).await.unwrap();
+    let mut reader = log.get_log_reader().await;
+    assert!(
+        reader.limited_get_log_entries(0, 4).await.unwrap().is_empty(),
+        "never entries from further on"
+    );
+}
+
+#[tokio::test]
+async fn a_truncation_returns_when_it_is_durable() {
+    let dir = TempDir::new().unwrap();
+    let (release, gate) = mpsc::sync_channel::<()>(100);
+    let gate = Mutex::new(gate);
+    let mut log = open_with(dir.path(), move |db| {
+        gate.lock().unwrap().recv().map_err(|e| e.to_string())?;
+        db.flush_wal(true).map_err(|e| e.to_string())
+    });
+    release.send(()).unwrap();
+    append(&mut log, vec![blank(1, 0), blank(1, 1), blank(1, 2)])
+        .await
+        .unwrap();
+    let mut truncation = Box::pin(log.truncate_after(Some(log_id(1, 0))));
+    let early = tokio::time::timeout(Duration::from_millis(50), &mut truncation).await;
+    assert!(early.is_err(), "the disk has not answered yet");
+    release.send(()).unwrap();
+    truncation.await.unwrap();
+    assert_eq!(ids(&mut log).await, [log_id(1, 0)]);
+    drop(release);
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_nothing_is_accepted() {
+    let dir = TempDir::new().unwrap();
+    let mut syncs = 0;
+    let mut log = open_with(dir.path(), move |_| {
+        syncs += 1;
+        if syncs == 1 {
+            Ok(())
+        } else {
+            Err("the disk is gone".to_owned())
+        }
+    });
+    append(&mut log, vec![blank(1, 0)]).await.unwrap();
+    let error = append(&mut log, vec![blank(1, 1)]).await.unwrap_err();
+    assert!(error.to_string().contains("the disk is gone"));
+    assert!(append(&mut log, vec![blank(1, 2)]).await.is_err());
+    assert!(log.save_vote(&vote(2)).await.is_err());
+    assert!(log.save_committed(None).await.is_err());
+    assert!(log.truncate_after(None).await.is_err());
+    assert_eq!(log.metrics().syncs(), 2, "a failed flush is not tried again");
+}
+
+#[tokio::test]
+async fn a_vote_is_on_disk_before_it_counts() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    for term in 1..=3 {
+        let before = log.metrics().syncs();
+        log.save_vote(&vote(term)).await.unwrap();
+        assert!(
+            log.metrics().syncs() > before,
+            "the vote of term {term} was not flushed"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_purge_above_the_last_entry_moves_the_log_there() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    append(&mut log, vec![blank(1, 0), blank(1, 1)]).await.unwrap();
+    log.save_committed(Some(log_id(1, 1))).await.unwrap();
+    log.purge(log_id(3, 10)).await.unwrap();
+    for _restart in 0..2 {
+        let state = log.get_log_state().await.unwrap();
+        assert_eq!(state.last_purged_log_id, Some(log_id(3, 10)));
+        assert_eq!(state.last_log_id, Some(log_id(3, 10)));
+        assert!(ids(&mut log).await.is_empty());
+        drop(log);
+        log = open(dir.path());
+    }
+    assert!(append(&mut log, vec![blank(3, 2)]).await.is_err());
+    append(&mut log, vec![blank(3, 11)]).await.unwrap();
+    log.purge(log_id(1, 1)).await.unwrap();
+    assert_eq!(log.purge_point().get(), Some(log_id(3, 10)), "a purge never goes back");
+}
+
+/// RocksDB's bounds for the removal of files are both inclusive.
+#[tokio::test]
+async fn a_purge_removes_whole_files_but_not_the_entry_behind_it() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    let mut begin = 0;
+    for _file in 0..3 {
+        append(&mut log, (begin..begin + 100).map(|i| normal(1, i, 500)).collect())
+            .await
+            .unwrap();
+        begin += 100;
+        log.inner.db.flush_cf(log.inner.entries()).unwrap();
+        // Only files below the first level are removed.
+        let from = keys::entry(begin - 100);
+        log.inner
+            .db
+            .compact_range_cf(log.inner.entries(), Some(from), Some(keys::entry(begin)));
+    }
+    let files = |log: &LogStore| {
+        let files = log.inner.db.live_files().unwrap().into_iter();
+        files
+            .filter(|file| file.column_family_name == keys::ENTRIES && file.level > 0)
+            .count()
+    };
+    assert_eq!(files(&log), 3);
+    log.purge(log_id(1, 198)).await.unwrap();
+    assert_eq!(files(&log), 2);
+    for _restart in 0..2 {
+        assert_eq!(
+            ids(&mut log).await,
+            (199..300).map(|i| log_id(1, i)).collect::<Vec<_>>()
+        );
+        drop(log);
+        log = open(dir.path());
+    }
+    assert!(
+        files(&log) <= 3,
+        "the first file is gone, the tombstone may have got one of its own"
+    );
+}
+
+#[tokio::test]
+async fn the_committed_hint_never_points_above_the_log() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    append(&mut log, vec![blank(1, 0), blank(1, 1)]).await.unwrap();
+    log.save_committed(Some(log_id(1, 1))).await.unwrap();
+    log.truncate_after(Some(log_id(1, 0))).await.unwrap();
+    assert_eq!(log.read_committed().await.unwrap(), Some(log_id(1, 0)));
+}
+
+#[tokio::test]
+async fn after_a_crash_the_committed_hint_is_at_most_one_append_old() {
+    let dir = TempDir::new().unwrap();
+    let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));
+    let mut log = open(&live);
+    append(&mut log, vec![blank(1, 0), blank(1, 1)]).await.unwrap();
+    log.save_committed(Some(log_id(1, 1))).await.unwrap();
+    append(&mut log, vec![blank(1, 2)]).await.unwrap();
+    log.save_committed(Some(log_id(1, 2))).await.unwrap();
+    crash_copy(&live, &copy);
+    assert_eq!(open(&copy).read_committed().await.unwrap(), Some(log_id(1, 1)));
+    drop(log);
+    assert_eq!(open(&live).read_committed().await.unwrap(), Some(log_id(1, 2)));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append { count: u64, bytes: usize },
+    Truncate { keep: u64 },
+    Purge { upto: u64 },
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (1..6u64, 0..400usize).prop_map(|(count, bytes)| Step::Append { count, bytes }),
+        2 => (0..8u64).prop_map(|keep| Step::Truncate { keep }),
+        2 => (0..6u64).prop_map(|upto| Step::Purge { upto }),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// What the log must hold: the entries from `begin` on.
+#[derive(Default)]
+struct Model {
+    begin: u64,
+    purged: Option<LogId>,
+    entries: Vec<Entry>,
+}
+
+impl Model {
+    fn next(&self) -> u64 {
+        self.begin + self.entries.len() as u64
+    }
+
+    fn last(&self) -> Option<LogId> {
+        self.entries.last().map(|entry| entry.log_id).or(self.purged)
+    }
+
+    /// Makes the step in the model and in the log.
+    async fn step(&mut self, log: &mut LogStore, term: u64, step: &Step) {
+        match step {
+            Step::Append { count, bytes } => {
+                let new: Vec<_> = (0..*count).map(|i| normal(term, self.next() + i, bytes + 1)).collect();
+                self.entries.extend(new.iter().cloned());
+                append(log, new).await.unwrap();
+            }
+            Step::Truncate { keep } => {
+                self.entries.truncate(usize::try_from(*keep).unwrap());
+                log.truncate_after(self.last()).await.unwrap();
+            }
+            Step::Purge { upto } => {
+                let upto = log_id(self.last().map_or(term, |last| last.leader_id.term), self.begin + upto);
+                self.entries.retain(|entry| entry.log_id.index > upto.index);
+                (self.begin, self.purged) = (upto.index + 1, Some(upto));
+                log.purge(upto).await.unwrap();
+            }
+            Step::Restart => {}
+        }
+    }
+
+    async fn check(&self, log: &mut LogStore) {
+        let state = log.get_log_state().await.unwrap();
+        assert_eq!(
+            (state.last_purged_log_id, state.last_log_id),
+            (self.purged, self.last())
+        );
+        let mut reader = log.get_log_reader().await;
+        assert_eq!(reader.try_get_log_entries(..).await.unwrap(), self.entries);
+        let middle = self.begin + self.entries.len() as u64 / 2;
+        let half = reader.try_get_log_entries(middle..).await.unwrap();
+        assert_eq!(half, self.entries[self.entries.len() / 2..]);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// With everything, something and nothing in memory.
+    #[test]
+    fn memory_and_disk_hold_the_same_log(
+        steps in proptest::collection::vec(step(), 1..25),
+        log_tail_bytes in prop::sample::select(&[0, 1_500, 1 << 20][..]),
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let dir = TempDir::new().unwrap();
+            let options = Options { log_tail_bytes, ..options() };
+            let mut log = try_open(dir.path(), &options).unwrap();
+            let mut model = Model::default();
+            for (term, step) in (1..).zip(&steps) {
+                model.step(&mut log, term, step).await;
+                if matches!(step, Step::Restart) {
+                    drop(log);
+                    log = try_open(dir.path(), &options).unwrap();
+                }
+                model.check(&mut log).await;
+            }
+            drop(log);
+            model.check(&mut try_open(dir.path(), &options).unwrap()).await;
+        });
+    }
+}
+
+/// `cargo test --release -p agentpost-raft-store -- --ignored --nocapture figures`
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn figures_of_append_and_of_reading_the_whole_log() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    log.save_vote(&vote(1)).await.unwrap();
+    let (rounds, group, bytes) = (2_000u64, 64u64, 2_000usize);
+    let began = tokio::time::Instant::now();
+    for round in 0..rounds {
+        let entries = (0..group).map(|i| normal(1, round * group + i, bytes)).collect();
+        append(&mut log, entries).await.unwrap();
+    }
+    let appended = began.elapsed();
+    let began = tokio::time::Instant::now();
+    for term in 2..102 {
+        log.save_vote(&vote(term)).await.unwrap();
+    }
+    println!(
+        "{:?} a group of {group}, {:?} a vote",
+        appended / 2_000,
+        began.elapsed() / 100
+    );
+    let written = log.metrics().bytes();
+    drop(log);
+    let began = tokio::time::Instant::now();
+    drop(open(dir.path()));
+    let opened = began.elapsed();
+    println!(
+        "{} MB opened and read in {opened:?}: {} MB/s",
+        written / 1_000_000,
+        written / 1_000 / opened.as_millis() as u64
+    );
+}

@@ -1,0 +1,266 @@
+//! The live state at a start: found, tried, and replaced if it is damaged.
+//!
+//! A state is only what the log made of nothing, kept because the log is not. So it may be replaced by anything from
+//! which the log goes on without a hole: a snapshot that ends at or behind the purge point, or nothing at all
+//! if the log was never purged. openraft applies again what comes after; what the state had applied beyond this node's
+//! own log is committed, and the others have it.
+//!
+//! A database counts as damaged if it does not open, if a read of all its blocks fails (done here if it is small, else
+//! beside the running node), if it ends before the log begins, or if it was noted while the node ran. A
+//! snapshot shares its files with the state by hard links, so its checksums are compared before it is used: one
+//! bad block may be in both. The other way round its checksums cover what RocksDB does not read (properties of a table):
+//! a state that shares a spoilt file with it is damaged, too.
+//!
+//! The order makes a crash harmless: the new database is built and opened, then `CURRENT` names it, then the old one is
+//! moved to `damaged/` (one is kept), then the note goes.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use super::damage::{Damage, noted};
+use super::error::OpenError;
+use super::files;
+use super::layout::Layout;
+use super::options::Options;
+use super::read_all::Pace;
+use super::snapshot::{self, SnapshotData, Snapshots};
+use super::state::{Create, StateDb, StateHandle, number_of, point_to};
+use super::types::LogId;
+
+/// A state or snapshot of this many bytes is read as a whole before it is used; larger ones while the node runs.
+const READ_FIRST_BYTES: u64 = 64 << 20;
+
+/// Opens the live state of a shard whose log begins behind `purged`.
+pub(super) fn open_state(
+    layout: &Layout,
+    options: &Options,
+    snapshots: &Snapshots,
+    purged: Option<LogId>,
+    damage: Damage,
+) -> Result<StateHandle, OpenError> {
+    let dir = layout.state();
+    files::create_dir(&dir).map_err(OpenError::io(&dir))?;
+    let notes = noted(&layout.notes()).map_err(OpenError::io(&layout.notes()))?;
+    let spoilt = check_snapshot(snapshots, &notes)?;
+    let opening = Opening {
+        layout,
+        options,
+        snapshots,
+        purged: purged.map(|purged| purged.index),
+        notes,
+        spoilt,
+        damage: damage.clone(),
+    };
+    let (db, name, damaged) = opening.run()?;
+    if read_pointer(layout).as_deref() != Some(name.as_str()) {
+        point_to(layout, &name).map_err(OpenError::io(&dir))?;
+    }
+    if let Some(damaged) = damaged {
+        keep_one(layout, &damaged).map_err(OpenError::io(&dir))?;
+    }
+    remove_all_but(&dir, &name).map_err(OpenError::io(&dir))?;
+    forget_notes(layout)?;
+    Ok(StateHandle::new(layout, options, db, damage))
+}
+
+/// Removes a snapshot that was noted, or that is small enough to be read here and is not what its manifest says; tells
+/// which files of it are spoilt.
+fn check_snapshot(snapshots: &Snapshots, notes: &BTreeSet<String>) -> Result<BTreeSet<u64>, OpenError> {
+    let Some(newest) = snapshots.kept() else {
+        return Ok(BTreeSet::new());
+    };
+    let wrong = if notes.contains(&newest.name()) {
+        Some("it was found damaged".to_owned())
+    } else if newest.bytes() <= READ_FIRST_BYTES {
+        check(&newest)?
+    } else {
+        None
+    };
+    let Some(reason) = wrong else {
+        return Ok(BTreeSet::new());
+    };
+    tracing::warn!(snapshot = newest.name(), reason, "removing a damaged snapshot");
+    let spoilt = newest.spoilt_tables().map_err(OpenError::io(newest.dir()))?;
+    snapshots.discard();
+    Ok(spoilt)
+}
+
+/// Compares a snapshot with its manifest; tells what is wrong.
+fn check(data: &SnapshotData) -> Result<Option<String>, OpenError> {
+    let never = AtomicBool::new(false);
+    match data.verify(&mut Pace::free(&never)) {
+        Ok(()) => Ok(None),
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound) => {
+            Ok(Some(error.to_string()))
+        }
+        Err(source) => Err(OpenError::Io {
+            path: data.dir().to_owned(),
+            source,
+        }),
+    }
+}
+
+struct Opening<'a> {
+    layout: &'a Layout,
+    options: &'a Options,
+    snapshots: &'a Snapshots,
+    purged: Option<u64>,
+    notes: BTreeSet<String>,
+    /// Inode numbers of files that must not be used.
+    spoilt: BTreeSet<u64>,
+    damage: Damage,
+}
+
+impl Opening<'_> {
+    /// The state with its name, and the name of a damaged one that it replaces.
+    fn run(&self) -> Result<(StateDb, String, Option<String>), OpenError> {
+        let dir = self.layout.state();
+        let candidates = candidates(self.layout).map_err(OpenError::io(&dir))?;
+        let mut damaged: Option<(String, OpenError)> = None;
+        for name in candidates {
+            match self.try_open(&name) {
+                Ok(db) => return Ok((db, name, damaged.map(|(name, _)| name))),
+                Err(error @ OpenError::Quarantine { .. }) => {
+                    tracing::warn!(%error, "this state cannot be used");
+                    damaged.get_or_insert((name, error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let (name, error) = damaged.unzip();
+        let (db, fresh) = self.replace(error)?;
+        if let Some(name) = &name {
+            tracing::warn!(damaged = name, state = fresh, "the state was replaced");
+        }
+        Ok((db, fresh, name))
+    }
+
+    fn try_open(&self, name: &str) -> Result<StateDb, OpenError> {
+        let dir = self.layout.state().join(name);
+        if self.notes.contains(name) {
+            return Err(OpenError::quarantine(&dir, "it was found damaged while the node ran"));
+        }
+        if shares(&dir, &self.spoilt).map_err(OpenError::io(&dir))? {
+            return Err(OpenError::quarantine(&dir, "it shares a damaged file with a snapshot"));
+        }
+        // Before it is open: then RocksDB removes files that it does not need.
+        let size = size_of(&dir).map_err(OpenError::io(&dir))?;
+        let db = StateDb::open_dir(&dir, self.options, Create::Never, self.damage.clone())?;
+        if size <= READ_FIRST_BYTES {
+            let never = AtomicBool::new(false);
+            db.read_all(&mut Pace::free(&never))
+                .map_err(OpenError::database(&dir))?;
+        }
+        let applied = db.applied().map_err(|fatal| OpenError::quarantine(&dir, fatal))?;
+        // A snapshot that is newer than the state is installed by openraft.
+        let reached = applied.last.map(|last| last.index).max(self.snapshots.newest_index());
+        if reached < self.purged {
+            let reason = format!("it ends at {reached:?}, but the log begins behind {:?}", self.purged);
+            return Err(OpenError::quarantine(&dir, reason));
+        }
+        Ok(db)
+    }
+
+    /// A state from the newest snapshot, or an empty one if the log can fill it.
+    fn replace(&self, error: Option<OpenError>) -> Result<(StateDb, String), OpenError> {
+        let dir = self.layout.state();
+        let name = snapshot::next_name(self.layout).map_err(OpenError::io(&dir))?;
+        if let Some(data) = self.snapshots.newest() {
+            match check(&data)? {
+                None => {
+                    let db = snapshot::build(self.layout, &data, &name)
+                        .and_then(|()| snapshot::open(self.layout, self.options, &data, &name, self.damage.clone()))
+                        .map_err(OpenError::io(&dir))?;
+                    tracing::warn!(snapshot = data.name(), state = name, "state restored");
+                    return Ok((db, name));
+                }
+                Some(reason) => {
+                    tracing::warn!(snapshot = data.name(), reason, "removing a damaged snapshot");
+                    self.snapshots.discard();
+                }
+            }
+        }
+        if self.purged.is_none() {
+            let db = StateDb::open_dir(&dir.join(&name), self.options, Create::IfMissing, self.damage.clone())?;
+            return Ok((db, name));
+        }
+        let missing = || OpenError::quarantine(&dir, "there is no database in it and no snapshot to restore");
+        Err(error.unwrap_or_else(missing))
+    }
+}
+
+/// The databases that may be live: the one that `CURRENT` names, then the newest others.
+fn candidates(layout: &Layout) -> io::Result<Vec<String>> {
+    let mut names = files::names(&layout.state())?;
+    names.retain(|name| number_of(name).is_some());
+    names.sort_by_key(|name| std::cmp::Reverse(number_of(name)));
+    if let Some(live) = read_pointer(layout)
+        && let Some(at) = names.iter().position(|name| *name == live)
+    {
+        names[..=at].rotate_right(1);
+    }
+    Ok(names)
+}
+
+/// The name of the live directory, as far as it can be read.
+fn read_pointer(layout: &Layout) -> Option<String> {
+    let text = fs::read_to_string(layout.pointer()).ok()?;
+    let name = text.strip_suffix('\n')?;
+    number_of(name)?;
+    Some(name.to_owned())
+}
+
+/// Whether any of these files is in the directory.
+fn shares(dir: &Path, inodes: &BTreeSet<u64>) -> io::Result<bool> {
+    for item in fs::read_dir(dir)? {
+        if inodes.contains(&item?.metadata()?.ino()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn size_of(dir: &Path) -> io::Result<u64> {
+    let mut size = 0;
+    for item in fs::read_dir(dir)? {
+        size += item?.metadata()?.len();
+    }
+    Ok(size)
+}
+
+/// Moves a damaged database aside, in the place of the one before it.
+fn keep_one(layout: &Layout, name: &str) -> io::Result<()> {
+    let aside = layout.damaged();
+    files::remove_dir(&aside)?;
+    fs::rename(layout.state().join(name), &aside)?;
+    files::sync_dir(layout.root())?;
+    files::sync_dir(&layout.state())
+}
+
+/// Removes what a crash or a repair left behind beside the live directory.
+fn remove_all_but(state: &Path, live: &str) -> io::Result<()> {
+    for name in files::names(state)? {
+        let path = state.join(&name);
+        if name != live && path.is_dir() {
+            files::remove_dir(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn forget_notes(layout: &Layout) -> Result<(), OpenError> {
+    match fs::remove_file(layout.notes()) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(OpenError::Io {
+            path: layout.notes(),
+            source: error,
+        }),
+        _ => Ok(()),
+    }
+}

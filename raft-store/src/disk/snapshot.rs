@@ -1,0 +1,358 @@
+//! Snapshots: the state at one log index, as files.
+//!
+//! **The problem.** The log cannot grow for ever, and a node that was away for long cannot catch up from a log
+//! that is gone. Both need the state as a thing that can be kept, sent and put in place. The state may be
+//! tens of gigabytes: reading every row, sending it and writing it again costs 10 to 20 times the CPU of
+//! copying RocksDB's files, and memory besides. So a snapshot *is* a RocksDB checkpoint: a directory of hard
+//! links to files that never change, and a manifest.
+//!
+//! ```text
+//!  leader                                          follower
+//!  state/db-1 ──checkpoint──► snapshots/            incoming/0 ──rename──► snapshots/
+//!     (links, instant)          snap-7-1-900           ▲                     snap-7-1-900
+//!                                 SNAPSHOT   ──────────┘                        │ links
+//!                                 000012.sst   chunks, checksums                ▼
+//!                                 ...                            state/db-2, then state/CURRENT = db-2
+//! ```
+//!
+//! **Building.** The checkpoint is taken between two applies, when openraft asks for a builder; it flushes the
+//! state, so the state is durable up to the snapshot, and openraft purges the log only behind a snapshot:
+//! the log never loses an entry that the state could still need. The slow part, reading the files that are
+//! new since the last snapshot for their CRC32C, runs beside apply. What the manifest says of log id and membership is read back *from* the
+//! checkpoint. The directory is built under a name that ends in `.tmp`, synced, then renamed.
+//!
+//! **Receiving.** [`Receiver`] takes the files chunk by chunk in the order of the manifest, checks each
+//! length and checksum, syncs, and opens the result read-only to see that it holds what the manifest claims.
+//! Only then is there a [`SnapshotData`].
+//!
+//! **Installing.** Every step leaves either the old state or the new one, and a step that a crash cut off is
+//! begun again or swept away at the next start:
+//! 1. the received directory is renamed to be the newest snapshot. From here on a restart finishes the
+//!    installation: openraft installs a stored snapshot that is newer than the state;
+//! 2. a new state directory is built from links to the snapshot's files, synced and renamed;
+//! 3. it is opened and asked for its last applied entry;
+//! 4. `state/CURRENT` is replaced: this is the moment at which the new state is the state;
+//! 5. readers get the new database. Those who still read the old one finish on it; it is closed and its
+//!    directory removed when the last of them is done.
+//!
+//! openraft truncates a conflicting log durably before the installation and purges after it.
+//!
+//! **Rules.** One snapshot is kept, the newest; a replaced one lives on until nobody streams it. A snapshot that
+//! ends before the log begins is worth nothing (nobody could continue from it) and is not offered: openraft
+//! then builds another. File names from the network are checked: they name files, never paths.
+//!
+//! A damaged state is restored from the snapshot (`repair.rs`). A checkpoint shares its files with the live state, so one
+//! bad block can damage both: its checksums are compared first. A damaged snapshot is removed at the next
+//! start, and openraft takes another.
+//!
+//! **What is left out.** Sending only the files that the receiver lacks.
+
+mod install;
+mod manifest;
+mod receiver;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use agentpost_proto::limits::SNAPSHOT_CHUNK_BYTES;
+use agentpost_proto::peer;
+use bytes::Bytes;
+use futures::{Stream, stream};
+use openraft::storage::RaftSnapshotBuilder;
+use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
+use tokio::sync::mpsc;
+
+pub(crate) use self::install::{build, install, next_name, open};
+pub(crate) use self::manifest::{membership_row, stored_membership};
+pub use self::receiver::Receiver;
+use super::error::OpenError;
+use super::files::{self, DirGuard};
+use super::layout::Layout;
+use super::log_store::PurgePoint;
+use super::read_all::Pace;
+use super::state::StateDb;
+use super::types::{LogId, Malformed, TypeConfig, log_id_from_proto};
+
+/// A snapshot as openraft passes it around.
+pub type Snapshot = SnapshotOf<TypeConfig, SnapshotData>;
+
+/// A complete snapshot on this node's disk. Its files stay as long as somebody holds this. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct SnapshotData {
+    dir: Arc<DirGuard>,
+    meta: Arc<peer::SnapshotMeta>,
+    checked: Checked,
+}
+
+/// How much of a snapshot was compared with its manifest since this process has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Checked {
+    /// Every byte.
+    Content,
+    /// Only that the files are there.
+    Length,
+}
+
+impl SnapshotData {
+    fn new(dir: DirGuard, meta: peer::SnapshotMeta, checked: Checked) -> Self {
+        SnapshotData {
+            dir: Arc::new(dir),
+            meta: Arc::new(meta),
+            checked,
+        }
+    }
+
+    /// What it covers, and its files.
+    pub fn meta(&self) -> &peer::SnapshotMeta {
+        &self.meta
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Bytes of all files together.
+    pub fn bytes(&self) -> u64 {
+        self.meta.files.iter().map(|file| file.size).sum()
+    }
+
+    /// What openraft wants to know about it.
+    pub fn openraft_meta(&self) -> Result<SnapshotMetaOf<TypeConfig>, Malformed> {
+        Ok(SnapshotMetaOf::<TypeConfig> {
+            last_log_id: self.last_log_id(),
+            last_membership: stored_membership(&self.meta)?,
+        })
+    }
+
+    /// For `Raft::install_full_snapshot`.
+    pub fn into_snapshot(self) -> Result<Snapshot, Malformed> {
+        Ok(Snapshot {
+            meta: self.openraft_meta()?,
+            snapshot: self,
+        })
+    }
+
+    /// The bytes of all files as (number of the file in the manifest, next bytes of it), read on a blocking
+    /// thread a few chunks ahead. Dropping the stream ends the reading.
+    pub fn chunks(&self) -> impl Stream<Item = io::Result<(u32, Bytes)>> + Send + Unpin + use<> {
+        let (chunks, mut reading) = mpsc::channel(4);
+        let data = self.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = data.read_into(&chunks) {
+                // Nobody listens any more: then nobody needs to know.
+                drop(chunks.blocking_send(Err(error)));
+            }
+        });
+        stream::poll_fn(move |context| reading.poll_recv(context))
+    }
+
+    fn read_into(&self, chunks: &mpsc::Sender<io::Result<(u32, Bytes)>>) -> io::Result<()> {
+        for (number, entry) in (0..).zip(&self.meta.files) {
+            let mut file = File::open(self.dir().join(&entry.name))?;
+            let mut left = entry.size;
+            while left > 0 {
+                let size = left.min(SNAPSHOT_CHUNK_BYTES as u64);
+                let mut chunk = Vec::new();
+                if file.by_ref().take(size).read_to_end(&mut chunk)? as u64 != size {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+                }
+                left -= size;
+                if chunks.blocking_send(Ok((number, Bytes::from(chunk)))).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn last_log_id(&self) -> Option<LogId> {
+        self.meta.last_log_id.as_ref().map(log_id_from_proto)
+    }
+
+    pub(crate) fn name(&self) -> String {
+        name_of(&self.meta)
+    }
+
+    /// Compares every byte with the manifest, or as many as `pace` lets it.
+    pub(crate) fn verify(&self, pace: &mut Pace<'_>) -> io::Result<()> {
+        manifest::verify(self.dir(), &self.meta, |bytes| pace.on(bytes))
+    }
+
+    /// Its table files that are not what the manifest says, by their numbers on the file system: a state may share them.
+    pub(crate) fn spoilt_tables(&self) -> io::Result<BTreeSet<u64>> {
+        manifest::spoilt_tables(self.dir(), &self.meta)
+    }
+}
+
+/// The directory of a snapshot is named after the last entry that it covers.
+fn name_of(meta: &peer::SnapshotMeta) -> String {
+    match &meta.last_log_id {
+        Some(id) => format!("snap-{}-{}-{}", id.term, id.node, id.index),
+        None => "snap-empty".to_owned(),
+    }
+}
+
+/// The snapshots of a shard, of which the newest counts.
+pub struct Snapshots {
+    dir: PathBuf,
+    incoming: PathBuf,
+    receptions: AtomicU64,
+    purge_point: PurgePoint,
+    newest: Mutex<Option<SnapshotData>>,
+}
+
+impl Snapshots {
+    /// Finds the newest snapshot and sweeps away what a crash left unfinished.
+    pub(crate) fn open(layout: &Layout, purge_point: PurgePoint) -> Result<Self, OpenError> {
+        let (dir, incoming) = (layout.snapshots(), layout.incoming());
+        files::remove_dir(&incoming).map_err(OpenError::io(&incoming))?;
+        files::create_dir(&incoming).map_err(OpenError::io(&incoming))?;
+        files::create_dir(&dir).map_err(OpenError::io(&dir))?;
+        let mut newest: Option<SnapshotData> = None;
+        for name in files::names(&dir).map_err(OpenError::io(&dir))? {
+            // Whatever is replaced or not taken below is removed when its guard goes.
+            let guard = DirGuard::doomed(dir.join(&name));
+            match manifest::read(guard.path()) {
+                Ok(meta) if name_of(&meta) == name => {
+                    let found = SnapshotData::new(guard, meta, Checked::Length);
+                    if newest.as_ref().is_none_or(|n| n.last_log_id() < found.last_log_id()) {
+                        newest = Some(found);
+                    }
+                }
+                Ok(_) => {}
+                Err(error) if name.ends_with(".tmp") => {
+                    tracing::info!(name, %error, "removing an unfinished snapshot");
+                }
+                Err(error) => tracing::warn!(name, %error, "removing a damaged snapshot"),
+            }
+        }
+        if let Some(newest) = &newest {
+            newest.dir.spare();
+        }
+        Ok(Snapshots {
+            dir,
+            incoming,
+            receptions: AtomicU64::new(0),
+            purge_point,
+            newest: Mutex::new(newest),
+        })
+    }
+
+    /// Prepares to receive a snapshot from another node, in a directory of its own. Blocks.
+    pub fn receive(&self, meta: peer::SnapshotMeta) -> io::Result<Receiver> {
+        let number = self.receptions.fetch_add(1, Ordering::Relaxed);
+        Receiver::begin(&self.incoming.join(number.to_string()), meta)
+    }
+
+    /// The newest snapshot, if somebody could continue from it with the log of this node.
+    pub(crate) fn newest(&self) -> Option<SnapshotData> {
+        let newest = self.lock().clone()?;
+        let purged = self.purge_point.get();
+        (newest.last_log_id() >= purged).then_some(newest)
+    }
+
+    /// The newest snapshot, whatever it is worth.
+    pub(crate) fn kept(&self) -> Option<SnapshotData> {
+        self.lock().clone()
+    }
+
+    /// Does without the newest snapshot: it is damaged.
+    pub(crate) fn discard(&self) {
+        if let Some(newest) = self.lock().take() {
+            newest.dir.doom();
+        }
+    }
+
+    /// The last entry that the newest snapshot covers.
+    pub(crate) fn newest_index(&self) -> Option<u64> {
+        self.lock().as_ref()?.last_log_id().map(|id| id.index)
+    }
+
+    /// Begins a snapshot of the state as it is now. Blocks for a flush of the state.
+    pub(crate) fn begin(&self, db: &StateDb) -> io::Result<Unfinished> {
+        let covered = peer::SnapshotMeta {
+            last_log_id: db.applied().map_err(io::Error::other)?.last,
+            ..Default::default()
+        };
+        let staged = self.dir.join(format!("{}.tmp", name_of(&covered)));
+        files::remove_dir(&staged)?;
+        let guard = DirGuard::doomed(staged);
+        db.checkpoint(guard.path()).map_err(io::Error::other)?;
+        Ok(Unfinished(guard))
+    }
+
+    /// Makes a checkpoint the newest snapshot, unless there is a newer one meanwhile. Blocks; reads the
+    /// files that are new since the last one.
+    fn finish(&self, Unfinished(staged): Unfinished) -> io::Result<SnapshotData> {
+        let known = self.lock().clone();
+        let meta = manifest::describe(staged.path(), known.as_ref())?;
+        manifest::write(staged.path(), &meta)?;
+        self.place(SnapshotData::new(staged, meta, Checked::Content))
+    }
+
+    /// Makes a complete directory the newest snapshot, unless there is a newer one; returns the newest.
+    fn place(&self, data: SnapshotData) -> io::Result<SnapshotData> {
+        let mut newest = self.lock();
+        if let Some(newest) = newest.as_ref()
+            && newest.last_log_id() >= data.last_log_id()
+        {
+            return Ok(newest.clone());
+        }
+        let place = self.dir.join(data.name());
+        files::remove_dir(&place)?;
+        files::rename(data.dir(), &place)?;
+        data.dir.spare();
+        let placed = SnapshotData {
+            dir: Arc::new(DirGuard::keep(place)),
+            ..data
+        };
+        if let Some(replaced) = newest.replace(placed.clone()) {
+            replaced.dir.doom();
+        }
+        Ok(placed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<SnapshotData>> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A checkpoint that has no manifest yet; removed when dropped.
+pub(crate) struct Unfinished(DirGuard);
+
+/// Finishes the snapshot that was begun when openraft asked for this builder.
+pub struct SnapshotBuilder {
+    snapshots: Arc<Snapshots>,
+    begun: Option<io::Result<Unfinished>>,
+}
+
+impl SnapshotBuilder {
+    pub(crate) fn new(snapshots: Arc<Snapshots>, begun: io::Result<Unfinished>) -> Self {
+        SnapshotBuilder {
+            snapshots,
+            begun: Some(begun),
+        }
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let begun = self.begun.take();
+        let begun = begun.unwrap_or_else(|| Err(io::Error::other("a builder builds once")))?;
+        let snapshots = self.snapshots.clone();
+        let data = tokio::task::spawn_blocking(move || snapshots.finish(begun))
+            .await
+            .map_err(io::Error::other)??;
+        tracing::info!(name = data.name(), bytes = data.bytes(), "snapshot built");
+        data.into_snapshot().map_err(io::Error::other)
+    }
+}

@@ -1,0 +1,413 @@
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::Write;
+
+use futures::StreamExt;
+use openraft::StorageHelper;
+use openraft::storage::{RaftLogStorage, RaftStateMachine};
+use tempfile::TempDir;
+
+use super::*;
+use crate::core::kv::{Kv, Order, Row};
+use crate::disk::damage::Damage;
+use crate::disk::open::Stores;
+use crate::disk::state::point_to;
+use crate::disk::testing::{append, apply, blank, crash_copy, ids, log_id, membership, open};
+
+/// Everything in the state.
+fn rows(db: &StateDb) -> Vec<Row> {
+    db.range(vec![]..vec![0xff; 8], Order::Ascending)
+        .map(Result::unwrap)
+        .collect()
+}
+
+/// A node with some rows, entries `0..=last` in log and state.
+async fn node(dir: &Path, mark: &str, last: u64) -> Stores {
+    let mut stores = open(dir);
+    let mut entries = vec![membership(1, 0, &[1, 2, 3])];
+    entries.extend((1..=last).map(|index| blank(1, index)));
+    append(&mut stores.log, entries.clone()).await.unwrap();
+    apply(&mut stores.machine, entries).await.unwrap();
+    write(&stores, mark, 300);
+    stores
+}
+
+fn write(stores: &Stores, mark: &str, count: usize) {
+    let row = |n| {
+        let value = Bytes::from(format!("{mark} {n}").repeat(200));
+        (Bytes::from(format!("zz{n:05}")), Some(value))
+    };
+    stores.state.current().write((0..count).map(row).collect()).unwrap();
+}
+
+async fn build(stores: &mut Stores) -> SnapshotData {
+    let mut builder = stores.machine.try_create_snapshot_builder(true).await.unwrap();
+    builder.build_snapshot().await.unwrap().snapshot
+}
+
+/// Sends a snapshot to another node, up to the point where it is complete there.
+async fn send(data: &SnapshotData, to: &Stores) -> SnapshotData {
+    let mut receiver = to.snapshots.receive(data.meta().clone()).unwrap();
+    let mut chunks = data.chunks();
+    while let Some(chunk) = chunks.next().await {
+        let (number, bytes) = chunk.unwrap();
+        assert!(bytes.len() <= SNAPSHOT_CHUNK_BYTES);
+        receiver.chunk(number, &bytes).unwrap();
+    }
+    receiver.finish().unwrap()
+}
+
+async fn install_on(stores: &mut Stores, data: SnapshotData) {
+    let snapshot = data.into_snapshot().unwrap();
+    stores
+        .machine
+        .install_snapshot(&snapshot.meta, snapshot.snapshot)
+        .await
+        .unwrap();
+}
+
+/// What openraft does at a start.
+async fn start(stores: &mut Stores) {
+    let mut helper = StorageHelper::new(&mut stores.log, &mut stores.machine).with_id(1);
+    helper.get_initial_state().await.unwrap();
+}
+
+fn names(dir: &Path, below: &str) -> Vec<String> {
+    files::names(&dir.join("shards/0").join(below)).unwrap()
+}
+
+#[tokio::test]
+async fn a_snapshot_travels_and_becomes_the_state() {
+    let dir = TempDir::new().unwrap();
+    let (here, there) = (dir.path().join("here"), dir.path().join("there"));
+    let mut leader = node(&here, "leader", 40).await;
+    let expected = rows(&leader.state.current());
+    let built = build(&mut leader).await;
+    assert!(built.bytes() > 2 << 10);
+    assert!(built.meta().files.iter().all(|file| !file.name.starts_with("LOG")));
+    write(&leader, "later", 10);
+
+    let mut follower = node(&there, "follower", 3).await;
+    let old = follower.state.current();
+    let old_rows = rows(&old);
+    let received = send(&built, &follower).await;
+    install_on(&mut follower, received).await;
+
+    assert_eq!(rows(&follower.state.current()), expected);
+    assert_eq!(rows(&old), old_rows, "who read the old state reads it to the end");
+    assert!(names(&there, "state").contains(&"db-1".to_owned()));
+    drop(old);
+    assert_eq!(names(&there, "state"), ["CURRENT", "db-2"]);
+    let (applied, members) = follower.machine.applied_state().await.unwrap();
+    assert_eq!((applied, *members.log_id()), (Some(log_id(1, 40)), Some(log_id(1, 0))));
+
+    let offered = follower.machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(offered.meta, built.openraft_meta().unwrap());
+    assert_eq!(names(&there, "snapshots"), ["snap-1-1-40"]);
+    assert!(names(&there, "incoming").is_empty());
+    // The state goes on without touching the snapshot, and both survive a restart.
+    write(&follower, "afterwards", 50);
+    drop((offered, follower));
+    let mut follower = open(&there);
+    manifest::verify(&there.join("shards/0/snapshots/snap-1-1-40"), built.meta(), |_| true).unwrap();
+    let third = node(&dir.path().join("third"), "third", 0).await;
+    let offered = follower.machine.get_current_snapshot().await.unwrap().unwrap().snapshot;
+    send(&offered, &third).await;
+}
+
+#[tokio::test]
+async fn a_replaced_snapshot_stays_until_nobody_streams_it() {
+    let dir = TempDir::new().unwrap();
+    let mut stores = node(dir.path(), "a", 5).await;
+    let first = build(&mut stores).await;
+    let again = build(&mut stores).await;
+    assert_eq!(again.dir(), first.dir(), "nothing happened in between");
+    apply(&mut stores.machine, vec![blank(1, 6)]).await.unwrap();
+    let second = build(&mut stores).await;
+    manifest::verify(second.dir(), second.meta(), |_| true).unwrap();
+    assert_eq!(names(dir.path(), "snapshots"), ["snap-1-1-5", "snap-1-1-6"]);
+    assert_eq!(
+        first
+            .chunks()
+            .filter(|chunk| std::future::ready(chunk.is_err()))
+            .count()
+            .await,
+        0
+    );
+    drop((first, second, again));
+    while names(dir.path(), "snapshots") != ["snap-1-1-6"] {
+        tokio::task::yield_now().await; // the thread that read for the stream lets go a moment later
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_went_bad_between_two_snapshots_shows_at_the_receiver() {
+    let dir = TempDir::new().unwrap();
+    let mut stores = node(&dir.path().join("here"), "a", 5).await;
+    let other = node(&dir.path().join("there"), "b", 1).await;
+    let first = build(&mut stores).await;
+    let table = first
+        .meta()
+        .files
+        .iter()
+        .find(|file| file.name.ends_with(".sst"))
+        .unwrap();
+    let path = first.dir().join(&table.name);
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    // In place: the live state and the snapshots share the file.
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .write_all(&bytes)
+        .unwrap();
+    apply(&mut stores.machine, vec![blank(1, 6)]).await.unwrap();
+    let second = build(&mut stores).await;
+    let mut receiver = other.snapshots.receive(second.meta().clone()).unwrap();
+    let mut chunks = second.chunks();
+    let mut received = Ok(());
+    while let (Ok(()), Some(chunk)) = (&received, chunks.next().await) {
+        let (number, bytes) = chunk.unwrap();
+        received = receiver.chunk(number, &bytes);
+    }
+    assert!(received.unwrap_err().to_string().contains("checksum"));
+}
+
+#[tokio::test]
+async fn a_build_that_was_cut_off_leaves_the_last_snapshot() {
+    let dir = TempDir::new().unwrap();
+    let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));
+    let mut stores = node(&live, "a", 5).await;
+    build(&mut stores).await;
+    apply(&mut stores.machine, vec![blank(1, 6)]).await.unwrap();
+    let snapshots = live.join("shards/0/snapshots");
+    let builder = stores.machine.try_create_snapshot_builder(true).await.unwrap();
+    let staged = snapshots.join("snap-1-1-6.tmp");
+    for step in 0..2 {
+        if step == 1 {
+            manifest::write(&staged, &manifest::describe(&staged, None).unwrap()).unwrap();
+        }
+        crash_copy(&live, &copy);
+        let mut after = open(&copy);
+        assert_eq!(names(&copy, "snapshots"), ["snap-1-1-5"]);
+        let offered = after.machine.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!(offered.meta.last_log_id, Some(log_id(1, 5)));
+        drop((after, offered));
+        fs::remove_dir_all(&copy).unwrap();
+    }
+    drop(builder);
+    assert_eq!(
+        names(&live, "snapshots"),
+        ["snap-1-1-5"],
+        "a builder that is dropped leaves nothing"
+    );
+}
+
+/// The steps of an installation, as `install.rs` takes them; a crash comes behind one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Received,
+    Placed,
+    Linked,
+    Built,
+    Opened,
+    Pointed,
+    Replaced,
+}
+
+fn install_until(stores: &Stores, snapshots: &Snapshots, data: SnapshotData, last: Step) {
+    if last < Step::Placed {
+        return std::mem::forget(data); // a crash removes nothing
+    }
+    let data = snapshots.place(data).unwrap();
+    let name = install::next_name(stores.state.layout()).unwrap();
+    let dir = stores.state.layout().state();
+    if last == Step::Linked {
+        fs::create_dir(dir.join("staged")).unwrap();
+        let file = data
+            .meta()
+            .files
+            .iter()
+            .find(|file| file.name.ends_with(".sst"))
+            .unwrap();
+        fs::hard_link(data.dir().join(&file.name), dir.join("staged").join(&file.name)).unwrap();
+    }
+    if last < Step::Built {
+        return;
+    }
+    install::build(stores.state.layout(), &data, &name).unwrap();
+    if last < Step::Opened {
+        return;
+    }
+    let db = install::open(
+        stores.state.layout(),
+        stores.state.options(),
+        &data,
+        &name,
+        Damage::default(),
+    )
+    .unwrap();
+    if last < Step::Pointed {
+        return;
+    }
+    point_to(stores.state.layout(), &name).unwrap();
+    if last == Step::Replaced {
+        stores.state.replace(db);
+    }
+}
+
+#[tokio::test]
+async fn a_crash_during_an_installation_leaves_the_old_state_or_the_new_one() {
+    let dir = TempDir::new().unwrap();
+    let mut leader = node(&dir.path().join("leader"), "new", 40).await;
+    let built = build(&mut leader).await;
+    let new = rows(&leader.state.current());
+    for last in [
+        Step::Received,
+        Step::Placed,
+        Step::Linked,
+        Step::Built,
+        Step::Opened,
+        Step::Pointed,
+        Step::Replaced,
+    ] {
+        let (live, copy) = (
+            dir.path().join(format!("{last:?}")),
+            dir.path().join(format!("{last:?} copy")),
+        );
+        let mut follower = node(&live, "old", 3).await;
+        build(&mut follower).await; // an older snapshot that is replaced
+        let old = rows(&follower.state.current());
+        let received = send(&built, &follower).await;
+        let snapshots = Snapshots {
+            dir: live.join("shards/0/snapshots"),
+            incoming: live.join("shards/0/incoming"),
+            receptions: AtomicU64::new(0),
+            purge_point: follower.log.purge_point(),
+            newest: Mutex::new(
+                follower
+                    .machine
+                    .get_current_snapshot()
+                    .await
+                    .unwrap()
+                    .map(|s| s.snapshot),
+            ),
+        };
+        install_until(&follower, &snapshots, received, last);
+        crash_copy(&live, &copy);
+
+        let mut after = open(&copy);
+        let expected = if last < Step::Pointed { &old } else { &new };
+        assert_eq!(&rows(&after.state.current()), expected, "{last:?}");
+        start(&mut after).await;
+        let (expected, at) = if last < Step::Placed { (&old, 3) } else { (&new, 40) };
+        assert_eq!(
+            &rows(&after.state.current()),
+            expected,
+            "{last:?}: openraft finished it"
+        );
+        let state = after.log.get_log_state().await.unwrap();
+        assert_eq!(state.last_log_id, Some(log_id(1, at)), "{last:?}");
+        let offered = after.machine.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!(offered.meta.last_log_id, Some(log_id(1, at)), "{last:?}");
+        drop((after, offered));
+        drop(open(&copy));
+        assert_eq!(names(&copy, "snapshots").len(), 1, "{last:?}");
+        assert_eq!(names(&copy, "state").len(), 2, "{last:?}: CURRENT and one database");
+        assert!(names(&copy, "incoming").is_empty());
+    }
+}
+
+/// The power goes when the state is durable and the log behind a truncation is not yet.
+#[tokio::test]
+async fn a_state_ahead_of_the_log_starts_and_offers_a_snapshot_that_fits() {
+    let dir = TempDir::new().unwrap();
+    let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));
+    let mut stores = node(&live, "a", 5).await;
+    build(&mut stores).await;
+    append(&mut stores.log, vec![blank(1, 6), blank(1, 7), blank(1, 8)])
+        .await
+        .unwrap();
+    stores.log.truncate_after(Some(log_id(1, 5))).await.unwrap();
+    crash_copy(&live, &copy); // the log as the disk has it
+    let entries: Vec<_> = (6..=20).map(|index| blank(2, index)).collect();
+    append(&mut stores.log, entries.clone()).await.unwrap();
+    apply(&mut stores.machine, entries).await.unwrap();
+    stores.state.flush().unwrap();
+    fs::remove_dir_all(copy.join("shards/0/state")).unwrap();
+    crash_copy(&live.join("shards/0/state"), &copy.join("shards/0/state"));
+
+    let mut after = open(&copy);
+    start(&mut after).await;
+    let state = after.log.get_log_state().await.unwrap();
+    assert_eq!(state.last_log_id, Some(log_id(2, 20)));
+    assert_eq!(state.last_purged_log_id, Some(log_id(2, 20)));
+    let offered = after.machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(offered.meta.last_log_id, Some(log_id(2, 20)));
+    append(&mut after.log, vec![blank(2, 21)]).await.unwrap();
+    assert_eq!(ids(&mut after.log).await, [log_id(2, 21)]);
+}
+
+#[tokio::test]
+async fn what_is_not_as_announced_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let mut leader = node(&dir.path().join("leader"), "a", 4).await;
+    let built = build(&mut leader).await;
+    let meta = built.meta();
+    let receive = |change: &dyn Fn(&mut peer::SnapshotMeta)| {
+        let mut meta = meta.clone();
+        change(&mut meta);
+        leader.snapshots.receive(meta)
+    };
+    for name in ["../evil", "/etc/passwd", "", ".hidden", "SNAPSHOT", "a/b", "nul\0"] {
+        assert!(
+            receive(&|meta| meta.files[0].name = name.to_owned()).is_err(),
+            "{name:?}"
+        );
+    }
+    assert!(receive(&|meta| meta.files.clear()).is_err());
+    assert!(receive(&|meta| meta.files.swap(0, 1)).is_err());
+    assert!(receive(&|meta| meta.files[1] = meta.files[0].clone()).is_err());
+
+    let mut chunks = Vec::new();
+    let mut stream = built.chunks();
+    while let Some(chunk) = stream.next().await {
+        chunks.push(chunk.unwrap());
+    }
+    // All chunks, with a change; the first error.
+    type Chunks = Vec<(u32, Bytes)>;
+    let transfer = |meta: &dyn Fn(&mut peer::SnapshotMeta), change: &dyn Fn(&mut Chunks)| {
+        let mut receiver = receive(meta)?;
+        let mut chunks = chunks.clone();
+        change(&mut chunks);
+        for (number, bytes) in chunks {
+            receiver.chunk(number, &bytes)?;
+        }
+        receiver.finish().map(drop)
+    };
+    let flip = |chunks: &mut Chunks| {
+        let mut bytes = chunks[1].1.to_vec();
+        bytes[0] ^= 1;
+        chunks[1].1 = Bytes::from(bytes);
+    };
+    let longer = |chunks: &mut Chunks| chunks.push(chunks[chunks.len() - 1].clone());
+    assert!(transfer(&|_| {}, &|_| {}).is_ok());
+    assert!(transfer(&|_| {}, &flip).unwrap_err().to_string().contains("checksum"));
+    assert!(transfer(&|_| {}, &longer).is_err());
+    assert!(transfer(&|_| {}, &|chunks| chunks.swap(0, 1)).is_err());
+    assert!(transfer(&|_| {}, &|chunks| drop(chunks.pop())).is_err());
+    let claim_more = |meta: &mut peer::SnapshotMeta| meta.last_log_id.as_mut().unwrap().index += 1;
+    assert!(
+        transfer(&claim_more, &|_| {})
+            .unwrap_err()
+            .to_string()
+            .contains("claims")
+    );
+    assert!(
+        names(&dir.path().join("leader"), "incoming").is_empty(),
+        "a refused transfer leaves nothing"
+    );
+}

@@ -1,0 +1,271 @@
+//! The state database, and the handle that lets a snapshot replace it under its readers.
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use agentpost_proto::record;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::{
+    BlockBasedOptions, Cache, DBCompressionType, Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions,
+};
+
+use super::damage::Damage;
+use super::error::OpenError;
+use super::files::{self, DirGuard};
+use super::layout::Layout;
+use super::options::{Options, common_options};
+use super::read_all::{Pace, read_all};
+use crate::core::keys;
+use crate::core::kv::{Fatal, Kv, Order, Rows, Writes};
+use crate::core::view;
+
+/// The state database. Reads see whole batches; many threads may read while one writes.
+pub struct StateDb {
+    // Closed before the guard removes the directory.
+    db: rocksdb::DB,
+    dir: DirGuard,
+    damage: Damage,
+}
+
+/// Whether a database may be created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Create {
+    IfMissing,
+    Never,
+}
+
+impl StateDb {
+    /// Opens, or creates, a state database in its own directory, without the rest of a shard. Blocks.
+    pub fn open(dir: &Path, options: &Options) -> Result<Self, OpenError> {
+        Self::open_dir(dir, options, Create::IfMissing, Damage::default())
+    }
+
+    pub(crate) fn open_dir(dir: &Path, options: &Options, create: Create, damage: Damage) -> Result<Self, OpenError> {
+        let db = rocksdb::DB::open(&state_options(options, create), dir).map_err(OpenError::database(dir))?;
+        let dir = DirGuard::keep(dir.to_owned());
+        Ok(StateDb { db, dir, damage })
+    }
+
+    /// Reads every block of the database.
+    pub(crate) fn read_all(&self, pace: &mut Pace<'_>) -> Result<(), rocksdb::Error> {
+        read_all(&self.db, pace)
+    }
+
+    /// The next start must do without this database if the error is damage.
+    fn noticed(&self, error: rocksdb::Error) -> Fatal {
+        Fatal::Database(self.damage.database(self.dir.path(), error).into())
+    }
+
+    /// Makes writes visible, all at once. They become durable with the next flush, all of them or none.
+    pub fn write(&self, writes: Writes) -> Result<(), Fatal> {
+        let mut batch = WriteBatch::default();
+        for (key, value) in writes {
+            match value {
+                Some(value) => batch.put(key, value),
+                None => batch.delete(key),
+            }
+        }
+        let mut unlogged = WriteOptions::default();
+        unlogged.disable_wal(true);
+        self.db.write_opt(batch, &unlogged).map_err(|error| self.noticed(error))
+    }
+
+    /// Makes everything written so far durable. Blocks for as long as the disk takes.
+    pub fn flush(&self) -> Result<(), Fatal> {
+        self.db.flush().map_err(|error| self.noticed(error))
+    }
+
+    /// Flushes and merges that failed since this database was opened.
+    fn background_errors(&self) -> u64 {
+        let count = self.db.property_int_value(rocksdb::properties::BACKGROUND_ERRORS);
+        count.ok().flatten().unwrap_or(0)
+    }
+
+    /// A copy of the state as it is now, by hard links, in a directory that does not exist yet. Flushes first.
+    pub(crate) fn checkpoint(&self, dir: &Path) -> Result<(), Fatal> {
+        let made = Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(dir));
+        made.map_err(|error| self.noticed(error))
+    }
+
+    pub(crate) fn applied(&self) -> Result<record::Applied, Fatal> {
+        Ok(view::load(self, &keys::applied())?.unwrap_or_default())
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Lets the directory go with the last reader.
+    pub(crate) fn doom(&self) {
+        self.dir.doom();
+    }
+}
+
+impl Kv for StateDb {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
+        let value = self.db.get_pinned(key).map_err(|error| self.noticed(error))?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
+        walk(range, order, self, |mode, bounds| self.db.iterator_opt(mode, bounds))
+    }
+
+    fn frozen(&self) -> Box<dyn Kv + '_> {
+        Box::new(Frozen(self.db.snapshot(), self))
+    }
+}
+
+/// The state database as it was at one moment. Files that it reads stay, so it is for one question.
+struct Frozen<'a>(rocksdb::Snapshot<'a>, &'a StateDb);
+
+impl Kv for Frozen<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
+        let value = self.0.get_pinned(key).map_err(|error| self.1.noticed(error))?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
+        walk(range, order, self.1, |mode, bounds| self.0.iterator_opt(mode, bounds))
+    }
+
+    fn frozen(&self) -> Box<dyn Kv + '_> {
+        Box::new(self)
+    }
+}
+
+/// The rows of a range. The iterator is told both bounds: a walk that looked beyond its last row would step
+/// over whatever was deleted there.
+fn walk<'a>(
+    range: Range<Vec<u8>>,
+    order: Order,
+    db: &'a StateDb,
+    iterator: impl FnOnce(IteratorMode<'_>, ReadOptions) -> rocksdb::DBIterator<'a>,
+) -> Rows<'a> {
+    if range.start >= range.end {
+        return Box::new(std::iter::empty());
+    }
+    let start = range.start.clone();
+    let mut bounds = ReadOptions::default();
+    bounds.set_iterate_range(range);
+    let mode = match order {
+        Order::Ascending => IteratorMode::From(&start, Direction::Forward),
+        Order::Descending => IteratorMode::End,
+    };
+    Box::new(iterator(mode, bounds).map(|row| {
+        let (key, value) = row.map_err(|error| db.noticed(error))?;
+        Ok((Bytes::from(key), Bytes::from(value)))
+    }))
+}
+
+/// The state as this node has it. A snapshot from another node replaces the whole database; whoever
+/// reads keeps the one that it began with. Cheap to clone.
+#[derive(Clone)]
+pub struct StateHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    current: ArcSwap<StateDb>,
+    layout: Layout,
+    options: Options,
+    damage: Damage,
+}
+
+impl StateHandle {
+    /// Of the live database of a shard.
+    pub(crate) fn new(layout: &Layout, options: &Options, db: StateDb, damage: Damage) -> Self {
+        let shared = Shared {
+            current: ArcSwap::from_pointee(db),
+            layout: layout.clone(),
+            options: options.clone(),
+            damage,
+        };
+        StateHandle {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The state of now. Hold it for one request, not for long: after a snapshot was installed it is old.
+    pub fn current(&self) -> Arc<StateDb> {
+        self.shared.current.load_full()
+    }
+
+    /// Makes the state of now durable: it bounds what a restart applies again. Blocks.
+    pub fn flush(&self) -> Result<(), Fatal> {
+        self.current().flush()
+    }
+
+    /// Flushes and merges of the live database that failed. RocksDB may go on without telling anybody.
+    pub fn background_errors(&self) -> u64 {
+        self.shared.current.load().background_errors()
+    }
+
+    /// Waits until damage was noticed in anything of this shard; the process must then end. Tells what.
+    pub async fn damaged(&self) -> String {
+        self.shared.damage.noticed().await
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.shared.layout
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    pub(crate) fn damage(&self) -> &Damage {
+        &self.shared.damage
+    }
+
+    /// Lets everybody who comes from now on read `db`; the old one goes with its last reader.
+    pub(crate) fn replace(&self, db: StateDb) {
+        self.shared.current.swap(Arc::new(db)).doom();
+    }
+}
+
+/// Decides durably which state directory is live.
+pub(crate) fn point_to(layout: &Layout, name: &str) -> io::Result<()> {
+    files::replace_file(&layout.pointer(), format!("{name}\n").as_bytes())
+}
+
+/// The number in the name of a state directory.
+pub(crate) fn number_of(name: &str) -> Option<u64> {
+    name.strip_prefix("db-")?.parse().ok()
+}
+
+/// The state is written without a WAL (the Raft log is its WAL) and read mostly by key, often by keys that
+/// are not there (a fresh idempotency key), so filters stand before both the memtable and the files.
+fn state_options(options: &Options, create: Create) -> rocksdb::Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(options.state_cache_bytes));
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_cache_index_and_filter_blocks_with_high_priority(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_bloom_filter(10.0, false);
+    table.set_whole_key_filtering(true);
+    table.set_block_size(16 << 10);
+    let mut db = common_options();
+    db.create_if_missing(create == Create::IfMissing);
+    db.set_block_based_table_factory(&table);
+    db.set_atomic_flush(true);
+    db.set_write_buffer_size(options.state_write_buffer_bytes);
+    db.set_max_write_buffer_number(4);
+    db.set_memtable_whole_key_filtering(true);
+    db.set_memtable_prefix_bloom_ratio(0.05);
+    // Reads of absent rows are rare and filtered, so files may gather: each merge then rewrites less per byte.
+    db.set_level_zero_file_num_compaction_trigger(8);
+    db.set_max_bytes_for_level_base(8 * options.state_write_buffer_bytes as u64);
+    // Young files are soon rewritten; only what stays is worth compressing.
+    let (plain, packed) = (DBCompressionType::None, DBCompressionType::Lz4);
+    db.set_compression_per_level(&[plain, plain, packed, packed, packed, packed, packed]);
+    // An inbox is a queue: where it begins, deletions gather, and every reader would step over them.
+    db.add_compact_on_deletion_collector_factory(8_192, 4_096, 0.5);
+    let cores = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
+    db.set_max_background_jobs(i32::try_from(cores).unwrap_or(2));
+    db
+}

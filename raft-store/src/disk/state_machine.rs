@@ -1,0 +1,228 @@
+//! openraft's state machine: batches of committed entries go through [`apply`](crate::core::apply) and reach the
+//! database in one write. There is no domain logic here.
+//!
+//! One [`View`] and one write batch per group of entries: the rows, `last_applied` and the membership become
+//! visible together, and durable together with some later flush. Replies go out after that write, so a
+//! caller who has an answer can read what it says; effects go out after the replies.
+//!
+//! An error is final. openraft stops, the process ends, and what was applied since the last flush is applied
+//! again at the next start.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use agentpost_proto::command::Reply;
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use openraft::EntryPayload;
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::type_config::alias::SnapshotMetaOf;
+use prost::Message;
+
+use crate::core::apply::{apply_blank, apply_command, apply_membership};
+use crate::core::effect::Effect;
+use crate::core::keys;
+use crate::core::kv::Fatal;
+use crate::core::view::{HotCache, View, load};
+use crate::disk::snapshot::{
+    Snapshot, SnapshotBuilder, SnapshotData, Snapshots, install, membership_row, stored_membership,
+};
+use crate::disk::state::StateHandle;
+use crate::disk::types::{LogId, StoredMembership, TypeConfig, log_id_from_proto, log_id_to_proto};
+
+/// Entries in one write at most: it bounds how long readers of the log and clients wait for each other.
+const BATCH_ENTRIES_MAX: usize = 1_024;
+/// Bytes in one write, about. Several times more is slower: the rows of a batch gather in one ordered map, which
+/// then outgrows the caches.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// Where effects go.
+pub type EffectSink = Arc<dyn Fn(&[Effect]) + Send + Sync>;
+/// Who wants to know that a snapshot replaced the state: anything may have become possible.
+pub type InstallHook = Arc<dyn Fn() + Send + Sync>;
+
+type Item = EntryResponder<TypeConfig>;
+
+/// Applies entries to the state of a shard. openraft owns it.
+pub struct StateMachine {
+    state: StateHandle,
+    snapshots: Arc<Snapshots>,
+    /// Never contended: openraft lends the state machine to one task at a time.
+    cache: Mutex<HotCache>,
+    effects: Option<EffectSink>,
+    installed: Option<InstallHook>,
+}
+
+impl StateMachine {
+    pub(crate) fn new(state: StateHandle, snapshots: Arc<Snapshots>) -> Self {
+        StateMachine {
+            state,
+            snapshots,
+            cache: Mutex::default(),
+            effects: None,
+            installed: None,
+        }
+    }
+
+    /// Calls `sink` with the effects of each group of entries, when their writes are visible. It must not wait.
+    pub fn set_effects(&mut self, sink: EffectSink) {
+        self.effects = Some(sink);
+    }
+
+    /// Calls `hook` when a snapshot has replaced the state. It must not wait.
+    pub fn set_installed(&mut self, hook: InstallHook) {
+        self.installed = Some(hook);
+    }
+
+    fn apply_all(&mut self, entries: Vec<Item>) -> Result<(), Fatal> {
+        let mut rest = entries.into_iter();
+        while rest.len() > 0 {
+            self.apply_batch(&mut rest)?;
+        }
+        Ok(())
+    }
+
+    /// Applies entries until there is enough for one write, and writes.
+    fn apply_batch(&mut self, entries: &mut impl Iterator<Item = Item>) -> Result<(), Fatal> {
+        let db = self.state.current();
+        let cache = self.cache.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut view = View::new(&*db, cache)?;
+        let mut effects = Vec::new();
+        let mut answers = Vec::new();
+        let mut membership = None;
+        for (entry, responder) in entries {
+            let log_id = log_id_to_proto(&entry.log_id);
+            let reply = match &entry.payload {
+                EntryPayload::Normal(proposal) => apply_command(&mut view, &log_id, &proposal.0, &mut effects)?,
+                EntryPayload::Blank => {
+                    apply_blank(&mut view, &log_id);
+                    Reply::default()
+                }
+                EntryPayload::Membership(changed) => {
+                    apply_membership(&mut view, &log_id, changed.nodes().map(|(id, _)| *id))?;
+                    membership = Some(membership_row(&entry.log_id, changed));
+                    Reply::default()
+                }
+            };
+            answers.extend(responder.map(|responder| (responder, reply)));
+            if view.bytes() >= BATCH_BYTES_MAX {
+                break;
+            }
+        }
+        let mut writes = view.into_writes();
+        if let Some(row) = membership {
+            writes.push((keys::membership(), Some(Bytes::from(row.encode_to_vec()))));
+        }
+        db.write(writes)?;
+        for (responder, reply) in answers {
+            responder.send(reply);
+        }
+        if let Some(sink) = &self.effects
+            && !effects.is_empty()
+        {
+            sink(&effects);
+        }
+        Ok(())
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let db = self.state.current();
+        let applied = db.applied().map_err(io::Error::other)?;
+        let membership = load(&*db, &keys::membership()).map_err(io::Error::other)?;
+        let membership = stored_membership(&membership.unwrap_or_default()).map_err(io::Error::other)?;
+        Ok((applied.last.as_ref().map(log_id_from_proto), membership))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<Item, io::Error>> + Unpin + Send,
+    {
+        let mut waiting = Vec::new();
+        let mut bytes = 0;
+        while let Some(item) = entries.next().await {
+            let item = item?;
+            if let EntryPayload::Normal(proposal) = &item.0.payload {
+                bytes += proposal.0.len();
+            }
+            waiting.push(item);
+            if waiting.len() >= BATCH_ENTRIES_MAX || bytes >= BATCH_BYTES_MAX {
+                bytes = 0;
+                self.apply_all(std::mem::take(&mut waiting)).map_err(io::Error::other)?;
+            }
+        }
+        self.apply_all(waiting).map_err(io::Error::other)
+    }
+
+    /// Takes the checkpoint here, between two applies; the builder only finishes it.
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<SnapshotBuilder> {
+        Some(self.get_snapshot_builder().await)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        let snapshots = self.snapshots.clone();
+        let db = self.state.current();
+        let begun = tokio::task::spawn_blocking(move || snapshots.begin(&db)).await;
+        let begun = begun.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+        SnapshotBuilder::new(self.snapshots.clone(), begun)
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMetaOf<TypeConfig>,
+        snapshot: SnapshotData,
+    ) -> Result<(), io::Error> {
+        if snapshot.openraft_meta().map_err(io::Error::other)? != *meta {
+            return Err(io::Error::other("the snapshot is not the one that openraft means"));
+        }
+        let (state, snapshots) = (self.state.clone(), self.snapshots.clone());
+        tokio::task::spawn_blocking(move || install(&state, &snapshots, snapshot))
+            .await
+            .map_err(io::Error::other)??;
+        self.cache.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        if let Some(hook) = &self.installed {
+            hook();
+        }
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        let newest = self.snapshots.newest();
+        newest
+            .map(SnapshotData::into_snapshot)
+            .transpose()
+            .map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use crate::core::query;
+    use crate::disk::testing::{apply, blank, membership, open};
+
+    #[tokio::test]
+    async fn the_ids_of_former_members_are_remembered_and_hashed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut stores = open(dir.path());
+        let entries = vec![membership(1, 0, &[1, 2, 3]), blank(1, 1)];
+        apply(&mut stores.machine, entries).await.unwrap();
+        let hash = |stores: &crate::disk::open::Stores| query::applied(&*stores.state.current()).unwrap().state_hash;
+        let before = hash(&stores);
+        // Twice in one batch, then a change that brings nobody new.
+        let entries = vec![membership(1, 2, &[2, 3, 7]), membership(1, 3, &[3, 4, 7])];
+        apply(&mut stores.machine, entries).await.unwrap();
+        let after = hash(&stores);
+        assert_eq!(query::node_ids(&*stores.state.current()).unwrap(), [1, 2, 3, 4, 7]);
+        assert_ne!(before, after);
+        apply(&mut stores.machine, vec![membership(1, 4, &[3, 4])])
+            .await
+            .unwrap();
+        assert_eq!(query::node_ids(&*stores.state.current()).unwrap(), [1, 2, 3, 4, 7]);
+        assert_eq!(hash(&stores), after);
+    }
+}

@@ -1,0 +1,116 @@
+//! What the tests of the stores share.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use bytes::Bytes;
+use futures::stream;
+use openraft::EntryPayload;
+use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage, RaftStateMachine};
+use openraft::type_config::TypeConfigExt;
+use openraft::type_config::alias::OneshotReceiverOf;
+
+use crate::disk::files;
+use crate::disk::log_store::LogStore;
+use crate::disk::open::{self, Stores};
+use crate::disk::options::Options;
+use crate::disk::state_machine::StateMachine;
+use crate::disk::types::{Entry, LeaderId, LogId, Membership, Proposal, TypeConfig};
+
+/// Small databases: tests open many.
+pub(crate) fn options() -> Options {
+    Options {
+        state_cache_bytes: 1 << 20,
+        state_write_buffer_bytes: 1 << 20,
+        ..Options::default()
+    }
+}
+
+pub(crate) fn open(dir: &Path) -> Stores {
+    open::shard(dir, options()).unwrap()
+}
+
+pub(crate) fn log_id(term: u64, index: u64) -> LogId {
+    let leader_id = LeaderId { term, node_id: 1 };
+    LogId { leader_id, index }
+}
+
+pub(crate) fn blank(term: u64, index: u64) -> Entry {
+    Entry {
+        log_id: log_id(term, index),
+        payload: EntryPayload::Blank,
+    }
+}
+
+pub(crate) fn normal(term: u64, index: u64, bytes: usize) -> Entry {
+    Entry {
+        log_id: log_id(term, index),
+        payload: EntryPayload::Normal(Proposal(Bytes::from(vec![b'x'; bytes]))),
+    }
+}
+
+pub(crate) fn membership(term: u64, index: u64, voters: &[u64]) -> Entry {
+    let voters: BTreeSet<u64> = voters.iter().copied().collect();
+    let membership: Membership = Membership::new_with_defaults(vec![voters], []);
+    Entry {
+        log_id: log_id(term, index),
+        payload: EntryPayload::Membership(membership),
+    }
+}
+
+/// Appends; the receiver tells when the entries are durable.
+pub(crate) async fn start_append(
+    log: &mut LogStore,
+    entries: Vec<Entry>,
+) -> io::Result<OneshotReceiverOf<TypeConfig, io::Result<()>>> {
+    let (flushed, durable) = TypeConfig::oneshot();
+    log.append(entries, IOFlushed::<TypeConfig>::signal(flushed)).await?;
+    Ok(durable)
+}
+
+/// Appends and waits until the entries are durable.
+pub(crate) async fn append(log: &mut LogStore, entries: Vec<Entry>) -> io::Result<()> {
+    start_append(log, entries).await?.await.unwrap()
+}
+
+/// The ids of all entries.
+pub(crate) async fn ids(log: &mut LogStore) -> Vec<LogId> {
+    let mut reader = log.get_log_reader().await;
+    let entries = reader.try_get_log_entries(..).await.unwrap();
+    entries.iter().map(|entry| entry.log_id).collect()
+}
+
+pub(crate) async fn apply(machine: &mut StateMachine, entries: Vec<Entry>) -> io::Result<()> {
+    machine
+        .apply(stream::iter(entries.into_iter().map(|entry| Ok((entry, None)))))
+        .await
+}
+
+/// What a crash of the process leaves at this moment: the files as the operating system has them. RocksDB may
+/// be removing some meanwhile; then the moment is a little later.
+pub(crate) fn crash_copy(from: &Path, to: &Path) {
+    while copy(from, to).is_err() {
+        fs::remove_dir_all(to).unwrap();
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    let before = files::names(from)?;
+    for name in &before {
+        let (source, target) = (from.join(name), to.join(name));
+        if source.is_dir() {
+            copy(&source, &target)?;
+        } else if name != "LOCK" {
+            fs::copy(&source, &target)?;
+        }
+    }
+    if files::names(from)? == before {
+        Ok(())
+    } else {
+        Err(io::Error::other("changed meanwhile"))
+    }
+}
