@@ -39,12 +39,13 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use agentpost_proto::peer;
 use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use prost::Message;
 use tokio::sync::oneshot;
 
@@ -346,7 +347,7 @@ impl Lift {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Wanted> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.wanted.lock()
     }
 
     fn run(&self, mut write: impl FnMut(peer::Floor) -> io::Result<()>, failure: &Failure) {
@@ -370,7 +371,7 @@ impl Shared {
             if wanted.closed {
                 return None;
             }
-            wanted = self.wake.wait(wanted).unwrap_or_else(PoisonError::into_inner);
+            self.wake.wait(&mut wanted);
         }
         wanted.changed = false;
         Some((wanted.said.clone(), std::mem::take(&mut wanted.waiting)))
@@ -379,7 +380,7 @@ impl Shared {
     /// Lets changes gather that nobody waits for.
     fn rest(&self) {
         let idle = |wanted: &mut Wanted| wanted.waiting.is_empty() && !wanted.closed;
-        drop(self.wake.wait_timeout_while(self.lock(), PERIOD, idle));
+        self.wake.wait_while_for(&mut self.lock(), idle, PERIOD);
     }
 }
 

@@ -61,12 +61,13 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use agentpost_proto::limits::APPEND_PAYLOAD_BYTES_MAX;
 use agentpost_proto::peer;
 use futures::{Stream, StreamExt, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use parking_lot::Mutex;
 use rocksdb::WriteBatch;
 
 use self::bounds::check_follows;
@@ -105,11 +106,11 @@ pub(crate) struct PurgePoint(Arc<Mutex<Option<LogId>>>);
 impl PurgePoint {
     /// The last entry that is gone.
     pub(crate) fn get(&self) -> Option<LogId> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.lock()
     }
 
     pub(crate) fn set(&self, purged: Option<LogId>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = purged;
+        *self.0.lock() = purged;
     }
 }
 

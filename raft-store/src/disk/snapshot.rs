@@ -57,8 +57,8 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agentpost_proto::limits::SNAPSHOT_CHUNK_BYTES;
 use agentpost_proto::peer;
@@ -66,6 +66,7 @@ use bytes::Bytes;
 use futures::{Stream, stream};
 use openraft::storage::RaftSnapshotBuilder;
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 
 pub(crate) use self::install::{build, install, next_name, open};
@@ -320,7 +321,7 @@ impl Snapshots {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<SnapshotData>> {
-        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+        self.newest.lock()
     }
 }
 

@@ -9,7 +9,7 @@
 //! again at the next start.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use agentpost_proto::command::Reply;
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use futures::{Stream, StreamExt};
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::type_config::alias::SnapshotMetaOf;
+use parking_lot::Mutex;
 use prost::Message;
 
 use crate::core::apply::{apply_blank, apply_command, apply_membership};
@@ -85,7 +86,7 @@ impl StateMachine {
     /// Applies entries until there is enough for one write, and writes.
     fn apply_batch(&mut self, entries: &mut impl Iterator<Item = Item>) -> Result<(), Fatal> {
         let db = self.state.current();
-        let cache = self.cache.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let cache = self.cache.get_mut();
         let mut view = View::new(&*db, cache)?;
         let mut effects = Vec::new();
         let mut answers = Vec::new();
@@ -183,7 +184,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         tokio::task::spawn_blocking(move || install(&state, &snapshots, snapshot))
             .await
             .map_err(io::Error::other)??;
-        self.cache.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        self.cache.get_mut().clear();
         if let Some(hook) = &self.installed {
             hook();
         }

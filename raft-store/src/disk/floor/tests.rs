@@ -101,20 +101,20 @@ async fn flushes_of_entries_that_were_cut_off_do_not_lift_the_floor() {
     let written = Arc::new(Mutex::new(peer::Floor::default()));
     let kept = written.clone();
     let (floor, _) = spawn(move |said| {
-        *kept.lock().unwrap() = said;
+        *kept.lock() = said;
         Ok(())
     });
     let lift = floor.lift();
     lift.to(floor.mark(log_id(1, 10)));
     let late = floor.mark(log_id(1, 20));
     floor.lower(Some(log_id(1, 5))).await.unwrap();
-    assert_eq!(written.lock().unwrap().flushed, Some(log_id_to_proto(&log_id(1, 5))));
+    assert_eq!(written.lock().flushed, Some(log_id_to_proto(&log_id(1, 5))));
     lift.to(late);
     lift.to(floor.mark(log_id(2, 6)));
     lift.to(floor.mark(log_id(2, 4)));
     floor.lower(Some(log_id(2, 9))).await.unwrap();
     drop(floor);
-    assert_eq!(written.lock().unwrap().flushed, Some(log_id_to_proto(&log_id(2, 6))));
+    assert_eq!(written.lock().flushed, Some(log_id_to_proto(&log_id(2, 6))));
 }
 
 #[tokio::test]

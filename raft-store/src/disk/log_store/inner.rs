@@ -2,8 +2,9 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use rocksdb::{ColumnFamily, DBRawIterator, ReadOptions, WriteBatch};
 
 use super::PurgePoint;
@@ -40,7 +41,7 @@ pub(super) struct Cut {
 
 impl Inner {
     pub(super) fn lock(&self) -> MutexGuard<'_, Bounds> {
-        self.bounds.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bounds.lock()
     }
 
     pub(super) fn entries(&self) -> &ColumnFamily {

@@ -8,10 +8,11 @@
 //! flight is bounded where operations are admitted.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use openraft::storage::IOFlushed;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use super::metrics::LogMetrics;
@@ -115,7 +116,7 @@ impl SyncThread {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     /// The next group; none when the log is closed and everything was told.
@@ -125,7 +126,7 @@ impl Shared {
             if queue.closed {
                 return None;
             }
-            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            self.wake.wait(&mut queue);
         }
         Some(std::mem::take(&mut queue.waiters))
     }

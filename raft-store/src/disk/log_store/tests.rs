@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -261,7 +262,7 @@ async fn a_truncation_returns_when_it_is_durable() {
     let (release, gate) = mpsc::sync_channel::<()>(100);
     let gate = Mutex::new(gate);
     let mut log = open_with(dir.path(), move |db| {
-        gate.lock().unwrap().recv().map_err(|e| e.to_string())?;
+        gate.lock().recv().map_err(|e| e.to_string())?;
         db.flush_wal(true).map_err(|e| e.to_string())
     });
     release.send(()).unwrap();
