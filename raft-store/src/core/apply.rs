@@ -1,31 +1,31 @@
 //! The contract of the replicated state machine, and its dispatch.
 //!
 //! Every replica feeds the same entries in the same order into [`apply_command`] and must end with the same
-//! bytes. So:
+//! bytes. Therefore:
 //!
-//! - **Inputs** are the view, the command and the entry's log id, nothing else. There is no clock here, no
-//!   randomness, no order of a hash map, no float and no `usize` in a stored value. Ids come in the command,
-//!   minted where the request arrived; time comes in the command, stamped by the leader; sequence numbers
-//!   come from the state. `clippy.toml` of this crate forbids the ambient ones.
-//! - **Two times.** `wall_ms` is the highest wall clock that a leader ever stamped: calendar days and
-//!   months, and what people read. `cluster_ms` counts only the time that leaders measured themselves,
-//!   taken from the current epoch alone: ages (idempotency keys, retention) are measured in it, so that
-//!   neither a clock jump nor a leader change ages anything early. Neither ever goes back.
-//! - **Three outcomes.** A reply; a [`Rejection`], the same on every replica, after which not one write of
-//!   its command is left (the savepoint sees to that); a [`Fatal`] (the disk failed, a value does not
-//!   decode, an invariant is broken), after which the node stops, because answering differently from its
-//!   peers is the one thing that it must never do.
-//! - **Authority.** The principal of an operation is a claim. Each operation loads the key again and
-//!   decides over the resource in the state; the team is always the key's team. The edge checks the same
-//!   things first, only for speed.
-//! - **Effects** say what became possible. They are hints, given when the writes are visible; work that
-//!   must happen is a row.
-//! - **Bounded work.** A command touches a number of rows that `limits.rs` bounds. Large jobs are many
-//!   commands.
-//! - **The state hash** is chained over every command's writes and stored with the applied row: equal
-//!   indexes have equal hashes on all replicas, or something is broken.
+//! - **Inputs** are the view, the command and the entry's log id, nothing else. `apply` reads no clock, draws no random
+//!   number, iterates over no hash map, and stores no float and no `usize`. The node that received the request put the
+//!   ids into the command, the leader stamped the time, and sequence numbers come from the state. `clippy.toml` of this
+//!   crate forbids the ambient sources.
+//! - **Two times.** `wall_ms` is the highest wall clock time that a leader ever stamped. Calendar days, calendar months
+//!   and all times that people read come from it. `cluster_ms` counts only time that leaders measured with their
+//!   monotonic clocks, and only the leader of the current epoch adds to it. Ages (idempotency keys, retention) are
+//!   measured in it, so that neither a clock jump nor a change of leader ages anything early. Neither time ever goes
+//!   back.
+//! - **Three outcomes.** A command ends with a reply; with a [`Rejection`], which is the same on every replica and
+//!   leaves none of the command's writes (it is rolled back to a savepoint); or with a [`Fatal`] (the disk failed, a
+//!   value does not decode, an invariant is broken), after which the node stops, because it must never answer
+//!   differently from its peers.
+//! - **Authority.** The principal of an operation is only a claim. Each operation loads the key again and checks it
+//!   against the resource in the state; the team is always the key's team. The server makes the same checks earlier,
+//!   but only to refuse faster.
+//! - **Effects** say what became possible. They are hints, sent when the writes are visible. Work that must happen is a
+//!   row.
+//! - **Bounded work.** `limits.rs` bounds the number of rows that a command touches. A large job is many commands.
+//! - **The state hash** is chained over the writes of every command and stored in the applied row. All replicas have
+//!   the same hash at the same index, or something is broken.
 //!
-//! What is left out on purpose: reads (they are [`crate::core::query`]), and anything that waits.
+//! Two things are not here: reads, which are in [`crate::core::query`], and anything that waits.
 
 pub mod agent;
 mod check;
@@ -61,9 +61,9 @@ use crate::core::view::{View, decode, load};
 /// Why an operation did not happen.
 #[derive(Debug)]
 pub enum Stop {
-    /// The caller's fault or limit; part of the replicated history.
+    /// The caller made a mistake or reached a limit. The rejection is part of the replicated history.
     Reject(Rejection),
-    /// Ours; the node stops.
+    /// The node must stop.
     Fatal(Fatal),
 }
 
@@ -79,27 +79,27 @@ impl From<Rejection> for Stop {
     }
 }
 
-/// A refusal as an error value.
+/// A rejection as an `Err`.
 pub fn reject<T>(code: ErrorCode, message: impl Into<String>) -> Result<T, Stop> {
     Err(Stop::Reject(Rejection::new(code, message)))
 }
 
-/// What an operation may look at besides the view.
+/// The inputs of an operation besides the view.
 #[derive(Debug)]
 pub struct Context<'a> {
-    /// Log index of the entry.
+    /// The log index of the entry.
     pub index: u64,
-    /// Term of the entry.
+    /// The term of the entry.
     pub term: u64,
-    /// Unix milliseconds, never going back.
+    /// Wall clock time in Unix milliseconds. It never goes back.
     pub wall_ms: u64,
-    /// Cluster time, never going back.
+    /// Cluster time in milliseconds. It never goes back.
     pub cluster_ms: u64,
-    /// Who asks; none for the cluster itself.
+    /// The key that the caller presented; `None` when a node proposed the operation itself.
     pub principal: Option<&'a Principal>,
 }
 
-/// Applies one command. The view holds its writes afterwards, none of them if the reply is a rejection.
+/// Applies one command. Afterwards the view holds its writes, or none if the reply is a rejection.
 pub fn apply_command(
     view: &mut View<'_>,
     log_id: &record::LogId,
@@ -135,12 +135,12 @@ pub fn apply_command(
     Ok(Reply { reply: Some(reply) })
 }
 
-/// A blank entry: only the place in the log moves.
+/// Applies a blank entry, which only moves the last applied log id.
 pub fn apply_blank(view: &mut View<'_>, log_id: &record::LogId) {
     view.applied.last = Some(*log_id);
 }
 
-/// A membership entry: remembers the ids of its nodes for good, so that no other node ever gets one.
+/// Applies a membership entry. It records the ids of the nodes for ever, so that no id is given to another node later.
 pub fn apply_membership(
     view: &mut View<'_>,
     log_id: &record::LogId,
@@ -250,8 +250,8 @@ fn dispatch_deliveries(
     })
 }
 
-/// A leadership may stamp cluster time from here on. Its id is this entry's index: it rises and is never
-/// reused, so it fences a leader that was replaced without knowing.
+/// Begins the epoch of a leader, who stamps cluster time from now on. The epoch's id is the index of this entry: it
+/// rises and is never reused, so it fences off a former leader that does not know yet that it was replaced.
 fn begin_epoch(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -271,7 +271,7 @@ fn begin_epoch(
     Ok(())
 }
 
-/// Only the newest epoch works for the cluster: a leader that was replaced without knowing is refused here.
+/// Rejects a command of a past epoch, which comes from a former leader that does not know yet that it was replaced.
 fn check_epoch(view: &View<'_>, epoch: u64) -> Result<(), Stop> {
     if epoch == 0 || epoch != view.applied.epoch && !mutant::on(Mutant::EpochUnchecked) {
         return reject(ErrorCode::Stale, "another epoch has begun");

@@ -1,61 +1,55 @@
-//! What an entry made possible. Effects are hints: losing one costs latency, never a message.
+//! Effects: what an applied entry made possible, for the tasks that wait for it. They are hints. A lost one costs
+//! latency, never a message, because all work is also a row.
 
 use agentpost_proto::id::{KeyId, TeamId};
 
-/// A hint, given after the entry's writes are visible.
+/// A hint, sent after the entry's writes are visible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// An inbox has a new entry.
     InboxAppended {
-        /// Whose.
         team: TeamId,
-        /// Which inbox.
+        /// The owner of the inbox.
         agent: String,
-        /// The entry.
+        /// The seq of the entry.
         seq: u64,
     },
-    /// A topic message was stored; wide readers of the team may want it.
+    /// A topic message was stored. Readers of the whole team wait for it.
     Published {
-        /// Whose.
         team: TeamId,
-        /// Its seq.
+        /// The seq of the message.
         seq: u64,
     },
-    /// A publish became a job of chunks.
+    /// A publish with many subscribers became a fan-out job.
     FanoutQueued {
-        /// Whose.
         team: TeamId,
-        /// The topic.
         topic: String,
     },
-    /// The last chunk of a publish is applied.
+    /// The last chunk of a fan-out job was applied.
     FanoutFinished {
-        /// Whose.
         team: TeamId,
-        /// The publish.
+        /// The seq of the published message.
         seq: u64,
     },
-    /// An endpoint has a delivery that waits for its time.
+    /// A delivery was scheduled.
     DeliveryDue {
-        /// Whose.
         team: TeamId,
-        /// Which endpoint.
+        /// The generation of its endpoint.
         generation: u64,
     },
-    /// Open deliveries of an endpoint are to be closed.
+    /// An endpoint was deleted or disabled and has deliveries to close.
     EndpointClosing {
-        /// Whose.
         team: TeamId,
-        /// Which endpoint.
+        /// The generation of the endpoint.
         generation: u64,
     },
-    /// A key is not valid any more.
+    /// A key was revoked or removed.
     KeyRevoked(KeyId),
-    /// A new epoch began; its leader may stamp cluster time.
+    /// A new epoch began. From now on its leader stamps cluster time.
     EpochBegan {
-        /// The log index of its entry.
+        /// The log index of the entry that began it.
         epoch: u64,
-        /// Its leader.
+        /// The node id of its leader.
         node: u64,
     },
 }

@@ -1,8 +1,8 @@
 //! The whole key space of the state database, on one page.
 //!
-//! A key is two ASCII tag bytes, then fields that sort as they should: ids as their 16 bytes, numbers big
-//! endian, texts ended by a zero byte (no text that gets here contains one). The team comes first, so that
-//! a team is a few contiguous ranges. A tag is never reused. Values are `record.proto` unless named.
+//! A key is a tag of two ASCII bytes, then fields in an encoding that keeps their order: ids as their 16 bytes, numbers
+//! in big endian, texts with a zero byte at the end (no text in a key contains one). The team comes first, so that a
+//! team's rows are a few contiguous ranges. A tag is never reused. Values are messages of `record.proto` unless noted.
 //!
 //! | tag | fields | value |
 //! |---|---|---|
@@ -20,7 +20,7 @@
 //! | `ir` | team, agent, seq | `InboxEntry`, read |
 //! | `me` | team, seq | `Message` |
 //! | `mi` | team, message id | seq, 8 bytes |
-//! | `rf` | team, seq | how many refer to the message, 8 bytes; absent = one |
+//! | `rf` | team, seq | number of references to the message, 8 bytes; absent means one |
 //! | `rc` | team, seq of the publish, seq of the entries | `Receivers` of a topic message |
 //! | `tp` | team, topic | `Topic` |
 //! | `su` | team, topic, serial | `Subscription` |
@@ -35,7 +35,7 @@
 //! | `id` | team, agent, idempotency key | `Idempotency` |
 //! | `cu` | team, agent, client id | `Cursor`; an empty client id is the agent's mailbox |
 //!
-//! Not team-first, because they answer a question about the whole shard:
+//! These do not begin with the team, because they index the whole shard:
 //!
 //! | tag | fields | value |
 //! |---|---|---|
@@ -55,7 +55,7 @@
 //! | `lo` | user code | `Login` |
 //! | `ld` | hash of a device code | user code |
 //! | `lx` | cluster ms of expiry, user code | empty |
-//! | `nu` | | `NodeIds`: those ever used |
+//! | `nu` | | `NodeIds`: every node id that was ever used |
 
 pub mod log;
 mod shard;
@@ -67,7 +67,7 @@ use bytes::Bytes;
 
 pub use shard::*;
 
-/// Two bytes that name a kind of row.
+/// The first two bytes of a key, which name its kind of row.
 pub type Tag = [u8; 2];
 
 const APPLIED: Tag = *b"ap";
@@ -116,13 +116,13 @@ const LOGIN_DEVICE: Tag = *b"ld";
 const LOGIN_EXPIRY: Tag = *b"lx";
 const NODE_IDS: Tag = *b"nu";
 
-/// Rows that nearly every command reads: worth a copy in memory.
+/// Whether nearly every command reads a row of this kind, so that it is worth a copy in memory.
 pub fn is_hot(key: &[u8]) -> bool {
     const HOT: [Tag; 8] = [TEAM, TEAM_HEAD, KEY, SEND_COUNT, INBOX_HEAD, WEBHOOK, ENDPOINT, TOPIC];
     HOT.iter().any(|tag| key.starts_with(tag))
 }
 
-/// Builds one key; capacity fits all but the longest texts.
+/// Builds one key.
 struct Builder(Vec<u8>);
 
 impl Builder {
@@ -154,7 +154,7 @@ impl Builder {
         Bytes::from(self.0)
     }
 
-    /// Every key that starts with what was built.
+    /// The range of all keys that begin with the fields so far.
     fn prefix(self) -> Range<Vec<u8>> {
         let mut end = self.0.clone();
         while let Some(last) = end.pop() {
@@ -179,12 +179,12 @@ impl Builder {
     }
 }
 
-/// A number as a value.
+/// A number, encoded as a value.
 pub fn number(number: u64) -> Bytes {
     Bytes::copy_from_slice(&number.to_be_bytes())
 }
 
-/// The number that ends a key, or is a value.
+/// The number at the end of a key, or in a value that is a number.
 pub fn trailing_number(key: &[u8]) -> Option<u64> {
     key.last_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes))
 }
@@ -243,7 +243,7 @@ pub fn trailing_text(key: &[u8]) -> Option<&str> {
 fn texts_after(tag: Tag, team: TeamId, after: &str) -> Range<Vec<u8>> {
     let all = Builder::new(tag).team(team);
     let end = all.prefix().end;
-    // `after` may be any text that somebody asks with, so it is not one of a key.
+    // `after` may be any text of a request, so the rule that a key's text has no zero byte does not hold for it.
     let mut start = Builder::new(tag).team(team).bytes(after.as_bytes()).bytes(&[0]).0;
     if !after.is_empty() {
         start.push(0);
@@ -266,7 +266,7 @@ pub fn inbox_heads_after(team: TeamId, after: &str) -> Range<Vec<u8>> {
     texts_after(INBOX_HEAD, team, after)
 }
 
-/// Whether an inbox entry is read; decides its tag.
+/// Whether an inbox entry is read. Read and unread entries have different tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadState {
     /// `iu`.

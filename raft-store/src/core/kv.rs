@@ -1,37 +1,36 @@
-//! The ordered map that `apply` and the queries stand on. Two implementations: RocksDB (`disk/state.rs`) and
-//! [`Memory`], over which the keystone test replays the same log and expects the same bytes.
+//! The ordered map under `apply` and the queries. It has two implementations: RocksDB (`disk/state.rs`) and
+//! [`Memory`]. The replay test applies one log to both and expects the same bytes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
 
-/// The state could not be read, written or understood. The node stops: it must never answer differently
-/// from its peers.
+/// The state could not be read, written or decoded. The node must stop: it must never answer differently from its
+/// peers.
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
-    /// The disk.
+    /// The database failed.
     #[error("state database: {0}")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A stored value that does not decode.
+    /// A stored value does not decode.
     #[error("undecodable {what}: {source}")]
     Decode {
-        /// Which value.
+        /// The value's type.
         what: &'static str,
-        /// Why.
         source: prost::DecodeError,
     },
-    /// A rule that apply itself keeps does not hold.
+    /// The rows contradict each other. `apply` never writes such rows, so this is a bug or damage.
     #[error("broken invariant: {0}")]
     Invariant(String),
 }
 
-/// A row.
+/// A key and its value.
 pub type Row = (Bytes, Bytes);
 /// Rows of a range, in the order asked for.
 pub type Rows<'a> = Box<dyn Iterator<Item = Result<Row, Fatal>> + 'a>;
 
-/// Which way a range is walked.
+/// The direction of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// Smallest key first.
@@ -40,13 +39,14 @@ pub enum Order {
     Descending,
 }
 
-/// Reading.
+/// Read access to an ordered map.
 pub trait Kv {
     /// The value at `key`.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal>;
     /// The rows with `start <= key < end`.
     fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_>;
-    /// The same map, standing still: what a question of several reads must stand on while others write.
+    /// The map as it is now, unchanged by later writes. A query that needs several reads takes them all from one such
+    /// copy.
     fn frozen(&self) -> Box<dyn Kv + '_>;
 }
 
@@ -64,17 +64,17 @@ impl<K: Kv + ?Sized> Kv for &K {
     }
 }
 
-/// Writes that become visible together: `None` deletes. Ordered by key, each key once.
+/// Writes that become visible together, ordered by key, each key once. `None` deletes.
 pub type Writes = Vec<(Bytes, Option<Bytes>)>;
 
-/// A map in memory.
+/// An ordered map in memory.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Memory {
     rows: BTreeMap<Bytes, Bytes>,
 }
 
 impl Memory {
-    /// Applies writes at once.
+    /// Applies all writes.
     pub fn write(&mut self, writes: Writes) {
         for (key, value) in writes {
             match value {
@@ -84,7 +84,7 @@ impl Memory {
         }
     }
 
-    /// Every row, by key.
+    /// All rows, in key order.
     pub fn rows(&self) -> impl Iterator<Item = (&Bytes, &Bytes)> {
         self.rows.iter()
     }

@@ -1,14 +1,14 @@
-//! Rules that a test of the tests may break, one at a time.
+//! Mutants: bugs that can be switched on, one at a time, to see whether the tests notice them.
 //!
 //! With the cargo feature `mutants`, `AGENTPOST_MUTANT=<name>` in the environment breaks the rule of that name in this
-//! process: the tests and fault scenarios must notice it (`scripts/faults.sh mutants` sees to that). Without the feature
-//! [`on`] is `false` at compile time and nothing is left of it. A build without debug assertions, such as every
-//! release, refuses the feature.
+//! process. `scripts/faults.sh mutants` switches on each mutant in turn and expects a test or a fault scenario to fail.
+//! Without the feature [`on`] is `false` at compile time, so the compiler removes the broken branches. A build without
+//! debug assertions, such as every release, refuses the feature.
 
 #[cfg(all(feature = "mutants", not(debug_assertions)))]
 compile_error!("the feature `mutants` breaks the rules on purpose: it is for debug builds only");
 
-/// A rule that can be broken. The names are in kebab case: `stale-read`.
+/// A bug that can be switched on. Its name in the environment is in kebab case: `stale-read`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mutant {
     /// The log is written but never fsynced.
@@ -17,48 +17,53 @@ pub enum Mutant {
     VoteUnsynced,
     /// An append counts as durable before its fsync.
     AckBeforeFsync,
-    /// The log opens as RocksDB would by default: whatever follows a bad record is dropped in silence.
+    /// The log opens with RocksDB's default recovery, which silently drops everything after a bad record.
     DefaultRecovery,
-    /// A node starts although its log ends below what it had promised.
+    /// A node starts although its log ends below its durability floor.
     FloorIgnored,
-    /// The log loses one entry more than a snapshot covers.
+    /// A purge removes one entry more than the snapshot covers.
     PurgeTooFar,
-    /// A linearizable read is answered from whatever this node has.
+    /// A linearizable read is answered from this node's state without a read barrier.
     StaleRead,
-    /// What was stored under an idempotency key is forgotten when another leader comes.
+    /// Idempotency keys are forgotten when the leader changes.
     KeyForgotten,
-    /// A daily limit lets one more through.
+    /// A daily limit allows one more than it should.
     OneMore,
-    /// A page of an inbox begins one place too late.
+    /// A page of an inbox begins one entry too late.
     PageEdge,
-    /// A session passes over an event now and then.
+    /// A session skips an event now and then.
     FrameDropped,
-    /// A claim of an epoch that is over is granted.
+    /// A claim of a past epoch is granted.
     EpochUnchecked,
-    /// An outcome counts although its attempt was taken over.
+    /// An outcome is accepted although its attempt was taken over.
     LateOutcome,
-    /// An attempt that was taken over is made again under its number.
+    /// The attempt after a takeover reuses the number of the one that was taken over.
     SameAttempt,
     /// A dead delivery leaves no notice now and then.
     NoticeLost,
-    /// The replicated state depends on the process that applies it.
+    /// The replicated state contains a value that differs between processes.
     OwnState,
-    /// A publish reaches those who are subscribed when it is given out.
+    /// A publish reaches the subscribers of the time of its chunk, not those of the publish.
     FanoutNow,
-    /// A revoked key stays good.
+    /// A revoked key stays valid.
     RevokedKept,
     /// A key administers other teams.
     TeamUnchecked,
 }
 
-/// Whether this rule is broken in this process.
+/// A number that differs between processes, for [`Mutant::OwnState`].
+pub fn of_this_process() -> u64 {
+    u64::from(std::process::id() % 1000)
+}
+
+/// Whether this mutant is switched on in this process.
 #[cfg(not(feature = "mutants"))]
 #[inline(always)]
 pub const fn on(_: Mutant) -> bool {
     false
 }
 
-/// Whether this rule is broken in this process.
+/// Whether this mutant is switched on in this process.
 #[cfg(feature = "mutants")]
 pub fn on(mutant: Mutant) -> bool {
     use std::sync::OnceLock;

@@ -1,4 +1,4 @@
-//! Read-only questions to the state. All take any [`Kv`]: a view in `apply`, a database on a node.
+//! Queries read the state. They take any [`Kv`]: the view in `apply`, or the database on a node.
 
 pub mod agent;
 pub mod delivery;
@@ -16,13 +16,13 @@ use super::keys;
 use super::kv::{Fatal, Kv};
 use super::view::load;
 
-/// Every node that was ever a member.
+/// The id of every node that was ever a member.
 pub fn node_ids(kv: &(impl Kv + ?Sized)) -> Result<Vec<u64>, Fatal> {
     let ids: Option<NodeIds> = load(kv, &keys::node_ids())?;
     Ok(ids.unwrap_or_default().used)
 }
 
-/// What the state says about itself: the last applied entry, time, the state hash.
+/// The applied row: the last applied entry, the two times and the state hash.
 pub fn applied(kv: &impl Kv) -> Result<Applied, Fatal> {
     Ok(load(kv, &keys::applied())?.unwrap_or_default())
 }

@@ -1,7 +1,7 @@
-//! What `apply` reads and writes: the state as it was before the batch, with the batch's own writes over it.
+//! The view that `apply` reads and writes: the state before the batch, overlaid with the batch's own writes.
 //!
-//! Writes gather in an ordered map, so a row that many commands change (a team's counters) reaches the
-//! database once per batch and in key order. A savepoint per command lets a refusal leave nothing behind.
+//! Writes are buffered in an ordered map, so a row that many commands change (a team's counters) reaches the database
+//! once per batch, in key order. Each command begins with a savepoint, so that a rejected command leaves no writes.
 
 mod recent_ids;
 
@@ -20,7 +20,7 @@ use self::recent_ids::RecentIds;
 use crate::core::keys;
 use crate::core::kv::{Fatal, Kv, Order, Row, Rows, Writes};
 
-/// Copies of hot rows between batches, absent ones included. Only ever what the database would answer.
+/// A cache of hot rows that outlives a batch. It also caches that a row is absent, and always agrees with the database.
 #[derive(Debug, Default)]
 pub struct HotCache {
     #[expect(
@@ -32,7 +32,7 @@ pub struct HotCache {
 }
 
 impl HotCache {
-    /// Rows at most; beyond it the cache starts afresh.
+    /// The cache is cleared when it holds this many rows.
     const ROWS_MAX: usize = 200_000;
 
     fn get(&self, key: &[u8], base: &(dyn Kv + Sync)) -> Result<Option<Bytes>, Fatal> {
@@ -52,14 +52,14 @@ impl HotCache {
         rows.insert(key, value);
     }
 
-    /// Forgets everything: the database under it was replaced.
+    /// Forgets everything. Call it when the database was replaced.
     pub fn clear(&mut self) {
         self.rows.get_mut().clear();
         self.ids.get_mut().clear();
     }
 }
 
-/// A place in the writes of a batch to which a refused command rolls back.
+/// A position in the writes of a batch, to which a rejected command is rolled back.
 #[derive(Debug, Clone, Copy)]
 pub struct Savepoint {
     serial: u32,
@@ -68,9 +68,10 @@ pub struct Savepoint {
     state_hash: u64,
 }
 
-/// What a batch does to one row.
+/// A batch's write to one row.
 struct Write {
-    /// Of the savepoint behind which the row was first written: newer than it means not there before it.
+    /// The savepoint after which this batch first wrote the row. A rollback to that savepoint, or to an older one,
+    /// removes the write.
     serial: u32,
     value: Option<Bytes>,
 }
@@ -80,19 +81,19 @@ pub struct View<'a> {
     base: &'a (dyn Kv + Sync),
     cache: &'a mut HotCache,
     writes: BTreeMap<Bytes, Write>,
-    /// What was replaced in rows that are older than the newest savepoint.
+    /// The previous values of rows that were first written before the newest savepoint.
     undo: Vec<(Bytes, Option<Bytes>)>,
-    /// The newest savepoint.
+    /// The serial of the newest savepoint.
     serial: u32,
-    /// Rows first written since the batch began.
+    /// How many rows the batch writes.
     fresh: usize,
-    /// The applied row, decoded; written once at the end. Every write chains into its state hash.
+    /// The applied row, decoded. It is written once, at the end. Its state hash is chained over every write.
     pub(crate) applied: record::Applied,
     bytes: usize,
 }
 
 impl<'a> View<'a> {
-    /// A view of `base` without writes.
+    /// A view of `base`, without writes yet.
     pub fn new(base: &'a (dyn Kv + Sync), cache: &'a mut HotCache) -> Result<Self, Fatal> {
         let applied = load(base, &keys::applied())?.unwrap_or_default();
         Ok(View {
@@ -149,7 +150,8 @@ impl<'a> View<'a> {
         load(self, key)
     }
 
-    /// Whether a message of this id may be stored; asked once for each id that is about to be.
+    /// Whether a message with this id may already be stored. `false` is certain; after `true` the row decides. Call it
+    /// once per id, just before the message is stored.
     pub fn may_hold(&self, team: TeamId, id: MessageId) -> Result<bool, Fatal> {
         if let Some(answer) = self.cache.ids.borrow_mut().note(team, id) {
             return Ok(answer);
@@ -164,7 +166,7 @@ impl<'a> View<'a> {
         Ok(ids.note(team, id).unwrap_or(true))
     }
 
-    /// Marks the writes so far.
+    /// Begins a savepoint after the writes so far.
     pub fn savepoint(&mut self) -> Savepoint {
         self.serial += 1;
         Savepoint {
@@ -175,7 +177,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Takes back every write since `savepoint`. Rare, so it may walk the whole batch.
+    /// Undoes every write since `savepoint`. It may walk the whole batch, because it is rare.
     pub fn rollback(&mut self, savepoint: Savepoint) {
         self.applied.state_hash = savepoint.state_hash;
         for (key, previous) in self.undo.drain(savepoint.undo..).rev() {
@@ -189,12 +191,12 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Bytes put so far: the caller closes the batch when there are many.
+    /// Bytes written so far. The caller ends the batch when they are many.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Everything that the batch writes, the applied row included.
+    /// All writes of the batch, including the applied row.
     pub fn into_writes(mut self) -> Writes {
         let applied = Bytes::from(std::mem::take(&mut self.applied).encode_to_vec());
         let mut writes: Writes = Vec::with_capacity(self.writes.len() + 1);
@@ -256,7 +258,7 @@ impl Kv for View<'_> {
     }
 }
 
-/// Joins the rows of the base with the writes over them; both come in the same order.
+/// Merges the rows of the base with the writes over them. Both are in the same order.
 struct Overlay<'a> {
     base: std::iter::Peekable<Rows<'a>>,
     over: Vec<(Bytes, Option<Bytes>)>,

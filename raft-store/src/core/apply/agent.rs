@@ -11,7 +11,7 @@ use super::{Context, Stop, reject};
 use crate::core::keys;
 use crate::core::view::View;
 
-/// Puts an agent into the directory, or gives it another name.
+/// Registers an agent in the directory, or changes its name.
 pub fn register(view: &mut View<'_>, context: &Context<'_>, op: &RegisterAgent) -> Result<(), Stop> {
     let caller = Caller::with(view, context, Permission::Write)?;
     caller.acts_as(&op.agent)?;
@@ -21,7 +21,7 @@ pub fn register(view: &mut View<'_>, context: &Context<'_>, op: &RegisterAgent) 
     enter(view, context, caller.team, &op.agent, Some(&op.name))
 }
 
-/// An agent that a key is bound to, or that was registered. Without a `name` it keeps the one that it has.
+/// Adds an agent to the directory if it is not there. `Some(name)` sets its name; `None` keeps the one that it has.
 pub(super) fn enter(
     view: &mut View<'_>,
     context: &Context<'_>,

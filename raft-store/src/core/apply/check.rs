@@ -1,4 +1,4 @@
-//! Checks of what a command brings.
+//! Checks of the fields of a command.
 
 use agentpost_proto::command::ErrorCode;
 use agentpost_proto::id::InvalidId;
@@ -6,7 +6,7 @@ use agentpost_proto::limits;
 
 use super::{Stop, reject};
 
-/// A name for people.
+/// Checks a display name.
 pub(super) fn validate_display_name(name: &str) -> Result<(), Stop> {
     let length = name.chars().count();
     if length == 0 || length > limits::DISPLAY_NAME_CHARS_MAX || name.chars().any(char::is_control) {
@@ -15,7 +15,7 @@ pub(super) fn validate_display_name(name: &str) -> Result<(), Stop> {
     Ok(())
 }
 
-/// An identifier in a command that does not parse is the caller's fault.
+/// Rejects the command when one of its ids does not parse.
 pub(super) fn parsed<T>(result: Result<T, InvalidId>) -> Result<T, Stop> {
     result.or_else(|e| reject(ErrorCode::Invalid, e.to_string()))
 }

@@ -1,5 +1,5 @@
-//! The places of readers. A cursor is forgotten when nobody used it for long: a note of its use is an index row that
-//! moves at most once in `limits::CURSOR_TOUCH_MS`, so that an ack is mostly one write.
+//! Cursors: the positions of readers. A cursor that nobody used for long is removed. Its last use is an index row,
+//! which is rewritten at most once in `limits::CURSOR_TOUCH_MS`, so that most acks write only the cursor.
 
 use agentpost_proto::command::{AckCursors, CursorAck, ErrorCode};
 use agentpost_proto::id::TeamId;
@@ -13,8 +13,9 @@ use crate::core::kv::{Fatal, Kv, Order, Row};
 use crate::core::query;
 use crate::core::view::View;
 
-/// Moves cursors forward. Acks come from nodes, already checked against what they delivered; here they
-/// only never pass the team's last message. One that cannot be kept is left out: the others are other clients'.
+/// Moves cursors forward. Acks come from nodes, which have checked them against what they delivered; here an ack is
+/// only capped at the team's last seq. An ack that cannot be stored is skipped, because the others belong to other
+/// clients.
 pub fn ack(view: &mut View<'_>, context: &Context<'_>, op: &AckCursors) -> Result<(), Stop> {
     if context.principal.is_some() {
         return reject(ErrorCode::Forbidden, "only a node moves cursors");
@@ -30,7 +31,7 @@ pub fn ack(view: &mut View<'_>, context: &Context<'_>, op: &AckCursors) -> Resul
     Ok(())
 }
 
-/// The team of an ack whose names fit a key.
+/// The team of an ack, if its agent and client id can be part of a key.
 fn team_of(ack: &CursorAck) -> Option<TeamId> {
     let fits = |name: &str, bytes_max: usize| name.len() <= bytes_max && !name.contains('\0');
     let named = fits(&ack.agent, limits::AGENT_ID_BYTES_MAX) && fits(&ack.client_id, limits::CLIENT_ID_BYTES_MAX);
@@ -50,7 +51,7 @@ fn move_forward(view: &mut View<'_>, context: &Context<'_>, team: TeamId, ack: &
         cursor.seq = ack.seq.min(head.last_seq).max(cursor.seq);
         cursor.acked |= !ack.implied;
     }
-    // 0 stands for no note at all, which is what a cursor has that was made before there were notes.
+    // 0 means that there is no index row: the cursor is new, or a version without this index wrote it.
     let is_noted = cursor.used_ct_ms != 0;
     if !is_noted || cursor.used_ct_ms + limits::CURSOR_TOUCH_MS <= context.cluster_ms {
         let note = |used_ct_ms| keys::cursor_use(used_ct_ms, team, &ack.agent, &ack.client_id);
@@ -64,14 +65,14 @@ fn move_forward(view: &mut View<'_>, context: &Context<'_>, team: TeamId, ack: &
             view.store(keys::team_head(team), &head);
         }
     }
-    // Also at 0: a cursor that exists resumes there, an absent one begins at a later now.
+    // A cursor at 0 is stored too: with it a client resumes at the beginning, without it at the end.
     if stored != Some(cursor) {
         view.store(key, &cursor);
     }
     Ok(())
 }
 
-/// Forgets cursors that nobody used for `limits::CURSOR_TTL_MS`, at most `rows`.
+/// Removes cursors that nobody used for `limits::CURSOR_TTL_MS`, at most `rows`.
 pub(super) fn sweep(view: &mut View<'_>, cluster_ms: u64, rows: usize) -> Result<usize, Fatal> {
     let until = cluster_ms.saturating_sub(limits::CURSOR_TTL_MS);
     let unused: Vec<Row> = view

@@ -1,9 +1,9 @@
-//! Deliveries: one message, one receiving agent, one URL each.
+//! Deliveries. A delivery is one message to one URL of one receiving agent.
 //!
-//! A call to a webhook and the log are two systems, so no one can promise one call for each event. What can be
-//! promised is promised here: an attempt number is granted once, in the log, before its call may begin; what
-//! became of it is recorded once; the ladder moves once per recorded failure; a dead letter and the sender's
-//! notice are one entry.
+//! The call to a webhook and the log are two systems, so nobody can guarantee exactly one call per event. This module
+//! guarantees what is possible: an attempt number is granted once, in the log, before its call may begin; its outcome
+//! is recorded once; the retry schedule advances once per recorded failure; the dead letter and the notice to the
+//! sender are written by the same entry.
 //!
 //! ```text
 //!             Claim(n, e)            2xx
@@ -14,14 +14,14 @@
 //!         unknown (Takeover)   └────────► Dead: dead letter and notice
 //! ```
 //!
-//! `attempt_no` is the serial of calls and never reused; `step` is the place on the ladder. A claim names the
-//! epoch of its leader. Its outcome counts while the delivery is claimed by exactly that number and epoch,
-//! also when a newer epoch has begun; once [`takeover`] closed the number, it does not.
+//! `attempt_no` numbers the attempts and is never reused; `step` is the position in the retry schedule. A claim carries
+//! the epoch of its leader. An outcome is accepted while the delivery is claimed with exactly that number and epoch,
+//! even if a newer epoch has begun, and no longer after [`takeover`] has closed the attempt.
 //!
-//! A delivery stands in one index at a time: `du` while scheduled (with `eh`, the first `du` of each endpoint,
-//! which also saves scanning over the traces of removed rows), `cl` while claimed, `dx` when it has ended.
-//! An endpoint that is closed (deleted, or disabled by a 410) grants no claims: its scheduled deliveries end
-//! by [`close_endpoint`], claimed ones by their own outcome or takeover.
+//! A delivery is in one index at a time: in `du` while it is scheduled, in `cl` while it is claimed, in `dx` after it
+//! has ended. `eh` holds the first `du` row of each endpoint, so that a scan begins there and does not step over the
+//! tombstones of removed rows. A closed endpoint (deleted, or disabled by a 410) grants no claims: [`close_endpoint`]
+//! ends its scheduled deliveries, and a claimed one ends with its outcome or takeover.
 
 mod attempts;
 mod ending;
@@ -40,20 +40,20 @@ use crate::core::keys;
 use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::view::View;
 
-/// Where a delivery leads.
+/// The destination of a delivery.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
-    /// Who receives.
+    /// The receiving agent.
     pub agent: &'a str,
-    /// Exactly as registered.
+    /// The URL, exactly as it was registered.
     pub url: &'a str,
-    /// Of its endpoint.
+    /// The generation of the endpoint.
     pub generation: u64,
-    /// When a subscription's own URL is called; else empty.
+    /// The subscription whose own URL this is, or empty for the agent's webhook.
     pub subscription_id: &'a [u8],
 }
 
-/// Schedules the first attempt of a delivery at once. The message holds one reference more.
+/// Creates a delivery that is due immediately. It adds one reference to the message.
 pub fn schedule(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -77,7 +77,7 @@ pub fn schedule(
     insert(view, context, team, head, delivery, effects).map(|_| ())
 }
 
-/// Gives a new delivery its id, number and first due time.
+/// Stores a new delivery under a new id and number, due immediately.
 fn insert(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -100,7 +100,7 @@ fn insert(
     Ok(id)
 }
 
-/// The same on every replica, and for a repeat of the same entry; each field behind its length.
+/// The id of a delivery: a hash of its fields, each prefixed with its length, and so the same on every replica.
 fn id_of(delivery: &Delivery) -> DeliveryId {
     let mut hash = Sha256::new();
     for field in [
@@ -111,14 +111,14 @@ fn id_of(delivery: &Delivery) -> DeliveryId {
         hash.update((field.len() as u64).to_be_bytes());
         hash.update(field);
     }
-    // A message id may come again when retention has taken its first message, whose deliveries stay for longer.
+    // A message id may be used again after retention removed its first message, whose deliveries are kept for longer.
     hash.update(delivery.message_seq.to_be_bytes());
     hash.update(delivery.redrive_no.to_be_bytes());
     let hash = hash.finalize();
     DeliveryId(std::array::from_fn(|n| hash[n]))
 }
 
-/// Schedules an attempt for `due_ms`, cluster time.
+/// Schedules the next attempt for the cluster time `due_ms`.
 fn make_due(
     view: &mut View<'_>,
     team: TeamId,
@@ -141,7 +141,7 @@ fn make_due(
     Ok(())
 }
 
-/// Takes a scheduled delivery out of the indexes of what is due.
+/// Removes a scheduled delivery from the `du` and `eh` indexes.
 fn leave_due(view: &mut View<'_>, team: TeamId, delivery: &Delivery) -> Result<(), Fatal> {
     let (generation, number) = (delivery.generation, delivery.number);
     view.delete(keys::due(team, generation, delivery.due_ms, number));

@@ -1,8 +1,9 @@
-//! Endpoints: the URLs of an agent. One row each, however many of its webhook and subscriptions name the URL.
+//! Endpoints: the URLs of an agent. A URL has one row, no matter whether the agent's webhook, its subscriptions or both
+//! use it.
 //!
-//! A generation is the log index of the registration that made the row, so it is unique in the shard and names
-//! the endpoint in every index. A URL that was deleted, or that a 410 disabled, and is registered again gets
-//! a new generation: deliveries of the old one end, and its secret is another.
+//! The generation of an endpoint is the log index of the registration that created it. It is unique in the shard and
+//! stands for the endpoint in every index. A URL that was deleted, or disabled by a 410, and is registered again gets a
+//! new generation: the deliveries of the old one end, and the signing secret changes.
 
 use agentpost_proto::command::ErrorCode;
 use agentpost_proto::id::{AgentId, TeamId};
@@ -16,7 +17,7 @@ use crate::core::keys;
 use crate::core::kv::{Fatal, Kv};
 use crate::core::view::View;
 
-/// Agents that may have URLs and subscriptions: all but the reserved one.
+/// Rejects the reserved agent, which can have neither URLs nor subscriptions.
 pub(super) fn check_owner(agent: &str) -> Result<(), Stop> {
     parsed(agent.parse::<AgentId>())?;
     if agent == AgentId::SYSTEM {
@@ -28,7 +29,7 @@ pub(super) fn check_owner(agent: &str) -> Result<(), Stop> {
     Ok(())
 }
 
-/// What the key space needs of a URL. The door where it came in has checked what makes it one.
+/// Checks that a URL can be part of a key. The server has checked that it is a URL.
 pub(super) fn check_url(url: &str) -> Result<(), Stop> {
     if url.is_empty() || url.len() > limits::URL_BYTES_MAX || url.chars().any(char::is_control) {
         let message = format!("a URL has 1 to {} printable characters", limits::URL_BYTES_MAX);
@@ -37,8 +38,8 @@ pub(super) fn check_url(url: &str) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Puts `new` in the place of `old` for one webhook or subscription; empty = no URL. Returns the generation
-/// of `new`, 0 without a URL. A disabled endpoint comes back to life.
+/// Replaces the URL `old` of one webhook or subscription by `new`; an empty text means no URL. Returns the generation
+/// of `new`, or 0 without a URL. Registering a disabled endpoint enables it again.
 pub fn replace(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -72,7 +73,7 @@ pub fn replace(
     Ok(generation)
 }
 
-/// One user less; the last one takes the endpoint away, and its open deliveries with it.
+/// Removes one user of an endpoint. With the last one the endpoint is deleted, and its open deliveries are closed.
 fn release(
     view: &mut View<'_>,
     head: &mut TeamHead,
@@ -94,8 +95,8 @@ fn release(
     begin_closing(view, team, endpoint.generation, DeliveryEnd::Deleted, effects)
 }
 
-/// Has the scheduled deliveries of an endpoint closed, if there are any. The first reason stays: a 410 promised
-/// notices, and deleting the URL meanwhile takes none back.
+/// Begins to close the scheduled deliveries of an endpoint, if it has any. The first reason is kept: after a 410 the
+/// senders get notices even if the URL is deleted meanwhile.
 pub(super) fn begin_closing(
     view: &mut View<'_>,
     team: TeamId,
@@ -111,7 +112,7 @@ pub(super) fn begin_closing(
     Ok(())
 }
 
-/// The generation of an endpoint that takes deliveries.
+/// The generation of an endpoint, if it exists and is not disabled.
 pub fn open_generation(kv: &(impl Kv + ?Sized), team: TeamId, agent: &str, url: &str) -> Result<Option<u64>, Fatal> {
     let endpoint: Option<Endpoint> = crate::core::view::load(kv, &keys::endpoint(team, agent, url))?;
     Ok(endpoint.filter(|e| !e.disabled).map(|e| e.generation))

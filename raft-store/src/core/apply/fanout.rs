@@ -1,14 +1,14 @@
-//! Giving a topic message to its receivers: those subscribed at the log index of the publish, and the publisher
-//! never.
+//! Fan-out: a topic message reaches every agent that was subscribed at the log index of the publish, except the
+//! publisher.
 //!
-//! A small topic gets it within the publish. A large one makes the publish a job, walked by one chunk of
-//! subscription rows after the other; while a topic has an unfinished job each later publish to it is one
-//! too, and only the oldest moves, so every inbox sees a topic in the order of its publishes. The entries of a
-//! chunk take a fresh seq: between the publish and the chunk, other mail may have reached the inbox.
+//! For a small topic the publish itself appends to the inboxes. For a large one it creates a fan-out job, which later
+//! commands carry out in chunks of subscription rows. While a topic has an unfinished job, each later publish to it
+//! becomes a job too, and only the oldest job proceeds, so that every inbox has the messages of a topic in the order of
+//! their publishes. The entries of a chunk get a new seq, because other mail may have reached an inbox since the
+//! publish.
 //!
-//! Each publish has `rc` rows that say who got it, for retention and for looking an entry up. The one at the
-//! publish's own seq is always there: it stands for the reference that the publish itself holds to its
-//! message.
+//! Each publish has `rc` rows that list its receivers, for retention and for finding an entry. The row at the publish's
+//! own seq always exists: it stands for the reference that the publish itself holds to its message.
 
 use agentpost_proto::command::{FanoutChunk, FanoutReply, WebhookEvent};
 use agentpost_proto::id::{self, TeamId};
@@ -25,19 +25,19 @@ use crate::core::kv::{Fatal, Kv, Order, Row};
 use crate::core::mutant::{self, Mutant};
 use crate::core::view::{View, decode};
 
-/// How the receivers of a publish get it.
+/// How a publish reaches its receivers.
 #[derive(Debug)]
 pub(super) enum Plan {
     /// Nobody is subscribed.
     Nobody,
-    /// In the publish itself.
+    /// The publish appends to the inboxes.
     Inline(Topic),
-    /// In chunks.
+    /// The publish becomes a fan-out job.
     Job(Topic),
 }
 
 impl Plan {
-    /// Decides over a publish; one that goes out inline takes its rows from what the command may walk.
+    /// Plans a publish. An inline one subtracts its subscription rows from `rows_left`, which bounds the whole command.
     pub fn new(view: &View<'_>, team: TeamId, name: &str, rows_left: &mut usize) -> Result<Self, Fatal> {
         let Some(topic) = view.load::<Topic>(&keys::topic(team, name))? else {
             return Ok(Plan::Nobody);
@@ -56,7 +56,7 @@ impl Plan {
     }
 }
 
-/// Gives a message that was just stored to its receivers, or queues that.
+/// Appends a message that was just stored to the inboxes of its receivers, or creates the job that will.
 pub(super) fn publish(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -108,7 +108,7 @@ pub(super) fn publish(
     Ok(())
 }
 
-/// The next receivers of a publish.
+/// Carries out the next chunk of a fan-out job.
 pub fn chunk(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -155,7 +155,7 @@ pub fn chunk(
     if finished {
         topic.jobs = topic.jobs.saturating_sub(1);
         view.delete(key);
-        // A sweep may have met it meanwhile and left it to us.
+        // The message may have expired while the job ran. The sweep then left it to the last chunk: restore its row.
         if message.expires_at_ms != 0 {
             view.put(keys::message_expiry(message.expires_at_ms, team, op.seq), Bytes::new());
         }
@@ -179,18 +179,18 @@ fn oldest_job(view: &View<'_>, team: TeamId, topic: &str) -> Result<Option<(u64,
         .transpose()
 }
 
-/// A walk over subscription rows of one publish.
+/// A walk over the subscription rows of one publish.
 struct Walk<'a> {
     team: TeamId,
     message: &'a Message,
     publish_index: u64,
-    /// Where the entries of this walk stand in their inboxes.
+    /// The seq of the entries that this walk appends.
     entry_seq: u64,
 }
 
 impl Walk<'_> {
-    /// Gives the message to those of `rows` that were subscribed at the publish; removes rows that neither this
-    /// nor any later publish needs. Returns who got it.
+    /// Appends the message to the inboxes of the agents in `rows` that were subscribed at the publish, and removes rows
+    /// that no publish needs any more. Returns the receivers.
     fn give(
         &self,
         view: &mut View<'_>,
@@ -229,7 +229,8 @@ impl Walk<'_> {
         Ok(receivers)
     }
 
-    /// One delivery to the subscription's own URL and one to the agent's webhook; one in all if they are the same.
+    /// Schedules a delivery to the subscription's own URL and one to the agent's webhook, or only one if both have the
+    /// same URL.
     fn deliver(
         &self,
         view: &mut View<'_>,

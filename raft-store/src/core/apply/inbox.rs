@@ -1,4 +1,4 @@
-//! Inboxes: appending, marking, removing.
+//! Inboxes: appending entries, marking them read, removing them.
 
 use agentpost_proto::command::{ErrorCode, MarkRead, Permission};
 use agentpost_proto::id::{AgentId, MessageId, TeamId};
@@ -13,9 +13,9 @@ use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::query;
 use crate::core::view::View;
 
-/// Appends an entry at `seq` for the message at `message_seq`; they differ for a later chunk of a topic
-/// message's receivers. An inbox over its bound loses its oldest entry, a read one first: a sender is never
-/// refused because a receiver does not read.
+/// Appends an entry at `seq` for the message at `message_seq`. The two differ when a chunk of a fan-out job appends it.
+/// An inbox over its bound loses its oldest read entry, or its oldest entry if none is read, so that a sender is never
+/// rejected because a receiver does not read.
 pub fn append(
     view: &mut View<'_>,
     team: TeamId,
@@ -41,7 +41,7 @@ pub fn append(
     Ok(())
 }
 
-/// Marks a received message read or unread. Marking twice keeps the first time.
+/// Marks a received message read or unread. Marking it read again keeps the first `read_at_ms`.
 pub fn mark_read(view: &mut View<'_>, context: &Context<'_>, op: &MarkRead) -> Result<(), Stop> {
     let caller = Caller::with(view, context, Permission::Read)?;
     caller.acts_as(&op.agent)?;
@@ -74,7 +74,7 @@ pub fn mark_read(view: &mut View<'_>, context: &Context<'_>, op: &MarkRead) -> R
     Ok(())
 }
 
-/// Removes the oldest entry of an inbox, the oldest read one if there is any.
+/// Removes the oldest read entry of an inbox, or its oldest entry if none is read.
 fn remove_oldest(
     view: &mut View<'_>,
     team: TeamId,
@@ -97,7 +97,7 @@ fn remove_oldest(
     Ok(())
 }
 
-/// Removes one entry, and its message when nothing else refers to it.
+/// Removes one entry, and the message if nothing else refers to it.
 pub(super) fn remove_entry(
     view: &mut View<'_>,
     team: TeamId,
@@ -115,7 +115,7 @@ pub(super) fn remove_entry(
     head.entries -= 1;
     head.max_removed_seq = head.max_removed_seq.max(seq);
     match state {
-        // Only the removal of the very first row may raise a floor; rows above it are still there.
+        // Only the removal of the first row raises the floor, because the rows above it still exist.
         ReadState::Read if is_first(view, team, agent, state, head.read_floor, seq)? => head.read_floor = seq + 1,
         ReadState::Read => {}
         ReadState::Unread => {
@@ -129,7 +129,7 @@ pub(super) fn remove_entry(
     release_message(view, team, team_head, entry.message_seq)
 }
 
-/// Whether no row stands between the floor and `seq`.
+/// Whether there is no row between the floor and `seq`.
 fn is_first(view: &View<'_>, team: TeamId, agent: &str, state: ReadState, floor: u64, seq: u64) -> Result<bool, Fatal> {
     let range = keys::inbox_from(state, team, agent, floor);
     let first = view.range(range, Order::Ascending).next().transpose()?;
@@ -138,7 +138,7 @@ fn is_first(view: &View<'_>, team: TeamId, agent: &str, state: ReadState, floor:
         .is_none_or(|next| next > seq))
 }
 
-/// One reference less to a message; the last one takes it away. Counted beside the message, so that its
+/// Removes one reference to a message. The last one deletes the message. The count is a row of its own, so that the
 /// body is not written again.
 pub(super) fn release_message(
     view: &mut View<'_>,
@@ -165,7 +165,7 @@ pub(super) fn release_message(
     Ok(())
 }
 
-/// More references to a message: inbox entries, open and dead deliveries, the publish itself.
+/// Adds references to a message. Inbox entries, open and dead deliveries and the publish itself hold references.
 pub(super) fn retain_message(view: &mut View<'_>, team: TeamId, seq: u64, more: u64) -> Result<(), Fatal> {
     let references = query::inbox::references(view, team, seq)?;
     set_references(view, team, seq, references + more);

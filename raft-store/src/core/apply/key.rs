@@ -1,7 +1,7 @@
-//! Keys. A key's secret never gets here: only its keyed hash does.
+//! API keys. The state never contains a key's secret, only its keyed hash.
 //!
-//! A team's keys are bounded. Revoked and expired ones stay, so that people see what there was; in a full team a new
-//! key takes the place of one of those.
+//! The number of a team's keys is bounded. Revoked and expired keys are kept, so that people can look them up; in a
+//! full team a new key replaces the oldest of them.
 
 use agentpost_proto::command::{CreateKey, ErrorCode, KeyReply, Permission, RevokeKey};
 use agentpost_proto::id::{AgentId, KeyId, TeamId};
@@ -18,7 +18,7 @@ use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::query;
 use crate::core::view::{View, decode};
 
-/// Creates a key of a team; binding it to an agent registers the agent.
+/// Creates a key of a team. If the key is bound to an agent, the agent is registered too.
 pub fn create(view: &mut View<'_>, context: &Context<'_>, op: CreateKey) -> Result<KeyReply, Stop> {
     let team = parsed(TeamId::from_slice(&op.team_id))?;
     Caller::hands_out_keys(view, context, team)?;
@@ -44,7 +44,7 @@ pub fn create(view: &mut View<'_>, context: &Context<'_>, op: CreateKey) -> Resu
     insert(view, context, team, key)
 }
 
-/// Refuses a team that does not exist.
+/// Rejects a team that does not exist.
 pub(super) fn check_team(view: &View<'_>, team: TeamId) -> Result<(), Stop> {
     if view.get(&keys::team(team))?.is_none() {
         return reject(ErrorCode::NotFound, "no such team");
@@ -66,7 +66,7 @@ fn validate(op: &CreateKey) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Each permission once; at least one, and only known ones.
+/// Removes duplicates from a list of permissions. Rejects an empty list and unknown permissions.
 pub(super) fn known_permissions(named: &[i32]) -> Result<Vec<i32>, Stop> {
     let mut known = Vec::new();
     for permission in named {
@@ -100,7 +100,7 @@ pub(super) fn insert(view: &mut View<'_>, context: &Context<'_>, team: TeamId, k
     Ok(KeyReply { key_id: id.to_bytes() })
 }
 
-/// What a key needs besides its rights: an id and a hash that are nobody's, and a prefix to show.
+/// Checks the id, hash and prefix of a new key. Neither the id nor the hash may be in use.
 pub(super) fn check_new(view: &View<'_>, id: &[u8], hash: &[u8], prefix: &str) -> Result<KeyId, Stop> {
     let id = parsed(KeyId::from_slice(id))?;
     if hash.len() != 32 {
@@ -115,7 +115,7 @@ pub(super) fn check_new(view: &View<'_>, id: &[u8], hash: &[u8], prefix: &str) -
     Ok(id)
 }
 
-/// Counts one more key of a team; a full one gives up its oldest key that is not valid any more.
+/// Makes room for one more key. In a full team it removes the oldest key that is revoked or expired.
 fn make_room(view: &mut View<'_>, context: &Context<'_>, team: TeamId) -> Result<(), Stop> {
     let mut head: TeamHead = query::team::head(view, team)?;
     if head.keys < limits::KEYS_MAX {
@@ -133,7 +133,7 @@ fn make_room(view: &mut View<'_>, context: &Context<'_>, team: TeamId) -> Result
     Ok(())
 }
 
-/// Refuses when a team has no room for another key.
+/// Rejects the command when a team has no room for another key.
 pub(super) fn check_room(view: &View<'_>, context: &Context<'_>, team: TeamId) -> Result<(), Stop> {
     let has_room = query::team::head(view, team)?.keys < limits::KEYS_MAX;
     if has_room || oldest_dead(view, context, team)?.is_some() {
@@ -150,7 +150,7 @@ fn full<T>() -> Result<T, Stop> {
     reject(ErrorCode::Forbidden, message)
 }
 
-/// Walks all keys of a team, `limits::KEYS_MAX` of them.
+/// The oldest revoked or expired key of a team. Reads all its keys, at most `limits::KEYS_MAX`.
 fn oldest_dead(view: &View<'_>, context: &Context<'_>, team: TeamId) -> Result<Option<Key>, Fatal> {
     let mut oldest: Option<Key> = None;
     for row in view.range(keys::keys_of(team), Order::Ascending) {
@@ -163,7 +163,7 @@ fn oldest_dead(view: &View<'_>, context: &Context<'_>, team: TeamId) -> Result<O
     Ok(oldest)
 }
 
-/// Revokes a key. From this entry on no write by it is accepted anywhere.
+/// Revokes a key. No later entry accepts a write by it.
 pub fn revoke(
     view: &mut View<'_>,
     context: &Context<'_>,

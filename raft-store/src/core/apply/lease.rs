@@ -1,9 +1,9 @@
-//! Leased units of inbox reads. A node takes a block of an agent's day through the log and spends it on its
-//! own, so a read costs no entry and yet no day has more reads than its limit: a unit counts as used from its
-//! grant on, and what comes back was never spent.
+//! Leases of inbox reads. A node leases a block of an agent's daily reads through the log and then counts reads against
+//! the block by itself. So a read needs no log entry, and still no day has more reads than its limit: a unit counts as
+//! used from its grant on, and only units that were never spent are returned.
 //!
-//! A lease is a row while it is out. The row of a node that crashed stays until its day has passed: its units
-//! may have been spent.
+//! A lease has a row until it is returned. The row of a node that crashed stays until its day is over, because its
+//! units may have been spent.
 
 use agentpost_proto::command::{ErrorCode, LeaseReads, LeaseReply, LeaseReturn, Permission, ReturnLeases};
 use agentpost_proto::id::{AgentId, TeamId};
@@ -18,8 +18,8 @@ use super::{Context, Stop, quota, reject};
 use crate::core::keys;
 use crate::core::view::View;
 
-/// Grants a block of an agent's reads of this day to a node. A repeat of the same lease returns the first
-/// grant. Without a limit there is nothing to grant: the answer has neither units nor a limit.
+/// Grants a node a block of an agent's reads of today. Repeating the command returns the first grant. For a team
+/// without a limit the reply has 0 units and the limit 0.
 pub fn grant(view: &mut View<'_>, context: &Context<'_>, op: &LeaseReads) -> Result<LeaseReply, Stop> {
     let caller = Caller::with(view, context, Permission::Read)?;
     parsed(op.agent.parse::<AgentId>())?;
@@ -59,14 +59,14 @@ pub fn grant(view: &mut View<'_>, context: &Context<'_>, op: &LeaseReads) -> Res
     })
 }
 
-/// A part of what remains, small enough that every node gets some; the last units go one by one.
+/// The size of a block: a part of the remaining units, small enough that every node gets some.
 fn block(remaining: u64, nodes: u32) -> u64 {
     let part = remaining / (4 * u64::from(nodes.max(1)));
     part.clamp(1, LEASE_UNITS_MAX).min(remaining)
 }
 
-/// Ends leases and credits what was not spent of them. A lease that is gone already is left alone, so a
-/// repeat credits nothing.
+/// Ends leases and credits their unused units. A lease that has already ended is skipped, so repeating the command
+/// credits nothing.
 pub fn give_back(view: &mut View<'_>, context: &Context<'_>, op: &ReturnLeases) -> Result<(), Stop> {
     if context.principal.is_some() {
         return reject(ErrorCode::Forbidden, "only a node returns leases");
@@ -89,7 +89,7 @@ fn end(view: &mut View<'_>, context: &Context<'_>, returned: &LeaseReturn) -> Re
     view.delete(row);
     let count_row = keys::read_count(team, &lease.agent);
     let mut count: DayCount = view.load(&count_row)?.unwrap_or_default();
-    // A day that is over needs no units, and more than was granted cannot be left.
+    // Units of a past day are worth nothing, and no more can be returned than were granted.
     let counts = count.day == returned.day && returned.day >= time::day(context.wall_ms);
     if counts && (1..=lease.units).contains(&returned.unused) {
         count.used = count.used.saturating_sub(returned.unused);

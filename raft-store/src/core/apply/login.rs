@@ -1,17 +1,17 @@
-//! Device logins: a machine without a key asks for one, a person with an administrator's key lets it in, the machine
-//! fetches it.
+//! Device logins: a machine without a key asks for one, a person with an administrator's key approves, and the machine
+//! fetches the key.
 //!
 //! ```text
 //!   StartLogin ──► pending ── DecideLogin ──► approved ── ClaimLogin ──► the key exists, the row is gone
 //!                     │              └──────► denied
-//!                     └── LOGIN_TTL_MS of cluster time: as if it had never been
+//!                     └── after LOGIN_TTL_MS of cluster time: the row is gone
 //! ```
 //!
-//! Nothing secret gets here. The node that hands out the device code derives the key from it, and only the key's
-//! keyed hash is in the row; whichever node the device asks later derives the same key again. The key is made
-//! when it is fetched, by the authority of whoever approved, which must be valid then too: revoking an administrator
-//! ends what it let in but nobody fetched. Who approves names the team, and only one that it administers: a code
-//! belongs to no team before.
+//! The state contains no secret. The node that issues the device code derives the key from it and puts only the key's
+//! keyed hash into the command; any node that the device asks later derives the same key again. The key is created when
+//! it is fetched, with the authority of the administrator who approved the login. That authority is checked again at
+//! this moment: when an administrator's key is revoked, logins that it approved can no longer be fetched. A code
+//! belongs to no team until it is approved; the administrator names the team, and must administer it.
 
 use agentpost_proto::command::{
     ClaimLogin, DecideLogin, ErrorCode, LoginReply, Permission, Principal, Rejection, StartLogin,
@@ -28,7 +28,7 @@ use crate::core::kv::{Fatal, Kv, Order, Row};
 use crate::core::query;
 use crate::core::view::View;
 
-/// A new pending login. Anybody may ask, so there is a bound.
+/// Stores a pending login. Anybody may start one, so their number is bounded.
 pub fn start(view: &mut View<'_>, context: &Context<'_>, op: StartLogin) -> Result<(), Stop> {
     parsed(id::validate_user_code(&op.user_code))?;
     if op.device_hash.len() != 32 {
@@ -38,7 +38,7 @@ pub fn start(view: &mut View<'_>, context: &Context<'_>, op: StartLogin) -> Resu
     if op.client.chars().count() > limits::LOGIN_CLIENT_CHARS_MAX || op.client.chars().any(char::is_control) {
         return reject(ErrorCode::Invalid, "the client's name is too long or not printable");
     }
-    // What has expired makes room without waiting for a sweep of its own.
+    // Expired logins make room here already, without waiting for a sweep.
     sweep(view, context.cluster_ms, limits::LOGINS_SWEPT_PER_START)?;
     let mut head: LoginHead = view.load(&keys::login_head())?.unwrap_or_default();
     if head.open >= limits::LOGINS_MAX {
@@ -79,7 +79,7 @@ pub fn start(view: &mut View<'_>, context: &Context<'_>, op: StartLogin) -> Resu
     Ok(())
 }
 
-/// Lets a device into a team that the caller administers, or turns it away. Decided once.
+/// Approves or denies a login. The caller must administer the team. A login is decided once.
 pub fn decide(view: &mut View<'_>, context: &Context<'_>, op: &DecideLogin) -> Result<(), Stop> {
     let (caller, let_in) = match op.approve {
         true => {
@@ -112,7 +112,7 @@ pub fn decide(view: &mut View<'_>, context: &Context<'_>, op: &DecideLogin) -> R
     Ok(())
 }
 
-/// Who lets a device in, where and with what, when that is possible. Whether it is, is asked again at the claim.
+/// Checks an approval, and returns the caller, the team and the permissions. [`claim`] checks the authority again.
 fn may_let_in(view: &View<'_>, context: &Context<'_>, op: &DecideLogin) -> Result<(Caller, TeamId, Vec<i32>), Stop> {
     let team = parsed(TeamId::from_slice(&op.team_id))?;
     let caller = Caller::hands_out_keys(view, context, team)?;
@@ -127,7 +127,7 @@ fn may_let_in(view: &View<'_>, context: &Context<'_>, op: &DecideLogin) -> Resul
     Ok((caller, team, key::known_permissions(&op.permissions)?))
 }
 
-/// Makes the key of an approved login. The code ends here: a second claim finds nothing.
+/// Creates the key of an approved login and removes the login, so that a second claim finds nothing.
 pub fn claim(view: &mut View<'_>, context: &Context<'_>, op: &ClaimLogin) -> Result<LoginReply, Stop> {
     let Some(login) = query::login::by_device(view, &op.device_hash, context.cluster_ms)? else {
         return reject(ErrorCode::NotFound, "no such code, or it has expired or was used");
@@ -167,7 +167,7 @@ pub fn claim(view: &mut View<'_>, context: &Context<'_>, op: &ClaimLogin) -> Res
     })
 }
 
-/// Takes away logins that nobody fetched in time, at most `rows`.
+/// Removes expired logins, at most `rows`.
 pub(super) fn sweep(view: &mut View<'_>, cluster_ms: u64, rows: usize) -> Result<usize, Fatal> {
     let expired: Vec<Row> = view
         .range(keys::login_expiries_until(cluster_ms), Order::Ascending)
@@ -184,7 +184,7 @@ pub(super) fn sweep(view: &mut View<'_>, cluster_ms: u64, rows: usize) -> Result
     Ok(expired.len())
 }
 
-/// Takes a login away, with the rows that lead to it.
+/// Removes a login and its index rows.
 fn remove(view: &mut View<'_>, login: &Login) -> Result<(), Fatal> {
     let mut head: LoginHead = view.load(&keys::login_head())?.unwrap_or_default();
     head.open = head

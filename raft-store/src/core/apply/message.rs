@@ -1,4 +1,4 @@
-//! Sending: to one inbox, or to those subscribed to a topic.
+//! Sending a message to an agent or to a topic.
 
 use agentpost_proto::command::{
     BodyKind, ErrorCode, Face, Permission, Send, SendBatch, SendBatchReply, SendOutcome, SendReply, TeamLimits,
@@ -25,40 +25,40 @@ use crate::core::mutant::{self, Mutant};
 use crate::core::query;
 use crate::core::view::View;
 
-/// Stores a message and gives it to its receivers. A repeat under its idempotency key, or of its message id, returns the
-/// first result and stores nothing.
+/// Stores a message and appends it to the inboxes of its receivers. A send with an idempotency key or message id that
+/// was used before returns the first result and stores nothing.
 pub fn send(
     view: &mut View<'_>,
     context: &Context<'_>,
     op: Send,
     effects: &mut Vec<Effect>,
 ) -> Result<SendReply, Stop> {
-    let mut desk = Desk::open(view, context)?;
-    let reply = desk.send(view, context, op, effects)?;
-    desk.close(view);
+    let mut batch = SendContext::open(view, context)?;
+    let reply = batch.send(view, context, op, effects)?;
+    batch.close(view);
     Ok(reply)
 }
 
-/// Stores many messages; each is counted and decided alone.
+/// Stores many messages. Each is counted, and accepted or rejected, on its own.
 pub fn send_batch(
     view: &mut View<'_>,
     context: &Context<'_>,
     op: SendBatch,
     effects: &mut Vec<Effect>,
 ) -> Result<SendBatchReply, Stop> {
-    let mut desk = Desk::open(view, context)?;
+    let mut batch = SendContext::open(view, context)?;
     if op.sends.len() > limits::BATCH_ITEMS_MAX {
         return reject(ErrorCode::Invalid, "too many messages in a batch");
     }
     let mut outcomes = Vec::with_capacity(op.sends.len());
     for item in op.sends {
         let (savepoint, effects_before) = (view.savepoint(), effects.len());
-        let (head, fanout_rows) = (desk.head, desk.fanout_rows);
-        let outcome = match desk.send(view, context, item, effects) {
+        let (head, fanout_rows) = (batch.head, batch.fanout_rows);
+        let outcome = match batch.send(view, context, item, effects) {
             Ok(sent) => send_outcome::Outcome::Sent(sent),
             Err(Stop::Reject(rejection)) => {
                 view.rollback(savepoint);
-                (desk.head, desk.fanout_rows) = (head, fanout_rows);
+                (batch.head, batch.fanout_rows) = (head, fanout_rows);
                 effects.truncate(effects_before);
                 send_outcome::Outcome::Rejection(rejection)
             }
@@ -66,30 +66,30 @@ pub fn send_batch(
         };
         outcomes.push(SendOutcome { outcome: Some(outcome) });
     }
-    desk.close(view);
+    batch.close(view);
     Ok(SendBatchReply { outcomes })
 }
 
-/// What the messages of one command share: who sends, the team's rules and counters. The counters are
-/// written once, when the command is done.
-struct Desk {
+/// The state that the sends of one command share: the caller, and the team's limits and counters. The counters are
+/// written once, at the end of the command.
+struct SendContext {
     caller: Caller,
     limits: TeamLimits,
     strict_recipients: bool,
     head: TeamHead,
     counts: SendCounts,
-    /// Subscription rows that inline publishes may still walk.
+    /// Subscription rows that inline publishes of this command may still read.
     fanout_rows: usize,
-    /// Whether anything was stored; else there is nothing to write down.
+    /// Whether any message was stored. If not, no counter changed.
     stored: bool,
 }
 
-impl Desk {
+impl SendContext {
     fn open(view: &View<'_>, context: &Context<'_>) -> Result<Self, Stop> {
         let caller = Caller::with(view, context, Permission::Write)?;
         let team = caller.team;
         let settings: Team = team::settings(view, team)?;
-        Ok(Desk {
+        Ok(SendContext {
             caller,
             limits: settings.limits.unwrap_or_else(default_limits),
             strict_recipients: settings.strict_recipients,
@@ -108,7 +108,7 @@ impl Desk {
         self.counts.close(view, self.caller.team);
     }
 
-    /// Counting is the last step that may refuse, so a refused message is never counted for its sender.
+    /// Sends one message. Counting is the last step that may reject it, so a rejected message is never counted.
     fn send(
         &mut self,
         view: &mut View<'_>,
@@ -170,7 +170,7 @@ impl Desk {
         Ok(reply)
     }
 
-    /// Puts a direct message into its receiver's inbox, and on the way to its webhook.
+    /// Appends a direct message to its receiver's inbox, and schedules the delivery to its webhook.
     fn hand_over(
         &mut self,
         view: &mut View<'_>,
@@ -198,7 +198,7 @@ impl Desk {
     }
 }
 
-/// The edge has said the same with more words; here it protects the key space and the replicas.
+/// Checks a message. The server has made the same checks with better error texts; these protect the key space.
 fn validate(op: &Send) -> Result<(), Stop> {
     parsed(op.from.parse::<AgentId>())?;
     match (op.to.as_str(), op.topic.as_str()) {
@@ -230,14 +230,14 @@ fn validate(op: &Send) -> Result<(), Stop> {
     Ok(())
 }
 
-/// The first result under the same idempotency key, while it is remembered.
+/// The first result with the same idempotency key, if it has not expired.
 fn repeated(view: &View<'_>, context: &Context<'_>, team: TeamId, op: &Send) -> Result<Option<SendReply>, Stop> {
     if op.idempotency_key.is_empty() {
         return Ok(None);
     }
     let row: Option<Idempotency> = view.load(&keys::idempotency(team, &op.from, &op.idempotency_key))?;
     let Some(row) = row else { return Ok(None) };
-    // A row counts as absent as soon as it has aged, whether it was swept yet or not.
+    // An aged row counts as absent even before the sweep removes it.
     let forgotten = mutant::on(Mutant::KeyForgotten) && context.cluster_ms >= row.created_ct_ms + 500;
     if context.cluster_ms >= row.created_ct_ms + limits::IDEMPOTENCY_TTL_MS || forgotten {
         return Ok(None);
@@ -265,7 +265,7 @@ fn remember(view: &mut View<'_>, context: &Context<'_>, team: TeamId, op: &Send,
     );
 }
 
-/// What makes two sends the same operation, each field behind its length.
+/// A hash of the fields that make two sends the same operation, each prefixed with its length.
 fn operation_hash(op: &Send) -> Bytes {
     let mut hash = Sha256::new();
     let fields = [
@@ -281,12 +281,12 @@ fn operation_hash(op: &Send) -> Bytes {
     }
     hash.update(op.body_kind.to_be_bytes());
     hash.update(op.expires_at_ms.to_be_bytes());
-    // Last and only for a publish: direct mail hashes as it did before there were topics.
+    // The topic comes last, so that the hash of a direct message is the same as before topics existed.
     hash.update(op.topic.as_bytes());
     Bytes::copy_from_slice(&hash.finalize())
 }
 
-/// The answer to a send whose message is there already: the message, and the counters as they stand.
+/// The reply to a send whose message id is already stored: that message, with the current counters.
 fn already_stored(
     view: &View<'_>,
     team: TeamId,
@@ -326,7 +326,7 @@ fn store_message(view: &mut View<'_>, context: &Context<'_>, team: TeamId, seq: 
         thread_id: op.thread_id,
         reply_to_id: op.reply_to_id,
         created_at_ms: match mutant::on(Mutant::OwnState) {
-            true => context.wall_ms + u64::from(std::process::id() % 1000),
+            true => context.wall_ms + mutant::of_this_process(),
             false => context.wall_ms,
         },
         created_ct_ms: context.cluster_ms,

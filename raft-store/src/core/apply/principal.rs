@@ -1,4 +1,4 @@
-//! Who may do what, decided over the key and the resource as they stand in the state.
+//! Authorization: checks the stored key of a caller against the resource in the state.
 
 use agentpost_proto::command::{ErrorCode, Permission};
 use agentpost_proto::id::{KeyId, TeamId};
@@ -10,17 +10,17 @@ use crate::core::mutant::{self, Mutant};
 use crate::core::query;
 use crate::core::view::View;
 
-/// A key that was valid when its entry was applied.
+/// The caller of an operation: a key that was valid when the entry was applied.
 #[derive(Debug)]
 pub struct Caller {
-    /// The key's team: the only team that the operation touches.
+    /// The key's team.
     pub team: TeamId,
     /// The stored key.
     pub key: Key,
 }
 
 impl Caller {
-    /// The key behind the operation, if it still is one.
+    /// The caller, if the operation's key is valid.
     pub fn of(view: &View<'_>, context: &Context<'_>) -> Result<Self, Stop> {
         let unknown = || reject(ErrorCode::Unauthenticated, "the API key is not valid");
         let Some(principal) = context.principal else {
@@ -38,7 +38,7 @@ impl Caller {
         }
     }
 
-    /// The key behind the operation, with at least this permission.
+    /// The caller, if its key has at least this permission.
     pub fn with(view: &View<'_>, context: &Context<'_>, needed: Permission) -> Result<Self, Stop> {
         let caller = Self::of(view, context)?;
         if !permits(&caller.key, needed) {
@@ -50,24 +50,25 @@ impl Caller {
         Ok(caller)
     }
 
-    /// A key that administers `team`: an admin key of it, or of the system team.
+    /// The caller, if its key administers `team`: an admin key of that team or of the system team.
     pub fn administers(view: &View<'_>, context: &Context<'_>, team: TeamId) -> Result<Self, Stop> {
         let caller = Self::with(view, context, Permission::Admin)?;
         if caller.team != team && caller.team != TeamId::SYSTEM && !mutant::on(Mutant::TeamUnchecked) {
-            // As for a team that does not exist: an id of another team tells nothing.
+            // The same answer as for a team that does not exist, so that nobody can probe for the ids of other teams.
             return reject(ErrorCode::NotFound, "no such team");
         }
         Ok(caller)
     }
 
-    /// A key that may make keys of `team`: one that [administers](Self::administers) it and is not narrowed itself.
+    /// The caller, if its key may create keys of `team`: it [administers](Self::administers) the team, and is bound
+    /// neither to an agent nor to scopes.
     pub fn hands_out_keys(view: &View<'_>, context: &Context<'_>, team: TeamId) -> Result<Self, Stop> {
         let caller = Self::administers(view, context, team)?;
         caller.not_narrowed()?;
         Ok(caller)
     }
 
-    /// Refuses a key that is narrowed to an agent or to scopes: a new key could do more than it.
+    /// Rejects a key that is bound to an agent or to scopes, because a key that it creates could do more than itself.
     pub fn not_narrowed(&self) -> Result<(), Stop> {
         if !self.key.agent_id.is_empty() || !self.key.scopes.iter().any(|scope| scope == "*") {
             return reject(
@@ -78,7 +79,7 @@ impl Caller {
         Ok(())
     }
 
-    /// Refuses when the key is bound to another agent.
+    /// Rejects a key that is bound to another agent.
     pub fn acts_as(&self, agent: &str) -> Result<(), Stop> {
         if !self.key.agent_id.is_empty() && self.key.agent_id != agent {
             return reject(
@@ -90,7 +91,7 @@ impl Caller {
     }
 }
 
-/// Whether a key has `needed`; each permission includes the lower ones.
+/// Whether a key has the permission `needed`. Each permission includes the lower ones.
 pub fn permits(key: &Key, needed: Permission) -> bool {
     key.permissions.iter().any(|p| *p >= needed as i32)
 }

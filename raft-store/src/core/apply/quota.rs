@@ -1,5 +1,5 @@
-//! Counting. Sends, registrations and events are counted in the same entry as what they count, so a limit is
-//! never exceeded and nothing is counted that was not stored. Reads are counted in blocks: [`super::lease`].
+//! Quotas. A send, a webhook registration or an event is counted by the same entry that stores it, so a limit is never
+//! exceeded and only stored things are counted. Reads are counted in blocks, see [`super::lease`].
 
 use agentpost_proto::command::{ErrorCode, Rejection, TeamLimits};
 use agentpost_proto::id::TeamId;
@@ -11,14 +11,14 @@ use crate::core::keys;
 use crate::core::mutant::{self, Mutant};
 use crate::core::view::View;
 
-/// Events of the month of `wall_ms`. A month that the state has left never comes back: the state's own counts for a
-/// clock that is behind it.
+/// The events that a team has used in the month of `wall_ms`. If the state is already in a later month, because the
+/// clock of `wall_ms` is behind, it is the events of that later month.
 pub fn events_of_month(head: &TeamHead, wall_ms: u64) -> u64 {
     let over = head.month < time::month(wall_ms);
     if over { 0 } else { head.events_used }
 }
 
-/// Whether a team that has `used` so many events of its month is refused a further one.
+/// Whether the next event is rejected for a team that has `used` this many events of the month.
 pub fn is_blocked(limits: &TeamLimits, used: u64) -> bool {
     is_used_up(limits, used) && limits.overage_price_atomic.is_none()
 }
@@ -27,12 +27,12 @@ fn is_used_up(limits: &TeamLimits, used: u64) -> bool {
     limits.monthly_events != 0 && used >= limits.monthly_events
 }
 
-/// What a blocked team is told.
+/// The error text for a team whose events of the month are used up.
 pub fn month_used_up(limits: &TeamLimits) -> String {
     format!("the team's {} events of this month are used up", limits.monthly_events)
 }
 
-/// Counts an event of the team's month and of its UTC day. Returns its price: 0 within the limit.
+/// Counts one event in the team's month and in its UTC day. Returns its price, which is 0 within the limit.
 pub fn count_event(head: &mut TeamHead, limits: &TeamLimits, context: &Context<'_>) -> Result<u64, Stop> {
     head.events_used = events_of_month(head, context.wall_ms);
     head.month = head.month.max(time::month(context.wall_ms));
@@ -54,12 +54,12 @@ pub fn count_event(head: &mut TeamHead, limits: &TeamLimits, context: &Context<'
     Ok(price)
 }
 
-/// The day counters that one command touches, written once at its end.
+/// The daily send counters that one command changes. They are written once, at its end.
 #[derive(Default)]
 pub struct SendCounts(Vec<(String, DayCount)>);
 
 impl SendCounts {
-    /// Counts a send of the agent's UTC day. Returns how many it has made, this one included.
+    /// Counts one send in the agent's UTC day. Returns the count, including this send.
     pub fn count(
         &mut self,
         view: &View<'_>,
@@ -85,7 +85,7 @@ impl SendCounts {
         Ok(&mut self.0[place].1)
     }
 
-    /// Writes what was counted.
+    /// Writes the counters.
     pub fn close(self, view: &mut View<'_>, team: TeamId) {
         for (agent, count) in self.0 {
             view.store(keys::send_count(team, &agent), &count);
@@ -93,7 +93,7 @@ impl SendCounts {
     }
 }
 
-/// Counts a registration of a URL in the agent's UTC day. Returns how many it has made, this one included.
+/// Counts one registration of a URL in the agent's UTC day. Returns the count, including this registration.
 pub fn count_registration(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -112,7 +112,7 @@ pub fn count_registration(
     Ok(used)
 }
 
-/// Turns a counter to the day of `wall_ms`. It never turns back: replicated wall time does not.
+/// Resets a counter when `wall_ms` is in a later day than the counter's.
 pub(super) fn turn(count: &mut DayCount, wall_ms: u64) {
     let today = time::day(wall_ms);
     if today > count.day {
@@ -120,7 +120,7 @@ pub(super) fn turn(count: &mut DayCount, wall_ms: u64) {
     }
 }
 
-/// Counts one more of the day, if `limit` (0 = unlimited) leaves one. Returns how many there are.
+/// Adds one to the day's counter and returns it, or `None` if `limit` is reached. A limit of 0 means unlimited.
 fn count_of_day(count: &mut DayCount, wall_ms: u64, limit: u64) -> Option<u64> {
     turn(count, wall_ms);
     let limit = limit + u64::from(limit != 0 && mutant::on(Mutant::OneMore));
@@ -131,7 +131,7 @@ fn count_of_day(count: &mut DayCount, wall_ms: u64, limit: u64) -> Option<u64> {
     Some(count.used)
 }
 
-/// The refusal of what has no unit left before the next UTC midnight.
+/// The rejection for a daily limit that is reached. `Retry-After` is the next UTC midnight.
 pub(super) fn used_up(context: &Context<'_>, agent: &str, limit: u64, what: &str) -> Stop {
     let message = format!("agent {agent:?} has used its {limit} {what} of this UTC day");
     exceeded(message, time::until_midnight_s(context.wall_ms))

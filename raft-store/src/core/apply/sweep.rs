@@ -1,5 +1,5 @@
-//! Removing what has aged, a bounded number of rows an entry. What is due is a range of an index, so the
-//! leader proposes a sweep only when [`crate::core::query::due::sweep`] finds something.
+//! Sweeps remove aged rows, a bounded number per entry. The aged rows are a range of an index, so the leader proposes a
+//! sweep only when [`crate::core::query::due::sweep`] finds one.
 
 use agentpost_proto::command::{Sweep, SweepReply};
 use agentpost_proto::id::TeamId;
@@ -14,8 +14,8 @@ use crate::core::kv::{Fatal, Kv, Order, Row};
 use crate::core::query;
 use crate::core::view::{View, decode};
 
-/// Removes old mail of one team, or what has aged in the shard: idempotency keys, messages, deliveries, leases,
-/// logins and cursors.
+/// Removes old messages of one team, or, without a team, the aged idempotency keys, messages, deliveries, leases,
+/// logins and cursors of the shard.
 pub fn sweep(view: &mut View<'_>, context: &Context<'_>, op: &Sweep) -> Result<SweepReply, Stop> {
     let rows = if op.team_id.is_empty() {
         let left = |rows: usize| limits::SWEEP_ROWS_MAX.saturating_sub(rows);
@@ -43,7 +43,7 @@ fn sweep_idempotency(view: &mut View<'_>, cluster_ms: u64) -> Result<usize, Fata
     )?;
     for (expiry, _) in &due {
         let key = keys::idempotency_of_expiry(expiry).ok_or_else(|| Fatal::Invariant("a short ix key".to_owned()))?;
-        // The key may have been used again since: its row then has a later expiry of its own.
+        // If the key was used again since, its row is newer and has a later expiry row.
         let row: Option<agentpost_proto::record::Idempotency> = view.load(&key)?;
         if row.is_some_and(|row| row.created_ct_ms + limits::IDEMPOTENCY_TTL_MS <= cluster_ms) {
             view.delete(key);
@@ -62,7 +62,7 @@ fn sweep_expired(view: &mut View<'_>, wall_ms: u64, rows: usize) -> Result<usize
         let (team, seq) =
             keys::parse_message_expiry(&expiry).ok_or_else(|| Fatal::Invariant("a short mx key".to_owned()))?;
         let done = match view.load::<Message>(&keys::message(team, seq))? {
-            // Its last chunk puts the row back.
+            // A fan-out job is not finished. Its last chunk writes this expiry row again.
             Some(message) if query::topic::fanout_pending(view, team, &message.topic, seq)? => true,
             Some(message) => {
                 let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
@@ -81,7 +81,7 @@ fn sweep_expired(view: &mut View<'_>, wall_ms: u64, rows: usize) -> Result<usize
     Ok(removed)
 }
 
-/// What nobody returned of days that are over.
+/// Removes leases of past days that nobody returned.
 fn sweep_leases(view: &mut View<'_>, wall_ms: u64, rows: usize) -> Result<usize, Fatal> {
     let old = take(view, keys::leases_before(time::day(wall_ms)), rows)?;
     for (lease, _) in &old {
@@ -100,7 +100,7 @@ fn sweep_team(view: &mut View<'_>, team: TeamId, cluster_ms: u64) -> Result<usiz
         removed += rows;
         if done {
             removed += 1;
-            // It may live on for a dead letter, but not for us.
+            // A dead letter may still refer to the message, but retention is done with it.
             head.swept_seq = message.seq;
         }
     }
@@ -110,9 +110,9 @@ fn sweep_team(view: &mut View<'_>, team: TeamId, cluster_ms: u64) -> Result<usiz
     Ok(removed)
 }
 
-/// Takes a message out of the inboxes that have it. Of a topic message, each step takes all entries of one row of
-/// receivers, and the publish's own reference with the last of them. Returns how many rows that were, some more
-/// than `rows` at most, and whether it is done.
+/// Removes a message from the inboxes that have it. For a topic message each step removes the entries of one `rc` row,
+/// and the last step also removes the publish's own reference. Returns how many rows were removed and whether all are;
+/// it begins no step after `rows`, but finishes the one that it began.
 fn give_up(
     view: &mut View<'_>,
     team: TeamId,

@@ -1,4 +1,4 @@
-//! Teams: their limits, names and signing keys.
+//! Teams: limits, names and signing keys.
 
 use agentpost_proto::command::{
     BootstrapAdmin, CreateTeam, ErrorCode, KeyReply, Permission, RotateSigningKeys, SigningKeysReply, TeamLimits,
@@ -15,7 +15,7 @@ use crate::core::keys;
 use crate::core::kv::{Fatal, Kv};
 use crate::core::view::View;
 
-/// The limits of a team for which nobody named any.
+/// The limits of a team that was created without limits.
 pub fn default_limits() -> TeamLimits {
     TeamLimits {
         daily_sends: limits::DAILY_SENDS,
@@ -26,18 +26,18 @@ pub fn default_limits() -> TeamLimits {
     }
 }
 
-/// The rules of a team that a valid key belongs to.
+/// The row of the team that a valid key belongs to.
 pub(super) fn settings(view: &View<'_>, team: TeamId) -> Result<Team, Fatal> {
     view.load(&keys::team(team))?
         .ok_or_else(|| Fatal::Invariant(format!("key of {team} without its team")))
 }
 
-/// Its limits.
+/// The limits of the team that a valid key belongs to.
 pub(super) fn limits_of(view: &View<'_>, team: TeamId) -> Result<TeamLimits, Fatal> {
     Ok(settings(view, team)?.limits.unwrap_or_else(default_limits))
 }
 
-/// Creates the reserved team and its first key; accepted once in the life of a cluster.
+/// Creates the reserved system team and its first key. A cluster accepts this once.
 pub fn bootstrap_admin(view: &mut View<'_>, context: &Context<'_>, op: BootstrapAdmin) -> Result<KeyReply, Stop> {
     if context.principal.is_some() {
         return reject(ErrorCode::Forbidden, "only a node can bootstrap the admin key");
@@ -68,7 +68,7 @@ pub fn bootstrap_admin(view: &mut View<'_>, context: &Context<'_>, op: Bootstrap
     key::insert(view, context, TeamId::SYSTEM, key)
 }
 
-/// Creates a team; its name is unique in the cluster.
+/// Creates a team. Its name must be unique in the cluster.
 pub fn create_team(view: &mut View<'_>, context: &Context<'_>, op: CreateTeam) -> Result<TeamReply, Stop> {
     Caller::administers(view, context, TeamId::SYSTEM)?;
     let id = parsed(TeamId::from_slice(&op.team_id))?;
@@ -91,7 +91,7 @@ pub fn create_team(view: &mut View<'_>, context: &Context<'_>, op: CreateTeam) -
     Ok(TeamReply { team_id: id.to_bytes() })
 }
 
-/// Changes what the caller named, keeps the rest.
+/// Changes the settings that the command names and keeps the others.
 pub fn update_team(view: &mut View<'_>, context: &Context<'_>, op: UpdateTeam) -> Result<TeamReply, Stop> {
     Caller::administers(view, context, TeamId::SYSTEM)?;
     let id = parsed(TeamId::from_slice(&op.team_id))?;
@@ -119,7 +119,8 @@ fn insert_team(view: &mut View<'_>, id: TeamId, team: &Team) {
     view.store(keys::team(id), team);
 }
 
-/// current := next, once for each repeat of the same request.
+/// Rotates the signing keys: the next one becomes the current one. Repeating the command is rejected, because it names
+/// the generation that it rotates from.
 pub fn rotate_signing_keys(
     view: &mut View<'_>,
     context: &Context<'_>,

@@ -1,8 +1,8 @@
 //! Subscriptions to topics.
 //!
-//! A publish at log index p goes to the subscription rows with `since < p < until`. A row that is closed while
-//! a publish of its topic is unfinished stays, because that publish may still have to find it; the walk of a
-//! later publish removes it. A topic exists while it has rows or unfinished publishes.
+//! A publish at log index p reaches the subscription rows with `since < p < until`. A row that ends while the topic has
+//! an unfinished fan-out job is kept, because the job may still have to reach it; a later publish removes it. A topic
+//! exists while it has subscription rows or unfinished jobs.
 
 use agentpost_proto::command::{ErrorCode, Permission, Subscribe, SubscriptionReply, Unsubscribe};
 use agentpost_proto::id::{self, SubscriptionId, TeamId};
@@ -63,7 +63,7 @@ pub fn subscribe(
     })
 }
 
-/// A new row under the topic's next serial.
+/// Adds a subscription row with the topic's next serial.
 fn add(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -133,7 +133,7 @@ pub fn unsubscribe(
         view.delete(key);
         topic.rows = topic.rows.saturating_sub(1);
     } else {
-        // An unfinished publish that is older still goes to this inbox, but no longer to its URL.
+        // An unfinished, older publish still reaches this inbox, but no longer its URL.
         row.until_index = context.index;
         row.url.clear();
         view.store(key, &row);
@@ -143,13 +143,13 @@ pub fn unsubscribe(
     Ok(())
 }
 
-/// The topic of a subscription row or an unfinished publish.
+/// The row of a topic that has subscriptions or an unfinished fan-out job.
 pub(super) fn load(view: &View<'_>, team: TeamId, name: &str) -> Result<Topic, Fatal> {
     view.load(&keys::topic(team, name))?
         .ok_or_else(|| Fatal::Invariant(format!("rows of the topic {name:?} of {team} without the topic")))
 }
 
-/// Writes a topic down, or removes it when nothing is left of it.
+/// Stores a topic, or removes it if it has neither subscriptions nor unfinished jobs.
 pub(super) fn keep(view: &mut View<'_>, team: TeamId, head: &mut TeamHead, name: &str, topic: &Topic) {
     if topic.rows == 0 && topic.jobs == 0 {
         view.delete(keys::topic(team, name));

@@ -1,4 +1,4 @@
-//! The global webhook of an agent.
+//! The webhook of an agent.
 
 use agentpost_proto::command::{
     DeleteWebhook, ErrorCode, Permission, RegisterWebhook, TeamLimits, WebhookEvent, WebhookReply,
@@ -15,7 +15,7 @@ use crate::core::keys;
 use crate::core::kv::Fatal;
 use crate::core::view::View;
 
-/// Registers a webhook in the place of the agent's last one.
+/// Registers the agent's webhook, replacing the previous one.
 pub fn register(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -77,7 +77,7 @@ pub fn delete(
     Ok(())
 }
 
-/// URL and generation of the agent's webhook, if it wants this event and still takes deliveries.
+/// The URL and generation of the agent's webhook, if it is registered for this event and not disabled.
 pub(super) fn open(
     view: &View<'_>,
     team: TeamId,
@@ -93,7 +93,7 @@ pub(super) fn open(
     }
 }
 
-/// Each event once, in the order of their numbers.
+/// Sorts a list of events and removes duplicates. Rejects an empty list and unknown events.
 fn known_events(named: &[i32]) -> Result<Vec<i32>, Stop> {
     let known = |event: &i32| WebhookEvent::try_from(*event).is_ok_and(|e| e != WebhookEvent::Unspecified);
     if named.is_empty() || !named.iter().all(known) {

@@ -1,4 +1,4 @@
-//! Keys that do not begin with a team: they answer a question about the whole shard.
+//! Keys that do not begin with a team, because they index the whole shard.
 
 use std::ops::Range;
 
@@ -61,7 +61,7 @@ pub fn idempotency_expiries_until(cluster_ms: u64) -> Range<Vec<u8>> {
     Builder::new(IDEMPOTENCY_EXPIRY).numbers_until(cluster_ms.saturating_add(1))
 }
 
-/// The `id` key that an `ix` key speaks of: the same fields behind the time.
+/// The `id` key that belongs to an `ix` key. It has the same fields after the time.
 pub fn idempotency_of_expiry(key: &[u8]) -> Option<Bytes> {
     Some(Builder::new(IDEMPOTENCY).bytes(key.get(10..)?).key())
 }
@@ -170,12 +170,12 @@ pub fn cursor_uses_until(cluster_ms: u64) -> Range<Vec<u8>> {
     Builder::new(CURSOR_USE).numbers_until(cluster_ms.saturating_add(1))
 }
 
-/// The `cu` key that a `cx` key speaks of: the same fields behind the time.
+/// The `cu` key that belongs to a `cx` key. It has the same fields after the time.
 pub fn cursor_of_use(key: &[u8]) -> Option<Bytes> {
     Some(Builder::new(CURSOR).bytes(key.get(10..)?).key())
 }
 
-/// The team of a `cx` key, and whether its client has a name.
+/// The team of a `cx` key, and whether its client id is not empty.
 pub fn parse_cursor_use(key: &[u8]) -> Option<(TeamId, bool)> {
     let team = key.get(10..26)?.try_into().ok()?;
     let client_ends = key.len().checked_sub(2)?;

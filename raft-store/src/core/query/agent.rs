@@ -1,4 +1,4 @@
-//! The agents of a team: those in the directory and those that have an inbox.
+//! The agents of a team: those in the directory, and those that only have an inbox.
 
 use agentpost_proto::id::TeamId;
 use agentpost_proto::record::Agent;
@@ -10,9 +10,9 @@ use crate::core::view::{decode, load};
 /// An agent of a team.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listed {
-    /// Its id.
+    /// The agent's id.
     pub id: String,
-    /// Its row in the directory; none for one that only got mail.
+    /// The row in the directory, or `None` for an agent that only received mail.
     pub registered: Option<Agent>,
 }
 
@@ -21,7 +21,8 @@ pub fn registered(kv: &impl Kv, team: TeamId, id: &str) -> Result<Option<Agent>,
     load(kv, &keys::agent(team, id))
 }
 
-/// The agents that follow `after` (all after an empty one), by id, at most `limit`.
+/// The agents whose ids follow `after`, in the order of their ids, at most `limit`. An empty `after` begins with the
+/// first.
 pub fn agents(kv: &impl Kv, team: TeamId, after: &str, limit: usize) -> Result<Vec<Listed>, Fatal> {
     let frozen = kv.frozen();
     let kv = frozen.as_ref();
@@ -44,7 +45,7 @@ pub fn agents(kv: &impl Kv, team: TeamId, after: &str, limit: usize) -> Result<V
             registered: None,
         });
     }
-    // Stable: of two with one id the registered one stays.
+    // The sort is stable, so `dedup_by` keeps the registered one of two with the same id.
     listed.sort_by(|a, b| a.id.cmp(&b.id));
     listed.dedup_by(|later, first| later.id == first.id);
     listed.truncate(limit);

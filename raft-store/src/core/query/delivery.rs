@@ -1,4 +1,4 @@
-//! Questions about deliveries: what the dispatcher has to do, and what people ask.
+//! Queries about deliveries, for the dispatcher and for people.
 
 use agentpost_proto::id::{DeliveryId, TeamId};
 use agentpost_proto::limits;
@@ -24,13 +24,13 @@ pub fn by_id(kv: &(impl Kv + ?Sized), team: TeamId, id: DeliveryId) -> Result<Op
     }
 }
 
-/// When the earliest scheduled delivery of an endpoint is due, in cluster time.
+/// The cluster time at which the earliest scheduled delivery of an endpoint is due, or `None` if none is scheduled.
 pub fn endpoint_head(kv: &(impl Kv + ?Sized), team: TeamId, generation: u64) -> Result<Option<u64>, Fatal> {
     let head: Option<EndpointHead> = load(kv, &keys::endpoint_head(team, generation))?;
     Ok(head.map(|head| head.due_ms))
 }
 
-/// Every endpoint with scheduled deliveries: team, generation, earliest due time.
+/// All endpoints with scheduled deliveries: team, generation, earliest due time.
 pub fn endpoint_heads(kv: &(impl Kv + ?Sized)) -> Result<Vec<(TeamId, u64, u64)>, Fatal> {
     kv.range(keys::endpoint_heads(), Order::Ascending)
         .map(|row| {
@@ -42,14 +42,14 @@ pub fn endpoint_heads(kv: &(impl Kv + ?Sized)) -> Result<Vec<(TeamId, u64, u64)>
         .collect()
 }
 
-/// An endpoint's scheduled deliveries, the earliest first: when each is due, in cluster time, and its number.
+/// The scheduled deliveries of an endpoint, earliest first: the cluster time at which each is due, and its number.
 pub fn scheduled(
     kv: &(impl Kv + ?Sized),
     team: TeamId,
     generation: u64,
     limit: usize,
 ) -> Result<Vec<(u64, u64)>, Fatal> {
-    // From the head on: a scan from the start would cross the traces of all rows removed before it.
+    // The scan begins at the first row, so that it does not step over the tombstones of removed rows.
     let Some(first) = endpoint_head(kv, team, generation)? else {
         return Ok(Vec::new());
     };
@@ -59,26 +59,27 @@ pub fn scheduled(
         .collect()
 }
 
-/// The message that a delivery carries. It is there for as long as the delivery may be attempted.
+/// The message of a delivery. It exists as long as the delivery may be attempted.
 pub fn message(kv: &(impl Kv + ?Sized), team: TeamId, delivery: &Delivery) -> Result<Option<Message>, Fatal> {
     load(kv, &keys::message(team, delivery.message_seq))
 }
 
-/// Every claimed delivery: epoch, team, number; the oldest epoch first.
+/// All claimed deliveries, oldest epoch first: epoch, team, number.
 pub fn claims(kv: &(impl Kv + ?Sized)) -> Result<Vec<(u64, TeamId, u64)>, Fatal> {
     kv.range(keys::claims(), Order::Ascending)
         .map(|row| parsed(keys::parse_claimed(&row?.0), "cl"))
         .collect()
 }
 
-/// Every endpoint whose deliveries are being closed.
+/// All endpoints whose deliveries are being closed: team, generation.
 pub fn closings(kv: &(impl Kv + ?Sized)) -> Result<Vec<(TeamId, u64)>, Fatal> {
     kv.range(keys::closings(), Order::Ascending)
         .map(|row| parsed(keys::parse_endpoint_key(&row?.0), "ec"))
         .collect()
 }
 
-/// Every unfinished publish: team, topic, seq; those of a topic in order.
+/// All unfinished fan-out jobs: team, topic, seq of the publish, job. The jobs of a topic are in the order of their
+/// publishes.
 pub fn fanout_jobs(kv: &(impl Kv + ?Sized)) -> Result<Vec<(TeamId, String, u64, FanoutJob)>, Fatal> {
     kv.range(keys::fanout_jobs(), Order::Ascending)
         .map(|row| {
@@ -89,7 +90,7 @@ pub fn fanout_jobs(kv: &(impl Kv + ?Sized)) -> Result<Vec<(TeamId, String, u64, 
         .collect()
 }
 
-/// The oldest unfinished publish of a topic: the only one whose chunks count now.
+/// The oldest unfinished fan-out job of a topic, the only one whose chunks are accepted.
 pub fn first_fanout_job(kv: &(impl Kv + ?Sized), team: TeamId, topic: &str) -> Result<Option<(u64, FanoutJob)>, Fatal> {
     let Some(row) = kv.range(keys::fanout_jobs_of(team, topic), Order::Ascending).next() else {
         return Ok(None);
@@ -98,9 +99,9 @@ pub fn first_fanout_job(kv: &(impl Kv + ?Sized), team: TeamId, topic: &str) -> R
     Ok(Some((parsed(keys::trailing_number(&key), "fj")?, decode(value)?)))
 }
 
-/// Where the next chunks of a publish begin, at most `limit` of them: each walks
-/// `limits::FANOUT_CHUNK_ROWS` subscription rows. While a publish is unfinished no row of its receivers goes
-/// away but by its own chunks, so the places can be known before the chunks are applied.
+/// The serials at which the next chunks of a fan-out job begin, at most `limit` of them. A chunk reads
+/// `limits::FANOUT_CHUNK_ROWS` subscription rows. They can be computed before the chunks are applied, because only the
+/// job's own chunks remove rows that it has yet to read.
 pub fn chunk_starts(
     kv: &(impl Kv + ?Sized),
     team: TeamId,
@@ -122,7 +123,7 @@ pub fn chunk_starts(
     Ok(starts)
 }
 
-/// The deliveries of a message, in the order they were made, at most `limit`.
+/// The deliveries of a message, oldest first, at most `limit`.
 pub fn of_message(kv: &(impl Kv + ?Sized), team: TeamId, seq: u64, limit: usize) -> Result<Vec<Delivery>, Fatal> {
     let mut deliveries = Vec::new();
     for row in kv
@@ -135,31 +136,31 @@ pub fn of_message(kv: &(impl Kv + ?Sized), team: TeamId, seq: u64, limit: usize)
     Ok(deliveries)
 }
 
-/// What a page of deliveries shall hold.
+/// The parameters of a page of deliveries.
 #[derive(Debug, Clone)]
 pub struct DeliveryQuery<'a> {
-    /// Continue behind this number.
+    /// Continue after this number.
     pub after: Option<u64>,
-    /// Oldest or newest first.
+    /// Whether the oldest or the newest come first.
     pub order: Order,
-    /// Deliveries at most.
+    /// The maximal number of deliveries.
     pub limit: usize,
-    /// Only in this state.
+    /// Only deliveries in this state.
     pub state: Option<DeliveryState>,
-    /// Only those to or from this agent.
+    /// Only deliveries to or from this agent.
     pub agent: Option<&'a str>,
 }
 
-/// A page of deliveries; examines at most `limits::PAGE_EXAMINED_MAX` of them.
+/// A page of deliveries.
 #[derive(Debug, Clone)]
 pub struct DeliveryPage {
-    /// In the order asked for.
+    /// The deliveries, in the order of the query.
     pub deliveries: Vec<Delivery>,
-    /// Where the next page continues; that of the query when nothing was examined.
+    /// The `after` of the next page. It equals that of the query if nothing was examined.
     pub last: Option<u64>,
 }
 
-/// A page of a team's deliveries.
+/// A page of a team's deliveries. It examines at most `limits::PAGE_EXAMINED_MAX` of them.
 pub fn page(kv: &impl Kv, team: TeamId, query: &DeliveryQuery<'_>) -> Result<DeliveryPage, Fatal> {
     let frozen = kv.frozen();
     let kv = frozen.as_ref();
@@ -187,7 +188,8 @@ pub fn page(kv: &impl Kv, team: TeamId, query: &DeliveryQuery<'_>) -> Result<Del
     Ok(page)
 }
 
-/// The dead ones have rows of their own, so that they are found among millions.
+/// The numbers of the deliveries to examine. Dead deliveries are found by their dead-letter rows, without reading the
+/// others.
 fn numbers<'a>(
     kv: &'a (impl Kv + ?Sized),
     team: TeamId,

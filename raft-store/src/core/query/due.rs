@@ -1,4 +1,4 @@
-//! What time has made due.
+//! Queries about what is due.
 
 use std::ops::Range;
 
@@ -12,8 +12,9 @@ use crate::core::keys;
 use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::view::decode;
 
-/// Whether time matters to anything here: a delivery, an idempotency key, mail, a lease, a login. An unused cursor
-/// is in no hurry: two months of commands that only carry time would cost more than its row.
+/// Whether the state has any row that ages: a delivery, an idempotency key, a message, a lease or a login. Only then
+/// must the leader carry time forward. Cursors do not count: two months of commands that only carry time would cost
+/// more than the row of an unused cursor.
 pub fn ages(kv: &impl Kv) -> Result<bool, Fatal> {
     for range in [
         keys::endpoint_heads(),
@@ -43,7 +44,7 @@ fn has_row(kv: &(impl Kv + ?Sized), range: Range<Vec<u8>>) -> Result<bool, Fatal
     Ok(first.is_some())
 }
 
-/// The next sweep that has something to remove at these times, if any.
+/// The next sweep that would remove something at these times, or `None`.
 pub fn sweep(kv: &impl Kv, cluster_ms: u64, wall_ms: u64) -> Result<Option<Sweep>, Fatal> {
     if has_row(kv, keys::idempotency_expiries_until(cluster_ms))?
         || has_row(kv, keys::message_expiries_until(wall_ms))?
@@ -69,8 +70,8 @@ pub fn sweep(kv: &impl Kv, cluster_ms: u64, wall_ms: u64) -> Result<Option<Sweep
     Ok(None)
 }
 
-/// The next message behind `swept_seq` that retention gives up. A team's messages stand in the order of their
-/// age; one that still has receivers to come holds up those behind it.
+/// The oldest message after `swept_seq`, if retention is over for it. The messages of a team are in the order of their
+/// age. A message with an unfinished fan-out job delays the messages after it.
 pub(crate) fn retention(
     kv: &(impl Kv + ?Sized),
     team: TeamId,

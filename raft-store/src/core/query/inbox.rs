@@ -1,4 +1,4 @@
-//! Inboxes, and the messages in them.
+//! Inboxes, messages and cursors.
 
 use agentpost_proto::id::{MessageId, TeamId};
 use agentpost_proto::limits;
@@ -12,43 +12,43 @@ use crate::core::view::{decode, load};
 /// An entry of an inbox with its message.
 #[derive(Debug, Clone)]
 pub struct InboxItem {
-    /// The entry's place: rises along the inbox, on every node the same.
+    /// The position of the entry in the team's sequence. It rises along the inbox and is the same on every node.
     pub seq: u64,
-    /// Its dense number.
+    /// The number of the entry in its inbox, without gaps.
     pub position: u64,
-    /// 0 while unread.
+    /// The wall clock time at which the message was read, or 0 while it is unread.
     pub read_at_ms: u64,
-    /// What was sent.
+    /// The message.
     pub message: Message,
 }
 
-/// What a page shall hold.
+/// The parameters of a page.
 #[derive(Debug, Clone)]
 pub struct PageQuery<'a> {
-    /// Continue behind this entry.
+    /// Continue after this entry.
     pub after_seq: Option<u64>,
-    /// Oldest or newest first.
+    /// Whether the oldest or the newest come first.
     pub order: Order,
-    /// Messages at most.
+    /// The maximal number of messages.
     pub limit: usize,
-    /// Only unread, only read ones, or both.
+    /// Only unread or only read messages; `None` for both.
     pub state: Option<ReadState>,
-    /// Only from this agent.
+    /// Only messages from this agent.
     pub from: Option<&'a str>,
-    /// Only of this topic.
+    /// Only messages of this topic.
     pub topic: Option<&'a str>,
 }
 
 /// A page of an inbox.
 #[derive(Debug, Clone)]
 pub struct Page {
-    /// In the order asked for.
+    /// The entries, in the order of the query.
     pub items: Vec<InboxItem>,
-    /// Where the next page continues; that of the query when nothing was examined.
+    /// The `after_seq` of the next page. It equals that of the query if nothing was examined.
     pub last_seq: Option<u64>,
 }
 
-/// A page of an inbox; examines at most `limits::PAGE_EXAMINED_MAX` entries.
+/// A page of an inbox. It examines at most `limits::PAGE_EXAMINED_MAX` entries.
 pub fn page(kv: &impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>) -> Result<Page, Fatal> {
     let frozen = kv.frozen();
     let kv = frozen.as_ref();
@@ -74,7 +74,7 @@ pub fn page(kv: &impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>) -> R
     Ok(page)
 }
 
-/// Entries of an inbox behind `after_seq`, oldest first, at most `limit`.
+/// The entries of an inbox after `after_seq`, oldest first, at most `limit`.
 pub fn after(kv: &impl Kv, team: TeamId, agent: &str, after_seq: u64, limit: usize) -> Result<Vec<InboxItem>, Fatal> {
     entries_beyond(kv, team, agent, Order::Ascending, after_seq)?
         .take(limit)
@@ -82,7 +82,7 @@ pub fn after(kv: &impl Kv, team: TeamId, agent: &str, after_seq: u64, limit: usi
         .collect()
 }
 
-/// Entries of an inbox before `before_seq`, newest first, at most `limit`. See [`team_before`] for their size.
+/// The entries of an inbox before `before_seq`, newest first, at most `limit`. See [`team_before`] for their size.
 pub fn before(kv: &impl Kv, team: TeamId, agent: &str, before_seq: u64, limit: usize) -> Result<Vec<InboxItem>, Fatal> {
     let frozen = kv.frozen();
     let kv = frozen.as_ref();
@@ -92,8 +92,8 @@ pub fn before(kv: &impl Kv, team: TeamId, agent: &str, before_seq: u64, limit: u
         .collect()
 }
 
-/// Seqs of an inbox behind `after_seq`, oldest first, at most `limit`, each with the seq of its message: for one
-/// who joins several inboxes and needs few of their messages.
+/// The seqs of the entries of an inbox after `after_seq`, oldest first, at most `limit`, each with the seq of its
+/// message. It is for callers that merge several inboxes and load only few of the messages.
 pub fn seqs_after(
     kv: &impl Kv,
     team: TeamId,
@@ -107,8 +107,7 @@ pub fn seqs_after(
         .collect()
 }
 
-/// Seqs of an inbox before `before_seq`, newest first, at most `limit`, each with the seq of its message: see
-/// [`seqs_after`].
+/// The seqs of the entries of an inbox before `before_seq`, newest first, at most `limit`. See [`seqs_after`].
 pub fn seqs_before(
     kv: &impl Kv,
     team: TeamId,
@@ -122,7 +121,7 @@ pub fn seqs_before(
         .collect()
 }
 
-/// All entries of an inbox beyond `seq` in this order.
+/// All entries of an inbox after `seq`, in the direction of `order`.
 fn entries_beyond<'a>(
     kv: &'a (impl Kv + ?Sized),
     team: TeamId,
@@ -143,7 +142,7 @@ fn entries_beyond<'a>(
 
 type Entries<'a> = Box<dyn Iterator<Item = Result<(u64, InboxEntry), Fatal>> + 'a>;
 
-/// The entries that a query walks: read and unread ones stand in two ranges, joined here by seq.
+/// The entries that a query reads. Read and unread entries are in two ranges, which are merged by seq.
 fn entries<'a>(
     kv: &'a (impl Kv + ?Sized),
     team: TeamId,
@@ -184,7 +183,7 @@ fn parse_entry(row: Result<Row, Fatal>) -> Result<(u64, InboxEntry), Fatal> {
     Ok((seq, decode(value)?))
 }
 
-/// The message that `agent` received under this id.
+/// The inbox entry of `agent` for the message with this id.
 pub fn received(kv: &impl Kv, team: TeamId, agent: &str, id: MessageId) -> Result<Option<InboxItem>, Fatal> {
     let frozen = kv.frozen();
     let kv = frozen.as_ref();
@@ -209,17 +208,17 @@ fn item(kv: &(impl Kv + ?Sized), team: TeamId, seq: u64, entry: InboxEntry) -> R
     })
 }
 
-/// The counters of an inbox; zeros for one that never received.
+/// The counters of an inbox. They are zero if it never received a message.
 pub fn head(kv: &(impl Kv + ?Sized), team: TeamId, agent: &str) -> Result<InboxHead, Fatal> {
     Ok(load(kv, &keys::inbox_head(team, agent))?.unwrap_or_default())
 }
 
-/// The cursor of (team, agent, client id); an empty client id is the mailbox cursor of `agent`.
+/// The cursor of a client of an agent. An empty client id stands for the cursor of the agent's mailbox.
 pub fn cursor(kv: &impl Kv, team: TeamId, agent: &str, client_id: &str) -> Result<Option<Cursor>, Fatal> {
     load(kv, &keys::cursor(team, agent, client_id))
 }
 
-/// A message by id, whoever received it.
+/// The message of a team with this id.
 pub fn message(kv: &impl Kv, team: TeamId, id: MessageId) -> Result<Option<Message>, Fatal> {
     let Some(seq) = kv
         .get(&keys::message_id(team, id))?
@@ -230,12 +229,12 @@ pub fn message(kv: &impl Kv, team: TeamId, id: MessageId) -> Result<Option<Messa
     load(kv, &keys::message(team, seq))
 }
 
-/// The message at a seq.
+/// The message of a team at this seq.
 pub fn message_at(kv: &impl Kv, team: TeamId, seq: u64) -> Result<Option<Message>, Fatal> {
     load(kv, &keys::message(team, seq))
 }
 
-/// Messages of a whole team behind `after_seq`, oldest first, at most `limit`.
+/// The messages of a team after `after_seq`, oldest first, at most `limit`.
 pub fn team_after(kv: &impl Kv, team: TeamId, after_seq: u64, limit: usize) -> Result<Vec<Message>, Fatal> {
     let from = after_seq.saturating_add(1);
     kv.range(keys::messages_from(team, from), Order::Ascending)
@@ -244,8 +243,8 @@ pub fn team_after(kv: &impl Kv, team: TeamId, after_seq: u64, limit: usize) -> R
         .collect()
 }
 
-/// Messages of a whole team before `before_seq`, newest first, at most `limit`. Each may have a body of
-/// `limits::BODY_BYTES_MAX`: who shows many asks for a few at a time.
+/// The messages of a team before `before_seq`, newest first, at most `limit`. Each may have a body of
+/// `limits::BODY_BYTES_MAX`, so a caller that needs many should ask for a few at a time.
 pub fn team_before(kv: &impl Kv, team: TeamId, before_seq: u64, limit: usize) -> Result<Vec<Message>, Fatal> {
     kv.range(keys::messages_until(team, before_seq), Order::Descending)
         .take(limit)
@@ -253,13 +252,13 @@ pub fn team_before(kv: &impl Kv, team: TeamId, before_seq: u64, limit: usize) ->
         .collect()
 }
 
-/// How many refer to a stored message: inbox entries, open and dead deliveries, its publish.
+/// The number of references to a stored message: by inbox entries, by open and dead deliveries, and by its publish.
 pub fn references(kv: &(impl Kv + ?Sized), team: TeamId, seq: u64) -> Result<u64, Fatal> {
     let row = kv.get(&keys::references(team, seq))?;
     Ok(row.and_then(|row| keys::trailing_number(&row)).unwrap_or(1))
 }
 
-/// Where a message stands in an inbox.
+/// The inbox entry of a message: its seq, whether it is read, and its value.
 pub(crate) fn find_entry(
     kv: &(impl Kv + ?Sized),
     team: TeamId,
@@ -283,7 +282,7 @@ pub(crate) fn find_entry(
     if let Some(found) = at(seq)? {
         return Ok(Some(found));
     }
-    // A topic message that was given out in chunks stands at their seqs.
+    // The entries of a fan-out job have the seqs of its chunks.
     for row in kv.range(keys::receivers_of(team, seq), Order::Ascending) {
         let entry_seq = keys::trailing_number(&row?.0).unwrap_or_default();
         if entry_seq != seq

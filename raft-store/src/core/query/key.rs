@@ -8,7 +8,7 @@ use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::mutant::{self, Mutant};
 use crate::core::view::{decode, load};
 
-/// The key with this keyed hash, revoked and expired ones included.
+/// The key with this keyed hash. It may be revoked or expired.
 pub fn by_hash(kv: &impl Kv, hash: &[u8]) -> Result<Option<Key>, Fatal> {
     let Some(route) = kv.get(&keys::key_hash(hash))? else {
         return Ok(None);
@@ -22,19 +22,19 @@ pub fn by_hash(kv: &impl Kv, hash: &[u8]) -> Result<Option<Key>, Fatal> {
     }
 }
 
-/// A key of a team, revoked and expired ones included.
+/// A key of a team by its id. It may be revoked or expired.
 pub fn by_id(kv: &impl Kv, team: TeamId, id: KeyId) -> Result<Option<Key>, Fatal> {
     load(kv, &keys::key(team, id))
 }
 
-/// The keys of a team, by id.
+/// All keys of a team, in the order of their ids.
 pub fn of_team(kv: &impl Kv, team: TeamId) -> Result<Vec<Key>, Fatal> {
     kv.range(keys::keys_of(team), Order::Ascending)
         .map(|row| row.and_then(|(_, value)| decode(value)))
         .collect()
 }
 
-/// How many keys of a team are neither revoked nor expired at `wall_ms`.
+/// The number of keys of a team that are neither revoked nor expired at `wall_ms`.
 pub fn count_active(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<u64, Fatal> {
     let keys = of_team(kv, team)?;
     Ok(keys.iter().filter(|key| is_valid(key, wall_ms)).count() as u64)
@@ -45,7 +45,7 @@ pub fn has_admin(kv: &impl Kv) -> Result<bool, Fatal> {
     Ok(kv.get(&keys::team(TeamId::SYSTEM))?.is_some())
 }
 
-/// Whether a key may be used at `wall_ms`.
+/// Whether a key is neither revoked nor expired at `wall_ms`.
 pub fn is_valid(key: &Key, wall_ms: u64) -> bool {
     (key.revoked_at_ms == 0 || mutant::on(Mutant::RevokedKept))
         && (key.expires_at_ms == 0 || wall_ms < key.expires_at_ms)

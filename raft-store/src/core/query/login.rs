@@ -1,4 +1,4 @@
-//! Devices that ask for a key. One that has expired is absent, whether or not it was swept.
+//! Device logins. An expired login counts as absent even before the sweep removes it.
 
 use agentpost_proto::id;
 use agentpost_proto::record::Login;
@@ -7,7 +7,8 @@ use crate::core::keys;
 use crate::core::kv::{Fatal, Kv};
 use crate::core::view::load;
 
-/// The login that a person names: by any text, of which only a well-formed code can be one.
+/// The login with this user code. The code may be any text that a person typed; one that is not well-formed finds
+/// nothing.
 pub fn by_user_code(kv: &(impl Kv + ?Sized), user_code: &str, cluster_ms: u64) -> Result<Option<Login>, Fatal> {
     if id::validate_user_code(user_code).is_err() {
         return Ok(None);
@@ -16,7 +17,7 @@ pub fn by_user_code(kv: &(impl Kv + ?Sized), user_code: &str, cluster_ms: u64) -
     Ok(login.filter(|login| cluster_ms < login.expires_ct_ms))
 }
 
-/// The login of a device, by the keyed hash of its code.
+/// The login of the device whose code has this keyed hash.
 pub fn by_device(kv: &(impl Kv + ?Sized), device_hash: &[u8], cluster_ms: u64) -> Result<Option<Login>, Fatal> {
     let Some(user_code) = kv.get(&keys::login_device(device_hash))? else {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! What became of a message in the inboxes of its receivers.
+//! Receipts: who received a message, and who read it.
 
 use agentpost_proto::id::TeamId;
 use agentpost_proto::record::{InboxEntry, Message, Receivers};
@@ -10,9 +10,10 @@ use crate::core::view::{decode, load};
 /// The receivers of a message.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Readers {
-    /// How many got it so far.
+    /// How many agents received the message so far.
     pub receivers: u64,
-    /// The first of them, and when each read it: 0 while unread, and when the inbox has let it go.
+    /// The first of them, with the time at which each read it: 0 while it is unread, and after its inbox entry was
+    /// removed.
     pub first: Vec<(String, u64)>,
 }
 

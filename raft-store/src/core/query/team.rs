@@ -8,14 +8,14 @@ use crate::core::keys;
 use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::view::{decode, load};
 
-/// A team.
+/// A team by its id.
 pub fn by_id(kv: &impl Kv, team: TeamId) -> Result<Option<Team>, Fatal> {
     load(kv, &keys::team(team))
 }
 
-/// The team of this name, which may be any text.
+/// The id of the team with this name, which may be any text.
 pub fn named(kv: &impl Kv, name: &str) -> Result<Option<TeamId>, Fatal> {
-    // No team is named so, and no key can hold it.
+    // No team has such a name, and a key cannot contain it.
     if name.contains('\0') {
         return Ok(None);
     }
@@ -24,7 +24,7 @@ pub fn named(kv: &impl Kv, name: &str) -> Result<Option<TeamId>, Fatal> {
         .transpose()
 }
 
-/// All teams but the reserved one, by id.
+/// All teams except the reserved one, in the order of their ids.
 pub fn all(kv: &impl Kv) -> Result<Vec<Team>, Fatal> {
     let all: Vec<Team> = kv
         .range(keys::teams(), Order::Ascending)
@@ -36,21 +36,21 @@ pub fn all(kv: &impl Kv) -> Result<Vec<Team>, Fatal> {
         .collect())
 }
 
-/// The counters of a team; zeros for one that never sent.
+/// The counters of a team. They are zero if it never sent a message.
 pub fn head(kv: &impl Kv, team: TeamId) -> Result<TeamHead, Fatal> {
     Ok(load(kv, &keys::team_head(team))?.unwrap_or_default())
 }
 
-/// Events that a team's members made in the UTC day of `wall_ms`. A day that the state has left never comes back:
-/// the state's own day counts for a clock that is behind it.
+/// The events of a team in the UTC day of `wall_ms`. If the state is already in a later day, because the clock of
+/// `wall_ms` is behind, it is the events of that later day.
 pub fn events_today(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<u64, Fatal> {
     let head = head(kv, team)?;
     let over = head.day < time::day(wall_ms);
     Ok(if over { 0 } else { head.events_today })
 }
 
-/// A counter of an agent's day: the row of [`keys::send_count`], [`keys::read_count`] or
-/// [`keys::registration_count`]. It is the count of its own day, which may be over.
+/// A daily counter of an agent, with the key [`keys::send_count`], [`keys::read_count`] or
+/// [`keys::registration_count`]. It counts the day that it names, which may be over.
 pub fn day_count(kv: &impl Kv, row: &[u8]) -> Result<DayCount, Fatal> {
     Ok(load(kv, row)?.unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! Questions about topics, subscriptions and webhooks.
+//! Queries about topics, subscriptions and webhooks.
 
 use agentpost_proto::id::TeamId;
 use agentpost_proto::record::{Endpoint, Receivers, Subscription, Webhook};
@@ -7,17 +7,17 @@ use crate::core::keys;
 use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::view::{decode, load};
 
-/// The global webhook of an agent.
+/// The webhook of an agent.
 pub fn webhook(kv: &(impl Kv + ?Sized), team: TeamId, agent: &str) -> Result<Option<Webhook>, Fatal> {
     load(kv, &keys::webhook(team, agent))
 }
 
-/// A URL of an agent, as registered.
+/// The endpoint of an agent's URL.
 pub fn endpoint(kv: &(impl Kv + ?Sized), team: TeamId, agent: &str, url: &str) -> Result<Option<Endpoint>, Fatal> {
     load(kv, &keys::endpoint(team, agent, url))
 }
 
-/// The subscriptions of an agent with their topics, by topic.
+/// The subscriptions of an agent with their topics, in the order of the topics.
 pub fn subscriptions(kv: &impl Kv, team: TeamId, agent: &str) -> Result<Vec<(String, Subscription)>, Fatal> {
     let frozen = kv.frozen();
     let kv = frozen.as_ref();
@@ -55,7 +55,8 @@ fn subscription(kv: &(impl Kv + ?Sized), team: TeamId, topic: &str, serial: &[u8
         .ok_or_else(|| Fatal::Invariant(format!("the topic {topic:?} of {team} lacks the subscription {serial}")))
 }
 
-/// Who received the topic message at `seq`, in the order in which they did, at most `limit`. Retention forgets.
+/// The agents that received the topic message at `seq`, in the order of receipt, at most `limit`. Retention removes
+/// them.
 pub fn receivers(kv: &(impl Kv + ?Sized), team: TeamId, seq: u64, limit: usize) -> Result<Vec<String>, Fatal> {
     let mut agents = Vec::new();
     for row in kv.range(keys::receivers_of(team, seq), Order::Ascending) {
@@ -69,7 +70,7 @@ pub fn receivers(kv: &(impl Kv + ?Sized), team: TeamId, seq: u64, limit: usize) 
     Ok(agents)
 }
 
-/// Whether the publish at `seq` has receivers that it did not reach yet.
+/// Whether the publish at `seq` has an unfinished fan-out job.
 pub fn fanout_pending(kv: &(impl Kv + ?Sized), team: TeamId, topic: &str, seq: u64) -> Result<bool, Fatal> {
     Ok(!topic.is_empty() && kv.get(&keys::fanout_job(team, topic, seq))?.is_some())
 }

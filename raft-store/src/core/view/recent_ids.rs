@@ -1,10 +1,10 @@
-//! Tells that a message id is new without asking the database.
+//! Proves that a message id is new without a read of the database.
 //!
-//! Every send has to know whether its message id is stored already, and the answer is nearly always no: the
-//! dearest kind of look-up, because every file may have to say so. But ids are UUIDv7, minted in the order of
-//! time, so a new id is nearly always greater than all that were stored a moment ago. Remembering the last
-//! few thousand ids of a team, and the greatest of those before them, answers the rest exactly. A wrong guess
-//! is only ever "perhaps", and then the row decides.
+//! Every send must know whether its message id is already stored. The answer is nearly always no, which is the most
+//! expensive answer of a lookup, because every file of the database may have to be asked. But ids are UUIDv7, which
+//! sort by time, so a new id is nearly always greater than every stored one. This module remembers the last few
+//! thousand ids of each team and an upper bound for all ids before them. An id above the bound that is not among the
+//! remembered ones is certainly new; for every other id the caller reads the row.
 #![expect(
     clippy::disallowed_types,
     reason = "looked up by key, never walked, so its order cannot show"
@@ -14,12 +14,12 @@ use std::collections::{HashMap, HashSet};
 
 use agentpost_proto::id::{MessageId, TeamId};
 
-/// Ids remembered for a team; ids that arrive out of order by more than that are looked up.
+/// Ids remembered per team. An id that arrives later than this many others is looked up.
 const IDS_MAX: usize = 8_192;
-/// Teams remembered; beyond it all start afresh.
+/// Teams remembered. All are forgotten when one more comes.
 const TEAMS_MAX: usize = 1_000;
 
-/// The newest ids of the teams that send.
+/// The newest message ids of each team that sends.
 #[derive(Debug, Default)]
 pub(super) struct RecentIds {
     teams: HashMap<TeamId, Recent>,
@@ -27,13 +27,13 @@ pub(super) struct RecentIds {
 
 #[derive(Debug)]
 struct Recent {
-    /// No stored id that is not in `ids` is greater.
+    /// No stored id outside `ids` is greater than this.
     bound: Option<MessageId>,
     ids: HashSet<MessageId>,
 }
 
 impl RecentIds {
-    /// Whether a row of this id may exist, and remembers the id; none if the team is not watched yet.
+    /// Remembers the id, and says whether it may have been stored before. `None` if the team is not watched yet.
     pub fn note(&mut self, team: TeamId, id: MessageId) -> Option<bool> {
         let recent = self.teams.get_mut(&team)?;
         if recent.ids.len() >= IDS_MAX {
@@ -43,7 +43,7 @@ impl RecentIds {
         Some(!is_new)
     }
 
-    /// Watches a team, whose greatest stored id is `bound`.
+    /// Begins to watch a team whose greatest stored id is `bound`.
     pub fn watch(&mut self, team: TeamId, bound: Option<MessageId>) {
         if self.teams.len() >= TEAMS_MAX {
             self.teams.clear();

@@ -1,4 +1,4 @@
-//! The life of an attempt: granted, then closed once.
+//! Attempts. A claim grants an attempt; its outcome or a takeover closes it, once.
 
 use agentpost_proto::command::{AttemptRef, AttemptResult, AttemptsReply, Claim, ErrorCode, Outcome, Takeover};
 use agentpost_proto::id::TeamId;
@@ -16,11 +16,13 @@ use crate::core::kv::Fatal;
 use crate::core::mutant::{self, Mutant};
 use crate::core::view::View;
 
-/// Statuses that end a delivery at once: Gone, and QStash's own, which needs its header.
+/// The HTTP statuses that end a delivery without a retry: 410 Gone, and QStash's 489, which counts only with its
+/// header.
 const GONE: u32 = 410;
 const NON_RETRYABLE: u32 = 489;
 
-/// Grants attempts to the current epoch: those of scheduled deliveries that are due, in their next number.
+/// Grants attempts to the leader of the current epoch. The delivery must be scheduled and due, and the attempt must
+/// have its next number.
 pub fn claim(view: &mut View<'_>, context: &Context<'_>, op: &Claim) -> Result<AttemptsReply, Stop> {
     check_epoch(view, op.epoch)?;
     bounded(op.attempts.len())?;
@@ -55,7 +57,8 @@ fn claim_one(view: &mut View<'_>, context: &Context<'_>, epoch: u64, attempt: &A
     Ok(true)
 }
 
-/// Records what became of attempts. One that is not claimed by exactly this number and epoch is stale.
+/// Records the outcomes of attempts. An outcome is ignored unless the delivery is claimed with exactly its number and
+/// epoch.
 pub fn outcome(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -137,7 +140,7 @@ fn record(
     Ok(make_due(view, team, &mut delivery, due_ms, effects)?)
 }
 
-/// Closes attempts as unknown, when it is so late that no call of theirs can still be running.
+/// Closes attempts as unknown, once they are so old that their calls cannot be running any more.
 pub fn takeover(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -189,7 +192,7 @@ fn take_over_one(
     Ok(true)
 }
 
-/// Writes an attempt into the history and takes the claim away.
+/// Adds the attempt to the delivery's history and removes the claim.
 pub(super) fn close_attempt(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -214,7 +217,7 @@ pub(super) fn close_attempt(
         end: end as i32,
         status: result.status,
         error: result.error.chars().take(limits::ATTEMPT_ERROR_CHARS_MAX).collect(),
-        // A copy: the slice would keep its whole entry in memory.
+        // Copied, because a slice would keep the whole log entry in memory.
         response: Bytes::copy_from_slice(&response),
         started_at_ms: result.started_at_ms,
         took_ms: result.took_ms,
@@ -224,7 +227,7 @@ pub(super) fn close_attempt(
     forget_others(&mut delivery.attempts);
 }
 
-/// The failure of each step stays always; of the unknown and unsent ones only the newest.
+/// Keeps the failed attempt of every step, and only the newest of the unknown and unsent attempts.
 fn forget_others(attempts: &mut Vec<Attempt>) {
     let is_other = |a: &Attempt| matches!(a.end(), AttemptEnd::Unknown | AttemptEnd::NotSent);
     if attempts.iter().filter(|a| is_other(a)).count() > limits::OTHER_ATTEMPTS_KEPT
@@ -234,7 +237,7 @@ fn forget_others(attempts: &mut Vec<Attempt>) {
     }
 }
 
-/// A 410: the endpoint takes nothing more, and its other open deliveries are closed.
+/// Disables an endpoint after a 410, and begins to close its other open deliveries.
 fn disable_endpoint(
     view: &mut View<'_>,
     team: TeamId,
@@ -253,7 +256,7 @@ fn disable_endpoint(
     }
 }
 
-/// Whether the delivery's endpoint still takes attempts.
+/// Whether the delivery's endpoint still exists and is not disabled.
 fn is_open(view: &View<'_>, team: TeamId, delivery: &Delivery) -> Result<bool, Fatal> {
     let open = endpoint::open_generation(view, team, &delivery.agent, &delivery.url)?;
     Ok(open == Some(delivery.generation))

@@ -1,4 +1,4 @@
-//! How deliveries end, and what is left of them.
+//! The end of deliveries: dead letters, notices, cancellation, redrive, and removal by age.
 
 use agentpost_proto::api::abbababa::DeliveryFailed;
 use agentpost_proto::command::{
@@ -23,8 +23,8 @@ use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::mutant::{self, Mutant};
 use crate::core::view::View;
 
-/// Ends a delivery that stands in no index of work any more. No reason = delivered. A dead one leaves its
-/// dead letter and the sender's notice in this same entry, and keeps its message for a redrive.
+/// Ends a delivery that is in none of the indexes `du` and `cl` any more. `None` means delivered. For a dead delivery
+/// the same entry writes the dead letter and the notice to the sender, and the message is kept for a redrive.
 pub(super) fn finish(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -57,7 +57,7 @@ pub(super) fn finish(
     Ok(())
 }
 
-/// Ends a delivery whose endpoint was closed while it was claimed.
+/// Ends a delivery whose endpoint was deleted or disabled while it was claimed.
 pub(super) fn end_closed(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -74,8 +74,8 @@ pub(super) fn end_closed(
     finish(view, context, team, delivery, Some(end), effects)
 }
 
-/// The dead-letter row and the notice in the sender's inbox. The notice's id follows from the delivery's, so
-/// there can be only one.
+/// Writes the dead-letter row and appends the notice to the sender's inbox. The id of the notice is derived from the
+/// delivery's id, so there is at most one.
 fn bury(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -85,7 +85,7 @@ fn bury(
     effects: &mut Vec<Effect>,
 ) -> Result<(), Fatal> {
     let id = notice_id(delivery);
-    // Told before the row is written: a later send with this id must find it.
+    // Recorded before the row is written, so that a later send with this id finds the row.
     view.may_hold(team, id)?;
     head.last_seq += 1;
     let seq = head.last_seq;
@@ -122,8 +122,8 @@ fn bury(
     Ok(())
 }
 
-/// Begins with zeros where the ids of other messages have their time: a notice is never the greatest id of its
-/// team, by which new ids are known to be new.
+/// The timestamp bits are zero, so a notice id sorts below every UUIDv7. `RecentIds` relies on the greatest id of a
+/// team to prove that an id is new.
 fn notice_id(delivery: &Delivery) -> MessageId {
     let hash = Sha256::digest([b"notice/v1", &delivery.id[..]].concat());
     let bytes = std::array::from_fn(|n| if n < 6 { 0 } else { hash[n] });
@@ -150,7 +150,7 @@ fn notice_body(delivery: &Delivery) -> Result<Bytes, Fatal> {
         .map_err(|e| invariant(e.to_string()))
 }
 
-/// What the sender reads: why the delivery ended, unless the last failure says it all.
+/// The error text in the notice: why the delivery ended, or the last failure if that was the reason.
 fn last_error(delivery: &Delivery, failure: &str) -> String {
     match delivery.end() {
         DeliveryEnd::Disabled => "the webhook answered 410 to another delivery and is disabled".to_owned(),
@@ -159,7 +159,7 @@ fn last_error(delivery: &Delivery, failure: &str) -> String {
     }
 }
 
-/// Ends scheduled deliveries of an endpoint that is being closed.
+/// Ends scheduled deliveries of an endpoint that is being closed, a bounded number per command.
 pub fn close_endpoint(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -199,12 +199,12 @@ pub fn close_endpoint(
     })
 }
 
-/// Ends an open delivery on request, without a notice.
+/// Cancels an open delivery. The sender gets no notice.
 pub fn cancel(view: &mut View<'_>, context: &Context<'_>, op: &CancelDelivery) -> Result<(), Stop> {
     let (team, mut delivery) = authorized(view, context, &op.delivery_id, &op.agent, &op.team_id)?;
     match delivery.state() {
         DeliveryState::Scheduled => leave_due(view, team, &delivery)?,
-        // Nobody will learn what became of its call.
+        // The call may still be running, so the outcome of the attempt is unknown.
         DeliveryState::Claimed => {
             let nothing = agentpost_proto::command::AttemptResult::default();
             close_attempt(view, context, team, &mut delivery, AttemptEnd::Unknown, nothing);
@@ -222,7 +222,7 @@ pub fn cancel(view: &mut View<'_>, context: &Context<'_>, op: &CancelDelivery) -
     Ok(())
 }
 
-/// A dead delivery once more, as a new one; a repeat returns the same.
+/// Starts a dead delivery again, as a new delivery. Repeating the command returns the id of the first redrive.
 pub fn redrive(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -238,7 +238,7 @@ pub fn redrive(
             delivery_id: dead.redriven_as,
         });
     }
-    // Aged counts as gone, whether it was swept yet or not.
+    // An aged message counts as gone even before the sweep removes it.
     if context.cluster_ms >= dead.ended_ct_ms + limits::DELIVERY_RETENTION_MS {
         return reject(ErrorCode::Gone, "the message of this delivery is not kept any more");
     }
@@ -271,8 +271,9 @@ pub fn redrive(
     })
 }
 
-/// The delivery, if the caller may end or redrive it: its receiving agent, an admin of its team, or an
-/// operator of the cluster. For anybody else in the team but the sender it does not exist.
+/// The delivery, if the caller may cancel or redrive it: its receiving agent, an admin of its team, or an operator of
+/// the cluster. The sender gets a `Forbidden`, and everybody else the same answer as for a delivery that does not
+/// exist.
 fn authorized(
     view: &View<'_>,
     context: &Context<'_>,
@@ -310,8 +311,8 @@ fn authorized(
     }
 }
 
-/// Removes what has aged: first the message of a dead delivery, later the delivery itself. Returns how many
-/// rows of the index it went through, at most `rows`.
+/// Removes aged deliveries. A dead delivery first releases its message and is removed itself one retention period
+/// later. Returns how many rows of the index it processed, at most `rows`.
 pub(in crate::core::apply) fn sweep_aged(view: &mut View<'_>, cluster_ms: u64, rows: usize) -> Result<usize, Fatal> {
     let due: Vec<_> = view
         .range(keys::delivery_ageings_until(cluster_ms), Order::Ascending)
