@@ -59,7 +59,7 @@ pub const ALL: &[Mutant] = &[
     Mutant {
         name: "floor-ignored",
         does: "starts although its log ends before entries that it acknowledged",
-        detector: Detector::Test("whatever_becomes_of_the_wal_no_acknowledged_entry_is_silently_gone"),
+        detector: Detector::Test("a_damaged_wal_never_silently_loses_an_acknowledged_entry"),
     },
     Mutant {
         name: "purge-too-far",

@@ -1,7 +1,8 @@
 //! The adapters of [`core`](crate::core) to openraft and to RocksDB.
 //!
 //! Each module uses only those above it in this list:
-//! - `files` and `layout`: durable file operations, and the paths of a shard; [`types`]: openraft's types and their protobuf;
+//! - `files` and `layout`: durable file operations, and the paths of a shard; [`types`]: openraft's types and their
+//!   protobuf;
 //! - [`damage`]: what a damaged disk leads to; [`error`]: why a shard does not open;
 //! - [`floor`]: what the log must not fall below; [`options`]: the settings; [`log_store`]: the log;
 //! - `read_all`: reading every block of a database; [`state`]: the state database; [`snapshot`]: copies of it;

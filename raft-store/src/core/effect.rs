@@ -21,10 +21,7 @@ pub enum Effect {
         seq: u64,
     },
     /// A publish with many subscribers became a fan-out job.
-    FanoutQueued {
-        team: TeamId,
-        topic: String,
-    },
+    FanoutQueued { team: TeamId, topic: String },
     /// The last chunk of a fan-out job was applied.
     FanoutFinished {
         team: TeamId,

@@ -1,11 +1,11 @@
-//! Damage that shows while the node runs, and what is remembered of it for the next start.
+//! Damage that is found while the node runs, and how the next start learns of it.
 //!
-//! A node that read wrong bytes cannot go on: it ends within a second and its supervisor starts it again. What the
-//! next start has to know is on disk before that:
-//! - the log is damaged: the file `QUARANTINE` in the data directory. The node stays out until it joins again under a
-//!   new id;
-//! - a state or a snapshot is damaged: the file `REPAIR` in the shard names the directory. The next start does not use
-//!   it and goes on from what else there is (`repair.rs`).
+//! A node that has read wrong bytes cannot continue. It ends within a second, and its supervisor starts it again.
+//! Before that it records on disk what the next start must know:
+//! - If the log is damaged, it writes the file `QUARANTINE` into the data directory. The node stays out of the cluster
+//!   until it joins again under a new id.
+//! - If a state or a snapshot is damaged, it adds the name of the directory to the file `REPAIR` in the shard. The next
+//!   start replaces that directory (`repair.rs`).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::files;
 
-/// Why the node of this data directory must not take part, if it must not.
+/// The reason for which the node of this data directory is in quarantine, or `None` if it is not.
 pub fn quarantined(data_dir: &Path) -> io::Result<Option<String>> {
     match fs::read(marker(data_dir)) {
         Ok(reason) => Ok(Some(String::from_utf8_lossy(&reason).trim().to_owned())),
@@ -26,7 +26,8 @@ pub fn quarantined(data_dir: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Keeps the node of this data directory out, over restarts. The first reason stays.
+/// Puts the node of this data directory into quarantine, also for later starts. If it is already, the first reason is
+/// kept.
 pub fn quarantine(data_dir: &Path, reason: &str) -> io::Result<()> {
     if quarantined(data_dir)?.is_some() {
         return Ok(());
@@ -38,7 +39,7 @@ fn marker(data_dir: &Path) -> PathBuf {
     data_dir.join("QUARANTINE")
 }
 
-/// Whether RocksDB means that bytes are missing or wrong.
+/// Whether RocksDB's error means that bytes are missing or wrong.
 pub(crate) fn is_damage(error: &rocksdb::Error) -> bool {
     match error.kind() {
         rocksdb::ErrorKind::Corruption => true,
@@ -47,7 +48,7 @@ pub(crate) fn is_damage(error: &rocksdb::Error) -> bool {
     }
 }
 
-/// Where damage is reported. Cheap to clone; the default reports to nobody.
+/// Receives reports of damage. Cheap to clone. The default ignores all reports.
 #[derive(Clone, Default)]
 pub struct Damage(Option<Arc<Shared>>);
 
@@ -58,7 +59,7 @@ struct Shared {
 }
 
 impl Damage {
-    /// Of the shard that remembers in `notes` which directories are bad.
+    /// For a shard whose file `notes` lists the damaged directories.
     pub(crate) fn new(data_dir: &Path, notes: PathBuf) -> Self {
         Damage(Some(Arc::new(Shared {
             data_dir: data_dir.to_owned(),
@@ -67,7 +68,7 @@ impl Damage {
         })))
     }
 
-    /// Waits until damage was noticed; the process must then end. Tells what.
+    /// Waits until damage is reported and returns the reason. The process must then end.
     pub async fn noticed(&self) -> String {
         let Some(shared) = &self.0 else {
             return std::future::pending().await;
@@ -80,14 +81,14 @@ impl Damage {
         }
     }
 
-    /// The log is damaged: this node is out.
+    /// Reports that the log is damaged. The node goes into quarantine.
     pub(crate) fn log(&self, reason: &str) {
         let Some(shared) = &self.0 else { return };
         let reason = format!("the log is damaged: {reason}");
         shared.tell(&reason, || quarantine(&shared.data_dir, &reason));
     }
 
-    /// A state or snapshot directory is damaged: the next start does without it.
+    /// Reports that a state or snapshot directory is damaged. The next start does not use it.
     pub(crate) fn directory(&self, dir: &Path, reason: &str) {
         let Some(shared) = &self.0 else { return };
         let name = dir.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -95,7 +96,7 @@ impl Damage {
         shared.tell(&reason, || note(&shared.notes, &name.unwrap_or_default()));
     }
 
-    /// An error of a database in such a directory.
+    /// Reports an error of a state database, if the error means damage. Returns the error.
     pub(crate) fn database(&self, dir: &Path, error: rocksdb::Error) -> rocksdb::Error {
         if is_damage(&error) {
             self.directory(dir, error.as_ref());
@@ -105,15 +106,16 @@ impl Damage {
 }
 
 impl Shared {
-    /// Only the first damage counts: the process ends with it. What is to `keep` is on disk before anybody knows.
+    /// Records the first damage and ignores later ones, because the process ends after the first. `keep` writes it to
+    /// disk before anybody is notified.
     fn tell(&self, reason: &str, keep: impl FnOnce() -> io::Result<()>) {
         self.noticed.send_if_modified(|noticed| {
             if noticed.is_some() {
                 return false;
             }
-            tracing::error!(reason, "damage noticed; this node must stop");
+            tracing::error!(reason, "damaged data found; this node stops, and its next start repairs it or goes into quarantine");
             if let Err(error) = keep() {
-                tracing::error!(%error, "the next start will not know of the damage");
+                tracing::error!(%error, "recording the damage failed; before the next start, check the disk and remove the damaged directory");
             }
             *noticed = Some(reason.to_owned());
             true
@@ -121,7 +123,7 @@ impl Shared {
     }
 }
 
-/// The directories that were found damaged.
+/// The names of the damaged directories.
 pub(crate) fn noted(notes: &Path) -> io::Result<BTreeSet<String>> {
     match fs::read(notes) {
         Ok(text) => Ok(String::from_utf8_lossy(&text).lines().map(str::to_owned).collect()),
@@ -139,12 +141,12 @@ fn note(notes: &Path, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Why a log failed, once it did. A log that failed once has failed: nobody knows which bytes the disk has.
+/// The error of a log that failed. A failure is final, because nobody knows which bytes reached the disk.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Failure(Arc<OnceLock<String>>);
 
 impl Failure {
-    /// The error that ended the log, if one did.
+    /// Returns the error if the log has failed.
     pub(crate) fn check(&self) -> io::Result<()> {
         match self.0.get() {
             None => Ok(()),
@@ -152,10 +154,13 @@ impl Failure {
         }
     }
 
-    /// Ends the log: a write may be half on disk.
+    /// Marks the log as failed: a write may be only partly on disk.
     pub(crate) fn set(&self, error: &str) {
         if self.0.set(error.to_owned()).is_ok() {
-            tracing::error!(error, "the log failed; this node must stop");
+            tracing::error!(
+                error,
+                "writing the log failed; this node stops: check the disk before it starts again"
+            );
         }
     }
 }

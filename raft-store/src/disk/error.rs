@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 use super::damage::is_damage;
 use super::layout::FORMAT;
 
-/// Why the databases do not open. The text says what an operator can do.
+/// Why a shard does not open. The text says what the operator can do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Written by another version of this program.
+    /// Another version of this program wrote it.
     #[error(
         "{path} has format {found:?}, this version reads {FORMAT:?}; start the version that wrote it, or an \
          upgrade that names this format"
     )]
     ForeignFormat {
-        /// The file that tells.
+        /// The file that names the format.
         path: PathBuf,
-        /// What it says.
+        /// The format that it names.
         found: String,
     },
     /// Another process has it open.
@@ -25,30 +25,30 @@ pub enum OpenError {
     InUse {
         /// The database.
         path: PathBuf,
-        /// What RocksDB says.
+        /// RocksDB's error text.
         reason: String,
     },
-    /// Bytes are missing or wrong, and nothing here can replace them. The node must not take part: it would count in
-    /// majorities without what it once wrote.
+    /// Bytes are missing or wrong, and nothing on this disk can replace them. The node must not take part in the
+    /// cluster, because it would count in majorities without data that it once confirmed.
     #[error("{path} is damaged: {reason}")]
     Quarantine {
-        /// Where.
+        /// The damaged file or directory.
         path: PathBuf,
-        /// What was found.
+        /// What is wrong with it.
         reason: String,
     },
-    /// The file system refused.
+    /// The file system reported an error.
     #[error("{path}: {source}")]
     Io {
-        /// Where.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
 }
 
 impl OpenError {
-    /// Damage at `path`.
+    /// The error for damage at `path`.
     pub fn quarantine(path: &Path, reason: impl ToString) -> Self {
         OpenError::Quarantine {
             path: path.to_owned(),

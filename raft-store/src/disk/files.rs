@@ -1,8 +1,7 @@
-//! The few file operations that must survive a power cut. All of them block.
+//! File operations whose results must survive a power cut. All of them block.
 //!
-//! A file is durable when its bytes are synced *and* the directory that names it is. A rename is the only
-//! change of a directory that happens wholly or not at all, so everything that must never be seen half
-//! done is built beside its place and renamed into it.
+//! A file is durable when both its bytes and the directory that contains it are synced. A rename is the only atomic
+//! change of a directory, so everything that must never be seen half done is built under another name and then renamed.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -19,7 +18,7 @@ pub(crate) fn sync_file(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Creates a directory and the missing ones above it, and makes their names durable.
+/// Creates a directory and its missing parents, and makes their names durable.
 pub(crate) fn create_dir(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
@@ -37,7 +36,7 @@ pub(crate) fn create_dir(dir: &Path) -> io::Result<()> {
     sync_dir(parent)
 }
 
-/// Replaces a small file: after a crash it holds the old bytes or the new ones.
+/// Replaces a small file. After a crash it contains either the old bytes or the new ones.
 pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let staged = path.with_extension("tmp");
     let mut file = File::create(&staged)?;
@@ -55,7 +54,7 @@ pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a directory with all that is in it, if it is there.
+/// Removes a directory and its contents, if it exists.
 pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -63,7 +62,7 @@ pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// The names in a directory, sorted; names that are not UTF-8 are none of ours.
+/// The names in a directory, sorted. Names that are not UTF-8 are skipped, because this program creates none.
 pub(crate) fn names(dir: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -75,7 +74,7 @@ pub(crate) fn names(dir: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// A directory that somebody still reads. Once doomed, it is removed when the last holder is gone.
+/// A directory that may still be in use. If it is doomed, it is removed when the guard is dropped.
 #[derive(Debug)]
 pub(crate) struct DirGuard {
     path: PathBuf,
@@ -83,7 +82,7 @@ pub(crate) struct DirGuard {
 }
 
 impl DirGuard {
-    /// A directory that stays.
+    /// A guard that keeps the directory.
     pub(crate) fn keep(path: PathBuf) -> Self {
         DirGuard {
             path,
@@ -91,7 +90,7 @@ impl DirGuard {
         }
     }
 
-    /// A directory that goes, unless [`DirGuard::spare`] is called.
+    /// A guard that removes the directory, unless [`DirGuard::spare`] is called.
     pub(crate) fn doomed(path: PathBuf) -> Self {
         DirGuard {
             path,
@@ -117,9 +116,9 @@ impl Drop for DirGuard {
         if !self.doomed.load(Ordering::Relaxed) {
             return;
         }
-        // What stays behind is removed when the databases are opened the next time.
+        // If this fails, the next start removes the directory.
         if let Err(error) = remove_dir(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove a directory that is not needed any more");
+            tracing::warn!(path = %self.path.display(), %error, "removing an unused directory failed; the next start tries again");
         }
     }
 }

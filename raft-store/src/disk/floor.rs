@@ -1,36 +1,41 @@
-//! The durability floor: what this node's log must not fall below.
+//! The durability floor: a lower bound for this node's log, kept outside of it.
 //!
-//! **The problem.** A node counts in majorities by what it once wrote: its vote, and entries that it said were on
-//! its disk. If it comes back with less and takes part, an acknowledged write can be lost without anybody
-//! lying on purpose. RocksDB cannot tell. A power cut leaves an incomplete last record in its write-ahead log,
-//! which is honest and must open; a file that lost its second half looks exactly like that.
+//! **The problem.** Majorities rely on what a node has confirmed: its vote, and the entries that it said were on its
+//! disk. If a node comes back with less and takes part, an acknowledged write can be lost. RocksDB cannot detect this.
+//! A power cut leaves an incomplete last record in its write-ahead log, and the log must open with it; a file that lost
+//! its second half looks exactly the same.
 //!
-//! **The idea.** A small file outside of RocksDB says how far the log had come. It may lag, it must never be ahead:
+//! **The idea.** A small file outside of RocksDB records how far the log had come. The file may lag behind the log, but
+//! must never be ahead of it:
 //!
 //! ```text
 //!            vote:   RocksDB synced ──► floor synced ──► save_vote returns
-//!          append:   RocksDB synced ──► callback ──► floor, at leisure (at most every 200 ms)
+//!          append:   RocksDB synced ──► callback ──► floor, later (at most every 200 ms)
 //!  truncate to k:    floor lowered to k, synced ──► RocksDB truncated
 //!
 //!  at a start:  log's vote >= floor's vote, and the log still has the entry that the floor names
-//!               (or purged it) ──► go on;     anything else ──► quarantine
+//!               (or purged it) ──► start;     anything else ──► quarantine
 //! ```
 //!
-//! Whatever moment a crash picks, the log is at or above the floor; so a log below it has lost something, and the
-//! node must not vote, append or serve. Other nodes have its entries: it comes back empty, under a new id.
+//! After a crash at any moment the log is at or above the floor. So a log below the floor has lost something, and the
+//! node must not vote, append or serve. Other nodes have its entries: the node joins again, empty and under a new id.
+//! The floor holds the whole id of the last flushed entry, not only its index, so that an older log of the same length
+//! is detected too.
 //!
-//! **The file** is two slots, written in turn, each with its checksum. A write that a power cut tears spoils one slot
-//! and the other still holds the floor before it, which is lower and therefore true. Both spoiled is damage, and
-//! so is a missing file beside anything else of a shard: it is the first file that a shard gets.
+//! **The file** has two slots, written in turn, each with a checksum. A write that is torn by a power cut damages one
+//! slot. The other still holds the previous floor, which is lower and therefore valid. If both slots are damaged, or if
+//! the file is missing beside other files of the shard, the shard is damaged, because this file is the first that a
+//! shard gets.
 //!
-//! **Truncations** race with flushes: entries that are to be cut off may still be on their way to the disk, and their
-//! callback must not lift the floor again. Each truncation begins a new *era*; a [`Mark`] of an older era is ignored.
+//! **Truncations** race with flushes: a flush of entries that are about to be truncated may still be running, and its
+//! callback must not raise the floor again. Each truncation begins a new *era*, and a [`Mark`] of an older era is
+//! ignored.
 //!
-//! **Identity.** The file also names the cluster, the node and the format, because it is the only small file with a
-//! checksum: a flipped bit in `OWNER` or `FORMAT` is mended by it.
+//! **Identity.** The file also names the cluster, the node and the format. It is the only small file with a checksum,
+//! so a flipped bit in `OWNER` or `FORMAT` is corrected from it.
 //!
-//! **What is left out.** A loss of only the last 200 ms of flushed entries on one node, by damage and not by a power
-//! cut, is below what the floor knows. The leader sees it, because the follower's log went back.
+//! **Limits.** The floor does not detect that damage removed only the entries of the last 200 ms. The leader detects
+//! it, because the follower's log is then shorter than what the follower acknowledged.
 
 #[cfg(test)]
 mod tests;
@@ -55,17 +60,17 @@ use super::files;
 use super::types::{LogId, Vote, log_id_from_proto, log_id_to_proto, vote_from_proto, vote_to_proto};
 use crate::core::keys::log::FLOOR_SLOT;
 
-/// Between two writes that nobody waits for.
+/// The pause between two writes that nobody waits for.
 const PERIOD: Duration = Duration::from_millis(200);
-/// Checksum and length of a slot.
+/// Bytes of the checksum and the length at the beginning of a slot.
 const HEAD: usize = 8;
 
-/// Whose data this is.
+/// The owner of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// The cluster.
+    /// The id of the cluster.
     pub cluster_id: [u8; 16],
-    /// The node.
+    /// The id of the node.
     pub node: u64,
 }
 
@@ -78,23 +83,23 @@ impl Identity {
     }
 }
 
-/// The file, and what it says.
+/// The file and its content.
 pub(crate) struct FloorFile {
     file: File,
     said: peer::Floor,
 }
 
-/// What a shard's floor file turned out to be.
+/// The result of reading the file.
 enum Found {
     Whole(peer::Floor, OneBad),
     Missing,
     Bad,
 }
 
-/// Whether the other slot does not count.
+/// Whether the other slot is damaged.
 type OneBad = bool;
 
-/// Whose shard this is, as far as its floor can be read.
+/// The owner of a shard, or `None` if its floor cannot be read.
 pub(crate) fn identity(path: &Path) -> Option<Identity> {
     match read(path) {
         Ok(Found::Whole(floor, _)) => Identity::of(&floor),
@@ -103,58 +108,58 @@ pub(crate) fn identity(path: &Path) -> Option<Identity> {
 }
 
 impl FloorFile {
-    /// Opens the floor of a shard. With `create` the file is made: it is then the first of its shard. `identity`
-    /// is who asks, if that matters.
+    /// Opens the floor of a shard. With `create` a missing file is created; it is then the first file of the shard. A
+    /// file of another owner than `identity` is refused; `None` accepts every owner.
     pub(crate) fn open(path: &Path, format: &str, identity: Option<Identity>, create: bool) -> Result<Self, OpenError> {
         let damaged = |reason: &str| OpenError::quarantine(path, reason);
         let (said, bad) = match read(path).map_err(OpenError::io(path))? {
             Found::Whole(floor, bad) => (floor, bad),
-            Found::Bad => return Err(damaged("neither of its two slots is whole")),
+            Found::Bad => return Err(damaged("both slots are damaged")),
             Found::Missing if create => {
                 let identity = identity.unwrap_or(Identity {
                     cluster_id: [0; 16],
                     node: 0,
                 });
                 let floor = new_floor(identity, format);
-                // Both slots at once: a crash must not leave a file without a whole one.
+                // Both slots are written at once, so that a crash cannot leave a file without a valid slot.
                 let slot = encode(&floor).map_err(OpenError::io(path))?;
                 files::replace_file(path, &[slot.clone(), slot].concat()).map_err(OpenError::io(path))?;
                 (floor, false)
             }
-            Found::Missing => return Err(damaged("it is missing beside the rest of a shard")),
+            Found::Missing => return Err(damaged("it is missing, but the shard has other files")),
         };
         if said.format != format {
             return Err(OpenError::foreign(path, &said.format));
         }
         if identity.is_some() && Identity::of(&said) != identity {
-            return Err(damaged("it is another node's"));
+            return Err(damaged("it belongs to another node or cluster"));
         }
         let file = File::options().write(true).open(path).map_err(OpenError::io(path))?;
         let mut floor = FloorFile { file, said };
         if bad {
-            tracing::warn!(path = %path.display(), "one of two slots is not whole; the other counts");
+            tracing::warn!(path = %path.display(), "one slot of FLOOR is damaged; rewriting it from the other");
             let said = floor.said.clone();
             floor.write(said).map_err(OpenError::io(path))?;
         }
         Ok(floor)
     }
 
-    /// Whether nothing was ever said to be on this disk.
+    /// Whether neither a vote nor an entry was ever recorded.
     pub(crate) fn is_new(&self) -> bool {
         self.said.vote.is_none() && self.said.flushed.is_none()
     }
 
-    /// The vote that the log must not be below.
+    /// The lowest vote that the log may have.
     pub(crate) fn vote(&self) -> Option<Vote> {
         self.said.vote.as_ref().map(vote_from_proto)
     }
 
-    /// The entry that the log must have, or have purged.
+    /// The entry that the log must contain or have purged.
     pub(crate) fn flushed(&self) -> Option<LogId> {
         self.said.flushed.as_ref().map(log_id_from_proto)
     }
 
-    /// Writes the slot that does not hold the newest floor, durably.
+    /// Writes the older slot, durably.
     fn write(&mut self, said: peer::Floor) -> io::Result<()> {
         self.said = peer::Floor {
             number: self.said.number + 1,
@@ -179,11 +184,11 @@ fn write(file: &File, floor: &peer::Floor) -> io::Result<()> {
     file.sync_data()
 }
 
-/// A whole slot.
+/// The bytes of a slot.
 fn encode(floor: &peer::Floor) -> io::Result<Vec<u8>> {
     let message = floor.encode_to_vec();
     if HEAD + message.len() > FLOOR_SLOT {
-        return Err(io::Error::other("the floor is longer than its slot"));
+        return Err(io::Error::other("the floor does not fit its slot"));
     }
     let length = u32::try_from(message.len()).map_err(io::Error::other)?;
     let mut slot = vec![0; 4];
@@ -211,7 +216,7 @@ fn read(path: &Path) -> io::Result<Found> {
     })
 }
 
-/// The floor in a slot, if it is whole.
+/// The floor in a slot, or `None` if the slot is damaged.
 fn slot(bytes: &[u8]) -> Option<peer::Floor> {
     let (crc, rest) = bytes.split_first_chunk::<4>()?;
     let (length, _) = rest.split_first_chunk::<4>()?;
@@ -220,20 +225,20 @@ fn slot(bytes: &[u8]) -> Option<peer::Floor> {
     peer::Floor::decode(&used[4..]).ok()
 }
 
-/// The last of some entries that are on their way to the disk.
+/// The last of some entries that are being flushed, with the era in which they were written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mark {
     era: u64,
     last: LogId,
 }
 
-/// Handle of the one thread that writes the file; dropping it waits for what is queued.
+/// A handle of the thread that writes the file. Dropping it waits until all changes are written.
 pub(crate) struct Floor {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Lifts the floor. Cheap to clone.
+/// Raises the floor. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Lift(Arc<Shared>);
 
@@ -242,24 +247,24 @@ struct Shared {
     wake: Condvar,
 }
 
-/// What the file should say.
+/// The content that the file should get.
 struct Wanted {
     said: peer::Floor,
     era: u64,
-    /// Something nobody waits for.
+    /// Whether `said` has a change that nobody waits for.
     changed: bool,
     waiting: Vec<oneshot::Sender<io::Result<()>>>,
     closed: bool,
 }
 
 impl Floor {
-    /// Starts the thread. A write that fails ends the log through `failure`.
+    /// Starts the thread. If a write fails, it marks the log as failed through `failure`.
     pub(crate) fn spawn(mut file: FloorFile, failure: Failure) -> io::Result<Self> {
         let said = file.said.clone();
         Self::spawn_with(said, failure, move |said| file.write(said))
     }
 
-    /// The same with another way to write.
+    /// Starts the thread with another way to write, for tests.
     fn spawn_with(
         said: peer::Floor,
         failure: Failure,
@@ -285,24 +290,24 @@ impl Floor {
         })
     }
 
-    /// Lifts the floor when entries are durable.
+    /// The handle that raises the floor when entries are durable.
     pub(crate) fn lift(&self) -> Lift {
         Lift(self.shared.clone())
     }
 
-    /// Names the last of the entries that were just written.
+    /// Marks the last of the entries that were just written.
     pub(crate) fn mark(&self, last: LogId) -> Mark {
         let era = self.shared.lock().era;
         Mark { era, last }
     }
 
-    /// Raises the vote; returns when that is durable. The log has it durably already.
+    /// Raises the vote and returns when that is durable. The log must have it durably already.
     pub(crate) async fn vote(&self, vote: &Vote) -> io::Result<()> {
         let vote = vote_to_proto(vote);
         self.urgently(|wanted| wanted.said.vote = Some(vote)).await
     }
 
-    /// Lowers the floor before the log is cut behind `last`; returns when that is durable.
+    /// Lowers the floor before the log is truncated after `last`, and returns when that is durable.
     pub(crate) async fn lower(&self, last: Option<LogId>) -> io::Result<()> {
         {
             let mut wanted = self.shared.lock();
@@ -326,12 +331,12 @@ impl Floor {
         self.shared.wake.notify_one();
         waiting
             .await
-            .unwrap_or_else(|_| Err(io::Error::other("the floor's thread is gone")))
+            .unwrap_or_else(|_| Err(io::Error::other("the thread of the durability floor has ended")))
     }
 }
 
 impl Lift {
-    /// These entries are durable, and everybody who waited for them was told.
+    /// Raises the floor to a mark, whose entries must be durable.
     pub(crate) fn to(&self, mark: Mark) {
         let mut wanted = self.0.lock();
         let at = wanted.said.flushed.as_ref();
@@ -354,17 +359,17 @@ impl Shared {
         while let Some((said, waiting)) = self.next() {
             let written = failure.check().and_then(|()| write(said));
             if let Err(error) = &written {
-                failure.set(&format!("the durability floor: {error}"));
+                failure.set(&format!("writing the durability floor: {error}"));
             }
             for done in waiting {
-                // Nobody waits any more: the node is stopping.
+                // An error means that the receiver was dropped, because the node is stopping.
                 drop(done.send(failure.check()));
             }
             self.rest();
         }
     }
 
-    /// What to write next; none when the floor is closed and everything is written.
+    /// The next content to write, or `None` when the handle was dropped and everything is written.
     fn next(&self) -> Option<(peer::Floor, Vec<oneshot::Sender<io::Result<()>>>)> {
         let mut wanted = self.lock();
         while wanted.waiting.is_empty() && !wanted.changed {
@@ -377,7 +382,7 @@ impl Shared {
         Some((wanted.said.clone(), std::mem::take(&mut wanted.waiting)))
     }
 
-    /// Lets changes gather that nobody waits for.
+    /// Waits so that changes that nobody waits for accumulate.
     fn rest(&self) {
         let idle = |wanted: &mut Wanted| wanted.waiting.is_empty() && !wanted.closed;
         self.wake.wait_while_for(&mut self.lock(), idle, PERIOD);
@@ -389,7 +394,7 @@ impl Drop for Floor {
         self.shared.lock().closed = true;
         self.shared.wake.notify_one();
         if let Some(thread) = self.thread.take() {
-            // A panic in there has been reported by the thread itself.
+            // An error means a panic, which the thread has already reported.
             drop(thread.join());
         }
     }

@@ -1,12 +1,12 @@
-//! Where the files of a shard lie. `open.rs` draws them.
+//! The paths of a shard's files. `open.rs` shows them as a tree.
 
 use std::path::{Path, PathBuf};
 
-/// Version of the layout in `open.rs`, of the log records and of the state's keys and values. Raise it when an
-/// older version would misread what this one writes.
+/// The version of the layout in `open.rs`, of the log records, and of the state's keys and values. Raise it when an
+/// older version of the program would misread what this one writes.
 pub(crate) const FORMAT: &str = "agentpost shard 2";
 
-/// Where the parts of a shard lie.
+/// The paths of a shard.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     root: PathBuf,

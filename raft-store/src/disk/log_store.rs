@@ -1,51 +1,51 @@
 //! The Raft log and the vote, on RocksDB.
 //!
-//! **The problem.** A write is acknowledged when a majority has it on disk. One flush of the disk per write
-//! would cap the cluster at a few hundred writes a second, and waiting for the flush inside `append` would
-//! stop the node meanwhile: a leader would miss heartbeats. So an append only hands its bytes to the
-//! operating system, and one thread flushes for everybody who gathered in the meantime:
+//! **The problem.** A write is acknowledged when a majority has it on disk. One flush per write would limit the cluster
+//! to a few hundred writes per second. Waiting for the flush inside `append` would block the node meanwhile, and a
+//! leader would miss heartbeats. So an append only writes to the operating system, and one thread flushes for all
+//! appends that arrived in the meantime:
 //!
 //! ```text
 //!  openraft ── append ──► WriteBatch ──► WAL (page cache) ─┐
 //!     │                      └────────► memtable ──► files │
 //!     │  ◄── returns: readable                             │ flush_wal(sync), once per group
 //!     └───────── IOFlushed ──► waiters ──► sync thread ────┘
-//!                                            └──► tells all of them, in order: durable
+//!                                            └──► completes all of them, in order: durable
 //!
 //!  replication, apply ── read ──► tail in memory (newest entries) ──► RocksDB (older ones)
 //! ```
 //!
 //! **The rules.**
-//! - *One order.* Entries, vote, truncations and purges go through one WAL, so whatever prefix of it a power
-//!   cut leaves is a state that this log once had. A vote in a file of its own would not have that property.
-//! - *Readable on return, durable at the callback.* Readers see an entry as soon as `append` returns. Bounds
-//!   (`first`, `next`) are kept in memory under one lock; a reader takes them, the cached entries and an
-//!   iterator of the database together, and thus reads the log as it was at one moment.
-//! - *A truncation is durable before `truncate_after` returns.* openraft applies entries without waiting for
-//!   our flush, so the state may become durable before the log does. If then the power goes, the log must
-//!   not reappear with entries of an older term above the applied one: such a node could never start
-//!   again. openraft sends nothing to apply while it waits for a truncation, so returning late is enough.
-//! - *No holes.* An append that does not follow the last entry is refused. A purge above the last entry
-//!   moves the log there: openraft closes the gap behind an applied-ahead state that way.
-//! - *Every record carries its CRC32C and the hash of the record before it*, verified when it is read from disk.
-//!   RocksDB's own checksums do not cover what happened between our buffer and its block, and none of them
-//!   sees that a whole record is missing or an old one is back.
-//! - *The whole log is read before the node takes part*, from the purge point to the end. What is wrong with it shows
-//!   then, and not when the entry is needed. The log is bounded, and reading is fast.
-//! - *The log never falls below the durability floor* (`floor.rs`): the vote goes there behind RocksDB, a truncation
-//!   before it, and a flush lifts it later, never in the way of an append.
-//! - *A failure is final.* After a failed write or flush nobody knows which bytes the disk has, and a second
-//!   flush may report success for pages that the kernel dropped. The error is kept, given to every
-//!   waiter, and the node stops.
-//! - *Recovery tolerates a torn tail only.* RocksDB's default recovery drops everything behind the first bad
-//!   record, acknowledged entries included, and opens as if nothing were wrong. A bad record in the
-//!   middle must refuse to open; only an incomplete last record is what a power cut leaves.
-//! - *The purge point is stored and every seek begins behind it*, never at 0: purged entries leave range
-//!   tombstones that a scan from 0 would walk.
+//! - *One order.* Entries, vote, truncations and purges go through one WAL, so a power cut leaves a prefix of it, which
+//!   is a state that this log once had. A vote in a file of its own would not have that property.
+//! - *Readable on return, durable at the callback.* Readers see an entry as soon as `append` returns. The bounds
+//!   (`first`, `next`) are in memory under one lock. A reader takes the bounds, the cached entries and an iterator of
+//!   the database under that lock, and so reads the log as of one moment.
+//! - *A truncation is durable before `truncate_after` returns.* openraft applies entries without waiting for our flush,
+//!   so the state may become durable before the log does. If the power fails then, the log must not come back with
+//!   entries of an older term above the applied one: such a node could never start again. openraft sends nothing to
+//!   apply while it waits for a truncation, so it is enough that the truncation returns late.
+//! - *No holes.* An append that does not follow the last entry is refused. A purge above the last entry moves the log
+//!   there: this is how openraft closes the gap to a state that is ahead of the log.
+//! - *Every record carries its CRC32C and the hash of the previous record*, both verified when it is read from disk.
+//!   RocksDB's own checksums do not cover the path from our buffer to its block, and they do not detect that a whole
+//!   record is missing or that an old one has come back.
+//! - *The whole log is read before the node takes part*, from the purge point to the end, so damage is found at the
+//!   start and not when an entry is needed. The log is bounded, and reading it is fast.
+//! - *The log never falls below the durability floor* (`floor.rs`). The floor gets a vote after RocksDB has it, and a
+//!   truncation before RocksDB has it. A flush raises it later, so that an append never waits for it.
+//! - *A failure is final.* After a failed write or flush nobody knows which bytes are on the disk, and a second flush
+//!   may report success for pages that the kernel dropped. The error is kept and returned to every waiter, and the node
+//!   stops.
+//! - *Recovery tolerates only a torn tail.* RocksDB's default recovery silently drops everything after the first bad
+//!   record, including acknowledged entries. Here a bad record in the middle must refuse to open; only an incomplete
+//!   last record is accepted, because a power cut leaves one.
+//! - *The purge point is stored, and every seek begins after it*, never at 0. Purged entries leave range tombstones,
+//!   which a scan from 0 would step over.
 //!
-//! **What is left out.** A damaged log is not repaired: the node is quarantined and joins again empty. The log is one
-//! RocksDB per shard; many shards will want one WAL. A segment file of our own would save one memtable insert per entry (1.15 times
-//! the writes at 256 in flight); the interface leaves room for it.
+//! **Limits.** A damaged log is not repaired: the node goes into quarantine and joins again empty. Each shard has one
+//! RocksDB for its log; many shards will want one shared WAL. Segment files of our own instead of RocksDB would save
+//! one memtable insert per entry (1.15 times the writes with 256 in flight); the interface leaves room for them.
 
 mod bounds;
 mod inner;
@@ -84,27 +84,27 @@ use crate::disk::floor::{Floor, FloorFile, Mark};
 use crate::disk::options::Options;
 use crate::disk::types::{Entry, LogId, TypeConfig, Vote, log_id_to_proto, vote_to_proto};
 
-/// The log of a shard. openraft owns it; readers share it.
+/// The log of a shard. openraft owns it and writes to it; [`LogReader`]s read it.
 pub struct LogStore {
     inner: Arc<Inner>,
-    /// Where entries are encoded; kept for its capacity.
+    /// The buffer in which entries are encoded, kept for its capacity.
     record: Vec<u8>,
-    /// A committed hint that is not written yet.
+    /// A new committed hint that is not written yet.
     hint: Option<Option<LogId>>,
 }
 
-/// Reads the log beside the one who writes it. Cheap to clone.
+/// Reads the log while it is being written. Cheap to clone.
 #[derive(Clone)]
 pub struct LogReader {
     inner: Arc<Inner>,
 }
 
-/// Where the log begins, for those who decide what a snapshot is still worth.
+/// The last purged entry, for deciding whether the log continues a snapshot.
 #[derive(Clone, Default)]
 pub(crate) struct PurgePoint(Arc<Mutex<Option<LogId>>>);
 
 impl PurgePoint {
-    /// The last entry that is gone.
+    /// The last purged entry, or `None` if none was ever purged.
     pub(crate) fn get(&self) -> Option<LogId> {
         *self.0.lock()
     }
@@ -115,7 +115,7 @@ impl PurgePoint {
 }
 
 impl LogStore {
-    /// Opens the log in `dir`, or creates it if its floor is new, and reads all of it. Blocks.
+    /// Opens the log in `dir`, or creates it if its floor is new, and reads it completely. Blocks.
     pub(crate) fn open(dir: &Path, floor: FloorFile, options: &Options, damage: Damage) -> Result<Self, OpenError> {
         Self::open_with(dir, floor, options, damage, |db| {
             if mutant::on(Mutant::NoFsync) {
@@ -125,7 +125,7 @@ impl LogStore {
         })
     }
 
-    /// Opens the log with another way to make it durable; tests slow it down or let it fail.
+    /// Opens the log with another flush, which tests make slow or let fail.
     fn open_with(
         dir: &Path,
         floor: FloorFile,
@@ -166,7 +166,7 @@ impl LogStore {
         })
     }
 
-    /// What the log counts.
+    /// The counters of this log.
     pub fn metrics(&self) -> Arc<LogMetrics> {
         self.inner.metrics.clone()
     }
@@ -175,7 +175,7 @@ impl LogStore {
         self.inner.purge_point.clone()
     }
 
-    /// Writes entries to the WAL and makes them readable; not durable yet. Names the last of them.
+    /// Writes entries to the WAL and makes them readable, but not durable yet. Returns a mark of the last one.
     fn write_entries(&mut self, entries: Vec<Entry>) -> io::Result<Option<Mark>> {
         let inner = &*self.inner;
         inner.sync.check()?;
@@ -216,7 +216,7 @@ impl Drop for LogStore {
         if let Some(committed) = self.hint.take() {
             let mut batch = WriteBatch::default();
             self.inner.put_hint(&mut batch, committed);
-            // Without it the next start only waits for its leader to say what is committed.
+            // Without the hint the next start waits until the leader tells what is committed.
             drop(self.inner.write(batch));
         }
     }
@@ -251,7 +251,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 
-    /// Written with the next entries: it is a hint, and a write of its own would make every reply wait for it.
+    /// The hint is written with the next entries. A write of its own would delay every reply.
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         self.inner.sync.check()?;
         self.hint = Some(committed);
@@ -259,7 +259,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 
-    /// Never above the last entry: a hint must not keep a node from starting.
+    /// Never above the last entry, because a wrong hint must not prevent a start.
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
         let bounds = self.inner.lock();
         Ok(bounds.committed.min(bounds.last))
@@ -326,7 +326,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         };
         batch.put_cf(self.inner.meta(), keys::PURGED, seal(&purged));
         self.inner.write(batch)?;
-        // Files go only when the point behind them is durable: what a file held cannot come back.
+        // Files are removed only when the purge point is durable, because their entries cannot come back.
         self.inner.sync.barrier().await?;
         self.inner.purge_point.set(Some(log_id));
         let inner = self.inner.clone();
@@ -349,8 +349,9 @@ impl RaftLogReader<TypeConfig> for LogReader {
         Ok(self.inner.lock().vote)
     }
 
-    /// For replication: one request must not outlast an election timeout. Entries that are gone make an
-    /// empty answer, never one that begins later: a follower would take it for what it asked for.
+    /// For replication. The result is bounded, so that one request does not outlast an election timeout. If the entry
+    /// at `start` was purged, the result is empty: a result that begins later would be taken for the entries from
+    /// `start`.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
         let entries = self.inner.read(start, end, APPEND_PAYLOAD_BYTES_MAX)?;
         match entries.first() {
@@ -359,7 +360,7 @@ impl RaftLogReader<TypeConfig> for LogReader {
         }
     }
 
-    /// For apply: read in pieces, since the entries to apply after a restart may be many.
+    /// For apply. Entries are read in pieces, because there may be many to apply after a restart.
     async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>> + Send
     where
         RB: RangeBounds<u64> + Clone + Debug + Send,

@@ -1,27 +1,27 @@
-//! Opening the databases of a shard: where they lie, how RocksDB is set, what is refused.
+//! Opens or creates a shard: its databases, their repair, and the cases in which it refuses.
 //!
 //! ```text
 //! <data dir>/shards/<id>/
-//!   FLOOR             what the log must not fall below, and whose it is; made first (floor.rs)
-//!   FORMAT            version of everything here, for people; the floor says it with a checksum
+//!   FLOOR             lower bound of the log, and its owner; created first     (floor.rs)
+//!   FORMAT            version of this layout, for people; FLOOR has it with a checksum
 //!   log/              RocksDB with a WAL: entries and vote             (log_store.rs)
-//!   state/CURRENT     names the live directory beside it               (snapshot.rs)
+//!   state/CURRENT     the name of the live directory beside it         (snapshot.rs)
 //!   state/db-<n>/     RocksDB without a WAL: the replicated state
 //!   snapshots/        the newest checkpoint, files and manifest        (snapshot.rs)
-//!   incoming/         snapshots that are being received; emptied at every start
-//!   scrub/            a checkpoint that is being read (scrub.rs); emptied at every start
-//!   REPAIR            names directories that were found damaged          (damage.rs)
-//!   damaged/          the last state that was moved aside                (repair.rs)
+//!   incoming/         snapshots that are being received; emptied at each start
+//!   scrub/            a checkpoint that is being read; emptied at each start (scrub.rs)
+//!   REPAIR            the names of directories that were found damaged (damage.rs)
+//!   damaged/          the last damaged state                           (repair.rs)
 //! ```
 //!
-//! What a damaged file leads to:
+//! What the next start does about damage:
 //!
-//! | damaged, missing or cut | at the next start |
+//! | damaged, missing or cut short | at the next start |
 //! |---|---|
-//! | `FORMAT`, `state/CURRENT`, one slot of `FLOOR` | written again |
-//! | `state/` | moved aside; from the newest sound snapshot that the log continues, or from a log that was never purged |
-//! | a snapshot | removed; a new one is taken |
-//! | `log/`, all of `FLOOR`, a state that nothing can replace, the whole shard | quarantine |
+//! | `FORMAT`, `state/CURRENT`, one slot of `FLOOR` | is written again |
+//! | `state/` | is moved aside and restored from the newest good snapshot that the log continues, or from a log that was never purged |
+//! | a snapshot | is removed; a new one is taken |
+//! | `log/`, both slots of `FLOOR`, a state that cannot be restored, the whole shard | the node goes into quarantine |
 
 #[cfg(test)]
 mod tests;
@@ -46,24 +46,25 @@ use super::state_machine::StateMachine;
 
 /// The databases of a shard, ready for openraft.
 pub struct Stores {
-    /// Entries and vote.
+    /// The log.
     pub log: LogStore,
-    /// Applies entries to the state.
+    /// Applies log entries to the state.
     pub machine: StateMachine,
-    /// Reads of the state, for everybody else.
+    /// Reads the state.
     pub state: StateHandle,
     /// Receives the snapshots of other nodes.
     pub snapshots: Arc<Snapshots>,
-    /// Reads everything again.
+    /// Reads all data again to find damage.
     pub scrub: Scrub,
 }
 
-/// Whose a shard of this data directory is, if there is one that can tell.
+/// The owner of a shard of this data directory, or `None` if there is no shard or its floor cannot be read.
 pub fn identity(dir: &Path, shard: u32) -> Option<Identity> {
     floor::identity(&Layout::new(dir, shard).floor())
 }
 
-/// Begins a shard if there is nothing of it: whoever notes that the data directory is in use does so after this.
+/// Creates the first file of a shard, `FLOOR`, if there is nothing of the shard. Call it before the file `OWNER` marks
+/// the data directory as used: then an interrupted first start is not mistaken for a loss of data.
 pub fn begin(dir: &Path, shard: u32, identity: Identity) -> Result<(), OpenError> {
     let options = Options {
         shard,
@@ -76,12 +77,12 @@ pub fn begin(dir: &Path, shard: u32, identity: Identity) -> Result<(), OpenError
     }
     Err(OpenError::quarantine(
         dir,
-        "the note of its owner is missing beside a shard in use",
+        "the file OWNER is missing, but the shard has been in use",
     ))
 }
 
-/// Opens, or creates, the databases of one shard under the data directory `dir`. Reads the whole log, and a small
-/// state; repairs what can be repaired. Blocks.
+/// Opens or creates a shard of the data directory `dir`. It reads the whole log, reads the state if it is small, and
+/// repairs what it can. Blocks.
 pub fn shard(dir: &Path, options: Options) -> Result<Stores, OpenError> {
     let layout = Layout::new(dir, options.shard);
     let floor = open_floor(&layout, &options)?;
@@ -101,7 +102,7 @@ pub fn shard(dir: &Path, options: Options) -> Result<Stores, OpenError> {
     })
 }
 
-/// Opens the floor of a shard, or begins a shard with it if there is nothing else.
+/// Opens the floor of a shard, or creates it if there is nothing of the shard.
 fn open_floor(layout: &Layout, options: &Options) -> Result<FloorFile, OpenError> {
     let path = layout.floor();
     let there = match files::names(layout.root()) {
@@ -110,7 +111,7 @@ fn open_floor(layout: &Layout, options: &Options) -> Result<FloorFile, OpenError
         Err(source) => return Err(OpenError::Io { path, source }),
     };
     if !path.exists() {
-        // Formats before the second had no floor.
+        // Format 1 had no floor.
         if let Ok(found) = fs::read_to_string(layout.format())
             && found.trim_end() != FORMAT
             && found.starts_with("agentpost shard ")
@@ -120,7 +121,7 @@ fn open_floor(layout: &Layout, options: &Options) -> Result<FloorFile, OpenError
         if options.used && !there {
             return Err(OpenError::quarantine(
                 layout.root(),
-                "it is missing from a data directory that was in use",
+                "it is missing, but the data directory has been in use",
             ));
         }
         files::create_dir(layout.root()).map_err(OpenError::io(layout.root()))?;
@@ -128,13 +129,13 @@ fn open_floor(layout: &Layout, options: &Options) -> Result<FloorFile, OpenError
     FloorFile::open(&path, FORMAT, options.identity, !there)
 }
 
-/// Says the format where people look for it. The floor has said that it is this one.
+/// Writes the file FORMAT for people. The floor has already been checked for the same format.
 fn mark_format(layout: &Layout) -> Result<(), OpenError> {
     let path = layout.format();
     let right = format!("{FORMAT}\n");
     match fs::read(&path) {
         Ok(found) if found == right.as_bytes() => return Ok(()),
-        Ok(_) => tracing::warn!(path = %path.display(), "damaged, written again"),
+        Ok(_) => tracing::warn!(path = %path.display(), "FORMAT is damaged; writing it again"),
         Err(_) => {}
     }
     files::replace_file(&path, right.as_bytes()).map_err(OpenError::io(&path))

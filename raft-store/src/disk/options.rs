@@ -2,32 +2,32 @@
 
 use super::floor::Identity;
 
-/// What may be set. The defaults fit a node with a gigabyte of memory to spare.
+/// The settings. The defaults suit a node with a gigabyte of memory to spare.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Which shard of the data directory.
+    /// The shard's number in the data directory.
     pub shard: u32,
-    /// Blocks, indexes and filters of the state that are kept in memory.
+    /// Size of the cache for blocks, indexes and filters of the state, in bytes.
     pub state_cache_bytes: usize,
-    /// Writes to the state that gather in memory before RocksDB flushes them by itself. It bounds what a
-    /// restart applies again; four such buffers may exist at once.
+    /// Size at which RocksDB flushes a write buffer of the state, in bytes. It bounds how many entries a restart
+    /// applies again. Up to four such buffers may exist at once.
     pub state_write_buffer_bytes: usize,
-    /// The newest log entries that are kept in memory for replication and apply.
+    /// Bytes of the newest log entries that are kept in memory for replication and apply.
     pub log_tail_bytes: usize,
     /// Where the log of an empty shard may begin.
     pub log_start: LogStart,
-    /// Who opens it; another's data is refused. `None` does not ask.
+    /// The cluster and node that must own the data; `None` accepts every owner.
     pub identity: Option<Identity>,
-    /// Whether the data directory was in use before: then a missing shard is a loss and not a beginning.
+    /// Whether the data directory was in use before. If so, a missing shard was lost, and is not created.
     pub used: bool,
 }
 
 /// Where the log of an empty shard may begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogStart {
-    /// At index 0, as Raft has it. Anything else would be a hole.
+    /// At index 0, as in Raft. Any other first entry would leave a hole.
     Zero,
-    /// Anywhere: openraft's conformance suite begins some of its logs in the middle.
+    /// At any index. openraft's conformance suite begins some of its logs in the middle.
     Anywhere,
 }
 
@@ -45,10 +45,10 @@ impl Default for Options {
     }
 }
 
-/// What both databases share.
+/// The RocksDB options of both databases.
 pub(crate) fn common_options() -> rocksdb::Options {
-    // After a failed flush RocksDB would try again by itself, and a flush that failed once may succeed the second time
-    // without its bytes. The binding names this option in text only.
+    // RocksDB must not retry a failed flush: the second flush may report success although the bytes of the first one
+    // are lost. The binding has no method for this option, only the text form.
     let mut db = rocksdb::Options::default()
         .get_options_from_string("max_bgerror_resume_count=0")
         .unwrap_or_else(|error| unreachable!("RocksDB knows this option: {error}"));
@@ -57,7 +57,7 @@ pub(crate) fn common_options() -> rocksdb::Options {
     db.set_keep_log_file_num(4);
     db.set_max_log_file_size(4 << 20);
     db.set_stats_dump_period_sec(0);
-    // Whoever drops an iterator does not wait for files to be unlinked.
+    // Dropping an iterator does not wait until files are unlinked.
     db.set_avoid_unnecessary_blocking_io(true);
     db
 }

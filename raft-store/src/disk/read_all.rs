@@ -1,22 +1,22 @@
-//! Reads every block of a database, at a chosen pace.
+//! Reading every block of a database, at a limited rate.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rocksdb::ReadOptions;
 
-/// What is read as fast as the disk gives it.
+/// Bytes that are read without a limit before the rate limit begins.
 const FREE_BYTES: u64 = 128 << 20;
-/// Above that: the disk and a core belong to others.
+/// The rate limit, which leaves the disk and the CPU to others.
 const BYTES_PER_S: u64 = 64 << 20;
-/// Between two pauses.
+/// Bytes that are read between two pauses.
 const STRIDE_BYTES: u64 = 4 << 20;
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
-/// How fast something is read, and whether to stop.
+/// Limits the rate of a long read, and stops it on request.
 pub(crate) struct Pace<'a> {
     stop: &'a AtomicBool,
-    /// Read so far.
+    /// Bytes read so far.
     bytes: u64,
     /// Bytes until the next pause.
     left: u64,
@@ -24,7 +24,7 @@ pub(crate) struct Pace<'a> {
 }
 
 impl<'a> Pace<'a> {
-    /// As fast as the disk.
+    /// No rate limit.
     pub(crate) fn free(stop: &'a AtomicBool) -> Self {
         Pace {
             stop,
@@ -43,13 +43,13 @@ impl<'a> Pace<'a> {
         }
     }
 
-    /// Read so far.
+    /// Bytes read so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// So many bytes more were read; says whether to go on.
-    pub(crate) fn on(&mut self, bytes: usize) -> bool {
+    /// Counts bytes that were read, and pauses if necessary. Returns whether to continue.
+    pub(crate) fn advance(&mut self, bytes: usize) -> bool {
         let bytes = bytes as u64;
         self.bytes += bytes;
         self.left = self.left.saturating_sub(bytes);
@@ -61,7 +61,8 @@ impl<'a> Pace<'a> {
     }
 }
 
-/// Reads every block of a database.
+/// Reads every block of a database. An iterator reads all rows; it does not read the filters, so a lookup of an absent
+/// key in the range of each file reads those.
 pub(crate) fn read_all(db: &rocksdb::DB, pace: &mut Pace<'_>) -> Result<(), rocksdb::Error> {
     let mut options = ReadOptions::default();
     options.fill_cache(false);
@@ -69,7 +70,7 @@ pub(crate) fn read_all(db: &rocksdb::DB, pace: &mut Pace<'_>) -> Result<(), rock
     let mut rows = db.raw_iterator_opt(options);
     rows.seek_to_first();
     while let Some((key, value)) = rows.item() {
-        if !pace.on(key.len() + value.len()) {
+        if !pace.advance(key.len() + value.len()) {
             return Ok(());
         }
         rows.next();

@@ -1,18 +1,18 @@
-//! The live state at a start: found, tried, and replaced if it is damaged.
+//! Finds the live state at a start, checks it, and replaces it if it is damaged.
 //!
-//! A state is only what the log made of nothing, kept because the log is not. So it may be replaced by anything from
-//! which the log goes on without a hole: a snapshot that ends at or behind the purge point, or nothing at all
-//! if the log was never purged. openraft applies again what comes after; what the state had applied beyond this node's
-//! own log is committed, and the others have it.
+//! The state is derived data: the log applied to an empty database. It is kept only because the log is purged. So a
+//! damaged state may be replaced by any state that the log continues without a hole: a snapshot that ends at or after
+//! the purge point, or an empty database if the log was never purged. openraft applies the later entries again. Entries
+//! that the old state had applied beyond this node's log are committed, and come from the other nodes.
 //!
-//! A database counts as damaged if it does not open, if a read of all its blocks fails (done here if it is small, else
-//! beside the running node), if it ends before the log begins, or if it was noted while the node ran. A
-//! snapshot shares its files with the state by hard links, so its checksums are compared before it is used: one
-//! bad block may be in both. The other way round its checksums cover what RocksDB does not read (properties of a table):
-//! a state that shares a spoilt file with it is damaged, too.
+//! A database counts as damaged if it does not open, if reading all its blocks fails (small databases are read here,
+//! large ones while the node runs), if it ends before the log begins, or if damage was recorded while the node ran. A
+//! snapshot shares files with the state by hard links, so one bad block may be in both, and its checksums are compared
+//! before it is used. Conversely, the snapshot manifest also checksums bytes that RocksDB never reads, such as the
+//! properties of a table, so a state sharing a bad file with it is treated as damaged too.
 //!
-//! The order makes a crash harmless: the new database is built and opened, then `CURRENT` names it, then the old one is
-//! moved to `damaged/` (one is kept), then the note goes.
+//! The order of the steps makes a crash harmless: the new database is built and opened; `CURRENT` names it; the old one
+//! is moved to `damaged/`, replacing the one before; the record of the damage is removed.
 
 #[cfg(test)]
 mod tests;
@@ -34,10 +34,11 @@ use super::snapshot::{self, SnapshotData, Snapshots};
 use super::state::{Create, StateDb, StateHandle, number_of, point_to};
 use super::types::LogId;
 
-/// A state or snapshot of this many bytes is read as a whole before it is used; larger ones while the node runs.
+/// A state or snapshot of up to this many bytes is read completely before it is used. Larger ones are read while the
+/// node runs.
 const READ_FIRST_BYTES: u64 = 64 << 20;
 
-/// Opens the live state of a shard whose log begins behind `purged`.
+/// Opens the live state of a shard whose log begins after `purged`.
 pub(super) fn open_state(
     layout: &Layout,
     options: &Options,
@@ -48,14 +49,14 @@ pub(super) fn open_state(
     let dir = layout.state();
     files::create_dir(&dir).map_err(OpenError::io(&dir))?;
     let notes = noted(&layout.notes()).map_err(OpenError::io(&layout.notes()))?;
-    let spoilt = check_snapshot(snapshots, &notes)?;
+    let bad_files = check_snapshot(snapshots, &notes)?;
     let opening = Opening {
         layout,
         options,
         snapshots,
         purged: purged.map(|purged| purged.index),
         notes,
-        spoilt,
+        bad_files,
         damage: damage.clone(),
     };
     let (db, name, damaged) = opening.run()?;
@@ -70,8 +71,8 @@ pub(super) fn open_state(
     Ok(StateHandle::new(layout, options, db, damage))
 }
 
-/// Removes a snapshot that was noted, or that is small enough to be read here and is not what its manifest says; tells
-/// which files of it are spoilt.
+/// Removes the newest snapshot if damage was recorded for it, or if it is small enough to be read here and does not
+/// match its manifest. Returns the inode numbers of its damaged files.
 fn check_snapshot(snapshots: &Snapshots, notes: &BTreeSet<String>) -> Result<BTreeSet<u64>, OpenError> {
     let Some(newest) = snapshots.kept() else {
         return Ok(BTreeSet::new());
@@ -86,13 +87,17 @@ fn check_snapshot(snapshots: &Snapshots, notes: &BTreeSet<String>) -> Result<BTr
     let Some(reason) = wrong else {
         return Ok(BTreeSet::new());
     };
-    tracing::warn!(snapshot = newest.name(), reason, "removing a damaged snapshot");
-    let spoilt = newest.spoilt_tables().map_err(OpenError::io(newest.dir()))?;
+    tracing::warn!(
+        snapshot = newest.name(),
+        reason,
+        "removing a damaged snapshot; a new one will be taken"
+    );
+    let bad_files = newest.damaged_tables().map_err(OpenError::io(newest.dir()))?;
     snapshots.discard();
-    Ok(spoilt)
+    Ok(bad_files)
 }
 
-/// Compares a snapshot with its manifest; tells what is wrong.
+/// Compares a snapshot with its manifest. Returns what is wrong, or `None`.
 fn check(data: &SnapshotData) -> Result<Option<String>, OpenError> {
     let never = AtomicBool::new(false);
     match data.verify(&mut Pace::free(&never)) {
@@ -113,13 +118,13 @@ struct Opening<'a> {
     snapshots: &'a Snapshots,
     purged: Option<u64>,
     notes: BTreeSet<String>,
-    /// Inode numbers of files that must not be used.
-    spoilt: BTreeSet<u64>,
+    /// The inode numbers of files that must not be used.
+    bad_files: BTreeSet<u64>,
     damage: Damage,
 }
 
 impl Opening<'_> {
-    /// The state with its name, and the name of a damaged one that it replaces.
+    /// The state, its name, and the name of the damaged state that it replaces.
     fn run(&self) -> Result<(StateDb, String, Option<String>), OpenError> {
         let dir = self.layout.state();
         let candidates = candidates(self.layout).map_err(OpenError::io(&dir))?;
@@ -128,7 +133,7 @@ impl Opening<'_> {
             match self.try_open(&name) {
                 Ok(db) => return Ok((db, name, damaged.map(|(name, _)| name))),
                 Err(error @ OpenError::Quarantine { .. }) => {
-                    tracing::warn!(%error, "this state cannot be used");
+                    tracing::warn!(%error, "a state directory is damaged; trying another one");
                     damaged.get_or_insert((name, error));
                 }
                 Err(error) => return Err(error),
@@ -137,7 +142,11 @@ impl Opening<'_> {
         let (name, error) = damaged.unzip();
         let (db, fresh) = self.replace(error)?;
         if let Some(name) = &name {
-            tracing::warn!(damaged = name, state = fresh, "the state was replaced");
+            tracing::warn!(
+                damaged = name,
+                state = fresh,
+                "replaced the damaged state; it was moved to damaged/"
+            );
         }
         Ok((db, fresh, name))
     }
@@ -147,10 +156,10 @@ impl Opening<'_> {
         if self.notes.contains(name) {
             return Err(OpenError::quarantine(&dir, "it was found damaged while the node ran"));
         }
-        if shares(&dir, &self.spoilt).map_err(OpenError::io(&dir))? {
+        if shares(&dir, &self.bad_files).map_err(OpenError::io(&dir))? {
             return Err(OpenError::quarantine(&dir, "it shares a damaged file with a snapshot"));
         }
-        // Before it is open: then RocksDB removes files that it does not need.
+        // Measured before it is opened, because RocksDB then removes files that it does not need.
         let size = size_of(&dir).map_err(OpenError::io(&dir))?;
         let db = StateDb::open_dir(&dir, self.options, Create::Never, self.damage.clone())?;
         if size <= READ_FIRST_BYTES {
@@ -159,16 +168,16 @@ impl Opening<'_> {
                 .map_err(OpenError::database(&dir))?;
         }
         let applied = db.applied().map_err(|fatal| OpenError::quarantine(&dir, fatal))?;
-        // A snapshot that is newer than the state is installed by openraft.
+        // openraft will install a snapshot that is newer than the state.
         let reached = applied.last.map(|last| last.index).max(self.snapshots.newest_index());
         if reached < self.purged {
-            let reason = format!("it ends at {reached:?}, but the log begins behind {:?}", self.purged);
+            let reason = format!("it ends at {reached:?}, but the log begins after {:?}", self.purged);
             return Err(OpenError::quarantine(&dir, reason));
         }
         Ok(db)
     }
 
-    /// A state from the newest snapshot, or an empty one if the log can fill it.
+    /// A new state from the newest snapshot, or an empty one if the log was never purged.
     fn replace(&self, error: Option<OpenError>) -> Result<(StateDb, String), OpenError> {
         let dir = self.layout.state();
         let name = snapshot::next_name(self.layout).map_err(OpenError::io(&dir))?;
@@ -178,11 +187,19 @@ impl Opening<'_> {
                     let db = snapshot::build(self.layout, &data, &name)
                         .and_then(|()| snapshot::open(self.layout, self.options, &data, &name, self.damage.clone()))
                         .map_err(OpenError::io(&dir))?;
-                    tracing::warn!(snapshot = data.name(), state = name, "state restored");
+                    tracing::warn!(
+                        snapshot = data.name(),
+                        state = name,
+                        "restored the state from a snapshot"
+                    );
                     return Ok((db, name));
                 }
                 Some(reason) => {
-                    tracing::warn!(snapshot = data.name(), reason, "removing a damaged snapshot");
+                    tracing::warn!(
+                        snapshot = data.name(),
+                        reason,
+                        "removing a damaged snapshot; a new one will be taken"
+                    );
                     self.snapshots.discard();
                 }
             }
@@ -196,7 +213,7 @@ impl Opening<'_> {
     }
 }
 
-/// The databases that may be live: the one that `CURRENT` names, then the newest others.
+/// The names of the databases to try: the one that `CURRENT` names, then the others, newest first.
 fn candidates(layout: &Layout) -> io::Result<Vec<String>> {
     let mut names = files::names(&layout.state())?;
     names.retain(|name| number_of(name).is_some());
@@ -209,7 +226,7 @@ fn candidates(layout: &Layout) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The name of the live directory, as far as it can be read.
+/// The name in `CURRENT`, or `None` if it cannot be read.
 fn read_pointer(layout: &Layout) -> Option<String> {
     let text = fs::read_to_string(layout.pointer()).ok()?;
     let name = text.strip_suffix('\n')?;
@@ -217,7 +234,7 @@ fn read_pointer(layout: &Layout) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// Whether any of these files is in the directory.
+/// Whether the directory contains a file with one of these inode numbers.
 fn shares(dir: &Path, inodes: &BTreeSet<u64>) -> io::Result<bool> {
     for item in fs::read_dir(dir)? {
         if inodes.contains(&item?.metadata()?.ino()) {
@@ -235,7 +252,7 @@ fn size_of(dir: &Path) -> io::Result<u64> {
     Ok(size)
 }
 
-/// Moves a damaged database aside, in the place of the one before it.
+/// Moves a damaged database to `damaged/`, replacing the one before.
 fn keep_one(layout: &Layout, name: &str) -> io::Result<()> {
     let aside = layout.damaged();
     files::remove_dir(&aside)?;
@@ -244,7 +261,7 @@ fn keep_one(layout: &Layout, name: &str) -> io::Result<()> {
     files::sync_dir(&layout.state())
 }
 
-/// Removes what a crash or a repair left behind beside the live directory.
+/// Removes all directories beside the live one.
 fn remove_all_but(state: &Path, live: &str) -> io::Result<()> {
     for name in files::names(state)? {
         let path = state.join(&name);

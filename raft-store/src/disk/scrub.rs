@@ -1,11 +1,10 @@
-//! Reads everything again that a node seldom reads, so that a bit which flipped on the disk is found while the other
-//! nodes are sound, and not years later when they are not.
+//! The scrubber reads all data again that a node rarely reads. So a bit that flips on the disk is found while the other
+//! nodes still have good copies, and not years later.
 //!
-//! The state is read through a checkpoint, opened for reading beside the live database: its files stay while
-//! they are read, and nothing comes from the live database's cache. Every block of rows is read by an iterator;
-//! filters, which no iterator asks, by looking for a key that is not there in each file's range. The newest
-//! snapshot's files are compared with their manifest. The log is not read here: all of it was when it was opened, and
-//! what is read of it is checked each time.
+//! The state is read from a checkpoint that is opened read-only beside the live database: its files are not removed
+//! meanwhile, and the live database's cache is not used. The files of the newest snapshot are compared with their
+//! manifest. The log is not read here, because it is read completely when it is opened, and each read verifies
+//! checksums.
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -21,7 +20,7 @@ use super::read_all::{Pace, read_all};
 use super::snapshot::Snapshots;
 use super::state::StateHandle;
 
-/// Reads a shard again. It blocks, for minutes if there is much.
+/// The scrubber of a shard. Cheap to clone.
 #[derive(Clone)]
 pub struct Scrub {
     dir: PathBuf,
@@ -31,7 +30,7 @@ pub struct Scrub {
 }
 
 impl Scrub {
-    /// Sweeps away what a crash left of an earlier one.
+    /// Removes what an interrupted run left behind.
     pub(crate) fn new(
         layout: &Layout,
         state: StateHandle,
@@ -48,8 +47,8 @@ impl Scrub {
         })
     }
 
-    /// Reads everything once, or until `stop`; returns how many bytes. Damage is reported where the node waits for
-    /// it; an error is anything else that kept it from reading.
+    /// Reads everything once, or until `stop` is set, and returns the number of bytes read. Blocks, for minutes if the
+    /// state is large. Damage is reported to [`Damage`]; an error is any other failure to read.
     pub fn run(&self, stop: &AtomicBool) -> io::Result<u64> {
         let mut pace = Pace::gentle(stop);
         self.read_state(&mut pace)?;
@@ -67,7 +66,7 @@ impl Scrub {
     fn read_state(&self, pace: &mut Pace<'_>) -> io::Result<()> {
         let db = self.state.current();
         files::remove_dir(&self.dir)?;
-        // It reports damage itself; a full disk is none.
+        // `checkpoint` reports damage itself. Other errors, such as a full disk, are not damage.
         db.checkpoint(&self.dir).map_err(io::Error::other)?;
         let read =
             rocksdb::DB::open_for_read_only(&common_options(), &self.dir, false).and_then(|copy| read_all(&copy, pace));

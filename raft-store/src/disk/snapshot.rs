@@ -1,10 +1,9 @@
 //! Snapshots: the state at one log index, as files.
 //!
-//! **The problem.** The log cannot grow for ever, and a node that was away for long cannot catch up from a log
-//! that is gone. Both need the state as a thing that can be kept, sent and put in place. The state may be
-//! tens of gigabytes: reading every row, sending it and writing it again costs 10 to 20 times the CPU of
-//! copying RocksDB's files, and memory besides. So a snapshot *is* a RocksDB checkpoint: a directory of hard
-//! links to files that never change, and a manifest.
+//! **The problem.** The log cannot grow for ever, and a node that was away for long cannot catch up from purged
+//! entries. Both need a copy of the state that can be kept, sent and installed. The state may be tens of gigabytes.
+//! Reading every row, sending it and writing it again costs 10 to 20 times the CPU of copying RocksDB's files, and much
+//! memory. So a snapshot *is* a RocksDB checkpoint: a directory of hard links to immutable files, and a manifest.
 //!
 //! ```text
 //!  leader                                          follower
@@ -15,37 +14,37 @@
 //!                                 ...                            state/db-2, then state/CURRENT = db-2
 //! ```
 //!
-//! **Building.** The checkpoint is taken between two applies, when openraft asks for a builder; it flushes the
-//! state, so the state is durable up to the snapshot, and openraft purges the log only behind a snapshot:
-//! the log never loses an entry that the state could still need. The slow part, reading the files that are
-//! new since the last snapshot for their CRC32C, runs beside apply. What the manifest says of log id and membership is read back *from* the
-//! checkpoint. The directory is built under a name that ends in `.tmp`, synced, then renamed.
+//! **Building.** The checkpoint is taken between two applies, when openraft asks for a builder. Taking it flushes the
+//! state, so the state is durable up to the snapshot. openraft purges the log only up to a snapshot, so the log never
+//! loses an entry that the state could still need. The slow part, computing the CRC32C of files that are new since the
+//! last snapshot, runs beside apply. The log id and the membership in the manifest are read back *from* the checkpoint.
+//! The directory is built under a name that ends in `.tmp`, synced, then renamed.
 //!
-//! **Receiving.** [`Receiver`] takes the files chunk by chunk in the order of the manifest, checks each
-//! length and checksum, syncs, and opens the result read-only to see that it holds what the manifest claims.
-//! Only then is there a [`SnapshotData`].
+//! **Receiving.** [`Receiver`] takes the files in chunks, in the order of the manifest, checks each length and
+//! checksum, syncs, and opens the result read-only to check that it holds what the manifest claims. Only then it
+//! becomes a [`SnapshotData`].
 //!
-//! **Installing.** Every step leaves either the old state or the new one, and a step that a crash cut off is
-//! begun again or swept away at the next start:
-//! 1. the received directory is renamed to be the newest snapshot. From here on a restart finishes the
-//!    installation: openraft installs a stored snapshot that is newer than the state;
-//! 2. a new state directory is built from links to the snapshot's files, synced and renamed;
-//! 3. it is opened and asked for its last applied entry;
-//! 4. `state/CURRENT` is replaced: this is the moment at which the new state is the state;
-//! 5. readers get the new database. Those who still read the old one finish on it; it is closed and its
-//!    directory removed when the last of them is done.
+//! **Installing.** Every step leaves either the old state or the new one. A step that a crash interrupted is repeated
+//! or undone at the next start:
+//! 1. The received directory is renamed to be the newest snapshot. From now on a restart finishes the installation,
+//!    because openraft installs a stored snapshot that is newer than the state.
+//! 2. A new state directory is built from links to the snapshot's files, synced and renamed.
+//! 3. It is opened, and its last applied entry is checked.
+//! 4. `state/CURRENT` is replaced. At this moment the new state becomes the live state.
+//! 5. Later reads get the new database. Reads of the old one finish on it; when the last one is done it is closed and
+//!    its directory removed.
 //!
-//! openraft truncates a conflicting log durably before the installation and purges after it.
+//! openraft makes the truncation of a conflicting log durable before the installation, and purges the log after it.
 //!
-//! **Rules.** One snapshot is kept, the newest; a replaced one lives on until nobody streams it. A snapshot that
-//! ends before the log begins is worth nothing (nobody could continue from it) and is not offered: openraft
-//! then builds another. File names from the network are checked: they name files, never paths.
+//! **Rules.** Only the newest snapshot is kept. A replaced one is removed when nobody streams it any more. A snapshot
+//! that ends before the log begins is not offered, because the log does not continue it; openraft then builds another.
+//! File names from the network are checked: they must be names, never paths.
 //!
-//! A damaged state is restored from the snapshot (`repair.rs`). A checkpoint shares its files with the live state, so one
-//! bad block can damage both: its checksums are compared first. A damaged snapshot is removed at the next
+//! A damaged state is restored from the snapshot (`repair.rs`). A checkpoint shares its files with the live state, so
+//! one bad block can damage both, and the checksums are compared before. A damaged snapshot is removed at the next
 //! start, and openraft takes another.
 //!
-//! **What is left out.** Sending only the files that the receiver lacks.
+//! **Limits.** All files are sent, even those that the receiver already has.
 
 mod install;
 mod manifest;
@@ -80,10 +79,10 @@ use super::read_all::Pace;
 use super::state::StateDb;
 use super::types::{LogId, Malformed, TypeConfig, log_id_from_proto};
 
-/// A snapshot as openraft passes it around.
+/// A snapshot in openraft's form.
 pub type Snapshot = SnapshotOf<TypeConfig, SnapshotData>;
 
-/// A complete snapshot on this node's disk. Its files stay as long as somebody holds this. Cheap to clone.
+/// A complete snapshot on this node's disk. Its files are kept as long as a clone of this exists. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct SnapshotData {
     dir: Arc<DirGuard>,
@@ -91,12 +90,12 @@ pub struct SnapshotData {
     checked: Checked,
 }
 
-/// How much of a snapshot was compared with its manifest since this process has it.
+/// How much of a snapshot this process has compared with the manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Checked {
     /// Every byte.
     Content,
-    /// Only that the files are there.
+    /// Only that every file exists with its length.
     Length,
 }
 
@@ -109,22 +108,22 @@ impl SnapshotData {
         }
     }
 
-    /// What it covers, and its files.
+    /// The manifest: what the snapshot covers, and its files.
     pub fn meta(&self) -> &peer::SnapshotMeta {
         &self.meta
     }
 
-    /// Where its files are.
+    /// The directory of the files.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Bytes of all files together.
+    /// The total size of all files.
     pub fn bytes(&self) -> u64 {
         self.meta.files.iter().map(|file| file.size).sum()
     }
 
-    /// What openraft wants to know about it.
+    /// The snapshot's metadata in openraft's form.
     pub fn openraft_meta(&self) -> Result<SnapshotMetaOf<TypeConfig>, Malformed> {
         Ok(SnapshotMetaOf::<TypeConfig> {
             last_log_id: self.last_log_id(),
@@ -132,7 +131,7 @@ impl SnapshotData {
         })
     }
 
-    /// For `Raft::install_full_snapshot`.
+    /// Converts it to openraft's form, for `Raft::install_full_snapshot`.
     pub fn into_snapshot(self) -> Result<Snapshot, Malformed> {
         Ok(Snapshot {
             meta: self.openraft_meta()?,
@@ -140,14 +139,14 @@ impl SnapshotData {
         })
     }
 
-    /// The bytes of all files as (number of the file in the manifest, next bytes of it), read on a blocking
-    /// thread a few chunks ahead. Dropping the stream ends the reading.
+    /// The bytes of all files, in chunks: the number of the file in the manifest, and its next bytes. A blocking thread
+    /// reads a few chunks ahead. Dropping the stream ends it.
     pub fn chunks(&self) -> impl Stream<Item = io::Result<(u32, Bytes)>> + Send + Unpin + use<> {
         let (chunks, mut reading) = mpsc::channel(4);
         let data = self.clone();
         tokio::task::spawn_blocking(move || {
             if let Err(error) = data.read_into(&chunks) {
-                // Nobody listens any more: then nobody needs to know.
+                // An error means that the stream was dropped.
                 drop(chunks.blocking_send(Err(error)));
             }
         });
@@ -181,14 +180,14 @@ impl SnapshotData {
         name_of(&self.meta)
     }
 
-    /// Compares every byte with the manifest, or as many as `pace` lets it.
+    /// Compares every byte with the manifest, or stops early if `pace` says so.
     pub(crate) fn verify(&self, pace: &mut Pace<'_>) -> io::Result<()> {
-        manifest::verify(self.dir(), &self.meta, |bytes| pace.on(bytes))
+        manifest::verify(self.dir(), &self.meta, |bytes| pace.advance(bytes))
     }
 
-    /// Its table files that are not what the manifest says, by their numbers on the file system: a state may share them.
-    pub(crate) fn spoilt_tables(&self) -> io::Result<BTreeSet<u64>> {
-        manifest::spoilt_tables(self.dir(), &self.meta)
+    /// The inode numbers of its table files that do not match the manifest. A state may share these files.
+    pub(crate) fn damaged_tables(&self) -> io::Result<BTreeSet<u64>> {
+        manifest::damaged_tables(self.dir(), &self.meta)
     }
 }
 
@@ -200,7 +199,7 @@ fn name_of(meta: &peer::SnapshotMeta) -> String {
     }
 }
 
-/// The snapshots of a shard, of which the newest counts.
+/// The snapshots of a shard. Only the newest one is kept.
 pub struct Snapshots {
     dir: PathBuf,
     incoming: PathBuf,
@@ -210,7 +209,7 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// Finds the newest snapshot and sweeps away what a crash left unfinished.
+    /// Finds the newest snapshot, and removes all others and what a crash left unfinished.
     pub(crate) fn open(layout: &Layout, purge_point: PurgePoint) -> Result<Self, OpenError> {
         let (dir, incoming) = (layout.snapshots(), layout.incoming());
         files::remove_dir(&incoming).map_err(OpenError::io(&incoming))?;
@@ -218,7 +217,7 @@ impl Snapshots {
         files::create_dir(&dir).map_err(OpenError::io(&dir))?;
         let mut newest: Option<SnapshotData> = None;
         for name in files::names(&dir).map_err(OpenError::io(&dir))? {
-            // Whatever is replaced or not taken below is removed when its guard goes.
+            // Every directory but the newest snapshot is removed when its guard is dropped.
             let guard = DirGuard::doomed(dir.join(&name));
             match manifest::read(guard.path()) {
                 Ok(meta) if name_of(&meta) == name => {
@@ -229,9 +228,9 @@ impl Snapshots {
                 }
                 Ok(_) => {}
                 Err(error) if name.ends_with(".tmp") => {
-                    tracing::info!(name, %error, "removing an unfinished snapshot");
+                    tracing::info!(name, %error, "removing a snapshot that was not finished");
                 }
-                Err(error) => tracing::warn!(name, %error, "removing a damaged snapshot"),
+                Err(error) => tracing::warn!(name, %error, "removing a damaged snapshot; a new one will be taken"),
             }
         }
         if let Some(newest) = &newest {
@@ -246,37 +245,37 @@ impl Snapshots {
         })
     }
 
-    /// Prepares to receive a snapshot from another node, in a directory of its own. Blocks.
+    /// Begins to receive a snapshot from another node, in a new directory. Blocks.
     pub fn receive(&self, meta: peer::SnapshotMeta) -> io::Result<Receiver> {
         let number = self.receptions.fetch_add(1, Ordering::Relaxed);
         Receiver::begin(&self.incoming.join(number.to_string()), meta)
     }
 
-    /// The newest snapshot, if somebody could continue from it with the log of this node.
+    /// The newest snapshot, if this node's log continues it.
     pub(crate) fn newest(&self) -> Option<SnapshotData> {
         let newest = self.lock().clone()?;
         let purged = self.purge_point.get();
         (newest.last_log_id() >= purged).then_some(newest)
     }
 
-    /// The newest snapshot, whatever it is worth.
+    /// The newest snapshot, even if the log does not continue it.
     pub(crate) fn kept(&self) -> Option<SnapshotData> {
         self.lock().clone()
     }
 
-    /// Does without the newest snapshot: it is damaged.
+    /// Removes the newest snapshot, because it is damaged.
     pub(crate) fn discard(&self) {
         if let Some(newest) = self.lock().take() {
             newest.dir.doom();
         }
     }
 
-    /// The last entry that the newest snapshot covers.
+    /// The index of the last entry that the newest snapshot covers.
     pub(crate) fn newest_index(&self) -> Option<u64> {
         self.lock().as_ref()?.last_log_id().map(|id| id.index)
     }
 
-    /// Begins a snapshot of the state as it is now. Blocks for a flush of the state.
+    /// Begins a snapshot of the current state. Blocks while the state is flushed.
     pub(crate) fn begin(&self, db: &StateDb) -> io::Result<Unfinished> {
         let covered = peer::SnapshotMeta {
             last_log_id: db.applied().map_err(io::Error::other)?.last,
@@ -289,8 +288,8 @@ impl Snapshots {
         Ok(Unfinished(guard))
     }
 
-    /// Makes a checkpoint the newest snapshot, unless there is a newer one meanwhile. Blocks; reads the
-    /// files that are new since the last one.
+    /// Makes a checkpoint the newest snapshot, unless a newer one was placed meanwhile. Blocks while it reads the files
+    /// that are new since the last snapshot.
     fn finish(&self, Unfinished(staged): Unfinished) -> io::Result<SnapshotData> {
         let known = self.lock().clone();
         let meta = manifest::describe(staged.path(), known.as_ref())?;
@@ -298,7 +297,7 @@ impl Snapshots {
         self.place(SnapshotData::new(staged, meta, Checked::Content))
     }
 
-    /// Makes a complete directory the newest snapshot, unless there is a newer one; returns the newest.
+    /// Makes a complete directory the newest snapshot, unless there is a newer one. Returns the newest one.
     fn place(&self, data: SnapshotData) -> io::Result<SnapshotData> {
         let mut newest = self.lock();
         if let Some(newest) = newest.as_ref()
@@ -325,10 +324,10 @@ impl Snapshots {
     }
 }
 
-/// A checkpoint that has no manifest yet; removed when dropped.
+/// A checkpoint without a manifest. Its directory is removed when this is dropped.
 pub(crate) struct Unfinished(DirGuard);
 
-/// Finishes the snapshot that was begun when openraft asked for this builder.
+/// Finishes the snapshot that began when openraft asked for this builder.
 pub struct SnapshotBuilder {
     snapshots: Arc<Snapshots>,
     begun: Option<io::Result<Unfinished>>,
@@ -348,7 +347,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let begun = self.begun.take();
-        let begun = begun.unwrap_or_else(|| Err(io::Error::other("a builder builds once")))?;
+        let begun = begun.unwrap_or_else(|| Err(io::Error::other("this snapshot builder was already used")))?;
         let snapshots = self.snapshots.clone();
         let data = tokio::task::spawn_blocking(move || snapshots.finish(begun))
             .await

@@ -1,4 +1,4 @@
-//! The state database, and the handle that lets a snapshot replace it under its readers.
+//! The state database, and the handle through which a snapshot replaces it while it is read.
 
 use std::io;
 use std::ops::Range;
@@ -23,9 +23,9 @@ use crate::core::keys;
 use crate::core::kv::{Fatal, Kv, Order, Rows, Writes};
 use crate::core::view;
 
-/// The state database. Reads see whole batches; many threads may read while one writes.
+/// The state database. A read sees each batch completely or not at all. Many threads may read while one writes.
 pub struct StateDb {
-    // Closed before the guard removes the directory.
+    // Declared first, so that it is closed before the guard removes the directory.
     db: rocksdb::DB,
     dir: DirGuard,
     damage: Damage,
@@ -39,7 +39,7 @@ pub(crate) enum Create {
 }
 
 impl StateDb {
-    /// Opens, or creates, a state database in its own directory, without the rest of a shard. Blocks.
+    /// Opens or creates a state database without the rest of a shard, for tests. Blocks.
     pub fn open(dir: &Path, options: &Options) -> Result<Self, OpenError> {
         Self::open_dir(dir, options, Create::IfMissing, Damage::default())
     }
@@ -55,12 +55,12 @@ impl StateDb {
         read_all(&self.db, pace)
     }
 
-    /// The next start must do without this database if the error is damage.
+    /// Reports the error if it means damage: the next start must not use this database.
     fn noticed(&self, error: rocksdb::Error) -> Fatal {
         Fatal::Database(self.damage.database(self.dir.path(), error).into())
     }
 
-    /// Makes writes visible, all at once. They become durable with the next flush, all of them or none.
+    /// Makes all writes visible at once. They become durable together, with the next flush.
     pub fn write(&self, writes: Writes) -> Result<(), Fatal> {
         let mut batch = WriteBatch::default();
         for (key, value) in writes {
@@ -74,18 +74,18 @@ impl StateDb {
         self.db.write_opt(batch, &unlogged).map_err(|error| self.noticed(error))
     }
 
-    /// Makes everything written so far durable. Blocks for as long as the disk takes.
+    /// Makes everything written so far durable. Blocks.
     pub fn flush(&self) -> Result<(), Fatal> {
         self.db.flush().map_err(|error| self.noticed(error))
     }
 
-    /// Flushes and merges that failed since this database was opened.
+    /// The number of flushes and compactions that failed since this database was opened.
     fn background_errors(&self) -> u64 {
         let count = self.db.property_int_value(rocksdb::properties::BACKGROUND_ERRORS);
         count.ok().flatten().unwrap_or(0)
     }
 
-    /// A copy of the state as it is now, by hard links, in a directory that does not exist yet. Flushes first.
+    /// Flushes, and creates a copy of the current state from hard links. The directory must not exist yet.
     pub(crate) fn checkpoint(&self, dir: &Path) -> Result<(), Fatal> {
         let made = Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(dir));
         made.map_err(|error| self.noticed(error))
@@ -99,7 +99,7 @@ impl StateDb {
         self.dir.path()
     }
 
-    /// Lets the directory go with the last reader.
+    /// Removes the directory when the last reader is done.
     pub(crate) fn doom(&self) {
         self.dir.doom();
     }
@@ -120,7 +120,7 @@ impl Kv for StateDb {
     }
 }
 
-/// The state database as it was at one moment. Files that it reads stay, so it is for one question.
+/// The state database at one moment. Its files are not removed while it exists, so it must be short-lived.
 struct Frozen<'a>(rocksdb::Snapshot<'a>, &'a StateDb);
 
 impl Kv for Frozen<'_> {
@@ -138,8 +138,8 @@ impl Kv for Frozen<'_> {
     }
 }
 
-/// The rows of a range. The iterator is told both bounds: a walk that looked beyond its last row would step
-/// over whatever was deleted there.
+/// The rows of a range. Both bounds are set on the iterator: otherwise it would look beyond the last row and step over
+/// tombstones there.
 fn walk<'a>(
     range: Range<Vec<u8>>,
     order: Order,
@@ -162,8 +162,8 @@ fn walk<'a>(
     }))
 }
 
-/// The state as this node has it. A snapshot from another node replaces the whole database; whoever
-/// reads keeps the one that it began with. Cheap to clone.
+/// The state of this node. A snapshot from another node replaces the whole database; a reader keeps the database that
+/// it began with. Cheap to clone.
 #[derive(Clone)]
 pub struct StateHandle {
     shared: Arc<Shared>,
@@ -177,7 +177,7 @@ struct Shared {
 }
 
 impl StateHandle {
-    /// Of the live database of a shard.
+    /// A handle of the live database of a shard.
     pub(crate) fn new(layout: &Layout, options: &Options, db: StateDb, damage: Damage) -> Self {
         let shared = Shared {
             current: ArcSwap::from_pointee(db),
@@ -190,22 +190,23 @@ impl StateHandle {
         }
     }
 
-    /// The state of now. Hold it for one request, not for long: after a snapshot was installed it is old.
+    /// The current state. Hold it only for one request, because an installed snapshot replaces it.
     pub fn current(&self) -> Arc<StateDb> {
         self.shared.current.load_full()
     }
 
-    /// Makes the state of now durable: it bounds what a restart applies again. Blocks.
+    /// Makes the current state durable, which bounds how many entries a restart applies again. Blocks.
     pub fn flush(&self) -> Result<(), Fatal> {
         self.current().flush()
     }
 
-    /// Flushes and merges of the live database that failed. RocksDB may go on without telling anybody.
+    /// The number of failed flushes and compactions of the live database. RocksDB reports them only through this
+    /// counter.
     pub fn background_errors(&self) -> u64 {
         self.shared.current.load().background_errors()
     }
 
-    /// Waits until damage was noticed in anything of this shard; the process must then end. Tells what.
+    /// Waits until damage in this shard is reported and returns the reason. The process must then end.
     pub async fn damaged(&self) -> String {
         self.shared.damage.noticed().await
     }
@@ -222,13 +223,13 @@ impl StateHandle {
         &self.shared.damage
     }
 
-    /// Lets everybody who comes from now on read `db`; the old one goes with its last reader.
+    /// Makes `db` the current state. The old database is removed when its last reader is done.
     pub(crate) fn replace(&self, db: StateDb) {
         self.shared.current.swap(Arc::new(db)).doom();
     }
 }
 
-/// Decides durably which state directory is live.
+/// Makes `name` the live state directory, durably.
 pub(crate) fn point_to(layout: &Layout, name: &str) -> io::Result<()> {
     files::replace_file(&layout.pointer(), format!("{name}\n").as_bytes())
 }
@@ -238,8 +239,8 @@ pub(crate) fn number_of(name: &str) -> Option<u64> {
     name.strip_prefix("db-")?.parse().ok()
 }
 
-/// The state is written without a WAL (the Raft log is its WAL) and read mostly by key, often by keys that
-/// are not there (a fresh idempotency key), so filters stand before both the memtable and the files.
+/// The RocksDB options of the state. It has no WAL, because the Raft log serves as one. Most reads are by key, often by
+/// absent keys (a new idempotency key), so the memtable and the files have bloom filters.
 fn state_options(options: &Options, create: Create) -> rocksdb::Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(&Cache::new_lru_cache(options.state_cache_bytes));
@@ -257,13 +258,13 @@ fn state_options(options: &Options, create: Create) -> rocksdb::Options {
     db.set_max_write_buffer_number(4);
     db.set_memtable_whole_key_filtering(true);
     db.set_memtable_prefix_bloom_ratio(0.05);
-    // Reads of absent rows are rare and filtered, so files may gather: each merge then rewrites less per byte.
+    // Bloom filters make reads of absent rows cheap, so files may accumulate in level 0. Compactions then rewrite less.
     db.set_level_zero_file_num_compaction_trigger(8);
     db.set_max_bytes_for_level_base(8 * options.state_write_buffer_bytes as u64);
-    // Young files are soon rewritten; only what stays is worth compressing.
+    // Files of the first levels are soon rewritten, so only the later levels are compressed.
     let (plain, packed) = (DBCompressionType::None, DBCompressionType::Lz4);
     db.set_compression_per_level(&[plain, plain, packed, packed, packed, packed, packed]);
-    // An inbox is a queue: where it begins, deletions gather, and every reader would step over them.
+    // An inbox is a queue: tombstones accumulate at its beginning, and every read would step over them.
     db.add_compact_on_deletion_collector_factory(8_192, 4_096, 0.5);
     let cores = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
     db.set_max_background_jobs(i32::try_from(cores).unwrap_or(2));

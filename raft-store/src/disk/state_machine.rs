@@ -1,12 +1,12 @@
-//! openraft's state machine: batches of committed entries go through [`apply`](crate::core::apply) and reach the
+//! openraft's state machine. Batches of committed entries go through [`apply`](crate::core::apply) and reach the
 //! database in one write. There is no domain logic here.
 //!
-//! One [`View`] and one write batch per group of entries: the rows, `last_applied` and the membership become
-//! visible together, and durable together with some later flush. Replies go out after that write, so a
-//! caller who has an answer can read what it says; effects go out after the replies.
+//! Each batch has one [`View`] and one write: the rows, `last_applied` and the membership become visible together, and
+//! durable together with a later flush. Replies are sent after the write, so that a caller who has its reply can read
+//! what it wrote. Effects are sent after the replies.
 //!
-//! An error is final. openraft stops, the process ends, and what was applied since the last flush is applied
-//! again at the next start.
+//! An error is final. openraft stops, the process ends, and the next start applies the entries since the last flush
+//! again.
 
 use std::io;
 use std::sync::Arc;
@@ -31,15 +31,15 @@ use crate::disk::snapshot::{
 use crate::disk::state::StateHandle;
 use crate::disk::types::{LogId, StoredMembership, TypeConfig, log_id_from_proto, log_id_to_proto};
 
-/// Entries in one write at most: it bounds how long readers of the log and clients wait for each other.
+/// The maximal number of entries in one write. It bounds how long the first caller of a batch waits for the others.
 const BATCH_ENTRIES_MAX: usize = 1_024;
-/// Bytes in one write, about. Several times more is slower: the rows of a batch gather in one ordered map, which
-/// then outgrows the caches.
+/// The approximate maximal number of bytes in one write. Several times more is slower, because the ordered map of the
+/// batch outgrows the CPU caches.
 const BATCH_BYTES_MAX: usize = 1 << 20;
 
-/// Where effects go.
+/// Receives the effects of applied entries.
 pub type EffectSink = Arc<dyn Fn(&[Effect]) + Send + Sync>;
-/// Who wants to know that a snapshot replaced the state: anything may have become possible.
+/// Called when a snapshot has replaced the state. Any effect may have happened.
 pub type InstallHook = Arc<dyn Fn() + Send + Sync>;
 
 type Item = EntryResponder<TypeConfig>;
@@ -48,7 +48,7 @@ type Item = EntryResponder<TypeConfig>;
 pub struct StateMachine {
     state: StateHandle,
     snapshots: Arc<Snapshots>,
-    /// Never contended: openraft lends the state machine to one task at a time.
+    /// Never contended, because openraft gives the state machine to one task at a time.
     cache: Mutex<HotCache>,
     effects: Option<EffectSink>,
     installed: Option<InstallHook>,
@@ -65,12 +65,12 @@ impl StateMachine {
         }
     }
 
-    /// Calls `sink` with the effects of each group of entries, when their writes are visible. It must not wait.
+    /// Calls `sink` with the effects of each batch, after its writes are visible. It must not block.
     pub fn set_effects(&mut self, sink: EffectSink) {
         self.effects = Some(sink);
     }
 
-    /// Calls `hook` when a snapshot has replaced the state. It must not wait.
+    /// Calls `hook` when a snapshot has replaced the state. It must not block.
     pub fn set_installed(&mut self, hook: InstallHook) {
         self.installed = Some(hook);
     }
@@ -83,7 +83,7 @@ impl StateMachine {
         Ok(())
     }
 
-    /// Applies entries until there is enough for one write, and writes.
+    /// Applies entries up to the size of one write, and writes.
     fn apply_batch(&mut self, entries: &mut impl Iterator<Item = Item>) -> Result<(), Fatal> {
         let db = self.state.current();
         let cache = self.cache.get_mut();
@@ -159,7 +159,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.apply_all(waiting).map_err(io::Error::other)
     }
 
-    /// Takes the checkpoint here, between two applies; the builder only finishes it.
+    /// Takes the checkpoint here, between two applies. The builder only finishes it.
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<SnapshotBuilder> {
         Some(self.get_snapshot_builder().await)
     }
@@ -178,7 +178,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
         if snapshot.openraft_meta().map_err(io::Error::other)? != *meta {
-            return Err(io::Error::other("the snapshot is not the one that openraft means"));
+            return Err(io::Error::other(
+                "the snapshot does not match the metadata from openraft",
+            ));
         }
         let (state, snapshots) = (self.state.clone(), self.snapshots.clone());
         tokio::task::spawn_blocking(move || install(&state, &snapshots, snapshot))

@@ -1,4 +1,4 @@
-//! What the tests of the stores share.
+//! Helpers of the unit tests of this layer.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ use crate::disk::options::Options;
 use crate::disk::state_machine::StateMachine;
 use crate::disk::types::{Entry, LeaderId, LogId, Membership, Proposal, TypeConfig};
 
-/// Small databases: tests open many.
+/// Options for small databases, because tests open many.
 pub(crate) fn options() -> Options {
     Options {
         state_cache_bytes: 1 << 20,
@@ -61,7 +61,7 @@ pub(crate) fn membership(term: u64, index: u64, voters: &[u64]) -> Entry {
     }
 }
 
-/// Appends; the receiver tells when the entries are durable.
+/// Appends entries. The receiver completes when they are durable.
 pub(crate) async fn start_append(
     log: &mut LogStore,
     entries: Vec<Entry>,
@@ -71,12 +71,12 @@ pub(crate) async fn start_append(
     Ok(durable)
 }
 
-/// Appends and waits until the entries are durable.
+/// Appends entries and waits until they are durable.
 pub(crate) async fn append(log: &mut LogStore, entries: Vec<Entry>) -> io::Result<()> {
     start_append(log, entries).await?.await.unwrap()
 }
 
-/// The ids of all entries.
+/// The ids of all entries of the log.
 pub(crate) async fn ids(log: &mut LogStore) -> Vec<LogId> {
     let mut reader = log.get_log_reader().await;
     let entries = reader.try_get_log_entries(..).await.unwrap();
@@ -89,8 +89,8 @@ pub(crate) async fn apply(machine: &mut StateMachine, entries: Vec<Entry>) -> io
         .await
 }
 
-/// What a crash of the process leaves at this moment: the files as the operating system has them. RocksDB may
-/// be removing some meanwhile; then the moment is a little later.
+/// Copies the files as a crash of the process would leave them now: as the operating system has them. If RocksDB
+/// removes files meanwhile, the copy begins again.
 pub(crate) fn crash_copy(from: &Path, to: &Path) {
     while copy(from, to).is_err() {
         fs::remove_dir_all(to).unwrap();

@@ -1,4 +1,5 @@
-//! openraft's type parameters, and the translation between its types and the protobuf of disk and wire.
+//! openraft's type parameters, and the conversions between its types and the protobuf messages on disk and between
+//! nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,7 +8,7 @@ use agentpost_proto::{command, peer, record};
 use bytes::Bytes;
 
 openraft::declare_raft_types!(
-    /// How Agentpost instantiates openraft.
+    /// The type parameters of openraft in this program.
     pub TypeConfig:
         D = Proposal,
         R = command::Reply,
@@ -15,20 +16,20 @@ openraft::declare_raft_types!(
         Node = Member,
 );
 
-/// openraft's log id under our parameters.
+/// The id of a log entry.
 pub type LogId = openraft::type_config::alias::LogIdOf<TypeConfig>;
-/// openraft's leader id.
+/// The id of a leader: its term and node id.
 pub type LeaderId = openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>;
-/// openraft's vote.
+/// A vote.
 pub type Vote = openraft::type_config::alias::VoteOf<TypeConfig>;
-/// A log entry in memory.
+/// A log entry.
 pub type Entry = openraft::type_config::alias::EntryOf<TypeConfig>;
-/// A membership with the log id that set it.
+/// A membership, with the log id of the entry that set it.
 pub type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
-/// Voters and learners.
+/// The voters and learners of the cluster.
 pub type Membership = openraft::Membership<u64, Member>;
 
-/// An encoded [`command::Command`], as it is proposed, stored, sent and applied: encoded once.
+/// An encoded [`command::Command`]. It is encoded once, and proposed, stored, sent and applied in this form.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proposal(pub Bytes);
 
@@ -44,21 +45,20 @@ impl fmt::Display for Proposal {
     }
 }
 
-/// How to reach a node.
+/// The addresses of a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Member {
-    /// `host:port` of its peer listener.
+    /// The `host:port` of its peer port.
     pub peer_addr: String,
-    /// URL of its client port.
+    /// The URL of its client port.
     pub url: String,
 }
 
-/// A field that must be there is not: damaged bytes or a foreign version.
+/// A required field is missing, because the bytes are damaged or of a foreign version.
 #[derive(Debug, thiserror::Error)]
 #[error("malformed {0}")]
 pub struct Malformed(pub &'static str);
 
-/// To protobuf.
 pub fn log_id_to_proto(id: &LogId) -> record::LogId {
     record::LogId {
         term: id.leader_id.term,
@@ -67,7 +67,6 @@ pub fn log_id_to_proto(id: &LogId) -> record::LogId {
     }
 }
 
-/// From protobuf.
 pub fn log_id_from_proto(id: &record::LogId) -> LogId {
     LogId {
         leader_id: LeaderId {
@@ -78,7 +77,6 @@ pub fn log_id_from_proto(id: &record::LogId) -> LogId {
     }
 }
 
-/// To protobuf.
 pub fn vote_to_proto(vote: &Vote) -> peer::Vote {
     peer::Vote {
         term: vote.leader_id.term,
@@ -87,7 +85,6 @@ pub fn vote_to_proto(vote: &Vote) -> peer::Vote {
     }
 }
 
-/// From protobuf.
 pub fn vote_from_proto(vote: &peer::Vote) -> Vote {
     Vote {
         leader_id: LeaderId {
@@ -98,7 +95,6 @@ pub fn vote_from_proto(vote: &peer::Vote) -> Vote {
     }
 }
 
-/// To protobuf.
 pub fn membership_to_proto(membership: &Membership) -> peer::Membership {
     let configs = membership
         .get_joint_config()
@@ -118,7 +114,7 @@ pub fn membership_to_proto(membership: &Membership) -> peer::Membership {
     peer::Membership { configs, members }
 }
 
-/// From protobuf. Fails when a voter has no address.
+/// Fails when a voter has no address.
 pub fn membership_from_proto(membership: &peer::Membership) -> Result<Membership, Malformed> {
     let configs = membership
         .configs
@@ -141,7 +137,6 @@ pub fn membership_from_proto(membership: &peer::Membership) -> Result<Membership
     Membership::new(configs, nodes).map_err(|_| Malformed("membership"))
 }
 
-/// To protobuf.
 pub fn entry_to_proto(entry: &Entry) -> peer::Entry {
     let (command, membership) = match &entry.payload {
         openraft::EntryPayload::Blank => (Bytes::new(), None),
@@ -155,7 +150,7 @@ pub fn entry_to_proto(entry: &Entry) -> peer::Entry {
     }
 }
 
-/// From protobuf. A command is never empty, so an empty one without a membership is a blank entry.
+/// An entry without a command and without a membership is a blank entry, because a command is never empty.
 pub fn entry_from_proto(entry: peer::Entry) -> Result<Entry, Malformed> {
     let log_id = log_id_from_proto(entry.id.as_ref().ok_or(Malformed("entry without a log id"))?);
     let payload = match entry.membership {

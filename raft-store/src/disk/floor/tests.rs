@@ -58,7 +58,7 @@ fn a_torn_write_leaves_the_floor_before_it() {
         fs::write(&path, &whole).unwrap();
         flip(&path, at);
         assert_eq!(open_floor(&path).unwrap().vote(), Some(vote_of(4)), "byte {at}");
-        // Opening mended the slot.
+        // Opening the floor rewrote the slot.
         flip(&path, (newest + FLOOR_SLOT) % (2 * FLOOR_SLOT));
         assert_eq!(open_floor(&path).unwrap().vote(), Some(vote_of(4)), "byte {at}");
     }
@@ -97,7 +97,7 @@ fn spawn(write: impl FnMut(peer::Floor) -> io::Result<()> + Send + 'static) -> (
 }
 
 #[tokio::test]
-async fn flushes_of_entries_that_were_cut_off_do_not_lift_the_floor() {
+async fn flushes_of_truncated_entries_do_not_raise_the_floor() {
     let written = Arc::new(Mutex::new(peer::Floor::default()));
     let kept = written.clone();
     let (floor, _) = spawn(move |said| {
@@ -126,7 +126,7 @@ async fn a_floor_that_cannot_be_written_ends_the_log() {
     assert!(floor.vote(&vote_of(2)).await.is_err());
 }
 
-/// Waits until the file says that entries up to `index` were flushed.
+/// Waits until the file records that entries up to `index` were flushed.
 async fn lifted(dir: &Path, index: u64) {
     loop {
         if let Ok(Found::Whole(floor, _)) = read(&dir.join("shards/0/FLOOR"))
@@ -145,7 +145,7 @@ fn newest_wal(dir: &Path) -> PathBuf {
     wals.max().unwrap()
 }
 
-/// What is there after the damage: none if the node is quarantined.
+/// The entries and the vote after the damage, or `None` if the node goes into quarantine.
 async fn after(dir: &Path) -> Option<Vec<LogId>> {
     match open::shard(dir, options()) {
         Ok(mut stores) => {
@@ -157,9 +157,10 @@ async fn after(dir: &Path) -> Option<Vec<LogId>> {
     }
 }
 
-/// The table of what RocksDB alone makes of a damaged write-ahead log: here nothing acknowledged is ever missing.
+/// RocksDB alone opens many damaged write-ahead logs with entries missing. With the floor no acknowledged entry is
+/// missing.
 #[tokio::test]
-async fn whatever_becomes_of_the_wal_no_acknowledged_entry_is_silently_gone() {
+async fn a_damaged_wal_never_silently_loses_an_acknowledged_entry() {
     let dir = TempDir::new().unwrap();
     let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));
     let mut stores = open(&live);
@@ -228,10 +229,9 @@ async fn a_log_that_forgot_a_vote_is_quarantined() {
     assert!(refused.to_string().contains("voted"), "{refused}");
 }
 
-/// A leader that was cut off with entries of its own comes back, loses them to the new leader's, and crashes at
-/// every step of that.
+/// A former leader comes back with entries that the new leader replaces, and crashes at each step of the truncation.
 #[tokio::test]
-async fn a_deposed_leader_that_crashes_while_it_is_healed_is_not_quarantined() {
+async fn a_former_leader_that_crashes_during_a_truncation_is_not_quarantined() {
     let dir = TempDir::new().unwrap();
     let live = dir.path().join("live");
     let mut stores = open(&live);
@@ -255,7 +255,7 @@ async fn a_deposed_leader_that_crashes_while_it_is_healed_is_not_quarantined() {
     crash("cut off");
     stores.log.save_vote(&vote_of(2)).await.unwrap();
     let before = crash("voted");
-    // The floor is lowered, the log is not cut yet: the power goes in between.
+    // A power cut after the floor was lowered and before the log was truncated.
     stores.log.truncate_after(Some(log_id(1, 49))).await.unwrap();
     crash("cut");
     fs::copy(live.join("shards/0/FLOOR"), before.join("shards/0/FLOOR")).unwrap();
@@ -266,7 +266,7 @@ async fn a_deposed_leader_that_crashes_while_it_is_healed_is_not_quarantined() {
     crash("appended");
     lifted(&live, 59).await;
     let after = crash("lifted");
-    // An older log of the same length or more, with what the new leader replaced, is a loss.
+    // A log of at least the same length that still has the replaced entries has lost the new ones.
     fs::remove_dir_all(after.join("shards/0/log")).unwrap();
     crash_copy(&before.join("shards/0/log"), &after.join("shards/0/log"));
     let refused = open::shard(&after, options()).err().unwrap();

@@ -1,4 +1,4 @@
-//! What the log holds, and what may follow it.
+//! The bounds of the log, and the check that new entries follow it.
 
 use std::io;
 
@@ -6,14 +6,14 @@ use super::tail::Tail;
 use crate::disk::options::LogStart;
 use crate::disk::types::{Entry, LogId, Vote};
 
-/// What the log holds: the entries `first..next`.
+/// The content of the log: the entries `first..next`, and the single rows.
 pub(super) struct Bounds {
     pub(super) first: u64,
     pub(super) next: u64,
     pub(super) last: Option<LogId>,
-    /// What the first entry continues.
+    /// The previous hash of the first entry.
     pub(super) base: u64,
-    /// What the next entry continues.
+    /// The previous hash of the next entry.
     pub(super) hash: u64,
     pub(super) purged: Option<LogId>,
     pub(super) committed: Option<LogId>,
@@ -21,7 +21,7 @@ pub(super) struct Bounds {
     pub(super) tail: Tail,
 }
 
-/// The log's first index after these entries, if they may be appended.
+/// Checks that entries may be appended, and returns the first index of the log with them.
 pub(super) fn check_follows(bounds: &Bounds, start: LogStart, entries: &[Entry]) -> io::Result<u64> {
     let new = bounds.first == bounds.next && bounds.purged.is_none();
     let (mut first, mut next) = (bounds.first, bounds.next);

@@ -1,4 +1,4 @@
-//! What the writer and the readers of the log share.
+//! The part of the log that its writer and its readers share.
 
 use std::io;
 use std::ops::Range;
@@ -21,7 +21,7 @@ use crate::disk::types::{Entry, LogId, log_id_to_proto};
 pub(super) struct Inner {
     // Joined before the database closes.
     pub(super) sync: SyncThread,
-    // Joined after the thread that lifts it.
+    // Joined after the sync thread, which raises it.
     pub(super) floor: Floor,
     pub(super) damage: Damage,
     pub(super) db: Arc<rocksdb::DB>,
@@ -31,10 +31,10 @@ pub(super) struct Inner {
     pub(super) bounds: Mutex<Bounds>,
 }
 
-/// Where a truncation cuts.
+/// The position of a truncation.
 pub(super) struct Cut {
     from: u64,
-    /// The last entry that stays, if the log has any or had.
+    /// The last entry that stays, which may be purged. `None` if there was never one.
     pub(super) last: Option<LogId>,
     hash: u64,
 }
@@ -52,7 +52,7 @@ impl Inner {
         super::open::family(&self.db, keys::META)
     }
 
-    /// Writes to the WAL and the memtable. A failure ends the log.
+    /// Writes to the WAL and the memtable. A failure is final for the log.
     pub(super) fn write(&self, batch: WriteBatch) -> io::Result<()> {
         self.sync.check()?;
         self.db.write(batch).map_err(|error| {
@@ -71,8 +71,8 @@ impl Inner {
         }
     }
 
-    /// The entries of `start..end` that the log has, from the first on until they exceed `bytes_max`; at
-    /// least one if there is one.
+    /// The entries of `start..end` that the log has, oldest first, until they exceed `bytes_max`. It returns at least
+    /// one entry if there is one.
     pub(super) fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let read = self.read_range(start, end, bytes_max);
         read.inspect_err(|error| {
@@ -98,7 +98,7 @@ impl Inner {
                 break;
             }
         }
-        // The iterator sees the database as it is now, whatever is truncated or purged from here on.
+        // The iterator reads the database as of now, without later truncations and purges.
         let iterator = (start < split).then(|| self.iterator(start, split));
         drop(bounds);
         if let Some(iterator) = iterator
@@ -114,8 +114,8 @@ impl Inner {
         Ok(taken.entries)
     }
 
-    /// Gives back the files that hold nothing but entries up to `index`. Both bounds are inclusive here, other
-    /// than those of a range deletion.
+    /// Removes the files that contain only entries up to `index`. Unlike in a range deletion, RocksDB includes the end
+    /// of the range here: with `index + 1` a purge could remove the first entry that must stay.
     pub(super) fn remove_files(&self, index: u64) -> io::Result<()> {
         let removed = self
             .db
@@ -130,7 +130,7 @@ impl Inner {
         self.db.raw_iterator_cf_opt(self.entries(), options)
     }
 
-    /// Where the entries from `from` on are to be cut off; none if there are none.
+    /// The position of a truncation that removes the entries from `from` on, or `None` if there are no such entries.
     pub(super) fn find_cut(&self, from: u64) -> io::Result<Option<Cut>> {
         let (from, first) = {
             let bounds = self.lock();
@@ -150,7 +150,7 @@ impl Inner {
         Ok(Some(Cut { from, last, hash }))
     }
 
-    /// Hides the entries behind a cut; returns which they are.
+    /// Hides the entries after a cut from readers, and returns their indexes.
     pub(super) fn hide(&self, cut: &Cut) -> Range<u64> {
         let mut bounds = self.lock();
         let gone = cut.from..bounds.next;
@@ -161,7 +161,8 @@ impl Inner {
         gone
     }
 
-    /// What the entry behind `index` continues when everything up to `index` is purged; none if it is already.
+    /// The previous hash of the entry after `index`, to be stored when everything up to `index` is purged. `None` if
+    /// that is already purged.
     pub(super) fn hash_behind(&self, index: u64) -> io::Result<Option<u64>> {
         {
             let bounds = self.lock();
@@ -175,7 +176,7 @@ impl Inner {
         Ok(Some(self.known(index)?.1))
     }
 
-    /// Id and hash of an entry that the log has.
+    /// The id and hash of an entry that the log has.
     pub(super) fn known(&self, index: u64) -> io::Result<(LogId, u64)> {
         if let Some(recent) = self.lock().tail.get(index) {
             return Ok((recent.entry.log_id, recent.hash));
@@ -190,7 +191,7 @@ impl Inner {
     }
 }
 
-/// An error of the disk, told apart from bytes that are missing or wrong.
+/// Converts an error of RocksDB. Damage becomes `InvalidData`.
 fn disk(error: rocksdb::Error) -> io::Error {
     if is_damage(&error) {
         damaged(error.into_string())
@@ -199,7 +200,7 @@ fn disk(error: rocksdb::Error) -> io::Error {
     }
 }
 
-/// Entries gathered up to a number of bytes.
+/// Entries, up to a number of bytes.
 struct Taken {
     entries: Vec<Entry>,
     sizes: Vec<usize>,
@@ -217,7 +218,7 @@ impl Taken {
         }
     }
 
-    /// Takes the entry unless it is too much; says whether it did.
+    /// Takes an entry unless it would exceed the bound. Returns whether it did.
     fn take(&mut self, entry: Entry, size: usize) -> bool {
         if !self.entries.is_empty() && self.bytes + size > self.bytes_max {
             return false;

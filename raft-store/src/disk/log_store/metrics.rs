@@ -1,11 +1,11 @@
-//! What the log tells about itself.
+//! Metrics of the log.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::disk::damage::Failure;
 
-/// Counters of a log, since it was opened.
+/// The counters of a log since it was opened.
 #[derive(Debug)]
 pub struct LogMetrics {
     opened: Instant,
@@ -40,22 +40,23 @@ impl LogMetrics {
         }
     }
 
-    /// Flushes of the log to the disk.
+    /// The number of flushes to the disk.
     pub fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::Relaxed)
     }
 
-    /// Entries appended.
+    /// The number of appended entries.
     pub fn entries(&self) -> u64 {
         self.entries.load(Ordering::Relaxed)
     }
 
-    /// Encoded bytes of the entries appended.
+    /// The encoded bytes of the appended entries.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Flushes by how long they took: (at most this long, how many), then those that took longer.
+    /// A histogram of how long flushes took: pairs of an upper bound and the number of flushes in that bucket. The last
+    /// bucket has no bound.
     pub fn latency(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
         let bounds = BOUNDS_US.iter().copied().chain([u64::MAX]);
         bounds
@@ -63,27 +64,27 @@ impl LogMetrics {
             .map(|(us, n)| (Duration::from_micros(us), n.load(Ordering::Relaxed)))
     }
 
-    /// All flushes together.
+    /// The total duration of all flushes.
     pub fn latency_sum(&self) -> Duration {
         Duration::from_micros(self.latency_sum_us.load(Ordering::Relaxed))
     }
 
-    /// The longest flush.
+    /// The duration of the longest flush.
     pub fn latency_max(&self) -> Duration {
         Duration::from_micros(self.latency_max_us.load(Ordering::Relaxed))
     }
 
-    /// Why the log failed, if it did: what is written behind an append, nobody else is told of.
+    /// The error of the log, or `None` if it has not failed. A failure of the durability floor shows only here.
     pub fn failed(&self) -> Option<String> {
         self.failure.check().err().map(|error| error.to_string())
     }
 
-    /// Where a failure is kept.
+    /// The failure of this log, shared with its threads.
     pub(super) fn failure(&self) -> Failure {
         self.failure.clone()
     }
 
-    /// How long the running flush has been running, if one is: what a watchdog looks at.
+    /// How long the current flush has been running, for a watchdog. `None` if none is running.
     pub fn running_for(&self) -> Option<Duration> {
         match self.running_since_us.load(Ordering::Relaxed) {
             0 => None,
@@ -118,7 +119,7 @@ impl LogMetrics {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "measures the disk; no stored byte and no decision depends on it"
+    reason = "measures the disk; neither a stored byte nor a decision depends on it"
 )]
 fn now() -> Instant {
     Instant::now()

@@ -1,4 +1,4 @@
-//! Opening the log: RocksDB's settings, and finding out what the log holds.
+//! Opening the log: RocksDB's settings, and the check of its content.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::disk::floor::FloorFile;
 use crate::disk::options::{LogStart, Options, common_options};
 use crate::disk::types::{LogId, log_id_from_proto, vote_from_proto};
 
-/// What the reading of the whole log asks of the disk at once.
+/// The read-ahead while the whole log is read.
 const READ_AHEAD_BYTES: usize = 2 << 20;
 
 /// A column family of the log.
@@ -24,8 +24,8 @@ pub(super) fn family<'a>(db: &'a rocksdb::DB, name: &str) -> &'a ColumnFamily {
         .unwrap_or_else(|| unreachable!("the families were opened with the log"))
 }
 
-/// Opens the database; `create` makes it, or the rest of one whose making was cut off. Otherwise a lost file must
-/// not become an empty log.
+/// Opens the database. With `create` it creates the database, or what is missing of one whose creation was interrupted.
+/// Without it a missing file is an error, and does not become an empty log.
 pub(super) fn database(dir: &Path, create: bool) -> Result<rocksdb::DB, rocksdb::Error> {
     let mut db = common_options();
     db.create_if_missing(create);
@@ -37,8 +37,8 @@ pub(super) fn database(dir: &Path, create: bool) -> Result<rocksdb::DB, rocksdb:
     db.set_recycle_log_file_num(0);
     db.set_max_total_wal_size(64 << 20);
     db.set_max_background_jobs(2);
-    // Entries arrive in order and go in order: small memtables are cheaper to insert into, files hardly
-    // overlap, and a backlog of files must not hold up an append.
+    // Entries are appended and purged in order. So small memtables are cheaper to insert into, files hardly overlap,
+    // and a backlog of files must not delay an append.
     let mut entries = rocksdb::Options::default();
     entries.set_compression_type(rocksdb::DBCompressionType::None);
     entries.set_write_buffer_size(16 << 20);
@@ -49,7 +49,7 @@ pub(super) fn database(dir: &Path, create: bool) -> Result<rocksdb::DB, rocksdb:
     entries.set_level_zero_stop_writes_trigger(120);
     let mut meta = rocksdb::Options::default();
     meta.set_write_buffer_size(1 << 20);
-    // Nothing is in it, but the WAL reserves space by the largest buffer of all families.
+    // The default family is empty, but the WAL reserves space for the largest write buffer of all families.
     let mut unused = rocksdb::Options::default();
     unused.set_write_buffer_size(1 << 20);
     let families = [
@@ -60,7 +60,7 @@ pub(super) fn database(dir: &Path, create: bool) -> Result<rocksdb::DB, rocksdb:
     rocksdb::DB::open_cf_descriptors(&db, dir, families)
 }
 
-/// Reads the whole log and finds out what it holds; the text of an error says what is wrong with it.
+/// Reads the whole log and returns its bounds. The error text says what is wrong with the log.
 pub(super) fn bounds(db: &rocksdb::DB, options: &Options, floor: &FloorFile) -> Result<Bounds, String> {
     let purged = read_meta::<peer::Purged>(db, keys::PURGED)?;
     let base = purged.as_ref().map_or(0, |purged| purged.hash);
@@ -70,7 +70,7 @@ pub(super) fn bounds(db: &rocksdb::DB, options: &Options, floor: &FloorFile) -> 
     if let Some(floor) = floor.vote()
         && !vote.is_some_and(|vote| vote >= floor)
     {
-        return Err(format!("its vote is {vote:?}, but this node voted {floor} once"));
+        return Err(format!("its vote is {vote:?}, but this node has voted {floor}"));
     }
     let begin = purged.map_or(0, |purged| purged.index + 1);
     let any = purged.is_none() && options.log_start == LogStart::Anywhere;
@@ -102,19 +102,19 @@ pub(super) fn bounds(db: &rocksdb::DB, options: &Options, floor: &FloorFile) -> 
     })
 }
 
-/// The log while it is read from end to end.
+/// The state of reading the log from its beginning to its end.
 struct Chain {
     next: u64,
-    /// The first entry may have any index.
+    /// Whether the first entry may have any index.
     any: bool,
     hash: u64,
     last: Option<LogId>,
-    /// An entry that must be this one, if it is here.
+    /// The entry of the durability floor. If the log has an entry at this index, it must be this one.
     floor: Option<LogId>,
 }
 
 impl Chain {
-    /// Reads every entry from `next` on; returns the index at which the log begins.
+    /// Reads all entries from `next` on, and returns the index of the first one.
     fn follow(&mut self, db: &rocksdb::DB) -> Result<u64, String> {
         let mut options = ReadOptions::default();
         options.set_iterate_lower_bound(keys::entry(self.next));
@@ -139,7 +139,7 @@ impl Chain {
     fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
         let index = keys::index(key).ok_or("a key is not an index")?;
         if index != self.next {
-            return Err(format!("entry {index} stands where {} must be", self.next));
+            return Err(format!("entry {index} is in the place of entry {}", self.next));
         }
         let record = decode(index, value).map_err(|e| e.to_string())?;
         if record.previous != self.hash {

@@ -1,5 +1,5 @@
-//! What lies in the database: entries, each chained to the one before it, and single rows, all behind a CRC32C. The
-//! bytes are described in `keys/log.rs`.
+//! The records of the log database: entries, each chained to the previous one, and single rows. All begin with a
+//! CRC32C. `keys/log.rs` describes the bytes.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use twox_hash::XxHash3_64;
 
 use crate::disk::types::{Entry, entry_from_proto, entry_to_proto};
 
-/// The disk gave back something else than it was given.
+/// The error for bytes on the disk that are not those that were written.
 pub(super) fn damaged(reason: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }
@@ -18,16 +18,16 @@ pub(super) fn damaged(reason: String) -> io::Error {
 const CRC_BYTES: usize = 4;
 const HASH_BYTES: usize = 8;
 
-/// What a record holds.
+/// A decoded record.
 pub(super) struct Record {
     pub(super) entry: Entry,
-    /// Hash of the record before.
+    /// The hash of the previous record.
     pub(super) previous: u64,
-    /// Hash of this one.
+    /// The hash of this record.
     pub(super) hash: u64,
 }
 
-/// Replaces `record` by the record of `entry` behind the one that hashes to `previous`; returns its own hash.
+/// Encodes `entry` into `record`, as the successor of the record with the hash `previous`. Returns its own hash.
 pub(super) fn encode(entry: &Entry, previous: u64, record: &mut Vec<u8>) -> io::Result<u64> {
     record.clear();
     record.extend_from_slice(&[0; CRC_BYTES]);
@@ -37,7 +37,7 @@ pub(super) fn encode(entry: &Entry, previous: u64, record: &mut Vec<u8>) -> io::
     Ok(XxHash3_64::oneshot(&record[CRC_BYTES..]))
 }
 
-/// The record of the entry at `index`, if it is whole and belongs there.
+/// Decodes the record at `index`. Fails if it is damaged, or is that of another entry.
 pub(super) fn decode(index: u64, record: &[u8]) -> io::Result<Record> {
     let wrong = |what: &str| damaged(format!("entry {index} {what}"));
     let chained = unseal(record).ok_or_else(|| wrong("does not match its checksum"))?;
@@ -57,7 +57,7 @@ pub(super) fn decode(index: u64, record: &[u8]) -> io::Result<Record> {
     })
 }
 
-/// A message behind its checksum.
+/// Encodes a message with its checksum.
 pub(super) fn seal(message: &impl Message) -> Vec<u8> {
     let mut sealed = vec![0; CRC_BYTES];
     sealed.extend_from_slice(&message.encode_to_vec());
@@ -65,7 +65,7 @@ pub(super) fn seal(message: &impl Message) -> Vec<u8> {
     sealed
 }
 
-/// What is behind a checksum that matches.
+/// The bytes after the checksum, or `None` if the checksum does not match.
 pub(super) fn unseal(sealed: &[u8]) -> Option<&[u8]> {
     let (crc, bytes) = sealed.split_first_chunk::<CRC_BYTES>()?;
     (crc32c::crc32c(bytes) == u32::from_be_bytes(*crc)).then_some(bytes)

@@ -1,11 +1,11 @@
-//! The one thread that makes the log durable.
+//! The thread that makes the log durable.
 //!
-//! Whoever wrote something to the WAL leaves a [`Waiter`] here. The thread takes all waiters at once, flushes
-//! the WAL once for all of them, then tells them in the order in which they came. While a flush runs, the
-//! next group gathers: the slower the disk, the larger the groups.
+//! Every write to the WAL puts a [`Waiter`] into the queue of this thread. The thread takes all waiters, flushes the
+//! WAL once for all of them, and completes them in their order. While a flush runs, the next group accumulates: the
+//! slower the disk, the larger the groups.
 //!
-//! The queue has no bound of its own. A waiter is an append that openraft has in flight, and what may be in
-//! flight is bounded where operations are admitted.
+//! The queue has no bound of its own. A waiter is an append that openraft has in flight, and the number of operations
+//! in flight is bounded where the node admits them.
 
 use std::io;
 use std::sync::Arc;
@@ -20,16 +20,16 @@ use crate::disk::damage::Failure;
 use crate::disk::floor::Mark;
 use crate::disk::types::TypeConfig;
 
-/// Somebody who wants to know when what was written so far is durable.
+/// Waits until everything written so far is durable.
 pub(super) enum Waiter {
-    /// openraft, which goes on meanwhile, and the last entry that it appended.
+    /// An append of openraft, which continues meanwhile, with a mark of its last entry.
     Append(IOFlushed<TypeConfig>, Option<Mark>),
-    /// Ourselves, waiting.
+    /// A caller in this crate that waits.
     Barrier(oneshot::Sender<io::Result<()>>),
 }
 
 impl Waiter {
-    /// Tells the waiter, and names the entry that is durable now.
+    /// Completes the waiter, and returns the mark of the entry that is durable now.
     fn complete(self, result: io::Result<()>) -> Option<Mark> {
         let durable = result.is_ok();
         match self {
@@ -38,7 +38,7 @@ impl Waiter {
                 mark.filter(|_| durable)
             }
             Waiter::Barrier(done) => {
-                // Nobody waits any more: the node is stopping.
+                // An error means that the receiver was dropped, because the node is stopping.
                 drop(done.send(result));
                 None
             }
@@ -46,7 +46,7 @@ impl Waiter {
     }
 }
 
-/// Handle of the thread; dropping it waits for what is queued.
+/// A handle of the thread. Dropping it waits until the queue is empty.
 pub(super) struct SyncThread {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -65,8 +65,8 @@ struct Queue {
 }
 
 impl SyncThread {
-    /// Starts the thread; `sync` makes durable everything that was written before it was called, `flushed` is told
-    /// which entry is durable after those who waited for it.
+    /// Starts the thread. `sync` makes everything durable that was written before the call. `flushed` is called with
+    /// the mark of the last durable entry, after its waiter was completed.
     pub(super) fn spawn(
         sync: impl FnMut() -> Result<(), String> + Send + 'static,
         flushed: impl Fn(Mark) + Send + 'static,
@@ -88,7 +88,7 @@ impl SyncThread {
         })
     }
 
-    /// Tells the waiter when everything written before this call is durable.
+    /// Completes the waiter when everything written before this call is durable.
     pub(super) fn wait(&self, waiter: Waiter) {
         self.shared.lock().waiters.push(waiter);
         self.shared.wake.notify_one();
@@ -100,15 +100,15 @@ impl SyncThread {
         self.wait(Waiter::Barrier(done));
         waiting
             .await
-            .unwrap_or_else(|_| Err(io::Error::other("the log's sync thread is gone")))
+            .unwrap_or_else(|_| Err(io::Error::other("the log's sync thread has ended")))
     }
 
-    /// The error that ended this log, if one did.
+    /// Returns the error if this log has failed.
     pub(super) fn check(&self) -> io::Result<()> {
         self.shared.failure.check()
     }
 
-    /// Ends this log: the write of `error` may be half on disk.
+    /// Marks this log as failed: the write that failed may be only partly on disk.
     pub(super) fn fail(&self, error: &str) {
         self.shared.failure.set(error);
     }
@@ -119,7 +119,7 @@ impl Shared {
         self.queue.lock()
     }
 
-    /// The next group; none when the log is closed and everything was told.
+    /// The next group, or `None` when the handle was dropped and every waiter is completed.
     fn next(&self) -> Option<Vec<Waiter>> {
         let mut queue = self.lock();
         while queue.waiters.is_empty() {
@@ -133,7 +133,7 @@ impl Shared {
 
     fn run(&self, mut sync: impl FnMut() -> Result<(), String>, flushed: impl Fn(Mark), metrics: &LogMetrics) {
         while let Some(group) = self.next() {
-            // After a failure the kernel may have dropped the dirty pages and report success: never again.
+            // Never flush again after a failure: the kernel may have dropped the dirty pages and then reports success.
             if self.failure.check().is_ok()
                 && let Err(error) = metrics.measure(&mut sync)
             {
@@ -155,7 +155,7 @@ impl Drop for SyncThread {
         self.shared.lock().closed = true;
         self.shared.wake.notify_one();
         if let Some(thread) = self.thread.take() {
-            // A panic in there has been reported by the thread itself.
+            // An error means a panic, which the thread has already reported.
             drop(thread.join());
         }
     }
@@ -189,7 +189,7 @@ mod tests {
                 waiting
             })
             .collect();
-        // The first flush takes whoever was there when it began, the second everybody else.
+        // The first flush completes the waiters that were there when it began, the second all others.
         release.send(()).unwrap();
         release.send(()).unwrap();
         drop(release);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn closing_tells_everybody_first() {
+    async fn closing_completes_all_waiters_first() {
         let thread = spawn(|| Ok(()));
         let (done, waiting) = oneshot::channel();
         thread.wait(Waiter::Barrier(done));

@@ -1,23 +1,22 @@
-//! The newest entries of the log in memory, so that replication and apply need not read and decode again
-//! what was appended a moment ago. Never more than what the log holds, always a run without holes that ends
-//! with the last entry.
+//! A cache of the newest entries of the log, so that replication and apply do not read and decode again what was just
+//! appended. It is always a run of entries without holes that ends with the last entry of the log.
 
 use std::collections::VecDeque;
 
 use crate::disk::types::Entry;
 
-/// Entries at most: each costs more memory than its bytes.
+/// The maximal number of entries, because each costs memory beside its bytes.
 const ENTRIES_MAX: usize = 1 << 17;
 
-/// Memory that an entry costs beside its encoded bytes, roughly.
+/// The approximate memory of an entry beside its encoded bytes.
 const ENTRY_OVERHEAD: usize = 128;
 
-/// An entry with what is known of its record.
+/// An entry, with the size and hash of its record.
 pub(super) struct Recent {
     pub(super) entry: Entry,
-    /// Length of the record.
+    /// The length of the record.
     pub(super) size: usize,
-    /// What the next record continues.
+    /// The hash of the record.
     pub(super) hash: u64,
 }
 
@@ -51,7 +50,7 @@ impl Tail {
         }
     }
 
-    /// The oldest entry that is here.
+    /// The index of the oldest cached entry.
     pub(super) fn first(&self) -> Option<u64> {
         self.entries.front().map(|oldest| oldest.entry.log_id.index)
     }

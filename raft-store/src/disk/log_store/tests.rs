@@ -19,7 +19,7 @@ use crate::disk::floor::FloorFile;
 use crate::disk::testing::{append, blank, crash_copy, ids, log_id, membership, normal, options, start_append};
 use crate::disk::types::LeaderId;
 
-/// A shard of which only the log and its floor are there.
+/// Opens only the log of a shard, with its floor.
 fn open(dir: &Path) -> LogStore {
     try_open(dir, &options()).unwrap()
 }
@@ -46,7 +46,7 @@ fn vote(term: u64) -> Vote {
     }
 }
 
-/// The write-ahead log that is being written.
+/// The path of the current write-ahead log.
 fn newest_wal(dir: &Path) -> PathBuf {
     let files = fs::read_dir(dir.join("log")).unwrap().map(|item| item.unwrap().path());
     let wals = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
@@ -120,7 +120,7 @@ async fn a_power_cut_keeps_what_was_synced_and_a_torn_tail_is_dropped() {
     let synced = fs::metadata(newest_wal(&live)).unwrap().len();
     stalled.store(true, Ordering::Relaxed);
     for i in 20..30 {
-        // Handed to the operating system and readable, but the disk does not have it.
+        // Written to the operating system and readable, but not on the disk yet.
         drop(start_append(&mut log, vec![normal(1, i, 200)]).await.unwrap());
     }
     crash_copy(&live, &copy);
@@ -180,7 +180,7 @@ async fn a_record_that_changed_on_disk_is_an_error() {
     assert!(refused.to_string().contains("checksum"), "{refused}");
 }
 
-/// Each record is whole, but the log is not what was written.
+/// Each record has a valid checksum, but the log is not the one that was written.
 #[tokio::test]
 async fn a_missing_or_older_record_breaks_the_chain() {
     let dir = TempDir::new().unwrap();
@@ -246,7 +246,7 @@ async fn replication_reads_at_most_a_payload_and_at_least_an_entry() {
             [1, 2, 3]
         );
         drop((log, reader));
-        log = open(dir.path()); // nothing is in memory any more
+        log = open(dir.path()); // the cache in memory is empty now
     }
     log.purge(log_id(1, 1)).await.unwrap();
     let mut reader = log.get_log_reader().await;
@@ -335,7 +335,7 @@ async fn a_purge_above_the_last_entry_moves_the_log_there() {
     assert_eq!(log.purge_point().get(), Some(log_id(3, 10)), "a purge never goes back");
 }
 
-/// RocksDB's bounds for the removal of files are both inclusive.
+/// RocksDB includes both bounds when it removes files in a range.
 #[tokio::test]
 async fn a_purge_removes_whole_files_but_not_the_entry_behind_it() {
     let dir = TempDir::new().unwrap();
@@ -347,7 +347,7 @@ async fn a_purge_removes_whole_files_but_not_the_entry_behind_it() {
             .unwrap();
         begin += 100;
         log.inner.db.flush_cf(log.inner.entries()).unwrap();
-        // Only files below the first level are removed.
+        // RocksDB removes only files below level 0.
         let from = keys::entry(begin - 100);
         log.inner
             .db
@@ -418,7 +418,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the log must hold: the entries from `begin` on.
+/// A model of the log: the entries from `begin` on.
 #[derive(Default)]
 struct Model {
     begin: u64,
@@ -435,7 +435,7 @@ impl Model {
         self.entries.last().map(|entry| entry.log_id).or(self.purged)
     }
 
-    /// Makes the step in the model and in the log.
+    /// Takes the step in the model and in the log.
     async fn step(&mut self, log: &mut LogStore, term: u64, step: &Step) {
         match step {
             Step::Append { count, bytes } => {
@@ -474,7 +474,7 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// With everything, something and nothing in memory.
+    /// With all, some and none of the entries in the cache.
     #[test]
     fn memory_and_disk_hold_the_same_log(
         steps in proptest::collection::vec(step(), 1..25),

@@ -68,7 +68,7 @@ proptest! {
     }
 }
 
-/// Without a WAL a crash takes back writes, but never half a batch and never out of order.
+/// Without a WAL a crash undoes the newest writes, but always whole batches.
 #[test]
 fn rows_and_the_applied_row_become_durable_together() {
     let dir = TempDir::new().unwrap();
@@ -130,7 +130,7 @@ async fn a_restart_begins_where_the_state_is_durable() {
 }
 
 #[test]
-fn another_format_is_refused_by_name_and_a_damaged_note_of_it_is_mended() {
+fn another_format_is_refused_by_name_and_a_damaged_format_file_is_rewritten() {
     let dir = TempDir::new().unwrap();
     drop(open(dir.path()));
     let layout = shard(&dir);
@@ -144,7 +144,7 @@ fn another_format_is_refused_by_name_and_a_damaged_note_of_it_is_mended() {
 
     fs::remove_file(layout.floor()).unwrap();
     assert!(matches!(refused(dir.path()), OpenError::Quarantine { .. }));
-    // What a version without a floor wrote.
+    // A file of a version without a floor.
     fs::write(layout.format(), "agentpost shard 1\n").unwrap();
     let error = refused(dir.path());
     assert!(matches!(error, OpenError::ForeignFormat { .. }));

@@ -23,7 +23,7 @@ fn rows(stores: &Stores) -> Vec<Row> {
     rows.map(Result::unwrap).collect()
 }
 
-/// A shard with a snapshot at entry 30 and entries up to [`LAST`]; the log begins behind 20 if it is `purged`.
+/// A shard with a snapshot at entry 30 and entries up to [`LAST`]. If `purged`, the log begins after entry 20.
 async fn make(dir: &Path, purged: bool) -> Vec<Row> {
     let mut stores = open(dir);
     let mut entries = vec![membership(1, 0, &[1])];
@@ -41,7 +41,7 @@ async fn make(dir: &Path, purged: bool) -> Vec<Row> {
     rows(&stores)
 }
 
-/// Starts as openraft does, applies what it would apply again, and says what is in the state.
+/// Starts the stores as openraft does, applies the same entries again, and returns all rows of the state.
 async fn replayed(stores: &mut Stores) -> Vec<Row> {
     let mut helper = StorageHelper::new(&mut stores.log, &mut stores.machine).with_id(1);
     helper.get_initial_state().await.unwrap();
@@ -84,7 +84,7 @@ const STATE: [Change; 7] = [
         .unwrap();
     }),
     ("a bit", |layout| {
-        // The newest file: the snapshot does not share it.
+        // The newest file, which the snapshot does not share.
         let dir = layout.state().join("db-1");
         let names = files::names(&dir).unwrap();
         let newest = names.iter().rfind(|name| name.ends_with(".sst")).unwrap();
@@ -133,7 +133,7 @@ async fn a_state_that_nothing_can_replace_is_left_alone() {
 }
 
 #[tokio::test]
-async fn what_was_noted_while_the_node_ran_is_not_used_again() {
+async fn a_directory_recorded_as_damaged_is_not_used_again() {
     let dir = TempDir::new().unwrap();
     let expected = make(dir.path(), true).await;
     let layout = shard(dir.path());
@@ -146,7 +146,7 @@ async fn what_was_noted_while_the_node_ran_is_not_used_again() {
     let reason = stores.state.damaged().await;
     assert!(reason.contains("db-1"), "{reason}");
     drop(stores);
-    // The snapshot shared that file, so it is not used either; the log does not reach back.
+    // The snapshot shares that file, so it is not used either, and the log does not begin at 0.
     assert!(matches!(
         open::shard(dir.path(), options()).err().unwrap(),
         OpenError::Quarantine { .. }
@@ -179,13 +179,13 @@ async fn a_damaged_snapshot_goes_and_the_state_stays() {
     flip(&manifest);
     let mut stores = open(dir.path());
     assert!(!manifest.exists());
-    // openraft takes another at once: the log begins behind entry 20.
+    // openraft takes another snapshot at once, because the log begins after entry 20.
     assert_eq!(replayed(&mut stores).await, expected);
     let taken = stores.machine.get_current_snapshot().await.unwrap().unwrap();
     assert_eq!(taken.meta.last_log_id, Some(log_id(1, LAST)));
 }
 
-/// Every file below `dir`.
+/// All files below `dir`.
 fn all_files(dir: &Path, found: &mut Vec<PathBuf>) {
     for name in files::names(dir).unwrap() {
         let path = dir.join(name);
@@ -197,7 +197,7 @@ fn all_files(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Whatever file is damaged: what comes up has everything, or does not come up.
+/// No matter which file is damaged, the shard either opens with all its data or does not open.
 #[tokio::test]
 async fn any_damaged_file_is_repaired_or_refused() {
     let dir = TempDir::new().unwrap();
@@ -243,9 +243,9 @@ async fn any_damaged_file_is_repaired_or_refused() {
     assert!(up > 20 && refused > 5, "{up} came up, {refused} did not");
 }
 
-/// The end of a table holds what RocksDB does not read with its rows. Found by C4, seed 2399459841.
+/// The end of a table file has bytes that RocksDB does not read with the rows. A fault test found this case.
 #[tokio::test]
-async fn a_file_that_is_spoilt_in_the_snapshot_is_not_used_by_the_state() {
+async fn a_file_that_is_damaged_in_the_snapshot_is_not_used_by_the_state() {
     let whole = TempDir::new().unwrap();
     make(whole.path(), true).await;
     for back in (60..1_000).step_by(47) {

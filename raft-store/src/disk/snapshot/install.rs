@@ -1,5 +1,5 @@
-//! Putting a snapshot in the place of the state. The steps, and what a crash between them leaves, are described
-//! at the top of `snapshot.rs`; each is a function here so that a test can stop behind it.
+//! Replacing the state by a snapshot. `snapshot.rs` describes the steps and what a crash between them leaves. Each step
+//! is a function, so that a test can stop after it.
 
 use std::fs;
 use std::io;
@@ -34,7 +34,7 @@ pub(crate) fn install(state: &StateHandle, snapshots: &Snapshots, data: Snapshot
     Ok(())
 }
 
-/// A name for the new state directory: none of a directory that a reader may still hold.
+/// A name for the new state directory, different from all directories that may still be in use.
 pub(crate) fn next_name(layout: &Layout) -> io::Result<String> {
     let taken = files::names(&layout.state())?;
     let highest = taken.iter().filter_map(|name| number_of(name)).max();
@@ -53,7 +53,8 @@ pub(crate) fn build(layout: &Layout, data: &SnapshotData, name: &str) -> io::Res
     files::rename(&staged, &layout.state().join(name))
 }
 
-/// Table files never change, so the snapshot and the state share them. Everything else is RocksDB's to write.
+/// Links a table file, which never changes, so that the snapshot and the state share it. Copies any other file, because
+/// RocksDB may write to it.
 fn adopt(from: &Path, to: &Path) -> io::Result<()> {
     if manifest::is_table(from) {
         return fs::hard_link(from, to);
@@ -62,7 +63,7 @@ fn adopt(from: &Path, to: &Path) -> io::Result<()> {
     files::sync_file(to)
 }
 
-/// Opens the new state and sees that it is what the snapshot claims.
+/// Opens the new state, and checks that it ends where the manifest says.
 pub(crate) fn open(
     layout: &Layout,
     options: &Options,

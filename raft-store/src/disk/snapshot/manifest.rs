@@ -1,5 +1,5 @@
-//! The manifest of a snapshot: what the checkpoint covers, and its files with lengths and checksums. It lies
-//! beside the files as `SNAPSHOT`: the CRC32C of the rest in 4 bytes, then an encoded `peer::SnapshotMeta`.
+//! The manifest of a snapshot: what the checkpoint covers, and its files with their lengths and checksums. It is the
+//! file `SNAPSHOT` beside the others: the CRC32C of the rest in 4 bytes, then an encoded `peer::SnapshotMeta`.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -23,12 +23,12 @@ use crate::disk::types::{
 
 const NAME: &str = "SNAPSHOT";
 const CRC_BYTES: usize = 4;
-/// Files of one snapshot at most: its manifest must fit into one message between nodes.
+/// The maximal number of files, so that a manifest fits into one message between nodes.
 const FILES_MAX: usize = 65_536;
-/// Files that RocksDB keeps beside a database for itself.
+/// Files in the directory of a checkpoint that are not part of the snapshot.
 const NOT_DATA: [&str; 3] = [NAME, "LOCK", "LOG"];
 
-/// The row that remembers the membership in the state.
+/// The row that stores the membership in the state.
 pub(crate) fn membership_row(log_id: &LogId, membership: &Membership) -> peer::SnapshotMeta {
     peer::SnapshotMeta {
         membership_log_id: Some(log_id_to_proto(log_id)),
@@ -37,7 +37,7 @@ pub(crate) fn membership_row(log_id: &LogId, membership: &Membership) -> peer::S
     }
 }
 
-/// The membership of a manifest, or of the row above.
+/// The membership in a manifest, or in the row of [`membership_row`].
 pub(crate) fn stored_membership(meta: &peer::SnapshotMeta) -> Result<StoredMembership, Malformed> {
     match &meta.membership {
         None => Ok(StoredMembership::default()),
@@ -48,8 +48,8 @@ pub(crate) fn stored_membership(meta: &peer::SnapshotMeta) -> Result<StoredMembe
     }
 }
 
-/// Describes a checkpoint and makes its files durable. Reads the files that `known`, an older snapshot of the
-/// same database, does not share.
+/// Describes a checkpoint and makes its files durable. It reads only the files that the checkpoint does not share with
+/// `known`, an older snapshot of the same database.
 pub(super) fn describe(dir: &Path, known: Option<&SnapshotData>) -> io::Result<peer::SnapshotMeta> {
     let mut meta = covered(dir)?;
     for name in files::names(dir)? {
@@ -68,8 +68,8 @@ pub(super) fn describe(dir: &Path, known: Option<&SnapshotData>) -> io::Result<p
     Ok(meta)
 }
 
-/// The entry of a table file in an older snapshot, if it is the same file by another link: it never changed. A
-/// block that went bad since then shows at whoever receives it; a new checksum would make it look right.
+/// The manifest entry of a table file in an older snapshot, if both are links to the same file. Its old checksum is
+/// used again: if a block went bad since, the receiver of the snapshot detects it, which a new checksum would hide.
 fn shared(path: &Path, name: &str, known: &SnapshotData) -> Option<FileEntry> {
     let entry = known.meta().files.iter().find(|file| file.name == name)?;
     let (new, old) = (fs::metadata(path).ok()?, fs::metadata(known.dir().join(name)).ok()?);
@@ -77,12 +77,12 @@ fn shared(path: &Path, name: &str, known: &SnapshotData) -> Option<FileEntry> {
     (is_table(path) && same).then(|| entry.clone())
 }
 
-/// Whether RocksDB never changes this file once it is there.
+/// Whether this is a table file, which RocksDB never changes after it is written.
 pub(super) fn is_table(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "sst")
 }
 
-/// What a database says of itself: last entry and membership, no files.
+/// A manifest without files, read from the database itself: its last entry and membership.
 pub(super) fn covered(dir: &Path) -> io::Result<peer::SnapshotMeta> {
     let db = rocksdb::DB::open_for_read_only(&common_options(), dir, false).map_err(io::Error::other)?;
     let applied: record::Applied = row(&db, &keys::applied())?;
@@ -111,7 +111,7 @@ pub(super) fn write(dir: &Path, meta: &peer::SnapshotMeta) -> io::Result<()> {
     files::replace_file(&dir.join(NAME), &bytes)
 }
 
-/// Reads a manifest and sees that its files are there, at their length.
+/// Reads a manifest, and checks that every file exists with its length.
 pub(super) fn read(dir: &Path) -> io::Result<peer::SnapshotMeta> {
     let bytes = fs::read(dir.join(NAME))?;
     let (crc, bytes) = bytes
@@ -131,7 +131,7 @@ pub(super) fn read(dir: &Path) -> io::Result<peer::SnapshotMeta> {
     Ok(meta)
 }
 
-/// Reads every file and compares it with the manifest, as long as `on` says so after each piece.
+/// Compares every file with the manifest, until `on`, called with the size of each piece, returns `false`.
 pub(super) fn verify(dir: &Path, meta: &peer::SnapshotMeta, mut on: impl FnMut(usize) -> bool) -> io::Result<()> {
     for file in &meta.files {
         match read_through(&dir.join(&file.name), &mut on)? {
@@ -143,19 +143,19 @@ pub(super) fn verify(dir: &Path, meta: &peer::SnapshotMeta, mut on: impl FnMut(u
     Ok(())
 }
 
-/// Inode numbers of the table files that do not match.
-pub(super) fn spoilt_tables(dir: &Path, meta: &peer::SnapshotMeta) -> io::Result<BTreeSet<u64>> {
-    let mut spoilt = BTreeSet::new();
+/// The inode numbers of the table files that do not match the manifest.
+pub(super) fn damaged_tables(dir: &Path, meta: &peer::SnapshotMeta) -> io::Result<BTreeSet<u64>> {
+    let mut damaged = BTreeSet::new();
     for file in &meta.files {
         let path = dir.join(&file.name);
         if is_table(&path) && path.exists() && checksum(&path)? != (file.size, file.crc32c) {
-            spoilt.insert(path.metadata()?.ino());
+            damaged.insert(path.metadata()?.ino());
         }
     }
-    Ok(spoilt)
+    Ok(damaged)
 }
 
-/// A manifest may come from the network: it must name files in its own directory, each once.
+/// Checks a manifest, which may come from the network. It must name files in its own directory, each once.
 pub(super) fn check(meta: &peer::SnapshotMeta) -> io::Result<()> {
     stored_membership(meta).map_err(invalid)?;
     if meta.files.is_empty() || meta.files.len() > FILES_MAX {
@@ -176,13 +176,13 @@ pub(super) fn check(meta: &peer::SnapshotMeta) -> io::Result<()> {
     Ok(())
 }
 
-/// Length and CRC32C of a file.
+/// The length and CRC32C of a file.
 fn checksum(path: &Path) -> io::Result<(u64, u32)> {
     let read = read_through(path, |_| true)?;
-    read.ok_or_else(|| invalid("it was not read"))
+    read.ok_or_else(|| invalid("a file was not read"))
 }
 
-/// The same, as long as `on` says so after each piece.
+/// The length and CRC32C of a file, or `None` if `on` returned `false` after a piece.
 fn read_through(path: &Path, mut on: impl FnMut(usize) -> bool) -> io::Result<Option<(u64, u32)>> {
     let mut file = File::open(path)?;
     let mut buffer = vec![0; 256 << 10];

@@ -1,4 +1,4 @@
-//! The receiving end of a snapshot. Everything here blocks on the disk.
+//! Receiving a snapshot. Everything here blocks on the disk.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,11 +10,11 @@ use super::manifest::{self, invalid};
 use super::{Checked, SnapshotData};
 use crate::disk::files::{self, DirGuard};
 
-/// A snapshot that is on its way. Dropped before it is finished, it leaves nothing.
+/// A snapshot that is being received. Its directory is removed if it is dropped before it is finished.
 pub struct Receiver {
     dir: DirGuard,
     meta: peer::SnapshotMeta,
-    /// Number of the file that is being written; all of them when everything is here.
+    /// The number of the file that is being written. It is the number of files when all are complete.
     at: usize,
     file: Option<File>,
     size: u64,
@@ -22,7 +22,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Prepares to receive the files of `meta` in the directory `dir`, which is emptied first.
+    /// Begins to receive the files of `meta` into the directory `dir`, which is emptied first.
     pub fn begin(dir: &Path, meta: peer::SnapshotMeta) -> io::Result<Self> {
         manifest::check(&meta)?;
         files::remove_dir(dir)?;
@@ -39,11 +39,11 @@ impl Receiver {
         Ok(receiver)
     }
 
-    /// Takes the next bytes of a file. Files come in the order of the manifest, bytes in their order.
+    /// Takes the next bytes of a file. The files must come in the order of the manifest.
     pub fn chunk(&mut self, file_no: u32, data: &[u8]) -> io::Result<()> {
         let expected = self.meta.files.get(self.at);
         let (Some(expected), Some(file)) = (expected, self.file.as_mut()) else {
-            return Err(invalid("bytes behind the last file"));
+            return Err(invalid("bytes after the last file"));
         };
         if file_no as usize != self.at {
             return Err(invalid(format!(
@@ -71,8 +71,8 @@ impl Receiver {
         self.open_next()
     }
 
-    /// Checks that everything came and is what the manifest claims. Open it with
-    /// [`SnapshotData::into_snapshot`]; dropped instead, it is removed.
+    /// Checks that every file is complete and that the database holds what the manifest claims. The directory is
+    /// removed when the result is dropped, unless the snapshot is installed.
     pub fn finish(self) -> io::Result<SnapshotData> {
         if let Some(missing) = self.meta.files.get(self.at) {
             return Err(invalid(format!("it ends before the end of {}", missing.name)));
@@ -90,7 +90,7 @@ impl Receiver {
         Ok(SnapshotData::new(self.dir, self.meta, Checked::Content))
     }
 
-    /// Opens the next file that has bytes; creates the empty ones before it.
+    /// Opens the next file that is not empty, and creates the empty files before it.
     fn open_next(&mut self) -> io::Result<()> {
         (self.file, self.size, self.crc32c) = (None, 0, 0);
         while let Some(next) = self.meta.files.get(self.at) {

@@ -15,14 +15,14 @@ use crate::disk::open::Stores;
 use crate::disk::state::point_to;
 use crate::disk::testing::{append, apply, blank, crash_copy, ids, log_id, membership, open};
 
-/// Everything in the state.
+/// All rows of the state.
 fn rows(db: &StateDb) -> Vec<Row> {
     db.range(vec![]..vec![0xff; 8], Order::Ascending)
         .map(Result::unwrap)
         .collect()
 }
 
-/// A node with some rows, entries `0..=last` in log and state.
+/// A node with some rows, and the entries `0..=last` in its log and state.
 async fn node(dir: &Path, mark: &str, last: u64) -> Stores {
     let mut stores = open(dir);
     let mut entries = vec![membership(1, 0, &[1, 2, 3])];
@@ -46,7 +46,7 @@ async fn build(stores: &mut Stores) -> SnapshotData {
     builder.build_snapshot().await.unwrap().snapshot
 }
 
-/// Sends a snapshot to another node, up to the point where it is complete there.
+/// Sends a snapshot to another node, without installing it.
 async fn send(data: &SnapshotData, to: &Stores) -> SnapshotData {
     let mut receiver = to.snapshots.receive(data.meta().clone()).unwrap();
     let mut chunks = data.chunks();
@@ -67,7 +67,7 @@ async fn install_on(stores: &mut Stores, data: SnapshotData) {
         .unwrap();
 }
 
-/// What openraft does at a start.
+/// Starts the stores as openraft does.
 async fn start(stores: &mut Stores) {
     let mut helper = StorageHelper::new(&mut stores.log, &mut stores.machine).with_id(1);
     helper.get_initial_state().await.unwrap();
@@ -106,7 +106,7 @@ async fn a_snapshot_travels_and_becomes_the_state() {
     assert_eq!(offered.meta, built.openraft_meta().unwrap());
     assert_eq!(names(&there, "snapshots"), ["snap-1-1-40"]);
     assert!(names(&there, "incoming").is_empty());
-    // The state goes on without touching the snapshot, and both survive a restart.
+    // Later writes to the state do not change the snapshot, and both survive a restart.
     write(&follower, "afterwards", 50);
     drop((offered, follower));
     let mut follower = open(&there);
@@ -137,7 +137,7 @@ async fn a_replaced_snapshot_stays_until_nobody_streams_it() {
     );
     drop((first, second, again));
     while names(dir.path(), "snapshots") != ["snap-1-1-6"] {
-        tokio::task::yield_now().await; // the thread that read for the stream lets go a moment later
+        tokio::task::yield_now().await; // the thread that reads for the stream drops the snapshot a moment later
     }
 }
 
@@ -157,7 +157,7 @@ async fn a_file_that_went_bad_between_two_snapshots_shows_at_the_receiver() {
     let mut bytes = fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
-    // In place: the live state and the snapshots share the file.
+    // Changed in place, because the live state and the snapshots share the file.
     fs::File::options()
         .write(true)
         .open(&path)
@@ -206,7 +206,7 @@ async fn a_build_that_was_cut_off_leaves_the_last_snapshot() {
     );
 }
 
-/// The steps of an installation, as `install.rs` takes them; a crash comes behind one of them.
+/// The steps of an installation as in `install.rs`. A crash comes after one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
     Received,
@@ -279,7 +279,7 @@ async fn a_crash_during_an_installation_leaves_the_old_state_or_the_new_one() {
             dir.path().join(format!("{last:?} copy")),
         );
         let mut follower = node(&live, "old", 3).await;
-        build(&mut follower).await; // an older snapshot that is replaced
+        build(&mut follower).await; // an older snapshot, which is replaced
         let old = rows(&follower.state.current());
         let received = send(&built, &follower).await;
         let snapshots = Snapshots {
@@ -321,7 +321,7 @@ async fn a_crash_during_an_installation_leaves_the_old_state_or_the_new_one() {
     }
 }
 
-/// The power goes when the state is durable and the log behind a truncation is not yet.
+/// A power cut when the state is durable and the log after a truncation is not.
 #[tokio::test]
 async fn a_state_ahead_of_the_log_starts_and_offers_a_snapshot_that_fits() {
     let dir = TempDir::new().unwrap();
@@ -332,7 +332,7 @@ async fn a_state_ahead_of_the_log_starts_and_offers_a_snapshot_that_fits() {
         .await
         .unwrap();
     stores.log.truncate_after(Some(log_id(1, 5))).await.unwrap();
-    crash_copy(&live, &copy); // the log as the disk has it
+    crash_copy(&live, &copy); // the log as it is on the disk
     let entries: Vec<_> = (6..=20).map(|index| blank(2, index)).collect();
     append(&mut stores.log, entries.clone()).await.unwrap();
     apply(&mut stores.machine, entries).await.unwrap();
@@ -352,7 +352,7 @@ async fn a_state_ahead_of_the_log_starts_and_offers_a_snapshot_that_fits() {
 }
 
 #[tokio::test]
-async fn what_is_not_as_announced_is_refused() {
+async fn a_snapshot_that_differs_from_its_manifest_is_refused() {
     let dir = TempDir::new().unwrap();
     let mut leader = node(&dir.path().join("leader"), "a", 4).await;
     let built = build(&mut leader).await;
@@ -377,7 +377,7 @@ async fn what_is_not_as_announced_is_refused() {
     while let Some(chunk) = stream.next().await {
         chunks.push(chunk.unwrap());
     }
-    // All chunks, with a change; the first error.
+    // Sends all chunks with one change, and returns the first error.
     type Chunks = Vec<(u32, Bytes)>;
     let transfer = |meta: &dyn Fn(&mut peer::SnapshotMeta), change: &dyn Fn(&mut Chunks)| {
         let mut receiver = receive(meta)?;
