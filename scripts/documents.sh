@@ -3,7 +3,7 @@
 #
 # usage: scripts/documents.sh [--bin DIR] [--verbose] [DOCUMENT...]
 #
-#   DOCUMENT    README.md client/README.md node/README.md; all of them when none is named
+#   DOCUMENT    README.md client/README.md node/README.md jepsen-like-tests/README.md; all of them when none is named
 #   --bin DIR   take agentpostd, kite and agentpost from there instead of building them
 #   --verbose   print what the commands print, also when all is well
 #   --help      this text
@@ -16,7 +16,8 @@
 #   ```python ```js ```toml  whose first line is a comment with a file name is written to that file, for the next commands
 #   ```rust                  whose first line is `// client/examples/NAME.rs` must have the very lines of that file
 #   ```json                  must be JSON
-#   ```text ```mermaid       is not run: it says by which other test it is, or needs more than one machine
+#   ```text ```console       is not run: another test does it, it takes too long, or it needs more than one machine
+#   ```mermaid               is a drawing
 #
 # Any other fence is an error, and so is a link to a file that does not exist. Each document gets an empty home, a copy of
 # the checkout's folders as links, and free ports: in its blocks 77nn, 78nn and 90nn become others. `cargo`, `pip` and
@@ -48,7 +49,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-[ ${#DOCUMENTS[@]} -gt 0 ] || DOCUMENTS=(README.md client/README.md node/README.md)
+[ ${#DOCUMENTS[@]} -gt 0 ] || DOCUMENTS=(README.md client/README.md node/README.md jepsen-like-tests/README.md)
 for document in "${DOCUMENTS[@]}"; do [ -f "$ROOT/$document" ] || die "there is no $document in $ROOT"; done
 
 WORK=$(mktemp -d)
@@ -99,7 +100,7 @@ split() {
     function problem(text) { print document ":" NR ": " text > "/dev/stderr"; failed = 1; exit 1 }
     !inside && /^```/ {
       inside = 1; kind = substr($0, 4); start = NR; first = 1
-      if (kind !~ /^(sh|python|js|toml|json|rust|text|mermaid)$/) problem("a fence must be sh, python, js, toml, json, rust, text or mermaid, not \"" kind "\"")
+      if (kind !~ /^(sh|python|js|toml|json|rust|text|console|mermaid)$/) problem("a fence must be sh, python, js, toml, json, rust, text, console or mermaid, not \"" kind "\"")
       if (kind == "sh") print "at " quoted(document ":" NR) > (dir "/commands")
       next
     }
