@@ -223,7 +223,7 @@ run_document() {
   echo "$1: $(grep -c '^at ' "$dir/commands") blocks, $(grep -c '^expect ' "$dir/commands") lines of output as shown, $((SECONDS - started)) s"
 }
 
-if [ -n "$BIN" ]; then install_packages curl jq; else build_release; BIN=$BUILT_BIN; fi
+if [ -n "$BIN" ]; then install_packages curl jq; else build_binaries quickstart; BIN=$BUILT_BIN; fi
 for b in agentpostd kite agentpost; do [ -x "$BIN/$b" ] || die "$BIN has no $b"; done
 ensure_packages
 failed=0
