@@ -3,7 +3,7 @@
 #
 # usage: scripts/documents.sh [--bin DIR] [--verbose] [DOCUMENT...]
 #
-#   DOCUMENT    README.md client/README.md node/README.md jepsen-like-tests/README.md; all of them when none is named
+#   DOCUMENT    a file such as node/README.md; all documents when none is named
 #   --bin DIR   take agentpostd, kite and agentpost from there instead of building them
 #   --verbose   print what the commands print, also when all is well
 #   --help      this text
@@ -19,13 +19,13 @@
 #   ```text ```console       is not run: another test does it, it takes too long, or it needs more than one machine
 #   ```mermaid               is a drawing
 #
-# Any other fence is an error, and so is a link to a file that does not exist. Each document gets an empty home, a copy of
-# the checkout's folders as links, and free ports: in its blocks 77nn, 78nn and 90nn become others. `cargo`, `pip` and
-# `npm` do nothing there (the programs and packages are installed before); `scripts/cluster.sh up` and `agentpostd dev` get the ports,
-# and the former the programs of --bin.
+# Any other fence is an error, and so is a link to a file that does not exist, or a source file in backticks (`NAME.rs`) that
+# no folder has. Each document gets an empty home, links to the folders of the checkout, and free ports: in its blocks 77nn,
+# 78nn and 90nn become others. `cargo`, `pip` and `npm` do nothing there, because programs and packages are installed before.
+# `scripts/cluster.sh up` and `agentpostd dev` get the ports, and `cluster.sh` the programs of --bin.
 
-# Functions that are called by a name in a variable, or by a trap, look unused:
-# shellcheck source-path=SCRIPTDIR disable=SC2317
+# Functions that are called by a name in a variable, or by a trap, look unused, and backticks are searched for:
+# shellcheck source-path=SCRIPTDIR disable=SC2317,SC2016
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=lib/common.sh
@@ -35,7 +35,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 PYTHON_PACKAGES=(flask==3.1.2 requests==2.32.5 standardwebhooks==1.0.0 websockets==15.0.1)
 NODE_PACKAGES=(standardwebhooks@1.1.1)
-# Above everything that a block does: the slowest one waits out the retries of a webhook.
+# No document takes a minute on a quiet machine.
 DOCUMENT_SECONDS=600
 
 BIN='' VERBOSE=no DOCUMENTS=()
@@ -49,7 +49,8 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-[ ${#DOCUMENTS[@]} -gt 0 ] || DOCUMENTS=(README.md client/README.md node/README.md jepsen-like-tests/README.md)
+[ ${#DOCUMENTS[@]} -gt 0 ] || DOCUMENTS=(README.md client/README.md node/README.md jepsen-like-tests/README.md
+  ARCHITECTURE.md scripts/BENCHMARKS.md)
 for document in "${DOCUMENTS[@]}"; do [ -f "$ROOT/$document" ] || die "there is no $document in $ROOT"; done
 
 WORK=$(mktemp -d)
@@ -95,24 +96,25 @@ ensure_folder() {
 # split DOCUMENT DIR: the commands of a document into DIR/commands, what is to be compared into DIR/json and DIR/rust.
 split() {
   mkdir -p "$2/json" "$2/rust"
+  : >"$2/commands"
   awk -v document="$1" -v dir="$2" '
     function quoted(text) { gsub(/\047/, "\047\\\047\047", text); return "\047" text "\047" }
     function problem(text) { print document ":" NR ": " text > "/dev/stderr"; failed = 1; exit 1 }
     !inside && /^```/ {
       inside = 1; kind = substr($0, 4); start = NR; first = 1
       if (kind !~ /^(sh|python|js|toml|json|rust|text|console|mermaid)$/) problem("a fence must be sh, python, js, toml, json, rust, text, console or mermaid, not \"" kind "\"")
-      if (kind == "sh") print "at " quoted(document ":" NR) > (dir "/commands")
+      if (kind == "sh") print "at " quoted(document ":" NR) >> (dir "/commands")
       next
     }
     inside && /^```$/ {
-      if (file) print "END_OF_FILE" > (dir "/commands")
+      if (file) print "END_OF_FILE" >> (dir "/commands")
       inside = 0; file = ""
       next
     }
     !inside { next }
     kind == "sh" {
-      if (match($0, /^ *# → /)) print "expect " quoted(substr($0, RLENGTH + 1)) > (dir "/commands")
-      else print > (dir "/commands")
+      if (match($0, /^ *# → /)) print "expect " quoted(substr($0, RLENGTH + 1)) >> (dir "/commands")
+      else print >> (dir "/commands")
       next
     }
     kind == "json" { print > (dir "/json/" start); next }
@@ -126,9 +128,9 @@ split() {
     kind ~ /^(python|js|toml)$/ {
       if (first && $0 ~ /^(#|\/\/) [A-Za-z0-9_.\/-]+\.(py|mjs|toml)$/) {
         file = $2
-        print "cat >" file " <<\047END_OF_FILE\047" > (dir "/commands")
+        print "cat >" file " <<\047END_OF_FILE\047" >> (dir "/commands")
       }
-      if (file) print > (dir "/commands")
+      if (file) print >> (dir "/commands")
       else if (first) problem("a block of " kind " begins with a comment that names its file")
       first = 0
     }
@@ -152,6 +154,9 @@ check_texts() {
     case $link in http*://* | '#'*) continue ;; esac
     [ -e "$ROOT/$(dirname "$1")/${link%%#*}" ] || { echo "$1: there is no $link"; status=1; }
   done < <(grep -oE '\]\([^) ]+\)' "$ROOT/$1" | sed 's/^](//; s/)$//')
+  while read -r name; do
+    grep -qE "(^|/)$name$" <<<"$SOURCES" || { echo "$1: there is no $name"; status=1; }
+  done < <(grep -oE '`[A-Za-z0-9_./-]+\.rs`' "$ROOT/$1" | tr -d '`' | sort -u)
   return "$status"
 }
 
@@ -185,7 +190,7 @@ pip() { python3 -m pip --disable-pip-version-check show --quiet "${@:2}"; }
 AT=start SEEN=0
 trap "kill \$(jobs -p) 2>/dev/null || true; wait" EXIT
 trap "echo \"\$AT: a command of this block failed\"" ERR
-at() { AT=$1 SEEN=$(stat -c %s "$LOG"); echo "== $AT"; }
+at() { AT=$1; echo "== $AT"; SEEN=$(stat -c %s "$LOG"); }
 expect() {
   local text shown=$1 deadline=$((SECONDS + 60)) pattern
   pattern=$(printf %s "$1" | sed "s/[][\\\\*?]/\\\\&/g; s/…/*/g")
@@ -206,6 +211,10 @@ run_document() {
   ln -s "$NODE/node_modules" "$dir/checkout/node_modules"
   split "$1" "$dir" || return 1
   check_texts "$1" "$dir" || return 1
+  if [ ! -s "$dir/commands" ]; then
+    echo "$1: links and source files exist; it has no blocks to run"
+    return 0
+  fi
   p=$(free_ports)
   : >"$dir/output"
   {
@@ -226,6 +235,7 @@ run_document() {
 if [ -n "$BIN" ]; then install_packages curl jq; else build_binaries quickstart; BIN=$BUILT_BIN; fi
 for b in agentpostd kite agentpost; do [ -x "$BIN/$b" ] || die "$BIN has no $b"; done
 ensure_packages
+SOURCES=$(cd "$ROOT" && find . -name target -prune -o -name '*.rs' -print)
 failed=0
 for document in "${DOCUMENTS[@]}"; do run_document "$document" || failed=1; done
 exit "$failed"
