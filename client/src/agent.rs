@@ -30,12 +30,12 @@ impl Agent {
         &self.post
     }
 
-    /// A request as this agent, for what has no typed call.
+    /// A request as this agent, unless it names another one, for what has no typed call.
     ///
     /// # Errors
     /// See [`crate::http::Http::request`].
-    pub async fn request(&self, request: Request) -> Result<Answer, Error> {
-        self.post.http().request(&request.agent(&*self.id)).await
+    pub async fn request(&self, request: &Request) -> Result<Answer, Error> {
+        self.post.http().request(&request.clone().agent_if_none(&self.id)).await
     }
 
     /// [`Agent::request`], with the answer's JSON as a value.
@@ -43,6 +43,6 @@ impl Agent {
     /// # Errors
     /// See [`crate::http::Http::call`].
     pub async fn call<T: DeserializeOwned>(&self, request: Request) -> Result<T, Error> {
-        self.post.http().call(request.agent(&*self.id)).await
+        self.post.http().call(request.agent_if_none(&self.id)).await
     }
 }

@@ -254,7 +254,7 @@ impl Agent {
     /// [`Error::Refused`] with 404 for an unknown delivery, and with 409 if it has ended.
     pub async fn cancel_delivery(&self, id: &str) -> Result<(), Error> {
         let request = Request::delete(format!("/v1/deliveries/{}", segment(id))).repeat(Repeat::OnlyIfNotDone);
-        self.request(request).await.map(drop)
+        self.request(&request).await.map(drop)
     }
 
     /// What became of a message that this agent sent: which webhooks and which inboxes have it, and who has read it.

@@ -228,6 +228,12 @@ impl Request {
         self
     }
 
+    /// Acts as this agent if none is named yet.
+    pub(crate) fn agent_if_none(mut self, id: &str) -> Self {
+        self.agent.get_or_insert_with(|| id.to_owned());
+        self
+    }
+
     /// States whether it is safe to repeat the request, where the method alone does not tell.
     pub fn repeat(mut self, repeat: Repeat) -> Self {
         self.repeat = repeat;

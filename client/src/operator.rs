@@ -42,6 +42,11 @@ impl Operator {
         Operator { post }
     }
 
+    /// The connection that it uses.
+    pub fn post(&self) -> &Agentpost {
+        &self.post
+    }
+
     /// The deliveries of a whole team, by its id.
     pub fn deliveries(&self, team: &str) -> DeliveriesQuery {
         let request = Request::get("/admin/v1/deliveries").query("team", team);

@@ -97,7 +97,7 @@ impl Agent {
 
     async fn mark(&self, id: &str, read: bool) -> Result<(), Error> {
         let request = Request::patch(format!("/v1/messages/{}", segment(id))).json(&MarkReadRequest { read })?;
-        self.request(request).await.map(drop)
+        self.request(&request).await.map(drop)
     }
 }
 

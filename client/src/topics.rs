@@ -37,7 +37,7 @@ impl Agent {
     /// # Errors
     /// See [`crate::http::Http::request`].
     pub async fn unsubscribe(&self, topic: &str) -> Result<(), Error> {
-        self.request(Request::delete(PATH).query("topic", topic))
+        self.request(&Request::delete(PATH).query("topic", topic))
             .await
             .map(drop)
     }

@@ -96,7 +96,7 @@ impl AgentWebhook {
     /// # Errors
     /// See [`crate::http::Http::request`].
     pub async fn remove(&self) -> Result<(), Error> {
-        self.agent.request(Request::delete(PATH)).await.map(drop)
+        self.agent.request(&Request::delete(PATH)).await.map(drop)
     }
 }
 

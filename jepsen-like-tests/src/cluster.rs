@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use agentpost::Client;
-use agentpost::client::Request;
+use agentpost::Agentpost;
+use agentpost::http::Request;
 use agentpost::retry::RetryPolicy;
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
@@ -336,10 +336,10 @@ impl Cluster {
     }
 
     async fn wait_ready(&mut self, node: usize) -> Result<()> {
-        let client = Client::builder(self.url(node)).retry(RetryPolicy::once()).build()?;
+        let post = Agentpost::builder(self.url(node)).retry(RetryPolicy::once()).build()?;
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            if client.request(&Request::get("/readyz")).await.is_ok() {
+            if post.http().request(&Request::get("/readyz")).await.is_ok() {
                 return Ok(());
             }
             let process = self.nodes[node - 1]

@@ -4,7 +4,8 @@ use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use agentpost::api::admin::AddMember;
-use agentpost::{Client, Error};
+use agentpost::operator::Operator;
+use agentpost::{Agentpost, Error};
 use anyhow::{Context, Result, ensure};
 
 use super::{Cluster, Node, PATIENCE};
@@ -73,23 +74,23 @@ impl Cluster {
     /// Makes a running node take a snapshot.
     pub async fn snapshot(&self, node: usize) -> Result<()> {
         let key = std::fs::read_to_string(self.admin_key_file())?;
-        let one = Client::builder(self.url(node)).api_key(key.trim()).build()?;
-        Ok(one.snapshot().await?)
+        let one = Agentpost::builder(self.url(node)).key(key.trim()).build()?;
+        Ok(one.operator().snapshot().await?)
     }
 
     /// An operator's client of the nodes that run.
-    pub fn operator(&self) -> Result<Client> {
+    pub fn operator(&self) -> Result<Operator> {
         let urls: Vec<String> = self.running().map(|node| self.url(node)).collect();
         let key = std::fs::read_to_string(self.admin_key_file())?;
-        Ok(Client::builder(urls.join(" ")).api_key(key.trim()).build()?)
+        Ok(Agentpost::builder(urls.join(" ")).key(key.trim()).build()?.operator())
     }
 }
 
 /// Adds a learner. If the outcome is unknown, the list of members shows it.
-pub async fn add(admin: &Client, wanted: &AddMember) -> Result<u64> {
+pub async fn add(admin: &Operator, wanted: &AddMember) -> Result<u64> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let refused = match admin.add_member(wanted).await {
+        let refused = match admin.add_member(&wanted.peer_addr, &wanted.url).await {
             Ok(added) => return Ok(added.id),
             Err(error) => error,
         };
@@ -103,7 +104,7 @@ pub async fn add(admin: &Client, wanted: &AddMember) -> Result<u64> {
     }
 }
 
-pub async fn remove(admin: &Client, id: u64) -> Result<()> {
+pub async fn remove(admin: &Operator, id: u64) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while let Err(refused) = admin.remove_member(id).await {
         again("removed", refused, deadline).await?;
@@ -112,7 +113,7 @@ pub async fn remove(admin: &Client, id: u64) -> Result<()> {
 }
 
 /// Makes a learner a voter when it has caught up.
-async fn promote(admin: &Client, id: u64) -> Result<()> {
+async fn promote(admin: &Operator, id: u64) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while let Err(refused) = admin.promote_member(id).await {
         again("promoted", refused, deadline).await?;

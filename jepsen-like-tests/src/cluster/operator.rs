@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use agentpost::Client;
+use agentpost::operator::{Node, Operator};
 use agentpost::retry::RetryPolicy;
+use agentpost::{Agent, Agentpost};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::team::{Team, create_team};
@@ -56,11 +57,16 @@ impl Cluster {
         loop {
             for node in self.running().filter(|node| *node != away) {
                 let key = std::fs::read_to_string(self.admin_key_file())?;
-                let one = Client::builder(self.url(node))
-                    .api_key(key.trim())
+                let one = Agentpost::builder(self.url(node))
+                    .key(key.trim())
                     .retry(RetryPolicy::once())
                     .build()?;
-                let leader = one.cluster().await.ok().and_then(|status| self.number(status.leader?));
+                let leader = one
+                    .operator()
+                    .cluster()
+                    .await
+                    .ok()
+                    .and_then(|status| self.number(status.leader?));
                 if let Some(leader) = leader.filter(|leader| *leader != away) {
                     return Ok(leader);
                 }
@@ -94,7 +100,7 @@ impl Cluster {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let status = admin.cluster().await?;
-            let hash = |n: &agentpost::api::admin::Node| n.state_hash_index.zip(n.state_hash.clone());
+            let hash = |n: &Node| n.state_hash_index.zip(n.state_hash.clone());
             let hashes: Vec<_> = status.nodes.iter().map(hash).collect();
             let members = self.nodes.iter().filter(|node| node.id != 0).count();
             if hashes.len() == members && hashes[0].is_some() && hashes.iter().all(|h| *h == hashes[0]) {
@@ -114,9 +120,9 @@ impl Cluster {
     }
 
     /// A client of all nodes with the first admin key.
-    pub fn admin(&self) -> Result<Client> {
+    pub fn admin(&self) -> Result<Operator> {
         let key = std::fs::read_to_string(self.admin_key_file())?;
-        Ok(Client::builder(self.urls()).api_key(key.trim()).build()?)
+        Ok(Agentpost::builder(self.urls()).key(key.trim()).build()?.operator())
     }
 
     pub async fn team(&self, name: &str) -> Result<Team> {
@@ -124,18 +130,15 @@ impl Cluster {
     }
 
     /// A client of one node, without retries.
-    pub fn node_client(&self, node: usize, team: &Team, agent: &str) -> Result<Client> {
-        let client = Client::builder(self.url(node))
-            .api_key(&team.key)
-            .agent(agent)
-            .retry(RetryPolicy::once());
-        Ok(client.build()?)
+    pub fn node_client(&self, node: usize, team: &Team, agent: &str) -> Result<Agent> {
+        let post = Agentpost::builder(self.url(node)).key(&team.key);
+        Ok(post.retry(RetryPolicy::once()).build()?.agent(agent))
     }
 
     /// A client of all nodes.
-    pub fn client(&self, team: &Team, agent: &str) -> Result<Client> {
-        let client = Client::builder(self.urls()).api_key(&team.key).agent(agent);
-        Ok(client.build()?)
+    pub fn client(&self, team: &Team, agent: &str) -> Result<Agent> {
+        let post = Agentpost::builder(self.urls()).key(&team.key);
+        Ok(post.build()?.agent(agent))
     }
 
     /// Waits for a leader and returns it.

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use agentpost::Client;
-use agentpost::client::Request;
+use agentpost::Agentpost;
+use agentpost::http::Request;
 use agentpost::retry::RetryPolicy;
 use anyhow::Result;
 
@@ -83,14 +83,14 @@ impl Cluster {
 
     /// What a running node reports about itself, if it answers yet.
     pub async fn health(&self, node: usize) -> Option<NodeHealth> {
-        let client = Client::builder(self.url(node))
+        let post = Agentpost::builder(self.url(node))
             .retry(RetryPolicy::once())
             .build()
             .ok()?;
         let ask = |path: &'static str| {
-            let client = &client;
+            let http = post.http();
             async move {
-                tokio::time::timeout(ANSWER, client.request(&Request::get(path)))
+                tokio::time::timeout(ANSWER, http.request(&Request::get(path)))
                     .await
                     .ok()?
                     .ok()

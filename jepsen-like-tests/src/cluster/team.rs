@@ -1,7 +1,7 @@
 //! Teams, as an operator creates them.
 
-use agentpost::Client;
-use agentpost::api::admin::{CreateKey, CreateTeam, LimitsPatch};
+use agentpost::api::admin::LimitsPatch;
+use agentpost::operator::Operator;
 use anyhow::Result;
 
 /// A team with a key that may act as any of its agents.
@@ -13,26 +13,15 @@ pub struct Team {
 }
 
 /// Creates a team and a key for it; without limits if `limits` is `None`.
-pub async fn create_team(operator: &Client, name: &str, limits: Option<LimitsPatch>) -> Result<Team> {
+pub async fn create_team(operator: &Operator, name: &str, limits: Option<LimitsPatch>) -> Result<Team> {
     let unlimited = LimitsPatch {
         daily_sends: Some(0),
         daily_reads: Some(0),
         monthly_events: Some(0),
         ..LimitsPatch::default()
     };
-    let team = CreateTeam {
-        name: name.to_owned(),
-        limits: Some(limits.unwrap_or(unlimited)),
-    };
-    let team = operator.create_team(&team).await?;
-    let key = CreateKey {
-        name: "test".to_owned(),
-        permissions: vec!["write".to_owned()],
-        agent_id: None,
-        scopes: None,
-        expires_at: None,
-    };
-    let key = operator.create_key(&team.id, &key).await?;
+    let team = operator.create_team(name).limits(limits.unwrap_or(unlimited)).await?;
+    let key = operator.create_key(&team.id, "test").await?;
     Ok(Team {
         id: team.id,
         key: key.api_key.into(),

@@ -99,7 +99,7 @@ async fn snapshots(nemesis: &mut Nemesis) -> Result<()> {
     while !nemesis.over() {
         nemesis.pause(300..1_500).await;
         for node in &nodes {
-            let admin = nemesis.ctx.node(*node, &nemesis.ctx.admin_key, "")?;
+            let admin = nemesis.ctx.node_operator(*node)?;
             // The node refuses if nothing was applied since the last snapshot; then there is one.
             let _ = admin.snapshot().await;
         }

@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use agentpost::api::admin::CreateKey;
 use anyhow::{Context as _, Result, ensure};
 use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
@@ -208,14 +207,7 @@ impl Sender {
         let teams = operator.teams().await?;
         let team = teams.into_iter().find(|team| team.name == name);
         let id = team.context("the workload webhooks-quiet is not running")?.id;
-        let key = CreateKey {
-            name: "script".to_owned(),
-            permissions: vec!["write".to_owned()],
-            agent_id: None,
-            scopes: None,
-            expires_at: None,
-        };
-        let key = operator.create_key(&id, &key).await?.api_key.into();
+        let key = operator.create_key(&id, "script").await?.api_key.into();
         let team = Team { id, key };
         let mut sender = MessageSender::new(&nemesis.ctx, &team);
         sender.rename("script")?;

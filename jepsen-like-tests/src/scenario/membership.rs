@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use agentpost::Client;
 use agentpost::api::admin::AddMember;
+use agentpost::operator::Operator;
 use anyhow::Result;
 
 use super::definition::{Cover, Scenario, Script, three};
@@ -233,7 +233,7 @@ fn ghost(port: u16) -> AddMember {
 }
 
 /// Adds learners and removes them; returns their ids.
-async fn haunt(operator: &Client, ghosts: &[AddMember]) -> Result<Vec<u64>> {
+async fn haunt(operator: &Operator, ghosts: &[AddMember]) -> Result<Vec<u64>> {
     let mut removed = Vec::new();
     for ghost in ghosts {
         let id = add(operator, ghost).await?;

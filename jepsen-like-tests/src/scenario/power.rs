@@ -239,7 +239,7 @@ async fn take_back(nemesis: &mut Nemesis) -> Result<()> {
 
 /// Requests one snapshot after the other from a node; each flushes its state.
 fn flush_state(nemesis: &Nemesis, node: usize) -> Result<tokio::task::JoinHandle<()>> {
-    let admin = nemesis.ctx.node(node, &nemesis.ctx.admin_key, "")?;
+    let admin = nemesis.ctx.node_operator(node)?;
     Ok(tokio::spawn(async move {
         loop {
             // Errors are ignored: the node refuses while it installs a snapshot, and does not answer without power.

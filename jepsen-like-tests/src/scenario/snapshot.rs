@@ -123,7 +123,7 @@ async fn purge_past(nemesis: &mut Nemesis, nodes: &[usize], index: u64) -> Resul
     while Instant::now() < deadline {
         for node in nodes {
             // Refused while another snapshot is taken.
-            let _ = nemesis.ctx.node(*node, &nemesis.ctx.admin_key, "")?.snapshot().await;
+            let _ = nemesis.ctx.node_operator(*node)?.snapshot().await;
         }
         nemesis.pause(150..300).await;
         if nodes.iter().all(|node| purged(nemesis, *node)) {
@@ -169,7 +169,7 @@ async fn kill_in_the_middle(nemesis: &mut Nemesis) -> Result<()> {
 /// Kills a node while it takes a snapshot.
 async fn kill_taking(nemesis: &mut Nemesis) -> Result<()> {
     let node = nemesis.shuffled()[0];
-    let client = nemesis.ctx.node(node, &nemesis.ctx.admin_key, "")?;
+    let client = nemesis.ctx.node_operator(node)?;
     let taking = tokio::spawn(async move { client.snapshot().await });
     nemesis.pause(0..40).await;
     nemesis.kill_for(&[node], 0..500).await?;
@@ -211,7 +211,7 @@ async fn part_and_snapshot(nemesis: &mut Nemesis) -> Result<()> {
         let others = nemesis.others(node);
         let fault = nemesis.faults.begin("lag", &[node], "cut off");
         nemesis.cluster.network().cut(&Cut::between(&[node], &others))?;
-        let alone = nemesis.ctx.node(node, &nemesis.ctx.admin_key, "")?;
+        let alone = nemesis.ctx.node_operator(node)?;
         // The node may refuse to take a snapshot of what it has.
         let _ = alone.snapshot().await;
         let purged = purge_without(nemesis, node).await?;

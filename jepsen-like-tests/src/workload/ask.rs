@@ -5,9 +5,8 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use agentpost::api::abbababa::{ListResponse, Message, SendRequest};
-use agentpost::client::Request;
-use agentpost::error::Answer;
-use agentpost::{Client, Error};
+use agentpost::http::{Answer, Request};
+use agentpost::{Agent, Error};
 use anyhow::{Context as _, Result, bail};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -32,17 +31,17 @@ pub fn random(ctx: &ClientContext, lane: u32) -> StdRng {
 
 /// One client per node, without retries.
 #[derive(Clone)]
-pub struct NodeClients(Vec<Client>);
+pub struct NodeClients(Vec<Agent>);
 
 impl NodeClients {
     /// Clients that act as an agent with a key.
     pub fn new(ctx: &ClientContext, key: &str, agent: &str) -> Result<Self> {
-        let clients: Result<Vec<Client>> = (1..=ctx.nodes()).map(|node| ctx.node(node, key, agent)).collect();
+        let clients: Result<Vec<Agent>> = (1..=ctx.nodes()).map(|node| ctx.node(node, key, agent)).collect();
         Ok(NodeClients(clients?))
     }
 
     /// A random client and its node.
-    pub fn any(&self, random: &mut StdRng) -> (usize, &Client) {
+    pub fn any(&self, random: &mut StdRng) -> (usize, &Agent) {
         let place = random.random_range(0..self.0.len());
         (place + 1, &self.0[place])
     }
@@ -90,7 +89,7 @@ pub async fn retry_until_decided<T, F>(
     nodes: &NodeClients,
     random: &mut StdRng,
     stop: &StopFlag,
-    ask: impl Fn(Client) -> F,
+    ask: impl Fn(Agent) -> F,
 ) -> Result<RequestOutcome<T>>
 where
     F: Future<Output = Result<T, Error>>,
@@ -133,7 +132,7 @@ pub fn note(key: &str) -> Result<SendRequest> {
 }
 
 /// Reads an agent's whole inbox from one node, oldest first.
-pub async fn whole_inbox(client: &Client, agent: &str) -> Result<Vec<Message>> {
+pub async fn whole_inbox(client: &Agent, agent: &str) -> Result<Vec<Message>> {
     let deadline = Instant::now() + AUDIT_PATIENCE;
     let mut messages = Vec::new();
     let mut cursor = String::new();

@@ -3,9 +3,10 @@
 
 use std::net::IpAddr;
 
-use agentpost::Client;
 use agentpost::api::admin::LimitsPatch;
+use agentpost::operator::Operator;
 use agentpost::retry::RetryPolicy;
+use agentpost::{Agent, Agentpost};
 use anyhow::Result;
 
 use crate::cluster::{Cluster, Team, create_team};
@@ -45,17 +46,20 @@ impl ClientContext {
     }
 
     /// A client of one node (numbered from 1) that does not retry.
-    pub fn node(&self, node: usize, key: &str, agent: &str) -> Result<Client> {
-        let client = Client::builder(&self.urls[node - 1])
-            .api_key(key)
-            .agent(agent)
-            .retry(RetryPolicy::once());
-        Ok(client.build()?)
+    pub fn node(&self, node: usize, key: &str, agent: &str) -> Result<Agent> {
+        let post = Agentpost::builder(&self.urls[node - 1]).key(key);
+        Ok(post.retry(RetryPolicy::once()).build()?.agent(agent))
+    }
+
+    /// An operator's client of one node that does not retry.
+    pub fn node_operator(&self, node: usize) -> Result<Operator> {
+        Ok(self.node(node, &self.admin_key, "")?.post().operator())
     }
 
     /// An operator's client of all nodes, with retries.
-    pub fn operator(&self) -> Result<Client> {
-        Ok(Client::builder(self.urls.join(" ")).api_key(&self.admin_key).build()?)
+    pub fn operator(&self) -> Result<Operator> {
+        let post = Agentpost::builder(self.urls.join(" ")).key(&self.admin_key);
+        Ok(post.build()?.operator())
     }
 
     /// Creates a team; without limits if `limits` is `None`.

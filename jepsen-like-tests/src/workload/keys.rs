@@ -8,12 +8,10 @@ mod shared_key;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost::api::admin::CreateKey;
-use agentpost::client::Request;
+use agentpost::http::Request;
+use agentpost::kite::Kite;
 use agentpost::retry::RetryPolicy;
-use agentpost::rpc::{Options, Rpc};
-use agentpost::urls::ws_url;
-use agentpost::{Client, Error};
+use agentpost::{Agent, Agentpost, Error, Permission};
 use anyhow::{Context as _, Result};
 use jiff::{SignedDuration, Timestamp};
 use rand::RngExt;
@@ -123,7 +121,7 @@ impl Operator {
             self.lane.invoke(None, Op::KeyRevoke, &name, Fields::default());
             let response = ask::retry_until_decided(&self.nodes, &mut self.random, &stop, |client| {
                 let id = id.clone();
-                async move { client.revoke_key(&id).await }
+                async move { client.post().operator().revoke_key(&id).await }
             });
             self.lane.end(response.await?.outcome(|()| Fields::default()));
             tokio::time::sleep(AFTERWARDS).await;
@@ -142,20 +140,29 @@ impl Operator {
         let writes = self.random.random_bool(0.7);
         let bound = self.random.random_bool(0.5);
         let life = self.random.random_bool(0.25).then(|| self.random.random_range(1..3));
-        let wanted = CreateKey {
-            name: name.to_owned(),
-            permissions: vec![if writes { "write" } else { "read" }.to_owned()],
-            agent_id: bound.then(|| WRITER.to_owned()),
-            scopes: self.random.random_bool(0.3).then(|| vec![format!("agent_to:{WRITER}")]),
-            expires_at: life.map(|s| (Timestamp::now() + SignedDuration::from_secs(s)).to_string()),
-        };
+        let scoped = self.random.random_bool(0.3);
         let (node, client) = self.nodes.any(&mut self.random);
+        let permission = if writes { Permission::Write } else { Permission::Read };
+        let mut wanted = client
+            .post()
+            .operator()
+            .create_key(&self.team.id, name)
+            .permission(permission);
+        if bound {
+            wanted = wanted.agent(WRITER);
+        }
+        if scoped {
+            wanted = wanted.scopes([format!("agent_to:{WRITER}")]);
+        }
+        if let Some(s) = life {
+            wanted = wanted.expires_at((Timestamp::now() + SignedDuration::from_secs(s)).to_string());
+        }
         let asked = Fields {
             n: life.map(|s| s as u64 * 1_000_000_000),
             ..Fields::default()
         };
         self.lane.invoke(Some(node), Op::KeyCreate, name, asked);
-        let created = match RequestOutcome::of(client.create_key(&self.team.id, &wanted).await)? {
+        let created = match RequestOutcome::of(wanted.await)? {
             RequestOutcome::Done(created) => created,
             other => {
                 self.lane.end(other.outcome(|_| Fields::default()));
@@ -221,8 +228,8 @@ impl User {
                 let request = Request::get("/v1/messages?limit=1&consistency=local");
                 client.request(&request).await.map(drop)
             }
-            "socket" => socket(key_in_use, &client.urls()[0])?.stats().await.map(drop),
-            _ => client.send(to(SINK, &key)?).await.map(drop),
+            "socket" => socket(key_in_use, &client.post().urls()[0])?.stats().await.map(drop),
+            _ => client.draft(to(SINK, &key)?).await.map(drop),
         };
         self.lane.end(match result {
             // Code 4001 is the equivalent of status 401 on a socket.
@@ -234,13 +241,9 @@ impl User {
 }
 
 /// A client for methods over a socket to one node.
-fn socket(key_in_use: &SharedKey, url: &str) -> Result<Rpc> {
-    let rpc = Rpc::new(Options {
-        urls: vec![ws_url(url)?],
-        token: key_in_use.secret.clone(),
-        team_id: key_in_use.team.clone(),
-    })?;
-    Ok(rpc.retry(RetryPolicy::once()))
+fn socket(key_in_use: &SharedKey, url: &str) -> Result<Kite> {
+    let post = Agentpost::builder(url).key(&*key_in_use.secret).team(&key_in_use.team);
+    Ok(post.retry(RetryPolicy::once()).build()?.kite())
 }
 
 /// Reads every inbox of a team from every node.
@@ -262,7 +265,7 @@ async fn audit(ctx: &ClientContext, tenant: &Tenant) -> Result<()> {
     Ok(())
 }
 
-async fn inbox(client: &Client, agent: &str) -> Outcome {
+async fn inbox(client: &Agent, agent: &str) -> Outcome {
     match ask::whole_inbox(client, agent).await {
         Ok(messages) => {
             let item = |body: &str| Item {

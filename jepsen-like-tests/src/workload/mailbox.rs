@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use agentpost::api::abbababa::{ListResponse, MarkReadRequest, SendRequest};
-use agentpost::client::Request;
+use agentpost::http::Request;
 use agentpost::retry::RetryPolicy;
-use agentpost::{Client, Error};
+use agentpost::{Agent, Agentpost, Error};
 use anyhow::Result;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -31,7 +31,7 @@ const REPEATABLE: usize = 64;
 pub struct MailboxClient {
     lane: Lane,
     /// One client per node; all act as the same agent.
-    nodes: Vec<Client>,
+    nodes: Vec<Agent>,
     pub random: StdRng,
     stop: StopFlag,
     sent: usize,
@@ -61,10 +61,10 @@ impl MailboxClient {
         let lane = ctx.recorder.lane();
         let name = format!("client-{}", lane.number());
         let nodes = ctx.urls.iter().map(|url| {
-            let client = Client::builder(url).api_key(&team.key).agent(&name);
-            client.retry(RetryPolicy::once()).answer_timeout(ANSWER_TIMEOUT).build()
+            let post = Agentpost::builder(url).key(&team.key).retry(RetryPolicy::once());
+            Ok(post.answer_timeout(ANSWER_TIMEOUT).build()?.agent(&name))
         });
-        let nodes: Result<Vec<Client>, Error> = nodes.collect();
+        let nodes: Result<Vec<Agent>, Error> = nodes.collect();
         Ok(MailboxClient {
             random: StdRng::seed_from_u64(ctx.seed ^ (u64::from(lane.number()) << 32)),
             lane,
@@ -281,19 +281,19 @@ fn stored(ids: &[String], keys: &[String]) -> Fields {
 }
 
 /// One attempt to send all messages; an error if any of them is not stored.
-async fn attempt(client: &Client, requests: &[SendRequest]) -> Result<Vec<String>, Error> {
+async fn attempt(client: &Agent, requests: &[SendRequest]) -> Result<Vec<String>, Error> {
     if let [request] = requests {
-        return Ok(vec![client.send(request.clone()).await?.message_id]);
+        return Ok(vec![client.draft(request.clone()).await?.id]);
     }
-    let reply = client.send_batch(requests.to_vec()).await?;
-    let ids: Option<Vec<String>> = reply.results.into_iter().map(|result| result.message_id).collect();
-    ids.ok_or_else(|| Error::Invalid("some of the batch was not stored".to_owned()))
+    let drafts = requests.iter().map(|request| client.draft(request.clone()));
+    let results = client.send_all(drafts).await?;
+    let ids: Result<Vec<String>, _> = results.into_iter().map(|result| result.map(|sent| sent.id)).collect();
+    ids.map_err(|_| Error::Invalid("some of the batch was not stored".to_owned()))
 }
 
 /// Reads a page of an agent's inbox from one node.
-pub async fn list(client: &Client, inbox: &str, path: String) -> Result<ListResponse, Error> {
-    let answer = client.request(&Request::get(path).agent(inbox)).await?;
-    serde_json::from_str(&answer.body).map_err(|error| Error::Malformed(error.to_string()))
+pub async fn list(client: &Agent, inbox: &str, path: String) -> Result<ListResponse, Error> {
+    client.call(Request::get(path).agent(inbox)).await
 }
 
 fn path_of(asked: &Fields, view: PageView, local: bool) -> String {

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agentpost::api::abbababa::SendRequest;
-use agentpost::api::admin::{LimitsPatch, UpdateTeam};
+use agentpost::api::admin::LimitsPatch;
 use agentpost::api::kite;
-use agentpost::client::Request;
-use agentpost::{Client, Error};
+use agentpost::http::Request;
+use agentpost::{Agent, Error};
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -161,13 +161,11 @@ impl Slot {
     /// Raises a limit without retries, because a late retry could lower a limit that was raised since. Returns false
     /// if the outcome is unknown; such a limit is not changed again.
     async fn raise(&mut self, quota: &Quota, limit: u64) -> Result<bool> {
-        let change = UpdateTeam {
-            limits: Some(self.patch(limit)),
-            ..UpdateTeam::default()
-        };
         let (node, client) = self.operator.any(&mut self.random);
+        let change = client.post().operator().update_team(&quota.team.id);
+        let change = change.limits(self.patch(limit));
         self.lane.invoke(Some(node), Op::Limit, &quota.name, self.limit(limit));
-        let response = RequestOutcome::of(client.update_team(&quota.team.id, &change).await)?;
+        let response = RequestOutcome::of(change.await)?;
         let known = !matches!(response, RequestOutcome::Unknown(_));
         self.lane.end(response.outcome(|_| Fields::default()));
         Ok(known)
@@ -243,16 +241,16 @@ impl Racer {
     }
 }
 
-async fn send_of_day(client: &Client, key: &str) -> Result<Fields, Error> {
+async fn send_of_day(client: &Agent, key: &str) -> Result<Fields, Error> {
     let note = ask::note(key).map_err(|error| Error::Invalid(error.to_string()))?;
     let message = SendRequest {
         to_agent_id: Some(RECEIVER.to_owned()),
         ..note
     };
-    Ok(Fields::id(client.send(message).await?.message_id))
+    Ok(Fields::id(client.draft(message).await?.id))
 }
 
-async fn event_of_month(client: &Client, key: &str) -> Result<Fields, Error> {
+async fn event_of_month(client: &Agent, key: &str) -> Result<Fields, Error> {
     let event = kite::SendRequest {
         from: SPENDER.to_owned(),
         to: RECEIVER.to_owned(),
@@ -263,9 +261,7 @@ async fn event_of_month(client: &Client, key: &str) -> Result<Fields, Error> {
     let request = Request::post("/api/v1/agents/messages")
         .json(&event)?
         .idempotency_key(key);
-    let answer = client.request(&request).await?;
-    let sent: kite::SendResponse =
-        serde_json::from_str(&answer.body).map_err(|error| Error::Malformed(error.to_string()))?;
+    let sent: kite::SendResponse = client.call(request).await?;
     Ok(Fields {
         n: Some(sent.usage.events_used),
         ..Fields::id(sent.id)

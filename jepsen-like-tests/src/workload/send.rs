@@ -106,7 +106,7 @@ async fn audit_node(ctx: ClientContext, team: Team, inboxes: Vec<String>, node: 
 }
 
 /// Reads an agent's whole inbox from one node.
-pub async fn read_all(client: &agentpost::Client, inbox: &str) -> Result<Vec<Item>> {
+pub async fn read_all(client: &agentpost::Agent, inbox: &str) -> Result<Vec<Item>> {
     let mut items = Vec::new();
     let mut path = format!("/v1/messages?limit={AUDIT_PAGE}");
     let deadline = Instant::now() + AUDIT_PATIENCE;

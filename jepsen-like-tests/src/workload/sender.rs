@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use agentpost::api::abbababa::SendRequest;
-use agentpost::{Client, Error};
+use agentpost::{Agent, Error};
 use anyhow::Result;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -20,7 +20,7 @@ pub struct MessageSender {
     lane: Lane,
     ctx: ClientContext,
     team: Team,
-    clients: Vec<Client>,
+    clients: Vec<Agent>,
     random: StdRng,
 }
 
@@ -74,8 +74,8 @@ impl MessageSender {
         let mut last = String::new();
         for _ in 0..ATTEMPTS_MAX {
             let client = &self.clients[self.random.random_range(0..self.clients.len())];
-            match client.send(message.clone()).await {
-                Ok(answer) => return Ok(answer.message_id),
+            match client.draft(message.clone()).await {
+                Ok(sent) => return Ok(sent.id),
                 // 429 under overload is the one refusal that a retry can cure.
                 Err(Error::Refused(answer)) if answer.status.as_u16() != 429 => {
                     return Err(Outcome::Fail(answer.to_string()));

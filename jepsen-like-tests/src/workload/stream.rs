@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agentpost::api::abbababa::SendRequest;
-use agentpost::{Client, Error, ListQuery};
+use agentpost::{Error, InboxQuery};
 use anyhow::{Result, ensure};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -133,35 +133,34 @@ async fn listen(mut client: StreamClient, stop: StopFlag, ended: Ended) -> Resul
 async fn spoil(ctx: ClientContext, team: Team, inbox: String, stop: StopFlag) -> Result<()> {
     let mut lane = ctx.recorder.lane();
     let mut random = StdRng::seed_from_u64(ctx.seed ^ u64::from(lane.number()) << 32);
-    let mut query = ListQuery {
-        limit: Some(5),
-        ..ListQuery::default()
-    };
+    let mut cursor: Option<String> = None;
     while !stop.is_set() {
         let node = random.random_range(1..=ctx.nodes());
         let client = ctx.node(node, &team.key, &inbox)?;
-        if let Ok(page) = client.list(&query).await {
-            let spoilt = ListQuery {
-                cursor: Some(spoiled(&page.cursor, &mut random)),
-                ..query.clone()
-            };
+        let query = client.inbox().limit(5);
+        let onward = match &cursor {
+            Some(cursor) => query.clone().cursor(cursor),
+            None => query.clone(),
+        };
+        if let Ok(page) = onward.await {
+            let spoilt = spoiled(&page.cursor, &mut random);
             let asked = Fields {
                 id: Some("invalid-cursors".to_owned()),
                 name: Some(inbox.clone()),
-                from: spoilt.cursor.clone(),
+                from: Some(spoilt.clone()),
                 ..Fields::default()
             };
             lane.invoke(Some(node), Op::Probe, "GET messages", asked);
-            lane.end(probe(&client, &spoilt).await);
-            query.cursor = Some(page.cursor);
+            lane.end(probe(query.cursor(spoilt)).await);
+            cursor = Some(page.cursor);
         }
         tokio::time::sleep(Duration::from_millis(random.random_range(20..200))).await;
     }
     Ok(())
 }
 
-async fn probe(client: &Client, query: &ListQuery) -> Outcome {
-    match client.list(query).await {
+async fn probe(query: InboxQuery) -> Outcome {
+    match query.await {
         Ok(page) => Outcome::Ok(Fields {
             cursor: Some(page.cursor),
             ..Fields::default()

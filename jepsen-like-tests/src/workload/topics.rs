@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use agentpost::api::abbababa::{SendRequest, SendResponse};
-use agentpost::client::Request;
-use agentpost::{Client, SubscriptionUrl};
+use agentpost::api::abbababa::SendRequest;
+use agentpost::http::Request;
+use agentpost::{Agent, Fanout, Sent};
 use anyhow::{Context as _, Result};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -183,13 +183,19 @@ async fn publish(
     };
     let response = ask::retry_until_decided(nodes, random, stop, |client| {
         let message = message.clone();
-        async move { client.send(message).await }
+        async move { client.draft(message).await }
     });
     let response = response.await?;
-    let done = matches!(&response, RequestOutcome::Done(SendResponse { fanout: None, .. }));
+    let done = matches!(
+        &response,
+        RequestOutcome::Done(Sent {
+            fanout: Fanout::Complete,
+            ..
+        })
+    );
     lane.end(response.outcome(|sent| Fields {
-        name: sent.fanout,
-        ..Fields::id(sent.message_id)
+        name: (sent.fanout != Fanout::Complete).then(|| sent.fanout.to_string()),
+        ..Fields::id(sent.id)
     }));
     Ok(done)
 }
@@ -219,7 +225,7 @@ impl Guest {
             let op = if comes { Op::Subscribe } else { Op::Unsubscribe };
             self.lane.invoke(Some(node), op, full(topic), asked);
             let response = match comes {
-                true => client.subscribe(topic, SubscriptionUrl::Keep).await.map(drop),
+                true => client.subscribe(topic).await.map(drop),
                 false => client.unsubscribe(topic).await,
             };
             self.lane
@@ -276,7 +282,7 @@ async fn await_last(ctx: &ClientContext, team: &Team) -> Result<()> {
     Ok(())
 }
 
-async fn read(mut lane: Lane, node: usize, client: Client, agents: Vec<String>) {
+async fn read(mut lane: Lane, node: usize, client: Agent, agents: Vec<String>) {
     for agent in agents {
         lane.invoke(Some(node), Op::Inbox, full(&agent), Fields::default());
         let messages = ask::whole_inbox(&client, &agent).await;

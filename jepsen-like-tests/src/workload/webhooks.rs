@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use agentpost::api::abbababa::SendRequest;
 use agentpost::api::admin::LimitsPatch;
-use agentpost::{Client, Error};
+use agentpost::{Agentpost, Error, WebhookEvent};
 use agentpost_testkit::receiver::{Call, Receiver};
 use anyhow::{Context as _, Result, ensure};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
@@ -128,9 +128,15 @@ async fn receiver(ctx: &ClientContext) -> Result<Receiver> {
 }
 
 /// A client of all nodes.
-fn client_of_all_nodes(ctx: &ClientContext, team: &Team, agent: &str) -> Result<Client> {
-    let client = Client::builder(ctx.urls.join(" ")).api_key(&team.key).agent(agent);
-    Ok(client.build()?)
+fn client_of_all_nodes(ctx: &ClientContext, team: &Team, agent: &str) -> Result<agentpost::Agent> {
+    let post = Agentpost::builder(ctx.urls.join(" ")).key(&team.key);
+    Ok(post.build()?.agent(agent))
+}
+
+/// Registers a URL for direct messages.
+async fn set_webhook(client: &agentpost::Agent, url: &str) -> Result<(), Error> {
+    let webhook = client.webhook().set(url).events([WebhookEvent::MessageReceived]);
+    webhook.await.map(drop)
 }
 
 async fn register(ctx: &ClientContext, team: &Team, servers: &Servers) -> Result<()> {
@@ -140,7 +146,7 @@ async fn register(ctx: &ClientContext, team: &Team, servers: &Servers) -> Result
         .map(|sink| (sink.agent.clone(), servers.url(sink, 0)));
     let registering = futures::stream::iter(all.collect::<Vec<_>>()).map(|(agent, url)| async move {
         let client = client_of_all_nodes(ctx, team, &agent)?;
-        client.register_webhook(&url, &["message.received"]).await?;
+        set_webhook(&client, &url).await?;
         anyhow::Ok(())
     });
     registering.buffer_unordered(8).try_collect().await
@@ -154,7 +160,9 @@ async fn fill(ctx: &ClientContext, team: &Team, inbox: &str) -> Result<()> {
             (0..100).map(|n| message(inbox, &format!("fill-{batch}-{n}"))).collect();
         let client = client.clone();
         async move {
-            client.send_batch(messages?).await?;
+            client
+                .send_all(messages?.into_iter().map(|message| client.draft(message)))
+                .await?;
             anyhow::Ok(())
         }
     });
@@ -162,18 +170,18 @@ async fn fill(ctx: &ClientContext, team: &Team, inbox: &str) -> Result<()> {
 }
 
 /// Registers a server again that answers 410 and so loses its webhook.
-async fn come_back(client: Client, url: String, stop: StopFlag) -> Result<()> {
+async fn come_back(client: agentpost::Agent, url: String, stop: StopFlag) -> Result<()> {
     while !stop.is_set() {
         tokio::time::sleep(GONE_FOR).await;
         // Errors do not matter: the next registration follows soon.
-        let _ = client.register_webhook(&url, &["message.received"]).await;
+        let _ = set_webhook(&client, &url).await;
     }
     Ok(())
 }
 
 /// An agent that deletes its failing webhook while deliveries wait for it, and registers another one.
 struct Leaver {
-    client: Client,
+    client: agentpost::Agent,
     number: usize,
     servers: Arc<Servers>,
     ctx: ClientContext,
@@ -191,7 +199,7 @@ impl Leaver {
             life += 1;
             let url = self.servers.url(sink, life);
             let deadline = Instant::now() + PATIENCE;
-            while let Err(error) = self.client.register_webhook(&url, &["message.received"]).await {
+            while let Err(error) = set_webhook(&self.client, &url).await {
                 ensure!(Instant::now() < deadline, "{} cannot be registered: {error}", url);
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
@@ -201,10 +209,10 @@ impl Leaver {
 }
 
 /// Deletes an agent's webhook and records when the deletion was acknowledged.
-async fn give_up(ctx: &ClientContext, client: &Client, path: &str, deletions: &Deletions) -> Result<()> {
+async fn give_up(ctx: &ClientContext, client: &agentpost::Agent, path: &str, deletions: &Deletions) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match client.delete_webhook().await {
+        match client.webhook().remove().await {
             Ok(()) => break,
             // An earlier attempt deleted it, and its response was lost.
             Err(Error::Refused(answer)) if answer.status.as_u16() == 404 => break,

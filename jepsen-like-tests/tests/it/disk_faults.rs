@@ -42,7 +42,7 @@ async fn send(
 ) -> Result<String, agentpost::Error> {
     let message = jepsen_like_tests::workload::message::message("inbox", text).unwrap();
     let client = cluster.node_client(1, team, "sender").unwrap();
-    Ok(client.send(message).await?.message_id)
+    Ok(client.draft(message).await?.id)
 }
 
 #[tokio::test]
@@ -67,8 +67,8 @@ async fn a_failed_flush_of_the_log_ends_the_node_and_nothing_acknowledged_is_los
         cluster.await_ready(&[1]).await?;
     }
     let reader = cluster.client(&team, "inbox")?;
-    let inbox = reader.list(&agentpost::ListQuery::default()).await?;
-    assert_eq!(inbox.messages.first().map(|m| m.id.clone()), Some(before));
+    let inbox = reader.inbox().await?;
+    assert_eq!(inbox.mail.first().map(|m| m.id.clone()), Some(before));
     Ok(())
 }
 
@@ -90,11 +90,8 @@ async fn a_state_that_cannot_be_written_ends_the_node_although_nobody_writes() -
     cluster.set_disk_faults(1, "").await?;
     cluster.launch(&[1])?;
     cluster.await_ready(&[1]).await?;
-    let inbox = cluster
-        .client(&team, "inbox")?
-        .list(&agentpost::ListQuery::default())
-        .await?;
-    assert_eq!(inbox.messages.len(), 1);
+    let inbox = cluster.client(&team, "inbox")?.inbox().await?;
+    assert_eq!(inbox.mail.len(), 1);
     Ok(())
 }
 
@@ -111,11 +108,8 @@ async fn a_floor_that_cannot_be_written_ends_the_node_although_nobody_waits_for_
     cluster.set_disk_faults(1, "").await?;
     cluster.launch(&[1])?;
     cluster.await_ready(&[1]).await?;
-    let inbox = cluster
-        .client(&team, "inbox")?
-        .list(&agentpost::ListQuery::default())
-        .await?;
-    assert!(sent.is_err() || inbox.messages.len() == 1, "{sent:?}");
+    let inbox = cluster.client(&team, "inbox")?.inbox().await?;
+    assert!(sent.is_err() || inbox.mail.len() == 1, "{sent:?}");
     Ok(())
 }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use agentpost::Error;
-use agentpost::inbox::{Inbox, Notice, Options};
+use agentpost::kite::Notice;
 use agentpost::urls::ws_url;
+use agentpost::{Agentpost, Error};
 use anyhow::Result;
 
 use super::shared_key::{SharedKey, WRITER};
@@ -22,17 +22,12 @@ pub async fn listen(
     key_in_use: std::sync::Arc<SharedKey>,
     over: StopFlag,
 ) -> Result<()> {
-    let urls: Result<Vec<String>, Error> = ctx.urls.iter().map(|url| ws_url(url)).collect();
-    let mut inbox = Inbox::new(Options {
-        urls: urls?,
-        token: key_in_use.secret.clone(),
-        team_id: key_in_use.team.clone(),
-        scopes: vec![format!("agent_to:{WRITER}")],
-        client_id: None,
-    })?;
+    let post = Agentpost::builder(ctx.urls.join(" ")).key(&*key_in_use.secret);
+    let post = post.team(&key_in_use.team).build()?;
+    let mut session = post.kite().session([format!("agent_to:{WRITER}")], None)?;
     let mut connected = false;
     while !over.is_set() {
-        let Ok(notice) = tokio::time::timeout(LOOK, inbox.next()).await else {
+        let Ok(notice) = tokio::time::timeout(LOOK, session.next()).await else {
             continue;
         };
         match notice {

@@ -3,14 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use agentpost::api::abbababa::{DeliveriesResponse, ListResponse, SendRequest};
-use agentpost::api::admin::CreateKey;
+use agentpost::api::abbababa::{ListResponse, SendRequest};
 use agentpost::api::kite;
-use agentpost::client::Request;
+use agentpost::http::Request;
 use agentpost::retry::RetryPolicy;
-use agentpost::rpc::{Options, Rpc};
-use agentpost::urls::ws_url;
-use agentpost::{Client, Error, SubscriptionUrl};
+use agentpost::{Agent, Agentpost, Error, Permission, WebhookEvent};
 use anyhow::{Context as _, Result};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -58,31 +55,23 @@ impl Tenant {
     pub async fn create(ctx: &ClientContext, name: &'static str) -> Result<Self> {
         let operator = ctx.operator()?;
         let team = ctx.team(name, None).await?;
-        let key = async |permission: &str, agent: Option<&str>| {
-            let wanted = CreateKey {
-                name: permission.to_owned(),
-                permissions: vec![permission.to_owned()],
-                agent_id: agent.map(str::to_owned),
-                scopes: None,
-                expires_at: None,
-            };
-            operator.create_key(&team.id, &wanted).await
+        let key = |permission: &str| {
+            let key = operator.create_key(&team.id, permission);
+            key.permission(Permission::from(permission))
         };
         let (admin, read, bound) = (
-            key("admin", None).await?,
-            key("read", None).await?,
-            key("write", Some(WRITER)).await?,
+            key("admin").await?,
+            key("read").await?,
+            key("write").agent(WRITER).await?,
         );
-        let hooked = Client::builder(ctx.urls.join(" "))
-            .api_key(&team.key)
-            .agent(HOOKED)
-            .build()?;
+        let hooked = Agentpost::builder(ctx.urls.join(" "))
+            .key(&team.key)
+            .build()?
+            .agent(HOOKED);
         // No server listens at this port.
         let url = format!("http://{}:1024/", ctx.host);
-        hooked
-            .register_webhook(&url, &["message.received"])
-            .await
-            .context("a webhook")?;
+        let webhook = hooked.webhook().set(&url).events([WebhookEvent::MessageReceived]);
+        webhook.await.context("a webhook")?;
         let first = format!("{name}/first");
         let mut lane = ctx.recorder.lane();
         let asked = Fields {
@@ -90,7 +79,7 @@ impl Tenant {
             ..named("write")
         };
         lane.invoke(None, Op::KeyUse, format!("{name}/own"), asked);
-        let message = hooked.send(to(HOOKED, &first)?).await?.message_id;
+        let message = hooked.draft(to(HOOKED, &first)?).await?.id;
         lane.end(Outcome::Ok(Fields::default()));
         Ok(Tenant {
             name,
@@ -120,10 +109,10 @@ impl Tenant {
     }
 }
 
-async fn first_delivery(client: &Client) -> Result<String> {
+async fn first_delivery(client: &Agent) -> Result<String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let page: DeliveriesResponse = client.deliveries(&agentpost::DeliveryQuery::default()).await?;
+        let page = client.deliveries().await?;
         if let Some(row) = page.deliveries.first() {
             return Ok(row.id.clone());
         }
@@ -200,7 +189,7 @@ impl TenantTraffic {
                 let op = if comes { Op::Subscribe } else { Op::Unsubscribe };
                 self.lane.invoke(Some(node), op, &topic, asked);
                 let response = match comes {
-                    true => client.subscribe(TOPIC, SubscriptionUrl::Keep).await.map(drop),
+                    true => client.subscribe(TOPIC).await.map(drop),
                     false => client.unsubscribe(TOPIC).await,
                 };
                 self.lane
@@ -218,10 +207,9 @@ impl TenantTraffic {
             };
             let response = ask::retry_until_decided(&self.nodes, &mut self.random, &stop, |client| {
                 let message = message.clone();
-                async move { client.send(message).await }
+                async move { client.draft(message).await }
             });
-            self.lane
-                .end(response.await?.outcome(|sent| Fields::id(sent.message_id)));
+            self.lane.end(response.await?.outcome(|sent| Fields::id(sent.id)));
             tokio::time::sleep(GAP).await;
         }
         Ok(())
@@ -289,12 +277,11 @@ impl Prober {
         let ids = if exists { self.other.wanted() } else { ABSENT };
         let revokes = self.random.random_bool(0.5);
         let (node, client) = self.admin.any(&mut self.random);
-        let rpc = Rpc::new(Options {
-            urls: vec![ws_url(&client.urls()[0])?],
-            token: self.own.admin_key.clone().into(),
-            team_id: if revokes { &self.own.team.id } else { ids.team }.to_owned(),
-        })?
-        .retry(RetryPolicy::once());
+        let post = Agentpost::builder(&client.post().urls()[0])
+            .key(&self.own.admin_key)
+            .team(if revokes { &self.own.team.id } else { ids.team })
+            .retry(RetryPolicy::once());
+        let kite = post.build()?.kite();
         let asked = Fields {
             id: Some(if exists { "foreign" } else { "absent" }.to_owned()),
             ..named(self.own.name)
@@ -302,8 +289,8 @@ impl Prober {
         let route = if revokes { "keys.revoke" } else { "dashboard.stats" };
         self.lane.invoke(Some(node), Op::Probe, route, asked);
         let result = match revokes {
-            true => rpc.revoke_key(ids.key).await.map(drop),
-            false => rpc.stats().await.map(drop),
+            true => kite.revoke_key(ids.key).await.map(drop),
+            false => kite.stats().await.map(drop),
         };
         self.lane.end(match result {
             // This API has no status; the error corresponds to a 4xx elsewhere.

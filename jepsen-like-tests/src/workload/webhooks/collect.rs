@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 
-use agentpost::api::abbababa::{DeliveryFailed, DeliveryRow};
-use agentpost::{Client, Consistency, DeliveryQuery, ListQuery};
+use agentpost::api::abbababa::{DeliveryDetail, DeliveryFailed, DeliveryResponse};
+use agentpost::http::Request;
+use agentpost::operator::Operator;
+use agentpost::{Agentpost, Consistency, Delivery, DeliveryState, Error};
 use agentpost_testkit::receiver::Call;
 use anyhow::{Context as _, Result};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
@@ -44,14 +46,14 @@ pub async fn record_final_state(ctx: &ClientContext, team: &Team, more: Vec<Deli
         Ok(file.write_all(b"\n")?)
     };
     let all = rows(&operator, team, None).await?.into_iter();
-    let details = all.map(|row| async { operator.team_delivery(&team.id, &{ row.id }).await });
+    let details = all.map(|row| detail(&operator, team, row.id));
     let mut details = futures::stream::iter(details).buffered(QUESTIONS);
     let mut senders = BTreeSet::new();
     while let Some(delivery) = details.try_next().await? {
         senders.insert(delivery.from_agent_id.clone());
         write(&DeliveryRecord::Delivery(Box::new(delivery)))?;
     }
-    for row in rows(&operator, team, Some("dead")).await? {
+    for row in rows(&operator, team, Some(DeliveryState::Dead)).await? {
         write(&DeliveryRecord::DeadLetter(row.id))?;
     }
     for sender in &senders {
@@ -63,28 +65,42 @@ pub async fn record_final_state(ctx: &ClientContext, team: &Team, more: Vec<Deli
     Ok(file.flush()?)
 }
 
+/// One delivery with its attempts, as it is on the wire.
+async fn detail(operator: &Operator, team: &Team, id: String) -> Result<DeliveryDetail, Error> {
+    let request = Request::get(format!("/admin/v1/deliveries/{id}")).query("team", &team.id);
+    let reply: DeliveryResponse = operator.post().http().call(request).await?;
+    Ok(reply.delivery)
+}
+
 /// Lists a team's deliveries, optionally in one state, in the order of their creation. Each page is consistent.
-pub async fn rows(operator: &Client, team: &Team, state: Option<&str>) -> Result<Vec<DeliveryRow>> {
-    let mut query = DeliveryQuery {
-        state: state.map(str::to_owned),
-        limit: Some(200),
-        ..DeliveryQuery::default()
-    };
+pub async fn rows(operator: &Operator, team: &Team, state: Option<DeliveryState>) -> Result<Vec<Delivery<u32>>> {
+    let mut query = operator.deliveries(&team.id).limit(200);
+    if let Some(state) = state {
+        query = query.state(state);
+    }
     let mut rows = Vec::new();
+    let mut cursor: Option<String> = None;
     loop {
-        let page = operator.team_deliveries(&team.id, &query).await?;
+        let page = match &cursor {
+            Some(cursor) => query.clone().cursor(cursor).await?,
+            None => query.clone().await?,
+        };
         rows.extend(page.deliveries);
         // A page that skipped many rows may be empty without being the last one.
-        if query.cursor.replace(page.cursor.clone()) == Some(page.cursor) {
+        if cursor.replace(page.cursor.clone()) == Some(page.cursor) {
             return Ok(rows);
         }
     }
 }
 
 /// Whether no delivery of a team is open.
-pub async fn all_over(operator: &Client, team: &Team) -> Result<bool> {
+pub async fn all_over(operator: &Operator, team: &Team) -> Result<bool> {
     // `scheduled` is asked twice, so that a delivery is not missed that changes its state between the questions.
-    for state in ["scheduled", "claimed", "scheduled"] {
+    for state in [
+        DeliveryState::Scheduled,
+        DeliveryState::Claimed,
+        DeliveryState::Scheduled,
+    ] {
         if !rows(operator, team, Some(state)).await?.is_empty() {
             return Ok(false);
         }
@@ -93,27 +109,25 @@ pub async fn all_over(operator: &Client, team: &Team) -> Result<bool> {
 }
 
 async fn notices(ctx: &ClientContext, team: &Team, sender: &str) -> Result<Vec<Notice>> {
-    let client = Client::builder(ctx.urls.join(" ")).api_key(&team.key).agent(sender);
-    let client = client.build()?;
-    let mut query = ListQuery {
-        limit: Some(200),
-        consistency: Some(Consistency::Linearizable),
-        ..ListQuery::default()
-    };
+    let client = Agentpost::builder(ctx.urls.join(" "))
+        .key(&team.key)
+        .build()?
+        .agent(sender);
+    let mut query = client.inbox().limit(200).consistency(Consistency::Linearizable);
     let mut notices = Vec::new();
     loop {
-        let page = client.list(&query).await?;
-        for message in page.messages.iter().filter(|m| m.kind == DeliveryFailed::TYPE) {
-            let body: DeliveryFailed = serde_json::from_str(message.body.get())?;
+        let page = query.clone().await?;
+        for mail in page.mail.iter().filter(|mail| mail.kind == DeliveryFailed::TYPE) {
+            let body: DeliveryFailed = mail.json()?;
             notices.push(Notice {
                 to: sender.to_owned(),
                 delivery: body.delivery_id,
                 attempts: body.attempts,
             });
         }
-        if page.messages.is_empty() {
+        if page.mail.is_empty() {
             return Ok(notices);
         }
-        query.cursor = Some(page.cursor);
+        query = query.cursor(page.cursor);
     }
 }
