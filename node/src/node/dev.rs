@@ -58,6 +58,8 @@ impl Dev {
     pub fn config(&self, port: u16) -> anyhow::Result<Config> {
         let peer_port = port.checked_add(100).filter(|_| port != 0).unwrap_or(0);
         let path = |path: PathBuf| Value::String(path.display().to_string()).to_string();
+        // `localhost` has two addresses on most machines, and one that webhooks may not reach refuses the whole name. So
+        // ::1 is allowed beside 127.0.0.0/8.
         let text = format!(
             "[node]\ndata_dir = {}\nclient_addr = \"127.0.0.1:{port}\"\npeer_addr = \"127.0.0.1:{peer_port}\"\n\
              [cluster]\nsecret_file = {}\n[bootstrap]\nadmin_key_file = {}\n\

@@ -16,6 +16,9 @@
 //! name, or it never left the queue towards the leader. A log entry that was discarded on a leader change,
 //! a fatal error, a dropped responder and a broken stream are unknown.
 //!
+//! Nothing here gathers writes: openraft appends what waits at the same time together, 12 to 50 operations for one fsync
+//! under load.
+//!
 //! The cluster's own operations have places of their own among those in flight, so that clients cannot starve
 //! them. What only the leader of an epoch may propose is written on the condition that the leadership of that
 //! epoch still stands when Raft appends it.

@@ -4,6 +4,9 @@
 //! in big endian, texts with a zero byte at the end (no text in a key contains one). The team comes first, so that a
 //! team's rows are a few contiguous ranges. A tag is never reused. Values are messages of `record.proto` unless noted.
 //!
+//! A team numbers its messages with one `seq`. It orders every inbox and is the cursor of both public interfaces, so no
+//! second number has to be translated, and the index of unread mail needs no row of its own.
+//!
 //! | tag | fields | value |
 //! |---|---|---|
 //! | `ap` | | `Applied`: last applied entry, time, state hash |

@@ -26,7 +26,8 @@ const HEADERS_MAX: usize = 64;
 const HEADER_BYTES_MAX: usize = 24 * 1024;
 /// What a connection reads ahead; its header must fit.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
-/// From the end of an answer to the end of the next request's header: also the idle time of a connection.
+/// From the end of an answer to the end of the next request's header. hyper has one timer for both, so this is the idle
+/// time of a connection and the time that a slow client may take for its header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// After an accept that failed (too many open files): do not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -11,6 +11,9 @@
 //! The requested scopes decide, not what the key leaves of them: a management command asks for `*` on a fresh
 //! socket and must neither replay an agent's mail nor move its cursor, whatever key it holds.
 //!
+//! Two listeners of one agent without a client id share its mailbox cursor, as with the vendor's server: what one has
+//! acknowledged, the other does not get again after a break. A client id gives a listener a cursor of its own.
+//!
 //! A cursor that nobody uses is forgotten after [`limits::CURSOR_TTL_MS`]. A mailbox then begins at its oldest mail
 //! again, all of it younger; a named client is new again.
 

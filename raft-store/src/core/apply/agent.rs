@@ -43,6 +43,7 @@ pub(super) fn enter(
     }
     let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
     if head.agents >= limits::AGENTS_MAX {
+        // Forbidden, not "quota exceeded": waiting does not help, as a 429 would promise.
         let message = format!("the team has {} registered agents already", limits::AGENTS_MAX);
         return reject(ErrorCode::Forbidden, message);
     }
