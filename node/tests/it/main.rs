@@ -1,4 +1,82 @@
-//! Tests of the whole crate, in one binary.
-#![allow(clippy::unwrap_used)]
+//! The tests of the node: real nodes with real sockets and disks, in this process or as processes of their own.
+//!
+//! One binary, so that RocksDB is linked once. Each area is a folder; `common` has what they share.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+/// Nodes as one cluster: replication, members, clocks, full disks.
+mod cluster {
+    mod membership;
+    mod peer_port;
+    mod replication;
+    mod space;
+    mod wall_time;
+}
+
+/// The binary `agentpostd` as a process.
+mod daemon {
+    mod failpoints;
+    mod process;
+    mod quarantine;
+}
+
+/// The webhook dispatcher: when it calls, how often, with which signatures.
+mod dispatch {
+    mod clock;
+    mod dispatcher;
+    mod vendor_signatures;
+}
+
+/// Calls to hostile and broken receivers, and to places that a webhook must never reach.
+mod egress {
+    mod addresses;
+    mod listeners;
+    mod receivers;
+    mod stage;
+    mod tls;
+    mod urls;
+}
+
+/// The HTTP APIs.
+mod http {
+    mod abbababa;
+    mod activate_page;
+    mod admin;
+    mod agents;
+    mod bad_input;
+    mod burst;
+    mod deliveries;
+    mod keys;
+    mod kite;
+    mod login;
+    mod ratelimit;
+    mod topics;
+    mod webhooks;
+}
+
+/// Compatibility with the vendor's Kite clients.
+mod kite {
+    mod cloudevents;
+    mod protocol;
+    mod published_clients;
+}
 
 mod joint_membership;
+mod resume_model;
+mod secrets_stay_secret;
+
+/// Kite's WebSocket.
+mod ws {
+    mod cursors;
+    mod keys;
+    mod quota;
+    mod resume;
+    mod resume_kills;
+    mod rpc;
+    mod rpc_keys;
+    mod rpc_turns;
+    mod scopes;
+    mod session;
+    mod topics;
+}

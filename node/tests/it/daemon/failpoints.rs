@@ -1,0 +1,106 @@
+//! Nodes that die where they are told: the places themselves. What must hold after each is tested with whole
+//! clusters elsewhere.
+#![cfg(feature = "failpoints")]
+
+use std::collections::HashMap;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use agentpost_testkit::receiver::Receiver;
+
+use crate::common::eventually;
+use crate::common::web::{Call, mail};
+use serde_json::{Value, json};
+
+const SIGABRT: i32 = 6;
+
+/// `agentpostd dev` in `dir`, with the keys that it wrote there.
+struct Dev {
+    process: Child,
+    keys: HashMap<String, String>,
+}
+
+impl Dev {
+    async fn start(dir: &Path, failpoint: &str) -> Self {
+        let _ = std::fs::remove_file(dir.join("ready"));
+        let process = Command::new(env!("CARGO_BIN_EXE_agentpostd"))
+            .args(["dev", "--port", "0", "--data-dir"])
+            .arg(dir)
+            .env("AGENTPOST_FAILPOINT", failpoint)
+            .stdout(std::fs::File::create(dir.join("ready")).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let keys = eventually("a node that serves", async || {
+            let said = std::fs::read_to_string(dir.join("ready")).ok()?;
+            said.contains("Ctrl-C").then(|| exports(&dir.join("keys.env")))
+        })
+        .await;
+        Dev { process, keys }
+    }
+
+    async fn call(&self, call: Call) -> Value {
+        self.asked(call).await
+    }
+
+    fn asked(&self, call: Call) -> impl Future<Output = Value> + use<> {
+        let call = call.key(&self.keys["KITE_API_KEY"]).agent("agent-a");
+        let url = self.keys["AGENTPOST_URLS"].clone();
+        async move { call.to(&url).await.ok() }
+    }
+
+    async fn died(mut self) {
+        let status = eventually("the end of the node", async || self.process.try_wait().unwrap()).await;
+        assert_eq!(status.signal(), Some(SIGABRT));
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn exports(file: &Path) -> HashMap<String, String> {
+    let text = std::fs::read_to_string(file).unwrap();
+    let lines = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+    lines
+        .map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned()))
+        .collect()
+}
+
+/// One message to a webhook of a node that dies at `failpoint`; then what it does when it lives again. Returns
+/// the calls before and after.
+async fn one_delivery(failpoint: &str) -> (usize, usize) {
+    let dir = tempfile::tempdir().unwrap();
+    let receiver = Receiver::start().await.unwrap();
+    let node = Dev::start(dir.path(), failpoint).await;
+    let webhook = json!({ "url": receiver.url("/hook"), "events": ["message.received"] });
+    node.call(Call::post("/v1/messages/webhook", &webhook)).await;
+    // It may die before it answers, or while it does: then there is nothing to read.
+    let sending = node.asked(Call::post("/v1/messages", &mail("agent-a", &json!({ "n": 1 }))));
+    let _ = tokio::spawn(sending).await;
+    node.died().await;
+    let before = receiver.count();
+    let node = Dev::start(dir.path(), "none").await;
+    eventually("the end of the delivery", async || {
+        let list = node.call(Call::get("/v1/deliveries")).await;
+        (list["deliveries"][0]["state"] == "delivered").then_some(())
+    })
+    .await;
+    (before, receiver.count())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_the_claim_nothing_was_sent() {
+    assert_eq!(one_delivery("before-claim").await, (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_outcome_nothing_is_sent_again() {
+    assert_eq!(one_delivery("outcome-committed:1").await, (1, 1));
+}

@@ -1,0 +1,139 @@
+//! A daemon whose disk lost something: what it says, what it refuses, and how it ends when it finds out while it runs.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::common::web::Call;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+struct Daemon {
+    process: Child,
+    url: String,
+}
+
+impl Daemon {
+    /// `agentpostd dev` in `dir`, as soon as it answers.
+    async fn start(dir: &Path) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let mut process = Command::new(env!("CARGO_BIN_EXE_agentpostd"))
+            .args(["dev", "--port", &port.to_string(), "--data-dir"])
+            .arg(dir)
+            .env("AGENTPOST_NODE__PEER_ADDR", "127.0.0.1:0")
+            .env("AGENTPOST_STORAGE__BALLAST_BYTES", "0")
+            .env("AGENTPOST_STORAGE__MIN_FREE_BYTES", "0")
+            .env("AGENTPOST_STORAGE__MIN_FREE_PERCENT", "0")
+            .env("AGENTPOST_STORAGE__SCRUB_INTERVAL_S", "1")
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            assert!(process.try_wait().unwrap().is_none(), "it ended");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let url = format!("http://127.0.0.1:{port}");
+        Daemon { process, url }
+    }
+
+    async fn ready(&self) {
+        while Call::get("/readyz").to(&self.url).await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The text of `/metrics`, which is no JSON.
+    async fn metrics(&self) -> String {
+        let address = self.url.strip_prefix("http://").unwrap();
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn shard(dir: &Path) -> PathBuf {
+    dir.join("data/shards/0")
+}
+
+#[tokio::test]
+async fn a_quarantined_node_says_so_and_serves_nothing_else() {
+    for lost in ["log", "FLOOR", ""] {
+        let dir = tempfile::tempdir().unwrap();
+        let healthy = Daemon::start(dir.path()).await;
+        healthy.ready().await;
+        healthy.kill();
+        let lost = shard(dir.path()).join(lost);
+        if lost.is_dir() {
+            fs::remove_dir_all(&lost).unwrap();
+        } else {
+            fs::remove_file(&lost).unwrap();
+        }
+        for _restart in 0..2 {
+            let daemon = Daemon::start(dir.path()).await;
+            let health = Call::get("/health").to(&daemon.url).await.ok();
+            assert_eq!(health["status"], "quarantined", "{health}");
+            let reason = health["reason"].as_str().unwrap();
+            assert!(reason.contains("shards/0"), "{reason}");
+            for path in ["/readyz", "/v1/messages", "/admin/v1/cluster"] {
+                let refusal = Call::get(path).to(&daemon.url).await.error(503);
+                assert!(refusal.contains(reason) && refusal.contains("backup"), "{refusal}");
+            }
+            assert!(daemon.metrics().await.contains("agentpost_quarantined 1\n"));
+            assert!(
+                fs::read_to_string(dir.path().join("data/QUARANTINE"))
+                    .unwrap()
+                    .contains(reason)
+            );
+            let id = daemon.process.id().to_string();
+            assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+            let mut daemon = daemon;
+            assert_eq!(daemon.process.wait().unwrap().code(), Some(0));
+        }
+    }
+}
+
+/// The scrub finds it, the process ends with 1, and the next start has repaired it from the log.
+#[tokio::test]
+async fn a_bit_that_flips_while_the_node_runs_ends_it_and_is_repaired() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path()).await;
+    daemon.ready().await;
+    // The scrub's checkpoint has flushed the state.
+    let state = shard(dir.path()).join("state/db-1");
+    let table = loop {
+        let files = fs::read_dir(&state).unwrap().map(|item| item.unwrap().path());
+        let mut tables = files.filter(|path| path.extension().is_some_and(|extension| extension == "sst"));
+        if let Some(table) = tables.next() {
+            break table;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let flipped = fs::read(&table).unwrap()[10] ^ 1;
+    let file = fs::File::options().write(true).open(&table).unwrap();
+    file.write_all_at(&[flipped], 10).unwrap();
+    let mut daemon = daemon;
+    // Without a code when RocksDB's threads held up the exit and the process killed itself.
+    assert!(matches!(daemon.process.wait().unwrap().code(), Some(1) | None));
+    let daemon = Daemon::start(dir.path()).await;
+    daemon.ready().await;
+    assert!(shard(dir.path()).join("damaged").is_dir(), "the old state is kept");
+}

@@ -1,0 +1,279 @@
+//! What has to hold, kept from what was done and not from what the code under test says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use agentpost_node::server::ws::resume::{CursorName, Start};
+use agentpost_proto::command::CursorAck;
+use agentpost_proto::limits;
+use agentpost_proto::record::Cursor;
+use agentpost_raft_store::core::keys::{self, ReadState};
+use agentpost_raft_store::core::kv::{Kv as _, Memory};
+use agentpost_raft_store::core::query;
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+use super::cluster::team;
+use super::steps::{AGENTS, CURSORS_LEFT, SENDERS, Sees, Subscription};
+
+type Checked = Result<(), TestCaseError>;
+
+/// A message that was accepted.
+#[derive(Debug)]
+pub struct Sent {
+    pub seq: u64,
+    pub from: &'static str,
+    /// As the wide scopes show it.
+    pub to: String,
+    pub receivers: BTreeSet<&'static str>,
+    pub id: String,
+}
+
+/// What the clients of one cursor have together.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// Where it began.
+    pub origin: u64,
+    /// Events that a client has read, or said so.
+    pub seen: BTreeSet<u64>,
+    /// Up to here a client was told of losses.
+    pub told: u64,
+    /// The highest ack in the log.
+    floor: u64,
+    /// Acks that a node took in since it runs.
+    heard: BTreeMap<usize, u64>,
+    row: Option<Cursor>,
+    /// Cluster time of the last ack in the log, of whatever kind.
+    used_ms: u64,
+}
+
+#[derive(Default)]
+pub struct Oracle {
+    pub sent: Vec<Sent>,
+    pub subscribed: BTreeSet<&'static str>,
+    /// How long the log was when an inbox lost an entry, or the team a message.
+    gone_from: BTreeMap<(&'static str, u64), usize>,
+    gone: BTreeMap<u64, usize>,
+    pub cursors: BTreeMap<CursorName, (Sees, Known)>,
+}
+
+impl Oracle {
+    /// How a message is shown to one who sees this, where the log has this length; none if it is gone or of
+    /// others.
+    pub fn shown(&self, sees: &Sees, sent: &Sent, log: usize) -> Option<String> {
+        if is_from(sees, sent) {
+            return is_left(self.gone.get(&sent.seq), log).then(|| sent.to.clone());
+        }
+        let left = |agent: &&&'static str| {
+            sent.receivers.contains(**agent) && is_left(self.gone_from.get(&(**agent, sent.seq)), log)
+        };
+        let receivers: Vec<_> = sees.inboxes.iter().filter(left).collect();
+        match receivers.as_slice() {
+            [] => None,
+            [agent] => Some((**agent).to_owned()),
+            _ => Some(sent.to.clone()),
+        }
+    }
+
+    /// Messages in a range that one who sees this should have, whether they are gone or not.
+    pub fn between(&self, sees: Sees, after: u64, until: u64) -> impl Iterator<Item = &Sent> {
+        let from = self.sent.partition_point(|sent| sent.seq <= after);
+        self.sent[from..]
+            .iter()
+            .take_while(move |sent| sent.seq <= until)
+            .filter(move |sent| is_from(&sees, sent) || sees.inboxes.iter().any(|agent| sent.receivers.contains(agent)))
+    }
+
+    /// The event of a message, field by field.
+    pub fn check_event(&self, sees: &Sees, seq: u64, frame: &serde_json::Value, log: usize) -> Checked {
+        let sent = self.sent.iter().find(|sent| sent.seq == seq);
+        prop_assert!(sent.is_some(), "{seq} was never sent");
+        let sent = sent.unwrap();
+        let data = &frame["event"]["data"];
+        prop_assert_eq!(frame["event"]["kiteseq"].as_u64(), Some(seq));
+        prop_assert_eq!(data["body"].as_str(), Some(sent.id.as_str()));
+        prop_assert_eq!(data["from"].as_str(), Some(sent.from));
+        let shown = self.shown(sees, sent, log);
+        prop_assert!(shown.is_some(), "{seq} is not for {sees:?}, or gone");
+        prop_assert_eq!(data["to"].as_str(), shown.as_deref());
+        Ok(())
+    }
+
+    /// Everything up to `until` was shown, or is gone and was told: nothing of it is missing.
+    pub fn check_nothing_missing(
+        &self,
+        sees: Sees,
+        (after, until): (u64, u64),
+        has: impl Fn(u64) -> bool,
+        told: u64,
+        log: usize,
+    ) -> Checked {
+        for sent in self.between(sees, after, until) {
+            let lost = sent.seq <= told && self.shown(&sees, sent, log).is_none();
+            prop_assert!(has(sent.seq) || lost, "{} is missing in ({after}, {until}]", sent.seq);
+        }
+        Ok(())
+    }
+
+    /// Notes what the newest entry of the log took away.
+    pub fn note_removals(&mut self, memory: &Memory, log: usize) {
+        for sent in &self.sent {
+            let exists = |key: &[u8]| memory.get(key).unwrap().is_some();
+            if !exists(&keys::message(team(), sent.seq)) {
+                self.gone.entry(sent.seq).or_insert(log);
+            }
+            for agent in &sent.receivers {
+                let entry = |state| exists(&keys::inbox_entry(state, team(), agent, sent.seq));
+                if !entry(ReadState::Unread) && !entry(ReadState::Read) {
+                    self.gone_from.entry((agent, sent.seq)).or_insert(log);
+                }
+            }
+        }
+    }
+
+    /// What the clients of a cursor have.
+    pub fn known(&mut self, name: &CursorName, sees: Sees) -> &mut Known {
+        &mut self.cursors.entry(name.clone()).or_insert((sees, Known::default())).1
+    }
+
+    /// A session begins; `head` is the newest seq of what its node has seen.
+    pub fn check_start(
+        &mut self,
+        (node, subscription): (usize, &Subscription),
+        cursor: Option<&CursorName>,
+        start: &Start,
+        head: u64,
+    ) -> Checked {
+        let Some(name) = cursor else {
+            prop_assert_eq!(start.after_seq, head, "live only");
+            return Ok(());
+        };
+        let is_mailbox = subscription.client_id.is_none();
+        let known = self.known(name, subscription.sees);
+        prop_assert!(start.after_seq <= head);
+        prop_assert!(start.after_seq >= known.floor, "stored acks count on every node");
+        let heard = known.heard.get(&node).copied().unwrap_or_default();
+        prop_assert!(start.after_seq >= heard, "acks that this node took in count here");
+        prop_assert_eq!(start.create, !is_mailbox && known.row.is_none());
+        match known.row {
+            Some(row) => prop_assert_eq!(start.after_seq, row.seq),
+            None if is_mailbox => prop_assert_eq!(start.after_seq, 0, "the oldest mail"),
+            None => {
+                known.origin = start.after_seq;
+                if subscription.scopes != ["agent_to:a"] {
+                    prop_assert_eq!(start.after_seq, head, "now");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A client was refused: it is a new name, and the team has all that it may have.
+    pub fn check_refusal(&self, cursor: Option<&CursorName>) -> Checked {
+        let exists = |name: &CursorName| self.cursors.get(name).is_some_and(|(_, known)| known.row.is_some());
+        prop_assert!(cursor.is_some_and(|name| !name.client_id.is_empty() && !exists(name)));
+        prop_assert_eq!(self.named(), CURSORS_LEFT as usize);
+        Ok(())
+    }
+
+    fn named(&self) -> usize {
+        let named =
+            |(name, (_, known)): &(&CursorName, &(Sees, Known))| !name.client_id.is_empty() && known.row.is_some();
+        self.cursors.iter().filter(named).count()
+    }
+
+    /// A node took an ack in.
+    pub fn heard(&mut self, name: &CursorName, node: usize, seq: u64) {
+        if let Some((_, known)) = self.cursors.get_mut(name) {
+            let heard = known.heard.entry(node).or_default();
+            *heard = seq.max(*heard);
+        }
+    }
+
+    /// What a node took in is in the log when nothing waits on it any more.
+    pub fn check_heard(&self, node: usize) -> Checked {
+        for (name, (_, known)) in &self.cursors {
+            let heard = known.heard.get(&node).copied().unwrap_or_default();
+            prop_assert!(known.row.map_or(0, |row| row.seq) >= heard, "{name:?} lost an ack");
+        }
+        Ok(())
+    }
+
+    /// A node died with what it had not stored.
+    pub fn forget_heard(&mut self, node: usize) {
+        for (_, known) in self.cursors.values_mut() {
+            known.heard.remove(&node);
+        }
+    }
+
+    /// After each entry of the log, which had these acks in it: no cursor went back, none passed an event that
+    /// its clients do not have, and none was forgotten while it was used.
+    pub fn check_cursors(
+        &mut self,
+        memory: &Memory,
+        acks: &[CursorAck],
+        cluster_ms: u64,
+        log: usize,
+        is_open: impl Fn(&CursorName) -> bool,
+    ) -> Checked {
+        let mut cursors = std::mem::take(&mut self.cursors);
+        let head = query::team::head(memory, team()).unwrap().last_seq;
+        for (name, (sees, known)) in &mut cursors {
+            let ack = acks
+                .iter()
+                .find(|ack| (&ack.agent, &ack.client_id) == (&name.agent, &name.client_id));
+            let row = query::inbox::cursor(memory, name.team, &name.agent, &name.client_id).unwrap();
+            if let Some(ack) = ack {
+                known.used_ms = cluster_ms;
+                known.floor = known.floor.max(if ack.implied { 0 } else { ack.seq.min(head) });
+            }
+            match (known.row, row) {
+                (Some(_), None) => {
+                    let unused_ms = cluster_ms - known.used_ms + limits::CURSOR_TOUCH_MS;
+                    prop_assert!(unused_ms >= limits::CURSOR_TTL_MS, "{name:?} was forgotten too early");
+                    // A mailbox begins at its oldest mail again, and that is younger than any cursor that is forgotten.
+                    let is_named = !name.client_id.is_empty();
+                    prop_assert!(
+                        !(is_named && is_open(name)),
+                        "{name:?} was forgotten under an open session"
+                    );
+                    (known.floor, known.heard) = (0, BTreeMap::new());
+                }
+                (before, Some(row)) => {
+                    let before = before.unwrap_or_default();
+                    prop_assert!(row.seq >= before.seq, "{name:?} went back");
+                    prop_assert!(row.acked || !before.acked, "{name:?} forgot its acks");
+                    prop_assert!(row.seq >= known.floor);
+                    let by_right = |ack: &&CursorAck| ack.seq >= row.seq && !(ack.implied && before.acked);
+                    prop_assert!(
+                        row.seq == before.seq || ack.filter(by_right).is_some(),
+                        "{name:?} moved by itself"
+                    );
+                    let span = (known.origin, row.seq);
+                    self.check_nothing_missing(*sees, span, |seq| known.seen.contains(&seq), known.told, log)?;
+                }
+                (None, None) => {}
+            }
+            known.row = row;
+        }
+        self.cursors = cursors;
+        prop_assert!(self.named() <= CURSORS_LEFT as usize, "a cursor too many");
+        Ok(())
+    }
+}
+
+fn is_from(sees: &Sees, sent: &Sent) -> bool {
+    sees.from.is_some_and(|from| from.is_empty() || from == sent.from)
+}
+
+fn is_left(gone: Option<&usize>, log: usize) -> bool {
+    gone.is_none_or(|gone| *gone > log)
+}
+
+/// One of the agents, one of the senders.
+pub fn agent(n: usize) -> &'static str {
+    AGENTS[n % AGENTS.len()]
+}
+
+pub fn sender(n: usize) -> &'static str {
+    SENDERS[n % SENDERS.len()]
+}
