@@ -21,6 +21,9 @@ pub use expect::{Ending, SOON, Socket, refused};
 /// Bytes of a receive buffer that a server fills soon.
 pub const NARROW_BYTES: u32 = 16 * 1024;
 
+/// Bytes that [`RawSocket::peek`] looks at.
+const PEEK_BYTES: usize = 64 * 1024;
+
 /// The contents of a `connect` frame.
 #[derive(Debug, Clone)]
 pub struct Connect<'a> {
@@ -109,6 +112,14 @@ impl RawSocket {
                 Message::Ping(_) | Message::Pong(_) | Message::Binary(_) | Message::Frame(_) => {}
             }
         }
+    }
+
+    /// Bytes that have arrived and are not read yet, as many as fit into one look.
+    pub async fn peek(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; PEEK_BYTES];
+        let count = self.stream.get_ref().peek(&mut bytes).await?;
+        bytes.truncate(count);
+        Ok(bytes)
     }
 
     /// Sends a close frame. Dropping the socket closes the connection without one.

@@ -7,6 +7,7 @@ mod common;
 
 /// Nodes as one cluster: replication, members, clocks, full disks.
 mod cluster {
+    mod joint_membership;
     mod membership;
     mod peer_port;
     mod replication;
@@ -62,7 +63,6 @@ mod kite {
     mod published_clients;
 }
 
-mod joint_membership;
 mod resume_model;
 mod secrets_stay_secret;
 

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::Message;
 
+use crate::eventually;
+
 use super::{Connect, NARROW_BYTES, RawSocket};
 
 /// Longer than any answer takes.
@@ -220,6 +222,15 @@ impl Socket {
                 Some(Err(_)) | None => return None,
             }
         }
+    }
+
+    /// Waits, without reading anything, until unread bytes contain `text`.
+    pub async fn arrived(&self, text: &str) {
+        eventually(format!("unread bytes with {text:?}"), async || {
+            let bytes = self.raw.peek().await.unwrap();
+            String::from_utf8_lossy(&bytes).contains(text).then_some(())
+        })
+        .await;
     }
 
     async fn message(&mut self) -> Option<Result<Message>> {

@@ -1,7 +1,7 @@
 //! The calendar goes by the clocks of a majority: one that is days off moves nothing, wherever it is.
 
 use agentpost_node::base::clock::Clock;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use agentpost_testkit::receiver::Receiver;
 
 use crate::common::webhooks::WebhookOffice;
@@ -117,7 +117,7 @@ async fn a_cluster_founded_by_a_node_from_another_day_begins_today() {
     let services = cluster.services(0);
     let state = eventually("a read", async || services.reader.linearizable().await.ok()).await;
     let hash = services.secrets.key_hash(&cluster.admin_key());
-    is_now(query::key_by_hash(&*state, &hash).unwrap().unwrap().created_at_ms);
+    is_now(query::key::by_hash(&*state, &hash).unwrap().unwrap().created_at_ms);
     let office = WebhookOffice::of(cluster).await;
     is_now(write(&office, 0).await);
 }

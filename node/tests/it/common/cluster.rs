@@ -14,7 +14,7 @@ use agentpost_node::node::{self, RunningNode};
 use agentpost_node::server::{http, ws};
 use agentpost_proto::command::{CreateKey, CreateTeam, Operation, Permission, Principal, TeamLimits, operation, reply};
 use agentpost_proto::id::{KeyId, TeamId};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use agentpost_testkit::{PATIENCE, eventually};
 use futures::future::join_all;
 use tokio::net::TcpListener;

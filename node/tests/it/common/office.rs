@@ -1,5 +1,6 @@
 //! The fixture of most tests: a cluster, its operator, and a team.
 
+use agentpost_raft_store::core::query;
 use agentpost_testkit::socket::{Connect, Socket};
 use serde_json::{Value, json};
 
@@ -63,6 +64,23 @@ impl Office {
         let mail = json!({ "from": "sender", "to": to, "body": body });
         let call = Call::post("/api/v1/agents/messages", &mail).bearer(&team.key);
         call.to(&self.urls[node]).await
+    }
+
+    /// Seq and kind of a cursor: whether it was acknowledged, not only implied by answered pings.
+    pub async fn cursor(&self, team: &Team, agent: &str, client_id: &str) -> Option<(u64, bool)> {
+        let services = self.cluster.services(self.cluster.running()[0]);
+        let state = services.reader.linearizable().await.ok()?;
+        let cursor = query::inbox::cursor(&*state, team.id.parse().unwrap(), agent, client_id).unwrap();
+        cursor.map(|cursor| (cursor.seq, cursor.acked))
+    }
+
+    /// How many sessions a node has.
+    pub fn sessions(&self, node: usize) -> usize {
+        let text = self.cluster.services(node).metrics_text();
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix("agentpost_ws_sessions "));
+        value.unwrap().parse().unwrap()
     }
 
     /// Opens a session; returns its `last_seq` too.

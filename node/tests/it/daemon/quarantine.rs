@@ -1,13 +1,14 @@
 //! A daemon whose disk lost something: what it says, what it refuses, and how it ends when it finds out while it runs.
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use tokio::net::TcpStream;
 
+use crate::common::eventually;
 use crate::common::web::Call;
+use agentpost_testkit::ports;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 struct Daemon {
@@ -18,9 +19,7 @@ struct Daemon {
 impl Daemon {
     /// `agentpostd dev` in `dir`, as soon as it answers.
     async fn start(dir: &Path) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
+        let port = ports::free(1).unwrap()[0];
         let mut process = Command::new(env!("CARGO_BIN_EXE_agentpostd"))
             .args(["dev", "--port", &port.to_string(), "--data-dir"])
             .arg(dir)
@@ -32,24 +31,26 @@ impl Daemon {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+        eventually("an open port", async || {
             assert!(process.try_wait().unwrap().is_none(), "it ended");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+            TcpStream::connect(("127.0.0.1", port)).await.ok()
+        })
+        .await;
         let url = format!("http://127.0.0.1:{port}");
         Daemon { process, url }
     }
 
     async fn ready(&self) {
-        while Call::get("/readyz").to(&self.url).await.status != 200 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        eventually("a node that is ready", async || {
+            (Call::get("/readyz").to(&self.url).await.status == 200).then_some(())
+        })
+        .await;
     }
 
     /// The text of `/metrics`, which is no JSON.
     async fn metrics(&self) -> String {
         let address = self.url.strip_prefix("http://").unwrap();
-        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
         let request = format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut text = String::new();
@@ -119,14 +120,11 @@ async fn a_bit_that_flips_while_the_node_runs_ends_it_and_is_repaired() {
     daemon.ready().await;
     // The scrub's checkpoint has flushed the state.
     let state = shard(dir.path()).join("state/db-1");
-    let table = loop {
-        let files = fs::read_dir(&state).unwrap().map(|item| item.unwrap().path());
-        let mut tables = files.filter(|path| path.extension().is_some_and(|extension| extension == "sst"));
-        if let Some(table) = tables.next() {
-            break table;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    };
+    let table = eventually("a file of the state", async || {
+        let mut files = fs::read_dir(&state).unwrap().map(|item| item.unwrap().path());
+        files.find(|path| path.extension().is_some_and(|extension| extension == "sst"))
+    })
+    .await;
     let flipped = fs::read(&table).unwrap()[10] ^ 1;
     let file = fs::File::options().write(true).open(&table).unwrap();
     file.write_all_at(&[flipped], 10).unwrap();

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use super::stage::{LOOPBACK, OK, OK_CLOSE, Receiver, Stage, call, header};
-use crate::common::in_child;
+use crate::common::{eventually, in_child};
 
 #[tokio::test]
 async fn a_request_holds_what_is_published_and_nothing_else() {
@@ -239,8 +239,8 @@ async fn dripping(head: &'static str, drop: &'static str) -> (Receiver, Arc<Atom
 
 #[tokio::test]
 async fn slow_answers_end_with_the_attempt() {
-    let stage = Stage::hasty(LOOPBACK);
-    for (head, drop, status) in [
+    let stage = &Stage::hasty(LOOPBACK);
+    let cases = [
         ("", "", 0),
         ("HTTP/1.1 200 OK\r\nx-slow: ", "z", 0),
         ("HTTP/1.1 200 OK\r\n", "HTTP", 0),
@@ -258,7 +258,9 @@ async fn slow_answers_end_with_the_attempt() {
         ),
         // What a failure says is known before its body ends.
         ("HTTP/1.1 410 Gone\r\ncontent-length: 100000\r\n\r\n", "z", 410),
-    ] {
+    ];
+    // All at once, because each attempt takes its whole time.
+    let calls = cases.map(|(head, drop, status)| async move {
         let (receiver, hung_up) = dripping(head, drop).await;
         let result = stage.call(&receiver.url()).await;
         // A flood may break a limit of the parser before it runs out of time.
@@ -266,10 +268,12 @@ async fn slow_answers_end_with_the_attempt() {
         let ended = result.error == "timeout" || (floods && result.error == "protocol");
         assert!(ended && result.status == status, "{head:?}: {result:?}");
         assert_eq!(receiver.requests().len(), 1, "{head:?}");
-        while !drop.is_empty() && hung_up.load(Ordering::SeqCst) == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
+        eventually(format!("a dropped connection of {head:?}"), async || {
+            (drop.is_empty() || hung_up.load(Ordering::SeqCst) > 0).then_some(())
+        })
+        .await;
+    });
+    futures::future::join_all(calls).await;
 }
 
 #[tokio::test]

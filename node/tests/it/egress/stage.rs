@@ -79,10 +79,10 @@ impl Stage {
         Self::with(&config(webhooks), &[], RootCertStore::empty(), Timeouts::default())
     }
 
-    /// One whose patience ends soon.
+    /// One whose attempts end soon, yet not before a slow machine has made its call.
     pub fn hasty(webhooks: &str) -> Self {
         let timeouts = Timeouts {
-            attempt: Duration::from_millis(500),
+            attempt: Duration::from_secs(3),
             ..Timeouts::default()
         };
         Self::with(&config(webhooks), &[], RootCertStore::empty(), timeouts)

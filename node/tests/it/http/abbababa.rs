@@ -285,7 +285,6 @@ async fn pages_join_without_gap_while_mail_arrives() {
     };
     let mut cursor = empty["cursor"].as_str().unwrap().to_owned();
     let mut seen = Vec::new();
-    let started = Instant::now();
     for turn in 0.. {
         let page = list(
             &urls[turn % 3],
@@ -301,7 +300,7 @@ async fn pages_join_without_gap_while_mail_arrives() {
         if seen.len() >= MAILS {
             break;
         }
-        assert!(started.elapsed() < Duration::from_secs(60), "{} of {MAILS}", seen.len());
+        assert!(turn < 10 * MAILS, "{} of {MAILS}", seen.len());
     }
     writer.await.unwrap();
     assert_eq!(seen, (0..MAILS).collect::<Vec<_>>());
@@ -345,36 +344,36 @@ async fn a_long_poll_wakes_on_another_node() {
             (call.to(&url).await, started.elapsed())
         })
     };
-    let waiting: Vec<_> = office.urls.iter().map(|url| poll(url, "wait=30")).collect();
-    let quiet = poll(&office.urls[1], "wait=1&fromAgentId=nobody");
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // A poll that begins late finds the message when it reads, which is right too. These lists take the same way, so
+    // most polls wait by the time that they are answered.
+    let polls_have_begun = async || {
+        for url in &office.urls {
+            list(url, &office.team, "somebody", "").await;
+        }
+    };
+    let waiting: Vec<_> = office.urls.iter().map(|url| poll(url, "wait=60")).collect();
+    let in_vain = poll(&office.urls[1], "wait=1&fromAgentId=nobody");
+    let quiet = poll(&office.urls[2], "wait=60&fromAgentId=nobody");
+    polls_have_begun().await;
     send(&office.urls[0], &office.team, "alpha", "beta", &json!({ "n": 1 })).await;
     for poll in waiting {
-        let (answer, elapsed) = poll.await.unwrap();
+        // A poll whose time is over answers without reading again: this one was woken.
+        let (answer, _) = poll.await.unwrap();
         assert_eq!(bodies(&answer.ok()), [json!({ "n": 1 })]);
-        assert!(elapsed < Duration::from_secs(20), "{elapsed:?}");
     }
-    let (answer, elapsed) = quiet.await.unwrap();
-    let page = answer.ok();
-    assert_eq!(page["messages"], json!([]));
+    let (answer, elapsed) = in_vain.await.unwrap();
+    assert_eq!(answer.ok()["messages"], json!([]));
+    // A lower bound, which holds on every machine.
     assert!(elapsed >= Duration::from_millis(990), "{elapsed:?}");
-    // Its cursor has moved past what it examined.
-    let rest = list(
-        &office.urls[0],
-        &office.team,
-        "beta",
-        &format!("cursor={}", page["cursor"].as_str().unwrap()),
-    )
-    .await;
-    assert_eq!(rest["messages"], json!([]));
     // A key that is revoked meanwhile gets nothing of what comes later.
     let wanted = json!({ "name": "short", "permissions": ["read"], "agent_id": "beta" });
     let (id, key) = new_key(&office.urls[0], &office.admin, &office.team.id, &wanted).await;
-    let cursor = rest["cursor"].as_str().unwrap();
-    let call = Call::get(format!("/v1/messages?wait=30&cursor={cursor}")).key(&key);
+    let read = list(&office.urls[0], &office.team, "beta", "").await;
+    let cursor = read["cursor"].as_str().unwrap();
+    let call = Call::get(format!("/v1/messages?wait=60&cursor={cursor}")).key(&key);
     let url = office.urls[2].clone();
     let revoked = tokio::spawn(async move { call.to(&url).await });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    polls_have_begun().await;
     Call::delete(format!("/admin/v1/keys/{id}"))
         .bearer(&office.admin)
         .to(&office.urls[1])
@@ -383,22 +382,20 @@ async fn a_long_poll_wakes_on_another_node() {
     send(&office.urls[0], &office.team, "alpha", "beta", &json!({ "n": 2 })).await;
     revoked.await.unwrap().error(401);
     // A node that stops answers with what it has.
-    let last = poll(
-        &office.urls[2],
-        &format!(
-            "wait=60&cursor={}",
-            list(&office.urls[0], &office.team, "beta", "").await["cursor"]
-                .as_str()
-                .unwrap()
-        ),
-    );
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    for node in 0..3 {
-        office.cluster.stop_node(node).await;
-    }
-    let (answer, elapsed) = last.await.unwrap();
+    let read = list(&office.urls[2], &office.team, "beta", "").await;
+    let query = format!("wait=60&cursor={}", read["cursor"].as_str().unwrap());
+    let last = poll(&office.urls[2], &query);
+    polls_have_begun().await;
+    office.cluster.stop_node(2).await;
+    let (answer, _) = last.await.unwrap();
     assert_eq!(answer.ok()["messages"], json!([]));
-    assert!(elapsed < Duration::from_secs(30), "{elapsed:?}");
+    // So does the poll that looks for mail of nobody: its cursor has moved past what it examined.
+    let (answer, _) = quiet.await.unwrap();
+    let page = answer.ok();
+    assert_eq!(page["messages"], json!([]));
+    let query = format!("cursor={}", page["cursor"].as_str().unwrap());
+    let rest = list(&office.urls[0], &office.team, "beta", &query).await;
+    assert_eq!(rest["messages"], json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,12 @@
 //! The operator API on three nodes: teams, keys and the cluster.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
 
 use agentpost_proto::api::admin;
+use agentpost_proto::time::rfc3339;
 use serde_json::{Value, json};
 
+use crate::common::eventually;
 use crate::common::office::office;
 use crate::common::web::{Call, mail, new_key};
 
@@ -127,22 +129,23 @@ async fn keys_work_at_once_everywhere_until_they_are_revoked_everywhere() {
     )
     .await;
     assert_eq!(key.split('_').map(str::len).collect::<Vec<_>>(), [4, 8, 32]);
-    let soon = agentpost_proto::time::rfc3339(now_ms() + 1500);
-    let wanted = json!({ "name": "short", "permissions": ["read"], "agent_id": "a", "expires_at": soon });
+    let in_an_hour = rfc3339(office.cluster.services(0).clock.wall_ms() + HOUR_MS);
+    let wanted = json!({ "name": "short", "permissions": ["read"], "agent_id": "a", "expires_at": in_an_hour });
     let (_, key) = new_key(&office.urls[0], &admin, &office.team.id, &wanted).await;
     Call::get("/v1/messages").key(&key).to(&office.urls[1]).await.ok();
-    tokio::time::sleep(Duration::from_millis(1700)).await;
+    for node in 0..3 {
+        office.cluster.services(node).clock.shift(2 * HOUR_MS as i64);
+    }
+    // A node goes by the clocks of the majority, which it asks for now and then.
+    eventually("an expired key", async || {
+        let answer = Call::get("/v1/messages").key(&key).to(&office.urls[1]).await;
+        (answer.status != 200).then_some(())
+    })
+    .await;
     Call::get("/v1/messages").key(&key).to(&office.urls[1]).await.error(401);
 }
 
-#[allow(clippy::disallowed_methods)]
-fn now_ms() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap()
-        .as_millis() as u64
-}
-
+const HOUR_MS: u64 = 3_600_000;
 const NO_DELIVERY: &str = "dlv_00000000000000000000000000000000";
 
 /// Every route of the operator API, in a form that an operator might use. `keys` is the path of the team's keys.
@@ -342,11 +345,10 @@ async fn the_cluster_shows_itself_hands_over_and_takes_snapshots() {
         .to(&office.urls[third as usize - 1])
         .await
         .ok();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-    while status(office.urls[0].clone()).await.leader != Some(target) {
-        assert!(tokio::time::Instant::now() < deadline, "leadership did not move");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    eventually("the new leader", async || {
+        (status(office.urls[0].clone()).await.leader == Some(target)).then_some(())
+    })
+    .await;
     for url in &office.urls {
         assert_eq!(
             Call::post("/admin/v1/cluster/snapshot", &json!({}))
@@ -363,16 +365,13 @@ async fn the_cluster_shows_itself_hands_over_and_takes_snapshots() {
         .to(&office.urls[1])
         .await
         .ok();
-    loop {
+    eventually("equal state hashes", async || {
         let nodes = status(office.urls[2].clone()).await.nodes;
-        let hashes: std::collections::BTreeSet<_> = nodes
+        let hashes: BTreeSet<_> = nodes
             .iter()
             .map(|n| (n.state_hash_index, n.state_hash.clone()))
             .collect();
-        if hashes.len() == 1 && nodes.iter().all(|node| node.state_hash.is_some()) {
-            break;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "{nodes:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        (hashes.len() == 1 && nodes.iter().all(|node| node.state_hash.is_some())).then_some(())
+    })
+    .await;
 }

@@ -6,7 +6,7 @@ mod storm;
 use std::time::Duration;
 
 use agentpost_node::server::ws;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use agentpost_testkit::socket::{Connect, Socket};
 
 use storm::Storm;

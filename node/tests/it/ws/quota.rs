@@ -273,6 +273,8 @@ async fn requests_are_answered_before_a_blocked_team_is_told() {
         socket.say(&request).await;
     }
     office.mail(0, &team, "last").await.ok();
+    // The session looks at the quota every 200 ms. If it is late on a slow machine, the block is told later, which the
+    // assertions below allow too.
     tokio::time::sleep(Duration::from_millis(600)).await;
     let (mut answered, mut seen) = (0, 0);
     while let Some(frame) = socket.frame_or_ending().await {

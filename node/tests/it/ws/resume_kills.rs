@@ -7,7 +7,7 @@ use std::time::Duration;
 use agentpost_node::base::clock::Clock;
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{BodyKind, Operation, Send, Sweep, reply};
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use agentpost_testkit::socket::{Connect, Socket};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};

@@ -308,7 +308,7 @@ async fn requests_neither_replay_nor_move_a_cursor(office: &Office) {
     let id = team.id.parse().unwrap();
     let cursor = async |node: usize, agent: &str, client_id: &str| {
         let state = office.cluster.services(node).reader.linearizable().await.unwrap();
-        query::cursor(&*state, id, agent, client_id).unwrap()
+        query::inbox::cursor(&*state, id, agent, client_id).unwrap()
     };
     eventually("a stored ack", async || cursor(0, "alpha", "").await).await;
     listener.cut();

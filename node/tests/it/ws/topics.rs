@@ -1,7 +1,7 @@
 //! Topic mail on the Kite face: who sees what, where, and how often, on three nodes.
 
 use agentpost_proto::limits;
-use agentpost_raft_store::query;
+use agentpost_raft_store::core::query;
 use agentpost_testkit::socket::Socket;
 use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
@@ -225,7 +225,7 @@ async fn a_large_publish_stands_where_its_chunk_put_it(office: &Office) {
         socket.roundtrip().await;
         eventually("the ack in the state", async || {
             let state = office.cluster.services(0).reader.linearizable().await.ok()?;
-            let cursor = query::cursor(&*state, team.id.parse().unwrap(), "", client_id).unwrap()?;
+            let cursor = query::inbox::cursor(&*state, team.id.parse().unwrap(), "", client_id).unwrap()?;
             (cursor.seq == seq).then_some(())
         })
         .await;
