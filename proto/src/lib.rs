@@ -3,6 +3,7 @@
 //! - [`command`], [`record`], [`peer`]: protobuf types of the log, the stored values and node-to-node
 //!   traffic, generated from `proto/agentpost/*.proto`. A field number is never reused and never changes
 //!   its type; readers skip what they do not know. `tests/golden.rs` guards the bytes.
+//! - [`operation`]: which reply answers which operation.
 //! - [`api`]: JSON bodies of the three faces; [`frame`] and [`cloudevent`]: the Kite WebSocket.
 //! - [`id`]: newtypes whose parse is the validation; [`secret`]: what no log may show. [`limits`]: every bound of the system.
 //!
@@ -16,6 +17,7 @@ pub mod error;
 pub mod frame;
 pub mod id;
 pub mod limits;
+pub mod operation;
 pub mod secret;
 pub mod time;
 
