@@ -1,7 +1,7 @@
-//! The only place that asks the machine for the time or for randomness.
+//! Wall time and randomness: the only place that reads either from the machine.
 //!
-//! Calendar questions and stamps use [`Clock::wall_ms`]; deadlines and elapsed time use the monotonic
-//! [`Clock::now`], which wall-clock jumps do not touch.
+//! Dates and stamps use [`Clock::wall_ms`]. Deadlines and elapsed times use monotonic time, which a jump of the wall
+//! clock does not change: tokio's `Instant::now`, directly or through [`Clock::now`].
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,12 +12,12 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
 
-/// The time of this node. Cheap to clone.
+/// This node's clock. Clones are cheap and share the shift.
 #[derive(Clone, Debug)]
 pub struct Clock {
-    /// Where wall time and monotonic time met, when it is not the machine's: tests move `tokio`'s clock.
+    /// A wall time and the monotonic instant it belongs to; `None` reads the machine's clock. Tests set it.
     anchor: Option<(u64, Instant)>,
-    /// How far wall time was moved, for all clones: tests let days pass, and clocks go wrong.
+    /// Milliseconds added to wall time, shared by all clones. Only tests change it.
     shifted_ms: Arc<AtomicI64>,
 }
 
@@ -38,12 +38,12 @@ impl Clock {
         }
     }
 
-    /// Lets wall time jump, here and in all clones; monotonic time goes on as ever. Tests only.
+    /// Moves the wall time of this clock and all its clones; monotonic time is not changed. For tests.
     pub fn shift(&self, ms: i64) {
         self.shifted_ms.fetch_add(ms, Ordering::Relaxed);
     }
 
-    /// Unix milliseconds.
+    /// Wall time in Unix milliseconds.
     #[allow(clippy::disallowed_methods, reason = "this is where the wall clock is read")]
     pub fn wall_ms(&self) -> u64 {
         let unshifted_ms = match self.anchor {
@@ -61,7 +61,7 @@ impl Clock {
     }
 }
 
-/// Where fresh ids and secrets come from: a cryptographic generator. Cheap to clone; clones share the sequence.
+/// Creates ids and secrets with a cryptographic generator. Clones are cheap and share one sequence.
 #[derive(Clone, Debug)]
 pub struct IdSource {
     clock: Clock,
@@ -69,7 +69,7 @@ pub struct IdSource {
 }
 
 impl IdSource {
-    /// Seeded by the operating system.
+    /// A generator that the operating system seeds.
     pub fn new(clock: Clock) -> Self {
         IdSource {
             clock,
@@ -77,7 +77,7 @@ impl IdSource {
         }
     }
 
-    /// The same ids again for the same seed: tests only.
+    /// A generator that repeats its ids for the same seed. For tests.
     pub fn seeded(clock: Clock, seed: u64) -> Self {
         IdSource {
             clock,
@@ -85,13 +85,13 @@ impl IdSource {
         }
     }
 
-    /// A fresh message id: a UUIDv7 of the wall clock.
+    /// A new message id: a UUIDv7 with the current wall time.
     pub fn message_id(&self) -> MessageId {
         let millis = self.clock.wall_ms();
         MessageId(uuid::Builder::from_unix_timestamp_millis(millis, &self.random()).into_uuid())
     }
 
-    /// Random bytes, good enough for keys.
+    /// Random bytes of cryptographic quality.
     pub fn random<const N: usize>(&self) -> [u8; N] {
         let mut bytes = [0; N];
         self.generator
@@ -101,7 +101,7 @@ impl IdSource {
         bytes
     }
 
-    /// A delay between `low_ms` and `high_ms`, so that nodes do not act in step.
+    /// A random delay from `low_ms` to `high_ms` inclusive, so that nodes do not act at the same moment.
     pub fn jitter_ms(&self, low_ms: u64, high_ms: u64) -> u64 {
         low_ms + u64::from_le_bytes(self.random()) % (high_ms.saturating_sub(low_ms) + 1)
     }

@@ -1,7 +1,8 @@
-//! Settings: `default.toml`, overlaid by a file, overlaid by the environment.
+//! The configuration: `default.toml`, overlaid by a file, overlaid by the environment.
 //!
-//! `default.toml` is embedded and is the documentation. It names every key, so a key that it does not name is
-//! a mistake, and the type of its value tells how to read an environment variable.
+//! `default.toml` is embedded and is the documentation. It names every key, so a key that it does not name is an error,
+//! and the type of its value says how to read an environment variable. No configuration crate does this: they guess the
+//! types of environment variables and cannot name the variable in an error.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,12 +15,12 @@ use crate::base::networks::Network;
 /// The documented defaults.
 pub const DEFAULT: &str = include_str!("default.toml");
 
-/// A setting that cannot be used; the text names it.
+/// An invalid setting. The text names the key, the value and the file or variable.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(String);
 
-/// Everything that can be set. `default.toml` says what each key means.
+/// All settings. `default.toml` documents each key.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -134,7 +135,7 @@ pub struct Log {
     pub level: String,
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -144,7 +145,7 @@ pub enum LogFormat {
 }
 
 impl Config {
-    /// The defaults, the file if one is named, the process's environment.
+    /// Reads the defaults, `file` if given, and the process's environment.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let text = match file {
             Some(path) => std::fs::read_to_string(path)
@@ -155,7 +156,7 @@ impl Config {
         Self::from_parts(&name, &text, environment())
     }
 
-    /// The same from values: `name` stands for the file in errors.
+    /// Builds a configuration from texts. `name` stands for the file in errors.
     pub fn from_parts(
         name: &str,
         text: &str,
@@ -178,7 +179,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The nodes of the cluster, this one included.
+    /// The entry of node `id` in `cluster.nodes`.
     pub fn member(&self, id: u64) -> Option<&Member> {
         self.cluster.nodes.iter().find(|member| member.id == id)
     }
@@ -204,33 +205,36 @@ impl Config {
         ] {
             if !address.ip().is_loopback() && !self.insecure_listen {
                 return Err(format!(
-                    "{key} = {address} is not a loopback address and the port has no TLS; set insecure_listen = true to listen there all the same"
+                    "{key} = {address} is not a loopback address and the port has no TLS; set insecure_listen = true if you trust that network"
                 ));
             }
         }
         let mut ids: Vec<u64> = self.cluster.nodes.iter().map(|member| member.id).collect();
         ids.sort_unstable();
         if ids.first() == Some(&0) || ids.windows(2).any(|pair| pair[0] == pair[1]) {
-            return Err("cluster.nodes: ids are integers from 1, each once".to_owned());
+            return Err("cluster.nodes: each id must be an integer from 1 and appear once".to_owned());
         }
         if self.member(self.node.id).is_none() {
-            return Err(format!("cluster.nodes does not hold node.id = {}", self.node.id));
+            return Err(format!(
+                "cluster.nodes does not list this node (node.id = {}); add an entry for it",
+                self.node.id
+            ));
         }
         if !(1..=86_400).contains(&self.limits.burst_window_s) {
-            return Err("limits.burst_window_s is from 1 to 86400".to_owned());
+            return Err("limits.burst_window_s must be from 1 to 86400".to_owned());
         }
         if self.storage.scrub_interval_s == 0 {
             return Err("storage.scrub_interval_s must not be 0".to_owned());
         }
         if self.storage.min_free_percent > 90 {
-            return Err("storage.min_free_percent is from 0 to 90".to_owned());
+            return Err("storage.min_free_percent must be from 0 to 90".to_owned());
         }
         let raft = &self.raft;
         if raft.heartbeat_ms == 0
             || raft.heartbeat_ms * 2 > raft.election_min_ms
             || raft.election_min_ms >= raft.election_max_ms
         {
-            return Err("raft: it must hold that 0 < 2 * heartbeat_ms <= election_min_ms < election_max_ms".to_owned());
+            return Err("raft: 0 < 2 * heartbeat_ms <= election_min_ms < election_max_ms must hold".to_owned());
         }
         if raft.snapshot_send_bytes_per_s == 0 || raft.snapshot_interval_s == 0 || raft.snapshot_log_bytes == 0 {
             return Err(
@@ -241,12 +245,12 @@ impl Config {
     }
 }
 
-/// The process's environment, without what is not UTF-8: it cannot be ours.
+/// The process's environment. Entries that are not UTF-8 are skipped; none of our variables can be among them.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
-/// Lays `overlay` over `base`. Tables merge, everything else replaces.
+/// Overlays `base` with `overlay`: tables are merged, other values replaced.
 fn merge(base: &mut Table, overlay: Table, path: &str) -> Result<(), String> {
     for (key, value) in overlay {
         match (base.get_mut(&key), value) {
@@ -259,7 +263,7 @@ fn merge(base: &mut Table, overlay: Table, path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Sets the key that an environment variable names (`SECTION__KEY`, `_KEY` outside sections).
+/// Sets the key of an environment variable: `SECTION__KEY`, or `_KEY` for a key outside sections.
 fn set(table: &mut Table, path: &str, text: &str) -> Result<(), String> {
     let path = path.to_lowercase();
     let (section, key) = match path.strip_prefix('_') {

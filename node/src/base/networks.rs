@@ -1,7 +1,7 @@
-//! Which addresses a webhook may lead to.
+//! The addresses that a webhook may reach.
 //!
-//! A URL is text of a stranger. What counts is the address that is dialled, so this is asked about addresses,
-//! at the moment of dialling, after every way to write IPv4 inside IPv6 that the system itself would undo.
+//! A webhook URL comes from a stranger, so its text decides nothing. The check takes the address that is about to be
+//! dialled, in canonical form: IPv4 inside IPv6 is unwrapped wherever the operating system would unwrap it.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,23 +20,23 @@ const fn v6(head: [u16; 3], bits: u8) -> Ipv6Net {
 const LOOPBACK_V4: Ipv4Net = v4(127, 0, 0, 8);
 const LOOPBACK_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128);
 
-/// Inner networks: closed, but `webhooks.allow_networks` may open them.
+/// Private networks: closed unless `webhooks.allow_networks` opens them.
 const PRIVATE_V4: [Ipv4Net; 6] = [
     LOOPBACK_V4,
     v4(10, 0, 0, 8),
     v4(100, 64, 0, 10), // carrier-grade NAT
     v4(172, 16, 0, 12),
     v4(192, 168, 0, 16),
-    v4(198, 18, 0, 15), // benchmarks, and many a laboratory
+    v4(198, 18, 0, 15), // benchmarks; also used in laboratories
 ];
 const PRIVATE_V6: [Ipv6Net; 2] = [LOOPBACK_V6, v6([0xfc00, 0, 0], 7)];
 
-/// Nobody's, or a way into the machine or to its neighbours that no setting opens.
+/// Networks that no setting opens: unassigned ones, and ways into this machine or its neighbours.
 const NEVER_V4: [Ipv4Net; 9] = [
     v4(0, 0, 0, 8),      // "this host": Linux dials itself
     v4(169, 254, 0, 16), // link-local, where clouds keep their metadata
     v4(192, 0, 0, 24),
-    v4(192, 0, 2, 24),   // documentation, as the next but one and its successor
+    v4(192, 0, 2, 24),   // documentation, like 198.51.100.0/24 and 203.0.113.0/24
     v4(192, 88, 99, 24), // relays of 6to4
     v4(198, 51, 100, 24),
     v4(203, 0, 113, 24),
@@ -44,33 +44,33 @@ const NEVER_V4: [Ipv4Net; 9] = [
     v4(240, 0, 0, 4), // reserved, broadcast
 ];
 const NEVER_V6: [Ipv6Net; 10] = [
-    // All that is not global unicast, 2000::/3. In it are the unspecified address, IPv4 in its compatible and
-    // translated forms, NAT64 (64:ff9b::/96 and 64:ff9b:1::/48), the discard prefix, 5f00::/16, link-local,
-    // site-local and multicast.
+    // Everything outside global unicast (2000::/3): the unspecified address, IPv4 in its compatible and translated
+    // forms, NAT64 (64:ff9b::/96 and 64:ff9b:1::/48), the discard prefix, 5f00::/16, link-local, site-local and
+    // multicast.
     v6([0, 0, 0], 3),
     v6([0x4000, 0, 0], 2),
     v6([0x8000, 0, 0], 1),
-    v6([0x2001, 0, 0], 32),     // Teredo: an IPv4 address within
+    v6([0x2001, 0, 0], 32),     // Teredo: embeds an IPv4 address
     v6([0x2001, 2, 0], 48),     // benchmarks
-    v6([0x2001, 0x10, 0], 28),  // ORCHID, names that no router knows
-    v6([0x2001, 0x20, 0], 28),  // its second version
+    v6([0x2001, 0x10, 0], 28),  // ORCHID: identifiers that are not routed
+    v6([0x2001, 0x20, 0], 28),  // ORCHIDv2
     v6([0x2001, 0xdb8, 0], 32), // documentation
-    v6([0x2002, 0, 0], 16),     // 6to4: an IPv4 address within
+    v6([0x2002, 0, 0], 16),     // 6to4: embeds an IPv4 address
     v6([0x3fff, 0, 0], 20),     // documentation
 ];
 
-/// What an address is to a stranger's URL.
+/// How a webhook may use an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Anybody may dial it.
+    /// Open to every webhook.
     Public,
-    /// Of an inner network or this machine.
+    /// In a private network or on this machine: open only if `webhooks.allow_networks` says so.
     Private,
-    /// Never dialled.
+    /// Closed, whatever the configuration says.
     Never,
 }
 
-/// What `address` is, which must be canonical: see [`IpAddr::to_canonical`].
+/// The kind of `address`, which must be canonical: see [`IpAddr::to_canonical`].
 pub fn kind(address: IpAddr) -> Kind {
     let (private, never) = match address {
         IpAddr::V4(a) => (
@@ -95,17 +95,17 @@ pub fn kind(address: IpAddr) -> Kind {
 pub struct Network(IpNet);
 
 impl Network {
-    /// Whether the canonical address lies in it.
+    /// Whether the network contains the canonical address.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.0.contains(&address)
     }
 
-    /// Whether it opens an address of this machine's loopback.
+    /// Whether the network overlaps this machine's loopback addresses.
     pub fn opens_loopback(&self) -> bool {
         meet(&self.0, &LOOPBACK_V4.into()) || meet(&self.0, &LOOPBACK_V6.into())
     }
 
-    /// Whether it opens an inner network other than loopback.
+    /// Whether the network overlaps a private network other than loopback.
     pub fn opens_inner(&self) -> bool {
         let v4 = PRIVATE_V4.iter().filter(|net| **net != LOOPBACK_V4);
         let v6 = PRIVATE_V6.iter().filter(|net| **net != LOOPBACK_V6);
@@ -115,7 +115,7 @@ impl Network {
     }
 }
 
-/// Two ranges have an address in common if one holds the other.
+/// Whether two networks overlap: one must contain the other.
 fn meet(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// security rules as they are published, read by other means than the tables above: text and masks.
+    /// The published special-purpose ranges as text, read with masks: an oracle that shares no code with the tables above.
     const FORBIDDEN: &str = "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
         192.0.2.0/24 192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4
         255.255.255.255/32 ::/128 ::1/128 ::/96 64:ff9b::/96 64:ff9b:1::/48 100::/64 2001::/32 2001:10::/28 2001:20::/28
@@ -173,7 +173,7 @@ mod tests {
     const OPENED_ON_REQUEST: &str =
         "10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 172.16.0.0/12 192.168.0.0/16 198.18.0.0/15 ::1/128 fc00::/7";
 
-    /// A range as numbers: is it IPv4, its first address, its prefix.
+    /// Ranges as numbers: whether it is IPv4, the first address, the prefix length.
     fn ranges(table: &str) -> Vec<(bool, u128, u32)> {
         let read = |text: &str| {
             let (address, bits) = text.split_once('/').unwrap();
@@ -198,7 +198,7 @@ mod tests {
             .any(|(v4, first, bits)| v4 == is_v4 && (bits == 0 || (value ^ first) >> (width - bits) == 0))
     }
 
-    /// Any address, and with a better chance one near the edge of a range.
+    /// Random addresses, with a bias towards the edges of the ranges.
     fn address() -> impl Strategy<Value = IpAddr> {
         let edges = prop::sample::select(ranges(FORBIDDEN)).prop_flat_map(|(v4, first, bits)| {
             let width = if v4 { 32 } else { 128 };

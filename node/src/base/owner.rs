@@ -1,8 +1,8 @@
-//! Whose data directory this is: the file `OWNER` names the node, its cluster and its **life**.
+//! The owner of a data directory: the file `OWNER` names the node, its cluster and its **life**.
 //!
 //! A life is 16 random bytes, drawn when a directory is used for the first time. Other nodes remember it
-//! ([`crate::net::lives`]), so a node whose disk was wiped is known for what it is: somebody else under an old name,
-//! who has forgotten what it voted for and what it had acknowledged.
+//! ([`crate::net::lives`]). A node whose disk was wiped has forgotten its votes and the entries it acknowledged; the new
+//! life in its directory tells the others so, and they refuse it under its old id.
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::ErrorKind;
@@ -15,13 +15,13 @@ use crate::base::clock::IdSource;
 use crate::base::config::Config;
 use crate::base::secrets::{self, Secrets};
 
-/// Names one use of a data directory.
+/// Identifies one use of a data directory, from its first start until it is wiped.
 pub type Life = [u8; 16];
 
-/// The file in the data directory.
+/// The name of the file in the data directory.
 pub const OWNER: &str = "OWNER";
 
-/// A data directory that belongs to this node and to no other process while this lives.
+/// A claimed data directory. It stays locked against other processes until this value is dropped.
 pub struct Owned {
     life: Life,
     _lock: File,
@@ -34,20 +34,20 @@ impl Owned {
     }
 }
 
-/// Whom a data directory's file names.
+/// What the file `OWNER` says.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found {
     /// There is no file.
     Missing,
-    /// This node; without a life if the file is of a version that knew none.
+    /// This node. `None` if an earlier version, which had no lives, wrote the file.
     This(Option<Life>),
-    /// Another one, in the words of the file.
+    /// Another node: the text of the file.
     Other(String),
-    /// Nobody: its bytes were changed.
+    /// Text that no version writes: the bytes were changed.
     Unreadable,
 }
 
-/// Reads whom the data directory names.
+/// Reads the owner of the data directory.
 pub fn look(config: &Config, secrets: &Secrets) -> anyhow::Result<Found> {
     let path = config.node.data_dir.join(OWNER);
     let text = match std::fs::read(&path) {
@@ -71,7 +71,8 @@ fn name(config: &Config, secrets: &Secrets) -> String {
     format!("node {} of cluster {}", config.node.id, hex::encode(secrets.cluster_id))
 }
 
-/// Creates the data directory and marks it as this node's; refuses another node's, and one that a process uses.
+/// Creates the data directory and marks it as this node's. Refuses a directory of another node, and one in use by
+/// another process.
 pub fn claim(config: &Config, secrets: &Secrets, ids: &IdSource) -> anyhow::Result<Owned> {
     let dir = &config.node.data_dir;
     let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
@@ -85,7 +86,10 @@ pub fn claim(config: &Config, secrets: &Secrets, ids: &IdSource) -> anyhow::Resu
             "{} belongs to {found}, this is {here}; check node.id, node.data_dir and cluster.secret_file",
             dir.display()
         ),
-        Found::Unreadable => anyhow::bail!("{} does not say whose it is", path.display()),
+        Found::Unreadable => anyhow::bail!(
+            "{} is unreadable: it names no node; restore the file, or wipe the directory and join as a new node",
+            path.display()
+        ),
     };
     let life = match life {
         Some(life) => life,
@@ -103,7 +107,7 @@ pub fn claim(config: &Config, secrets: &Secrets, ids: &IdSource) -> anyhow::Resu
     }
 }
 
-/// The life in a data directory, for whoever wants to speak for its node. For tests.
+/// The life in a data directory, for tests that speak to the other nodes in its name.
 pub fn life_in(dir: &Path) -> anyhow::Result<Life> {
     let found = std::fs::read_to_string(dir.join(OWNER))?;
     let (_, life) = found.trim_end().rsplit_once(' ').context("no life")?;

@@ -1,7 +1,7 @@
-//! What is derived from the cluster secret, and how API keys are made.
+//! Keys derived from the cluster secret, and the creation of API keys.
 //!
-//! The secret is 32 random bytes, the same on every node. HKDF-SHA256 derives one key per purpose from it,
-//! so that no two purposes share a key and all nodes agree without talking.
+//! The secret is 32 random bytes, the same on every node. HKDF-SHA256 derives one key per purpose from it, so that no two
+//! purposes share a key and every node derives the same keys.
 
 use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -22,9 +22,9 @@ pub const SECRET_BYTES: usize = 32;
 
 /// Keys derived from the cluster secret.
 pub struct Secrets {
-    /// Names the cluster; nodes of another secret are strangers.
+    /// Identifies the cluster. A node with another secret has another id and is refused.
     pub cluster_id: [u8; 16],
-    /// The HMAC state after its key: hashing a presented key costs two blocks less per request.
+    /// The HMAC state after its key was absorbed, which saves two hash blocks per request.
     pepper: Hmac<Sha256>,
     cursor: [u8; 32],
     peer: [u8; 32],
@@ -40,7 +40,7 @@ impl std::fmt::Debug for Secrets {
 }
 
 impl Secrets {
-    /// Derives everything from the cluster secret.
+    /// Derives all keys from the cluster secret.
     pub fn derive(secret: &[u8; SECRET_BYTES]) -> Self {
         let hkdf = Hkdf::<Sha256>::new(Some(b"agentpost"), secret);
         Secrets {
@@ -54,7 +54,7 @@ impl Secrets {
         }
     }
 
-    /// Reads the secret file: exactly 32 bytes that nobody else may read.
+    /// Reads the secret file: exactly 32 bytes, in a file that only its owner may read.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let bytes = std::fs::read(path).with_context(|| format!("cluster.secret_file {}", path.display()))?;
         let mode = std::fs::metadata(path)?.permissions().mode();
@@ -74,14 +74,14 @@ impl Secrets {
         Ok(Self::derive(&secret))
     }
 
-    /// The stored form of an API key: an HMAC of the whole presented text, whatever its format.
+    /// The stored form of an API key: an HMAC of the whole presented text, in any format.
     pub fn key_hash(&self, presented: &str) -> [u8; 32] {
         let mut mac = self.pepper.clone();
         mac.update(presented.as_bytes());
         mac.finalize().into_bytes().into()
     }
 
-    /// The team key that a device code stands for: every node makes the same, and none has to store it.
+    /// The team key of a device code. Every node derives the same key, so no node stores it.
     pub fn login_key(&self, device_code: &str) -> String {
         let mut mac = self.login_keys.clone();
         mac.update(device_code.as_bytes());
@@ -89,13 +89,13 @@ impl Secrets {
         format!("kite_{}_{}", hex::encode(&bytes[..4]), hex::encode(&bytes[4..20]))
     }
 
-    /// Signs list cursors.
+    /// The key that signs list cursors.
     pub fn cursor_key(&self) -> &[u8; 32] {
         &self.cursor
     }
 
-    /// What the owner of an endpoint verifies deliveries with: `whsec_` and the base64 of 32 bytes. Derived, so that
-    /// neither the log nor a snapshot holds it.
+    /// The secret that verifies an endpoint's deliveries: `whsec_` and the base64 of 32 bytes. It is derived, so neither
+    /// the log nor a snapshot holds it.
     pub fn endpoint_secret(&self, team: TeamId, generation: u64) -> String {
         format!(
             "whsec_{}",
@@ -103,13 +103,13 @@ impl Secrets {
         )
     }
 
-    /// Signing key `number` of a team, `sig_<40 hex>`: all of its deliveries are signed with its current one.
+    /// Signing key `number` of a team, `sig_<40 hex>`. The current one signs all deliveries of the team.
     pub fn signing_key(&self, team: TeamId, number: u64) -> String {
         let bytes = derive(&self.signing_keys, team, number);
         format!("sig_{}", hex::encode(&bytes[..20]))
     }
 
-    /// Authenticates nodes to each other.
+    /// The key with which nodes authenticate each other.
     pub fn peer_key(&self) -> &[u8; 32] {
         &self.peer
     }
@@ -117,7 +117,7 @@ impl Secrets {
 
 fn expand<const N: usize>(hkdf: &Hkdf<Sha256>, purpose: &[u8]) -> [u8; N] {
     let mut key = [0; N];
-    // Fails only for outputs beyond 8,160 bytes.
+    // HKDF-SHA256 fails only for outputs beyond 8,160 bytes.
     hkdf.expand(purpose, &mut key).expect("a short output");
     key
 }
@@ -135,14 +135,13 @@ pub fn keyed(key: &[u8; 32]) -> Hmac<Sha256> {
     Hmac::new_from_slice(key).expect("any length is a key")
 }
 
-/// A new API key: what is shown once, and what may be stored.
+/// A new API key. `api_key` is shown once; only the id and the prefix are stored, beside its hash.
 #[derive(Clone)]
 pub struct NewKey {
-    /// Its id.
     pub id: KeyId,
-    /// The secret itself.
+    /// The secret.
     pub api_key: String,
-    /// Enough of it to recognise it in a list.
+    /// The start of the key, enough to recognise it in a list.
     pub prefix: String,
 }
 
@@ -168,14 +167,14 @@ impl NewKey {
     }
 }
 
-/// Enough of a key to recognise it in a list: all but its last part.
+/// The prefix of a key: all but its last, secret part.
 pub fn prefix_of(api_key: &str) -> String {
     api_key
         .rsplit_once('_')
         .map_or_else(String::new, |(prefix, _)| prefix.to_owned())
 }
 
-/// Writes a file that only its owner reads, so that it is either complete on the disk or not there.
+/// Writes a file that only its owner may read. After a crash the file is either complete or as it was before.
 pub fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let directory = path
         .parent()

@@ -1,16 +1,18 @@
-//! Room on the disk: a node stops taking writes before its disk is full, because RocksDB does not survive a full one.
+//! Free disk space: a node refuses writes before its disk is full, because RocksDB does not survive a full disk.
 //!
-//! - *The limit.* Free space is looked at every second. Below the larger of `storage.min_free_bytes` and
-//!   `storage.min_free_percent`, operations of clients that leave something behind are refused before they are proposed:
-//!   503 with `Retry-After`, and nothing was changed. Reads, whatever makes room and the cluster's own operations go on
-//!   ([`takes_room`]). It ends by itself when an eighth more than the limit is free again.
-//! - *Where it applies.* Twice: where a client's operation arrives, and on the leader, where it is proposed. So one full
-//!   follower turns its own clients away, who find another node; a full leader stops the writes of all.
-//! - *The ballast.* A file that does nothing but occupy space. If a node starts with less than that free, it is given up,
-//!   so that RocksDB can open and Raft's own entries fit. Not before: whatever fills the disk would take it, too, and stops
-//!   when the disk is full. It counts as missing until there is room to make it again, above the limit.
+//! - *The limit.* The node measures free space every second. Below the larger of `storage.min_free_bytes` and
+//!   `storage.min_free_percent` it refuses client operations that store something, before they are proposed: 503 with
+//!   `Retry-After`, nothing changed. Reads, operations that free space and the cluster's own operations continue
+//!   ([`takes_room`]). Refusing ends when the free space exceeds the limit by an eighth.
+//! - *Where it applies.* On the node that a client asks, and on the leader that proposes. A full follower refuses only its
+//!   own clients, which fail over to another node; a full leader refuses the writes of all and keeps leading: it hands
+//!   leadership over to nobody yet.
+//! - *The ballast.* A file that only occupies space. If a node starts with less free space than the ballast's size, it
+//!   deletes the ballast, so that RocksDB can open and Raft's own entries fit. A running node never deletes it: whatever
+//!   fills the disk would take that space too, and the next start would have none. A deleted ballast is written again once
+//!   enough space beyond the limit is free.
 //!
-//! The rule is pure ([`Rule`]); the rest of the file asks the disk and makes the file.
+//! The decision is pure ([`Rule`]); the rest of the file measures the disk and writes the ballast.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -29,22 +31,22 @@ use tokio_util::sync::CancellationToken;
 use crate::base::config::{Config, Storage};
 use crate::base::metrics::{Metrics, gauge};
 
-/// How often the disk is looked at.
+/// How often the free space is measured.
 const LOOK: Duration = Duration::from_secs(1);
-/// The file in the data directory.
+/// The name of the ballast in the data directory.
 const BALLAST: &str = "BALLAST";
 const MIB: u64 = 1024 * 1024;
 
-/// What a disk has.
+/// A measurement of the disk, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Room {
     total: u64,
     free: u64,
-    /// Of the ballast, what is there.
+    /// Bytes of the ballast that are allocated.
     ballast: u64,
 }
 
-/// What is decided by it.
+/// The configured limits, and the decisions that follow from them.
 #[derive(Debug, Clone, Copy)]
 struct Rule {
     min_free_bytes: u64,
@@ -53,24 +55,24 @@ struct Rule {
 }
 
 impl Rule {
-    /// What shall be free beside a whole ballast; 0 = nothing is asked for.
+    /// Bytes that must be free beside a whole ballast; 0 switches the check off.
     fn limit(&self, total: u64) -> u64 {
         self.min_free_bytes.max(total / 100 * self.min_free_percent)
     }
 
-    /// What must be free for writes to be taken again.
+    /// Bytes that must be free before writes are accepted again.
     fn enough(&self, room: Room) -> u64 {
         let limit = self.limit(room.total);
         let missing = self.ballast_bytes.saturating_sub(room.ballast);
         limit.saturating_add(limit / 8).saturating_add(missing)
     }
 
-    /// What would be free if the ballast were whole.
+    /// Bytes that would be free beside a whole ballast.
     fn usable(&self, room: Room) -> u64 {
         (room.free + room.ballast).saturating_sub(self.ballast_bytes)
     }
 
-    /// Whether writes are refused, given whether they were before.
+    /// Whether writes are refused now. `refused` says whether they were at the last measurement.
     fn refuses(&self, room: Room, refused: bool) -> bool {
         let limit = self.limit(room.total);
         limit > 0
@@ -80,28 +82,28 @@ impl Rule {
             }
     }
 
-    /// Asked at the start.
+    /// Whether a starting node deletes its ballast.
     fn gives_up_ballast(&self, room: Room) -> bool {
         room.ballast > 0 && room.free < self.ballast_bytes
     }
 
-    /// Never so that the next start would give it up.
+    /// Whether the ballast is written again: only with so much space that the next start would keep it.
     fn makes_ballast(&self, room: Room, refused: bool) -> bool {
         room.ballast < self.ballast_bytes && !refused && self.usable(room) >= self.ballast_bytes
     }
 }
 
-/// When the disk is looked at.
+/// When the disk is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Moment {
     /// Before the databases are opened.
     Start,
-    /// Beside them.
+    /// While the node runs.
     Later,
 }
 
-/// Whether an operation leaves more behind than it takes away. What makes room, what is bounded and what is the cluster's
-/// own goes on while others are refused.
+/// Whether an operation stores more than it removes. Operations that free space, that are bounded, or that belong to the
+/// cluster itself are accepted on a full disk.
 pub fn takes_room(operation: &Operation) -> bool {
     use operation::Op;
     matches!(
@@ -124,7 +126,7 @@ pub fn takes_room(operation: &Operation) -> bool {
     )
 }
 
-/// The room of this node. Cheap to clone.
+/// The free space of this node. Clones are cheap and share one measurement.
 #[derive(Clone)]
 pub struct Space {
     shared: Arc<Shared>,
@@ -136,16 +138,16 @@ struct Shared {
     rule: Rule,
     free: AtomicU64,
     refusing: AtomicBool,
-    /// What is told while writes are refused.
+    /// The error text while writes are refused.
     reason: Mutex<String>,
-    /// Whether a ballast of the right length has been found or made whole by this process: a file system that packs
-    /// zeros would have it made again at every look.
+    /// Whether this process wrote a whole ballast. A compressing file system reports fewer blocks than its length, so
+    /// without this flag the ballast would be written again every second.
     whole: AtomicBool,
 }
 
 impl Space {
-    /// Looks at the disk, and gives the ballast up if the databases could not open beside it. The data directory is there.
-    /// Blocks.
+    /// Measures the disk and deletes the ballast if the databases could not open beside it. The data directory must exist.
+    /// Blocks the thread.
     pub fn open(config: &Config) -> Self {
         let Storage {
             min_free_bytes,
@@ -173,7 +175,7 @@ impl Space {
         space
     }
 
-    /// Nothing while there is room; otherwise why writes are refused, and what to do about it.
+    /// `None` while there is room; otherwise why writes are refused, and what the operator can do.
     pub fn refusal(&self) -> Option<String> {
         let shared = &self.shared;
         if !shared.refusing.load(Ordering::Relaxed) {
@@ -182,13 +184,13 @@ impl Space {
         Some(shared.reason.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
-    /// Looks after disk and ballast until `shutdown`.
+    /// Measures the disk and keeps the ballast until `shutdown`.
     pub async fn run(self, metrics: Metrics, shutdown: CancellationToken) {
         let looking = async {
             loop {
                 let shared = Arc::clone(&self.shared);
                 if let Err(error) = tokio::task::spawn_blocking(move || shared.look(Moment::Later)).await {
-                    tracing::error!(%error, "looking at the disk panicked");
+                    tracing::error!(%error, "measuring the disk panicked; the measurement is repeated in a second; please report this");
                 }
                 self.measure(&metrics);
                 sleep(LOOK).await;
@@ -213,7 +215,7 @@ impl Shared {
         let room = match self.room() {
             Ok(room) => room,
             Err(error) => {
-                return tracing::warn!(%error, dir = %self.dir.display(), "the free space cannot be found out");
+                return tracing::warn!(%error, dir = %self.dir.display(), "statvfs failed; the last measurement stays in force; check the file system");
             }
         };
         self.free.store(room.free, Ordering::Relaxed);
@@ -225,7 +227,9 @@ impl Shared {
             }
             Moment::Later if self.rule.makes_ballast(room, refused) => match self.make_ballast() {
                 Ok(()) => self.whole.store(true, Ordering::Relaxed),
-                Err(error) => tracing::warn!(%error, "no ballast"),
+                Err(error) => {
+                    tracing::warn!(%error, "the ballast could not be written; trying again in a second; check the file system")
+                }
             },
             _ => {}
         }
@@ -244,7 +248,7 @@ impl Shared {
                 self.rule.enough(room).div_ceil(MIB),
             );
             if !refused {
-                tracing::error!(reason, "the disk is nearly full");
+                tracing::error!(reason, "the disk is nearly full; free space or lower the limits");
             }
             *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
         } else if refused {
@@ -261,7 +265,7 @@ impl Shared {
         let disk = statvfs(&self.dir)?;
         let ballast = match fs::metadata(self.ballast()) {
             Ok(found) if self.whole.load(Ordering::Relaxed) => found.len(),
-            // In units of 512 bytes, whatever the file system's own are.
+            // `st_blocks` counts units of 512 bytes on every file system.
             Ok(found) => found.len().min(found.blocks() * 512),
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
             Err(error) => return Err(error),
@@ -275,12 +279,16 @@ impl Shared {
 
     fn give_up_ballast(&self, room: Room) {
         match fs::remove_file(self.ballast()) {
-            Ok(()) => tracing::warn!(free_bytes = room.free, ballast_bytes = room.ballast, "ballast given up"),
-            Err(error) => tracing::warn!(%error, "the ballast cannot be given up"),
+            Ok(()) => tracing::warn!(
+                free_bytes = room.free,
+                ballast_bytes = room.ballast,
+                "the ballast was deleted so that the node can start; free space on this disk"
+            ),
+            Err(error) => tracing::warn!(%error, "the ballast could not be deleted; free space on this disk"),
         }
     }
 
-    /// Really allocated: a sparse file would give nothing back.
+    /// Writes the ballast with allocated blocks: deleting a sparse file would free nothing.
     fn make_ballast(&self) -> io::Result<()> {
         let path = self.ballast();
         gone(fs::remove_file(&path))?;
@@ -290,13 +298,13 @@ impl Shared {
             allocated => allocated.map_err(io::Error::from),
         };
         made.and_then(|()| file.sync_all()).inspect_err(|_| {
-            // Half a ballast would only be in the way; the next look finds it if it cannot be removed.
+            // A partial ballast is useless. If it cannot be removed, the next measurement finds it.
             drop(fs::remove_file(&path));
         })
     }
 }
 
-/// It may not have been there.
+/// Accepts that the file did not exist.
 fn gone(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

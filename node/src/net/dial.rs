@@ -1,8 +1,8 @@
 //! Connections to other nodes.
 //!
-//! A peer has one HTTP/2 connection per [`Purpose`], so that a snapshot or a burst of mail never stands in
-//! front of a heartbeat. Connections are made when first used and made again after they broke; each begins
-//! with the handshake. TCP alone would take minutes to notice a peer that vanished, so HTTP/2 pings it.
+//! Each peer has one HTTP/2 connection per [`Purpose`], so that a heartbeat never waits behind a snapshot or a burst of
+//! mail. A connection is opened at its first use, is reopened after it broke, and begins with the handshake. TCP alone
+//! takes minutes to notice that a peer vanished, so HTTP/2 keep-alive pings run on every connection.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,16 +22,16 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::handshake::{self, HandshakeError, Identity};
 
-/// TCP and handshake together.
+/// Time limit for the TCP connection and the handshake together.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// HTTP/2 pings an idle or silent connection this often, and gives up when one stays unanswered as long.
+/// Interval of HTTP/2 keep-alive pings, and the time after which an unanswered ping closes the connection.
 pub const KEEPALIVE: Duration = Duration::from_secs(2);
-/// Of one stream: a pipeline of append requests.
+/// HTTP/2 window of one stream; it holds a pipeline of append requests.
 pub const STREAM_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
-/// Of a connection.
+/// HTTP/2 window of one connection.
 pub const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 
-/// What a connection is for; each has its own.
+/// The use of a connection. Each purpose has a connection of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Purpose {
     /// Replication of entries.
@@ -47,7 +47,7 @@ pub enum Purpose {
 /// Open connections, by node, address and purpose.
 type Channels = HashMap<(u64, String, Purpose), Channel>;
 
-/// Makes and keeps connections. Cheap to clone.
+/// Opens and keeps connections. Clones are cheap and share them.
 #[derive(Clone)]
 pub struct Dialer {
     identity: Arc<Identity>,
@@ -55,7 +55,7 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// Dials as `identity`.
+    /// A dialer that proves `identity` in every handshake.
     pub fn new(identity: Identity) -> Self {
         Dialer {
             identity: Arc::new(identity),
@@ -63,7 +63,7 @@ impl Dialer {
         }
     }
 
-    /// A client of node `target` at `address`. Connects when used.
+    /// A client of node `target` at `address`. It connects at its first call.
     pub fn client(&self, target: u64, address: &str, purpose: Purpose) -> PeerClient<Channel> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let channel = channels
@@ -89,7 +89,7 @@ impl Dialer {
             .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX)
     }
 
-    /// Forgets the connections to nodes that are gone.
+    /// Drops the connections to every node for which `is_gone` returns true.
     pub fn forget(&self, is_gone: impl Fn(u64) -> bool) {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let mut gone: Vec<u64> = channels.keys().map(|(node, ..)| *node).collect();
@@ -98,7 +98,7 @@ impl Dialer {
         channels.retain(|(node, ..), _| !gone.contains(node));
     }
 
-    /// Forgets all connections; those in use close when their last client goes.
+    /// Drops all connections. One in use closes when its last client is dropped.
     pub fn close(&self) {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -110,7 +110,7 @@ struct Connector {
     target: u64,
     address: String,
     purpose: Purpose,
-    /// Whether the last attempt failed: only a change is worth a line in the log.
+    /// Whether the last attempt failed. Only the first failure in a row is logged.
     failing: Arc<AtomicBool>,
 }
 
@@ -123,7 +123,7 @@ impl Connector {
                 tracing::debug!(node, ?purpose, "connected");
             }
             Err(error) if !failing.swap(true, Ordering::Relaxed) => {
-                tracing::warn!(node, ?purpose, %error, "node not reached; trying on");
+                tracing::warn!(node, ?purpose, %error, "connecting to node failed; retrying; check that it runs and that its peer port is reachable");
             }
             Err(_) => {}
         }

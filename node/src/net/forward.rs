@@ -1,10 +1,10 @@
-//! Takes operations and read barriers of this node's clients to the leader.
+//! Forwards operations and read barriers of this node's clients to the leader.
 //!
-//! One long-lived stream per peer carries all of them, many in flight; answers come in any order and are
-//! matched by number. What became of a request whose stream broke depends on one thing: whether HTTP/2 had
-//! taken it from the queue. If not, nothing was proposed and it may be sent again ([`Lost::Unsent`]); if so,
-//! nobody knows ([`Lost::Unknown`]). A [`Ticket`] carries that knowledge and tells it when it is dropped,
-//! so no path through a breaking connection can forget or misjudge a request.
+//! One long-lived stream per peer carries many requests at a time; answers arrive in any order and are matched by number.
+//! When a stream breaks, the outcome of a request depends on whether HTTP/2 had taken it from the queue. If not, nothing
+//! was proposed and the request may be sent again ([`Lost::Unsent`]); if so, the outcome is unknown ([`Lost::Unknown`]).
+//! A [`Ticket`] records this and reports it when it is dropped, so every way in which a connection can break answers
+//! every request, and with the right one of the two.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -25,32 +25,32 @@ use super::dial::{Dialer, Purpose};
 use super::shard_id::SHARD;
 use crate::base::metrics::{GaugeGuard, Metrics};
 
-/// Requests that wait for the stream; the proposer's admission bound keeps it from filling.
+/// Requests that wait for the stream. The proposer admits fewer than this, so the queue does not fill.
 const QUEUE: usize = 8 * 1024;
-/// Connecting and the first headers.
+/// Time limit for connecting and the first response headers.
 const OPEN_DEADLINE: Duration = Duration::from_millis(1500);
 
-/// What the leader shall do.
+/// A request to the leader.
 pub enum Kind {
     /// Propose an encoded operation.
     Operation(Bytes),
-    /// Tell an index that covers every write acknowledged so far.
+    /// Return a log index that covers every write acknowledged so far.
     ReadIndex,
 }
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lost {
-    /// The request never left this node.
+    /// The request was not sent.
     Unsent(String),
-    /// It may have arrived.
+    /// The request was sent and may have been carried out.
     Unknown(String),
 }
 
-/// The answer of the leader.
+/// The leader's answer, or why there is none.
 pub type Answer = Result<forward_reply::Outcome, Lost>;
 
-/// The streams to the other nodes. Cheap to clone.
+/// The streams to the other nodes. Clones are cheap and share them.
 #[derive(Clone)]
 pub struct Forwarder {
     shared: Arc<Shared>,
@@ -73,7 +73,7 @@ struct Item {
     ticket: Ticket,
 }
 
-/// Somebody waits at the other end.
+/// The caller's end of a request. Dropping it reports the request as lost.
 struct Ticket {
     waiting: Option<oneshot::Sender<Answer>>,
     sent: bool,
@@ -104,7 +104,7 @@ impl Drop for Ticket {
 }
 
 impl Forwarder {
-    /// Reaches nodes through `dialer`.
+    /// A forwarder that connects through `dialer`.
     pub fn new(dialer: Dialer, metrics: Metrics) -> Self {
         Forwarder {
             shared: Arc::new(Shared {
@@ -115,8 +115,8 @@ impl Forwarder {
         }
     }
 
-    /// Asks node `target` at `address`, once. Ends with an answer or the end of the connection; callers set
-    /// their own deadline, and what they stop waiting for stays unknown.
+    /// Sends one request to node `target` at `address`, once. Returns at the answer or at the end of the connection. Callers
+    /// set their own deadline; when it passes, the outcome is unknown.
     pub async fn ask(&self, target: u64, address: &str, kind: Kind) -> Answer {
         let (waiting, answer) = oneshot::channel();
         let item = Item {
@@ -128,10 +128,10 @@ impl Forwarder {
         };
         let _counted = GaugeGuard::new(&self.shared.metrics.forwards_in_flight);
         self.enqueue(target, address, item);
-        // A ticket always tells something.
+        // A ticket always answers, at the latest when it is dropped.
         answer
             .await
-            .unwrap_or_else(|_| Err(Lost::Unknown("the request vanished".to_owned())))
+            .unwrap_or_else(|_| Err(Lost::Unknown("the request was dropped without an answer".to_owned())))
     }
 
     fn enqueue(&self, target: u64, address: &str, item: Item) {
@@ -148,16 +148,16 @@ impl Forwarder {
                 Ok(()) => return,
                 Err(mpsc::error::TrySendError::Closed(item)) => item,
                 Err(mpsc::error::TrySendError::Full(item)) => {
-                    return item.ticket.refuse("too much waits for the leader");
+                    return item.ticket.refuse("too many requests wait for the leader");
                 }
             },
         };
         let mut links = self.shared.links.write().unwrap_or_else(PoisonError::into_inner);
-        // Somebody else may have opened it meanwhile.
+        // Another task may have opened it meanwhile.
         if links.get(&target).is_none_or(|link| link.queue.is_closed()) {
             links.insert(target, self.open(target, address));
         }
-        // A link that does not take it drops its ticket, which tells.
+        // If the link refuses the item, dropping its ticket reports the request as unsent.
         let _ = links.get(&target).map(|link| link.queue.try_send(item));
     }
 
@@ -174,7 +174,7 @@ impl Forwarder {
         }
     }
 
-    /// Ends the streams to all nodes but `leader`. What waits on them has an unknown outcome.
+    /// Closes the streams to all nodes but `leader`. Requests in flight on them have an unknown outcome.
     pub fn hang_up_on_others(&self, leader: u64) {
         let mut links = self.shared.links.write().unwrap_or_else(PoisonError::into_inner);
         links.retain(|node, link| {
@@ -186,10 +186,11 @@ impl Forwarder {
     }
 }
 
-/// Requests that HTTP/2 has taken, by number.
+/// Requests that were sent and not answered, by number.
 type Pending = Arc<Mutex<HashMap<u64, Ticket>>>;
 
-/// Lives as long as the stream. Tickets in the queue and among the pending tell their fate when they drop.
+/// Runs the stream until it ends and returns the reason. Tickets that are still queued or pending report their request as
+/// lost when they are dropped.
 async fn run(mut client: PeerClient<Channel>, queue: mpsc::Receiver<Item>) -> String {
     let pending = Pending::default();
     let requests = Requests {
@@ -220,7 +221,7 @@ async fn run(mut client: PeerClient<Channel>, queue: mpsc::Receiver<Item>) -> St
     }
 }
 
-/// The outgoing half of the stream: what HTTP/2 takes from here counts as sent.
+/// The outgoing half of the stream. A request counts as sent once HTTP/2 takes it from here.
 struct Requests {
     queue: mpsc::Receiver<Item>,
     pending: Pending,

@@ -1,23 +1,23 @@
-//! How two nodes prove to each other that they hold the cluster secret, before the first byte of HTTP/2.
+//! The peer handshake: two nodes prove to each other that they hold the cluster secret, before the first byte of HTTP/2.
 //!
 //! ```text
 //! dialling node                                    listening node
 //!   HELLO      magic | cluster | from | to | life a | nonce a  ──►   right cluster? am I `to`?
 //!   ◄──  CHALLENGE   nonce b | life b | MAC("listener", transcript)
-//!   right MAC? is life b the one that I know?
+//!   right MAC? is life b the one I remember?
 //!   PROOF      verdict a | MAC("dialler", transcript, verdict a)  ──►   right MAC?
-//!                                                                       is `from` admitted, and life a the one I know?
+//!                                                                       is `from` admitted, and life a the one I remember?
 //!   ◄──  ANSWER      verdict b | MAC("answer", transcript, verdict b)
 //! ```
 //!
-//! The transcript is the whole HELLO, nonce b and life b, so a MAC holds for one cluster, one pair of nodes in one
-//! direction and one connection: nothing of it can be replayed or reflected. The listening node proves
-//! itself first. Frames have fixed lengths, so nothing is allocated on a stranger's word. Both sides give up
-//! after [`TIMEOUT`]. Bytes after the handshake are neither encrypted nor authenticated: until there is
-//! mTLS the peer port belongs on loopback or a trusted network.
+//! The transcript is the whole HELLO, nonce b and life b, so a MAC is valid for one cluster, one pair of nodes, one
+//! direction and one connection: it can be neither replayed nor reflected. The listening node proves itself first. Frames
+//! have fixed lengths, so no length from a stranger causes an allocation. Both sides give up after [`TIMEOUT`]. Bytes
+//! after the handshake are neither encrypted nor authenticated: until there is TLS, the peer port belongs on loopback or
+//! a trusted network.
 //!
-//! A verdict is said to whoever has proven itself, and is part of what is proven: a node that was wiped believes it and
-//! quarantines itself ([`super::lives`]). What each knows of the other's life is on disk before it says a verdict.
+//! A verdict is sent only to a node that has proven itself, and a MAC covers it, so a wiped node can believe the verdict
+//! and enter quarantine ([`super::lives`]). Each side stores the other's life on disk before it sends its verdict.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use crate::base::clock::IdSource;
 use crate::base::owner::Life;
 use crate::base::secrets::{Secrets, keyed};
 
-/// A handshake that takes longer is given up.
+/// Time limit for the whole handshake.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 const MAGIC: &[u8; 16] = b"agentpost peer 2";
@@ -40,53 +40,53 @@ const MAC: usize = 32;
 const HELLO: usize = MAGIC.len() + 16 + 8 + 8 + LIFE + NONCE;
 const CHALLENGE: usize = NONCE + LIFE;
 
-/// Verdicts.
+/// Verdicts, as bytes on the wire.
 const WELCOME: u8 = 1;
 const OTHER_LIFE: u8 = 2;
 const NOT_ADMITTED: u8 = 3;
 
-/// Why a connection is not used.
+/// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// It broke, or was never made.
+    /// The connection broke or could not be opened.
     #[error("connection: {0}")]
     Io(std::io::Error),
-    /// It hung up in the middle.
+    /// The other side closed the connection in the middle of the handshake.
     #[error("the other side hung up: it has another cluster secret or is another node")]
     HungUp,
-    /// Nothing came for too long.
+    /// The time limit passed.
     #[error("no answer within {TIMEOUT:?}")]
     Timeout,
-    /// Not a peer of this version.
+    /// The other side is no peer, or one of another protocol version.
     #[error("the other side does not speak this protocol")]
     Protocol,
-    /// Its cluster id comes from another secret.
+    /// The other side has another cluster id, hence another secret.
     #[error("the other side belongs to another cluster (another cluster secret)")]
     Cluster,
-    /// It looks for another node at this address.
+    /// The other side dialled this address to reach another node.
     #[error("the other side looks for node {wanted}, this is node {here}")]
     Target {
-        /// Whom it dialled.
+        /// The id that it dialled.
         wanted: u64,
-        /// Who answers.
+        /// The id of this node.
         here: u64,
     },
-    /// Its node id is not in the cluster, or this node's own.
+    /// The other side's id is not a member, or is this node's own.
     #[error("node {0} is not a member of this cluster")]
     Stranger(u64),
-    /// It does not count this node among the members.
+    /// The other side says that this node is not a member.
     #[error("node {0} says that this node is not a member, or was removed")]
     NotAdmitted(u64),
-    /// Its data directory is not the one that it had.
+    /// The other side has another data directory than the one remembered for its id.
     #[error("node {0} comes back without the data that it had; it must join again: agentpost node rejoin")]
     OtherLife(u64),
-    /// It says that of this node.
+    /// The other side says the same of this node.
     #[error("node {0} says that this node comes back without the data that it had")]
     Replaced(u64),
-    /// Its life could not be written down.
-    #[error("remembering the other side: {0}")]
+    /// The other side's life could not be stored.
+    #[error("storing the other node's life: {0}")]
     Memory(String),
-    /// It does not know the secret.
+    /// The other side does not hold the cluster secret.
     #[error("the other side does not hold the cluster secret")]
     Proof,
 }
@@ -100,7 +100,7 @@ impl From<std::io::Error> for HandshakeError {
     }
 }
 
-/// Who this node is to others.
+/// What this node proves to others: its id, its cluster and its life.
 #[derive(Clone)]
 pub struct Identity {
     cluster_id: [u8; 16],
@@ -111,7 +111,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Node `node` of the cluster of these secrets.
+    /// The identity of node `node` in the cluster of these secrets.
     pub fn new(secrets: &Secrets, node: u64, lives: Lives, ids: IdSource) -> Self {
         Identity {
             cluster_id: secrets.cluster_id,
@@ -137,7 +137,7 @@ impl Identity {
         mac.finalize().into_bytes().into()
     }
 
-    /// What this node says to node `id` with that life.
+    /// The verdict on node `id` with life `life`.
     async fn verdict(&self, id: u64, life: Life) -> Result<u8, HandshakeError> {
         match self.lives.meet(id, life).await {
             Ok(true) => Ok(WELCOME),
@@ -151,13 +151,13 @@ const LISTENER: &[u8; 8] = b"listener";
 const DIALLER: &[u8; 8] = b"dialler ";
 const ANSWER: &[u8; 8] = b"answer  ";
 
-/// What every MAC of a handshake covers.
+/// The bytes that every MAC of a handshake covers.
 struct Transcript {
     hello: [u8; HELLO],
     challenge: [u8; CHALLENGE],
 }
 
-/// The dialling side: returns once `target` has proven itself and accepted this node.
+/// The dialling side. Returns once `target` has proven itself and accepted this node.
 pub async fn dial<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     me: &Identity,
@@ -188,7 +188,7 @@ pub async fn dial<S: AsyncRead + AsyncWrite + Unpin>(
     .await
 }
 
-/// The listening side: returns the id of the node that has proven itself and is admitted.
+/// The listening side. Returns the id of the other node, which has proven itself and is admitted.
 pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     me: &Identity,
@@ -238,7 +238,7 @@ async fn say<S: AsyncWrite + Unpin>(
     Ok(stream.write_all(&frame).await?)
 }
 
-/// The other side's verdict, if it proves that it holds the secret.
+/// Reads the other side's verdict and checks its MAC.
 async fn heard<S: AsyncRead + Unpin>(
     stream: &mut S,
     me: &Identity,

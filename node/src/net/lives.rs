@@ -1,11 +1,11 @@
-//! The lives of the other nodes: which data directory stands behind an id.
+//! The lives of the other nodes: the data directory that each node id was last seen with (see [`crate::base::owner`]).
 //!
-//! The first life that comes under an id is remembered durably, before anything else is said to that node. Another
-//! life under the same id later is a disk that was wiped or exchanged. That node must not vote or acknowledge under
-//! its old id, so it is refused, and told so: it then quarantines itself.
+//! A node remembers durably the first life that it meets under an id, before it exchanges anything else with that node.
+//! A different life under the same id later means that the disk was wiped or exchanged. Such a node must not vote or
+//! acknowledge under its old id, so the handshake refuses it and tells it why; it then enters quarantine.
 //!
-//! The file has a checksum. If it does not hold, the file is forgotten: the disk of *this* node is bad then, and the
-//! others still remember. To believe it would turn one damaged disk into several nodes that are refused.
+//! The file has a checksum. A file that fails it is ignored: then the disk of *this* node is damaged, and the other nodes
+//! still remember. Believing a damaged file would make one bad disk refuse several sound nodes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::base::secrets;
 
 const LIVES: &str = "LIVES";
 
-/// This node's life, and those of all nodes that it has met. Cheap to clone.
+/// This node's life and those of all nodes that it has met. Clones are cheap and share them.
 #[derive(Clone)]
 pub struct Lives {
     shared: Arc<Shared>,
@@ -29,17 +29,17 @@ struct Shared {
     mine: Life,
     file: Option<PathBuf>,
     met: Mutex<BTreeMap<u64, Life>>,
-    /// Why this node may not go on under its id.
+    /// Why this node must not continue under its id; `None` while it may.
     replaced: watch::Sender<Option<String>>,
 }
 
 impl Lives {
-    /// Reads whom the node of this data directory has met.
+    /// Reads the lives that this data directory remembers.
     pub fn open(dir: &Path, mine: Life) -> anyhow::Result<Self> {
         let file = dir.join(LIVES);
         let met = match std::fs::read_to_string(&file) {
             Ok(text) => parse(&text).unwrap_or_else(|| {
-                tracing::warn!(file = %file.display(), "damaged: the lives of the other nodes are learned again");
+                tracing::warn!(file = %file.display(), "the file is damaged and was ignored; the lives of the other nodes will be learned again; check this node's disk");
                 BTreeMap::new()
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
@@ -49,7 +49,7 @@ impl Lives {
         Ok(Self::with(mine, Some(file), met))
     }
 
-    /// Remembers only as long as the process lives. For tests.
+    /// Lives that are kept in memory only. For tests.
     pub fn in_memory(mine: Life) -> Self {
         Self::with(mine, None, BTreeMap::new())
     }
@@ -66,13 +66,13 @@ impl Lives {
         }
     }
 
-    /// Of this node.
+    /// The life of this node.
     pub fn mine(&self) -> Life {
         self.shared.mine
     }
 
-    /// Whether node `id` still has the life that this node knows. The first one is learned; it is durable when this
-    /// returns.
+    /// Whether node `id` still has the life that this node remembers. The first life of an id is remembered; it is durable
+    /// when this returns.
     pub async fn meet(&self, id: u64, life: Life) -> anyhow::Result<bool> {
         if let Some(known) = self.known(id) {
             return Ok(known == life);
@@ -100,7 +100,7 @@ impl Lives {
         Ok(true)
     }
 
-    /// Another node says that this one has another life than it had.
+    /// Records that node `by` knows this node under another life.
     pub fn replaced(&self, by: u64) {
         let why = format!(
             "node {by} knows this node's id from another data directory: this one was wiped or exchanged, so what it had \
@@ -109,17 +109,17 @@ impl Lives {
         self.lost(why);
     }
 
-    /// What this node had acknowledged is gone.
+    /// Records that this node has lost entries that it had acknowledged.
     pub fn lost(&self, why: String) {
         self.shared.replaced.send_replace(Some(why));
     }
 
-    /// Waits until another node has said so; tells why this node may not go on.
+    /// Waits until this node must not continue under its id; returns the reason.
     pub async fn until_replaced(&self) -> String {
         let mut replaced = self.shared.replaced.subscribe();
         match replaced.wait_for(Option::is_some).await {
             Ok(why) => why.clone().unwrap_or_default(),
-            // The sender lives in `self`.
+            // Cannot happen: `self` keeps the sender alive.
             Err(_) => std::future::pending().await,
         }
     }

@@ -1,12 +1,13 @@
-//! What Raft sends, over gRPC.
+//! Raft's network: openraft's calls to other nodes, over gRPC.
 //!
-//! Replication is a pipeline: append requests flow on one stream without waiting for their answers, which
-//! come back in order. A stream whose oldest answer is overdue is given up, so a peer that was cut off
-//! without a word does not hold replication; Raft then opens the next stream, after a pause when the peer
-//! cannot be reached at all. Every other call has a deadline.
+//! Replication is a pipeline: append requests are sent on one stream without waiting for their answers, which arrive in
+//! order. The stream ends when its oldest answer is overdue, so a peer that vanished without closing the connection does
+//! not block replication; Raft then opens the next stream, after a pause if the peer is unreachable. Every other call has
+//! a deadline.
 //!
-//! A follower that refuses what it acknowledged to this leader before has lost it: damage that its own start did not
-//! see. openraft would end the leader over it. Such an answer never reaches it; the follower is told to go into quarantine.
+//! A follower that rejects an entry which it acknowledged to this leader earlier has lost it, through damage that its own
+//! start did not detect. openraft would stop the sound leader over such an answer, so the answer is not passed on:
+//! the follower is told to enter quarantine instead.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -39,14 +40,14 @@ use super::shard_id::SHARD;
 use super::snapshot::{self, SendError, SendOptions};
 use crate::base::metrics::Metrics;
 
-/// An append request that stays unanswered this long ends its stream.
+/// An append request that is unanswered for this long ends its stream.
 const APPEND_DEADLINE: Duration = Duration::from_secs(3);
-/// Opening a stream: connecting, and the first headers.
+/// Time limit for connecting and the first response headers of a stream.
 const OPEN_DEADLINE: Duration = Duration::from_millis(1500);
-/// While a peer cannot be reached. Short: a restarted node shall not wait for its leader.
+/// Pauses between attempts to reach a peer. They are short, so that a restarted node hears from its leader at once.
 const BACKOFF_MS: [u64; 4] = [20, 50, 100, 200];
 
-/// Makes the clients through which Raft reaches the other nodes.
+/// Creates Raft's clients of the other nodes.
 #[derive(Clone)]
 pub struct Network {
     dialer: Dialer,
@@ -55,11 +56,11 @@ pub struct Network {
     acknowledged: Acknowledged,
 }
 
-/// Raft's way to one other node, for one purpose.
+/// Raft's client of one other node, for one purpose.
 pub struct Peer {
     target: u64,
     client: PeerClient<Channel>,
-    /// Not behind what waits on the other.
+    /// A connection of its own, so that urgent calls do not wait behind requests on `client`.
     control: PeerClient<Channel>,
     acknowledged: Acknowledged,
     sending: SendOptions,
@@ -67,7 +68,7 @@ pub struct Peer {
 }
 
 impl Network {
-    /// Reaches nodes through `dialer`.
+    /// A network that connects through `dialer`.
     pub fn new(dialer: Dialer, sending: SendOptions, metrics: Metrics) -> Self {
         Network {
             dialer,
@@ -114,7 +115,7 @@ impl NetBackoff<TypeConfig> for Peer {
     }
 }
 
-/// How far each follower said that it has the log, while this node leads by one vote. Cheap to clone.
+/// The last entry that each follower acknowledged, and the vote under which this node led then. Clones share it.
 #[derive(Clone, Default)]
 struct Acknowledged(Arc<Mutex<BTreeMap<u64, (Vote, LogId)>>>);
 
@@ -134,11 +135,11 @@ impl Acknowledged {
     }
 }
 
-/// A request on its way.
+/// An append request without an answer.
 struct InFlight {
     vote: Vote,
     prev: Option<LogId>,
-    /// The last entry that the follower has when it takes the request.
+    /// The last entry that the follower has once it accepts the request.
     last: Option<LogId>,
     sent: Instant,
 }
@@ -170,8 +171,8 @@ impl NetStreamAppend<TypeConfig> for Peer {
             append_to_proto(request)
         });
         Box::pin(async move {
-            // openraft pauses after an error when it is asked for a request, so it is asked before connecting:
-            // otherwise a peer that refuses connections would be dialled without end.
+            // openraft applies its back-off inside the request stream. So the first request is taken before connecting;
+            // otherwise a peer that refuses connections would be dialled in a busy loop.
             let Some(first) = requests.next().await else {
                 return Ok(futures::stream::empty().boxed());
             };
@@ -185,7 +186,7 @@ impl NetStreamAppend<TypeConfig> for Peer {
                 Box::pin(futures::stream::unfold(state, move |state| async move {
                     let (mut answers, pipeline, mut overdue) = state?;
                     let answer = peer.next_answer(&mut answers, &pipeline, &mut overdue).await?;
-                    // A refusal or an error ends the pipeline: what follows it was refused as well.
+                    // A rejection or an error ends the pipeline: the follower rejects the requests behind it as well.
                     let state = matches!(answer, Ok(Ok(_))).then_some((answers, pipeline, overdue));
                     Some((answer, state))
                 }));
@@ -247,13 +248,17 @@ impl Peer {
         }
     }
 
-    /// The follower does not have an entry that it had: it must not take part any more.
+    /// The follower has lost an entry that it acknowledged, so it must stop taking part.
     fn went_back(&self, entry: LogId) -> RPCError<TypeConfig> {
         let reason = format!("this node does not have entry {entry}, which it had acknowledged to the leader");
-        tracing::error!(node = self.target, reason, "sending a node into quarantine");
+        tracing::error!(
+            node = self.target,
+            reason,
+            "a follower lost entries that it had acknowledged and is sent into quarantine; replace its disk, then run: agentpost node rejoin"
+        );
         let mut control = self.control.clone();
         let request = peer::QuarantineRequest { shard: SHARD, reason };
-        // It is told again with the next refusal if this is lost.
+        // If this call is lost, the follower's next rejection repeats it.
         tokio::spawn(async move { within(OPEN_DEADLINE, control.quarantine(request)).await });
         RPCError::Unreachable(Unreachable::new(&io::Error::other("the follower's log went back")))
     }
@@ -325,7 +330,7 @@ impl NetTransferLeader<TypeConfig> for Peer {
         if reply.accepted {
             return Ok(Ok(()));
         }
-        // The details stay at the other node: the cure is the same, ask again once it has the log.
+        // The other node's reason does not matter here: the remedy is to ask again once it has the log.
         let expected = req.last_log_id().copied();
         Ok(Err(openraft::raft::TransferLeaderError::LogNotFlushed {
             expected,
@@ -354,7 +359,7 @@ impl NetSnapshot<TypeConfig> for Peer {
     }
 }
 
-/// Bounds a call.
+/// Runs a call with a deadline.
 async fn within<T>(
     deadline: Duration,
     call: impl Future<Output = Result<T, Status>>,
@@ -365,7 +370,7 @@ async fn within<T>(
     }
 }
 
-/// A peer that cannot be reached is left alone for a moment; after any other failure Raft asks again at once.
+/// Raft backs off from an unreachable peer; after any other failure it asks again at once.
 fn rpc_error(status: Status) -> RPCError<TypeConfig> {
     match status.code() {
         Code::Unavailable => RPCError::Unreachable(Unreachable::new(&status)),
@@ -377,7 +382,7 @@ fn network_error(what: &str) -> RPCError<TypeConfig> {
     RPCError::Network(NetworkError::new(&io::Error::other(what.to_owned())))
 }
 
-/// A node that cannot read its own disk must not go on.
+/// A node that cannot read its own disk must stop, so that error is a storage error.
 fn streaming_error(error: SendError) -> StreamingError<TypeConfig> {
     match error {
         SendError::Unreadable(error) => {

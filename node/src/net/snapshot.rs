@@ -1,6 +1,6 @@
-//! Snapshots on the wire: a header that says what follows, then the files in the order of the manifest, cut
-//! into chunks. The sender keeps to a rate, so that replication and mail have the rest of the network; the
-//! receiver writes on a blocking thread and checks every length and checksum before Raft hears of it.
+//! Snapshots on the wire: a header with the manifest, then the files in the order of the manifest, cut into chunks. The
+//! sender limits its rate, so that replication and mail keep the rest of the network. The receiver writes on a blocking
+//! thread and checks every length and checksum before it hands the snapshot to Raft.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,11 +18,11 @@ use tonic::{Status, Streaming};
 
 use super::shard_id::SHARD;
 
-/// A sender that is silent this long is given up.
+/// A transfer ends if no chunk arrives for this long.
 const SILENCE: Duration = Duration::from_secs(15);
-/// Beside the time that the bytes take at their rate: syncing, checking and opening the other end's copy.
+/// Added to the time for the bytes themselves: the receiver syncs, checks and opens its copy.
 const GRACE: Duration = Duration::from_secs(60);
-/// A transfer may be this much slower than its rate.
+/// A transfer may take this many times as long as its rate implies.
 const SLOWDOWN: u32 = 8;
 /// Chunks between the network and the disk.
 const QUEUE: usize = 4;
@@ -30,18 +30,18 @@ const QUEUE: usize = 4;
 /// How snapshots are sent.
 #[derive(Debug, Clone, Copy)]
 pub struct SendOptions {
-    /// Not faster than this.
+    /// Upper bound on the rate, in bytes per second.
     pub bytes_per_s: u64,
 }
 
 impl SendOptions {
-    /// How long so many bytes take at least.
+    /// The shortest time in which `bytes` may be sent.
     fn duration(self, bytes: u64) -> Duration {
         Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64)
     }
 }
 
-/// Why a snapshot did not arrive.
+/// Why a snapshot was not installed on the other node.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     /// This node cannot read its own disk.
@@ -50,7 +50,7 @@ pub enum SendError {
     /// The other node refused it, or the connection broke.
     #[error(transparent)]
     Refused(#[from] Status),
-    /// It takes too long.
+    /// The deadline passed.
     #[error("not taken in time")]
     Timeout,
 }
@@ -76,7 +76,7 @@ pub async fn send(
     }
 }
 
-/// Header and chunks, paced. A read error ends the stream early and is left in `unreadable`.
+/// The header and the chunks, at the configured rate. A read error ends the stream early and is stored in `unreadable`.
 fn parts(
     vote: &Vote,
     snapshot: &SnapshotData,
@@ -113,7 +113,7 @@ fn parts(
     stream::once(std::future::ready(header)).chain(paced)
 }
 
-/// Receives a snapshot to this node's disk, complete and verified. `claimed` judges the sender's vote.
+/// Receives a whole snapshot to this node's disk and verifies it. `claimed` checks the sender's vote.
 pub async fn receive(
     mut parts: Streaming<SnapshotPart>,
     snapshots: &Arc<Snapshots>,
@@ -137,7 +137,7 @@ pub async fn receive(
             return Err(Status::invalid_argument("a second header"));
         };
         if chunks.send(chunk).await.is_err() {
-            // The writer has ended; it tells why.
+            // The writer has ended; its result below says why.
             break;
         }
     }
