@@ -16,10 +16,9 @@ mod ledger;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agentpost_proto::command::{
-    ErrorCode, LeaseReads, LeaseReply, Operation, Principal, Rejection, ReturnLeases, operation, reply,
-};
+use agentpost_proto::command::{ErrorCode, LeaseReads, LeaseReply, Operation, Principal, Rejection, ReturnLeases};
 use agentpost_proto::id::TeamId;
+use agentpost_proto::operation::NoAnswer;
 use agentpost_proto::time;
 use agentpost_raft_store::core::apply::team::default_limits;
 use agentpost_raft_store::core::kv::{Fatal, Kv};
@@ -183,21 +182,18 @@ impl Leases {
             node: shared.this_node.id(),
             nodes: shared.this_node.members().len() as u32,
         };
-        let operation = Operation {
-            principal: Some(reads.principal.clone()),
-            op: Some(operation::Op::LeaseReads(op)),
-        };
+        let operation = Operation::of(reads.principal.clone(), op);
+        let reply = shared.proposer.propose(operation).await;
+        let reply = reply.map_err(|_| NoUnit::NotReady("this node cannot reach a quorum right now"))?;
         let LeaseReply {
             units,
             day,
             used,
             limit,
-        } = match shared.proposer.propose(operation).await.map(|reply| reply.reply) {
-            Ok(Some(reply::Reply::Lease(lease))) => lease,
-            Ok(Some(reply::Reply::Rejection(rejection))) => return Err(NoUnit::Rejected(rejection)),
-            Ok(_) => return Err(NoUnit::NotReady("a foreign answer")),
-            Err(_) => return Err(NoUnit::NotReady("this node cannot reach a quorum right now")),
-        };
+        } = reply.answer_to::<LeaseReads>().map_err(|error| match error {
+            NoAnswer::Rejected(rejection) => NoUnit::Rejected(rejection),
+            NoAnswer::Unexpected(_) => NoUnit::NotReady("the leader sent an unexpected reply type"),
+        })?;
         if units == 0 {
             return Ok(Standing { used: 0, limit: 0 });
         }
@@ -248,15 +244,11 @@ impl Leases {
             if leases.is_empty() {
                 return;
             }
-            let operation = Operation {
-                principal: None,
-                op: Some(operation::Op::ReturnLeases(ReturnLeases { leases: leases.clone() })),
-            };
-            match self.shared.proposer.propose_internal(operation).await {
-                Ok(answer) => {
-                    if let Some(reply::Reply::Rejection(rejection)) = answer.reply {
-                        tracing::error!(?rejection, "returned leases were refused");
-                    }
+            let op = ReturnLeases { leases: leases.clone() };
+            match self.shared.proposer.propose_internal(op).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "returned leases were refused; their unspent reads stay counted; please report this");
                 }
                 // The next round tries again, which credits nothing twice.
                 Err(error) => {

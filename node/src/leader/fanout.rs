@@ -8,7 +8,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use agentpost_proto::command::{FanoutChunk, operation, reply};
+use agentpost_proto::command::FanoutChunk;
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits::FANOUT_CHUNKS_IN_FLIGHT;
 use agentpost_proto::record::FanoutJob;
@@ -133,22 +133,22 @@ impl Fanout {
 
     /// Whether the chunk was the one that the job waited for.
     async fn chunk(&self, epoch: u64, (team, topic): &Topic, seq: u64, from_serial: u64) -> bool {
-        let op = operation::Op::FanoutChunk(FanoutChunk {
+        let op = FanoutChunk {
             epoch,
             team_id: team.to_bytes(),
             topic: topic.clone(),
             seq,
             from_serial,
-        });
+        };
         self.0.metrics.dispatch.entry(EntryKind::FanoutChunk);
-        match self.0.proposer.propose_in(epoch, op).await.map(|reply| reply.reply) {
-            Ok(Some(reply::Reply::Fanout(answer))) => !answer.stale,
-            Ok(other) => {
-                tracing::info!(?other, "a chunk was refused");
+        match self.0.proposer.propose_in(epoch, op).await {
+            Ok(Ok(answer)) => !answer.stale,
+            Ok(Err(error)) => {
+                tracing::info!(%error, "a chunk of a publish was refused; the job is read again");
                 false
             }
             Err(error) => {
-                tracing::debug!(%error, "a chunk was not proposed");
+                tracing::debug!(%error, "a chunk of a publish was not proposed; it is proposed again");
                 false
             }
         }

@@ -64,10 +64,7 @@ impl Sweeper {
     }
 
     async fn propose(&self, op: operation::Op) -> Result<(), ProposeError> {
-        let operation = Operation {
-            principal: None,
-            op: Some(op),
-        };
+        let operation = Operation::internal(op);
         self.leader
             .proposer
             .propose_here(Bytes::from(operation.encode_to_vec()))

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use agentpost_proto::command::{Tick, operation};
+use agentpost_proto::command::Tick;
 use agentpost_proto::limits::TICK_MS;
 use agentpost_raft_store::core::kv::Fatal;
 use agentpost_raft_store::core::query;
@@ -55,10 +55,9 @@ impl Ticker {
             Ok(false) => return,
             Err(error) => return tracing::error!(%error, "looking for what ages failed"),
         }
-        let op = operation::Op::Tick(Tick {});
-        if let Err(error) = self.0.proposer.propose_in(epoch, op).await {
-            // The next second tries again; if leadership is lost, somebody else does.
-            tracing::debug!(%error, "no tick");
+        if let Err(error) = self.0.proposer.propose_in(epoch, Tick {}).await {
+            // The next round tries again; if leadership is lost, the new leader does.
+            tracing::debug!(%error, "a tick was not proposed; trying again");
         }
     }
 }

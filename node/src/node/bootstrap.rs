@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost_proto::command::{BootstrapAdmin, Operation, operation};
+use agentpost_proto::command::{BootstrapAdmin, Operation};
 use agentpost_proto::peer::StatusRequest;
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::disk::types::Member;
@@ -126,11 +126,7 @@ impl Bootstrap {
             key_hash: self.secrets.key_hash(api_key).to_vec().into(),
             key_prefix: secrets::prefix_of(api_key),
         };
-        let operation = Operation {
-            principal: None,
-            op: Some(operation::Op::BootstrapAdmin(op)),
-        };
-        self.replica.proposer.propose(operation).await?;
+        self.replica.proposer.propose(Operation::internal(op)).await?;
         Ok(())
     }
 }

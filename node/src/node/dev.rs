@@ -11,8 +11,9 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agentpost_proto::command::{CreateKey, CreateTeam, Operation, Permission, Principal, TeamLimits, operation, reply};
+use agentpost_proto::command::{CreateKey, CreateTeam, Operation, Permission, Principal, TeamLimits};
 use agentpost_proto::id::TeamId;
+use agentpost_proto::operation::Op;
 use agentpost_raft_store::core::query;
 use anyhow::Context as _;
 use toml::Value;
@@ -134,7 +135,7 @@ impl Dev {
             name: TEAM.to_owned(),
             limits,
         };
-        propose(services, admin, operation::Op::CreateTeam(op)).await?;
+        propose(services, admin, op).await?;
         Ok(id)
     }
 
@@ -233,16 +234,11 @@ async fn create_key(
         agent_id: agent.to_owned(),
         expires_at_ms: 0,
     };
-    propose(services, admin, operation::Op::CreateKey(op)).await
+    propose(services, admin, op).await
 }
 
-async fn propose(services: &Services, admin: &Principal, op: operation::Op) -> anyhow::Result<()> {
-    let operation = Operation {
-        principal: Some(admin.clone()),
-        op: Some(op),
-    };
-    match services.replica.proposer.propose(operation).await?.reply {
-        Some(reply::Reply::Rejection(rejection)) => anyhow::bail!(rejection.message),
-        _ => Ok(()),
-    }
+async fn propose<O: Op>(services: &Services, admin: &Principal, op: O) -> anyhow::Result<()> {
+    let operation = Operation::of(admin.clone(), op);
+    services.replica.proposer.propose(operation).await?.answer_to::<O>()?;
+    Ok(())
 }

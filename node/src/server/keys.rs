@@ -2,7 +2,7 @@
 
 use agentpost_proto::api::admin::{CreateKey as Wanted, CreatedKey, Key};
 use agentpost_proto::api::kite::rpc::{CreateKeyParams, KeyList};
-use agentpost_proto::command::{CreateKey, Permission, RevokeKey, operation, reply};
+use agentpost_proto::command::{CreateKey, Permission, RevokeKey};
 use agentpost_proto::id::{AgentId, KeyId, TeamId};
 use agentpost_proto::time::{parse_rfc3339, rfc3339};
 use agentpost_proto::{limits, record};
@@ -35,14 +35,12 @@ pub async fn create(services: &Services, caller: &Caller, team: TeamId, wanted: 
         agent_id: agent,
         expires_at_ms: expiry(wanted.expires_at.as_deref(), services.wall_time.now_ms())?,
     };
-    match carry_out(services, caller, operation::Op::CreateKey(op)).await? {
-        reply::Reply::Key(_) => Ok(CreatedKey {
-            id: new.id.to_string(),
-            key_prefix: new.prefix,
-            api_key: new.api_key.into(),
-        }),
-        other => Err(ApiError::internal(format!("create key was answered {other:?}"))),
-    }
+    carry_out(services, caller, op).await?;
+    Ok(CreatedKey {
+        id: new.id.to_string(),
+        key_prefix: new.prefix,
+        api_key: new.api_key.into(),
+    })
 }
 
 /// A key as the vendor's command line asks for it, who leaves out what it does not care for.
@@ -78,11 +76,8 @@ pub async fn revoke_own(services: &Services, caller: &Caller, id: &str) -> Resul
 /// Revokes a key; one that the caller may not name does not exist.
 pub async fn revoke(services: &Services, caller: &Caller, id: &str) -> Result<()> {
     let id: KeyId = id.parse().map_err(|_| ApiError::not_found("no such key"))?;
-    let op = operation::Op::RevokeKey(RevokeKey { key_id: id.to_bytes() });
-    match carry_out(services, caller, op).await? {
-        reply::Reply::Done(_) => Ok(()),
-        other => Err(ApiError::internal(format!("revoke key was answered {other:?}"))),
-    }
+    carry_out(services, caller, RevokeKey { key_id: id.to_bytes() }).await?;
+    Ok(())
 }
 
 /// A key without its secret.

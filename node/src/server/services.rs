@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use agentpost_proto::command::{Operation, operation, reply};
+use agentpost_proto::command::{Operation, Reply, operation};
+use agentpost_proto::operation::{NoAnswer, Op};
 
 use super::auth::Caller;
 use super::burst::Bursts;
@@ -30,15 +31,21 @@ pub struct Services {
     pub metrics: Metrics,
 }
 
-/// Has an operation carried out in the caller's name. A refusal is an error.
-pub(super) async fn carry_out(services: &Services, caller: &Caller, op: operation::Op) -> Result<reply::Reply> {
-    let operation = Operation {
-        principal: Some(caller.principal()),
-        op: Some(op),
-    };
-    match services.replica.proposer.propose(operation).await?.reply {
-        Some(reply::Reply::Rejection(rejection)) => Err(rejection.into()),
-        Some(reply) => Ok(reply),
-        None => Err(ApiError::internal("an empty reply")),
-    }
+/// Proposes an operation in the caller's name and returns its answer. A rejection is an error.
+pub(super) async fn carry_out<O: Op>(services: &Services, caller: &Caller, op: O) -> Result<O::Reply> {
+    answer_to::<O>(propose(services, caller, op.into()).await?)
+}
+
+/// Proposes an operation in the caller's name and returns the reply as it came.
+pub(super) async fn propose(services: &Services, caller: &Caller, op: operation::Op) -> Result<Reply> {
+    let operation = Operation::of(caller.principal(), op);
+    Ok(services.replica.proposer.propose(operation).await?)
+}
+
+/// The answer to an operation of kind `O`; a rejection is an error.
+pub(super) fn answer_to<O: Op>(reply: Reply) -> Result<O::Reply> {
+    reply.answer_to::<O>().map_err(|error| match error {
+        NoAnswer::Rejected(rejection) => rejection.into(),
+        unexpected @ NoAnswer::Unexpected(_) => ApiError::internal(unexpected),
+    })
 }

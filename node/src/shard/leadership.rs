@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost_proto::command::{BeginEpoch, Operation, operation, reply};
+use agentpost_proto::command::{BeginEpoch, Operation, reply};
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::disk::state::StateHandle;
 use bytes::Bytes;
@@ -96,14 +96,7 @@ impl Leadership {
 
     async fn begin_epoch(&self, term: u64) {
         let node = *self.raft.node_id();
-        let op = operation::Op::BeginEpoch(BeginEpoch { node, term });
-        let operation = Bytes::from(
-            Operation {
-                principal: None,
-                op: Some(op),
-            }
-            .encode_to_vec(),
-        );
+        let operation = Bytes::from(Operation::internal(BeginEpoch { node, term }).encode_to_vec());
         loop {
             match self.proposer.propose_here(operation.clone()).await {
                 Ok(answer) if matches!(answer.reply, Some(reply::Reply::Done(_))) => {

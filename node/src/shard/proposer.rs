@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use agentpost_proto::command::{Command, Operation, Rejection, Reply, operation, reply};
 use agentpost_proto::limits::{PROPOSALS_IN_FLIGHT_MAX, PROPOSALS_RESERVED};
+use agentpost_proto::operation::{NoAnswer, Op};
 use agentpost_proto::peer::forward_reply::Outcome as Answered;
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::disk::state::StateHandle;
@@ -69,7 +70,10 @@ pub enum ProposeError {
     OutcomeUnknown(String),
 }
 
-/// Cheap to clone.
+/// What became of an operation of kind `O`: its answer, a reply without one, or why the log did not take it.
+pub type Proposed<O> = Result<Result<<O as Op>::Reply, NoAnswer>, ProposeError>;
+
+/// Proposes operations to the shard's leader. Clones are cheap.
 #[derive(Clone)]
 pub struct Proposer {
     shared: Arc<Shared>,
@@ -175,21 +179,27 @@ impl Proposer {
     }
 
     /// Proposes one of the cluster's own operations that any node may need: outcomes, acks.
-    pub(crate) async fn propose_internal(&self, operation: Operation) -> Result<Reply, ProposeError> {
+    pub(crate) async fn propose_internal<O: Op>(&self, op: O) -> Proposed<O> {
         // They wait for each other only, and those who propose them bound their number.
         let _admitted = self.shared.reserved.acquire().await;
-        self.take_to_leader(Bytes::from(operation.encode_to_vec())).await
+        let operation = Operation::internal(op).encode_to_vec();
+        let reply = self.take_to_leader(Bytes::from(operation)).await?;
+        Ok(reply.answer_to::<O>())
     }
 
     /// Proposes what only the leader of `epoch` may; refused as not ready when another leadership would append it.
-    pub(crate) async fn propose_in(&self, epoch: u64, op: operation::Op) -> Result<Reply, ProposeError> {
+    pub(crate) async fn propose_in<O: Op>(&self, epoch: u64, op: O) -> Proposed<O> {
         let shared = &self.shared;
         let _admitted = shared.reserved.acquire().await;
         let Some(term) = shared.cluster_time.term_of(epoch) else {
             return Err(ProposeError::NotReady("the epoch is over".to_owned()));
         };
         let node_id = *shared.raft.node_id();
-        self.write(internal(op), Some(LeaderId { term, node_id })).await
+        let operation = Operation::internal(op).encode_to_vec();
+        let reply = self
+            .write(Bytes::from(operation), Some(LeaderId { term, node_id }))
+            .await?;
+        Ok(reply.answer_to::<O>())
     }
 
     /// Proposes if this node leads; never forwards.
@@ -254,7 +264,9 @@ impl Proposer {
             Ok(Ok(Answered::NotReady(refusal))) => Err(ProposeError::NotReady(refusal.reason)),
             Ok(Ok(Answered::NoRoom(refusal))) => Err(ProposeError::NoRoom(refusal.reason)),
             Ok(Ok(Answered::OutcomeUnknown(refusal))) => Err(ProposeError::OutcomeUnknown(refusal.reason)),
-            Ok(Ok(Answered::ReadIndex(_))) => Err(ProposeError::OutcomeUnknown("a foreign answer".to_owned())),
+            Ok(Ok(Answered::ReadIndex(_))) => Err(ProposeError::OutcomeUnknown(
+                "the leader sent an unexpected reply type".to_owned(),
+            )),
             Ok(Err(Lost::Unsent(reason))) => Err(ProposeError::NotReady(reason)),
             Ok(Err(Lost::Unknown(reason))) => Err(ProposeError::OutcomeUnknown(reason)),
             Err(_) => Err(ProposeError::OutcomeUnknown(format!(
@@ -276,14 +288,6 @@ impl Proposer {
         self.check_room(&decoded)?;
         self.propose_here(operation).await
     }
-}
-
-fn internal(op: operation::Op) -> Bytes {
-    let operation = Operation {
-        principal: None,
-        op: Some(op),
-    };
-    Bytes::from(operation.encode_to_vec())
 }
 
 fn may_be_forwarded(operation: &Operation) -> bool {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use agentpost_proto::command::{Operation, Tick, operation};
+use agentpost_proto::command::{Operation, Tick};
 use agentpost_proto::limits::DRAIN_MS;
 use agentpost_proto::peer::StatusReply;
 use agentpost_raft_store::core::query;
@@ -234,10 +234,7 @@ impl ThisNode {
 
     /// Cluster time stands still until the new leader's first command: lets it stand where it is now.
     async fn tick(&self) {
-        let tick = Operation {
-            principal: None,
-            op: Some(operation::Op::Tick(Tick {})),
-        };
+        let tick = Operation::internal(Tick {});
         let ticked = self.proposer.propose_here(Bytes::from(tick.encode_to_vec()));
         let _ = timeout(TICK_DEADLINE, ticked).await;
     }

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use agentpost_proto::command::{CloseEndpoint, operation, reply};
+use agentpost_proto::command::CloseEndpoint;
 use agentpost_proto::id::TeamId;
 use agentpost_raft_store::core::query::delivery;
 use tokio::time::sleep;
@@ -57,19 +57,19 @@ impl Closer {
 
     /// One entry; whether the endpoint is done.
     async fn close(&self, epoch: u64, (team, generation): (TeamId, u64)) -> bool {
-        let op = operation::Op::CloseEndpoint(CloseEndpoint {
+        let op = CloseEndpoint {
             epoch,
             team_id: team.to_bytes(),
             generation,
-        });
+        };
         self.0.metrics.dispatch.entry(EntryKind::CloseEndpoint);
-        match self.0.proposer.propose_in(epoch, op).await.map(|reply| reply.reply) {
-            Ok(Some(reply::Reply::Close(answer))) => {
+        match self.0.proposer.propose_in(epoch, op).await {
+            Ok(Ok(answer)) => {
                 tracing::info!(%team, generation, closed = answer.closed, "deliveries of an endpoint closed");
                 answer.finished
             }
-            Ok(other) => {
-                tracing::info!(?other, "closing an endpoint was refused");
+            Ok(Err(error)) => {
+                tracing::info!(%error, "closing an endpoint was refused; trying again");
                 sleep(RETRY).await;
                 false
             }

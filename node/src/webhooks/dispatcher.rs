@@ -46,7 +46,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use agentpost_proto::command::{Claim, Reply, operation, reply};
+use agentpost_proto::command::Claim;
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits::{CLAIMS_PER_ENTRY_MAX, GATHER_MS, NODE_CALLS_MAX};
 use agentpost_proto::record::{Delivery, DeliveryState};
@@ -70,7 +70,7 @@ use super::open::{Attempt, Slots};
 use crate::base::metrics::Metrics;
 use crate::base::metrics::dispatch::EntryKind;
 use crate::base::secrets::Secrets;
-use crate::shard::proposer::ProposeError;
+use crate::shard::proposer::Proposed;
 use crate::shard::wakeups::work::Places;
 
 /// How often it looks whether answers are there: the start window is known to this.
@@ -91,7 +91,7 @@ struct Chosen {
 /// What became of a Claim entry.
 struct Answer {
     batch: Vec<Chosen>,
-    outcome: Result<Reply, ProposeError>,
+    outcome: Proposed<Claim>,
     proposed: Instant,
 }
 
@@ -334,10 +334,10 @@ impl Tenure {
 
     fn propose(&mut self, batch: Vec<Chosen>) {
         failpoint::pass(Place::BeforeClaim);
-        let op = operation::Op::Claim(Claim {
+        let op = Claim {
             epoch: self.epoch,
             attempts: batch.iter().map(|chosen| chosen.attempt.to_proto()).collect(),
-        });
+        };
         self.own.leader.metrics.dispatch.entry(EntryKind::Claim);
         let (proposer, epoch, proposed) = (self.own.leader.proposer.clone(), self.epoch, Instant::now());
         let answer = async move {
@@ -476,9 +476,9 @@ impl Tenure {
 }
 
 /// Which attempts of a Claim entry were granted; none when nobody knows.
-fn granted(outcome: &Result<Reply, ProposeError>, count: usize, metrics: &Metrics) -> Vec<bool> {
-    match outcome.as_ref().map(|reply| &reply.reply) {
-        Ok(Some(reply::Reply::Attempts(answer))) if answer.done.len() == count => {
+fn granted(outcome: &Proposed<Claim>, count: usize, metrics: &Metrics) -> Vec<bool> {
+    match outcome {
+        Ok(Ok(answer)) if answer.done.len() == count => {
             let stale = answer.done.iter().filter(|done| !**done).count();
             metrics.dispatch.claims_stale.inc_by(stale as u64);
             answer.done.clone()

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use agentpost_proto::command::{AttemptOutcome, Operation, Outcome, operation, reply};
+use agentpost_proto::command::{AttemptOutcome, Outcome};
 use agentpost_proto::limits::{CLAIMS_PER_ENTRY_MAX, GATHER_MS, NODE_CALLS_MAX};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::mpsc;
@@ -91,9 +91,8 @@ impl Recorder {
         loop {
             failpoint::pass(Place::BeforeOutcome);
             self.metrics.dispatch.entry(EntryKind::Outcome);
-            let answer = self.proposer.propose_internal(outcome_of(&batch)).await;
-            match answer.map(|reply| reply.reply) {
-                Ok(Some(reply::Reply::Attempts(answer))) => {
+            match self.proposer.propose_internal(outcome_of(&batch)).await {
+                Ok(Ok(answer)) => {
                     failpoint::pass(Place::OutcomeCommitted);
                     for (n, ended) in batch.into_iter().enumerate() {
                         let recorded = answer.done.get(n) == Some(&true);
@@ -101,9 +100,9 @@ impl Recorder {
                     }
                     return;
                 }
-                Ok(other) => {
+                Ok(Err(error)) => {
                     // Refused for good: takeover closes these claims.
-                    tracing::error!(?other, outcomes = batch.len(), "outcomes were refused");
+                    tracing::error!(%error, outcomes = batch.len(), "outcomes were refused; takeover closes their attempts as unknown; please report this");
                     return batch
                         .into_iter()
                         .for_each(|ended| ended.settle(false, &self.open, &self.metrics));
@@ -115,15 +114,13 @@ impl Recorder {
     }
 }
 
-fn outcome_of(batch: &[Ended]) -> Operation {
+fn outcome_of(batch: &[Ended]) -> Outcome {
     let outcome = |ended: &Ended| AttemptOutcome {
         attempt: Some(ended.attempt.to_proto()),
         epoch: ended.epoch,
         result: Some(ended.result.clone()),
     };
-    let outcomes = batch.iter().map(outcome).collect();
-    Operation {
-        principal: None,
-        op: Some(operation::Op::Outcome(Outcome { outcomes })),
+    Outcome {
+        outcomes: batch.iter().map(outcome).collect(),
     }
 }

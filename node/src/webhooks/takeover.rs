@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use agentpost_proto::command::{AttemptRef, Takeover, operation, reply};
+use agentpost_proto::command::{AttemptRef, Takeover};
 use agentpost_proto::limits::{CLAIMS_PER_ENTRY_MAX, TAKEOVER_AFTER_MS};
 use agentpost_raft_store::core::kv::Fatal;
 use agentpost_raft_store::core::query::delivery;
@@ -67,24 +67,18 @@ impl Takeovers {
     }
 
     async fn take_over(&self, epoch: u64, attempts: &[AttemptRef]) {
-        let op = operation::Op::Takeover(Takeover {
+        let op = Takeover {
             epoch,
             attempts: attempts.to_vec(),
-        });
+        };
         self.leader.metrics.dispatch.entry(EntryKind::Takeover);
-        match self
-            .leader
-            .proposer
-            .propose_in(epoch, op)
-            .await
-            .map(|reply| reply.reply)
-        {
-            Ok(Some(reply::Reply::Attempts(answer))) => {
+        match self.leader.proposer.propose_in(epoch, op).await {
+            Ok(Ok(answer)) => {
                 let closed = answer.done.iter().filter(|done| **done).count();
                 self.leader.metrics.dispatch.takeovers.inc_by(closed as u64);
                 tracing::warn!(closed, "attempts closed with an unknown outcome");
             }
-            Ok(other) => tracing::info!(?other, "a takeover was refused"),
+            Ok(Err(error)) => tracing::info!(%error, "a takeover was refused; the next round looks again"),
             // The next look tries again; if leadership is lost, somebody else does.
             Err(error) => tracing::debug!(%error, "a takeover was not proposed"),
         }

@@ -10,7 +10,7 @@ mod send;
 mod subscribe;
 mod webhook;
 
-use agentpost_proto::command::{MarkRead, Permission, operation, reply};
+use agentpost_proto::command::{MarkRead, Permission};
 use agentpost_proto::id::{AgentId, MessageId, TeamId};
 use agentpost_proto::limits;
 use agentpost_raft_store::core::kv::Kv;
@@ -215,17 +215,14 @@ async fn mark(app: &AppState, id: Id, request: Request) -> Result<Response> {
         message_id: id.to_bytes(),
         read,
     };
-    let done = app.propose(&caller, operation::Op::MarkRead(op)).await;
-    match done.map_err(|error| {
+    let done = app.propose(&caller, op).await;
+    done.map_err(|error| {
         if error.status == StatusCode::NOT_FOUND {
             no_such_message()
         } else {
             error
         }
-    })? {
-        reply::Reply::Done(_) => {}
-        other => return Err(ApiError::internal(format!("mark read was answered {other:?}"))),
-    }
+    })?;
     // It is marked; whether it can also be shown right now does not change that.
     let mut out = Vec::with_capacity(1024);
     let mut writer = Writer::new(&mut out);

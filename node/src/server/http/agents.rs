@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use agentpost_proto::api::kite;
-use agentpost_proto::command::{Permission, RegisterAgent, operation, reply};
+use agentpost_proto::command::{Permission, RegisterAgent};
 use agentpost_proto::id::AgentId;
 use agentpost_proto::limits;
 use agentpost_proto::time::rfc3339;
@@ -105,10 +105,7 @@ async fn register(app: &AppState, request: Request) -> Result<Response> {
     let op = item.to_operation()?;
     let id: AgentId = op.agent.parse().map_err(ApiError::internal)?;
     caller.may_act_as(&id)?;
-    match app.propose(&caller, operation::Op::RegisterAgent(op)).await? {
-        reply::Reply::Done(_) => {}
-        other => return Err(ApiError::internal(format!("a registration was answered {other:?}"))),
-    }
+    app.propose(&caller, op).await?;
     // It is done: without a quorum for this read the caller must not hear that nothing was changed.
     let state = app.services.replica.reader.linearizable().await;
     let state = state.map_err(|_| ApiError::outcome_unknown())?;

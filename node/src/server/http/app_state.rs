@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use agentpost_proto::command::{operation, reply};
+use agentpost_proto::command::operation;
+use agentpost_proto::operation::Op;
 use agentpost_raft_store::disk::state::StateDb;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -16,7 +17,7 @@ use crate::cluster::leases::Leases;
 use crate::cluster::status::ClusterHandle;
 use crate::server::auth::{self, Caller, Remembered};
 use crate::server::error::Result;
-use crate::server::services::{Services, carry_out};
+use crate::server::services::{self, Services};
 use crate::webhooks::egress::Egress;
 
 /// What only the HTTP handlers use.
@@ -131,15 +132,19 @@ impl AppState {
         }
     }
 
-    /// The same as [`carry_out`], counting what a request sends.
-    pub(super) async fn propose(&self, caller: &Caller, op: operation::Op) -> Result<reply::Reply> {
+    /// Proposes an operation in the caller's name and returns its answer, and counts what it sends. A rejection is an
+    /// error.
+    pub(super) async fn propose<O: Op>(&self, caller: &Caller, op: O) -> Result<O::Reply> {
+        let op: operation::Op = op.into();
         if matches!(op, operation::Op::Send(_)) {
             self.count_send(caller)?;
         }
         let sending = ratelimit::Sending::of(&op);
-        let reply = carry_out(&self.services, caller, op).await?;
-        sending.note_counted(&reply);
-        Ok(reply)
+        let reply = services::propose(&self.services, caller, op).await?;
+        if let Some(reply) = &reply.reply {
+            sending.note_counted(reply);
+        }
+        services::answer_to::<O>(reply)
     }
 }
 

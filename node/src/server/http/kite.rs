@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use agentpost_proto::api::kite::{SendResponse, Usage};
 use agentpost_proto::cloudevent::EVENT_TYPE;
-use agentpost_proto::command::{self, BodyKind, Permission, Send, SendReply, operation, reply};
+use agentpost_proto::command::{self, BodyKind, Permission, Send, SendReply};
 use agentpost_proto::id::{self, AgentId, MessageId};
 use agentpost_proto::limits;
 use agentpost_proto::time::rfc3339;
@@ -50,10 +50,8 @@ async fn send(app: &AppState, request: Request) -> Result<Response> {
     let item: Item<'_> = parse(&body)?;
     let send = item.to_send(&caller, app.services.ids.message_id(), key)?;
     let (from, to) = (send.from.clone(), send.to.clone());
-    match app.propose(&caller, operation::Op::Send(send)).await? {
-        reply::Reply::Send(reply) => json_of(&accepted(from, to, &reply)?),
-        other => Err(ApiError::internal(format!("a send was answered {other:?}"))),
-    }
+    let reply = app.propose(&caller, send).await?;
+    json_of(&accepted(from, to, &reply)?)
 }
 
 /// Any other team, whether it exists or not, is answered alike.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use agentpost_proto::api::abbababa::SigningKeys;
-use agentpost_proto::command::{Permission, RotateSigningKeys, operation, reply};
+use agentpost_proto::command::{Permission, RotateSigningKeys};
 use agentpost_proto::id::TeamId;
 use agentpost_raft_store::core::kv::Kv;
 use agentpost_raft_store::core::query;
@@ -17,7 +17,7 @@ use axum::routing::{get, post};
 use super::admin;
 use super::app_state::{App, AppState, Reading};
 use super::input::Consistency;
-use crate::server::error::{ApiError, Result, answer, json_of};
+use crate::server::error::{Result, answer, json_of};
 use crate::wire::face::Face;
 
 /// The routes.
@@ -66,11 +66,7 @@ async fn shown(app: &AppState, reading: &Reading, team: TeamId, rotate: bool) ->
             team_id: team.to_bytes(),
             from_generation: generation,
         };
-        let op = operation::Op::RotateSigningKeys(op);
-        generation = match app.propose(&reading.caller, op).await? {
-            reply::Reply::SigningKeys(reply) => reply.generation,
-            other => return Err(ApiError::internal(format!("a rotation was answered {other:?}"))),
-        };
+        generation = app.propose(&reading.caller, op).await?.generation;
     }
     let secrets = &app.services.secrets;
     json_of(&SigningKeys {

@@ -9,15 +9,14 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use agentpost_proto::command::operation::Op;
-use agentpost_proto::command::{AckCursors, CursorAck, Operation, Reply, reply};
+use agentpost_proto::command::{AckCursors, CursorAck, Done};
 use agentpost_proto::limits;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::resume::CursorName;
-use crate::shard::proposer::ProposeError;
+use crate::shard::proposer::Proposed;
 
 /// The pause after a failed proposal.
 const RETRY: Duration = Duration::from_millis(500);
@@ -166,8 +165,8 @@ impl Acks {
     /// last try.
     pub async fn run<P, F>(self, propose: P, every: Duration, shutdown: CancellationToken)
     where
-        P: Fn(Operation) -> F,
-        F: Future<Output = Result<Reply, ProposeError>>,
+        P: Fn(AckCursors) -> F,
+        F: Future<Output = Proposed<AckCursors>>,
     {
         loop {
             let due = Instant::now() + every;
@@ -193,27 +192,20 @@ impl Acks {
 
     async fn propose_waiting<P, F>(&self, propose: &P) -> Result<(), ()>
     where
-        P: Fn(Operation) -> F,
-        F: Future<Output = Result<Reply, ProposeError>>,
+        P: Fn(AckCursors) -> F,
+        F: Future<Output = Proposed<AckCursors>>,
     {
         let acks = self.with_table(Table::take);
         if acks.is_empty() {
             return Ok(());
         }
-        let operation = Operation {
-            principal: None,
-            op: Some(Op::AckCursors(AckCursors { acks })),
-        };
-        let outcome = propose(operation).await;
-        let result = match outcome {
-            Ok(Reply {
-                reply: Some(reply::Reply::Rejection(rejection)),
-            }) => {
-                // Names and seqs were checked before they came here: trying again would not help.
-                tracing::error!(message = rejection.message, "acks were refused");
+        let result = match propose(AckCursors { acks }).await {
+            Ok(Ok(Done {})) => Ok(()),
+            Ok(Err(error)) => {
+                // Names and seqs were checked before they came here, so trying again would not help.
+                tracing::error!(%error, "acks were refused; their events are delivered again; please report this");
                 Ok(())
             }
-            Ok(_) => Ok(()),
             Err(error) => {
                 tracing::debug!(%error, "acks wait");
                 Err(())
@@ -235,10 +227,10 @@ mod tests {
 
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use agentpost_proto::command::Done;
     use agentpost_proto::id::TeamId;
 
     use super::*;
+    use crate::shard::proposer::ProposeError;
 
     const EVERY: Duration = Duration::from_millis(50);
 
@@ -255,19 +247,15 @@ mod tests {
         Mark { seq, proof }
     }
 
-    type Proposed = Arc<Mutex<Vec<(Instant, Vec<(String, u64, bool)>)>>>;
+    type Log = Arc<Mutex<Vec<(Instant, Vec<(String, u64, bool)>)>>>;
 
     /// Runs a worker whose first `failures` proposals fail.
-    fn start(failures: usize) -> (Acks, Proposed, CancellationToken) {
-        let (acks, proposed, shutdown) = (Acks::default(), Proposed::default(), CancellationToken::new());
+    fn start(failures: usize) -> (Acks, Log, CancellationToken) {
+        let (acks, proposed, shutdown) = (Acks::default(), Log::default(), CancellationToken::new());
         let (log, left) = (Arc::clone(&proposed), Arc::new(AtomicUsize::new(failures)));
-        let propose = move |operation: Operation| {
+        let propose = move |AckCursors { acks }: AckCursors| {
             let (log, left) = (Arc::clone(&log), Arc::clone(&left));
             async move {
-                assert!(operation.principal.is_none());
-                let Some(Op::AckCursors(AckCursors { acks })) = operation.op else {
-                    panic!("not acks")
-                };
                 if left
                     .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
                     .is_ok()
@@ -277,9 +265,7 @@ mod tests {
                 let mut marks: Vec<_> = acks.into_iter().map(|a| (a.agent, a.seq, a.implied)).collect();
                 marks.sort();
                 log.lock().unwrap().push((Instant::now(), marks));
-                Ok(Reply {
-                    reply: Some(reply::Reply::Done(Done {})),
-                })
+                Ok(Ok(Done {}))
             }
         };
         tokio::spawn(acks.clone().run(propose, EVERY, shutdown.clone()));

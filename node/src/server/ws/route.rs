@@ -35,9 +35,9 @@ pub fn route_with<S: Clone + Send + Sync + 'static>(
 ) -> Router<S> {
     let acks = Acks::default();
     let (lifetime, proposer) = (handles.lifetime, services.replica.proposer.clone());
-    let propose = move |operation| {
+    let propose = move |acks| {
         let proposer = proposer.clone();
-        async move { proposer.propose_internal(operation).await }
+        async move { proposer.propose_internal(acks).await }
     };
     let worker = acks.clone().run(propose, options.ack_every, lifetime.shutdown.clone());
     lifetime.tasks.spawn(worker);

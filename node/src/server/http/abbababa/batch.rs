@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use agentpost_proto::command::{Permission, SendBatch, SendOutcome, SendReply, operation, reply, send_outcome};
+use agentpost_proto::command::{Permission, SendBatch, SendOutcome, SendReply, send_outcome};
 use agentpost_proto::id::{MessageId, TeamId};
 use agentpost_proto::limits;
 use axum::extract::Request;
@@ -58,13 +58,7 @@ pub async fn batch(app: &AppState, request: Request) -> Result<Response> {
     let outcomes = if sends.is_empty() {
         Vec::new()
     } else {
-        match app
-            .propose(&caller, operation::Op::SendBatch(SendBatch { sends }))
-            .await?
-        {
-            reply::Reply::SendBatch(reply) => reply.outcomes,
-            other => return Err(ApiError::internal(format!("a batch was answered {other:?}"))),
-        }
+        app.propose(&caller, SendBatch { sends }).await?.outcomes
     };
     results(app, caller.team, checked, outcomes)
 }

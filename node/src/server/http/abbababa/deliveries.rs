@@ -2,7 +2,7 @@
 //! delivery and may redrive it; the sender sees its states; for anybody else it does not exist.
 
 use agentpost_proto::api::abbababa::{DeliveriesResponse, DeliveryResponse, RedriveResponse};
-use agentpost_proto::command::{CancelDelivery, Permission, Redrive, operation, reply};
+use agentpost_proto::command::{CancelDelivery, Permission, Redrive};
 use agentpost_proto::id::AgentId;
 use agentpost_proto::record::Delivery;
 use agentpost_raft_store::core::query;
@@ -11,7 +11,7 @@ use axum::response::Response;
 
 use super::Id;
 use crate::server::auth::Caller;
-use crate::server::error::{ApiError, Result, json_of};
+use crate::server::error::{Result, json_of};
 use crate::server::http::app_state::AppState;
 use crate::server::http::deliveries::{Sight, Wanted, delivery_id, detail, id_text, page, row, unknown};
 use crate::server::http::input::{Consistency, Parameters};
@@ -119,13 +119,11 @@ pub async fn redrive(app: &AppState, id: Id, parts: &request::Parts) -> Result<R
 
 /// Has a redrive carried out; also for operators.
 pub(in crate::server::http) async fn redriven(app: &AppState, caller: &Caller, op: Redrive) -> Result<Response> {
-    match app.propose(caller, operation::Op::Redrive(op)).await? {
-        reply::Reply::Redrive(reply) => json_of(&RedriveResponse {
-            success: true,
-            delivery_id: id_text(&reply.delivery_id)?.unwrap_or_default(),
-        }),
-        other => Err(ApiError::internal(format!("a redrive was answered {other:?}"))),
-    }
+    let reply = app.propose(caller, op).await?;
+    json_of(&RedriveResponse {
+        success: true,
+        delivery_id: id_text(&reply.delivery_id)?.unwrap_or_default(),
+    })
 }
 
 /// Ends an open delivery.
@@ -137,8 +135,6 @@ pub async fn cancel(app: &AppState, id: Id, parts: &request::Parts) -> Result<Re
         delivery_id: delivery_id(id)?.to_bytes(),
         ..CancelDelivery::default()
     };
-    match app.propose(&caller, operation::Op::CancelDelivery(op)).await? {
-        reply::Reply::Done(_) => super::webhook::done("the delivery is cancelled"),
-        other => Err(ApiError::internal(format!("a cancel was answered {other:?}"))),
-    }
+    app.propose(&caller, op).await?;
+    super::webhook::done("the delivery is cancelled")
 }

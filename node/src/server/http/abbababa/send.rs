@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use agentpost_proto::command::{self, BodyKind, Permission, Send, SendReply, operation, reply};
+use agentpost_proto::command::{self, BodyKind, Permission, Send, SendReply};
 use agentpost_proto::id::{self, AgentId, MessageId, TeamId};
 use agentpost_proto::{limits, time};
 use agentpost_raft_store::core::query;
@@ -57,10 +57,7 @@ pub async fn one(app: &AppState, request: Request) -> Result<Response> {
     let item: Item<'_> = parse(&body)?;
     let mut send = item.to_send(&Source::of(app, &body, &from))?;
     send.idempotency_key = key;
-    let reply = match app.propose(&caller, operation::Op::Send(send.clone())).await? {
-        reply::Reply::Send(reply) => reply,
-        other => return Err(ApiError::internal(format!("a send was answered {other:?}"))),
-    };
+    let reply = app.propose(&caller, send.clone()).await?;
     let pending = fanout::pending(app, caller.team, &send.topic, &reply).await?;
     if reply.message_id == send.message_id {
         return Ok(accepted(&Shown::sent(&send, &reply)?, pending));

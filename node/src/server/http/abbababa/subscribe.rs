@@ -1,7 +1,7 @@
 //! `/messages/subscribe`: an agent's topics, each with a URL of its own if it wants one.
 
 use agentpost_proto::api::abbababa::{Subscription, SubscriptionResponse, SubscriptionsResponse};
-use agentpost_proto::command::{Permission, Subscribe, SubscriptionReply, Unsubscribe, operation, reply};
+use agentpost_proto::command::{Permission, Subscribe, SubscriptionReply, Unsubscribe};
 use agentpost_proto::id::{self, AgentId, SubscriptionId, TeamId};
 use agentpost_proto::limits;
 use agentpost_proto::record;
@@ -94,10 +94,7 @@ pub async fn subscribe(app: &AppState, request: Request) -> Result<Response> {
         subscription_id: SubscriptionId(app.services.ids.random()).to_bytes(),
         url,
     };
-    let reply = match app.propose(&caller, operation::Op::Subscribe(op)).await? {
-        reply::Reply::Subscription(reply) => reply,
-        other => return Err(ApiError::internal(format!("a subscribe was answered {other:?}"))),
-    };
+    let reply = app.propose(&caller, op).await?;
     let subscription = subscribed(app, caller.team, &agent, topic, reply)?;
     json_of(&SubscriptionResponse {
         success: true,
@@ -182,10 +179,8 @@ pub async fn unsubscribe(app: &AppState, request: Request) -> Result<Response> {
         agent: agent.as_str().to_owned(),
         topic,
     };
-    match app.propose(&caller, operation::Op::Unsubscribe(op)).await? {
-        reply::Reply::Done(_) => done("unsubscribed"),
-        other => Err(ApiError::internal(format!("an unsubscribe was answered {other:?}"))),
-    }
+    app.propose(&caller, op).await?;
+    done("unsubscribed")
 }
 
 /// The subscriptions of the caller's agent.

@@ -1,7 +1,7 @@
 //! `/messages/webhook`: the one URL of an agent for all its mail.
 
 use agentpost_proto::api::abbababa::{Webhook, WebhookResponse};
-use agentpost_proto::command::{DeleteWebhook, Permission, RegisterWebhook, WebhookEvent, operation, reply};
+use agentpost_proto::command::{DeleteWebhook, Permission, RegisterWebhook, WebhookEvent};
 use agentpost_proto::id::{AgentId, TeamId, WebhookId};
 use agentpost_proto::time::rfc3339;
 use agentpost_proto::{limits, record};
@@ -84,10 +84,7 @@ pub async fn register(app: &AppState, request: Request) -> Result<Response> {
         url: url.clone(),
         events: events.clone(),
     };
-    let reply = match app.propose(&caller, operation::Op::RegisterWebhook(op)).await? {
-        reply::Reply::Webhook(reply) => reply,
-        other => return Err(ApiError::internal(format!("a webhook was answered {other:?}"))),
-    };
+    let reply = app.propose(&caller, op).await?;
     let row = record::Webhook {
         id: reply.webhook_id,
         url,
@@ -120,12 +117,8 @@ pub async fn delete(app: &AppState, parts: &request::Parts) -> Result<Response> 
     caller.require(Permission::Write)?;
     let agent = caller.agent(&parts.headers)?;
     let op = DeleteWebhook { agent: agent.into() };
-    match app.propose(&caller, operation::Op::DeleteWebhook(op)).await? {
-        reply::Reply::Done(_) => done("the webhook is deleted"),
-        other => Err(ApiError::internal(format!(
-            "a delete of a webhook was answered {other:?}"
-        ))),
-    }
+    app.propose(&caller, op).await?;
+    done("the webhook is deleted")
 }
 
 fn answer(webhook: Option<Webhook>) -> Result<Response> {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use agentpost_proto::api::abbababa::{DeliveriesResponse, DeliveryResponse};
-use agentpost_proto::command::{CancelDelivery, Redrive, operation, reply};
+use agentpost_proto::command::{CancelDelivery, Redrive};
 use agentpost_proto::id::TeamId;
 use agentpost_proto::record;
 use agentpost_raft_store::core::query;
@@ -104,8 +104,6 @@ async fn cancel_one(app: &AppState, id: Id, uri: &Uri, headers: &HeaderMap) -> R
         agent: String::new(),
         team_id: team.to_bytes(),
     };
-    match app.propose(&reading.caller, operation::Op::CancelDelivery(op)).await? {
-        reply::Reply::Done(_) => json_of(&agentpost_proto::api::admin::Ok { success: true }),
-        other => Err(super::unexpected("cancel", &other)),
-    }
+    app.propose(&reading.caller, op).await?;
+    json_of(&agentpost_proto::api::admin::Ok { success: true })
 }

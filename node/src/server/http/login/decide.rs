@@ -1,7 +1,7 @@
 //! What somebody with an administrator's key does about a device that waits: look, let in, turn away.
 
 use agentpost_proto::api::admin::{ApproveLogin, ApprovedLogin, LoginTeam, Ok as Success, UserCode, WaitingLogin};
-use agentpost_proto::command::{DecideLogin, Permission, operation, reply};
+use agentpost_proto::command::{DecideLogin, Permission};
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits;
 use agentpost_proto::record::{LoginState, Team};
@@ -163,12 +163,10 @@ async fn turn_away(app: &AppState, request: Request) -> Result<Response> {
 }
 
 async fn decide(app: &AppState, caller: &Caller, op: DecideLogin) -> Result<()> {
-    let proposed = app.propose(caller, operation::Op::DecideLogin(op));
+    let proposed = app.propose(caller, op);
     let guessed = app.logins.guess(caller, app.services.wall_time.clock().now(), proposed);
-    match guessed.await.map_err(|error| error.told_when_unknown(UNKNOWN))? {
-        reply::Reply::Done(_) => Ok(()),
-        other => Err(ApiError::internal(format!("decide login was answered {other:?}"))),
-    }
+    guessed.await.map_err(|error| error.told_when_unknown(UNKNOWN))?;
+    Ok(())
 }
 
 /// A user code as it is stored. People write dashes and spaces of any kind, and lower case; what cannot be a code

@@ -3,9 +3,10 @@
 use agentpost_proto::api::kite::{
     DeviceCode, DeviceKey, DeviceToken, LOGIN_DENIED, LOGIN_EXPIRED, LOGIN_PENDING, LOGIN_SLOW_DOWN, StartLogin,
 };
-use agentpost_proto::command::{self, ClaimLogin, ErrorCode, Operation, Rejection, operation, reply};
+use agentpost_proto::command::{self, ClaimLogin, Done, ErrorCode, Operation, Rejection};
 use agentpost_proto::id::{KeyId, TeamId};
 use agentpost_proto::limits;
+use agentpost_proto::operation::{NoAnswer, Op};
 use agentpost_proto::record::{Login, LoginState};
 use agentpost_raft_store::core::kv::{Fatal, Kv};
 use agentpost_raft_store::core::query;
@@ -56,12 +57,11 @@ async fn start(app: &AppState, request: Request) -> Result<Response> {
     for _ in 0..CODE_ATTEMPTS {
         let (device_code, op) = fresh(&services.ids, &services.secrets, client.clone());
         let user_code = op.user_code.clone();
-        match propose(services, operation::Op::StartLogin(op), UNKNOWN_START).await? {
-            Ok(reply::Reply::Done(_)) => {
+        match propose(services, op, UNKNOWN_START).await? {
+            Ok(Done {}) => {
                 let url = app.http.public_url.trim_end_matches('/');
                 return json_of(&told(url, device_code, &user_code));
             }
-            Ok(other) => return Err(ApiError::internal(format!("start login was answered {other:?}"))),
             Err(rejection) if rejection.code() == ErrorCode::Conflict => {}
             Err(rejection) => return Err(rejection.into()),
         }
@@ -188,14 +188,13 @@ async fn claim(services: &Services, device_code: &str, hash: &[u8; 32]) -> Resul
     let op = ClaimLogin {
         device_hash: hash.to_vec().into(),
     };
-    match propose(services, operation::Op::ClaimLogin(op), UNKNOWN_CLAIM).await? {
-        Ok(reply::Reply::Login(made)) => json_of(&DeviceKey {
+    match propose(services, op, UNKNOWN_CLAIM).await? {
+        Ok(made) => json_of(&DeviceKey {
             api_key: services.secrets.login_key(device_code).into(),
             team_id: TeamId::from_slice(&made.team_id)
                 .map_err(ApiError::internal)?
                 .to_string(),
         }),
-        Ok(other) => Err(ApiError::internal(format!("claim login was answered {other:?}"))),
         Err(rejection) => Err(match rejection.code() {
             ErrorCode::NotFound => expired(),
             ErrorCode::Forbidden => denied(),
@@ -204,22 +203,15 @@ async fn claim(services: &Services, device_code: &str, hash: &[u8; 32]) -> Resul
     }
 }
 
-/// In nobody's name. `unknown` is what to tell a device, which has no idempotency keys, when the outcome is.
-async fn propose(
-    services: &Services,
-    op: operation::Op,
-    unknown: &'static str,
-) -> Result<Result<reply::Reply, Rejection>> {
-    let operation = Operation {
-        principal: None,
-        op: Some(op),
-    };
-    let proposed = services.replica.proposer.propose(operation).await;
-    let answered = proposed.map_err(|error| ApiError::from(error).told_when_unknown(unknown));
-    match answered?.reply {
-        Some(reply::Reply::Rejection(rejection)) => Ok(Err(rejection)),
-        Some(reply) => Ok(Ok(reply)),
-        None => Err(ApiError::internal("an empty reply")),
+/// Proposes an operation without a principal: a device has no key yet. `unknown` is the text of the error when the outcome
+/// is unknown, because a device has no idempotency key to repeat with.
+async fn propose<O: Op>(services: &Services, op: O, unknown: &'static str) -> Result<Result<O::Reply, Rejection>> {
+    let proposed = services.replica.proposer.propose(Operation::internal(op)).await;
+    let answered = proposed.map_err(|error| ApiError::from(error).told_when_unknown(unknown))?;
+    match answered.answer_to::<O>() {
+        Ok(answer) => Ok(Ok(answer)),
+        Err(NoAnswer::Rejected(rejection)) => Ok(Err(rejection)),
+        Err(unexpected) => Err(ApiError::internal(unexpected)),
     }
 }
 
