@@ -6,9 +6,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost::Client;
 use agentpost::api::abbababa::ListResponse;
-use agentpost::client::Request;
+use agentpost::http::{Http, Request};
 use anyhow::{Context, bail, ensure};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -139,7 +138,7 @@ fn longest_gap(mut times: Vec<Instant>, killed: Instant) -> Duration {
 /// Reads all inboxes of the team and counts how often each id is stored.
 async fn read_back(bench: &Bench<'_>, nodes: &Nodes) -> anyhow::Result<HashMap<u64, u32>> {
     let urls: Vec<&str> = nodes.all.iter().map(|node| node.base.as_str()).collect();
-    let client = Client::builder(urls.join(" ")).api_key(bench.key).build()?;
+    let client = Http::builder(urls.join(" ")).api_key(bench.key).build()?;
     let mut found = HashMap::new();
     for inbox in 0..INBOXES {
         let mut cursor = String::new();

@@ -146,7 +146,7 @@ async fn drive(
 
 async fn read(bench: &Bench<'_>, flow: &Flow, sink: &Sink) -> anyhow::Result<Reading> {
     let cluster = bench
-        .admin
+        .operator
         .cluster()
         .await
         .context("cannot ask for the last log index")?;

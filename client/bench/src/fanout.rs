@@ -5,9 +5,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use agentpost::Client;
 use agentpost::api::abbababa::ListResponse;
-use agentpost::client::Request;
+use agentpost::http::{Http, Request};
 use anyhow::{Context, ensure};
 use futures::stream::{StreamExt, TryStreamExt, iter};
 use tokio::task::JoinSet;
@@ -35,7 +34,7 @@ pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> an
         Target::Follower => nodes.follower()?,
         _ => nodes.leader(),
     };
-    let client = Client::builder(&target.base).api_key(bench.key).build()?;
+    let client = Http::builder(&target.base).api_key(bench.key).build()?;
     let before = subscribe(&client).await?;
     let mut published = COLD;
     run_of(bench, &target.address, 1, COLD).await?;
@@ -83,7 +82,7 @@ fn subscriber(n: usize) -> String {
 }
 
 /// Subscribes all agents and returns the number of entries that the checked inboxes hold already.
-async fn subscribe(client: &Client) -> anyhow::Result<Vec<usize>> {
+async fn subscribe(client: &Http) -> anyhow::Result<Vec<usize>> {
     let body = serde_json::json!({ "topic": TOPIC });
     let requests = iter(0..SUBSCRIBERS).map(|n| {
         let request = Request::post("/v1/messages/subscribe").json(&body);
@@ -99,7 +98,7 @@ async fn subscribe(client: &Client) -> anyhow::Result<Vec<usize>> {
 }
 
 /// Counts the entries of some inboxes: the first, the last and some between.
-async fn entries(client: &Client) -> anyhow::Result<Vec<usize>> {
+async fn entries(client: &Http) -> anyhow::Result<Vec<usize>> {
     let mut counts = Vec::new();
     for n in (0..SUBSCRIBERS).step_by(111) {
         let request = Request::get("/v1/messages?limit=200").agent(subscriber(n));

@@ -3,9 +3,8 @@
 
 use std::sync::Arc;
 
-use agentpost::Client;
 use agentpost::api::abbababa::WebhookRequest;
-use agentpost::client::Request;
+use agentpost::http::{Http, Request};
 use anyhow::Context;
 use futures::stream::{StreamExt, TryStreamExt, iter};
 
@@ -31,7 +30,7 @@ pub fn agents() -> Vec<String> {
 pub async fn register(bench: &Bench<'_>, sink: &Sink, health: impl Fn(usize) -> Health) -> anyhow::Result<()> {
     let mut requests = Vec::new();
     for (team, (_, key)) in bench.tenants.iter().take(TEAMS).enumerate() {
-        let client = Client::builder(bench.urls.join(" ")).api_key(&*key.api_key).build()?;
+        let client = Http::builder(bench.urls.join(" ")).api_key(&*key.api_key).build()?;
         for (number, agent) in agents().into_iter().enumerate() {
             let n = team * AGENTS + number;
             let webhook = WebhookRequest {
@@ -53,7 +52,7 @@ pub async fn register(bench: &Bench<'_>, sink: &Sink, health: impl Fn(usize) -> 
 /// Removes all webhooks, which cancels the deliveries that still wait.
 pub async fn remove(bench: &Bench<'_>) -> anyhow::Result<()> {
     for (_, key) in bench.tenants.iter().take(TEAMS) {
-        let client = Client::builder(bench.urls.join(" ")).api_key(&*key.api_key).build()?;
+        let client = Http::builder(bench.urls.join(" ")).api_key(&*key.api_key).build()?;
         for agent in agents() {
             client
                 .request(&Request::delete("/v1/messages/webhook").agent(agent))

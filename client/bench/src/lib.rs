@@ -27,8 +27,9 @@ mod traffic;
 
 use std::time::Duration;
 
-use agentpost::Client;
-use agentpost::api::admin::{CreateKey, CreateTeam, CreatedKey, LimitsPatch, Team};
+use agentpost::Permission;
+use agentpost::api::admin::{CreatedKey, LimitsPatch, Team};
+use agentpost::operator::Operator;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 
@@ -169,7 +170,7 @@ impl Args {
 /// The inputs of every measurement.
 struct Bench<'a> {
     args: &'a Args,
-    admin: &'a Client,
+    operator: &'a Operator,
     urls: &'a [String],
     team: &'a Team,
     key: &'a str,
@@ -177,9 +178,9 @@ struct Bench<'a> {
     tenants: &'a [(Team, CreatedKey)],
 }
 
-/// Runs the measurements against the nodes with these base URLs; `admin` has the admin key.
-pub async fn run(args: &Args, admin: &Client, urls: &[String], report: &mut dyn Report) -> anyhow::Result<()> {
-    Nodes::discover(admin, urls).await?;
+/// Runs the measurements against the nodes with these base URLs; `operator` has the admin key.
+pub async fn run(args: &Args, operator: &Operator, urls: &[String], report: &mut dyn Report) -> anyhow::Result<()> {
+    Nodes::discover(operator, urls).await?;
     let count = if args.mode.contains(&Mode::Deliver) {
         hooks::TEAMS
     } else {
@@ -187,11 +188,11 @@ pub async fn run(args: &Args, admin: &Client, urls: &[String], report: &mut dyn 
     };
     let mut tenants = Vec::new();
     for _ in 0..count {
-        tenants.push(tenant(admin).await?);
+        tenants.push(tenant(operator).await?);
     }
     let bench = Bench {
         args,
-        admin,
+        operator,
         urls,
         team: &tenants[0].0,
         key: &tenants[0].1.api_key,
@@ -201,37 +202,26 @@ pub async fn run(args: &Args, admin: &Client, urls: &[String], report: &mut dyn 
     // The keys are revoked after a failure too.
     let mut revoked = Ok(());
     for (_, key) in &tenants {
-        revoked = revoked.and(admin.revoke_key(&key.id).await);
+        revoked = revoked.and(operator.revoke_key(&key.id).await);
     }
     measured?;
     revoked.context("cannot revoke a key of the benchmark")
 }
 
 /// Creates a team without limits and a key of it.
-async fn tenant(admin: &Client) -> anyhow::Result<(Team, CreatedKey)> {
+async fn tenant(operator: &Operator) -> anyhow::Result<(Team, CreatedKey)> {
     let name = format!("bench-{}", uuid::Uuid::now_v7().simple());
-    let limits = LimitsPatch {
+    let unlimited = LimitsPatch {
         daily_sends: Some(0),
         daily_reads: Some(0),
         daily_webhook_registrations: Some(0),
         monthly_events: Some(0),
         overage_price_atomic: None,
     };
-    let team = admin
-        .create_team(&CreateTeam {
-            name,
-            limits: Some(limits),
-        })
-        .await
-        .context("cannot create a team")?;
-    let key = CreateKey {
-        name: "bench".to_owned(),
-        permissions: vec!["write".to_owned()],
-        agent_id: None,
-        scopes: None,
-        expires_at: None,
-    };
-    let key = admin.create_key(&team.id, &key).await.context("cannot create a key")?;
+    let team = operator.create_team(name).limits(unlimited);
+    let team = team.await.context("cannot create a team")?;
+    let key = operator.create_key(&team.id, "bench").permission(Permission::Write);
+    let key = key.await.context("cannot create a key")?;
     Ok((team, key))
 }
 
@@ -281,7 +271,7 @@ impl Bench<'_> {
 
     /// Asks for the nodes before each measurement: the leader may have changed, and `crash` kills a node.
     async fn nodes(&self) -> anyhow::Result<Nodes> {
-        Nodes::discover(self.admin, self.urls).await
+        Nodes::discover(self.operator, self.urls).await
     }
 
     fn duration(&self) -> Duration {

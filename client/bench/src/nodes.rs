@@ -1,6 +1,7 @@
 //! The nodes that get the load.
 
-use agentpost::Client;
+use agentpost::http::Http;
+use agentpost::operator::Operator;
 use agentpost::retry::RetryPolicy;
 use anyhow::{Context, bail};
 
@@ -22,8 +23,8 @@ pub struct Nodes {
 
 impl Nodes {
     /// Asks the cluster for its nodes. The URL that the caller gave for a node wins over the one in the answer.
-    pub async fn discover(admin: &Client, given: &[String]) -> anyhow::Result<Self> {
-        let cluster = admin.cluster().await.context("cannot ask for the nodes")?;
+    pub async fn discover(operator: &Operator, given: &[String]) -> anyhow::Result<Self> {
+        let cluster = operator.cluster().await.context("cannot ask for the nodes")?;
         let Some(leader) = cluster.leader else {
             bail!("the cluster has no leader")
         };
@@ -63,8 +64,8 @@ impl Nodes {
     }
 
     /// A client for each node, which asks no other node.
-    pub fn clients(&self) -> anyhow::Result<Vec<(u64, Client)>> {
-        let client = |node: &Node| Ok((node.id, Client::builder(&node.base).retry(RetryPolicy::once()).build()?));
+    pub fn clients(&self) -> anyhow::Result<Vec<(u64, Http)>> {
+        let client = |node: &Node| Ok((node.id, Http::builder(&node.base).retry(RetryPolicy::once()).build()?));
         self.all.iter().map(client).collect()
     }
 }

@@ -1,7 +1,6 @@
 //! The costs of a measurement: counters of the nodes from `/metrics`, and of this machine from `/proc` and `/sys`.
 
-use agentpost::Client;
-use agentpost::client::Request;
+use agentpost::http::{Http, Request};
 
 /// Flushes of a node's log to disk. The name ends with `_total` if the metric is a counter.
 const LOG_SYNCS: [&str; 2] = ["agentpost_log_syncs_total", "agentpost_log_syncs"];
@@ -31,7 +30,7 @@ struct Machine {
 
 impl Snapshot {
     /// Asks all nodes at the same time. A counter that cannot be read is `None`.
-    pub async fn take(clients: &[(u64, Client)]) -> Self {
+    pub async fn take(clients: &[(u64, Http)]) -> Self {
         let asked = clients.iter().map(|(id, client)| async move {
             let text = client
                 .request(&Request::get("/metrics"))

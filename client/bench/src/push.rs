@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost::inbox::{Inbox, Notice, Options};
-use agentpost::urls::ws_url;
+use agentpost::Agentpost;
+use agentpost::kite::{Notice, Session};
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -33,24 +33,19 @@ pub async fn measure(bench: &Bench<'_>, target: Target, run: u32) -> anyhow::Res
     };
     // Every run has its own receiver, so that the session resumes nothing older.
     let receiver = format!("push-{run}{}", target.suffix());
-    let mut inbox = Inbox::new(Options {
-        urls: vec![ws_url(&listener.base)?],
-        token: bench.key.to_owned().into(),
-        team_id: bench.team.id.clone(),
-        scopes: vec![format!("agent_to:{receiver}")],
-        client_id: None,
-    })?;
+    let post = Agentpost::builder(&listener.base).key(bench.key).team(&bench.team.id);
+    let mut session = post.build()?.kite().session([format!("agent_to:{receiver}")], None)?;
     let started = std::time::Instant::now();
-    timeout(PATIENCE, connected(&mut inbox))
+    timeout(PATIENCE, connected(&mut session))
         .await
         .context("no WebSocket session in time")??;
     let (arrived, mut arrivals) = mpsc::channel(MESSAGES);
     let listening = tokio::spawn(async move {
-        while let Ok(notice) = inbox.next().await {
+        while let Ok(notice) = session.next().await {
             let Notice::Event(event) = notice else { continue };
             let at = nanoseconds(started);
             let made = event.mail().and_then(|mail| made_at(mail.body));
-            inbox.ack(event.seq).await;
+            session.ack(event.seq).await;
             if let Some(made) = made
                 && arrived.send(at.saturating_sub(made)).await.is_err()
             {
@@ -86,9 +81,9 @@ pub async fn measure(bench: &Bench<'_>, target: Target, run: u32) -> anyhow::Res
     })
 }
 
-async fn connected(inbox: &mut Inbox) -> anyhow::Result<()> {
+async fn connected(session: &mut Session) -> anyhow::Result<()> {
     loop {
-        match inbox.next().await? {
+        match session.next().await? {
             Notice::Connected { .. } => return Ok(()),
             Notice::ConnectionFailed { reason } => bail!("{reason}"),
             _ => {}

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use agentpost::Client;
+use agentpost::operator::Operator;
 use jepsen_like_tests::cluster::{Cluster, Settings};
 
 async fn start(dir: &Path) -> Cluster {
@@ -15,7 +15,7 @@ async fn start(dir: &Path) -> Cluster {
     Cluster::start_with(settings).await.unwrap()
 }
 
-async fn members(admin: &Client) -> Vec<u64> {
+async fn members(admin: &Operator) -> Vec<u64> {
     let cluster = admin.cluster().await.unwrap();
     cluster.nodes.iter().map(|node| node.id).collect()
 }

@@ -1,17 +1,14 @@
 //! Topics, webhooks and dead letters against three real nodes, through the library and the operator's command line.
 
-use agentpost::api::abbababa::{DeliveryFailed, Message, SendRequest};
+use agentpost::api::abbababa::DeliveryFailed;
 use agentpost::verify::Verifier;
-use agentpost::{Client, ListQuery, Secret, SubscriptionUrl};
+use agentpost::{Agent, Agentpost, DeliveryState, Fanout, Mail, Secret};
 use agentpost_testkit::receiver::{Answer, Call, Receiver};
 use agentpost_testkit::{PATIENCE, eventually};
 use serde_json::json;
-use serde_json::value::to_raw_value;
 
 use crate::common::cluster::Cluster;
 use crate::common::parts;
-
-const BOTH: [&str; 2] = ["message.received", "message.topic"];
 
 struct Post {
     cluster: Cluster,
@@ -31,9 +28,13 @@ impl Post {
     }
 
     /// An agent whose first node is `node`.
-    fn agent(&self, name: &str, node: usize) -> Client {
-        let client = Client::builder(self.cluster.urls_from(node)).api_key(&self.key);
-        client.agent(name).build().unwrap()
+    fn agent(&self, name: &str, node: usize) -> Agent {
+        self.connection(node).agent(name)
+    }
+
+    fn connection(&self, node: usize) -> Agentpost {
+        let builder = Agentpost::builder(self.cluster.urls_from(node)).key(&self.key);
+        builder.build().unwrap()
     }
 
     /// The operator's command, for the team.
@@ -51,25 +52,19 @@ impl Post {
     }
 }
 
-async fn send(from: &Client, to: &str) -> String {
-    let mail = SendRequest {
-        to_agent_id: Some(to.to_owned()),
-        kind: Some("note".to_owned()),
-        body: Some(to_raw_value(&json!({"to": to})).unwrap()),
-        ..SendRequest::default()
-    };
-    from.send(mail).await.unwrap().message_id
+async fn send(from: &Agent, to: &str) -> String {
+    from.send(to, json!({"to": to})).kind("note").await.unwrap().id
 }
 
-/// Waits for mail; there is one message more than the caller knows.
-async fn next_mail(agent: &Client, known: usize) -> Message {
-    let mut page = eventually("mail", async || {
-        let page = agent.list(&ListQuery::default()).await.unwrap().messages;
-        (page.len() > known).then_some(page)
+/// Waits for mail: one message more than `known`.
+async fn next_mail(agent: &Agent, known: usize) -> Mail {
+    let mut mail = eventually("mail", async || {
+        let mail = agent.inbox().await.unwrap().mail;
+        (mail.len() > known).then_some(mail)
     })
     .await;
-    assert_eq!(page.len(), known + 1);
-    page.pop().unwrap()
+    assert_eq!(mail.len(), known + 1);
+    mail.pop().unwrap()
 }
 
 fn verified(verifier: &Verifier, call: &Call) -> String {
@@ -89,7 +84,7 @@ async fn limits_and_signing_keys_are_changed_by_the_operator() {
     );
     assert_eq!(post.signing_keys().await.0, next);
     // An agent gets the same from another node.
-    assert_eq!(post.agent("a", 3).signing_keys().await.unwrap().current, Secret(next));
+    assert_eq!(post.connection(3).signing_keys().await.unwrap().current, Secret(next));
 
     let args = [
         "team",
@@ -117,7 +112,7 @@ async fn limits_and_signing_keys_are_changed_by_the_operator() {
     );
     let sender = post.agent("a", 2);
     send(&sender, "b").await;
-    let over = sender.publish("t", "note", &"x").await.unwrap_err();
+    let over = sender.publish("t", "x").kind("note").await.unwrap_err();
     assert_eq!(over.answer().unwrap().status, 429);
 }
 
@@ -128,21 +123,19 @@ async fn a_topic_and_a_webhook_that_fails_and_then_succeeds() {
     receiver.statuses("/mail", &[500, 200]);
     let (sender, agent) = (post.agent("sender", 1), post.agent("agent", 2));
     let (url, topic_url) = (receiver.url("/mail"), receiver.url("/topic"));
-    let webhook = agent.register_webhook(&url, &BOTH).await.unwrap();
-    let subscription = agent
-        .subscribe("prices", SubscriptionUrl::Set(&topic_url))
-        .await
-        .unwrap();
-    assert_eq!(agent.webhook().await.unwrap(), Some(webhook.clone()));
+    let webhook = agent.webhook().set(&url).await.unwrap();
+    let subscription = agent.subscribe("prices").webhook_url(&topic_url).await.unwrap();
+    assert_eq!(agent.webhook().get().await.unwrap(), Some(webhook.clone()));
     let (current, next) = post.signing_keys().await;
-    let verifier = |secret: &Option<Secret>, url: &str| {
-        let verifier = Verifier::new().secret(secret.as_ref().unwrap()).unwrap();
+    let verifier = |secret: &Secret, url: &str| {
+        let verifier = Verifier::new().secret(secret).unwrap();
         verifier.signing_keys(&current, &next).url(url)
     };
 
     // One message, two URLs, two deliveries; that to /mail is made twice.
-    let sent = sender.publish("prices", "price", &json!({"usdc": 4})).await.unwrap();
-    assert_eq!(sent.fanout, None);
+    let sent = sender.publish("prices", json!({"usdc": 4})).kind("price");
+    let sent = sent.await.unwrap();
+    assert_eq!(sent.fanout, Fanout::Complete);
     receiver.wait_for(3, PATIENCE).await.unwrap();
     let (mail, topic) = (receiver.calls_to("/mail"), receiver.calls_to("/topic"));
     assert_eq!((mail.len(), topic.len()), (2, 1));
@@ -156,7 +149,10 @@ async fn a_topic_and_a_webhook_that_fails_and_then_succeeds() {
         (Some("1"), Some("2"))
     );
     assert!(mail[1].at_us - mail[0].at_us >= 1_000_000, "no retry before its delay");
-    assert_ne!(verified(&verifier(&subscription.secret, &topic_url), &topic[0]), ids[0]);
+    assert_ne!(
+        verified(&verifier(subscription.secret.as_ref().unwrap(), &topic_url), &topic[0]),
+        ids[0]
+    );
     let event: serde_json::Value = serde_json::from_slice(&topic[0].body).unwrap();
     assert_eq!(
         (
@@ -172,7 +168,7 @@ async fn a_topic_and_a_webhook_that_fails_and_then_succeeds() {
             &json!({"usdc": 4})
         )
     );
-    assert_eq!(next_mail(&agent, 0).await.id, sent.message_id);
+    assert_eq!(next_mail(&agent, 0).await.id, sent.id);
 
     // What is signed after a rotation passes with the pair from before it.
     let (code, _, _) = post.of_team(&["signing-keys", "rotate"]).await;
@@ -188,19 +184,18 @@ async fn a_topic_and_a_webhook_that_fails_and_then_succeeds() {
     );
 
     eventually("two deliveries in the receipt", async || {
-        let receipt = sender.receipt(&sent.message_id).await.unwrap();
-        let states: Vec<&str> = receipt
-            .delivered
-            .iter()
-            .map(|delivery| delivery.state.as_str())
-            .collect();
-        (states == ["delivered", "delivered"]).then_some(())
+        let receipt = sender.receipt(&sent.id).await.unwrap();
+        let states: Vec<DeliveryState> = receipt.delivered.into_iter().map(|delivery| delivery.state).collect();
+        (states == [DeliveryState::Delivered, DeliveryState::Delivered]).then_some(())
     })
     .await;
     agent.unsubscribe("prices").await.unwrap();
-    agent.delete_webhook().await.unwrap();
+    agent.webhook().remove().await.unwrap();
     assert_eq!(
-        (agent.subscriptions().await.unwrap(), agent.webhook().await.unwrap()),
+        (
+            agent.subscriptions().await.unwrap(),
+            agent.webhook().get().await.unwrap()
+        ),
         (vec![], None)
     );
 }
@@ -211,14 +206,14 @@ async fn a_dead_letter_its_notice_and_another_try() {
     let receiver = Receiver::start().await.unwrap();
     receiver.set_default(Answer::status(489).header("upstash-nonretryable-error", "true"));
     let (sender, agent) = (post.agent("sender", 1), post.agent("agent", 2));
-    agent.register_webhook(&receiver.url("/mail"), &BOTH).await.unwrap();
+    agent.webhook().set(receiver.url("/mail")).await.unwrap();
     let message = send(&sender, "agent").await;
     let notice = next_mail(&sender, 0).await;
     assert_eq!(
-        (notice.from_agent_id.as_str(), notice.kind.as_str()),
+        (notice.from.as_str(), notice.kind.as_str()),
         ("system", DeliveryFailed::TYPE)
     );
-    let failed: DeliveryFailed = serde_json::from_str(notice.body.get()).unwrap();
+    let failed: DeliveryFailed = notice.json().unwrap();
     assert_eq!(
         (failed.message_id, failed.attempts, failed.last_status),
         (message, 1, Some(489))
@@ -250,7 +245,7 @@ async fn a_dead_letter_its_notice_and_another_try() {
     assert_eq!(agent.redrive(&dead).await.unwrap(), new);
     let (code, _, stderr) = post.of_team(&["deliveries", "show", "dlv_unknown"]).await;
     assert!(code == Some(1) && stderr.ends_with("(404 Not Found)\n"), "{stderr}");
-    assert_eq!(sender.list(&ListQuery::default()).await.unwrap().messages.len(), 1);
+    assert_eq!(sender.inbox().await.unwrap().mail.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,9 +14,9 @@ use crate::connection::Connection;
 /// Runs the measurements and prints their rows.
 pub async fn run(args: Args, connection: &Connection) -> anyhow::Result<()> {
     args.validate()?;
-    let (admin, urls) = (connection.admin()?, connection.urls()?);
+    let (operator, urls) = (connection.operator()?, connection.urls()?);
     let mut printer = Printer::new(args.is_tsv());
-    let measured = agentpost_bench::run(&args, &admin, &urls, &mut printer).await;
+    let measured = agentpost_bench::run(&args, &operator, &urls, &mut printer).await;
     printer.finish()?;
     measured
 }

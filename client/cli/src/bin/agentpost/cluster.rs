@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use agentpost::Client;
-use agentpost::api::admin::{Cluster, Node};
+use agentpost::Role;
+use agentpost::operator::{Cluster, Node, Operator};
 use agentpost_cli::output;
 use agentpost_cli::table::{Align, Paint, Table, Tone};
 use anyhow::bail;
@@ -65,37 +65,37 @@ pub enum Command {
 
 /// Runs one of the commands.
 pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()> {
-    let client = connection.admin()?;
+    let operator = connection.operator()?;
     match command {
         Command::Status { json } => {
-            let cluster = client.cluster().await?;
+            let cluster = operator.cluster().await?;
             if json {
                 output::json(&cluster)
             } else {
                 output::text(&status(&cluster, Paint::for_stdout()))
             }
         }
-        Command::Transfer { node } => transfer(&client, node).await,
-        Command::Add { id, peer, client_url } => members::add(&client, id, peer, client_url).await,
-        Command::Promote { node, wait } => members::promote(&client, node, Duration::from_secs(wait)).await,
-        Command::Remove { node } => members::remove(&client, node).await,
+        Command::Transfer { node } => transfer(&operator, node).await,
+        Command::Add { id, peer, client_url } => members::add(&operator, id, peer, client_url).await,
+        Command::Promote { node, wait } => members::promote(&operator, node, Duration::from_secs(wait)).await,
+        Command::Remove { node } => members::remove(&operator, node).await,
         Command::Snapshot => {
-            client.snapshot().await?;
+            operator.snapshot().await?;
             output::text("Snapshot taken\n")
         }
     }
 }
 
-async fn transfer(client: &Client, node: u64) -> anyhow::Result<()> {
-    let before = client.cluster().await?.leader;
+async fn transfer(operator: &Operator, node: u64) -> anyhow::Result<()> {
+    let before = operator.cluster().await?.leader;
     if before == Some(node) {
         return output::text(&format!("Node {node} leads already\n"));
     }
-    client.transfer(node).await?;
+    operator.transfer(node).await?;
     let deadline = tokio::time::Instant::now() + HAND_OVER;
     loop {
         // During the election a node answers that it has no leader.
-        let leader = client.cluster().await.ok().and_then(|cluster| cluster.leader);
+        let leader = operator.cluster().await.ok().and_then(|cluster| cluster.leader);
         if leader == Some(node) {
             return output::text(&format!("Node {node} leads\n"));
         }
@@ -151,7 +151,7 @@ fn cells(node: &Node) -> Vec<String> {
     let number = |value: Option<u64>| value.map_or("-".to_owned(), |n| n.to_string());
     vec![
         node.id.to_string(),
-        node.role.clone().unwrap_or_else(|| "unreachable".to_owned()),
+        node.role.as_ref().map_or("unreachable", Role::as_str).to_owned(),
         number(node.applied_index),
         number(node.lag),
         node.state_hash.clone().unwrap_or_else(|| "-".to_owned()),
@@ -163,26 +163,23 @@ fn cells(node: &Node) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn the_status_lines_up_and_names_who_is_missing() {
-        let node = |id: u64, role: Option<&str>| Node {
-            id,
-            url: format!("http://127.0.0.1:{}", 7699 + id),
-            peer_url: format!("127.0.0.1:{}", 7799 + id),
-            role: role.map(str::to_owned),
-            applied_index: role.map(|_| 12_345 / id),
-            lag: role.map(|_| id - 1),
-            state_hash: role.map(|_| "00f1e2d3c4b5a697".to_owned()),
-            state_hash_index: role.map(|_| 12_345 / id),
+        let node = |id: u64, role: Option<&str>| {
+            json!({
+                "id": id, "url": format!("http://127.0.0.1:{}", 7699 + id),
+                "peer_url": format!("127.0.0.1:{}", 7799 + id), "role": role,
+                "applied_index": role.map(|_| 12_345 / id), "lag": role.map(|_| id - 1),
+                "state_hash": role.map(|_| "00f1e2d3c4b5a697"), "state_hash_index": role.map(|_| 12_345 / id),
+            })
         };
-        let cluster = Cluster {
-            cluster_id: "c0ffee".to_owned(),
-            leader: Some(1),
-            term: 7,
-            nodes: vec![node(1, Some("leader")), node(2, Some("follower")), node(3, None)],
-        };
+        let nodes = [node(1, Some("leader")), node(2, Some("follower")), node(3, None)];
+        let cluster = json!({"cluster_id": "c0ffee", "leader": 1, "term": 7, "nodes": nodes});
+        let cluster: Cluster = serde_json::from_value(cluster).unwrap();
         let expected = "\
 Cluster c0ffee, term 7, leader: node 1, 2 of 3 nodes reached
 

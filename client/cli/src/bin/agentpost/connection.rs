@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use agentpost::Client;
+use agentpost::Agentpost;
+use agentpost::operator::Operator;
 use agentpost::urls::parse_bases;
 use anyhow::{Context, bail};
 
@@ -34,11 +35,10 @@ impl Connection {
         Ok(parse_bases(if given.trim().is_empty() { DEFAULT_URL } else { &given })?)
     }
 
-    /// A client with the admin key.
-    pub fn admin(&self) -> anyhow::Result<Client> {
-        Ok(Client::builder(self.urls()?.join(" "))
-            .api_key(self.admin_key()?)
-            .build()?)
+    /// The operator API, with the admin key.
+    pub fn operator(&self) -> anyhow::Result<Operator> {
+        let post = Agentpost::builder(self.urls()?.join(" ")).key(self.admin_key()?);
+        Ok(post.build()?.operator())
     }
 
     fn admin_key(&self) -> anyhow::Result<String> {

@@ -1,7 +1,7 @@
 //! `agentpost deliveries`: lists, shows and redrives webhook deliveries.
 
-use agentpost::api::abbababa::{DeliveryDetail, DeliveryRow};
-use agentpost::{Client, DeliveryQuery, Order};
+use agentpost::operator::Operator;
+use agentpost::{Attempt, AttemptEnd, Delivery, DeliveryEnd, DeliveryState, Order};
 use agentpost_cli::output;
 use agentpost_cli::table::{Align, Paint, Table, Tone};
 use agentpost_cli::terminal::escaped;
@@ -80,26 +80,26 @@ enum State {
     Cancelled,
 }
 
-impl State {
-    fn name(self) -> &'static str {
-        match self {
-            State::Scheduled => "scheduled",
-            State::Claimed => "claimed",
-            State::Delivered => "delivered",
-            State::Dead => "dead",
-            State::Cancelled => "cancelled",
+impl From<State> for DeliveryState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Scheduled => DeliveryState::Scheduled,
+            State::Claimed => DeliveryState::Claimed,
+            State::Delivered => DeliveryState::Delivered,
+            State::Dead => DeliveryState::Dead,
+            State::Cancelled => DeliveryState::Cancelled,
         }
     }
 }
 
 /// Runs one of the commands.
 pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()> {
-    let client = connection.admin()?;
+    let operator = connection.operator()?;
     match command {
-        Command::List(args) => list(&client, args).await,
+        Command::List(args) => list(&operator, args).await,
         Command::Show { id, of } => {
-            let team = team::id_of(&client, &of.team).await?;
-            let delivery = client.team_delivery(&team, &id).await?;
+            let team = team::id_of(&operator, &of.team).await?;
+            let delivery = operator.delivery(&team, &id).await?;
             if of.json {
                 output::json(&delivery)
             } else {
@@ -107,9 +107,9 @@ pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()
             }
         }
         Command::Redrive { ids, of } => {
-            let team = team::id_of(&client, &of.team).await?;
+            let team = team::id_of(&operator, &of.team).await?;
             for id in ids {
-                let new = client.redrive_for(&team, &id).await?;
+                let new = operator.redrive(&team, &id).await?;
                 if of.json {
                     output::json(&serde_json::json!({ "id": id, "redriven_as": new }))?;
                 } else {
@@ -121,22 +121,26 @@ pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()
     }
 }
 
-async fn list(client: &Client, args: List) -> anyhow::Result<()> {
-    let team = team::id_of(client, &args.of.team).await?;
+async fn list(operator: &Operator, args: List) -> anyhow::Result<()> {
+    let team = team::id_of(operator, &args.of.team).await?;
     let wanted = args.limit as usize;
-    let mut query = DeliveryQuery {
-        state: args.state.map(|state| state.name().to_owned()),
-        order: Some(Order::Desc),
-        ..DeliveryQuery::default()
-    };
-    let mut found: Vec<DeliveryRow> = Vec::new();
+    let mut found: Vec<Delivery<u32>> = Vec::new();
+    let mut cursor: Option<String> = None;
     while found.len() < wanted {
-        query.limit = Some((wanted - found.len()).min(agentpost::limits::PAGE_MAX));
-        let page = client.team_deliveries(&team, &query).await?;
+        let limit = (wanted - found.len()).min(agentpost::limits::PAGE_MAX);
+        let mut query = operator.deliveries(&team);
+        if let Some(state) = args.state {
+            query = query.state(state.into());
+        }
+        query = query.order(Order::Desc);
+        if let Some(cursor) = &cursor {
+            query = query.cursor(cursor);
+        }
+        let page = query.limit(limit).await?;
         // An empty page whose cursor has moved on means that there is more to examine.
-        let over = page.deliveries.is_empty() && query.cursor.as_ref() == Some(&page.cursor);
+        let over = page.deliveries.is_empty() && cursor.as_ref() == Some(&page.cursor);
         found.extend(page.deliveries);
-        query.cursor = Some(page.cursor);
+        cursor = Some(page.cursor);
         if over {
             break;
         }
@@ -148,19 +152,19 @@ async fn list(client: &Client, args: List) -> anyhow::Result<()> {
     }
 }
 
-fn tone(state: &str) -> Tone {
+fn tone(state: &DeliveryState) -> Tone {
     match state {
-        "delivered" => Tone::Good,
-        "dead" => Tone::Bad,
+        DeliveryState::Delivered => Tone::Good,
+        DeliveryState::Dead => Tone::Bad,
         _ => Tone::Plain,
     }
 }
 
 /// `dead (gone)`.
-fn state(state: &str, end: Option<&str>) -> String {
+fn state(state: &DeliveryState, end: Option<&DeliveryEnd>) -> String {
     match end {
-        Some(end) if end != state => format!("{state} ({end})"),
-        _ => state.to_owned(),
+        Some(end) if end.as_str() != state.as_str() => format!("{state} ({end})"),
+        _ => state.to_string(),
     }
 }
 
@@ -177,7 +181,7 @@ fn due(due: Option<&String>, due_in_ms: Option<u64>) -> String {
     }
 }
 
-fn table(deliveries: &[DeliveryRow]) -> Table {
+fn table(deliveries: &[Delivery<u32>]) -> Table {
     let mut table = Table::new(&[
         ("ID", Align::Left),
         ("STATE", Align::Left),
@@ -195,7 +199,7 @@ fn table(deliveries: &[DeliveryRow]) -> Table {
             tone(&delivery.state),
             vec![
                 delivery.id.clone(),
-                state(&delivery.state, delivery.end.as_deref()),
+                state(&delivery.state, delivery.end.as_ref()),
                 delivery.attempt_count.to_string(),
                 delivery.step.to_string(),
                 due(delivery.due.as_ref(), delivery.due_in_ms),
@@ -210,12 +214,12 @@ fn table(deliveries: &[DeliveryRow]) -> Table {
     table
 }
 
-fn shown(delivery: &DeliveryDetail, paint: Paint) -> String {
+fn shown(delivery: &Delivery<Vec<Attempt>>, paint: Paint) -> String {
     let mut out = format!("Delivery {}\n", escaped(&delivery.id));
     let mut line = |name: &str, value: &str| {
         out.push_str(&format!("  {:<14}{}\n", format!("{name}:"), escaped(value)));
     };
-    line("state", &state(&delivery.state, delivery.end.as_deref()));
+    line("state", &state(&delivery.state, delivery.end.as_ref()));
     line("message", &delivery.message_id);
     line("from", &delivery.from_agent_id);
     line("to", &delivery.to_agent_id);
@@ -243,7 +247,7 @@ fn shown(delivery: &DeliveryDetail, paint: Paint) -> String {
     out
 }
 
-fn attempts(delivery: &DeliveryDetail) -> Table {
+fn attempts(delivery: &Delivery<Vec<Attempt>>) -> Table {
     let mut table = Table::new(&[
         ("ATTEMPT", Align::Right),
         ("STEP", Align::Right),
@@ -255,9 +259,9 @@ fn attempts(delivery: &DeliveryDetail) -> Table {
         ("RESPONSE", Align::Left),
     ]);
     for attempt in &delivery.attempts {
-        let tone = match attempt.end.as_str() {
-            "delivered" => Tone::Good,
-            "failed" => Tone::Bad,
+        let tone = match attempt.end {
+            AttemptEnd::Delivered => Tone::Good,
+            AttemptEnd::Failed => Tone::Bad,
             _ => Tone::Plain,
         };
         table.row(
@@ -265,7 +269,7 @@ fn attempts(delivery: &DeliveryDetail) -> Table {
             vec![
                 attempt.number.to_string(),
                 attempt.step.to_string(),
-                attempt.end.clone(),
+                attempt.end.to_string(),
                 attempt.status.map_or("-".to_owned(), |status| status.to_string()),
                 or_dash(attempt.error.as_ref()),
                 attempt.took_ms.map_or("-".to_owned(), |took| took.to_string()),
@@ -279,59 +283,43 @@ fn attempts(delivery: &DeliveryDetail) -> Table {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
-    use agentpost::api::abbababa::{Attempt, Delivery};
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
 
-    fn delivery<A>(attempts: A) -> Delivery<A> {
-        Delivery {
-            id: "dlv_1".to_owned(),
-            state: "dead".to_owned(),
-            end: Some("gone".to_owned()),
-            message_id: "msg_1".to_owned(),
-            from_agent_id: "a".to_owned(),
-            to_agent_id: "b".to_owned(),
-            topic: None,
-            subscription_id: None,
-            attempts,
-            attempt_count: 1,
-            step: 0,
-            due: None,
-            due_in_ms: None,
-            url: Some("http://h/\u{1b}[2J".to_owned()),
-            created_at: "2026-04-30T10:00:00.000Z".to_owned(),
-            ended_at: Some("2026-04-30T10:00:01.000Z".to_owned()),
-            redriven_as: None,
-            redrive_of: None,
-        }
+    fn delivery<A: DeserializeOwned>(attempts: Value) -> Delivery<A> {
+        let delivery = json!({
+            "id": "dlv_1", "state": "dead", "end": "gone", "messageId": "msg_1", "fromAgentId": "a", "toAgentId": "b",
+            "topic": null, "subscriptionId": null, "attempts": attempts, "attemptCount": 1, "step": 0, "due": null,
+            "dueInMs": null, "url": "http://h/\u{1b}[2J", "createdAt": "2026-04-30T10:00:00.000Z",
+            "endedAt": "2026-04-30T10:00:01.000Z", "redrivenAs": null, "redriveOf": null,
+        });
+        serde_json::from_value(delivery).unwrap()
     }
 
     #[test]
     fn deliveries_line_up_with_why_they_ended() {
-        let mut waiting = delivery(2);
-        (waiting.state, waiting.end, waiting.url) = ("scheduled".to_owned(), None, None);
+        let mut waiting = delivery(json!(2));
+        (waiting.state, waiting.end, waiting.url) = (DeliveryState::Scheduled, None, None);
         (waiting.due, waiting.due_in_ms) = (Some("2026-04-30T10:00:00.000Z".to_owned()), Some(9_940));
         let expected = "\
 ID     STATE        ATTEMPTS  STEP  DUE       FROM  TO  TOPIC  CREATED                   URL
 dlv_1  dead (gone)         1     0  -         a     b   -      2026-04-30T10:00:00.000Z  http://h/\\u{1b}[2J
 dlv_1  scheduled           1     0  in 9.9 s  a     b   -      2026-04-30T10:00:00.000Z  -
 ";
-        assert_eq!(table(&[delivery(1), waiting]).render(Paint::Never), expected);
-        assert_eq!(state("cancelled", Some("cancelled")), "cancelled");
+        assert_eq!(table(&[delivery(json!(1)), waiting]).render(Paint::Never), expected);
+        let cancelled = state(&DeliveryState::Cancelled, Some(&DeliveryEnd::Cancelled));
+        assert_eq!(cancelled, "cancelled");
         assert_eq!(due(Some(&"x".to_owned()), Some(0)), "now");
     }
 
     #[test]
     fn a_delivery_is_shown_with_its_attempts() {
-        let attempt = Attempt {
-            number: 1,
-            step: 0,
-            end: "failed".to_owned(),
-            status: Some(410),
-            error: Some("status".to_owned()),
-            response: Some("moved\n".to_owned()),
-            started_at: Some("2026-04-30T10:00:00.500Z".to_owned()),
-            took_ms: Some(12),
-        };
+        let attempt = json!({
+            "number": 1, "step": 0, "end": "failed", "status": 410, "error": "status", "response": "moved\n",
+            "startedAt": "2026-04-30T10:00:00.500Z", "tookMs": 12,
+        });
         let expected = "\
 Delivery dlv_1
   state:        dead (gone)
@@ -346,6 +334,6 @@ Delivery dlv_1
 ATTEMPT  STEP  END     STATUS  ERROR   TOOK MS  STARTED                   RESPONSE
       1     0  failed     410  status       12  2026-04-30T10:00:00.500Z  moved\\n
 ";
-        assert_eq!(shown(&delivery(vec![attempt]), Paint::Never), expected);
+        assert_eq!(shown(&delivery(json!([attempt])), Paint::Never), expected);
     }
 }

@@ -1,7 +1,6 @@
 //! `agentpost key`: the API keys of a team.
 
-use agentpost::Client;
-use agentpost::api::admin::{CreateKey, Key};
+use agentpost::operator::{Key, Operator};
 use agentpost_cli::output;
 use agentpost_cli::table::{Align, Paint, Table, Tone};
 use clap::ValueEnum;
@@ -68,24 +67,29 @@ pub enum Permission {
     Admin,
 }
 
-impl Permission {
-    /// The name in requests.
-    pub fn name(self) -> &'static str {
-        match self {
-            Permission::Read => "read",
-            Permission::Write => "write",
-            Permission::Admin => "admin",
+impl From<Permission> for agentpost::Permission {
+    fn from(permission: Permission) -> Self {
+        match permission {
+            Permission::Read => agentpost::Permission::Read,
+            Permission::Write => agentpost::Permission::Write,
+            Permission::Admin => agentpost::Permission::Admin,
         }
     }
 }
 
+/// The names of permissions, such as `read+write`.
+pub fn joined(permissions: &[agentpost::Permission], separator: &str) -> String {
+    let names: Vec<&str> = permissions.iter().map(agentpost::Permission::as_str).collect();
+    names.join(separator)
+}
+
 /// Runs one of the commands.
 pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()> {
-    let client = connection.admin()?;
+    let operator = connection.operator()?;
     match command {
-        Command::Create(args) => create(&client, args).await,
+        Command::Create(args) => create(&operator, args).await,
         Command::List { team, json } => {
-            let keys = client.keys(&team::id_of(&client, &team).await?).await?;
+            let keys = operator.keys(&team::id_of(&operator, &team).await?).await?;
             if json {
                 output::json(&keys)
             } else {
@@ -93,31 +97,29 @@ pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()
             }
         }
         Command::Revoke { id } => {
-            client.revoke_key(&id).await?;
+            operator.revoke_key(&id).await?;
             output::text(&format!("Revoked key {id}\n"))
         }
     }
 }
 
-async fn create(client: &Client, args: Create) -> anyhow::Result<()> {
-    let team = team::id_of(client, &args.team).await?;
-    let permissions: Vec<String> = args.permissions.iter().map(|p| p.name().to_owned()).collect();
+async fn create(operator: &Operator, args: Create) -> anyhow::Result<()> {
+    let team = team::id_of(operator, &args.team).await?;
+    let permissions: Vec<agentpost::Permission> = args.permissions.into_iter().map(Into::into).collect();
     let name = args
         .name
         .unwrap_or_else(|| default_name(args.agent.as_deref(), &permissions));
-    let (agent_id, scopes, expires_at) = (args.agent, args.scopes, args.expires_at);
-    let key = client
-        .create_key(
-            &team,
-            &CreateKey {
-                name,
-                permissions,
-                agent_id,
-                scopes,
-                expires_at,
-            },
-        )
-        .await?;
+    let mut draft = operator.create_key(team, name).permissions(permissions);
+    if let Some(agent) = args.agent {
+        draft = draft.agent(agent);
+    }
+    if let Some(scopes) = args.scopes {
+        draft = draft.scopes(scopes);
+    }
+    if let Some(expires_at) = args.expires_at {
+        draft = draft.expires_at(expires_at);
+    }
+    let key = draft.await?;
     if args.json {
         return output::json(&key);
     }
@@ -127,8 +129,8 @@ async fn create(client: &Client, args: Create) -> anyhow::Result<()> {
     ))
 }
 
-fn default_name(agent: Option<&str>, permissions: &[String]) -> String {
-    let permissions = permissions.join("+");
+fn default_name(agent: Option<&str>, permissions: &[agentpost::Permission]) -> String {
+    let permissions = joined(permissions, "+");
     agent.map_or(permissions.clone(), |agent| format!("{agent} {permissions}"))
 }
 
@@ -151,7 +153,7 @@ fn table(keys: &[Key]) -> Table {
                 key.id.clone(),
                 key.name.clone(),
                 key.key_prefix.clone(),
-                key.permissions.join(","),
+                joined(&key.permissions, ","),
                 key.agent_id.clone().unwrap_or_else(|| "any".to_owned()),
                 key.scopes.join(","),
                 key.created_at.clone(),
@@ -165,28 +167,25 @@ fn table(keys: &[Key]) -> Table {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn keys_line_up_with_their_binding_and_state() {
-        let key = Key {
-            id: "key_1".to_owned(),
-            name: "agent-alpha write".to_owned(),
-            key_prefix: "kite_0011aabb".to_owned(),
-            permissions: vec!["write".to_owned()],
-            scopes: vec!["*".to_owned()],
-            agent_id: Some("agent-alpha".to_owned()),
-            expires_at: None,
-            revoked: true,
-            created_at: "2026-04-30T10:00:00.000Z".to_owned(),
-        };
+        let key = json!({
+            "id": "key_1", "name": "agent-alpha write", "key_prefix": "kite_0011aabb", "permissions": ["write"],
+            "scopes": ["*"], "agent_id": "agent-alpha", "expires_at": null, "revoked": true,
+            "created_at": "2026-04-30T10:00:00.000Z",
+        });
+        let key: Key = serde_json::from_value(key).unwrap();
         let expected = "\
 ID     NAME               PREFIX         PERMISSIONS  AGENT        SCOPES  CREATED                   EXPIRES  STATE
 key_1  agent-alpha write  kite_0011aabb  write        agent-alpha  *       2026-04-30T10:00:00.000Z  never    revoked
 ";
         assert_eq!(table(&[key]).render(Paint::Never), expected);
         assert_eq!(
-            default_name(Some("a"), &["read".to_owned(), "write".to_owned()]),
+            default_name(Some("a"), &[agentpost::Permission::Read, agentpost::Permission::Write]),
             "a read+write"
         );
     }

@@ -2,16 +2,16 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 
-use agentpost::Client;
-use agentpost::api::admin::{ApproveLogin, LoginTeam, WaitingLogin};
+use agentpost::api::admin::{LoginTeam, WaitingLogin};
 use agentpost::limits::LOGIN_TTL_MS;
+use agentpost::operator::Operator;
 use agentpost_cli::output;
 use agentpost_cli::table::{Align, Paint, Table, Tone};
 use agentpost_cli::terminal::escaped;
 use anyhow::bail;
 
 use crate::connection::Connection;
-use crate::key::Permission;
+use crate::key::{Permission, joined};
 
 #[derive(clap::Subcommand)]
 pub enum Command {
@@ -61,28 +61,28 @@ pub struct Approve {
 
 /// Runs one of the commands.
 pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()> {
-    let client = connection.admin()?;
+    let operator = connection.operator()?;
     match command {
         Command::Show { code, json } => {
-            let waiting = client.waiting_login(&code).await?;
+            let waiting = operator.waiting_login(&code).await?;
             if json {
                 return output::json(&waiting);
             }
             output::text(&who(&waiting))?;
             output::text(&format!("\n{}", teams(&waiting.teams).render(Paint::for_stdout())))
         }
-        Command::Approve(args) => approve(&client, args).await,
+        Command::Approve(args) => approve(&operator, args).await,
         Command::Deny { code } => {
-            client.deny_login(&code).await?;
+            operator.deny_login(&code).await?;
             output::text(&format!("Denied {}\n", escaped(&code)))
         }
     }
 }
 
-async fn approve(client: &Client, args: Approve) -> anyhow::Result<()> {
-    let waiting = client.waiting_login(&args.code).await?;
+async fn approve(operator: &Operator, args: Approve) -> anyhow::Result<()> {
+    let waiting = operator.waiting_login(&args.code).await?;
     let team = chosen(&waiting.teams, args.team.as_deref())?;
-    let permissions: Vec<String> = args.permissions.iter().map(|p| p.name().to_owned()).collect();
+    let permissions: Vec<agentpost::Permission> = args.permissions.into_iter().map(Into::into).collect();
     // A pipe gets the result only, so this goes to stderr.
     std::io::stderr().lock().write_all(who(&waiting).as_bytes())?;
     if !args.yes && std::io::stdin().is_terminal() {
@@ -90,18 +90,17 @@ async fn approve(client: &Client, args: Approve) -> anyhow::Result<()> {
         let question = format!(
             "Let it in {}with {}?",
             place.unwrap_or_default(),
-            permissions.join(", ")
+            joined(&permissions, ", ")
         );
         if !confirmed(&question)? {
             bail!("not approved; the machine goes on waiting. `agentpost login deny` turns it away");
         }
     }
-    let approval = ApproveLogin {
-        user_code: args.code,
-        team: team.map(|team| team.id),
-        permissions: Some(permissions),
-    };
-    let approved = client.approve_login(&approval).await?;
+    let mut approval = operator.approve_login(args.code).permissions(permissions);
+    if let Some(team) = team {
+        approval = approval.team(team.id);
+    }
+    let approved = approval.await?;
     if args.json {
         return output::json(&approved);
     }

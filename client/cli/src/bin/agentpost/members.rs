@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use agentpost::api::admin::AddMember;
-use agentpost::{Client, Error};
+use agentpost::Error;
+use agentpost::operator::Operator;
 use agentpost_cli::output;
 use tokio::time::{Instant, sleep};
 
@@ -11,8 +11,12 @@ use tokio::time::{Instant, sleep};
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Adds a learner.
-pub async fn add(client: &Client, id: Option<u64>, peer_addr: String, url: String) -> anyhow::Result<()> {
-    let added = client.add_member(&AddMember { id, peer_addr, url }).await?;
+pub async fn add(operator: &Operator, id: Option<u64>, peer_addr: String, url: String) -> anyhow::Result<()> {
+    let mut member = operator.add_member(peer_addr, url);
+    if let Some(id) = id {
+        member = member.id(id);
+    }
+    let added = member.await?;
     output::text(&format!(
         "Node {0} added as a learner\nWhen its daemon runs: agentpost cluster promote {0}\n",
         added.id
@@ -20,11 +24,11 @@ pub async fn add(client: &Client, id: Option<u64>, peer_addr: String, url: Strin
 }
 
 /// Makes a learner a voter when it has caught up. It prints to stderr what it waits for.
-pub async fn promote(client: &Client, id: u64, wait: Duration) -> anyhow::Result<()> {
+pub async fn promote(operator: &Operator, id: u64, wait: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + wait;
     let mut told = String::new();
     loop {
-        let refused = match client.promote_member(id).await {
+        let refused = match operator.promote_member(id).await {
             Ok(_) => return output::text(&format!("Node {id} is a voter\n")),
             Err(error) => error,
         };
@@ -41,8 +45,8 @@ pub async fn promote(client: &Client, id: u64, wait: Duration) -> anyhow::Result
 }
 
 /// Removes a node.
-pub async fn remove(client: &Client, id: u64) -> anyhow::Result<()> {
-    client.remove_member(id).await?;
+pub async fn remove(operator: &Operator, id: u64) -> anyhow::Result<()> {
+    operator.remove_member(id).await?;
     output::text(&format!("Node {id} removed\n"))
 }
 

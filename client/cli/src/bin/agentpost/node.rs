@@ -9,8 +9,8 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agentpost::api::admin::{AddMember, Cluster};
-use agentpost::{Client, Error};
+use agentpost::Error;
+use agentpost::operator::{Cluster, Node, Operator};
 use agentpost_cli::output;
 use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
@@ -61,8 +61,8 @@ pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()
     let Command::Rejoin { config } = command;
     let file = NodeFile::read(&config)?;
     ensure_stopped(&file)?;
-    let client = connection.admin()?;
-    let id = join(&client, &file).await?;
+    let operator = connection.operator()?;
+    let id = join(&operator, &file).await?;
     if let Some(aside) = move_aside(&file.data_dir)? {
         output::text(&format!("Moved {} to {}\n", file.data_dir.display(), aside.display()))?;
     }
@@ -99,9 +99,9 @@ fn ensure_stopped(file: &NodeFile) -> anyhow::Result<()> {
 }
 
 /// Removes the old id and adds a fresh one, which it returns. Steps that an earlier run has done are skipped.
-async fn join(client: &Client, file: &NodeFile) -> anyhow::Result<u64> {
+async fn join(operator: &Operator, file: &NodeFile) -> anyhow::Result<u64> {
     let owner = owner_of(&file.data_dir)?;
-    let cluster = client.cluster().await?;
+    let cluster = operator.cluster().await?;
     if let Some(fresh) = joined_before(&cluster, file)? {
         if owner == Some(fresh) {
             bail!(
@@ -120,20 +120,16 @@ async fn join(client: &Client, file: &NodeFile) -> anyhow::Result<u64> {
             file.id
         );
     }
-    match patiently(async || client.remove_member(file.id).await).await {
+    match patiently(async || operator.remove_member(file.id).await).await {
         Ok(()) => output::text(&format!("Node {} removed\n", file.id))?,
         // It is no member, or an earlier run has removed it.
         Err(Error::Refused(answer)) if answer.status.as_u16() == 404 => {}
         Err(error) => return Err(error).with_context(|| format!("cannot remove node {}", file.id)),
     }
-    let member = AddMember {
-        id: None,
-        peer_addr: file.row.peer_addr.clone(),
-        url: file.row.url.clone(),
-    };
-    let added = match patiently(async || client.add_member(&member).await).await {
+    let member = operator.add_member(&file.row.peer_addr, &file.row.url);
+    let added = match patiently(async || member.clone().await).await {
         Ok(added) => added.id,
-        Err(error) => match joined_before(&client.cluster().await?, file)? {
+        Err(error) => match joined_before(&operator.cluster().await?, file)? {
             Some(fresh) => fresh,
             None => return Err(error).context("cannot add the node; run this again"),
         },
@@ -145,7 +141,7 @@ async fn join(client: &Client, file: &NodeFile) -> anyhow::Result<u64> {
 /// The fresh id of this node if an earlier run has added it.
 fn joined_before(cluster: &Cluster, file: &NodeFile) -> anyhow::Result<Option<u64>> {
     let peer = format!("http://{}", file.row.peer_addr);
-    let same = |node: &&agentpost::api::admin::Node| node.peer_url == peer || node.url == file.row.url;
+    let same = |node: &&Node| node.peer_url == peer || node.url == file.row.url;
     let Some(member) = cluster.nodes.iter().find(same) else {
         return Ok(None);
     };

@@ -38,16 +38,16 @@ pub struct Args {
 
 /// Runs one of the commands.
 pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()> {
-    let client = connection.admin()?;
+    let operator = connection.operator()?;
     let (args, rotates) = match command {
         Command::Show(args) => (args, false),
         Command::Rotate(args) => (args, true),
     };
-    let team = team::id_of(&client, &args.team).await?;
+    let team = team::id_of(&operator, &args.team).await?;
     let keys = if rotates {
-        client.rotate_team_signing_keys(&team).await?
+        operator.rotate_signing_keys(&team).await?
     } else {
-        client.team_signing_keys(&team).await?
+        operator.signing_keys(&team).await?
     };
     if args.json {
         return output::json(&keys);

@@ -1,7 +1,7 @@
 //! `agentpost team`: teams and their limits.
 
-use agentpost::Client;
-use agentpost::api::admin::{CreateTeam, LimitsPatch, Team, UpdateTeam};
+use agentpost::api::admin::{LimitsPatch, Team};
+use agentpost::operator::Operator;
 use agentpost_cli::output;
 use agentpost_cli::table::{Align, Paint, Table, Tone};
 use anyhow::{Context, bail};
@@ -108,11 +108,11 @@ impl Flags {
 
 /// Runs one of the commands.
 pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()> {
-    let client = connection.admin()?;
+    let operator = connection.operator()?;
     match command {
-        Command::Create(args) => create(&client, args).await,
+        Command::Create(args) => create(&operator, args).await,
         Command::List { json } => {
-            let teams = client.teams().await?;
+            let teams = operator.teams().await?;
             if json {
                 output::json(&teams)
             } else {
@@ -120,20 +120,15 @@ pub async fn run(command: Command, connection: &Connection) -> anyhow::Result<()
             }
         }
         Command::Limits(Limits::Show { team, json }) => {
-            let team = find(&client, &team).await?;
+            let team = find(&operator, &team).await?;
             show_limits(&team, "Limits", json)
         }
-        Command::Limits(Limits::Set(args)) => set_limits(&client, args).await,
+        Command::Limits(Limits::Set(args)) => set_limits(&operator, args).await,
     }
 }
 
-async fn create(client: &Client, args: Create) -> anyhow::Result<()> {
-    let team = client
-        .create_team(&CreateTeam {
-            name: args.name,
-            limits: Some(args.limits.patch()),
-        })
-        .await?;
+async fn create(operator: &Operator, args: Create) -> anyhow::Result<()> {
+    let team = operator.create_team(args.name).limits(args.limits.patch()).await?;
     if args.json {
         return output::json(&team);
     }
@@ -141,23 +136,23 @@ async fn create(client: &Client, args: Create) -> anyhow::Result<()> {
 }
 
 /// The id of a team that the user names by its id or its name.
-pub async fn id_of(client: &Client, team: &str) -> anyhow::Result<String> {
+pub async fn id_of(operator: &Operator, team: &str) -> anyhow::Result<String> {
     if team.parse::<agentpost_proto::id::TeamId>().is_ok() {
         return Ok(team.to_owned());
     }
-    Ok(find(client, team).await?.id)
+    Ok(find(operator, team).await?.id)
 }
 
 /// Looks a team up by its id or name.
-async fn find(client: &Client, team: &str) -> anyhow::Result<Team> {
-    let teams = client.teams().await.context("cannot look the team up")?;
+async fn find(operator: &Operator, team: &str) -> anyhow::Result<Team> {
+    let teams = operator.teams().await.context("cannot look the team up")?;
     match teams.into_iter().find(|known| known.name == team || known.id == team) {
         Some(known) => Ok(known),
         None => bail!("no team has the name or id `{team}`; `agentpost team list` shows all"),
     }
 }
 
-async fn set_limits(client: &Client, args: Set) -> anyhow::Result<()> {
+async fn set_limits(operator: &Operator, args: Set) -> anyhow::Result<()> {
     let mut patch = args.limits.patch();
     if args.no_overage {
         patch.overage_price_atomic = Some(None);
@@ -165,11 +160,8 @@ async fn set_limits(client: &Client, args: Set) -> anyhow::Result<()> {
     if patch == LimitsPatch::default() {
         bail!("no limit given; `agentpost team limits set --help` names them");
     }
-    let change = UpdateTeam {
-        limits: Some(patch),
-        strict_recipients: None,
-    };
-    let team = client.update_team(&id_of(client, &args.team).await?, &change).await?;
+    let team = id_of(operator, &args.team).await?;
+    let team = operator.update_team(team).limits(patch).await?;
     show_limits(&team, "Changed the limits", args.json)
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 
 use agentpost::api::kite::Agent;
-use agentpost::{Client, Error, limits};
+use agentpost::{Agentpost, Error, limits};
 use agentpost_cli::table::{Align, Paint, Table, Tone};
 use agentpost_cli::terminal::escaped;
 use anyhow::{anyhow, bail};
@@ -12,7 +12,7 @@ use anyhow::{anyhow, bail};
 use crate::config::Config;
 use crate::environment::Environment;
 use crate::note;
-use crate::servers::{auth, http_bases};
+use crate::servers::post;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -31,10 +31,7 @@ pub struct Args {
 
 /// Prints the agents of all pages.
 pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyhow::Result<()> {
-    let auth = auth(environment, config)?;
-    let servers = http_bases(environment, config)?;
-    let client = Client::builder(servers.join(" ")).api_key(auth.api_key).build()?;
-    let (agents, unreachable) = all(&client).await?;
+    let (agents, unreachable) = all(&post(environment, config)?).await?;
     let mut out = std::io::stdout().lock();
     if args.json {
         for agent in &agents {
@@ -53,12 +50,15 @@ pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyh
 }
 
 /// All agents, and the nodes that did not answer for one of the pages.
-async fn all(client: &Client) -> anyhow::Result<(Vec<Agent>, BTreeSet<u64>)> {
+async fn all(post: &Agentpost) -> anyhow::Result<(Vec<Agent>, BTreeSet<u64>)> {
     let (mut agents, mut unreachable) = (Vec::new(), BTreeSet::new());
     let mut after: Option<String> = None;
     loop {
-        let page = client.agents(after.as_deref(), Some(limits::PAGE_MAX)).await;
-        let page = page.map_err(|e| failed(&e))?;
+        let mut query = post.agents().limit(limits::PAGE_MAX);
+        if let Some(after) = &after {
+            query = query.after(after);
+        }
+        let page = query.await.map_err(|e| failed(&e))?;
         agents.extend(page.agents);
         unreachable.extend(page.unreachable_nodes);
         match page.next {

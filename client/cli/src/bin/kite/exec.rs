@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use agentpost::event::Event;
+use agentpost::kite::Event;
 use agentpost_cli::terminal::escaped;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, Command};

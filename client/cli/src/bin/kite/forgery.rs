@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use agentpost::event::Event;
-use agentpost::inbox::Notice;
+use agentpost::kite::{Event, Notice};
 use proptest::prelude::*;
 use serde_json::json;
 

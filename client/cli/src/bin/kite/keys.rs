@@ -2,15 +2,14 @@
 
 use std::io::Write;
 
-use agentpost::Error;
-use agentpost::api::kite::rpc::CreateKeyParams;
-use agentpost::rpc::{KeyList, Rpc};
+use agentpost::kite::{KeyList, Kite};
+use agentpost::{Error, Permission};
 use agentpost_cli::terminal::escaped;
 use anyhow::{anyhow, bail};
 
 use crate::config::Config;
 use crate::environment::Environment;
-use crate::servers::{rpc, shown};
+use crate::servers::{kite, shown};
 
 #[derive(clap::Subcommand)]
 pub enum Command {
@@ -59,25 +58,29 @@ pub struct Create {
 
 /// Runs one of the commands.
 pub async fn run(command: Command, environment: &Environment, config: &Config) -> anyhow::Result<()> {
-    let rpc = rpc(environment, config)?;
+    let kite = kite(environment, config)?;
     let text = match command {
-        Command::Create(args) => create(&rpc, args).await?,
-        Command::List => list(&rpc.keys().await.map_err(|e| shown(&e))?),
-        Command::Revoke { id } => revoke(&rpc, &id).await?,
+        Command::Create(args) => create(&kite, args).await?,
+        Command::List => list(&kite.keys().await.map_err(|e| shown(&e))?),
+        Command::Revoke { id } => revoke(&kite, &id).await?,
     };
     std::io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())
 }
 
-async fn create(rpc: &Rpc, args: Create) -> anyhow::Result<String> {
-    let params = CreateKeyParams {
-        name: args.name,
-        scopes: Some(words("--scopes", args.scopes, "*")?),
-        permissions: Some(words("--permissions", args.permissions, "read")?),
-        expires_at: args.expires_at,
-    };
-    need_admin(rpc, "kite keys create").await?;
-    let key = rpc.create_key(&params).await.map_err(|error| match error {
+async fn create(kite: &Kite, args: Create) -> anyhow::Result<String> {
+    let scopes = words("--scopes", args.scopes, "*")?;
+    let permissions = words("--permissions", args.permissions, "read")?;
+    let permissions = permissions.into_iter().map(Permission::from);
+    let mut draft = kite.create_key().scopes(scopes).permissions(permissions);
+    if let Some(name) = args.name {
+        draft = draft.name(name);
+    }
+    if let Some(expires_at) = args.expires_at {
+        draft = draft.expires_at(expires_at);
+    }
+    need_admin(kite, "kite keys create").await?;
+    let key = draft.await.map_err(|error| match error {
         Error::OutcomeUnknown { .. } | Error::Malformed(_) => anyhow!(
             "{}\nA key may have been created whose secret nobody has. `kite keys list` shows it, \
              `kite keys revoke --id ID` removes it.",
@@ -93,9 +96,9 @@ async fn create(rpc: &Rpc, args: Create) -> anyhow::Result<String> {
     ))
 }
 
-async fn revoke(rpc: &Rpc, id: &str) -> anyhow::Result<String> {
-    need_admin(rpc, "kite keys revoke").await?;
-    let revoked = rpc.revoke_key(id).await.map_err(|error| match error {
+async fn revoke(kite: &Kite, id: &str) -> anyhow::Result<String> {
+    need_admin(kite, "kite keys revoke").await?;
+    let revoked = kite.revoke_key(id).await.map_err(|error| match error {
         Error::OutcomeUnknown { .. } => {
             anyhow!(
                 "{}\nThe key may be revoked already: `kite keys list` tells.",
@@ -141,8 +144,8 @@ fn words(flag: &str, given: Option<Vec<String>>, default: &str) -> anyhow::Resul
 }
 
 /// Fails if the key of this machine is no admin key. The error says how to get one.
-async fn need_admin(rpc: &Rpc, command: &str) -> anyhow::Result<()> {
-    let stats = rpc.stats().await.map_err(|e| shown(&e))?;
+async fn need_admin(kite: &Kite, command: &str) -> anyhow::Result<()> {
+    let stats = kite.stats().await.map_err(|e| shown(&e))?;
     // An old server does not report permissions; then the request itself fails.
     let permissions = stats.current_key_permissions.unwrap_or_default();
     if permissions.is_empty() || permissions.iter().any(|permission| is_admin(permission)) {
@@ -165,7 +168,7 @@ fn is_admin(permission: &str) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use agentpost::rpc::ListedKey;
+    use agentpost::kite::ListedKey;
 
     #[test]
     fn lists_are_split_at_commas_and_never_widened_by_mistake() {

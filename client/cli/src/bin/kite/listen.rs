@@ -1,7 +1,6 @@
 //! `kite agent listen`: prints the mail of an agent, one line per message.
 
-use agentpost::event::{Event, Mail};
-use agentpost::inbox::{Inbox, Options};
+use agentpost::kite::{Event, Mail};
 use agentpost_cli::terminal::escaped;
 use agentpost_proto::id::AgentId;
 use anyhow::anyhow;
@@ -10,7 +9,7 @@ use crate::config::Config;
 use crate::environment::Environment;
 use crate::listening::{self, Listening, Sink};
 use crate::note;
-use crate::servers::{auth, ws_urls};
+use crate::servers::post;
 
 const HELP: &str = "\
 Examples:
@@ -34,8 +33,7 @@ pub struct Args {
 
 /// Prints mail until stopped.
 pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyhow::Result<()> {
-    let auth = auth(environment, config)?;
-    let urls = ws_urls(environment, config)?;
+    let post = post(environment, config)?;
     let agent = match args.as_id {
         Some(id) => id,
         None => config.agent_id()?.to_owned(),
@@ -46,19 +44,13 @@ pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyh
         .map_err(|invalid| anyhow!("`{}` is no agent id: {invalid}", escaped(&agent)))?;
     note(&format!(
         "Listening as agent `{agent}` (team {})",
-        escaped(&auth.team_id)
+        escaped(post.team().unwrap_or_default())
     ));
-    let inbox = Inbox::new(Options {
-        urls,
-        token: auth.api_key.into(),
-        team_id: auth.team_id,
-        scopes: vec![format!("agent_to:{agent}")],
-        client_id: None,
-    })?;
+    let session = post.kite().session([format!("agent_to:{agent}")], None)?;
     let line = if args.json { Event::to_string } else { mail_line };
     let wanted = move |event: &Event| event.mail().is_some_and(|mail| mail.to == agent.as_str());
     listening::run(Listening {
-        inbox,
+        session,
         wanted: Box::new(wanted),
         sink: Sink::Lines(line),
     })

@@ -6,12 +6,11 @@
 //! stays open while a command runs and while the output is blocked.
 //!
 //! A server may count an answered ping as an acknowledgement of everything before it, until a client has acknowledged
-//! for the first time. `Inbox::attend` therefore acknowledges the handled events before it answers a ping.
+//! for the first time. `Session::attend` therefore acknowledges the handled events before it answers a ping.
 
 use std::collections::VecDeque;
 
-use agentpost::event::Event;
-use agentpost::inbox::{Inbox, Notice};
+use agentpost::kite::{Event, Notice, Session};
 use agentpost_cli::terminal::escaped;
 use tokio::io::AsyncWriteExt;
 
@@ -25,7 +24,7 @@ const REMEMBERED: usize = 1024;
 /// The parts of the loop.
 pub struct Listening {
     /// The source of the events.
-    pub inbox: Inbox,
+    pub session: Session,
     /// Events that do not pass this filter are acknowledged and dropped.
     pub wanted: Box<dyn Fn(&Event) -> bool>,
     /// The destination of the events.
@@ -50,16 +49,16 @@ pub async fn run(mut listening: Listening) -> anyhow::Result<()> {
     if let Sink::Command(exec) = &mut listening.sink {
         exec.end(stop.signal()).await;
     }
-    listening.inbox.close().await;
+    listening.session.close().await;
     outcome
 }
 
 async fn deal(listening: &mut Listening) -> anyhow::Result<()> {
-    let Listening { inbox, wanted, sink } = listening;
+    let Listening { session, wanted, sink } = listening;
     let mut dealt_with = Recent::default();
     let mut notes = Notes::default();
     loop {
-        let event = match inbox.next().await? {
+        let event = match session.next().await? {
             Notice::Event(event) => event,
             notice => {
                 if let Some(line) = notes.line(&notice) {
@@ -69,21 +68,21 @@ async fn deal(listening: &mut Listening) -> anyhow::Result<()> {
             }
         };
         if !wanted(&event) || dealt_with.has(event.id()) {
-            inbox.ack(event.seq).await;
+            session.ack(event.seq).await;
             continue;
         }
         let outcome = tokio::select! {
             biased;
             outcome = sink.take(&event) => outcome?,
-            never = inbox.attend() => match never {},
+            never = session.attend() => match never {},
         };
         match outcome {
             Outcome::Done => {
                 dealt_with.add(event.id());
-                inbox.ack(event.seq).await;
+                session.ack(event.seq).await;
             }
             Outcome::PassedOver => {}
-            Outcome::Repeat { after } => inbox.reopen(after).await,
+            Outcome::Repeat { after } => session.reopen(after).await,
         }
     }
 }

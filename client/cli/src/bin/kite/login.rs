@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use agentpost::Client;
+use agentpost::Agentpost;
 use agentpost::api::kite::{DeviceCode, DeviceKey};
 use agentpost::limits::LOGIN_CLIENT_CHARS_MAX;
 use agentpost::login::{Failed, Login};
@@ -47,8 +47,8 @@ pub async fn run(args: Args, environment: &Environment, config: &mut Config) -> 
         Some(server) => vec![server_base(server)?],
         None => http_bases(environment, config)?,
     };
-    let client = Client::builder(servers.join(" ")).build()?;
-    let login = Login::start(client, Some(device(environment))).await;
+    let post = Agentpost::builder(servers.join(" ")).build()?;
+    let login = Login::start(post.http().clone(), Some(device(environment))).await;
     let login = login.map_err(|e| anyhow!("no code for a login: {}", shown(&e)))?;
     announce(login.code());
     let ws_url = socket_url(login.code().ws_url.as_deref(), &servers[0])?;

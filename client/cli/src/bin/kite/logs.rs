@@ -2,13 +2,12 @@
 
 use std::io::Write;
 
-use agentpost::api::kite::rpc::RecentParams;
-use agentpost::rpc::RecentEvent;
+use agentpost::kite::RecentEvent;
 use agentpost_cli::terminal::escaped;
 
 use crate::config::Config;
 use crate::environment::Environment;
-use crate::servers::{rpc, shown};
+use crate::servers::{kite, shown};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -35,15 +34,17 @@ pub struct Args {
 
 /// Prints pages of events until `--limit` events are printed.
 pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyhow::Result<()> {
-    let rpc = rpc(environment, config)?;
+    let kite = kite(environment, config)?;
     let (mut left, mut before_seq) = (args.limit, args.before);
     while left > 0 {
-        let params = RecentParams {
-            limit: Some(left),
-            before_seq,
-            thread_id: args.thread.clone(),
-        };
-        let page = rpc.recent(&params).await.map_err(|e| shown(&e))?;
+        let mut query = kite.recent().limit(left);
+        if let Some(seq) = before_seq {
+            query = query.before(seq);
+        }
+        if let Some(thread) = &args.thread {
+            query = query.thread(thread);
+        }
+        let page = query.await.map_err(|e| shown(&e))?;
         // A server that does not know `before_seq` names no next page, so the loop ends.
         let rows = page.events.iter().take(usize::try_from(left).unwrap_or(usize::MAX));
         let text: String = rows.clone().map(line).collect();

@@ -2,14 +2,15 @@
 
 use std::io::Write;
 
+use agentpost::Error;
 use agentpost::api::kite::SendRequest;
-use agentpost::{Client, Error};
+use agentpost::http::Request;
 use agentpost_cli::terminal::escaped;
 use anyhow::anyhow;
 
 use crate::config::Config;
 use crate::environment::Environment;
-use crate::servers::{auth, http_bases};
+use crate::servers::post;
 
 const HELP: &str = "\
 Examples:
@@ -40,8 +41,7 @@ pub struct Args {
 
 /// Sends the message and prints its id.
 pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyhow::Result<()> {
-    let auth = auth(environment, config)?;
-    let servers = http_bases(environment, config)?;
+    let post = post(environment, config)?;
     let from = sender(args.from, config)?;
     let message = SendRequest {
         from,
@@ -50,13 +50,13 @@ pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyh
         thread_id: args.thread,
         reply_to_id: args.reply_to,
     };
-    let client = Client::builder(servers.join(" ")).api_key(auth.api_key).build()?;
-    let answer = client
-        .kite_send_for_answer(Some(&auth.team_id), &message)
-        .await
-        .map_err(|e| failed(&e))?;
-
-    // Every 2xx is a success. Like the vendor's command line, this one accepts an answer without an id.
+    // Every 2xx is a success: like the vendor's command line, this one accepts an answer without an id, which
+    // `Kite::send` does not.
+    let request = Request::post("/api/v1/agents/messages")
+        .query("team_id", post.team().unwrap_or_default())
+        .json(&message)?
+        .idempotency_key(uuid::Uuid::now_v7().to_string());
+    let answer = post.http().request(&request).await.map_err(|e| failed(&e))?;
     let reply: serde_json::Value = serde_json::from_str(&answer.body).unwrap_or_default();
     let mut out = std::io::stdout().lock();
     writeln!(

@@ -3,9 +3,9 @@
 //! A `KITE_` variable names one server, as it does for the vendor's command line. `AGENTPOST_URLS` names all nodes of a
 //! cluster. With both, the server of the `KITE_` variable is asked first and the other nodes when it does not answer.
 
-use agentpost::Error;
-use agentpost::rpc::{Options, Rpc};
+use agentpost::kite::Kite;
 use agentpost::urls::{http_base, parse_base, parse_bases, ws_url};
+use agentpost::{Agentpost, Error};
 use agentpost_cli::terminal::escaped;
 use anyhow::anyhow;
 
@@ -86,14 +86,18 @@ pub fn http_bases(environment: &Environment, config: &Config) -> anyhow::Result<
     Ok(first.clone().into_iter().chain(rest).collect())
 }
 
-/// A client for the commands that make a single request.
-pub fn rpc(environment: &Environment, config: &Config) -> anyhow::Result<Rpc> {
+/// The server, the key and the team as a connection of the library.
+pub fn post(environment: &Environment, config: &Config) -> anyhow::Result<Agentpost> {
     let auth = auth(environment, config)?;
-    Ok(Rpc::new(Options {
-        urls: ws_urls(environment, config)?,
-        token: auth.api_key.into(),
-        team_id: auth.team_id,
-    })?)
+    let sockets = ws_urls(environment, config)?;
+    let bases = http_bases(environment, config)?;
+    let post = Agentpost::builder(bases.join(" ")).socket_urls(sockets);
+    Ok(post.key(auth.api_key).team(auth.team_id).build()?)
+}
+
+/// The management calls of the Kite API.
+pub fn kite(environment: &Environment, config: &Config) -> anyhow::Result<Kite> {
+    Ok(post(environment, config)?.kite())
 }
 
 /// An error with a server's text, made safe for the terminal.

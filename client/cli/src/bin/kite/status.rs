@@ -2,17 +2,16 @@
 
 use std::io::Write;
 
-use agentpost::rpc::Stats;
+use agentpost::kite::Stats;
 use agentpost_cli::terminal::escaped;
 
 use crate::config::Config;
 use crate::environment::Environment;
-use crate::servers::{rpc, shown, ws_urls};
+use crate::servers::{kite, shown, ws_urls};
 
 /// Asks for the numbers of the team and prints them.
 pub async fn run(environment: &Environment, config: &Config) -> anyhow::Result<()> {
-    let rpc = rpc(environment, config)?;
-    let stats = rpc.stats().await.map_err(|e| shown(&e))?;
+    let stats = kite(environment, config)?.stats().await.map_err(|e| shown(&e))?;
     // This is the configured server; another node may have answered.
     let url = ws_urls(environment, config)?.swap_remove(0);
     std::io::stdout().lock().write_all(text(&stats, &url).as_bytes())?;

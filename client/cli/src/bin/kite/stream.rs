@@ -1,7 +1,6 @@
 //! `kite stream`: prints the events of the team, or runs a command for each.
 
-use agentpost::event::Event;
-use agentpost::inbox::{Inbox, Options};
+use agentpost::kite::Event;
 use agentpost::limits;
 use agentpost_cli::terminal::escaped;
 use jiff::Timestamp;
@@ -11,7 +10,7 @@ use crate::config::Config;
 use crate::environment::Environment;
 use crate::exec::Exec;
 use crate::listening::{self, Listening, Sink};
-use crate::servers::{auth, ws_urls};
+use crate::servers::post;
 
 const HELP: &str = "\
 Examples:
@@ -66,20 +65,15 @@ pub struct Args {
 
 /// Streams until stopped.
 pub async fn run(args: Args, environment: &Environment, config: &Config) -> anyhow::Result<()> {
-    let auth = auth(environment, config)?;
-    let options = Options {
-        urls: ws_urls(environment, config)?,
-        token: auth.api_key.into(),
-        team_id: auth.team_id.clone(),
-        scopes: args.scopes(),
-        client_id: args.client_id.clone(),
-    };
+    let post = post(environment, config)?;
+    let session = post.kite().session(args.scopes(), args.client_id.clone())?;
+    let team = post.team().unwrap_or_default().to_owned();
     let sink = match args.exec.clone() {
-        Some(command) => Sink::Command(Box::new(Exec::new(command, auth.team_id, args.client_id.is_some()))),
+        Some(command) => Sink::Command(Box::new(Exec::new(command, team, args.client_id.is_some()))),
         None => Sink::Lines(args.lines()),
     };
     let listening = Listening {
-        inbox: Inbox::new(options)?,
+        session,
         wanted: Box::new(move |event| args.wants(event)),
         sink,
     };
