@@ -5,7 +5,7 @@
 //! one log entry; it is subtracted, so that the entries of the dispatcher remain: claims, outcomes, ticks.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -24,8 +24,10 @@ use crate::{Bench, isolation};
 const BACKLOG: u64 = 2_048;
 /// The pause of a lane while the backlog is full.
 const FULL: Duration = Duration::from_millis(1);
-/// The time for the rest of the backlog after the load.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The pause between two looks at the number of deliveries.
+const POLL: Duration = Duration::from_millis(20);
+/// The time for the first delivery, and for the rest of the backlog after the load.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Runs both measurements and removes their webhooks.
 pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
@@ -47,6 +49,8 @@ struct Flow {
     sent: AtomicU64,
     /// Batches that were acknowledged, each one log entry.
     entries: AtomicU64,
+    /// Whether the lanes are to stop.
+    ended: AtomicBool,
 }
 
 /// All counters at one moment.
@@ -65,17 +69,23 @@ async fn full_load(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyh
     let flow = Arc::new(Flow::default());
     let started = std::time::Instant::now();
     let from = Instant::now() + Duration::from_secs(bench.args.warm_up);
-    let to = from + bench.duration();
     let mut running = JoinSet::new();
     for (number, lane) in (0..).zip(hooks::lanes(bench, &nodes, Shape::Batch).await?) {
         let source = Source::new(Shape::Batch, bench.args.seed, number, started);
-        running.spawn(drive(lane, source, flow.clone(), sink.clone(), to));
+        running.spawn(drive(lane, source, flow.clone(), sink.clone()));
     }
     sleep_until(from).await;
     let (costs, first) = (Snapshot::take(&clients).await, read(bench, &flow, &sink).await?);
     sink.take();
-    sleep_until(to).await;
+    // The measurement begins here, however long a busy machine took for the first reading, and lasts until something
+    // was delivered.
+    sleep(bench.duration()).await;
+    let deadline = Instant::now() + PATIENCE;
+    while sink.delivered() == first.delivered && Instant::now() < deadline {
+        sleep(POLL).await;
+    }
     let (last, after) = (read(bench, &flow, &sink).await?, Snapshot::take(&clients).await);
+    flow.ended.store(true, Ordering::Relaxed);
     let arrivals = sink.take();
     while let Some(lane) = running.join_next().await {
         lane.context("a lane ended early")??;
@@ -118,15 +128,9 @@ async fn full_load(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyh
     Ok(())
 }
 
-async fn drive(
-    mut lane: Lane,
-    mut source: Source,
-    flow: Arc<Flow>,
-    sink: Arc<Sink>,
-    end: Instant,
-) -> anyhow::Result<()> {
+async fn drive(mut lane: Lane, mut source: Source, flow: Arc<Flow>, sink: Arc<Sink>) -> anyhow::Result<()> {
     let agents = hooks::agents();
-    while Instant::now() < end {
+    while !flow.ended.load(Ordering::Relaxed) {
         let waiting = flow.sent.load(Ordering::Relaxed).saturating_sub(sink.delivered());
         if waiting + BATCH as u64 > BACKLOG {
             sleep(FULL).await;
@@ -171,6 +175,6 @@ async fn drained(flow: &Flow, sink: &Sink) -> anyhow::Result<()> {
             Instant::now() < deadline,
             "{missing} deliveries did not come within {PATIENCE:?}"
         );
-        sleep(Duration::from_millis(20)).await;
+        sleep(POLL).await;
     }
 }

@@ -261,7 +261,7 @@ async fn the_load_generator_measures_fan_out_and_deliveries() {
         "1",
         "--tsv",
     ];
-    let (code, stdout, stderr) = parts(&post.cluster.agentpost_within(6 * PATIENCE, &args).await);
+    let (code, stdout, stderr) = parts(&post.cluster.agentpost_within(10 * PATIENCE, &args).await);
     assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
     let rows: Vec<Vec<&str>> = stdout.lines().map(|line| line.split('\t').collect()).collect();
     let kinds: Vec<(&str, &str, &str)> = rows.iter().map(|row| (row[0], row[1], row[5])).collect();
