@@ -48,7 +48,6 @@ pub enum ClientFrame {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[allow(missing_docs)]
-#[expect(clippy::large_enum_variant, reason = "built, written and dropped; never stored")]
 pub enum ServerFrame<E = CloudEvent> {
     Connected {
         last_seq: u64,

@@ -3,7 +3,7 @@
 
 /// The groups of file operations. A rule names a group; all calls of a group fail alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
+pub(crate) enum Operation {
     /// Opening for writing, creating directories and links.
     Open,
     /// All kinds of writes.
@@ -18,7 +18,7 @@ pub enum Operation {
 
 /// The effect of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// The call fails with this error number.
     Fail(i32),
     /// The call waits this many milliseconds first, or until the rule is removed.
@@ -29,7 +29,7 @@ pub enum Action {
 const TEXT_BYTES_MAX: usize = 4096;
 
 /// The current rules.
-pub struct Rules {
+pub(crate) struct Rules {
     text: [u8; TEXT_BYTES_MAX],
     length: usize,
     /// One bit for each of the first 64 lines, set if the line applies once and has been applied.

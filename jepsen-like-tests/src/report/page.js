@@ -109,9 +109,9 @@ function timeline() {
       svg.append(element("text", { class: "name", x: 0, y: y + 11 }, `node ${node}`));
       svg.append(element("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y + 17, y2: y + 17 }));
     }
-    for (const reign of data.leaders) {
-      const line = element("rect", { x: x(reign.from), y: (reign.node - 1) * 22 + 23, width: Math.max(1, x(reign.until) - x(reign.from)), height: 3, fill: "var(--lead)" });
-      line.append(element("title", {}, `node ${reign.node} leads term ${reign.term}, seen from ${seconds(reign.from)} to ${seconds(reign.until)}`));
+    for (const period of data.leaders) {
+      const line = element("rect", { x: x(period.from), y: (period.node - 1) * 22 + 23, width: Math.max(1, x(period.until) - x(period.from)), height: 3, fill: "var(--lead)" });
+      line.append(element("title", {}, `node ${period.node} leads term ${period.term}, seen from ${seconds(period.from)} to ${seconds(period.until)}`));
       svg.append(line);
     }
     for (const fault of faults) for (const node of fault.nodes) {

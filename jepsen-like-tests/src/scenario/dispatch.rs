@@ -35,6 +35,10 @@ const STOP_MS: std::ops::Range<u64> = 15_000..20_000;
 const LONG_STOP_MS: std::ops::Range<u64> = 34_000..40_000;
 
 pub fn scenarios() -> Vec<Scenario> {
+    [leader_changes(), webhook_servers()].concat()
+}
+
+fn leader_changes() -> Vec<Scenario> {
     vec![
         Scenario {
             needs: &[Need::Failpoints],
@@ -70,6 +74,11 @@ pub fn scenarios() -> Vec<Scenario> {
             &[("transfer", 2), ("kill", 2)],
             |nemesis| Box::pin(change_every_2_s(nemesis)),
         ),
+    ]
+}
+
+fn webhook_servers() -> Vec<Scenario> {
+    vec![
         Scenario {
             rate: 200,
             ..row(
