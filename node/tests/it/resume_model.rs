@@ -1,10 +1,9 @@
-//! Resuming, over every interleaving that chance finds: sends and publishes, sessions that break and come back on
-//! replicas that lag as they like, acks of honest clients, of clients that never ack and of those that invent
-//! numbers, acks that are lost, repeated or in the log unknown to their node, retention, expiry, a full inbox,
-//! and cursors that age.
+//! A model of resuming, tested with random histories: sends and publishes; sessions that break and resume on replicas that
+//! lag; clients that acknowledge honestly, never, or with invented numbers; acknowledgements that are lost, repeated, or
+//! logged without their node knowing; retention, expiry, a full inbox, and cursors that are forgotten.
 //!
-//! Real are the decisions: `Request::start`, `Feed`, `Progress`, the table of acks, `apply`. Played here is what
-//! carries them: sockets, nodes, time, and the order of a handshake ([`World::connect`]).
+//! The decisions are the real code: `Request::start`, `Feed`, `Progress`, the table of acks, `apply`. The model stands in
+//! for sockets, nodes, time, and the order of a handshake ([`World::connect`]).
 
 mod cluster;
 mod oracle;
@@ -19,7 +18,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 384, ..ProptestConfig::default() })]
 
     #[test]
-    fn who_resumes_misses_nothing_and_sees_nothing_foreign(
+    fn resumed_sessions_miss_nothing_and_see_only_what_is_theirs(
         stage in steps::stage(),
         steps in prop::collection::vec(steps::step(), 0..240),
     ) {
@@ -31,7 +30,7 @@ proptest! {
     }
 }
 
-/// The histories above mean little if the inbox that is nearly full never overflows.
+/// The histories cover a full inbox only if the inbox that is nearly full does overflow.
 #[test]
 fn the_bounded_inbox_of_the_stage_loses_its_oldest() {
     let stage = steps::Stage {

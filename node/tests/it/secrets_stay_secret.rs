@@ -1,5 +1,5 @@
-//! No secret stands where it was not asked for: not in the logs at their most talkative, not in metrics, not in
-//! error answers, not on the disk. Real traffic over three nodes, then a search for every secret that there was.
+//! Secrets do not leak into logs at trace level, metrics, error answers or files. The test makes real traffic on three
+//! nodes and then searches all of these for every secret.
 
 use std::io::Write;
 use std::path::Path;
@@ -19,16 +19,16 @@ use tracing_subscriber::fmt::format::FmtSpan;
 use crate::common::in_child;
 use crate::common::web;
 use crate::common::web::{Call, Team, new_key};
+use crate::common::webhooks::WebhookOffice;
 use crate::common::{TestCluster, eventually};
 
-/// All of ours, and what carries the operations; by default openraft tells errors only.
+/// All targets of this project, and openraft, which carries the operations.
 const LEVELS: &str = "off,agentpost_node=trace,agentpost_raft_store=trace,agentpost_proto=trace,openraft=trace";
-const SETTINGS: &str = "[webhooks]\nallow_http = true\nallow_networks = [\"127.0.0.0/8\"]\n";
-/// In the bodies of messages and what goes along with them.
+/// Part of the bodies of messages and of their other texts.
 const BODY: &str = "BodyMarker5b1e9c77";
-/// In the query of webhook URLs, where people put tokens.
+/// Part of the query of webhook URLs, where people put tokens.
 const URL_TOKEN: &str = "UrlToken0c4d2a91";
-/// What a search must find, or it searches nothing.
+/// A text that the search must find, so that it is known to search something.
 const CANARY: &str = "Canary7f3a";
 
 /// All log output of this process.
@@ -67,7 +67,7 @@ impl Logs {
     }
 }
 
-/// What must not be found, each with a name that may be printed.
+/// Secrets that must not be found, each with a name that may be printed.
 #[derive(Default)]
 struct Secrets(Vec<(String, Vec<u8>)>);
 
@@ -77,7 +77,7 @@ impl Secrets {
         self.add_bytes(name, secret.as_bytes());
     }
 
-    /// As it is, and as logs would show bytes.
+    /// Adds the bytes themselves and the forms in which logs print bytes.
     fn add_bytes(&mut self, name: &str, secret: &[u8]) {
         let listed = format!("{secret:?}");
         self.0.push((name.to_owned(), secret.to_vec()));
@@ -89,7 +89,7 @@ impl Secrets {
         ));
     }
 
-    /// An API key without the part that lists show.
+    /// Adds an API key without the prefix that lists show.
     fn add_key(&mut self, name: &str, key: &str) {
         self.add(name, key.rsplit('_').next().unwrap());
     }
@@ -126,16 +126,16 @@ struct SecretOffice {
     team_admin: String,
     agent_key: String,
     receiver: Receiver,
-    /// What nobody may find anywhere, and what only owners may see: bodies.
+    /// All secrets. Bodies are among them; only the owners of the mail may see those.
     secrets: Secrets,
-    /// Answers that show no secret, refusals among them.
+    /// Answers that must show no secret.
     answers: Vec<u8>,
     refusals: Vec<u8>,
 }
 
 impl SecretOffice {
     async fn start() -> Self {
-        let cluster = TestCluster::start_with(3, SETTINGS).await;
+        let cluster = TestCluster::start_with(3, WebhookOffice::SETTINGS).await;
         let (urls, admin) = (cluster.urls(), cluster.admin_key());
         let team = Team::create(&urls[0], &admin, "ours").await;
         let wanted = json!({ "name": "a", "permissions": ["admin"] });
@@ -167,7 +167,7 @@ impl SecretOffice {
         }
     }
 
-    /// A request whose answer has to be clean.
+    /// Sends a request whose answer must show no secret.
     async fn ask(&mut self, node: usize, call: Call) -> web::Answer {
         let answer = call.to(&self.urls[node]).await;
         let kept = if answer.status < 400 {
@@ -192,7 +192,7 @@ impl SecretOffice {
         assert_eq!(self.ask(node, call).await.status, 200);
     }
 
-    /// Its secret is for its owner, in this answer.
+    /// The owner gets the webhook's secret in this answer.
     async fn hook(&mut self, path: &str, wanted: Value, agent: &str) {
         let call = Call::post(path, &wanted).key(&self.team.key).agent(agent);
         let made = call.to(&self.urls[0]).await.ok();
@@ -219,7 +219,7 @@ fn message(to: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_leaves_where_it_belongs() {
-    // The logger belongs to the process.
+    // The logger belongs to the whole process.
     if !in_child::is_child() {
         return in_child::run("secrets_stay_secret::no_secret_leaves_where_it_belongs", |_| {}).await;
     }
@@ -234,7 +234,7 @@ async fn no_secret_leaves_where_it_belongs() {
     operators(&mut office).await;
     logins(&mut office).await;
     office.secrets.assert_absent("an answer", &office.answers);
-    // A leader goes while mail is sent: the talkative part of a node's life.
+    // The leader stops while mail is sent, because nodes log most around an election.
     let leader = office.cluster.leader().await;
     office.cluster.stop_node(leader).await;
     let other = office.cluster.leader().await;
@@ -252,7 +252,7 @@ async fn no_secret_leaves_where_it_belongs() {
         metrics.extend(office.cluster.services(node).metrics_text().into_bytes());
     }
     let dirs: Vec<_> = (0..3).map(|node| office.cluster.data_dir(node)).collect();
-    // Nobody but the owners of mail may see it, and it has to be on the disk.
+    // Only the owners of mail may see it, but it must be on the disk.
     let SecretOffice {
         cluster,
         secrets: mut disk,
@@ -291,7 +291,7 @@ async fn no_secret_leaves_where_it_belongs() {
     disk.assert_absent("a refusal", &refusals);
 }
 
-/// A success, a retry, a dead letter, a host that is not there, a topic with a URL of its own.
+/// Webhooks of all kinds: a success, a retry, a dead letter, an unreachable host, a topic with its own URL.
 async fn webhooks(office: &mut SecretOffice) {
     let path = |name: &str| format!("/{name}");
     office.receiver.script(
@@ -302,7 +302,7 @@ async fn webhooks(office: &mut SecretOffice) {
         .receiver
         .script(&path("retry"), [Answer::status(500), Answer::status(200)]);
     let urls = ["fine", "dead", "retry"].map(|name| (name, office.receiver.url(&format!("/{name}?token={URL_TOKEN}"))));
-    // A port that is free again.
+    // Nobody listens on this port.
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let nobody = ("nobody", format!("http://{gone}/?token={URL_TOKEN}"));
     for (n, (agent, url)) in urls.into_iter().chain([nobody]).enumerate() {
@@ -386,7 +386,7 @@ async fn wrong_keys(office: &mut SecretOffice) {
     office
         .refused(2, 404, Call::get(format!("/v1/messages/{key}")).key(&other))
         .await;
-    // Revoked, and used once more.
+    // The key is revoked and then used once more.
     let wanted = json!({ "name": "short", "permissions": ["read"] });
     let (id, revoked) = new_key(&office.urls[0], &office.admin, &office.team.id, &wanted).await;
     office.secrets.add_key("a revoked key", &revoked);
@@ -430,7 +430,7 @@ async fn bad_input(office: &mut SecretOffice) {
     ] {
         office.refused(1, status, post(path).raw(body)).await;
     }
-    // What belongs in a header stands in the body.
+    // The secret is in the body instead of the header.
     let admin = office.admin.clone();
     for body in [
         json!(&key),
@@ -488,7 +488,7 @@ async fn sessions(office: &mut SecretOffice) {
     socket.roundtrip().await;
     office.secrets.assert_absent("frames", socket.log.join("\n").as_bytes());
     drop(socket);
-    // The wrong words at the wrong place: a token where the version belongs, twice, or alone.
+    // Frames with a token in a wrong place: as the version, twice, or alone.
     let key = &office.team.key;
     let mut odd = connect(key);
     odd["version"] = key.as_str().into();
@@ -531,7 +531,7 @@ async fn operators(office: &mut SecretOffice) {
     }
 }
 
-/// Devices: one is let in and fetches its key, one is turned away, one waits.
+/// Device logins: one is approved and fetches its key, one is denied, one waits.
 async fn logins(office: &mut SecretOffice) {
     let (admin, token) = (office.team_admin.clone(), "/api/auth/device-token");
     for (node, what) in [Some("approve"), Some("deny"), None].into_iter().enumerate() {
@@ -552,7 +552,7 @@ async fn logins(office: &mut SecretOffice) {
             office.secrets.add_key("a device's key", key);
             office.refused(0, 403, Call::get("/admin/v1/teams").bearer(key)).await;
         }
-        // Where they do not belong.
+        // The codes are sent where they do not belong.
         let status = if what == Some("deny") { 403 } else { 400 };
         office.refused(0, status, poll).await;
         for body in [

@@ -1,4 +1,4 @@
-//! Nodes that come and go while the cluster serves: who becomes a member, who is refused, and what a node is told that
+//! Nodes that join and leave a running cluster: which become members, which are refused, and what happens to a node that
 //! lost its disk.
 
 use std::net::SocketAddr;
@@ -20,9 +20,10 @@ use tokio::net::TcpListener;
 
 use crate::common::office::Office;
 use crate::common::web::{Call, Team, mail};
+use crate::common::webhooks::WebhookOffice;
 use crate::common::{NodeHandles, TestCluster, eventually};
 
-/// A node that is not one of those that founded the cluster.
+/// A node that is not a founder of the cluster.
 struct Extra {
     node: RunningNode,
     member: Member,
@@ -30,7 +31,7 @@ struct Extra {
 }
 
 impl Extra {
-    /// Starts it; nobody knows it yet.
+    /// Starts the node; it is no member yet.
     async fn start(cluster: &TestCluster, id: u64) -> Self {
         let bind = || TcpListener::bind("127.0.0.1:0");
         let (client, peer) = (bind().await.unwrap(), bind().await.unwrap());
@@ -71,7 +72,7 @@ fn member(peer: SocketAddr, client: SocketAddr) -> Member {
     }
 }
 
-/// Asks until it is done; a change that is refused for now may be refused for that only.
+/// Repeats a change until it is done. Only a conflict whose reason contains `meanwhile` is repeated.
 async fn changed(services: &NodeHandles, change: Change, meanwhile: &str) -> u64 {
     eventually("a change of the members", async || {
         match services.cluster.change_members(change.clone()).await {
@@ -90,7 +91,7 @@ async fn conflict(services: &NodeHandles, change: Change) -> String {
     }
 }
 
-/// The ids and roles that a node knows.
+/// The ids and roles of the members as a node knows them.
 async fn roles(services: &NodeHandles) -> Vec<(u64, Option<String>)> {
     let status = services.cluster.status().await;
     status.nodes.into_iter().map(|node| (node.id, node.role)).collect()
@@ -100,7 +101,7 @@ async fn ids(services: &NodeHandles) -> Vec<u64> {
     roles(services).await.into_iter().map(|(id, _)| id).collect()
 }
 
-/// What a node at an address says to somebody who claims to be node `id` in a given life.
+/// The answer of a node to a caller that claims to be node `id` in this life: the node's id, or the cause of the refusal.
 async fn greeted(address: SocketAddr, target: u64, id: u64, life: [u8; 16]) -> Result<u64, String> {
     let identity = Identity::new(
         &Secrets::derive(&[7; 32]),
@@ -123,8 +124,7 @@ async fn greeted(address: SocketAddr, target: u64, id: u64, life: [u8; 16]) -> R
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_is_added_promoted_and_removed_and_its_id_never_comes_back() {
-    let webhooks = "[webhooks]\nallow_http = true\nallow_networks = [\"127.0.0.0/8\"]\n";
-    let cluster = TestCluster::start_with(3, webhooks).await;
+    let cluster = TestCluster::start_with(3, WebhookOffice::SETTINGS).await;
     let follower = cluster.services(cluster.follower().await);
     let extra = Extra::start(&cluster, 4).await;
     assert!(matches!(
@@ -178,7 +178,7 @@ async fn a_node_is_added_promoted_and_removed_and_its_id_never_comes_back() {
         })
         .await;
     }
-    // What it had open ended as well: it hears no leader and cannot ask for one.
+    // Its open connections end as well, so it hears no leader and cannot ask for one.
     eventually("a removed node that does not serve", async || {
         (!services.cluster.ready().await).then_some(())
     })
@@ -209,7 +209,7 @@ async fn a_leader_that_is_removed_hands_over_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_removed_without_whom_there_is_no_majority() {
+async fn a_removal_that_would_end_the_majority_is_refused() {
     let cluster = TestCluster::start(3).await;
     let leader = cluster.leader().await;
     let services = cluster.services(leader);
@@ -249,7 +249,7 @@ async fn nobody_is_removed_without_whom_there_is_no_majority() {
 async fn two_operators_at_once_change_one_thing_at_a_time() {
     let cluster = TestCluster::start(3).await;
     let all: Vec<NodeHandles> = (0..3).map(|i| cluster.services(i)).collect();
-    // Addresses where nobody listens: a learner that never comes is no harm.
+    // Nobody listens at these addresses. A learner that never starts does no harm.
     let change = |n: usize| Change::Add {
         id: None,
         member: member(
@@ -287,7 +287,7 @@ async fn a_node_without_its_data_is_refused_and_quarantines_itself() {
         let before = ids(&cluster.services(2)).await;
         cluster.stop_node(index).await;
         let dir = cluster.data_dir(index);
-        // Threads of its databases may write a last file.
+        // Threads of RocksDB may still write a file.
         eventually("an empty disk", async || std::fs::remove_dir_all(&dir).ok()).await;
         cluster.restart_unready(index).await;
         let why = cluster.failed(index).await;

@@ -1,5 +1,5 @@
-//! The peer port, as somebody sees it who speaks its language: what the handshake lets in, and what a node
-//! that is let in may say.
+//! The peer port, called by a client that speaks its protocol: which callers the handshake accepts, and which requests an
+//! accepted node may send.
 
 use agentpost_node::base::clock::{Clock, IdSource};
 use agentpost_node::base::owner;
@@ -21,14 +21,14 @@ use tonic::transport::Channel;
 
 use crate::common::TestCluster;
 
-/// Somebody that introduces itself as node `id`, in that node's life if there is such a node.
+/// A dialer that claims to be node `id`, in the life of that node if it exists.
 fn dialer(cluster: &TestCluster, secret: u8, id: u64) -> Dialer {
     let life = owner::life_in(&cluster.data_dir(id as usize - 1)).unwrap_or([9; 16]);
     let (secrets, lives) = (Secrets::derive(&[secret; 32]), Lives::in_memory(life));
     Dialer::new(Identity::new(&secrets, id, lives, IdSource::new(Clock::system())))
 }
 
-/// Its client, which looks for node `target` at node 1's address.
+/// A client of that dialer which expects node `target` at the address of node 1.
 fn client(cluster: &TestCluster, secret: u8, id: u64, target: u64) -> PeerClient<Channel> {
     let address = cluster.peer_addr(0).to_string();
     dialer(cluster, secret, id).client(target, &address, Purpose::Control)
@@ -136,7 +136,7 @@ async fn listeners_are_told_of_a_page_of_agents_at_most() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_only_the_leader_proposes_is_not_taken_from_a_member() {
+async fn operations_of_the_leader_are_not_accepted_from_members() {
     let cluster = TestCluster::start(3).await;
     let leader = cluster.leader().await;
     let other = (leader as u64 + 1) % 3 + 1;

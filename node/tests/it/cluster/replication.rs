@@ -1,4 +1,4 @@
-//! Three nodes in one process: what one node was told, every node knows, whoever leads and whoever is gone.
+//! Replication over three nodes: every node knows what one node accepted, whichever node leads and whichever is down.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ async fn deliver(services: &NodeHandles, team: &TestTeam, to: &str) -> u64 {
     sent(services.proposer.propose(send(services, team, to, "")).await.unwrap()).seq
 }
 
-/// The seqs in an inbox, by a linearizable read.
+/// The seqs in an inbox, from a linearizable read.
 async fn inbox(services: &NodeHandles, team: &TestTeam, agent: &str) -> Vec<u64> {
     let state = services.reader.linearizable().await.unwrap();
     let items = query::inbox::after(&*state, team.id, agent, 0, 10_000).unwrap();
@@ -125,7 +125,7 @@ async fn a_killed_leader_loses_nothing_and_catches_up() {
     let follower = cluster.follower().await;
     let running = Arc::new(AtomicBool::new(true));
     let (services, going, writing_team) = (cluster.services(follower), Arc::clone(&running), team.clone());
-    // One writer that repeats what has an unknown outcome under the same key, as a client would.
+    // As a client would, the writer repeats a message with an unknown outcome under the same idempotency key.
     let writer = tokio::spawn(async move {
         let mut acked = Vec::new();
         let mut number = 0;
@@ -186,7 +186,7 @@ async fn leadership_moves_on_request_and_refuses_what_makes_no_sense() {
     for _ in 0..3 {
         let leader = cluster.leader().await;
         let target = cluster.follower().await;
-        // Through the leader, the target and the third node in turn: any may be asked.
+        // Any node may be asked: the leader, the target, or the third.
         for i in 0..3 {
             let handle = cluster.services(i).cluster;
             let nobody = handle.transfer(9).await;
@@ -216,7 +216,7 @@ async fn a_stopping_leader_hands_over() {
     cluster.stop_node(leader).await;
     let next = cluster.leader().await;
     assert_ne!(next, leader);
-    // One election, not a series of them: it was prepared.
+    // The handover takes one election, because the leader prepared it.
     assert_eq!(cluster.services(next).cluster.status().await.term, term + 1);
     deliver(&cluster.services(next), &team, "box").await;
 }
@@ -241,7 +241,7 @@ async fn without_a_quorum_nothing_is_ready_and_nothing_is_claimed() {
             .err()
     })
     .await;
-    // Right after the kill a request may have been on its way to the old leader; soon nothing leaves any more.
+    // The first request may have been on its way to the old leader. Later ones are refused before they leave.
     assert!(
         matches!(refused, ProposeError::NotReady(_) | ProposeError::OutcomeUnknown(_)),
         "{refused:?}"
@@ -258,7 +258,7 @@ async fn without_a_quorum_nothing_is_ready_and_nothing_is_claimed() {
     );
     let status = services.cluster.status().await;
     assert_eq!(status.nodes.iter().filter(|node| node.role.is_none()).count(), 2);
-    // With one of the others back there is a majority.
+    // A second node makes a majority.
     let other = (alone + 1) % 3;
     cluster.restart(other).await;
     cluster.ready(alone).await;
@@ -288,14 +288,14 @@ async fn a_node_that_missed_a_purged_log_catches_up_by_snapshot() {
     cluster.caught_up().await;
     let received = metric(&cluster.services(away), "agentpost_snapshots_received_total");
     assert_eq!(received, 1, "it caught up by log");
-    // What came by snapshot survives a restart, and goes on by log.
+    // The installed snapshot survives a restart, and replication continues with the log.
     cluster.kill(away).await;
     deliver(&services, &team, "box").await;
     cluster.restart(away).await;
     assert_eq!(inbox(&cluster.services(away), &team, "box").await.len(), 302);
 }
 
-/// All files of a node go back to an earlier moment, so its own start sees nothing; its leader does.
+/// All files of a node are replaced by an older copy. The node cannot notice that at its start, but its leader can.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_forgot_what_it_acknowledged_is_quarantined_and_its_leader_goes_on() {
     let cluster = TestCluster::start(3).await;

@@ -1,4 +1,4 @@
-//! Nodes without room on their disks: what they refuse, what goes on, and that it ends.
+//! Nodes with a full disk: what they refuse, what they still do, and that they recover.
 
 use serde_json::{Value, json};
 
@@ -6,11 +6,11 @@ use crate::common::eventually;
 use crate::common::office::{Office, office};
 use crate::common::web::{Answer, Call, Team, bodies, mail};
 
-/// More than any disk has.
+/// No disk has so much free space.
 const FULL: &str = "[storage]\nmin_free_bytes = 4_000_000_000_000_000_000\nmin_free_percent = 0\nballast_bytes = 0\n";
 
 impl Office {
-    /// Starts a node again, with room or without.
+    /// Restarts a node with other settings.
     async fn again(&mut self, node: usize, settings: &str) {
         self.cluster.stop_node(node).await;
         self.cluster.set(settings);
@@ -36,7 +36,7 @@ impl Office {
     }
 }
 
-/// The refusal names the node that lacks room, and says that nothing happened.
+/// Asserts that the refusal names the node with the full disk and says that nothing was changed.
 fn no_room(answer: &Answer, of_node: usize) {
     assert_eq!(answer.status, 503, "{}", answer.body);
     assert_eq!(answer.headers["retry-after"], "5");
@@ -68,7 +68,7 @@ async fn a_full_disk_stops_writes_and_nothing_else() {
         .await;
     office.send(0, &team, "alpha", "before").await;
 
-    // One follower: its own clients are turned away, those of others are not.
+    // A full follower refuses its own clients only.
     let follower = office.cluster.follower().await;
     office.again(follower, FULL).await;
     let leader = office.cluster.leader().await;
@@ -78,7 +78,7 @@ async fn a_full_disk_stops_writes_and_nothing_else() {
     }
     office.send(leader, &team, "alpha", "elsewhere").await;
 
-    // It leads: nobody's writes are taken, wherever they arrive.
+    // A full leader refuses the writes of all clients, on whichever node they arrive.
     let other = (0..3).find(|node| ![leader, follower].contains(node)).unwrap();
     office.lead(follower).await;
     for send in office.sends(&team) {
@@ -92,7 +92,7 @@ async fn a_full_disk_stops_writes_and_nothing_else() {
     assert_eq!(office.metric(follower, "agentpost_storage_refusing").await, Some(1.0));
     assert_eq!(office.metric(other, "agentpost_storage_refusing").await, Some(0.0));
 
-    // Reads, sockets and what is the cluster's own go on.
+    // Reads, sockets and the cluster's own operations continue.
     let there = vec![json!({ "text": "before" }), json!({ "text": "elsewhere" })];
     for node in 0..3 {
         assert_eq!(office.inbox(node, &team).await, there);
@@ -117,7 +117,7 @@ async fn a_full_disk_stops_writes_and_nothing_else() {
     let marked = mark.to(&office.urls[other]).await;
     assert!(marked.status < 300, "{}", marked.body);
 
-    // Space returns.
+    // There is free space again.
     office.again(follower, "").await;
     for (n, send) in office.sends(&team).into_iter().enumerate() {
         let sent = send.to(&office.urls[n]).await;

@@ -1,4 +1,4 @@
-//! The calendar goes by the clocks of a majority: one that is days off moves nothing, wherever it is.
+//! Wall time follows the clocks of a majority: one clock that is days off changes nothing, on whichever node it is.
 
 use agentpost_node::base::clock::Clock;
 use agentpost_raft_store::core::query;
@@ -16,7 +16,7 @@ fn is_now(ms: u64) {
     assert!(ms.abs_diff(now_ms) < HOUR_MS, "{ms} is far from {now_ms}");
 }
 
-/// Writes something and tells what wall time stands at now.
+/// Sends a message and returns the wall time of its log entry.
 async fn write(office: &WebhookOffice, node: usize) -> u64 {
     office.send_through(node, "b", "x").await;
     let reader = office.cluster.services(node).reader;
@@ -24,7 +24,7 @@ async fn write(office: &WebhookOffice, node: usize) -> u64 {
     query::applied(&*state).unwrap().wall_ms
 }
 
-/// How far `node` says that the clock of `of` is ahead.
+/// The seconds by which the clock of `of` is ahead according to the metrics of `node`.
 fn divergence_s(cluster: &TestCluster, node: usize, of: usize) -> Option<f64> {
     let name = format!("agentpost_clock_divergence_seconds{{node=\"{}\"}} ", of + 1);
     let text = cluster.services(node).metrics_text();
@@ -32,7 +32,7 @@ fn divergence_s(cluster: &TestCluster, node: usize, of: usize) -> Option<f64> {
     value.map(|value| value.parse().unwrap())
 }
 
-/// Waits until every node has seen which clock is off, and no other.
+/// Waits until the metrics of every node show exactly this clock as wrong.
 async fn all_see(cluster: &TestCluster, odd: Option<usize>) {
     eventually("a divergence in the metrics of all nodes", async || {
         let sees = |node: usize, of: usize| {
@@ -44,7 +44,7 @@ async fn all_see(cluster: &TestCluster, odd: Option<usize>) {
     .await;
 }
 
-/// Lets node `to` lead.
+/// Transfers leadership to node `to`.
 async fn hand_over(cluster: &TestCluster, to: usize) {
     eventually("a hand-over", async || {
         let leader = cluster.leader().await;
@@ -66,13 +66,13 @@ async fn one_clock_of_three_moves_nothing_on_a_follower_or_on_the_leader() {
             }
             let clock = cluster.services(odd).clock;
             clock.shift(ms);
-            // Before the others were asked again, and after.
+            // Check before the node has asked the others again, and after.
             is_now(write(&office, odd).await);
             all_see(cluster, Some(odd)).await;
             for node in 0..3 {
                 is_now(write(&office, node).await);
             }
-            // A node that takes over with such a clock.
+            // The node with the wrong clock takes over.
             hand_over(cluster, odd).await;
             is_now(write(&office, odd).await);
             clock.shift(-ms);
@@ -86,7 +86,7 @@ async fn one_clock_of_three_moves_nothing_on_a_follower_or_on_the_leader() {
 async fn two_clocks_of_three_move_the_calendar_and_nothing_moves_it_back() {
     let office = WebhookOffice::start(3).await;
     let leader = office.cluster.leader().await;
-    // The leader is the one that stays.
+    // The leader's clock stays right.
     let others: Vec<_> = (0..3).filter(|node| *node != leader).collect();
     for node in &others {
         office.cluster.services(*node).clock.shift(2 * DAY_MS);
@@ -103,7 +103,7 @@ async fn two_clocks_of_three_move_the_calendar_and_nothing_moves_it_back() {
     assert!(write(&office, leader).await >= ahead_ms);
 }
 
-/// The founder asks the others before it writes the first date.
+/// The founder asks the other nodes for their time before it writes the first entry.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_founded_by_a_node_from_another_day_begins_today() {
     let clock_of = |node| {

@@ -28,18 +28,18 @@ pub struct TestCluster {
     runtime: Option<Runtime>,
     places: Vec<Place>,
     nodes: Vec<Mutex<Option<RunningNode>>>,
-    /// Appended to every node's configuration.
+    /// TOML that is appended to the configuration of every node.
     settings: String,
 }
 
-/// Where a node listens, now and after a restart.
+/// The addresses of a node; it keeps them over a restart.
 #[derive(Clone, Copy)]
 struct Place {
     client: SocketAddr,
     peer: SocketAddr,
 }
 
-/// A team with a key that is bound to nobody and may write.
+/// A team with a write key that is bound to no agent.
 #[derive(Clone)]
 pub struct TestTeam {
     pub id: TeamId,
@@ -62,12 +62,12 @@ impl TestCluster {
         Self::start_with(n, "").await
     }
 
-    /// The same with settings that differ from the defaults, for all nodes, as TOML.
+    /// Starts `n` nodes with settings that differ from the defaults, as TOML.
     pub async fn start_with(n: usize, settings: &str) -> Self {
         Self::start_with_clocks(n, settings, |_| Clock::system()).await
     }
 
-    /// The same with clocks of the nodes' own, until they are restarted.
+    /// Starts `n` nodes with settings, each with its own clock. A restart gives a node the system's clock.
     pub async fn start_with_clocks(n: usize, settings: &str, clock_of: impl Fn(usize) -> Clock) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime = Runtime::new().unwrap();
@@ -103,7 +103,7 @@ impl TestCluster {
         format!("http://{}", self.places[i].client)
     }
 
-    /// Where node `i` answers the others.
+    /// The address of node `i`'s peer port.
     pub fn peer_addr(&self, i: usize) -> SocketAddr {
         self.places[i].peer
     }
@@ -125,12 +125,12 @@ impl TestCluster {
             .to_owned()
     }
 
-    /// Where node `i` keeps its data.
+    /// The data directory of node `i`.
     pub fn data_dir(&self, i: usize) -> PathBuf {
         self.dir.path().join(format!("node-{i}"))
     }
 
-    /// The node that leads according to a majority; waits for one.
+    /// Waits for a node that a majority knows as the leader.
     pub async fn leader(&self) -> usize {
         eventually("a leader that a majority knows", async || {
             let mut votes = vec![0; self.nodes.len()];
@@ -166,7 +166,7 @@ impl TestCluster {
         .await;
     }
 
-    /// Waits until every running node has applied what node `i` has applied now, and the states are equal.
+    /// Waits until all running nodes have applied the same entries and have equal states.
     pub async fn caught_up(&self) {
         eventually("equal states on all nodes", async || {
             let status = self.services(self.running()[0]).cluster.status().await;
@@ -179,7 +179,7 @@ impl TestCluster {
         .await;
     }
 
-    /// Ends node `i` without a word to the others: nothing is handed over or flushed.
+    /// Ends node `i` as a crash would: it hands nothing over and flushes nothing.
     pub async fn kill(&self, i: usize) {
         self.take(i).abort().await;
     }
@@ -189,16 +189,16 @@ impl TestCluster {
         self.take(i).stop().await;
     }
 
-    /// Starts node `i` again where it was, and waits until it serves.
+    /// Starts node `i` again at its addresses and waits until it serves.
     pub async fn restart(&self, i: usize) {
         self.restart_unready(i).await;
         self.ready(i).await;
     }
 
-    /// The same without waiting: for when there is no quorum.
+    /// Starts node `i` again without waiting, because without a quorum it does not serve.
     pub async fn restart_unready(&self, i: usize) {
         let place = self.places[i];
-        // Its sockets and databases may take a moment to be released.
+        // The previous run may release its sockets and databases a moment later.
         let node = eventually("a node that starts", async || {
             let client = StdListener::bind(place.client).ok()?;
             let peer = StdListener::bind(place.peer).ok()?;
@@ -208,7 +208,7 @@ impl TestCluster {
         self.put(i, node);
     }
 
-    /// Waits until node `i` cannot go on, as its process does; it is stopped then. Tells why.
+    /// Waits until node `i` fails, stops it as its process would, and returns the reason.
     pub async fn failed(&self, i: usize) -> String {
         let node = self.take(i);
         let why = timeout(PATIENCE, node.failed()).await;
@@ -306,7 +306,7 @@ impl TestCluster {
         assert!(!matches!(reply, reply::Reply::Rejection(_)), "{reply:?}");
     }
 
-    /// Other settings, for nodes that are started again.
+    /// Changes the settings of nodes that start from now on.
     pub fn set(&mut self, settings: &str) {
         settings.clone_into(&mut self.settings);
     }
@@ -335,7 +335,7 @@ impl TestCluster {
         };
         let storage = match self.settings.contains("[storage]") {
             true => "",
-            // However full the machine is.
+            // The tests run on a full disk too.
             false => "[storage]\nmin_free_bytes = 0\nmin_free_percent = 0\nballast_bytes = 0\n",
         };
         let text = format!(

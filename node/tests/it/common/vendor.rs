@@ -1,10 +1,10 @@
-//! Where the npm packages of the lock file beside this one are: in the cache, where `scripts/test.sh` puts them.
+//! The npm packages of `tests/vendor/package-lock.json`. `scripts/test.sh` installs them into the cache.
 
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-/// The directory of the scripts.
+/// The directory of the scripts for Node.js.
 pub fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vendor")
 }

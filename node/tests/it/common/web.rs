@@ -11,10 +11,10 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpSocket;
 
-/// Longer than any deadline of a node: a test that hangs says where.
+/// Longer than any deadline of a node, so that a test that hangs names its line.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// What came back.
+/// A response with a JSON body.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
@@ -23,14 +23,14 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The body of a 200.
+    /// The body; the status must be 200.
     #[track_caller]
     pub fn ok(self) -> Value {
         assert_eq!(self.status, 200, "{}", self.body);
         self.body
     }
 
-    /// The text of an error with this status.
+    /// The text of the error; the status must be this one.
     #[track_caller]
     pub fn error(self, status: u16) -> String {
         assert_eq!(self.status, status, "{}", self.body);
@@ -92,12 +92,12 @@ impl Call {
         self
     }
 
-    /// As the Abba Baba documentation has it.
+    /// Sets the key as the Abba Baba API expects it.
     pub fn key(self, key: &str) -> Self {
         self.header("x-api-key", key)
     }
 
-    /// As Kite and the operator API have it.
+    /// Sets the key as Kite and the operator API expect it.
     pub fn bearer(self, key: &str) -> Self {
         self.header("authorization", &format!("Bearer {key}"))
     }
@@ -110,7 +110,7 @@ impl Call {
         self.header("idempotency-key", key)
     }
 
-    /// From another address of this machine.
+    /// Sends the request from another loopback address.
     pub fn coming_from(mut self, address: [u8; 4]) -> Self {
         self.from = address.into();
         self
@@ -125,7 +125,7 @@ impl Call {
         self.try_to(url).await.expect("an answer")
     }
 
-    /// The same for a node that may be gone.
+    /// Sends it to a node that may be down.
     pub async fn try_to(&self, url: &str) -> Result<Answer, String> {
         tokio::time::timeout(PATIENCE, self.exchange(url))
             .await
@@ -181,16 +181,16 @@ impl fmt::Display for Call {
     }
 }
 
-/// A team of its own, so that tests can share a cluster.
+/// A team; each test uses its own, so that tests can share a cluster.
 #[derive(Debug, Clone)]
 pub struct Team {
     pub id: String,
-    /// Not bound to an agent; may write.
+    /// A write key that is bound to no agent.
     pub key: String,
 }
 
 impl Team {
-    /// Creates a team with a write key. `limits` of 0 are unlimited.
+    /// Creates a team without limits, with a write key.
     pub async fn create(url: &str, admin_key: &str, name: &str) -> Team {
         let unlimited = json!({ "daily_sends": 0, "daily_reads": 0, "monthly_events": 0 });
         Self::with_limits(url, admin_key, name, &unlimited).await
@@ -212,14 +212,14 @@ impl Team {
         Team { id, key }
     }
 
-    /// A write key bound to `agent`.
+    /// Creates a write key that is bound to `agent`.
     pub async fn bound(&self, url: &str, admin_key: &str, agent: &str) -> String {
         let wanted = json!({ "name": agent, "permissions": ["write"], "agent_id": agent });
         new_key(url, admin_key, &self.id, &wanted).await.1
     }
 }
 
-/// Creates a key: its id and its secret.
+/// Creates a key; returns its id and its secret.
 pub async fn new_key(url: &str, admin_key: &str, team: &str, wanted: &Value) -> (String, String) {
     let made = Call::post(format!("/admin/v1/teams/{team}/keys"), wanted)
         .bearer(admin_key)
@@ -230,12 +230,12 @@ pub async fn new_key(url: &str, admin_key: &str, team: &str, wanted: &Value) -> 
     (text("id"), text("api_key"))
 }
 
-/// A direct message in the words of the documentation.
+/// The request body of a direct message.
 pub fn mail(to: &str, body: &Value) -> Value {
     json!({ "toAgentId": to, "type": "test.note", "body": body })
 }
 
-/// The bodies of a list answer.
+/// The bodies of the messages in a list.
 pub fn bodies(list: &Value) -> Vec<Value> {
     list["messages"]
         .as_array()
@@ -243,4 +243,14 @@ pub fn bodies(list: &Value) -> Vec<Value> {
         .iter()
         .map(|message| message["body"].clone())
         .collect()
+}
+
+/// Lists the inbox of an agent through the Abba Baba API.
+pub async fn list(url: &str, team: &Team, agent: &str, query: &str) -> Value {
+    Call::get(format!("/v1/messages?{query}"))
+        .key(&team.key)
+        .agent(agent)
+        .to(url)
+        .await
+        .ok()
 }

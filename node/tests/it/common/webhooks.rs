@@ -1,4 +1,4 @@
-//! A cluster with a team whose agents have webhooks, driven by operations.
+//! A fixture for webhooks: a cluster and a team whose agents have webhooks. It proposes operations instead of calling HTTP.
 
 use agentpost_proto::api::abbababa::DeliveryFailed;
 use agentpost_proto::command::{
@@ -12,7 +12,7 @@ use agentpost_raft_store::core::query::delivery::{self, DeliveryQuery};
 
 use crate::common::{NodeHandles, TestCluster, TestTeam, eventually};
 
-/// Who sends everything.
+/// The sender of all messages.
 pub const SENDER: &str = "sender";
 
 pub struct WebhookOffice {
@@ -21,6 +21,7 @@ pub struct WebhookOffice {
 }
 
 impl WebhookOffice {
+    /// Settings that allow webhooks to loopback over plain HTTP.
     pub const SETTINGS: &'static str = "[webhooks]\nallow_http = true\nallow_networks = [\"127.0.0.0/8\"]\n";
 
     pub async fn start(nodes: usize) -> Self {
@@ -112,7 +113,7 @@ impl WebhookOffice {
         }
     }
 
-    /// All deliveries, by a linearizable read.
+    /// All deliveries of the team, from a linearizable read.
     pub async fn deliveries(&self) -> Vec<Delivery> {
         let services = self.any();
         let state = eventually("a read", async || services.reader.linearizable().await.ok()).await;
@@ -126,7 +127,7 @@ impl WebhookOffice {
         delivery::page(&*state, self.team.id, &query).unwrap().deliveries
     }
 
-    /// Waits until there are `n` deliveries and all are over.
+    /// Waits until there are `n` deliveries and all have ended; returns them.
     pub async fn settled(&self, n: usize) -> Vec<Delivery> {
         let is_open = |d: &Delivery| matches!(d.state(), DeliveryState::Scheduled | DeliveryState::Claimed);
         eventually(&format!("{n} deliveries that are over"), async || {
@@ -136,7 +137,7 @@ impl WebhookOffice {
         .await
     }
 
-    /// Notices of dead letters in the sender's inbox.
+    /// The number of dead-letter notices in the sender's inbox.
     pub async fn notices(&self) -> usize {
         let state = self.any().reader.linearizable().await.unwrap();
         let items = query::inbox::after(&*state, self.team.id, SENDER, 0, 1_000).unwrap();
@@ -144,7 +145,7 @@ impl WebhookOffice {
         items.iter().filter(is_notice).count()
     }
 
-    /// Nothing is scheduled, claimed or being closed.
+    /// Waits until no delivery is scheduled, claimed or being closed.
     pub async fn indexes_are_empty(&self) {
         let services = self.any();
         eventually("empty indexes", async || {
@@ -159,7 +160,7 @@ impl WebhookOffice {
     }
 }
 
-/// The one and only.
+/// The only element.
 #[track_caller]
 pub fn only<T>(mut all: Vec<T>) -> T {
     assert_eq!(all.len(), 1, "not one");

@@ -1,5 +1,5 @@
-//! Nodes that die where they are told: the places themselves. What must hold after each is tested with whole
-//! clusters elsewhere.
+//! The failpoints themselves: a node dies where its environment tells it to. The fault tests check with whole clusters what
+//! must hold afterwards.
 #![cfg(feature = "failpoints")]
 
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 const SIGABRT: i32 = 6;
 
-/// `agentpostd dev` in `dir`, with the keys that it wrote there.
+/// A running `agentpostd dev` with the keys that it wrote to its directory.
 struct Dev {
     process: Child,
     keys: HashMap<String, String>,
@@ -73,15 +73,15 @@ fn exports(file: &Path) -> HashMap<String, String> {
         .collect()
 }
 
-/// One message to a webhook of a node that dies at `failpoint`; then what it does when it lives again. Returns
-/// the calls before and after.
+/// Sends a message to a webhook; the node dies at `failpoint` and is started again. Returns the numbers of calls before the
+/// restart and in total.
 async fn one_delivery(failpoint: &str) -> (usize, usize) {
     let dir = tempfile::tempdir().unwrap();
     let receiver = Receiver::start().await.unwrap();
     let node = Dev::start(dir.path(), failpoint).await;
     let webhook = json!({ "url": receiver.url("/hook"), "events": ["message.received"] });
     node.call(Call::post("/v1/messages/webhook", &webhook)).await;
-    // It may die before it answers, or while it does: then there is nothing to read.
+    // The node may die before or while it answers, so there may be no answer.
     let sending = node.asked(Call::post("/v1/messages", &mail("agent-a", &json!({ "n": 1 }))));
     let _ = tokio::spawn(sending).await;
     node.died().await;

@@ -1,4 +1,4 @@
-//! The binary `agentpostd`: what it prints, and the codes that it exits with.
+//! The binary `agentpostd`: its output and its exit codes.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -21,7 +21,7 @@ fn refused(arguments: &[&str], environment: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn what_cannot_be_used_is_named_and_exits_with_2() {
+fn bad_settings_are_named_and_exit_with_2() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("c.toml");
     std::fs::write(&file, "[node]\ncolour = 1\n").unwrap();
@@ -61,7 +61,7 @@ fn the_settings_that_are_printed_are_a_configuration() {
     agentpost_node::base::config::Config::from_parts("printed", &text, []).unwrap();
 }
 
-/// `agentpostd dev`, until it has said everything.
+/// A running `agentpostd dev` and its output up to the last line.
 struct Dev {
     process: Child,
     said: String,
@@ -83,7 +83,7 @@ impl Dev {
         Dev { process, said }
     }
 
-    /// The word behind a label.
+    /// The first word after a label of the output.
     fn word(&self, label: &str) -> String {
         let line = self.said.lines().find(|line| line.trim_start().starts_with(label));
         let rest = line

@@ -1,4 +1,4 @@
-//! A daemon whose disk lost something: what it says, what it refuses, and how it ends when it finds out while it runs.
+//! A daemon with lost or damaged files: its quarantine after a start, and its end when the scrub finds damage.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
@@ -17,7 +17,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// `agentpostd dev` in `dir`, as soon as it answers.
+    /// Starts `agentpostd dev` in `dir` and waits until its port is open.
     async fn start(dir: &Path) -> Self {
         let port = ports::free(1).unwrap()[0];
         let mut process = Command::new(env!("CARGO_BIN_EXE_agentpostd"))
@@ -47,7 +47,7 @@ impl Daemon {
         .await;
     }
 
-    /// The text of `/metrics`, which is no JSON.
+    /// The text of `/metrics`. `Call` cannot read it, because it is not JSON.
     async fn metrics(&self) -> String {
         let address = self.url.strip_prefix("http://").unwrap();
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -112,7 +112,7 @@ async fn a_quarantined_node_says_so_and_serves_nothing_else() {
     }
 }
 
-/// The scrub finds it, the process ends with 1, and the next start has repaired it from the log.
+/// The scrub finds the damage, the process exits with 1, and the next start rebuilds the state from the log.
 #[tokio::test]
 async fn a_bit_that_flips_while_the_node_runs_ends_it_and_is_repaired() {
     let dir = tempfile::tempdir().unwrap();
@@ -129,7 +129,7 @@ async fn a_bit_that_flips_while_the_node_runs_ends_it_and_is_repaired() {
     let file = fs::File::options().write(true).open(&table).unwrap();
     file.write_all_at(&[flipped], 10).unwrap();
     let mut daemon = daemon;
-    // Without a code when RocksDB's threads held up the exit and the process killed itself.
+    // `None` when RocksDB's threads delayed the exit and the process killed itself.
     assert!(matches!(daemon.process.wait().unwrap().code(), Some(1) | None));
     let daemon = Daemon::start(dir.path()).await;
     daemon.ready().await;

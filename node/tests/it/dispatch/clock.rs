@@ -1,4 +1,4 @@
-//! Wall clocks that jump by days neither fire the ladder nor hold it up.
+//! Wall clocks that jump by days neither hasten retries nor delay them.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::common::webhooks::{WebhookOffice, only};
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
-/// One after the other: the leader's clock, the others', all of them, forward and back.
+/// Shifts the leader's clock, the followers' clocks, or all of them, forward and back in turn.
 async fn jump(office: &WebhookOffice, turn: usize) {
     let leader = office.cluster.leader().await;
     let ms = [2 * DAY_MS, -2 * DAY_MS, -2 * DAY_MS, 2 * DAY_MS][turn % 4];
@@ -29,7 +29,7 @@ async fn jump(office: &WebhookOffice, turn: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clocks_that_jump_two_days_do_not_move_the_ladder() {
+async fn wall_clocks_that_jump_two_days_do_not_move_retries() {
     let office = WebhookOffice::start(3).await;
     let receiver = Receiver::start().await.unwrap();
     receiver.script("/hook", [500, 500, 500].map(Answer::status));
@@ -43,8 +43,8 @@ async fn clocks_that_jump_two_days_do_not_move_the_ladder() {
         (receiver.calls_to("/hook").len() >= 3).then_some(())
     })
     .await;
-    // The last step is 100 s away, on every clock that counts. Under load these waits may miss a call that comes too soon;
-    // they cannot fail without one.
+    // The next retry is due 100 s later. Under load these waits may miss a call that comes too soon; they cannot fail
+    // without one.
     for _ in 0..8 {
         jump(&office, turn).await;
         turn += 1;
@@ -60,9 +60,9 @@ async fn clocks_that_jump_two_days_do_not_move_the_ladder() {
     assert_eq!((delivery.closed_failed, delivery.closed_unknown), (3, 0));
 }
 
-/// A leader with another idea of the date takes over while a retry waits.
+/// A node whose clock is days off takes over while a retry waits.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_from_another_day_keeps_the_ladder() {
+async fn a_new_leader_with_a_wrong_clock_keeps_the_retry_times() {
     for ms in [2 * DAY_MS, -2 * DAY_MS] {
         let office = WebhookOffice::start(3).await;
         let receiver = Receiver::start().await.unwrap();

@@ -1,6 +1,6 @@
-//! The dispatcher in a cluster of real nodes: what becomes of a message whose receiver has a webhook.
+//! The webhook dispatcher in a cluster of real nodes.
 //!
-//! Times are lower bounds only: a retry may be late on a busy machine, never early.
+//! Assertions about time are lower bounds: on a busy machine a retry may be late, never early.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ async fn a_message_reaches_a_webhook_once() {
     let office = WebhookOffice::start(3).await;
     let receiver = Receiver::start().await.unwrap();
     office.register("b", &receiver.url("/hook")).await;
-    // Through a follower: the leader dispatches, whoever took the message.
+    // The leader dispatches, whichever node accepted the message.
     let follower = office.cluster.follower().await;
     let sent = office.send_through(follower, "b", "hello").await;
     let call = only(receiver.called("/hook", 1).await);
@@ -39,7 +39,7 @@ async fn a_message_reaches_a_webhook_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn failures_climb_the_ladder_and_no_step_is_early() {
+async fn retries_follow_the_schedule_and_none_is_early() {
     let office = WebhookOffice::start(1).await;
     let receiver = Receiver::start().await.unwrap();
     receiver.script("/hook", [500, 503, 204].map(Answer::status));
@@ -104,7 +104,7 @@ async fn gone_ends_all_deliveries_of_the_url_and_tells_the_sender_of_each() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_shall_not_be_tried_again_is_dead_at_once() {
+async fn a_non_retryable_answer_makes_a_dead_letter_at_once() {
     let office = WebhookOffice::start(1).await;
     let receiver = Receiver::start().await.unwrap();
     receiver.script(
@@ -118,8 +118,8 @@ async fn what_shall_not_be_tried_again_is_dead_at_once() {
     assert_eq!((office.notices().await, receiver.count()), (1, 1));
 }
 
-/// One URL hangs, one cannot be reached; the deliveries to a third are all made before the first call to the
-/// hanging one has ended.
+/// One URL hangs and one refuses connections. All deliveries to a third URL are made before the first call to the hanging
+/// one has ended.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_or_slow_url_does_not_delay_another() {
     let office = &WebhookOffice::start(1).await;
@@ -128,7 +128,7 @@ async fn a_dead_or_slow_url_does_not_delay_another() {
     office.register("slow", &receiver.url("/slow")).await;
     office.register("dead", &ports::refusing_url()).await;
     office.register("fine", &receiver.url("/fine")).await;
-    // All at once: the first call to the slow one ends after 30 s, and this machine may be busy.
+    // All messages are sent at once, because the first call to the slow URL ends after 30 s and this machine may be busy.
     let sends = (0..30).flat_map(|n| ["slow", "dead", "fine"].map(|to| (to, n.to_string())));
     join_all(sends.map(|(to, body)| async move { office.send(to, &body).await })).await;
     receiver.called("/fine", 30).await;
@@ -151,9 +151,9 @@ async fn a_dead_or_slow_url_does_not_delay_another() {
     office.cluster.kill(0).await;
 }
 
-/// A thousand deliveries cost far fewer log entries than they have attempts.
+/// Claims and outcomes are batched: a thousand deliveries take far fewer log entries than attempts.
 #[tokio::test(flavor = "multi_thread")]
-async fn claims_and_outcomes_travel_together() {
+async fn claims_and_outcomes_are_batched() {
     let office = WebhookOffice::start(1).await;
     let receiver = Receiver::start().await.unwrap();
     for n in 0..20 {
@@ -182,7 +182,7 @@ async fn claims_and_outcomes_travel_together() {
     assert!(entries < 500, "{entries} entries for 1,000 deliveries");
 }
 
-/// The old leader finishes its calls before it lets another lead, so nothing is called twice.
+/// The old leader finishes its calls before it hands over, so no call is repeated.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_graceful_transfer_with_calls_under_way_repeats_nothing() {
     let office = WebhookOffice::start(3).await;
@@ -208,7 +208,7 @@ async fn a_graceful_transfer_with_calls_under_way_repeats_nothing() {
     office.cluster.caught_up().await;
 }
 
-/// A node that stops in order waits for the call that it began.
+/// A graceful stop waits for open calls.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_stops_finishes_its_calls() {
     let office = WebhookOffice::start(3).await;
@@ -227,8 +227,8 @@ async fn a_leader_that_stops_finishes_its_calls() {
     assert_eq!(receiver.count(), 1);
 }
 
-/// The slow one: nobody knows what became of the dead leader's call, and after 33 s of cluster time the number
-/// is closed and the next one is called.
+/// The outcome of the dead leader's call is unknown. After 33 s of cluster time its attempt is closed and the next one is
+/// made.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_call_of_a_leader_that_died_is_repeated_under_the_next_number() {
     let office = WebhookOffice::start(3).await;
@@ -252,7 +252,7 @@ async fn the_call_of_a_leader_that_died_is_repeated_under_the_next_number() {
     assert_eq!(ends, [AttemptEnd::Unknown, AttemptEnd::Delivered]);
 }
 
-/// More subscribers than one entry gives a message to: the rest follows in chunks, to each once.
+/// There are more subscribers than one log entry serves; further entries serve the rest, each subscriber once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_publish_reaches_every_inbox_once_and_in_order() {
     let office = WebhookOffice::start(3).await;
@@ -279,7 +279,8 @@ async fn a_large_publish_reaches_every_inbox_once_and_in_order() {
     office.cluster.caught_up().await;
 }
 
-/// Time goes on for what ages, although nobody writes; and stands still in an empty cluster, which stays quiet.
+/// Cluster time advances without writes while a delivery waits. In an empty cluster it stands still, and no entries are
+/// written.
 #[tokio::test(flavor = "multi_thread")]
 async fn cluster_time_is_carried_forward_while_something_ages() {
     let office = WebhookOffice::start(1).await;

@@ -1,7 +1,7 @@
-//! Deliveries of a real node, verified by the libraries that receivers use: the npm packages `@upstash/qstash` and
-//! `standardwebhooks`, the crate `standardwebhooks`, and an HMAC made here.
+//! Signatures of a real node, verified by the libraries that receivers use: the npm packages `@upstash/qstash` and
+//! `standardwebhooks`, the crate `standardwebhooks`, and an HMAC computed here.
 //!
-//! The npm packages stand in the cache, where `scripts/test.sh` puts them; without them the test fails.
+//! `scripts/test.sh` installs the npm packages; without them the test fails.
 
 use std::collections::HashSet;
 use std::io::Write as _;
@@ -19,7 +19,7 @@ use crate::common::{TestCluster, eventually};
 
 const OPEN: &str = "[webhooks]\nallow_http = true\nallow_networks = [\"127.0.0.0/8\", \"::1/128\"]\n";
 
-/// What arrived.
+/// A call as the receiver got it.
 #[derive(Debug, Clone)]
 struct Delivery {
     headers: HeaderMap,
@@ -47,7 +47,7 @@ async fn receiver() -> (Server, Arc<Mutex<Vec<Delivery>>>) {
     (Server::start("127.0.0.1:0", answer).await.unwrap(), arrived)
 }
 
-/// A node, a team, an agent with a webhook.
+/// A node, a team, and an agent with a webhook.
 struct SignedOffice {
     cluster: TestCluster,
     team: Team,
@@ -66,7 +66,7 @@ impl SignedOffice {
         let team = Team::create(&cluster.url(0), &cluster.admin_key(), "signed").await;
         let admin = json!({ "name": "admin", "permissions": ["admin"] });
         let (_, admin_key) = new_key(&cluster.url(0), &cluster.admin_key(), &team.id, &admin).await;
-        // What is signed is the URL as it was registered, which no parser would write like this.
+        // The signature covers the URL as it was registered. No parser would print this one unchanged.
         let url = format!("HTTP://LocalHost:{port}/Hook/../%7Ehook?empty=&ä=%c3%a4");
         let wanted = json!({ "url": url, "events": ["message.received"] });
         let made = web::Call::post("/v1/messages/webhook", &wanted)
@@ -84,7 +84,7 @@ impl SignedOffice {
         }
     }
 
-    /// Sends a message and gives its two attempts.
+    /// Sends a message and returns its two attempts.
     async fn deliver(&self, body: &Value) -> [Delivery; 2] {
         let before = self.arrived.lock().unwrap().len();
         let sent = web::Call::post("/v1/messages", &mail("beta", body))
@@ -118,7 +118,7 @@ struct Keys {
     next: String,
 }
 
-/// Cases for `verify.mjs`, and what must come of each.
+/// Cases for `verify.mjs`, each with its name and whether it must verify.
 #[derive(Default)]
 struct Cases {
     cases: Vec<Value>,
@@ -156,12 +156,12 @@ impl Cases {
         self.cases.push(case);
     }
 
-    /// Asks the libraries.
+    /// Has the libraries verify all cases.
     fn check(self) {
         let mut node = Command::new("node")
             .arg(vendor::scripts().join("verify.mjs"))
             .arg(vendor::installed("@upstash/qstash"))
-            // It would make the library believe a published development key.
+            // With this variable the library would trust a published development key.
             .env_remove("QSTASH_DEV")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -179,7 +179,7 @@ impl Cases {
     }
 }
 
-/// The checks that need no other language.
+/// Verifies a call with the Rust crate and with an HMAC.
 fn check_here(secret: &str, delivery: &Delivery) {
     let verifier = standardwebhooks::Webhook::new(secret).unwrap();
     verifier.verify(delivery.body.as_bytes(), &delivery.headers).unwrap();
@@ -191,7 +191,7 @@ fn check_here(secret: &str, delivery: &Delivery) {
     mac.verify_slice(&hex::decode(signature).unwrap()).unwrap();
 }
 
-/// What must pass before a rotation, and what must not: without it, a verifier that takes anything would do.
+/// Adds the cases before a rotation. The negative ones show that the verifiers do not accept everything.
 fn before_a_rotation(cases: &mut Cases, office: &SignedOffice, keys: &Keys, deliveries: &[Delivery; 2]) {
     let other = Keys {
         current: "sig_other".to_owned(),

@@ -1,4 +1,4 @@
-//! What a name resolves to is judged when it is dialled.
+//! The addresses of a name are checked when they are dialled.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ async fn no_hostile_address_of_the_table_is_dialled_alone_or_among_public_ones()
 
 #[tokio::test]
 async fn a_name_that_is_rebound_after_its_check_reaches_nothing() {
-    // 127.0.0.2 is open and stands for a public address; 127.0.0.1 is what must not be reached.
+    // 127.0.0.2 is allowed and stands for a public address; 127.0.0.1 must not be reached.
     let open = Receiver::at("127.0.0.2:0", OK_CLOSE).await;
     let closed = Receiver::at(&format!("127.0.0.1:{}", open.addr.port()), OK_CLOSE).await;
     let stage = Stage::new("allow_http = true\nallow_networks = [\"127.0.0.2/32\"]");
@@ -90,7 +90,7 @@ async fn a_kept_connection_leads_where_it_was_checked_to_lead() {
 
 #[tokio::test]
 async fn addresses_in_urls_are_judged_at_each_call() {
-    // They were registered when the settings were others.
+    // These URLs may have been registered under other settings.
     let receiver = Receiver::answering(OK).await;
     for settings in ["", "allow_http = true", "allow_networks = [\"127.0.0.0/8\"]"] {
         let result = Stage::new(settings).call(&receiver.url()).await;
@@ -116,14 +116,14 @@ async fn no_connection_in_time_is_not_a_slow_answer() {
     };
     let stage = Stage::with(&config(LOOPBACK), &[], RootCertStore::empty(), timeouts);
     assert_eq!(stage.call(&format!("http://{HANGING}/")).await.error, "connect");
-    // It takes the connection, and never says a word of TLS.
+    // This listener accepts the connection and never starts the TLS handshake.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}/", listener.local_addr().unwrap());
     assert_eq!(stage.call(&url).await.error, "connect");
 }
 
 #[tokio::test]
-async fn names_that_hang_are_the_trouble_of_their_team_alone() {
+async fn lookups_that_hang_affect_only_their_team() {
     let receiver = Receiver::answering(OK).await;
     let stage = Stage::hasty(LOOPBACK);
     stage.names.set(NAME, &[&["127.0.0.1"]]);
@@ -135,7 +135,7 @@ async fn names_that_hang_are_the_trouble_of_their_team_alone() {
     for result in futures::future::join_all(calls).await {
         assert_eq!(result.error, "timeout");
     }
-    // Nobody waits for those look-ups any more, but their threads could still hang.
+    // The attempts are over, but threads may still be waiting for these look-ups.
     assert_eq!(stage.call(&good).await.error, "timeout");
     let mut other = call(&good);
     other.team = TeamId([2; 16]);

@@ -1,4 +1,4 @@
-//! The cluster's own ports are out of bounds, whatever is allowed.
+//! Webhooks never reach the cluster's own ports, whatever the settings allow.
 
 use std::net::SocketAddr;
 
@@ -48,7 +48,7 @@ async fn the_ports_that_this_node_was_given_are_closed() {
         assert_eq!(stage.call(&url).await.error, "refused", "{url}");
     }
     assert_eq!(own.connections(), 0);
-    // The same hosts at another port are somebody else.
+    // Other ports of the same hosts are allowed.
     for host in ["localhost", "own.example.com", "127.0.0.1"] {
         let url = format!("http://{host}:{}/", other.addr.port());
         assert_eq!(stage.call(&url).await.status, 200, "{url}");
@@ -81,7 +81,7 @@ async fn the_ports_of_other_nodes_are_closed_by_address_and_by_name() {
     );
     let stage = stage(&config("id = 1", &nodes.replace('\n', " ")), &[]);
     stage.names.set("n2.example.com", &[&["127.0.0.3"]]);
-    // The name of a node may move; for a while the last known address counts.
+    // The name of a node may get another address; its last known address stays closed for a while.
     stage.names.set("n3.example.com", &[&["::ffff:127.0.0.4", "127.0.0.5"]]);
     stage.names.set("agent.example.com", &[&["127.0.0.3"]]);
     stage.names.set("rebound.example.com", &[&["127.0.0.4"]]);
@@ -96,7 +96,7 @@ async fn the_ports_of_other_nodes_are_closed_by_address_and_by_name() {
         assert_eq!(stage.call(&url).await.error, "refused", "{url}");
     }
     assert_eq!((by_address.connections(), by_name.connections()), (0, 0));
-    // An agent may use the port of a node on a machine of its own, and another port on the node's machine.
+    // An agent may use the port number of a node on another host, and another port on the node's host.
     let agent = Receiver::at(&format!("127.0.0.6:{}", by_name.addr.port()), OK_CLOSE).await;
     stage.names.set("agent.example.com", &[&["127.0.0.6"]]);
     for url in [agent.url(), format!("http://agent.example.com:{}/", agent.addr.port())] {

@@ -1,4 +1,4 @@
-//! Receivers that answer strangely, slowly, too much or not at all.
+//! Receivers that answer with invalid HTTP, slowly, without end, or not at all.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -106,7 +106,7 @@ async fn redirects_are_failures_and_never_followed() {
 }
 
 #[tokio::test]
-async fn statuses_decide_and_waits_are_read() {
+async fn status_and_retry_after_decide_what_follows() {
     let stage = Stage::new(LOOPBACK);
     for (answer, status, error, wait_ms, for_good) in [
         ("204 No Content\r\n\r\n", 204, "", 0, false),
@@ -156,7 +156,7 @@ async fn statuses_decide_and_waits_are_read() {
 }
 
 #[tokio::test]
-async fn what_is_no_http_is_a_protocol_error() {
+async fn an_answer_that_is_not_http_is_a_protocol_error() {
     let stage = Stage::new(LOOPBACK);
     let large = format!(
         "HTTP/1.1 200 OK\r\nx: {}\r\ncontent-length: 0\r\n\r\n",
@@ -205,7 +205,7 @@ async fn a_connection_that_breaks_is_one_failed_attempt() {
         assert_eq!((result.status, &*result.error), (0, "protocol"), "{answer}");
         assert_eq!((receiver.connections(), receiver.requests().len()), (1, 1), "{answer}");
     }
-    // Nothing listens here any more.
+    // This receiver has been dropped.
     let gone = Receiver::answering(OK).await.url();
     let result = loop {
         let result = stage.call(&gone).await;
@@ -217,7 +217,7 @@ async fn a_connection_that_breaks_is_one_failed_attempt() {
     assert_eq!(result.error, "connect");
 }
 
-/// Writes a byte each moment, for ever; counts those who noticed that nobody listens.
+/// Starts a receiver that writes `drop` every 5 ms without end, and counts the connections that the caller has closed.
 async fn dripping(head: &'static str, drop: &'static str) -> (Receiver, Arc<AtomicUsize>) {
     let hung_up = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&hung_up);
@@ -256,14 +256,14 @@ async fn slow_answers_end_with_the_attempt() {
             "x: y\r\n",
             0,
         ),
-        // What a failure says is known before its body ends.
+        // The status of a failure is known before its body ends.
         ("HTTP/1.1 410 Gone\r\ncontent-length: 100000\r\n\r\n", "z", 410),
     ];
-    // All at once, because each attempt takes its whole time.
+    // The attempts run at the same time, because each one takes its whole time.
     let calls = cases.map(|(head, drop, status)| async move {
         let (receiver, hung_up) = dripping(head, drop).await;
         let result = stage.call(&receiver.url()).await;
-        // A flood may break a limit of the parser before it runs out of time.
+        // Many headers may exceed a limit of the parser before the time is over.
         let floods = drop.contains("\r\n") || drop == "HTTP";
         let ended = result.error == "timeout" || (floods && result.error == "protocol");
         assert!(ended && result.status == status, "{head:?}: {result:?}");
@@ -305,7 +305,7 @@ async fn an_endless_answer_is_read_to_a_bound_and_the_connection_dropped() {
         let result = stage.call(&receiver.url()).await;
         assert_eq!((result.status, &*result.error), (200, ""), "{head}");
         hung_up.notified().await;
-        // What the buffers of both sides hold comes on top of what was read.
+        // The buffers of both sides hold more than was read.
         let written = written.load(Ordering::SeqCst);
         assert!(written < 32 << 20, "{head}: {written} bytes");
     }
@@ -313,7 +313,7 @@ async fn an_endless_answer_is_read_to_a_bound_and_the_connection_dropped() {
 
 #[tokio::test]
 async fn compressed_answers_stay_as_they_are() {
-    // It claims to be compressed and is not: whoever decodes it fails.
+    // The body is not compressed, although the header says so: decoding it would fail.
     let receiver =
         Receiver::answering("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nbomb").await;
     let result = Stage::new(LOOPBACK).call(&receiver.url()).await;
@@ -351,7 +351,7 @@ async fn connections_are_kept_for_a_team_and_not_for_two() {
     assert_eq!((receiver.connections(), receiver.requests().len()), (2, 4));
 }
 
-/// The child gets an environment that a client could take for its proxies.
+/// The child has proxies in its environment.
 #[tokio::test]
 async fn proxies_of_the_environment_are_ignored() {
     if in_child::is_child() {
@@ -384,7 +384,7 @@ async fn proxies_of_the_environment_are_ignored() {
 
 #[tokio::test(start_paused = true)]
 async fn a_public_host_is_not_called_too_often_whoever_asks() {
-    // Nothing answers, so that no socket is opened, and time passes at once.
+    // No name resolves, so no socket is opened, and tokio's paused clock skips all waits.
     let stage = Stage::new("");
     let calls = (0..200u8).map(|i| {
         let mut call = call(&format!("https://victim.example.com:{}/", 2000 + u16::from(i % 20)));
@@ -395,7 +395,7 @@ async fn a_public_host_is_not_called_too_often_whoever_asks() {
     let results = futures::future::join_all(calls).await;
     let (put_back, made): (Vec<_>, Vec<_>) = results.into_iter().partition(|result| result.not_sent);
     assert!(made.iter().all(|result| result.error == "dns"));
-    // The burst, and then 42 a second for a second and a half.
+    // The burst, and then 42 per second for 1.5 s.
     assert_eq!((made.len(), stage.names.asked()), (71, 71));
     assert!(
         put_back

@@ -1,4 +1,4 @@
-//! An egress with a resolver that lies on command, and receivers that speak bytes.
+//! Fixtures for outbound calls: a resolver with scripted answers, and receivers that answer with raw bytes.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -25,13 +25,13 @@ pub fn config(webhooks: &str) -> Config {
     Config::from_parts("test", &format!("[webhooks]\n{webhooks}"), []).unwrap()
 }
 
-/// As `dev` and the local cluster are configured.
+/// The webhook settings of `agentpostd dev` and of the local cluster.
 pub const LOOPBACK: &str = "allow_http = true\nallow_networks = [\"127.0.0.0/8\"]";
 
-/// Never answered, as if its name server were dead.
+/// A name whose look-up never ends, as with a dead name server.
 pub const HANGING: &str = "hanging.example.com";
 
-/// Answers each look-up with the next of its answers; the last one stays.
+/// A resolver that gives the answers of a name in turn; the last one repeats.
 #[derive(Default)]
 pub struct Names {
     answers: Mutex<HashMap<String, VecDeque<Vec<IpAddr>>>>,
@@ -79,7 +79,7 @@ impl Stage {
         Self::with(&config(webhooks), &[], RootCertStore::empty(), Timeouts::default())
     }
 
-    /// One whose attempts end soon, yet not before a slow machine has made its call.
+    /// A stage whose attempts end after 3 s: soon, but not before a slow machine has made its call.
     pub fn hasty(webhooks: &str) -> Self {
         let timeouts = Timeouts {
             attempt: Duration::from_secs(3),
@@ -101,7 +101,7 @@ impl Stage {
         }
     }
 
-    /// One attempt at the URL.
+    /// Makes one attempt at the URL.
     pub async fn call(&self, url: &str) -> AttemptResult {
         attempt::make(&self.egress, &WallTime::new(Clock::system()), call(url)).await
     }
@@ -141,13 +141,13 @@ pub fn call(url: &str) -> Call {
     }
 }
 
-/// Head and body.
+/// Head and body of a request.
 pub type Request = (String, Vec<u8>);
 
-/// Reads requests off connections and answers each with bytes of the test's choice.
+/// A receiver that reads requests and answers each with bytes that the test chooses.
 pub struct Receiver {
     pub addr: SocketAddr,
-    /// Connections that were made.
+    /// The number of accepted connections.
     pub connections: Arc<AtomicUsize>,
     requests: Arc<Mutex<Vec<Request>>>,
     serving: tokio::task::JoinHandle<()>,
@@ -160,7 +160,7 @@ impl Drop for Receiver {
 }
 
 impl Receiver {
-    /// Answers everything with these bytes.
+    /// Answers every request with these bytes.
     pub async fn answering(bytes: impl Into<Vec<u8>>) -> Self {
         Self::at("127.0.0.1:0", bytes).await
     }
@@ -177,7 +177,7 @@ impl Receiver {
         .await
     }
 
-    /// Lets the test write after each request; what it gives back is read on.
+    /// Calls `answer` after each request. It returns the connection if further requests are to be read.
     pub async fn serving<F>(addr: &str, answer: impl Fn(TcpStream) -> F + Clone + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Option<TcpStream>> + Send,
@@ -225,7 +225,7 @@ impl Receiver {
     }
 }
 
-/// The head in lower case names, and the body.
+/// Reads a request: its head and its body. `None` if the connection ends first.
 async fn read_request(stream: &mut TcpStream) -> Option<Request> {
     let mut bytes = Vec::new();
     loop {
@@ -253,5 +253,5 @@ pub fn header(head: &str, name: &str) -> Option<String> {
 }
 
 pub const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-/// The same, and the next request needs a new connection.
+/// 200 with `connection: close`: the next request needs a new connection.
 pub const OK_CLOSE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";

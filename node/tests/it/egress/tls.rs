@@ -1,4 +1,4 @@
-//! Certificates are verified, and names stay names.
+//! TLS: the receiver's certificate is verified for the name in the URL, also when its addresses were checked.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::stage::{OK, Stage, config};
 
-/// Answers over TLS with a certificate for `receiver.example.com`; tells the names that it was asked for.
+/// A TLS server with a certificate for `receiver.example.com` that records the server name and the head of each request.
 async fn secure() -> (SocketAddr, RootCertStore, mpsc::Receiver<(String, String)>) {
     let made = rcgen::generate_simple_self_signed(["receiver.example.com".to_owned()]).unwrap();
     let mut roots = RootCertStore::empty();

@@ -1,4 +1,4 @@
-//! What may be registered.
+//! Which URLs may be registered as webhooks.
 
 use std::net::Ipv4Addr;
 
@@ -15,7 +15,7 @@ pub enum Where {
 
 pub struct Row {
     pub at: Where,
-    /// Also refused when loopback and plain HTTP are open.
+    /// Whether the URL is refused even when loopback and plain HTTP are allowed.
     pub open: bool,
     pub text: String,
 }
@@ -110,7 +110,7 @@ fn settings_open_http_and_networks() {
     assert!(check("allow_http = true", "http://example.com:8080/"));
     assert!(!check("allow_http = true", "http://example.com:81/"));
     assert!(!check("", "https://example.com:80/"));
-    // With a private network, the names of a private network.
+    // Allowing a private network also allows the names of private networks.
     let inner = "allow_networks = [\"10.1.0.0/16\", \"fd00:1::/32\"]";
     for url in [
         "https://10.1.2.3/",
@@ -129,7 +129,7 @@ fn settings_open_http_and_networks() {
     ] {
         assert!(!check(inner, url), "{url}");
     }
-    // Nothing opens what is never opened.
+    // No setting allows these networks.
     let all = "allow_http = true\nallow_networks = [\"0.0.0.0/0\", \"::/0\"]";
     for url in [
         "http://0.0.0.0/",
@@ -143,7 +143,7 @@ fn settings_open_http_and_networks() {
     assert!(check(all, "http://[::1]/") && check(all, "http://192.168.1.1/"));
 }
 
-/// One address in the ways that a URL parser understands.
+/// All spellings of one address that a URL parser understands.
 fn notations(address: Ipv4Addr) -> Vec<String> {
     let number = u32::from(address);
     let [a, b, c, d] = address.octets();

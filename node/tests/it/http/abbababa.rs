@@ -1,4 +1,4 @@
-//! The Abba Baba face on three nodes: every route through the leader and through followers.
+//! The Abba Baba API on three nodes: every route through the leader and through followers.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use agentpost_proto::api::abbababa::{GetResponse, ListResponse, SendResponse};
 use serde_json::{Value, json};
 
 use crate::common::office::office;
-use crate::common::web::{Answer, Call, Team, bodies, mail, new_key};
+use crate::common::web::{Answer, Call, Team, bodies, list, mail, new_key};
 
 const MOUNTS: [&str; 2] = ["/api/v1", "/v1"];
 
@@ -21,16 +21,7 @@ async fn send(url: &str, team: &Team, from: &str, to: &str, body: &Value) -> Str
     sent["messageId"].as_str().unwrap().to_owned()
 }
 
-async fn list(url: &str, team: &Team, agent: &str, query: &str) -> Value {
-    Call::get(format!("/v1/messages?{query}"))
-        .key(&team.key)
-        .agent(agent)
-        .to(url)
-        .await
-        .ok()
-}
-
-/// One message from alpha to beta: sent, listed, read and marked, by the seed's names and by the SDK's.
+/// Sends, lists, reads and marks one message from alpha to beta, with the field names of the seed and of the SDK.
 async fn round_trip(round: usize, sender: &str, receiver: &str, alpha: &str, beta: &str) {
     let mount = MOUNTS[round % 2];
     let body = json!({ "round": round, "price": 5.0 });
@@ -60,7 +51,7 @@ async fn round_trip(round: usize, sender: &str, receiver: &str, alpha: &str, bet
     assert_eq!(got["message"], sent["data"]);
     assert_eq!(got["message"], got["data"]);
 
-    // The SDK sends no body, the documentation one.
+    // The SDK sends no body; the documentation shows one.
     let mark = Call::new(axum::http::Method::PATCH, &path).key(beta);
     let mark = if round.is_multiple_of(2) {
         mark
@@ -71,7 +62,7 @@ async fn round_trip(round: usize, sender: &str, receiver: &str, alpha: &str, bet
     assert_eq!(marked["success"], true);
     let read_at = marked["data"]["readAt"].clone();
     assert!(read_at.is_string());
-    // The first time stays, and the sender sees it.
+    // The first time of reading is kept, and the sender sees it.
     assert_eq!(mark.to(sender).await.ok()["data"]["readAt"], read_at);
     let seen = Call::get(&path).key(alpha).to(sender).await.ok();
     assert_eq!(
@@ -211,7 +202,7 @@ async fn a_repeated_key_makes_one_message() {
         .await
         .ok();
     for url in &office.urls {
-        // White space is no difference.
+        // White space does not make a different body.
         let spaced = r#"{ "type": "test.note", "body": { "n" : 1 }, "toAgentId": "beta" }"#;
         let again = Call::post("/v1/messages", &json!({}))
             .raw(spaced)
@@ -229,7 +220,7 @@ async fn a_repeated_key_makes_one_message() {
             (422, Some("idempotency_mismatch"))
         );
     }
-    // What the repeat attaches is not stored, so it is not shown; what happened since is.
+    // The repeat's own fields are not stored and not shown; the current state of the message is shown.
     let path = format!("/v1/messages/{}", first["messageId"].as_str().unwrap());
     let read = Call::patch(path, &json!({ "read": true }));
     let read = read.key(&office.team.key).agent("beta").to(&office.urls[1]).await.ok();
@@ -240,7 +231,7 @@ async fn a_repeated_key_makes_one_message() {
         .agent("alpha")
         .once("k");
     assert_eq!(titled.to(&office.urls[1]).await.ok()["data"], read["data"]);
-    // The key belongs to the sending agent.
+    // The idempotency key belongs to the sending agent.
     let gamma = call("gamma", &json!({ "n": 1 }))
         .once("k")
         .to(&office.urls[1])
@@ -304,7 +295,7 @@ async fn pages_join_without_gap_while_mail_arrives() {
     }
     writer.await.unwrap();
     assert_eq!(seen, (0..MAILS).collect::<Vec<_>>());
-    // Newest first, by pages, and by the SDK's counting.
+    // Newest first by cursor, then by the SDK's offset.
     let mut down = Vec::new();
     let mut query = "order=desc&limit=50".to_owned();
     loop {
@@ -322,7 +313,7 @@ async fn pages_join_without_gap_while_mail_arrives() {
     let page = list(&urls[2], &team, "beta", "offset=10&limit=2&fromAgentId=odd").await;
     assert_eq!(bodies(&page), [json!({ "n": 21 }), json!({ "n": 23 })]);
     assert_eq!(page["pagination"], json!({ "limit": 2, "offset": 10, "count": 2 }));
-    // A cursor of one order is none of the other.
+    // A cursor is valid for one order only.
     let crossed = Call::get(format!("/v1/messages?order=desc&cursor={cursor}"))
         .key(&team.key)
         .agent("beta")
@@ -344,8 +335,8 @@ async fn a_long_poll_wakes_on_another_node() {
             (call.to(&url).await, started.elapsed())
         })
     };
-    // A poll that begins late finds the message when it reads, which is right too. These lists take the same way, so
-    // most polls wait by the time that they are answered.
+    // These lists take the same path as the polls, so the polls are usually waiting when the lists are answered. A poll
+    // that begins later finds the message at once, which is correct too.
     let polls_have_begun = async || {
         for url in &office.urls {
             list(url, &office.team, "somebody", "").await;
@@ -357,7 +348,7 @@ async fn a_long_poll_wakes_on_another_node() {
     polls_have_begun().await;
     send(&office.urls[0], &office.team, "alpha", "beta", &json!({ "n": 1 })).await;
     for poll in waiting {
-        // A poll whose time is over answers without reading again: this one was woken.
+        // A poll whose time is over answers without reading again, so this one was woken.
         let (answer, _) = poll.await.unwrap();
         assert_eq!(bodies(&answer.ok()), [json!({ "n": 1 })]);
     }
@@ -365,7 +356,7 @@ async fn a_long_poll_wakes_on_another_node() {
     assert_eq!(answer.ok()["messages"], json!([]));
     // A lower bound, which holds on every machine.
     assert!(elapsed >= Duration::from_millis(990), "{elapsed:?}");
-    // A key that is revoked meanwhile gets nothing of what comes later.
+    // A key that is revoked during a poll gets no later message.
     let wanted = json!({ "name": "short", "permissions": ["read"], "agent_id": "beta" });
     let (id, key) = new_key(&office.urls[0], &office.admin, &office.team.id, &wanted).await;
     let read = list(&office.urls[0], &office.team, "beta", "").await;
@@ -389,7 +380,7 @@ async fn a_long_poll_wakes_on_another_node() {
     office.cluster.stop_node(2).await;
     let (answer, _) = last.await.unwrap();
     assert_eq!(answer.ok()["messages"], json!([]));
-    // So does the poll that looks for mail of nobody: its cursor has moved past what it examined.
+    // So does the poll for messages of `nobody`. Its cursor has moved past the messages that it skipped.
     let (answer, _) = quiet.await.unwrap();
     let page = answer.ok();
     assert_eq!(page["messages"], json!([]));
@@ -419,7 +410,7 @@ async fn a_batch_decides_each_message_alone() {
         .header("x-unknown", "1")
         .to(url)
         .await;
-        // The idempotency key of an earlier turn stands for another receiver.
+        // In later turns the idempotency key belongs to a message to another receiver.
         let results = results.ok()["results"].clone();
         let statuses: Vec<u64> = results
             .as_array()
@@ -474,7 +465,7 @@ async fn a_batch_decides_each_message_alone() {
 async fn without_a_quorum_only_local_reads_are_answered() {
     let office = office().await;
     send(&office.urls[0], &office.team, "alpha", "beta", &json!({ "n": 1 })).await;
-    // Both survivors-to-be and the last one know the message before the others go.
+    // Every node has applied the message before two of them are killed.
     for url in &office.urls {
         assert_eq!(
             bodies(&list(url, &office.team, "beta", "consistency=linearizable").await).len(),
@@ -503,7 +494,7 @@ async fn without_a_quorum_only_local_reads_are_answered() {
         .to(url)
         .await;
     assert!(matches!(post.status, 503 | 504), "{}", post.body);
-    // A key that nobody here knows cannot be judged alone.
+    // Without the leader a node cannot tell whether an unknown key exists.
     let unknown = Call::get("/v1/messages?consistency=local")
         .key("aba_unknown")
         .agent("beta")

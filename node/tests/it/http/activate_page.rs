@@ -23,7 +23,7 @@ const TYPES: [(&str, &str); 4] = [
     ("/activate.svg", "image/svg+xml"),
 ];
 
-/// Debian calls it chromium, others call it otherwise.
+/// Chromium has different names on different systems.
 fn chromium() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let names = ["chromium", "chromium-browser", "google-chrome"];
@@ -33,7 +33,7 @@ fn chromium() -> PathBuf {
         .expect("a Chromium, which this test drives: run scripts/test.sh, or apt-get install chromium")
 }
 
-/// Walks, and tells what became of each walk.
+/// Runs the walks in the browser and returns the failure of each, if any.
 fn walk(office: &Value) -> BTreeMap<String, Option<String>> {
     let mut node = Command::new("node")
         .arg(vendor::scripts().join("activate.mjs"))
@@ -78,7 +78,7 @@ async fn people_let_devices_in_with_a_browser() {
     assert_eq!(verdicts.len(), 16);
 }
 
-/// The header of an answer in lower case, and its length in bytes.
+/// The head of a response in lower case.
 async fn headers(url: &str, path: &str) -> String {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).await.unwrap();

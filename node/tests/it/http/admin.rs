@@ -69,7 +69,7 @@ async fn keys_work_at_once_everywhere_until_they_are_revoked_everywhere() {
         let (id, key) = new_key(url, &admin, &office.team.id, &wanted).await;
         let parts: Vec<usize> = key.split('_').map(str::len).collect();
         assert_eq!(parts, [3, 8, 40]);
-        // On every other node at once, reading and writing.
+        // Revocation counts on every node at once, for reads and writes.
         for other in &office.urls {
             Call::get("/v1/messages").key(&key).to(other).await.ok();
             Call::post("/v1/messages", &mail("x", &json!({})))
@@ -114,7 +114,7 @@ async fn keys_work_at_once_everywhere_until_they_are_revoked_everywhere() {
             .unwrap()
             .clone();
         assert_eq!(revoked["revoked"], true);
-        // Once more changes nothing.
+        // Revoking again changes nothing.
         Call::delete(format!("/admin/v1/keys/{id}"))
             .bearer(&admin)
             .to(url)
@@ -136,7 +136,7 @@ async fn keys_work_at_once_everywhere_until_they_are_revoked_everywhere() {
     for node in 0..3 {
         office.cluster.services(node).clock.shift(2 * HOUR_MS as i64);
     }
-    // A node goes by the clocks of the majority, which it asks for now and then.
+    // A node uses the time of a majority, which it asks for regularly.
     eventually("an expired key", async || {
         let answer = Call::get("/v1/messages").key(&key).to(&office.urls[1]).await;
         (answer.status != 200).then_some(())
@@ -148,7 +148,7 @@ async fn keys_work_at_once_everywhere_until_they_are_revoked_everywhere() {
 const HOUR_MS: u64 = 3_600_000;
 const NO_DELIVERY: &str = "dlv_00000000000000000000000000000000";
 
-/// Every route of the operator API, in a form that an operator might use. `keys` is the path of the team's keys.
+/// A valid call of every route of the operator API. `keys` is the path of the team's keys.
 fn routes(team: &str, keys: &str) -> Vec<Call> {
     vec![
         Call::get("/admin/v1/teams"),
@@ -172,7 +172,7 @@ fn routes(team: &str, keys: &str) -> Vec<Call> {
     ]
 }
 
-/// What an operator may get wrong, with the answer. `unknown` is the id of no team.
+/// Invalid calls with the status of the answer. `unknown` is an id that no team has.
 fn mistakes(keys: &str, unknown: &str) -> Vec<(Call, u16)> {
     let mut all = mistakes_with_deliveries(keys);
     all.extend(mistakes_with_teams(keys, unknown));
@@ -284,7 +284,7 @@ fn mistakes_with_teams(keys: &str, unknown: &str) -> Vec<(Call, u16)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_operators_may_and_what_they_ask_is_checked() {
+async fn only_operators_may_call_and_their_input_is_checked() {
     let office = office().await;
     let (_, team_admin) = new_key(
         &office.urls[0],
@@ -338,7 +338,7 @@ async fn the_cluster_shows_itself_hands_over_and_takes_snapshots() {
         .map(|node| node.id)
         .find(|id| *id != leader)
         .unwrap();
-    // Asked of a node that is neither: it is passed on.
+    // The third node forwards the request to the leader.
     let third = (1..=3).find(|id| *id != leader && *id != target).unwrap();
     Call::post("/admin/v1/cluster/transfer", &json!({ "node": target }))
         .bearer(&office.admin)

@@ -1,4 +1,4 @@
-//! The directory of agents on three nodes: who is registered, who listens, and where.
+//! The directory of agents on three nodes: registered agents, their sessions, and unreachable nodes.
 
 use axum::http::Method;
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ use crate::common::web::{Call, Team};
 const AGENTS: &str = "/api/v1/agents";
 
 impl Office {
-    /// Sends, and tells the status of the answer.
+    /// Sends a message; returns the status of the answer.
     async fn mail_status(&self, node: usize, team: &Team, to: &str) -> u16 {
         self.try_send(node, team, to, "x").await.status
     }
@@ -27,7 +27,7 @@ impl Office {
         serde_json::from_value(call.to(&self.urls[node]).await.ok()).unwrap()
     }
 
-    /// A page for which every node answered in time, as on a busy machine one may not.
+    /// A page to which every node contributed. On a busy machine a node may answer too late, so this repeats.
     async fn page(&self, node: usize, key: &str, query: &str) -> Agents {
         eventually("a page of all nodes", async || {
             let page = self.page_if_ready(node, key, query).await?;
@@ -36,19 +36,19 @@ impl Office {
         .await
     }
 
-    /// A page, or none while there is no leader.
+    /// A page; `None` while there is no leader.
     async fn page_if_ready(&self, node: usize, key: &str, query: &str) -> Option<Agents> {
         let call = Call::get(format!("{AGENTS}?{query}")).bearer(key);
         let answer = call.to(&self.urls[node]).await;
         (answer.status != 503).then(|| serde_json::from_value(answer.ok()).unwrap())
     }
 
-    /// Each agent with its sessions, as node `node` tells.
+    /// The agents and their session counts according to node `node`.
     async fn present(&self, node: usize, team: &Team, query: &str) -> Vec<(String, u64)> {
         present(self.page(node, &team.key, query).await).0
     }
 
-    /// Waits until every running node tells the same.
+    /// Waits until every running node shows these agents and these unreachable nodes.
     async fn all_tell(&self, team: &Team, query: &str, agents: &[(&str, u64)], unreachable: &[u64]) {
         let agents: Vec<_> = agents.iter().map(|(id, n)| ((*id).to_owned(), *n)).collect();
         let expected = (agents, unreachable.to_vec());
@@ -62,7 +62,7 @@ impl Office {
     }
 }
 
-/// Agents with their sessions, and the nodes that did not answer.
+/// Agents with their session counts, and the nodes that did not answer.
 type Present = (Vec<(String, u64)>, Vec<u64>);
 
 fn present(page: Agents) -> Present {
@@ -100,7 +100,7 @@ async fn who_is_registered_or_got_mail_is_listed(office: &Office) {
     );
     team.bound(&office.urls[1], &office.admin, "beta").await;
     assert_eq!(office.mail_status(2, &team, "gamma").await, 200);
-    // Mail to the reserved agent is refused, so it never gets an inbox; a sender without mail has none either.
+    // Mail to the reserved agent is refused, so it never gets an inbox. A sender that received nothing has none either.
     assert_eq!(office.mail_status(2, &team, "system").await, 404);
     for node in 0..3 {
         for mount in ["/api/v1", "/v1"] {
@@ -116,7 +116,7 @@ async fn who_is_registered_or_got_mail_is_listed(office: &Office) {
             assert_eq!((&body["agents"][2], &body["next"]), (&gamma, &Value::Null));
         }
     }
-    // Once more: another name, the same day. Without one the name goes.
+    // Registering again changes the name and keeps the date. Without a name the old one is removed.
     let renamed = office.register(1, &team.key, "alpha", Some("A")).await;
     assert_eq!(renamed.registered_at, alpha.registered_at);
     assert_eq!(renamed.name.as_deref(), Some("A"));
@@ -141,12 +141,12 @@ async fn listeners_are_counted_on_every_node(office: &Office) {
     let several = ["agent_to:beta", "type:push", "agent_to:alpha"];
     let (several, _) = office.listen(2, &team, &several, None).await;
     let (wide, _) = office.listen(0, &team, &["*", "source:alpha"], None).await;
-    // What the key leaves counts, not what was asked for.
+    // The scopes that the key permits count, not the requested ones.
     let (own, _) = office.listen(1, &beta, &["*"], None).await;
     let (left, _) = office
         .listen(2, &narrow, &["agent_to:delta", "agent_to:alpha"], None)
         .await;
-    // Who connected is counted: no waiting.
+    // A connected session is counted at once.
     for node in 0..3 {
         let agents = office.present(node, &team, "").await;
         let expected = [("alpha", 3), ("beta", 2), ("delta", 1)];
@@ -171,7 +171,7 @@ async fn listeners_are_counted_on_every_node(office: &Office) {
     office
         .all_tell(&team, "", &[("alpha", 0), ("beta", 0), ("delta", 0)], &[])
         .await;
-    // Whoever was turned away never listened.
+    // A refused session was never counted.
     let mut refused = Socket::open(&office.urls[0]).await;
     refused.say(&connect(&beta, &["agent_to:alpha"], None).frame()).await;
     assert_eq!(refused.frame().await["code"], 4001);
@@ -211,7 +211,7 @@ async fn teams_share_nothing(office: &Office) {
             [("alpha", Some("other's"), 2), ("theirs", None, 0)],
             "node {node}"
         );
-        // A team that is not the key's is refused alike whether it exists.
+        // The refusal of another team does not show whether it exists.
         for team in [&other.id, "team_x"] {
             let foreign = Call::get(format!("{AGENTS}?team_id={team}")).bearer(&one.key);
             let error = foreign.to(&office.urls[node]).await.error(403);
@@ -224,7 +224,7 @@ async fn pages_join_while_agents_are_added(office: &Office) {
     let team = office.new_team("pages").await;
     let id = |n: u32| format!("agent-{:04}", n * 7919 % 10_000);
     let before: BTreeSet<String> = (0..45).map(id).collect();
-    // Some are only registered, some only got mail, some both.
+    // Some agents are registered, some have received mail, some both.
     stream::iter(0..45)
         .for_each_concurrent(16, async |n| {
             if n % 3 != 0 {
@@ -256,7 +256,7 @@ async fn pages_join_while_agents_are_added(office: &Office) {
     let expected: BTreeSet<String> = (0..added).map(id).collect();
     let all = walk(office, &team, 50).await;
     assert_eq!(all, expected.iter().cloned().collect::<Vec<_>>());
-    // A full last page has no next one.
+    // After a full last page there is no further page.
     let page = office
         .page(0, &team.key, &format!("after={}&limit=2", all[all.len() - 3]))
         .await;
@@ -265,7 +265,7 @@ async fn pages_join_while_agents_are_added(office: &Office) {
     assert_eq!((page.agents.len(), page.next), (0, None));
 }
 
-/// All ids, page by page, each page from the next node.
+/// All ids, with each page from the next node.
 async fn walk(office: &Office, team: &Team, limit: usize) -> Vec<String> {
     let mut all = Vec::new();
     let mut query = format!("limit={limit}");
@@ -306,7 +306,7 @@ async fn strict_recipients_are_the_registered_ones(office: &Office) {
     }
     team.bound(&office.urls[2], &office.admin, "bound").await;
     assert_eq!(office.mail_status(0, &team, "bound").await, 200);
-    // Being listed is not being registered.
+    // Listing an agent does not register it.
     assert_eq!(office.page(1, &team.key, "").await.agents.len(), 5);
     assert_eq!(office.mail_status(1, &team, "old").await, 404);
 }
@@ -409,7 +409,7 @@ async fn bad_input_has_its_answer_and_registers_nobody(office: &Office) {
             let answer = call.clone().bearer(&team.key).to(url).await;
             assert_eq!(answer.status, status, "{call}: {}", answer.body);
             assert_eq!(status == 405, answer.headers.contains_key("allow"), "{call}");
-            // The shape of this face: a sentence, and nothing of the other one's.
+            // Errors of the Kite API have one sentence and no other field.
             let keys: Vec<&String> = answer.body.as_object().unwrap().keys().collect();
             assert!(keys == ["error"] || status == 404, "{call}: {}", answer.body);
         }
@@ -432,7 +432,7 @@ async fn a_node_that_does_not_answer_is_named_and_the_rest_is_counted() {
 
     office.cluster.kill(2).await;
     office.all_tell(&team, "", &[("alpha", 2), ("beta", 0)], &[3]).await;
-    // Something listens where the node was and says nothing.
+    // A listener that never answers has the address of the node.
     let mute = eventually("the port of the node that died", async || {
         TcpListener::bind(office.cluster.peer_addr(2)).await.ok()
     })
@@ -440,13 +440,13 @@ async fn a_node_that_does_not_answer_is_named_and_the_rest_is_counted() {
     office.all_tell(&team, "", &[("alpha", 2), ("beta", 0)], &[3]).await;
     drop(mute);
 
-    // Back, it has no listeners: theirs went down with it.
+    // The restarted node has no sessions.
     office.cluster.restart(2).await;
     office.all_tell(&team, "", &[("alpha", 2), ("beta", 0)], &[]).await;
     let (_back, _) = office.listen(2, &team, &["agent_to:beta"], None).await;
     office.all_tell(&team, "", &[("alpha", 2), ("beta", 1)], &[]).await;
 
-    // Without a quorum a node knows of its own listeners, until it sends them elsewhere.
+    // Without a quorum a node still counts its own sessions, until it closes them.
     office.cluster.kill(2).await;
     office.cluster.kill(1).await;
     let call = Call::get(AGENTS).bearer(&team.key);

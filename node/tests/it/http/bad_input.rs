@@ -1,4 +1,4 @@
-//! Bad input: each kind with its status, in the shape of its face, and nothing of it stored.
+//! Bad input: each kind gets its status in the error format of its API, and nothing is stored.
 
 mod login;
 
@@ -157,7 +157,7 @@ fn reads() -> Vec<(Call, u16)> {
     ]
 }
 
-/// What no route that takes an object takes.
+/// Bodies that no route with an object body accepts.
 fn no_objects(path: &str) -> Vec<(Call, u16)> {
     let raw = |body: &str| Call::new(Method::POST, path).raw(body.to_owned());
     let mut cases: Vec<_> = ["", "{", "[]", "null", "7", "not json", "{} x"]
@@ -322,7 +322,7 @@ async fn nothing_was_stored(url: &str, team: &Team) {
             assert!(data.is_null() || data == json!([]), "{agent} {path} {data}");
         }
     }
-    // Not even an event was counted.
+    // No event was counted either.
     let note = json!({ "from": "probe", "to": "probe", "body": "" });
     let sent = Call::post("/api/v1/agents/messages", &note)
         .bearer(&team.key)
@@ -363,7 +363,7 @@ async fn every_bad_request_has_its_answer_on_every_node() {
 const MESSAGE: &str = "/v1/messages/msg_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const DELIVERY: &str = "/v1/deliveries/dlv_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
-/// One call of each kind that needs a key.
+/// One call to each route that needs a key.
 fn every_call() -> Vec<Call> {
     vec![
         post(&mail("beta", &json!({}))),
@@ -387,7 +387,7 @@ fn every_call() -> Vec<Call> {
     ]
 }
 
-/// Some that need an agent too.
+/// Calls that also need an agent.
 fn calls_of_agents() -> Vec<Call> {
     vec![
         post(&mail("beta", &json!({}))),
@@ -439,7 +439,7 @@ async fn every_bad_key_has_its_answer_on_every_node() {
                 .await
                 .error(401);
         }
-        // A key without an agent names one; a bound key names no other.
+        // A key that is bound to no agent must name one; a bound key must not name another.
         for call in calls_of_agents() {
             call.clone().key(&office.team.key).to(url).await.error(403);
             call.clone()
@@ -463,7 +463,7 @@ async fn every_bad_key_has_its_answer_on_every_node() {
             .await
             .error(403);
         Call::get("/v1/messages").key(&reader).agent("alpha").to(url).await.ok();
-        // Who asks is answered before what.
+        // The key is checked before the rest of the request.
         Call::get("/v1/messages?limit=0").key("x").to(url).await.error(401);
         Call::new(Method::POST, "/v1/messages")
             .raw("{")
@@ -474,7 +474,7 @@ async fn every_bad_key_has_its_answer_on_every_node() {
     nothing_was_stored(&office.urls[2], &office.team).await;
 }
 
-/// Writes `request` and returns what comes back until `enough` says so or the node closes.
+/// Writes `request` and reads until `enough` returns true or the node closes the connection.
 async fn exchange(url: &str, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).await.unwrap();
     stream.write_all(request).await.unwrap();
@@ -504,7 +504,7 @@ async fn too_much_is_refused_before_it_is_read() {
             office.team.key
         )
     };
-    // Announced and never sent.
+    // The length is announced, the body is never sent.
     for (path, length) in [
         ("/v1/messages", "600000"),
         ("/v1/messages/batch", "1048577"),
@@ -513,7 +513,7 @@ async fn too_much_is_refused_before_it_is_read() {
         let answer = exchange(url, head(path, &format!("Content-Length: {length}\r\n")).as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
     }
-    // Sent to the last byte before the answer is read: the refusal still arrives.
+    // The refusal arrives even if the client sends the whole body before it reads.
     for (path, key, status) in [
         ("/v1/messages", &office.team.key, 413),
         ("/v1/messages", &"x".to_owned(), 401),
@@ -525,21 +525,21 @@ async fn too_much_is_refused_before_it_is_read() {
         let answer = exchange(url, &whole).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
     }
-    // A client that asks first is told no, not to go on.
+    // A client with `Expect: 100-continue` gets the refusal instead of 100.
     let polite = exchange(
         url,
         head("/v1/messages", "Content-Length: 600000\r\nExpect: 100-continue\r\n").as_bytes(),
     )
     .await;
     assert!(polite.starts_with("HTTP/1.1 413 "), "{polite}");
-    // Not announced, and never ending.
+    // A chunked body without end.
     let mut endless = head("/v1/messages", "Transfer-Encoding: chunked\r\n").into_bytes();
     for _ in 0..160 {
         endless.extend_from_slice(format!("1000\r\n{}\r\n", "x".repeat(4096)).as_bytes());
     }
     let answer = exchange(url, &endless).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
-    // Headers without end, or too many of them.
+    // Too long or too many headers.
     let long = head("/v1/messages", &format!("X-Long: {}\r\n", "x".repeat(40_000)));
     assert!(exchange(url, long.as_bytes()).await.starts_with("HTTP/1.1 431 "));
     let many: String = (0..100).map(|n| format!("X-{n}: 1\r\n")).collect();
@@ -548,7 +548,7 @@ async fn too_much_is_refused_before_it_is_read() {
             .await
             .starts_with("HTTP/1.1 431 ")
     );
-    // What could be read in two ways.
+    // Requests that two parsers could read differently.
     for smuggled in [
         head("/v1/messages", "Content-Length: 5\r\nContent-Length: 6\r\n") + "{}xxxx",
         head("/v1/messages", "Content-Length: x\r\n"),

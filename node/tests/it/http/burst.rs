@@ -1,4 +1,4 @@
-//! Burst limits: per key and node, told with `Retry-After`, and off unless configured.
+//! Burst limits: they count per key and node, set `Retry-After`, and are off unless configured.
 
 use agentpost_proto::frame::ERR_RATE_LIMITED;
 use agentpost_testkit::socket::{Connect, Socket};
@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use crate::common::TestCluster;
 use crate::common::web::{Answer, Call, Team, mail, new_key};
 
-// A window that no test outlives.
+// A window that is longer than any test.
 const SENDS: &str = "[limits]\nburst_sends = 5\nburst_window_s = 86400\n";
 const REQUESTS: &str = "[limits]\nburst_requests = 4\nburst_window_s = 86400\n";
 
-/// The seconds that a refused caller is told to wait; the day's quota that the answer shows is not used up.
+/// The `Retry-After` of a refused call in seconds. The daily quota of the answer must not be used up.
 #[track_caller]
 fn refused(answer: &Answer) -> u64 {
     assert_eq!(answer.status, 429, "{}", answer.body);
@@ -58,7 +58,7 @@ async fn sends_are_limited_per_key_and_node_on_both_faces() {
     let team = Team::with_limits(&urls[0], &admin, "burst", &limits).await;
     post(&team).to(&urls[0]).await.ok();
     kite(&team).to(&urls[0]).await.ok();
-    // What is malformed is no message.
+    // Malformed messages are not counted.
     Call::post("/v1/messages", &json!({}))
         .key(&team.key)
         .agent("a")
@@ -66,7 +66,7 @@ async fn sends_are_limited_per_key_and_node_on_both_faces() {
         .await
         .error(400);
 
-    // Of a batch, those that fit are sent.
+    // The part of a batch that is within the limit is sent.
     let good = || mail("b", &json!({ "n": 1 }));
     let items = [good(), json!({}), good(), good(), good(), good()];
     let results = batch(&team, &items).to(&urls[0]).await.ok()["results"].clone();
@@ -89,12 +89,12 @@ async fn sends_are_limited_per_key_and_node_on_both_faces() {
     );
     assert_eq!(answer.body.as_object().unwrap().len(), 2, "{}", answer.body);
 
-    // Nothing refused was proposed, and reading goes on.
+    // Refused messages were not stored, and reads still work.
     let inbox = list(&team).to(&urls[0]).await;
     assert_eq!(inbox.clone().ok()["messages"].as_array().unwrap().len(), 5);
     assert_eq!(inbox.headers["x-ratelimit-remaining"], "49");
-    // Another key and another node count on their own; the day, of which Kite's sends are
-    // no part, is shared by the whole cluster.
+    // Another key and another node have their own counts. The daily quota, which Kite's sends do not use, is shared by the
+    // whole cluster.
     let other = second_key(&urls[0], &admin, &team).await;
     post(&other).to(&urls[0]).await.ok();
     let elsewhere = post(&team).to(&urls[1]).await;
@@ -108,7 +108,7 @@ async fn requests_are_limited_after_authentication_and_never_the_operators() {
     let (url, admin) = (cluster.url(0), cluster.admin_key());
     let team = Team::create(&url, &admin, "burst").await;
     let other = second_key(&url, &admin, &team).await;
-    // Strangers are not counted, whomever they name.
+    // Unauthenticated calls are not counted.
     for _ in 0..6 {
         list(&Team {
             key: format!("{}x", team.key),
@@ -151,7 +151,7 @@ async fn requests_are_limited_after_authentication_and_never_the_operators() {
         (Some(ERR_RATE_LIMITED.into()), Some(1013))
     );
 
-    // A session is one request, however much it reads and acks, and each of its methods is one.
+    // A session counts as one request, and each method call as another; reading and acknowledging do not count.
     let mut socket = Socket::open(&url).await;
     socket.say(&connect(&other)).await;
     assert_eq!(socket.frame().await["type"], "connected");

@@ -1,4 +1,4 @@
-//! Deliveries over HTTP: who sees what of them, paging, redriving, cancelling.
+//! The deliveries API: visibility, paging, redriving, cancelling.
 
 use agentpost_proto::api::abbababa::{DeliveriesResponse, DeliveryFailed, DeliveryResponse, RedriveResponse};
 use agentpost_testkit::receiver::{Answer, Receiver};
@@ -7,26 +7,26 @@ use serde_json::{Value, json};
 
 use crate::common::web;
 use crate::common::web::{Call, Team, bodies, mail, new_key};
+use crate::common::webhooks::WebhookOffice;
 use crate::common::{TestCluster, eventually};
 
-const SETTINGS: &str = "[webhooks]\nallow_http = true\nallow_networks = [\"127.0.0.0/8\"]\n";
 /// The body of the receiver's answers.
 const RESPONSE: &str = "RESPONSE-BODY";
 
-/// A team whose mail is delivered, dead or waiting, one delivery each, all from `alpha`.
+/// A team with one delivered, one dead and one waiting delivery, all of messages from `alpha`.
 struct DeliveryOffice {
     _cluster: TestCluster,
     urls: Vec<String>,
     receiver: Receiver,
     admin: String,
     team: Team,
-    /// An admin key of the team, bound to nobody.
+    /// An admin key of the team that is bound to no agent.
     team_admin: String,
 }
 
 impl DeliveryOffice {
     async fn start(nodes: usize) -> DeliveryOffice {
-        let cluster = TestCluster::start_with(nodes, SETTINGS).await;
+        let cluster = TestCluster::start_with(nodes, WebhookOffice::SETTINGS).await;
         let (urls, admin) = (cluster.urls(), cluster.admin_key());
         let team = Team::create(&urls[0], &admin, "ours").await;
         let wanted = json!({ "name": "a", "permissions": ["admin"] });
@@ -79,7 +79,7 @@ impl DeliveryOffice {
         list["deliveries"].as_array().unwrap().clone()
     }
 
-    /// The only delivery to `agent`, as soon as it is `state` after `attempts`.
+    /// Waits until the only delivery to `agent` is in this state after this number of attempts.
     async fn settled(&self, agent: &str, state: &str, attempts: u32) -> Value {
         eventually(&format!("a {state} delivery to {agent}"), async || {
             let found = self.list(agent, "").await.pop()?;
@@ -88,7 +88,7 @@ impl DeliveryOffice {
         .await
     }
 
-    /// Waits until each of the three is where its name says.
+    /// Waits until each of the three deliveries is in the state of its name.
     async fn all_settled(&self) -> [Value; 3] {
         [
             self.settled("delivered", "delivered", 1).await,
@@ -212,7 +212,7 @@ async fn pages_of_deliveries_join() {
     }
     assert_eq!(office.list("dead", "state=dead").await, [dead]);
 
-    // Cursors belong to one kind of list and to one team.
+    // A cursor is valid for one kind of list and one team.
     let inbox = office.as_agent("alpha", Call::get("/v1/messages")).await.ok();
     let inbox = inbox["cursor"].as_str().unwrap();
     list(format!("cursor={inbox}"), 0).await.error(400);
@@ -256,7 +256,7 @@ async fn a_dead_delivery_is_redriven_once_by_those_who_may() {
     );
     let old = office.as_agent("dead", Call::get(&path)).await.ok()["delivery"].clone();
     assert_eq!((&old["state"], &old["redrivenAs"]), (&json!("dead"), &redriven["id"]));
-    // The one dead letter has made the one notice.
+    // One dead letter makes one notice.
     let notices = office.as_agent("alpha", Call::get("/v1/messages")).await.ok();
     let body = &bodies(&notices)[0];
     let notice: DeliveryFailed = serde_json::from_value(body.clone()).unwrap();
@@ -284,7 +284,7 @@ async fn a_webhook_that_is_gone_is_disabled_until_it_is_registered_again() {
     assert_eq!((&hook["isActive"], &hook["disabled"]), (&json!(false), &json!(true)));
     let listed = office.as_agent("gone", Call::get("/v1/messages/subscribe")).await.ok();
     assert_eq!(listed["data"][0]["disabled"], true);
-    // To subscribe without a URL keeps it as it is.
+    // Subscribing without a URL keeps the URL.
     let kept = office
         .as_agent("gone", Call::post("/v1/messages/subscribe", &json!({ "topic": "t" })))
         .await
@@ -315,7 +315,7 @@ async fn an_open_delivery_is_cancelled_once() {
     office.as_agent("waits", Call::delete(&path)).await.error(409);
     let row = office.settled("waits", "cancelled", 1).await;
     assert_eq!((&row["end"], &row["due"]), (&json!("cancelled"), &Value::Null));
-    // Without a notice: the only one is of the dead delivery.
+    // Cancelling makes no notice; the only one is of the dead delivery.
     let notices = office.as_agent("alpha", Call::get("/v1/messages")).await.ok();
     assert_eq!(bodies(&notices).len(), 1);
 }
@@ -333,7 +333,7 @@ async fn another_team_finds_nothing_and_operators_everything() {
         for call in [Call::get(path), Call::delete(path), redrive(path)] {
             let by_admin = call.clone().key(&other_admin).to(url).await;
             assert_eq!(by_admin.error(404), "no such delivery");
-            // The agent of the same name in another team is another agent.
+            // An agent of the same name in another team is a different agent.
             let by_agent = call.key(&other.key).agent("dead").to(url).await;
             assert_eq!(by_agent.error(404), "no such delivery");
         }

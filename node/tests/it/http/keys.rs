@@ -1,4 +1,4 @@
-//! Signing keys: for the team at `/v2/keys`, for operators beside its API keys.
+//! Signing keys: the team's API at `/v2/keys` and the operator's API.
 
 use agentpost_proto::api::abbababa::SigningKeys;
 use futures::future::join_all;
@@ -58,7 +58,7 @@ async fn a_rotation_moves_next_to_current_for_everyone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_rotations_at_a_time_each_step_happens_once() {
+async fn concurrent_rotations_take_each_step_once() {
     let office = office().await;
     let team_admin = admin_key(&office.urls[0], &office.admin, &office.team).await;
     let rotate = |n: usize| {

@@ -1,4 +1,4 @@
-//! Kite's REST route on three nodes, and one mailbox behind both faces.
+//! Kite's REST API on three nodes, and the mailbox that it shares with the Abba Baba API.
 
 use agentpost_proto::api::kite::SendResponse;
 use agentpost_proto::id::MessageId;
@@ -59,7 +59,7 @@ async fn a_message_of_the_guide_goes_through_any_node_into_the_same_mailbox() {
             (&last["threadId"], &last["replyToId"]),
             (&json!("thread-abc123"), &Value::Null)
         );
-        // Either form of the id is taken.
+        // Both forms of the id are accepted.
         for form in [id.kite(), id.abbababa()] {
             Call::get(format!("/v1/messages/{form}"))
                 .key(&team.key)
@@ -69,7 +69,7 @@ async fn a_message_of_the_guide_goes_through_any_node_into_the_same_mailbox() {
                 .ok();
         }
     }
-    // Without team_id the key's team counts, and the shorter mount serves too.
+    // Without `team_id` the key's team is used. The shorter path works too.
     let short = Call::post("/v1/agents/messages", &note("a", "b", ""))
         .bearer(&team.key)
         .to(&office.urls[1])
@@ -142,7 +142,7 @@ async fn keys_teams_and_quotas_are_kept_apart() {
         assert_eq!(over.headers["retry-after"], seconds.to_string().as_str());
         assert!((1..=31 * 86_400).contains(&seconds));
         over.error(429);
-        // The other face says the same of the same quota.
+        // The Abba Baba API refuses for the same quota.
         let over = Call::post("/v1/messages", &web::mail("beta", &json!({})))
             .key(&alpha)
             .to(url)

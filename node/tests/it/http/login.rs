@@ -1,6 +1,6 @@
-//! Device login over three nodes: any node starts, shows, decides and hands out, and a code is good for one key.
+//! Device login over three nodes: any node starts, shows, decides and delivers a login, and a code yields one key.
 //!
-//! That codes end by themselves is checked where time can be set: `raft-store/tests`.
+//! `raft-store/tests` checks that codes expire, because time can be set there.
 
 use agentpost_proto::command::{Operation, StartLogin, operation, reply};
 use agentpost_proto::limits;
@@ -14,12 +14,12 @@ struct LoginOffice {
     urls: Vec<String>,
     admin: String,
     team: Team,
-    /// An admin key of the team, and its id.
+    /// An admin key of the team.
     team_admin: String,
     team_admin_id: String,
 }
 
-/// A code that somebody waits with.
+/// A device that waits for a decision.
 #[derive(Clone)]
 struct Device {
     code: String,
@@ -81,7 +81,7 @@ fn decision(what: &str, body: &Value) -> Call {
     Call::post(format!("/admin/v1/login/{what}"), body)
 }
 
-/// The exact words that the vendor's command line knows.
+/// The exact error texts that the vendor's command line matches.
 #[track_caller]
 fn refused(answer: &Answer, status: u16, error: &str) {
     assert_eq!((answer.status, &answer.body), (status, &json!({ "error": error })));
@@ -126,7 +126,7 @@ async fn a_device_gets_one_key_whichever_nodes_are_asked() {
         "user_code": user_code, "team": { "id": office.team.id, "name": "acme" }, "permissions": ["write"],
     });
     assert_eq!(approved, expected);
-    // Not slowed down, though it asks again at once: there is something to say, once this node knows.
+    // The second poll is not slowed down, because a decision exists; it repeats until this node has applied it.
     office.cluster.caught_up().await;
     let got = office.poll(1, &device).await;
     assert_eq!(got.headers["cache-control"], "no-store");
@@ -176,7 +176,7 @@ async fn a_decision_is_made_once_and_a_code_is_fetched_once() {
         }
     }
 
-    // Of many who fetch at a time, one gets it.
+    // Of many polls at the same time, one gets the key.
     let device = office.device(1).await;
     office.approve(0, &device).await;
     let polls = (0..12).map(|n| office.poll(n % 3, &device));
@@ -187,7 +187,7 @@ async fn a_decision_is_made_once_and_a_code_is_fetched_once() {
     assert_eq!(got.len(), 1);
     missed.iter().for_each(|answer| refused(answer, 400, "expired_token"));
 
-    // Who let it in may not any more.
+    // The key that approved the device is revoked.
     let device = office.device(2).await;
     office.approve(0, &device).await;
     let revoke = Call::delete(format!("/admin/v1/keys/{}", office.team_admin_id)).bearer(&office.admin);
@@ -196,7 +196,7 @@ async fn a_decision_is_made_once_and_a_code_is_fetched_once() {
     office.decide(2, "lookup", &body).await.error(401);
 }
 
-/// A node that answered from what it has would sometimes not have it yet.
+/// A node that answered from its local state would sometimes miss the decision.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decision_counts_on_every_node_at_once() {
     let office = LoginOffice::open().await;
@@ -210,17 +210,17 @@ async fn a_decision_counts_on_every_node_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_polls_a_waiting_code_too_fast_is_slowed_down() {
+async fn polling_too_fast_is_slowed_down() {
     let office = LoginOffice::open().await;
     let device = office.device(0).await;
     refused(&office.poll(0, &device).await, 400, "authorization_pending");
-    // Several, for a busy machine may take long between two of them.
+    // Several polls, because a busy machine may take long between two of them.
     let polls = futures::future::join_all((0..5).map(|_| office.poll(0, &device))).await;
     let slowed = polls.iter().filter(|answer| answer.body["error"] == "slow_down");
     let slowed: Vec<_> = slowed.collect();
     assert!(!slowed.is_empty(), "{polls:?}");
     slowed.into_iter().for_each(|answer| refused(answer, 400, "slow_down"));
-    // Another code is not concerned, and a decision is told at once.
+    // The limit does not concern other codes, and a decision is answered at once.
     let other = office.device(0).await;
     refused(&office.poll(0, &other).await, 400, "authorization_pending");
     office.approve(0, &device).await;
@@ -228,7 +228,7 @@ async fn who_polls_a_waiting_code_too_fast_is_slowed_down() {
     office.poll(0, &device).await.ok();
 }
 
-/// What a key of these permissions may do, seen from outside.
+/// Probes what a key with these permissions may do.
 async fn has_exactly(url: &str, key: &str, permission: &str) {
     let read = Call::get("/v1/messages").key(key).agent("b").to(url).await;
     let (write, admin) = (
@@ -283,7 +283,7 @@ async fn an_operator_names_the_team_and_whoever_lets_in_chooses_the_permissions(
         .await;
     }
 
-    // Nothing of this decides anything.
+    // None of these calls decides the login.
     let device = office.device(0).await;
     let with = |team: Value, permissions: Value| json!({ "user_code": device.user_code, "team": team, "permissions": permissions });
     for (body, status) in [
@@ -330,7 +330,7 @@ async fn only_administrators_let_devices_in_and_only_into_their_team() {
             decision(what, &body).to(url).await.error(401);
         }
     }
-    // Another team's key lets it into the other team, or turns it away, and learns nothing of ours.
+    // A key of another team approves for that other team or denies; it learns nothing of the first team.
     let waiting = decision("lookup", &body).bearer(&other_admin).to(url).await.ok();
     assert_eq!(waiting["teams"], json!([{ "id": other.id, "name": "other" }]));
     for team in [office.team.id.as_str(), "acme", "nobody", "system"] {
@@ -345,7 +345,7 @@ async fn only_administrators_let_devices_in_and_only_into_their_team() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_device_calls_itself_is_a_short_line() {
+async fn the_name_of_a_device_is_one_short_line() {
     let office = LoginOffice::open().await;
     let shown = async |call: Call| {
         let told = call.to(&office.urls[0]).await.ok();
@@ -372,7 +372,7 @@ async fn what_a_device_calls_itself_is_a_short_line() {
     assert_eq!(shown(plain().header("user-agent", "\u{e4}")).await, "");
 }
 
-/// Repeats `call` until it is limited; gives the answers before, and the refusal.
+/// Repeats `call` until it is limited; returns the earlier answers and the refusal.
 async fn until_limited(url: &str, call: impl Fn() -> Call) -> (Vec<Answer>, Answer) {
     let mut before = Vec::new();
     loop {
@@ -393,7 +393,7 @@ fn told_to_wait(answer: &Answer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_strangers_may_try_is_limited_per_address_and_node() {
+async fn unauthenticated_calls_are_limited_per_address_and_node() {
     let office = LoginOffice::open().await;
     let (url, elsewhere) = (&office.urls[0], &office.urls[1]);
     let (before, limited) = until_limited(url, || ask_code(&json!({}))).await;
@@ -420,7 +420,7 @@ async fn what_strangers_may_try_is_limited_per_address_and_node() {
     refused(&ask_token(&unknown).to(elsewhere).await, 400, "expired_token");
     let neighbour = ask_token(&unknown).coming_from([127, 0, 0, 2]);
     refused(&neighbour.to(url).await, 400, "expired_token");
-    // Who has a code is not held up by the others at this address.
+    // A device with a code is not limited by the other callers of its address.
     let device = office.device(1).await;
     office.approve(0, &device).await;
     office.poll(0, &device).await.ok();
@@ -431,7 +431,7 @@ async fn guessing_codes_is_limited_per_key_and_node() {
     let office = LoginOffice::open().await;
     let device = office.device(0).await;
     let lookup = |code: &str| decision("lookup", &json!({ "user_code": code })).bearer(&office.team_admin);
-    // What exists does not count, and what cannot exist neither.
+    // Existing codes and malformed codes do not count as guesses.
     for _ in 0..3 * limits::USER_CODE_MISSES_PER_MINUTE {
         lookup(&device.user_code).to(&office.urls[0]).await.ok();
         lookup("AEIO-UAEI").to(&office.urls[0]).await.error(404);
@@ -485,7 +485,7 @@ async fn open_codes_are_limited_over_the_cluster() {
         assert_eq!(answer.body["retry_after_secs"], 600);
         answer.error(429);
     }
-    // Deciding makes no room, fetching does.
+    // Deciding a login does not make room for another; fetching its key does.
     let first = Device {
         code: "0".to_owned(),
         user_code: "BBBB-BBBB".to_owned(),
@@ -498,7 +498,7 @@ async fn open_codes_are_limited_over_the_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_leader_and_no_leader() {
+async fn logins_survive_a_leader_change_and_wait_for_a_quorum() {
     let office = LoginOffice::open().await;
     let leader = office.cluster.leader().await;
     let [one, two] = [1, 2].map(|step| (leader + step) % 3);
@@ -523,7 +523,7 @@ async fn another_leader_and_no_leader() {
     refused(&office.poll(two, &pending).await, 400, "authorization_pending");
     office.approve(two, &pending).await;
 
-    // Without a quorum nothing is made up.
+    // Without a quorum every route answers 503.
     office.cluster.kill(one).await;
     let unknown = Device {
         code: "cd".repeat(32),

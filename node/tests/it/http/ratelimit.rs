@@ -1,5 +1,5 @@
-//! Quotas at the doors: exact over three nodes that race for the last units, per UTC day and month of
-//! replicated time, and told on every answer.
+//! Quotas: they are exact when clients of three nodes race for the last units, they follow UTC days and months of
+//! replicated time, and every answer shows them.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ use crate::common::{TestCluster, eventually};
 
 const UNLIMITED: u64 = 2_147_483_647;
 
-/// Limit and remaining.
+/// The limit and the remaining units that an answer shows.
 #[track_caller]
 fn shown(answer: &Answer) -> (u64, u64) {
     let number = |name: &str| -> u64 {
@@ -32,7 +32,7 @@ fn shown(answer: &Answer) -> (u64, u64) {
     (number("x-ratelimit-limit"), number("x-ratelimit-remaining"))
 }
 
-/// The seconds that a 429 tells to wait.
+/// The `Retry-After` of a 429 in seconds.
 #[track_caller]
 fn refused(answer: &Answer) -> u64 {
     assert_eq!(answer.status, 429, "{}", answer.body);
@@ -63,7 +63,7 @@ async fn patch_limits(url: &str, admin: &str, team: &Team, limits: &Value) {
         .ok();
 }
 
-/// Brings the clocks of all nodes to the same moment, and waits until they have compared them.
+/// Sets the clocks of all nodes to one time and waits until the nodes have compared them.
 async fn set_clocks(cluster: &TestCluster, unix_ms: u64) {
     for node in cluster.running() {
         let clock = cluster.services(node).clock;
@@ -76,7 +76,7 @@ async fn set_clocks(cluster: &TestCluster, unix_ms: u64) {
     .await;
 }
 
-/// An agent's counted reads of the newest day, and how many leases of anybody are out.
+/// The counted reads of an agent on its newest day, and the number of leases of all agents.
 async fn counted(cluster: &TestCluster, node: usize, team: &Team, agent: &str) -> (u64, usize) {
     let id: TeamId = team.id.parse().unwrap();
     let state = cluster.services(node).reader.linearizable().await.unwrap();
@@ -85,7 +85,7 @@ async fn counted(cluster: &TestCluster, node: usize, team: &Team, agent: &str) -
     (count.used, leases)
 }
 
-/// One node and a team of few units.
+/// One node and a team with small quotas.
 struct Desk {
     url: String,
     admin: String,
@@ -114,12 +114,12 @@ impl Desk {
         assert!((1..=86_400).contains(&wait));
     }
 
-    /// As agent a.
+    /// Calls as agent a.
     fn call(&self, method: Method, path: &str) -> Call {
         Call::new(method, path).key(&self.team.key).agent("a")
     }
 
-    /// The plan's default, and nothing of it, for whom nobody knows; the limit untouched for no agent.
+    /// An unauthenticated caller sees the default limit with 0 remaining; a caller without an agent sees the full limit.
     async fn nobody(&self) {
         let (empty, some) = (json!({}), mail("b", &json!({})));
         self.check(401, (1_000, 0), Call::post("/v1/messages", &some)).await;
@@ -145,7 +145,7 @@ impl Desk {
         self.check(200, (5, 4), post(team, "a")).await;
         self.check(200, (7, 6), get(team, "a")).await;
         self.check(200, (7, 5), get(team, "a")).await;
-        // Another agent has its own.
+        // Another agent has its own quota.
         self.check(200, (5, 4), post(team, "b")).await;
         let reader = json!({ "name": "reader", "permissions": ["read"], "agent_id": "a" });
         let (_, reader) = new_key(&self.url, &self.admin, &team.id, &reader).await;
@@ -171,7 +171,7 @@ impl Desk {
 
     async fn to_the_last_send_and_read(&self) {
         let team = &self.team;
-        // A batch shows its last send; a repeat under a key is no new one.
+        // A batch shows the quota after its last send. A repeat under an idempotency key is not counted.
         let items = json!({ "messages": [mail("b", &json!({})), {}, mail("b", &json!({ "n": 2 }))] });
         let batch = self.call(Method::POST, "/v1/messages/batch").json(&items);
         self.check(200, (5, 2), batch).await;
@@ -185,7 +185,7 @@ impl Desk {
             self.check(200, (7, left), get(team, "a")).await;
         }
         self.check_refused(7, get(team, "a")).await;
-        // Only the list is a read.
+        // Only lists count as reads.
         self.check(404, (7, 0), self.call(Method::GET, "/v1/messages/msg_1"))
             .await;
     }
@@ -233,8 +233,8 @@ async fn every_answer_of_the_face_shows_its_quota() {
     }
 }
 
-/// Sends `calls` to all nodes at once, each again while nothing was done for want of a leader; the answers in
-/// no order.
+/// Sends `calls` calls to all nodes at once and repeats each one that failed without effect because there was no leader.
+/// Returns the answers in any order.
 async fn race(cluster: &TestCluster, calls: usize, call: impl Fn() -> Call) -> Vec<Answer> {
     let urls = cluster.urls();
     join_all((0..calls).map(|n| {
@@ -250,12 +250,12 @@ async fn race(cluster: &TestCluster, calls: usize, call: impl Fn() -> Call) -> V
     .await
 }
 
-/// Exactly `limit` of them succeeded, and each was told a place of its own.
+/// Asserts that exactly `limit` calls succeeded and that each shows a different remaining number.
 #[track_caller]
 fn exact(answers: &[Answer], limit: u64) {
     let (taken, refusals): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 200);
     if answers.iter().any(|answer| answer.status == 504) {
-        // An election in between: those may have been counted, or not.
+        // During an election a call may or may not have been counted.
         return assert!(taken.len() as u64 <= limit);
     }
     assert_eq!(taken.len() as u64, limit);
@@ -277,7 +277,7 @@ async fn clients_that_race_over_three_nodes_get_exactly_the_limit() {
     exact(&race(&office.cluster, 90, || post(&team, "a")).await, 40);
     exact(&race(&office.cluster, 30, || webhook(&team, "a")).await, 10);
 
-    // Reads: never more than the limit; what one node leased and did not spend, others can use later.
+    // Reads never exceed the limit. Units that one node leased and did not spend are available to others later.
     let answers = race(&office.cluster, 90, || get(&team, "a")).await;
     let mut taken = answers.iter().filter(|answer| answer.status == 200).count();
     assert!(taken <= 60, "{taken} reads");
@@ -296,7 +296,7 @@ async fn clients_that_race_over_three_nodes_get_exactly_the_limit() {
     }
     assert_eq!(taken, 60);
 
-    // With nobody else at work one node has them all.
+    // A single node can use all units.
     let follower = office.cluster.url(office.cluster.follower().await);
     for left in (0..60).rev() {
         let answer = get(&team, "b").to(&follower).await;
@@ -325,7 +325,7 @@ async fn midnight_reopens_days_and_months_for_all_nodes_at_once() {
         }
         kite().to(&office.urls[2]).await.ok()
     };
-    // Sends wait for the month, because the team's events are used up as well.
+    // Sends must wait for the next month, because the team's monthly events are used up too.
     let all_refused = async |until_month: u64| {
         for url in &office.urls {
             for (call, until) in [
@@ -345,14 +345,14 @@ async fn midnight_reopens_days_and_months_for_all_nodes_at_once() {
     assert_eq!(keys, ["error", "retry_after_secs"]);
     assert_eq!(over.body["retry_after_secs"], refused(&over));
 
-    // Clocks that go back reopen nothing.
+    // Clocks that go back do not restore a quota.
     set_clocks(&office.cluster, last_noon - 2 * 86_400_000).await;
     for url in &office.urls {
         for call in [get(&team, "a"), post(&team, "a"), kite()] {
             refused(&call.to(url).await);
         }
     }
-    // The next day is the next month.
+    // The next day is in the next month.
     set_clocks(&office.cluster, last_noon + 86_400_000).await;
     let answer = Call::get("/v1/messages/x")
         .key(&team.key)
@@ -365,7 +365,7 @@ async fn midnight_reopens_days_and_months_for_all_nodes_at_once() {
     assert_eq!(use_up().await["usage"]["events_used"], 3);
     all_refused(27 * 86_400 + 43_200).await;
 
-    // One clock that is a day behind or ahead neither opens a day nor ends one, on its own node or elsewhere.
+    // One clock that is a day off neither begins a day nor ends one, on its own node or on others.
     let odd = office.cluster.follower().await;
     let reads_left = async |url: &str| {
         let answer = get(&team, "b").to(url).await;
@@ -403,7 +403,7 @@ async fn a_changed_limit_counts_at_once_on_every_node() {
             assert_eq!(call.to(url).await.status, 200);
         }
     }
-    // Every node holds a lease of 64 reads now, and must not spend it.
+    // Every node now holds a lease of 64 reads, which it must not spend any more.
     let low = json!({ "daily_sends": 2, "daily_reads": 2, "daily_webhook_registrations": 2 });
     patch_limits(&office.urls[1], &office.admin, &team, &low).await;
     for url in &office.urls {
@@ -442,14 +442,14 @@ async fn what_a_node_leased_and_did_not_spend_comes_back() {
     let follower = office.cluster.follower().await;
     let other = (0..3).find(|node| *node != follower).unwrap();
     assert_eq!(get(&team, "a").to(&office.urls[follower]).await.status, 200);
-    // On a busy machine it may have come back already.
+    // On a busy machine the lease may have been returned already.
     let leased = counted(&office.cluster, other, &team, "a").await;
     assert!(matches!(leased, (64, 1) | (1, 0)), "{leased:?}");
     eventually("an idle lease returned", async || {
         (counted(&office.cluster, other, &team, "a").await == (1, 0)).then_some(())
     })
     .await;
-    // A node that stops returns at once what it holds; one that crashes cannot.
+    // A node that stops returns its leases; a node that crashes cannot.
     assert_eq!(get(&team, "a").to(&office.urls[follower]).await.status, 200);
     office.cluster.stop_node(follower).await;
     assert_eq!(counted(&office.cluster, other, &team, "a").await, (2, 0));
@@ -473,7 +473,7 @@ async fn without_a_quorum_a_lease_in_hand_still_reads_locally() {
     let local = || Call::get("/v1/messages?consistency=local").key(&team.key).agent("a");
     let left = office.cluster.leader().await;
     let others: Vec<usize> = (0..3).filter(|node| *node != left).collect();
-    // A lease is short: on a busy machine it may be over before the others are gone.
+    // On a busy machine the lease may end before the other nodes are down.
     let mut held = false;
     for _ in 0..10 {
         eventually("a read that leaves a lease", async || {
@@ -500,7 +500,7 @@ async fn without_a_quorum_a_lease_in_hand_still_reads_locally() {
     assert_eq!(over.headers["retry-after"], "1");
     assert_eq!(shown(&over).0, 1_200, "{}", over.body);
     over.error(503);
-    // Nobody could be asked who calls, but this node knows them.
+    // The node knows the caller's key from its own state.
     let linearizable = get(&team, "a").to(&office.urls[left]).await;
     assert_eq!(shown(&linearizable).0, 1_200);
     linearizable.error(503);

@@ -1,4 +1,4 @@
-//! Topics over the Abba Baba face: subscribing, publishing, and what each agent sees of it.
+//! Topics of the Abba Baba API: subscribing, publishing, and what each agent sees.
 
 use agentpost_proto::api::abbababa::{
     GetResponse, ListResponse, ReceiptResponse, SendResponse, SubscriptionResponse, SubscriptionsResponse,
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::common::TestCluster;
 use crate::common::office::{Office, office};
-use crate::common::web::{Call, Team, bodies, mail, new_key};
+use crate::common::web::{Call, Team, bodies, list, mail, new_key};
 
 const MOUNTS: [&str; 2] = ["/api/v1", "/v1"];
 
@@ -30,15 +30,6 @@ async fn publish(url: &str, team: &Team, from: &str, body: &Value) -> Value {
     Call::post("/v1/messages", &news(body))
         .key(&team.key)
         .agent(from)
-        .to(url)
-        .await
-        .ok()
-}
-
-async fn list(url: &str, team: &Team, agent: &str, query: &str) -> Value {
-    Call::get(format!("/v1/messages?{query}"))
-        .key(&team.key)
-        .agent(agent)
         .to(url)
         .await
         .ok()
@@ -79,7 +70,7 @@ async fn a_publish_reaches_whoever_is_subscribed_at_that_moment() {
         serde_json::from_value::<GetResponse>(got.clone()).unwrap();
         assert_eq!(got["message"], *received);
     }
-    // The publisher has it as its sender, not in its inbox.
+    // The publisher sees the message as its sender, but not in its inbox.
     assert_eq!(
         bodies(&list(&office.urls[1], &office.team, "alpha", "").await),
         [] as [Value; 0]
@@ -98,7 +89,7 @@ async fn a_publish_reaches_whoever_is_subscribed_at_that_moment() {
         .await
         .error(404);
 
-    // Each receiver reads for itself.
+    // Each receiver has its own read mark.
     let marked = Call::patch(&path, &json!({ "read": true }))
         .key(&office.team.key)
         .agent("beta")
@@ -113,7 +104,20 @@ async fn a_publish_reaches_whoever_is_subscribed_at_that_moment() {
         .agent("alpha");
     mark.to(&office.urls[0]).await.error(404);
 
-    // By the query of the one dialect and by the body of the other.
+    unsubscribe_beta_and_gamma(&office).await;
+    publish(&office.urls[2], &office.team, "delta", &json!({ "n": 2 })).await;
+    assert_eq!(
+        bodies(&list(&office.urls[1], &office.team, "beta", "").await),
+        [json!({ "n": 1 })]
+    );
+    assert_eq!(
+        bodies(&list(&office.urls[1], &office.team, "alpha", "").await),
+        [json!({ "n": 2 })]
+    );
+}
+
+/// Unsubscribes twice each: the topic may be in the query or in the body.
+async fn unsubscribe_beta_and_gamma(office: &Office) {
     for (url, agent, call) in [
         (
             &office.urls[0],
@@ -131,15 +135,6 @@ async fn a_publish_reaches_whoever_is_subscribed_at_that_moment() {
             assert!(done["success"] == true && done["data"]["message"].is_string());
         }
     }
-    publish(&office.urls[2], &office.team, "delta", &json!({ "n": 2 })).await;
-    assert_eq!(
-        bodies(&list(&office.urls[1], &office.team, "beta", "").await),
-        [json!({ "n": 1 })]
-    );
-    assert_eq!(
-        bodies(&list(&office.urls[1], &office.team, "alpha", "").await),
-        [json!({ "n": 2 })]
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,7 +163,7 @@ async fn subscribing_again_changes_nothing_but_the_url() {
         (&first["webhookUrl"], &first["callbackUrl"]),
         (&json!(one), &json!(one))
     );
-    // An absent URL stays, and with it the secret.
+    // Without a URL, the old URL and its secret are kept.
     assert_eq!(call(&json!({ "topic": "a/b" }), 1).await["data"], first);
     let changed = call(&json!({ "topic": "a/b", "callbackUrl": two }), 2).await["data"].clone();
     assert_eq!(
@@ -192,7 +187,7 @@ async fn subscribing_again_changes_nothing_but_the_url() {
         (&Value::Null, &Value::Null)
     );
     assert!(removed.get("secret").is_none());
-    // Nobody else's list has it.
+    // No other agent's list shows the subscription.
     for (agent, key) in [
         ("beta", &team.key),
         ("alpha", &Team::create(&urls[0], &admin, "other").await.key),
@@ -211,7 +206,7 @@ async fn topics_of_another_team_are_other_topics() {
     subscribe(url, &ours, "beta", "news").await;
     let sent = publish(url, &theirs, "alpha", &json!({ "n": 1 })).await;
     assert_eq!(list(url, &ours, "beta", "").await["messages"], json!([]));
-    // Neither the message nor its receipt exists for them.
+    // The other team sees neither the message nor its receipt.
     let id = sent["messageId"].as_str().unwrap();
     for path in [format!("/v1/messages/{id}"), format!("/v1/messages/{id}/receipt")] {
         let ours = Call::get(path.clone()).key(&ours.key).agent("alpha").to(url).await;
@@ -235,7 +230,7 @@ async fn a_repeated_publish_is_one_message() {
     for url in &office.urls {
         assert_eq!(call("news").to(url).await.ok(), first);
         call("olds").to(url).await.error(422);
-        // To an agent of that name is another operation.
+        // A direct message to an agent with the topic's name is another operation.
         let direct = Call::post(
             "/v1/messages",
             &json!({ "toAgentId": "news", "type": "t", "body": { "n": 1 } }),
@@ -298,7 +293,7 @@ async fn a_large_publish_is_answered_when_every_inbox_has_it() {
         )
         .await;
         assert_eq!(last["messages"][0]["id"], sent["messageId"]);
-        // A repeat has nothing to wait for.
+        // A repeat does not wait.
         assert_eq!(call.to(&office.urls[0]).await.ok(), sent);
     }
     let expected: Vec<_> = (0..3).map(|turn| json!({ "turn": turn })).collect();
@@ -352,7 +347,7 @@ async fn a_receipt_tells_the_sender_who_read() {
         assert!(shown["accepted"] == true && shown["stored"] == true && shown["fanout"] == "complete");
         assert_eq!(shown["read"][0], json!({ "agentId": "beta", "readAt": read_at }));
         assert_eq!(shown["delivered"], json!([]));
-        // An admin of the team may look, receivers may not, and a key that is bound to an agent is no admin.
+        // A team admin may read the receipt; receivers and admin keys that are bound to an agent may not.
         assert_eq!(receipt(id).key(&team_admin).to(&office.urls[1]).await.ok(), answer);
         receipt(id).key(&office.team.key).to(&office.urls[1]).await.error(403);
         for agent in ["beta", "delta"] {

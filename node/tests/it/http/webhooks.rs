@@ -1,4 +1,4 @@
-//! The webhook of an agent: registering, reading, deleting, and its secret.
+//! Webhooks of agents: registering, reading, deleting, and their secrets.
 
 use agentpost_proto::api::abbababa::WebhookResponse;
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ async fn a_webhook_is_registered_replaced_and_deleted_through_any_node() {
     assert!(first["id"].as_str().unwrap().starts_with("whk_"));
     assert!(first["secret"].as_str().unwrap().starts_with("whsec_"));
     assert!(first["isActive"] == true && first["createdAt"].is_string() && first["agentId"] == "alpha");
-    // The URL is kept to the letter.
+    // The URL is stored unchanged.
     assert_eq!(first["url"], HOOK);
     assert_eq!(first["events"], json!(["message.received", "message.topic"]));
     for url in &office.urls {
@@ -36,7 +36,7 @@ async fn a_webhook_is_registered_replaced_and_deleted_through_any_node() {
         assert_eq!(get("beta").to(url).await.ok()["webhook"], Value::Null);
     }
 
-    // The same URL keeps its secret, another has another.
+    // Registering the same URL keeps the secret; another URL gets another secret.
     let same = register(HOOK, &["message.received"])
         .key(&alpha)
         .to(&office.urls[1])
@@ -57,7 +57,7 @@ async fn a_webhook_is_registered_replaced_and_deleted_through_any_node() {
         assert!(done["success"] == true && done["data"]["message"].is_string());
     }
     assert_eq!(get("alpha").to(&office.urls[2]).await.ok(), none);
-    // Registered once more it is a new one: whoever knew the old secret knows nothing.
+    // After a deletion, registering makes a new secret.
     let again = register(HOOK, &["message.received"])
         .key(&alpha)
         .to(&office.urls[1])
@@ -87,7 +87,7 @@ async fn a_secret_belongs_to_an_agent_and_a_url() {
     secrets.sort();
     secrets.dedup();
     assert_eq!(secrets.len(), 3);
-    // The subscription still has the URL when the webhook is gone.
+    // The subscription keeps the URL when the webhook is deleted.
     Call::delete("/v1/messages/webhook")
         .key(&office.team.key)
         .agent("alpha")

@@ -1,5 +1,5 @@
-//! Our events in the hands of the vendor's own crate: whatever is sent through either face, its parser takes as agent
-//! mail and finds in it what we meant.
+//! Our events, read with the vendor's own crate: its parser accepts every event as agent mail and finds the sent values in
+//! it.
 
 use agentpost_node::server::ws::frame;
 use agentpost_proto::cloudevent::{self, CloudEvent, Data};
@@ -31,7 +31,7 @@ fn message(body: &str, kind: BodyKind) -> record::Message {
     }
 }
 
-/// The event of the frame that a session sends: as JSON, and what their parser makes of it.
+/// The event of a frame: as JSON, and as their parser reads it.
 fn sent(message: &record::Message, receiver: Option<&str>, seq: u64) -> (Value, AgentMessage) {
     let text = frame::event(message, receiver, seq, PREFIX);
     let ServerMessage::Event { seq: outer, event } = serde_json::from_str(&text).unwrap() else {
@@ -44,7 +44,7 @@ fn sent(message: &record::Message, receiver: Option<&str>, seq: u64) -> (Value, 
         kite_protocol::get_kitesummary(&parsed).as_deref(),
         event["kitesummary"].as_str()
     );
-    // What `--json` of their command line prints says the same.
+    // `--json` of their command line prints the same values.
     let again: CloudEvent = serde_json::from_value(serde_json::to_value(&parsed).unwrap()).unwrap();
     let mut ours: CloudEvent = serde_json::from_value(event.clone()).unwrap();
     let time = |event: &CloudEvent| parse_rfc3339(&event.time).unwrap();
@@ -55,10 +55,10 @@ fn sent(message: &record::Message, receiver: Option<&str>, seq: u64) -> (Value, 
     (event, mail)
 }
 
-/// Attributes that CloudEvents itself names; all others are extensions.
+/// The attributes that CloudEvents defines; all others are extensions.
 const ATTRIBUTES: [&str; 7] = ["specversion", "id", "type", "source", "datacontenttype", "time", "data"];
 
-/// The rules of kite-wire.md 4 and 4.1, field by field.
+/// Asserts the rules of kite-wire.md 4 and 4.1, field by field.
 fn assert_well_formed(event: &Value, message: &record::Message) {
     let text = |name: &str| event[name].as_str().unwrap_or_else(|| panic!("{name} in {event}"));
     assert_eq!((text("specversion"), text("type")), ("1.0", "com.kite.agent.message"));
@@ -183,7 +183,7 @@ fn an_event_is_written_in_the_order_of_their_serializer() {
     }
 }
 
-/// The largest seq that their integers hold is far beyond what a team can count to; ours keeps its value up to there.
+/// Their integers end far beyond any seq of a team; our seq keeps its value up to there.
 #[test]
 fn every_seq_up_to_their_largest_integer_is_kept() {
     for seq in [1, u64::from(u32::MAX), 1 << 53, i64::MAX as u64] {
@@ -204,14 +204,14 @@ fn summaries_are_theirs_wherever_theirs_does_not_panic() {
         let theirs = AgentMessage::new("a", "b", body).summary();
         assert_eq!(cloudevent::summary("a", "b", body), theirs);
     }
-    // Byte 80 lies within the character: theirs panics.
+    // Byte 80 is inside a character, where their code panics.
     let odd = format!("{}🦀 and more", "x".repeat(78));
     assert!(std::panic::catch_unwind(|| AgentMessage::new("a", "b", odd.as_str()).summary()).is_err());
     let expected = format!("[agent msg] a → b: {}…", "x".repeat(78));
     assert_eq!(cloudevent::summary("a", "b", &odd), expected);
 }
 
-/// Any text that may be sent; many with characters around the place where a summary is cut.
+/// Any text that may be sent, often with a wide character where the summary is cut.
 fn body() -> impl Strategy<Value = String> {
     let around = (70..90usize, any::<String>()).prop_map(|(length, rest)| "x".repeat(length) + &rest);
     prop_oneof![
@@ -232,7 +232,7 @@ fn any_message() -> impl Strategy<Value = record::Message> {
     let name = "[A-Za-z0-9._:/-]{1,128}";
     let texts = (agent, agent, name, opaque(), opaque(), body());
     let kind = prop_oneof![Just(BodyKind::Text), Just(BodyKind::Object)];
-    // Up to the year 9999.
+    // Times up to the year 9999.
     let rest = (
         any::<u128>(),
         0..=253_402_300_799_999u64,

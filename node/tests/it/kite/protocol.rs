@@ -1,4 +1,4 @@
-//! Our frames and those of the vendor's own crate are exchangeable, in both directions. Events: `kite_cloudevents.rs`.
+//! Our frames and those of the vendor's own crate are exchangeable in both directions. `cloudevents.rs` tests the events.
 
 use agentpost_node::server::ws::frame;
 use agentpost_proto::cloudevent::{self, CloudEvent};
@@ -19,7 +19,7 @@ use crate::common::web::{Call, Team, new_key};
 
 type ServerFrame = ours::ServerFrame;
 
-/// Through the text that crosses the socket.
+/// Converts a frame through the text that crosses the socket.
 fn crossed<T: DeserializeOwned>(frame: &impl Serialize) -> T {
     let text = text(frame);
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
@@ -29,12 +29,12 @@ fn text(frame: &impl Serialize) -> String {
     serde_json::to_string(frame).unwrap()
 }
 
-/// What a frame says, field by field.
+/// The fields of a frame.
 fn said(frame: &impl Serialize) -> Value {
     serde_json::to_value(frame).unwrap()
 }
 
-/// Any JSON; floats that both sides print alike.
+/// Any JSON, with floats that both sides print alike.
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -122,7 +122,7 @@ proptest! {
     fn what_we_send_says_the_same_in_their_types(frame in any_server_frame()) {
         let theirs: ServerMessage = crossed(&frame);
         prop_assert_eq!(said(&theirs), said(&frame));
-        // And what they would send parses as ours.
+        // Their serialization parses as ours.
         let back: ServerFrame = crossed(&theirs);
         prop_assert_eq!(said(&back), said(&frame));
     }
@@ -132,13 +132,13 @@ proptest! {
         let text = serde_json::to_string(&frame).unwrap();
         let ours = frame::read(&text).unwrap().unwrap();
         prop_assert_eq!(said(&ours), said(&frame));
-        // And what our client sends parses as theirs.
+        // Our client's serialization parses as theirs.
         let back: ClientMessage = crossed(&ours);
         prop_assert_eq!(said(&back), said(&frame));
     }
 }
 
-/// The bytes of kite-wire.md, seen on the wire.
+/// Compares the bytes with kite-wire.md.
 #[test]
 fn frames_are_written_as_theirs_are() {
     let (team_id, client_id) = ("t".to_owned(), "c".to_owned());
@@ -187,7 +187,7 @@ fn frames_are_written_as_theirs_are() {
     }
 }
 
-/// What either side may leave out, write as null, or add.
+/// Fields that either side may leave out, write as null, or add.
 #[test]
 fn what_is_absent_or_unknown_is_read_alike() {
     for (text, meant) in [
@@ -253,7 +253,7 @@ async fn say(socket: &mut Socket, frame: &ClientMessage) {
         .await;
 }
 
-/// A conversation in their types alone, over a real socket: none of our frames on the client's side.
+/// A conversation over a real socket in which the client uses only their types.
 #[tokio::test(flavor = "multi_thread")]
 async fn their_client_converses_with_a_cluster() {
     let office = office().await;
@@ -319,12 +319,12 @@ async fn their_client_converses_with_a_cluster() {
     assert_eq!(seen, expected);
 }
 
-/// The next frame, in their types.
+/// The next frame in their types.
 async fn heard(socket: &mut Socket) -> ServerMessage {
     serde_json::from_value(socket.frame().await).unwrap()
 }
 
-/// The methods of their management commands in order, and what these read of the answers.
+/// The methods of their management commands in order, and the fields that the commands read.
 const COMMANDS: [(&str, &str, &[&str]); 7] = [
     (
         "events.recent",

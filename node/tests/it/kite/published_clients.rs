@@ -1,4 +1,4 @@
-//! Clients that behave as each published version does, on three nodes in trouble.
+//! Clients that behave like each published version, on three nodes with faults.
 
 mod clients;
 mod storm;
@@ -29,8 +29,9 @@ async fn storm(seed: u64) {
     storm.end().await;
 }
 
-/// A handler that runs for minutes does not read its socket; here times are shorter, and it outlasts many pings
-/// and the age at which an answered ping would count as an ack.
+/// A client does not read its socket while its handler runs for minutes. Here the times are shorter: the handler outlasts
+/// many pings and the age at which an answered ping would count as an acknowledgement. A slow machine only makes the wait
+/// longer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blocked_handler_keeps_its_session_and_its_mail() {
     const BLOCKED: Duration = Duration::from_secs(3);
@@ -67,7 +68,7 @@ async fn a_blocked_handler_keeps_its_session_and_its_mail() {
     assert!(place().await <= 2, "nothing that it did not read counts as received");
     storm.send(1, "busy", "5").await.unwrap();
     assert_eq!(socket.bodies(3).await, ["3", "4", "5"], "the session is still there");
-    // Now it blocks for good, and its process is killed.
+    // The handler blocks again, and the client's process is killed.
     for body in ["6", "7"] {
         storm.send(0, "busy", body).await.unwrap();
     }

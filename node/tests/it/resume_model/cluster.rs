@@ -1,4 +1,4 @@
-//! The servers without their sockets: one log, three replicas that lag as they like, the acks that wait on each.
+//! The cluster of the model: one log, three replicas that lag, and the acknowledgements that wait on each replica.
 
 use agentpost_node::server::ws::ack::Table;
 use agentpost_proto::command::operation::Op;
@@ -28,19 +28,19 @@ pub fn member() -> Option<Principal> {
     Some(principal("acme", "w"))
 }
 
-/// What one node has.
+/// One node.
 #[derive(Default)]
 pub struct Replica {
-    /// Its state.
+    /// The state.
     pub memory: Memory,
-    /// How much of the log is in it.
+    /// The number of log entries that the state contains.
     pub applied: usize,
-    /// The acks that wait there.
+    /// Acknowledgements that are not in the log yet.
     pub acks: Table,
 }
 
 pub struct Cluster {
-    /// With the whole log applied.
+    /// The state after the whole log.
     pub memory: Memory,
     cache: HotCache,
     log: Vec<Writes>,
@@ -50,8 +50,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// With a team that has nearly all its cursors, a topic to which the first agents are subscribed, and an inbox
-    /// that is nearly full.
+    /// Creates a cluster with a team that has nearly all its cursors, a topic with the first agents as subscribers, and an
+    /// inbox that is nearly full.
     pub fn new() -> Self {
         let mut cluster = Cluster {
             memory: Memory::default(),
@@ -85,7 +85,7 @@ impl Cluster {
         cluster
     }
 
-    /// Commits a command and returns its reply, which is not a refusal.
+    /// Commits a command and returns its reply, which must not be a refusal.
     pub fn apply(&mut self, principal: Option<Principal>, op: Op) -> reply::Reply {
         let command = encode(self.wall_ms, 1, self.cluster_ms, principal, op);
         let mut view = View::new(&self.memory, &mut self.cache).unwrap();
@@ -115,12 +115,12 @@ impl Cluster {
         self.log.push(writes);
     }
 
-    /// Entries of the log.
+    /// The number of log entries.
     pub fn len(&self) -> usize {
         self.log.len()
     }
 
-    /// Has a replica apply up to `count` more entries.
+    /// Applies up to `count` more entries on a replica.
     pub fn catch_up(&mut self, node: usize, count: usize) {
         let replica = &mut self.replicas[node];
         let until = self.log.len().min(replica.applied.saturating_add(count));
@@ -130,7 +130,7 @@ impl Cluster {
         replica.applied = until;
     }
 
-    /// Ends a node, which begins again with an older state.
+    /// Restarts a node with a state that is `behind` entries older.
     pub fn kill(&mut self, node: usize, behind: usize) {
         let applied = self.replicas[node].applied.saturating_sub(behind);
         self.replicas[node] = Replica::default();

@@ -1,4 +1,4 @@
-//! What has to hold, kept from what was done and not from what the code under test says.
+//! The oracle: it derives from the steps, not from the code under test, what each session must see.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,27 +22,27 @@ type Checked = Result<(), TestCaseError>;
 pub struct Sent {
     pub seq: u64,
     pub from: &'static str,
-    /// As the wide scopes show it.
+    /// The receiver in the wide form.
     pub to: String,
     pub receivers: BTreeSet<&'static str>,
     pub id: String,
 }
 
-/// What the clients of one cursor have together.
+/// What the clients of one cursor have received together.
 #[derive(Debug, Default)]
 pub struct Known {
-    /// Where it began.
+    /// The seq at which the cursor began.
     pub origin: u64,
-    /// Events that a client has read, or said so.
+    /// Events that a client has read or acknowledged.
     pub seen: BTreeSet<u64>,
-    /// Up to here a client was told of losses.
+    /// The seq up to which a client was told of losses.
     pub told: u64,
-    /// The highest ack in the log.
+    /// The highest acknowledgement in the log.
     floor: u64,
-    /// Acks that a node took in since it runs.
+    /// Acknowledgements that a node has accepted since it started.
     heard: BTreeMap<usize, u64>,
     row: Option<Cursor>,
-    /// Cluster time of the last ack in the log, of whatever kind.
+    /// Cluster time of the last acknowledgement in the log, explicit or implied.
     used_ms: u64,
 }
 
@@ -50,15 +50,14 @@ pub struct Known {
 pub struct Oracle {
     pub sent: Vec<Sent>,
     pub subscribed: BTreeSet<&'static str>,
-    /// How long the log was when an inbox lost an entry, or the team a message.
+    /// The length of the log at which an inbox lost an entry, or the team a message.
     gone_from: BTreeMap<(&'static str, u64), usize>,
     gone: BTreeMap<u64, usize>,
     pub cursors: BTreeMap<CursorName, (Sees, Known)>,
 }
 
 impl Oracle {
-    /// How a message is shown to one who sees this, where the log has this length; none if it is gone or of
-    /// others.
+    /// The form in which a subscription shows a message after this many log entries; `None` if it is gone or not visible.
     pub fn shown(&self, sees: &Sees, sent: &Sent, log: usize) -> Option<String> {
         if is_from(sees, sent) {
             return is_left(self.gone.get(&sent.seq), log).then(|| sent.to.clone());
@@ -74,7 +73,7 @@ impl Oracle {
         }
     }
 
-    /// Messages in a range that one who sees this should have, whether they are gone or not.
+    /// The messages of a range that a subscription shows, including those that are gone.
     pub fn between(&self, sees: Sees, after: u64, until: u64) -> impl Iterator<Item = &Sent> {
         let from = self.sent.partition_point(|sent| sent.seq <= after);
         self.sent[from..]
@@ -83,7 +82,7 @@ impl Oracle {
             .filter(move |sent| is_from(&sees, sent) || sees.inboxes.iter().any(|agent| sent.receivers.contains(agent)))
     }
 
-    /// The event of a message, field by field.
+    /// Asserts each field of the event of a message.
     pub fn check_event(&self, sees: &Sees, seq: u64, frame: &serde_json::Value, log: usize) -> Checked {
         let sent = self.sent.iter().find(|sent| sent.seq == seq);
         prop_assert!(sent.is_some(), "{seq} was never sent");
@@ -98,7 +97,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// Everything up to `until` was shown, or is gone and was told: nothing of it is missing.
+    /// Asserts that every message up to `until` was shown, or is gone and was told as lost.
     pub fn check_nothing_missing(
         &self,
         sees: Sees,
@@ -114,7 +113,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// Notes what the newest entry of the log took away.
+    /// Records what the newest log entry removed.
     pub fn note_removals(&mut self, memory: &Memory, log: usize) {
         for sent in &self.sent {
             let exists = |key: &[u8]| memory.get(key).unwrap().is_some();
@@ -130,12 +129,12 @@ impl Oracle {
         }
     }
 
-    /// What the clients of a cursor have.
+    /// What the clients of a cursor have received.
     pub fn known(&mut self, name: &CursorName, sees: Sees) -> &mut Known {
         &mut self.cursors.entry(name.clone()).or_insert((sees, Known::default())).1
     }
 
-    /// A session begins; `head` is the newest seq of what its node has seen.
+    /// A session begins; `head` is the newest seq that its node has seen.
     pub fn check_start(
         &mut self,
         (node, subscription): (usize, &Subscription),
@@ -167,7 +166,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// A client was refused: it is a new name, and the team has all that it may have.
+    /// Asserts that a refused client has a new name and that the team has all its cursors.
     pub fn check_refusal(&self, cursor: Option<&CursorName>) -> Checked {
         let exists = |name: &CursorName| self.cursors.get(name).is_some_and(|(_, known)| known.row.is_some());
         prop_assert!(cursor.is_some_and(|name| !name.client_id.is_empty() && !exists(name)));
@@ -181,7 +180,7 @@ impl Oracle {
         self.cursors.iter().filter(named).count()
     }
 
-    /// A node took an ack in.
+    /// A node accepted an acknowledgement.
     pub fn heard(&mut self, name: &CursorName, node: usize, seq: u64) {
         if let Some((_, known)) = self.cursors.get_mut(name) {
             let heard = known.heard.entry(node).or_default();
@@ -189,7 +188,7 @@ impl Oracle {
         }
     }
 
-    /// What a node took in is in the log when nothing waits on it any more.
+    /// Asserts that accepted acknowledgements are in the log once none waits on the node.
     pub fn check_heard(&self, node: usize) -> Checked {
         for (name, (_, known)) in &self.cursors {
             let heard = known.heard.get(&node).copied().unwrap_or_default();
@@ -198,15 +197,15 @@ impl Oracle {
         Ok(())
     }
 
-    /// A node died with what it had not stored.
+    /// A node died; its acknowledgements that were not stored are lost.
     pub fn forget_heard(&mut self, node: usize) {
         for (_, known) in self.cursors.values_mut() {
             known.heard.remove(&node);
         }
     }
 
-    /// After each entry of the log, which had these acks in it: no cursor went back, none passed an event that
-    /// its clients do not have, and none was forgotten while it was used.
+    /// Checks the state after a log entry with these acknowledgements: no cursor went back, none passed an event that its
+    /// clients do not have, and none was forgotten while it was in use.
     pub fn check_cursors(
         &mut self,
         memory: &Memory,
@@ -230,7 +229,7 @@ impl Oracle {
                 (Some(_), None) => {
                     let unused_ms = cluster_ms - known.used_ms + limits::CURSOR_TOUCH_MS;
                     prop_assert!(unused_ms >= limits::CURSOR_TTL_MS, "{name:?} was forgotten too early");
-                    // A mailbox begins at its oldest mail again, and that is younger than any cursor that is forgotten.
+                    // A mailbox without a cursor begins at its oldest message, which is younger than any forgotten cursor.
                     let is_named = !name.client_id.is_empty();
                     prop_assert!(
                         !(is_named && is_open(name)),
@@ -269,7 +268,6 @@ fn is_left(gone: Option<&usize>, log: usize) -> bool {
     gone.is_none_or(|gone| *gone > log)
 }
 
-/// One of the agents, one of the senders.
 pub fn agent(n: usize) -> &'static str {
     AGENTS[n % AGENTS.len()]
 }

@@ -1,4 +1,4 @@
-//! What may happen, and who listens.
+//! The steps of a history, and the subscriptions of its sessions.
 
 use proptest::prelude::*;
 
@@ -6,27 +6,27 @@ pub const AGENTS: [&str; 3] = ["a", "b", "c"];
 pub const TOPIC: &str = "news";
 pub const SENDERS: [&str; 2] = ["p", "q"];
 pub const SOURCE_PREFIX: &str = "https://x/agents/";
-/// The agent whose inbox is nearly full, and how many entries it takes before the oldest goes.
+/// The agent whose inbox is nearly full, and the number of entries that fit before the oldest one is dropped.
 pub const BOUNDED: &str = "b";
 pub const BOUNDED_ENTRIES: u64 = 5;
 
-/// How many named cursors the team may still have.
+/// The number of named cursors that the team may still create.
 pub const CURSORS_LEFT: u32 = 3;
 
-/// What a session asks for, and, said once more and independently, what it has to see.
+/// What a session requests and, stated independently, what it must see.
 pub struct Subscription {
     pub scopes: &'static [&'static str],
     pub client_id: Option<&'static str>,
-    /// The agent that its key is bound to, or empty.
+    /// The agent that the key is bound to; empty for none.
     pub bound: &'static str,
     pub sees: Sees,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub struct Sees {
-    /// Everything from this sender, as it was sent; empty for everybody.
+    /// Sees all messages of this sender in their wide form; the empty sender stands for all senders.
     pub from: Option<&'static str>,
-    /// And the mail of these.
+    /// Also sees the messages to these agents.
     pub inboxes: &'static [&'static str],
 }
 
@@ -63,7 +63,7 @@ pub static SUBSCRIPTIONS: [Subscription; 10] = [
     subscription(&["agent_to:a", "agent_to:b"], Some("pair"), "", inboxes(&["a", "b"])),
     subscription(&["*"], None, "", from("")),
     subscription(&["*"], Some("archive"), "", from("")),
-    // The name of another client, but of a bound key: another cursor.
+    // The same client name with a bound key is another cursor.
     subscription(&["*"], Some("phone"), "c", inboxes(&["c"])),
     subscription(&["source:agents/p"], Some("from-p"), "", from("p")),
     subscription(
@@ -77,28 +77,28 @@ pub static SUBSCRIPTIONS: [Subscription; 10] = [
     ),
 ];
 
-/// How a client acks.
+/// How a client acknowledges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
-    /// What it has read.
+    /// It acknowledges what it has read.
     Honest,
-    /// Never; it answers pings.
+    /// It never acknowledges, but answers pings.
     Never,
-    /// Any number.
+    /// It acknowledges any number.
     Inventor,
 }
 
-/// What becomes of a proposal.
+/// The fate of a proposal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proposal {
     Stored,
-    /// It never reached the log, and its node knows.
+    /// It did not reach the log, and its node knows that.
     Failed,
-    /// It is in the log, and its node does not know.
+    /// It is in the log, but its node does not know that.
     Unknown,
 }
 
-/// Who listens in one history, and on how many nodes: few, so that sessions meet on cursors and on nodes.
+/// The subscriptions and nodes of one history. They are few, so that sessions share cursors and nodes.
 #[derive(Debug, Clone)]
 pub struct Stage {
     pub subscriptions: Vec<usize>,
@@ -110,7 +110,7 @@ pub fn stage() -> impl Strategy<Value = Stage> {
     (subscriptions, 1..=3usize).prop_map(|(subscriptions, nodes)| Stage { subscriptions, nodes })
 }
 
-/// Sessions, nodes and subscriptions are named by any number, modulo how many there are.
+/// Sessions, nodes and subscriptions are numbers modulo their count.
 #[derive(Debug, Clone)]
 pub enum Step {
     Send {
@@ -136,12 +136,12 @@ pub enum Step {
         manner: Manner,
         meanwhile: usize,
     },
-    /// The socket breaks; what the client said last may still be heard.
+    /// The socket breaks. The node may still read the client's last frames.
     Cut {
         session: usize,
         heard: bool,
     },
-    /// The node reads on and writes to the socket.
+    /// The node reads its state and writes to the socket.
     Deliver {
         session: usize,
     },
@@ -150,20 +150,20 @@ pub enum Step {
         session: usize,
         count: usize,
     },
-    /// The client acks what it read this many events ago, or any number.
+    /// The client acknowledges the event that it read this many events ago, or any number.
     Ack {
         session: usize,
         ago: usize,
         number: u64,
     },
-    /// The node reads what the client said.
+    /// The node reads the client's frames.
     Hear {
         session: usize,
     },
     Ping {
         session: usize,
     },
-    /// All of it once: the node writes what there is and pings, the client reads and answers.
+    /// One full exchange: the node writes all events and pings, the client reads and answers.
     Exchange {
         session: usize,
     },

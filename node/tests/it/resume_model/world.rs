@@ -1,4 +1,4 @@
-//! Sessions, their clients, and what happens to them.
+//! The sessions of the model, their clients, and the steps of a history.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -25,21 +25,21 @@ use agentpost_testkit::commands::{message_id, publish, send, subscribe};
 
 type Checked = Result<(), TestCaseError>;
 
-/// How old an event must be before an answered ping counts.
+/// Age from which an answered ping acknowledges an event.
 const IMPLIED_AFTER: Duration = Duration::from_secs(60);
 const TOUCH_EVERY: Duration = Duration::from_millis(limits::CURSOR_TOUCH_MS);
-/// Of a message that expires.
+/// Lifetime of a message that expires.
 const EXPIRES_MS: u64 = 30_000;
 
-/// On the way to the client.
+/// A frame on the way to the client.
 enum Down {
     Event(u64),
-    /// Losses up to here.
+    /// `cursor_expired`: events up to this seq may be gone.
     Expired(u64),
     Ping(Vec<u8>),
 }
 
-/// On the way to the node.
+/// A frame on the way to the node.
 enum Up {
     Ack(u64),
     Pong(Vec<u8>),
@@ -55,11 +55,11 @@ struct Session {
     start: u64,
     /// Events written to the socket.
     written: Vec<u64>,
-    /// Losses were told up to here.
+    /// The seq up to which losses were told.
     told: u64,
     down: VecDeque<Down>,
     up: VecDeque<Up>,
-    /// What its client has read here.
+    /// Events that the client has read in this session.
     read: Vec<u64>,
 }
 
@@ -160,7 +160,7 @@ impl World {
         }
     }
 
-    /// To one agent, or to the topic.
+    /// Sends to one agent or to the topic.
     fn send(&mut self, from: &'static str, to: Option<&'static str>, expires: bool) -> Checked {
         let id = format!("m{}", self.oracle.sent.len());
         let message = match to {
@@ -207,7 +207,7 @@ impl World {
         self.appended(&[])
     }
 
-    /// A full inbox loses read mail first.
+    /// A full inbox drops read messages first.
     fn mark_read(&mut self, agent: &'static str, nth: usize) -> Checked {
         let log = self.cluster.len();
         let sees = super::steps::Sees {
@@ -235,8 +235,8 @@ impl World {
         self.appended(&[])
     }
 
-    /// The handshake: see the newest state, have acks of this cursor that wait on this node stored, decide, and
-    /// store a new cursor or a new use. Others send meanwhile, and what has aged goes.
+    /// The handshake: read the newest state, store the acknowledgements of this cursor that wait on this node, decide, and
+    /// store a new cursor or a new use. Meanwhile others send, and old messages expire.
     fn connect(
         &mut self,
         subscription: &'static Subscription,
@@ -302,7 +302,7 @@ impl World {
         Ok(())
     }
 
-    /// One batch; whether there may be more at once.
+    /// Writes one batch; returns whether there may be more already.
     fn deliver(&mut self, at: usize) -> Result<bool, TestCaseError> {
         let session = &mut self.sessions[at];
         let sees = session.subscription.sees;
@@ -345,7 +345,7 @@ impl World {
         Ok(batch.more)
     }
 
-    /// The client reads; its library answers pings.
+    /// The client reads frames; its library answers pings.
     fn read(&mut self, at: usize, count: usize) {
         let session = &mut self.sessions[at];
         for _ in 0..count {
@@ -370,7 +370,7 @@ impl World {
         }
     }
 
-    /// The node takes in what the client said.
+    /// The node reads the frames of the client.
     fn hear(&mut self, at: usize) -> Checked {
         let session = &mut self.sessions[at];
         while let Some(up) = session.up.pop_front() {
@@ -391,7 +391,7 @@ impl World {
             self.oracle
                 .heard(name, session.node, said.last().copied().unwrap_or_default());
             if session.manner == Manner::Inventor {
-                // Whoever acks what it did not read has it, by its own word.
+                // A client that acknowledges events that it did not read counts as having them.
                 let known = self.oracle.known(name, session.subscription.sees);
                 known.seen.extend(said);
                 known.told = known.told.max(session.told.min(number));
@@ -438,7 +438,7 @@ impl World {
         }
     }
 
-    /// Sessions that are open look at the clock, and nodes propose, far more often than this.
+    /// Open sessions check the clock, and nodes propose, far more often than this.
     fn pass(&mut self, ms: u64) -> Checked {
         let mut left = ms;
         while left > 0 {
@@ -467,7 +467,7 @@ impl World {
         Ok(())
     }
 
-    /// The log has one entry more.
+    /// Called after each new log entry.
     fn appended(&mut self, acks: &[CursorAck]) -> Checked {
         let (memory, log) = (&self.cluster.memory, self.cluster.len());
         self.oracle.note_removals(memory, log);
@@ -480,13 +480,13 @@ impl World {
             .check_cursors(memory, acks, self.cluster.cluster_ms, log, is_open)
     }
 
-    /// What the bounded inbox lost.
+    /// The seq up to which the bounded inbox dropped messages.
     pub fn oldest_removed(&self) -> u64 {
         let head = query::inbox::head(&self.cluster.memory, team(), BOUNDED);
         head.unwrap().max_removed_seq
     }
 
-    /// Everybody comes back once more and reads to the end.
+    /// Every client connects once more and reads to the end.
     pub fn finish(&mut self) -> Checked {
         self.sessions.clear();
         for node in 0..self.cluster.replicas.len() {
@@ -514,7 +514,7 @@ impl World {
 }
 
 impl Session {
-    /// The newest event on the socket, or where it began.
+    /// The newest event written to the socket, or the start of the session.
     fn last(&self) -> u64 {
         self.written.last().copied().unwrap_or(self.start)
     }
@@ -532,7 +532,7 @@ impl Session {
     }
 }
 
-/// Up to where a `cursor_expired` says that events may be gone.
+/// The seq up to which events may be gone, according to a `cursor_expired`.
 fn told_of(frame: &Value) -> u64 {
     let message = frame["message"].as_str().unwrap();
     let number = message.trim_start_matches("events up to ").split(' ').next();

@@ -1,4 +1,4 @@
-//! Cursors: whose they are, how many a team may have, how they stay in use, and what is told of losses.
+//! Cursors: their owners, their number per team, how they stay in use, and how losses are told.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use crate::common::web::{Call, Team};
 const MINUTE_MS: u64 = 60_000;
 
 impl Office {
-    /// Proposes an operation of the cluster's own.
+    /// Proposes an operation of the cluster itself.
     async fn propose(&self, op: Op) {
         let services = self.cluster.services(self.cluster.leader().await);
         let operation = Operation {
@@ -40,7 +40,7 @@ fn id(team: &Team) -> TeamId {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whose_a_cursor_is_and_how_many_there_are() {
+async fn cursors_belong_to_one_client_and_are_limited_per_team() {
     let office = office().await;
     tokio::join!(
         one_name_is_a_cursor_of_each_team_and_each_bound_agent(&office),
@@ -67,7 +67,7 @@ async fn one_name_is_a_cursor_of_each_team_and_each_bound_agent(office: &Office)
         assert_eq!(last_seq, 0);
         assert_eq!(socket.bodies(bodies.len()).await, bodies);
     }
-    // What one acks, it alone has.
+    // An acknowledgement moves the cursor of its client only.
     let (mut socket, _) = office.listen(2, &a, &["*"], Some("same")).await;
     socket.bodies(2).await;
     socket.ack(3).await;
@@ -89,13 +89,13 @@ async fn a_client_name_too_many_is_told_what_to_do(office: &Office) {
         implied: true,
         ..CursorAck::default()
     };
-    // All but one.
+    // All cursors but one are created.
     let names: Vec<u32> = (1..limits::CURSORS_MAX).collect();
     for names in names.chunks(limits::ACKS_PER_ENTRY_MAX) {
         let acks = names.iter().map(|n| ack(*n)).collect();
         office.propose(Op::AckCursors(AckCursors { acks })).await;
     }
-    // Many want the last place at once, on all nodes: one gets it.
+    // Of many clients that ask all nodes for the last cursor at once, one gets it.
     let tries = (0..6).map(|n| {
         let url = &office.urls[n % 3];
         let team = &team;
@@ -122,7 +122,7 @@ async fn a_client_name_too_many_is_told_what_to_do(office: &Office) {
     let admitted = join_all(tries).await.into_iter().filter(|admitted| *admitted).count();
     assert_eq!(admitted, 1);
     for scopes in [["*"], ["agent_to:a"]] {
-        // A new name is refused before anything is proposed, an old one goes on, and so does one without a name.
+        // A new name is refused before anything is proposed. Clients with an old name or without one are admitted.
         let mut socket = Socket::open(&office.urls[1]).await;
         socket.say(&connect(&team, &scopes, Some("later")).frame()).await;
         assert_eq!(socket.ending().await, refused(4002));
@@ -133,7 +133,7 @@ async fn a_client_name_too_many_is_told_what_to_do(office: &Office) {
     office.listen(0, &other, &["*"], Some("late-1")).await;
 }
 
-/// A socket of a management command, and one that acks what it never got from an inbox that never got mail.
+/// A session of a management command, and one that acknowledges events that it never got from an empty inbox.
 async fn who_asks_and_does_not_listen_leaves_no_cursor(office: &Office) {
     let team = office.new_team("askers").await;
     for scopes in [&["*"][..], &["agent_to:nobody"]] {
@@ -141,7 +141,7 @@ async fn who_asks_and_does_not_listen_leaves_no_cursor(office: &Office) {
         socket.ack(99).await;
         socket.roundtrip().await;
     }
-    // Acks of one node go out together and in order.
+    // A node stores its acknowledgements together and in order, so the later one proves that the earlier ones are done.
     office.send(0, &team, "somebody", "x").await;
     let (mut socket, _) = office.listen(0, &team, &["agent_to:somebody"], None).await;
     let (seq, _) = socket.event().await;
@@ -152,11 +152,11 @@ async fn who_asks_and_does_not_listen_leaves_no_cursor(office: &Office) {
     }
 }
 
-/// What the log of a node says of a cursor: each ack with its seq, and whether it was implied.
+/// The acknowledgements of a cursor in the log of a node: the seq of each, and whether it was implied.
 async fn logged(office: &Office, node: usize, client_id: &str) -> Vec<(u64, bool)> {
     office.cluster.stop_node(node).await;
     let dir = office.cluster.data_dir(node);
-    // A task of the node that stopped may hold its log for a moment longer.
+    // A task of the stopped node may hold its log a moment longer.
     let mut stores = eventually("a log that is free", async || {
         open::shard(&dir, Options::default()).ok()
     })
@@ -244,7 +244,7 @@ async fn lose(office: &Office, team: &Team, to: &str) {
     .await;
 }
 
-/// It is connected all the time, but its buffers are full.
+/// The reader stays connected, but its buffers are full.
 async fn a_slow_reader_is_told_what_expired_before_it(office: &Office) {
     let team = office.new_team("slow").await;
     let large = "x".repeat(200 * 1024);
@@ -255,7 +255,7 @@ async fn a_slow_reader_is_told_what_expired_before_it(office: &Office) {
     socket.greet(connect(&team, &["agent_to:alpha"], None)).await;
     lose(office, &team, "alpha").await;
     office.send(0, &team, "alpha", "left").await;
-    // It is told as soon as it goes on.
+    // It is told as soon as it reads on.
     let (mut seqs, mut told) = (Vec::new(), 0);
     while seqs.last() != Some(&42) {
         let frame = socket.frame().await;

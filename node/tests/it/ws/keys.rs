@@ -1,4 +1,4 @@
-//! Sockets whose key ends: revoked or expired, on every node that has one, also one that nobody reads.
+//! Sockets whose key is revoked or expires: they are closed on every node, also when nobody reads them.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ const REVOCATIONS: usize = 100;
 const HOUR_MS: u64 = 3_600_000;
 
 impl Office {
-    /// A key that may read, and its id.
+    /// Creates a read key; returns its id, and the team with that key.
     async fn doomed(&self, team: &Team, expires_at: Option<String>) -> (String, Team) {
         let wanted = json!({ "name": "doomed", "permissions": ["read"], "expires_at": expires_at });
         self.key(team, wanted).await
@@ -28,7 +28,7 @@ impl Office {
         call.to(&self.urls[node]).await.ok();
     }
 
-    /// Nobody opens anything with this key, on any node.
+    /// Asserts that no node accepts this key.
     async fn is_refused(&self, key: &Team) {
         for url in &self.urls {
             let mut socket = Socket::open(url).await;
@@ -43,7 +43,7 @@ impl Office {
     }
 }
 
-/// Prints how long it took until the last socket of each key, on three nodes, had its close frame.
+/// Prints the time until the last socket of each key, on three nodes, had its close frame.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_key_closes_its_sockets_on_every_node() {
     let office = office().await;
@@ -69,7 +69,7 @@ async fn a_revoked_key_closes_its_sockets_on_every_node() {
     eprintln!("from the request to the last of three sockets: median {median:?}, longest {longest:?}");
 }
 
-/// A reader that takes nothing would otherwise keep its socket until its write is given up.
+/// Without the revocation the socket of a stalled reader would stay open until the write times out.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_key_closes_the_socket_of_a_stalled_reader() {
     let office = office().await;
@@ -95,7 +95,7 @@ async fn a_revoked_key_closes_the_socket_of_a_stalled_reader() {
     office.has_sessions(1, 2).await;
     office.revoke(0, &id).await;
     office.has_sessions(1, 1).await;
-    // The other one was woken, too, and goes on.
+    // The session of the other key was woken too and continues.
     let mut spared = sockets.pop().unwrap();
     for seq in 2..=40 {
         assert_eq!(spared.event().await.0, seq);
@@ -123,7 +123,7 @@ async fn an_expired_key_closes_its_sockets_on_every_node() {
     for socket in &mut sockets {
         socket.silent().await;
     }
-    // Two hours pass on all clocks; nodes learn of it when they ask each other again.
+    // Two hours pass on all clocks. A node knows it when it has asked the others again.
     for node in 0..3 {
         office.cluster.services(node).clock.shift(2 * HOUR_MS as i64);
     }

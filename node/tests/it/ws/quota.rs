@@ -1,4 +1,4 @@
-//! The month's events on the Kite face: what is told, when a team is blocked, and that it loses nothing by it.
+//! The monthly events of the Kite API: what sessions are told, when a team is blocked, and that it loses no message.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::common::web::{Answer, Call, Team};
 
 const DAY_MS: i64 = 86_400_000;
 
-/// Three nodes; the URLs are of sockets alone, whose sessions look more often than by default.
+/// Three nodes whose `urls` serve only `/ws`, with sessions that check the quota every 200 ms.
 async fn start() -> Office {
     let mut office = office().await;
     for (node, url) in office.urls.iter_mut().enumerate() {
@@ -43,7 +43,7 @@ impl Office {
         call.bearer(&team.key).to(&self.cluster.url(node)).await
     }
 
-    /// Connects: the socket, and the frames of its greeting.
+    /// Connects; returns the socket and its first frames.
     async fn greeted(&self, node: usize, team: &Team, scopes: &[&str], frames: usize) -> (Socket, Vec<Value>) {
         let mut socket = Socket::open(&self.urls[node]).await;
         socket.say(&connect(team, scopes, None).frame()).await;
@@ -60,7 +60,7 @@ fn kinds(frames: &[Value]) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_months_events() {
+async fn the_monthly_quota_in_sessions() {
     let office = start().await;
     tokio::join!(
         a_team_that_becomes_blocked_is_told_once_and_loses_nothing(&office),
@@ -96,7 +96,7 @@ async fn a_team_that_becomes_blocked_is_told_once_and_loses_nothing(office: &Off
         let expected = json!({"events_used": n, "events_limit": 3, "amount_charged_atomic": 0});
         assert_eq!(usage, expected);
     }
-    // All that was accepted comes first, then the end.
+    // All accepted messages come before the error.
     for socket in &mut sockets {
         assert_eq!(socket.bodies(3).await, ["1", "2", "3"]);
         assert_eq!(socket.ending().await, refused(4005));
@@ -111,7 +111,7 @@ async fn a_team_that_becomes_blocked_is_told_once_and_loses_nothing(office: &Off
         assert_eq!(over.body.as_object().unwrap().len(), 2);
         assert_eq!(over.error(429), "the team's 3 events of this month are used up");
 
-        // Back again: told, not turned away, and nothing of what was not acked is missing.
+        // A blocked team that reconnects is told so and gets every message that it has not acknowledged.
         let (mut socket, greeting) = office.greeted(node, &team, &["agent_to:alpha"], 3).await;
         assert_eq!(kinds(&greeting), ["connected", "quota_snapshot", "billing_block"]);
         assert_eq!(
@@ -127,7 +127,7 @@ async fn a_team_that_becomes_blocked_is_told_once_and_loses_nothing(office: &Off
         assert_eq!(greeting[2], expected);
         assert!((1..=31 * 86_400).contains(&seconds));
         assert_eq!(socket.bodies(3).await, ["1", "2", "3"]);
-        // Longer than any two looks.
+        // This is longer than two checks of the quota.
         assert_eq!(socket.frame_within(Duration::from_millis(1_000)).await, None);
         let page = socket.answer("events.recent", json!({})).await;
         assert_eq!(page["events"].as_array().unwrap().len(), 3);
@@ -136,7 +136,7 @@ async fn a_team_that_becomes_blocked_is_told_once_and_loses_nothing(office: &Off
     }
 }
 
-/// It is live only: what it is not sent before the end, it never sees.
+/// The session is live only: it never sees a message that it does not get before its end.
 async fn a_slow_listener_gets_all_that_was_accepted(office: &Office) {
     let events = 90;
     let team = office.limited_team("slow", events, None).await;
@@ -169,20 +169,20 @@ async fn a_raised_limit_ends_the_block(office: &Office) {
         (socket.event().await.1, greeted_blocked.event().await.1),
         ("2".to_owned(), "2".to_owned())
     );
-    // Both know by now that it may send; longer than any two looks.
+    // This is longer than two checks of the quota, so both sessions know that the team may send.
     assert_eq!(greeted_blocked.frame_within(Duration::from_millis(1_000)).await, None);
     office.mail(2, &team, "3").await.ok();
     for socket in [&mut socket, &mut greeted_blocked] {
         assert_eq!(socket.event().await.1, "3");
         assert_eq!(socket.ending().await, refused(4005));
     }
-    // A lower limit blocks too, below what was used.
+    // A limit that is lowered below the usage blocks too.
     office.set_limits(&team, json!({"monthly_events": 4})).await;
     let (mut socket, _) = office.greeted(0, &team, &["agent_to:alpha"], 2).await;
     office.set_limits(&team, json!({"monthly_events": 2})).await;
     assert_eq!(socket.bodies(3).await, ["1", "2", "3"]);
     assert_eq!(socket.ending().await, refused(4005));
-    // A price ends it as well.
+    // An overage price ends the block too.
     office.set_limits(&team, json!({"overage_price_atomic": 5})).await;
     assert_eq!(
         office.mail(0, &team, "4").await.ok()["usage"]["amount_charged_atomic"],
@@ -233,7 +233,7 @@ async fn a_new_month_ends_the_block() {
     for node in 0..3 {
         office.cluster.services(node).clock.shift(32 * DAY_MS);
     }
-    // Nothing has been sent in the new month: that it began is known from the clocks alone.
+    // Nothing has been sent in the new month, so only the clocks show that it began.
     for node in 0..3 {
         let greeting = eventually("a greeting of the new month", async || {
             let (_, greeting) = office.greeted(node, &team, &["*"], 2).await;
@@ -250,7 +250,7 @@ async fn a_new_month_ends_the_block() {
     socket.silent().await;
     let usage = office.mail(2, &team, "new").await.ok()["usage"].clone();
     assert_eq!(usage["events_used"], 1);
-    // And it is told again, also who was told in the month before and has stayed.
+    // The new block is told again, also to the session that has stayed since the month before.
     for socket in [&mut socket, &mut stays] {
         assert_eq!(socket.bodies(1).await, ["new"]);
         assert_eq!(socket.ending().await, refused(4005));
@@ -266,7 +266,7 @@ async fn requests_are_answered_before_a_blocked_team_is_told() {
     }
     let mut socket = Socket::open_narrow(&office.urls[0]).await;
     socket.greet(connect(&team, &["*"], None)).await;
-    // Megabytes that nobody reads yet: most of them wait when the team becomes blocked.
+    // The answers are megabytes that nobody reads yet, so most of them wait when the team becomes blocked.
     let requests = 15;
     for at in 0..requests {
         let request = json!({"type": "request", "id": at.to_string(), "method": "events.recent"});

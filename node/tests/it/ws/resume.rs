@@ -1,4 +1,4 @@
-//! Where sessions begin and what their acks move, on three nodes.
+//! Where sessions begin and what their acknowledgements change, on three nodes.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use crate::common::office::{Office, connect, office};
 use crate::common::web::Team;
 
 impl Office {
-    /// Sends through the nodes in turn.
+    /// Sends messages through the nodes in turn.
     async fn send_all(&self, team: &Team, to: &str, bodies: impl IntoIterator<Item = &str>) {
         for (at, body) in bodies.into_iter().enumerate() {
             self.send(at % self.urls.len(), team, to, body).await;
         }
     }
 
-    /// Waits until a cursor stands at `seq` by a real ack.
+    /// Waits until an acknowledgement, not an answered ping, has moved a cursor to `seq`.
     async fn acked(&self, team: &Team, agent: &str, client_id: &str, seq: u64) {
         let (id, services) = (
             team.id.parse().unwrap(),
@@ -84,7 +84,7 @@ async fn a_mailbox_continues_on_another_node(office: &Office) {
     last.silent().await;
 }
 
-/// On a node that stores acks late, behind whatever it stored just before.
+/// The node stores acknowledgements late, so a reconnect on it must wait for them.
 async fn what_waits_here_counts_here(office: &Office) {
     let options = ws::ws_state::SessionOptions {
         ack_every: Duration::from_secs(2),
@@ -100,13 +100,13 @@ async fn what_waits_here_counts_here(office: &Office) {
         socket.ack(seq).await;
         socket.roundtrip().await;
     }
-    // 1 is stored by now or soon, 2 waits its turn.
+    // The first acknowledgement is stored now or soon, the second waits.
     let (mut next, last_seq) = Socket::connect(&url, mailbox).await;
     assert_eq!(last_seq, 2);
     assert_eq!(next.event().await.1, "3");
     next.ack(3).await;
     next.roundtrip().await;
-    // So does a new cursor, and nobody is greeted before it is stored.
+    // A new cursor is stored before its session is greeted.
     let named = connect(&team, &["*"], Some("new"));
     Socket::connect(&url, named).await;
     let state = office.cluster.services(0).reader.linearizable().await.unwrap();
@@ -167,7 +167,7 @@ async fn a_named_client_has_its_own_cursor(office: &Office) {
     let (seq, _) = mailbox.event().await;
     mailbox.ack(seq).await;
     office.acked(&team, "alpha", "", seq).await;
-    // The first time on one mailbox it begins at that mailbox's cursor, with wide scopes at now.
+    // A new client begins at the mailbox's cursor with one inbox, and at the present with wide scopes.
     let (mut laptop, last_seq) = office.listen(1, &team, &["agent_to:alpha"], Some("laptop")).await;
     assert_eq!(last_seq, seq);
     let (second, body) = laptop.event().await;
@@ -252,7 +252,7 @@ async fn a_bound_key_narrows(office: &Office) {
         socket.say(&connect(&bound, scopes, None).frame()).await;
         assert_eq!(socket.ending().await, refused(4001), "{scopes:?}");
     }
-    // A client name of a bound key is its agent's own.
+    // A client name of a bound key belongs to its agent.
     let (_, _) = office.listen(0, &bound, &["*"], Some("stream")).await;
     office.send_all(&team, "beta", ["still not for alpha"]).await;
     office.send_all(&team, "alpha", ["newer"]).await;
@@ -260,7 +260,7 @@ async fn a_bound_key_narrows(office: &Office) {
     assert_eq!(named.event().await.1, "newer");
 }
 
-/// Cuts its connection every few events, goes to another node each time, and acks now and then.
+/// A reader that breaks its connection every few events, reconnects to another node, and acknowledges now and then.
 async fn a_restless_reader_loses_nothing(office: &Office) {
     let team = office.new_team("restless").await;
     const COUNT: usize = 120;
@@ -296,7 +296,7 @@ async fn a_restless_reader_loses_nothing(office: &Office) {
     tokio::join!(sending, reading);
 }
 
-/// Short times for what otherwise takes minutes.
+/// Options with short times instead of minutes.
 fn hasty() -> ws::ws_state::SessionOptions {
     ws::ws_state::SessionOptions {
         ping_every: Duration::from_millis(200),
@@ -334,7 +334,7 @@ async fn answered_pings_stand_in_for_acks(office: &Office, urls: &[String]) {
     moved_by_pings(office, (&team, "alpha"), 2, &mut [&mut socket]).await;
     let (mut socket, last_seq) = Socket::connect(&urls[2], old.clone()).await;
     assert_eq!(last_seq, 2, "pings were answered");
-    // After the first real ack, acks alone move the cursor, even the old one.
+    // After the first acknowledgement only acknowledgements move the cursor.
     office.send_all(&team, "alpha", ["3", "4"]).await;
     let (seq, _) = socket.event().await;
     socket.event().await;
@@ -400,7 +400,7 @@ fn body_of(frame: &Value) -> &str {
     frame["event"]["data"]["body"].as_str().unwrap()
 }
 
-/// Mail goes after thirty days; here by the other way, an expiry that the client set.
+/// Messages are removed by an expiry that the sender set, instead of after thirty days.
 async fn retention_is_told_once(office: &Office) {
     let team = office.new_team("retention").await;
     let wanted = json!({"name": "w", "permissions": ["write"]});
@@ -481,7 +481,7 @@ async fn sessions_outlive_the_node_that_they_were_on() {
     let (mut next, last_seq) = office.listen(other, &team, &["agent_to:alpha"], None).await;
     assert_eq!(last_seq, seq);
     assert_eq!(next.bodies(2).await, ["2", "3"]);
-    // The same after a crash, and the node comes back with the cursor.
+    // A crash loses nothing either, and the restarted node has the cursor.
     office.cluster.restart(leader).await;
     office.cluster.kill(other).await;
     let (mut next, last_seq) = office.listen(leader, &team, &["agent_to:alpha"], None).await;

@@ -1,5 +1,5 @@
-//! Readers that come and go on three nodes that die and come back, while mail expires under them: what
-//! `resume_model` checks over the decisions alone, with sockets, disks and elections, in a few seeded runs.
+//! Readers that reconnect to three nodes that die and restart, while messages expire. `resume_model` checks the decisions
+//! alone; these few seeded runs check them with sockets, disks and elections.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,9 +19,9 @@ use crate::common::{TestCluster, TestTeam, eventually};
 
 const STEPS: usize = 150;
 const AGENTS: [&str; 2] = ["a", "b"];
-/// How long mail that expires lives.
+/// Lifetime of a message that expires.
 const EXPIRES_MS: u64 = 500;
-/// How long a reader waits for more.
+/// How long a reader waits for its next frame.
 const PAUSE: Duration = Duration::from_millis(150);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,23 +46,23 @@ struct Mail {
     expires_at_ms: u64,
 }
 
-/// One client, in whatever session it is.
+/// One client over all its sessions.
 struct Reader {
     scope: &'static str,
     client_id: Option<&'static str>,
-    /// Whose mail it has to see; none for all.
+    /// The agent whose messages it must see; `None` for all agents.
     agent: Option<&'static str>,
     acks: bool,
     socket: Option<Socket>,
-    /// Where its first session began.
+    /// The seq at which its first session began.
     origin: Option<u64>,
-    /// In this session: the newest event, or where it began; and up to where losses were told.
+    /// In this session: the newest event or the start, and the seq up to which losses were told.
     last: u64,
     told: u64,
     have: BTreeSet<u64>,
-    /// In any session.
+    /// The seq up to which losses were told in any session.
     ever_told: u64,
-    /// Where its cursor was seen.
+    /// The last known position of its cursor.
     cursor: u64,
 }
 
@@ -135,7 +135,7 @@ impl Run {
         self.rng.random_range(0..self.readers.len())
     }
 
-    /// The same message until it is in.
+    /// Sends a message and repeats it until it is accepted.
     async fn send(&mut self) {
         let to = AGENTS[self.rng.random_range(0..AGENTS.len())];
         let number = self.sent.len();
@@ -169,7 +169,7 @@ impl Run {
         self.sent.push(Mail { seq, to, expires_at_ms });
     }
 
-    /// A reader comes back, on any node.
+    /// A reader connects to any node.
     async fn open(&mut self) {
         let (at, node) = (self.reader(), self.node());
         self.connect(at, node).await;
@@ -211,7 +211,7 @@ impl Run {
         (reader.last, reader.told, reader.socket) = (start, 0, Some(socket));
     }
 
-    /// Where the cursor of a reader stands for certain; it never goes back.
+    /// A lower bound of a reader's cursor, which never goes back.
     async fn stored(&mut self, at: usize) -> u64 {
         let services = self.cluster.services(self.cluster.running()[0]);
         let reader = &mut self.readers[at];
@@ -226,7 +226,7 @@ impl Run {
         reader.cursor
     }
 
-    /// A reader takes some events, and acks some of them.
+    /// A reader reads some events and acknowledges some of them.
     async fn read(&mut self) {
         let at = self.reader();
         let count = self.rng.random_range(1..10);
@@ -243,7 +243,7 @@ impl Run {
         }
     }
 
-    /// One frame; whether there was one.
+    /// Reads one frame; returns whether there was one.
     async fn take(&mut self, at: usize, within: Duration) -> bool {
         let reader = &mut self.readers[at];
         let Some(socket) = &mut reader.socket else { return false };
@@ -273,7 +273,7 @@ impl Run {
         self.readers[at].socket = None;
     }
 
-    /// Everything that may expire is removed.
+    /// Waits until all expired messages are removed.
     async fn expire(&mut self) {
         let last_ms = self
             .sent
@@ -301,7 +301,7 @@ impl Run {
         .await;
     }
 
-    /// A node goes, or the one that is gone comes back, or another one leads.
+    /// Stops or kills a node, restarts the one that is down, or transfers leadership.
     async fn fault(&mut self) {
         if let Some(node) = self.down.take() {
             return self.cluster.restart(node).await;
@@ -319,7 +319,7 @@ impl Run {
         self.down = Some(node);
     }
 
-    /// All nodes come back, and every reader reads to the end.
+    /// Restarts the node that is down and lets every reader read to the end.
     async fn finish(&mut self) {
         if let Some(node) = self.down.take() {
             self.cluster.restart(node).await;
@@ -373,7 +373,7 @@ impl Reader {
     }
 }
 
-/// Up to where a `cursor_expired` says that events may be gone.
+/// The seq up to which events may be gone, according to a `cursor_expired`.
 fn up_to(frame: &Value) -> u64 {
     let message = frame["message"].as_str().unwrap();
     let number = message.trim_start_matches("events up to ").split(' ').next();

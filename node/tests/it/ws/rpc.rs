@@ -1,5 +1,5 @@
-//! The methods of the socket, on three nodes: what they show, to whom. Keys: `ws_rpc_keys.rs`; what goes on meanwhile:
-//! `ws_rpc_turns.rs`.
+//! The methods of the socket, on three nodes: what they show, and to whom. `rpc_keys.rs` tests keys, `rpc_turns.rs` tests
+//! requests beside other traffic.
 
 use agentpost_proto::limits;
 use agentpost_proto::time::parse_rfc3339;
@@ -21,7 +21,7 @@ impl Office {
     }
 }
 
-/// Each event as seq, `data.to` and body.
+/// The events of a page: seq, `data.to` and body.
 fn events(page: &Value) -> Vec<(u64, String, String)> {
     let events = page["events"].as_array().unwrap().iter();
     let shown = |event: &Value| {
@@ -65,7 +65,7 @@ async fn history_is_newest_first(office: &Office) {
     assert_eq!(bodies(&all), ["5", "4", "3", "2", "1"]);
     assert_eq!(all.get("next_before_seq"), None);
     let newest = &all["events"][0];
-    // What the vendor's command line reads.
+    // These fields are read by the vendor's command line.
     assert_eq!(newest["event"]["type"], "com.kite.agent.message");
     assert_eq!(newest["event"]["kitesummary"], "[agent msg] sender → alpha: 5");
     assert_eq!(newest["created_at"], newest["event"]["time"]);
@@ -154,7 +154,7 @@ async fn history_holds_every_acknowledged_send(office: &Office) {
 
 async fn large_history_comes_in_pages(office: &Office) {
     let team = office.new_team("large").await;
-    // Two bytes each in JSON: the largest events that there are, beside small ones.
+    // Each character takes two bytes in JSON, which makes the largest possible events; small ones stand beside them.
     let quotes = "\"".repeat(limits::BODY_BYTES_MAX);
     for n in 0..6 {
         let body = if n % 3 == 1 { quotes.clone() } else { n.to_string() };
@@ -243,7 +243,7 @@ async fn whatever_is_asked_a_session_goes_on(office: &Office) {
         assert!(!why.is_empty() && why.len() < 300, "{context}");
         assert!(!why.contains(&"é".repeat(65)), "{context}");
     }
-    // None of it made a key.
+    // No request created a key.
     let keys = socket.answer("keys.list", json!({})).await;
     assert_eq!(keys["keys"].as_array().unwrap().len(), 2);
 }
@@ -276,7 +276,7 @@ async fn however_it_is_asked_there_is_an_answer(office: &Office) {
         assert_eq!((&answer["id"], &answer["ok"]), (&json!(id), &json!(false)), "{answer}");
         assert!(answer.to_string().len() < 600);
     }
-    // In two frames, for one is bounded by the socket.
+    // The request is sent in two frames, because the size of one is limited.
     let (head, tail) = (r#"{"type":"request","id":"large","method":"keys.list","x":""#, "\"}");
     let pieces = [head.to_owned() + &"y".repeat(60_000), "y".repeat(10_000) + tail];
     for (piece, kind) in pieces.into_iter().zip([Data::Text, Data::Continue]) {
@@ -291,7 +291,7 @@ async fn however_it_is_asked_there_is_an_answer(office: &Office) {
     socket.answer("keys.list", json!({})).await;
 }
 
-/// As the vendor's management commands connect, with any key.
+/// Connects as the vendor's management commands do, with any key.
 async fn requests_neither_replay_nor_move_a_cursor(office: &Office) {
     let team = office.new_team("cursors").await;
     let bound = office.bound(&team, "alpha").await;
@@ -328,7 +328,7 @@ async fn requests_neither_replay_nor_move_a_cursor(office: &Office) {
             "{:?}",
             socket.log
         );
-        // What comes while it is open is shown, and acks of that move nothing either.
+        // Messages that arrive during the session are shown; acknowledging them moves no cursor either.
         office.send(node, &team, "alpha", &format!("live {now}")).await;
         now += 1;
         assert_eq!(socket.event().await.0, now);

@@ -1,4 +1,4 @@
-//! Keys over the socket, on three nodes: who may do what, and that it counts everywhere at once.
+//! Key management over the socket, on three nodes: permissions, and that changes count on all nodes at once.
 
 use agentpost_proto::time::{parse_rfc3339, rfc3339};
 use agentpost_testkit::socket::{Socket, refused};
@@ -9,7 +9,7 @@ use crate::common::office::{Office, connect, office};
 use crate::common::web::{Call, Team};
 
 impl Office {
-    /// A team whose key is an admin's; the tests' own write key is its oldest.
+    /// Creates a team and returns it with an admin key. The team's first key is a write key.
     async fn managed_team(&self, name: &str) -> Team {
         let team = self.new_team(name).await;
         self.key(&team, json!({"name": "boss", "permissions": ["admin"]}))
@@ -17,7 +17,7 @@ impl Office {
             .1
     }
 
-    /// As the vendor's management commands connect.
+    /// Connects as the vendor's management commands do.
     async fn manage(&self, node: usize, team: &Team) -> Socket {
         self.listen(node, team, &["*"], None).await.0
     }
@@ -27,7 +27,7 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("{value}")).to_owned()
 }
 
-/// The keys of a list, each as name, prefix and whether it is revoked.
+/// The keys of a list: name, prefix, and whether it is revoked.
 fn listed(list: &Value) -> Vec<(String, String, bool)> {
     let keys = list["keys"].as_array().unwrap().iter();
     keys.map(|key| (text(&key["name"]), text(&key["key_prefix"]), key["revoked"] == true))
@@ -48,13 +48,13 @@ async fn keys_over_the_socket() {
     );
 }
 
-/// What becomes of a request.
+/// The outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fate {
     Done,
-    /// Refused, with a text that contains this.
+    /// It is refused with a text that contains this.
     Told(&'static str),
-    /// There is no session to ask in.
+    /// The session itself is refused.
     NoSession,
 }
 
@@ -77,10 +77,10 @@ const READER: [Fate; 6] = [Done, Done, Done, LACKS_ADMIN, LACKS_ADMIN, NO_HOOKS]
 const ADMIN: [Fate; 6] = [Done, Done, Done, Done, Done, NO_HOOKS];
 const BOUND: [Fate; 6] = [Done, Done, IS_BOUND, IS_BOUND, IS_BOUND, NO_HOOKS];
 const SCOPED_ADMIN: [Fate; 6] = [Done, Done, Done, NARROWED, Done, NO_HOOKS];
-/// Keys of others do not exist; keys are made for the own team alone, whatever a request says.
+/// A request cannot see keys of other teams or create keys for them.
 const OTHER_TEAM: [Fate; 6] = [Done, Done, Done, Done, Told("no such key"), NO_HOOKS];
 
-/// Keys of the team as an operator asks for them.
+/// The keys of the team in the operator's list.
 const KEYS: [(&str, [Fate; 6]); 8] = [
     (r#"{"permissions": ["read"]}"#, READER),
     (r#"{"permissions": ["write"]}"#, READER),
@@ -140,7 +140,7 @@ async fn who_may_do_what(office: &Office) {
     assert_eq!(made(keys_of(office, &other).await), 1);
 }
 
-/// An admin key that was valid a moment ago.
+/// An admin key that is revoked while its session is open.
 async fn expired(office: &Office, team: &Team) -> Team {
     let at = rfc3339(office.cluster.services(0).clock.wall_ms() + 1_500);
     let wanted = json!({"name": "e", "permissions": ["admin"], "expires_at": at});
@@ -154,14 +154,14 @@ async fn expired(office: &Office, team: &Team) -> Team {
     key
 }
 
-/// What an operator sees.
+/// The operator sees the same keys.
 async fn keys_of(office: &Office, team: &Team) -> Vec<Value> {
     let list = Call::get(format!("/admin/v1/teams/{}/keys", team.id));
     let list = list.bearer(&office.admin).to(&office.urls[0]).await.ok();
     list["keys"].as_array().unwrap().clone()
 }
 
-/// Done, refused with a text, or not even connected.
+/// The request is done, refused with a text, or cannot be made.
 async fn fate_of(office: &Office, key: &Team, method: &str, params: Value) -> Result<(), Option<String>> {
     let mut socket = Socket::open(&office.urls[1]).await;
     socket.say(&connect(key, &["*"], None).frame()).await;
@@ -219,14 +219,14 @@ async fn a_revoked_key_closes_sockets_on_every_node(office: &Office) {
     for node in 0..3 {
         assert_eq!(office.try_send(node, &doomed, "alpha", "hello").await.status, 401);
     }
-    // Twice is once.
+    // Revoking twice is the same as once.
     assert_eq!(boss.answer("keys.revoke", id.clone()).await, id);
     let list = boss.answer("keys.list", Value::Null).await;
     let prefix = text(&made["key_prefix"]);
     assert_eq!(listed(&list)[2], ("kite key".to_owned(), prefix, true));
 }
 
-/// On the leader the revocation is applied before it is answered; elsewhere it may be the other way round.
+/// The leader applies a revocation before it answers; another node may answer first.
 async fn the_answer_comes_before_the_own_end(office: &Office) {
     let team = office.managed_team("own key").await;
     for n in 0..12 {
@@ -244,7 +244,7 @@ async fn the_answer_comes_before_the_own_end(office: &Office) {
             let answer = socket.frame().await;
             assert_eq!((&answer["id"], &answer["ok"]), (&json!(at), &json!(true)), "{answer}");
         }
-        // What came after it is refused, or not answered any more.
+        // Later requests are refused or get no answer.
         if let Some(answer) = socket.frame_or_ending().await {
             assert_eq!((&answer["id"], &answer["ok"]), (&json!("2"), &json!(false)), "{answer}");
         }

@@ -1,5 +1,4 @@
-//! Requests over the socket and everything else that goes on meanwhile: their order, events, slow readers, nodes that
-//! stop or have lost the cluster.
+//! Requests over the socket beside other traffic: their order, events, slow readers, and nodes that stop or have no quorum.
 
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ fn bodies(page: &Value) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_wait_for_their_turn_and_hold_nothing_up() {
+async fn requests_are_answered_in_order_without_delaying_events() {
     let office = office().await;
     tokio::join!(
         many_at_once_are_answered_in_order(&office),
@@ -40,7 +39,7 @@ async fn many_at_once_are_answered_in_order(office: &Office) {
         "keys.list",
         "dashboard.stats",
     ];
-    // More than may wait: the rest stays in the socket until there is room.
+    // There are more requests than may wait; the rest stays in the socket until there is room.
     let count = 3 * limits::RPC_REQUESTS_WAITING_MAX;
     for at in 0..count {
         let request = json!({"type": "request", "id": at.to_string(), "method": methods[at % methods.len()]});
@@ -58,7 +57,7 @@ async fn many_at_once_are_answered_in_order(office: &Office) {
         match methods[at % methods.len()] {
             "no.such" => assert_eq!(answer["ok"], false),
             "keys.create" => keys += 1,
-            // Each sees what those before it did.
+            // Each request sees the effects of the earlier ones.
             "keys.list" => assert_eq!(payload["keys"].as_array().unwrap().len(), keys),
             "dashboard.stats" => assert_eq!(payload["active_api_keys"], keys),
             _ => assert_eq!(bodies(payload), ["x"]),
@@ -66,8 +65,8 @@ async fn many_at_once_are_answered_in_order(office: &Office) {
     }
 }
 
-/// A reader that takes nothing for a while: answers of a megabyte each fill what lies between, so most requests have
-/// not begun when the mail comes.
+/// The reader pauses, and answers of a megabyte each fill all buffers, so most requests have not begun when the message
+/// comes.
 async fn events_pass_requests_that_wait(office: &Office) {
     let team = office.new_team("beside").await;
     let body = "x".repeat(100_000);
@@ -101,7 +100,7 @@ async fn events_pass_requests_that_wait(office: &Office) {
     socket.ping().await;
 }
 
-/// A slow reader holds up its own answers, and nothing that others need.
+/// A slow reader delays only its own answers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_goes_on_while_its_reader_takes_nothing() {
     let office = office().await;
@@ -113,7 +112,7 @@ async fn a_request_goes_on_while_its_reader_takes_nothing() {
     }
     let node = office.cluster.follower().await;
     let options = ws::ws_state::SessionOptions {
-        // Longer than this test waits for anything.
+        // This is longer than any wait of the test.
         stalled_max: Duration::from_secs(600),
         ..ws::ws_state::SessionOptions::default()
     };
@@ -125,7 +124,7 @@ async fn a_request_goes_on_while_its_reader_takes_nothing() {
         socket.say(&request).await;
     }
     let shown = |line: &str| office.cluster.services(node).metrics_text().contains(line);
-    // Events take turns with requests; wherever it stops reading, the one at hand comes to its end.
+    // Events alternate with requests. Wherever the reader stops, the current request is completed.
     for _ in 0..20 {
         socket.frame().await;
         eventually("no proposal under way", async || {
@@ -178,13 +177,13 @@ async fn requests_count_as_requests_of_their_key() {
     let office = Office::start(1, "[limits]\nburst_requests = 6\nburst_window_s = 3600\n").await;
     let team = office.new_team("bursts").await;
     let (mut socket, _) = office.listen(0, &team, &["*"], None).await;
-    // The handshake was the first.
+    // The handshake was the first request.
     for _ in 1..6 {
         socket.answer("dashboard.stats", json!({})).await;
     }
     let why = socket.refusal("events.recent", json!({})).await;
     assert!(why.starts_with("more than 6 requests in 3600 s"), "{why}");
-    // What reads nothing is not counted, and the session goes on.
+    // A request that reads nothing is not counted, and the session continues.
     assert!(socket.refusal("no.such", json!({})).await.contains("unknown method"));
     socket.ping().await;
     let metrics = office.cluster.services(0).metrics_text();
@@ -221,7 +220,7 @@ async fn a_node_that_stops_answers_what_waits() {
         answered
     };
     let (answered, ()) = tokio::join!(reading, stopping);
-    // Those that the node had not read yet are left to the close frame.
+    // Requests that the node had not read are not answered; the close frame tells the client.
     assert_eq!(socket.ended().close, Some(1012));
     assert!(answered <= requests, "{answered}");
     let (mut elsewhere, _) = office.listen(0, &team, &["*"], None).await;

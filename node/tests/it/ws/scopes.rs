@@ -1,4 +1,4 @@
-//! What each scope shows and what a key leaves of it, as a table: every case is a session on each of two nodes.
+//! A table of what each scope shows with each key: every case is a session on each of two nodes.
 
 use std::collections::HashMap;
 
@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 use crate::common::office::{Office, connect};
 use crate::common::web::{Call, Team};
 
-/// The agent that a key is bound to, or empty, and the key's scopes.
+/// The agent that a key is bound to (empty for none), and the key's scopes.
 type Holder = (&'static str, &'static [&'static str]);
 
-/// What a session sees of [`post`]: each seq with `data.to`.
+/// The messages of [`Keys::post`] that a session sees: each seq with `data.to`.
 type Seen = &'static [(u64, &'static str)];
 
-/// What is posted, as `*` sees it: mail of planner, coder and support, and two publishes to three subscribers, the
+/// All messages as `*` sees them: direct ones from planner, coder and support, and two publishes to three subscribers, the
 /// second by one of them.
 const ALL: Seen = &[
     (1, "alpha"),
@@ -46,10 +46,10 @@ const OF_PUSHES: Holder = ("", &["type:push"]);
 const BOUND: Holder = ("alpha", &["*"]);
 const BOUND_TO_A_SOURCE: Holder = ("alpha", &["source:com.kite"]);
 
-/// Key, requested scopes, what the session sees.
+/// Key, requested scopes, and what the session sees.
 const SHOWN: &[(Holder, &[&str], Seen)] = &[
     (ANY, &["*"], ALL),
-    // An inbox: the id exactly. Topic mail is addressed to the receiver.
+    // An inbox is matched by the exact id. Its topic messages are addressed to the receiver.
     (ANY, &["agent_to:alpha"], ALPHA),
     (ANY, &["agent_to:alpha", "agent_to:alpha"], ALPHA),
     (ANY, &["agent_to:gamma"], &[(4, "gamma"), (6, "gamma")]),
@@ -57,19 +57,19 @@ const SHOWN: &[(Holder, &[&str], Seen)] = &[
     (ANY, &["agent_to:alph"], &[]),
     (ANY, &["agent_to:news"], &[]),
     (ANY, &["agent_to:topic:news"], &[]),
-    // A part of the source, which ends with the sender, or of the type.
+    // A part of the source, which ends with the sender.
     (ANY, &["source:research-"], RESEARCH),
     (ANY, &["source:agents/support"], SUPPORT),
     (ANY, &["source:Support"], &[]),
     (ANY, &["source:https://getkite.sh/agents/"], ALL),
     (ANY, &["source:com.kite"], ALL),
     (ANY, &["source:github"], &[]),
-    // A part of the type; the other face's type is none of it.
+    // A part of the event type. The message type of the Abba Baba API does not count.
     (ANY, &["type:com.kite.agent.message"], ALL),
     (ANY, &["type:message"], ALL),
     (ANY, &["type:task.done"], &[]),
     (ANY, &["type:com.kite.agent.message.undeliverable"], &[]),
-    // Any of several. Topic mail has the wide form where a wide scope shows it, and is seen once.
+    // Several scopes show what any of them shows. A topic message that a wide scope shows has the wide form and comes once.
     (
         ANY,
         &["source:support", "source:coder"],
@@ -93,7 +93,7 @@ const SHOWN: &[(Holder, &[&str], Seen)] = &[
     (ANY, &["agent_to:alpha", "agent_to:beta"], BOTH_INBOXES),
     (ANY, &["agent_to:alpha", "*"], ALL),
     (ANY, &["agent_to:alpha", "type:kite", "source:nobody"], ALL),
-    // A key for some sources leaves what both have in common.
+    // With a key for some sources, a session sees what both its scopes and the key's show.
     (OF_RESEARCH, &["*"], RESEARCH),
     (OF_RESEARCH, &["type:com.kite"], RESEARCH),
     (OF_RESEARCH, &["source:kite.agent"], RESEARCH),
@@ -102,7 +102,7 @@ const SHOWN: &[(Holder, &[&str], Seen)] = &[
     (OF_RESEARCH, &["source:planner"], &[(1, "alpha"), (4, "topic:news")]),
     (OF_RESEARCH, &["source:support"], &[]),
     (OF_RESEARCH, &["agent_to:alpha", "source:coder"], &[(2, "beta")]),
-    // A key for some inboxes.
+    // Keys for some inboxes.
     (TWO_INBOXES, &["*"], BOTH_INBOXES),
     (
         TWO_INBOXES,
@@ -110,13 +110,13 @@ const SHOWN: &[(Holder, &[&str], Seen)] = &[
         &[(2, "beta"), (4, "beta"), (5, "beta")],
     ),
     (TWO_INBOXES, &["source:github", "agent_to:alpha"], ALPHA),
-    // A key for a type that all events have, and for one that none has.
+    // Keys for a type that all events have, and for a type that none has.
     (OF_TYPE, &["*"], ALL),
     (OF_TYPE, &["agent_to:alpha"], ALPHA),
     (OF_TYPE, &["source:support"], SUPPORT),
     (OF_PUSHES, &["*"], &[]),
     (OF_PUSHES, &["type:com.github.push"], &[]),
-    // A key that is bound to an agent reads that inbox; whatever covers it narrows to it.
+    // A key that is bound to an agent reads its inbox only; wider scopes are narrowed to it.
     (BOUND, &["*"], ALPHA),
     (BOUND, &["agent_to:alpha"], ALPHA),
     (BOUND, &["agent_to:beta", "*"], ALPHA),
@@ -124,7 +124,7 @@ const SHOWN: &[(Holder, &[&str], Seen)] = &[
     (BOUND_TO_A_SOURCE, &["agent_to:beta", "agent_to:alpha"], ALPHA),
 ];
 
-/// Key and scopes of which nothing is left: final for the vendor's clients.
+/// Keys and scopes that have nothing in common. The refusal is final for the vendor's clients.
 const NOTHING_LEFT: &[(Holder, &[&str])] = &[
     (ANY, &[]),
     (OF_RESEARCH, &["agent_to:alpha"]),
@@ -138,7 +138,7 @@ const NOTHING_LEFT: &[(Holder, &[&str])] = &[
     (("alpha", &["agent_to:beta"]), &["*"]),
 ];
 
-/// What is no scope, alone or beside one.
+/// Invalid scopes, alone or beside a valid one.
 const UNKNOWN: &[&[&str]] = &[
     &[""],
     &[" *"],
@@ -175,7 +175,7 @@ impl Keys {
         key
     }
 
-    /// Asserts that every node turns this frame away.
+    /// Asserts that every node refuses this frame.
     async fn refuses(&self, frame: &Value, code: u16) {
         for url in &self.office.urls {
             let mut socket = Socket::open(url).await;
@@ -195,7 +195,7 @@ impl Keys {
         call.to(&self.office.urls[1]).await.ok();
     }
 
-    /// What [`ALL`] lists, in that order.
+    /// Sends the messages of [`ALL`] in that order.
     async fn post(&self) {
         self.mail("research-planner", "alpha").await;
         self.mail("research-coder", "beta").await;

@@ -1,4 +1,4 @@
-//! What a session answers and how it ends, on three nodes.
+//! What a session answers, and how it ends, on three nodes.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::common::eventually;
 use crate::common::office::{Office, connect, office};
 use crate::common::web::{Call, Team};
 
-/// Says one thing first and returns how the socket ends.
+/// Sends one message on a new socket and returns how it ends.
 async fn first_words(url: &str, words: Message) -> Ending {
     let mut socket = Socket::open(url).await;
     socket.say_raw(words).await;
@@ -320,7 +320,7 @@ async fn silence_is_not_endless(office: &Office) {
     let url = office.cluster.serve_ws(2, options).await;
     let (mut reading, _) = Socket::connect(&url, connect(&team, &["*"], None)).await;
     let (mut busy, _) = Socket::connect(&url, connect(&team, &["*"], None)).await;
-    // One reads, which answers pings; the other one runs a handler until it is given up.
+    // One client reads and so answers pings; the other runs a handler until the node gives it up.
     let reads = async {
         while reading.frame_within(Duration::from_millis(50)).await.is_none() {}
         panic!("the session that reads got a frame");
@@ -352,7 +352,7 @@ async fn a_node_without_the_cluster_sends_its_clients_away() {
     office.cluster.kill(1).await;
     office.cluster.kill(2).await;
     let words = connect(&team, &["*"], None).frame().to_string();
-    // A newcomer has no quorum to be let in by; one who was there is told when it is certain.
+    // Without a quorum a new session is refused at once; an open one is closed when the node is sure.
     let busy = Ending {
         error: Some(4003),
         close: Some(1013),

@@ -1,4 +1,4 @@
-//! Topic mail on the Kite face: who sees what, where, and how often, on three nodes.
+//! Topic messages in the Kite API: who sees them, at which seq, and how often, on three nodes.
 
 use agentpost_proto::limits;
 use agentpost_raft_store::core::query;
@@ -10,7 +10,7 @@ use crate::common::eventually;
 use crate::common::office::{Office, office};
 use crate::common::web::{Call, Team};
 
-/// An event as a test looks at it: its seq, `data.to`, `data.topic` and body.
+/// The compared parts of an event: seq, `data.to`, `data.topic` and body.
 type Seen = (u64, String, Value, String);
 
 impl Office {
@@ -19,7 +19,7 @@ impl Office {
         call.key(&team.key).agent(agent).to(&self.urls[node]).await.ok();
     }
 
-    /// Publishes; returns the message id as the Kite face prints it.
+    /// Publishes; returns the message id in Kite's form.
     async fn publish(&self, node: usize, team: &Team, from: &str, topic: &str, body: &str) -> String {
         let wanted = json!({ "topic": topic, "type": "news.item", "body": body });
         let call = Call::post("/v1/messages", &wanted).key(&team.key).agent(from);
@@ -31,7 +31,7 @@ impl Office {
         id.unwrap().kite()
     }
 
-    /// Waits until every publish of the team has reached its receivers.
+    /// Waits until every publish of the team is in all inboxes.
     async fn fanned_out(&self, team: &Team) {
         let id = team.id.parse().unwrap();
         eventually("all receivers", async || {
@@ -179,7 +179,7 @@ async fn a_large_publish_stands_where_its_chunk_put_it(office: &Office) {
     office.publish(2, &team, "somebody", "all", "three").await;
     office.fanned_out(&team).await;
 
-    // The wide form stands at the publish, and its session never sees the entries.
+    // The wide form has the seq of the publish; a wide session never sees the inbox entries.
     let one = next(&mut wide).await;
     assert_eq!(one, of_topic(1, "topic:all", "all", "one"));
     let (two, ..) = next(&mut wide).await;
@@ -187,7 +187,7 @@ async fn a_large_publish_stands_where_its_chunk_put_it(office: &Office) {
     assert_eq!((&three.1[..], &three.3[..]), ("topic:all", "three"));
     wide.silent().await;
 
-    // The inbox has it where the chunk put it, after or before the direct mail.
+    // In the inbox the message has the seq of its chunk, before or after the direct message.
     let mut inbox = vec![next(&mut last).await, next(&mut last).await, next(&mut last).await];
     assert!(inbox.windows(2).all(|w| w[0].0 < w[1].0), "{inbox:?}");
     let third = inbox.pop().unwrap();
@@ -197,7 +197,7 @@ async fn a_large_publish_stands_where_its_chunk_put_it(office: &Office) {
     assert_eq!(inbox[0], of_topic(inbox[0].0, "last", "all", "one"));
     assert_eq!(inbox[1], direct(two, "last", "two"));
 
-    // Two inboxes of one session that two chunks reached: two events, each as its agent got it.
+    // A session of two inboxes in two chunks gets two events, one for each inbox.
     let mut events = Vec::new();
     for _ in 0..5 {
         events.push(next(&mut ends).await);
@@ -217,7 +217,7 @@ async fn a_large_publish_stands_where_its_chunk_put_it(office: &Office) {
     );
     ends.silent().await;
 
-    // Both resume from an ack in the middle, on another node.
+    // Both sessions resume on another node after an acknowledgement in the middle.
     let acked = events[2].0;
     ends.ack(acked).await;
     wide.ack(one.0).await;

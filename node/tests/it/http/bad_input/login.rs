@@ -1,4 +1,4 @@
-//! What the routes of device login refuse. Without a key: of `/api/auth/`; with one: of `/admin/v1/login/`.
+//! Bad input to the routes of device login: `/api/auth/` without a key, `/admin/v1/login/` with one.
 
 use axum::http::Method;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use super::{is_of_this_face, no_objects, nothing_was_stored};
 use crate::common::office::office;
 use crate::common::web::{Call, new_key};
 
-/// Nobody has a key here.
+/// Bad requests to the routes without a key.
 fn devices() -> Vec<(Call, u16)> {
     const CODE: &str = "/api/auth/device-code";
     const TOKEN: &str = "/api/auth/device-token";
@@ -16,7 +16,7 @@ fn devices() -> Vec<(Call, u16)> {
     let large = json!({ "client": "x".repeat(64 * 1024), "device_code": "x" });
     let hex = "0a".repeat(32);
     let mut cases = no_objects(TOKEN);
-    // No body at all is a question too.
+    // A request without a body is valid.
     cases.extend(no_objects(CODE).into_iter().skip(1));
     cases.extend([
         (Call::post(CODE, &json!({ "client": 7 })), 400),
@@ -44,7 +44,7 @@ fn devices() -> Vec<(Call, u16)> {
     cases
 }
 
-/// For a key that may let devices in.
+/// Bad requests with a key that may approve devices.
 fn decisions() -> Vec<(Call, u16)> {
     let mut cases = Vec::new();
     for what in ["lookup", "approve", "deny"] {
@@ -89,7 +89,7 @@ fn decisions() -> Vec<(Call, u16)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_bad_question_of_a_login_has_its_answer_on_every_node() {
+async fn every_bad_login_request_has_its_answer_on_every_node() {
     let office = office().await;
     let wanted = json!({ "name": "a", "permissions": ["admin"] });
     let (_, team_admin) = new_key(&office.urls[0], &office.admin, &office.team.id, &wanted).await;

@@ -1,4 +1,4 @@
-//! The published behaviours of kite-wire.md, section 5, as scripts.
+//! The behaviour of the published clients (kite-wire.md, section 5) as scripts.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -15,14 +15,14 @@ use tokio_tungstenite::tungstenite::Message;
 use super::storm::Storm;
 use crate::common::eventually;
 
-/// What a client saw, session by session.
+/// What a client received, session by session.
 #[derive(Default)]
 struct Journal {
     sessions: Vec<Session>,
     seen: BTreeSet<u64>,
-    /// Each event when it was seen for the first time.
+    /// The events in the order in which each was first received.
     first: Vec<u64>,
-    /// The highest number that it acked, whatever it had read.
+    /// The highest seq that it acknowledged, read or not.
     claimed: u64,
 }
 
@@ -42,22 +42,22 @@ struct Client {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// v0.2.0: never acks, answers pings.
+    /// v0.2.0: it never acknowledges, but answers pings.
     Old,
-    /// The vendor's test rig: acks every frame with a counter of its own.
+    /// The vendor's test rig: it acknowledges every frame with its own counter.
     Rig,
-    /// Runs its handler without reading the socket, and never acks.
+    /// It does not read the socket while its handler runs, and never acknowledges.
     Busy,
-    /// The current one: acks each event after its handler.
+    /// The current client: it acknowledges each event after its handler.
     Cli,
-    /// The same as `kite stream --client-id`, over everything.
+    /// The current client as `kite stream --client-id` with the scope `*`.
     Stream,
 }
 
 impl Kind {
     const ALL: [Kind; 5] = [Kind::Old, Kind::Rig, Kind::Busy, Kind::Cli, Kind::Stream];
 
-    /// The agent whose mail it reads; none for all mail.
+    /// The agent whose messages it reads; `None` for all agents.
     fn agent(self) -> Option<&'static str> {
         match self {
             Kind::Old => Some("old"),
@@ -80,7 +80,7 @@ pub struct Running {
     answers: Arc<Mutex<usize>>,
 }
 
-/// Starts one of each and waits until they are connected.
+/// Starts one client of each kind and waits until they are connected.
 pub async fn start_all(storm: &Arc<Storm>) -> Running {
     let (mut tasks, mut journals) = (Vec::new(), Vec::new());
     for (at, kind) in Kind::ALL.into_iter().enumerate() {
@@ -109,7 +109,7 @@ pub async fn start_all(storm: &Arc<Storm>) -> Running {
 }
 
 impl Running {
-    /// Waits until everybody has everything, then looks at how it came.
+    /// Waits until every client has all its messages, then checks their journals.
     pub async fn finish(self, storm: &Storm) {
         for (kind, journal) in &self.journals {
             let mail = storm.mail(kind.agent()).await;
@@ -145,7 +145,7 @@ impl Journal {
         }
     }
 
-    /// Who acks what it did not read may lose it.
+    /// The seq up to which a client may miss events, because it acknowledged events that it had not read.
     fn excused(&self, kind: Kind) -> u64 {
         if kind == Kind::Rig { self.claimed } else { 0 }
     }
@@ -173,7 +173,7 @@ impl Journal {
 }
 
 impl Client {
-    /// Until the storm is over.
+    /// Runs until the storm is over.
     async fn live(mut self) {
         let over = self.storm.over.clone();
         over.run_until_cancelled(async {
@@ -187,10 +187,10 @@ impl Client {
         .await;
     }
 
-    /// One try, at any node.
+    /// Tries to connect once, to any node.
     async fn connect(&mut self) -> Option<Socket> {
         let (agent, client_id) = (self.kind.agent().unwrap_or_default(), self.kind.client_id());
-        // What is stored by now must not come again.
+        // Events up to the stored cursor must not come again.
         let stored = self.storm.stored(agent, client_id.unwrap_or_default()).await;
         let scope = self
             .kind
@@ -246,21 +246,22 @@ impl Client {
         }
     }
 
-    /// What the client does with an event; false when it leaves.
+    /// Handles an event; returns false if the client disconnects.
     async fn handle(&mut self, socket: &mut Socket, seq: u64) -> bool {
         let storming = !self.storm.is_calm();
         match self.kind {
             Kind::Old | Kind::Rig => !(storming && self.rng.random_bool(0.02)),
             Kind::Busy => {
                 if storming && self.rng.random_bool(0.1) {
-                    // Longer than many pings, sometimes than it takes for a ping to count as an ack.
+                    // This is longer than many pings, and sometimes longer than the age at which a ping counts as an
+                    // acknowledgement.
                     sleep(Duration::from_millis(self.rng.random_range(500..2_500))).await;
                 }
                 !(storming && self.rng.random_bool(0.05))
             }
             Kind::Cli | Kind::Stream => {
                 sleep(Duration::from_millis(self.rng.random_range(0..5))).await;
-                // A handler that failed: no ack, and the client starts over.
+                // The handler fails: the client does not acknowledge, and reconnects.
                 if storming && self.rng.random_bool(0.03) {
                     return false;
                 }
@@ -275,7 +276,7 @@ fn ack(seq: u64) -> Message {
     Message::text(json!({ "type": "ack", "seq": seq }).to_string())
 }
 
-/// Connects; none when this node cannot now. Returns `last_seq` too.
+/// Connects and returns `last_seq` too; `None` if this node refuses for now.
 async fn greet(url: &str, request: Connect<'_>) -> Option<(Socket, u64)> {
     let mut socket = Socket::try_open(url, None).await.ok()?;
     let frame = request.frame().to_string();
@@ -289,13 +290,13 @@ async fn greet(url: &str, request: Connect<'_>) -> Option<(Socket, u64)> {
     Some((socket, last_seq))
 }
 
-/// Trouble of the cluster is never told as the client's fault: 4001 is final for the vendor's clients.
+/// Asserts that the cluster's faults are not reported as the client's: 4001 is final for the vendor's clients.
 fn may_return(socket: &Socket) {
     let error = socket.ended().error;
     assert!(matches!(error, None | Some(4003 | 4004)), "ended with {error:?}");
 }
 
-/// A management command: a socket for each request, over `*`, skips events and waits for its answer.
+/// Management commands: each request has its own socket with the scope `*`, skips events and waits for its answer.
 async fn manage(storm: Arc<Storm>, answers: Arc<Mutex<usize>>) {
     let mut rng = storm.rng(60);
     let over = storm.over.clone();
@@ -314,7 +315,7 @@ async fn manage(storm: Arc<Storm>, answers: Arc<Mutex<usize>>) {
     .await;
 }
 
-/// None when the node went away meanwhile.
+/// Makes one request; `None` if the node goes away meanwhile.
 async fn request(storm: &Storm, url: &str, method: &str) -> Option<Value> {
     let everything = Connect {
         key: &storm.team.key,

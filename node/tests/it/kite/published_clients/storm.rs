@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use crate::common::web::{Call, Team};
 use crate::common::{TestCluster, eventually};
 
-/// Who gets mail.
+/// The agents that receive messages.
 pub const AGENTS: [&str; 4] = ["old", "rig", "busy", "cli"];
-/// In an order of the seed's.
+/// The faults; the seed decides their order.
 const FAULTS: [Fault; 5] = [
     Fault::Transfer,
     Fault::StopLeader,
@@ -28,7 +28,7 @@ const FAULTS: [Fault; 5] = [
     Fault::KillLeader,
     Fault::KillFollower,
 ];
-/// Sends that have to succeed between two faults.
+/// The number of sends that must succeed between two faults.
 const BETWEEN_FAULTS: usize = 60;
 
 #[derive(Debug, Clone, Copy)]
@@ -42,19 +42,19 @@ enum Fault {
 pub struct Storm {
     pub cluster: TestCluster,
     pub team: Team,
-    /// Where each node serves `/ws` with short times. A node that starts again has another one.
+    /// The base URLs at which the nodes serve `/ws` with short times. A restarted node gets a new one.
     doors: Vec<Mutex<String>>,
     seed: u64,
     /// Ids of acknowledged sends, by receiver.
     accepted: Mutex<BTreeMap<&'static str, BTreeSet<MessageId>>>,
     count: AtomicUsize,
-    /// No more faults, no more load: clients may read to the end.
+    /// Faults and load are over, so clients may read to the end.
     calm: AtomicBool,
-    /// Clients end.
+    /// Cancelled when the clients must end.
     pub over: CancellationToken,
 }
 
-/// Short times for what otherwise takes minutes.
+/// Options with short times instead of minutes.
 fn hasty() -> ws::ws_state::SessionOptions {
     ws::ws_state::SessionOptions {
         ping_every: Duration::from_millis(200),
@@ -84,7 +84,7 @@ impl Storm {
         })
     }
 
-    /// A generator of one's own for each part.
+    /// A random generator for one part of the test.
     pub fn rng(&self, part: u64) -> StdRng {
         StdRng::seed_from_u64(self.seed << 8 | part)
     }
@@ -101,7 +101,7 @@ impl Storm {
         self.calm.load(Ordering::Relaxed)
     }
 
-    /// Where a cursor stands for certain, if that can be told now.
+    /// The stored seq of a cursor; `None` if it cannot be read now.
     pub async fn stored(&self, agent: &str, client_id: &str) -> Option<u64> {
         let node = *self.cluster.running().first()?;
         let state = self.cluster.services(node).reader.linearizable().await.ok()?;
@@ -109,7 +109,7 @@ impl Storm {
         Some(cursor.map_or(0, |cursor| cursor.seq))
     }
 
-    /// One try; the error may mean that it was stored.
+    /// Sends once. After an error the message may be stored or not.
     pub async fn send(&self, node: usize, to: &'static str, body: &str) -> Result<(), String> {
         let mail = json!({ "from": "sender", "to": to, "body": body });
         let call = Call::post("/api/v1/agents/messages", &mail).bearer(&self.team.key);
@@ -158,7 +158,7 @@ impl Storm {
         while !quiet.is_cancelled() {
             let body = format!("{to}-{number}");
             number += 1;
-            // The same message until it is acknowledged, wherever.
+            // Repeat the message on any node until it is accepted.
             while self.send(rng.random_range(0..3), to, &body).await.is_err() {
                 sleep(Duration::from_millis(50)).await;
             }
@@ -167,7 +167,7 @@ impl Storm {
         }
     }
 
-    /// Waits until so many more sends have succeeded.
+    /// Waits until `more` further sends have succeeded.
     async fn sent(&self, more: usize) {
         let until = self.count.load(Ordering::Relaxed) + more;
         eventually("sends that succeed", async || {
@@ -176,13 +176,13 @@ impl Storm {
         .await;
     }
 
-    /// Leadership moves, or a node ends and comes back when the others have gone on for a while.
+    /// Transfers leadership, or ends a node and restarts it after the others have accepted more messages.
     async fn fault(&self, fault: Fault, rng: &mut StdRng) {
         let leader = self.cluster.leader().await;
         let follower = (leader + rng.random_range(1..3)) % 3;
         let node = match fault {
             Fault::Transfer => {
-                // It may lose its leadership meanwhile: that will do as well.
+                // The leader may lose its leadership meanwhile, which serves the test too.
                 let _ = self
                     .cluster
                     .services(leader)
@@ -204,7 +204,7 @@ impl Storm {
         *self.doors[node].lock().unwrap() = door;
     }
 
-    /// All mail of an agent, or of everybody: what was acknowledged and what became of unknown outcomes.
+    /// The seqs of all messages of an agent, or of the team. Asserts that every accepted message is among them.
     pub async fn mail(&self, agent: Option<&str>) -> Vec<u64> {
         let reader = self.cluster.services(self.cluster.running()[0]).reader;
         let state = eventually("a read", async || reader.linearizable().await.ok()).await;
@@ -223,7 +223,7 @@ impl Storm {
         items.into_iter().map(|item| item.seq).collect()
     }
 
-    /// Nobody else holds it any more.
+    /// Stops the cluster. All clients must have ended.
     pub async fn end(self: Arc<Self>) {
         drop(Arc::into_inner(self).expect("all clients have ended"));
     }
