@@ -54,26 +54,27 @@ fetch_crates() { (cd "$ROOT" && cargo fetch --locked --quiet --target "$(host)" 
 # ensure_build_tools: installs a C++ compiler, libclang for the bindings of RocksDB, and curl and jq for the scripts.
 ensure_build_tools() {
   local clang=()
-  have_libclang || read -r -a clang <<<"$(libclang_packages)"
+  have_clang || read -r -a clang <<<"$(clang_packages)"
   install_packages g++ make pkg-config ca-certificates curl jq "${clang[@]}"
 }
 
-# have_libclang: an installed LLVM has both the library and the headers that belong to its compiler.
-have_libclang() {
+# have_clang: an installed LLVM has the compiler, the library and the headers that belong to them.
+have_clang() {
   local llvm
   for llvm in /usr/lib/llvm-*; do
-    compgen -G "$llvm/lib/libclang*.so*" >/dev/null && compgen -G "$llvm/lib/clang/*/include/stdbool.h" >/dev/null && return 0
+    [ -x "$llvm/bin/clang++" ] && compgen -G "$llvm/lib/libclang*.so*" >/dev/null &&
+      compgen -G "$llvm/lib/clang/*/include/stdbool.h" >/dev/null && return 0
   done
   return 1
 }
 
-# libclang_packages: prints the packages of the library and its headers in the default version of the distribution.
-libclang_packages() {
+# clang_packages: prints the packages of the compiler and the library in the default version of the distribution.
+clang_packages() {
   local v
   have apt-cache || return 0
   apt-cache show libclang-dev >/dev/null 2>&1 || as_root apt-get update -qq >&2
   v=$(apt-cache depends libclang-dev 2>/dev/null | sed -n 's/^ *Depends: libclang-\([0-9]\+\)-dev$/\1/p' | head -n 1)
-  echo "libclang1-${v:-14} libclang-common-${v:-14}-dev"
+  echo "clang-${v:-14} libclang1-${v:-14}"
 }
 
 # cargo_build ARGS...: runs cargo build and reports its progress. It prints what the compiler says, and nothing if there is
