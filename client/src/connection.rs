@@ -6,7 +6,7 @@ use std::time::Duration;
 use agentpost_proto::secret::Secret;
 
 use crate::agent::Agent;
-use crate::http::{Http, Request};
+use crate::http::{Http, Request, Settings};
 use crate::kite::Kite;
 use crate::operator::Operator;
 use crate::retry::RetryPolicy;
@@ -182,17 +182,15 @@ impl Builder {
         };
         let all: Vec<String> = bases.iter().chain(&socket_urls).cloned().collect();
         let tls = tls::config_for(&all)?;
-        let mut http = Http::builder(bases.join(" "))
-            .retry(self.policy.clone())
-            .tls(tls.clone());
-        if let Some(key) = &self.key {
-            http = http.api_key(&key.0);
-        }
-        if let Some(timeout) = self.answer_timeout {
-            http = http.answer_timeout(timeout);
-        }
+        let http = Http::new(Settings {
+            urls: bases,
+            key: self.key.clone(),
+            policy: self.policy.clone(),
+            answer_timeout: self.answer_timeout,
+            tls: tls.clone(),
+        })?;
         Ok(Agentpost {
-            http: http.build()?,
+            http,
             socket: Arc::new(Socket {
                 urls: socket_urls,
                 key: self.key.unwrap_or_default(),

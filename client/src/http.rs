@@ -16,6 +16,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentpost_proto::secret::Secret;
 use reqwest::Method;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use serde::Serialize;
@@ -25,16 +26,15 @@ use crate::Error;
 use crate::endpoints::Endpoints;
 use crate::error::cause;
 use crate::retry::{Attempts, Failure, RetryPolicy};
-use crate::{tls, urls};
 
 pub use reqwest::StatusCode;
 
 pub use crate::error::Answer;
 pub use crate::retry::Repeat;
 
-/// A node that takes no connection in this time is passed over.
+/// A node that accepts no connection in this time is passed over.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// The servers answer within 2 s (no leader) + 8 s (outcome unknown); this is a little more.
+/// A node answers within 2 s if nobody leads, and within 8 s more if the outcome is unknown; this is a little more.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// Sends requests to the nodes of a cluster. Cheap to clone: clones share the connections and the node that is asked.
@@ -52,85 +52,15 @@ struct Inner {
 }
 
 /// Settings of an [`Http`].
-#[derive(Clone)]
-pub struct Builder {
-    urls: String,
-    api_key: Option<String>,
-    agent: Option<String>,
-    policy: RetryPolicy,
-    answer_timeout: Duration,
-    tls: Option<rustls::ClientConfig>,
-}
-
-impl Builder {
-    /// The key, sent as `Authorization: Bearer`.
-    pub fn api_key(mut self, key: impl Into<String>) -> Self {
-        self.api_key = Some(key.into());
-        self
-    }
-
-    /// Acts as this agent on the Abba Baba face, for a key that is not bound to one.
-    pub fn agent(mut self, id: impl Into<String>) -> Self {
-        self.agent = Some(id.into());
-        self
-    }
-
-    /// How long and how often to try.
-    pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        self.policy = policy;
-        self
-    }
-
-    /// How long one node may take to answer before the outcome counts as unknown.
-    pub fn answer_timeout(mut self, timeout: Duration) -> Self {
-        self.answer_timeout = timeout;
-        self
-    }
-
-    /// TLS settings; by default they are made for the URLs.
-    pub(crate) fn tls(mut self, config: rustls::ClientConfig) -> Self {
-        self.tls = Some(config);
-        self
-    }
-
-    /// Builds the client; it connects with the first request.
-    pub fn build(self) -> Result<Http, Error> {
-        let endpoints = Endpoints::new(urls::parse_bases(&self.urls)?);
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        if let Some(key) = &self.api_key {
-            let mut value = header_value("API key", &format!("Bearer {key}"))?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
-        }
-        if let Some(agent) = &self.agent {
-            headers.insert("x-agent-id", header_value("agent id", agent)?);
-        }
-        let tls = match self.tls {
-            Some(config) => config,
-            None => tls::config_for(endpoints.all())?,
-        };
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .user_agent(concat!("agentpost/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            // The API never redirects, and a key must not follow one.
-            .redirect(reqwest::redirect::Policy::none())
-            // Repeating is decided here, where the idempotency key is known.
-            .retry(reqwest::retry::never())
-            .build()
-            .map_err(|e| Error::Invalid(cause(&e)))?;
-        let (policy, answer_timeout) = (self.policy, self.answer_timeout);
-        Ok(Http {
-            inner: Arc::new(Inner {
-                http,
-                endpoints,
-                headers,
-                policy,
-                answer_timeout,
-            }),
-        })
-    }
+pub(crate) struct Settings {
+    /// HTTP base URLs, the first asked first; not empty.
+    pub urls: Vec<String>,
+    /// `None` sends no key.
+    pub key: Option<Secret>,
+    pub policy: RetryPolicy,
+    /// `None` is the default.
+    pub answer_timeout: Option<Duration>,
+    pub tls: rustls::ClientConfig,
 }
 
 fn header_value(what: &str, text: &str) -> Result<HeaderValue, Error> {
@@ -248,17 +178,34 @@ impl Request {
 }
 
 impl Http {
-    /// A client of the nodes with these base URLs, separated by blanks, as in `AGENTPOST_URLS`. The first is asked
-    /// first.
-    pub fn builder(urls: impl Into<String>) -> Builder {
-        Builder {
-            urls: urls.into(),
-            api_key: None,
-            agent: None,
-            policy: RetryPolicy::default(),
-            answer_timeout: ANSWER_TIMEOUT,
-            tls: None,
+    /// Builds a client, which connects with the first request.
+    pub(crate) fn new(settings: Settings) -> Result<Self, Error> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        if let Some(key) = &settings.key {
+            let mut value = header_value("API key", &format!("Bearer {}", key.0))?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
         }
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(settings.tls)
+            .user_agent(concat!("agentpost/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            // The API never redirects, and a key must not follow a redirect.
+            .redirect(reqwest::redirect::Policy::none())
+            // Repeating is decided here, where the idempotency key is known.
+            .retry(reqwest::retry::never())
+            .build()
+            .map_err(|e| Error::Invalid(cause(&e)))?;
+        Ok(Http {
+            inner: Arc::new(Inner {
+                http,
+                endpoints: Endpoints::new(settings.urls),
+                headers,
+                policy: settings.policy,
+                answer_timeout: settings.answer_timeout.unwrap_or(ANSWER_TIMEOUT),
+            }),
+        })
     }
 
     /// The base URLs, in the order given.
@@ -344,16 +291,6 @@ fn seconds(value: &HeaderValue) -> Option<Duration> {
     value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// A path and query with every value encoded.
-pub(crate) fn with_query(path: &str, pairs: &[(&str, String)]) -> String {
-    if pairs.is_empty() {
-        return path.to_owned();
-    }
-    let mut query = reqwest::Url::parse("http://query").expect("a constant URL");
-    query.query_pairs_mut().extend_pairs(pairs);
-    format!("{path}?{}", query.query().unwrap_or_default())
-}
-
 /// An id as one segment of a path.
 pub(crate) fn segment(id: &str) -> String {
     let mut path = reqwest::Url::parse("http://path").expect("a constant URL");
@@ -376,9 +313,8 @@ mod tests {
     fn ids_and_values_cannot_leave_their_place_in_a_url() {
         assert_eq!(segment("team_00ff"), "team_00ff");
         assert_eq!(segment("a/b?c#d"), "a%2Fb%3Fc%23d");
-        assert_eq!(with_query("/m", &[]), "/m");
         assert_eq!(
-            with_query("/m", &[("team_id", "a&b=c".to_owned())]),
+            Request::get("/m").query("team_id", "a&b=c").path,
             "/m?team_id=a%26b%3Dc"
         );
     }
@@ -394,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_key_with_a_line_break_is_refused_before_it_is_sent() {
-        let built = Http::builder("http://127.0.0.1:1").api_key("kite_\n").build();
+        let built = crate::Agentpost::builder("http://127.0.0.1:1").key("kite_\n").build();
         assert!(matches!(built, Err(Error::Invalid(_))));
     }
 }

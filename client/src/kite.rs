@@ -11,9 +11,9 @@
 //! ```
 
 mod event;
-pub(crate) mod rpc;
+mod rpc;
 mod send;
-pub(crate) mod session;
+mod session;
 
 use std::sync::Arc;
 
@@ -68,7 +68,7 @@ impl Kite {
             scopes: scopes.into_iter().map(Into::into).collect(),
             client_id,
         };
-        Ok(Session::with_tls(options, socket.tls.clone()))
+        Ok(Session::new(options, socket.tls.clone()))
     }
 
     /// `events.recent`: the newest events that the key may see, the newest first.

@@ -39,7 +39,6 @@
 
 mod agent;
 mod call;
-pub mod client;
 mod connection;
 mod deliveries;
 mod directory;
@@ -47,7 +46,6 @@ mod draft;
 mod endpoints;
 mod environment;
 pub mod error;
-mod flat;
 pub mod http;
 pub mod kite;
 mod listen;
@@ -55,7 +53,6 @@ pub mod login;
 mod mail;
 pub mod operator;
 mod read;
-pub mod receiver;
 pub mod retry;
 mod socket;
 mod tls;
@@ -86,23 +83,3 @@ pub use webhook::{AgentWebhook, SetWebhook, Webhook};
 pub use words::{
     AttemptEnd, Consistency, DeliveryEnd, DeliveryState, Fanout, Order, Permission, Priority, Role, WebhookEvent,
 };
-
-pub use client::Client;
-pub use flat::deliveries::DeliveryQuery;
-pub use flat::mail::ListQuery;
-pub use flat::topics::SubscriptionUrl;
-
-/// The old place of [`kite::session`].
-pub mod inbox {
-    pub use crate::kite::session::{Notice, Options, Session as Inbox};
-}
-
-/// The old place of [`kite::Event`].
-pub mod event {
-    pub use crate::kite::{Event, Mail};
-}
-
-/// The old place of [`kite::rpc`].
-pub mod rpc {
-    pub use crate::kite::rpc::*;
-}

@@ -21,13 +21,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::api::admin::{ApproveLogin, ApprovedLogin, UserCode, WaitingLogin};
+use crate::Error;
 use crate::api::kite::{
     DeviceCode, DeviceKey, DeviceToken, LOGIN_DENIED, LOGIN_EXPIRED, LOGIN_PENDING, LOGIN_SLOW_DOWN, StartLogin,
 };
-use crate::http::Request;
+use crate::http::{Http, Request};
 use crate::retry::Repeat;
-use crate::{Client, Error};
 
 /// The time between two requests if the server names none.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -58,7 +57,7 @@ pub enum Failed {
 
 /// A device that waits to be let in.
 pub struct Login {
-    client: Client,
+    client: Http,
     code: DeviceCode,
     ends_at: Instant,
 }
@@ -68,7 +67,7 @@ impl Login {
     ///
     /// # Errors
     /// See [`crate::http::Http::call`].
-    pub async fn start(client: Client, device: Option<String>) -> Result<Self, Error> {
+    pub async fn start(client: Http, device: Option<String>) -> Result<Self, Error> {
         let request = Request::post("/api/auth/device-code").json(&StartLogin { client: device })?;
         // A code that nobody enters expires.
         let code: DeviceCode = client.call(request.repeat(Repeat::Safely)).await?;
@@ -156,30 +155,6 @@ impl Course {
             return ControlFlow::Break(Err(Failed::Expired));
         }
         ControlFlow::Continue(pause)
-    }
-}
-
-/// The side of the administrator. Each takes a key with the permission `admin`, of the team or of the operator; codes
-/// may be written with or without the dash, in either case.
-impl Client {
-    /// Which device waits with this code, and where this key can let it in.
-    pub async fn waiting_login(&self, user_code: &str) -> Result<WaitingLogin, Error> {
-        let user_code = user_code.to_owned();
-        let request = Request::post("/admin/v1/login/lookup").json(&UserCode { user_code })?;
-        self.call(request.repeat(Repeat::Safely)).await
-    }
-
-    /// Lets a device in: the key that it gets has these permissions in this team.
-    pub async fn approve_login(&self, approval: &ApproveLogin) -> Result<ApprovedLogin, Error> {
-        self.call(Request::post("/admin/v1/login/approve").json(approval)?)
-            .await
-    }
-
-    /// Turns a device away.
-    pub async fn deny_login(&self, user_code: &str) -> Result<(), Error> {
-        let user_code = user_code.to_owned();
-        let request = Request::post("/admin/v1/login/deny").json(&UserCode { user_code })?;
-        self.request(&request).await.map(|_| ())
     }
 }
 

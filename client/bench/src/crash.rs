@@ -6,8 +6,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentpost::Agentpost;
 use agentpost::api::abbababa::ListResponse;
-use agentpost::http::{Http, Request};
+use agentpost::http::Request;
 use anyhow::{Context, bail, ensure};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -138,7 +139,8 @@ fn longest_gap(mut times: Vec<Instant>, killed: Instant) -> Duration {
 /// Reads all inboxes of the team and counts how often each id is stored.
 async fn read_back(bench: &Bench<'_>, nodes: &Nodes) -> anyhow::Result<HashMap<u64, u32>> {
     let urls: Vec<&str> = nodes.all.iter().map(|node| node.base.as_str()).collect();
-    let client = Http::builder(urls.join(" ")).api_key(bench.key).build()?;
+    let post = Agentpost::builder(urls.join(" ")).key(bench.key).build()?;
+    let client = post.http();
     let mut found = HashMap::new();
     for inbox in 0..INBOXES {
         let mut cursor = String::new();

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use agentpost::Agentpost;
 use agentpost::api::abbababa::ListResponse;
 use agentpost::http::{Http, Request};
 use anyhow::{Context, ensure};
@@ -34,7 +35,7 @@ pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> an
         Target::Follower => nodes.follower()?,
         _ => nodes.leader(),
     };
-    let client = Http::builder(&target.base).api_key(bench.key).build()?;
+    let client = Agentpost::builder(&target.base).key(bench.key).build()?.http().clone();
     let before = subscribe(&client).await?;
     let mut published = COLD;
     run_of(bench, &target.address, 1, COLD).await?;

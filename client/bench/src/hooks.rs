@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
+use agentpost::Agentpost;
 use agentpost::api::abbababa::WebhookRequest;
-use agentpost::http::{Http, Request};
+use agentpost::http::Request;
 use anyhow::Context;
 use futures::stream::{StreamExt, TryStreamExt, iter};
 
@@ -30,7 +31,8 @@ pub fn agents() -> Vec<String> {
 pub async fn register(bench: &Bench<'_>, sink: &Sink, health: impl Fn(usize) -> Health) -> anyhow::Result<()> {
     let mut requests = Vec::new();
     for (team, (_, key)) in bench.tenants.iter().take(TEAMS).enumerate() {
-        let client = Http::builder(bench.urls.join(" ")).api_key(&*key.api_key).build()?;
+        let post = Agentpost::builder(bench.urls.join(" ")).key(&*key.api_key).build()?;
+        let client = post.http();
         for (number, agent) in agents().into_iter().enumerate() {
             let n = team * AGENTS + number;
             let webhook = WebhookRequest {
@@ -52,7 +54,8 @@ pub async fn register(bench: &Bench<'_>, sink: &Sink, health: impl Fn(usize) -> 
 /// Removes all webhooks, which cancels the deliveries that still wait.
 pub async fn remove(bench: &Bench<'_>) -> anyhow::Result<()> {
     for (_, key) in bench.tenants.iter().take(TEAMS) {
-        let client = Http::builder(bench.urls.join(" ")).api_key(&*key.api_key).build()?;
+        let post = Agentpost::builder(bench.urls.join(" ")).key(&*key.api_key).build()?;
+        let client = post.http();
         for agent in agents() {
             client
                 .request(&Request::delete("/v1/messages/webhook").agent(agent))

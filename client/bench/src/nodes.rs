@@ -1,5 +1,6 @@
 //! The nodes that get the load.
 
+use agentpost::Agentpost;
 use agentpost::http::Http;
 use agentpost::operator::Operator;
 use agentpost::retry::RetryPolicy;
@@ -65,7 +66,10 @@ impl Nodes {
 
     /// A client for each node, which asks no other node.
     pub fn clients(&self) -> anyhow::Result<Vec<(u64, Http)>> {
-        let client = |node: &Node| Ok((node.id, Http::builder(&node.base).retry(RetryPolicy::once()).build()?));
+        let client = |node: &Node| {
+            let post = Agentpost::builder(&node.base).retry(RetryPolicy::once());
+            Ok((node.id, post.build()?.http().clone()))
+        };
         self.all.iter().map(client).collect()
     }
 }

@@ -10,37 +10,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::frame::ClientFrame;
-use agentpost_proto::secret::Secret;
 use serde::de::{DeserializeOwned, Deserializer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use crate::Error;
 use crate::api::kite::rpc::{
     CreateKeyParams, CreatedKey, KeyId, NOT_CARRIED_OUT, OUTCOME_UNKNOWN, Recent, RecentParams,
 };
 use crate::endpoints::Endpoints;
 use crate::retry::{Attempts, Failure, Repeat, RetryPolicy};
 use crate::socket::{Frame, Lost, Socket, ended_by};
-use crate::{Error, tls};
 
 /// A node answers within 2 s if nobody leads, and within 8 s more if the outcome is unknown. The vendor's command line
 /// waits without end.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Which servers to ask, and with which key.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// WebSocket URLs, the first asked first; not empty.
-    pub urls: Vec<String>,
-    /// The API key.
-    pub token: Secret,
-    /// The key's team.
-    pub team_id: String,
-}
-
 /// Asks one request after another.
-pub struct Rpc {
+pub(super) struct Rpc {
     hello: ClientFrame,
     nodes: Endpoints,
     tls: Arc<rustls::ClientConfig>,
@@ -49,27 +37,6 @@ pub struct Rpc {
 }
 
 impl Rpc {
-    /// Dials with the first request.
-    pub fn new(options: Options) -> Result<Self, Error> {
-        if options.urls.is_empty() {
-            return Err(Error::Invalid("no server URL given".to_owned()));
-        }
-        let hello = ClientFrame::Connect {
-            version: 1,
-            token: options.token,
-            team_id: options.team_id,
-            scopes: vec!["*".to_owned()],
-            client_id: None,
-        };
-        Ok(Rpc {
-            hello,
-            tls: Arc::new(tls::config_for(&options.urls)?),
-            nodes: Endpoints::new(options.urls),
-            policy: RetryPolicy::default(),
-            answer_timeout: ANSWER_TIMEOUT,
-        })
-    }
-
     /// With the settings of a connection.
     pub(super) fn of(connection: &crate::connection::Socket, team: &str) -> Self {
         Rpc {
@@ -85,18 +52,6 @@ impl Rpc {
             policy: connection.policy.clone(),
             answer_timeout: connection.answer_timeout.unwrap_or(ANSWER_TIMEOUT),
         }
-    }
-
-    /// How long and how often to try.
-    pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        self.policy = policy;
-        self
-    }
-
-    /// How long one node may take to answer a request before the outcome counts as unknown.
-    pub fn answer_timeout(mut self, timeout: Duration) -> Self {
-        self.answer_timeout = timeout;
-        self
     }
 
     /// `events.recent`: the newest events that the key may see, the newest first.

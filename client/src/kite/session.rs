@@ -24,8 +24,8 @@ use agentpost_proto::secret::Secret;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::event::Event;
+use crate::Error;
 use crate::socket::{Frame, Lost, Socket, ended_by};
-use crate::{Error, tls};
 
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -34,7 +34,7 @@ const BUSY_AFTER: Duration = Duration::from_secs(5);
 
 /// What to listen to.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub(super) struct Options {
     /// WebSocket URLs, the first dialled first; not empty.
     pub urls: Vec<String>,
     /// The API key.
@@ -125,15 +125,7 @@ enum State {
 
 impl Session {
     /// A session that dials with the first [`Session::next`].
-    pub fn new(options: Options) -> Result<Self, Error> {
-        if options.urls.is_empty() {
-            return Err(Error::Invalid("no server URL given".to_owned()));
-        }
-        let tls = Arc::new(tls::config_for(&options.urls)?);
-        Ok(Self::with_tls(options, tls))
-    }
-
-    pub(super) fn with_tls(options: Options, tls: Arc<rustls::ClientConfig>) -> Self {
+    pub(super) fn new(options: Options, tls: Arc<rustls::ClientConfig>) -> Self {
         Session {
             options,
             tls,

@@ -3,25 +3,20 @@
 use std::time::Duration;
 
 use agentpost::api::abbababa::SendRequest;
-use agentpost::api::admin::CreateTeam;
-use agentpost::inbox::{Inbox, Notice, Options};
+use agentpost::kite::Notice;
 use agentpost::retry::RetryPolicy;
-use agentpost::{Client, Error, ListQuery};
+use agentpost::{Agent, Agentpost, Error};
+use agentpost_testkit::ports::refusing_url;
+use agentpost_testkit::scripted_server::{ScriptedServer, Step};
 use serde_json::json;
 
-use crate::common::{Step, Stub, dead_base};
-
-fn client(urls: &[&str]) -> Client {
+fn agent(urls: &[&str]) -> Agent {
     let policy = RetryPolicy {
         pause_min: Duration::from_millis(1),
         ..RetryPolicy::default()
     };
-    Client::builder(urls.join(" "))
-        .api_key("k")
-        .agent("agent-beta")
-        .retry(policy)
-        .build()
-        .unwrap()
+    let post = Agentpost::builder(urls.join(" ")).key("k").retry(policy);
+    post.build().unwrap().agent("agent-beta")
 }
 
 fn mail() -> SendRequest {
@@ -36,12 +31,12 @@ const SENT: &str = "{\"success\":true,\"messageId\":\"msg_1\"}";
 
 #[tokio::test]
 async fn a_node_that_answers_is_kept_and_one_that_does_not_is_passed_over() {
-    let (first, second) = (Stub::start().await, Stub::start().await);
+    let (first, second) = (ScriptedServer::start().await, ScriptedServer::start().await);
     first.answer(200, SENT).answer(503, "{\"error\":\"no leader\"}");
     second.answer(200, SENT).answer(200, SENT);
-    let client = client(&[&dead_base(), &first.base, &second.base]);
+    let agent = agent(&[&refusing_url(), &first.base, &second.base]);
     for _ in 0..3 {
-        client.send(mail()).await.unwrap();
+        agent.draft(mail()).await.unwrap();
     }
     assert_eq!((first.seen().len(), second.seen().len()), (2, 2));
     assert_eq!(first.seen()[0].header("x-agent-id"), "agent-beta");
@@ -49,17 +44,12 @@ async fn a_node_that_answers_is_kept_and_one_that_does_not_is_passed_over() {
 
 #[tokio::test]
 async fn a_callers_idempotency_key_is_the_header_and_stays_over_attempts() {
-    let stub = Stub::start().await;
+    let stub = ScriptedServer::start().await;
     stub.answer(504, "{\"error\":\"outcome unknown\"}")
         .answer(500, "")
         .answer(200, SENT);
-    let sent = client(&[&stub.base])
-        .send(SendRequest {
-            idempotency_key: Some("mine".to_owned()),
-            ..mail()
-        })
-        .await;
-    assert_eq!(sent.unwrap().message_id, "msg_1");
+    let sent = agent(&[&stub.base]).draft(mail()).idempotency_key("mine").await;
+    assert_eq!(sent.unwrap().id, "msg_1");
     let keys: Vec<String> = stub
         .seen()
         .iter()
@@ -71,15 +61,17 @@ async fn a_callers_idempotency_key_is_the_header_and_stays_over_attempts() {
 
 #[tokio::test]
 async fn every_message_of_a_batch_gets_a_key_of_its_own() {
-    let stub = Stub::start().await;
+    let stub = ScriptedServer::start().await;
     let results = json!({"results": [{"status": 200, "success": true, "messageId": "msg_1"},
                                      {"status": 400, "success": false, "error": "e"}]});
     stub.answer(200, results.to_string());
-    let reply = client(&[&stub.base]).send_batch(vec![mail(), mail()]).await.unwrap();
-    assert_eq!(
-        (reply.results[0].success, reply.results[1].error.as_deref()),
-        (true, Some("e"))
-    );
+    let agent = agent(&[&stub.base]);
+    let results = agent
+        .send_all([agent.draft(mail()), agent.draft(mail())])
+        .await
+        .unwrap();
+    assert!(results[0].is_ok());
+    assert_eq!(results[1].as_ref().unwrap_err().message, "e");
     let seen = &stub.seen()[0];
     let key = |n: usize| {
         seen.json()["messages"][n]["idempotencyKey"]
@@ -93,14 +85,10 @@ async fn every_message_of_a_batch_gets_a_key_of_its_own() {
 
 #[tokio::test]
 async fn what_must_not_happen_twice_is_not_repeated() {
-    let stub = Stub::start().await;
+    let stub = ScriptedServer::start().await;
     stub.answer(504, "{\"error\":\"outcome unknown\"}");
-    let created = client(&[&stub.base])
-        .create_team(&CreateTeam {
-            name: "t".to_owned(),
-            limits: None,
-        })
-        .await;
+    let operator = agent(&[&stub.base]).post().operator();
+    let created = operator.create_team("t").await;
     assert!(matches!(created, Err(Error::OutcomeUnknown { .. })), "{created:?}");
     assert_eq!(stub.seen().len(), 1);
 }
@@ -109,10 +97,10 @@ async fn what_must_not_happen_twice_is_not_repeated() {
 async fn a_node_that_takes_the_request_and_says_nothing_leaves_it_unknown() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
-    let once = Client::builder(url)
+    let once = Agentpost::builder(url)
         .answer_timeout(Duration::from_millis(100))
         .retry(RetryPolicy::once());
-    let end = once.build().unwrap().send(mail()).await;
+    let end = once.build().unwrap().agent("agent-beta").draft(mail()).await;
     assert!(
         matches!(end, Err(Error::OutcomeUnknown { answer: None, .. })),
         "{end:?}"
@@ -121,7 +109,7 @@ async fn a_node_that_takes_the_request_and_says_nothing_leaves_it_unknown() {
 
 #[tokio::test]
 async fn a_cluster_that_is_not_there_is_unavailable() {
-    let end = client(&[&dead_base()]).list(&ListQuery::default()).await;
+    let end = agent(&[&refusing_url()]).inbox().await;
     assert!(matches!(end, Err(Error::Unavailable { .. })), "{end:?}");
 }
 
@@ -136,8 +124,8 @@ fn event(seq: u64) -> Step {
 }
 
 #[tokio::test]
-async fn an_inbox_goes_on_at_another_node_where_it_left_off() {
-    let (first, second) = (Stub::start().await, Stub::start().await);
+async fn a_session_goes_on_at_another_node_where_it_left_off() {
+    let (first, second) = (ScriptedServer::start().await, ScriptedServer::start().await);
     first.session(vec![
         connected(0),
         event(1),
@@ -151,19 +139,16 @@ async fn an_inbox_goes_on_at_another_node_where_it_left_off() {
         event(3),
         Step::Hear(json!({"type": "ack", "seq": 3})),
     ]);
-    let mut inbox = Inbox::new(Options {
-        urls: vec![first.ws_url(), second.ws_url()],
-        token: "k".to_owned().into(),
-        team_id: "t".to_owned(),
-        scopes: vec!["agent_to:a".to_owned()],
-        client_id: Some("me".to_owned()),
-    })
-    .unwrap();
+    let post = Agentpost::builder(format!("{} {}", first.base, second.base))
+        .key("k")
+        .team("t");
+    let kite = post.build().unwrap().kite();
+    let mut session = kite.session(["agent_to:a"], Some("me".to_owned())).unwrap();
     let mut story = Vec::new();
     while story.last().is_none_or(|last| last != "event 3") {
-        story.push(match inbox.next().await.unwrap() {
+        story.push(match session.next().await.unwrap() {
             Notice::Event(event) => {
-                inbox.ack(event.seq).await;
+                session.ack(event.seq).await;
                 format!("event {}", event.seq)
             }
             Notice::Connecting { url } => format!("dial {}", if url == first.ws_url() { 1 } else { 2 }),
@@ -189,19 +174,13 @@ async fn an_inbox_goes_on_at_another_node_where_it_left_off() {
 
 #[tokio::test(start_paused = true)]
 async fn pauses_double_up_to_30_seconds_and_cover_whole_rounds() {
-    let urls: Vec<String> = (0..2).map(|_| agentpost::urls::ws_url(&dead_base()).unwrap()).collect();
-    let (token, team_id) = ("k".to_owned(), "t".to_owned());
-    let mut inbox = Inbox::new(Options {
-        urls,
-        token: token.into(),
-        team_id,
-        scopes: Vec::new(),
-        client_id: None,
-    })
-    .unwrap();
+    let post = Agentpost::builder(format!("{} {}", refusing_url(), refusing_url()))
+        .key("k")
+        .team("t");
+    let mut session = post.build().unwrap().kite().session([""; 0], None).unwrap();
     let (mut dialled, mut pauses) = (0, Vec::new());
     while pauses.len() < 7 {
-        match inbox.next().await.unwrap() {
+        match session.next().await.unwrap() {
             Notice::Connecting { .. } => dialled += 1,
             Notice::Reconnecting { after } => pauses.push(after.as_secs()),
             Notice::ConnectionFailed { .. } => {}

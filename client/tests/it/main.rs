@@ -3,7 +3,6 @@
 
 mod agents;
 mod client;
-mod common;
 mod examples;
 mod listen;
 mod office;

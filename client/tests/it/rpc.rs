@@ -2,22 +2,26 @@
 
 use std::time::Duration;
 
-use agentpost::api::kite::rpc::{CreateKeyParams, RecentParams};
+use agentpost::kite::Kite;
 use agentpost::retry::{Repeat, RetryPolicy};
-use agentpost::rpc::{Options, Rpc};
-use agentpost::{Error, urls};
+use agentpost::{Agentpost, Error};
+use agentpost_testkit::ports::refusing_url;
+use agentpost_testkit::scripted_server::{ScriptedServer, Step, greeting};
 use serde_json::json;
 
-use crate::common::{Step, Stub, dead_base, greeting};
-
-fn rpc(bases: &[&str]) -> Rpc {
-    let urls = bases.iter().map(|base| urls::ws_url(base).unwrap()).collect();
-    let (token, team_id) = ("kite_key".to_owned().into(), "team_1".to_owned());
+fn builder(bases: &[&str]) -> agentpost::Builder {
     let policy = RetryPolicy {
         pause_min: Duration::from_millis(1),
         ..RetryPolicy::default()
     };
-    Rpc::new(Options { urls, token, team_id }).unwrap().retry(policy)
+    Agentpost::builder(bases.join(","))
+        .key("kite_key")
+        .team("team_1")
+        .retry(policy)
+}
+
+fn rpc(bases: &[&str]) -> Kite {
+    builder(bases).build().unwrap().kite()
 }
 
 fn say(frame: serde_json::Value) -> Step {
@@ -26,7 +30,7 @@ fn say(frame: serde_json::Value) -> Step {
 
 #[tokio::test]
 async fn every_request_has_a_socket_of_its_own_and_hears_only_its_answer() {
-    let stub = Stub::start().await;
+    let stub = ScriptedServer::start().await;
     stub.session(vec![
         say(json!({"type": "news"})),
         greeting(),
@@ -41,11 +45,7 @@ async fn every_request_has_a_socket_of_its_own_and_hears_only_its_answer() {
     stub.session_that_answers(true, json!({"events": [], "next_before_seq": null}));
     let rpc = rpc(&[&stub.base]);
     assert_eq!(rpc.stats().await.unwrap().team_id.as_deref(), Some("team_1"));
-    let params = RecentParams {
-        limit: Some(3),
-        ..RecentParams::default()
-    };
-    assert!(rpc.recent(&params).await.unwrap().events.is_empty());
+    assert!(rpc.recent().limit(3).await.unwrap().events.is_empty());
     let hello = json!({"type": "connect", "version": 1, "token": "kite_key", "team_id": "team_1", "scopes": ["*"],
                        "client_id": null});
     assert_eq!(stub.hellos(), [hello.clone(), hello]);
@@ -60,16 +60,16 @@ async fn every_request_has_a_socket_of_its_own_and_hears_only_its_answer() {
 
 #[tokio::test]
 async fn a_read_is_asked_of_the_next_node_and_a_change_that_may_have_happened_is_not() {
-    let (first, second) = (Stub::start().await, Stub::start().await);
+    let (first, second) = (ScriptedServer::start().await, ScriptedServer::start().await);
     let lost = || vec![greeting(), Step::Ask, Step::Hang];
     first.session(lost()).session(lost());
     second.session_that_answers(true, json!({"team_id": "team_1"}));
-    let bases = [&dead_base()[..], &first.base, &second.base];
+    let bases = [&refusing_url()[..], &first.base, &second.base];
     assert_eq!(rpc(&bases).keys().await.unwrap().team_id.as_deref(), Some("team_1"));
     assert_eq!((first.requests().len(), second.requests().len()), (1, 1));
 
     // Nothing was done at the dead node; at the first one it may have been.
-    let made = rpc(&bases).create_key(&CreateKeyParams::default()).await;
+    let made = rpc(&bases).create_key().await;
     let Err(Error::OutcomeUnknown { reason, .. }) = made else {
         panic!("{made:?}")
     };
@@ -79,7 +79,7 @@ async fn a_read_is_asked_of_the_next_node_and_a_change_that_may_have_happened_is
 
 #[tokio::test]
 async fn a_node_that_is_busy_takes_nothing_so_a_change_goes_on() {
-    let (first, second) = (Stub::start().await, Stub::start().await);
+    let (first, second) = (ScriptedServer::start().await, ScriptedServer::start().await);
     first.session(vec![say(json!({"type": "error", "code": 4003, "message": "not now"}))]);
     second.session_that_answers(true, json!({"id": "key_1"}));
     let rpc = rpc(&[&first.base, &second.base]);
@@ -96,7 +96,7 @@ async fn a_node_that_is_busy_takes_nothing_so_a_change_goes_on() {
 
 #[tokio::test]
 async fn an_unknown_outcome_is_told_from_a_refusal() {
-    let stub = Stub::start().await;
+    let stub = ScriptedServer::start().await;
     let unknown = json!({"error": "outcome unknown: it may or may not have been carried out"});
     stub.session_that_answers(false, unknown.clone())
         .session_that_answers(false, unknown)
@@ -120,10 +120,10 @@ async fn an_unknown_outcome_is_told_from_a_refusal() {
 
 #[tokio::test]
 async fn silence_after_a_request_ends_the_wait() {
-    let stub = Stub::start().await;
+    let stub = ScriptedServer::start().await;
     stub.session(vec![greeting(), Step::Ask, Step::Ask]);
-    let rpc = rpc(&[&stub.base]).answer_timeout(Duration::from_millis(50));
-    let error = rpc.create_key(&CreateKeyParams::default()).await.unwrap_err();
+    let post = builder(&[&stub.base]).answer_timeout(Duration::from_millis(50));
+    let error = post.build().unwrap().kite().create_key().await.unwrap_err();
     assert_eq!(
         error.to_string(),
         format!("outcome unknown: {}: no answer in time", stub.ws_url())
@@ -132,7 +132,7 @@ async fn silence_after_a_request_ends_the_wait() {
 
 #[tokio::test]
 async fn a_rejected_key_is_final() {
-    let (first, second) = (Stub::start().await, Stub::start().await);
+    let (first, second) = (ScriptedServer::start().await, ScriptedServer::start().await);
     let rejected = || say(json!({"type": "error", "code": 4001, "message": "key revoked"}));
     first.session(vec![rejected()]);
     let rpc = rpc(&[&first.base, &second.base]);
@@ -151,17 +151,10 @@ async fn a_rejected_key_is_final() {
 
 #[tokio::test]
 async fn an_answer_of_another_form_is_called_so() {
-    let stub = Stub::start().await;
+    let stub = ScriptedServer::start().await;
     stub.session_that_answers(true, json!({"id": "key_1"}));
-    let error = rpc(&[&stub.base])
-        .create_key(&CreateKeyParams::default())
-        .await
-        .unwrap_err();
+    let error = rpc(&[&stub.base]).create_key().await.unwrap_err();
     assert!(matches!(error, Error::Malformed(_)), "{error:?}");
-    let (token, team_id) = ("k".to_owned().into(), "t".to_owned());
-    let urls = Vec::new();
-    assert!(matches!(
-        Rpc::new(Options { urls, token, team_id }),
-        Err(Error::Invalid(_))
-    ));
+    let nowhere = builder(&[&stub.base]).socket_urls(Vec::<String>::new()).build();
+    assert!(matches!(nowhere, Err(Error::Invalid(_))));
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use agentpost::http::Request;
 use agentpost::retry::RetryPolicy;
 use agentpost::{Agent, Agentpost, DeliveryState, Error, Fanout, Permission, Priority, WebhookEvent};
+use agentpost_testkit::ports::refusing_url;
+use agentpost_testkit::scripted_server::{ScriptedServer, Seen};
 use serde_json::{Value, json};
-
-use crate::common::{Stub, dead_base};
 
 fn post(urls: &[&str]) -> Agentpost {
     let policy = RetryPolicy {
@@ -21,15 +21,15 @@ fn post(urls: &[&str]) -> Agentpost {
         .unwrap()
 }
 
-fn beta(server: &Stub) -> Agent {
+fn beta(server: &ScriptedServer) -> Agent {
     post(&[&server.base]).agent("beta")
 }
 
 /// Method, path and body of what was asked.
-fn asked(server: &Stub) -> Vec<(String, Value)> {
+fn asked(server: &ScriptedServer) -> Vec<(String, Value)> {
     let of = |body: &str| serde_json::from_str(body).unwrap_or(Value::Null);
     let seen = server.seen();
-    let line = |seen: &crate::common::Seen| (format!("{} {}", seen.method, seen.path), of(&seen.body));
+    let line = |seen: &Seen| (format!("{} {}", seen.method, seen.path), of(&seen.body));
     seen.iter().map(line).collect()
 }
 
@@ -37,7 +37,7 @@ const SENT: &str = "{\"success\":true,\"messageId\":\"msg_1\"}";
 
 #[tokio::test]
 async fn a_draft_names_only_what_was_set() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let beta = beta(&server);
     for _ in 0..4 {
         server.answer(200, SENT);
@@ -92,7 +92,7 @@ async fn a_draft_names_only_what_was_set() {
 
 #[tokio::test]
 async fn an_attempt_of_unknown_outcome_is_repeated_under_the_same_key() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server
         .answer(504, "{\"error\":\"outcome unknown\"}")
         .answer(500, "")
@@ -111,10 +111,10 @@ async fn an_attempt_of_unknown_outcome_is_repeated_under_the_same_key() {
 
 #[tokio::test]
 async fn a_node_that_does_not_answer_is_passed_over() {
-    let (first, second) = (Stub::start().await, Stub::start().await);
+    let (first, second) = (ScriptedServer::start().await, ScriptedServer::start().await);
     first.answer(503, "{\"error\":\"no leader\"}");
     second.answer(200, SENT).answer(200, SENT);
-    let beta = post(&[&dead_base(), &first.base, &second.base]).agent("beta");
+    let beta = post(&[&refusing_url(), &first.base, &second.base]).agent("beta");
     for _ in 0..2 {
         beta.send("alpha", "hi").await.unwrap();
     }
@@ -123,7 +123,7 @@ async fn a_node_that_does_not_answer_is_passed_over() {
 
 #[tokio::test]
 async fn errors_tell_what_may_be_done_next() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let once = Agentpost::builder(&server.base)
         .key("k")
         .retry(RetryPolicy::once())
@@ -165,13 +165,13 @@ async fn errors_tell_what_may_be_done_next() {
         Err(Error::Invalid(_))
     ));
     assert_eq!(server.seen().len(), 4);
-    let away = post(&[&dead_base()]).agent("beta").inbox().await.unwrap_err();
+    let away = post(&[&refusing_url()]).agent("beta").inbox().await.unwrap_err();
     assert!(matches!(away, Error::Unavailable { .. }), "{away:?}");
 }
 
 #[tokio::test]
 async fn every_message_of_a_batch_has_its_own_result_and_key() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let results = json!({"results": [{"status": 200, "success": true, "messageId": "msg_1", "fanout": "pending"},
                                      {"status": 400, "success": false, "error": "e"}]});
     server.answer(200, results.to_string());
@@ -188,7 +188,7 @@ async fn every_message_of_a_batch_has_its_own_result_and_key() {
 
 #[tokio::test]
 async fn a_subscription_keeps_sets_or_removes_its_url() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let beta = beta(&server);
     let subscription = |url: Value| {
         json!({"id": "sub_1", "agentId": "b", "topic": "t", "webhookUrl": url, "callbackUrl": url, "isActive": true,
@@ -220,7 +220,7 @@ async fn a_subscription_keeps_sets_or_removes_its_url() {
 
 #[tokio::test]
 async fn webhooks_and_deliveries_are_read_with_words_of_newer_servers() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let beta = beta(&server);
     let webhook = json!({"id": "whk_1", "agentId": "beta", "url": "https://h", "events": ["message.received", "message.new"],
                          "isActive": true, "disabled": false, "createdAt": "x", "secret": "whsec_1"});
@@ -260,7 +260,7 @@ async fn webhooks_and_deliveries_are_read_with_words_of_newer_servers() {
 
 #[tokio::test]
 async fn an_operator_names_what_shall_change_and_creates_once() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let team = json!({"id": "team_1", "name": "t", "strict_recipients": false,
                       "limits": {"daily_sends": 5, "daily_reads": 0, "daily_webhook_registrations": 0,
                                  "monthly_events": 0, "overage_price_atomic": null}});
@@ -325,7 +325,7 @@ async fn an_operator_names_what_shall_change_and_creates_once() {
 
 #[tokio::test]
 async fn connecting_asks_whether_the_key_is_accepted() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server
         .answer(200, "{\"agents\":[],\"next\":null,\"unreachable_nodes\":[]}")
         .answer(401, "{\"error\":\"invalid API key\"}")

@@ -1,9 +1,10 @@
 //! A listener's WebSocket sessions against servers that play a script.
 
 use agentpost::{Agentpost, Connection, Error, TryStreamExt};
+use agentpost_testkit::ports::refusing_url;
+use agentpost_testkit::scripted_server::{ScriptedServer, Step};
 use serde_json::json;
 
-use crate::common::{Step, Stub};
 use crate::office::soon;
 
 fn connected(last_seq: u64) -> Step {
@@ -20,7 +21,7 @@ fn ack(seq: u64) -> Step {
     Step::Hear(json!({"type": "ack", "seq": seq}))
 }
 
-fn agent(servers: &[&Stub]) -> agentpost::Agent {
+fn agent(servers: &[&ScriptedServer]) -> agentpost::Agent {
     let urls: Vec<&str> = servers.iter().map(|server| server.base.as_str()).collect();
     Agentpost::builder(urls.join(" "))
         .key("k")
@@ -32,7 +33,7 @@ fn agent(servers: &[&Stub]) -> agentpost::Agent {
 
 #[tokio::test]
 async fn what_was_handed_out_is_passed_over_and_acknowledged_again_at_the_next_node() {
-    let (first, second) = (Stub::start().await, Stub::start().await);
+    let (first, second) = (ScriptedServer::start().await, ScriptedServer::start().await);
     first.session(vec![connected(0), event(1), event(2), ack(1), Step::Hang]);
     second.session(vec![
         connected(0),
@@ -69,7 +70,7 @@ async fn what_was_handed_out_is_passed_over_and_acknowledged_again_at_the_next_n
 
 #[tokio::test]
 async fn notices_are_in_the_status() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.session(vec![
         connected(9),
         Step::Say(json!({"type": "billing_block", "provider": "p", "reason": "quota used up"}).to_string()),
@@ -90,7 +91,7 @@ async fn notices_are_in_the_status() {
 
 #[tokio::test]
 async fn dropping_a_listener_ends_its_session() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     server.session(vec![connected(0), event(1), ack(1), Step::Gone]);
     let mut mail = agent(&[&server]).listen().await.unwrap();
     let m = soon(mail.try_next()).await.unwrap().unwrap();
@@ -111,7 +112,7 @@ async fn dropping_a_listener_ends_its_session() {
 #[tokio::test]
 async fn a_first_session_that_no_node_takes_is_an_error() {
     let policy = agentpost::retry::RetryPolicy::once();
-    let urls = [crate::common::dead_base(), crate::common::dead_base()].join(",");
+    let urls = [refusing_url(), refusing_url()].join(",");
     let post = Agentpost::builder(urls)
         .key("k")
         .retry(policy.clone())
@@ -120,7 +121,7 @@ async fn a_first_session_that_no_node_takes_is_an_error() {
         .unwrap();
     let none = soon(post.agent("a").listen().into_future()).await.unwrap_err();
     assert!(matches!(none, Error::Unavailable { .. }), "{none:?}");
-    let post = Agentpost::builder(crate::common::dead_base())
+    let post = Agentpost::builder(refusing_url())
         .key("k")
         .retry(policy)
         .build()

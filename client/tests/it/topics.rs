@@ -1,20 +1,21 @@
 //! What the calls around topics, webhooks and deliveries ask for, against a server that answers from a script.
 
-use agentpost::{Client, DeliveryQuery, Error, SubscriptionUrl};
+use agentpost::{Agent, Agentpost, Error, Fanout, WebhookEvent};
+use agentpost_testkit::scripted_server::{ScriptedServer, Seen};
 use serde_json::{Value, json};
 
-use crate::common::Stub;
-
-fn client(server: &Stub) -> Client {
-    let client = Client::builder(&server.base).api_key("aba_key").agent("b");
-    client.build().unwrap()
+fn agent(server: &ScriptedServer) -> Agent {
+    let post = Agentpost::builder(&server.base).key("aba_key").build().unwrap();
+    post.agent("b")
 }
 
 /// Method, path and body of what was asked.
-fn asked(server: &Stub) -> Vec<(String, Value)> {
+fn asked(server: &ScriptedServer) -> Vec<(String, Value)> {
     let of = |body: &str| serde_json::from_str(body).unwrap_or(Value::Null);
     let seen = server.seen();
-    assert!(seen.iter().all(|seen| seen.header("x-agent-id") == "b"));
+    // The signing keys are the team's, whoever asks.
+    let as_agent = |seen: &Seen| seen.header("x-agent-id") == "b" || seen.path == "/v2/keys";
+    assert!(seen.iter().all(as_agent));
     seen.iter()
         .map(|seen| (format!("{} {}", seen.method, seen.path), of(&seen.body)))
         .collect()
@@ -27,8 +28,8 @@ fn subscription(url: Value) -> Value {
 
 #[tokio::test]
 async fn a_subscription_keeps_sets_or_removes_its_url() {
-    let server = Stub::start().await;
-    let client = client(&server);
+    let server = ScriptedServer::start().await;
+    let agent = agent(&server);
     for url in [json!(null), json!("http://h"), json!(null)] {
         server.answer(
             200,
@@ -39,13 +40,13 @@ async fn a_subscription_keeps_sets_or_removes_its_url() {
         200,
         json!({"success": true, "subscriptions": [subscription(json!(null))]}).to_string(),
     );
-    client.subscribe("t", SubscriptionUrl::Keep).await.unwrap();
-    let with_url = client.subscribe("t", SubscriptionUrl::Set("http://h")).await.unwrap();
+    agent.subscribe("t").await.unwrap();
+    let with_url = agent.subscribe("t").webhook_url("http://h").await.unwrap();
     assert_eq!(with_url.webhook_url.as_deref(), Some("http://h"));
     assert_eq!(with_url.secret.as_deref(), Some("whsec_1"));
-    client.subscribe("t", SubscriptionUrl::Remove).await.unwrap();
-    client.unsubscribe("a/b").await.unwrap();
-    assert_eq!(client.subscriptions().await.unwrap()[0].topic, "t");
+    agent.subscribe("t").without_webhook_url().await.unwrap();
+    agent.unsubscribe("a/b").await.unwrap();
+    assert_eq!(agent.subscriptions().await.unwrap()[0].topic, "t");
     let path = "/v1/messages/subscribe";
     assert_eq!(
         asked(&server),
@@ -61,17 +62,12 @@ async fn a_subscription_keeps_sets_or_removes_its_url() {
 
 #[tokio::test]
 async fn a_publish_carries_an_idempotency_key_and_tells_of_pending_inboxes() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let reply = json!({"success": true, "messageId": "msg_1", "fanout": "pending"}).to_string();
     server.answer(504, "").answer(200, reply);
-    let sent = client(&server)
-        .publish("t", "price.quote", &json!({"usdc": 5}))
-        .await
-        .unwrap();
-    assert_eq!(
-        (sent.message_id.as_str(), sent.fanout.as_deref()),
-        ("msg_1", Some("pending"))
-    );
+    let draft = agent(&server).publish("t", json!({"usdc": 5})).kind("price.quote");
+    let sent = draft.await.unwrap();
+    assert_eq!((sent.id.as_str(), sent.fanout), ("msg_1", Fanout::Pending));
     let seen = server.seen();
     assert_eq!(
         seen[0].json(),
@@ -83,7 +79,7 @@ async fn a_publish_carries_an_idempotency_key_and_tells_of_pending_inboxes() {
 
 #[tokio::test]
 async fn a_webhook_is_registered_looked_at_and_deleted() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let webhook = json!({"id": "whk_1", "agentId": "b", "url": "http://h", "events": ["message.topic"],
                          "isActive": true, "createdAt": "x", "secret": "whsec_1"});
     server
@@ -91,13 +87,14 @@ async fn a_webhook_is_registered_looked_at_and_deleted() {
         .answer(200, json!({"success": true, "webhook": null}).to_string())
         .answer(200, json!({"success": true}).to_string())
         .answer(200, json!({"success": true}).to_string());
-    let client = client(&server);
-    let made = client.register_webhook("http://h", &["message.topic"]).await.unwrap();
-    assert_eq!(made.secret.as_deref(), Some("whsec_1"));
-    assert_eq!(client.webhook().await.unwrap(), None);
-    client.delete_webhook().await.unwrap();
-    // A registration must tell its webhook.
-    let end = client.register_webhook("http://h", &["message.topic"]).await;
+    let agent = agent(&server);
+    let topics = || agent.webhook().set("http://h").events([WebhookEvent::MessageTopic]);
+    let made = topics().await.unwrap();
+    assert_eq!(&*made.secret, "whsec_1");
+    assert_eq!(agent.webhook().get().await.unwrap(), None);
+    agent.webhook().remove().await.unwrap();
+    // The answer to a registration must hold its webhook.
+    let end = topics().await;
     assert!(matches!(end, Err(Error::Malformed(_))), "{end:?}");
     let asked = asked(&server);
     let wanted = json!({"url": "http://h", "events": ["message.topic"]});
@@ -108,7 +105,7 @@ async fn a_webhook_is_registered_looked_at_and_deleted() {
 
 #[tokio::test]
 async fn deliveries_receipts_and_keys_of_an_agent() {
-    let server = Stub::start().await;
+    let server = ScriptedServer::start().await;
     let receipt = json!({"messageId": "msg_1", "toAgentId": "b", "topic": null, "accepted": true, "acceptedAt": "x",
         "stored": true, "fanout": "complete", "counts": {"receivers": 1, "read": 1},
         "delivered": [{"id": "dlv_1", "toAgentId": "b", "state": "delivered", "attempts": 3}],
@@ -121,15 +118,15 @@ async fn deliveries_receipts_and_keys_of_an_agent() {
         .answer(200, json!({"success": true, "deliveryId": "dlv_2"}).to_string())
         .answer(504, "")
         .answer(200, &keys[..]);
-    let client = client(&server);
-    let receipt = client.receipt("msg_1").await.unwrap();
+    let agent = agent(&server);
+    let receipt = agent.receipt("msg_1").await.unwrap();
     assert_eq!((receipt.counts.read, receipt.delivered[0].attempts), (1, 3));
-    assert_eq!(client.deliveries(&DeliveryQuery::default()).await.unwrap().cursor, "c");
-    assert_eq!(client.redrive("dlv_1").await.unwrap(), "dlv_2");
-    // A repeat would find it cancelled, by whomever.
-    let end = client.cancel_delivery("dlv_1").await;
+    assert_eq!(agent.deliveries().await.unwrap().cursor, "c");
+    assert_eq!(agent.redrive("dlv_1").await.unwrap(), "dlv_2");
+    // A repeat could not tell who has cancelled it.
+    let end = agent.cancel_delivery("dlv_1").await;
     assert!(matches!(end, Err(Error::OutcomeUnknown { .. })), "{end:?}");
-    assert_eq!(&*client.signing_keys().await.unwrap().next, "sig_2");
+    assert_eq!(&*agent.post().signing_keys().await.unwrap().next, "sig_2");
     let paths: Vec<String> = asked(&server).into_iter().map(|(path, _)| path).collect();
     assert_eq!(
         paths,

@@ -2,7 +2,8 @@
 
 use std::process::{Output, Stdio};
 
-use agentpost::http::{Http, Request};
+use agentpost::Agentpost;
+use agentpost::http::Request;
 use agentpost::retry::RetryPolicy;
 use agentpost_testkit::PATIENCE;
 use agentpost_testkit::scripted_server::ScriptedServer;
@@ -374,7 +375,8 @@ async fn a_webhook_listens_answers_as_told_and_ends_after_its_count() {
         .unwrap()
         .unwrap();
     let base = note.unwrap().strip_prefix("Listening at ").unwrap().to_owned();
-    let client = Http::builder(&base).retry(RetryPolicy::once()).build().unwrap();
+    let post = Agentpost::builder(&base).retry(RetryPolicy::once()).build().unwrap();
+    let client = post.http();
     let hook = Request::post("/hook")
         .json(&json!({"event": "message.received", "fromAgentId": "a", "toAgentId": "b", "body": {"text": "hi"}}))
         .unwrap();

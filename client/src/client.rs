@@ -1,3 +1,0 @@
-//! The old name of [`crate::http`].
-
-pub use crate::http::{Builder, Http as Client, Request};
