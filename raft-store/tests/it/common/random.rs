@@ -3,9 +3,8 @@
 //!
 //! What the cluster does by itself (claims, chunks, take-overs) is only interesting when it fits the state. A
 //! step names it vaguely, and [`log`] makes a command of it that fits, or just misses, the state at that place.
-#![allow(dead_code, clippy::unwrap_used)]
 
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
@@ -14,16 +13,16 @@ use agentpost_proto::command::{
     TeamLimits, Unsubscribe, UpdateTeam,
 };
 use agentpost_proto::id::KeyId;
-use bytes::Bytes;
-use proptest::prelude::*;
-
-use crate::common::{
-    Core, ack, approve_login, bootstrap, claim_login, create_key, create_team, deny_login, encode, id_of, message_id,
+use agentpost_testkit::commands::{
+    ack, approve_login, bootstrap, claim_login, create_key, create_team, deny_login, encode, id_of, message_id,
     principal, send, start_login, subscribe, team_id,
 };
+use bytes::Bytes;
+use parking_lot::Mutex;
+use proptest::prelude::*;
 
-#[path = "dispatcher.rs"]
-pub mod dispatcher;
+use crate::common::core::Core;
+use crate::common::dispatcher;
 
 pub const TEAMS: [&str; 2] = ["acme", "other"];
 pub const AGENTS: [&str; 3] = ["alice", "bob", "carol"];
@@ -420,7 +419,7 @@ pub fn subscribed_at_first() -> Vec<(&'static str, &'static str, String)> {
 fn world() -> Writer {
     static WORLD: OnceLock<Mutex<Writer>> = OnceLock::new();
     let world = WORLD.get_or_init(|| Mutex::new(Writer::world()));
-    world.lock().unwrap().clone()
+    world.lock().clone()
 }
 
 /// The state with which every history begins, after as many entries as its index says.

@@ -9,10 +9,11 @@ use agentpost_proto::id::TeamId;
 use agentpost_proto::record::{Delivery, DeliveryState};
 use agentpost_raft_store::core::kv::Order;
 use agentpost_raft_store::core::query::delivery::{self, DeliveryQuery};
+use agentpost_testkit::commands::team_id;
 use proptest::prelude::*;
 
-use super::TEAMS;
-use crate::common::{Core, team_id};
+use crate::common::core::Core;
+use crate::common::random::TEAMS;
 
 /// A thing to do; the numbers choose among those that the state offers.
 #[derive(Debug, Clone)]

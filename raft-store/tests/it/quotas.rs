@@ -1,8 +1,5 @@
 //! Every quota against an exact model of it: what is within a limit is accepted and numbered, what is not is
 //! refused and counts nowhere, over days, months and changed limits.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::collections::BTreeMap;
 
@@ -15,8 +12,10 @@ use agentpost_proto::command::{
 };
 use agentpost_proto::time;
 use agentpost_raft_store::core::{keys, query};
-use common::{Core, create_key, create_team, id_of, principal, send, team_id};
+use agentpost_testkit::commands::{self, create_key, create_team, id_of, principal, send, team_id};
 use proptest::prelude::*;
+
+use crate::common::core::Core;
 
 const AGENTS: [&str; 2] = ["alice", "bob"];
 const DAY_MS: u64 = 86_400_000;
@@ -100,7 +99,7 @@ impl World {
             ..Core::default()
         };
         let root = Some(principal("system", "root"));
-        core.apply(None, common::bootstrap("root"));
+        core.apply(None, commands::bootstrap("root"));
         core.apply(root.clone(), create_team("acme", Some(limits)));
         core.apply(root, Op::CreateKey(create_key("acme", "w", Permission::Write, "")));
         World {

@@ -6,7 +6,7 @@ use agentpost_proto::limits;
 use agentpost_proto::record::DeliveryState;
 use stateright::Model;
 
-use crate::replica::{Replicas, Standing};
+use super::replica::{Replicas, Standing};
 
 /// Deliveries of a model at most, numbered from 1.
 pub const DELIVERIES_MAX: usize = 2;
@@ -586,6 +586,6 @@ impl Model for Dispatch {
     }
 
     fn properties(&self) -> Vec<stateright::Property<Self>> {
-        crate::properties()
+        super::properties()
     }
 }

@@ -1,14 +1,5 @@
 //! Who can get a key by a device login, and who cannot: the questions of an attacker, and dense random histories in
 //! which logins, keys and administrators come and go.
-#![allow(clippy::unwrap_used)]
-
-#[path = "common/books.rs"]
-mod books;
-#[path = "common/claims.rs"]
-mod claims;
-mod common;
-#[path = "common/random.rs"]
-mod random;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
@@ -19,13 +10,16 @@ use agentpost_proto::id::{KeyId, TeamId};
 use agentpost_proto::limits;
 use agentpost_raft_store::core::kv::Memory;
 use agentpost_raft_store::core::query;
-use bytes::Bytes;
-use common::{
-    Core, approve_login, bootstrap, claim_login, create_key, create_team, deny_login, encode, id_of, key_hash,
-    principal, send, start_login, team_id, unlimited,
+use agentpost_testkit::commands::{
+    approve_login, bootstrap, claim_login, create_key, create_team, deny_login, encode, id_of, key_hash, principal,
+    send, start_login, team_id, unlimited,
 };
+use bytes::Bytes;
 use proptest::prelude::*;
-use random::{TEAMS, beginning, key_of, membership};
+
+use crate::common::core::Core;
+use crate::common::random::{TEAMS, beginning, key_of, membership};
+use crate::common::{books, claims};
 
 const CODE: &str = "BCDFGHJK";
 

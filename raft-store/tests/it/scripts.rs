@@ -1,15 +1,6 @@
 //! Runs the scripts of `tests/scripts/`: commands in; replies, effects and what was stored out. Their names
-//! are sentences. `UPDATE_GOLDENFILES=1 cargo test -p agentpost-raft-store --test scripts` writes the
+//! are sentences. `UPDATE_GOLDENFILES=1 cargo test -p agentpost-raft-store --test it scripts` writes the
 //! outputs anew; read the difference before you commit it.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-#[path = "common/member_steps.rs"]
-mod member_steps;
-#[path = "common/show.rs"]
-mod show;
-#[path = "common/topic_steps.rs"]
-mod topic_steps;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -25,9 +16,12 @@ use agentpost_raft_store::core::keys::ReadState;
 use agentpost_raft_store::core::kv::Order;
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::query::inbox::PageQuery;
-use common::{Core, create_key, create_team, id_of, message_id, principal, send, team_id};
-use member_steps::MemberStep;
-use topic_steps::TopicStep;
+use agentpost_testkit::commands::{self, create_key, create_team, id_of, message_id, send, team_id};
+
+use crate::common::core::Core;
+use crate::common::member_steps::{self, MemberStep};
+use crate::common::show;
+use crate::common::topic_steps::{self, TopicStep};
 
 #[derive(goldenscript::Command)]
 enum Step {
@@ -171,11 +165,6 @@ enum Step {
     Rows,
 }
 
-fn caller(by: &str) -> Option<Principal> {
-    let (team, key) = by.split_once('/').expect("by=team/key");
-    Some(principal(team, key))
-}
-
 fn permission(name: Option<&String>) -> Permission {
     name.map_or(Permission::Write, |name| Permission::from_name(name).unwrap())
 }
@@ -183,7 +172,7 @@ fn permission(name: Option<&String>) -> Permission {
 /// Teams and keys.
 fn team_op(step: &Step) -> Option<(Option<Principal>, Op)> {
     Some(match step {
-        Step::Bootstrap(key) => (None, common::bootstrap(key)),
+        Step::Bootstrap(key) => (None, commands::bootstrap(key)),
         Step::Team {
             name,
             by,
@@ -199,7 +188,7 @@ fn team_op(step: &Step) -> Option<(Option<Principal>, Op)> {
                 daily_reads: reads.unwrap_or(0),
                 ..TeamLimits::default()
             };
-            (caller(by), create_team(name, Some(limits)))
+            (show::caller(by), create_team(name, Some(limits)))
         }
         Step::Limits {
             name,
@@ -216,7 +205,7 @@ fn team_op(step: &Step) -> Option<(Option<Principal>, Op)> {
                 daily_reads: *reads,
                 ..UpdateTeam::default()
             };
-            (caller(by), Op::UpdateTeam(op))
+            (show::caller(by), Op::UpdateTeam(op))
         }
         Step::Key {
             name,
@@ -228,10 +217,10 @@ fn team_op(step: &Step) -> Option<(Option<Principal>, Op)> {
         } => {
             let mut op = create_key(team, name, permission(p.as_ref()), agent.as_deref().unwrap_or(""));
             op.expires_at_ms = expires.unwrap_or(0);
-            (caller(by), Op::CreateKey(op))
+            (show::caller(by), Op::CreateKey(op))
         }
         Step::Revoke { name, by } => (
-            caller(by),
+            show::caller(by),
             Op::RevokeKey(RevokeKey {
                 key_id: KeyId(id_of(name)).to_bytes(),
             }),
@@ -262,19 +251,19 @@ fn mail_op(step: &Step) -> Option<(Option<Principal>, Op)> {
             if face.as_deref() == Some("kite") {
                 op.face = Face::Kite as i32;
             }
-            (caller(by), Op::Send(op))
+            (show::caller(by), Op::Send(op))
         }
         Step::Batch { items, by } => {
             let sends = items.iter().map(|item| {
                 let parts: Vec<&str> = item.split(':').collect();
                 send(parts[0], parts[1], parts[2])
             });
-            (caller(by), Op::SendBatch(SendBatch { sends: sends.collect() }))
+            (show::caller(by), Op::SendBatch(SendBatch { sends: sends.collect() }))
         }
         Step::Mark { id, state, by, agent } => {
             let message_id = message_id(id).to_bytes();
             (
-                caller(by),
+                show::caller(by),
                 Op::MarkRead(MarkRead {
                     agent: agent.clone(),
                     message_id,
@@ -291,7 +280,7 @@ fn mail_op(step: &Step) -> Option<(Option<Principal>, Op)> {
         } => {
             let ack = CursorAck {
                 implied: implied.unwrap_or(false),
-                ..common::ack(team, agent, client.as_deref().unwrap_or(""), *seq)
+                ..commands::ack(team, agent, client.as_deref().unwrap_or(""), *seq)
             };
             (None, Op::AckCursors(AckCursors { acks: vec![ack] }))
         }
@@ -319,7 +308,7 @@ fn lease_op(step: &Step) -> Option<(Option<Principal>, Op)> {
                 node: node.unwrap_or(1),
                 nodes: nodes.unwrap_or(3),
             };
-            (caller(by), Op::LeaseReads(op))
+            (show::caller(by), Op::LeaseReads(op))
         }
         Step::Return { id, team, day, unused } => {
             let lease = LeaseReturn {

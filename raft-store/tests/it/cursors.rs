@@ -1,7 +1,4 @@
 //! Cursors that come in an unusual way: many at once, malformed, or from before their uses were noted.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
@@ -9,9 +6,11 @@ use agentpost_proto::command::{AckCursors, BeginEpoch, CursorAck, ErrorCode, Swe
 use agentpost_proto::limits;
 use agentpost_proto::record::Cursor;
 use agentpost_raft_store::core::{keys, query};
+use agentpost_testkit::commands::{ack, bootstrap, create_team, principal, team_id, unlimited};
 use bytes::Bytes;
-use common::{Core, ack, bootstrap, create_team, principal, team_id, unlimited};
 use prost::Message as _;
+
+use crate::common::core::Core;
 
 const NOW: u64 = 1_000_000;
 

@@ -5,11 +5,6 @@
 //! the same two over RocksDB, reopened in the middle. Replies, effects, every stored byte and the state
 //! hash must be equal. Anything that reads a clock, walks a hash map or keeps state outside the rows
 //! fails here.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-#[path = "common/random.rs"]
-mod random;
 
 use agentpost_proto::command::Reply;
 use agentpost_proto::record::LogId;
@@ -20,9 +15,11 @@ use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::view::{HotCache, View};
 use agentpost_raft_store::disk::options::Options;
 use agentpost_raft_store::disk::state::StateDb;
+use agentpost_testkit::commands;
 use bytes::Bytes;
 use proptest::prelude::*;
-use random::{log, step};
+
+use crate::common::random::{log, step};
 
 /// Where a replay keeps its state.
 enum Store {
@@ -164,12 +161,12 @@ fn a_different_log_gives_a_different_hash() {
     let mut steps = log(&[]);
     let same = hash(&steps);
     assert_eq!(same, hash(&steps));
-    let op = agentpost_proto::command::operation::Op::Send(common::send("m1", "alice", "bob"));
-    steps.push(common::encode(
+    let op = agentpost_proto::command::operation::Op::Send(commands::send("m1", "alice", "bob"));
+    steps.push(commands::encode(
         2_000,
         1,
         2_000,
-        Some(common::principal("acme", "w")),
+        Some(commands::principal("acme", "w")),
         op,
     ));
     assert_ne!(same, hash(&steps));

@@ -1,5 +1,4 @@
 //! The words of a script about topics, webhooks and deliveries.
-#![allow(clippy::unwrap_used)]
 
 use std::fmt::Write as _;
 
@@ -11,10 +10,11 @@ use agentpost_proto::command::{
 use agentpost_raft_store::core::kv::Order;
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::query::delivery::DeliveryQuery;
+use agentpost_testkit::commands::{id_of, publish, subscribe, team_id};
 use bytes::Bytes;
 
-use crate::common::{Core, id_of, publish, subscribe, team_id};
-use crate::show::{self, is_crowd};
+use crate::common::core::Core;
+use crate::common::show::{self, is_crowd};
 
 #[derive(goldenscript::Command)]
 pub enum TopicStep {
@@ -186,7 +186,7 @@ pub fn run(core: &mut Core, step: &TopicStep) -> String {
 }
 
 fn apply(core: &mut Core, by: Option<&String>, op: Op) -> String {
-    let (reply, effects) = core.apply(by.and_then(|by| crate::caller(by)), op);
+    let (reply, effects) = core.apply(by.and_then(|by| show::caller(by)), op);
     show::reply(reply, effects)
 }
 

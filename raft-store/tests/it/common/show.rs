@@ -1,11 +1,11 @@
 //! Replies and effects as lines of a script.
-#![allow(clippy::unwrap_used)]
 
 use std::fmt::Write as _;
 
-use agentpost_proto::command::{Reply, SendReply, reply::Reply as R, send_outcome::Outcome};
+use agentpost_proto::command::{Principal, Reply, SendReply, reply::Reply as R, send_outcome::Outcome};
 use agentpost_proto::id::DeliveryId;
 use agentpost_raft_store::core::effect::Effect;
+use agentpost_testkit::commands::principal;
 
 fn sent_line(sent: &SendReply) -> String {
     let id = name(&sent.message_id);
@@ -102,4 +102,10 @@ pub fn reply(reply: Reply, effects: Vec<Effect>) -> String {
         .unwrap();
     }
     out
+}
+
+/// The principal that a script writes as `team/key`.
+pub fn caller(by: &str) -> Option<Principal> {
+    let (team, key) = by.split_once('/').expect("by=team/key");
+    Some(principal(team, key))
 }

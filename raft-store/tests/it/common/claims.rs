@@ -1,6 +1,5 @@
 //! Where keys come from: of each command that makes one, what it may make and by whose authority, worked out from the
 //! rows before it.
-#![allow(clippy::unwrap_used)]
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
@@ -12,7 +11,7 @@ use agentpost_raft_store::core::view::decode;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use crate::common::Core;
+use crate::common::core::Core;
 
 /// The key that a claim or a creation may make, and the device that claims it: none if it has to be refused. Outer
 /// none: not a command that makes keys.

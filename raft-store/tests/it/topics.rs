@@ -1,7 +1,4 @@
 //! Topics at their full size, and their bounds.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
@@ -16,11 +13,13 @@ use agentpost_raft_store::core::keys;
 use agentpost_raft_store::core::kv::Kv;
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::view::{HotCache, decode};
-use bytes::Bytes;
-use common::{
-    Core, bootstrap, create_key, create_team, id_of, message_id, principal, publish, subscribe, team_id, unlimited,
+use agentpost_testkit::commands::{
+    bootstrap, create_key, create_team, id_of, message_id, principal, publish, subscribe, team_id, unlimited,
 };
+use bytes::Bytes;
 use prost::Message;
+
+use crate::common::core::Core;
 
 fn world() -> Core {
     let mut core = Core {

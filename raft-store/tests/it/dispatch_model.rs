@@ -9,15 +9,13 @@
 //!
 //! Every path ends: an action moves an attempt on, uses a fault up, or passes to a later moment. So "nothing
 //! stays claimed for ever" is a property of the states in which nothing can happen any more.
-#![allow(clippy::unwrap_used)]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod replica;
 mod world;
 
 use stateright::{Checker, Model, Property};
-use world::{Dispatch, Rule, Setup, Weakness};
+
+use self::world::{Dispatch, Rule, Setup, Weakness};
 
 /// Both deliveries on their last step, which ends in success or death: every fault at once.
 const EVERYTHING: Setup = Setup {

@@ -1,13 +1,4 @@
 //! What holds after every random history: the books balance and nothing crosses a team.
-#![allow(clippy::unwrap_used)]
-
-#[path = "common/books.rs"]
-mod books;
-#[path = "common/claims.rs"]
-mod claims;
-mod common;
-#[path = "common/random.rs"]
-mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,10 +15,13 @@ use agentpost_raft_store::core::kv::{Kv, Memory, Order};
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::query::inbox::{InboxItem, PageQuery};
 use agentpost_raft_store::core::view::decode;
+use agentpost_testkit::commands::{encode, id_of, key_hash, message_id, principal, send, team_id};
 use bytes::Bytes;
-use common::{Core, encode, id_of, key_hash, message_id, principal, send, team_id};
 use proptest::prelude::*;
-use random::{AGENTS, DAILY_SENDS, TEAMS, beginning, finished_log, log, step};
+
+use crate::common::core::Core;
+use crate::common::random::{self, AGENTS, DAILY_SENDS, TEAMS, beginning, finished_log, log, step};
+use crate::common::{books, claims};
 
 fn whole_inbox(kv: &Memory, team: &str, agent: &str, state: Option<ReadState>, order: Order) -> Vec<InboxItem> {
     let query = PageQuery {

@@ -8,7 +8,7 @@
 #![allow(clippy::disallowed_types)]
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use agentpost_proto::api::abbababa::DeliveryFailed;
 use agentpost_proto::command::operation::Op;
@@ -25,11 +25,13 @@ use agentpost_raft_store::core::keys;
 use agentpost_raft_store::core::kv::{Kv, Memory, Order};
 use agentpost_raft_store::core::query::delivery as query;
 use agentpost_raft_store::core::view::{self, HotCache, View};
+use agentpost_testkit::commands::{bootstrap, create_key, create_team, encode, principal, send, team_id, unlimited};
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use prost::Message as _;
 
-use crate::common::{Core, bootstrap, create_key, create_team, encode, principal, send, team_id, unlimited};
-use crate::world::{Answer, Attempt, Entry, Weakness};
+use super::world::{Answer, Attempt, Entry, Weakness};
+use crate::common::core::Core;
 
 const TEAM: &str = "acme";
 const SENDER: &str = "alice";
@@ -158,7 +160,7 @@ impl Replicas {
     }
 
     fn met(&self) -> MutexGuard<'_, Met> {
-        self.met.lock().unwrap()
+        self.met.lock()
     }
 }
 

@@ -1,5 +1,4 @@
 //! What the rows of a state must say about each other.
-#![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 

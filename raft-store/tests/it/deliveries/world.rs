@@ -12,9 +12,10 @@ use agentpost_raft_store::core::kv::Order;
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::query::delivery::{self, DeliveryQuery};
 use agentpost_raft_store::core::query::inbox::PageQuery;
+use agentpost_testkit::commands::{bootstrap, create_key, create_team, principal, send, team_id};
 use serde_json::Value;
 
-use crate::common::{Core, bootstrap, create_key, create_team, principal, send, team_id};
+use crate::common::core::Core;
 
 /// Bob's webhook.
 pub const URL: &str = "https://bob.example/hook";

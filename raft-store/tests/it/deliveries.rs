@@ -1,8 +1,5 @@
 //! The rules of a delivery's life, one test each: guarantees G1 to G3 of the README, on a core without Raft.
-#![allow(clippy::unwrap_used)]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod world;
 
 use agentpost_proto::command::operation::Op;
@@ -13,7 +10,8 @@ use agentpost_proto::record::{AttemptEnd, DeliveryEnd, DeliveryState};
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::query::delivery;
 use serde_json::{Value, json};
-use world::{URL, World};
+
+use self::world::{URL, World};
 
 fn status(status: u32) -> AttemptResult {
     AttemptResult {

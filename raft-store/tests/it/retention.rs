@@ -1,13 +1,14 @@
 //! A full inbox loses its oldest entry, read ones first, and never refuses a sender.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{BeginEpoch, MarkRead, Permission, SendBatch};
 use agentpost_proto::limits;
 use agentpost_raft_store::core::query;
-use common::{Core, bootstrap, create_key, create_team, message_id, principal, send, team_id, unlimited};
+use agentpost_testkit::commands::{
+    bootstrap, create_key, create_team, message_id, principal, send, team_id, unlimited,
+};
+
+use crate::common::core::Core;
 
 #[test]
 fn a_full_inbox_makes_room_by_itself() {

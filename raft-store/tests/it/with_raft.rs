@@ -1,13 +1,10 @@
 //! The stores under a real openraft: two nodes in one process, with function calls for a network.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentpost_proto::command::operation::Op;
@@ -21,6 +18,7 @@ use agentpost_raft_store::disk::snapshot::{Snapshot, SnapshotData, Snapshots};
 use agentpost_raft_store::disk::state::StateHandle;
 use agentpost_raft_store::disk::state_machine::StateMachine;
 use agentpost_raft_store::disk::types::{Member, Proposal, TypeConfig, Vote};
+use agentpost_testkit::commands;
 use futures::{StreamExt, stream};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -28,6 +26,7 @@ use openraft::network::v2::RaftNetworkV2;
 use openraft::network::{RPCOption, RaftNetworkFactory};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
 use openraft::{AnyError, Config, SnapshotPolicy};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 type Raft = openraft::Raft<TypeConfig, StateMachine>;
@@ -47,7 +46,7 @@ fn unreachable_node(error: impl ToString) -> Unreachable<TypeConfig> {
 
 impl Link {
     fn target(&self) -> Result<(Raft, Arc<Snapshots>), Unreachable<TypeConfig>> {
-        let nodes = self.router.0.lock().unwrap();
+        let nodes = self.router.0.lock();
         nodes.get(&self.target).cloned().ok_or_else(|| unreachable_node("down"))
     }
 }
@@ -138,7 +137,7 @@ async fn start(id: u64, dir: &Path, router: &Router) -> Node {
     let raft = Raft::new(id, config, router.clone(), stores.log, stores.machine)
         .await
         .unwrap();
-    router.0.lock().unwrap().insert(id, (raft.clone(), snapshots));
+    router.0.lock().insert(id, (raft.clone(), snapshots));
     Node {
         raft,
         state,
@@ -150,7 +149,7 @@ async fn start(id: u64, dir: &Path, router: &Router) -> Node {
 
 impl Node {
     async fn write(&self, op: Op) -> Option<reply::Reply> {
-        let proposal = Proposal(common::encode(1_000, 0, 0, None, op));
+        let proposal = Proposal(commands::encode(1_000, 0, 0, None, op));
         self.raft.client_write(proposal).await.unwrap().data.reply
     }
 
@@ -191,7 +190,7 @@ impl Node {
 
 /// Stops a node and waits until its databases are closed.
 async fn stop(id: u64, node: Node, router: &Router) {
-    router.0.lock().unwrap().remove(&id);
+    router.0.lock().remove(&id);
     node.raft.shutdown().await.unwrap();
     let Node { raft, state, log, .. } = node;
     drop((raft, state));
@@ -214,9 +213,9 @@ async fn writes_snapshots_purges_and_a_learner_that_catches_up() {
     let wait = leader.raft.wait(Some(Duration::from_secs(20)));
     wait.current_leader(1, "the only node leads").await.unwrap();
 
-    let key = leader.write(common::bootstrap("root")).await;
+    let key = leader.write(commands::bootstrap("root")).await;
     assert!(matches!(key, Some(reply::Reply::Key(_))), "{key:?}");
-    let again = leader.write(common::bootstrap("root2")).await;
+    let again = leader.write(commands::bootstrap("root2")).await;
     assert!(matches!(again, Some(reply::Reply::Rejection(_))), "{again:?}");
     let term = leader.raft.metrics().borrow_watched().current_term;
     leader.write(Op::BeginEpoch(BeginEpoch { node: 1, term })).await;

@@ -1,5 +1,4 @@
 //! The words of a script about who belongs to a team: logins, keys, agents, and the counters of them.
-#![allow(clippy::unwrap_used)]
 
 use std::fmt::Write as _;
 
@@ -12,9 +11,12 @@ use agentpost_proto::record::{Key, Login};
 use agentpost_raft_store::core::kv::{Kv, Order};
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::view::decode;
+use agentpost_testkit::commands::{
+    ack, approve_login, claim_login, create_key, deny_login, principal, start_login, team_id,
+};
 
-use crate::common::{Core, ack, approve_login, claim_login, create_key, deny_login, principal, start_login, team_id};
-use crate::show;
+use crate::common::core::Core;
+use crate::common::show;
 
 #[derive(goldenscript::Command)]
 pub enum MemberStep {
@@ -153,11 +155,11 @@ fn operation(step: &MemberStep) -> Option<(Option<Principal>, Op)> {
                 permissions: named.filter_map(Permission::from_name).map(i32::from).collect(),
                 ..approve_login(code, team)
             };
-            (crate::caller(by), Op::DecideLogin(op))
+            (show::caller(by), Op::DecideLogin(op))
         }
-        MemberStep::Deny { code, by } => (crate::caller(by), Op::DecideLogin(deny_login(code))),
+        MemberStep::Deny { code, by } => (show::caller(by), Op::DecideLogin(deny_login(code))),
         MemberStep::Claim { device } => (None, Op::ClaimLogin(claim_login(device))),
-        MemberStep::Register { agent, by, name } => (crate::caller(by), register(agent, name.as_deref())),
+        MemberStep::Register { agent, by, name } => (show::caller(by), register(agent, name.as_deref())),
         _ => return None,
     })
 }

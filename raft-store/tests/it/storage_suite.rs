@@ -1,5 +1,4 @@
 //! openraft's own conformance suite, over real databases on disk.
-#![allow(clippy::unwrap_used)]
 
 use agentpost_raft_store::disk::log_store::LogStore;
 use agentpost_raft_store::disk::open;

@@ -1,0 +1,66 @@
+//! A core without Raft: commands in, replies and effects out.
+
+use agentpost_proto::command::operation::Op;
+use agentpost_proto::command::{Principal, Reply};
+use agentpost_proto::record::LogId;
+use agentpost_raft_store::core::apply::{apply_blank, apply_command};
+use agentpost_raft_store::core::effect::Effect;
+use agentpost_raft_store::core::kv::Memory;
+use agentpost_raft_store::core::view::{HotCache, View};
+use agentpost_testkit::commands::encode;
+use bytes::Bytes;
+
+/// A replica of one, in memory, with its clocks in the test's hands.
+#[derive(Default)]
+pub struct Core {
+    pub memory: Memory,
+    pub cache: HotCache,
+    pub index: u64,
+    pub wall_ms: u64,
+    pub cluster_ms: u64,
+    pub epoch: u64,
+}
+
+impl Core {
+    pub fn apply(&mut self, principal: Option<Principal>, op: Op) -> (Reply, Vec<Effect>) {
+        let command = encode(self.wall_ms, self.epoch, self.cluster_ms, principal, op);
+        self.play(&command)
+    }
+
+    /// Applies an encoded command.
+    pub fn play(&mut self, command: &Bytes) -> (Reply, Vec<Effect>) {
+        self.index += 1;
+        let mut effects = Vec::new();
+        let mut view = View::new(&self.memory, &mut self.cache).unwrap();
+        let log_id = LogId {
+            term: 1,
+            node: 1,
+            index: self.index,
+        };
+        let reply = apply_command(&mut view, &log_id, command, &mut effects).unwrap();
+        let writes = view.into_writes();
+        self.memory.write(writes);
+        (reply, effects)
+    }
+
+    /// An entry without a command.
+    pub fn blank(&mut self) {
+        self.index += 1;
+        let mut view = View::new(&self.memory, &mut self.cache).unwrap();
+        let (term, node, index) = (1, 1, self.index);
+        apply_blank(&mut view, &LogId { term, node, index });
+        let writes = view.into_writes();
+        self.memory.write(writes);
+    }
+}
+
+/// With an empty cache: it only ever holds what the rows say.
+impl Clone for Core {
+    fn clone(&self) -> Self {
+        Core {
+            memory: self.memory.clone(),
+            cache: HotCache::default(),
+            ..*self
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The integration tests of the crate, one module per area. `README.md` says what they share.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod cursors;
+mod deliveries;
+mod dispatch_model;
+mod logins;
+mod properties;
+mod quotas;
+mod replay;
+mod retention;
+mod scripts;
+mod storage_suite;
+mod topics;
+mod with_raft;
