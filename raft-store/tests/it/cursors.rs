@@ -1,4 +1,4 @@
-//! Cursors that come in an unusual way: many at once, malformed, or from before their uses were noted.
+//! Unusual cursors: many in one entry, malformed ones, and those of a version that did not index their last use.
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
@@ -48,7 +48,7 @@ fn counted(core: &Core) -> u32 {
     query::team::head(&core.memory, team_id("acme")).unwrap().cursors
 }
 
-/// The acks of an entry are those of different clients: what is wrong with one is not the others' fault.
+/// The acks of an entry belong to different clients, so a wrong one must not affect the others.
 #[test]
 fn one_bad_ack_costs_the_others_nothing() {
     let mut core = world();
@@ -84,9 +84,9 @@ fn an_entry_has_so_many_acks_and_they_come_from_nodes() {
     assert!(matches!(reply.reply, Some(R::Rejection(_))));
 }
 
-/// A cursor that was stored before its uses were noted is noted and counted at its next use, and ages from then on.
+/// A cursor that has no row of its last use gets one at its next use. From then on it is counted and ages.
 #[test]
-fn an_old_cursor_gets_its_note_when_it_is_used() {
+fn a_cursor_without_a_row_of_its_last_use_gets_one_at_its_next_use() {
     let mut core = world();
     let acme = team_id("acme");
     let old = Cursor {
@@ -116,9 +116,9 @@ fn an_old_cursor_gets_its_note_when_it_is_used() {
     assert_eq!(counted(&core), 0);
 }
 
-/// The sweeper proposes a cursor's end. The ticker does not carry time on for its sake.
+/// The sweeper removes unused cursors. But the ticker does not carry time forward only because of them.
 #[test]
-fn a_cursor_is_swept_at_its_time_but_does_not_hurry_it() {
+fn an_unused_cursor_is_swept_but_needs_no_ticks() {
     let mut core = world();
     let due = |core: &Core| query::due::sweep(&core.memory, core.cluster_ms, core.wall_ms).unwrap();
     assert_eq!(acks(&mut core, vec![ack("acme", "bob", "", 0)]), None);
@@ -131,9 +131,9 @@ fn a_cursor_is_swept_at_its_time_but_does_not_hurry_it() {
     assert_eq!(due(&core), None);
 }
 
-/// At cluster time 0 too: 0 in a row means that there is no note.
+/// The same at cluster time 0, because a stored 0 means that there is no row of the last use.
 #[test]
-fn a_cursor_of_the_first_moment_is_noted() {
+fn a_cursor_at_cluster_time_0_gets_a_row_of_its_last_use() {
     let mut core = Core::default();
     assert_eq!(acks(&mut core, vec![ack("acme", "bob", "c1", 0)]), None);
     assert_eq!(acks(&mut core, vec![ack("acme", "bob", "c1", 0)]), None);

@@ -1,4 +1,4 @@
-//! The rules of a delivery's life, one test each: guarantees G1 to G3 of the README, on a core without Raft.
+//! The rules of deliveries, one test each, on a core without Raft.
 
 mod world;
 
@@ -67,7 +67,7 @@ fn an_outcome_counts_once_and_only_for_its_claim() {
 }
 
 #[test]
-fn the_ladder_has_four_steps_then_one_dead_letter_and_one_notice() {
+fn the_retry_schedule_has_four_steps_then_one_dead_letter_and_one_notice() {
     let mut world = World::new();
     let number = world.send();
     for wait in limits::RETRY_DELAYS_MS {
@@ -153,7 +153,7 @@ fn a_call_that_never_began_costs_no_step() {
 }
 
 #[test]
-fn success_ends_a_delivery_and_lets_the_message_go() {
+fn success_ends_a_delivery_and_releases_the_message() {
     let mut world = World::new();
     let number = world.send();
     let seq = world.delivery(number).message_seq;
@@ -215,7 +215,7 @@ fn a_410_disables_the_endpoint_and_its_open_deliveries_die_with_notices() {
 }
 
 #[test]
-fn deleting_the_url_after_a_410_takes_no_notice_back() {
+fn deleting_the_url_after_a_410_does_not_cancel_the_notices() {
     let mut world = World::new();
     let (gone, waiting) = (world.send(), world.send());
     let generation = world.delivery(gone).generation;
@@ -280,7 +280,7 @@ fn a_489_needs_its_header() {
 }
 
 #[test]
-fn an_orphan_is_taken_over_when_no_call_can_still_run() {
+fn an_abandoned_claim_is_taken_over_when_its_call_cannot_run_any_more() {
     let mut world = World::new();
     let (number, old) = (world.send(), world.core.epoch);
     assert!(world.claim(number, 1));
@@ -305,7 +305,7 @@ fn an_orphan_is_taken_over_when_no_call_can_still_run() {
 }
 
 #[test]
-fn what_may_kill_the_nodes_is_not_tried_for_ever() {
+fn a_delivery_with_too_many_unknown_outcomes_ends() {
     let mut world = World::new();
     let number = world.send();
     for n in 1..=6 {
@@ -427,7 +427,7 @@ fn a_redrive_needs_the_url_and_the_message() {
     assert!(world.dead().is_empty());
 }
 
-/// Everything that has aged.
+/// Sweeps until nothing aged is left.
 fn sweep(world: &mut World) {
     while let Some(due) = query::due::sweep(&world.core.memory, world.core.cluster_ms, world.core.wall_ms).unwrap() {
         world.by(None, Op::Sweep(Sweep { team_id: due.team_id }));

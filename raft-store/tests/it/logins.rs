@@ -1,5 +1,6 @@
-//! Who can get a key by a device login, and who cannot: the questions of an attacker, and dense random histories in
-//! which logins, keys and administrators come and go.
+//! Device logins: who can get a key by one and who cannot. The first tests are attacks; the property at the end uses
+//! random histories of logins, keys and administrators only, because histories of all commands hardly ever claim a
+//! login.
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
@@ -23,7 +24,7 @@ use crate::common::{books, claims};
 
 const CODE: &str = "BCDFGHJK";
 
-/// Two teams, each with an administrator, "boss" of acme and "oboss" of other, and an operator.
+/// A core with two teams, each with an administrator ("boss" of acme and "oboss" of other), and an operator.
 fn world() -> Core {
     let mut core = Core {
         wall_ms: 1_000,
@@ -57,7 +58,7 @@ fn done(core: &mut Core, by: Option<Principal>, op: Op) {
     assert!(!matches!(reply.reply, Some(R::Rejection(_))), "{reply:?}");
 }
 
-/// The code of a refusal, which must have changed no row but the applied one.
+/// The code of a rejection, which must have changed no row but the applied row.
 fn refused(core: &mut Core, by: Option<Principal>, op: Op) -> ErrorCode {
     let before = rows(&core.memory);
     let (reply, effects) = core.apply(by, op);
@@ -87,7 +88,7 @@ fn revoke(key: &str) -> Op {
     Op::RevokeKey(RevokeKey { key_id })
 }
 
-/// A world in which the device "d1" waits for the key "k1".
+/// The same core, in which the device "d1" waits for the key "k1".
 fn waiting() -> Core {
     let mut core = world();
     done(&mut core, None, Op::StartLogin(start_login(CODE, "d1", "k1")));
@@ -100,7 +101,7 @@ fn a_key_of_another_team_approves_nothing_and_learns_nothing() {
     let foreign = refused(&mut core, oboss(), approve("acme"));
     let absent = refused(&mut core, oboss(), approve("nowhere"));
     assert_eq!((foreign, absent), (ErrorCode::NotFound, ErrorCode::NotFound));
-    // The claim of a team does not help either: the key is not one of it.
+    // Claiming to be of another team does not help, because the key does not belong to it.
     let lie = Principal {
         key_id: oboss().unwrap().key_id,
         ..boss().unwrap()
@@ -114,11 +115,11 @@ fn a_key_of_another_team_approves_nothing_and_learns_nothing() {
 }
 
 #[test]
-fn an_approved_device_belongs_to_the_team_that_let_it_in() {
+fn an_approved_device_belongs_to_the_team_that_approved_it() {
     let mut core = waiting();
     let before = rows_of(&core.memory, "other");
     done(&mut core, boss(), approve("acme"));
-    // Nobody takes it over, not even to turn it away.
+    // Nobody can decide it again, not even to deny it.
     for op in [approve("other"), Op::DecideLogin(deny_login(CODE))] {
         assert_eq!(refused(&mut core, oboss(), op), ErrorCode::Conflict);
     }
@@ -148,7 +149,7 @@ fn a_code_is_claimed_once() {
     done(&mut core, None, claim("d1"));
     assert_eq!(refused(&mut core, None, claim("d1")), ErrorCode::NotFound);
     assert_eq!(query::key::of_team(&core.memory, team_id("acme")).unwrap().len(), 2);
-    // Nor again after its key was revoked.
+    // Nor after its key was revoked.
     done(&mut core, boss(), revoke("k1"));
     assert_eq!(refused(&mut core, None, claim("d1")), ErrorCode::NotFound);
     let again = Op::StartLogin(start_login(CODE, "d1", "k1"));
@@ -156,7 +157,7 @@ fn a_code_is_claimed_once() {
 }
 
 #[test]
-fn what_an_administrator_let_in_ends_with_it() {
+fn an_approved_login_ends_with_its_administrator() {
     let expiring = || {
         let mut op = create_key("acme", "brief", Permission::Admin, "");
         op.expires_at_ms = 2_000;
@@ -171,7 +172,7 @@ fn what_an_administrator_let_in_ends_with_it() {
         assert_eq!(refused(&mut core, None, claim("d1")), ErrorCode::Forbidden);
         assert_eq!(query::key::by_hash(&core.memory, &key_hash("k1")).unwrap(), None);
     }
-    // Also when the administrator's key is not even a row any more.
+    // The same if the administrator's key has no row any more.
     let mut core = waiting();
     done(&mut core, boss(), approve("acme"));
     done(&mut core, root(), revoke("boss"));
@@ -187,7 +188,7 @@ fn what_an_administrator_let_in_ends_with_it() {
 }
 
 #[test]
-fn what_a_device_was_let_in_with_outlives_who_let_it_in() {
+fn a_fetched_key_outlives_the_administrator_who_approved_it() {
     let mut core = waiting();
     done(&mut core, boss(), approve("acme"));
     done(&mut core, None, claim("d1"));
@@ -200,7 +201,7 @@ fn what_a_device_was_let_in_with_outlives_who_let_it_in() {
 }
 
 #[test]
-fn a_narrowed_administrator_decides_nothing() {
+fn an_administrator_key_bound_to_an_agent_or_scopes_decides_nothing() {
     let mut core = waiting();
     done(
         &mut core,
@@ -228,7 +229,7 @@ fn a_narrowed_administrator_decides_nothing() {
 #[test]
 fn a_login_overwrites_no_key() {
     let mut core = waiting();
-    // Not one that is there, by its id or by its hash.
+    // Not a key that exists, by its id or by its hash.
     let taken_id = StartLogin {
         key_id: KeyId(id_of("oboss")).to_bytes(),
         ..start_login("CDFGHJKL", "d2", "k2")
@@ -240,7 +241,7 @@ fn a_login_overwrites_no_key() {
     for op in [taken_id, taken_hash] {
         assert_eq!(refused(&mut core, None, Op::StartLogin(op)), ErrorCode::Conflict);
     }
-    // Nor one that came while the login waited: of another login, or made by hand.
+    // Nor a key that was created while the login waited, by another login or by an administrator.
     done(&mut core, None, Op::StartLogin(start_login("CDFGHJKL", "d2", "k1")));
     let second = Op::DecideLogin(approve_login("CDFGHJKL", "other"));
     done(&mut core, oboss(), second);
@@ -310,7 +311,7 @@ fn malformed_logins_are_refused() {
     assert_eq!(refused(&mut core, boss(), Op::DecideLogin(op)), ErrorCode::Invalid);
 }
 
-/// Anybody may ask for a code, so there is an end to them; what has expired does not stand in the way.
+/// Anybody may start a login, so their number is bounded. Expired ones do not count.
 #[test]
 fn open_logins_are_bounded() {
     let mut core = world();
@@ -343,7 +344,7 @@ fn open_logins_are_bounded() {
     );
 }
 
-/// One step of a history: who asks for what, and for how long nobody did anything before.
+/// One step of a history: the caller, the command, and how much time passes before it.
 fn step() -> impl Strategy<Value = (Option<Principal>, Op, u64)> {
     let who = prop_oneof![
         1 => Just(("system", "root")),
@@ -369,7 +370,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn keys_come_from_those_who_may_make_them(steps in prop::collection::vec(step(), 0..100)) {
+    fn keys_are_created_only_with_authority(steps in prop::collection::vec(step(), 0..100)) {
         let mut core = beginning();
         for (by, op, forward) in steps {
             core.wall_ms += forward;

@@ -1,4 +1,4 @@
-//! What holds after every random history: the books balance and nothing crosses a team.
+//! Properties that hold after every random history: rows agree with each other, and no command reaches another team.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,7 +35,7 @@ fn whole_inbox(kv: &Memory, team: &str, agent: &str, state: Option<ReadState>, o
     query::inbox::page(kv, team_id(team), agent, &query).unwrap().items
 }
 
-/// The result of each send of a command; none for a refused one.
+/// The result of each send of a command, `None` for a rejected one.
 fn sent_of(reply: &Reply) -> Vec<Option<SendReply>> {
     match reply.reply.clone().unwrap() {
         R::Send(sent) => vec![Some(sent)],
@@ -51,16 +51,16 @@ fn sent_of(reply: &Reply) -> Vec<Option<SendReply>> {
     }
 }
 
-/// What a history made: the state and what happened on the way.
+/// The result of a history: the state, and what happened on the way.
 #[derive(Default)]
 struct History {
     memory: Memory,
-    /// Every accepted send with its day.
+    /// All accepted sends, with the day of each.
     accepted: Vec<(u32, SendReply)>,
     publishes: Publishes,
 }
 
-/// Replays a log one entry at a time, from where the small world is made.
+/// Applies a log entry by entry, beginning after the initial state.
 fn run(log: &[Bytes]) -> Result<History, TestCaseError> {
     let mut core = beginning();
     let mut history = History {
@@ -87,7 +87,7 @@ fn run(log: &[Bytes]) -> Result<History, TestCaseError> {
     Ok(history)
 }
 
-/// A model of topics: who is subscribed, and whom each publish must reach.
+/// A model of topics: who is subscribed, and which agents each publish must reach.
 #[derive(Default)]
 struct Publishes {
     subscribed: BTreeMap<(TeamId, String), BTreeSet<String>>,
@@ -104,7 +104,7 @@ impl Publishes {
         model
     }
 
-    /// Follows an accepted command.
+    /// Updates the model after an accepted command.
     fn note(&mut self, core: &Core, command: &Bytes, reply: &Reply, last_seqs: &[u64]) {
         let command: Command = decode(command.clone()).unwrap();
         let operation: Operation = decode(command.operation).unwrap();
@@ -137,7 +137,7 @@ impl Publishes {
         }
     }
 
-    /// A publish that is complete has reached exactly those, each once.
+    /// Checks that every finished publish reached exactly the expected agents, each once.
     fn check(&self, core: &Core, effects: &[Effect]) -> Result<(), TestCaseError> {
         for effect in effects {
             let (team, seq) = match effect {
@@ -171,7 +171,7 @@ impl Publishes {
     }
 }
 
-/// What the pages of an inbox say of each other, and the order of each topic along it.
+/// Checks that the pages of an inbox agree with each other, and that it has the messages of each topic in order.
 fn check_pages(memory: &Memory, team: &str) -> Result<(), TestCaseError> {
     for agent in AGENTS {
         let all = whole_inbox(memory, team, agent, None, Order::Ascending);
@@ -205,13 +205,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_books_balance_after_any_history(steps in prop::collection::vec(step(), 0..240)) {
+    fn counters_and_indexes_match_the_rows_after_any_history(steps in prop::collection::vec(step(), 0..240)) {
         let history = run(&log(&steps))?;
         for team in TEAMS {
             books::check(&history.memory, team_id(team))?;
             check_pages(&history.memory, team)?;
         }
-        // Every accepted send of a counted agent said how many it was: no day has more than the limit.
+        // The reply to an accepted send has the number of sends of the day, which must not exceed the limit.
         for (_, sent) in &history.accepted {
             prop_assert!(sent.sends_used <= DAILY_SENDS);
         }
@@ -232,7 +232,7 @@ proptest! {
         let History { memory, accepted, .. } = run(&log(&steps))?;
         let mut per_day: BTreeMap<(u32, String, bytes::Bytes), BTreeSet<u64>> = BTreeMap::new();
         for (day, sent) in accepted {
-            // Which agent sent it stands in the state, unless the message is gone; then the seq alone cannot say.
+            // The stored message names the sender. If the message is gone, the send cannot be attributed.
             for team in TEAMS {
                 let id = MessageId::from_slice(&sent.message_id).unwrap();
                 if let Some(message) = query::inbox::message(&memory, team_id(team), id).unwrap()
@@ -250,7 +250,7 @@ proptest! {
     #[test]
     fn a_team_cannot_change_another(steps in prop::collection::vec(step(), 0..60), probe in step()) {
         let before = run(&log(&steps))?.memory;
-        // Whatever a key of acme asks for, no row of the team "other" changes.
+        // No command with a key of acme may change a row of the team "other".
         let by_acme = random::Step { principal: Some(principal("acme", "boss")), ..probe };
         prop_assume!(!by_acme.act.is_internal());
         let mut all = steps.clone();
@@ -264,7 +264,7 @@ proptest! {
     }
 }
 
-/// A send under one idempotency key, again and again with fresh message ids, is one message.
+/// Repeated sends with one idempotency key and new message ids store one message.
 #[test]
 fn retries_under_one_key_make_one_message() {
     let mut log = log(&[]);

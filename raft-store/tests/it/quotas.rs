@@ -1,5 +1,5 @@
-//! Every quota against an exact model of it: what is within a limit is accepted and numbered, what is not is
-//! refused and counts nowhere, over days, months and changed limits.
+//! Every quota, compared with an exact model over days, months and changed limits: what is within the limit is accepted
+//! and numbered, what is not is rejected and never counted.
 
 use std::collections::BTreeMap;
 
@@ -24,14 +24,14 @@ const START_MS: u64 = 1_769_860_800_000;
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// On Kite's face a send of an unbound key counts for the team only.
+    /// A send through the Kite API with an unbound key counts only for the team.
     Sends(usize, Face, usize),
     Webhook(usize),
-    /// With a URL, or without.
+    /// Whether it has a URL.
     Subscribe(usize, bool),
-    /// From, nodes.
+    /// The agent, and the number of nodes.
     Lease(usize, u32),
-    /// One of the leases of this history, and how many of its units.
+    /// The number of a lease of this history, and how many of its units are returned.
     Return(prop::sample::Index, u64),
     Pass(u64),
     Limits(TeamLimits),
@@ -70,7 +70,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A lease that was granted, until it was returned.
+/// A granted lease that was not returned yet.
 struct Out {
     agent: usize,
     day: u32,
@@ -87,7 +87,7 @@ struct World {
     registrations: BTreeMap<(usize, u32), u64>,
     reads: BTreeMap<(usize, u32), u64>,
     events: BTreeMap<u32, u64>,
-    /// Of the same events, those of each day.
+    /// The same events by day.
     events_of_day: BTreeMap<u32, u64>,
     leases: Vec<Out>,
 }
@@ -307,7 +307,7 @@ impl World {
             limit,
         };
         prop_assert_eq!(lease, expected);
-        // The same again is the same grant.
+        // Repeating the command returns the same grant.
         let again = self.ask(Op::LeaseReads(op));
         prop_assert_eq!(again, R::Lease(expected));
         self.leases.push(Out {
@@ -342,7 +342,7 @@ impl World {
         Ok(())
     }
 
-    /// What the state says of today is what was counted.
+    /// Checks that the state's counters of today equal the model's.
     fn check(&self) -> Result<(), TestCaseError> {
         let today = self.day();
         let events = query::team::events_today(&self.core.memory, team_id("acme"), self.core.wall_ms).unwrap();

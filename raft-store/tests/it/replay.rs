@@ -1,10 +1,9 @@
-//! The keystone: one log gives one state, however it gets there.
+//! Determinism: one log gives one state, no matter how it is applied.
 //!
-//! A random log is replayed four ways: entry by entry in memory; in batches cut at random in memory, with
-//! the process forgotten in the middle (what a snapshot taken there would carry is all that survives); and
-//! the same two over RocksDB, reopened in the middle. Replies, effects, every stored byte and the state
-//! hash must be equal. Anything that reads a clock, walks a hash map or keeps state outside the rows
-//! fails here.
+//! A random log is applied in four ways: entry by entry in memory; in random batches in memory, where only the rows
+//! survive a point in the middle, as if a snapshot had been installed there; and the same two on RocksDB, reopened in
+//! the middle. Replies, effects, every stored byte and the state hash must be equal. An `apply` that reads a clock,
+//! iterates over a hash map or keeps state outside the rows fails this test.
 
 use agentpost_proto::command::Reply;
 use agentpost_proto::record::LogId;
@@ -21,7 +20,7 @@ use proptest::prelude::*;
 
 use crate::common::random::{log, step};
 
-/// Where a replay keeps its state.
+/// The map under a replay.
 enum Store {
     Memory(Memory),
     Rocks {
@@ -58,7 +57,7 @@ impl Store {
             .collect()
     }
 
-    /// Keeps only what a snapshot or a flushed database would hold.
+    /// Forgets everything that is not in a snapshot or in a flushed database.
     fn reopen(&mut self) {
         match self {
             Store::Memory(memory) => {
@@ -82,7 +81,7 @@ struct Outcome {
     effects: Vec<Effect>,
 }
 
-/// Applies the log in batches that end at `cuts`; forgets everything but the rows after entry `reopen_at`.
+/// Applies the log in batches that end at `cuts`. After entry `reopen_at` it forgets everything but the rows.
 fn replay(store: &mut Store, log: &[Bytes], cuts: &[usize], reopen_at: Option<usize>) -> Outcome {
     let mut outcome = Outcome::default();
     let mut cache = HotCache::default();
@@ -150,7 +149,7 @@ proptest! {
     }
 }
 
-/// The state hash notices a single different write.
+/// A single different write changes the state hash.
 #[test]
 fn a_different_log_gives_a_different_hash() {
     let hash = |log: &[Bytes]| {

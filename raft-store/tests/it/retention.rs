@@ -1,4 +1,4 @@
-//! A full inbox loses its oldest entry, read ones first, and never refuses a sender.
+//! A full inbox drops its oldest read entry, or its oldest entry, and never rejects a sender.
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{BeginEpoch, MarkRead, Permission, SendBatch};

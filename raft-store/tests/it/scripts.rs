@@ -1,6 +1,6 @@
-//! Runs the scripts of `tests/scripts/`: commands in; replies, effects and what was stored out. Their names
-//! are sentences. `UPDATE_GOLDENFILES=1 cargo test -p agentpost-raft-store --test it scripts` writes the
-//! outputs anew; read the difference before you commit it.
+//! Runs the golden scripts in `tests/scripts/`: each contains commands and the expected replies, effects and stored
+//! rows. The name of a script is the rule that it shows. `UPDATE_GOLDENFILES=1 cargo test -p agentpost-raft-store
+//! --test it scripts` rewrites the expected output; read the diff before you commit it.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -25,7 +25,7 @@ use crate::common::topic_steps::{self, TopicStep};
 
 #[derive(goldenscript::Command)]
 enum Step {
-    /// Begins an epoch; from here on cluster time counts.
+    /// Begins an epoch. From now on cluster time advances.
     Epoch,
     /// Sets the leader's clocks, in milliseconds.
     Time {
@@ -35,7 +35,7 @@ enum Step {
         cluster: Option<u64>,
     },
     Bootstrap(String),
-    /// `by` is team/key, here and below.
+    /// `by` is team/key, here and in the other commands.
     Team {
         name: String,
         #[arg(key)]
@@ -161,7 +161,7 @@ enum Step {
         agent: String,
         client: Option<String>,
     },
-    /// How many rows of each kind there are.
+    /// Shows the number of rows of each kind.
     Rows,
 }
 
@@ -169,7 +169,7 @@ fn permission(name: Option<&String>) -> Permission {
     name.map_or(Permission::Write, |name| Permission::from_name(name).unwrap())
 }
 
-/// Teams and keys.
+/// The operations about teams and keys.
 fn team_op(step: &Step) -> Option<(Option<Principal>, Op)> {
     Some(match step {
         Step::Bootstrap(key) => (None, commands::bootstrap(key)),
@@ -229,7 +229,7 @@ fn team_op(step: &Step) -> Option<(Option<Principal>, Op)> {
     })
 }
 
-/// Mail, cursors and sweeps.
+/// The operations about messages, cursors and sweeps.
 fn mail_op(step: &Step) -> Option<(Option<Principal>, Op)> {
     Some(match step {
         Step::Send {
@@ -292,7 +292,7 @@ fn mail_op(step: &Step) -> Option<(Option<Principal>, Op)> {
     })
 }
 
-/// Leased reads.
+/// The operations about leased reads.
 fn lease_op(step: &Step) -> Option<(Option<Principal>, Op)> {
     Some(match step {
         Step::Lease {
@@ -364,7 +364,7 @@ impl Runner {
     }
 }
 
-/// A command of a script: topics and who belongs to a team have files of their own.
+/// A command of a script. `topic_steps` and `member_steps` define the other two kinds.
 enum Line {
     Mail(Step),
     Topic(TopicStep),
@@ -465,7 +465,7 @@ macro_rules! scripts {
             }
         )*
 
-        /// A script that nothing runs proves nothing.
+        /// Every script must be in the list, because a script that never runs proves nothing.
         #[test]
         fn every_script_runs() {
             let named = [$(stringify!($name)),*];

@@ -1,4 +1,4 @@
-//! openraft's own conformance suite, over real databases on disk.
+//! openraft's conformance suite for storage, on real databases.
 
 use agentpost_raft_store::disk::log_store::LogStore;
 use agentpost_raft_store::disk::open;

@@ -1,4 +1,4 @@
-//! Topics at their full size, and their bounds.
+//! Topics of the maximal size, and their bounds.
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
@@ -62,7 +62,7 @@ fn sent(reply: R) -> SendReply {
     }
 }
 
-/// The next chunk of the publish at `seq`.
+/// Applies the next chunk of the publish at `seq`.
 fn chunk(core: &mut Core, topic: &str, seq: u64) -> (FanoutReply, Vec<Effect>) {
     let jobs = query::delivery::fanout_jobs(&core.memory).unwrap();
     let (team, _, _, job) = jobs.iter().find(|(_, t, s, _)| t == topic && *s == seq).unwrap();
@@ -134,7 +134,7 @@ fn ten_thousand_subscribers_get_each_publish_once_and_in_order() {
     );
 }
 
-/// Puts a row into the state that would take too long to earn.
+/// Writes a row directly, where commands would take too long.
 fn pretend(core: &mut Core, key: Bytes, row: &impl Message) {
     core.memory.write(vec![(key, Some(row.encode_to_vec().into()))]);
     core.cache = HotCache::default();
@@ -209,7 +209,7 @@ fn a_team_has_so_many_topics_subscriptions_and_urls() {
     done(&mut core, Op::Subscribe(subscribe("bob", "news")));
 }
 
-/// Retention takes a message before it takes its deliveries, and its id may come again in between.
+/// Retention removes a message before its deliveries, and meanwhile its id may be used again.
 #[test]
 fn a_message_id_that_comes_again_has_deliveries_of_its_own() {
     let mut core = world();

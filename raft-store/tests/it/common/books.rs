@@ -1,4 +1,4 @@
-//! What the rows of a state must say about each other.
+//! Checks that the rows of a state agree with each other: counters, indexes, references.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ use proptest::prelude::*;
 
 pub type Check = Result<(), TestCaseError>;
 
-/// An inbox entry with its inbox and seq.
+/// An inbox entry, with its inbox and seq.
 pub struct Entry {
     pub agent: String,
     pub seq: u64,
@@ -26,7 +26,7 @@ pub struct Entry {
     pub is_read: bool,
 }
 
-/// Every row under a tag, decoded.
+/// All rows with a tag, decoded.
 fn all<T: prost::Message + Default>(kv: &Memory, tag: &[u8; 2]) -> Vec<(Bytes, T)> {
     let end = [tag[0], tag[1] + 1];
     kv.range(tag.to_vec()..end.to_vec(), Order::Ascending)
@@ -34,21 +34,21 @@ fn all<T: prost::Message + Default>(kv: &Memory, tag: &[u8; 2]) -> Vec<(Bytes, T
         .collect()
 }
 
-/// Those of a team, whose id follows the tag.
+/// All rows of a team with a tag, decoded.
 fn of_team<T: prost::Message + Default>(kv: &Memory, tag: &[u8; 2], team: TeamId) -> Vec<(Bytes, T)> {
     let mut rows = all(kv, tag);
     rows.retain(|(key, _)| key[2..18] == team.0);
     rows
 }
 
-/// The keys of a team under a tag, whatever their values.
+/// The keys of a team's rows with a tag.
 fn keys_of(kv: &Memory, tag: &[u8; 2], team: TeamId) -> BTreeSet<Bytes> {
     let prefix = [&tag[..], &team.0].concat();
     let rows = kv.rows().filter(|(key, _)| key.starts_with(&prefix));
     rows.map(|(key, _)| key.clone()).collect()
 }
 
-/// The text field that follows the team.
+/// The text field after the team in a key.
 fn text(key: &[u8]) -> String {
     let end = 18 + key[18..].iter().position(|byte| *byte == 0).unwrap();
     String::from_utf8(key[18..end].to_vec()).unwrap()
@@ -58,7 +58,7 @@ fn number(key: &[u8]) -> u64 {
     keys::trailing_number(key).unwrap()
 }
 
-/// Every inbox entry of a team, by inbox and seq.
+/// All inbox entries of a team, by inbox and seq.
 pub fn entries(kv: &Memory, team: TeamId) -> Vec<Entry> {
     let mut entries: Vec<Entry> = [(b"iu", false), (b"ir", true)]
         .into_iter()
@@ -86,7 +86,7 @@ fn is_open(delivery: &Delivery) -> bool {
     matches!(delivery.state(), DeliveryState::Scheduled | DeliveryState::Claimed)
 }
 
-/// Everything below, for one team.
+/// All checks below, for one team.
 pub fn check(kv: &Memory, team: TeamId) -> Check {
     members(kv, team)?;
     members(kv, TeamId::SYSTEM)?;
@@ -101,7 +101,7 @@ pub fn check(kv: &Memory, team: TeamId) -> Check {
     nothing_is_stuck(kv, team)
 }
 
-/// Every key is counted, and found by its hash and by its id; every agent is counted.
+/// Every key is counted and can be found by its hash and by its id. Every agent is counted.
 pub fn members(kv: &Memory, team: TeamId) -> Check {
     let head: TeamHead = query::team::head(kv, team).unwrap();
     let own = of_team::<Key>(kv, b"ke", team);
@@ -119,7 +119,8 @@ pub fn members(kv: &Memory, team: TeamId) -> Check {
     Ok(())
 }
 
-/// Every login is counted, found by its device, and has its expiry; who approved one administered its team.
+/// Every login is counted, can be found by its device, and has an expiry row. An approved one was approved by an
+/// administrator of its team.
 pub fn logins(kv: &Memory) -> Check {
     let head: Option<LoginHead> = kv.get(&keys::login_head()).unwrap().map(|row| decode(row).unwrap());
     let logins = all::<Login>(kv, b"lo");
@@ -149,7 +150,7 @@ pub fn logins(kv: &Memory) -> Check {
     Ok(())
 }
 
-/// Every cursor has one note of its use, no note is without its cursor, and those with a name are counted.
+/// Every cursor has one row of its last use, every such row has its cursor, and cursors with a client id are counted.
 fn cursors(kv: &Memory, team: TeamId) -> Check {
     let head: TeamHead = query::team::head(kv, team).unwrap();
     let (mut named, mut notes) = (0, BTreeSet::new());
@@ -170,7 +171,7 @@ fn cursors(kv: &Memory, team: TeamId) -> Check {
     Ok(())
 }
 
-/// Heads count their entries, and seq and position rise along every inbox.
+/// The head of each inbox counts its entries, and seq and position rise along the inbox.
 fn inboxes(kv: &Memory, team: TeamId) -> Check {
     let entries = entries(kv, team);
     for (key, head) in of_team::<InboxHead>(kv, b"ih", team) {
@@ -186,7 +187,7 @@ fn inboxes(kv: &Memory, team: TeamId) -> Check {
     Ok(())
 }
 
-/// A message lives exactly while something refers to it: inbox entries, open and dead deliveries, its publish.
+/// A message exists exactly as long as something refers to it: inbox entries, open and dead deliveries, its publish.
 fn references(kv: &Memory, team: TeamId) -> Check {
     let mut referred: BTreeMap<u64, u64> = BTreeMap::new();
     for entry in entries(kv, team) {
@@ -227,7 +228,7 @@ fn references(kv: &Memory, team: TeamId) -> Check {
     Ok(())
 }
 
-/// Counters equal the rows, and every subscription is found both ways.
+/// The counters of topics equal their rows, and every subscription can be found by its topic and by its agent.
 fn topics(kv: &Memory, team: TeamId) -> Check {
     let head: TeamHead = query::team::head(kv, team).unwrap();
     let topics = of_team::<Topic>(kv, b"tp", team);
@@ -273,7 +274,7 @@ fn topics(kv: &Memory, team: TeamId) -> Check {
     Ok(())
 }
 
-/// An endpoint exists while a webhook or a subscription names it, once for each of them.
+/// An endpoint exists as long as webhooks and subscriptions use its URL, and counts them.
 fn endpoints(kv: &Memory, team: TeamId) -> Check {
     let mut users: BTreeMap<(String, String), u32> = BTreeMap::new();
     for (key, webhook) in of_team::<Webhook>(kv, b"wh", team) {
@@ -302,7 +303,7 @@ fn endpoints(kv: &Memory, team: TeamId) -> Check {
     Ok(())
 }
 
-/// D3 and D7, and what a state says of itself.
+/// The invariants D3 and D7 of deliveries, and the fields that belong to each state.
 fn delivery_rows(kv: &Memory, team: TeamId) -> Check {
     let dead_letters: BTreeMap<u64, DeadLetter> = of_team(kv, b"dd", team)
         .into_iter()
@@ -328,7 +329,7 @@ fn delivery_rows(kv: &Memory, team: TeamId) -> Check {
             prop_assert_eq!(&dead.delivery_id, &d.id);
             prop_assert!(notices.insert(dead.notice_id.clone()), "D7: a notice of its own");
             let id = MessageId::from_slice(&dead.notice_id).unwrap();
-            // Mail of the sender's, which may have aged.
+            // The notice is mail of the sender, so retention may have removed it.
             if let Some(notice) = query::inbox::message(kv, team, id).unwrap() {
                 prop_assert_eq!((&notice.to, notice.seq), (&d.from, dead.notice_seq));
             }
@@ -351,7 +352,7 @@ fn delivery_rows(kv: &Memory, team: TeamId) -> Check {
     Ok(())
 }
 
-/// The indexes are what the deliveries say, no more and no less.
+/// The indexes contain exactly the deliveries that they must.
 fn delivery_indexes(kv: &Memory, team: TeamId) -> Check {
     let deliveries = deliveries(kv, team);
     let expected =
@@ -411,7 +412,7 @@ fn delivery_indexes(kv: &Memory, team: TeamId) -> Check {
     Ok(())
 }
 
-/// What waits for its time leads to an endpoint that takes it, or is being closed.
+/// The endpoint of a scheduled delivery either accepts deliveries or is being closed.
 fn nothing_is_stuck(kv: &Memory, team: TeamId) -> Check {
     let open: BTreeSet<u64> = of_team::<Endpoint>(kv, b"ep", team)
         .into_iter()

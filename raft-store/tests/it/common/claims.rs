@@ -1,5 +1,5 @@
-//! Where keys come from: of each command that makes one, what it may make and by whose authority, worked out from the
-//! rows before it.
+//! An oracle for commands that create keys: which key may be created and with whose authority, computed from the rows
+//! before the command.
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
@@ -13,8 +13,8 @@ use proptest::prelude::*;
 
 use crate::common::core::Core;
 
-/// The key that a claim or a creation may make, and the device that claims it: none if it has to be refused. Outer
-/// none: not a command that makes keys.
+/// The key that a command may create, with the hash of the device that claims it. `None` if the command creates no
+/// keys, `Some(None)` if it must be rejected.
 pub type Expected = Option<Option<(Key, Option<Bytes>)>>;
 
 pub fn expected(core: &Core, command: &Bytes) -> Expected {
@@ -56,7 +56,7 @@ pub fn expected(core: &Core, command: &Bytes) -> Expected {
     Some(administers(core, &command, principal, &key.team_id).then_some((key, device)))
 }
 
-/// Whether the key behind a principal is a living one that may make keys of a team.
+/// Whether a principal's key is valid and may create keys of a team.
 fn administers(core: &Core, command: &Command, principal: Option<Principal>, team: &[u8]) -> bool {
     let principal = principal.unwrap();
     let by = TeamId::from_slice(&principal.team_id).unwrap();
@@ -70,7 +70,7 @@ fn administers(core: &Core, command: &Command, principal: Option<Principal>, tea
     })
 }
 
-/// A key that was made is the one that was expected, and a login that made one is over.
+/// Checks that a created key is the expected one, and that its login is gone.
 pub fn check(core: &Core, expected: Expected, reply: &Reply) -> Result<(), TestCaseError> {
     let Some(expected) = expected else { return Ok(()) };
     let (is_login, made) = match reply.reply.as_ref().unwrap() {

@@ -10,7 +10,7 @@ use agentpost_raft_store::core::view::{HotCache, View};
 use agentpost_testkit::commands::encode;
 use bytes::Bytes;
 
-/// A replica of one, in memory, with its clocks in the test's hands.
+/// A single replica in memory, whose clocks the test sets.
 #[derive(Default)]
 pub struct Core {
     pub memory: Memory,
@@ -43,7 +43,7 @@ impl Core {
         (reply, effects)
     }
 
-    /// An entry without a command.
+    /// Applies a blank entry.
     pub fn blank(&mut self) {
         self.index += 1;
         let mut view = View::new(&self.memory, &mut self.cache).unwrap();
@@ -54,7 +54,7 @@ impl Core {
     }
 }
 
-/// With an empty cache: it only ever holds what the rows say.
+/// The clone begins with an empty cache, which only ever holds copies of rows.
 impl Clone for Core {
     fn clone(&self) -> Self {
         Core {

@@ -1,4 +1,4 @@
-//! What a dispatcher would do next, sometimes a little wrong.
+//! Commands of a dispatcher for random histories, some of them slightly wrong.
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use crate::common::core::Core;
 use crate::common::random::TEAMS;
 
-/// A thing to do; the numbers choose among those that the state offers.
+/// A command to choose. The numbers select among the possibilities that the state offers.
 #[derive(Debug, Clone)]
 pub enum Act {
     Claim(usize, Miss),
@@ -27,7 +27,7 @@ pub enum Act {
     Redrive(usize),
 }
 
-/// What is wrong with it.
+/// What is wrong with the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Miss {
     Nothing,
@@ -54,7 +54,7 @@ pub fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// The command for it; none when the state offers nothing of the kind.
+/// The command, or `None` if the state offers none of this kind.
 pub fn resolve(core: &Core, act: &Act) -> Option<Op> {
     let pick_delivery = |n: usize, state| {
         let offered = deliveries(core, state);
@@ -127,7 +127,7 @@ pub fn resolve(core: &Core, act: &Act) -> Option<Op> {
     })
 }
 
-/// A chunk of the first unfinished publish.
+/// The next chunk of the first unfinished fan-out job.
 pub fn next_chunk(core: &Core) -> Option<Op> {
     let jobs = delivery::fanout_jobs(&core.memory).unwrap();
     chunk(core, &jobs, 0, Miss::Nothing)

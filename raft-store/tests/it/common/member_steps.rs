@@ -1,4 +1,4 @@
-//! The words of a script about who belongs to a team: logins, keys, agents, and the counters of them.
+//! The script commands about logins, keys, agents and cursors, and about the counters of a team.
 
 use std::fmt::Write as _;
 
@@ -20,7 +20,7 @@ use crate::common::show;
 
 #[derive(goldenscript::Command)]
 pub enum MemberStep {
-    /// A device that asks for the key `key`.
+    /// A device starts a login for the key `key`.
     Login {
         code: String,
         #[arg(key)]
@@ -30,7 +30,7 @@ pub enum MemberStep {
         #[arg(key)]
         client: Option<String>,
     },
-    /// Permissions with commas.
+    /// Permissions are separated by commas.
     Approve {
         code: String,
         #[arg(key)]
@@ -48,7 +48,7 @@ pub enum MemberStep {
     Claim {
         device: String,
     },
-    /// All logins, expired ones too.
+    /// Shows all logins, including expired ones.
     Logins,
     Register {
         agent: String,
@@ -64,7 +64,7 @@ pub enum MemberStep {
         #[arg(key)]
         limit: Option<usize>,
     },
-    /// Makes x0, x1 and so on: keys, agents or cursors of an agent. Says what became of the last.
+    /// Creates x0, x1 and so on: keys, agents, or cursors of an agent. Shows the reply to the last command.
     Fill {
         what: String,
         count: usize,
@@ -75,21 +75,21 @@ pub enum MemberStep {
         #[arg(key)]
         expires: Option<u64>,
     },
-    /// The keys of a team, but for x0, x1 and so on.
+    /// Shows the keys of a team, except x0, x1 and so on.
     Keys {
         team: String,
     },
-    /// What the team's counters say.
+    /// Shows the counters of a team.
     Members {
         team: String,
     },
-    /// Events of the day that the clock shows.
+    /// Shows the events of the current day.
     Today {
         team: String,
         #[arg(key)]
         wall: Option<u64>,
     },
-    /// Newest first: of an agent, or of the team.
+    /// Shows the messages of an agent or of the team, newest first.
     History {
         team: String,
         agent: Option<String>,
@@ -100,7 +100,7 @@ pub enum MemberStep {
     },
 }
 
-/// Whether a script's command is one of these.
+/// Whether this is one of the commands above.
 pub fn knows(word: &str) -> bool {
     const WORDS: [&str; 12] = [
         "login", "approve", "deny", "claim", "logins", "register", "agents", "fill", "keys", "members", "today",
@@ -171,7 +171,7 @@ fn register(agent: &str, name: Option<&str>) -> Op {
     })
 }
 
-/// Many of one kind, none of which has an effect.
+/// Creates many things of one kind. None of the commands may have an effect.
 fn fill(core: &mut Core, (what, count): (&str, usize), by: Option<&str>, team: &str, expires: Option<u64>) -> String {
     let names: Vec<String> = (0..count).map(|n| format!("x{n}")).collect();
     let ops: Vec<Op> = match what {

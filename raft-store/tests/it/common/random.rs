@@ -1,8 +1,8 @@
-//! Random command lists over a small world: few teams, agents and keys, so that everything collides; and
-//! topics with a crowd, so that publishes become jobs.
+//! Random histories of commands. There are few teams, agents and keys, so that commands collide, and topics with many
+//! subscribers, so that publishes become fan-out jobs.
 //!
-//! What the cluster does by itself (claims, chunks, take-overs) is only interesting when it fits the state. A
-//! step names it vaguely, and [`log`] makes a command of it that fits, or just misses, the state at that place.
+//! The cluster's own commands (claims, chunks, takeovers) are useful only if they fit the state. So a step describes
+//! such a command vaguely, and [`log`] turns it into one that fits the state at that point, or just misses it.
 
 use std::sync::OnceLock;
 
@@ -30,17 +30,17 @@ pub const TOPICS: [&str; 3] = ["big", "middling", "small"];
 const URLS: [&str; 2] = ["https://a.example/", "https://b.example/"];
 const USER_CODES: [&str; 3] = ["BCDFGHJK", "CDFGHJKL", "DFGHJKLM"];
 const DEVICES: [&str; 3] = ["d0", "d1", "d2"];
-/// Keys that come and go, of whichever team.
+/// Keys that are created and revoked, in any team.
 const PASSING_KEYS: [&str; 5] = ["p0", "p1", "p2", "p3", "p4"];
 pub const DAILY_SENDS: u64 = 8;
 pub const DAILY_REGISTRATIONS: u64 = 6;
-/// Agents of acme on the topic "big": a little more than one chunk.
+/// The agents of acme that subscribe to the topic "big", slightly more than one chunk.
 const CROWD: usize = 258;
-/// Those of them on "middling": one publish fits a command, the second of a batch does not.
+/// How many of them subscribe to "middling": one publish fits into a command, the second one of a batch does not.
 const HALF_CROWD: usize = 130;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
-/// One step of a random history: who asks, what, and how far the clocks went since the last step.
+/// One step of a random history: the caller, the command, and how far the clocks advance before it.
 #[derive(Debug, Clone)]
 pub struct Step {
     pub wall_forward_ms: u64,
@@ -49,22 +49,22 @@ pub struct Step {
     pub act: Act,
 }
 
-/// What happens in a step.
+/// The action of a step.
 #[derive(Debug, Clone)]
 #[allow(clippy::large_enum_variant, reason = "a few hundred live at a time")]
 pub enum Act {
-    /// A command as it stands.
+    /// A fixed command.
     Op(Op),
-    /// An entry without a command.
+    /// A blank entry.
     Blank,
     /// A new leader.
     Epoch,
-    /// What the dispatcher does, resolved against the state.
+    /// A command of the dispatcher, resolved against the state.
     Dispatch(dispatcher::Act),
 }
 
 impl Act {
-    /// Whether it comes from the cluster itself, not from a key.
+    /// Whether the cluster itself proposes it, without a key.
     pub fn is_internal(&self) -> bool {
         match self {
             Act::Op(op) => matches!(
@@ -93,7 +93,7 @@ fn url() -> impl Strategy<Value = String> {
     prop::sample::select(&URLS[..]).prop_map(str::to_owned)
 }
 
-/// A key of the team: free to act as anyone, bound to alice, read only, administrators, or unknown.
+/// A key of the team: unbound, bound to alice, read only, an administrator's, or unknown.
 fn key() -> impl Strategy<Value = &'static str> {
     const KEYS: [&str; 10] = [
         "w", "w", "w", "w", "boss", "boss", "steward", "alice", "reader", "nokey",
@@ -101,7 +101,7 @@ fn key() -> impl Strategy<Value = &'static str> {
     prop::sample::select(&KEYS[..])
 }
 
-/// Key ids are unique in the shard; the other team's keys carry its name.
+/// The name of a key. Key ids are unique in the shard, so the keys of the team "other" end in "-o".
 pub fn key_of(team: &str, key: &str) -> String {
     if team == "other" {
         format!("{key}-o")
@@ -314,7 +314,7 @@ pub fn step() -> impl Strategy<Value = Step> {
     )
 }
 
-/// Writes a log while it plays it.
+/// Builds a log while applying it.
 #[derive(Clone, Default)]
 struct Writer {
     core: Core,
@@ -357,7 +357,7 @@ impl Writer {
         }
     }
 
-    /// Teams, keys and the crowd.
+    /// Creates the teams, the keys and the subscribers.
     fn world() -> Self {
         let mut writer = Writer::default();
         (writer.core.wall_ms, writer.core.cluster_ms) = (1_000, 1_000);
@@ -384,7 +384,7 @@ impl Writer {
             }
         }
         for (team, topic, agent) in subscribed_at_first() {
-            // The crowd has no URLs, so that histories do not drown in deliveries.
+            // These subscribers have no URLs, so that a history does not consist mostly of deliveries.
             let url = AGENTS.contains(&agent.as_str()).then(|| URLS[0].to_owned());
             let op = Subscribe {
                 url,
@@ -405,7 +405,7 @@ impl Writer {
     }
 }
 
-/// Team, topic and agent of the subscriptions with which every history begins.
+/// The subscriptions at the beginning of every history: team, topic, agent.
 pub fn subscribed_at_first() -> Vec<(&'static str, &'static str, String)> {
     let crowd = (0..CROWD).map(|n| ("acme", "big", format!("x{n}")));
     let few = TEAMS
@@ -415,20 +415,20 @@ pub fn subscribed_at_first() -> Vec<(&'static str, &'static str, String)> {
     crowd.chain(half).chain(few).collect()
 }
 
-/// A copy of the small world, made once.
+/// A copy of the initial state, which is computed once.
 fn world() -> Writer {
     static WORLD: OnceLock<Mutex<Writer>> = OnceLock::new();
     let world = WORLD.get_or_init(|| Mutex::new(Writer::world()));
     world.lock().clone()
 }
 
-/// The state with which every history begins, after as many entries as its index says.
+/// The state at the beginning of every history, after the first `index` entries.
 pub fn beginning() -> Core {
     world().core
 }
 
-/// The commands that make the small world, then the steps, encoded as log entries from index 1 on; an empty
-/// one is a blank entry.
+/// The log entries from index 1 on: the commands that create the initial state, then the steps. An empty one is a blank
+/// entry.
 pub fn log(steps: &[Step]) -> Vec<Bytes> {
     write(steps).log
 }
@@ -441,7 +441,7 @@ fn write(steps: &[Step]) -> Writer {
     writer
 }
 
-/// The same, and then every unfinished publish brought to its end.
+/// The same log, followed by the chunks that finish every fan-out job.
 pub fn finished_log(steps: &[Step]) -> Vec<Bytes> {
     let mut writer = write(steps);
     while let Some(op) = dispatcher::next_chunk(&writer.core) {

@@ -1,4 +1,4 @@
-//! Replies and effects as lines of a script.
+//! Shows replies and effects as lines of a script.
 
 use std::fmt::Write as _;
 
@@ -16,7 +16,7 @@ fn sent_line(sent: &SendReply) -> String {
     )
 }
 
-/// The name that an id was made of; those of notices are made of a hash.
+/// The name from which an id was made. Notice ids are hashes and have no name.
 pub fn name(id: &[u8]) -> String {
     match std::str::from_utf8(id) {
         Ok(name) if name.bytes().all(|byte| byte.is_ascii_graphic()) => name.trim_end_matches('.').to_owned(),
@@ -24,11 +24,12 @@ pub fn name(id: &[u8]) -> String {
     }
 }
 
-/// The agents x0, x1 and so on, of whom a script has too many to name.
+/// Whether this is the new entry of such an agent, which a script does not show.
 fn is_of_the_crowd(effect: &Effect) -> bool {
     matches!(effect, Effect::InboxAppended { agent, .. } if is_crowd(agent))
 }
 
+/// Whether this is one of the agents x0, x1 and so on, which a script creates in large numbers.
 pub fn is_crowd(agent: &str) -> bool {
     agent.strip_prefix('x').is_some_and(|n| n.parse::<u32>().is_ok())
 }

@@ -1,4 +1,4 @@
-//! The words of a script about topics, webhooks and deliveries.
+//! The script commands about topics, webhooks and deliveries.
 
 use std::fmt::Write as _;
 
@@ -53,7 +53,7 @@ pub enum TopicStep {
         #[arg(key)]
         by: String,
     },
-    /// Sets how many registrations an agent has in a day.
+    /// Sets the daily limit of webhook registrations.
     Registrations {
         team: String,
         limit: u64,
@@ -75,7 +75,7 @@ pub enum TopicStep {
         #[arg(key)]
         expires: Option<u64>,
     },
-    /// A batch; items are id:from:topic.
+    /// Sends a batch. Items are id:from:topic.
     Publishes {
         #[arg(many)]
         items: Vec<String>,
@@ -105,7 +105,7 @@ pub enum TopicStep {
     Deliveries {
         team: String,
     },
-    /// Unfinished publishes.
+    /// Shows the unfinished fan-out jobs.
     Jobs,
     Receivers {
         team: String,
@@ -115,13 +115,13 @@ pub enum TopicStep {
         team: String,
         agent: String,
     },
-    /// The counters of a team.
+    /// Shows the counters of a team.
     Counters {
         team: String,
     },
 }
 
-/// Whether a script's command is one of these.
+/// Whether this is one of the commands above.
 pub fn knows(word: &str) -> bool {
     const WORDS: [&str; 16] = [
         "subscribe",
@@ -190,7 +190,7 @@ fn apply(core: &mut Core, by: Option<&String>, op: Op) -> String {
     show::reply(reply, effects)
 }
 
-/// What a key asks for.
+/// The operation of a command that a key authorizes.
 fn operation(step: &TopicStep) -> Option<(Option<&String>, Op)> {
     let (by, op) = match step {
         TopicStep::Subscribe { agent, topic, by, url } => {

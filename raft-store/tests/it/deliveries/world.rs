@@ -1,4 +1,4 @@
-//! A core with one team, and the commands of its life in short words.
+//! A core with one team, and short functions for the commands of a delivery.
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
@@ -19,7 +19,7 @@ use crate::common::core::Core;
 
 /// Bob's webhook.
 pub const URL: &str = "https://bob.example/hook";
-/// A core with one team, in which bob has a webhook.
+/// A core with one team in which bob has a webhook.
 pub struct World {
     pub core: Core,
     sent: u32,
@@ -91,7 +91,7 @@ impl World {
         self.done("bob", Op::RegisterWebhook(op));
     }
 
-    /// A message from alice to bob; returns the number of its delivery.
+    /// Sends a message from alice to bob, and returns the number of its delivery.
     pub fn send(&mut self) -> u64 {
         self.sent += 1;
         let op = send(&format!("m{}", self.sent), "alice", "bob");
@@ -149,7 +149,7 @@ impl World {
         self.outcome_in(self.core.epoch, number, attempt_no, result)
     }
 
-    /// Claims the next attempt and fails it with a status; returns the wait until the one after it.
+    /// Claims the next attempt and fails it with a status. Returns the delay until the attempt after it.
     pub fn fail(&mut self, number: u64, result: AttemptResult) -> u64 {
         let before = self.delivery(number);
         self.core.cluster_ms = self.core.cluster_ms.max(before.due_ms);
@@ -175,7 +175,7 @@ impl World {
         }
     }
 
-    /// The bodies of the notices that the sender has.
+    /// The bodies of the notices in the sender's inbox.
     pub fn notices(&self) -> Vec<Value> {
         let page = PageQuery {
             after_seq: None,

@@ -1,10 +1,10 @@
 //! The replicated state of the model: the real `apply` over maps in memory.
 //!
-//! The explored space stays small by two means. A state is told apart by what decides the future of its
-//! deliveries, with all times relative to its own cluster time; of states alike in this the first one stands
-//! for all. And what an entry does to a state is computed once.
+//! Two measures keep the explored space small. States that agree in everything that decides the future of their
+//! deliveries, with times relative to their cluster time, count as one; the first one represents them all. And the
+//! effect of an entry on a state is computed once.
 
-// Looked up by key, never walked: their order cannot show.
+// The maps are only looked up by key, never iterated, so their order cannot matter.
 #![allow(clippy::disallowed_types)]
 
 use std::collections::HashMap;
@@ -36,23 +36,23 @@ use crate::common::core::Core;
 const TEAM: &str = "acme";
 const SENDER: &str = "alice";
 const RECEIVER: &str = "bob";
-/// Every delay is over after it.
+/// Longer than every delay.
 const LONG_MS: u64 = 100_000;
 const URL: &str = "https://bob.example/hook";
 
-/// One state of the replicas, with the absolute times and log indexes of the path on which it was first met.
+/// A state of the replicas, with the absolute times and log indexes of the path on which it was first reached.
 #[derive(Clone)]
 struct State {
     rows: Memory,
     index: u64,
     cluster_ms: u64,
-    /// Log index of each BeginEpoch so far.
+    /// The log index of each `BeginEpoch` so far.
     epochs: Vec<u64>,
     deliveries: u64,
     broken: Vec<String>,
 }
 
-/// What tells states apart.
+/// The part of a state that decides its future.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Summary {
     epochs: usize,
@@ -60,20 +60,20 @@ struct Summary {
     broken: bool,
 }
 
-/// Where a delivery stands.
+/// The part of a delivery that decides its future.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Standing {
-    /// Its state.
+    /// The delivery's state.
     pub state: DeliveryState,
-    /// Its place on the ladder.
+    /// Its position in the retry schedule.
     pub step: u32,
-    /// Number of the newest attempt.
+    /// The number of the newest attempt.
     pub attempt_no: u8,
-    /// How its closed attempts ended: delivered, failed, unknown, not sent.
+    /// How many attempts were closed as delivered, failed, unknown and not sent.
     pub closed: [u32; 4],
-    /// While scheduled.
+    /// The remaining delay, while it is scheduled.
     pub due_in_ms: u64,
-    /// While claimed.
+    /// The claim, while it is claimed.
     pub claim: Option<Granted>,
 }
 
@@ -84,16 +84,16 @@ impl Standing {
     }
 }
 
-/// Epoch of a claim, and when it can be taken over.
+/// A claim: its epoch, and when it may be taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Granted {
-    /// Which epoch, counted from 1.
+    /// The epoch, counted from 1.
     pub epoch: u8,
-    /// Until then nobody may close it as unknown.
+    /// The remaining time until it may be closed as unknown.
     pub late_in_ms: u64,
 }
 
-/// Every state met so far.
+/// All states reached so far.
 pub struct Replicas {
     weakness: Option<Weakness>,
     met: Mutex<Met>,
@@ -107,7 +107,7 @@ struct Met {
 }
 
 impl Replicas {
-    /// A team whose webhook has deliveries to take, all due, and the first epoch begun.
+    /// The initial state: a team whose webhook has deliveries, all due, and the first epoch.
     pub fn new(failed_before: &[u8], weakness: Option<Weakness>) -> Self {
         let replicas = Replicas {
             weakness,
@@ -118,8 +118,8 @@ impl Replicas {
         replicas
     }
 
-    /// Applies an entry `elapsed_ms` of cluster time after the last one. The new state, and whether the entry
-    /// did what it says.
+    /// Applies an entry, `elapsed_ms` of cluster time after the last one. Returns the new state and whether the entry
+    /// was accepted.
     pub fn apply(&self, state: u32, entry: Entry, elapsed_ms: u64) -> (u32, bool) {
         let met = &mut *self.met();
         if let Some(known) = met.applied.get(&(state, entry, elapsed_ms)) {
@@ -143,17 +143,17 @@ impl Replicas {
         result
     }
 
-    /// Where the deliveries stand.
+    /// The deliveries of a state.
     pub fn standings(&self, state: u32) -> Arc<[Standing]> {
         self.met().states[state as usize].1.clone()
     }
 
-    /// The invariants that a state breaks.
+    /// The invariants that a state violates.
     pub fn broken(&self, state: u32) -> Vec<String> {
         self.met().states[state as usize].0.broken.clone()
     }
 
-    /// How many different states were met, and how many entries were applied for that.
+    /// How many different states were reached, and how many entries were applied.
     pub fn figures(&self) -> (usize, usize) {
         let met = self.met();
         (met.states.len(), met.applied.len())
@@ -254,7 +254,7 @@ impl State {
         }
     }
 
-    /// Log index of an epoch counted from 1; 0 = the newest.
+    /// The log index of an epoch, counted from 1. 0 means the newest.
     fn epoch(&self, ordinal: u8) -> u64 {
         match ordinal {
             0 => *self.epochs.last().unwrap(),
@@ -322,7 +322,7 @@ impl State {
                 late_in_ms: (claim.ct_ms + limits::TAKEOVER_AFTER_MS).saturating_sub(self.cluster_ms),
             }),
         };
-        // What was before the end decides nothing any more.
+        // After the end nothing before it matters.
         let over = |d: &Delivery| !matches!(d.state(), DeliveryState::Scheduled | DeliveryState::Claimed);
         let ended = |d: Delivery| Standing {
             step: 0,
@@ -337,7 +337,7 @@ impl State {
     }
 }
 
-/// Weakened rules of apply that show in what it is given.
+/// Weakens rules of `apply` by changing the command.
 fn weakened(weakness: Option<Weakness>, entry: Entry, state: &State) -> Entry {
     match (weakness, entry) {
         (Some(Weakness::ClaimsOfOldEpochs), Entry::Claim(a)) => Entry::Claim(Attempt { epoch: 0, ..a }),
@@ -352,7 +352,7 @@ fn weakened(weakness: Option<Weakness>, entry: Entry, state: &State) -> Entry {
 }
 
 impl State {
-    /// Weakened rules of apply that show in what it finds.
+    /// Weakens rules of `apply` by changing the rows.
     fn weaken(&mut self, weakness: Weakness, entry: Entry) {
         match (weakness, entry) {
             (Weakness::EarlyTakeover, Entry::Takeover { of, .. }) => self.rewrite(of, |d| {
@@ -381,7 +381,7 @@ impl State {
             .write(vec![(key, Some(Bytes::from(delivery.encode_to_vec())))]);
     }
 
-    /// D3, D4, D5, D7 and the indexes, over the rows alone.
+    /// Checks D3, D4, D5, D7 and the indexes in the rows alone.
     fn check(&self) -> Vec<String> {
         let mut broken = Vec::new();
         for delivery in self.deliveries() {

@@ -1,4 +1,4 @@
-//! The model: what may happen, and in which order, around the replicated state.
+//! The model of the dispatchers: which events may happen around the replicated state, and in which order.
 
 use std::collections::BTreeSet;
 
@@ -8,195 +8,196 @@ use stateright::Model;
 
 use super::replica::{Replicas, Standing};
 
-/// Deliveries of a model at most, numbered from 1.
+/// The maximal number of deliveries in a model. They are numbered from 1.
 pub const DELIVERIES_MAX: usize = 2;
 const NODES: u8 = 3;
 const START_WINDOW_MS: u64 = 2_000;
 const LAST_DELAY_MS: u64 = limits::RETRY_DELAYS_MS[limits::RETRY_DELAYS_MS.len() - 1];
 
-/// An attempt, and the epoch (counted from 1) that claimed it.
+/// An attempt and the epoch that claimed it, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Attempt {
-    /// Who claimed it.
+    /// The epoch that claimed it.
     pub epoch: u8,
-    /// Number of the delivery.
+    /// The number of the delivery.
     pub delivery: u8,
-    /// Its serial.
+    /// The number of the attempt.
     pub no: u8,
 }
 
-/// What became of a call.
+/// The result of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Answer {
-    /// A 2xx.
+    /// A status 2xx.
     Ok,
-    /// Anything that is tried again.
+    /// A failure that is retried.
     Failed,
-    /// It was never begun.
+    /// The call never began.
     NotSent,
 }
 
 /// A log entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Entry {
-    /// A new leader's first.
+    /// The first entry of a new leader.
     Begin { node: u8 },
-    /// Only time.
+    /// A tick, which only carries time.
     Tick,
-    /// Asks for an attempt.
+    /// Claims an attempt.
     Claim(Attempt),
-    /// Reports one.
+    /// Reports the outcome of an attempt.
     Outcome(Attempt, Answer),
-    /// Closes one that nobody reports, on behalf of `epoch`.
+    /// Closes an attempt without an outcome, on behalf of `epoch`.
     Takeover { epoch: u8, of: Attempt },
 }
 
-/// How far the dispatcher is with an attempt that it knows to be its own.
+/// The progress of the dispatcher with one of its attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
-    /// The claim is applied here; the call may begin within this time.
+    /// The claim is applied on this node. The call may begin within this time.
     Granted { window_ms: u64 },
-    /// The last look at the clock and the leadership was good; the process stopped right behind it.
+    /// The check of the clock and the leadership succeeded, and the process stopped right after it.
     Checked,
-    /// On the wire; ends within this time.
+    /// The call is running, and ends within this time.
     Running { left_ms: u64 },
-    /// To be reported.
+    /// The outcome must be reported.
     Ended(Answer),
 }
 
 /// An attempt in the memory of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Call {
-    /// Where.
+    /// The node.
     pub node: u8,
-    /// Which.
+    /// The attempt.
     pub attempt: Attempt,
-    /// How far.
+    /// Its progress.
     pub phase: Phase,
 }
 
-/// Rules that the model can break, to show that it notices.
+/// Rules that can be weakened, to show that the model notices it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Weakness {
-    /// apply takes over a claim of any age.
+    /// `apply` takes over claims of any age.
     EarlyTakeover,
-    /// apply gives out the number of an attempt with an unknown outcome again.
+    /// `apply` reuses the number of an attempt with an unknown outcome.
     NumbersReused,
-    /// apply does not compare the number of an outcome.
+    /// `apply` does not compare the attempt number of an outcome.
     OutcomesOfAnyNumber,
-    /// apply records an outcome whether or not the attempt is still claimed.
+    /// `apply` records an outcome even if the attempt is not claimed any more.
     OutcomesAfterTheEnd,
-    /// apply does not compare the epoch of a claim.
+    /// `apply` does not compare the epoch of a claim.
     ClaimsOfOldEpochs,
-    /// The dispatcher starts calls without looking at the clock and at its leadership.
+    /// The dispatcher starts calls without checking the clock and its leadership.
     NoLookBeforeTheCall,
     /// The dispatcher does not take over claims of its own epoch.
     OwnClaimsForgotten,
 }
 
-/// Rules that are seen broken in what happens, not in the rows.
+/// Violations that show in the events, not in the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rule {
     /// An attempt reaches the receiver twice.
     D1,
     /// An attempt leaves Claimed twice.
     D4,
-    /// More calls than recorded attempts.
+    /// There are more calls than recorded attempts.
     D6,
-    /// A call before its delay is over.
+    /// A call begins before its delay is over.
     D8,
-    /// A claim of an epoch after a later one began.
+    /// A claim of an epoch is granted after a later epoch began.
     D9,
-    /// Two calls of a delivery at a time, or in the wrong order, although no process was stopped.
+    /// Two calls of a delivery run at a time or in the wrong order, although no process was stopped.
     OneCallAtATime,
 }
 
-/// Who leads.
+/// The leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Leader {
     node: u8,
-    /// 0 before its BeginEpoch is applied.
+    /// The epoch, or 0 before its `BeginEpoch` is applied.
     epoch: u8,
 }
 
-/// One state of everything.
+/// One state of the whole model.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct World {
     /// The replicated state.
     pub replica: u32,
     leader: Leader,
-    /// Epochs begun so far.
+    /// How many epochs have begun.
     epochs: u8,
-    /// Nodes that ever led, so that those that never did need not be told apart.
+    /// How many nodes have ever led. Nodes that never led are interchangeable.
     led: u8,
     /// The node whose process is stopped, and the epoch that it thinks it leads.
     stopped: Option<(u8, u8)>,
-    /// Time that the leader could not stamp yet.
+    /// Time that the leader has not stamped yet.
     unstamped_ms: u64,
-    /// What the nodes remember.
+    /// The attempts in the memory of the nodes.
     calls: BTreeSet<Call>,
-    /// Numbers that reached the receiver, a bit each.
+    /// The attempt numbers that reached the receiver, as bits.
     started: [u32; DELIVERIES_MAX],
-    /// Real time since the last recorded failure.
+    /// The real time since the last recorded failure.
     failed_ago_ms: [u64; DELIVERIES_MAX],
     epochs_left: u8,
     stops_left: u8,
     lost_claims_left: u8,
     lost_outcomes_left: u8,
-    /// The first rule seen broken.
+    /// The first violation.
     pub broken: Option<Rule>,
 }
 
-/// One step.
+/// One step of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Action {
-    /// The leader proposes, it becomes an entry, and the answer reaches the proposer or not.
+    /// The leader proposes an entry, which is applied. The reply may be lost.
     Propose { entry: Entry, answered: bool },
-    /// The look before the call was good: it begins.
+    /// The check before the call succeeds, and the call begins.
     Start(Call),
-    /// The same as Start, but the process is stopped between the look and the call.
+    /// The check before the call succeeds, but the process is stopped before the call begins.
     StopBeforeCall(Call),
-    /// The receiver answers, the time is over, or the look before the call was bad; nobody can be told now.
+    /// The receiver answers, the call times out, or the check before the call fails. The outcome cannot be reported
+    /// now.
     End(Call, Answer),
-    /// The same, and the outcome becomes an entry; the answer to that reaches the proposer or not.
+    /// The same, and the outcome is applied. The reply may be lost.
     Report { call: Call, answer: Answer, answered: bool },
-    /// The task dies with what it knows.
+    /// The task ends and loses what it knows.
     Lose(Call),
-    /// Another leadership, maybe of the same node.
+    /// Another term begins, perhaps with the same leader.
     Elect(u8),
-    /// Its epoch begins.
+    /// The new leader's epoch begins.
     Begin,
     /// A process is stopped.
     Stop(u8),
-    /// It goes on, maybe with a proposal of the epoch that it thinks it leads.
+    /// The stopped process continues, perhaps with a proposal of the epoch that it believes to lead.
     Continue(Option<Entry>),
     /// Time passes.
     Wait(u64),
 }
 
-/// What a model begins with.
+/// The initial state of a model, and its faults.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
-    /// One delivery each: how many of its steps have failed already.
+    /// For each delivery, how many steps of its retry schedule have failed already.
     pub failed_before: &'static [u8],
-    /// Changes of the epoch.
+    /// How often the epoch changes.
     pub epochs: u8,
-    /// Processes that may be stopped.
+    /// How many processes may be stopped.
     pub stops: u8,
-    /// Answers to a Claim, and outcomes or answers to one, that may be lost.
+    /// How many replies to claims, outcomes, or replies to outcomes may be lost.
     pub losses: u8,
 }
 
-/// The model and the states of its replicas.
+/// The model, with the states of its replicas.
 pub struct Dispatch {
-    /// Shared by all states.
+    /// The states of the replicas, shared by all states of the model.
     pub replicas: Replicas,
     setup: Setup,
     weakness: Option<Weakness>,
 }
 
 impl Dispatch {
-    /// The protocol, or a weakened one.
+    /// The weakened rule, if any.
     pub fn new(setup: Setup, weakness: Option<Weakness>) -> Self {
         Dispatch {
             replicas: Replicas::new(setup.failed_before, weakness),
@@ -214,7 +215,7 @@ impl Dispatch {
         !self.replicas.standings(world.replica).iter().any(Standing::is_open)
     }
 
-    /// Whether one delivery ended well and another did not.
+    /// Whether one delivery ended delivered and another one dead.
     pub fn ends_differ(&self, world: &World) -> bool {
         let standings = self.replicas.standings(world.replica);
         let any = |state| standings.iter().any(|s| s.state == state);
@@ -320,7 +321,7 @@ impl Dispatch {
         }
     }
 
-    /// Until when nothing changes by itself; none while something must happen at once.
+    /// The time until which nothing happens without an event, or `None` if something must happen now.
     fn wait(&self, world: &World, standings: &[Standing]) -> Option<u64> {
         let mut next: Vec<u64> = Vec::new();
         for call in &world.calls {
@@ -346,7 +347,7 @@ impl Dispatch {
         next.into_iter().filter(|ms| *ms > 0).min()
     }
 
-    /// An entry on top of the log; notes what must not happen.
+    /// Appends and applies an entry, and records violations.
     fn append(&self, world: &mut World, entry: Entry, elapsed_ms: u64) -> bool {
         let before = self.replicas.standings(world.replica);
         let (replica, done) = self.replicas.apply(world.replica, entry, elapsed_ms);
@@ -432,7 +433,7 @@ impl Dispatch {
         }
     }
 
-    /// A working leader's entries carry its time; one that is stopped catches up when it goes on.
+    /// The entries of a running leader carry its time. A stopped one catches up when it continues.
     fn stamp(&self, world: &mut World) {
         if world.works(world.leader.node) && world.unstamped_ms > 0 {
             let elapsed_ms = std::mem::take(&mut world.unstamped_ms);
@@ -452,7 +453,7 @@ impl World {
         self.stops_left -= 1;
     }
 
-    /// What nothing can come of any more would only tell equal futures apart.
+    /// Removes what can have no effect any more, so that states with the same future are equal.
     fn forget(&mut self, standings: &[Standing]) {
         for (delivery, standing) in (1..).zip(standings.iter()) {
             if !standing.is_open() && !self.calls.iter().any(|c| c.attempt.delivery == delivery) {
