@@ -1,6 +1,7 @@
 //! What the tests of several crates share. It depends on `agentpost-proto` only, so that every crate can use it.
 //!
 //! - [`commands`]: commands of the log, by short names.
+//! - [`layers`]: reads the imports of a crate, for tests that keep its layers apart.
 //! - [`receiver`]: an HTTP server that receives webhooks and answers as a test tells it to.
 //! - [`socket`]: a WebSocket client that resumes, repeats and acknowledges nothing on its own.
 //! - `scripted_server` (feature of that name): a server for tests of clients that plays a script.
@@ -9,6 +10,7 @@
 
 pub mod commands;
 pub mod eventually;
+pub mod layers;
 pub mod ports;
 pub mod receiver;
 #[cfg(feature = "scripted-server")]
