@@ -5,6 +5,7 @@ mod common;
 mod cursors;
 mod deliveries;
 mod dispatch_model;
+mod layers;
 mod logins;
 mod properties;
 mod quotas;
