@@ -13,8 +13,8 @@ pub fn check(evidence: &Evidence) -> Check {
     let operations = &evidence.operations;
     let mut violations = Vec::new();
     let looked_at = probes(operations, &mut violations) + inboxes(operations, &mut violations);
-    told_apart(operations, &mut violations);
-    landings(operations, &mut violations);
+    check_errors_alike(operations, &mut violations);
+    check_writes(operations, &mut violations);
     Check::new("isolation", looked_at, violations)
 }
 
@@ -43,7 +43,7 @@ fn probes(operations: &[Operation], violations: &mut Vec<String>) -> usize {
 }
 
 /// Another team's data must be refused with the same error as data that does not exist.
-fn told_apart(operations: &[Operation], violations: &mut Vec<String>) {
+fn check_errors_alike(operations: &[Operation], violations: &mut Vec<String>) {
     let mut words: BTreeMap<&str, [HashSet<&str>; 2]> = BTreeMap::new();
     for probe in operations.iter().filter(|o| o.op == Op::Probe) {
         let kind = match probe.asked.id.as_deref() {
@@ -90,7 +90,7 @@ fn inboxes(operations: &[Operation], violations: &mut Vec<String>) -> usize {
 }
 
 /// What keys wrote is once in an inbox of their team on every node; what was refused is nowhere.
-fn landings(operations: &[Operation], violations: &mut Vec<String>) {
+fn check_writes(operations: &[Operation], violations: &mut Vec<String>) {
     let writes = operations.iter().filter(|o| o.op == Op::KeyUse);
     let writes: HashMap<&str, &Operation> = writes.filter_map(|o| Some((o.asked.key.as_deref()?, o))).collect();
     let mut counts: BTreeMap<usize, HashMap<&str, usize>> = BTreeMap::new();

@@ -40,7 +40,7 @@ struct Quota<'a> {
 }
 
 /// An accepted send, with the window in which it was counted.
-struct Counted<'a> {
+struct CountedSend<'a> {
     key: &'a str,
     period: u64,
     /// Its position among the sends of its period.
@@ -51,7 +51,7 @@ struct Counted<'a> {
 
 /// The requests and responses of clients for one key.
 #[derive(Default)]
-struct Asked<'a> {
+struct KeyRequests<'a> {
     began: u64,
     /// When the first acknowledgement arrived.
     ended: Option<u64>,
@@ -70,8 +70,8 @@ impl Quota<'_> {
             return violations;
         };
         let counted = in_order(items, &asked);
-        goes_on(&counted, &mut violations);
-        once(items, &asked, &mut violations);
+        check_time_order(&counted, &mut violations);
+        check_each_once(items, &asked, &mut violations);
         self.within_limits(&counted, &mut violations);
         for entry in &counted {
             let told = asked.get(entry.key).map(|asked| &asked.used);
@@ -86,13 +86,13 @@ impl Quota<'_> {
         violations
     }
 
-    fn asked(&self, violations: &mut Vec<String>) -> HashMap<&str, Asked<'_>> {
-        let mut all: HashMap<&str, Asked<'_>> = HashMap::new();
+    fn asked(&self, violations: &mut Vec<String>) -> HashMap<&str, KeyRequests<'_>> {
+        let mut all: HashMap<&str, KeyRequests<'_>> = HashMap::new();
         for spend in &self.spends {
             let key = spend.asked.key.as_deref().unwrap_or_default();
-            let asked = all.entry(key).or_insert_with(|| Asked {
+            let asked = all.entry(key).or_insert_with(|| KeyRequests {
                 began: spend.began,
-                ..Asked::default()
+                ..KeyRequests::default()
             });
             match &spend.outcome {
                 Outcome::Ok(answered) => {
@@ -126,7 +126,7 @@ impl Quota<'_> {
         first
     }
 
-    fn within_limits(&self, counted: &[Counted<'_>], violations: &mut Vec<String>) {
+    fn within_limits(&self, counted: &[CountedSend<'_>], violations: &mut Vec<String>) {
         for entry in counted {
             let possible = self
                 .limits
@@ -144,7 +144,7 @@ impl Quota<'_> {
 
     /// A refusal because of the quota is legal only if, on a possible day, everything was spent that the limit
     /// certainly allowed.
-    fn refusals(&self, counted: &[Counted<'_>], violations: &mut Vec<String>) {
+    fn refusals(&self, counted: &[CountedSend<'_>], violations: &mut Vec<String>) {
         for spend in &self.spends {
             let (Outcome::Fail(why), Some(ended)) = (&spend.outcome, spend.ended) else {
                 continue;
@@ -192,17 +192,17 @@ fn may_have_happened(limit: &Operation) -> bool {
 }
 
 /// Numbers the accepted sends and narrows the window of each by the sends before and after it.
-fn in_order<'a>(items: &'a [Item], asked: &HashMap<&str, Asked<'_>>) -> Vec<Counted<'a>> {
+fn in_order<'a>(items: &'a [Item], asked: &HashMap<&str, KeyRequests<'_>>) -> Vec<CountedSend<'a>> {
     let mut numbers: HashMap<u64, u64> = HashMap::new();
     let mut latest = 0;
-    let mut counted: Vec<Counted<'a>> = Vec::new();
+    let mut counted: Vec<CountedSend<'a>> = Vec::new();
     for item in items {
         let period = item.seq.unwrap_or(0);
         let number = numbers.entry(period).or_default();
         *number += 1;
         let known = asked.get(item.key.as_str());
         latest = latest.max(known.map_or(0, |asked| asked.began));
-        counted.push(Counted {
+        counted.push(CountedSend {
             key: &item.key,
             period,
             number: *number,
@@ -219,7 +219,7 @@ fn in_order<'a>(items: &'a [Item], asked: &HashMap<&str, Asked<'_>>) -> Vec<Coun
 }
 
 /// Time never goes back in the account, neither by its days nor by the clients' clock.
-fn goes_on(counted: &[Counted<'_>], violations: &mut Vec<String>) {
+fn check_time_order(counted: &[CountedSend<'_>], violations: &mut Vec<String>) {
     for pair in counted.windows(2).filter(|pair| pair[1].period < pair[0].period) {
         violations.push(format!(
             "{} was counted in an earlier period than {} before it",
@@ -235,7 +235,7 @@ fn goes_on(counted: &[Counted<'_>], violations: &mut Vec<String>) {
 }
 
 /// Each key is counted once: an accepted key is there, a refused key is not, and no other keys are.
-fn once(items: &[Item], asked: &HashMap<&str, Asked<'_>>, violations: &mut Vec<String>) {
+fn check_each_once(items: &[Item], asked: &HashMap<&str, KeyRequests<'_>>, violations: &mut Vec<String>) {
     let mut met: HashMap<&str, &str> = HashMap::new();
     for item in items {
         let key = item.key.as_str();

@@ -36,7 +36,7 @@ impl Cluster {
                 std::fs::read_to_string(self.admin_key_file())?.trim(),
             )
             .output()
-            .context("agentpost beside agentpostd")?;
+            .context("cannot run agentpost, which must be in the directory of agentpostd")?;
         let said = format!(
             "{}{}",
             String::from_utf8_lossy(&output.stdout),

@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::history::Recorder;
@@ -123,11 +124,7 @@ impl FaultLog {
         };
         let mut line = serde_json::to_vec(&fault)?;
         line.push(b'\n');
-        Ok(self
-            .file
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write_all(&line)?)
+        Ok(self.file.lock().write_all(&line)?)
     }
 }
 

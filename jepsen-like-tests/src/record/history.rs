@@ -12,11 +12,12 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, BufWriter, Write as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 pub const HISTORY: &str = "history.jsonl";
@@ -268,7 +269,7 @@ impl Recorder {
     }
 
     pub fn flush(&self) -> Result<()> {
-        Ok(self.file.lock().unwrap_or_else(PoisonError::into_inner).flush()?)
+        Ok(self.file.lock().flush()?)
     }
 
     fn write(&self, event: &Event) {
@@ -276,7 +277,7 @@ impl Recorder {
             line.push(b'\n');
             line
         });
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = self.file.lock();
         let written = line.map_err(Into::into).and_then(|line| file.write_all(&line));
         // A history with missing lines would make valid runs look invalid, so the run must not go on.
         written.unwrap_or_else(|error| panic!("the history cannot be written: {error}"));

@@ -7,10 +7,11 @@
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -106,20 +107,20 @@ impl NodeMonitor {
 
     /// The last response of a node, if it is recent.
     pub fn sample(&self, node: usize) -> Option<NodeState> {
-        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = self.latest.lock();
         let (at, sample) = latest.get(node - 1)?.clone()?;
         (at.elapsed() < FRESH).then_some(sample)
     }
 
     /// The node with the highest term among those that say they lead. An old leader that is cut off says so, too.
     pub fn leader(&self) -> Option<usize> {
-        let nodes = self.latest.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let nodes = self.latest.lock().len();
         let leading = (1..=nodes).filter_map(|node| self.sample(node)).filter(|s| s.leads);
         leading.max_by_key(|sample| sample.term).map(|sample| sample.node)
     }
 
     pub fn flush(&self) -> Result<()> {
-        Ok(self.file.lock().unwrap_or_else(PoisonError::into_inner).flush()?)
+        Ok(self.file.lock().flush()?)
     }
 }
 
@@ -140,11 +141,11 @@ async fn ask_on(node: usize, url: String, recorder: Recorder, latest: Latest, fi
         };
         if let Ok(mut line) = serde_json::to_vec(&sample) {
             line.push(b'\n');
-            let written = file.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line);
+            let written = file.lock().write_all(&line);
             // Checkers would take a hole in the file for a period without a leader.
             written.unwrap_or_else(|error| panic!("{LEADERS} cannot be written: {error}"));
         }
-        latest.lock().unwrap_or_else(PoisonError::into_inner)[node - 1] = Some((Instant::now(), sample));
+        latest.lock()[node - 1] = Some((Instant::now(), sample));
     }
 }
 

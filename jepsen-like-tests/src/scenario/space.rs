@@ -120,7 +120,7 @@ impl Nemesis {
             self.cluster
                 .await_ready(&[node])
                 .await
-                .context("a start on a full disk")?;
+                .context("starting on a full disk")?;
             self.pause(200..1_000).await;
         }
         std::fs::remove_file(&filler)?;

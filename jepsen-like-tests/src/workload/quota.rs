@@ -3,7 +3,7 @@
 //! that it is reached often. A send with an unknown outcome is retried under its key, and some accepted sends are
 //! repeated: a repeat must count once.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost::api::abbababa::SendRequest;
@@ -14,6 +14,7 @@ use agentpost::{Agent, Error};
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use parking_lot::Mutex;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::task::JoinSet;
@@ -60,7 +61,7 @@ pub async fn start(ctx: &ClientContext) -> Result<Load> {
     let raced = Raced::default();
     let audited = raced.clone();
     let mut load = Load::new(move |ctx| async move {
-        let quotas = audited.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let quotas = audited.lock().clone();
         audit(&ctx, &quotas).await
     });
     for number in 0..SLOTS {
@@ -114,10 +115,7 @@ impl Slot {
                 team,
                 period: self.period,
             };
-            self.raced
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(quota.clone());
+            self.raced.lock().push(quota.clone());
             let (over, racers) = self.racers(&quota, &stop)?;
             for _ in 0..RAISES {
                 self.pause(300..900).await;

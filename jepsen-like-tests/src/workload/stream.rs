@@ -4,12 +4,13 @@
 mod client;
 mod session;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agentpost::api::abbababa::SendRequest;
 use agentpost::{Error, InboxQuery};
 use anyhow::{Result, ensure};
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::value::to_raw_value;
@@ -125,7 +126,7 @@ async fn listen(mut client: StreamClient, stop: StopFlag, ended: Ended) -> Resul
     while !stop.is_set() {
         client.session(&stop).await;
     }
-    ended.lock().unwrap_or_else(PoisonError::into_inner).push(client);
+    ended.lock().push(client);
     Ok(())
 }
 
@@ -200,7 +201,7 @@ async fn conclude(ctx: &ClientContext, team: &Team, inboxes: &[String], ended: &
             );
         }
     }
-    let clients = std::mem::take(&mut *ended.lock().unwrap_or_else(PoisonError::into_inner));
+    let clients = std::mem::take(&mut *ended.lock());
     let reading = clients.into_iter().map(|mut client| {
         let end = ends.iter().find(|(inbox, _)| *inbox == client.inbox);
         async move {

@@ -8,7 +8,7 @@ mod sinks;
 
 use std::fs::File;
 use std::io::Write as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agentpost::api::abbababa::SendRequest;
@@ -17,6 +17,7 @@ use agentpost::{Agentpost, Error, WebhookEvent};
 use agentpost_testkit::receiver::{Call, Receiver};
 use anyhow::{Context as _, Result, ensure};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -224,7 +225,7 @@ async fn give_up(ctx: &ClientContext, client: &agentpost::Agent, path: &str, del
         path: path.to_owned(),
         at_us: ctx.recorder.now() / 1000,
     };
-    deletions.lock().unwrap_or_else(PoisonError::into_inner).push(deletion);
+    deletions.lock().push(deletion);
     Ok(())
 }
 
@@ -280,7 +281,7 @@ async fn conclude(ctx: &ClientContext, team: &Team, servers: &Servers, deletions
             prompt: sink.sink == Sink::Healthy,
         }));
     }
-    let deletions = deletions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let deletions = deletions.lock().clone();
     more.extend(deletions.into_iter().map(DeliveryRecord::Deletion));
     record_final_state(ctx, team, more).await?;
     let inboxes: Vec<String> = servers.sinks.iter().map(|sink| sink.agent.clone()).collect();

@@ -6,10 +6,11 @@
 //! kernel: the socket at the other end, and the process that has it open.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use parking_lot::Mutex;
 use rand::RngExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -84,7 +85,7 @@ impl Proxies {
 
     /// Registers the process of a node.
     pub fn register_process(&self, node: usize, process: u32) {
-        self.processes.lock().unwrap_or_else(PoisonError::into_inner)[node - 1] = Some(process);
+        self.processes.lock()[node - 1] = Some(process);
     }
 
     /// Holds back the traffic of cut links; resets their connections if the cut says so.
@@ -124,7 +125,7 @@ async fn accept(listener: TcpListener, peer: SocketAddr, place: usize, processes
             continue;
         };
         while connections.try_join_next().is_some() {}
-        let known = processes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = processes.lock().clone();
         let links = Arc::clone(&links);
         connections.spawn(async move {
             // A sender that has closed the connection already, or that is not a node.

@@ -195,7 +195,7 @@ impl Nemesis {
             tokio::time::sleep(LOOK).await;
             if self.cluster.crashed()?.iter().any(|(ended, _)| *ended == node) {
                 let again = self.cluster.supervise(&[node], PATIENCE).await?;
-                let again = again.into_iter().next().context("one node was started")?;
+                let again = again.into_iter().next().context("the supervisor returned no outcome")?;
                 (health, after, starts) = (again.health, clock.elapsed(), starts + again.starts);
             }
         }
@@ -241,7 +241,7 @@ impl Nemesis {
         // Refused during an election: an operator would retry.
         while let Err(error) = self.cluster.rejoin(node).await {
             if began.elapsed() > PATIENCE {
-                return Err(error.context(format!("node {node} joins again")));
+                return Err(error.context(format!("node {node} did not rejoin")));
             }
             self.cluster.kill(node)?;
             self.pause(500..1_000).await;

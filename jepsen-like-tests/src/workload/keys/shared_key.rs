@@ -1,10 +1,11 @@
 //! The keys that clients try, and the agents that the keys act as.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use agentpost::Secret;
 use agentpost::api::abbababa::SendRequest;
 use anyhow::Result;
+use parking_lot::Mutex;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
@@ -31,11 +32,11 @@ pub struct SharedKey {
 
 impl ActiveKeys {
     pub fn change(&self, change: impl FnOnce(&mut Vec<Arc<SharedKey>>)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.0.lock());
     }
 
     pub fn any(&self, random: &mut StdRng) -> Option<Arc<SharedKey>> {
-        let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.0.lock();
         (!keys.is_empty()).then(|| keys[random.random_range(0..keys.len())].clone())
     }
 }
