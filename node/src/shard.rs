@@ -1,11 +1,11 @@
 //! One Raft group with its stores and handles.
 //!
-//! Everything above reaches the group through the three handles of [`replica`]: [`proposer`] changes it, [`reader`] reads
-//! it, [`wakeups`] tells that something changed. A node hosts one group today and may host many: nothing outside
-//! this folder and `net/` names a shard. [`leadership`] runs what only the leader may do, [`keeper`] bounds
-//! the log and the time a restart takes, [`this_node`] speaks for this node, [`drain`] is what it finishes before
-//! another may lead, [`members`] changes who is in the group, [`timekeeper`] reads the voters' clocks for [`wall_time`], [`cluster_time`] measures ages, [`disk_watch`]
-//! sees what Raft is not told of its disk.
+//! Code above this room reaches the group through the three handles of [`replica`]: [`proposer`] changes the state,
+//! [`reader`] reads it, [`wakeups`] announces changes. A node hosts one group today and may host many later, so only
+//! this room and `net/` name a shard. [`leadership`] runs the workers of a leader, [`keeper`] bounds the log and the
+//! time of a restart, [`this_node`] reports this node's status and hands leadership over, [`drain`] tracks the work
+//! that a hand-over waits for, [`members`] changes the membership, [`timekeeper`] reads the voters' clocks for
+//! [`wall_time`], [`cluster_time`] measures ages, and [`disk_watch`] notices disk failures that Raft does not report.
 
 pub mod cluster_time;
 pub mod disk_watch;
@@ -36,16 +36,16 @@ use tokio::time::{sleep, timeout};
 use crate::base::clock::IdSource;
 use crate::net::forward::Forwarder;
 
-/// Between two attempts at something that needs a leader.
+/// Pause between two attempts at an operation that needs a leader, in milliseconds.
 const RETRY_MS: (u64, u64) = (20, 60);
 
-/// What a deposed leader still answers, it answers within this time.
+/// Time that a deposed leader gets to answer the requests it had accepted.
 const DEPOSED_GRACE: Duration = Duration::from_millis(500);
 
 /// openraft with our types.
 pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
-/// Who leads, as this node knows it. Cheap to read.
+/// The leader, as this node knows it. Reading it is cheap.
 #[derive(Clone)]
 pub struct Lead {
     here: u64,
@@ -57,14 +57,14 @@ pub struct Lead {
 pub enum Leader {
     /// This node.
     Here,
-    /// That node, at that peer address.
+    /// Another node: its id and its peer address.
     There(u64, String),
-    /// Nobody, as far as this node knows.
+    /// This node knows no leader.
     Nobody,
 }
 
 impl Lead {
-    /// Follows `raft`.
+    /// Reads the leader from `raft`'s metrics.
     pub fn new(raft: &Raft) -> Self {
         Lead {
             here: *raft.node_id(),
@@ -72,7 +72,7 @@ impl Lead {
         }
     }
 
-    /// Who leads now.
+    /// The current leader.
     pub fn now(&self) -> Leader {
         let metrics = self.metrics.borrow_watched();
         match metrics.current_leader {
@@ -85,36 +85,36 @@ impl Lead {
         }
     }
 
-    /// The leader's id.
+    /// The leader's id, if this node knows one.
     pub fn id(&self) -> Option<u64> {
         self.metrics.borrow_watched().current_leader
     }
 
-    /// The term.
+    /// The current term.
     pub fn term(&self) -> u64 {
         self.metrics.borrow_watched().vote.leader_id.term
     }
 
-    /// Waits until the leader is another one than `known`, or nobody any more.
+    /// Waits until the leader differs from `known`.
     pub async fn moved_from(&mut self, known: &Leader) {
         while self.now() == *known && self.changed().await.is_ok() {}
     }
 
-    /// Before another attempt at what had no leader: a new one is the likeliest cure. The jitter keeps those
-    /// who wait out of step.
+    /// Waits before another attempt: until the leader changes, or for a short random time. The jitter keeps waiting
+    /// tasks from retrying at the same moment.
     pub(crate) async fn pause(&self, known: &Leader, ids: &IdSource) {
         let pause = Duration::from_millis(ids.jitter_ms(RETRY_MS.0, RETRY_MS.1));
         let _ = timeout(pause, self.clone().moved_from(known)).await;
     }
 
-    /// Waits for news about leader, term or members. An error means that Raft has ended.
+    /// Waits for a change of leader, term or members. An error means that Raft has ended.
     pub async fn changed(&mut self) -> Result<(), Ended> {
         self.metrics.changed().await.map_err(|_| Ended)
     }
 }
 
-/// Ends the streams to leaders of the past. A deposed leader is given [`DEPOSED_GRACE`] to answer what it had
-/// taken; one that was paused or cut off would keep its callers until the connection is found dead.
+/// Closes the streams to former leaders. A deposed leader gets [`DEPOSED_GRACE`] to answer the requests it had
+/// accepted. Without this, a paused or unreachable one would hold its callers until the connection times out.
 pub async fn hang_up_on_deposed(mut lead: Lead, forwarder: Forwarder) {
     while lead.changed().await.is_ok() {
         let Some(leader) = lead.id() else { continue };
@@ -125,15 +125,15 @@ pub async fn hang_up_on_deposed(mut lead: Lead, forwarder: Forwarder) {
     }
 }
 
-/// Raft runs no more.
+/// Raft has ended.
 #[derive(Debug, thiserror::Error)]
 #[error("Raft has ended")]
 pub struct Ended;
 
-/// openraft's settings. Where they differ from its defaults: disks need longer timeouts; a pre-vote keeps a
-/// node that cannot win from disturbing; snapshots are [`keeper`]'s decision; the log behind a snapshot stays
-/// long enough for restarted nodes; and a node that led before a restart must be elected again, because its
-/// state may be older than what it had shown.
+/// openraft's settings. They differ from its defaults in these points: timeouts are longer, because fsync takes time; a
+/// pre-vote keeps a node that cannot win from forcing elections; [`keeper`] decides when to take a snapshot; the log
+/// behind a snapshot is kept long enough for a restarted node; and a leader that restarts must be elected again,
+/// because its state may be older than reads that it has already served.
 pub fn raft_config(settings: &crate::base::config::Raft) -> Result<openraft::Config, openraft::ConfigError> {
     let config = openraft::Config {
         cluster_name: "agentpost".to_owned(),

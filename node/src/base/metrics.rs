@@ -1,5 +1,5 @@
-//! Every metric with its help. All names start with `agentpost_`, except those of the process; no ids of teams or keys in
-//! labels.
+//! Every metric with its help. All names start with `agentpost_`, except those of the process; no ids of teams or keys
+//! in labels.
 
 use std::sync::Arc;
 use std::time::Duration;

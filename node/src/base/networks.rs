@@ -165,7 +165,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The published special-purpose ranges as text, read with masks: an oracle that shares no code with the tables above.
+    /// The published special-purpose ranges as text, read with masks: an oracle that shares no code with the tables
+    /// above.
     const FORBIDDEN: &str = "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
         192.0.2.0/24 192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4
         255.255.255.255/32 ::/128 ::1/128 ::/96 64:ff9b::/96 64:ff9b:1::/48 100::/64 2001::/32 2001:10::/28 2001:20::/28

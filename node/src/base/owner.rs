@@ -1,8 +1,8 @@
 //! The owner of a data directory: the file `OWNER` names the node, its cluster and its **life**.
 //!
 //! A life is 16 random bytes, drawn when a directory is used for the first time. Other nodes remember it
-//! ([`crate::net::lives`]). A node whose disk was wiped has forgotten its votes and the entries it acknowledged; the new
-//! life in its directory tells the others so, and they refuse it under its old id.
+//! ([`crate::net::lives`]). A node whose disk was wiped has forgotten its votes and the entries it acknowledged; the
+//! new life in its directory tells the others so, and they refuse it under its old id.
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::ErrorKind;

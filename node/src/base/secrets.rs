@@ -1,7 +1,7 @@
 //! Keys derived from the cluster secret, and the creation of API keys.
 //!
-//! The secret is 32 random bytes, the same on every node. HKDF-SHA256 derives one key per purpose from it, so that no two
-//! purposes share a key and every node derives the same keys.
+//! The secret is 32 random bytes, the same on every node. HKDF-SHA256 derives one key per purpose from it, so that no
+//! two purposes share a key and every node derives the same keys.
 
 use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -94,8 +94,8 @@ impl Secrets {
         &self.cursor
     }
 
-    /// The secret that verifies an endpoint's deliveries: `whsec_` and the base64 of 32 bytes. It is derived, so neither
-    /// the log nor a snapshot holds it.
+    /// The secret that verifies an endpoint's deliveries: `whsec_` and the base64 of 32 bytes. It is derived, so
+    /// neither the log nor a snapshot holds it.
     pub fn endpoint_secret(&self, team: TeamId, generation: u64) -> String {
         format!(
             "whsec_{}",

@@ -4,13 +4,13 @@
 //!   `storage.min_free_percent` it refuses client operations that store something, before they are proposed: 503 with
 //!   `Retry-After`, nothing changed. Reads, operations that free space and the cluster's own operations continue
 //!   ([`takes_room`]). Refusing ends when the free space exceeds the limit by an eighth.
-//! - *Where it applies.* On the node that a client asks, and on the leader that proposes. A full follower refuses only its
-//!   own clients, which fail over to another node; a full leader refuses the writes of all and keeps leading: it hands
-//!   leadership over to nobody yet.
+//! - *Where it applies.* On the node that a client asks, and on the leader that proposes. A full follower refuses only
+//!   its own clients, which fail over to another node; a full leader refuses the writes of all and keeps leading: it
+//!   hands leadership over to nobody yet.
 //! - *The ballast.* A file that only occupies space. If a node starts with less free space than the ballast's size, it
-//!   deletes the ballast, so that RocksDB can open and Raft's own entries fit. A running node never deletes it: whatever
-//!   fills the disk would take that space too, and the next start would have none. A deleted ballast is written again once
-//!   enough space beyond the limit is free.
+//!   deletes the ballast, so that RocksDB can open and Raft's own entries fit. A running node never deletes it:
+//!   whatever fills the disk would take that space too, and the next start would have none. A deleted ballast is
+//!   written again once enough space beyond the limit is free.
 //!
 //! The decision is pure ([`Rule`]); the rest of the file measures the disk and writes the ballast.
 
@@ -102,8 +102,8 @@ enum Moment {
     Later,
 }
 
-/// Whether an operation stores more than it removes. Operations that free space, that are bounded, or that belong to the
-/// cluster itself are accepted on a full disk.
+/// Whether an operation stores more than it removes. Operations that free space, that are bounded, or that belong to
+/// the cluster itself are accepted on a full disk.
 pub fn takes_room(operation: &Operation) -> bool {
     use operation::Op;
     matches!(
@@ -146,8 +146,8 @@ struct Shared {
 }
 
 impl Space {
-    /// Measures the disk and deletes the ballast if the databases could not open beside it. The data directory must exist.
-    /// Blocks the thread.
+    /// Measures the disk and deletes the ballast if the databases could not open beside it. The data directory must
+    /// exist. Blocks the thread.
     pub fn open(config: &Config) -> Self {
         let Storage {
             min_free_bytes,

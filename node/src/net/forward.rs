@@ -1,10 +1,10 @@
 //! Forwards operations and read barriers of this node's clients to the leader.
 //!
-//! One long-lived stream per peer carries many requests at a time; answers arrive in any order and are matched by number.
-//! When a stream breaks, the outcome of a request depends on whether HTTP/2 had taken it from the queue. If not, nothing
-//! was proposed and the request may be sent again ([`Lost::Unsent`]); if so, the outcome is unknown ([`Lost::Unknown`]).
-//! A [`Ticket`] records this and reports it when it is dropped, so every way in which a connection can break answers
-//! every request, and with the right one of the two.
+//! One long-lived stream per peer carries many requests at a time; answers arrive in any order and are matched by
+//! number. When a stream breaks, the outcome of a request depends on whether HTTP/2 had taken it from the queue. If
+//! not, nothing was proposed and the request may be sent again ([`Lost::Unsent`]); if so, the outcome is unknown
+//! ([`Lost::Unknown`]). A [`Ticket`] records this and reports it when it is dropped, so every way in which a connection
+//! can break answers every request, and with the right one of the two.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -115,8 +115,8 @@ impl Forwarder {
         }
     }
 
-    /// Sends one request to node `target` at `address`, once. Returns at the answer or at the end of the connection. Callers
-    /// set their own deadline; when it passes, the outcome is unknown.
+    /// Sends one request to node `target` at `address`, once. Returns at the answer or at the end of the connection.
+    /// Callers set their own deadline; when it passes, the outcome is unknown.
     pub async fn ask(&self, target: u64, address: &str, kind: Kind) -> Answer {
         let (waiting, answer) = oneshot::channel();
         let item = Item {
@@ -189,8 +189,8 @@ impl Forwarder {
 /// Requests that were sent and not answered, by number.
 type Pending = Arc<Mutex<HashMap<u64, Ticket>>>;
 
-/// Runs the stream until it ends and returns the reason. Tickets that are still queued or pending report their request as
-/// lost when they are dropped.
+/// Runs the stream until it ends and returns the reason. Tickets that are still queued or pending report their request
+/// as lost when they are dropped.
 async fn run(mut client: PeerClient<Channel>, queue: mpsc::Receiver<Item>) -> String {
     let pending = Pending::default();
     let requests = Requests {

@@ -1,4 +1,5 @@
-//! The peer handshake: two nodes prove to each other that they hold the cluster secret, before the first byte of HTTP/2.
+//! The peer handshake: two nodes prove to each other that they hold the cluster secret, before the first byte of
+//! HTTP/2.
 //!
 //! ```text
 //! dialling node                                    listening node
@@ -11,13 +12,14 @@
 //! ```
 //!
 //! The transcript is the whole HELLO, nonce b and life b, so a MAC is valid for one cluster, one pair of nodes, one
-//! direction and one connection: it can be neither replayed nor reflected. The listening node proves itself first. Frames
-//! have fixed lengths, so no length from a stranger causes an allocation. Both sides give up after [`TIMEOUT`]. Bytes
-//! after the handshake are neither encrypted nor authenticated: until there is TLS, the peer port belongs on loopback or
-//! a trusted network.
+//! direction and one connection: it can be neither replayed nor reflected. The listening node proves itself first.
+//! Frames have fixed lengths, so no length from a stranger causes an allocation. Both sides give up after [`TIMEOUT`].
+//! Bytes after the handshake are neither encrypted nor authenticated: until there is TLS, the peer port belongs on
+//! loopback or a trusted network.
 //!
-//! A verdict is sent only to a node that has proven itself, and a MAC covers it, so a wiped node can believe the verdict
-//! and enter quarantine ([`super::lives`]). Each side stores the other's life on disk before it sends its verdict.
+//! A verdict is sent only to a node that has proven itself, and a MAC covers it, so a wiped node can believe the
+//! verdict and enter quarantine ([`super::lives`]). Each side stores the other's life on disk before it sends its
+//! verdict.
 
 use std::time::Duration;
 

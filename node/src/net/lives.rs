@@ -4,8 +4,8 @@
 //! A different life under the same id later means that the disk was wiped or exchanged. Such a node must not vote or
 //! acknowledge under its old id, so the handshake refuses it and tells it why; it then enters quarantine.
 //!
-//! The file has a checksum. A file that fails it is ignored: then the disk of *this* node is damaged, and the other nodes
-//! still remember. Believing a damaged file would make one bad disk refuse several sound nodes.
+//! The file has a checksum. A file that fails it is ignored: then the disk of *this* node is damaged, and the other
+//! nodes still remember. Believing a damaged file would make one bad disk refuse several sound nodes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -71,8 +71,8 @@ impl Lives {
         self.shared.mine
     }
 
-    /// Whether node `id` still has the life that this node remembers. The first life of an id is remembered; it is durable
-    /// when this returns.
+    /// Whether node `id` still has the life that this node remembers. The first life of an id is remembered; it is
+    /// durable when this returns.
     pub async fn meet(&self, id: u64, life: Life) -> anyhow::Result<bool> {
         if let Some(known) = self.known(id) {
             return Ok(known == life);

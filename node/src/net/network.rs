@@ -1,12 +1,12 @@
 //! Raft's network: openraft's calls to other nodes, over gRPC.
 //!
 //! Replication is a pipeline: append requests are sent on one stream without waiting for their answers, which arrive in
-//! order. The stream ends when its oldest answer is overdue, so a peer that vanished without closing the connection does
-//! not block replication; Raft then opens the next stream, after a pause if the peer is unreachable. Every other call has
-//! a deadline.
+//! order. The stream ends when its oldest answer is overdue, so a peer that vanished without closing the connection
+//! does not block replication; Raft then opens the next stream, after a pause if the peer is unreachable. Every other
+//! call has a deadline.
 //!
-//! A follower that rejects an entry which it acknowledged to this leader earlier has lost it, through damage that its own
-//! start did not detect. openraft would stop the sound leader over such an answer, so the answer is not passed on:
+//! A follower that rejects an entry which it acknowledged to this leader earlier has lost it, through damage that its
+//! own start did not detect. openraft would stop the sound leader over such an answer, so the answer is not passed on:
 //! the follower is told to enter quarantine instead.
 
 use std::collections::{BTreeMap, VecDeque};

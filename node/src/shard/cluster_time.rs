@@ -1,11 +1,11 @@
-//! Cluster time: what ages are measured in. The leader of an epoch stamps it on commands.
+//! Cluster time: the clock for ages. The leader of an epoch stamps it on commands.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::time::Instant;
 
-/// Cluster time as this node may stamp it: it rises evenly, whatever wall clocks do, and stands still between
-/// two leaders. Cheap to clone.
+/// Cluster time as this node may stamp it. It advances evenly, independent of wall clocks, and does not advance between
+/// two leaders. Clones are cheap.
 #[derive(Clone, Default)]
 pub struct ClusterTime {
     epoch: Arc<RwLock<Option<Epoch>>>,
@@ -16,15 +16,15 @@ pub struct ClusterTime {
 pub(super) struct Epoch {
     /// The log index of its `BeginEpoch`.
     pub(super) index: u64,
-    /// The leadership that it belongs to.
+    /// The term of that leadership.
     pub(super) term: u64,
-    /// Cluster time there.
+    /// Cluster time at that entry, in milliseconds.
     pub(super) start_ms: u64,
     pub(super) began: Instant,
 }
 
 impl ClusterTime {
-    /// Epoch and milliseconds for a command of now; zeros while this node has no epoch.
+    /// The epoch and the cluster time in milliseconds for a command; zeros while this node has no epoch.
     pub fn now(&self) -> (u64, u64) {
         let epoch = *self.epoch.read().unwrap_or_else(PoisonError::into_inner);
         epoch.map_or((0, 0), |epoch| {
@@ -32,7 +32,7 @@ impl ClusterTime {
         })
     }
 
-    /// The term of the leadership that began `epoch`, for as long as it is this node's.
+    /// The term of the leadership that began `epoch`; `None` once that leadership has ended.
     pub(super) fn term_of(&self, epoch: u64) -> Option<u64> {
         let current = *self.epoch.read().unwrap_or_else(PoisonError::into_inner);
         current

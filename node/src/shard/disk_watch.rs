@@ -1,10 +1,10 @@
-//! What ends a node although Raft is not told of it: a flush of the log that hangs, the durability floor, and work that
-//! RocksDB does behind the state's writes.
+//! Disk failures that Raft does not report: a flush of the log that hangs, a failed write of the durability floor, and
+//! errors of RocksDB's background work on the state.
 //!
-//! A failed append, flush or apply is Raft's own end, which `ThisNode::failed` sees. But a flush that never returns fails
-//! nothing: such a leader would send heartbeats for ever and decide nothing. The floor is written when nobody waits. And a file of the state that cannot be
-//! written is known to RocksDB alone, which may go on as if nothing were until its memory is full, and often does not
-//! recover. A node that starts again knows where it stands, so it ends.
+//! Raft itself ends after a failed append, flush or apply; `ThisNode::failed` sees that. But a flush that never returns
+//! fails nothing: such a leader would send heartbeats forever and commit nothing. The floor is written in the
+//! background. And only RocksDB knows that a file of the state cannot be written; it may continue until its memory is
+//! full, and often does not recover. In each case the node ends, because a restart finds out what is on its disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,21 +13,21 @@ use agentpost_raft_store::disk::log_store::LogMetrics;
 use agentpost_raft_store::disk::state::StateHandle;
 use tokio::time::sleep;
 
-/// Between two looks.
+/// Interval between two checks.
 const LOOK: Duration = Duration::from_millis(250);
-/// A flush that takes longer does not come back.
+/// A flush that takes longer counts as hanging.
 const FLUSH_MAX: Duration = Duration::from_secs(10);
 
 /// Watches the disk of one shard.
 pub struct DiskWatch {
-    /// Tells whether it failed, and how long its flush has been running.
+    /// Reports failures and the duration of the current flush.
     pub log: Arc<LogMetrics>,
-    /// Tells what went wrong in the background.
+    /// Reports errors of background work.
     pub state: StateHandle,
 }
 
 impl DiskWatch {
-    /// Waits until the disk cannot be relied on; tells why.
+    /// Waits until the disk has failed; returns the reason.
     pub async fn failed(&self) -> String {
         loop {
             if let Some(error) = self.log.failed() {

@@ -1,14 +1,14 @@
-//! What must be finished before this node gives leadership away.
+//! The gate for work that a hand-over of leadership waits for.
 //!
-//! Leader's workers enter for each piece of work that a new leader could not know the outcome of, and leave
-//! when the outcome is recorded. A hand-over holds the gate, so that nothing new begins, and waits until all
-//! have left. Whatever loses leadership without asking loses this courtesy too; the state machine copes.
+//! A leader's worker enters for each piece of work whose outcome a new leader could not know, and leaves when the
+//! outcome is recorded. A hand-over closes the gate, so that nothing new begins, and waits until all have left. A node
+//! that loses leadership without a hand-over does not wait; the state machine handles that case.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
-/// The gate of one shard on one node. Cheap to clone.
+/// The gate of one shard on one node. Clones are cheap and share it.
 #[derive(Clone, Default)]
 pub struct Drain {
     shared: Arc<Shared>,
@@ -16,19 +16,19 @@ pub struct Drain {
 
 #[derive(Default)]
 struct Shared {
-    /// Hand-overs under way. Locked together with changes of `inside`, so that nobody slips in.
+    /// Hand-overs in progress. Locked together with changes of `inside`, so that no work enters while one begins.
     holds: Mutex<usize>,
     inside: watch::Sender<usize>,
 }
 
-/// One piece of work; it ends when this is dropped.
+/// One piece of work. Dropping it ends the work.
 pub struct WorkGuard(Drain);
 
-/// Nothing enters while this lives.
+/// Keeps the gate closed until it is dropped.
 pub struct DrainGuard(Drain);
 
 impl Drain {
-    /// Begins a piece of work; none while a hand-over is under way.
+    /// Begins a piece of work; `None` while a hand-over is in progress.
     pub fn enter(&self) -> Option<WorkGuard> {
         let holds = self.shared.holds.lock().unwrap_or_else(PoisonError::into_inner);
         (*holds == 0).then(|| {
@@ -37,26 +37,26 @@ impl Drain {
         })
     }
 
-    /// Whether a hand-over is under way.
+    /// Whether a hand-over is in progress.
     pub fn is_held(&self) -> bool {
         *self.shared.holds.lock().unwrap_or_else(PoisonError::into_inner) > 0
     }
 
-    /// Lets nothing enter.
+    /// Closes the gate.
     pub fn hold(&self) -> DrainGuard {
         *self.shared.holds.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         DrainGuard(self.clone())
     }
 
-    /// Pieces of work under way.
+    /// Pieces of work that have not ended.
     pub fn inside(&self) -> usize {
         *self.shared.inside.borrow()
     }
 
-    /// Waits until all have left.
+    /// Waits until all work has ended.
     pub async fn emptied(&self) {
         let mut inside = self.shared.inside.subscribe();
-        // The sender lives in `self`.
+        // Cannot fail: `self` keeps the sender alive.
         let _ = inside.wait_for(|inside| *inside == 0).await;
     }
 }

@@ -1,9 +1,9 @@
-//! Bounds what a restart has to do and how long the log grows.
+//! Bounds the time of a restart and the size of the log.
 //!
-//! The state is written without a log of its own (the Raft log is it), so a restart applies again what was
-//! not flushed: it is flushed every [`FLUSH_PERIOD`]. And the Raft log may shrink only behind a snapshot, so
-//! one is taken when the log has grown enough or the last is old. The times are jittered: nodes that work at
-//! the same moment would be slow at the same moment.
+//! The state database has no WAL; the Raft log serves as one. A restart applies again whatever was not flushed, so the
+//! state is flushed every [`FLUSH_PERIOD`]. The Raft log can be purged only behind a snapshot, so a snapshot is taken
+//! when the log has grown enough or the last snapshot is old. The times have jitter, so that the nodes of a cluster do
+//! not slow down at the same moment.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,31 +17,27 @@ use tokio_util::sync::CancellationToken;
 use super::Raft;
 use crate::base::clock::IdSource;
 
-/// What a crash leaves to be applied again.
+/// Interval of flushes: a crash leaves at most this much to apply again.
 const FLUSH_PERIOD: Duration = Duration::from_secs(60);
-/// How often the log is looked at.
+/// How often the size of the log is checked.
 const LOOK_MS: (u64, u64) = (4_000, 6_000);
 
 /// When a snapshot is due.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
-    /// The log grew by this much since the last one.
+    /// Take one when the log has grown by this many bytes since the last one.
     pub log_bytes: u64,
-    /// Or this time has passed since, and anything was applied.
+    /// Take one after this time, if anything was applied since the last one.
     pub interval: Duration,
 }
 
-/// Keeps one shard of this node.
+/// Flushes and takes snapshots of one shard.
 pub struct Keeper {
-    /// Told to take snapshots.
     pub raft: Raft,
-    /// Flushed.
     pub state: StateHandle,
-    /// Tells how the log grows.
     pub log: Arc<LogMetrics>,
     /// When a snapshot is due.
     pub policy: Policy,
-    /// For jitter.
     pub ids: IdSource,
 }
 
@@ -73,7 +69,7 @@ impl Keeper {
                 metrics.last_applied <= metrics.snapshot
             };
             if !nothing_new && let Err(error) = self.raft.trigger().snapshot().await {
-                return tracing::debug!(%error, "no more snapshots");
+                return tracing::debug!(%error, "Raft has ended; no more snapshots are taken");
             }
             snapped = Instant::now();
             snapped_bytes = self.log.bytes();
@@ -81,7 +77,7 @@ impl Keeper {
         }
     }
 
-    /// Up to a fifth longer than configured.
+    /// The configured time plus a random part of up to a fifth.
     fn jittered_interval(&self) -> Duration {
         let millis = self.policy.interval.as_millis() as u64;
         Duration::from_millis(self.ids.jitter_ms(millis, millis + millis / 5))
@@ -91,8 +87,8 @@ impl Keeper {
         let state = self.state.clone();
         match tokio::task::spawn_blocking(move || state.flush()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "flushing the state failed"),
-            Err(error) => tracing::error!(%error, "flushing the state panicked"),
+            Ok(Err(error)) => tracing::error!(%error, "flushing the state failed; trying again; check the disk"),
+            Err(error) => tracing::error!(%error, "flushing the state panicked; trying again; please report this"),
         }
     }
 }

@@ -1,9 +1,9 @@
-//! What only the leader does, for as long as it leads.
+//! The leader's work: it runs while this node leads.
 //!
-//! A tenure begins when Raft says that this node leads and ends when it says otherwise. It opens with a
-//! `BeginEpoch` entry: once that is applied here, this node may stamp cluster time, because every command of
-//! its predecessors lies before it. Then the leader-only workers run. When the tenure ends, stamping stops
-//! first, the workers are cancelled, and the next tenure waits until they are gone.
+//! A tenure is one leadership of this node: it begins when Raft says that this node leads and ends when Raft says
+//! otherwise. It opens with a `BeginEpoch` entry. Once that is applied here, every command of earlier leaders lies
+//! before it, so this node may stamp cluster time. Then the leader's workers run. When the tenure ends, stamping stops
+//! first, then the workers are cancelled, and the next tenure starts once they have ended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,28 +22,25 @@ use super::cluster_time::{ClusterTime, Epoch};
 use super::proposer::Proposer;
 use super::{Ended, Lead, Leader, Raft};
 
-/// Between two attempts to begin an epoch.
+/// Pause between two attempts to begin an epoch.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// A job of the leader. Called at the start of each tenure; its future ends soon after the token is cancelled.
+/// A worker of the leader. It is called at the start of each tenure; its future ends soon after the token is cancelled.
 pub type Worker = Arc<dyn Fn(CancellationToken) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// Watches who leads and runs the tenures of this node.
+/// Runs the tenures of this node.
 pub struct Leadership {
-    /// The group.
     pub raft: Raft,
-    /// Its state here.
     pub state: StateHandle,
-    /// Where epochs are begun.
     pub proposer: Proposer,
-    /// Told when this node may stamp.
+    /// Allows or forbids this node to stamp cluster time.
     pub cluster_time: ClusterTime,
-    /// Started in every tenure.
+    /// The workers, started in every tenure.
     pub workers: Vec<Worker>,
 }
 
 impl Leadership {
-    /// Runs until `shutdown`, which ends a tenure as well.
+    /// Runs until `shutdown`, which also ends the current tenure.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut lead = Lead::new(&self.raft);
         while !shutdown.is_cancelled() {
@@ -52,7 +49,8 @@ impl Leadership {
                 tracing::info!(term, "this node leads");
                 let ended = self.tenure(term, &mut lead, &shutdown).await;
                 tracing::info!(term, "this node leads no longer");
-                // What Raft said last stays: it would lead again and again.
+                // Raft has ended, so its metrics keep naming this node as the leader; without this the loop would not
+                // end.
                 if ended.is_err() {
                     return;
                 }
@@ -65,8 +63,8 @@ impl Leadership {
         }
     }
 
-    /// Returns when another node leads, or this one in another term, and everything of this tenure has ended. An error
-    /// means that Raft has.
+    /// Runs one tenure. Returns when another node leads, or this node in another term, and every worker has ended. An
+    /// error means that Raft has ended.
     async fn tenure(&self, term: u64, lead: &mut Lead, shutdown: &CancellationToken) -> Result<(), Ended> {
         let token = shutdown.child_token();
         let mut running = JoinSet::new();
@@ -101,7 +99,7 @@ impl Leadership {
             match self.proposer.propose_here(operation.clone()).await {
                 Ok(answer) if matches!(answer.reply, Some(reply::Reply::Done(_))) => {
                     match query::applied(&*self.state.current()) {
-                        // Nobody else's epoch can have begun since: this node still leads the term.
+                        // No other epoch can have begun since, because this node still leads the term.
                         Ok(applied) if applied.epoch_node == node => {
                             let epoch = Epoch {
                                 index: applied.epoch,
@@ -116,7 +114,7 @@ impl Leadership {
                         Err(error) => tracing::error!(%error, "reading the epoch failed"),
                     }
                 }
-                // Another term has begun: this tenure is about to end.
+                // Another term has begun, so this tenure is about to end.
                 Ok(answer) => tracing::debug!(?answer, "the epoch was refused"),
                 Err(error) => tracing::info!(%error, "beginning the epoch failed; trying again"),
             }

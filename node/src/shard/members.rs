@@ -1,17 +1,18 @@
-//! Who is in the cluster, and how that changes: one change at a time, on the leader, through Raft.
+//! Changes of the membership: one change at a time, on the leader, through Raft.
 //!
-//! - **Add** makes a learner. It gets the log and has no vote, so a wrong address costs nothing. Its id was never used.
-//! - **Promote** makes a learner that has caught up a voter.
-//! - **Remove** takes a learner or a voter away. A leader hands over first, so that it never leads a cluster that it is
-//!   not in. It is refused when the voters that answer would be no majority of those that stay.
+//! - **Add** adds a learner. It receives the log and has no vote, so a wrong address does no harm. Its id must be new.
+//! - **Promote** turns a learner that has caught up into a voter.
+//! - **Remove** removes a learner or a voter. A leader hands leadership over first, so that it never leads a cluster
+//!   that it does not belong to. Removal is refused if the voters that answer would not be a majority of the remaining
+//!   ones.
 //!
-//! A change of voters is two entries: a joint configuration, then the new one. Two operators cannot interleave them. On
-//! one leader a lock lets one change run, its two entries included; across leaders each change names the membership that
-//! it was decided on, and openraft refuses it if there is another by then.
+//! A change of voters takes two entries: a joint configuration, then the new one. Changes cannot interleave. On one
+//! leader a lock lets one change run, both entries included; across leaders each change names the membership that it
+//! was decided on, and openraft refuses it if the membership has changed since.
 //!
-//! A leader that dies between the two entries leaves the joint configuration behind. Nothing is lost by that, but every
-//! decision needs both majorities. So whoever leads finishes it: [`Members::finisher`] proposes the second entry whenever
-//! it sees a joint configuration that no change of this node is about to finish. A change asked for meanwhile is refused.
+//! A leader that dies between the two entries leaves a joint configuration behind. No data is lost, but every decision
+//! needs both majorities. So every leader finishes it: [`Members::finisher`] proposes the second entry when it sees a
+//! joint configuration that no change on this node is about to finish. Changes requested meanwhile are refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,49 +35,49 @@ use super::reader::Reader;
 use super::this_node::ThisNode;
 use super::{Lead, Leader, Raft};
 
-/// What a change may take: two rounds of a quorum.
+/// Time limit for a change: two rounds of a quorum.
 pub const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
-/// A learner that lags more than this is not made a voter: the cluster would wait for it.
+/// A learner that lags by more entries is not promoted, because the cluster would have to wait for it.
 const LAG_MAX: u64 = 1_000;
-/// A node that has been silent longer does not count as one that answers.
+/// A node that has been silent for longer counts as not answering.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
-/// Before the finisher tries again.
+/// Pause before the finisher tries again.
 const RETRY: Duration = Duration::from_millis(100);
-/// Of a host name with its port.
+/// Longest peer address, in bytes.
 const ADDRESS_BYTES_MAX: usize = 300;
 
-/// What an operator wants changed.
+/// A change of the membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// A new learner; the next id that was never used if none is given.
+    /// Adds a learner.
     Add {
-        /// Its id.
+        /// Its id; `None` takes the next id that was never used.
         id: Option<u64>,
-        /// Where it is reached.
+        /// Its addresses.
         member: Member,
     },
-    /// A learner becomes a voter.
+    /// Turns a learner into a voter.
     Promote(u64),
-    /// A member leaves for good.
+    /// Removes a member. Its id is never used again.
     Remove(u64),
 }
 
-/// Why the members stay as they are.
+/// Why a change was not made, or may not have been made.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
-    /// 400.
+    /// The request is malformed (400).
     #[error("{0}")]
     Invalid(String),
-    /// 404.
+    /// There is no such member (404).
     #[error("{0}")]
     NotFound(String),
-    /// 409.
+    /// The cluster cannot make this change now (409).
     #[error("{0}")]
     Conflict(String),
-    /// 503.
+    /// This node does not lead, or has no quorum; nothing was changed (503).
     #[error("not ready: {0}")]
     NotReady(String),
-    /// 504.
+    /// The change may still happen (504).
     #[error("outcome unknown: {0}")]
     OutcomeUnknown(String),
 }
@@ -88,7 +89,7 @@ fn refused<T>(why: impl Into<String>) -> Result<T, ChangeError> {
     Err(ChangeError::Conflict(why.into()))
 }
 
-/// Changes the members as long as this node leads. Cheap to clone.
+/// Changes the membership while this node leads. Clones are cheap.
 #[derive(Clone)]
 pub struct Members {
     shared: Arc<Shared>,
@@ -98,12 +99,12 @@ struct Shared {
     raft: Raft,
     this_node: ThisNode,
     reader: Reader,
-    /// Held for as long as a change runs.
+    /// Locked while a change runs.
     changing: Arc<Mutex<()>>,
 }
 
 impl Members {
-    /// Of the group that `this_node` speaks for.
+    /// Changes of the group that `this_node` belongs to.
     pub fn new(raft: Raft, this_node: ThisNode, reader: Reader) -> Self {
         let shared = Shared {
             raft,
@@ -116,7 +117,7 @@ impl Members {
         }
     }
 
-    /// As the leader: carries a change out; returns when the members are as wanted.
+    /// Carries a change out on the leader. Returns when the membership is as requested.
     pub async fn change(&self, change: Change) -> Changed {
         let Ok(changing) = Arc::clone(&self.shared.changing).try_lock_owned() else {
             return refused("another change of the members is under way");
@@ -124,7 +125,7 @@ impl Members {
         if Lead::new(&self.shared.raft).now() != Leader::Here {
             return Err(ChangeError::NotReady("this node does not lead".to_owned()));
         }
-        // Behind this barrier every change of earlier leaders is known here, and applied.
+        // After this barrier this node knows, and has applied, every change of earlier leaders.
         let state = self.shared.reader.linearizable().await;
         let state = state.map_err(|error| ChangeError::NotReady(error.to_string()))?;
         let used = query::node_ids(&*state).map_err(|error| ChangeError::NotReady(error.to_string()))?;
@@ -151,7 +152,7 @@ impl Members {
         let nodes = || before.membership().nodes();
         let highest = nodes().map(|(id, _)| *id).chain(used.iter().copied()).max();
         let id = match id {
-            Some(0) => return Err(ChangeError::Invalid("node ids are integers from 1".to_owned())),
+            Some(0) => return Err(ChangeError::Invalid("id must be an integer from 1".to_owned())),
             Some(id) if nodes().any(|(other, _)| *other == id) || used.contains(&id) => {
                 return refused(format!("id {id} was used already; ids are never given to another node"));
             }
@@ -213,7 +214,7 @@ impl Members {
         Ok((id, member))
     }
 
-    /// Whether the voters without `id` can go on.
+    /// Checks that the voters without `id` still have a majority that answers.
     fn check_rest(&self, voters: &BTreeSet<u64>, id: u64) -> Result<(), ChangeError> {
         let rest: Vec<u64> = voters.iter().copied().filter(|voter| *voter != id).collect();
         if rest.is_empty() {
@@ -228,7 +229,7 @@ impl Members {
         Ok(())
     }
 
-    /// A leader does not remove itself: another one does, when it leads.
+    /// Hands leadership over, because a leader does not remove itself.
     async fn step_aside(&self) -> Changed {
         match self.shared.this_node.hand_over_to_furthest().await {
             Ok(to) => Err(ChangeError::NotReady(format!("node {to} leads now"))),
@@ -236,7 +237,7 @@ impl Members {
         }
     }
 
-    /// Entries that a node does not have yet.
+    /// How many entries a node lags behind.
     fn lag(&self, id: u64) -> u64 {
         let metrics = self.shared.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -248,7 +249,7 @@ impl Members {
         last.saturating_sub(matched.index().map_or(0, |matched| matched + 1))
     }
 
-    /// Whether a node has been heard of late.
+    /// Whether a node has answered recently.
     fn answers(&self, id: u64) -> bool {
         let metrics = self.shared.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -265,8 +266,8 @@ impl Members {
         Arc::clone(&metrics.membership_config)
     }
 
-    /// Proposes a change of what was seen. It runs on when nobody waits for it any more: a caller who leaves must not
-    /// leave a joint configuration behind.
+    /// Proposes a change of the membership that was read. The change continues if its caller goes away: a caller must
+    /// not leave a joint configuration behind by disconnecting.
     async fn propose(
         &self,
         changing: Changing,
@@ -291,7 +292,7 @@ impl Members {
         }
     }
 
-    /// Finishes what an earlier leader, or a change of this one that was refused half-way, left joint.
+    /// Finishes a joint configuration that an earlier leader, or a refused change on this node, left behind.
     pub fn finisher(&self) -> Worker {
         let members = self.clone();
         Arc::new(move |stop: CancellationToken| {
@@ -312,7 +313,7 @@ impl Members {
                     Err(_) => return,
                 }
             }
-            // Whoever holds the lock is about to finish it. Waiting in line would turn the next change away.
+            // The holder of the lock is about to finish it. Waiting for the lock would make the next change fail.
             if let Ok(changing) = Arc::clone(&self.shared.changing).try_lock_owned() {
                 self.finish_once(changing).await;
             }
@@ -325,11 +326,13 @@ impl Members {
         if !self.is_joint() {
             return;
         }
-        // Nothing is added: that turns a joint configuration into the one it was to become.
+        // Adding nothing turns a joint configuration into its target configuration.
         let change = ChangeMembers::AddVoterIds(BTreeSet::new());
         match self.propose(changing, &before, change).await {
-            Ok(()) => tracing::info!("finished a change of the members that was left half-way"),
-            Err(error) => tracing::info!(%error, "a change of the members is still half-way"),
+            Ok(()) => tracing::info!("an unfinished change of the members was completed"),
+            Err(error) => {
+                tracing::info!(%error, "an unfinished change of the members could not be completed; trying again")
+            }
         }
     }
 
@@ -339,7 +342,7 @@ impl Members {
     }
 }
 
-/// What the error of a proposal means that changed nothing.
+/// Translates the error of a proposal that changed nothing.
 fn not_proposed(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ChangeError {
     match error {
         RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => {
@@ -359,7 +362,7 @@ fn not_proposed(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> C
     }
 }
 
-/// `host:port`, and an http URL of nothing but scheme, host and port.
+/// Checks that the peer address is `host:port` and that the URL has only a scheme, a host and a port.
 fn check_addresses(member: &Member) -> Result<(), ChangeError> {
     let invalid = |what: &str| Err(ChangeError::Invalid(what.to_owned()));
     if member.peer_addr.len() > ADDRESS_BYTES_MAX || member.url.len() > ADDRESS_BYTES_MAX {

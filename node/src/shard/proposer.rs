@@ -1,4 +1,4 @@
-//! Takes an operation to the leader and classifies the outcome.
+//! Brings an operation to the leader and classifies the outcome.
 //!
 //! ```text
 //!             admission        who leads?
@@ -7,21 +7,20 @@
 //!                          └─ nobody:    wait, 2 s at most
 //! ```
 //!
-//! Four endings beside a reply, and the difference matters to callers:
-//! - *overloaded*, *not ready*, *no room*: nothing was proposed, anybody may try again;
-//! - *outcome unknown*: it may be in the log. Never tried again from here: the client may, with its
-//!   idempotency key, because only the state machine can tell whether the first attempt counted.
+//! Besides a reply there are four outcomes, and callers must tell them apart:
+//! - *overloaded*, *not ready*, *no room*: nothing was proposed, and the operation may be tried again;
+//! - *outcome unknown*: the operation may be in the log. It is never retried here. The client may retry under its
+//!   idempotency key, because only the state machine can tell whether the first attempt was stored.
 //!
-//! "Nothing was proposed" is claimed in two cases only: Raft refused it as `ForwardToLeader`, matched by
-//! name, or it never left the queue towards the leader. A log entry that was discarded on a leader change,
-//! a fatal error, a dropped responder and a broken stream are unknown.
+//! "Nothing was proposed" is reported in two cases only: Raft returned `ForwardToLeader`, matched by name, or the
+//! request never left the queue towards the leader. A log entry discarded by a change of leader, a fatal error, a
+//! dropped responder and a broken stream are unknown.
 //!
-//! Nothing here gathers writes: openraft appends what waits at the same time together, 12 to 50 operations for one fsync
-//! under load.
+//! Writes are not batched here: openraft appends all waiting writes together, 12 to 50 operations per fsync under load.
 //!
-//! The cluster's own operations have places of their own among those in flight, so that clients cannot starve
-//! them. What only the leader of an epoch may propose is written on the condition that the leadership of that
-//! epoch still stands when Raft appends it.
+//! Some of the places for operations in flight are reserved for the cluster's own operations, so that clients cannot
+//! starve them. An operation that only the leader of an epoch may propose is appended on the condition that this
+//! leadership still holds when Raft appends it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,16 +55,16 @@ pub const ANSWER_DEADLINE: Duration = Duration::from_secs(8);
 /// Why there is no reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
-    /// Nothing was proposed; safe to retry.
+    /// Nothing was proposed. The caller may retry.
     #[error("not ready: {0}")]
     NotReady(String),
-    /// Too much is waiting; nothing was proposed.
+    /// Too many operations are in flight. Nothing was proposed.
     #[error("overloaded")]
     Overloaded,
-    /// A disk is nearly full, this node's or the leader's; nothing was proposed.
+    /// This node's or the leader's disk is nearly full. Nothing was proposed.
     #[error("no room: {0}")]
     NoRoom(String),
-    /// It may or may not be stored; retry with the same idempotency key.
+    /// The operation may have been stored. A client may retry it under the same idempotency key.
     #[error("outcome unknown: {0}")]
     OutcomeUnknown(String),
 }
@@ -90,12 +89,12 @@ struct Shared {
     ids: IdSource,
     metrics: Metrics,
     admission: Semaphore,
-    /// For the cluster's own operations.
+    /// Places for the cluster's own operations.
     reserved: Semaphore,
 }
 
 impl Proposer {
-    /// Proposes to `raft`, whose state is `state`, when it leads here, through `forwarder` otherwise.
+    /// A proposer for `raft` and its `state`; it reaches another leader through `forwarder`.
     pub fn new(
         raft: Raft,
         state: StateHandle,
@@ -126,7 +125,7 @@ impl Proposer {
         }
     }
 
-    /// Proposes on the leader, directly or by one forward. A deterministic refusal is a `Reply`.
+    /// Proposes an operation on the leader, directly or by one forward. A rejection is a `Reply`.
     pub async fn propose(&self, operation: Operation) -> Result<Reply, ProposeError> {
         let shared = &self.shared;
         let Ok(_admitted) = shared.admission.try_acquire() else {
@@ -151,7 +150,7 @@ impl Proposer {
         result
     }
 
-    /// Refuses what clients want stored while this node's disk is nearly full.
+    /// Refuses an operation that stores data while this node's disk is nearly full.
     fn check_room(&self, operation: &Operation) -> Result<(), ProposeError> {
         match self.shared.space.refusal() {
             Some(reason) if takes_room(operation) => Err(ProposeError::NoRoom(reason)),
@@ -178,16 +177,16 @@ impl Proposer {
         }
     }
 
-    /// Proposes one of the cluster's own operations that any node may need: outcomes, acks.
+    /// Proposes one of the cluster's own operations that any node may propose: outcomes, acks, returned leases.
     pub(crate) async fn propose_internal<O: Op>(&self, op: O) -> Proposed<O> {
-        // They wait for each other only, and those who propose them bound their number.
+        // These operations wait only for each other, and their proposers bound their number.
         let _admitted = self.shared.reserved.acquire().await;
         let operation = Operation::internal(op).encode_to_vec();
         let reply = self.take_to_leader(Bytes::from(operation)).await?;
         Ok(reply.answer_to::<O>())
     }
 
-    /// Proposes what only the leader of `epoch` may; refused as not ready when another leadership would append it.
+    /// Proposes an operation of the leader of `epoch`. Not ready if another leadership would append it.
     pub(crate) async fn propose_in<O: Op>(&self, epoch: u64, op: O) -> Proposed<O> {
         let shared = &self.shared;
         let _admitted = shared.reserved.acquire().await;
@@ -207,7 +206,7 @@ impl Proposer {
         self.write(operation, None).await
     }
 
-    /// Stamps an operation and has Raft append it, if this node leads, and in this leadership if one is named.
+    /// Stamps an operation with time and lets Raft append it, if this node leads (in leadership `leader`, if given).
     async fn write(&self, operation: Bytes, leader: Option<LeaderId>) -> Result<Reply, ProposeError> {
         let shared = &self.shared;
         let (ct_epoch, cluster_ms) = shared.cluster_time.now();
@@ -232,7 +231,7 @@ impl Proposer {
                     "this node does not lead, or has no quorum".to_owned(),
                 )),
                 Ok(Err(error)) => Err(unknown(error.to_string())),
-                Err(_) => Err(unknown("Raft dropped it".to_owned())),
+                Err(_) => Err(unknown("Raft dropped the request".to_owned())),
             }
         };
         timeout(ANSWER_DEADLINE, written).await.unwrap_or_else(|_| {
@@ -241,8 +240,8 @@ impl Proposer {
         })
     }
 
-    /// Wall time for a command: 0, for where it stands, while the voters' clocks are not known. Only a cluster
-    /// that has no time at all waits for them, so that its first day is the right one.
+    /// Wall time for a command; 0 leaves replicated wall time unchanged, while the voters' clocks are unknown. Only a
+    /// cluster without any wall time waits for the clocks, so that its first day is right.
     fn wall_ms(&self) -> Result<u64, ProposeError> {
         let shared = &self.shared;
         if let Some(wall_ms) = shared.wall_time.stamp() {
@@ -275,10 +274,10 @@ impl Proposer {
         }
     }
 
-    /// Proposes what another node forwarded, if this node leads. Everything a client can ask for is taken,
-    /// and of the cluster's own operations only those that any node may need; the rest belongs to the leader.
+    /// Proposes an operation that another node forwarded, if this node leads. It accepts every operation of a client,
+    /// and those of the cluster's own operations that any node may propose.
     pub(crate) async fn propose_forwarded(&self, operation: Bytes) -> Result<Reply, ProposeError> {
-        // Decoded to be judged, and because an entry that does not decode would stop every node.
+        // The operation is decoded to check it; an entry that does not decode would also stop every node.
         let Ok(decoded) = Operation::decode(operation.clone()) else {
             return Ok(refused("an operation that does not decode"));
         };
@@ -313,9 +312,9 @@ fn may_be_forwarded(operation: &Operation) -> bool {
             | Op::Redrive(_)
             | Op::LeaseReads(_),
         ) => has_principal,
-        // Cumulative, and clamped by apply. The first admin key: apply takes only the first. Outcomes and
-        // returned leases: a deposed leader still has some, and apply knows whether they count. Logins: who asks
-        // for a key has none yet.
+        // These carry no principal. Acks are cumulative and clamped by apply. Apply accepts only the first admin key. A
+        // deposed leader still has outcomes and leases to return, and apply knows whether they count. A device that
+        // logs in has no key yet.
         Some(
             Op::AckCursors(_)
             | Op::BootstrapAdmin(_)

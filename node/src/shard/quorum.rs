@@ -1,8 +1,8 @@
-//! Whether this node may still believe that it leads.
+//! Whether this node can be sure that it still leads.
 //!
-//! A leader learns late that it was replaced. But no other node can have been elected while a quorum answered
-//! this one within its lease, because those who answered do not vote for another before the lease is over. Who
-//! acts on the outside world asks here first.
+//! A leader learns late that it was replaced. But while a quorum has answered it within its lease, no other node can
+//! have been elected, because a follower votes for no other node until the lease it answered has ended. Code that acts
+//! on the outside world checks this first.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use openraft::type_config::alias::WatchReceiverOf;
 
 use super::Raft;
 
-/// Knows when a quorum was last heard. Cheap to clone.
+/// Knows when a quorum last answered. Clones are cheap.
 #[derive(Clone)]
 pub struct Quorum {
     here: u64,
@@ -24,7 +24,7 @@ pub struct Quorum {
 }
 
 impl Quorum {
-    /// Follows `raft`.
+    /// Reads `raft`'s metrics.
     pub fn new(raft: &Raft) -> Self {
         Quorum {
             here: *raft.node_id(),
@@ -34,7 +34,7 @@ impl Quorum {
         }
     }
 
-    /// Whether this node leads and has heard from a quorum within its lease.
+    /// Whether this node leads and a quorum has answered it within its lease.
     pub fn is_fresh(&self) -> bool {
         {
             let server = self.server.borrow_watched();

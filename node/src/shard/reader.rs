@@ -1,10 +1,10 @@
 //! Reads of the replicated state on this node.
 //!
-//! A linearizable read needs an index that covers every write acknowledged before it began: the leader names
-//! one after a round of heartbeats has confirmed that it still leads. Such a barrier serves any number of
-//! reads. While one is under way all newcomers gather for the next, so at most one is in flight and its cost
-//! does not grow with the number of readers. A follower asks the leader over the forward stream, then waits
-//! until its own state has reached the index.
+//! A linearizable read needs an index that covers every write acknowledged before the read began. The leader returns
+//! one after a round of heartbeats has confirmed that it still leads. One such barrier serves any number of reads:
+//! reads that arrive while a barrier is in progress share the next one, so at most one is in flight and the cost does
+//! not grow with the number of readers. A follower asks the leader over the forward stream, then waits until its own
+//! state has reached the index.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,19 +27,19 @@ use crate::base::clock::IdSource;
 use crate::base::metrics::Metrics;
 use crate::net::forward::{Forwarder, Kind};
 
-/// A read that finds no quorum this long is refused.
+/// A read that finds no quorum for this long is refused.
 pub const READ_DEADLINE: Duration = Duration::from_secs(2);
-/// One barrier; the leader gives up earlier, after its lease.
+/// Time limit for one barrier; the leader gives up earlier, at the end of its lease.
 const BARRIER_DEADLINE: Duration = Duration::from_secs(1);
-/// Readers that wait for a barrier to start. More are refused at once.
+/// Readers that may wait for the next barrier; further ones are refused at once.
 const WAITING_MAX: usize = 16 * 1024;
 
-/// No quorum, or this node is not serving.
+/// There is no quorum, or this node does not serve yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not ready: {0}")]
 pub struct NotReady(pub String);
 
-/// Cheap to clone.
+/// Reads the state of one shard on this node. Clones are cheap.
 #[derive(Clone)]
 pub struct Reader {
     shared: Arc<Shared>,
@@ -54,13 +54,13 @@ struct Shared {
     recovered: Arc<AtomicBool>,
 }
 
-/// Somebody who needs a read index.
+/// A request for a read index.
 struct Waiter {
     asker: Asker,
     index: oneshot::Sender<Result<u64, NotReady>>,
 }
 
-/// Who asks decides how far the question may travel: a peer's question has travelled already.
+/// Whether the request may be forwarded: one from a peer has been forwarded already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asker {
     Client,
@@ -68,7 +68,7 @@ enum Asker {
 }
 
 impl Reader {
-    /// Reads `state`, which `raft` keeps. Its worker lives as long as the reader.
+    /// A reader of `state`, which `raft` maintains. Its worker ends with the last clone of the reader.
     pub fn new(raft: Raft, state: StateHandle, forwarder: Forwarder, ids: IdSource, metrics: Metrics) -> Self {
         let (waiting, waiters) = mpsc::channel(WAITING_MAX);
         let (progress, lead) = (raft.data_metrics(), Lead::new(&raft));
@@ -94,12 +94,12 @@ impl Reader {
         }
     }
 
-    /// The state, containing at least every write acknowledged before this call. Barriers are batched.
+    /// A state that contains every write acknowledged before this call. Barriers are shared.
     pub async fn linearizable(&self) -> Result<Arc<StateDb>, NotReady> {
         self.linearizable_within(READ_DEADLINE).await
     }
 
-    /// The same with another deadline.
+    /// Like [`Self::linearizable`], with another deadline.
     pub async fn linearizable_within(&self, limit: Duration) -> Result<Arc<StateDb>, NotReady> {
         let deadline = Instant::now() + limit;
         loop {
@@ -115,8 +115,8 @@ impl Reader {
         }
     }
 
-    /// The state as it is here, for a caller who does not need the newest: without asking anybody, but not
-    /// older than what this node has shown before it was restarted.
+    /// This node's state, without a barrier, for a caller that does not need the newest. It is not older than anything
+    /// that this node served before its last restart.
     pub fn local_read(&self) -> Result<Arc<StateDb>, NotReady> {
         match self.shared.recovered.load(Ordering::Acquire) {
             true => Ok(self.local()),
@@ -124,12 +124,12 @@ impl Reader {
         }
     }
 
-    /// The state as it is here.
+    /// This node's current state.
     pub fn local(&self) -> Arc<StateDb> {
         self.shared.state.current()
     }
 
-    /// An index that covers every acknowledged write, for a peer. Only the leader has one.
+    /// An index that covers every acknowledged write, for a peer. Only the leader can answer.
     pub(crate) async fn read_index_for_peer(&self) -> Result<u64, NotReady> {
         self.index(Asker::Peer).await
     }
@@ -163,15 +163,15 @@ impl Reader {
     }
 }
 
-/// Tells when the state is again what it was before the last stop, or newer.
+/// Reports when the state has reached what it was before the last stop.
 async fn watch_recovery(raft: Raft, recovered: Arc<AtomicBool>) {
     match raft.wait_for_recovery(None).await {
         Ok(_) => recovered.store(true, Ordering::Release),
-        Err(error) => tracing::debug!(%error, "stopped before recovery"),
+        Err(error) => tracing::debug!(%error, "the node stopped before its state had caught up with its last run"),
     }
 }
 
-/// Runs barriers, one at a time, each for everybody who waits.
+/// Runs barriers, one at a time, each for all requests that wait.
 struct Barriers {
     raft: Raft,
     lead: Lead,

@@ -1,5 +1,5 @@
-//! Reads this node's whole state again, right after a start and then every so often: `raft-store/src/disk/scrub.rs` says how.
-//! Damage that it finds ends the node through `RunningNode::failed`.
+//! Reads this node's whole state again after a start and then periodically; `raft-store/src/disk/scrub.rs` has the
+//! details. Damage ends the node through `RunningNode::failed`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,16 +9,15 @@ use agentpost_raft_store::disk::scrub::Scrub;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-/// Reads one shard of this node again.
+/// Reads the state of one shard again.
 pub struct Scrubber {
-    /// Reads.
     pub scrub: Scrub,
-    /// From the end of one reading to the next.
+    /// Pause between two readings.
     pub interval: Duration,
 }
 
 impl Scrubber {
-    /// Runs until `shutdown`; a reading that is under way then ends at once.
+    /// Runs until `shutdown`, which also ends a reading in progress.
     pub async fn run(self, shutdown: CancellationToken) {
         while !shutdown.is_cancelled() {
             self.once(&shutdown).await;
@@ -41,9 +40,11 @@ impl Scrubber {
             }
         };
         match read {
-            Ok(Ok(bytes)) => tracing::debug!(bytes, "everything was read again"),
-            Ok(Err(error)) => tracing::warn!(%error, "reading everything again failed; tried again later"),
-            Err(error) => tracing::error!(%error, "reading everything again panicked"),
+            Ok(Ok(bytes)) => tracing::debug!(bytes, "the state and the snapshot were read again; no damage"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "reading the state again failed; it will be tried again later; check the disk")
+            }
+            Err(error) => tracing::error!(%error, "reading the state again panicked; please report this"),
         }
     }
 }

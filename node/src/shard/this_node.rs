@@ -1,4 +1,4 @@
-//! What this node is within its Raft group: what it says about itself, and how it passes leadership on.
+//! This node as a member of its Raft group: its status, and the hand-over of leadership.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,38 +22,38 @@ use super::{Lead, Leader, Raft};
 use crate::base::clock::Clock;
 use crate::base::metrics::{Metrics, gauge};
 
-/// What a hand-over gives the work that it waits for.
+/// Time limit for the work that a hand-over waits for.
 pub const DRAIN_DEADLINE: Duration = Duration::from_millis(DRAIN_MS);
-/// A transfer of leadership, from the order until the new leader is known here.
+/// Time limit for a transfer of leadership, until this node knows the new leader.
 pub const TRANSFER_DEADLINE: Duration = Duration::from_secs(3);
-/// A voter that lags more than this is no successor on request.
+/// A voter that lags by more entries is not accepted as successor when an operator asks.
 const LAG_MAX: u64 = 100;
-/// The same when this node stops anyway: while a transfer is under way it takes no writes, so the rest arrives.
+/// The same limit when this node stops. It accepts no writes during the transfer, so the successor catches up.
 const LAG_MAX_STOPPING: u64 = 10_000;
-/// A voter that has been silent longer is no successor.
+/// A voter that has been silent for longer is not accepted as successor.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
-/// Under load a voter is within reach only from moment to moment.
+/// How often the lag of a successor is checked: under load it is small enough only at moments.
 const LOOKS: u32 = 100;
-/// Between two looks.
+/// Pause between two checks.
 const LOOK: Duration = Duration::from_millis(10);
-/// The last entry of a leader that stops.
+/// Time limit for the last entry of a stopping leader.
 const TICK_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Why leadership stays where it is.
+/// Why a transfer of leadership did not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
-    /// 400.
+    /// The target is not another voter (400).
     #[error("{0}")]
     Invalid(String),
-    /// 409.
+    /// The target lags or is silent (409).
     #[error("{0}")]
     NotCaughtUp(String),
-    /// 503.
+    /// There is no leader here, or the target did not take over in time (503).
     #[error("not ready: {0}")]
     NotReady(String),
 }
 
-/// This node as a member of its group. Cheap to clone.
+/// This node as a member of its group. Clones are cheap.
 #[derive(Clone)]
 pub struct ThisNode {
     raft: Raft,
@@ -64,7 +64,7 @@ pub struct ThisNode {
 }
 
 impl ThisNode {
-    /// Speaks for this node, whose workers enter `drain`.
+    /// A handle on this node, whose leader's workers enter `drain`.
     pub fn new(raft: Raft, state: StateHandle, proposer: Proposer, drain: Drain, clock: Clock) -> Self {
         ThisNode {
             raft,
@@ -80,7 +80,7 @@ impl ThisNode {
         *self.raft.node_id()
     }
 
-    /// Who leads.
+    /// The leader, as this node knows it.
     pub fn lead(&self) -> Lead {
         Lead::new(&self.raft)
     }
@@ -90,7 +90,7 @@ impl ThisNode {
         &self.state
     }
 
-    /// The members, as far as this node knows.
+    /// The members, as this node knows them.
     pub fn members(&self) -> BTreeMap<u64, Member> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
@@ -98,7 +98,7 @@ impl ThisNode {
         nodes.map(|(id, member)| (*id, member.clone())).collect()
     }
 
-    /// The voters, as far as this node knows.
+    /// The voters, as this node knows them.
     pub fn voters(&self) -> BTreeMap<u64, Member> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
@@ -107,19 +107,19 @@ impl ThisNode {
         membership.voter_ids().filter_map(known).collect()
     }
 
-    /// Whether a node is a member, as far as this node knows.
+    /// Whether node `id` is a member, as this node knows it.
     pub fn is_member(&self, id: u64) -> bool {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         metrics.membership_config.membership().get_node(&id).is_some()
     }
 
-    /// Whether this node is in a cluster that exists.
+    /// Whether this node belongs to a cluster that was formed.
     pub async fn is_initialized(&self) -> anyhow::Result<bool> {
         Ok(self.raft.is_initialized().await?)
     }
 
-    /// Founds the cluster. Nothing happens if it exists: all nodes have the same list of members.
+    /// Forms the cluster. Does nothing if it exists, because all nodes have the same list of members.
     pub async fn initialize(&self, members: BTreeMap<u64, Member>) -> anyhow::Result<()> {
         match self.raft.initialize(members).await {
             Ok(()) => tracing::info!("cluster initialised"),
@@ -140,7 +140,7 @@ impl ThisNode {
         Ok(())
     }
 
-    /// Waits until Raft fails for good; the process must then end. Tells why.
+    /// Waits until Raft fails; the process must then end. Returns the reason.
     pub async fn failed(&self) -> String {
         let mut metrics = self.raft.metrics();
         loop {
@@ -232,7 +232,7 @@ impl ThisNode {
         }
     }
 
-    /// Cluster time stands still until the new leader's first command: lets it stand where it is now.
+    /// Writes the current cluster time to the log. It does not advance until the new leader's first command.
     async fn tick(&self) {
         let tick = Operation::internal(Tick {});
         let ticked = self.proposer.propose_here(Bytes::from(tick.encode_to_vec()));

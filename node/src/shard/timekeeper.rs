@@ -1,15 +1,14 @@
-//! Wall time as the voters' clocks have it together, so that one clock that is far off moves nothing.
+//! Reads the voters' clocks and computes majority time, so that one wrong clock changes nothing.
 //!
-//! Every node asks the other voters for their clocks, and takes the latest moment that the clocks of a majority
-//! of the voters have reached. With all of them known and an odd number that is their median. What is missing,
-//! or the choice between the two in the middle, counts against going forward: replicated wall time never goes
-//! back, so a day that began too early is there to stay, while one that stands still waits for a voter only.
-//!
-//! - A reading is kept as what a clock showed when this process began, and goes on with monotonic time. When a
-//!   clock jumps, this node's own too, nothing moves until it was compared with the others again.
-//! - The last reading of a silent voter stays.
-//! - Until a majority is known this node stamps nothing, and wall time stands where the log has it. Followers
-//!   ask as well, so that whoever is elected knows already.
+//! Every node asks the other voters for their clocks and takes the latest moment that a majority of all voters has
+//! reached. If all clocks are known and their number is odd, that is the median. Unknown clocks and an even number of
+//! voters are resolved to the earlier time: replicated wall time never goes back, so a day that began too early would
+//! stay, while wall time that stands still only waits for a voter.
+//! - A reading is stored as the value of that clock when this process started, and advances with monotonic time. A
+//!   clock that jumps, this node's own included, changes nothing until it has been compared with the others again.
+//! - The last reading of a silent voter stays in force.
+//! - Until a majority is known, this node stamps no wall time. Followers ask as well, so that a newly elected leader
+//!   knows the time at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -27,14 +26,14 @@ use crate::base::metrics::Metrics;
 use crate::net::dial::{Dialer, Purpose};
 use crate::net::shard_id::SHARD;
 
-/// Between two rounds of questions.
+/// Interval between two rounds of questions.
 const PERIOD: Duration = Duration::from_secs(1);
-/// The same while no majority is known.
+/// The interval while no majority is known.
 const PERIOD_UNKNOWN: Duration = Duration::from_millis(100);
-/// What a voter is given to answer. The error of a reading is half of it at most.
+/// Time limit for an answer. The error of a reading is at most half of it.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 
-/// The latest moment that a majority of `voters` clocks have reached, of which these are known.
+/// The latest moment that a majority of `voters` clocks has reached, given the `readings` that are known.
 fn reached_by_majority(mut readings: Vec<i64>, voters: usize) -> Option<i64> {
     readings.sort_unstable_by(|a, b| b.cmp(a));
     readings.get(voters / 2).copied()
@@ -47,12 +46,12 @@ pub struct Timekeeper {
     dialer: Dialer,
     metrics: Metrics,
     readings: BTreeMap<u64, i64>,
-    /// Whose clock is too far off: a line in the log when that begins and when it ends.
+    /// Voters whose clock diverges too far; a log line marks the beginning and the end.
     diverging: BTreeSet<u64>,
 }
 
 impl Timekeeper {
-    /// Tells `wall_time`.
+    /// A timekeeper that updates `wall_time`.
     pub fn new(wall_time: WallTime, this_node: ThisNode, dialer: Dialer, metrics: Metrics) -> Self {
         Timekeeper {
             wall_time,
@@ -76,7 +75,7 @@ impl Timekeeper {
         shutdown.run_until_cancelled(working).await;
     }
 
-    /// Asks everybody once; each answer counts when it arrives.
+    /// Asks every voter once. Each answer counts as soon as it arrives.
     async fn round(&mut self) {
         let voters = self.this_node.voters();
         self.readings.retain(|id, _| voters.contains_key(id));
@@ -103,7 +102,7 @@ impl Timekeeper {
     fn conclude(&mut self, voters: &BTreeMap<u64, Member>) {
         let here = self.this_node.id();
         if voters.contains_key(&here) {
-            // Afresh each time: a jump of this clock must not move what the others say.
+            // Computed anew each time, so that a jump of this node's clock does not move the others' readings.
             self.readings.insert(here, self.wall_time.own_reading());
         }
         let agreed = reached_by_majority(self.readings.values().copied().collect(), voters.len());
@@ -114,23 +113,27 @@ impl Timekeeper {
             self.metrics.clocks.set_divergence(*id, off_ms as f64 / 1000.0);
             if off_ms.unsigned_abs() <= CLOCK_DIVERGENCE_MS_MAX {
                 if self.diverging.remove(id) {
-                    tracing::info!(node = id, off_ms, "the clock of this node is near the others' again");
+                    tracing::info!(node = id, off_ms, "the clock of a node agrees with the others again");
                 }
             } else if self.diverging.insert(*id) {
-                tracing::warn!(node = id, off_ms, "the clock of this node is far from the others'");
+                tracing::warn!(
+                    node = id,
+                    off_ms,
+                    "the clock of a node diverges from the others; check its time synchronisation"
+                );
             }
         }
     }
 }
 
-/// What a voter's clock shows, taken to be in the middle between question and answer.
+/// The reading of a voter's clock, assumed to be taken midway between question and answer.
 async fn ask(wall_time: WallTime, dialer: Dialer, id: u64, address: String) -> Option<(u64, i64)> {
     let mut client = dialer.client(id, &address, Purpose::Control);
     let asked_ms = wall_time.elapsed_ms();
     let reply = timeout(ANSWER_DEADLINE, client.status(StatusRequest { shard: SHARD })).await;
     let wall_ms = reply.ok()?.ok()?.into_inner().wall_ms;
     let middle_ms = asked_ms + (wall_time.elapsed_ms() - asked_ms) / 2;
-    // 0: a node of an older version, which does not tell.
+    // 0 comes from a node of an older version, which does not report its clock.
     (wall_ms != 0).then(|| (id, WallTime::reading(wall_ms, middle_ms)))
 }
 
@@ -148,7 +151,7 @@ mod tests {
             (2, vec![7], None),
             (2, vec![7, DAYS], Some(7)),
             (3, vec![7], None),
-            // The third was never heard: the earlier of two.
+            // The third clock is unknown: the earlier of the two counts.
             (3, vec![DAYS, 7], Some(7)),
             (3, vec![-DAYS, 7], Some(-DAYS)),
             (3, vec![3, 9, 7], Some(7)),
@@ -158,7 +161,7 @@ mod tests {
             (4, vec![1, 2], None),
             (4, vec![4, 1, 3, 2], Some(2)),
             (4, vec![DAYS, 1, 2, 3], Some(2)),
-            // Two of five are ahead and two were never heard.
+            // Two of five are ahead and two are unknown.
             (5, vec![DAYS, DAYS, 7], Some(7)),
             (5, vec![DAYS, DAYS, 7, 8, -DAYS], Some(8)),
             (5, vec![-DAYS, -DAYS, 7, 8, 9], Some(7)),

@@ -1,9 +1,9 @@
-//! Effects in, coalesced hints out.
+//! Turns the effects of applied entries into hints for listeners.
 //!
-//! A hint says "look again", never what happened: however many effects arrive while a listener is busy, it
-//! wakes once. A listener registers *before* it reads, so nothing falls between its read and its wait. When
-//! nobody listens, an effect costs one atomic load; when others listen, a shared lock and two hash lookups.
-//! The leader's workers are told where to look: [`work`].
+//! A hint says "read again", never what happened: however many effects arrive while a listener is busy, it wakes once.
+//! A listener registers *before* it reads, so nothing is missed between its read and its wait. Without listeners, an
+//! effect costs one atomic load; with listeners, a shared lock and two hash lookups. Hints for the leader's workers
+//! also say where to look: [`work`].
 
 pub mod work;
 
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use self::work::Work;
 
-/// The switchboard of one shard. Cheap to clone.
+/// The hints of one shard. Clones are cheap and share the listeners.
 #[derive(Clone, Default)]
 pub struct Wakeups {
     board: Arc<Board>,
@@ -37,7 +37,7 @@ struct Board {
 #[derive(Default)]
 struct Team {
     any: watch::Sender<()>,
-    /// The last chunk of some publish was applied.
+    /// Listeners to finished publishes of a team.
     fanouts: watch::Sender<()>,
     inboxes: HashMap<String, watch::Sender<()>>,
 }
@@ -49,7 +49,7 @@ enum Place {
     Keys,
 }
 
-/// One subscription; register it before reading.
+/// A listener. Register it before reading.
 pub struct Listener {
     hints: watch::Receiver<()>,
     place: Place,
@@ -57,7 +57,7 @@ pub struct Listener {
 }
 
 impl Wakeups {
-    /// Wakes when this inbox grew.
+    /// Wakes when this inbox has a new entry.
     pub fn inbox(&self, team: TeamId, agent: &str) -> Listener {
         self.board.listeners.fetch_add(1, Ordering::SeqCst);
         let mut teams = self.board.teams.write().unwrap_or_else(PoisonError::into_inner);
@@ -66,7 +66,7 @@ impl Wakeups {
         self.listener(hints, Place::Inbox(team, agent.to_owned()))
     }
 
-    /// Wakes when any inbox of the team grew.
+    /// Wakes when any inbox of the team has a new entry.
     pub fn team(&self, team: TeamId) -> Listener {
         self.board.listeners.fetch_add(1, Ordering::SeqCst);
         let mut teams = self.board.teams.write().unwrap_or_else(PoisonError::into_inner);
@@ -74,7 +74,7 @@ impl Wakeups {
         self.listener(hints, Place::Team(team))
     }
 
-    /// Wakes when a publish of the team has reached its last receiver.
+    /// Wakes when a publish of the team has reached all receivers.
     pub fn fanout(&self, team: TeamId) -> Listener {
         self.board.listeners.fetch_add(1, Ordering::SeqCst);
         let mut teams = self.board.teams.write().unwrap_or_else(PoisonError::into_inner);
@@ -82,29 +82,29 @@ impl Wakeups {
         self.listener(hints, Place::Fanouts(team))
     }
 
-    /// Endpoints whose earliest delivery became another: team and generation.
+    /// Endpoints whose earliest delivery has changed: team and generation.
     pub fn due(&self) -> Work<(TeamId, u64)> {
         self.board.due.listen()
     }
 
-    /// Endpoints whose deliveries are to be closed: team and generation.
+    /// Endpoints whose open deliveries must be closed: team and generation.
     pub fn closings(&self) -> Work<(TeamId, u64)> {
         self.board.closings.listen()
     }
 
-    /// Topics with a publish that needs chunks.
+    /// Topics with a publish that is delivered in chunks.
     pub fn fanouts(&self) -> Work<(TeamId, String)> {
         self.board.fanouts.listen()
     }
 
-    /// Wakes when some key was revoked.
+    /// Wakes when a key was revoked.
     pub fn keys(&self) -> Listener {
         self.listener(self.board.keys.subscribe(), Place::Keys)
     }
 
-    /// Passes on what a batch of applied entries made possible. Called after its writes are visible.
+    /// Sends the hints of a batch of applied entries. It must be called after the batch's writes are visible.
     pub fn publish(&self, effects: &[Effect]) {
-        // Whoever registers after this fence reads a state that holds the batch already.
+        // A listener that registers after this fence reads a state that contains the batch.
         fence(Ordering::SeqCst);
         let anyone = self.board.listeners.load(Ordering::SeqCst) > 0;
         let teams = anyone.then(|| self.board.teams.read().unwrap_or_else(PoisonError::into_inner));
@@ -122,7 +122,7 @@ impl Wakeups {
                 Effect::KeyRevoked(_) => {
                     self.board.keys.send_replace(());
                 }
-                // Leadership listens to the state itself.
+                // `leadership` reads this from the state itself.
                 Effect::EpochBegan { .. } => {}
                 Effect::Published { team, .. } => {
                     if let Some(team) = teams.as_ref().and_then(|teams| teams.get(team)) {
@@ -142,7 +142,7 @@ impl Wakeups {
         }
     }
 
-    /// Wakes everyone: after a snapshot was installed nobody knows what became possible.
+    /// Wakes all listeners. After a snapshot was installed, anything may have changed.
     pub fn publish_all(&self) {
         self.board.keys.send_replace(());
         self.board.due.everywhere();
@@ -167,9 +167,9 @@ impl Wakeups {
 }
 
 impl Listener {
-    /// Returns at the first hint since the last call; immediately if one is waiting. Cancel-safe.
+    /// Waits for a hint; returns at once if one arrived since the last call. Cancel-safe.
     pub async fn woken(&mut self) {
-        // The board holds every sender that has a listener.
+        // Cannot fail: `Wakeups` keeps every sender that has a listener.
         if self.hints.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -177,7 +177,7 @@ impl Listener {
 }
 
 impl Drop for Listener {
-    /// The last listener of an inbox takes its slot away.
+    /// Removes the slot of an inbox with its last listener.
     fn drop(&mut self) {
         let (team, agent) = match &self.place {
             Place::Inbox(team, agent) => (team, Some(agent)),
@@ -186,7 +186,7 @@ impl Drop for Listener {
         };
         let mut teams = self.board.teams.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = teams.get_mut(team) {
-            // This one still counts as a receiver of its own slot.
+            // This listener is still counted as a receiver of its own slot.
             if let Some(agent) = agent
                 && slot.inboxes.get(agent).is_some_and(|inbox| inbox.receiver_count() == 1)
             {

@@ -1,7 +1,8 @@
-//! Wall time as this node stamps it: what the voters' clocks have together, as [`super::timekeeper`] reads them.
+//! Wall time as this node stamps it: the time that a majority of the voters' clocks has reached, read by
+//! [`super::timekeeper`].
 //!
-//! A reading is kept as what a clock showed when this process began, and goes on with monotonic time. Until a majority is
-//! known this node stamps nothing, and wall time stands where the log has it.
+//! A reading is stored as the value of the clock when this process started, and advances with monotonic time. Until a
+//! majority of clocks is known, this node stamps no wall time and replicated wall time does not advance.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -10,12 +11,12 @@ use tokio::time::Instant;
 
 use crate::base::clock::Clock;
 
-/// The time of the calendar, on this node. Cheap to clone.
+/// Calendar time on this node. Clones are cheap.
 #[derive(Clone)]
 pub struct WallTime {
     clock: Clock,
     began: Instant,
-    /// What the voters' clocks showed when this began, in Unix milliseconds.
+    /// Majority time at the start of this process, in Unix milliseconds.
     began_ms: Arc<RwLock<Option<i64>>>,
 }
 
@@ -29,18 +30,18 @@ impl WallTime {
         }
     }
 
-    /// For a command of now, in Unix milliseconds. None: not known yet.
+    /// Wall time for a command, in Unix milliseconds; `None` while it is unknown.
     pub fn stamp(&self) -> Option<u64> {
         let began_ms = *self.began_ms.read().unwrap_or_else(PoisonError::into_inner);
         began_ms.map(|began_ms| u64::try_from(began_ms.saturating_add(self.elapsed_ms())).unwrap_or(0))
     }
 
-    /// The same for questions that need an answer: by this node's own clock, while it knows no other.
+    /// Wall time in Unix milliseconds; this node's own clock while the voters' clocks are unknown.
     pub fn now_ms(&self) -> u64 {
         self.stamp().unwrap_or_else(|| self.clock.wall_ms())
     }
 
-    /// This node's own clock, but at most [`CLOCK_DIVERGENCE_MS_MAX`] from the others'.
+    /// This node's own clock, limited to [`CLOCK_DIVERGENCE_MS_MAX`] from majority time.
     pub fn near_ms(&self) -> u64 {
         let own_ms = self.clock.wall_ms();
         self.stamp().map_or(own_ms, |ms| {
@@ -51,7 +52,7 @@ impl WallTime {
         })
     }
 
-    /// This node's own clock; what it measures in.
+    /// This node's own clock, for monotonic time.
     pub fn clock(&self) -> &Clock {
         &self.clock
     }
@@ -64,7 +65,7 @@ impl WallTime {
         signed(self.clock.now().duration_since(self.began).as_millis() as u64)
     }
 
-    /// What a clock that shows `wall_ms` showed when this began, if that was read `elapsed_ms` after it.
+    /// The value at the start of this process of a clock that showed `wall_ms` after `elapsed_ms`.
     pub(super) fn reading(wall_ms: u64, elapsed_ms: i64) -> i64 {
         signed(wall_ms).saturating_sub(elapsed_ms)
     }

@@ -1,5 +1,5 @@
-//! What the process costs, under the names that Prometheus's own libraries use. Read from `/proc` on each scrape; elsewhere
-//! than on Linux these metrics are absent.
+//! What the process costs, under the names that Prometheus's own libraries use. Read from `/proc` on each scrape;
+//! elsewhere than on Linux these metrics are absent.
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};

@@ -1,7 +1,7 @@
-//! Hints for the leader's workers: unlike those for readers they say where to look.
+//! Hints for the leader's workers. Unlike the hints for readers, they say where to look.
 //!
-//! Each kind is a set, so a place that is named again while it waits is named once. The set is bounded: when
-//! it overflows, or when a snapshot replaced the state, one hint says "everywhere".
+//! Each kind is a set, so a place that is named twice before the worker looks is listed once. The set is bounded: when
+//! it is full, or when a snapshot replaced the state, one hint says "everywhere".
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -11,16 +11,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use agentpost_proto::limits::HINTS_WAITING_MAX;
 use tokio::sync::Notify;
 
-/// Where to look.
+/// The places to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Places<T> {
-    /// Anything may have happened: ask the state for everything.
+    /// Anything may have changed: read the whole state.
     Everywhere,
-    /// Here.
+    /// These places.
     These(Vec<T>),
 }
 
-/// Hints of one kind, for one worker at a time: those who listen share them.
+/// Hints of one kind, for one worker at a time.
 pub(super) struct Board<T> {
     listeners: AtomicUsize,
     waiting: Mutex<Waiting<T>>,
@@ -46,7 +46,7 @@ impl<T> Default for Board<T> {
 }
 
 impl<T: Eq + Hash> Board<T> {
-    /// Begins to gather. The first look is everywhere.
+    /// Starts to collect hints. The first one says "everywhere".
     pub(super) fn listen(self: &Arc<Self>) -> Work<T> {
         self.listeners.fetch_add(1, Ordering::SeqCst);
         self.everywhere();
@@ -55,7 +55,7 @@ impl<T: Eq + Hash> Board<T> {
         }
     }
 
-    /// Names a place. Costs an atomic load when nobody listens.
+    /// Adds a place. Costs one atomic load when no worker listens.
     pub(super) fn hint(&self, place: impl FnOnce() -> T) {
         if self.listeners.load(Ordering::SeqCst) == 0 {
             return;
@@ -73,7 +73,7 @@ impl<T: Eq + Hash> Board<T> {
         self.arrived.notify_one();
     }
 
-    /// Nobody knows what became possible.
+    /// Says that anything may have changed.
     pub(super) fn everywhere(&self) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.everywhere = true;
@@ -92,13 +92,13 @@ impl<T: Eq + Hash> Board<T> {
     }
 }
 
-/// What a worker is told. Register it before reading.
+/// A worker's hints. Register before reading.
 pub struct Work<T> {
     board: Arc<Board<T>>,
 }
 
 impl<T: Eq + Hash> Work<T> {
-    /// Everything named since the last call; waits while that is nothing. Cancel-safe.
+    /// Waits for hints and returns all that were added since the last call. Cancel-safe.
     pub async fn next(&mut self) -> Places<T> {
         loop {
             if let Some(places) = self.board.take() {
@@ -108,7 +108,7 @@ impl<T: Eq + Hash> Work<T> {
         }
     }
 
-    /// The same without waiting.
+    /// The hints since the last call, without waiting; `None` if there are none.
     pub fn now(&mut self) -> Option<Places<T>> {
         self.board.take()
     }
