@@ -1,7 +1,7 @@
 //! The tests of the node: real nodes with real sockets and disks, in this process or as processes of their own.
 //!
 //! One binary, so that RocksDB is linked once. Each area is a folder; `common` has what they share.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
