@@ -10,7 +10,7 @@
 # AGENTPOST_CACHE/targets/HASH/CHECKOUT    that path and the inode of the directory there; its modification time tells when a
 #                                          script last used the target directory
 
-TARGETS=$AGENTPOST_CACHE/targets
+TARGET_ROOT=$AGENTPOST_CACHE/targets
 # Bounds on the disk: how many checkouts keep a directory, and how large one may be before its old builds are removed.
 MAX_TARGETS=${AGENTPOST_MAX_TARGETS:-6} MAX_TARGET_GIB=${AGENTPOST_MAX_TARGET_GIB:-25}
 
@@ -19,12 +19,12 @@ MAX_TARGETS=${AGENTPOST_MAX_TARGETS:-6} MAX_TARGET_GIB=${AGENTPOST_MAX_TARGET_GI
 use_target() {
   local mine inode
   [ -z "${CARGO_TARGET_DIR:-}" ] || return 0
-  mine=$TARGETS/$(printf '%s' "$ROOT" | sha256sum | cut -c 1-16)
+  mine=$TARGET_ROOT/$(printf '%s' "$ROOT" | sha256sum | cut -c 1-16)
   inode=$(stat -c %i "$ROOT")
-  mkdir -p "$TARGETS"
-  exec 7>"$TARGETS/lock"
+  mkdir -p "$TARGET_ROOT"
+  exec 7>"$TARGET_ROOT/lock"
   flock 7
-  rm -rf "$TARGETS"/new.*
+  rm -rf "$TARGET_ROOT"/new.*
   if [ ! -f "$mine/CHECKOUT" ]; then
     start_target "$mine"
   elif [ "$(sed -n 2p "$mine/CHECKOUT")" != "$inode" ]; then
@@ -45,7 +45,7 @@ use_target() {
 # start_target DIR: a copy of the target directory that was used last and is not being built in, or an empty one.
 start_target() {
   local new other
-  new=$(mktemp -d "$TARGETS/new.XXXXXX")
+  new=$(mktemp -d "$TARGET_ROOT/new.XXXXXX")
   for other in $(targets_by_use); do
     if copy_target "$other" "$new"; then
       say "this checkout is new: it starts with the dependencies that $(checkout_of "$other") has compiled"
@@ -63,7 +63,7 @@ renew_target() {
   local new status=0 fd
   exec {fd}<"$1/CHECKOUT"
   if flock -n -x "$fd"; then
-    new=$(mktemp -d "$TARGETS/new.XXXXXX")
+    new=$(mktemp -d "$TARGET_ROOT/new.XXXXXX")
     copy_target "$1" "$new" || status=1
     if [ "$status" -eq 0 ]; then
       rm -rf "$1"
@@ -81,7 +81,7 @@ checkout_of() { head -n 1 "$1/CHECKOUT"; }
 
 # targets_by_use: those of the other checkouts, the one that was used last first.
 targets_by_use() {
-  find "$TARGETS" -mindepth 2 -maxdepth 2 -name CHECKOUT -printf '%T@ %h\n' | sort -rn | cut -d ' ' -f 2
+  find "$TARGET_ROOT" -mindepth 2 -maxdepth 2 -name CHECKOUT -printf '%T@ %h\n' | sort -rn | cut -d ' ' -f 2
 }
 
 # copy_target FROM TO: what belongs to third-party packages. It fails while cargo builds in FROM. Modification times are kept to
