@@ -1,4 +1,4 @@
-//! What `agentpost` asks for and prints, word for word, against a server that answers from a script.
+//! `agentpost` against a scripted server: requests and output, word for word.
 
 use std::process::{Output, Stdio};
 
@@ -32,7 +32,7 @@ async fn agentpost(server: &ScriptedServer, args: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Methods and paths of what was asked.
+/// Method and path of each request.
 fn asked(server: &ScriptedServer) -> Vec<String> {
     let seen = server.seen();
     assert!(seen.iter().all(|seen| seen.header("authorization") == "Bearer admin"));
@@ -61,6 +61,26 @@ fn team(limits: Value) -> Value {
 fn limits() -> Value {
     json!({"daily_sends": 5000, "daily_reads": 10000, "daily_webhook_registrations": 100, "monthly_events": 0,
            "overage_price_atomic": null})
+}
+
+#[tokio::test]
+async fn every_error_begins_with_the_same_word() {
+    for (args, code, start) in [
+        (&["team", "creat"][..], 2, "Error: unrecognized subcommand 'creat'\n"),
+        (
+            &["team", "list", "--yaml"],
+            2,
+            "Error: unexpected argument '--yaml' found\n",
+        ),
+        (&["team", "list"], 1, "Error: no admin key: "),
+    ] {
+        let (exit, stdout, stderr) = parts(&command(args).output().await.unwrap());
+        assert_eq!((exit, stdout.as_str()), (Some(code), ""), "{args:?}");
+        assert!(stderr.starts_with(start), "{stderr}");
+    }
+    let (exit, _, stderr) = parts(&command(&["team"]).output().await.unwrap());
+    assert_eq!(exit, Some(2));
+    assert!(stderr.starts_with("Create and list teams"), "{stderr}");
 }
 
 #[tokio::test]
@@ -115,7 +135,7 @@ async fn deliveries_are_listed_over_pages_until_the_cursor_stands_still() {
     let server = ScriptedServer::start().await;
     server
         .answer(200, page(&[delivery("dlv_1", json!(4))], "c1"))
-        // Examined its share, found nothing, goes on.
+        // The server has examined a part of the events, found none, and names the next page.
         .answer(200, page(&[], "c2"))
         .answer(200, page(&[delivery("dlv_2", json!(4))], "c3"))
         .answer(200, page(&[], "c3"));
@@ -161,7 +181,7 @@ async fn a_delivery_is_shown_and_redriven() {
         stdout.contains("\n      4     3  failed     500  status        3  -        -\n"),
         "{stdout}"
     );
-    // The first is done and said so, the second is refused.
+    // The first redrive succeeds and is printed, the second is refused.
     let args = ["deliveries", "redrive", "dlv_1", "dlv_2", "--team", TEAM];
     let (code, stdout, stderr) = parts(&agentpost(&server, &args).await);
     assert_eq!((code, stdout.as_str()), (Some(1), "Redriven dlv_1\n  as: dlv_9\n"));
@@ -288,7 +308,7 @@ async fn a_machine_is_let_into_the_team_that_is_named_or_the_only_one() {
     ] {
         server.answer(200, &waiting[..]).answer(200, approved());
         let output = agentpost(&server, &[&["login", "approve", "BCDF-GHJK"], args].concat()).await;
-        // Not a terminal: nobody is asked.
+        // stdin is no terminal, so the command asks no question.
         assert_eq!(
             parts(&output),
             (Some(0), APPROVED.to_owned(), WHO.to_owned()),
@@ -305,7 +325,7 @@ async fn a_machine_is_let_into_the_team_that_is_named_or_the_only_one() {
     assert_eq!(parts(&output), (Some(1), String::new(), expected));
     assert_eq!(server.seen().len(), count + 1, "nothing is approved");
 
-    // Of unknown outcome: not repeated.
+    // The outcome is unknown, so the request is not repeated.
     server
         .answer(200, &own[..])
         .answer(504, json!({"error": "outcome unknown"}).to_string());
@@ -322,7 +342,7 @@ async fn a_machine_is_let_into_the_team_that_is_named_or_the_only_one() {
     }
 }
 
-/// On a terminal that `script` provides.
+/// Runs on a terminal that the command `script` provides.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn on_a_terminal_a_machine_is_let_in_only_after_a_yes() {

@@ -12,6 +12,7 @@ mod signing_keys;
 mod team;
 mod webhook;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use agentpost_cli::output;
@@ -80,7 +81,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of a pipe, such as `head`, has closed it.
@@ -90,6 +94,21 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints help, the version or a usage error. clap's errors begin with `error:`; here they begin like all others.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.render().to_string().starts_with("error:") {
+        error.exit();
+    }
+    let wants_colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let text = if wants_colour && std::io::stderr().is_terminal() {
+        error.render().ansi().to_string()
+    } else {
+        error.render().to_string()
+    };
+    eprint!("{}", text.replacen("error:", "Error:", 1));
+    ExitCode::from(2)
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
