@@ -1,4 +1,4 @@
-//! What `kite` prints, asks and answers with, word for word.
+//! `kite agent register|send|listen`: requests, output and exit codes, word for word.
 
 use agentpost_testkit::ports::refusing_url;
 use agentpost_testkit::scripted_server::{ScriptedServer, Step};

@@ -1,4 +1,4 @@
-//! `kite agent list` as a user sees it, against a server that answers from a script.
+//! `kite agent list` against a scripted server and against three nodes.
 
 use std::process::Stdio;
 
@@ -117,7 +117,7 @@ async fn pages_that_go_in_circles_end_with_an_error() {
     assert_eq!(stderr, "Error: the server's pages do not go on after a\n");
 }
 
-/// Waits until `kite agent list` prints these rows and says this besides.
+/// Waits until `kite agent list` prints these rows, and this note on stderr.
 async fn lists(user: &User, rows: &[&str], note: &str) {
     let expected = format!("AGENT  NAME  LISTENING  REGISTERED\n{}\n", rows.join("\n"));
     let mut last = None;

@@ -1,4 +1,4 @@
-//! The guide, word for word, against three real nodes: agents on different nodes, a node that dies, a key that goes.
+//! The vendor's guide, word for word, against three nodes: agents on different nodes, a killed node, a revoked key.
 
 use agentpost_testkit::PATIENCE;
 
@@ -50,7 +50,7 @@ impl Post {
     }
 }
 
-/// Sends and returns the id; everything printed is as it should be.
+/// Sends a message, checks the output and returns the id.
 async fn send(user: &User, args: &[&str], from: &str, to: &str) -> String {
     let (code, stdout, stderr) = parts(&user.kite(&[&["agent", "send"], args].concat()).await);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
@@ -64,11 +64,11 @@ async fn send(user: &User, args: &[&str], from: &str, to: &str) -> String {
     id
 }
 
-/// One listener of the only agent with mail, and what is said besides.
+/// Waits until the list shows one listener of agent-alpha, and this note on stderr.
 async fn alpha_listens(user: &User, note: &str) {
     let table = "AGENT        NAME  LISTENING  REGISTERED\nagent-alpha  -             1  -\n";
     let expected = (Some(0), table.to_owned(), note.to_owned());
-    // A node that is slow to answer is named too, for once.
+    // The note may also name a node that is slow to answer.
     let listed = async { while parts(&user.kite(&["agent", "list"]).await) != expected {} };
     tokio::time::timeout(PATIENCE, listed)
         .await
@@ -81,7 +81,7 @@ async fn the_guide_works_across_nodes_and_over_the_death_of_one() {
     let alpha = post.agent("Agent Alpha", 2).await;
     let beta = post.agent("agent-beta", 3).await;
 
-    // Mail that arrives before anybody listens waits.
+    // Mail that arrives before the listener starts waits in the inbox.
     let early = send(
         &beta,
         &["--to", "agent-alpha", "before you came"],
@@ -117,7 +117,7 @@ async fn the_guide_works_across_nodes_and_over_the_death_of_one() {
     assert_eq!(listener.line().await, line);
     alpha_listens(&beta, "").await;
 
-    // The listener's node dies; it goes on at another one, and nothing comes twice.
+    // The listener's node is killed. The listener continues at another node, and no message comes twice.
     post.cluster.kill(2);
     listener.note_with("Disconnected: ").await;
     let third = send(
@@ -179,7 +179,7 @@ async fn refusals_listing_and_the_load_generator() {
         "{stderr}"
     );
 
-    // CloudEvents, one a line, in the vendor's order.
+    // Each line is a CloudEvent with its members in the vendor's order.
     let id = send(&post.agent("b", 1).await, &["--to", "a", "x"], "b", "a").await;
     let mut listener = Running::connected(&user, &["agent", "listen", "--as-id", "a", "--json"]).await;
     let line = listener.line().await;

@@ -10,7 +10,7 @@ use agentpost_testkit::PATIENCE;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-/// A home folder and the variables of one user.
+/// The home folder and the environment variables of one user.
 pub struct User {
     pub home: TempDir,
     variables: Vec<(String, String)>,
@@ -24,7 +24,7 @@ impl User {
         }
     }
 
-    /// With a key and these servers.
+    /// A user with a key and these servers.
     pub fn of(servers: &str) -> Self {
         User::new()
             .with("KITE_API_KEY", "kite_key")
@@ -41,7 +41,7 @@ impl User {
         self.home.path().join(".config/kite/config.toml")
     }
 
-    /// The command line, with nothing of the caller's environment.
+    /// `kite`, without the environment of the test.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kite"));
         command

@@ -1,5 +1,5 @@
-//! `kite stream --exec`: what a command gets, when its event is acknowledged, what follows from a failure, and that
-//! nothing is left running.
+//! `kite stream --exec`: the input of a command, the acknowledgement of its event, repeats after a failure, and the end
+//! of all processes.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::common::process::Running;
 use crate::common::steps::{REFUSED, connected, mail, of_type, refusal, say};
 use crate::common::{User, parts};
 
-/// The lines that commands have written.
+/// The lines of a file that the commands write.
 fn lines(user: &User, file: &str) -> Vec<String> {
     let text = std::fs::read_to_string(user.home.path().join(file)).unwrap_or_default();
     text.lines().map(str::to_owned).collect()
@@ -63,7 +63,7 @@ async fn commands_run_one_after_another_and_need_not_read() {
         refusal(),
     ]);
     let user = User::of(&server.base);
-    // Each takes a lock that the one before has to have given back.
+    // Each command takes a lock that the one before must have released.
     let command = "mkdir lock || exit 0; sleep 0.1; echo $KITE_SEQ >> done; rmdir lock";
     let (_, stdout, stderr) = parts(&user.kite(&["stream", "--exec", command, "--json"]).await);
     assert_eq!((stdout.as_str(), stderr.lines().count()), ("", 3), "{stderr}");
@@ -73,7 +73,7 @@ async fn commands_run_one_after_another_and_need_not_read() {
 #[tokio::test]
 async fn a_command_that_fails_leaves_its_event_unacknowledged_and_it_comes_again() {
     let server = ScriptedServer::start().await;
-    // The next event is on its way already; it has to wait for its turn.
+    // The server sends the next event before the command has failed; the event must wait.
     server.session(vec![
         connected(0),
         mail(1),
@@ -127,8 +127,8 @@ async fn the_session_stays_open_while_a_command_takes_its_time() {
     let server = ScriptedServer::start().await;
     let user = User::of(&server.base);
     let answered = user.home.path().join("answered");
-    // The ping stands behind events. Before it is answered the client has said that it acknowledges; else a server
-    // might take the events for delivered.
+    // The ping comes after events. The client must acknowledge before it answers, or a server may count the pong as an
+    // acknowledgement of the events.
     server.session(vec![
         connected(4),
         mail(7),
@@ -188,7 +188,7 @@ fn is_running(id: &str) -> bool {
         .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }
 
-/// Starts a command with a child that both write their ids, and waits for them.
+/// Starts a command with a child process and waits until both have written their process ids.
 async fn busy(command: &str) -> (User, ScriptedServer, Running) {
     let server = ScriptedServer::start().await;
     server.session(vec![connected(0), mail(1), Step::Gone]);

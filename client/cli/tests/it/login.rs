@@ -1,4 +1,4 @@
-//! `kite login` against a server that answers from a script: what is asked, what is shown, what is written.
+//! `kite login` against a scripted server: its requests, its output and the configuration file.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
@@ -14,7 +14,7 @@ use crate::common::{User, parts};
 
 const SECRET: &str = "kite_0011aabb_00112233445566778899aabbccddeeff";
 
-/// A code that lives ten minutes.
+/// A code that expires after ten minutes.
 fn code(server: &ScriptedServer) -> Value {
     json!({"device_code": "dev-1", "user_code": "BCDF-GHJK", "verification_url": format!("{}/activate", server.base),
            "verification_url_complete": format!("{}/activate?code=BCDF-GHJK", server.base),
@@ -83,7 +83,7 @@ async fn a_code_is_shown_and_the_key_goes_into_the_file() {
     assert_eq!(seen[2].json(), json!({"device_code": "dev-1"}));
     assert!(seen.iter().all(|seen| seen.header("authorization").is_empty()));
 
-    // What was written is used.
+    // The next command uses the login that was written.
     server.session_that_answers(true, json!({"team_id": "team_1", "keys": []}));
     let output = user.kite(&["keys", "list"]).await;
     let expected = "Team: team_1\nNo API keys configured.\n".to_owned();
@@ -94,12 +94,12 @@ async fn a_code_is_shown_and_the_key_goes_into_the_file() {
 #[tokio::test]
 async fn a_server_that_tells_little_is_enough_and_the_login_before_is_replaced() {
     let server = ScriptedServer::start().await;
-    // The interval is what keeps this test short; login.rs tests the default.
+    // A short interval keeps this test short; the library's tests cover the default.
     let little = json!({"device_code": "d", "user_code": "AB\u{1b}[2J", "verification_url": "http://x/activate",
                         "interval": 1, "verification_url_complete": null, "news": 1});
     server
         .answer(200, little.to_string())
-        // None of these decides anything.
+        // None of these answers decides the login.
         .answer(502, "<html>")
         .answer(404, "")
         .answer(200, key());
@@ -192,7 +192,7 @@ async fn without_a_code_there_is_no_login() {
     assert!(!user.config_path().exists());
 }
 
-/// `kite login` as it is while it waits, with what somebody does meanwhile.
+/// Runs `kite login` and does something else while it waits.
 async fn meanwhile(user: &User, server: &ScriptedServer, deed: impl AsyncFnOnce()) -> (Option<i32>, String, String) {
     server.answer(200, code(server).to_string());
     let mut command = user.command(&["login", "--server", &server.base]);
@@ -247,7 +247,7 @@ async fn an_interrupt_leaves_everything_as_it_was() {
             .unwrap()
     };
     while !next(&mut notes).await.unwrap().starts_with("Waiting for approval") {}
-    // The first question shows that the wait has begun.
+    // The second request shows that the wait has begun.
     agentpost_testkit::eventually("a second question", async || (server.seen().len() > 1).then_some(())).await;
     let interrupt = format!("kill -INT {}", login.id().unwrap());
     assert!(

@@ -1,4 +1,4 @@
-//! What `kite status`, `kite logs` and `kite keys` ask for and print, word for word.
+//! `kite status|logs|keys` against a scripted server: requests and output, word for word.
 
 use agentpost_testkit::ports::refusing_url;
 use agentpost_testkit::scripted_server::{ScriptedServer, Step, greeting};
@@ -37,7 +37,7 @@ fn asked(method: &str, params: Value) -> (String, Value) {
     (method.to_owned(), params)
 }
 
-/// One answer, one command; what it printed.
+/// Runs a command against a server with one answer and returns its output.
 async fn answered(ok: bool, payload: Value, args: &[&str]) -> (Option<i32>, String, String) {
     let server = ScriptedServer::start().await;
     server.session_that_answers(ok, payload);
@@ -240,9 +240,9 @@ async fn logs_go_on_over_pages_until_there_are_enough_or_no_more() {
     };
     server
         .session_that_answers(true, page(&[9, 8], json!(8)))
-        // Examined its share, found nothing, goes on.
+        // The server has examined a part of the events, found none, and names the next page.
         .session_that_answers(true, page(&[], json!(5)))
-        // One more than asked for.
+        // The page has one event more than was asked for.
         .session_that_answers(true, page(&[4, 3], json!(3)));
     let user = User::of(&server.base);
     let args = ["logs", "--limit", "3", "--before", "20", "--thread", "t-1"];
@@ -255,7 +255,7 @@ async fn logs_go_on_over_pages_until_there_are_enough_or_no_more() {
     };
     assert_eq!(server.requests(), [params(3, 20), params(1, 8), params(1, 5)]);
 
-    // A server that sends the reader in circles.
+    // The server's pages form a circle.
     server
         .session_that_answers(true, page(&[9], json!(9)))
         .session_that_answers(true, page(&[8], json!(9)));

@@ -1,4 +1,4 @@
-//! From `kite login` to a revoked key against three real nodes: the guide's way to a key, and every management command.
+//! `kite login` and the management commands against three nodes, as the vendor's guide describes them.
 
 use std::process::{Output, Stdio};
 
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use crate::common::cluster::Cluster;
 use crate::common::{User, parts};
 
-/// `kite login` as it waits.
+/// A `kite login` that waits for approval.
 struct Waiting {
     process: Child,
     notes: Lines<BufReader<ChildStderr>>,
@@ -56,7 +56,7 @@ fn stdout(output: &Output) -> String {
     stdout
 }
 
-/// The words after `- name: ` of a created key.
+/// Id, prefix and secret from the output of `kite keys create`.
 fn created(text: &str) -> [String; 3] {
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!((lines[0], lines.len()), ("Created API key:", 4), "{text}");
@@ -84,11 +84,11 @@ async fn send(user: &User, thread: &str, body: &str) {
     stdout(&user.kite(&args).await);
 }
 
-/// The operator lets a machine in as administrator of the first of two teams.
+/// The operator approves a machine as administrator of the first of two teams.
 async fn logged_in(cluster: &Cluster, team: &str) -> User {
     let user = User::new();
     let waiting = Waiting::start(&user, &cluster.url(2)).await;
-    // Any node knows the code, however it is written; the operator has to name the team.
+    // Every node knows the code, in either case and without the dash. The operator must name the team.
     let code = waiting.code.to_lowercase().replace('-', "");
     let shown = cluster.agentpost_json(&["login", "show", &code]).await;
     assert_eq!(shown["user_code"], waiting.code.as_str());
@@ -145,7 +145,7 @@ async fn a_machine_logs_in_and_manages_the_teams_keys() {
     cluster.agentpost_json(&["team", "create", "ops"]).await;
     let user = logged_in(&cluster, &team).await;
 
-    // The key of the file is an admin key of the team.
+    // The file now has an admin key of the team.
     let status = stdout(&user.kite(&["status"]).await);
     let lines: Vec<&str> = status.lines().collect();
     let ws_url = format!("- ws_url: {}", agentpost::urls::ws_url(&cluster.url(2)).unwrap());
@@ -156,7 +156,7 @@ async fn a_machine_logs_in_and_manages_the_teams_keys() {
         "{status}"
     );
 
-    // The guide: a key with write.
+    // From the guide: a key with the permission write.
     let text = stdout(
         &user
             .kite(&["keys", "create", "--name", "second", "--permissions", "write"])
@@ -181,7 +181,7 @@ async fn a_machine_logs_in_and_manages_the_teams_keys() {
     let start = "Error: `kite keys create` needs a key with the permission admin; the key of this machine has write.\n";
     assert!(exit == Some(1) && stderr.starts_with(start), "{stderr}");
 
-    // A node dies: the others answer. Revoked is revoked everywhere.
+    // After a node is killed, the others answer, and a revocation holds on both.
     cluster.kill(3);
     stdout(&second.kite(&["status"]).await);
     let revoked = stdout(&user.kite(&["keys", "revoke", "--id", &id]).await);
@@ -234,7 +234,7 @@ async fn logs_show_the_history_page_by_page_and_a_refused_machine_gets_nothing()
     let thread = stdout(&user.kite(&["logs", "--thread", "t-1"]).await);
     assert_eq!(thread, format!("{}\n{}\n", lines[0], lines[2]));
 
-    // A team's own admin key decides as well, and for its own team only.
+    // An admin key of the team may decide as well, for this team only.
     let admin = cluster.agentpost_json(&[&create[..], &["admin"]].concat()).await;
     let file = user.home.path().join("admin.key");
     std::fs::write(&file, admin["api_key"].as_str().unwrap()).unwrap();

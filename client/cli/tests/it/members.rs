@@ -1,4 +1,4 @@
-//! Nodes that join and leave by the command line: three real processes, and a fourth; a disk that is gone.
+//! Membership changes by the command line: three node processes, a fourth node, a lost disk.
 
 use std::fs;
 use std::path::Path;
@@ -60,7 +60,7 @@ async fn a_node_without_its_disk_joins_again_and_a_failure_half_way_is_mended_by
         .replacen("{ id = 3,", "{ id = 4,", 1);
     assert_eq!(fs::read_to_string(&file).unwrap(), changed);
 
-    // As if the file had not been written: the same command takes the node that was added.
+    // The file is as before the last step. The same command finds the node that it has added.
     fs::write(&file, &text).unwrap();
     cluster.rejoin(3).await.unwrap();
     assert_eq!(fs::read_to_string(&file).unwrap(), changed);
@@ -80,7 +80,7 @@ async fn members_are_added_promoted_and_removed_by_hand() {
     let said = cluster.agentpost(&add("7")).unwrap();
     assert!(said.starts_with("Node 7 added as a learner\n"), "{said}");
     assert_eq!(members(&admin).await, [1, 2, 3, 7]);
-    // Nobody listens there.
+    // No node listens at that address.
     let why = refusal(&cluster, &["cluster", "promote", "7", "--wait", "1"]);
     assert!(why.contains("Waiting: node 7 ") && why.contains("409"), "{why}");
     assert!(
@@ -93,7 +93,7 @@ async fn members_are_added_promoted_and_removed_by_hand() {
     assert!(why.contains("id 7 was used already"), "{why}");
     let leader = cluster.leader().await.unwrap();
     cluster.agentpost(&["cluster", "remove", &leader.to_string()]).unwrap();
-    // Nobody tells it more: what it knows is from before.
+    // The removed node learns of no later change, so the others are asked.
     cluster.kill(leader).unwrap();
     assert_eq!(members(&cluster.operator().unwrap()).await.len(), 2);
 }

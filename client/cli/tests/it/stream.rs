@@ -1,5 +1,5 @@
-//! `kite stream` and what it shares with `kite agent listen`, word for word: what is asked for and shown, what is
-//! acknowledged and when, what is said about the session, and how it ends.
+//! `kite stream`, and its loop that `kite agent listen` shares, word for word: scopes, output, acknowledgements, notes
+//! about the session, and the end.
 
 use agentpost_testkit::scripted_server::{ScriptedServer, Step, exists};
 use serde_json::json;
@@ -8,7 +8,7 @@ use crate::common::process::Running;
 use crate::common::steps::{REFUSED, connected, mail, of_type, refusal, say};
 use crate::common::{User, parts};
 
-/// Two kinds of events from two sources, each acknowledged before the next one comes.
+/// Four events of three types. Each is acknowledged before the server sends the next one.
 fn four_events() -> Vec<Step> {
     let events = [
         mail(1),
@@ -24,7 +24,7 @@ fn four_events() -> Vec<Step> {
     steps
 }
 
-/// Plays [`four_events`]; returns the scopes that were asked for and what was printed.
+/// Runs `kite stream` against [`four_events`]. Returns the requested scopes and the output.
 async fn stream(args: &[&str]) -> (serde_json::Value, String) {
     let server = ScriptedServer::start().await;
     server.session(four_events());
@@ -59,7 +59,7 @@ async fn the_server_is_asked_for_any_of_the_filters_and_all_of_them_have_to_fit(
             json!(["source:agent-beta", "type:stripe"]),
             &[2],
         ),
-        // A source is looked for in the type as well.
+        // `--source` also matches the type.
         (
             &["--source", "stripe", "--event-type", "charge"],
             json!(["source:stripe", "type:charge"]),
@@ -197,7 +197,7 @@ async fn what_the_session_is_told_is_one_line_each() {
 async fn a_lost_node_is_followed_by_the_next_and_nothing_is_shown_twice() {
     let (first, second) = (ScriptedServer::start().await, ScriptedServer::start().await);
     first.session(vec![connected(0), mail(1), mail(2), Step::Acked(2), Step::Hang]);
-    // The acknowledgements got lost with the node.
+    // The acknowledgements were lost with the first node.
     second.session(vec![
         connected(0),
         mail(1),
@@ -318,7 +318,7 @@ async fn signals_that_the_caller_had_ignored_stay_ignored() {
         Step::Gone,
     ]);
     let user = User::of(&server.base);
-    // As nohup does it, and a script that starts something with `&`.
+    // `nohup` ignores SIGHUP, and a script ignores SIGINT for commands that it starts with `&`.
     let mut shell = tokio::process::Command::new("sh");
     let kite = user.command(&[]);
     let variables = kite
@@ -363,7 +363,7 @@ async fn help_teaches_with_examples_that_can_be_typed() {
         let examples: Vec<&str> = help.lines().filter(|line| line.starts_with("  kite ")).collect();
         assert!(examples.len() >= 2, "{help}");
         for example in examples {
-            // Without what stands beside it or reads from it; the last flag makes it harmless.
+            // The command alone, without its explanation and without a pipe; `--help` makes it harmless.
             let typed = example.trim().split("   ").next().unwrap().split(" | ").next().unwrap();
             let mut shell = tokio::process::Command::new("/bin/sh");
             shell.args(["-c", &format!("{typed} --help")]).env("PATH", folder);

@@ -1,5 +1,5 @@
-//! `kite stream` against three real nodes: a place that outlives a node and the process, commands that fail or outlast
-//! a node, and what a bound key may listen to.
+//! `kite stream` against three nodes: a position that outlives a node and the process, commands that fail or outlast a
+//! node, and the scopes of a bound key.
 
 use agentpost_testkit::eventually;
 use agentpost_testkit::scripted_server::exists;
@@ -35,7 +35,7 @@ impl Post {
         key["api_key"].as_str().unwrap().to_owned()
     }
 
-    /// Somebody whose first node is `node`.
+    /// A user whose first node is `node`.
     fn user(&self, key: &str, node: usize) -> User {
         User::of(&self.cluster.urls_from(node))
             .with("KITE_API_KEY", key)
@@ -43,7 +43,7 @@ impl Post {
             .with("PATH", &std::env::var("PATH").unwrap())
     }
 
-    /// Sends from agent-beta.
+    /// Sends a message from agent-beta.
     async fn send(&self, to: &str, body: &str) {
         let args = ["agent", "send", "--from", "agent-beta", "--to", to, body];
         let (code, _, stderr) = parts(&self.user(&self.key, 1).kite(&args).await);
@@ -80,7 +80,7 @@ async fn a_named_stream_goes_on_at_another_node_and_after_a_restart() {
     post.send("a", "4").await;
     let mut line = stream.line().await;
     if line == shown("b", "2") {
-        // Its acknowledgement was still on its way when it was stopped.
+        // The stream was stopped before its acknowledgement arrived.
         line = stream.line().await;
     }
     assert_eq!(line, shown("a", "3"));
@@ -97,7 +97,7 @@ async fn commands_that_fail_or_outlast_their_node_get_each_event_until_they_are_
     let mut post = Post::open().await;
     let user = post.user(&post.key, 2);
     let file = |name: &str| user.home.path().join(name);
-    // The first fails twice; the third ends when its node is gone.
+    // The first command fails twice. The third ends after its node was killed.
     let command = "echo $KITE_SEQ >> tried; n=$(sort -u tried | wc -l); \
                    if [ $n = 1 ]; then [ $(wc -l < tried) = 3 ] || exit 1; fi; \
                    if [ $n = 3 ]; then touch running; until [ -e go ]; do sleep 0.05; done; fi; \

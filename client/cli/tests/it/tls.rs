@@ -1,4 +1,4 @@
-//! https and wss, behind a certificate authority of one's own.
+//! https and wss with a private certificate authority.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::common::{User, parts};
 
-/// The authority's certificate, and settings for a server at `localhost` that it vouches for.
+/// The certificate of an authority, and TLS settings for a server at `localhost` with a certificate of that authority.
 fn authority() -> (String, rustls::ServerConfig) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -32,7 +32,7 @@ fn authority() -> (String, rustls::ServerConfig) {
     (issuer.pem(), config)
 }
 
-/// Takes TLS off in front of a stub; returns the port.
+/// Terminates TLS in front of a server and returns the port.
 async fn tls_in_front_of(stub: &ScriptedServer, config: rustls::ServerConfig) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

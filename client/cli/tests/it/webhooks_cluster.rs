@@ -1,4 +1,4 @@
-//! Topics, webhooks and dead letters against three real nodes, through the library and the operator's command line.
+//! Topics, webhooks and dead deliveries against three nodes, by the library and by `agentpost`.
 
 use agentpost::api::abbababa::DeliveryFailed;
 use agentpost::verify::Verifier;
@@ -37,7 +37,7 @@ impl Post {
         builder.build().unwrap()
     }
 
-    /// The operator's command, for the team.
+    /// Runs `agentpost` with `--team default`.
     async fn of_team(&self, args: &[&str]) -> (Option<i32>, String, String) {
         parts(&self.cluster.agentpost(&[args, &["--team", "default"]].concat()).await)
     }
@@ -83,7 +83,7 @@ async fn limits_and_signing_keys_are_changed_by_the_operator() {
         "{stdout}"
     );
     assert_eq!(post.signing_keys().await.0, next);
-    // An agent gets the same from another node.
+    // The API returns the same keys on another node.
     assert_eq!(post.connection(3).signing_keys().await.unwrap().current, Secret(next));
 
     let args = [
@@ -132,7 +132,7 @@ async fn a_topic_and_a_webhook_that_fails_and_then_succeeds() {
         verifier.signing_keys(&current, &next).url(url)
     };
 
-    // One message, two URLs, two deliveries; that to /mail is made twice.
+    // One message for two URLs makes two deliveries. The one to /mail needs two calls.
     let sent = sender.publish("prices", json!({"usdc": 4})).kind("price");
     let sent = sent.await.unwrap();
     assert_eq!(sent.fanout, Fanout::Complete);
@@ -170,7 +170,7 @@ async fn a_topic_and_a_webhook_that_fails_and_then_succeeds() {
     );
     assert_eq!(next_mail(&agent, 0).await.id, sent.id);
 
-    // What is signed after a rotation passes with the pair from before it.
+    // A call that is signed after a rotation verifies with the pair of keys from before.
     let (code, _, _) = post.of_team(&["signing-keys", "rotate"]).await;
     assert_eq!(code, Some(0));
     send(&sender, "agent").await;
@@ -241,7 +241,7 @@ async fn a_dead_letter_its_notice_and_another_try() {
         .to_owned();
     let calls = receiver.wait_for(2, PATIENCE).await.unwrap();
     assert_eq!(calls[1].header("webhook-id"), Some(&new[..]));
-    // Again it is the same one.
+    // A second redrive returns the same id.
     assert_eq!(agent.redrive(&dead).await.unwrap(), new);
     let (code, _, stderr) = post.of_team(&["deliveries", "show", "dlv_unknown"]).await;
     assert!(code == Some(1) && stderr.ends_with("(404 Not Found)\n"), "{stderr}");

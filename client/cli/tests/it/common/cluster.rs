@@ -1,4 +1,4 @@
-//! The operator's command line against three node processes.
+//! `agentpost` against three node processes.
 
 use std::process::Output;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use agentpost_testkit::PATIENCE;
 use jepsen_like_tests::cluster::Cluster as Nodes;
 use tokio::process::Command;
 
-/// A running cluster. Its processes and files go with it.
+/// A running cluster. Dropping it ends its processes and removes its files.
 pub struct Cluster(Nodes);
 
 impl Cluster {
@@ -28,27 +28,27 @@ impl Cluster {
             .join(" ")
     }
 
-    /// SIGKILL.
+    /// Kills a node with SIGKILL.
     pub fn kill(&mut self, n: usize) {
         self.0.kill(n).unwrap();
     }
 
-    /// SIGSTOP: its connections stay open and nothing comes.
+    /// Stops a node with SIGSTOP: its connections stay open, and it answers nothing.
     pub fn pause(&self, n: usize) {
         self.0.pause(n).unwrap();
     }
 
-    /// Goes on after [`Self::pause`].
+    /// Continues a node after [`Self::pause`].
     pub fn resume(&self, n: usize) {
         self.0.resume(n).unwrap();
     }
 
-    /// The operator's command line.
+    /// Runs `agentpost`.
     pub async fn agentpost(&self, args: &[&str]) -> Output {
         self.agentpost_within(PATIENCE, args).await
     }
 
-    /// The same, for a command that takes its time.
+    /// Runs a slow `agentpost` command.
     pub async fn agentpost_within(&self, patience: Duration, args: &[&str]) -> Output {
         let output = Command::new(env!("CARGO_BIN_EXE_agentpost"))
             .args(args)
@@ -64,7 +64,7 @@ impl Cluster {
             .unwrap()
     }
 
-    /// The same, where it has to succeed and print JSON.
+    /// Runs `agentpost` with `--json` and returns its output; the command must succeed.
     pub async fn agentpost_json(&self, args: &[&str]) -> serde_json::Value {
         let output = self.agentpost(&[args, &["--json"]].concat()).await;
         assert!(output.status.success(), "{args:?}: {output:?}");

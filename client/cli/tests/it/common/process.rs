@@ -1,4 +1,4 @@
-//! `kite` as it runs.
+//! A running `kite`.
 
 use std::process::{ExitStatus, Stdio};
 
@@ -42,7 +42,7 @@ impl Running {
         line.unwrap().expect("the process ended")
     }
 
-    /// The next line of stderr that begins so.
+    /// The next line of stderr that begins with `start`.
     pub async fn note_with(&mut self, start: &str) -> String {
         loop {
             let line = timeout(PATIENCE, self.notes.next_line()).await;
@@ -54,7 +54,7 @@ impl Running {
         }
     }
 
-    /// What is left of stderr when the process ends.
+    /// The remaining lines of stderr, until the process ends.
     pub async fn rest_of_notes(&mut self) -> Vec<String> {
         let mut rest = Vec::new();
         while let Some(line) = timeout(PATIENCE, self.notes.next_line()).await.unwrap().unwrap() {
@@ -63,12 +63,12 @@ impl Running {
         rest
     }
 
-    /// Reads no more of stdout.
+    /// Closes the reader of stdout.
     pub fn close_stdout(&mut self) {
         self.out = None;
     }
 
-    /// Through the command, because sending signals oneself takes unsafe code.
+    /// Sends a signal by the command `kill`, because the system call needs unsafe code.
     pub fn signal(&self, name: &str) {
         let id = self.process.id().expect("it runs").to_string();
         let status = std::process::Command::new("kill").args(["-s", name, &id]).status();

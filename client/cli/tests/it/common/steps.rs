@@ -1,4 +1,4 @@
-//! Steps of the sessions that `kite` is shown.
+//! Steps of scripted sessions with `kite`.
 
 use agentpost_testkit::scripted_server::Step;
 use serde_json::json;
@@ -8,7 +8,7 @@ pub fn say(frame: serde_json::Value) -> Step {
     Step::Say(frame.to_string())
 }
 
-/// Greets.
+/// Accepts the session.
 pub fn connected(last_seq: u64) -> Step {
     say(json!({"type": "connected", "last_seq": last_seq, "client_id": "c"}))
 }
@@ -33,5 +33,5 @@ pub fn refusal() -> Step {
     say(json!({"type": "error", "code": 4001, "message": "over"}))
 }
 
-/// What `kite` says of [`refusal`].
+/// What `kite` prints after [`refusal`].
 pub const REFUSED: &str = "Error: Server error (4001): over";
