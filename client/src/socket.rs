@@ -6,10 +6,9 @@ mod ahead;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost_proto::frame::{ClientFrame, ERR_AUTH_FAILED, ERR_SLOW_CONSUMER};
+use agentpost_proto::frame::{ClientFrame, ERR_AUTH_FAILED, ERR_SLOW_CONSUMER, ServerFrame};
 use agentpost_proto::limits::{WS_MESSAGE_BYTES_MAX, WS_WRITE_BUFFER_BYTES_MAX};
 use futures::{SinkExt, StreamExt};
-use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -51,38 +50,8 @@ impl From<tungstenite::Error> for Lost {
     }
 }
 
-/// The server's frames, read more loosely than the server writes them: an event stays JSON, what is unknown is skipped.
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub(crate) enum Frame {
-    Connected {
-        last_seq: u64,
-        client_id: String,
-    },
-    Event {
-        seq: u64,
-        event: Value,
-    },
-    Response {
-        id: String,
-        ok: bool,
-        #[serde(default)]
-        payload: Value,
-    },
-    CursorExpired {
-        oldest_available_seq: u64,
-    },
-    BillingBlock {
-        #[serde(default)]
-        reason: String,
-    },
-    Error {
-        code: u32,
-        message: String,
-    },
-    #[serde(other)]
-    Other,
-}
+/// A frame of the server. Its event stays JSON: a server may send more or fewer attributes than this version knows.
+pub(crate) type Frame = ServerFrame<Value>;
 
 /// By default the library reads messages of up to 64 MiB and buffers writes without bound. No frame of a node is larger
 /// than the node's own write buffer.
@@ -120,7 +89,8 @@ impl Socket {
             match self.frame().await? {
                 Frame::Connected { last_seq, client_id } => return Ok((last_seq, client_id)),
                 Frame::Error { code, message } => return Err(ended_by(code, message)),
-                Frame::Event { .. }
+                Frame::QuotaSnapshot { .. }
+                | Frame::Event { .. }
                 | Frame::Response { .. }
                 | Frame::CursorExpired { .. }
                 | Frame::BillingBlock { .. }

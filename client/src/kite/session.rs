@@ -305,12 +305,14 @@ async fn incoming(socket: &mut Socket) -> Result<Notice, Lost> {
                     return Ok(Notice::Event(event));
                 }
             }
-            Frame::CursorExpired { oldest_available_seq } => {
+            Frame::CursorExpired {
+                oldest_available_seq, ..
+            } => {
                 return Ok(Notice::CursorExpired { oldest_available_seq });
             }
-            Frame::BillingBlock { reason } => return Ok(Notice::BillingBlock { reason }),
+            Frame::BillingBlock { reason, .. } => return Ok(Notice::BillingBlock { reason }),
             Frame::Error { code, message } => return Err(ended_by(code, message)),
-            Frame::Connected { .. } | Frame::Response { .. } | Frame::Other => {}
+            Frame::Connected { .. } | Frame::QuotaSnapshot { .. } | Frame::Response { .. } | Frame::Other => {}
         }
     }
 }
