@@ -38,6 +38,9 @@
 //! | `id` | team, agent, idempotency key | `Idempotency` |
 //! | `cu` | team, agent, client id | `Cursor`; an empty client id is the agent's mailbox |
 //!
+//! A team has one sequence of numbers, `seq`. It numbers messages and inbox entries, and the cursors of both APIs are
+//! positions in it, so no number has to be translated, and the rows of unread entries need no second index.
+//!
 //! These do not begin with the team, because they index the whole shard:
 //!
 //! | tag | fields | value |

@@ -216,7 +216,7 @@ mod tests {
         apply(&mut stores.machine, entries).await.unwrap();
         let hash = |stores: &crate::disk::open::Stores| query::applied(&*stores.state.current()).unwrap().state_hash;
         let before = hash(&stores);
-        // Twice in one batch, then a change that brings nobody new.
+        // Two changes in one batch, then a change without a new node.
         let entries = vec![membership(1, 2, &[2, 3, 7]), membership(1, 3, &[3, 4, 7])];
         apply(&mut stores.machine, entries).await.unwrap();
         let after = hash(&stores);

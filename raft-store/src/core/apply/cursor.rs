@@ -1,5 +1,8 @@
 //! Cursors: the positions of readers. A cursor that nobody used for long is removed. Its last use is an index row,
 //! which is rewritten at most once in `limits::CURSOR_TOUCH_MS`, so that most acks write only the cursor.
+//!
+//! An implied ack (an answered ping) may create a cursor too. Otherwise a client that lost its connection before its
+//! first ack would begin at a later position and miss messages.
 
 use agentpost_proto::command::{AckCursors, CursorAck, ErrorCode};
 use agentpost_proto::id::TeamId;

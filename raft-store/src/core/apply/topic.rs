@@ -3,6 +3,9 @@
 //! A publish at log index p reaches the subscription rows with `since < p < until`. A row that ends while the topic has
 //! an unfinished fan-out job is kept, because the job may still have to reach it; a later publish removes it. A topic
 //! exists while it has subscription rows or unfinished jobs.
+//!
+//! The receivers of a publish are the subscribers at its log index, but their URLs are those of the moment of delivery.
+//! So an agent that unsubscribes while a job is unfinished still gets the message in its inbox, but not at its URL.
 
 use agentpost_proto::command::{ErrorCode, Permission, Subscribe, SubscriptionReply, Unsubscribe};
 use agentpost_proto::id::{self, SubscriptionId, TeamId};
