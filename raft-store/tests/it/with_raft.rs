@@ -31,9 +31,12 @@ use tempfile::TempDir;
 
 type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
+/// What a link calls on another node.
+type Peer = (Raft, Arc<Snapshots>);
+
 /// Every running node, by id.
 #[derive(Clone, Default)]
-struct Router(Arc<Mutex<BTreeMap<u64, (Raft, Arc<Snapshots>)>>>);
+struct Router(Arc<Mutex<BTreeMap<u64, Peer>>>);
 
 struct Link {
     router: Router,
@@ -45,7 +48,7 @@ fn unreachable_node(error: impl ToString) -> Unreachable<TypeConfig> {
 }
 
 impl Link {
-    fn target(&self) -> Result<(Raft, Arc<Snapshots>), Unreachable<TypeConfig>> {
+    fn target(&self) -> Result<Peer, Unreachable<TypeConfig>> {
         let nodes = self.router.0.lock();
         nodes.get(&self.target).cloned().ok_or_else(|| unreachable_node("down"))
     }

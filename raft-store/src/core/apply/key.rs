@@ -1,8 +1,8 @@
 //! API keys. The state never contains a key's secret, only its keyed hash.
 //!
 //! The number of a team's keys is bounded. Revoked and expired keys are kept, so that people can look them up; in a
-//! full team a new key replaces the oldest of them. If all keys are in use the command is rejected as `Forbidden`, not as
-//! a used-up quota, because waiting does not help.
+//! full team a new key replaces the oldest of them. If all keys are in use the command is rejected as `Forbidden`, not
+//! as a used-up quota, because waiting does not help.
 
 use agentpost_proto::command::{CreateKey, ErrorCode, KeyReply, Permission, RevokeKey};
 use agentpost_proto::id::{AgentId, KeyId, TeamId};
