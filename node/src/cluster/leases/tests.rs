@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    BootstrapAdmin, Command, CreateKey, CreateTeam, LeaseReturn, Permission, Reply, TeamLimits, UpdateTeam,
+    BootstrapAdmin, Command, CreateKey, CreateTeam, LeaseReturn, Permission, Reply, TeamLimits, UpdateTeam, reply,
 };
 use agentpost_proto::id::KeyId;
 use agentpost_proto::record::LogId;
