@@ -19,18 +19,17 @@ use crate::shard::leadership::Worker;
 use crate::shard::proposer::Proposer;
 use crate::shard::wakeups::Wakeups;
 
-/// What the workers of the leader use. Cheap to clone.
+/// The handles that every worker of the leader uses. Clones are cheap.
 #[derive(Clone)]
 pub struct LeaderHandles {
-    /// Tells what is to be done.
+    /// The state, which says what is due.
     pub state: StateHandle,
-    /// Where it is proposed.
+    /// Proposes the work.
     pub proposer: Proposer,
-    /// The epoch, and what ages are measured in.
+    /// The epoch, and the clock for ages.
     pub cluster_time: ClusterTime,
-    /// Tells that there is something to do.
+    /// Hints about new work.
     pub wakeups: Wakeups,
-    /// Counts.
     pub metrics: Metrics,
 }
 

@@ -1,15 +1,15 @@
-//! Inbox reads within their daily limit, without a log entry for each.
+//! Counts inbox reads against their daily limit without a log entry for each read.
 //!
-//! A node leases a block of an agent's reads through the log and spends it on its own. The limit holds over
-//! all nodes, because a unit counts as used from its grant on:
-//! - a lease is spent for a few seconds only, counted from before it was asked for, and never after its day
-//!   was over by the voters' clocks, as this node knows them, or by the replicated one;
-//! - a lease whose grant has an unknown outcome is never spent; a crash wastes what was held;
-//! - what was not spent is returned, many leases in one entry, every [`PERIOD`] and when the node stops;
-//! - nothing is spent while the state that a request reads says that more is used than the limit allows: a
-//!   limit that was lowered counts at once.
+//! A node leases a block of an agent's reads through the log and spends the units locally. The limit holds over all
+//! nodes, because a unit counts as used from its grant on:
+//! - a lease is spent for a few seconds only, counted from before it was requested, and never after its day has ended
+//!   by replicated wall time or by the voters' clocks as this node knows them;
+//! - a lease whose grant has an unknown outcome is never spent; a crash wastes the unspent units;
+//! - unspent units are returned, many leases in one entry, every [`PERIOD`] and when the node stops;
+//! - nothing is spent while the state that the request reads says that the usage exceeds the limit, so a lowered limit
+//!   takes effect at once.
 //!
-//! An agent has one lease at a time on a node, and one request for the next, however many readers wait.
+//! On each node an agent has at most one lease and one pending request for the next, however many readers wait.
 
 mod ledger;
 
@@ -37,35 +37,35 @@ use crate::shard::replica::Replica;
 use crate::shard::this_node::ThisNode;
 use crate::shard::wall_time::WallTime;
 
-/// Between two returns.
+/// Interval of returns.
 const PERIOD: Duration = Duration::from_secs(1);
-/// The last return of a node that stops.
+/// Time limit for the last return of a stopping node.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// How much of its day an agent has used.
+/// An agent's usage of one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
-    /// Units used, as far as this node knows.
+    /// Used units, as this node knows them.
     pub used: u64,
-    /// 0 = unlimited.
+    /// The limit; 0 = unlimited.
     pub limit: u64,
 }
 
-/// Why there is no unit.
+/// Why a read got no unit.
 #[derive(Debug, thiserror::Error)]
 pub enum NoUnit {
-    /// The day is used up, or the caller may not read.
+    /// The day's limit is used up, or the caller may not read.
     #[error("{}", .0.message)]
     Rejected(Rejection),
-    /// No unit could be had right now.
+    /// No unit can be granted at the moment.
     #[error("not ready: {0}")]
     NotReady(&'static str),
-    /// Ours.
+    /// This node's state could not be read.
     #[error(transparent)]
     Fatal(#[from] Fatal),
 }
 
-/// The leases of this node. Cheap to clone.
+/// The leases of this node. Clones are cheap and share them.
 #[derive(Clone)]
 pub struct Leases {
     shared: Arc<Shared>,
@@ -81,19 +81,19 @@ struct Shared {
     ledger: Mutex<Ledger>,
 }
 
-/// Whose reads.
+/// An agent's reads.
 #[derive(Debug, Clone)]
 struct Reads {
     principal: Principal,
     team: TeamId,
     agent: String,
-    /// The row that counts them.
+    /// The key of the row that counts them.
     row: Bytes,
 }
 
 impl Leases {
-    /// Asks through `replica`. Requests run among the `tasks` that serve clients: they outlive a reader who goes away,
-    /// so that what was granted is not lost.
+    /// Leases through `replica`. Requests run among the `tasks` that serve clients and outlive a reader that
+    /// disconnects, so that a granted lease is not lost.
     pub fn new(replica: &Replica, this_node: ThisNode, wall_time: WallTime, ids: IdSource, tasks: TaskTracker) -> Self {
         let shared = Shared {
             proposer: replica.proposer.clone(),
@@ -109,7 +109,7 @@ impl Leases {
         }
     }
 
-    /// Takes one read of the agent's day. `state` is what the caller is going to read.
+    /// Takes one unit of the agent's day. `state` is the state that the caller is going to read.
     pub async fn take(
         &self,
         principal: Principal,
@@ -130,7 +130,7 @@ impl Leases {
         let asking = asking.ok_or(NoUnit::NotReady("too many agents read at once"))?;
         let alone = timeout(LEADER_DEADLINE, asking.lock_owned()).await;
         let alone = alone.map_err(|_| NoUnit::NotReady("the agent's next reads could not be leased in time"))?;
-        // Another reader may have got a lease, or the refusal, meanwhile.
+        // Another reader may have got a lease, or the refusal, in the meantime.
         if let Some(standing) = self.take_held(&reads, &self.shared.reader.local())? {
             return Ok(standing);
         }
@@ -143,7 +143,7 @@ impl Leases {
         granted.await.unwrap_or(Err(NoUnit::NotReady("this node stops")))
     }
 
-    /// How an agent's day stands in `state`, for those who only look.
+    /// An agent's usage of the day in `state`, without taking a unit.
     pub fn standing(&self, team: TeamId, agent: &str, state: &StateDb) -> Result<Standing, Fatal> {
         let row = keys::read_count(team, agent);
         let at = self.moment_of(self.wall_ms(state)?);
@@ -154,7 +154,7 @@ impl Leases {
         })
     }
 
-    /// Takes a unit of what this node holds. None: a lease must be asked for.
+    /// Takes a unit of the lease that this node holds; `None` if a lease must be requested.
     fn take_held(&self, reads: &Reads, state: &StateDb) -> Result<Option<Standing>, NoUnit> {
         let wall_ms = self.wall_ms(state)?;
         let at = self.moment_of(wall_ms);
@@ -172,7 +172,7 @@ impl Leases {
         }
     }
 
-    /// Asks for a lease and spends its first unit.
+    /// Requests a lease and spends its first unit.
     async fn ask(&self, reads: &Reads) -> Result<Standing, NoUnit> {
         let shared = &self.shared;
         let (id, asked_at) = (shared.ids.random(), shared.wall_time.clock().now());
@@ -215,7 +215,7 @@ impl Leases {
         })
     }
 
-    /// Returns what is not spent, until `shutdown`.
+    /// Returns unspent units periodically, until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut period = interval(PERIOD);
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -226,13 +226,15 @@ impl Leases {
             }
             match self.wall_ms(&self.shared.reader.local()) {
                 Ok(wall_ms) => self.ledger().expire(self.moment_of(wall_ms)),
-                Err(error) => tracing::error!(%error, "reading the time failed"),
+                Err(error) => {
+                    tracing::error!(%error, "reading the time from the state failed; the next round tries again")
+                }
             }
             shutdown.run_until_cancelled(self.give_back()).await;
         }
     }
 
-    /// Returns everything, before this node stops.
+    /// Returns all unspent units, before this node stops.
     pub async fn close(&self) {
         self.ledger().retire_all();
         let _ = timeout(CLOSE_DEADLINE, self.give_back()).await;
@@ -250,9 +252,9 @@ impl Leases {
                 Ok(Err(error)) => {
                     tracing::error!(%error, "returned leases were refused; their unspent reads stay counted; please report this");
                 }
-                // The next round tries again, which credits nothing twice.
+                // The next round tries again; a repeated return credits nothing twice.
                 Err(error) => {
-                    tracing::debug!(%error, "leases could not be returned");
+                    tracing::debug!(%error, "unspent reads could not be returned; the next round tries again");
                     return self.ledger().owe(leases);
                 }
             }
@@ -270,25 +272,25 @@ impl Leases {
         }
     }
 
-    /// Replicated wall time, or that of the voters' clocks when it is ahead: nobody has written for a while.
+    /// The later of replicated wall time and majority time; the latter is ahead when nobody has written for a while.
     pub fn wall_ms(&self, state: &StateDb) -> Result<u64, Fatal> {
         Ok(query::applied(state)?.wall_ms.max(self.shared.wall_time.now_ms()))
     }
 }
 
-/// What becomes of a read.
+/// The decision on a read.
 #[derive(Debug, PartialEq, Eq)]
 enum Decision {
-    /// It has its unit.
+    /// The read has its unit.
     Taken(Standing),
-    /// It needs a lease.
+    /// A lease must be requested.
     Ask,
-    /// Nothing is left of this limit: a refusal that needs no entry.
+    /// The limit is used up. The refusal needs no log entry.
     UsedUp(u64),
 }
 
-/// Decides over a read as far as the ledger and the state allow. Every unit that is held counts as used in the
-/// state, so while that is within the limit, so is all that is spent.
+/// Decides on a read from the ledger and the state. Every unit that the ledger holds counts as used in the state, so
+/// while the state's usage is within the limit, all spent units are.
 fn decide(ledger: &mut Ledger, state: &impl Kv, team: TeamId, row: &[u8], at: Moment) -> Result<Decision, Fatal> {
     let limit = limit(state, team)?;
     if limit == 0 {
@@ -298,7 +300,7 @@ fn decide(ledger: &mut Ledger, state: &impl Kv, team: TeamId, row: &[u8], at: Mo
     if used > limit {
         ledger.retire(row);
     } else if let Some(left) = ledger.spend(row, at) {
-        // The grant of a moment ago may not be in this state yet.
+        // This state may not contain the latest grant yet.
         let used = used.saturating_sub(left).max(1);
         return Ok(Decision::Taken(Standing { used, limit }));
     }
@@ -309,13 +311,13 @@ fn decide(ledger: &mut Ledger, state: &impl Kv, team: TeamId, row: &[u8], at: Mo
     })
 }
 
-/// A team's daily reads of an agent; 0 = unlimited.
+/// The daily reads of an agent in this team; 0 = unlimited.
 fn limit(state: &impl Kv, team: TeamId) -> Result<u64, Fatal> {
     let limits = query::team::by_id(state, team)?.and_then(|team| team.limits);
     Ok(limits.unwrap_or_else(default_limits).daily_reads)
 }
 
-/// What a row counts of a day.
+/// The units that a row counts for a day.
 fn used(state: &impl Kv, row: &[u8], day: u32) -> Result<u64, Fatal> {
     let count = query::team::day_count(state, row)?;
     Ok(if count.day < day { 0 } else { count.used })

@@ -1,25 +1,25 @@
-//! Who is there: how many open WebSocket sessions of this node listen to each agent.
+//! Presence: how many open WebSocket sessions of this node listen to each agent.
 //!
-//! A node knows of its own sockets only, and is asked whenever somebody wants to know
-//! ([`ClusterHandle::sessions`](crate::cluster::status::ClusterHandle::sessions)). Nothing is replicated and nothing is kept of
-//! other nodes: a count can lack a node that does not answer, which is then named, but no node that died or was cut off
-//! leaves listeners behind.
+//! A node knows only its own sockets; the others ask it when a client wants to know
+//! ([`ClusterHandle::sessions`](crate::cluster::status::ClusterHandle::sessions)). Nothing is replicated or cached. A
+//! count lacks the sessions of a node that does not answer, and names that node; but a node that died or was cut off
+//! leaves no stale listeners behind.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agentpost_proto::id::{AgentId, TeamId};
 
-/// The listeners of one node. Cheap to clone.
+/// The listeners of one node. Clones are cheap and share them.
 #[derive(Clone, Default)]
 pub struct Presence {
     teams: Arc<Mutex<Teams>>,
 }
 
-/// Sessions of each agent that has one.
+/// The number of sessions of each agent that has any.
 type Teams = HashMap<TeamId, HashMap<String, u32>>;
 
-/// One session, counted for as long as this lives.
+/// One session. It is counted until this is dropped.
 pub struct Listening {
     presence: Presence,
     team: TeamId,
@@ -27,7 +27,7 @@ pub struct Listening {
 }
 
 impl Presence {
-    /// Counts a session that listens to these agents, each named once.
+    /// Counts a session that listens to these agents. Each agent must be named once.
     pub fn listen(&self, team: TeamId, agents: Vec<AgentId>) -> Listening {
         let mut teams = self.lock();
         for agent in &agents {
@@ -42,7 +42,7 @@ impl Presence {
         }
     }
 
-    /// How many sessions listen to each of these agents, in their order.
+    /// The number of sessions that listen to each of these agents, in their order.
     pub fn sessions(&self, team: TeamId, agents: &[String]) -> Vec<u32> {
         let teams = self.lock();
         let of_team = teams.get(&team);

@@ -1,4 +1,4 @@
-//! The cluster as its operator sees it: who is there, who leads, and what may be asked of them.
+//! The operator's view of the cluster: its members, its leader, and the commands that an operator may give.
 
 use std::time::Duration;
 
@@ -21,45 +21,41 @@ use crate::shard::members::{CHANGE_DEADLINE, Change, ChangeError, Members, chang
 use crate::shard::reader::Reader;
 use crate::shard::this_node::{DRAIN_DEADLINE, TRANSFER_DEADLINE, ThisNode, TransferError};
 
-/// What another node is given to say how it is.
+/// Time limit for another node's status.
 const STATUS_DEADLINE: Duration = Duration::from_secs(1);
-/// What another node is given to say who listens there.
+/// Time limit for another node's sessions.
 const PRESENCE_DEADLINE: Duration = Duration::from_secs(1);
-/// What `/readyz` gives a read barrier.
+/// Time limit of `/readyz` for a read barrier.
 const READY_DEADLINE: Duration = Duration::from_secs(1);
-/// Before the leader of now is asked once more to change the members.
+/// Pause before the current leader is asked again to change the members.
 const CHANGE_RETRY: Duration = Duration::from_millis(100);
-/// A snapshot on demand.
+/// Time limit for a snapshot on demand.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(300);
 
-/// The listeners of some agents on all nodes.
+/// The sessions of some agents on all nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sessions {
-    /// Of each agent, in the order asked: those of the nodes that answered.
+    /// The number of each agent's sessions, in the order asked, on the nodes that answered.
     pub open: Vec<u64>,
-    /// The nodes that did not, by id.
+    /// The ids of the nodes that did not answer.
     pub unreachable: Vec<u64>,
 }
 
-/// The cluster as the operator sees it. Cheap to clone.
+/// The operator's view of the cluster. Clones are cheap.
 #[derive(Clone)]
 pub struct ClusterHandle {
     /// The id of the cluster.
     pub cluster_id: [u8; 16],
-    /// This node as a member.
     pub this_node: ThisNode,
-    /// Changes the members.
     pub members: Members,
-    /// Connections to the other nodes.
     pub dialer: Dialer,
-    /// Read barriers.
     pub reader: Reader,
     /// The sessions on this node.
     pub presence: Presence,
 }
 
 impl ClusterHandle {
-    /// Every node, as it answers within a second.
+    /// The status of every node that answers within a second.
     pub async fn status(&self) -> admin::Cluster {
         let here = self.this_node.status();
         let members = self.this_node.members().into_iter().map(|(id, member)| async move {
@@ -88,7 +84,7 @@ impl ClusterHandle {
         }
     }
 
-    /// How many open sessions listen to each of these agents, at most `limits::PAGE_MAX` of them, on all nodes that
+    /// The number of open sessions that listen to each of these agents (at most `limits::PAGE_MAX`), on all nodes that
     /// answer within a second.
     pub async fn sessions(&self, team: TeamId, agents: &[String]) -> Sessions {
         let mut open: Vec<u64> = vec![0; agents.len()];
@@ -116,7 +112,7 @@ impl ClusterHandle {
         Sessions { open, unreachable }
     }
 
-    /// Hands leadership to another voter; returns when it leads. Any node may be asked.
+    /// Hands leadership to another voter and returns when that voter leads. Any node may be asked.
     pub async fn transfer(&self, to: u64) -> Result<(), TransferError> {
         let (leader, address) = match self.this_node.lead().now() {
             Leader::Here => return self.this_node.hand_over(to).await,
@@ -138,8 +134,8 @@ impl ClusterHandle {
         }
     }
 
-    /// Changes who is in the cluster. Any node may be asked. While leadership moves it is asked again: nothing was
-    /// changed by then.
+    /// Changes the membership. Any node may be asked. While leadership moves, the request is repeated, because nothing
+    /// was changed by then.
     pub async fn change_members(&self, change: Change) -> Result<(u64, Member), ChangeError> {
         let deadline = Instant::now() + CHANGE_DEADLINE;
         loop {
@@ -161,7 +157,7 @@ impl ClusterHandle {
             shard: SHARD,
             change: Some(change_to_proto(change)),
         });
-        // A leader that is to be removed hands over first.
+        // A leader that shall be removed hands leadership over first.
         match timeout(DRAIN_DEADLINE + TRANSFER_DEADLINE + CHANGE_DEADLINE, asked).await {
             Ok(Ok(reply)) => outcome_from_proto(reply.into_inner().outcome),
             Ok(Err(status)) => Err(ChangeError::OutcomeUnknown(status.message().to_owned())),
@@ -169,15 +165,15 @@ impl ClusterHandle {
         }
     }
 
-    /// Takes a snapshot on this node; returns when it is on disk.
+    /// Takes a snapshot on this node and returns when it is on disk.
     pub async fn snapshot(&self) -> anyhow::Result<()> {
         let taken = timeout(SNAPSHOT_DEADLINE, self.this_node.snapshot()).await;
         taken.unwrap_or_else(|_| Err(anyhow::anyhow!("the snapshot takes too long")))
     }
 
-    /// Whether this node can serve linearizable reads and forward writes: finds out by doing it. A new cluster is
-    /// ready when its first admin key is in the state: until then nobody can ask for anything, and while its nodes
-    /// do not know the time yet it takes no writes.
+    /// Whether this node can serve linearizable reads and forward writes; it makes a read barrier to find out. A new
+    /// cluster is ready when its first admin key is in the state: before that no request can be authorised, and while
+    /// its nodes do not know the time it accepts no writes.
     pub async fn ready(&self) -> bool {
         match self.reader.linearizable_within(READY_DEADLINE).await {
             Ok(state) => query::key::has_admin(&*state).unwrap_or(false),

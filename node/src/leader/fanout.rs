@@ -1,9 +1,9 @@
-//! Leader-only: gives large publishes to their receivers, a chunk of subscription rows per entry.
+//! Leader-only: delivers large publishes to their subscribers' inboxes, one chunk of subscription rows per log entry.
 //!
-//! The receivers are fixed at the publish, so the places where chunks begin can be read from the rows before
-//! any of them is applied: several chunks travel at a time. apply takes only the chunk that begins where the
-//! job stands, and only for the oldest publish of a topic. Whatever came out of order, twice, or from a
-//! leader of the past is a no-op there, and here the state is asked again. Topics do not wait for each other.
+//! The receivers are fixed at the time of the publish, so the starts of all chunks can be read from the rows in advance
+//! and several chunks can be in flight. Apply accepts only the chunk at which the job stands, and only of the oldest
+//! publish of a topic. A chunk that arrives out of order, twice or from an earlier leader changes nothing there, and
+//! this worker reads the state again. Topics do not wait for each other.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
@@ -23,9 +23,9 @@ use crate::base::metrics::dispatch::EntryKind;
 use crate::shard::leadership::Worker;
 use crate::shard::wakeups::work::Places;
 
-/// Topics that are worked on at a time; the others wait for their turn.
+/// Topics that are processed at a time; the others wait for their turn.
 const TOPICS_AT_A_TIME: usize = 16;
-/// After a round without progress.
+/// Pause after a round without progress.
 const RETRY: Duration = Duration::from_millis(100);
 
 type Topic = (TeamId, String);
@@ -44,7 +44,7 @@ impl Turns {
         }
     }
 
-    /// The first that does not run already.
+    /// The first topic that is not being processed.
     fn pop(&mut self, running: &HashSet<Topic>) -> Option<Topic> {
         let place = self.order.iter().position(|topic| !running.contains(topic))?;
         let topic = self.order.remove(place)?;
@@ -53,12 +53,12 @@ impl Turns {
     }
 }
 
-/// Fans out the publishes of one shard.
+/// Delivers the large publishes of one shard.
 #[derive(Clone)]
 pub struct Fanout(pub LeaderHandles);
 
 impl Fanout {
-    /// Fans out while this node leads.
+    /// Runs while this node leads.
     pub fn worker(self) -> Worker {
         super::worker(move || self.clone().run())
     }
@@ -94,25 +94,25 @@ impl Fanout {
             Places::Everywhere => match delivery::fanout_jobs(&*self.0.state.current()) {
                 Ok(jobs) => jobs.into_iter().map(|(team, topic, ..)| (team, topic)).collect(),
                 Err(error) => {
-                    tracing::error!(%error, "looking for publishes to fan out failed");
+                    tracing::error!(%error, "reading the unfinished publishes failed; trying again with the next hint");
                     Vec::new()
                 }
             },
         }
     }
 
-    /// Some chunks of a topic's oldest publish. Whether the topic may need more.
+    /// Proposes some chunks of a topic's oldest publish. Returns whether the topic may need more.
     async fn round(&self, epoch: u64, topic: Topic) -> (Topic, bool) {
         let (seq, starts) = match self.next_chunks(&topic) {
             Ok(Some(chunks)) => chunks,
             Ok(None) => return (topic, false),
             Err(error) => {
-                tracing::error!(%error, "reading a fan-out job failed");
+                tracing::error!(%error, "reading the job of a publish failed; trying again");
                 sleep(RETRY).await;
                 return (topic, true);
             }
         };
-        // Polled in this order, so they reach Raft in this order.
+        // The chunks are polled in this order, so they reach Raft in this order.
         let chunks = starts.into_iter().map(|from| self.chunk(epoch, &topic, seq, from));
         let applied = join_all(chunks).await;
         if !applied.contains(&true) {
@@ -131,7 +131,7 @@ impl Fanout {
         .transpose()
     }
 
-    /// Whether the chunk was the one that the job waited for.
+    /// Proposes one chunk. Returns whether it was the one at which the job stood.
     async fn chunk(&self, epoch: u64, (team, topic): &Topic, seq: u64, from_serial: u64) -> bool {
         let op = FanoutChunk {
             epoch,

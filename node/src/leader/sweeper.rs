@@ -1,7 +1,7 @@
-//! Leader-only: lets what has aged be removed.
+//! Leader-only: removes aged rows.
 //!
-//! apply removes nothing on its own, because it has no clock. Every [`PERIOD`] this worker asks the state
-//! whether something is due and proposes sweeps, each of bounded work, until nothing is.
+//! Apply has no clock, so it removes nothing on its own. Every [`PERIOD`] this worker asks the state whether rows are
+//! due and proposes sweeps of bounded work until none are.
 
 use std::time::Duration;
 
@@ -16,15 +16,14 @@ use crate::shard::leadership::Worker;
 use crate::shard::proposer::ProposeError;
 use crate::shard::wall_time::WallTime;
 
-/// How far behind its time something may be removed.
+/// Interval of the rounds: a row may outlive its time by this much.
 pub const PERIOD: Duration = Duration::from_secs(10);
 
 /// Removes aged rows of one shard.
 #[derive(Clone)]
 pub struct Sweeper {
-    /// What every worker of the leader uses.
     pub leader: LeaderHandles,
-    /// What calendar dates are compared with.
+    /// The clock for calendar dates.
     pub wall_time: WallTime,
 }
 
@@ -42,22 +41,25 @@ impl Sweeper {
             let op = match self.next() {
                 Ok(Some(op)) => op,
                 Ok(None) => return,
-                Err(error) => return tracing::error!(%error, "looking for aged rows failed"),
+                Err(error) => {
+                    return tracing::error!(%error, "looking for aged rows failed; the next round tries again");
+                }
             };
             if let Err(error) = self.propose(op).await {
-                // The next round tries again; if leadership is lost, somebody else does.
-                return tracing::debug!(%error, "a sweep was not proposed");
+                // The next round tries again; if leadership is lost, the new leader does.
+                return tracing::debug!(%error, "a sweep was not proposed; the next round tries again");
             }
         }
     }
 
-    /// What to propose next in a round.
+    /// The next sweep of a round, if rows are due.
     fn next(&self) -> Result<Option<operation::Op>, Fatal> {
         let (epoch, cluster_ms) = self.leader.cluster_time.now();
         if epoch == 0 {
             return Ok(None);
         }
-        // What the sweep will be stamped with: by a later time nothing would be removed, again and again.
+        // The time that the sweep will be stamped with. Asking with a later time would find rows that the sweep then
+        // does not remove, again and again.
         let wall_ms = self.wall_time.stamp().unwrap_or(0);
         let due = query::due::sweep(&*self.leader.state.current(), cluster_ms, wall_ms)?;
         Ok(due.map(operation::Op::Sweep))

@@ -1,8 +1,8 @@
-//! Leader-only: carries cluster time forward while nobody writes.
+//! Leader-only: advances cluster time while nobody writes.
 //!
-//! Cluster time is what commands say it is, so in a quiet cluster a retry, a lease or an idempotency key would
-//! not age, and a new leader would begin where the last command stood. When a second has passed without a
-//! command and anything in the state ages, one `Tick` is proposed.
+//! Cluster time advances only by commands, so in a quiet cluster a retry, a lease or an idempotency key would not age,
+//! and a new leader would continue where the last command stood. When a second has passed without a command and some
+//! row in the state ages, this worker proposes one `Tick`.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ impl Ticker {
                     TICK_MS
                 }
                 Err(error) => {
-                    tracing::error!(%error, "reading cluster time failed");
+                    tracing::error!(%error, "reading cluster time failed; the next round tries again");
                     TICK_MS
                 }
             };
@@ -43,7 +43,7 @@ impl Ticker {
         }
     }
 
-    /// For how long no command has brought time.
+    /// How long ago the last command advanced cluster time.
     fn quiet_ms(&self) -> Result<u64, Fatal> {
         let applied = query::applied(&*self.0.state.current())?;
         Ok(self.0.cluster_time.now().1.saturating_sub(applied.cluster_ms))
@@ -53,7 +53,9 @@ impl Ticker {
         match query::due::ages(&*self.0.state.current()) {
             Ok(true) => {}
             Ok(false) => return,
-            Err(error) => return tracing::error!(%error, "looking for what ages failed"),
+            Err(error) => {
+                return tracing::error!(%error, "looking for rows that age failed; the next round tries again");
+            }
         }
         if let Err(error) = self.0.proposer.propose_in(epoch, Tick {}).await {
             // The next round tries again; if leadership is lost, the new leader does.

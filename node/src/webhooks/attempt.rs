@@ -1,7 +1,7 @@
-//! One attempt: exactly one HTTP request, and what became of it.
+//! One delivery attempt: exactly one HTTP request, and its result.
 //!
-//! An attempt succeeds with a 2xx whose answer ended in time (or reached [`limits::RESPONSE_BYTES_READ_MAX`], behind
-//! which nothing is read). Everything else fails with a class that tells the team what happened, but not at which
+//! An attempt succeeds with a 2xx whose response ended in time or reached [`limits::RESPONSE_BYTES_READ_MAX`], after
+//! which nothing more is read. Every other attempt fails with a class that tells the team what happened but names no
 //! address: `dns`, `connect`, `tls`, `timeout`, `refused` (by the egress rules), `protocol`, `status`.
 
 use std::error::Error as StdError;
@@ -25,30 +25,31 @@ use crate::shard::wall_time::WallTime;
 use crate::wire::json::Writer;
 use crate::wire::message;
 
-/// "Never try again", with its header.
+/// With its header, this status means that the delivery must not be retried.
 const NON_RETRYABLE: u16 = 489;
 
-/// What an attempt needs.
+/// The input of an attempt.
 pub struct Call {
-    /// Whose delivery.
+    /// The team that owns the delivery.
     pub team: TeamId,
     /// The delivery as it was claimed.
     pub delivery: record::Delivery,
-    /// What is delivered.
+    /// The message that is delivered.
     pub message: record::Message,
     /// The endpoint's secret.
     pub secret: String,
     /// The team's current signing key.
     pub signing_key: String,
-    /// The claimed number.
+    /// The number of the attempt.
     pub attempt_no: u32,
-    /// Of the claim.
+    /// The epoch of the claim.
     pub epoch: u64,
-    /// An earlier attempt may have arrived without anyone knowing.
+    /// Whether an earlier attempt with an unknown outcome may have arrived.
     pub redelivery_possible: bool,
 }
 
-/// Calls the URL once and tells what became of it; not at all if its host is called too often. Ends within [`super::egress::Timeouts::attempt`].
+/// Calls the URL once and returns the result. Makes no call if the host was called too often. Ends within
+/// [`super::egress::Timeouts::attempt`].
 pub async fn make(egress: &Egress, time: &WallTime, call: Call) -> AttemptResult {
     let (started_at_ms, begun) = (time.near_ms(), time.clock().now());
     let mut answer = Answer::default();
@@ -65,7 +66,7 @@ pub async fn make(egress: &Egress, time: &WallTime, call: Call) -> AttemptResult
     };
     AttemptResult {
         not_sent: answer.not_sent,
-        // A success that did not arrive whole is none.
+        // A response that broke off is no success, whatever its status.
         status: if success && !error.is_empty() {
             0
         } else {
@@ -80,22 +81,22 @@ pub async fn make(egress: &Egress, time: &WallTime, call: Call) -> AttemptResult
     }
 }
 
-/// What is known of the answer so far.
+/// The part of the response that has arrived.
 #[derive(Default)]
 struct Answer {
-    /// There was no call.
+    /// Whether no call was made.
     not_sent: bool,
     status: u16,
     non_retryable: bool,
     retry_after_ms: u64,
-    /// Its start, if the team may see it.
+    /// The start of the body, if the team may see it.
     body: BytesMut,
 }
 
-/// The error is a class.
+/// Makes the request. The error is a class.
 async fn ask(egress: &Egress, time: &WallTime, call: &Call, answer: &mut Answer) -> Result<(), &'static str> {
     let (headers, body) = request(call, time.near_ms() / 1000).map_err(|error| {
-        tracing::error!(%error, team = %call.team, number = call.delivery.number, "a delivery cannot be rendered");
+        tracing::error!(%error, team = %call.team, number = call.delivery.number, "a delivery could not be rendered; the attempt counts as failed; please report this");
         "protocol"
     })?;
     let target = egress.admit(&call.delivery.url).map_err(|_| "refused")?;
@@ -151,7 +152,7 @@ impl Answer {
     }
 }
 
-/// Headers and body of the request.
+/// The headers and the body of the request.
 fn request(call: &Call, now_s: u64) -> Result<(HeaderMap, Bytes), Fatal> {
     let delivery = &call.delivery;
     let id = stored(DeliveryId::from_slice(&delivery.id))?;
@@ -161,7 +162,7 @@ fn request(call: &Call, now_s: u64) -> Result<(HeaderMap, Bytes), Fatal> {
     let step = delivery.step.to_string();
     let mut headers = HeaderMap::with_capacity(16);
     let mut put = |header: &'static str, value: &str| {
-        // Ids, numbers and encoded bytes only.
+        // The values are ids, numbers and encoded bytes, so this never fails.
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(HeaderName::from_static(header), value);
         }
@@ -224,7 +225,7 @@ fn stored<T>(id: Result<T, InvalidId>) -> Result<T, Fatal> {
     id.map_err(|error| Fatal::Invariant(format!("stored delivery: {error}")))
 }
 
-/// How the receiver asked to wait: seconds, an HTTP date, or a duration as Go writes it.
+/// The wait that the receiver asked for: seconds, an HTTP date, or a duration as Go writes it.
 fn retry_after_ms(text: &str, now_ms: u64) -> Option<u64> {
     let text = text.trim();
     if let Ok(seconds) = text.parse::<u64>() {
@@ -273,7 +274,7 @@ fn class_of(error: &reqwest::Error) -> &'static str {
     } else if error.is_dns() {
         "dns"
     } else if error.is_connect() {
-        // Also when it took too long: a host that is not there must not look like a slow one.
+        // A connect timeout counts as `connect`: an absent host must not look like a slow one.
         "connect"
     } else if error.is_timeout() {
         "timeout"
@@ -282,7 +283,7 @@ fn class_of(error: &reqwest::Error) -> &'static str {
     }
 }
 
-/// Whether an error of this type stands in the chain. What is packed into an [`io::Error`] is not among its sources.
+/// Whether the chain contains an error of this type. An error wrapped in an [`io::Error`] is not among its sources.
 fn has<E: StdError + 'static>(error: &(dyn StdError + 'static)) -> bool {
     let packed = || error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     error.is::<E>() || packed().is_some_and(|inner| has::<E>(inner)) || error.source().is_some_and(has::<E>)

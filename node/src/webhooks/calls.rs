@@ -1,8 +1,8 @@
-//! The calls of this node: makes them, and hands each outcome to the reporter.
+//! Makes the webhook calls of this node and passes each outcome to the reporter.
 //!
-//! A call begins only if its claim was applied here less than [`START_WINDOW_MS`] ago and this node has heard
-//! from a quorum within its lease: then no other node can have taken the claim over. Otherwise the attempt is
-//! recorded as not sent.
+//! A call begins only if this node applied its claim less than [`START_WINDOW_MS`] ago and a quorum has answered this
+//! node within its lease: then no other node can have taken the claim over. Otherwise the attempt is recorded as not
+//! sent.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -26,27 +26,26 @@ use crate::base::metrics::{GaugeGuard, Metrics};
 use crate::shard::quorum::Quorum;
 use crate::shard::wall_time::WallTime;
 
-/// A granted attempt, before its call.
+/// A granted attempt before its call.
 pub struct Granted {
-    /// Which.
     pub attempt: Attempt,
-    /// Whose URL.
+    /// The endpoint to call.
     pub endpoint: Endpoint,
-    /// Of its claim.
+    /// The epoch of its claim.
     pub epoch: u64,
-    /// Its place on the ladder.
+    /// Its retry step.
     pub step: u32,
-    /// Everything that the call needs; none = there shall be no call any more.
+    /// The input of the call; `None` once leadership was lost: the attempt is recorded as not sent.
     pub call: Option<Call>,
-    /// Not earlier than this the claim was applied here.
+    /// Lower bound on the time at which this node applied the claim; the start window counts from here.
     pub applied_after: Instant,
-    /// When it was due.
+    /// The time at which it was due.
     pub due: Instant,
-    /// Who gave the slot.
+    /// The channel that takes the slot back.
     pub slots: Slots,
 }
 
-/// The calls of this node. Cheap to clone.
+/// The calls of this node. Clones are cheap and share them.
 #[derive(Clone)]
 pub struct Calls {
     shared: Arc<Shared>,
@@ -54,29 +53,28 @@ pub struct Calls {
 
 struct Shared {
     tasks: TaskTracker,
-    /// Cancelled when the process is to end as in a crash.
+    /// Cancelled to end all calls as a crash would.
     life: CancellationToken,
     parts: CallParts,
 }
 
-/// What a call needs beside its claim.
+/// The handles that calls share.
 pub struct CallParts {
-    /// The attempts that are open on this node.
+    /// The open attempts of this node.
     pub open: OpenAttempts,
-    /// The way out.
+    /// The outbound HTTP client.
     pub egress: Egress,
-    /// What requests are stamped with.
+    /// The clock for signatures.
     pub wall_time: WallTime,
-    /// Whether this node still hears from a quorum.
+    /// Whether a quorum has answered this node within its lease.
     pub quorum: Quorum,
-    /// Counts.
     pub metrics: Metrics,
-    /// Where ended calls go.
+    /// The reporter's channel.
     pub reports: Reports,
 }
 
 impl Calls {
-    /// None yet.
+    /// A set without calls.
     pub fn new(parts: CallParts) -> Self {
         let shared = Shared {
             tasks: TaskTracker::new(),
@@ -99,12 +97,12 @@ impl Calls {
         self.spawn(async move { calls.run(granted).await });
     }
 
-    /// Breaks off every call. Nothing more is recorded.
+    /// Aborts every call. No outcome is recorded.
     pub fn abort(&self) {
         self.shared.life.cancel();
     }
 
-    /// Runs something that outlives the leadership of now.
+    /// Spawns a task that outlives the current leadership.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let living = self.shared.life.clone().run_until_cancelled_owned(task);
         self.shared.tasks.spawn(living);
@@ -128,7 +126,7 @@ impl Calls {
                 self.call(call).await
             }
             _ => {
-                tracing::info!(%team, number, attempt_no, "a claim came too late, or without a quorum: not sent");
+                tracing::info!(%team, number, attempt_no, "an attempt was not sent: its claim was answered too late, or this node lost its quorum; it is retried");
                 not_sent()
             }
         };
@@ -146,7 +144,7 @@ impl Calls {
             step,
             slots: granted.slots,
         };
-        // Fails only when the process stops.
+        // The channel is closed only when the process stops.
         let _ = self.parts().reports.send(ended).await;
     }
 
@@ -155,14 +153,14 @@ impl Calls {
         in_time && self.parts().quorum.is_fresh()
     }
 
-    /// The one call. A panic in it is an attempt that failed, not the end of the dispatcher.
+    /// Makes the call. A panic is a failed attempt and does not end the dispatcher.
     async fn call(&self, call: Call) -> AttemptResult {
         let parts = self.parts();
         failpoint::pass(Place::BeforeCall);
         let _counted = GaugeGuard::new(&parts.metrics.dispatch.calls_in_flight);
         let calling = AssertUnwindSafe(attempt::make(&parts.egress, &parts.wall_time, call));
         let result = calling.catch_unwind().await.unwrap_or_else(|_| {
-            tracing::error!("an attempt panicked");
+            tracing::error!("an attempt panicked and counts as failed; please report this");
             AttemptResult {
                 error: "protocol".to_owned(),
                 ..AttemptResult::default()

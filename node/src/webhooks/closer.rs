@@ -1,7 +1,7 @@
 //! Leader-only: ends the open deliveries of endpoints that were deleted or disabled.
 //!
-//! Each entry ends a bounded number of them; the state says when an endpoint is done. Endpoints take turns, so
-//! that one with a million deliveries does not hold up the others.
+//! Each entry closes a bounded number of deliveries, and its reply says whether the endpoint is done. Endpoints take
+//! turns, so that one with a million deliveries does not delay the others.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::leader::{self, LeaderHandles};
 use crate::shard::leadership::Worker;
 use crate::shard::wakeups::work::Places;
 
-/// After an entry that did not get an answer.
+/// Pause after an entry without an answer.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// Closes endpoints of one shard.
@@ -42,7 +42,9 @@ impl Closer {
             match places {
                 Some(Places::Everywhere) => match delivery::closings(&*self.0.state.current()) {
                     Ok(all) => closing = all.into(),
-                    Err(error) => tracing::error!(%error, "looking for endpoints to close failed"),
+                    Err(error) => {
+                        tracing::error!(%error, "reading the endpoints to close failed; trying again with the next hint")
+                    }
                 },
                 Some(Places::These(places)) => closing.extend(places),
                 None => {}
@@ -55,7 +57,7 @@ impl Closer {
         }
     }
 
-    /// One entry; whether the endpoint is done.
+    /// Proposes one entry. Returns whether the endpoint is done.
     async fn close(&self, epoch: u64, (team, generation): (TeamId, u64)) -> bool {
         let op = CloseEndpoint {
             epoch,
@@ -74,7 +76,7 @@ impl Closer {
                 false
             }
             Err(error) => {
-                tracing::debug!(%error, "closing an endpoint was not proposed");
+                tracing::debug!(%error, "closing an endpoint was not proposed; trying again");
                 sleep(RETRY).await;
                 false
             }

@@ -1,9 +1,9 @@
-//! The dispatcher: which deliveries are attempted now, and by whom.
+//! The dispatcher: decides which deliveries are attempted now, and claims them.
 //!
-//! A call to a webhook and the replicated log are two systems, so "exactly once" cannot be promised for the
-//! call. What this node's part of the protocol does promise: an attempt number is started at most once in the
-//! cluster, ever; its outcome is recorded once; a clean change of leader leaves no attempt of unknown outcome.
-//! The other part is `apply/delivery.rs` of the core, which grants numbers and closes them.
+//! A webhook call and the replicated log are two systems, so "exactly once" cannot be promised for the call. This
+//! node's part of the protocol promises: an attempt number is started at most once in the cluster, ever; its outcome is
+//! recorded once; a clean change of leader leaves no attempt with an unknown outcome. The other part is
+//! `apply/delivery.rs` of the core, which grants the numbers and closes them.
 //!
 //! ```text
 //!   state: due rows        this tenure                    this process, beyond the tenure
@@ -18,30 +18,30 @@
 //!                    └───────────────────────┘        └──────────────────────────────────────┘
 //! ```
 //!
-//! A tenure is one epoch: it begins when the `BeginEpoch` of this leadership is applied here, so what it reads
-//! is current, and it ends when Raft says so. Then no claim is proposed and no call begun; calls that run go on
-//! and are reported by this node, through whoever leads.
+//! A tenure is one epoch: it begins when this node has applied the `BeginEpoch` of its leadership, so the state it
+//! reads is current, and it ends when Raft says so. After that no claim is proposed and no call begins; running calls
+//! continue, and this node reports them through the new leader.
 //!
 //! Rules:
 //!
-//! - **State is the truth, memory is turns.** In memory are the earliest due time of each endpoint and the
-//!   attempts that are open, at most [`NODE_CALLS_MAX`]. Which deliveries are due is read when a slot is
-//!   free for them. A lost hint would cost latency; the first look of a tenure is everywhere.
-//! - **An endpoint is looked at again** when a hint names it and when a claim of it was answered. Between the
-//!   two nothing can be missed: while no claim of it is on its way, its head in the queue is that of the state.
+//! - **The state is the truth; memory holds only turns**: the earliest due time of each endpoint and the open attempts,
+//!   at most [`NODE_CALLS_MAX`]. Which deliveries are due is read from the state when a slot is free for them. A lost
+//!   hint costs latency only; the first look of a tenure reads everything.
+//! - **An endpoint is read again** when a hint names it and when one of its claims is answered. In between nothing can
+//!   be missed: while none of its claims is in flight, its head in the queue equals that of the state.
 //! - **Claims are proposed under the leadership of their epoch**, and apply checks the epoch again.
-//! - **A claim whose answer is lost** (a timeout, a discarded entry) is not called: it may have been granted or
-//!   not. If it was, [`super::takeover`] closes it when it is old enough.
-//! - **The start window counts from the application of the claim here.** This task cannot see that moment; it
-//!   sees when it last looked and the answer was not there yet, which is earlier. A process that was stopped
-//!   between the two finds its claims too old, wherever it was stopped.
-//! - **Claims gather** for [`GATHER_MS`] at most, and not at all after a pause: a quiet cluster is quick, a busy
-//!   one writes few entries. Several may be on their way.
-//! - **A hand-over** closes the gate of [`super::open::OpenAttempts::enter`] and waits until the last outcome is recorded. Claims
-//!   count as open from before they are proposed, so none is overlooked.
+//! - **A claim whose answer is lost** (a timeout, a discarded entry) is not called, because it may or may not have been
+//!   granted. If it was, [`super::takeover`] closes it when it is old enough.
+//! - **The start window counts from the time at which this node applied the claim.** The exact time is not observable
+//!   here, so this task uses the last poll at which the reply was still pending: an earlier, hence safe, bound. A
+//!   process that was suspended at any point in between finds its claims too old.
+//! - **Claims are gathered** for at most [`GATHER_MS`], and not at all after a pause: a quiet cluster is quick, and a
+//!   busy one writes few entries. Several entries may be in flight.
+//! - **A hand-over** closes the gate of [`super::open::OpenAttempts::enter`] and waits until the last outcome is
+//!   recorded. Claims count as open from before they are proposed, so none is missed.
 //!
-//! Left out on purpose: retries of a call (the ladder is in the log), order between deliveries of one endpoint
-//! (not promised), and any timer per delivery.
+//! Not here, on purpose: retries of a call (the log holds the retry schedule), an order between deliveries of one
+//! endpoint (not promised), and timers per delivery.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -73,22 +73,22 @@ use crate::base::secrets::Secrets;
 use crate::shard::proposer::Proposed;
 use crate::shard::wakeups::work::Places;
 
-/// How often it looks whether answers are there: the start window is known to this.
+/// How often answers are polled: the start window is known with this precision.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long it sleeps when there is nothing to do.
+/// Longest sleep when there is nothing to do.
 const IDLE: Duration = Duration::from_secs(1);
-/// Before an endpoint is tried again whose claims were not granted: it is being closed, or its delivery changed.
+/// Pause before an endpoint is tried again whose claims were not granted: it is being closed, or its delivery changed.
 const NOT_GRANTED_MS: u64 = 250;
 
-/// A delivery on its way to its call.
+/// A delivery that was chosen for a call.
 struct Chosen {
     endpoint: Endpoint,
     attempt: Attempt,
-    /// As it will be when it is claimed.
+    /// The delivery as it will be once it is claimed.
     delivery: Delivery,
 }
 
-/// What became of a Claim entry.
+/// The result of a Claim entry.
 struct Answer {
     batch: Vec<Chosen>,
     outcome: Proposed<Claim>,
@@ -97,7 +97,7 @@ struct Answer {
 
 type Answers = FuturesUnordered<BoxFuture<'static, Answer>>;
 
-/// One epoch of this node.
+/// The dispatcher during one epoch of this node.
 pub(super) struct Tenure {
     own: WebhookHandles,
     epoch: u64,
@@ -105,9 +105,9 @@ pub(super) struct Tenure {
     /// Deliveries whose claims have no answer yet.
     claiming: HashMap<Endpoint, HashSet<u64>>,
     answers: Answers,
-    /// When answers were looked for last, and there was none.
+    /// The last time at which answers were polled and none was there.
     looked: Instant,
-    /// Claims gather until then.
+    /// The time until which claims are gathered.
     open_at: Instant,
     slots: Slots,
     freed: mpsc::Receiver<(Endpoint, Reachability)>,
@@ -130,7 +130,7 @@ impl Tenure {
         }
     }
 
-    /// Runs until `shutdown`; then what is on its way is wound up elsewhere.
+    /// Runs until `shutdown`; then hands claims in flight to a task that outlives the tenure.
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
         let mut due = self.own.leader.wakeups.due();
         loop {
@@ -158,17 +158,17 @@ impl Tenure {
         self.wind_up();
     }
 
-    /// When there is something to do although nothing happens.
+    /// The next time at which there is work without any event.
     fn next_look(&self) -> Instant {
         let now = Instant::now();
-        // A hand-over that comes to nothing is not announced.
+        // A cancelled hand-over is not announced, so it is polled.
         if !self.answers.is_empty() || self.is_held() {
             return self.next_turn(now).map_or(now + LOOK, |turn| turn.min(now + LOOK));
         }
         self.next_turn(now).unwrap_or(now + IDLE)
     }
 
-    /// When the next claim may be proposed, if time alone brings it about.
+    /// The time at which the next claim may be proposed, if that depends on time alone.
     fn next_turn(&self, now: Instant) -> Option<Instant> {
         if self.is_held() {
             return None;
@@ -181,12 +181,12 @@ impl Tenure {
         Some(self.open_at.max(now + Duration::from_millis(wait_ms)))
     }
 
-    /// Whether no claim may be proposed now.
+    /// Whether claims are forbidden at the moment.
     fn is_held(&self) -> bool {
         self.own.calls.open().is_held() || self.own.leader.cluster_time.now().0 != self.epoch
     }
 
-    /// Takes the answers that are there; then knows that the others were not, at a time before this look.
+    /// Takes the answers that have arrived, and notes a time at which the others had not.
     fn take_answers(&mut self) {
         loop {
             let before = Instant::now();
@@ -200,13 +200,13 @@ impl Tenure {
         }
     }
 
-    /// Learns the earliest due time of endpoints.
+    /// Reads the earliest due time of endpoints.
     fn look_at(&mut self, places: Places<Endpoint>) {
         let state = self.own.leader.state.current();
         let looked = match places {
             Places::Everywhere => delivery::endpoint_heads(&*state).map(|heads| {
                 for (team, generation, due_ms) in heads {
-                    // Those on their way are looked at when they are answered.
+                    // Endpoints with claims in flight are read when their claims are answered.
                     if !self.claiming.contains_key(&(team, generation)) {
                         self.queue.set_due((team, generation), Some(due_ms));
                     }
@@ -217,11 +217,11 @@ impl Tenure {
                 .try_for_each(|endpoint| self.look_again(&state, endpoint, 0)),
         };
         if let Err(error) = looked {
-            tracing::error!(%error, "looking for due deliveries failed");
+            tracing::error!(%error, "reading due deliveries failed; trying again with the next hint");
         }
     }
 
-    /// The earliest delivery of an endpoint that no claim is on its way for; not before `not_before_ms`.
+    /// Reads the earliest delivery of an endpoint without a claim in flight; it is due no earlier than `not_before_ms`.
     fn look_again(&mut self, state: &StateDb, endpoint: Endpoint, not_before_ms: u64) -> Result<(), Fatal> {
         let due_ms = if self.claiming.contains_key(&endpoint) {
             let rows = self.unclaimed(state, endpoint, 1)?;
@@ -234,7 +234,7 @@ impl Tenure {
         Ok(())
     }
 
-    /// Due time and number of the first `count` deliveries of an endpoint that no claim is on its way for.
+    /// Due time and number of the first `count` deliveries of an endpoint without a claim in flight.
     fn unclaimed(&self, state: &StateDb, endpoint: Endpoint, count: usize) -> Result<Vec<(u64, u64)>, Fatal> {
         let (team, generation) = endpoint;
         let claiming = self.claiming.get(&endpoint);
@@ -246,7 +246,7 @@ impl Tenure {
         Ok(rows)
     }
 
-    /// Proposes claims for what is due, as far as there are slots.
+    /// Proposes claims for due deliveries while there are free slots.
     fn claim(&mut self) {
         let (_, now_ms) = self.own.leader.cluster_time.now();
         if self.is_held() {
@@ -270,7 +270,7 @@ impl Tenure {
             for (endpoint, slots) in turns {
                 let before = batch.len();
                 if let Err(error) = self.choose(&state, endpoint, slots, now_ms, &mut batch) {
-                    tracing::error!(%error, "reading due deliveries failed");
+                    tracing::error!(%error, "reading due deliveries failed; trying again");
                     self.queue.set_due(endpoint, Some(now_ms + NOT_GRANTED_MS));
                 }
                 for _ in batch.len() - before..slots {
@@ -283,7 +283,7 @@ impl Tenure {
         }
     }
 
-    /// Up to `slots` due deliveries of an endpoint.
+    /// Chooses up to `slots` due deliveries of an endpoint.
     fn choose(
         &mut self,
         state: &StateDb,
@@ -317,7 +317,7 @@ impl Tenure {
         Ok(())
     }
 
-    /// Notes an attempt as open; none while leadership is handed over.
+    /// Registers an attempt as open; `None` while leadership is handed over.
     fn open(&self, endpoint: Endpoint, mut delivery: Delivery) -> Option<Chosen> {
         if delivery.state() != DeliveryState::Scheduled {
             return None;
@@ -347,12 +347,12 @@ impl Tenure {
                 proposed,
             }
         };
-        // Unconstrained: an answer that is there must not look as if it were not.
+        // Unconstrained by tokio's budget: an answer that has arrived must not look pending.
         self.answers.push(tokio::task::unconstrained(answer).boxed());
         self.open_at = proposed + Duration::from_millis(GATHER_MS);
     }
 
-    /// Hands on what was granted, and looks again at the endpoints of the others.
+    /// Starts the granted attempts and reads the endpoints of the others again.
     fn answered(&mut self, answer: Answer) {
         let applied_after = self.looked.max(answer.proposed);
         let granted = granted(&answer.outcome, answer.batch.len(), &self.own.leader.metrics);
@@ -376,7 +376,7 @@ impl Tenure {
         for (endpoint, all_granted) in endpoints {
             let not_before_ms = if all_granted { 0 } else { now_ms + NOT_GRANTED_MS };
             if let Err(error) = self.look_again(&state, endpoint, not_before_ms) {
-                tracing::error!(%error, "looking for due deliveries failed");
+                tracing::error!(%error, "reading due deliveries failed; trying again with the next hint");
                 self.queue.set_due(endpoint, Some(now_ms + NOT_GRANTED_MS));
             }
         }
@@ -475,7 +475,7 @@ impl Tenure {
     }
 }
 
-/// Which attempts of a Claim entry were granted; none when nobody knows.
+/// Which attempts of a Claim entry were granted; none if the outcome is unknown.
 fn granted(outcome: &Proposed<Claim>, count: usize, metrics: &Metrics) -> Vec<bool> {
     match outcome {
         Ok(Ok(answer)) if answer.done.len() == count => {
@@ -485,11 +485,11 @@ fn granted(outcome: &Proposed<Claim>, count: usize, metrics: &Metrics) -> Vec<bo
         }
         Ok(other) => {
             metrics.dispatch.claims_stale.inc_by(count as u64);
-            tracing::info!(?other, "claims were refused");
+            tracing::info!(?other, "claims were refused; their deliveries are read again");
             vec![false; count]
         }
         Err(error) => {
-            tracing::info!(%error, claims = count, "claims without an answer");
+            tracing::info!(%error, claims = count, "claims got no answer; granted ones are closed by takeover");
             vec![false; count]
         }
     }

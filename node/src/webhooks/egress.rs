@@ -1,11 +1,11 @@
-//! The only way out to an address that a stranger chose.
+//! The outbound HTTP client for URLs that strangers chose. No other code calls them.
 //!
-//! The text of a URL is checked when it is registered, for people; and again before each request, because settings
-//! change. What protects is [`super::resolver`]: it judges the addresses that are dialled, each time a connection is
-//! made. Addresses that stand in the URL itself never come to a resolver, so they are judged here.
+//! The text of a URL is checked when it is registered, to give early errors, and again before each request, because
+//! settings change. The protection is [`super::resolver`]: it checks the addresses that are dialled, for each new
+//! connection. An address in the URL itself never reaches a resolver, so it is checked here.
 //!
-//! A client follows no redirect, knows no proxy, cookie or compression, retries nothing and speaks HTTP/1.1.
-//! Connections are kept for a few seconds, never shared between teams.
+//! A client follows no redirect, uses no proxy, cookies or compression, retries nothing and speaks HTTP/1.1.
+//! Connections are kept for a few seconds and never shared between teams.
 #![allow(clippy::disallowed_types, reason = "this is the one place that makes HTTP clients")]
 
 use std::collections::{HashMap, HashSet};
@@ -29,18 +29,18 @@ use super::resolver::{CheckedResolver, Lookup, Refused, Rules, SystemLookup};
 use crate::base::config::Config;
 use crate::base::networks::{Kind, kind};
 
-/// Shorter than the time after which common servers close an idle connection, so that a request does not meet the
-/// closing on its way and fail for it.
+/// How long an idle connection is kept. Common servers close one after 5 s; a request that meets the closing would
+/// fail, so this is shorter.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const HOST_BYTES_MAX: usize = 253;
 const LABEL_BYTES_MAX: usize = 63;
 
-/// How long things may take.
+/// Time limits.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
-    /// From the name to the end of the TLS handshake.
+    /// Limit from the name lookup to the end of the TLS handshake.
     pub connect: Duration,
-    /// From the name to the last byte of the answer.
+    /// Limit from the name lookup to the last byte of the response.
     pub attempt: Duration,
 }
 
@@ -53,24 +53,26 @@ impl Default for Timeouts {
     }
 }
 
-/// What tests replace.
+/// The parts that tests replace.
 pub struct Options {
-    /// Who knows the addresses of names.
+    /// The name lookup.
     pub lookup: Arc<dyn Lookup>,
-    /// Whose certificates are believed.
+    /// The trusted certificate authorities.
     pub roots: RootCertStore,
-    /// How long things may take.
+    /// Time limits.
     pub timeouts: Timeouts,
 }
 
 impl Options {
-    /// The machine's resolver and certificate authorities, the published times.
+    /// The machine's resolver and certificate authorities, and the documented time limits.
     pub fn system() -> Self {
         let found = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(found.certs);
         if roots.is_empty() {
-            tracing::warn!("no certificate authority found on this machine: https:// webhooks will fail");
+            tracing::warn!(
+                "no certificate authority was found on this machine, so https:// webhooks will fail; install ca-certificates"
+            );
         }
         Options {
             lookup: Arc::new(SystemLookup::default()),
@@ -80,7 +82,7 @@ impl Options {
     }
 }
 
-/// The outbound HTTP client of webhooks. Cheap to clone.
+/// The outbound HTTP client of webhooks. Clones are cheap.
 #[derive(Clone)]
 pub struct Egress {
     inner: Arc<Inner>,
@@ -99,7 +101,7 @@ struct Inner {
 /// A URL that may be called.
 #[derive(Debug)]
 pub struct Target {
-    /// As it is dialled; signatures use the text that was registered.
+    /// The URL as it is dialled; signatures use the text that was registered.
     pub url: Url,
     port: u16,
 }
@@ -110,7 +112,7 @@ impl Target {
         host.strip_suffix('.').unwrap_or(host)
     }
 
-    /// The address that stands in the URL itself.
+    /// The address in the URL, if its host is one.
     fn literal(&self) -> Option<IpAddr> {
         match self.url.host() {
             Some(Host::Ipv4(address)) => Some(IpAddr::V4(address)),
@@ -120,18 +122,18 @@ impl Target {
     }
 }
 
-/// Why a URL may not be called; a sentence for people.
+/// Why a URL may not be called, as a sentence for people.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Forbidden(String);
 
 impl Egress {
-    /// As configured; `bound` is where this node listens.
+    /// A client with the given configuration; `bound` are the addresses at which this node listens.
     pub fn new(config: &Config, bound: &[SocketAddr]) -> anyhow::Result<Self> {
         Self::with(config, bound, Options::system())
     }
 
-    /// The same with parts replaced.
+    /// Like [`Self::new`], with replaced parts.
     pub fn with(config: &Config, bound: &[SocketAddr], options: Options) -> anyhow::Result<Self> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut tls = ClientConfig::builder_with_provider(provider)
@@ -152,17 +154,17 @@ impl Egress {
         Ok(Egress { inner: Arc::new(inner) })
     }
 
-    /// Who is in the cluster now: the ports of nodes that joined later are closed like those of the configuration.
+    /// Updates the members, so that the ports of nodes that joined later are closed like the configured ones.
     pub fn set_members<'a>(&self, members: impl Iterator<Item = &'a Member>) {
         self.inner.rules.set_members(members);
     }
 
-    /// Whether the URL may be registered. What its name resolves to is judged when it is called.
+    /// Checks whether the URL may be registered. The addresses of its host are checked when it is called.
     pub fn check_url(&self, url: &str) -> Result<(), String> {
         self.admit(url).map(|_| ()).map_err(|forbidden| forbidden.0)
     }
 
-    /// Reads the URL if it may be called, as far as its text tells.
+    /// Parses a URL and checks everything that its text shows.
     pub fn admit(&self, text: &str) -> Result<Target, Forbidden> {
         let rules = &self.inner.rules;
         let url = parse(text, self.inner.allow_http)?;
@@ -184,7 +186,7 @@ impl Egress {
         Ok(Target { url, port })
     }
 
-    /// Whether a name cannot be one of the public internet, and no inner network is open that it may be of.
+    /// Whether a name is internal (not of the public internet) and no private network is open.
     fn is_inner_name(&self, name: &str) -> Result<bool, Forbidden> {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         let is_label = |label: &str| (1..=LABEL_BYTES_MAX).contains(&label.len());
@@ -203,13 +205,13 @@ impl Egress {
         Ok(inner && !rules.open_inner())
     }
 
-    /// The client for this team and URL. Fails if an address that stands in the URL is closed.
+    /// The client for this team and URL. Fails if the address in the URL is closed.
     pub async fn client(&self, team: TeamId, target: &Target) -> Result<Client, CannotCall> {
         let rules = &self.inner.rules;
         if let Some(address) = target.literal() {
             rules.check(&[address], target.port).await?;
         }
-        // A resolver does not learn the port. Where it matters, a client has URLs of one port only.
+        // A resolver does not learn the port. For a port on which the cluster listens, a client of its own is used.
         let port = if rules.is_listener_port(target.port) {
             target.port
         } else {
@@ -220,7 +222,7 @@ impl Egress {
         Ok(clients.get((team, port), host, |slots| self.inner.build(port, slots))?)
     }
 
-    /// Waits until the target's host may be called once more; false = that would take too long.
+    /// Waits until the target's host may be called again. Returns false if that would take too long.
     pub async fn wait_for(&self, target: &Target) -> bool {
         if target
             .literal()
@@ -237,8 +239,8 @@ impl Egress {
         true
     }
 
-    /// Whether the team may see what the receiver at this address answered; also learns where the host is. Within
-    /// private networks it may not: the answer could be that of a service which is none of its business.
+    /// Whether the team may see the response from this address; also records where the host is. Responses from private
+    /// networks are hidden, because they could come from a service that is not the team's.
     pub fn may_show(&self, target: &Target, address: IpAddr) -> bool {
         self.inner
             .pace
@@ -246,13 +248,13 @@ impl Egress {
         kind(address.to_canonical()) == Kind::Public
     }
 
-    /// How long things may take.
+    /// Time limits.
     pub fn timeouts(&self) -> Timeouts {
         self.inner.timeouts
     }
 }
 
-/// Why no request can be made.
+/// Why no request could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum CannotCall {
     #[error(transparent)]
@@ -264,7 +266,7 @@ pub enum CannotCall {
 impl Inner {
     fn build(&self, port: u16, slots: Arc<Semaphore>) -> reqwest::Result<Client> {
         let mut tls = self.tls.clone();
-        // Sessions are not shared between teams either.
+        // TLS sessions are not shared between teams either.
         tls.resumption = Resumption::in_memory_sessions(64);
         Client::builder()
             .tls_backend_preconfigured(tls)
@@ -288,8 +290,8 @@ impl Inner {
     }
 }
 
-/// Clients in use, by team and by the port if it is one of the cluster's listeners. Bounded: what was used least
-/// recently goes, and with it its idle connections; requests in flight run on.
+/// Clients in use, by team and, for a port on which the cluster listens, by port. The least recently used client is
+/// dropped with its idle connections when there are too many; its requests in flight continue.
 #[derive(Default)]
 struct Clients {
     by_key: HashMap<(TeamId, u16), Pool>,
@@ -349,7 +351,7 @@ fn forbidden<T>(why: &str) -> Result<T, Forbidden> {
     Err(Forbidden(why.to_owned()))
 }
 
-/// Parsers disagree about odd texts; those are refused before one of them is asked.
+/// Refuses unusual texts before parsing, because URL parsers disagree about them.
 fn parse(text: &str, allow_http: bool) -> Result<Url, Forbidden> {
     if text.len() > limits::URL_BYTES_MAX {
         return Err(Forbidden(format!(

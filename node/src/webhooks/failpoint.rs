@@ -1,24 +1,24 @@
-//! Places where a test may have this process die.
+//! Places at which a test can make this process abort.
 //!
-//! With the cargo feature `failpoints` (test builds only), `AGENTPOST_FAILPOINT=<name>[:<n>]` in the environment
-//! makes the process abort when it passes the place of that name for the n-th time, 1 if not given: nothing
-//! is flushed and nobody is told, as in a crash. Without the feature the places cost nothing and the variable
-//! means nothing.
+//! With the cargo feature `failpoints` (test builds only), `AGENTPOST_FAILPOINT=<name>[:<n>]` in the environment makes
+//! the process abort when it passes the place of that name for the n-th time (the first time if n is not given). As in
+//! a crash, nothing is flushed and no peer is told. Without the feature the places cost nothing and the variable is
+//! ignored.
 //!
-//! A test of whole clusters builds with `--features agentpost-node/failpoints` (as `scripts/test.sh` does, which
-//! hands the binaries on in `AGENTPOST_BIN`) and sets the variable for the one process that shall die; on a
-//! node that does not lead no place is passed, but for those of outcomes that a deposed leader still owes.
+//! A test of whole clusters builds with `--features agentpost-node/failpoints`, as `scripts/test.sh` does (it passes
+//! the binaries in `AGENTPOST_BIN`), and sets the variable for the one process that shall die. A node that does not
+//! lead passes no place, except those of outcomes that a deposed leader still has to report.
 
-/// Where the process may be told to die. The names are in kebab case: `before-claim`.
+/// A place at which the process can abort. The names are in kebab case: `before-claim`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// Deliveries were chosen; their Claim is about to be proposed.
     BeforeClaim,
     /// The Claim is applied here.
     ClaimCommitted,
-    /// The checks are passed; the HTTP call is about to begin.
+    /// The checks have passed; the HTTP call is about to begin.
     BeforeCall,
-    /// The call has ended, the result is in memory.
+    /// The call has ended; its result is in memory.
     AfterCall,
     /// The Outcome is about to be proposed.
     BeforeOutcome,
@@ -26,7 +26,7 @@ pub enum Place {
     OutcomeCommitted,
 }
 
-/// Dies here if the environment says so.
+/// Aborts the process if the environment names this place.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub fn pass(_: Place) {}
@@ -48,14 +48,14 @@ mod armed {
 
     static FUSE: OnceLock<Option<Fuse>> = OnceLock::new();
 
-    /// Dies here if the environment says so.
+    /// Aborts the process if the environment names this place.
     pub fn pass(place: Place) {
         let fuse = FUSE.get_or_init(|| std::env::var("AGENTPOST_FAILPOINT").ok().map(|text| lit(&text)));
         let Some(fuse) = fuse.as_ref().filter(|fuse| fuse.name == name(place)) else {
             return;
         };
         if fuse.passes_left.fetch_sub(1, Ordering::SeqCst) == 1 {
-            tracing::error!(failpoint = %fuse.name, "dying as told");
+            tracing::error!(failpoint = %fuse.name, "aborting: AGENTPOST_FAILPOINT names this place");
             std::process::abort();
         }
     }

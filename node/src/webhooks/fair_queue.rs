@@ -1,13 +1,13 @@
-//! Whose turn it is: a pure data structure, without a clock and without the state.
+//! The fair queue of endpoints: a pure data structure, without a clock and without the state.
 //!
-//! It knows one thing about each endpoint that has work: when its earliest delivery is due. Slots are given one
-//! at a time, in turns over the teams, and within a team over its endpoints, so that a long queue of one is no
-//! longer wait for another. A slot is held from the claim until the outcome is recorded.
+//! It knows one fact about each endpoint with work: when its earliest delivery is due. Slots are granted one at a time,
+//! in turns over the teams, and within a team over its endpoints, so that a long queue of one endpoint does not delay
+//! another. A slot is held from the claim until the outcome is recorded.
 //!
-//! The limits: per endpoint [`ENDPOINT_CALLS_MAX`], per team [`TEAM_CALLS_MAX`], per node [`NODE_CALLS_MAX`].
-//! When slots are scarce, a team holds no more than its share among the teams that have work due, so that those
-//! whose endpoints hang cannot take what the others need. An endpoint that could not be reached
-//! [`CONNECT_FAILURES_MAX`] times in a row is tried by one call at a time; its ladder is not touched.
+//! The limits: per endpoint [`ENDPOINT_CALLS_MAX`], per team [`TEAM_CALLS_MAX`], per node [`NODE_CALLS_MAX`]. When
+//! slots are scarce, a team holds no more than its share among the teams with due work, so that a team whose endpoints
+//! hang cannot take the slots that others need. An endpoint that could not be reached [`CONNECT_FAILURES_MAX`] times in
+//! a row gets one call at a time; its retry schedule is not changed.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -22,11 +22,11 @@ pub type Endpoint = (TeamId, u64);
 /// Whether a call got through to its endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reachability {
-    /// It answered, or at least took the connection.
+    /// The endpoint answered, or at least accepted the connection.
     Reached,
-    /// No connection.
+    /// No connection could be made.
     Unreachable,
-    /// There was no call.
+    /// No call was made.
     Untried,
 }
 
@@ -34,11 +34,11 @@ pub enum Reachability {
 #[derive(Debug, Default)]
 pub struct FairQueue {
     endpoints: HashMap<Endpoint, Place>,
-    /// Endpoints whose time has not come.
+    /// Endpoints that are not due yet.
     waiting: BTreeSet<(u64, Endpoint)>,
     /// Teams with slots in use or work due.
     teams: HashMap<TeamId, Team>,
-    /// Teams in the order of their turns: those that have something in `Team::turns`.
+    /// Teams in the order of their turns; each has an endpoint in `Team::turns`.
     turns: VecDeque<TeamId>,
     in_use: usize,
     /// Teams with work due.
@@ -48,9 +48,9 @@ pub struct FairQueue {
 #[derive(Debug, Default)]
 struct Place {
     due_ms: Option<u64>,
-    /// Its time has come.
+    /// Whether it is due.
     is_due: bool,
-    /// It stands in its team's turns.
+    /// Whether it is listed in its team's turns.
     in_turns: bool,
     in_use: usize,
     /// Failures to connect in a row.
@@ -83,7 +83,7 @@ impl Place {
 }
 
 impl FairQueue {
-    /// Says when the earliest delivery of an endpoint is due; none = it has no work.
+    /// Sets the due time of an endpoint's earliest delivery; `None` if it has no work.
     pub fn set_due(&mut self, endpoint: Endpoint, due_ms: Option<u64>) {
         let place = self.endpoints.entry(endpoint).or_default();
         if place.due_ms == due_ms {
@@ -104,7 +104,7 @@ impl FairQueue {
         self.forget_idle(endpoint);
     }
 
-    /// Lets the endpoints whose time has come by `now_ms` take part.
+    /// Admits the endpoints that are due at `now_ms`.
     pub fn advance(&mut self, now_ms: u64) {
         while let Some(&(due_ms, endpoint)) = self.waiting.first()
             && due_ms <= now_ms
@@ -118,12 +118,12 @@ impl FairQueue {
         }
     }
 
-    /// When the next endpoint's time comes.
+    /// The time at which the next endpoint is due.
     pub fn next_due_ms(&self) -> Option<u64> {
         self.waiting.first().map(|(due_ms, _)| *due_ms)
     }
 
-    /// Gives a slot to the endpoint whose turn it is.
+    /// Grants a slot to the endpoint whose turn it is.
     pub fn take_slot(&mut self) -> Option<Endpoint> {
         if self.in_use >= NODE_CALLS_MAX {
             return None;
@@ -154,7 +154,7 @@ impl FairQueue {
         None
     }
 
-    /// The endpoint of a team whose turn it is. Those that lost their work or their slots fall out.
+    /// The endpoint of a team whose turn it is. Endpoints without work or a free slot are dropped from the turns.
     fn next_of(team: &mut Team, endpoints: &mut HashMap<Endpoint, Place>) -> Option<Endpoint> {
         while let Some(endpoint) = team.turns.pop_front() {
             let Some(place) = endpoints.get_mut(&endpoint) else {
@@ -176,7 +176,7 @@ impl FairQueue {
         None
     }
 
-    /// Takes a slot back.
+    /// Releases a slot.
     pub fn release(&mut self, endpoint: Endpoint, reachability: Reachability) {
         let Some(place) = self.endpoints.get_mut(&endpoint).filter(|place| place.in_use > 0) else {
             debug_assert!(false, "a slot is given back once");
@@ -202,12 +202,12 @@ impl FairQueue {
         self.in_use
     }
 
-    /// Whether some endpoint's time has come and it has a free slot; its team may still have to wait.
+    /// Whether some endpoint is due and has a free slot. Its team may still have to wait.
     pub fn has_turns(&self) -> bool {
         !self.turns.is_empty() && self.in_use < NODE_CALLS_MAX
     }
 
-    /// What a team may hold now.
+    /// The number of slots that a team may hold at the moment.
     fn share(&self) -> usize {
         if NODE_CALLS_MAX - self.in_use < NODE_CALLS_SCARCE {
             TEAM_CALLS_MAX.min(NODE_CALLS_MAX / self.due_teams.max(1))

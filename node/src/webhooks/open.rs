@@ -1,8 +1,8 @@
-//! The open attempts of this node: claimed, calling, or ended and not recorded yet.
+//! The open attempts of this node: claimed, being called, or ended but not recorded yet.
 //!
-//! They outlive the leadership that claimed them. An attempt is in the table from before its claim is proposed
-//! until its outcome is answered; [`super::takeover`] leaves alone what is in it, and a hand-over of leadership
-//! waits until it is empty (each entry stands inside [`Drain`]).
+//! An open attempt outlives the leadership that claimed it. It is in the table from before its claim is proposed until
+//! its outcome is answered. [`super::takeover`] leaves the attempts in the table alone, and a hand-over of leadership
+//! waits until the table is empty: each entry holds a place in [`Drain`].
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,14 +18,14 @@ use crate::base::metrics::Metrics;
 use crate::base::metrics::dispatch::AttemptClass;
 use crate::shard::drain::{Drain, WorkGuard};
 
-/// One attempt of one delivery, as the log names it.
+/// One attempt of one delivery, as the log identifies it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Attempt {
-    /// Whose delivery.
+    /// The team that owns the delivery.
     pub team: TeamId,
-    /// Its number in the team.
+    /// The number of the delivery in its team.
     pub number: u64,
-    /// The serial of its calls.
+    /// The number of the attempt.
     pub attempt_no: u32,
 }
 
@@ -39,7 +39,7 @@ impl Attempt {
         }
     }
 
-    /// As commands name it.
+    /// The protobuf form for commands.
     pub fn to_proto(self) -> AttemptRef {
         AttemptRef {
             team_id: self.team.to_bytes(),
@@ -49,26 +49,23 @@ impl Attempt {
     }
 }
 
-/// Where slots go back to: the tenure that gave them, if it still is.
+/// The channel that returns slots to the tenure that granted them; closed when the tenure is over.
 pub type Slots = mpsc::Sender<(Endpoint, Reachability)>;
 
-/// An attempt that is over, until that is recorded.
+/// An attempt that has ended and is not recorded yet.
 pub struct Ended {
-    /// Which.
     pub attempt: Attempt,
-    /// Of its claim.
+    /// The epoch of its claim.
     pub epoch: u64,
-    /// What became of it.
     pub result: AttemptResult,
-    /// Whose slot it holds.
+    /// The endpoint whose slot it holds.
     pub(super) endpoint: Endpoint,
-    /// Its place on the ladder.
+    /// Its retry step.
     pub(super) step: u32,
-    /// Where the slot goes back to.
     pub(super) slots: Slots,
 }
 
-/// The table of open attempts. Cheap to clone.
+/// The table of open attempts. Clones are cheap and share it.
 #[derive(Clone)]
 pub struct OpenAttempts {
     shared: Arc<Shared>,
@@ -80,7 +77,7 @@ struct Shared {
 }
 
 impl OpenAttempts {
-    /// None yet. They enter `drain`.
+    /// An empty table whose entries enter `drain`.
     pub fn new(drain: Drain) -> Self {
         let shared = Shared {
             table: Mutex::default(),
@@ -91,7 +88,7 @@ impl OpenAttempts {
         }
     }
 
-    /// Notes an attempt that is about to be claimed; refused while leadership is being handed over.
+    /// Registers an attempt that is about to be claimed. Returns false while leadership is handed over.
     pub fn enter(&self, attempt: Attempt) -> bool {
         let Some(entered) = self.shared.drain.enter() else {
             return false;
@@ -105,13 +102,13 @@ impl OpenAttempts {
         self.shared.drain.is_held()
     }
 
-    /// Forgets an attempt that was not granted, or is recorded.
+    /// Removes an attempt that was not granted or whose outcome is recorded.
     pub fn close(&self, attempt: &Attempt) {
         let closed = self.table().remove(attempt);
         drop(closed);
     }
 
-    /// Whether this node will still say what became of an attempt.
+    /// Whether this node will still report the outcome of an attempt.
     pub fn contains(&self, attempt: &Attempt) -> bool {
         self.table().contains_key(attempt)
     }
@@ -122,7 +119,8 @@ impl OpenAttempts {
 }
 
 impl Ended {
-    /// The cluster has answered: the attempt is closed and its slot is free. `recorded` = it was still wanted.
+    /// Closes the attempt and frees its slot after the cluster has answered. `recorded` says whether the outcome was
+    /// accepted.
     pub fn settle(self, recorded: bool, open: &OpenAttempts, metrics: &Metrics) {
         if !recorded {
             metrics.dispatch.outcomes_stale.inc();
@@ -130,12 +128,12 @@ impl Ended {
             metrics.dispatch.dead_letters.inc();
         }
         open.close(&self.attempt);
-        // The channel holds a place for every slot; it is closed when the tenure is over.
+        // The channel has room for every slot; it is closed when the tenure is over.
         let _ = self.slots.try_send((self.endpoint, reachability_of(&self.result)));
     }
 }
 
-/// Whether this outcome leaves no further attempt. For the metric; apply decides.
+/// Whether this outcome ends the delivery. For the metric only; apply decides.
 fn is_last(result: &AttemptResult, step: u32) -> bool {
     match result.status {
         _ if result.not_sent => false,
@@ -159,7 +157,8 @@ pub(super) fn class_of(result: &AttemptResult) -> AttemptClass {
     }
 }
 
-/// Two timers can end a call: that of the connection, and that of the whole attempt, which is much longer.
+/// Whether the call reached its endpoint. A timeout before half of the attempt's time limit is the connection's
+/// timeout.
 fn reachability_of(result: &AttemptResult) -> Reachability {
     match class_of(result) {
         AttemptClass::NotSent => Reachability::Untried,

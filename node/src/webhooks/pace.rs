@@ -1,9 +1,9 @@
-//! How often one host of the public internet is called, whoever asked for it: nobody can aim a cluster at a victim by
-//! registering many URLs there.
+//! Limits the rate of calls to one public host, over all teams: nobody can aim a cluster at a victim by registering
+//! many URLs there.
 //!
-//! At most [`HOST_CALLS_PER_S_MAX`] calls in any second. A call too many waits, for no longer than [`WAIT_MAX`]; beyond that it
-//! is put back, with its place on the ladder. Hosts within `webhooks.allow_networks` are not paced, from the first
-//! answer that showed where they are.
+//! A host gets at most [`HOST_CALLS_PER_S_MAX`] calls in any second. A call beyond that waits for at most [`WAIT_MAX`];
+//! a call that would wait longer is put back and keeps its retry step. Hosts within `webhooks.allow_networks` are not
+//! limited, from the first response that showed their address on.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,35 +12,35 @@ use std::time::Duration;
 use agentpost_proto::limits::HOST_CALLS_PER_S_MAX;
 use tokio::time::Instant;
 
-/// Of those, the calls that need no distance from the one before.
+/// The calls that may follow each other without a pause; they count among [`HOST_CALLS_PER_S_MAX`].
 const BURST: u32 = 8;
 const DISTANCE: Duration = Duration::from_nanos(1_000_000_000 / (HOST_CALLS_PER_S_MAX - BURST) as u64);
-/// A call waits while it holds a slot of its team, and its time to answer runs.
+/// Upper bound on the wait of a call, which holds a slot of its team and uses up its time limit while it waits.
 pub const WAIT_MAX: Duration = Duration::from_millis(1_500);
-/// Hosts that are remembered.
+/// Hosts that are tracked.
 const HOSTS_MAX: usize = 4_096;
 
-/// The hosts that were called lately.
+/// The recently called hosts.
 #[derive(Default)]
 pub struct Pace {
     hosts: Mutex<HashMap<String, Host>>,
 }
 
 struct Host {
-    /// When the calls so far are paid off.
+    /// The time from which the next call need not wait (the theoretical arrival time of GCRA).
     paid: Instant,
     exempt: bool,
 }
 
 impl Pace {
-    /// How long the next call to `host` has to wait; none = too long, and it does not count.
+    /// How long the next call to `host` must wait. `None` if it would wait too long; then the call does not count.
     pub fn wait(&self, host: &str, now: Instant) -> Option<Duration> {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let known = match hosts.get_mut(host) {
             Some(known) => known,
             None => {
                 if hosts.len() >= HOSTS_MAX {
-                    // Those that wait are as few as calls in flight.
+                    // At most as many hosts as calls in flight are kept.
                     hosts.retain(|_, host| host.paid > now);
                 }
                 let fresh = Host {
@@ -62,7 +62,7 @@ impl Pace {
         Some(wait)
     }
 
-    /// Whether the host turned out to be within `webhooks.allow_networks`.
+    /// Records whether the host is within `webhooks.allow_networks`.
     pub fn note(&self, host: &str, exempt: bool) {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = hosts.get_mut(host) {
@@ -85,7 +85,7 @@ mod tests {
                 now += Duration::from_millis(gap);
                 match pace.wait("host", now) {
                     Some(wait) => starts.push(now + wait),
-                    // Only behind a queue that fills the whole wait.
+                    // Refused only if the queue fills the whole wait.
                     None => prop_assert!(starts.iter().filter(|at| **at > now).count() >= 60),
                 }
             }

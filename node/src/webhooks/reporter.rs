@@ -1,9 +1,9 @@
-//! Records what became of calls: proposes their outcomes, again and again, until the cluster has answered.
+//! Records the outcomes of calls: proposes them, repeatedly, until the cluster has answered.
 //!
-//! It lives as long as the process, beyond any leadership: a deposed leader still owes the outcomes of the
-//! calls that it began, and forwards them to its successor. Outcomes gather for [`GATHER_MS`] at most, and not
-//! at all after a pause, so a quiet cluster records at once and a busy one writes few entries. Several entries
-//! may be on their way. A repeat of an outcome that was recorded is stale, which is an answer as good as any.
+//! The reporter runs as long as the process, independent of leadership: a deposed leader must still report the calls
+//! that it began, and forwards their outcomes to its successor. Outcomes are gathered for at most [`GATHER_MS`], and
+//! not at all after a pause, so a quiet cluster records at once and a busy one writes few entries. Several entries may
+//! be in flight. A repeated outcome that was recorded already is answered as stale, which is as good as any answer.
 
 use std::time::Duration;
 
@@ -21,12 +21,12 @@ use crate::base::metrics::Metrics;
 use crate::base::metrics::dispatch::EntryKind;
 use crate::shard::proposer::Proposer;
 
-/// Between two attempts to record the same outcomes.
+/// Pause between two attempts to record the same outcomes, in milliseconds.
 const RETRY_MS: (u64, u64) = (50, 150);
-/// Entries on their way; a call's slot is not free before its outcome is recorded, so there are few.
+/// Entries in flight. A call keeps its slot until its outcome is recorded, so there are few.
 const ENTRIES_IN_FLIGHT_MAX: usize = 8;
 
-/// Where ended calls go.
+/// The channel for ended calls.
 pub type Reports = mpsc::Sender<Ended>;
 
 /// Records outcomes until the process ends.
@@ -35,26 +35,24 @@ pub struct Reporter {
     ended: mpsc::Receiver<Ended>,
 }
 
-/// What an outcome is recorded with.
+/// The handles that record an outcome.
 pub struct Recorder {
-    /// Where recorded attempts are closed.
+    /// The table in which recorded attempts are closed.
     pub open: OpenAttempts,
-    /// Where outcomes are proposed.
     pub proposer: Proposer,
-    /// Counts.
     pub metrics: Metrics,
-    /// Tells how long to wait between attempts.
+    /// The source of jitter.
     pub ids: IdSource,
 }
 
 impl Reporter {
-    /// One for the node, and where it is told.
+    /// A reporter and the channel for its input.
     pub fn new(recorder: Recorder) -> (Self, Reports) {
         let (reports, ended) = mpsc::channel(NODE_CALLS_MAX);
         (Reporter { recorder, ended }, reports)
     }
 
-    /// Runs until `shutdown`; what is not recorded then is lost with the process.
+    /// Runs until `shutdown`. Outcomes that are not recorded by then are lost with the process.
     pub async fn run(mut self, shutdown: CancellationToken) {
         shutdown.run_until_cancelled(self.report()).await;
     }
@@ -75,7 +73,7 @@ impl Reporter {
             tokio::select! {
                 Some(()) = under_way.next() => {}
                 taken = self.ended.recv_many(&mut waiting, room), if room > 0 => if taken == 0 {
-                    // Nobody can report any more; what is under way is still recorded.
+                    // All senders are gone; the entries in flight are still recorded.
                     sleep(Duration::from_millis(GATHER_MS)).await;
                 },
                 () = sleep_until(open_at), if may_propose => {}
@@ -84,9 +82,8 @@ impl Reporter {
     }
 }
 
-/// Records one batch, however long it takes.
 impl Recorder {
-    /// Proposes a batch until the cluster has answered.
+    /// Proposes a batch until the cluster has answered, however long it takes.
     async fn record(&self, batch: Vec<Ended>) {
         loop {
             failpoint::pass(Place::BeforeOutcome);
@@ -101,13 +98,15 @@ impl Recorder {
                     return;
                 }
                 Ok(Err(error)) => {
-                    // Refused for good: takeover closes these claims.
+                    // This refusal is final; takeover closes these claims.
                     tracing::error!(%error, outcomes = batch.len(), "outcomes were refused; takeover closes their attempts as unknown; please report this");
                     return batch
                         .into_iter()
                         .for_each(|ended| ended.settle(false, &self.open, &self.metrics));
                 }
-                Err(error) => tracing::debug!(%error, outcomes = batch.len(), "outcomes are not recorded yet"),
+                Err(error) => {
+                    tracing::debug!(%error, outcomes = batch.len(), "outcomes could not be recorded yet; trying again")
+                }
             }
             sleep(Duration::from_millis(self.ids.jitter_ms(RETRY_MS.0, RETRY_MS.1))).await;
         }

@@ -1,7 +1,7 @@
-//! From a name to addresses that may be dialled.
+//! Resolves host names to addresses that webhooks may dial.
 //!
-//! This is asked for each new connection, and what it answers is what is dialled: a name that meant something else
-//! when it was registered, or means something else in a moment, gains nothing.
+//! The resolver runs for each new connection, and the addresses it returns are the ones that are dialled. A name that
+//! resolved differently at registration, or will in a moment, gains nothing.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -20,17 +20,17 @@ use url::{Host, Url};
 use crate::base::config::Config;
 use crate::base::networks::{Kind, Network, kind};
 
-/// How long the addresses of the cluster's own nodes are remembered.
+/// How long the addresses of the cluster's own nodes are cached.
 const OWN_ADDRESSES_FOR: Duration = Duration::from_secs(30);
-/// How long a connection waits for them.
+/// How long a connection waits for their lookup.
 const OWN_LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a look-up gives.
+/// The future of a lookup.
 pub type Looked = Pin<Box<dyn Future<Output = std::io::Result<Vec<IpAddr>>> + Send>>;
 
-/// Something that knows the addresses of names.
+/// A source of addresses for names.
 pub trait Lookup: Send + Sync {
-    /// All addresses of `name`.
+    /// Returns all addresses of `name`.
     fn lookup(&self, name: String) -> Looked;
 }
 
@@ -52,7 +52,7 @@ impl Lookup for SystemLookup {
         let slots = Arc::clone(&self.slots);
         Box::pin(async move {
             let slot = slots.acquire_owned().await.map_err(std::io::Error::other)?;
-            // A task, so that the slot is held for as long as the thread is, also when nobody waits any more.
+            // A task of its own: the slot must be held as long as the thread runs, also when no caller waits any more.
             let looking = tokio::spawn(async move {
                 let found = tokio::net::lookup_host((name.as_str(), 0)).await;
                 drop(slot);
@@ -63,7 +63,7 @@ impl Lookup for SystemLookup {
     }
 }
 
-/// The egress rules refuse an address. Says nothing of what the name resolved to: a team could map our network.
+/// The egress rules refuse an address. The error does not name it, because a team could map the private network.
 #[derive(Debug, thiserror::Error)]
 #[error("the address is not open to webhooks")]
 pub struct Refused;
@@ -75,19 +75,19 @@ struct Listener {
     port: u16,
 }
 
-/// Which addresses are open.
+/// The rules that decide which addresses are open.
 pub struct Rules {
     allow: Vec<Network>,
-    /// Those of this node and of its configuration.
+    /// Listeners of this node and of its configuration.
     configured: Vec<Listener>,
-    /// Those of the members.
+    /// Listeners of the current members.
     members: RwLock<Vec<Listener>>,
     lookup: Arc<dyn Lookup>,
     own: Mutex<HashMap<String, (Instant, Vec<IpAddr>)>>,
 }
 
 impl Rules {
-    /// Those of the configuration. `bound` is where this node truly listens.
+    /// The rules of the configuration. `bound` are the addresses at which this node really listens.
     pub fn new(config: &Config, bound: &[SocketAddr], lookup: Arc<dyn Lookup>) -> Self {
         let own = bound
             .iter()
@@ -115,7 +115,7 @@ impl Rules {
         }
     }
 
-    /// Who is in the cluster now.
+    /// Updates the listeners of the members.
     pub fn set_members<'a>(&self, members: impl Iterator<Item = &'a Member>) {
         let listeners = members
             .flat_map(|member| listeners_of(&member.peer_addr, &member.url))
@@ -124,14 +124,14 @@ impl Rules {
         *self.members.write().unwrap_or_else(PoisonError::into_inner) = listeners;
     }
 
-    /// The cluster's listeners at a port.
+    /// The cluster's listeners on a port.
     fn listeners(&self, port: u16) -> Vec<Listener> {
         let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
         let all = self.configured.iter().chain(members.iter());
         all.filter(|listener| listener.port == port).cloned().collect()
     }
 
-    /// Whether a listener of the cluster has this port, so that dialling it needs [`Rules::check`] to know the port.
+    /// Whether the cluster listens on this port, so that [`Rules::check`] must know the port of a connection.
     pub fn is_listener_port(&self, port: u16) -> bool {
         !self.listeners(port).is_empty()
     }
@@ -141,7 +141,7 @@ impl Rules {
         self.allow.iter().any(Network::opens_loopback)
     }
 
-    /// Whether addresses of some inner network are open.
+    /// Whether addresses of a private network are open.
     pub fn open_inner(&self) -> bool {
         self.allow.iter().any(Network::opens_inner)
     }
@@ -152,7 +152,7 @@ impl Rules {
         self.allow.iter().any(|network| network.contains(address))
     }
 
-    /// What can be said of an address without asking anybody.
+    /// Checks an address without a lookup.
     pub fn check_address(&self, address: IpAddr, port: u16) -> Result<(), Refused> {
         let address = address.to_canonical();
         let open = match kind(address) {
@@ -172,7 +172,7 @@ impl Rules {
         }
     }
 
-    /// Whether **all** the addresses may be dialled: an answer that mixes open and closed ones is an attack.
+    /// Checks that **all** addresses may be dialled: an answer that mixes open and closed addresses is an attack.
     pub async fn check(&self, addresses: &[IpAddr], port: u16) -> Result<(), Refused> {
         for address in addresses {
             self.check_address(*address, port)?;
@@ -188,8 +188,8 @@ impl Rules {
         Ok(())
     }
 
-    /// The addresses of a node that is configured by name. The last known ones while the name does not resolve: it
-    /// must not stop all deliveries to its port.
+    /// The addresses of a node that is configured by name. If the name does not resolve, the last known addresses are
+    /// used, so that a failing lookup does not stop all deliveries to that port.
     async fn own_addresses(&self, name: &str) -> Vec<IpAddr> {
         let known = || self.own.lock().unwrap_or_else(PoisonError::into_inner);
         let last = known().get(name).cloned();
@@ -208,7 +208,7 @@ impl Rules {
     }
 }
 
-/// Where a node listens, by its two addresses.
+/// The listeners of a node, from its two addresses.
 fn listeners_of(peer_addr: &str, url: &str) -> impl Iterator<Item = Listener> + use<> {
     [listener_at(&format!("tcp://{peer_addr}")), listener_at(url)]
         .into_iter()
@@ -217,7 +217,7 @@ fn listeners_of(peer_addr: &str, url: &str) -> impl Iterator<Item = Listener> + 
 
 fn listener_at(url: &str) -> Option<Listener> {
     let url = Url::parse(url).ok()?;
-    // Of an unknown scheme the parser leaves addresses as text.
+    // For an unknown scheme the parser leaves addresses as text.
     let host = Host::parse(url.host_str()?).ok()?;
     let port = url.port_or_known_default()?;
     Some(Listener { host, port })
@@ -230,26 +230,23 @@ fn host_of(address: IpAddr) -> Host {
     }
 }
 
-/// Whether what listens at `listener` answers at `address`.
+/// Whether a listener bound to `listener` accepts connections to `address`.
 fn is_listened_at(listener: IpAddr, address: IpAddr) -> bool {
     listener == address || (listener.is_unspecified() && is_of_this_machine(address))
 }
 
-/// Only addresses of the machine can be bound.
+/// Whether the address belongs to this machine: only such addresses can be bound.
 fn is_of_this_machine(address: IpAddr) -> bool {
     address.is_loopback() || UdpSocket::bind((address, 0)).is_ok()
 }
 
-/// The resolver of one client: the only thing that turns its names into addresses.
+/// The resolver of one client. The client resolves its names by nothing else.
 pub struct CheckedResolver {
-    /// What is open.
     pub rules: Arc<Rules>,
-    /// Who knows the names.
     pub lookup: Arc<dyn Lookup>,
-    /// The port of all URLs of this client if the cluster listens on that port somewhere; else 0, which nobody
-    /// listens on.
+    /// The port of all URLs of this client if the cluster listens on that port; else 0, on which nothing listens.
     pub port: u16,
-    /// Of the team.
+    /// The lookups of the team that may run at a time.
     pub slots: Arc<Semaphore>,
 }
 
@@ -260,7 +257,7 @@ impl Resolve for CheckedResolver {
         let name = name.as_str().to_owned();
         Box::pin(async move {
             let slot = slots.acquire_owned().await?;
-            // As for the look-up itself: whoever gave up waiting still holds a slot of the team.
+            // As for the lookup itself: a caller that stopped waiting still holds a slot of the team.
             let found = tokio::spawn(async move {
                 let found = lookup.lookup(name).await;
                 drop(slot);

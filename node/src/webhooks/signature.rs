@@ -1,4 +1,4 @@
-//! What receivers verify a delivery with. Pure functions of bytes and time: each attempt is signed afresh.
+//! Signatures with which receivers verify a delivery. Pure functions of bytes and time; each attempt is signed anew.
 
 use agentpost_proto::id::DeliveryId;
 use base64::Engine as _;
@@ -7,9 +7,9 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-/// How long a receiver may take it for fresh.
+/// How long a token is valid, in seconds.
 const LIFETIME_S: u64 = 300;
-/// Some receivers refuse a token that was issued in their future, and have no leeway.
+/// How far `iat` is set back, in seconds: some receivers refuse a token issued in their future and allow no leeway.
 const BACKDATED_S: u64 = 5;
 
 #[derive(Serialize)]
@@ -30,13 +30,13 @@ pub fn upstash(key: &str, url: &str, body: &[u8], now_s: u64, jti: &str) -> Stri
         iss: "Upstash",
         sub: url,
         exp: now_s + LIFETIME_S,
-        // Not before the epoch: always, whatever the receiver's clock says.
+        // 0 makes the token valid whatever the receiver's clock says.
         nbf: 0,
         iat: now_s.saturating_sub(BACKDATED_S),
         jti,
         body: URL_SAFE.encode(Sha256::digest(body)),
     };
-    // Strings and numbers always serialize.
+    // Serializing strings and numbers cannot fail.
     let claims = serde_json::to_vec(&claims).unwrap_or_default();
     let mut token = URL_SAFE_NO_PAD.encode(br#"{"alg":"HS256","typ":"JWT"}"#);
     token.push('.');
@@ -61,7 +61,7 @@ pub fn abbababa(secret: &str, now_s: u64, body: &[u8]) -> String {
 /// The value of `webhook-signature` (Standard Webhooks), under the bytes that `secret` encodes.
 pub fn standard(secret: &str, id: &str, now_s: u64, body: &[u8]) -> String {
     let text = secret.strip_prefix("whsec_").unwrap_or(secret);
-    // Every secret of ours decodes.
+    // All our secrets decode.
     let key = STANDARD.decode(text).unwrap_or_else(|_| text.as_bytes().to_vec());
     let signature = hmac(&key, &[id.as_bytes(), b".", now_s.to_string().as_bytes(), b".", body]);
     format!("v1,{}", STANDARD.encode(signature))

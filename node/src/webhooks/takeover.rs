@@ -1,9 +1,9 @@
-//! Leader-only: closes attempts that nobody will report on.
+//! Leader-only: closes attempts whose outcome no node will report.
 //!
-//! Every [`PERIOD`] the claims in the state are compared with the calls of this node. A claim that is none of
-//! them belongs to a node that died or was cut off, or, within the own epoch, to an answer that was lost. When
-//! it is so old that no call of it can still be running ([`TAKEOVER_AFTER_MS`] of cluster time), it is closed
-//! as unknown, and its delivery is due again.
+//! Every [`PERIOD`] this worker compares the claims in the state with the open attempts of this node. A claim that is
+//! not among them belongs to a node that died or was cut off, or, within the current epoch, to a lost reply. Once it is
+//! so old that no call of it can still be running ([`TAKEOVER_AFTER_MS`] of cluster time), it is closed with an unknown
+//! outcome, and its delivery is due again.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ impl Takeovers {
                     self.take_over(epoch, batch).await;
                 }
             }
-            Err(error) => tracing::error!(%error, "looking for orphaned claims failed"),
+            Err(error) => tracing::error!(%error, "looking for orphaned claims failed; the next round tries again"),
         }
     }
 
@@ -56,7 +56,7 @@ impl Takeovers {
             let Some(delivery) = delivery::by_number(&*state, team, number)? else {
                 continue;
             };
-            // It may have been closed between the two reads.
+            // The claim may have been closed between the two reads.
             let Some(claim) = delivery.claim else { continue };
             let attempt = Attempt::newest(team, &delivery);
             if claim.ct_ms + TAKEOVER_AFTER_MS <= now_ms && !self.open.contains(&attempt) {
@@ -76,11 +76,14 @@ impl Takeovers {
             Ok(Ok(answer)) => {
                 let closed = answer.done.iter().filter(|done| **done).count();
                 self.leader.metrics.dispatch.takeovers.inc_by(closed as u64);
-                tracing::warn!(closed, "attempts closed with an unknown outcome");
+                tracing::warn!(
+                    closed,
+                    "attempts of a lost node were closed with an unknown outcome; their deliveries are retried"
+                );
             }
             Ok(Err(error)) => tracing::info!(%error, "a takeover was refused; the next round looks again"),
-            // The next look tries again; if leadership is lost, somebody else does.
-            Err(error) => tracing::debug!(%error, "a takeover was not proposed"),
+            // The next round tries again; if leadership is lost, the new leader does.
+            Err(error) => tracing::debug!(%error, "a takeover was not proposed; the next round tries again"),
         }
     }
 }

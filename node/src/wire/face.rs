@@ -1,4 +1,4 @@
-//! The faces: the APIs that one port serves, each with its own shapes of JSON.
+//! The faces: the APIs that one port serves. Each has its own JSON.
 
 /// Which API a request belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,9 @@
-//! JSON in, strictly and without a tree.
+//! Reads and writes JSON strictly and without building a tree.
 //!
-//! serde_json checks the syntax once and hands out raw slices (`members!`); [`compact`] then walks such a
-//! slice byte by byte. It keeps numbers and escapes as they were written, which a typed visitor would not
-//! (an integer above 2^64 would come back as a float), and it enforces what syntax cannot: depth, number of
-//! keys, no key twice, length and range of numbers, paired surrogates. A slice without white space is not
-//! copied at all.
+//! serde_json checks the syntax once and hands out raw slices (`members!`); [`compact`] then walks such a slice byte by
+//! byte. It keeps numbers and escapes as they were written, which a typed visitor would not (it would turn an integer
+//! above 2^64 into a float), and it enforces what syntax cannot: depth, number of keys, no duplicate key, length and
+//! range of numbers, paired surrogates. A slice without white space is not copied.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,16 +13,16 @@ use agentpost_proto::limits;
 use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// Keys of one object at most.
+/// Upper bound on the keys of one object.
 const KEYS_MAX: usize = 1_000;
-/// Characters of one number at most.
+/// Upper bound on the characters of one number.
 const NUMBER_CHARS_MAX: usize = 64;
 
-/// What is wrong with a JSON text, without the value that is wrong: people put keys and tokens in the wrong place,
-/// and what is said here may be logged.
+/// Describes the fault of a JSON text without the faulty value: clients put keys and tokens in the wrong place, and
+/// this description may be logged.
 pub fn explain(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    // serde quotes the value, then says what it expected, in words that are ours.
+    // serde quotes the value and then says what it expected, in words that are ours.
     let expected = text.rfind(", expected ").filter(|_| error.is_data());
     match expected.filter(|_| !text.starts_with("unknown field ")) {
         Some(at) => text[at + 2..].to_owned(),
@@ -31,7 +30,7 @@ pub fn explain(error: &serde_json::Error) -> String {
     }
 }
 
-/// Why a well-formed JSON text is refused all the same; shown to the caller.
+/// Why a well-formed JSON text is refused. The caller sees the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     #[error("must be a JSON object")]
@@ -60,11 +59,11 @@ pub struct Key<'a>(#[serde(borrow)] pub Cow<'a, str>);
 pub trait FromMembers<'de>: Sized {
     /// Reads an object.
     fn read<A: MapAccess<'de>>(map: A) -> Result<Self, A::Error>;
-    /// What anything else becomes.
+    /// The value for JSON that is no object.
     fn faulty(fault: Fault) -> Self;
 }
 
-/// Reads an object leniently: anything else is a fault of the result, not an error.
+/// Reads an object leniently: JSON of another type becomes a fault in the result, not an error.
 pub struct Lenient<T>(pub PhantomData<T>);
 
 impl<'de, T: FromMembers<'de>> Visitor<'de> for Lenient<T> {
@@ -108,16 +107,16 @@ impl<'de, T: FromMembers<'de>> Visitor<'de> for Lenient<T> {
     }
 }
 
-/// Declares a struct of raw members of a JSON object. Reading one never fails for a wrong type or a repeated
-/// name: both are remembered in `fault`, so that one bad item does not spoil a batch. Unknown names are
-/// skipped, `null` is an absent member.
+/// Declares a struct of the raw members of a JSON object. Reading never fails for a wrong type or a repeated name: both
+/// are recorded in `fault`, so that one bad item does not spoil a batch. Unknown names are skipped, and `null` counts
+/// as an absent member.
 macro_rules! members {
     ($(#[$doc:meta])* $name:ident { $($field:ident = $key:literal,)* }) => {
         $(#[$doc])*
         #[derive(Debug, Default)]
         pub(crate) struct $name<'a> {
             $(pub(crate) $field: Option<&'a serde_json::value::RawValue>,)*
-            /// Not an object, or a name that stands twice.
+            /// Set if the JSON is no object or has a name twice.
             pub(crate) fault: Option<$crate::wire::json::Fault>,
         }
 
@@ -159,7 +158,7 @@ macro_rules! members {
 
 pub(crate) use members;
 
-/// The text of a raw JSON string; borrowed unless it has escapes.
+/// The text of a raw JSON string. It borrows unless the string has escapes.
 pub fn text(raw: &str) -> Result<Cow<'_, str>, Fault> {
     let inner = raw
         .strip_prefix('"')
@@ -184,7 +183,7 @@ pub fn compact(raw: &str) -> Result<Cow<'_, str>, Fault> {
     };
     let bytes = raw.as_bytes();
     let mut out = String::new();
-    let mut run = 0; // start of what is not copied yet
+    let mut run = 0; // start of the part that is not copied yet
     while let Some(byte) = bytes.get(walk.at) {
         match byte {
             b' ' | b'\t' | b'\n' | b'\r' => {
@@ -209,9 +208,9 @@ pub fn compact(raw: &str) -> Result<Cow<'_, str>, Fault> {
 
 /// An open array or object.
 struct Frame {
-    /// For an object: where its keys begin in `Walk::keys`.
+    /// For an object, the index of its first key in `Walk::keys`.
     keys_from: Option<usize>,
-    /// The next string is a key.
+    /// Whether the next string is a key.
     at_key: bool,
 }
 
@@ -219,7 +218,7 @@ struct Walk<'a> {
     raw: &'a str,
     at: usize,
     frames: Vec<Frame>,
-    /// Keys of all open objects.
+    /// The keys of all open objects.
     keys: Vec<Cow<'a, str>>,
 }
 
@@ -297,7 +296,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The place behind the string that starts at `start`.
+/// The position behind the string that starts at `start`.
 fn string_end(bytes: &[u8], start: usize) -> Result<usize, Fault> {
     let mut at = start + 1;
     loop {
@@ -311,7 +310,7 @@ fn string_end(bytes: &[u8], start: usize) -> Result<usize, Fault> {
     }
 }
 
-/// The place behind the escape at `at`, and behind its other half if it is a surrogate pair.
+/// The position behind the escape at `at`, or behind its second half if it is a surrogate pair.
 fn unicode_escape(bytes: &[u8], at: usize) -> Result<usize, Fault> {
     match code_unit(bytes, at).ok_or(Fault::BadUnicode)? {
         0xD800..=0xDBFF => match code_unit(bytes, at + 6) {
@@ -334,7 +333,7 @@ pub fn push_text(out: &mut Vec<u8>, text: &str) {
     let _ = serde_json::to_writer(out, text);
 }
 
-/// Writes an object member by member; for answers whose parts are stored as JSON already.
+/// Writes an object member by member, for answers whose parts are stored as JSON.
 pub struct Writer<'o> {
     out: &'o mut Vec<u8>,
     empty: bool,
@@ -347,7 +346,7 @@ impl<'o> Writer<'o> {
         Writer { out, empty: true }
     }
 
-    /// `"key":`, after which the caller writes one value. Keys need no escapes.
+    /// Writes `"key":`; the caller must then write one value. Keys must need no escapes.
     pub fn key(&mut self, key: &'static str) -> &mut Vec<u8> {
         if !std::mem::take(&mut self.empty) {
             self.out.push(b',');
@@ -358,12 +357,12 @@ impl<'o> Writer<'o> {
         self.out
     }
 
-    /// A member that is JSON already.
+    /// Writes a member whose value is JSON already.
     pub fn raw(&mut self, key: &'static str, json: impl AsRef<[u8]>) {
         self.key(key).extend_from_slice(json.as_ref());
     }
 
-    /// A string, or `null`.
+    /// Writes a string member, or `null` for `None`.
     pub fn text<'t>(&mut self, key: &'static str, text: impl Into<Option<&'t str>>) {
         match text.into() {
             Some(text) => push_text(self.key(key), text),
@@ -371,7 +370,7 @@ impl<'o> Writer<'o> {
         }
     }
 
-    /// The members of a compact JSON object, which may not be empty.
+    /// Writes the members of a compact JSON object, which must not be empty.
     pub fn members_of(&mut self, object: &[u8]) {
         let inner = object.strip_prefix(b"{").and_then(|rest| rest.strip_suffix(b"}"));
         if let Some(inner) = inner.filter(|inner| !inner.is_empty()) {

@@ -1,4 +1,4 @@
-//! A message as JSON. Stored bodies and extras are compact JSON already, so they are copied, not parsed.
+//! Messages as JSON. Stored bodies and extras are compact JSON already, so they are copied, not parsed.
 
 use agentpost_proto::command::{BodyKind, Send, SendReply};
 use agentpost_proto::id::MessageId;
@@ -8,16 +8,16 @@ use agentpost_raft_store::core::kv::Fatal;
 
 use crate::wire::json::{Writer, push_text};
 
-/// What the SDK dialect shows of a message whose sender attached nothing.
+/// The extras that the SDK dialect shows for a message whose sender attached none.
 const NO_EXTRAS: &[u8] = br#"{"subject":null,"priority":"normal","callbackUrl":null,"metadata":null}"#;
 
-/// The parts of a message that is shown, borrowed from wherever they are.
+/// The parts of a message that are shown, borrowed from their source.
 pub struct Shown<'a> {
     id: MessageId,
     from: &'a str,
-    /// Who received it; nobody in its sender's view of a topic message.
+    /// The receiver; empty in the sender's view of a topic message.
     to: &'a str,
-    /// Empty for a direct message.
+    /// The topic; empty for a direct message.
     topic: &'a str,
     kind: &'a str,
     body_kind: BodyKind,
@@ -31,7 +31,7 @@ pub struct Shown<'a> {
 }
 
 impl<'a> Shown<'a> {
-    /// A stored message as its sender sees it; `read_at_ms` is 0 while its receiver has not read it.
+    /// A stored message as its sender sees it. `read_at_ms` is 0 while the receiver has not read it.
     pub fn of(message: &'a record::Message, read_at_ms: u64) -> Result<Self, Fatal> {
         Ok(Shown {
             id: stored_id(&message.id)?,
@@ -50,7 +50,7 @@ impl<'a> Shown<'a> {
         })
     }
 
-    /// The same as `receiver` sees it.
+    /// A stored message as `receiver` sees it.
     pub fn received(message: &'a record::Message, receiver: &'a str, read_at_ms: u64) -> Result<Self, Fatal> {
         Ok(Shown {
             to: receiver,
@@ -77,7 +77,7 @@ impl<'a> Shown<'a> {
         })
     }
 
-    /// Its id in this face's form.
+    /// The id in the form of the Abba Baba API.
     pub fn id(&self) -> String {
         self.id.abbababa()
     }
@@ -87,7 +87,7 @@ fn stored_id(bytes: &[u8]) -> Result<MessageId, Fatal> {
     MessageId::from_slice(bytes).map_err(|e| Fatal::Invariant(format!("stored message: {e}")))
 }
 
-/// Appends the message: the union of both dialects.
+/// Appends the message with the fields of both dialects.
 pub fn push_message(out: &mut Vec<u8>, message: &Shown<'_>) {
     let time = |ms: u64| (ms != 0).then(|| rfc3339(ms));
     let mut object = Writer::new(out);
@@ -119,7 +119,7 @@ fn some(text: &str) -> Option<&str> {
     Some(text).filter(|text| !text.is_empty())
 }
 
-/// An object as it is stored, a text as `{"text": …}`.
+/// Appends the body: an object as it is stored, a text as `{"text": …}`.
 pub(crate) fn push_body(out: &mut Vec<u8>, message: &Shown<'_>) {
     match message.body_kind {
         BodyKind::Text => {

@@ -1,8 +1,8 @@
-//! What this node may spend without asking, and what it owes. No time of its own, no waiting: [`super::Leases`]
-//! brings both.
+//! The units that this node may spend locally, and the leases that it must return. Pure: [`super::Leases`] supplies
+//! time and waiting.
 //!
-//! **Invariant**: a unit is either held, spent or returned. What left the ledger towards a return can never be
-//! spent again.
+//! **Invariant**: a unit is either held, spent or returned. A unit that left the ledger for a return can never be
+//! spent.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,31 +15,28 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// How long a lease is spent after it was asked for.
+/// How long a lease may be spent, counted from its request.
 const SPENT_WITHIN: Duration = Duration::from_millis(limits::LEASE_SPENT_WITHIN_MS);
 
-/// A granted lease of which something is left.
+/// A granted lease with unspent units.
 #[derive(Debug, Clone)]
 pub struct Held {
-    /// Whose reads.
     pub team: TeamId,
-    /// Its id.
     pub id: [u8; 16],
-    /// The only day on which it may be spent.
+    /// The only day (UTC) on which it may be spent.
     pub day: u32,
-    /// What is left.
+    /// Unspent units.
     pub units: u64,
-    /// Before its request was sent: the grant itself came later.
+    /// The time before its request was sent; the grant itself came later.
     pub asked_at: Instant,
 }
 
-/// The moment of a question: the day as this node or the state has it, whichever is later, and the monotonic
-/// clock.
+/// The time of a request: the later of this node's and the state's day, and the monotonic clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
-    /// UTC.
+    /// Days since 1970-01-01 in UTC.
     pub day: u32,
-    /// Monotonic.
+    /// Monotonic time.
     pub now: Instant,
 }
 
@@ -58,7 +55,7 @@ impl Held {
     }
 }
 
-/// The leases of a node, by the row that counts the agent's reads.
+/// The leases of a node, by the key of the row that counts the agent's reads.
 #[derive(Debug, Default)]
 pub struct Ledger {
     accounts: HashMap<Bytes, Account>,
@@ -68,12 +65,12 @@ pub struct Ledger {
 #[derive(Debug, Default)]
 struct Account {
     held: Option<Held>,
-    /// Held by whoever asks for the agent's next lease.
+    /// Locked by the task that requests the agent's next lease.
     asking: Arc<Mutex<()>>,
 }
 
 impl Ledger {
-    /// Spends a unit, if one is held. Returns what is left of its lease.
+    /// Spends a unit, if one is held. Returns the number of units left in its lease.
     pub fn spend(&mut self, account: &[u8], at: Moment) -> Option<u64> {
         let held = &mut self.accounts.get_mut(account)?.held;
         let lease = held.as_mut()?;
@@ -87,25 +84,25 @@ impl Ledger {
         left
     }
 
-    /// Takes a fresh lease in, in the place of the one before.
+    /// Stores a new lease in place of the one before.
     pub fn put(&mut self, account: &Bytes, lease: Held) {
         self.retire(account);
         self.accounts.entry(account.clone()).or_default().held = Some(lease);
     }
 
-    /// Gives up what is held: it is returned, not spent.
+    /// Moves a held lease to the returns, so that it cannot be spent.
     pub fn retire(&mut self, account: &[u8]) {
         let held = self.accounts.get_mut(account).and_then(|account| account.held.take());
         self.owe(held.iter().map(Held::returned));
     }
 
-    /// What is held and may still be spent.
+    /// The units that are held and may still be spent.
     pub fn unspent(&self, account: &[u8], at: Moment) -> u64 {
         let held = self.accounts.get(account).and_then(|account| account.held.as_ref());
         held.filter(|held| held.spendable(at)).map_or(0, |held| held.units)
     }
 
-    /// Whoever holds it is the only one to ask for the agent's next lease. None when there are too many agents.
+    /// The lock of the task that requests the agent's next lease. `None` if leases of too many agents are tracked.
     pub fn asking(&mut self, account: &Bytes) -> Option<Arc<Mutex<()>>> {
         if self.accounts.len() >= limits::LEASED_AGENTS_MAX && !self.accounts.contains_key(account) {
             return None;
@@ -113,12 +110,12 @@ impl Ledger {
         Some(Arc::clone(&self.accounts.entry(account.clone()).or_default().asking))
     }
 
-    /// Retires what may not be spent any more, and forgets the agents of whom nothing is held or asked.
+    /// Retires leases that may no longer be spent, and forgets agents without a lease or a request.
     pub fn expire(&mut self, at: Moment) {
         self.retire_if(|held| !held.spendable(at));
     }
 
-    /// Retires everything.
+    /// Retires all leases.
     pub fn retire_all(&mut self) {
         self.retire_if(|_| true);
     }
@@ -132,14 +129,14 @@ impl Ledger {
         self.owe(returned);
     }
 
-    /// Puts down what shall be returned, or could not be. Beyond a bound it is forgotten: units are lost then,
-    /// and the rows go when their day is over.
+    /// Queues leases to return, also those whose return failed. Beyond a bound they are dropped: their units are lost,
+    /// and their rows are removed when the day is over.
     pub fn owe(&mut self, returns: impl IntoIterator<Item = LeaseReturn>) {
         let room = limits::LEASE_RETURNS_WAITING_MAX.saturating_sub(self.returns.len());
         self.returns.extend(returns.into_iter().take(room));
     }
 
-    /// The returns of one entry.
+    /// Takes the returns for one log entry.
     pub fn take_returns(&mut self) -> Vec<LeaseReturn> {
         let kept = self.returns.len().saturating_sub(limits::LEASES_PER_ENTRY_MAX);
         self.returns.split_off(kept)
