@@ -1,5 +1,5 @@
-//! The Abba Baba Messaging API at `/api/v1` and `/v1`: two published dialects in one. Requests may use the
-//! names of either, answers carry those of both.
+//! The Abba Baba Messaging API at `/api/v1` and `/v1`: two published dialects in one. Requests may use the field names
+//! of either dialect; answers carry both.
 
 mod batch;
 pub(super) mod deliveries;
@@ -131,7 +131,7 @@ async fn cancel_delivery(State(app): App, id: Id, request: Request) -> Response 
     )
 }
 
-/// A malformed id is one that nobody has.
+/// Parses a message id. A malformed id is answered like an unknown one.
 fn message_id(id: Id) -> Result<MessageId> {
     let id = id.ok().and_then(|Path(text)| text.parse().ok());
     id.ok_or_else(no_such_message)
@@ -166,7 +166,7 @@ async fn get_one(app: &AppState, id: Id, request: Request) -> Result<Response> {
     Ok(json_response(StatusCode::OK, out))
 }
 
-/// Writes the message if `agent` received it or sent it. Both see when the receiver of a direct message read it.
+/// Writes the message if `agent` received or sent it. Both see when the receiver of a direct message read it.
 fn push_visible(out: &mut Vec<u8>, kv: &impl Kv, team: TeamId, agent: &AgentId, id: MessageId) -> Result<bool> {
     if let Some(item) = query::inbox::received(kv, team, agent.as_str(), id)? {
         push_message(out, &Shown::received(&item.message, agent.as_str(), item.read_at_ms)?);
@@ -174,7 +174,7 @@ fn push_visible(out: &mut Vec<u8>, kv: &impl Kv, team: TeamId, agent: &AgentId, 
     }
     let sent = query::inbox::message(kv, team, id)?.filter(|message| message.from == agent.as_str());
     let Some(message) = sent else { return Ok(false) };
-    // A topic message has many receivers; who of them read it stands in its receipt.
+    // A topic message has many receivers; its receipt says which of them read it.
     let received = match message.to.as_str() {
         "" => None,
         to => query::inbox::received(kv, team, to, id)?,
@@ -188,7 +188,7 @@ members!(
     Mark { read = "read", }
 );
 
-/// What a PATCH asks for; the SDK sends no body at all.
+/// The mark that a PATCH asks for. The SDK sends no body at all.
 fn wanted_mark(body: &[u8]) -> Result<bool> {
     if body.trim_ascii().is_empty() {
         return Ok(true);
@@ -223,7 +223,7 @@ async fn mark(app: &AppState, id: Id, request: Request) -> Result<Response> {
             error
         }
     })?;
-    // It is marked; whether it can also be shown right now does not change that.
+    // The mark is stored. If the message cannot be shown at the moment, that does not change.
     let mut out = Vec::with_capacity(1024);
     let mut writer = Writer::new(&mut out);
     writer.raw("success", "true");

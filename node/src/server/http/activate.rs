@@ -1,8 +1,9 @@
-//! `/activate`: the page where a person lets a device in. It is a reader of `/admin/v1/login/` like any other: it has no
-//! rights of its own and no state here, and any node serves it.
+//! `/activate`: the page on which a person approves a device's login. It uses `/admin/v1/login/` like any other client:
+//! it has no rights of its own and no state here, and any node serves it.
 //!
-//! What a device calls itself is a stranger's text on a page where a key is typed. So the browser is told to run and
-//! load nothing but these files, and to refuse text as markup, whatever the script might do with it.
+//! The name that a device gives itself is a stranger's text on a page where an administrator types a key. So the
+//! content policy makes the browser run and load only these files, and refuse text as markup whatever the script does
+//! with it.
 
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
         .route("/activate.svg", get(async || file("image/svg+xml", SVG)))
 }
 
-/// `nosniff` stands on every answer.
+/// Adds the headers of the page; the router adds `nosniff` to every answer.
 fn file(kind: &'static str, content: &'static str) -> Response {
     let mut response = Response::new(Body::from(content));
     let headers = response.headers_mut();

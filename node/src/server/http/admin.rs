@@ -29,7 +29,7 @@ use crate::wire::face::Face;
 
 pub(super) use members::MEMBERS;
 
-/// A request that may take longer than others, like those for members.
+/// Time limit for slow requests, such as those for members.
 pub(super) const TRANSFER: &str = "/admin/v1/cluster/transfer";
 
 pub(super) type Id = Result<Path<String>, PathRejection>;
@@ -134,7 +134,7 @@ async fn teams_post(app: &AppState, request: Request) -> Result<Response> {
     })
 }
 
-/// The limits of a new team: what is not named is the plan's.
+/// The limits of a new team; a limit that the request does not name takes the plan's default.
 fn new_limits(patch: &LimitsPatch) -> TeamLimits {
     TeamLimits {
         daily_sends: patch.daily_sends.unwrap_or(limits::DAILY_SENDS),
@@ -190,7 +190,7 @@ async fn team_patch(app: &AppState, id: Id, request: Request) -> Result<Response
         strict_recipients: wanted.strict_recipients,
     };
     app.propose(&caller, op).await?;
-    // It is done: without a quorum for this read the caller must not hear that nothing was changed.
+    // The change is stored. If this read finds no quorum, the caller must not hear that nothing was changed.
     let state = app.services.replica.reader.linearizable().await;
     let state = state.map_err(|_| ApiError::outcome_unknown())?;
     json_of(&shown_team(query::team::by_id(&*state, id)?.ok_or_else(no_such_team)?)?)
@@ -221,7 +221,7 @@ async fn key_delete(app: &AppState, id: Id, headers: &HeaderMap) -> Result<Respo
     json_of(&admin::Ok { success: true })
 }
 
-/// Works without a quorum: that is when an operator needs it most.
+/// Answers without a quorum, because that is when operators need it most.
 async fn cluster_get(app: &AppState, headers: &HeaderMap) -> Result<Response> {
     operator_reading(app, headers, Consistency::Local).await?;
     json_of(&app.http.cluster.status().await)
@@ -229,7 +229,7 @@ async fn cluster_get(app: &AppState, headers: &HeaderMap) -> Result<Response> {
 
 async fn transfer_post(app: &AppState, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    // Nothing checks this key again behind us.
+    // No later step checks this key again.
     operator_reading(app, &parts.headers, Consistency::Linearizable).await?;
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
     let wanted: admin::Transfer = parse(&body)?;

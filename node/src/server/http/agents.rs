@@ -1,8 +1,9 @@
 //! The directory of a team's agents: `GET` and `POST /api/v1/agents`, on the Kite face.
 //!
-//! Listed is who exists: whoever was registered (a key bound to an agent registers it) or got mail. `system` is in no
-//! list: it cannot be registered and has no inbox. Beside each agent stands how many sessions listen to it now, asked
-//! of every node; that is no part of the replicated state and no more than a hint to whoever reads it.
+//! The list contains agents that were registered (creating a key bound to an agent registers it) and agents that
+//! received mail. `system` is never listed: it cannot be registered and has no inbox. Each entry carries the number of
+//! sessions that listen to the agent now, collected from all nodes; that number is not replicated state and only a
+//! hint.
 
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ use crate::wire::face::Face;
 use crate::wire::json::members;
 
 members!(
-    /// Who shall be registered.
+    /// The body of a registration.
     Item { id = "id", name = "name", }
 );
 
@@ -71,7 +72,7 @@ async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
     let parameters = Parameters::of(&parts.uri)?;
     let consistency = Consistency::of(&parameters);
     let wanted = Wanted::of(&parameters);
-    // Who asks is answered before how.
+    // Authorisation errors come before errors in the parameters.
     let freshness = *consistency.as_ref().unwrap_or(&Consistency::Local);
     let reading = app.reader(&parts.headers, freshness).await?;
     own_team(&reading.caller, &parameters)?;
@@ -79,9 +80,9 @@ async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
     consistency?;
     let Wanted { after, limit } = wanted?;
     let team = reading.caller.team;
-    // One more tells whether there is a next page.
+    // One entry more than the page shows whether there is a next page.
     let mut listed = agents(&*reading.state, team, &after, limit + 1)?;
-    // The other nodes may take their time; a state that is held cannot be replaced meanwhile.
+    // The state is released before the other nodes are asked: a held state cannot be replaced.
     drop(reading);
     let more = listed.len() > limit;
     listed.truncate(limit);
@@ -106,7 +107,7 @@ async fn register(app: &AppState, request: Request) -> Result<Response> {
     let id: AgentId = op.agent.parse().map_err(ApiError::internal)?;
     caller.may_act_as(&id)?;
     app.propose(&caller, op).await?;
-    // It is done: without a quorum for this read the caller must not hear that nothing was changed.
+    // The registration is stored. If this read finds no quorum, the caller must not hear that nothing was changed.
     let state = app.services.replica.reader.linearizable().await;
     let state = state.map_err(|_| ApiError::outcome_unknown())?;
     let registered = registered(&*state, caller.team, id.as_str())?;

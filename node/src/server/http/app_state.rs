@@ -1,4 +1,4 @@
-//! What every handler works with: authorised reads, remembered keys of writes, and proposals.
+//! The state that every handler shares: authorised reads, cached keys for writes, and proposals.
 
 use std::sync::Arc;
 
@@ -20,21 +20,21 @@ use crate::server::error::Result;
 use crate::server::services::{self, Services};
 use crate::webhooks::egress::Egress;
 
-/// What only the HTTP handlers use.
+/// The handles that only the HTTP handlers use.
 pub struct HttpHandles {
     /// Counts reads of inboxes.
     pub leases: Leases,
-    /// The cluster as its operator sees it.
+    /// The operator's view of the cluster.
     pub cluster: ClusterHandle,
-    /// Judges URLs of webhooks.
+    /// Checks webhook URLs.
     pub egress: Egress,
-    /// The life of the process.
+    /// The shutdown of the process.
     pub lifetime: Lifetime,
-    /// How people reach this node in a browser.
+    /// The URL at which a browser reaches this node.
     pub public_url: String,
 }
 
-/// What every handler works with.
+/// The state that every handler shares.
 pub struct AppState {
     pub(super) services: Services,
     pub(super) http: HttpHandles,
@@ -54,7 +54,7 @@ pub(super) struct Reading {
 }
 
 impl AppState {
-    /// Remembers no keys yet, and forgets those that were revoked until the node stops.
+    /// Creates the state with an empty key cache, which drops revoked keys until the node stops.
     pub(super) fn new(services: Services, http: HttpHandles) -> Arc<Self> {
         let app = Arc::new(AppState {
             cursors: Cursors::new(services.secrets.cursor_key()),
@@ -67,7 +67,7 @@ impl AppState {
         app
     }
 
-    /// The caller of a write. A remembered key is good enough: apply checks it again.
+    /// Authorises a write. A cached key suffices, because apply checks it again.
     pub(super) async fn writer(&self, headers: &HeaderMap) -> Result<Arc<Caller>> {
         let services = &self.services;
         let key_hash = services.secrets.key_hash(auth::presented(headers)?);
@@ -91,7 +91,7 @@ impl AppState {
         Ok(caller)
     }
 
-    /// The caller of a read, authorised against the very state that it reads.
+    /// Authorises a read against the same state that it reads.
     pub(super) async fn reader(&self, headers: &HeaderMap, consistency: Consistency) -> Result<Reading> {
         let services = &self.services;
         let key_hash = services.secrets.key_hash(auth::presented(headers)?);
@@ -109,20 +109,20 @@ impl AppState {
         })
     }
 
-    /// Notes who calls, and counts the request.
+    /// Notes the caller for the rate-limit headers and counts the request.
     fn admit(&self, caller: &Caller, headers: &HeaderMap) -> Result<()> {
         ratelimit::note_caller(caller, headers);
         let admitted = self.services.bursts.request(caller, self.services.wall_time.clock());
         admitted.inspect_err(|_| ratelimit::note_burst())
     }
 
-    /// Counts a message before it is proposed.
+    /// Counts a message against the burst limit before it is proposed.
     pub(super) fn count_send(&self, caller: &Caller) -> Result<()> {
         let counted = self.services.bursts.send(caller, self.services.wall_time.clock());
         counted.inspect_err(|_| ratelimit::note_burst())
     }
 
-    /// Notes who calls, as far as this node knows, where nobody is authorised: only to show their limits.
+    /// Notes the caller where the request needs no authorisation, only to show the limits.
     pub(super) fn note_known(&self, headers: &HeaderMap) {
         let services = &self.services;
         let Ok(key) = auth::presented(headers) else { return };
@@ -148,7 +148,7 @@ impl AppState {
     }
 }
 
-/// Empties the remembered keys whenever some key was revoked.
+/// Empties the key cache whenever a key is revoked.
 fn forget_on_revocation(app: &Arc<AppState>) {
     let shutdown = app.http.lifetime.shutdown.clone();
     let mut revoked = app.services.replica.wakeups.keys();

@@ -1,7 +1,7 @@
-//! Request bodies: read within bounds of size and time, and taken in for a moment when nobody wants them.
+//! Request bodies: read within bounds on size and time, and drained for a moment when a handler does not read them.
 //!
-//! Closing a connection over unread bytes resets it, and a client that still writes then loses the answer
-//! that refused it. So the rest of a body that a handler drops is read on in the background, a little.
+//! Closing a connection with unread bytes resets it, and a client that still writes then loses the answer that refused
+//! it. So a bounded part of a body that a handler drops is read in the background.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -17,14 +17,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::server::error::{ApiError, Result};
 
-/// From the header to the end of the body; a client that drips it is cut off.
+/// Time limit for a body; it ends slow clients.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// What is still taken in of a body that nobody reads, and for how long.
+/// How much of an unread body is drained, and for how long.
 const DISCARD_BYTES_MAX: usize = 4 * 1024 * 1024;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Reads a body of at most `bytes_max`. A larger one is refused by its Content-Length, or as soon as too much
-/// has come.
+/// Reads a body of at most `bytes_max`. A larger one is refused by its Content-Length, or as soon as too many bytes
+/// arrive.
 pub async fn read(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Bytes> {
     let announced = headers.get(header::CONTENT_LENGTH);
     let announced: Option<u64> = announced.and_then(|value| value.to_str().ok()?.parse().ok());
@@ -35,7 +35,7 @@ pub async fn read(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Resu
     collected.await.unwrap_or_else(|_| Err(ApiError::too_slow()))
 }
 
-/// All of a body; the usual one comes in one piece and is not copied.
+/// Collects a body. The usual body arrives in one piece and is not copied.
 async fn collect(body: &mut Body, bytes_max: usize) -> Result<Bytes> {
     let mut first = Bytes::new();
     let mut joined = BytesMut::new();
@@ -55,8 +55,8 @@ async fn collect(body: &mut Body, bytes_max: usize) -> Result<Bytes> {
     Ok(if joined.is_empty() { first } else { joined.freeze() })
 }
 
-/// The request with a body that may be dropped at any point. One that waits for `100 Continue` was not sent
-/// yet, so there is nothing to take in.
+/// Wraps the body so that a handler may drop it at any point. A body behind `Expect: 100-continue` was not sent yet, so
+/// there is nothing to drain.
 pub fn guarded(request: Request, tasks: &TaskTracker) -> Request {
     if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
         return request;
@@ -71,7 +71,7 @@ pub fn guarded(request: Request, tasks: &TaskTracker) -> Request {
 }
 
 struct Guarded {
-    /// None once it has ended.
+    /// `None` once the body has ended.
     rest: Option<Body>,
     tasks: TaskTracker,
 }
@@ -106,7 +106,7 @@ impl HttpBody for Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         let unread = self.rest.take().filter(|body| !body.is_end_stream());
-        // Outside of a runtime the process is ending.
+        // Without a runtime the process is ending.
         if let (Some(body), Ok(runtime)) = (unread, tokio::runtime::Handle::try_current()) {
             self.tasks.spawn_on(discard(body), &runtime);
         }

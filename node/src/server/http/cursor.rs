@@ -1,5 +1,6 @@
-//! The opaque cursor of an inbox, or of another list: `version | order | seq | MAC`, base64url without padding.
-//! The MAC also covers team and inbox, or what no agent is called for another list, so that a cursor is worth nothing elsewhere, and nobody can make one up.
+//! Opaque cursors of lists: `version | order | seq | MAC`, base64url without padding. The MAC covers the team and the
+//! list (an inbox, or a reserved name for another list), so a cursor is valid only for the list it was issued for and
+//! cannot be forged.
 
 use agentpost_proto::id::TeamId;
 use agentpost_raft_store::core::kv::Order;
@@ -12,27 +13,27 @@ const VERSION: u8 = 1;
 const MAC_BYTES: usize = 16;
 const BYTES: usize = 1 + 1 + 8 + MAC_BYTES;
 
-/// Makes and reads cursors. Cheap to clone.
+/// Creates and checks cursors. Clones are cheap.
 #[derive(Clone)]
 pub struct Cursors {
     keyed: Hmac<Sha256>,
 }
 
-/// Altered, foreign, of another order, or never a cursor.
+/// The cursor is altered, belongs to another list or order, or is no cursor.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Invalid;
 
 impl Cursors {
-    /// With the cluster's cursor key.
+    /// Uses the cluster's cursor key.
     pub fn new(key: &[u8; 32]) -> Self {
-        // HMAC takes a key of any length.
+        // HMAC accepts keys of any length.
         #[allow(clippy::expect_used)]
         Self {
             keyed: Hmac::new_from_slice(key).expect("a key of 32 bytes"),
         }
     }
 
-    /// The cursor that stands behind the entry `seq`.
+    /// The cursor after the entry `seq`.
     pub fn encode(&self, team: TeamId, agent: &str, order: Order, seq: u64) -> String {
         let mut bytes = [0; BYTES];
         bytes[0] = VERSION;
@@ -43,7 +44,7 @@ impl Cursors {
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// The entry behind which `text` stands, if it was made for this team, inbox and order.
+    /// The `seq` in the cursor `text`, if it was issued for this team, list and order.
     pub fn decode(&self, team: TeamId, agent: &str, order: Order, text: &str) -> Result<u64, Invalid> {
         if text.len() != BYTES.div_ceil(3) * 4 - 1 {
             return Err(Invalid);

@@ -1,8 +1,8 @@
-//! Deliveries as JSON, for the Abba Baba face and for operators.
+//! Deliveries as JSON, for the Abba Baba API and for operators.
 //!
-//! Due times are kept in cluster time, which no calendar knows. They are shown as a wait, and as a date that
-//! is reckoned from where wall time and cluster time stood at the last applied entry: about right, and moved
-//! by whatever time passes without a leader.
+//! Retries are scheduled in cluster time. `dueInMs`, the remaining wait, is exact. `due`, a date, is an estimate:
+//! cluster time is converted with the offset between wall time and cluster time at the last applied entry, and time
+//! that passes without a leader delays it.
 
 use agentpost_proto::api::abbababa::{Attempt, Delivery, DeliveryDetail, DeliveryRow};
 use agentpost_proto::id::{DeliveryId, MessageId, SubscriptionId, TeamId};
@@ -23,19 +23,19 @@ use super::app_state::AppState;
 use super::input::Parameters;
 use crate::server::error::{ApiError, Result};
 
-/// What no agent is called: separates these cursors from those of inboxes.
+/// A name that no agent can have; it separates these cursors from those of inboxes.
 const CURSOR_PURPOSE: &str = "/deliveries";
 
-/// How much of a delivery somebody sees.
+/// Which parts of a delivery a caller sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sight {
-    /// The receiving agent, an admin of the team, an operator.
+    /// All of it: for the receiving agent, an administrator of the team, an operator.
     Everything,
-    /// The sender: what became of it, not where it went or what came back.
+    /// Its state only, without the URL and the responses: for the sender.
     States,
 }
 
-/// What the query string of a list asks for.
+/// The parameters of a list.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Wanted {
     state: Option<DeliveryState>,
@@ -64,7 +64,7 @@ impl Wanted {
     }
 }
 
-/// A page of a team's deliveries, of one agent's if it is named, and the cursor behind it.
+/// A page of a team's deliveries, or of one agent's, and the cursor after it.
 pub fn page(
     app: &AppState,
     kv: &impl Kv,
@@ -96,23 +96,23 @@ pub fn page(
     Ok((page, cursor))
 }
 
-/// A malformed id is one that nobody has.
+/// Parses a delivery id. A malformed id is answered like an unknown one.
 pub fn delivery_id(id: Result<Path<String>, PathRejection>) -> Result<DeliveryId> {
     let id = id.ok().and_then(|Path(text)| text.parse().ok());
     id.ok_or_else(unknown)
 }
 
-/// The same words for what never existed and for what belongs to others.
+/// The same error for a delivery that never existed and for one of another team.
 pub fn unknown() -> ApiError {
     ApiError::not_found("no such delivery")
 }
 
-/// As it stands in a list.
+/// A delivery in a list.
 pub fn row(delivery: &record::Delivery, sight: Sight, applied: &Applied) -> Result<DeliveryRow> {
     shown(delivery, sight, applied, delivery.attempt_no)
 }
 
-/// With its attempts.
+/// A delivery with its attempts.
 pub fn detail(delivery: &record::Delivery, sight: Sight, applied: &Applied) -> Result<DeliveryDetail> {
     let attempts = delivery.attempts.iter().map(|one| attempt(one, sight)).collect();
     shown(delivery, sight, applied, attempts)
@@ -146,7 +146,7 @@ fn shown<A>(delivery: &record::Delivery, sight: Sight, applied: &Applied, attemp
 
 fn attempt(attempt: &record::Attempt, sight: Sight) -> Attempt {
     let all = sight == Sight::Everything;
-    // Of an attempt without a known outcome there is nothing to tell.
+    // An attempt with an unknown outcome has nothing to show.
     let called = all && matches!(attempt.end(), AttemptEnd::Delivered | AttemptEnd::Failed);
     let answered = called && attempt.status != 0;
     Attempt {
@@ -161,7 +161,7 @@ fn attempt(attempt: &record::Attempt, sight: Sight) -> Attempt {
     }
 }
 
-/// A stranger's bytes as text that moves no cursor and rings no bell.
+/// A stranger's bytes as text, with control characters escaped, so that it cannot control a terminal.
 fn plain(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for c in String::from_utf8_lossy(bytes).chars() {
@@ -174,13 +174,13 @@ fn plain(bytes: &[u8]) -> String {
     out
 }
 
-/// A message id in this face's form.
+/// A message id in the form of the Abba Baba API.
 pub fn message_id(bytes: &[u8]) -> Result<String> {
     let id = MessageId::from_slice(bytes).map_err(ApiError::internal)?;
     Ok(id.abbababa())
 }
 
-/// A delivery id; none for no bytes.
+/// A delivery id; `None` for no bytes.
 pub fn id_text(bytes: &Bytes) -> Result<Option<String>> {
     if bytes.is_empty() {
         return Ok(None);

@@ -21,12 +21,12 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
         .route("/metrics", get(metrics))
 }
 
-/// The process lives.
+/// Answers while the process runs.
 async fn alive() -> Response {
     json_response(StatusCode::OK, br#"{"status":"ok"}"#.to_vec())
 }
 
-/// This node can serve linearizable reads and forward writes.
+/// Answers whether this node can serve linearizable reads and forward writes.
 async fn ready(State(app): App) -> Response {
     if !app.http.lifetime.shutdown.is_cancelled() && app.http.cluster.ready().await {
         json_response(StatusCode::OK, br#"{"status":"ready"}"#.to_vec())

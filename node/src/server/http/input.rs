@@ -11,9 +11,9 @@ use crate::wire::json;
 /// How fresh a read is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Consistency {
-    /// It sees every send acknowledged before it began.
+    /// The read sees every write that was acknowledged before it began.
     Linearizable,
-    /// What this node knows; works without a quorum.
+    /// The read sees this node's state and needs no quorum.
     Local,
 }
 
@@ -36,7 +36,7 @@ impl Parameters {
         Ok(Parameters(pairs.0))
     }
 
-    /// The value of a parameter, which may stand only once. Unknown parameters are ignored.
+    /// The value of a parameter. A repeated parameter is an error; unknown ones are ignored.
     pub(super) fn get(&self, name: &str) -> Result<Option<&str>> {
         let mut values = self
             .0
@@ -72,7 +72,7 @@ impl Parameters {
 /// Parses a JSON body that must be an object.
 pub(super) fn parse<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
     let text = std::str::from_utf8(body).map_err(|_| ApiError::invalid("the request body is not UTF-8"))?;
-    // serde would also take an array for a struct.
+    // serde would also accept an array for a struct.
     if !text.trim_ascii_start().starts_with('{') {
         return Err(ApiError::invalid("the request body must be a JSON object"));
     }
@@ -80,7 +80,7 @@ pub(super) fn parse<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Result<T> 
         .map_err(|e| ApiError::invalid(format!("the request body is not valid JSON: {}", json::explain(&e))))
 }
 
-/// The `Idempotency-Key` header; empty without one.
+/// The `Idempotency-Key` header; empty if there is none.
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<String> {
     const NAME: &str = "Idempotency-Key";
     let mut values = headers.get_all(NAME).iter();

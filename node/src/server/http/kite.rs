@@ -1,5 +1,5 @@
-//! Kite's way to send: `POST /api/v1/agents/messages?team_id=`. Its directory is in [`super::agents`], its WebSocket in
-//! [`crate::server::ws`].
+//! Kite's send: `POST /api/v1/agents/messages?team_id=`. The directory of agents is in [`super::agents`], the WebSocket
+//! in [`crate::server::ws`].
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use crate::wire::face::Face;
 use crate::wire::json::{self, members};
 
 members!(
-    /// What a sender writes.
+    /// The body of a send.
     Item { from = "from", to = "to", body = "body", thread_id = "thread_id", reply_to_id = "reply_to_id", }
 );
 
@@ -54,7 +54,7 @@ async fn send(app: &AppState, request: Request) -> Result<Response> {
     json_of(&accepted(from, to, &reply)?)
 }
 
-/// Any other team, whether it exists or not, is answered alike.
+/// Checks that the request names the key's team. Any other team gets the same error, whether it exists or not.
 pub(super) fn own_team(caller: &Caller, parameters: &Parameters) -> Result<()> {
     match parameters.get("team_id")? {
         Some(team) if team != caller.team.to_string() => {
@@ -94,7 +94,7 @@ impl Item<'_> {
     }
 }
 
-/// A member that has to be there, as text.
+/// A required member, as text.
 pub(super) fn required(field: &str, raw: Option<&RawValue>) -> Result<String> {
     let raw = raw.ok_or_else(|| ApiError::field(field, "is required"))?;
     json::text(raw.get())
@@ -102,7 +102,7 @@ pub(super) fn required(field: &str, raw: Option<&RawValue>) -> Result<String> {
         .map_err(|fault| ApiError::field(field, fault))
 }
 
-/// The same, as the id of an agent.
+/// A required member, as the id of an agent.
 pub(super) fn named_agent(field: &str, raw: Option<&RawValue>) -> Result<AgentId> {
     required(field, raw)?
         .parse()

@@ -1,10 +1,10 @@
-//! Device login: a machine without a key shows a code, a person with an administrator's key lets it in.
+//! Device login: a machine without a key shows a code, and an administrator approves it.
 //!
 //! - [`device`]: `/api/auth/device-code` and `/api/auth/device-token`, without a key, as Kite's command line asks;
-//! - [`decide`]: `/admin/v1/login/`, for whoever lets devices in; `/activate` and `agentpost login` use it.
+//! - [`decide`]: `/admin/v1/login/`, for administrators; `/activate` and `agentpost login` use it.
 //!
-//! What may be tried without a key, or guessed with one, is limited on each node for itself. That costs a guesser
-//! nothing but time, of which a code gives ten minutes: 20^8 user codes, 10 tries a minute and key on each node.
+//! Each node limits requests without a key and guesses of codes on its own. A guesser can only spend time, and a code
+//! lives for ten minutes: there are 20^8 user codes, and each key has 10 tries a minute on each node.
 
 mod decide;
 mod device;
@@ -28,7 +28,7 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
         .route("/admin/v1/login/deny", post(decide::deny))
 }
 
-/// Answers of a login are for one reader, once.
+/// Forbids caching of the answers of a login.
 fn for_once(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

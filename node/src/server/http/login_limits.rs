@@ -1,4 +1,4 @@
-//! What a device login lets strangers try on this node: without a key, or guessing with one.
+//! Limits of this node on device logins: requests without a key, and guesses of codes.
 
 use std::hash::Hash;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::server::auth::Caller;
 use crate::server::burst::{Spacing, Windows};
 use crate::server::error::{ApiError, Result};
 
-/// What this node lets be tried.
+/// The counters of these limits.
 pub struct LoginLimits {
     codes: Windows<Origin>,
     pub(super) misses: Windows<Origin>,
@@ -28,25 +28,25 @@ impl Default for LoginLimits {
             codes: Windows::new(limits::LOGIN_CODES_PER_MINUTE, MINUTE),
             misses: Windows::new(limits::LOGIN_MISSES_PER_MINUTE, MINUTE),
             guesses: Windows::new(limits::USER_CODE_MISSES_PER_MINUTE, MINUTE),
-            // A second less than devices are told: their clocks and the way to here are not exact.
+            // One second less than devices are told to wait, because their clocks and the network are not exact.
             polls: Spacing::new(Duration::from_secs(limits::LOGIN_INTERVAL_S - 1)),
         }
     }
 }
 
 impl LoginLimits {
-    /// Counts a device code that is about to be made.
+    /// Counts a device code before it is created.
     pub(super) fn code(&self, origin: Origin, now: Instant) -> Result<()> {
         take(&self.codes, origin, now, "device codes")
     }
 
-    /// Counts a device code that nobody here knows.
+    /// Counts an unknown device code.
     pub(super) fn miss(&self, origin: Origin, now: Instant) -> Result<()> {
         take(&self.misses, origin, now, "unknown device codes")
     }
 
-    /// Does something with a user code, which counts unless the code exists: counted first, so that many at a time
-    /// try no more than one after the other.
+    /// Runs an action with a user code and counts a guess unless the code exists. The guess is counted before the
+    /// action, so that parallel requests get no more tries than sequential ones.
     pub(super) async fn guess<T>(
         &self,
         caller: &Caller,

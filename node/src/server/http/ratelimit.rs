@@ -1,14 +1,18 @@
-//! `X-RateLimit-Limit`, `-Remaining` and `-Reset` on every answer of the Abba Baba face.
+//! The headers `X-RateLimit-Limit`, `-Remaining` and `-Reset` on every answer of the Abba Baba API.
 //!
-//! Which quota an answer shows depends on its path; whose, on who was authorised. Whoever authorises leaves a
-//! note of the caller, and whoever gets a reply that counted something leaves a note of the count, so nobody is
-//! looked up twice and what was just counted is shown exactly. The rest is read from this node's state, which
-//! may be a moment behind another node's. The notes live as long as the request.
+//! | request | limit and usage in the headers |
+//! |---|---|
+//! | any path | the path selects the quota: sends, inbox reads, or webhook registrations |
+//! | an authenticated caller | the caller's own limit and usage |
+//! | any other caller | the plan's default with 0 remaining, as a 401 shows |
 //!
-//! Decisions where the specification is silent: the day is that of replicated wall time, or of the voters'
-//! clocks as this node knows them if that is ahead; a 429 of a quota always shows 0 remaining, whichever quota it
-//! met, while one of a burst limit shows what is left of the day, for which nobody has to wait; a caller whom nobody
-//! knows is shown what a 401 shows.
+//! The code that authorises a request notes the caller, and the code that gets a reply with a count notes the count, so
+//! no key is looked up twice and the count is exact. Otherwise the usage comes from this node's state, which may lag
+//! behind another node's. The notes live as long as the request.
+//!
+//! Decisions where the specification is silent: the day is that of replicated wall time, or of majority time if that is
+//! ahead. A 429 of a quota always shows 0 remaining, whichever quota it met; a 429 of a burst limit shows the day's
+//! remaining units, because the caller need not wait for the next day.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -39,27 +43,27 @@ tokio::task_local! {
     static NOTES: RefCell<Notes>;
 }
 
-/// What was learned in the course of a request.
+/// The notes of a request.
 #[derive(Default)]
 struct Notes {
     caller: Option<Who>,
     standing: Option<Standing>,
-    /// A burst limit refused it.
+    /// Whether a burst limit refused the request.
     burst: bool,
 }
 
 struct Who {
     team: TeamId,
-    /// None if the request names no agent that the key may act as.
+    /// `None` if the request names no agent that the key may act as.
     agent: Option<AgentId>,
 }
 
-/// Writes a note. Requests of the other faces keep none.
+/// Writes a note. Requests to the other APIs keep none.
 fn note(write: impl FnOnce(&mut Notes)) {
     let _ = NOTES.try_with(|notes| write(&mut notes.borrow_mut()));
 }
 
-/// Notes who calls.
+/// Notes the caller.
 pub(super) fn note_caller(caller: &Caller, headers: &HeaderMap) {
     note(|notes| {
         notes.caller = Some(Who {
@@ -69,17 +73,17 @@ pub(super) fn note_caller(caller: &Caller, headers: &HeaderMap) {
     });
 }
 
-/// Notes how the quota that the answer will show stands after this request.
+/// Notes the usage of the quota that the answer will show.
 pub(super) fn note_standing(standing: Standing) {
     note(|notes| notes.standing = Some(standing));
 }
 
-/// Notes that a burst limit refuses the request.
+/// Notes that a burst limit refused the request.
 pub(super) fn note_burst() {
     note(|notes| notes.burst = true);
 }
 
-/// The messages that an operation is about to send. A reply that speaks of others is one of the past.
+/// The ids of the messages that an operation sends. A reply about other ids answers an earlier, identical request.
 pub(super) struct Sending(Vec<Bytes>);
 
 impl Sending {
@@ -91,7 +95,7 @@ impl Sending {
         })
     }
 
-    /// Notes what a reply has counted.
+    /// Notes the count in a reply.
     pub fn note_counted(&self, reply: &Reply) {
         let standing = match reply {
             Reply::Send(sent) => self.counted(0, sent),
@@ -122,7 +126,7 @@ fn counted(used: u64, limit: u64) -> Option<Standing> {
     (used > 0).then_some(Standing { used, limit })
 }
 
-/// Whose quota a path shows.
+/// The quota of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Counted {
     Sends,
@@ -131,7 +135,7 @@ pub(super) enum Counted {
 }
 
 impl Counted {
-    /// None outside the Abba Baba face.
+    /// `None` outside the Abba Baba API.
     pub fn of(method: &Method, path: &str) -> Option<Self> {
         let below = path.strip_prefix("/api").unwrap_or(path).strip_prefix("/v1")?;
         match below {
@@ -153,7 +157,7 @@ impl Counted {
     }
 }
 
-/// Awaits an answer and puts the headers on it.
+/// Awaits the answer and sets its headers.
 pub(super) async fn shown(
     services: &Services,
     leases: &Leases,
@@ -187,12 +191,12 @@ pub(super) async fn shown(
     response
 }
 
-/// The plan's default, of which nothing is left for whoever has no valid key.
+/// The plan's default with nothing remaining, for a caller without a valid key.
 fn nobody(counted: Counted) -> (u64, u64) {
     (counted.limit(&default_limits()), 0)
 }
 
-/// The limit and what remains of it.
+/// The limit and the remaining units.
 fn shown_of(standing: Standing) -> (u64, u64) {
     match standing.limit {
         0 => (limits::UNLIMITED_RATE_SHOWN, limits::UNLIMITED_RATE_SHOWN),
@@ -200,7 +204,7 @@ fn shown_of(standing: Standing) -> (u64, u64) {
     }
 }
 
-/// How a quota stands in this node's state. Without an agent nobody has used anything.
+/// The usage of a quota in this node's state; zero without an agent.
 fn standing(leases: &Leases, state: &StateDb, counted: Counted, who: &Who, wall_ms: u64) -> Result<Standing, Fatal> {
     let limits = query::team::by_id(state, who.team)?.and_then(|team| team.limits);
     let limit = counted.limit(&limits.unwrap_or_else(default_limits));

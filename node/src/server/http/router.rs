@@ -1,4 +1,4 @@
-//! The routes of the client port, and what happens around every request.
+//! The routes of the client port, and the middleware around every request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +16,14 @@ use crate::server::error::ApiError;
 use crate::server::services::Services;
 use crate::wire::face::Face;
 
-/// A request from its header to its answer.
+/// Time limit for a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// A transfer of leadership waits for the calls to webhooks that run, which may take longer than that.
+/// Time limit for a transfer of leadership, which waits for running webhook calls.
 const TRANSFER_TIMEOUT: Duration = Duration::from_millis(limits::DRAIN_MS + 10_000);
-/// The same for a long poll.
+/// Time limit for a long poll.
 const POLL_TIMEOUT: Duration = Duration::from_secs(limits::WAIT_SECONDS_MAX + 30);
 
-/// All routes of the client port. `beside` are those of another protocol on the same port.
+/// All routes of the client port. `beside` are routes of another protocol on the same port.
 pub fn router(services: Services, http: HttpHandles, beside: Router<Arc<AppState>>) -> Router {
     let app = AppState::new(services, http);
     Router::new()
@@ -42,7 +42,7 @@ pub fn router(services: Services, http: HttpHandles, beside: Router<Arc<AppState
         .with_state(app)
 }
 
-/// Which face a path belongs to.
+/// The API that a path belongs to.
 fn face_of(path: &str) -> Face {
     match path {
         "/api/v1/agents" | "/v1/agents" | "/api/v1/agents/messages" | "/v1/agents/messages" | "/ws" => Face::Kite,
@@ -65,7 +65,7 @@ async fn wrong_method(State(app): App, headers: HeaderMap, method: Method, uri: 
     error.response(face_of(uri.path()))
 }
 
-/// Around every request: its deadline, its metric, and what all answers carry.
+/// Middleware around every request: its deadline, its metric, and the headers of every answer.
 async fn around(State(app): App, request: Request, next: Next) -> Response {
     let clock = app.services.wall_time.clock();
     let started = clock.now();
@@ -100,7 +100,7 @@ async fn around(State(app): App, request: Request, next: Next) -> Response {
     response
 }
 
-/// Only names that we know become labels.
+/// Maps a method to a label. Unknown methods share one, so that strangers cannot create labels.
 fn method_name(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

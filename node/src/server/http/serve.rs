@@ -1,5 +1,5 @@
-//! Connections of the client port: accepted, bounded in what they may send and how slowly, and closed in
-//! order when the node stops. Each request learns where its connection comes from.
+//! Connections of the client port. They are bounded in size and time, and are closed in order when the node stops. Each
+//! request carries the origin of its connection.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::pin;
@@ -18,27 +18,27 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Open connections of a node; more wait to be accepted.
+/// Open connections of a node; further ones wait to be accepted.
 const CONNECTIONS_MAX: usize = 10_000;
-/// Headers of a request; more are answered 431.
+/// Headers of a request; a request with more is answered 431.
 const HEADERS_MAX: usize = 64;
-/// Bytes of a request line with its headers; more are answered 431.
+/// Bytes of a request line with its headers; a longer one is answered 431.
 const HEADER_BYTES_MAX: usize = 24 * 1024;
-/// What a connection reads ahead; its header must fit.
+/// Read buffer of a connection; a request's header must fit.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
-/// From the end of an answer to the end of the next request's header. hyper has one timer for both, so this is the idle
-/// time of a connection and the time that a slow client may take for its header.
+/// Time limit from the end of an answer to the end of the next request's header. hyper has one timer for both, so it
+/// bounds the idle time of a connection and the time that a slow client may take for its header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
-/// After an accept that failed (too many open files): do not spin.
+/// Pause after a failed accept (too many open files), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Where a connection comes from, as far as limits tell clients apart: an IPv4 address, or the half of an IPv6
-/// address that names a network, for a host has all of the other half to itself. Behind a proxy it is the proxy's.
+/// The origin of a connection, for limits: an IPv4 address, or the network half of an IPv6 address, because a host owns
+/// all of the other half. Behind a proxy it is the proxy's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Origin(IpAddr);
 
 impl Origin {
-    /// Of a client's address.
+    /// The origin of a client's address.
     pub fn of(address: IpAddr) -> Self {
         Origin(match address.to_canonical() {
             IpAddr::V4(whole) => IpAddr::V4(whole),
@@ -46,20 +46,20 @@ impl Origin {
         })
     }
 
-    /// Of a request that came through [`serve`].
+    /// The origin of a request that came through [`serve`].
     pub fn noted(extensions: &Extensions) -> Self {
         let unknown = Origin(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         extensions.get().copied().unwrap_or(unknown)
     }
 }
 
-/// Serves `router` until `shutdown`; then no new connection is accepted, and open ones end after the answer
-/// that they are at. Every connection runs in `tasks`.
+/// Serves `router` until `shutdown`. Then no new connection is accepted, and open ones end after their current answer.
+/// Every connection runs in `tasks`.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken, tasks: TaskTracker) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let accepted = async {
-            // The semaphore is never closed.
+            // Cannot fail: the semaphore is never closed.
             let slot = Arc::clone(&slots).acquire_owned().await.ok();
             (slot, listener.accept().await)
         };
@@ -70,7 +70,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "accepting a client connection failed");
+                tracing::warn!(%error, "accepting a client connection failed; trying again; raise the limit of open files if there are too many");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -84,9 +84,9 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
 }
 
 async fn connection(stream: TcpStream, origin: Origin, router: Router, shutdown: CancellationToken) {
-    // Answers are written whole; waiting for more to send only delays them.
+    // Answers are written whole, so Nagle's algorithm would only delay them.
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY");
+        tracing::debug!(%error, "setting TCP_NODELAY failed; answers may be delayed");
     }
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -110,7 +110,7 @@ async fn connection(stream: TcpStream, origin: Origin, router: Router, shutdown:
         }
     };
     if let Err(error) = ended {
-        // Clients break off, and that is their right.
+        // Clients may disconnect at any time.
         tracing::debug!(%error, "client connection ended");
     }
 }

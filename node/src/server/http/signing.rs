@@ -1,4 +1,4 @@
-//! A team's signing keys: `/v2/keys` for the team itself, where the QStash clients look for them, and
+//! A team's signing keys: `/v2/keys` for the team, where the QStash clients look for them, and
 //! `/admin/v1/teams/{id}/signing-keys` for operators.
 
 use std::sync::Arc;
@@ -57,8 +57,8 @@ async fn of(app: &AppState, id: admin::Id, headers: &HeaderMap, rotate: bool) ->
     shown(app, &reading, admin::team_id(id)?, rotate).await
 }
 
-/// The pair as it is, or as a rotation leaves it. The rotation names the pair that it replaces, so of two at
-/// a time only one happens: after a second one, receivers that still have the first pair would refuse.
+/// The current pair, or the pair after a rotation. A rotation names the pair that it replaces, so of two at a time only
+/// one happens: after two, receivers that still have the first pair would refuse deliveries.
 async fn shown(app: &AppState, reading: &Reading, team: TeamId, rotate: bool) -> Result<Response> {
     let mut generation = generation(&*reading.state, team)?;
     if rotate {
