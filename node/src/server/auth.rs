@@ -1,9 +1,9 @@
-//! Who is calling. The answer comes from replicated state: a key made or revoked on one node counts on all.
+//! Authentication of callers against the replicated state: a key created or revoked on one node counts on all.
 //!
-//! - A key that this node does not know may be younger than its state: it is looked up once more behind a
-//!   read barrier before the 401. Nothing negative is remembered.
-//! - A linearizable read is authorised after its barrier, against the state that it then reads.
-//! - A write may use a remembered key: `apply` decides again, over the state at the write's own place.
+//! - A key that this node does not know may be newer than its state, so it is looked up once more behind a read barrier
+//!   before the 401. Negative results are not cached.
+//! - A linearizable read is authorised after its barrier, against the same state that it then reads.
+//! - A write may use a cached key: `apply` checks the key again, in the state at the write's place in the log.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -21,37 +21,37 @@ use super::error::{ApiError, Result};
 use crate::shard::reader::Reader;
 use crate::shard::wall_time::WallTime;
 
-/// Keys remembered for writes; more than that and all are forgotten.
+/// Keys in the cache; when there are more, the cache is emptied.
 const REMEMBERED_MAX: usize = 10_000;
 
-/// A valid key and what it may do.
+/// The owner of a valid key, and the key's rights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// Whose key it is. Everything that the caller names belongs to this team.
+    /// The team of the key. Everything that the caller names belongs to this team.
     pub team: TeamId,
     /// The key.
     pub key_id: KeyId,
     /// The highest of its permissions.
     pub permission: Permission,
-    /// The only agent that it may act as.
+    /// The only agent that the key may act as.
     pub bound_agent: Option<AgentId>,
     /// Limits of WebSocket subscriptions.
     pub scopes: Vec<String>,
     expires_at_ms: u64,
 }
 
-/// What a state says about a presented key.
+/// The state's answer about a presented key.
 #[derive(Debug)]
 pub enum Finding {
-    /// It may call.
+    /// The key is valid.
     Valid(Caller),
-    /// Revoked or expired: final.
+    /// The key is revoked or expired. This is final.
     Refused,
-    /// Never seen here.
+    /// This state does not know the key.
     Unknown,
 }
 
-/// Looks a presented key up, by its keyed hash.
+/// Looks up a presented key by its keyed hash.
 pub fn find(kv: &impl Kv, key_hash: &[u8; 32], wall_ms: u64) -> Result<Finding, Fatal> {
     let Some(key) = query::key::by_hash(kv, key_hash)? else {
         return Ok(Finding::Unknown);
@@ -66,7 +66,7 @@ fn expired(expires_at_ms: u64, wall_ms: u64) -> bool {
     expires_at_ms != 0 && expires_at_ms <= wall_ms
 }
 
-/// Authorises a key that was presented in whatever way, and returns the state that knows it.
+/// Authorises a presented key and returns the state in which it was found.
 pub async fn authorize(
     reader: &Reader,
     wall_time: &WallTime,
@@ -85,7 +85,7 @@ pub async fn authorize(
     }
 }
 
-/// The same words whether the key is unknown, revoked or expired.
+/// The 401. Its text is the same for unknown, revoked and expired keys.
 pub fn refused() -> ApiError {
     ApiError::unauthenticated("invalid API key")
 }
@@ -104,7 +104,7 @@ impl Caller {
         })
     }
 
-    /// The claim that `apply` checks again.
+    /// The principal for an operation; `apply` checks it again.
     pub fn principal(&self) -> Principal {
         Principal {
             team_id: self.team.to_bytes(),
@@ -125,7 +125,7 @@ impl Caller {
         Err(ApiError::forbidden(format!("this API key lacks the permission {name}")))
     }
 
-    /// The agent that a request of the Abba Baba face acts as: the key's, else the one named in `X-Agent-Id`.
+    /// The agent that a request to the Abba Baba API acts as: the key's, else the one in `X-Agent-Id`.
     pub fn agent(&self, headers: &HeaderMap) -> Result<AgentId> {
         let named = named_agent(headers)?;
         let agent = match (&self.bound_agent, named) {
@@ -144,7 +144,7 @@ impl Caller {
         Ok(agent)
     }
 
-    /// Refuses to act as an agent that the key is not bound to, and as the reserved one.
+    /// Refuses an agent that the key is not bound to, and the reserved agent.
     pub fn may_act_as(&self, agent: &AgentId) -> Result<()> {
         if self.bound_agent.as_ref().is_some_and(|bound| bound != agent) {
             return Err(ApiError::forbidden("this API key is bound to another agent"));
@@ -197,7 +197,8 @@ fn bearer(value: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(key)
 }
 
-/// Valid keys of recent writes. A revocation anywhere empties it; a lookup that began before does not refill it.
+/// Cache of the valid keys of recent writes. A revocation on any node empties it; a lookup that began earlier does not
+/// refill it.
 #[derive(Default)]
 pub struct Remembered {
     inner: RwLock<Known>,
@@ -210,7 +211,7 @@ struct Known {
 }
 
 impl Remembered {
-    /// The caller with this key hash, and the generation that a lookup must hand back to [`Self::insert`].
+    /// The caller with this key hash, and the generation that a lookup must pass to [`Self::insert`].
     pub fn get(&self, key_hash: &[u8; 32], wall_ms: u64) -> Result<Arc<Caller>, u64> {
         let known = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         match known.callers.get(key_hash) {
@@ -219,7 +220,7 @@ impl Remembered {
         }
     }
 
-    /// Remembers a caller, unless something was forgotten since `generation`.
+    /// Caches a caller, unless the cache was emptied since `generation`.
     pub fn insert(&self, generation: u64, key_hash: [u8; 32], caller: Arc<Caller>) {
         let mut known = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         if known.generation == generation {
@@ -230,7 +231,7 @@ impl Remembered {
         }
     }
 
-    /// Forgets all.
+    /// Empties the cache.
     pub fn forget(&self) {
         let mut known = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         known.generation += 1;

@@ -1,14 +1,14 @@
-//! Burst limits: how much one API key may ask of this node within a short time. Off unless `[limits]` says otherwise.
+//! Burst limits: what one API key may ask of this node within a short time. Off unless `[limits]` sets them.
 //!
-//! They protect a node from a client that runs away, so each node counts on its own and in memory: a key that goes
-//! to three nodes has three times as much, and a restart forgets. What must be exact (daily and monthly quotas) is
-//! counted by `apply`.
+//! They protect a node from a runaway client, so each node counts in its own memory: a key that uses three nodes has
+//! three times the limit, and a restart resets the counts. Exact limits (daily and monthly quotas) are counted by
+//! `apply`.
 //!
-//! A key's window begins with its first request. The window before counts for as much as it still reaches into the
-//! last `burst_window_s`, as if its requests had been spread evenly: two numbers a key instead of every arrival.
-//! [`Windows`] do the same for whatever else is counted by something, [`Spacing`] keeps two times apart.
+//! A key's window begins with its first request. The previous window counts in proportion to its overlap with the last
+//! `burst_window_s`, as if its requests had been spread evenly: two numbers per key instead of a list of arrivals.
+//! [`Windows`] does this for any kind of key; [`Spacing`] enforces a minimum distance between two events.
 //!
-//! Own code because the crates for this refill a bucket, which lets a key have nearly twice its limit in its first
+//! This is our own code because the crates for it use token buckets, which allow nearly twice the limit in the first
 //! window, and need clocks and upkeep of their own.
 
 use std::collections::HashMap;
@@ -24,17 +24,17 @@ use super::error::ApiError;
 use crate::base::clock::Clock;
 use crate::base::config::Limits;
 
-/// Keys counted at a time. When there are more, the idle ones are forgotten, and all if that does not help.
+/// Keys counted at a time. Beyond that the idle ones are dropped, and all if that does not suffice.
 const KEYS_MAX: usize = 65_536;
 
-/// What is limited.
+/// The burst limits of a node.
 pub struct Bursts {
     sends: Option<Windows<KeyId>>,
     requests: Option<Windows<KeyId>>,
 }
 
 impl Bursts {
-    /// As configured.
+    /// The limits of the configuration.
     pub fn new(limits: &Limits) -> Self {
         let window = Duration::from_secs(limits.burst_window_s.into());
         let windows = |limit: u32| (limit != 0).then(|| Windows::new(limit, window));
@@ -49,13 +49,13 @@ impl Bursts {
         take(self.requests.as_ref(), caller, clock, "requests")
     }
 
-    /// Counts a message that a caller is about to send.
+    /// Counts a message of a caller before it is sent.
     pub fn send(&self, caller: &Caller, clock: &Clock) -> Result<(), ApiError> {
         take(self.sends.as_ref(), caller, clock, "messages")
     }
 }
 
-/// Operators are never counted: they are who would raise a limit.
+/// Operators are never counted, because they must be able to raise a limit.
 fn take(windows: Option<&Windows<KeyId>>, caller: &Caller, clock: &Clock, what: &str) -> Result<(), ApiError> {
     let Some(windows) = windows.filter(|_| caller.team != TeamId::SYSTEM) else {
         return Ok(());
@@ -67,7 +67,7 @@ fn take(windows: Option<&Windows<KeyId>>, caller: &Caller, clock: &Clock, what: 
     })
 }
 
-/// What each of many used of one limit, whatever they are told apart by.
+/// Counts per key against one limit.
 pub struct Windows<K> {
     limit: u32,
     length: Duration,
@@ -83,7 +83,7 @@ struct Window {
 }
 
 impl<K: Copy + Eq + Hash> Windows<K> {
-    /// `limit` in any `length` of time.
+    /// At most `limit` in any interval of `length`.
     pub fn new(limit: u32, length: Duration) -> Self {
         Windows {
             limit,
@@ -92,12 +92,12 @@ impl<K: Copy + Eq + Hash> Windows<K> {
         }
     }
 
-    /// How many.
+    /// The limit.
     pub fn limit(&self) -> u32 {
         self.limit
     }
 
-    /// Counts one, or tells how long to wait; what is refused is not counted.
+    /// Counts one event, or returns how long to wait. A refused event is not counted.
     pub fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
         let mut keys = lock(&self.keys);
         make_room(&mut keys, &key, |window| {
@@ -118,7 +118,7 @@ impl<K: Copy + Eq + Hash> Windows<K> {
         }
     }
 
-    /// Takes one back that was counted before it was known whether it counts.
+    /// Removes an event that was counted provisionally.
     pub fn give_back(&self, key: K) {
         if let Some(window) = lock(&self.keys).get_mut(&key) {
             window.used = window.used.saturating_sub(1);
@@ -126,14 +126,14 @@ impl<K: Copy + Eq + Hash> Windows<K> {
     }
 }
 
-/// When each of many was last let through.
+/// The time of each key's last accepted event.
 pub struct Spacing<K> {
     apart: Duration,
     last: Mutex<HashMap<K, Instant>>,
 }
 
 impl<K: Copy + Eq + Hash> Spacing<K> {
-    /// Two times of one key lie at least `apart`.
+    /// Accepts two events of one key only if they are at least `apart`.
     pub fn new(apart: Duration) -> Self {
         Spacing {
             apart,
@@ -141,7 +141,7 @@ impl<K: Copy + Eq + Hash> Spacing<K> {
         }
     }
 
-    /// Whether it is not too soon; who comes too soon does not have to wait longer for it.
+    /// Whether the event is accepted. A refused event does not extend the wait.
     pub fn take(&self, key: K, now: Instant) -> bool {
         let recent = |last: &Instant| now.duration_since(*last) < self.apart;
         let mut known = lock(&self.last);
@@ -158,20 +158,20 @@ fn lock<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Forgets the idle ones if there is no room for a newcomer.
+/// Drops idle keys if there is no room for a new one.
 fn make_room<K: Eq + Hash, V>(known: &mut HashMap<K, V>, key: &K, busy: impl Fn(&V) -> bool) {
     if known.len() < KEYS_MAX || known.contains_key(key) {
         return;
     }
     known.retain(|_, value| busy(value));
-    // Half, so that not every newcomer walks over all.
+    // Down to half, so that not every new key scans all of them.
     if known.len() > KEYS_MAX / 2 {
         known.clear();
     }
 }
 
 impl Window {
-    /// Begins the next window if this one is over, and a fresh one after a pause.
+    /// Starts the next window if the current one is over, and a fresh one after a pause.
     fn turn(&mut self, now: Instant, length: Duration) {
         let age = now.duration_since(self.began);
         if age >= 2 * length {
@@ -189,10 +189,10 @@ impl Window {
         }
     }
 
-    /// How long until there is room for one more.
+    /// How long until one more event is accepted.
     fn wait(&self, now: Instant, length: Duration, limit: u32) -> Duration {
         let age = now.duration_since(self.began);
-        // When, after the beginning of a window, so much of the one before has passed that one fits.
+        // The moment at which so much of the previous window has passed that one event fits.
         let fits = |before: u32, used: u32| match before.saturating_sub(limit - 1 - used) {
             0 => Duration::ZERO,
             too_many => length.mul_f64(f64::from(too_many) / f64::from(before)),
@@ -230,10 +230,10 @@ mod tests {
             windows.take(key(1), start + seconds(n)).unwrap();
         }
         let wait = windows.take(key(1), start + seconds(59)).unwrap_err();
-        // The next window has room when a twentieth of it has passed.
+        // The next window accepts an event when a twentieth of it has passed.
         assert_eq!(wait, seconds(4));
         windows.take(key(2), start + seconds(59)).unwrap();
-        // Refusals did not count.
+        // Refused events did not count.
         assert_eq!(windows.take(key(1), start + seconds(62)).unwrap_err(), seconds(1));
         windows.take(key(1), start + seconds(63)).unwrap();
         assert_eq!(windows.take(key(1), start + seconds(63)).unwrap_err(), seconds(3));
@@ -257,7 +257,8 @@ mod tests {
             }
             now += Duration::from_millis(step * 37 % 900);
         }
-        // Evenness is assumed, not given: short of twice the limit in any minute, and the limit on average.
+        // Even spreading is an assumption: the bound is just under twice the limit in any minute, and the limit on
+        // average.
         let most = passed
             .iter()
             .map(|at| passed.iter().filter(|p| **p >= *at && **p < *at + MINUTE).count());
@@ -277,7 +278,7 @@ mod tests {
         windows.take(key(1), start).unwrap();
         windows.take(key(1), start).unwrap();
         windows.take(key(1), start).unwrap_err();
-        // Also when its window is over, or nothing was taken.
+        // This also holds when its window is over, or when nothing was counted.
         assert_eq!(windows.take(key(1), start + MINUTE).unwrap_err(), seconds(30));
         windows.give_back(key(1));
         windows.give_back(key(2));
@@ -315,7 +316,7 @@ mod tests {
         (idle..idle + 11).for_each(|n| windows.take(key(n), later).unwrap());
         assert_eq!(count(), 11);
         assert!(windows.take(key(idle), later).is_err());
-        // All busy: whatever is forgotten, it does not grow.
+        // All keys are busy: whichever are dropped, the table does not grow.
         (0..3 * KEYS_MAX as u32).for_each(|n| {
             let _ = windows.take(key(n), later);
             assert!(count() <= KEYS_MAX);

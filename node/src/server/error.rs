@@ -1,4 +1,4 @@
-//! The one map from what can go wrong to HTTP, and the two shapes in which the faces say it.
+//! The mapping of errors to HTTP, and the two JSON shapes in which the APIs report them.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use crate::shard::proposer::ProposeError;
 use crate::shard::reader::NotReady;
 use crate::wire::face::Face;
 
-/// The stable name of what a burst limit refuses; that of quotas is another.
+/// The error code of a burst limit; quotas have another.
 const BURST: &str = "rate_limited";
 
-/// When to come back to a node without room: its operator has to do something first.
+/// `Retry-After` of a node without free space, in seconds: its operator must act first.
 const NO_ROOM_RETRY_S: u64 = 5;
 
-/// A refusal, before it takes the shape of a face.
+/// An error, before it takes the shape of an API.
 #[derive(Debug)]
 pub struct ApiError {
     /// The HTTP status.
@@ -34,11 +34,11 @@ pub struct ApiError {
     retry_after_s: Option<u64>,
 }
 
-/// What a handler returns.
+/// The result of a handler.
 pub type Result<T, E = ApiError> = std::result::Result<T, E>;
 
 impl ApiError {
-    /// With a status, a stable name and a sentence.
+    /// An error with a status, a code and a sentence.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         ApiError {
             status,
@@ -53,17 +53,17 @@ impl ApiError {
         Self::new(status, code.as_str(), message)
     }
 
-    /// 400 without a field.
+    /// 400 that names no field.
     pub fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
         Self::of(ErrorCode::Invalid, StatusCode::BAD_REQUEST, message)
     }
 
-    /// 400 that names the field; `problem` reads on after its name.
+    /// 400 that names the field; `problem` continues the sentence after its name.
     pub fn field(field: &str, problem: impl std::fmt::Display) -> Self {
         Self::named(field, format!("{field} {problem}"))
     }
 
-    /// 400 that names the field, in a whole sentence.
+    /// 400 that names the field; `message` is a whole sentence.
     pub fn named(field: &str, message: String) -> Self {
         let detail = ErrorDetail {
             path: vec![field.to_owned()],
@@ -86,7 +86,7 @@ impl ApiError {
         Self::of(ErrorCode::Forbidden, StatusCode::FORBIDDEN, message)
     }
 
-    /// 404. The same words for what never existed and for what belongs to others.
+    /// 404. Callers pass the same text for an object that never existed and for one of another team.
     pub fn not_found(what: impl Into<Cow<'static, str>>) -> Self {
         Self::of(ErrorCode::NotFound, StatusCode::NOT_FOUND, what)
     }
@@ -114,7 +114,7 @@ impl ApiError {
         )
     }
 
-    /// 429 of a burst limit: nothing was changed.
+    /// 429 of a burst limit. Nothing was changed.
     pub fn burst(message: String, wait: Duration) -> Self {
         ApiError {
             retry_after_s: Some(wait.as_millis().div_ceil(1_000).max(1) as u64),
@@ -122,12 +122,12 @@ impl ApiError {
         }
     }
 
-    /// Whether a burst limit refused it.
+    /// Whether a burst limit caused the error.
     pub fn is_burst(&self) -> bool {
         self.code == BURST
     }
 
-    /// 503: nothing was changed.
+    /// 503. Nothing was changed.
     pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", message);
         ApiError {
@@ -136,7 +136,7 @@ impl ApiError {
         }
     }
 
-    /// 504: something may have been changed.
+    /// 504. Something may have been changed.
     pub fn outcome_unknown() -> Self {
         Self::new(
             StatusCode::GATEWAY_TIMEOUT,
@@ -146,7 +146,7 @@ impl ApiError {
         )
     }
 
-    /// With another sentence if the outcome is unknown: for requests that have no idempotency key.
+    /// Replaces the sentence of an unknown outcome, for requests that have no idempotency key.
     pub fn told_when_unknown(mut self, message: &'static str) -> Self {
         if self.status == StatusCode::GATEWAY_TIMEOUT {
             self.message = message.into();
@@ -154,9 +154,9 @@ impl ApiError {
         self
     }
 
-    /// 500. What broke is in the log, not in the answer.
+    /// 500. The cause is in the log, not in the answer.
     pub fn internal(cause: impl std::fmt::Display) -> Self {
-        tracing::error!(%cause, "request failed");
+        tracing::error!(%cause, "a request failed with an internal error; please report this");
         Self::of(
             ErrorCode::Unspecified,
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -164,13 +164,13 @@ impl ApiError {
         )
     }
 
-    /// The fields that it names.
+    /// The fields that the error names.
     #[cfg(test)]
     pub fn fields(&self) -> Vec<&str> {
         self.details.iter().map(|detail| detail.field.as_str()).collect()
     }
 
-    /// The answer in the shape of a face: Kite's is `{error, retry_after_secs?}`, all others answer
+    /// The answer in the shape of an API: Kite's is `{error, retry_after_secs?}`, all others answer
     /// `{success, error, code, details?}`.
     pub fn response(self, face: Face) -> Response {
         let body = match face {
@@ -190,7 +190,7 @@ impl ApiError {
                 })
             }
         };
-        // Strings and numbers always serialize.
+        // Serializing strings and numbers cannot fail.
         let mut response = json_response(self.status, body.unwrap_or_default());
         decorate(response.headers_mut(), self.status, self.retry_after_s);
         response
@@ -274,14 +274,14 @@ pub(crate) fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
     response
 }
 
-/// A JSON answer of a type that always serializes.
+/// A JSON answer of a type whose serialization cannot fail.
 pub(super) fn json_of(value: &impl serde::Serialize) -> Result<Response> {
     serde_json::to_vec(value)
         .map(|body| json_response(StatusCode::OK, body))
         .map_err(ApiError::internal)
 }
 
-/// A handler's result in the shape of its face.
+/// A handler's result in the shape of its API.
 pub(super) fn answer(face: Face, result: Result<Response>) -> Response {
     result.unwrap_or_else(|error| error.response(face))
 }

@@ -1,13 +1,15 @@
 //! The client port.
 //!
-//! - [`abbababa`], [`kite`], [`admin`], [`signing`], [`health`]: the faces, each with its own shapes;
-//!   [`agents`]: who is there; [`login`], [`activate`]: how devices get a key, and the page for whoever lets them in;
-//!   `deliveries`: what two faces show alike;
-//! - [`router`]: all routes, and what happens around every request; [`app_state`]: what every handler works with;
-//! - [`ratelimit`]: what the Abba Baba face says about quotas;
-//! - [`input`], [`body`], [`cursor`]: strict input and opaque output; [`serve`]: connections and their bounds.
+//! - [`abbababa`], [`kite`], [`admin`], [`signing`], [`health`]: the APIs, each with its own JSON shapes; [`agents`]:
+//!   the directory of agents; [`login`], [`activate`]: device login and the page that approves one; `deliveries`: JSON
+//!   that two APIs share;
+//! - [`router`]: all routes and the middleware around every request; [`app_state`]: the state that every handler
+//!   shares;
+//! - [`ratelimit`]: the quota headers of the Abba Baba API;
+//! - [`input`], [`body`], [`cursor`]: strict input and opaque cursors; [`serve`]: connections and their bounds.
 //!
-//! **Invariant**: every answer is JSON (but `/metrics`, and the files of `/activate`), and no bad input makes a 5xx.
+//! **Invariant**: every answer is JSON (except `/metrics` and the files of `/activate`), and bad input never causes a
+//! 5xx.
 
 pub mod abbababa;
 pub mod activate;

@@ -1,4 +1,4 @@
-//! Keys, as the operator API and the methods of the socket make, show and revoke them.
+//! Creates, lists and revokes API keys, for the operator API and the methods of the WebSocket.
 
 use agentpost_proto::api::admin::{CreateKey as Wanted, CreatedKey, Key};
 use agentpost_proto::api::kite::rpc::{CreateKeyParams, KeyList};
@@ -15,7 +15,7 @@ use super::services::carry_out;
 use crate::base::secrets::NewKey;
 use crate::server::services::Services;
 
-/// Makes a key of `team` in the caller's name.
+/// Creates a key of `team` in the caller's name.
 pub async fn create(services: &Services, caller: &Caller, team: TeamId, wanted: Wanted) -> Result<CreatedKey> {
     let agent = bound_agent(wanted.agent_id)?;
     let new = if agent.is_empty() {
@@ -43,7 +43,7 @@ pub async fn create(services: &Services, caller: &Caller, team: TeamId, wanted: 
     })
 }
 
-/// A key as the vendor's command line asks for it, who leaves out what it does not care for.
+/// A request of the vendor's command line, with defaults for the fields that it leaves out.
 pub fn wanted(params: CreateKeyParams) -> Wanted {
     let permissions = params.permissions.unwrap_or_else(|| vec!["read".to_owned()]);
     let named = |permission: String| match permission.as_str() {
@@ -59,7 +59,7 @@ pub fn wanted(params: CreateKeyParams) -> Wanted {
     }
 }
 
-/// Revokes a key of the caller's own team, also where the caller is an operator.
+/// Revokes a key of the caller's own team, also if the caller is an operator.
 pub async fn revoke_own(services: &Services, caller: &Caller, id: &str) -> Result<()> {
     let state = services.replica.reader.linearizable().await?;
     let known = match id.parse() {
@@ -73,7 +73,7 @@ pub async fn revoke_own(services: &Services, caller: &Caller, id: &str) -> Resul
     revoke(services, caller, id).await
 }
 
-/// Revokes a key; one that the caller may not name does not exist.
+/// Revokes a key. A key that the caller may not revoke is answered like an unknown one.
 pub async fn revoke(services: &Services, caller: &Caller, id: &str) -> Result<()> {
     let id: KeyId = id.parse().map_err(|_| ApiError::not_found("no such key"))?;
     carry_out(services, caller, RevokeKey { key_id: id.to_bytes() }).await?;
@@ -95,7 +95,7 @@ pub fn shown(key: record::Key) -> Result<Key> {
     })
 }
 
-/// The keys of a team by age, for one frame. When they would not fit, those with many scopes show some of them.
+/// The keys of a team by age, for one frame. If they would not fit, keys with many scopes show only some of them.
 pub fn listed(kv: &impl Kv, team: TeamId) -> Result<KeyList> {
     let mut rows = query::key::of_team(kv, team)?;
     rows.sort_by(|a, b| (a.created_at_ms, &a.id).cmp(&(b.created_at_ms, &b.id)));
@@ -130,7 +130,7 @@ fn some_of(mut scopes: Vec<String>) -> Vec<String> {
     scopes
 }
 
-/// What a key may do, by name.
+/// The names of a key's permissions.
 pub fn permission_names(key: &record::Key) -> Vec<String> {
     let names = key.permissions().filter_map(|permission| match permission {
         Permission::Read => Some("read".to_owned()),
@@ -141,7 +141,7 @@ pub fn permission_names(key: &record::Key) -> Vec<String> {
     names.collect()
 }
 
-/// Checks a name for people.
+/// Checks a display name.
 pub fn display_name(name: &str) -> Result<()> {
     let length = name.chars().count();
     if length == 0 || length > limits::DISPLAY_NAME_CHARS_MAX || name.chars().any(char::is_control) {

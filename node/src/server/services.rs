@@ -1,4 +1,4 @@
-//! What handlers may use.
+//! The handles that request handlers share.
 
 use std::sync::Arc;
 
@@ -14,20 +14,19 @@ use crate::base::secrets::Secrets;
 use crate::shard::replica::Replica;
 use crate::shard::wall_time::WallTime;
 
-/// What handlers of HTTP and WebSocket share. Cheap to clone.
+/// The handles that the handlers of HTTP and WebSocket share. Clones are cheap.
 #[derive(Clone)]
 pub struct Services {
-    /// Reads the state, changes it, and tells of changes.
+    /// Reads the state, changes it, and announces changes.
     pub replica: Replica,
     /// Calendar time, and this node's own clock.
     pub wall_time: WallTime,
-    /// New ids, and jitter.
+    /// The source of ids and jitter.
     pub ids: IdSource,
-    /// Hashes of keys.
+    /// The keys derived from the cluster secret; they hash API keys.
     pub secrets: Arc<Secrets>,
-    /// Requests per second of each API key.
+    /// The burst limits of API keys.
     pub bursts: Arc<Bursts>,
-    /// Counters.
     pub metrics: Metrics,
 }
 

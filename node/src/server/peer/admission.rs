@@ -1,14 +1,14 @@
-//! Who may speak to this node, and the connections of those who do.
+//! Decides which nodes may connect to this node, and ends the connections of removed ones.
 //!
-//! | what this node knows | who is let in |
+//! | what this node knows | nodes that are admitted |
 //! |---|---|
-//! | no membership with itself in it: it is new, or still reading old log | its configured list, and that membership |
-//! | a membership with itself in it | that membership, learners included |
-//! | the same, but it has heard no leader for [`SILENCE_MAX`] | also ids that it has never seen used |
+//! | no membership that contains it: it is new, or still reads old log entries | its configured list, and that membership |
+//! | a membership that contains it | that membership, learners included |
+//! | the same, but it has heard no leader for [`SILENCE_MAX`] | also ids that were never used as far as it knows |
 //!
-//! The last row is for a node that was away while others came: they are the only ones who can tell it. Whoever was a
-//! member once and is one no more is never let in, and what was connected is cut off as soon as that is known. All of
-//! them have proven that they hold the cluster secret before any of this is asked.
+//! The last row serves a node that was away while all others were replaced: only the new nodes can tell it about them.
+//! A former member is never admitted, and its connections end as soon as its removal is known. Every node has proven
+//! that it holds the cluster secret before these rules apply.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,14 +25,14 @@ use crate::shard::quorum::Quorum;
 use crate::shard::this_node::ThisNode;
 use crate::webhooks::egress::Egress;
 
-/// A node that has heard no leader for so long does not know who the members are.
+/// After this time without a leader, a node no longer trusts its list of members.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 
-/// When a leader was last heard. Cheap to clone.
+/// The time at which a leader was last heard. Clones share it.
 #[derive(Clone)]
 struct Contact {
     began: Instant,
-    /// Milliseconds after `began`, and one; 0 = never.
+    /// Milliseconds since `began`, plus one; 0 = never.
     last: Arc<AtomicU64>,
 }
 
@@ -46,7 +46,7 @@ impl Default for Contact {
 }
 
 impl Contact {
-    /// A leader has sent something.
+    /// Records that a leader sent a message.
     fn note(&self) {
         let ms = self.began.elapsed().as_millis() as u64 + 1;
         self.last.store(ms, Ordering::Relaxed);
@@ -61,7 +61,7 @@ impl Contact {
     }
 }
 
-/// Decides who comes in and who must go. Cheap to clone.
+/// Admits and removes nodes. Clones are cheap and share the connections.
 #[derive(Clone)]
 pub struct Admission {
     shared: Arc<Shared>,
@@ -74,12 +74,12 @@ struct Shared {
     contact: Contact,
     /// Cancelled when the node stops.
     shutdown: CancellationToken,
-    /// Of every node that was let in: ends its connections.
+    /// A token per admitted node; cancelling it ends the node's connections.
     inside: Mutex<HashMap<u64, CancellationToken>>,
 }
 
 impl Admission {
-    /// Of this node. `shutdown` ends all connections.
+    /// Creates the rules of this node. `shutdown` ends all connections.
     pub fn new(config: Arc<Config>, this_node: ThisNode, quorum: Quorum, shutdown: CancellationToken) -> Self {
         let shared = Shared {
             config,
@@ -94,17 +94,17 @@ impl Admission {
         }
     }
 
-    /// Notes that a leader was heard.
+    /// Records that a leader was heard.
     pub fn heard_leader(&self) {
         self.shared.contact.note();
     }
 
-    /// Cancelled when all connections end.
+    /// The token that ends all connections.
     pub fn shutdown(&self) -> &CancellationToken {
         &self.shared.shutdown
     }
 
-    /// Whether a node that has proven its id may speak.
+    /// Whether a node that has proven its id is admitted.
     pub fn admits(&self, id: u64) -> bool {
         let Shared { config, this_node, .. } = &*self.shared;
         if this_node.is_member(id) {
@@ -119,8 +119,8 @@ impl Admission {
         self.is_out_of_touch() || self.inside().contains_key(&id)
     }
 
-    /// Lets a node in that was admitted. What comes back is cancelled when its connections must end; nothing comes back
-    /// if it was removed just now.
+    /// Registers an admitted node. The token is cancelled when the node is removed; `None` if it was removed since
+    /// `admits` returned true.
     pub fn enter(&self, id: u64) -> Option<CancellationToken> {
         let token = self
             .inside()
@@ -130,8 +130,8 @@ impl Admission {
         (!self.was_removed(id)).then_some(token)
     }
 
-    /// Follows the membership until `shutdown`: ends the connections of removed nodes, and closes the members' ports for
-    /// webhooks.
+    /// Follows the membership until `shutdown`: ends the connections of removed nodes, and closes the members' ports
+    /// for webhooks.
     pub async fn run(self, egress: Egress, dialer: Dialer) {
         let this_node = &self.shared.this_node;
         let mut lead = this_node.lead();
@@ -145,7 +145,10 @@ impl Admission {
                     .filter(|id| self.was_removed(*id))
                     .collect();
                 for id in removed {
-                    tracing::info!(node = id, "removed from the cluster: its connections end");
+                    tracing::info!(
+                        node = id,
+                        "a node was removed from the cluster; its connections were closed"
+                    );
                     if let Some(token) = self.inside().remove(&id) {
                         token.cancel();
                     }
@@ -163,7 +166,7 @@ impl Admission {
         self.shared.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a node was a member once and is none now. Ids are never used again, so that is for good.
+    /// Whether a node is a former member. This is final, because ids are never used again.
     fn was_removed(&self, id: u64) -> bool {
         let this_node = &self.shared.this_node;
         if this_node.is_member(id) {
@@ -172,7 +175,7 @@ impl Admission {
         match query::node_ids(&*this_node.state().current()) {
             Ok(used) => used.contains(&id),
             Err(error) => {
-                tracing::error!(%error, "reading the ids of former members failed");
+                tracing::error!(%error, "reading the ids of former members failed; the node is refused; check the disk");
                 true
             }
         }

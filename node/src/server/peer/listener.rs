@@ -1,4 +1,4 @@
-//! The peer port: accepts, shakes hands, and only then lets HTTP/2 see a connection.
+//! The listener of the peer port: HTTP/2 sees a connection only after the handshake.
 
 use std::io;
 use std::pin::Pin;
@@ -17,7 +17,7 @@ use super::admission::Admission;
 use crate::base::metrics::Metrics;
 use crate::net::handshake::{self, Identity};
 
-/// Handshakes at a time; strangers that open more wait at the TCP level.
+/// Handshakes at a time; further connections wait in the TCP backlog.
 const HANDSHAKES_MAX: usize = 128;
 
 /// The node at the other end of an accepted connection, as the handshake proved it.
@@ -31,8 +31,8 @@ pub struct PeerStream {
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// Accepts until `shutdown`; then open connections break too, because the streams on them never end by
-/// themselves. So do those of a node that `admission` sends away.
+/// Accepts connections until `shutdown`. Then open connections are closed too, because their streams never end on their
+/// own; the same happens to the connections of a node that `admission` removes.
 pub fn listen(
     listener: TcpListener,
     identity: Identity,
@@ -46,15 +46,15 @@ pub fn listen(
     let stop = shutdown.clone();
     let accepting = async move {
         loop {
-            // The semaphore is never closed.
+            // Cannot fail: the semaphore is never closed.
             let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
                 return;
             };
             let (mut tcp, address) = match listener.accept().await {
                 Ok(connection) => connection,
                 Err(error) => {
-                    // Out of file descriptors, most likely: accepting at once again would spin.
-                    tracing::warn!(%error, "accepting a peer connection failed");
+                    // The cause is most likely a lack of file descriptors; without a pause the loop would spin.
+                    tracing::warn!(%error, "accepting a peer connection failed; trying again; raise the limit of open files if there are too many");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
@@ -80,7 +80,7 @@ pub fn listen(
                     }
                     Err(error) => {
                         metrics.handshakes_refused.inc();
-                        tracing::warn!(%address, %error, "peer connection refused");
+                        tracing::warn!(%address, %error, "a peer connection was refused; the error says why");
                     }
                 }
             });
@@ -91,7 +91,7 @@ pub fn listen(
 }
 
 impl PeerStream {
-    /// Fails once the node stops, or the peer was removed from the cluster.
+    /// Fails once the node stops or the peer is removed from the cluster.
     fn check_open(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.closed.as_mut().poll(cx) {
             Poll::Pending => Ok(()),

@@ -1,5 +1,5 @@
-//! Answers the other nodes. The connection says who is asking (the handshake proved it), and a message that
-//! claims to come from somebody else is refused.
+//! Answers the requests of other nodes. The handshake has proven the sender of a connection; a message that claims
+//! another sender is refused.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -37,19 +37,17 @@ use crate::shard::this_node::TransferError;
 
 /// The gRPC service of a node.
 pub struct PeerService {
-    /// The group.
     pub raft: Raft,
-    /// Takes what followers forward.
+    /// Proposes operations that followers forward.
     pub proposer: Proposer,
-    /// Tells about this node, changes the members, and answers read barriers.
+    /// Reports this node's status, changes the members, and answers read barriers.
     pub cluster: ClusterHandle,
     /// Receives snapshots.
     pub snapshots: Arc<Snapshots>,
-    /// Whether this node may go on.
+    /// Whether this node may continue under its id.
     pub lives: Lives,
-    /// Told when a leader is heard; ends the long streams.
+    /// Records when a leader is heard, and ends long streams.
     pub admission: Admission,
-    /// Counts.
     pub metrics: Metrics,
 }
 
@@ -67,10 +65,10 @@ impl Peer for PeerService {
             admission.heard_leader();
             let append = received.and_then(|request| append_from_proto(request, from));
             append
-                .inspect_err(|status| tracing::debug!(node = from, %status, "append stream broke"))
+                .inspect_err(|status| tracing::debug!(node = from, %status, "the replication stream from the leader broke; the leader opens a new one"))
                 .ok()
         });
-        // The first broken request ends the stream; Raft takes what came before.
+        // The first malformed request ends the stream; Raft accepts the ones before it.
         let requests = requests
             .take_while(|append| std::future::ready(append.is_some()))
             .filter_map(std::future::ready);
@@ -114,7 +112,7 @@ impl Peer for PeerService {
         let answer = self.raft.handle_transfer_leader(rpc).await;
         let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
         if let Err(reason) = &answer {
-            tracing::info!(%reason, "leadership not taken over");
+            tracing::info!(%reason, "this node did not take over leadership; another voter will");
         }
         Ok(Response::new(peer::TransferReply {
             accepted: answer.is_ok(),
@@ -184,7 +182,11 @@ impl Peer for PeerService {
         check_shard(request.shard)?;
         let change = request.change.as_ref().map(change_from_proto);
         let change = change.ok_or_else(|| Status::invalid_argument("no change"))?;
-        tracing::info!(node = from, ?change, "asked to change the members");
+        tracing::info!(
+            node = from,
+            ?change,
+            "another node asked this leader to change the members"
+        );
         let outcome = outcome_to_proto(self.cluster.members.change(change).await);
         Ok(Response::new(peer::ChangeMembersReply { outcome: Some(outcome) }))
     }
@@ -210,7 +212,7 @@ impl Peer for PeerService {
     }
 }
 
-/// Who is at the other end.
+/// The node at the other end of the connection.
 fn sender<T>(request: &Request<T>) -> Result<u64, Status> {
     let peer = request.extensions().get::<PeerId>();
     peer.map(|peer| peer.0)
@@ -225,7 +227,7 @@ fn check_shard(shard: u32) -> Result<(), Status> {
     }
 }
 
-/// A vote that its own candidate or leader sends.
+/// Checks that a vote comes from its own candidate or leader.
 fn claimed(from: u64, vote: Option<&peer::Vote>) -> Result<agentpost_raft_store::disk::types::Vote, Status> {
     match vote {
         Some(vote) if vote.node == from => Ok(vote_from_proto(vote)),
@@ -237,8 +239,8 @@ fn claimed(from: u64, vote: Option<&peer::Vote>) -> Result<agentpost_raft_store:
     }
 }
 
-/// A command in memory of its own. As a slice of what HTTP/2 received it would keep all of that alive in the
-/// log's tail, and share one contended reference count with hundreds of other entries.
+/// Copies a command. A slice of the HTTP/2 buffer would keep the whole buffer alive in the log's tail and share one
+/// contended reference count with hundreds of other entries.
 fn detached(mut entry: peer::Entry) -> peer::Entry {
     entry.command = Bytes::copy_from_slice(&entry.command);
     entry
@@ -290,7 +292,7 @@ fn vote_reply(answer: &VoteResponse<TypeConfig>) -> peer::VoteReply {
     }
 }
 
-/// Carries out what a follower forwarded; nothing is forwarded a second time.
+/// Carries out a forwarded request. It is never forwarded a second time.
 async fn answer(request: ForwardRequest, proposer: &Proposer, reader: &Reader) -> Result<ForwardReply, Status> {
     check_shard(request.shard)?;
     let outcome = match request.kind {

@@ -1,7 +1,6 @@
 //! `POST /messages/batch`: up to a hundred messages in one operation, each with its own result.
 //!
-//! The request is parsed in one pass whose items are read leniently: what is wrong with one of them becomes
-//! its own result.
+//! The request is parsed in one pass that reads items leniently: a fault of one item becomes that item's result.
 
 use std::fmt;
 
@@ -21,7 +20,7 @@ use crate::server::http::body;
 use crate::server::http::input::parse;
 use crate::wire::json::{Key, Writer, push_text};
 
-/// Takes many messages; each has its own result.
+/// Accepts a batch; each message has its own result.
 pub async fn batch(app: &AppState, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
@@ -35,7 +34,7 @@ pub async fn batch(app: &AppState, request: Request) -> Result<Response> {
     let Batch(items) = parse(&body)?;
     let source = Source::of(app, &body, &from);
     let mut sends = Vec::with_capacity(items.len());
-    // Per item: why it is not sent, or its topic.
+    // For each item: its topic, or why it is not sent.
     let mut checked = Vec::with_capacity(items.len());
     for item in &items {
         let send = item.to_send(&source).and_then(|send| item.keyed(send));
@@ -46,7 +45,7 @@ pub async fn batch(app: &AppState, request: Request) -> Result<Response> {
             topic
         }));
     }
-    // Where no message may go now, the whole answer says when to come back.
+    // If a burst limit refuses every message, the whole answer says when to come back.
     if sends.is_empty()
         && let Some(place) = checked
             .iter()
@@ -63,7 +62,7 @@ pub async fn batch(app: &AppState, request: Request) -> Result<Response> {
     results(app, caller.team, checked, outcomes)
 }
 
-/// The results in the order of the request: refused here, or decided by apply. Nobody waits for the inboxes
+/// The results in the order of the request: refused here, or decided by apply. The answer does not wait for the inboxes
 /// of a large publish; its result says that they follow.
 fn results(app: &AppState, team: TeamId, checked: Vec<Result<String>>, outcomes: Vec<SendOutcome>) -> Result<Response> {
     let state = app.services.replica.reader.local();
@@ -113,7 +112,7 @@ fn push_result(out: &mut Vec<u8>, outcome: Result<(SendReply, bool)>) -> Result<
     Ok(())
 }
 
-/// `{messages: [...]}`, of which each item is read leniently.
+/// `{messages: [...]}`, with leniently read items.
 struct Batch<'a>(Vec<Item<'a>>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Batch<'a> {

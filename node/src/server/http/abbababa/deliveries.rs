@@ -1,5 +1,5 @@
-//! `/deliveries`: what became of calls to webhooks. The receiving agent and an admin of the team see all of a
-//! delivery and may redrive it; the sender sees its states; for anybody else it does not exist.
+//! `/deliveries`: the outcomes of webhook calls. The receiving agent and an administrator of the team see all of a
+//! delivery and may redrive it; the sender sees its states; for any other caller it does not exist.
 
 use agentpost_proto::api::abbababa::{DeliveriesResponse, DeliveryResponse, RedriveResponse};
 use agentpost_proto::command::{CancelDelivery, Permission, Redrive};
@@ -16,15 +16,16 @@ use crate::server::http::app_state::AppState;
 use crate::server::http::deliveries::{Sight, Wanted, delivery_id, detail, id_text, page, row, unknown};
 use crate::server::http::input::{Consistency, Parameters};
 
-/// Who looks at deliveries of their team.
+/// A caller who views deliveries of their team.
 pub struct Viewer {
-    /// None: all of the team.
+    /// `None` views all deliveries of the team.
     pub agent: Option<AgentId>,
     admin: bool,
 }
 
 impl Viewer {
-    /// An agent, or an admin who may act as none. A key that is bound to an agent is only that agent's.
+    /// The agent that the caller acts as, or an administrator without one. A key that is bound to an agent is only that
+    /// agent's.
     pub fn of(caller: &Caller, headers: &HeaderMap) -> Result<Self> {
         let admin = caller.bound_agent.is_none() && caller.permission >= Permission::Admin;
         let agent = match admin && !headers.contains_key("x-agent-id") {
@@ -34,22 +35,22 @@ impl Viewer {
         Ok(Viewer { agent, admin })
     }
 
-    /// The agent's name in an operation; empty for an admin.
+    /// The agent's name in an operation; empty for an administrator.
     fn name(self) -> String {
         self.agent.map(String::from).unwrap_or_default()
     }
 
-    /// Whether this is the agent of that name.
+    /// Whether the caller acts as the agent of that name.
     pub fn is(&self, agent: &str) -> bool {
         self.agent.as_ref().is_some_and(|own| own.as_str() == agent)
     }
 
-    /// Whether all of the team is open to them.
+    /// Whether the caller may view all deliveries of the team.
     pub fn is_admin(&self) -> bool {
         self.admin
     }
 
-    /// How much they see of a delivery, if anything.
+    /// How much of a delivery the caller sees; `None` if nothing.
     pub fn sight(&self, delivery: &Delivery) -> Option<Sight> {
         if self.admin || self.is(&delivery.agent) {
             Some(Sight::Everything)
@@ -59,11 +60,11 @@ impl Viewer {
     }
 }
 
-/// A page of deliveries to and from the caller's agent, or of the team for an admin without one.
+/// A page of deliveries to and from the caller's agent, or of the team for an administrator without one.
 pub async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
     let parameters = Parameters::of(&parts.uri)?;
     let consistency = Consistency::of(&parameters);
-    // Who asks is answered before how.
+    // Authorisation errors come before errors in the parameters.
     let reading = app
         .reader(&parts.headers, *consistency.as_ref().unwrap_or(&Consistency::Local))
         .await?;
@@ -105,7 +106,7 @@ pub async fn get(app: &AppState, id: Id, parts: &request::Parts) -> Result<Respo
     })
 }
 
-/// A dead delivery once more, as a new one.
+/// Redrives a dead delivery as a new one.
 pub async fn redrive(app: &AppState, id: Id, parts: &request::Parts) -> Result<Response> {
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
@@ -117,7 +118,7 @@ pub async fn redrive(app: &AppState, id: Id, parts: &request::Parts) -> Result<R
     redriven(app, &caller, op).await
 }
 
-/// Has a redrive carried out; also for operators.
+/// Proposes a redrive; also for operators.
 pub(in crate::server::http) async fn redriven(app: &AppState, caller: &Caller, op: Redrive) -> Result<Response> {
     let reply = app.propose(caller, op).await?;
     json_of(&RedriveResponse {
@@ -126,7 +127,7 @@ pub(in crate::server::http) async fn redriven(app: &AppState, caller: &Caller, o
     })
 }
 
-/// Ends an open delivery.
+/// Cancels an open delivery.
 pub async fn cancel(app: &AppState, id: Id, parts: &request::Parts) -> Result<Response> {
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;

@@ -1,5 +1,5 @@
-//! Waiting for a large publish: its receivers follow in chunks, and its sender is answered when the last
-//! inbox has it, or is told that this is still going on.
+//! Waits for a large publish, whose receivers follow in chunks: the sender is answered when the last inbox has the
+//! message, or is told that inboxes are still pending.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use agentpost_raft_store::core::query;
 use crate::server::error::Result;
 use crate::server::http::app_state::AppState;
 
-/// How the answer says it.
+/// The value of `fanout` in the answer.
 pub const PENDING: &str = "pending";
 
-/// Whether inboxes still follow when the time to wait for them is over. A repeat of a publish waits like the
+/// Waits for the inboxes. Returns whether some are still pending at the deadline. A repeated publish waits like the
 /// first.
 pub async fn pending(app: &AppState, team: TeamId, topic: &str, reply: &SendReply) -> Result<bool> {
     if !reply.fanout_job {
@@ -23,7 +23,7 @@ pub async fn pending(app: &AppState, team: TeamId, topic: &str, reply: &SendRepl
     }
     let services = &app.services;
     let deadline = services.wall_time.clock().now() + Duration::from_millis(limits::FANOUT_WAIT_MS);
-    // Registered before the state is looked at, so nothing falls between the two.
+    // The listener is registered before the state is read, so nothing is missed in between.
     let mut listener = services.replica.wakeups.team(team);
     while pending_in(&*services.replica.reader.local(), team, topic, reply)? {
         tokio::select! {
@@ -35,8 +35,8 @@ pub async fn pending(app: &AppState, team: TeamId, topic: &str, reply: &SendRepl
     Ok(false)
 }
 
-/// Whether inboxes still follow as far as this state knows: the publish is not applied here yet, or its job
-/// is not done. The team's counter tells the former also when the message is gone again.
+/// Whether inboxes are pending in this state: the publish is not applied here yet, or its job is not done. The team's
+/// counter shows the former even if the message has been removed again.
 pub fn pending_in(kv: &impl Kv, team: TeamId, topic: &str, reply: &SendReply) -> Result<bool, Fatal> {
     if !reply.fanout_job {
         return Ok(false);
@@ -73,7 +73,7 @@ mod tests {
         let job = keys::fanout_job(TEAM, "news", 7);
         let mut kv = Memory::default();
         assert!(!pending(&kv, false));
-        // This node has not heard of it.
+        // This node has not applied the publish.
         kv.write(vec![head(6)]);
         assert!(pending(&kv, true));
         kv.write(vec![
@@ -81,7 +81,7 @@ mod tests {
             (job.clone(), Some(FanoutJob::default().encode_to_vec().into())),
         ]);
         assert!(pending(&kv, true));
-        // Done, and perhaps the message has expired since.
+        // The job is done; the message may have expired since.
         kv.write(vec![(job, None), head(9)]);
         assert!(!pending(&kv, true));
     }

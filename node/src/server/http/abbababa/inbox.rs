@@ -1,8 +1,8 @@
-//! `GET /messages`: a page of the caller's own inbox, at once or when something comes.
+//! `GET /messages`: a page of the caller's inbox, at once or by long poll.
 //!
-//! A long poll registers its listener before it reads, so nothing falls between its read and its wait. After
-//! a wake-up it examines only what is new, and it authorises again before it answers: a key that was revoked
-//! meanwhile gets nothing.
+//! A long poll registers its listener before it reads, so nothing is missed between its read and its wait. After a
+//! wake-up it examines only new entries, and it authorises again before it answers, so a key that was revoked meanwhile
+//! gets nothing.
 
 use agentpost_proto::command::Permission;
 use agentpost_proto::id::{self, AgentId, TeamId};
@@ -24,7 +24,7 @@ use crate::server::http::ratelimit;
 use crate::wire::json::{Writer, push_text};
 use crate::wire::message::{Shown, push_message};
 
-/// What the query string asks for.
+/// The parameters of a page.
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
     order: Order,
@@ -33,7 +33,7 @@ struct Wanted {
     state: Option<ReadState>,
     from: Option<String>,
     topic: Option<String>,
-    /// A filter that no message passes: what became of deliveries does not stand in an inbox.
+    /// Whether the filter matches no message: the inbox holds no delivery states.
     nothing: bool,
     cursor: Option<String>,
     wait: Duration,
@@ -75,7 +75,7 @@ impl Wanted {
     }
 }
 
-/// `unreadOnly` of the one dialect and `status` of the other; true stands for `delivered`, which no message is.
+/// `unreadOnly` of one dialect and `status` of the other. True stands for `delivered`, which matches no message.
 fn read_state(parameters: &Parameters) -> Result<(Option<ReadState>, bool)> {
     let unread_only = match parameters.get("unreadOnly")? {
         None | Some("false") => false,
@@ -96,12 +96,12 @@ fn read_state(parameters: &Parameters) -> Result<(Option<ReadState>, bool)> {
     }
 }
 
-/// Answers with a page; with `wait`, as soon as it has something, or when the time is over.
+/// Answers with a page; with `wait`, as soon as it has an entry, or at the deadline.
 pub async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
     let parameters = Parameters::of(&parts.uri)?;
     let consistency = Consistency::of(&parameters);
     let wanted = Wanted::of(&parameters);
-    // Who asks is answered before how.
+    // Authorisation errors come before errors in the parameters.
     let reading = app
         .reader(&parts.headers, *consistency.as_ref().unwrap_or(&Consistency::Local))
         .await?;
@@ -137,7 +137,7 @@ pub async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
     inbox.answer(&page)
 }
 
-/// Where a cursor stands. Its value for "before the first entry" is one that no entry has.
+/// The position of a cursor. Its value for "before the first entry" is one that no entry has.
 fn cursor_seq(app: &AppState, team: TeamId, agent: &AgentId, order: Order, text: &str) -> Result<Option<u64>> {
     let seq = app.cursors.decode(team, agent.as_str(), order, text);
     let seq = seq.map_err(|_| ApiError::field("cursor", "is not a cursor of this inbox in this order"))?;
@@ -168,7 +168,7 @@ impl Inbox<'_> {
             from: self.wanted.from.as_deref(),
             topic: self.wanted.topic.as_deref(),
         };
-        // The SDK's dialect pages by counting.
+        // The SDK's dialect pages by offset.
         let mut skip = self.wanted.offset;
         while skip > 0 {
             query.limit = skip.min(limits::PAGE_MAX);
@@ -186,15 +186,15 @@ impl Inbox<'_> {
         Ok(query::inbox::page(state, self.team, self.agent.as_str(), &query)?)
     }
 
-    /// Waits for a page that is not empty. The barrier is behind us, and what this node knows only grows: its
-    /// local state will do from here on.
+    /// Waits for a page with entries. After the read barrier this node's state only advances, so its local state
+    /// suffices.
     async fn poll(&self, key_hash: &[u8; 32], after_seq: Option<u64>) -> Result<Page> {
         let services = &self.app.services;
         let deadline = services.wall_time.clock().now() + self.wanted.wait;
         let mut listener = services.replica.wakeups.inbox(self.team, self.agent.as_str());
         let mut state = services.replica.reader.local();
         let mut page = self.page(&state, after_seq)?;
-        // New mail stands behind an ascending cursor; nothing new ever stands behind a descending one.
+        // New mail lies after an ascending cursor; nothing new ever lies after a descending one.
         let grows = |page: &Page| self.wanted.order == Order::Ascending || page.last_seq.is_none();
         while page.items.is_empty() && grows(&page) {
             let over = tokio::select! {

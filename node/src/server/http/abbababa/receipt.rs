@@ -1,4 +1,4 @@
-//! `GET /messages/:id/receipt`: what became of a message, for its sender.
+//! `GET /messages/:id/receipt`: the deliveries and receivers of a message, for its sender.
 
 use agentpost_proto::api::abbababa::{Receipt, ReceiptCounts, ReceiptDelivery, ReceiptReader, ReceiptResponse};
 use agentpost_proto::command::Permission;
@@ -28,7 +28,7 @@ pub async fn get(app: &AppState, id: Id, parts: &request::Parts) -> Result<Respo
     let message = query::inbox::message(&*reading.state, team, id)?
         .filter(|message| viewer.is_admin() || viewer.is(&message.from))
         .ok_or_else(no_such_message)?;
-    // One point in time: a fan-out may go on meanwhile.
+    // All parts are read from one state, because a fan-out may continue meanwhile.
     let receipt = receipt(&*reading.state.frozen(), team, id, &message, &viewer)?;
     json_of(&ReceiptResponse {
         success: true,

@@ -1,7 +1,7 @@
-//! `POST /messages`: this face's JSON becomes a `Send`.
+//! `POST /messages`: converts the JSON of the Abba Baba API to a `Send`.
 //!
-//! This is the busiest path of a node. The request is parsed once, into raw slices; a body that is compact
-//! already is not copied but shared with the request's own buffer until the operation is encoded.
+//! This is the busiest path of a node. The request is parsed once, into raw slices; a body that is compact already is
+//! not copied but shared with the request's buffer until the operation is encoded.
 
 use std::borrow::Cow;
 
@@ -24,11 +24,11 @@ use crate::server::http::input::{idempotency_key, parse};
 use crate::wire::json::{self, Fault, Writer, members};
 use crate::wire::message::{Shown, push_message};
 
-/// Characters of a `callbackUrl`.
+/// Longest `callbackUrl`, in characters.
 const URL_CHARS_MAX: usize = 2048;
 
 members!(
-    /// What a sender writes, in the words of both dialects.
+    /// The body of a send, with the field names of both dialects.
     Item {
         to_agent_id = "toAgentId",
         topic = "topic",
@@ -46,7 +46,7 @@ members!(
     }
 );
 
-/// Takes one message.
+/// Accepts one message.
 pub async fn one(app: &AppState, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
@@ -65,7 +65,7 @@ pub async fn one(app: &AppState, request: Request) -> Result<Response> {
     repeated(app, caller.team, &send, &reply, pending)
 }
 
-/// The answer under a used idempotency key: the message as it was stored then, if it is known here.
+/// The answer to a repeated idempotency key: the message as it was stored, if this node knows it.
 fn repeated(app: &AppState, team: TeamId, send: &Send, first: &SendReply, pending: bool) -> Result<Response> {
     let id = MessageId::from_slice(&first.message_id).map_err(ApiError::internal)?;
     let state = app.services.replica.reader.local();
@@ -93,7 +93,7 @@ fn accepted(message: &Shown<'_>, pending: bool) -> Response {
     json_response(StatusCode::OK, out)
 }
 
-/// What every message of a request shares.
+/// The context that all messages of a request share.
 pub struct Source<'a> {
     ids: &'a IdSource,
     body: &'a Bytes,
@@ -111,7 +111,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The bytes of a text, without copying what stands in the request already.
+    /// The bytes of a text; a borrowed text shares the request's buffer.
     fn shared(&self, text: Cow<'_, str>) -> Bytes {
         match text {
             Cow::Borrowed(part) => self.body.slice_ref(part.as_bytes()),
@@ -146,7 +146,7 @@ impl Item<'_> {
         })
     }
 
-    /// With the item's own key; a single message has it in the header.
+    /// Sets the item's own idempotency key; a single message has it in the header.
     pub fn keyed(&self, mut send: Send) -> Result<Send> {
         if let Some(key) = text("idempotencyKey", self.idempotency_key)? {
             id::validate_idempotency_key(&key).map_err(|e| ApiError::named("idempotencyKey", e.to_string()))?;
@@ -215,7 +215,7 @@ impl Item<'_> {
         Ok(at_ms)
     }
 
-    /// What the SDK dialect lets a sender attach, as one compact object; empty for nothing.
+    /// The extras of the SDK dialect as one compact object; empty if there are none.
     fn extras(&self) -> Result<Bytes> {
         if [self.subject, self.priority, self.callback_url, self.metadata]
             .iter()
@@ -259,14 +259,14 @@ impl Item<'_> {
     }
 }
 
-/// A string field, if it is there.
+/// An optional string field.
 fn text<'a>(field: &str, raw: Option<&'a RawValue>) -> Result<Option<Cow<'a, str>>> {
     raw.map(|raw| json::text(raw.get()))
         .transpose()
         .map_err(|fault| ApiError::field(field, fault))
 }
 
-/// A thread, a reply id or a subject; empty without one.
+/// A thread id, a reply id or a subject; empty if absent.
 fn opaque<'a>(field: &str, raw: Option<&'a RawValue>) -> Result<Cow<'a, str>> {
     let Some(text) = text(field, raw)? else {
         return Ok(Cow::Borrowed(""));
@@ -289,7 +289,7 @@ mod tests {
     use crate::base::clock::Clock;
     use serde_json::{Value, json};
 
-    /// Unix milliseconds of the tests' now.
+    /// The current time of the tests, in Unix milliseconds.
     const NOW_MS: u64 = 1_770_000_000_000;
 
     fn sent(request: &str) -> Result<Send> {

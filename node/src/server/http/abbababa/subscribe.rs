@@ -1,4 +1,4 @@
-//! `/messages/subscribe`: an agent's topics, each with a URL of its own if it wants one.
+//! `/messages/subscribe`: an agent's subscriptions to topics, each with an optional URL of its own.
 
 use agentpost_proto::api::abbababa::{Subscription, SubscriptionResponse, SubscriptionsResponse};
 use agentpost_proto::command::{Permission, Subscribe, SubscriptionReply, Unsubscribe};
@@ -21,7 +21,7 @@ use crate::server::http::body;
 use crate::server::http::input::{Consistency, Parameters, parse};
 use crate::wire::json;
 
-/// What a subscriber writes. For a URL `null` differs from an absent member, so both are kept.
+/// The body of a subscribe. For a URL, `null` differs from an absent member, so both are kept.
 #[derive(Default, Deserialize)]
 struct Wanted<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
@@ -37,7 +37,7 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(input: D) -> Result<Option<&'a Raw
 }
 
 impl Wanted<'_> {
-    /// The URL under either name: empty to remove it, none to keep what there is.
+    /// The URL under either name: empty removes it, `None` keeps the current one.
     fn url(&self) -> Result<Option<String>> {
         let webhook = self.webhook_url.map(|raw| url("webhookUrl", raw)).transpose()?;
         let callback = self.callback_url.map(|raw| url("callbackUrl", raw)).transpose()?;
@@ -103,7 +103,7 @@ pub async fn subscribe(app: &AppState, request: Request) -> Result<Response> {
     })
 }
 
-/// The subscription that a reply speaks of. A URL that was kept may have been disabled before.
+/// The subscription of a reply. A kept URL may have been disabled before.
 fn subscribed(
     app: &AppState,
     team: TeamId,
@@ -153,7 +153,7 @@ fn shown(
     })
 }
 
-/// Ends the subscription to a topic, which the body or the query string names.
+/// Ends the subscription to the topic in the body or the query string.
 pub async fn unsubscribe(app: &AppState, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;

@@ -1,4 +1,4 @@
-//! `/messages/webhook`: the one URL of an agent for all its mail.
+//! `/messages/webhook`: an agent's webhook, one URL for all its mail.
 
 use agentpost_proto::api::abbababa::{Webhook, WebhookResponse};
 use agentpost_proto::command::{DeleteWebhook, Permission, RegisterWebhook, WebhookEvent};
@@ -18,11 +18,11 @@ use crate::server::http::body;
 use crate::server::http::input::{Consistency, Parameters, parse};
 use crate::wire::json::{self, members};
 
-/// Names in an event list; more cannot be different ones.
+/// Names in an event list; a longer list would repeat one.
 const EVENTS_MAX: usize = 16;
 
 members!(
-    /// What a registration says.
+    /// The body of a registration.
     Wanted { url = "url", events = "events", }
 );
 
@@ -52,7 +52,7 @@ impl Wanted<'_> {
     }
 }
 
-/// Refuses a URL that no delivery may go to.
+/// Refuses a URL that deliveries may not call.
 pub fn check_url(app: &AppState, field: &str, url: &str) -> Result<()> {
     app.http
         .egress
@@ -60,12 +60,12 @@ pub fn check_url(app: &AppState, field: &str, url: &str) -> Result<()> {
         .map_err(|problem| ApiError::named(field, problem))
 }
 
-/// The answer of what leaves nothing to show, in both dialects.
+/// The answer of an action without a result, in both dialects.
 pub fn done(message: &str) -> Result<Response> {
     json_of(&json!({ "success": true, "data": { "message": message } }))
 }
 
-/// Registers the webhook of the caller's agent, in the place of the one before.
+/// Registers the webhook of the caller's agent and replaces the previous one.
 pub async fn register(app: &AppState, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
@@ -98,7 +98,7 @@ pub async fn register(app: &AppState, request: Request) -> Result<Response> {
     answer(Some(shown(app, caller.team, &agent, row, &endpoint)?))
 }
 
-/// The webhook of the caller's agent, or null.
+/// Answers with the webhook of the caller's agent, or null.
 pub async fn get(app: &AppState, parts: &request::Parts) -> Result<Response> {
     let consistency = Consistency::of(&Parameters::of(&parts.uri)?)?;
     let reading = app.reader(&parts.headers, consistency).await?;

@@ -1,5 +1,5 @@
-//! `/admin/v1/deliveries?team=`: the deliveries of any team, for operators. They look like those of the Abba
-//! Baba face, with everything in them.
+//! `/admin/v1/deliveries?team=`: the deliveries of any team, for operators. The JSON is that of the Abba Baba API, with
+//! all fields.
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ async fn cancel(State(app): App, id: Id, uri: Uri, headers: HeaderMap) -> Respon
     answer(Face::Admin, cancel_one(&app, id, &uri, &headers).await)
 }
 
-/// An operator's look at a team that exists.
+/// Authorises an operator's read of an existing team.
 async fn look(app: &AppState, parameters: &Parameters, headers: &HeaderMap) -> Result<(Reading, TeamId)> {
     let reading = operator_reading(app, headers, Consistency::Linearizable).await?;
     let name = parameters

@@ -1,5 +1,5 @@
-//! Who is in the cluster. Nothing checks the key again behind these handlers: the node that leads trusts the one that was
-//! asked, because it holds the cluster secret.
+//! Changes of the membership. No later step checks the key again: the leader trusts the node that was asked, because
+//! that node holds the cluster secret.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::server::http::input::{Consistency, parse};
 use crate::shard::members::{Change, ChangeError};
 use crate::wire::face::Face;
 
-/// Where the members are. Removing one may take as long as a hand-over.
+/// The routes. Removing a member may take as long as a hand-over.
 pub(in crate::server::http) const MEMBERS: &str = "/admin/v1/cluster/members";
 
 const UNKNOWN: &str = "outcome unknown: the members may or may not be changed; `agentpost cluster status` shows them";

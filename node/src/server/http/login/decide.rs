@@ -1,4 +1,4 @@
-//! What somebody with an administrator's key does about a device that waits: look, let in, turn away.
+//! The administrator's side of a device login: look up a code, approve it, deny it.
 
 use agentpost_proto::api::admin::{ApproveLogin, ApprovedLogin, LoginTeam, Ok as Success, UserCode, WaitingLogin};
 use agentpost_proto::command::{DecideLogin, Permission};
@@ -37,7 +37,7 @@ pub(super) async fn deny(State(app): App, request: Request) -> Response {
     for_once(answer(Face::Admin, turn_away(&app, request).await))
 }
 
-/// Who asks, with a key that lets devices in, and what.
+/// Reads the body and authorises the caller, whose key must allow approving devices.
 async fn asked<T: for<'de> Deserialize<'de>>(app: &AppState, request: Request) -> Result<(Reading, T)> {
     let (parts, body) = request.into_parts();
     let reading = app.reader(&parts.headers, Consistency::Linearizable).await?;
@@ -88,7 +88,7 @@ async fn show(app: &AppState, request: Request) -> Result<Response> {
     })
 }
 
-/// The teams that a caller may let devices into.
+/// The teams for which the caller may approve devices.
 fn teams_of(kv: &impl Kv, caller: &Caller) -> Result<Vec<LoginTeam>> {
     let mut teams = match caller.team {
         TeamId::SYSTEM => query::team::all(kv)?,
@@ -129,7 +129,7 @@ async fn let_in(app: &AppState, request: Request) -> Result<Response> {
     json_of(&approved)
 }
 
-/// The team that the device gets a key of. One of others answers as one that does not exist.
+/// The team of the device's key. A team that the caller may not use is answered like an unknown one.
 fn chosen_team(kv: &impl Kv, caller: &Caller, wanted: Option<&str>) -> Result<Team> {
     let id = match wanted {
         Some(named) => match named.parse() {
@@ -169,8 +169,8 @@ async fn decide(app: &AppState, caller: &Caller, op: DecideLogin) -> Result<()> 
     Ok(())
 }
 
-/// A user code as it is stored. People write dashes and spaces of any kind, and lower case; what cannot be a code
-/// is answered as one that nobody waits with.
+/// Normalises a typed user code: people type dashes, spaces and lower case. A text that cannot be a code is answered
+/// like an unknown code.
 fn user_code(typed: &str) -> Result<String> {
     let letters = typed.chars().filter(|c| c.is_alphanumeric());
     let code: String = letters
@@ -185,7 +185,7 @@ fn user_code(typed: &str) -> Result<String> {
     }
 }
 
-/// A user code for people: `BCDF-GHJK`.
+/// Formats a user code for people: `BCDF-GHJK`.
 pub(super) fn shown_code(code: &str) -> String {
     let (first, second) = code
         .split_at_checked(limits::USER_CODE_LETTERS / 2)

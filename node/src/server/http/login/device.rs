@@ -1,4 +1,4 @@
-//! What a device asks. It has no key, so nobody knows who it is: its name is what it says, its code is what it has.
+//! The device's side of a device login. A device has no key; it identifies itself only by its device code.
 
 use agentpost_proto::api::kite::{
     DeviceCode, DeviceKey, DeviceToken, LOGIN_DENIED, LOGIN_EXPIRED, LOGIN_PENDING, LOGIN_SLOW_DOWN, StartLogin,
@@ -25,9 +25,9 @@ use crate::server::http::serve::Origin;
 use crate::server::services::Services;
 use crate::wire::face::Face;
 
-/// User codes that are tried until one is free; with the most logins that there can be, one in 25 million is taken.
+/// How many user codes are tried until one is free. With the maximum of open logins, one code in 25 million is taken.
 const CODE_ATTEMPTS: usize = 3;
-/// Bytes of a device code: nobody guesses it, and the key is derived from it.
+/// Bytes of a device code. It cannot be guessed, and the key is derived from it.
 const DEVICE_CODE_BYTES: usize = 32;
 
 const UNKNOWN_START: &str = "outcome unknown: ask for another code";
@@ -69,7 +69,7 @@ async fn start(app: &AppState, request: Request) -> Result<Response> {
     Err(ApiError::unavailable("no free code was found; try again"))
 }
 
-/// A device code and what the log gets to know of it.
+/// Creates a device code and the operation that stores its hashes.
 fn fresh(ids: &IdSource, secrets: &Secrets, client: String) -> (String, command::StartLogin) {
     let device_code = hex::encode(ids.random::<DEVICE_CODE_BYTES>());
     let api_key = secrets.login_key(&device_code);
@@ -84,10 +84,10 @@ fn fresh(ids: &IdSource, secrets: &Secrets, client: String) -> (String, command:
     (device_code, op)
 }
 
-/// Letters of which each is as likely as any other.
+/// A user code of uniformly distributed letters.
 fn user_code(ids: &IdSource) -> String {
     let alphabet = limits::USER_CODE_ALPHABET;
-    // Bytes from here on would make the first letters more likely.
+    // Bytes from here on would make the first letters of the alphabet more likely.
     let even = 256 / alphabet.len() * alphabet.len();
     let mut code = String::new();
     while code.len() < limits::USER_CODE_LETTERS {
@@ -119,15 +119,15 @@ fn user_agent(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::USER_AGENT)?.to_str().ok()
 }
 
-/// A stranger's text as a line for people: nothing that moves a cursor, breaks a line or turns the direction of
-/// writing, and not too long.
+/// A stranger's text as one line for people: shortened, without control characters, line breaks or changes of the
+/// writing direction.
 fn shown_name(client: &str) -> String {
     let moves = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let kept = client.trim().chars().filter(|c| !c.is_control() && !moves(*c));
     kept.take(limits::LOGIN_CLIENT_CHARS_MAX).collect()
 }
 
-/// One of the answers that a device waits for.
+/// One of the documented errors that tell a device to wait or to give up.
 fn not_yet(status: StatusCode, error: &'static str) -> ApiError {
     ApiError::new(status, error, error)
 }
@@ -149,7 +149,7 @@ async fn poll(app: &AppState, request: Request) -> Result<Response> {
     let hash = services.secrets.key_hash(&device_code);
     let mut login = match find(&*services.replica.reader.local(), &hash)? {
         Some(login) => login,
-        // It may be younger than what this node has.
+        // The code may be newer than this node's state.
         None => {
             let origin = Origin::noted(&parts.extensions);
             app.logins.miss(origin, now)?;
@@ -165,7 +165,7 @@ async fn poll(app: &AppState, request: Request) -> Result<Response> {
         if !app.logins.polls.take(hash, now) {
             return Err(not_yet(StatusCode::BAD_REQUEST, LOGIN_SLOW_DOWN));
         }
-        // Somebody may have decided on another node.
+        // The decision may have been made on another node.
         login = find(&*services.replica.reader.linearizable().await?, &hash)?.ok_or_else(expired)?;
     }
     match login.state() {
@@ -183,7 +183,7 @@ fn find(kv: &impl Kv, device_hash: &[u8; 32]) -> Result<Option<Login>, Fatal> {
     query::login::by_device(kv, device_hash, query::applied(kv)?.cluster_ms)
 }
 
-/// Has the key made, and derives it once more. Of two who ask with the same code at a time, one gets it.
+/// Creates the key and derives it again for the answer. Of two devices that ask with the same code, one gets the key.
 async fn claim(services: &Services, device_code: &str, hash: &[u8; 32]) -> Result<Response> {
     let op = ClaimLogin {
         device_hash: hash.to_vec().into(),
@@ -203,8 +203,8 @@ async fn claim(services: &Services, device_code: &str, hash: &[u8; 32]) -> Resul
     }
 }
 
-/// Proposes an operation without a principal: a device has no key yet. `unknown` is the text of the error when the outcome
-/// is unknown, because a device has no idempotency key to repeat with.
+/// Proposes an operation without a principal: a device has no key yet. `unknown` is the text of the error when the
+/// outcome is unknown, because a device has no idempotency key to repeat with.
 async fn propose<O: Op>(services: &Services, op: O, unknown: &'static str) -> Result<Result<O::Reply, Rejection>> {
     let proposed = services.replica.proposer.propose(Operation::internal(op)).await;
     let answered = proposed.map_err(|error| ApiError::from(error).told_when_unknown(unknown))?;
