@@ -136,10 +136,6 @@ impl Verifier {
     ///
     /// # Errors
     /// [`Invalid`] tells why the call is not genuine; answer it with 401.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "seconds since 1970 are all that is needed: no jiff for that"
-    )]
     pub fn verify<'h>(&self, header: impl Fn(&str) -> Option<&'h str>, body: &[u8]) -> Result<Verified, Invalid> {
         #[expect(
             clippy::disallowed_methods,
