@@ -1,5 +1,5 @@
-//! `GET /ws`: messages pushed to the clients of the Kite API. [`session`] describes the life of a session, [`route`] opens
-//! it, and [`ws_state`] is what all sessions of a node share.
+//! `GET /ws`: pushes messages to the clients of the Kite API. [`session`] describes the life of a session, [`route`]
+//! accepts the upgrade, and [`ws_state`] holds what all sessions of a node share.
 
 pub mod ack;
 pub mod admission;

@@ -1,8 +1,8 @@
-//! Acks on their way into the replicated state.
+//! The batching of acks before they are replicated.
 //!
-//! A client may ack every event; a cursor only needs the highest. So acks are kept in a table, one mark per
-//! cursor, and a worker proposes what the table holds as one operation, at most every 50 ms. An ack that is lost
-//! on the way costs a repetition, never a message, and acks are idempotent: the worker simply tries again.
+//! A client may ack every event, but a cursor needs only the highest ack. So a table keeps one mark per cursor, and a
+//! worker proposes the whole table as one operation, at most every 50 ms. Acks are idempotent, so the worker retries a
+//! failed proposal. A lost ack means that events are delivered again; it never loses a message.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -20,30 +20,30 @@ use crate::shard::proposer::Proposed;
 
 /// The pause after a failed proposal.
 const RETRY: Duration = Duration::from_millis(500);
-/// How long a stopping node tries to store what it has.
+/// How long a stopping node tries to store the remaining marks.
 const LAST_TRY: Duration = Duration::from_secs(1);
 
-/// How it is known that a client has the events up to a seq.
+/// The evidence that a client has received the events up to a seq.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
-    /// It said so.
+    /// The client sent an ack.
     Ack,
-    /// It answered a ping that was sent after them. Counts only while the cursor never saw an ack. Also the
-    /// proof of a cursor that is created where its session begins, and of a use that moves nothing.
+    /// The client answered a ping that was sent after the events. This counts only while the cursor has never seen an
+    /// ack. It is also the proof of a new cursor, and of a use that does not move the cursor.
     Implied,
 }
 
-/// What a session tells its cursor.
+/// A session's report to its cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
-    /// The client has the events up to here.
+    /// The client has received the events up to this seq.
     pub seq: u64,
-    /// How that is known.
+    /// The evidence for that.
     pub proof: Proof,
 }
 
 impl Mark {
-    /// The first real ack replaces whatever was implied, even when it lies below.
+    /// Merges two marks. The first real ack replaces every implied one, even a higher one.
     fn merge(&mut self, other: Mark) {
         match (self.proof, other.proof) {
             (Proof::Implied, Proof::Ack) => *self = other,
@@ -53,7 +53,7 @@ impl Mark {
     }
 }
 
-/// Marks by cursor, in the order in which the cursors came.
+/// The marks by cursor, in order of arrival.
 #[derive(Debug, Default)]
 pub struct Table {
     waiting: HashMap<CursorName, Mark>,
@@ -62,22 +62,22 @@ pub struct Table {
 }
 
 impl Table {
-    /// Takes a mark in.
+    /// Adds a mark.
     pub fn put(&mut self, name: CursorName, mark: Mark) {
         if let Some(waiting) = self.waiting.get_mut(&name) {
             waiting.merge(mark);
         } else if self.waiting.len() < limits::ACKS_WAITING_MAX {
             self.order.push_back(name.clone());
             self.waiting.insert(name, mark);
-        } // else: without a quorum for this long the events will be seen twice
+        } // else the table is full after a long time without a quorum: these events will be delivered twice
     }
 
-    /// Whether something of this cursor is not stored yet.
+    /// Whether a mark of this cursor is not stored yet.
     pub fn holds(&self, name: &CursorName) -> bool {
         self.waiting.contains_key(name) || self.proposed.contains_key(name)
     }
 
-    /// Takes the marks of one operation; [`Self::stored`] or [`Self::failed`] ends it.
+    /// Removes the marks of the next operation; [`Self::stored`] or [`Self::failed`] must follow.
     pub fn take(&mut self) -> Vec<CursorAck> {
         let count = self.order.len().min(limits::ACKS_PER_ENTRY_MAX);
         for name in self.order.drain(..count) {
@@ -91,15 +91,15 @@ impl Table {
             .collect()
     }
 
-    /// The operation is in the state.
+    /// Records that the operation was applied.
     pub fn stored(&mut self) {
         self.proposed.clear();
     }
 
-    /// The operation may not be in the state: its marks go into the next one.
+    /// Records that the operation may not have been applied: its marks go into the next one.
     pub fn failed(&mut self) {
         for (name, mark) in std::mem::take(&mut self.proposed) {
-            // What came meanwhile is newer.
+            // A mark that arrived in the meantime is newer.
             match self.waiting.get_mut(&name) {
                 Some(waiting) => {
                     let newer = std::mem::replace(waiting, mark);
@@ -121,7 +121,7 @@ fn cursor_ack(name: &CursorName, mark: Mark) -> CursorAck {
     }
 }
 
-/// The table of one node. Cheap to clone.
+/// The ack table of one node. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Acks {
     shared: Arc<Shared>,
@@ -135,18 +135,18 @@ struct Shared {
 }
 
 impl Acks {
-    /// Moves a cursor, soon.
+    /// Queues a mark for the next operation.
     pub fn put(&self, name: CursorName, mark: Mark) {
         self.with_table(|table| table.put(name, mark));
         self.shared.arrived.notify_one();
     }
 
-    /// Whether something of this cursor is not stored yet.
+    /// Whether a mark of this cursor is not stored yet.
     pub fn pending(&self, name: &CursorName) -> bool {
         self.with_table(|table| table.holds(name))
     }
 
-    /// Waits until everything of this cursor is stored; false when `within` was not enough.
+    /// Waits until every mark of this cursor is stored; returns false if that takes longer than `within`.
     pub async fn stored(&self, name: &CursorName, within: Duration) -> bool {
         let settled = async {
             loop {
@@ -161,8 +161,8 @@ impl Acks {
         timeout(within, settled).await.is_ok()
     }
 
-    /// The worker. `propose` takes an operation to the leader; returns when `shutdown` is cancelled, after a
-    /// last try.
+    /// Runs the worker. `propose` sends an operation to the leader. Returns after `shutdown` is cancelled and one last
+    /// attempt was made.
     pub async fn run<P, F>(self, propose: P, every: Duration, shutdown: CancellationToken)
     where
         P: Fn(AckCursors) -> F,
@@ -202,12 +202,12 @@ impl Acks {
         let result = match propose(AckCursors { acks }).await {
             Ok(Ok(Done {})) => Ok(()),
             Ok(Err(error)) => {
-                // Names and seqs were checked before they came here, so trying again would not help.
-                tracing::error!(%error, "acks were refused; their events are delivered again; please report this");
+                // Names and seqs were checked before they were queued, so a retry would be refused as well.
+                tracing::error!(%error, "acks were refused; their events will be delivered again; please report this bug");
                 Ok(())
             }
             Err(error) => {
-                tracing::debug!(%error, "acks wait");
+                tracing::debug!(%error, "storing acks failed; retrying");
                 Err(())
             }
         };
@@ -310,7 +310,7 @@ mod tests {
         table.put(name("a"), mark(7, Proof::Ack));
         table.put(name("a"), mark(12, Proof::Implied));
         assert_eq!(table.waiting[&name("a")], mark(7, Proof::Ack));
-        // also when the implied one was proposed already and came back
+        // The same holds when the implied mark was already proposed and failed.
         table.take();
         table.put(name("a"), mark(9, Proof::Ack));
         table.failed();

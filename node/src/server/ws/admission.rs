@@ -1,8 +1,7 @@
-//! How many sessions there may be: on the node, and on one inbox.
+//! The limits on open sessions: per node and per inbox.
 //!
-//! A client that lost its network leaves a socket behind that looks alive for minutes. When an inbox has no
-//! place left, the session that was silent longest leaves, if it missed a ping; otherwise the newcomer has to
-//! come back later.
+//! A client that lost its network leaves behind a socket that looks alive for minutes. So when an inbox is full, the
+//! session that has been silent longest is closed if it missed a ping; otherwise the new session is refused for now.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -33,15 +32,15 @@ struct Shared {
 
 type Inbox = (TeamId, String);
 
-/// One session, as the others see it.
+/// The part of a session that other sessions see.
 #[derive(Debug, Default)]
 struct Occupant {
-    /// When the client was last heard, in milliseconds since the start of the node.
+    /// When the client last sent something, in milliseconds since the start of the node.
     heard_ms: AtomicU64,
     leave: CancellationToken,
 }
 
-/// The right to one session; given back when dropped.
+/// The permit for one session; dropping it releases the place.
 pub struct SessionPermit {
     shared: Arc<Shared>,
     occupant: Arc<Occupant>,
@@ -50,7 +49,7 @@ pub struct SessionPermit {
 }
 
 impl Admission {
-    /// Nobody is there yet; who comes is counted in `presence`.
+    /// Creates the limits with no session open; `presence` counts the agents that listen.
     pub fn new(metrics: Metrics, presence: Presence) -> Self {
         let shared = Shared {
             started: Instant::now(),
@@ -64,12 +63,12 @@ impl Admission {
         }
     }
 
-    /// Whether nobody is there.
+    /// Whether no session is open.
     pub fn is_empty(&self) -> bool {
         self.shared.sessions.load(Ordering::Relaxed) == 0
     }
 
-    /// A permit on the node, if one is left.
+    /// Takes a permit; `None` if the node is full.
     pub fn enter(&self) -> Option<SessionPermit> {
         let below = |count: usize| (count < limits::WS_SESSIONS_MAX).then_some(count + 1);
         self.shared
@@ -89,7 +88,8 @@ impl Admission {
 }
 
 impl SessionPermit {
-    /// Takes a place at an inbox; false when all are taken by sessions that were heard within `silent`.
+    /// Takes a place at an inbox. Returns false if all places belong to sessions whose clients sent something within
+    /// `silent`.
     pub fn listen(&mut self, team: TeamId, agent: &str, silent: Duration) -> bool {
         let inbox = (team, agent.to_owned());
         let mut inboxes = self.shared.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,8 +102,8 @@ impl SessionPermit {
         true
     }
 
-    /// Counts as a listener of each of these agents until the permit is given back. Unlike a place at an inbox this is
-    /// not bounded by agent: a session may name several, and none of them may shut it out.
+    /// Counts the session as a listener of each of these agents until the permit is dropped. There is no limit per
+    /// agent here, unlike for places at an inbox: a session may name several agents, and none of them may shut it out.
     pub fn show(&mut self, team: TeamId, agents: Vec<AgentId>) {
         self.listening = Some(self.shared.presence.listen(team, agents));
     }
@@ -128,7 +128,7 @@ impl SessionPermit {
             .store(since.as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// Cancelled when this session has to make room.
+    /// A token that is cancelled when this session must make room for another.
     pub fn leave(&self) -> CancellationToken {
         self.occupant.leave.clone()
     }
@@ -203,13 +203,13 @@ mod tests {
         for permit in &mut permits {
             permit.show(TEAM, vec!["a".parse().unwrap()]);
         }
-        // It listens to two agents, takes no place at the inbox of either, and none keeps it out.
+        // The session listens to two agents, takes no place at either inbox, and a full inbox does not refuse it.
         let mut several = admission.enter().unwrap();
         several.show(TEAM, vec!["a".parse().unwrap(), "b".parse().unwrap()]);
         let full = limits::WS_SESSIONS_PER_AGENT_MAX as u32;
         assert_eq!(seen(), [full + 1, 1]);
         assert!(!admission.enter().unwrap().listen(TEAM, "a", SILENT));
-        // Who has to make room is there until its socket is closed.
+        // A session that must make room counts until its socket is closed.
         tokio::time::advance(SILENT).await;
         assert!(admission.enter().unwrap().listen(TEAM, "a", SILENT));
         assert_eq!(seen(), [full + 1, 1]);

@@ -1,11 +1,12 @@
-//! What a session reads: the events after its place, in batches of bounded size. [`recent`] goes back from any place.
+//! The events of a session, read in batches of bounded size after its position. [`recent`] reads backwards from any
+//! position.
 //!
-//! Mail stands in two orders: the team's, in which each message has one place, and each inbox's. Wide scopes
-//! look at the first, `agent_to` at the second. They differ for topic mail: an inbox that a later chunk of a
-//! publish reached has it at that chunk's seq. A session with several scopes sees the orders joined by seq, and
-//! each seq once, because a vendor's client keeps one event for each: a message that a wide scope shows is not
-//! shown again where an inbox has it, and one that reached several of its inboxes at once is shown as it was
-//! sent, to the topic.
+//! A team has two kinds of order: the team order, in which each message has one seq, and one order per inbox. Wide
+//! scopes read the team order, `agent_to` reads an inbox. The two differ for topic mail: when a publish is applied in
+//! several chunks, an inbox has the message at the seq of the chunk that reached it. A session with several scopes
+//! reads all of its orders merged by seq and gets one event per seq, because a vendor's client keeps one event per seq.
+//! So a message that a wide scope shows is not shown again at its inbox seqs. A message that reached several of the
+//! session's inboxes at the same seq is shown as it was sent, addressed to the topic.
 
 pub mod recent;
 
@@ -22,70 +23,70 @@ use super::frame;
 use super::scope::Scope;
 use crate::shard::wakeups::{Listener, Wakeups};
 
-/// A subscription and its place.
+/// A subscription and its position.
 #[derive(Debug, Clone)]
 pub struct Feed {
     team: TeamId,
-    /// What is shown where the team's order has it.
+    /// The scopes that read the team order.
     wide: Vec<Scope>,
-    /// The inboxes that are shown besides.
+    /// The inboxes that are read in addition.
     agents: Vec<AgentId>,
     source_prefix: String,
     after_seq: u64,
-    /// Up to here the client knows that something may be gone.
+    /// The client was told that events up to this seq may have been removed.
     told_seq: u64,
-    /// Rows of the next batch: fewer when messages are large.
+    /// The number of rows of the next batch: smaller when messages are large.
     rows: usize,
 }
 
-/// Encoded events, in order. Before them a `cursor_expired` if some after the place were removed unseen.
+/// Encoded events, in order. A `cursor_expired` frame precedes them if events after the position were removed unread.
 #[derive(Debug)]
 pub struct Batch {
-    /// Each with its seq; a `cursor_expired` with the one before the next that is left.
+    /// The frames, each with its seq. A `cursor_expired` has the seq before the oldest event that is left.
     pub events: Vec<(u64, Utf8Bytes)>,
-    /// There may be more at once.
+    /// Whether more events may be available at once.
     pub more: bool,
 }
 
-/// Where a look begins, and which way it goes.
+/// The start and the direction of a read.
 #[derive(Debug, Clone, Copy)]
 enum Look {
-    /// Behind this seq, oldest first.
+    /// After this seq, oldest first.
     After(u64),
     /// Before this seq, newest first.
     Before(u64),
 }
 
-/// A place in one of the orders that a session reads.
+/// A message at its seq in one of the session's orders.
 struct Row<'a> {
     seq: u64,
     message: record::Message,
     shown: Shown<'a>,
 }
 
-/// How a row is shown.
+/// How a row becomes an event.
 #[derive(Debug, Clone, Copy)]
 enum Shown<'a> {
-    /// To no one here, or elsewhere.
+    /// No event: the session does not match it, or gets it at another seq.
     Not,
-    /// Once for all who look.
+    /// One event, addressed as the message was sent.
     AsSent,
-    /// As this agent got it.
+    /// One event, addressed to this agent.
     Received(&'a AgentId),
 }
 
-/// What the orders have at one seq.
+/// The rows that the orders have at one seq.
 #[derive(Default)]
 struct Found<'a> {
-    /// The team's.
+    /// The message in the team order.
     message: Option<record::Message>,
-    /// The inboxes', and the seq of their message.
+    /// The inboxes with an entry at this seq, and the seq of their message in the team order.
     receivers: Vec<&'a AgentId>,
     message_seq: u64,
 }
 
 impl Feed {
-    /// Everything that one of `scopes` (the narrowed ones) matches; the place is set later.
+    /// Creates a feed of all events that match one of `scopes` (after narrowing); the position is set later.
     pub fn new(team: TeamId, scopes: Vec<Scope>, source_prefix: String) -> Self {
         let all = scopes.iter().any(Scope::is_total);
         let (mut wide, mut agents) = (Vec::new(), Vec::new());
@@ -107,7 +108,7 @@ impl Feed {
         }
     }
 
-    /// The one inbox that this is about, if so.
+    /// The inbox, if the subscription reads exactly one.
     pub fn inbox(&self) -> Option<&AgentId> {
         match (self.wide.as_slice(), self.agents.as_slice()) {
             ([], [agent]) => Some(agent),
@@ -115,7 +116,7 @@ impl Feed {
         }
     }
 
-    /// Wakes when there may be something new.
+    /// A receiver that is notified when new events may be available.
     pub fn listen(&self, wakeups: &Wakeups) -> Listener {
         match self.inbox() {
             Some(agent) => wakeups.inbox(self.team, agent.as_str()),
@@ -123,12 +124,12 @@ impl Feed {
         }
     }
 
-    /// Goes to a place.
+    /// Sets the position.
     pub fn seek(&mut self, after_seq: u64) {
         self.after_seq = after_seq;
     }
 
-    /// The highest seq that was removed from here.
+    /// The highest seq that was removed from the orders of this feed.
     fn max_removed_seq(&self, kv: &impl Kv) -> Result<u64, Fatal> {
         let mut removed = 0;
         if !self.wide.is_empty() {
@@ -141,9 +142,10 @@ impl Feed {
         Ok(removed)
     }
 
-    /// Reads on from the place and moves it behind what it returns.
+    /// Reads the next batch and moves the position after it.
     pub fn batch(&mut self, kv: &impl Kv) -> Result<Batch, Fatal> {
-        // Standing still: what came or was removed between two looks would be passed over.
+        // All reads use one snapshot. Without it, an event that was added or removed between two reads would be
+        // skipped.
         let frozen = kv.frozen();
         let kv = &frozen.as_ref();
         let removed = self.max_removed_seq(kv)?;
@@ -180,7 +182,7 @@ impl Feed {
         Ok(batch)
     }
 
-    /// The next `rows` places, with what stands there; `kv` stands still.
+    /// The next `rows` seqs and their rows; `kv` must be a snapshot.
     fn read(&self, kv: &impl Kv, look: Look, rows: usize) -> Result<Vec<Row<'_>>, Fatal> {
         let Some(agent) = self.inbox() else {
             return self.join(kv, look, rows);
@@ -197,7 +199,7 @@ impl Feed {
         Ok(items.into_iter().map(row).collect())
     }
 
-    /// The same over several orders.
+    /// Reads the next `rows` seqs of several orders, merged.
     fn join(&self, kv: &impl Kv, look: Look, rows: usize) -> Result<Vec<Row<'_>>, Fatal> {
         let mut places: BTreeMap<u64, Found<'_>> = BTreeMap::new();
         if !self.wide.is_empty() {
@@ -221,7 +223,7 @@ impl Feed {
                 found.message_seq = message_seq;
             }
         }
-        // Each order gave its first `rows`, so the first `rows` of all are among them.
+        // Each order returned its first `rows` rows, so the first `rows` of the merge are among them.
         let row = |(seq, found)| self.row(kv, seq, found);
         match look {
             Look::After(_) => places.into_iter().take(rows).map(row).collect(),
@@ -249,7 +251,7 @@ impl Feed {
             .iter()
             .any(|scope| scope.matches(&message, &self.source_prefix));
         let shown = match receivers.as_slice() {
-            // A wide scope shows it where it was sent, and only there.
+            // A wide scope shows the message at its seq in the team order only.
             _ if is_wide && seq == message.seq => Shown::AsSent,
             _ if is_wide => Shown::Not,
             [] => Shown::Not,
@@ -260,7 +262,7 @@ impl Feed {
     }
 }
 
-/// As many rows as fit the byte bound if the next messages are like these.
+/// The number of rows that fit the byte limit if the next messages are as large as these.
 fn next_rows(rows: &[Row<'_>]) -> usize {
     let bytes: usize = rows.iter().map(|row| row.message.body.len()).sum();
     let fitting = limits::WS_BATCH_BYTES * rows.len() / bytes.max(1);
@@ -285,7 +287,7 @@ mod tests {
 
     pub(super) const TEAM: TeamId = TeamId([1; 16]);
 
-    /// Puts mail into inboxes: (seq, to, bytes of the body).
+    /// Writes mail into inboxes, as (seq, receiver, bytes of the body).
     fn mail(memory: &mut Memory, items: impl IntoIterator<Item = (u64, &'static str, usize)>) {
         let mut writes = Writes::new();
         for (seq, to, length) in items {
@@ -357,7 +359,7 @@ mod tests {
         }
     }
 
-    /// A topic message at `seq` with its entries: (inbox, seq of the entry).
+    /// Writes a topic message at `seq` with its entries, as (inbox, seq of the entry).
     fn publish(memory: &mut Memory, seq: u64, from: &str, entries: &[(&str, u64)]) {
         let message = record::Message {
             id: vec![seq as u8; 16].into(),
@@ -380,7 +382,7 @@ mod tests {
         memory.write(writes);
     }
 
-    /// What a session with these scopes sees: each seq with `data.to`, read in batches of any size.
+    /// The events that a session with these scopes gets, as seqs with `data.to`, read in batches of every size.
     fn seen(memory: &Memory, scopes: &[&str]) -> Vec<(u64, String)> {
         let mut all = Vec::new();
         for rows in [1, 2, 3, limits::WS_BATCH_EVENTS] {
@@ -424,10 +426,10 @@ mod tests {
     fn topic_mail_is_shown_once_and_as_each_scope_has_it() {
         let mut memory = Memory::default();
         mail(&mut memory, [(1, "a", 1), (3, "b", 1), (4, "c", 1)]);
-        // One reached a and b at once and c later; the other only the two, one after the other.
+        // One publish reached a and b at the same seq and c later; the other reached only a and b, one after the other.
         publish(&mut memory, 2, "p", &[("a", 2), ("b", 2), ("c", 5)]);
         publish(&mut memory, 6, "q", &[("a", 7), ("b", 8)]);
-        /// Scopes, and what their session sees.
+        /// Scopes, and the events of their session.
         type Case = (&'static [&'static str], &'static [(u64, &'static str)]);
         let table: &[Case] = &[
             (&["agent_to:a"], &[(1, "a"), (2, "a"), (7, "a")]),
@@ -437,7 +439,7 @@ mod tests {
                 &["*"],
                 &[(1, "a"), (2, "topic:news"), (3, "b"), (4, "c"), (6, "topic:news")],
             ),
-            // The wide form once, in any order of the scopes and whatever makes a scope wide.
+            // The wide form appears once, in any order of the scopes and for every kind of wide scope.
             (
                 &["agent_to:c", "*"],
                 &[(1, "a"), (2, "topic:news"), (3, "b"), (4, "c"), (6, "topic:news")],
@@ -446,11 +448,11 @@ mod tests {
                 &["type:kite", "agent_to:a"],
                 &[(1, "a"), (2, "topic:news"), (3, "b"), (4, "c"), (6, "topic:news")],
             ),
-            // A scope that shows one publish leaves the other to the inbox.
+            // A scope that matches only one of the publishes leaves the other to the inbox.
             (&["source:x/p"], &[(2, "topic:news")]),
             (&["source:x/p", "agent_to:a"], &[(1, "a"), (2, "topic:news"), (7, "a")]),
             (&["source:x/q", "agent_to:c"], &[(4, "c"), (5, "c"), (6, "topic:news")]),
-            // Several inboxes, joined by seq; what reached two at once was sent to the topic.
+            // Several inboxes, merged by seq; a message that reached two at the same seq is addressed to the topic.
             (
                 &["agent_to:a", "agent_to:c"],
                 &[(1, "a"), (2, "a"), (4, "c"), (5, "c"), (7, "a")],
@@ -515,7 +517,8 @@ mod tests {
         assert_eq!(feed(&["*"]).max_removed_seq(&memory).unwrap(), 7);
     }
 
-    /// The frames of a batch: the seqs of events, and (oldest available, place) of a loss as negative numbers.
+    /// The frames of a batch: the seqs of events; a `cursor_expired` as two negative numbers (oldest available,
+    /// position).
     fn told(batch: &Batch) -> Vec<i64> {
         let number = |(seq, event): &(u64, Utf8Bytes)| {
             let frame: serde_json::Value = serde_json::from_str(event).unwrap();
@@ -561,7 +564,7 @@ mod tests {
                 [3, 4],
                 "nothing behind the place is missed"
             );
-            // While it was away from the state; and a hole in front of it.
+            // Events were removed while the session did not read, and there is a gap before its position.
             removed(&mut memory, "a", [3, 4, 5, 7]);
             feed.rows = 2;
             assert_eq!(told(&feed.batch(&memory).unwrap()), [-6, 6, 8], "{scopes:?}");

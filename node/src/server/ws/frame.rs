@@ -1,4 +1,4 @@
-//! Frames as text: what a client sent, and what it is sent.
+//! Decodes the text frames of clients and encodes the frames sent to them.
 
 use agentpost_proto::cloudevent::CloudEvent;
 use agentpost_proto::frame::{ClientFrame, ServerFrame};
@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::wire::json::explain;
 
-/// What a text frame says; none if it says nothing to us: an unknown type is for a later version, and an ack
-/// never fails. The error goes to the client.
+/// Decodes a text frame. `None` means that it is ignored: an unknown type may belong to a later version, and an ack
+/// never fails. The error is sent to the client.
 pub fn read(text: &str) -> Result<Option<ClientFrame>, String> {
     let error = match serde_json::from_str(text) {
         Ok(frame) => return Ok(Some(frame)),
@@ -19,7 +19,7 @@ pub fn read(text: &str) -> Result<Option<ClientFrame>, String> {
     let text = |name: &str| value.get(name).and_then(Value::as_str);
     match (text("type"), text("id")) {
         (None, _) => Err("a frame is a JSON object with a string \"type\"".to_owned()),
-        // One that can be answered is.
+        // A request whose id is readable gets an answer, even if the rest is malformed.
         (Some("request"), Some(id)) => Ok(Some(ClientFrame::Request {
             id: id.to_owned(),
             method: String::new(),
@@ -36,7 +36,7 @@ pub fn text(frame: &ServerFrame) -> Utf8Bytes {
     serde_json::to_string(frame).unwrap_or_default().into()
 }
 
-/// Encodes the event of a message that stands at `seq`, as `receiver` got it or as it was sent.
+/// Encodes the event of a message at `seq`, addressed to `receiver`, or as it was sent if that is `None`.
 pub fn event(message: &record::Message, receiver: Option<&str>, seq: u64, source_prefix: &str) -> Utf8Bytes {
     let event = match receiver {
         Some(receiver) => CloudEvent::received(message, receiver, seq, source_prefix),

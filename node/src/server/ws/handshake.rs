@@ -1,4 +1,4 @@
-//! From the upgrade to the first event: who is this, what may it see, where does it begin.
+//! The handshake of a session: authenticates the key, narrows the scopes, and finds the position of the first event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,36 +36,36 @@ struct Connect {
     client_id: Option<String>,
 }
 
-/// A session that may begin.
+/// The result of a successful handshake.
 pub struct Opened {
-    /// Whose it is.
+    /// The team of the key.
     pub team: TeamId,
-    /// The key that opened it.
+    /// The key that opened the session.
     pub key_id: KeyId,
-    /// To ask again, before each batch, whether the key still opens this.
+    /// The hash of the key, for looking it up again before each batch: it may have been revoked or have expired.
     pub key_hash: [u8; 32],
-    /// What it reads, at its place.
+    /// The events of the session, at its start.
     pub feed: Feed,
-    /// Registered before the first read.
+    /// The receiver for new events, registered before the first read.
     pub mail: Listener,
-    /// The same for revoked keys.
+    /// The receiver for revoked keys, registered before the first read.
     pub keys: Listener,
-    /// The cursor that it moves.
+    /// The cursor that the session moves.
     pub cursor: Option<CursorName>,
-    /// Where it begins.
+    /// The start of the session.
     pub start: Start,
     /// The frames to send first.
     pub greeting: Vec<ServerFrame>,
 }
 
-/// Waits for `connect` and decides about it.
+/// Waits for `connect` and accepts or refuses it.
 pub async fn open(ws: &WsState, link: &mut Link, permit: &mut SessionPermit) -> Result<Opened, End> {
     let connect = match timeout(ws.options.handshake_within, first_frame(link)).await {
         Ok(connect) => connect?,
         Err(_) => return Err(End::invalid("no connect frame in time")),
     };
     let client_id = resume::client_id(connect.client_id.as_deref()).map_err(End::invalid)?;
-    // A key revoked anywhere before this moment must not pass, and a key made anywhere must.
+    // The read is linearizable: a key revoked on any node before now must fail, and a key made on any node must pass.
     let state = linearizable(ws).await?;
     let (caller, key_hash) = introduce(ws, &*state, &connect)?;
     let requested = scope::parse_requested(&connect.scopes).map_err(scope_end)?;
@@ -116,7 +116,7 @@ async fn linearizable(ws: &WsState) -> Result<Arc<StateDb>, End> {
     state.map_err(|not_ready| End::busy(not_ready.to_string()))
 }
 
-/// Who has connected, and the hash of the key.
+/// The caller, and the hash of the key.
 fn introduce(ws: &WsState, kv: &impl Kv, connect: &Connect) -> Result<(Caller, [u8; 32]), End> {
     if connect.token.len() > limits::API_KEY_BYTES_MAX {
         return Err(refused());
@@ -134,7 +134,7 @@ fn introduce(ws: &WsState, kv: &impl Kv, connect: &Connect) -> Result<(Caller, [
     Ok((caller, key_hash))
 }
 
-/// A state that holds what the previous session of this cursor acked on this node.
+/// Returns a state that contains every ack that this node received for this cursor from an earlier session.
 async fn settled(ws: &WsState, state: Arc<StateDb>, cursor: Option<&CursorName>) -> Result<Arc<StateDb>, End> {
     let Some(name) = cursor.filter(|name| ws.acks.pending(name)) else {
         return Ok(state);
@@ -145,8 +145,8 @@ async fn settled(ws: &WsState, state: Arc<StateDb>, cursor: Option<&CursorName>)
     linearizable(ws).await
 }
 
-/// Stores a new cursor before its session begins, and that an old one is in use again: a sweep may be about to
-/// forget it.
+/// Stores a new cursor before its session begins. For an old one it stores that the cursor is in use again, because a
+/// sweep might be about to delete it.
 async fn note(ws: &WsState, name: &CursorName, start: &Start) -> Result<(), End> {
     if !start.create && !start.touch {
         return Ok(());
@@ -159,13 +159,13 @@ async fn note(ws: &WsState, name: &CursorName, start: &Start) -> Result<(), End>
     if !ws.acks.stored(name, STORE_WITHIN).await {
         return Err(End::busy("the cursor could not be stored"));
     }
-    // How many there may be is decided where all nodes meet: another client may have taken the last place.
+    // Apply enforces the limit on cursors, because a client of another node may have taken the last place.
     let state = linearizable(ws).await?;
     let stored = query::inbox::cursor(&*state, name.team, &name.agent, &name.client_id).map_err(unreadable)?;
     stored.map(drop).ok_or_else(|| End::invalid(resume::too_many()))
 }
 
-/// The client speaks first.
+/// Waits for the first frame, which the client sends.
 async fn first_frame(link: &mut Link) -> Result<Connect, End> {
     loop {
         let text = match link.receive().await {
@@ -194,7 +194,7 @@ async fn first_frame(link: &mut Link) -> Result<Connect, End> {
     }
 }
 
-/// The caller of a valid key; every other key gets the same answer.
+/// The caller of a valid key; the error is the same for every invalid key.
 pub fn authenticate(ws: &WsState, kv: &impl Kv, key_hash: &[u8; 32]) -> Result<Caller, End> {
     match auth::find(kv, key_hash, ws.services.wall_time.now_ms()).map_err(unreadable)? {
         Finding::Valid(caller) => Ok(caller),
@@ -206,9 +206,9 @@ fn refused() -> End {
     End::auth("invalid API key for this team")
 }
 
-/// A state that cannot be read. The node may be about to stop; the client finds a better one.
+/// Ends a session whose node cannot read its state. The node may be about to stop, so the client should try another.
 pub fn unreadable(fatal: Fatal) -> End {
-    tracing::error!(%fatal, "a session could not read the state");
+    tracing::error!(%fatal, "reading the state for a session failed; closing the session");
     End::busy("the state of this node cannot be read")
 }
 
@@ -219,7 +219,7 @@ fn scope_end(error: ScopeError) -> End {
     }
 }
 
-/// The frames that come first.
+/// The frames that are sent first.
 fn greeting(ws: &WsState, kv: &impl Kv, request: &Request<'_>, start: &Start) -> Result<Vec<ServerFrame>, Fatal> {
     let fresh = || hex::encode(ws.services.ids.random::<16>());
     let connected = ServerFrame::Connected {

@@ -1,4 +1,4 @@
-//! The socket: writes that notice a stalled reader, and goodbyes.
+//! The socket of a session: writes that detect a stalled reader, and the closing handshake.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -13,70 +13,70 @@ use tokio::time::{sleep, timeout};
 
 use super::frame;
 
-/// How long a goodbye may take.
+/// Time limit for closing a socket.
 pub const GOODBYE: Duration = Duration::from_secs(2);
-/// The same for a client that was too slow, in lengths of its longest write.
+/// Time limit for closing the socket of a client that was too slow, in multiples of its write timeout.
 const SLOW_GOODBYE: u32 = 4;
-/// Bytes of a close frame's reason.
+/// The most bytes that the reason of a close frame may have.
 const CLOSE_REASON_BYTES_MAX: usize = 120;
 
-/// What a client sends, or none when it hung up.
+/// A frame of the client; `None` once the client has closed the connection.
 pub type Received = Option<Result<Message, axum::Error>>;
 
-/// Takes in what a client sends while something else is being written. Never waits.
+/// Receives the client's frames while something else is being written. Never waits.
 pub trait Inbound {
-    /// Whether one more frame fits. If not, the client is not read until it reads its answers.
+    /// Whether one more frame fits. If not, no more is read from the client until it has read its answers.
     fn has_room(&self) -> bool;
-    /// Takes one frame in.
+    /// Handles one frame.
     fn take(&mut self, received: Received) -> Result<(), End>;
-    /// Takes one frame in that comes while the session is being closed.
+    /// Handles one frame that arrives while the session is being closed.
     fn take_late(&mut self, message: Message);
-    /// Goes on with what the client asked for: what that holds must not wait for a slow reader. Returns when
-    /// there is something new to write. Cancel-safe.
+    /// Advances the client's current request, so that a request which holds a resource does not wait for a slow reader.
+    /// Returns when there is something new to write. Cancel-safe.
     fn work(&mut self) -> impl Future<Output = ()> + Send;
 }
 
 /// Why a session ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// The client left.
+    /// The client closed the connection.
     Gone,
-    /// This node stops, or cannot serve: go to another one.
+    /// This node stops or cannot serve; the client should use another node.
     Elsewhere(&'static str),
-    /// An error frame tells, then the socket is closed with `close`.
+    /// An error frame is sent, then the socket is closed with `close`.
     Refused {
-        /// Of the error frame.
+        /// The code of the error frame.
         code: u32,
-        /// Of the close frame.
+        /// The code of the close frame.
         close: u16,
-        /// For people.
+        /// The text for people, in both frames.
         message: String,
     },
 }
 
 impl End {
-    /// The one error that the vendor's clients take as final.
+    /// The key is not valid. The vendor's clients treat only this error as final.
     pub fn auth(message: impl Into<String>) -> Self {
         Self::refused(ERR_AUTH_FAILED, message)
     }
 
-    /// A frame or scope that cannot be read.
+    /// A frame or a scope is malformed.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::refused(ERR_INVALID_MESSAGE, message)
     }
 
-    /// The reader does not keep up. Reconnecting resumes without loss.
+    /// The client reads too slowly. It can reconnect and resume without loss.
     pub fn slow(message: impl Into<String>) -> Self {
         Self::refused(ERR_SLOW_CONSUMER, message)
     }
 
-    /// The team can send nothing more this month. Only for a session that began before it was so.
+    /// The team became blocked for the rest of the month after this session had begun.
     pub fn quota(message: impl Into<String>) -> Self {
         Self::refused(ERR_QUOTA_BLOCKED, message)
     }
 
-    /// Not now: no quorum, or no place. The vendor has no code for it; this one makes its clients come back
-    /// with growing pauses, and 1013 ("try again later") says it to all others.
+    /// There is no quorum or no free place now. The vendor has no code for that. The error code 4003 makes its clients
+    /// reconnect with growing pauses, and the close code 1013 ("try again later") tells the same to all other clients.
     pub fn busy(message: impl Into<String>) -> Self {
         End::Refused {
             code: ERR_RATE_LIMITED,
@@ -86,7 +86,7 @@ impl End {
     }
 
     fn refused(code: u32, message: impl Into<String>) -> Self {
-        // 4001-4005 lie in the range for private close codes: the same number says the same twice.
+        // 4001-4005 lie in the range of private close codes, so error code and close code can be the same number.
         End::Refused {
             code,
             close: code as u16,
@@ -103,7 +103,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// A write that waits for the reader longer than `stalled_max` ends the session.
+    /// The longest time that a write may wait for the reader before the session ends.
     pub fn new(socket: WebSocket, stalled_max: Duration) -> Self {
         let (sink, stream) = socket.split();
         Link {
@@ -113,39 +113,39 @@ impl Link {
         }
     }
 
-    /// What comes next. Cancel-safe.
+    /// The next frame of the client. Cancel-safe.
     pub async fn receive(&mut self) -> Received {
         self.stream.next().await
     }
 
-    /// Hands a message to the socket; [`Self::flush`] makes sure that it leaves.
+    /// Buffers a message; [`Self::flush`] sends it.
     pub async fn feed(&mut self, message: Message, inbound: &mut impl Inbound) -> Result<(), End> {
         drive(self.sink.feed(message), &mut self.stream, inbound, self.stalled_max).await
     }
 
-    /// Writes out what was fed.
+    /// Sends all buffered messages.
     pub async fn flush(&mut self, inbound: &mut impl Inbound) -> Result<(), End> {
         drive(self.sink.flush(), &mut self.stream, inbound, self.stalled_max).await
     }
 
-    /// Both.
+    /// Buffers a message and sends it.
     pub async fn send(&mut self, message: Message, inbound: &mut impl Inbound) -> Result<(), End> {
         drive(self.sink.send(message), &mut self.stream, inbound, self.stalled_max).await
     }
 
-    /// Says why, closes, and waits for the client to hang up: closing a socket with unread input resets the
-    /// connection, and a reset destroys what the client has not read yet. What a slow client still acks while
-    /// it reads up to the goodbye counts.
+    /// Sends the reason, closes, and waits for the client to close its side: closing a socket with unread input resets
+    /// the connection, and a reset destroys data that the client has not read yet. Acks that a slow client sends in the
+    /// meantime still count.
     pub async fn close(mut self, end: End, inbound: Option<&mut impl Inbound>) {
         let (error, code, reason, grace) = match end {
             End::Gone => {
-                // Answers the client's close frame if there was one.
+                // This answers the client's close frame, if it sent one.
                 let _ = timeout(GOODBYE, self.sink.close()).await;
                 return;
             }
             End::Elsewhere(reason) => (None, close_code::RESTART, reason.to_owned(), GOODBYE),
             End::Refused { code, close, message } => {
-                // A slow reader gets its time: what is held for it is one event.
+                // A slow reader gets more time; it costs the memory of one event only.
                 let slow = code == ERR_SLOW_CONSUMER;
                 let grace = if slow { self.stalled_max * SLOW_GOODBYE } else { GOODBYE };
                 let error = ServerFrame::Error {
@@ -181,8 +181,8 @@ impl Link {
     }
 }
 
-/// Completes a write while reading on: a client that waits for its own writes before it reads must not block
-/// both sides for ever.
+/// Completes a write while it continues to read. Otherwise a client that reads only after its own writes complete would
+/// block both sides for ever.
 async fn drive(
     write: impl Future<Output = Result<(), <SplitSink<WebSocket, Message> as Sink<Message>>::Error>>,
     stream: &mut SplitStream<WebSocket>,

@@ -1,28 +1,29 @@
-//! What pings tell: whether a client lives, and what one that never acks has received.
+//! Pings: they show whether a client is alive, and what a client that never acks has received.
 //!
-//! The socket keeps order, so a client that answers a ping has read every event sent before it. Clients of the
-//! vendor's first release never ack at all; while a cursor never saw an ack, such events count as delivered once
-//! they are a minute old. The minute is for a client that read them and crashed before it used them.
+//! The socket keeps the order of frames, so a client that answers a ping has read every event sent before it. Clients
+//! of the vendor's first release never ack at all. So while a cursor has never seen an ack, such events count as
+//! delivered once they are a minute old. The minute protects a client that read the events and crashed before it used
+//! them.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Events sent within this much of each other share one mark.
+/// Events sent within this time of each other share one mark.
 const GRAIN: Duration = Duration::from_secs(1);
-/// Marks and pings of a client that speaks but never answers a ping; beyond this they grow coarser.
+/// The most marks and pings kept for a client that sends frames but never answers a ping; beyond it they become coarser.
 const KEPT_MAX: usize = 1_024;
 
-/// The pings of one session and the events before them.
+/// The pings of one session, and the events sent before them.
 #[derive(Debug)]
 pub struct Liveness {
-    /// When the client was last heard.
+    /// When the client last sent something.
     heard: Instant,
-    /// Pings without an answer: their number and the newest event before them.
+    /// The unanswered pings: their numbers and the newest event before each.
     pings: VecDeque<(u64, u64)>,
     next_ping: u64,
-    /// The newest event before an answered ping.
+    /// The newest event that was sent before an answered ping.
     proven_seq: u64,
     sent: VecDeque<Mark>,
 }
@@ -36,7 +37,7 @@ struct Mark {
 }
 
 impl Liveness {
-    /// Of a client that just spoke.
+    /// Creates the state of a client that sent something at this moment.
     pub fn new(now: Instant) -> Self {
         Liveness {
             heard: now,
@@ -47,12 +48,12 @@ impl Liveness {
         }
     }
 
-    /// The client sent something.
+    /// Records that the client sent something.
     pub fn heard(&mut self, now: Instant) {
         self.heard = now;
     }
 
-    /// How long the client has been silent while pings waited for it.
+    /// How long the client has sent nothing while pings were unanswered.
     pub fn silence(&self, now: Instant) -> Duration {
         if self.pings.is_empty() {
             Duration::ZERO
@@ -61,7 +62,7 @@ impl Liveness {
         }
     }
 
-    /// An event was sent.
+    /// Records that an event was sent.
     pub fn sent(&mut self, seq: u64, now: Instant) {
         let full = self.sent.len() >= KEPT_MAX;
         match self.sent.back_mut() {
@@ -77,7 +78,7 @@ impl Liveness {
         }
     }
 
-    /// Forgets the events: acks tell more.
+    /// Drops the marks of events, because acks are more precise.
     pub fn forget_sent(&mut self) {
         self.sent.clear();
     }
@@ -85,14 +86,14 @@ impl Liveness {
     /// The payload of the next ping; `newest_seq` is the newest event sent before it.
     pub fn ping(&mut self, newest_seq: u64) -> [u8; 8] {
         if self.pings.len() >= KEPT_MAX {
-            self.pings.pop_front(); // an answer to any later one proves the same
+            self.pings.pop_front(); // an answer to a later ping proves the same
         }
         self.next_ping += 1;
         self.pings.push_back((self.next_ping, newest_seq));
         self.next_ping.to_be_bytes()
     }
 
-    /// A pong came. Answers to pings that nobody sent prove nothing.
+    /// Handles a pong. An answer to a ping that was never sent proves nothing.
     pub fn pong(&mut self, payload: &[u8]) {
         let Ok(number) = payload.try_into().map(u64::from_be_bytes) else {
             return;
@@ -105,8 +106,8 @@ impl Liveness {
         }
     }
 
-    /// The newest event that counts as delivered: at least `age` old and followed by an answered ping. Each is
-    /// named once.
+    /// The newest event that counts as delivered: at least `age` old and followed by an answered ping. Each event is
+    /// returned once.
     pub fn implied(&mut self, now: Instant, age: Duration) -> Option<u64> {
         let mut newest = None;
         let proven = self.proven_seq;
@@ -137,7 +138,7 @@ mod tests {
         liveness.pong(&first);
         assert_eq!(liveness.implied(at(60), MINUTE), None, "59 s old");
         assert_eq!(liveness.implied(at(61), MINUTE), Some(4));
-        assert_eq!(liveness.implied(at(62), MINUTE), None, "named once");
+        assert_eq!(liveness.implied(at(62), MINUTE), None, "returned once");
         assert_eq!(liveness.implied(at(200), MINUTE), None, "5 was sent after the ping");
         let second = liveness.ping(5);
         let third = liveness.ping(5);

@@ -1,10 +1,10 @@
-//! How far a session has brought its client, and what its cursor is told of it: the rules of acks, as a pure
-//! decision over what was sent, what came back, and time.
+//! The progress of a session's client, and the reports to its cursor. These are the rules of acks, as a pure decision
+//! over the events sent, the frames received, and time.
 //!
 //! - An ack is cumulative, clamped to what this socket was sent, and never moves back.
-//! - While the cursor never saw an ack, what [`Liveness`] has proof of moves it.
-//! - A session that stays open uses its cursor, also when it has nothing to tell: it says so now and then, or the
-//!   cursor would be forgotten.
+//! - While the cursor has never seen an ack, events that [`Liveness`] proves delivered move it.
+//! - An open session reports the use of its cursor from time to time, even if the cursor does not move; otherwise the
+//!   cursor would expire.
 
 use std::time::Duration;
 
@@ -14,27 +14,27 @@ use super::ack::{Mark, Proof};
 use super::liveness::Liveness;
 use super::resume::{CursorName, Start};
 
-/// One session's, from its greeting to its end.
+/// The progress of one session, from its greeting to its end.
 #[derive(Debug)]
 pub struct Progress {
-    /// Moved by acks; none in a live session.
+    /// The cursor that acks move; `None` in a live session.
     cursor: Option<CursorName>,
-    /// The cursor has seen a real ack.
+    /// Whether the cursor has seen a real ack.
     acked: bool,
-    /// Where the session began, or where its acks have moved the cursor since.
+    /// The seq at which the session began, or to which its acks have moved the cursor since.
     acked_seq: u64,
-    /// The newest event that was written to this socket.
+    /// The newest event written to this socket.
     delivered_seq: u64,
-    /// When the cursor was last told that it is used.
+    /// When the use of the cursor was last reported.
     touched: Instant,
     liveness: Liveness,
 }
 
-/// What a cursor is told.
+/// A report to a cursor.
 pub type Note = (CursorName, Mark);
 
 impl Progress {
-    /// Nothing was sent yet.
+    /// Creates the progress of a session that has sent nothing.
     pub fn new(cursor: Option<CursorName>, start: &Start, now: Instant) -> Self {
         Progress {
             cursor,
@@ -46,7 +46,7 @@ impl Progress {
         }
     }
 
-    /// An event was written to the socket.
+    /// Records that an event was written to the socket.
     pub fn sent(&mut self, seq: u64, now: Instant) {
         self.delivered_seq = seq;
         if self.cursor.is_some() && !self.acked {
@@ -54,11 +54,11 @@ impl Progress {
         }
     }
 
-    /// The client acknowledged everything up to `seq`, as it says.
+    /// Handles the client's ack of everything up to `seq`.
     pub fn ack(&mut self, seq: u64) -> Option<Note> {
         let cursor = self.cursor.as_ref()?;
         let seq = seq.min(self.delivered_seq).max(self.acked_seq);
-        // The first ack counts even if it moves nothing: from then on acks alone do.
+        // The first ack counts even if it does not move the cursor: from then on only acks move it.
         if seq == self.acked_seq && self.acked {
             return None;
         }
@@ -68,7 +68,7 @@ impl Progress {
         is_kept(cursor, seq).then(|| (cursor.clone(), Mark { seq, proof }))
     }
 
-    /// What pings have proved about a client that never acks: events at least `age` old.
+    /// Reports the events that pings prove delivered to a client that never acks: those at least `age` old.
     pub fn implied(&mut self, now: Instant, age: Duration) -> Option<Note> {
         let cursor = self.cursor.as_ref().filter(|_| !self.acked)?;
         let seq = self.liveness.implied(now, age)?;
@@ -76,7 +76,7 @@ impl Progress {
         Some((cursor.clone(), Mark { seq, proof }))
     }
 
-    /// Tells the cursor that it is used, when the last time is as old as `every`. Moves nothing.
+    /// Reports the use of the cursor if the last report is at least `every` old. It does not move the cursor.
     pub fn touch(&mut self, now: Instant, every: Duration) -> Option<Note> {
         let cursor = self.cursor.as_ref()?;
         if now.saturating_duration_since(self.touched) < every {
@@ -87,12 +87,12 @@ impl Progress {
         is_kept(cursor, seq).then(|| (cursor.clone(), Mark { seq, proof }))
     }
 
-    /// The client said something.
+    /// Records that the client sent something.
     pub fn heard(&mut self, now: Instant) {
         self.liveness.heard(now);
     }
 
-    /// How long the client has been silent while pings waited for it.
+    /// How long the client has sent nothing while pings were unanswered.
     pub fn silence(&self, now: Instant) -> Duration {
         self.liveness.silence(now)
     }
@@ -102,14 +102,15 @@ impl Progress {
         self.liveness.ping(self.delivered_seq)
     }
 
-    /// A pong came.
+    /// Handles a pong.
     pub fn pong(&mut self, payload: &[u8]) {
         self.liveness.pong(payload);
     }
 }
 
-/// Whether a cursor at `seq` needs a row. A mailbox without a cursor begins at 0 anyway, and nobody shall fill
-/// the state by listening to inboxes that do not exist; a named client would begin at a later "now".
+/// Whether a cursor at `seq` needs a row. A mailbox without a cursor begins at 0 anyway, and a row per mailbox would
+/// let anyone fill the state by listening to inboxes that do not exist. A named client without a row would begin at a
+/// later "now".
 fn is_kept(cursor: &CursorName, seq: u64) -> bool {
     seq > 0 || !cursor.client_id.is_empty()
 }
@@ -226,7 +227,7 @@ mod tests {
         assert_eq!(mark(progress.touch(now + MINUTE, MINUTE)), None);
         progress.sent(1, now);
         assert_eq!(mark(progress.ack(7)), Some((1, Proof::Ack)));
-        // A named client has a place even at 0.
+        // A named client gets a row even at 0.
         let (mut progress, now) = begun(Some(name("", "c")), 0, false);
         assert_eq!(mark(progress.ack(7)), Some((0, Proof::Ack)));
         assert_eq!(mark(progress.touch(now + MINUTE, MINUTE)), Some((0, Proof::Implied)));

@@ -1,8 +1,9 @@
-//! The team's month on the socket: what it has used, and whether it is blocked: used up, with no price for more.
+//! The team's monthly quota on the socket: its usage, and whether the team is blocked. A team is blocked when the quota
+//! is used up and its plan has no price for further messages.
 //!
-//! A blocked team can send nothing, but what it has received stays readable. So a session that is greeted while the
-//! team is blocked is told and goes on. One that was open before ends once, with 4005: that is how the vendor's
-//! clients learn of it. They come back and are greeted as above.
+//! A blocked team cannot send, but can still read what it has received. So a session that begins while the team is
+//! blocked gets a notice and continues. A session that was open before ends once with 4005, because that is how the
+//! vendor's clients learn of it. They reconnect and get the notice.
 
 use agentpost_proto::command::TeamLimits;
 use agentpost_proto::frame::ServerFrame;
@@ -18,13 +19,13 @@ use serde_json::json;
 
 const PROVIDER: &str = "agentpost";
 
-/// Until when a team can send nothing, in Unix milliseconds; none if it can.
+/// The time until which a team cannot send, in Unix milliseconds; `None` if it can send.
 pub fn blocked_until(head: &TeamHead, limits: &TeamLimits, now_ms: u64) -> Option<u64> {
     let blocked = rule::is_blocked(limits, rule::events_of_month(head, now_ms));
     blocked.then(|| time::next_month_ms(now_ms))
 }
 
-/// Why the team is blocked, if it is. Costs one row that is always in memory, unless the team has a limit.
+/// Why the team is blocked, or `None`. Costs one read of a row that is always in memory, unless the team has a limit.
 pub fn why_blocked(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<Option<String>, Fatal> {
     let limits = limits_of(kv, team)?;
     if limits.monthly_events == 0 || limits.overage_price_atomic.is_some() {
@@ -35,16 +36,16 @@ pub fn why_blocked(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<Option<St
     Ok(blocked.then(|| rule::month_used_up(&limits)))
 }
 
-/// What a greeting says about the month.
+/// The frames of a greeting about the month.
 pub struct Greeting {
-    /// Always sent.
+    /// The usage; always sent.
     pub snapshot: ServerFrame,
-    /// When the team is blocked.
+    /// The notice, if the team is blocked.
     pub block: Option<ServerFrame>,
 }
 
 impl Greeting {
-    /// Of a team at `wall_ms`.
+    /// The frames for a team at `wall_ms`.
     pub fn of(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<Self, Fatal> {
         let (head, limits) = (query::team::head(kv, team)?, limits_of(kv, team)?);
         let now_ms = now_ms(kv, wall_ms)?;
@@ -76,12 +77,13 @@ fn limits_of(kv: &impl Kv, team: TeamId) -> Result<TeamLimits, Fatal> {
     Ok(team.and_then(|team| team.limits).unwrap_or_else(default_limits))
 }
 
-/// The log's time may be ahead of what this node reckons at the turn of the month.
+/// The current Unix time in milliseconds. The log's time can be ahead of this node's clock; the later one counts, so
+/// that both agree on the month.
 fn now_ms(kv: &impl Kv, wall_ms: u64) -> Result<u64, Fatal> {
     Ok(wall_ms.max(query::applied(kv)?.wall_ms))
 }
 
-/// The frame has signed numbers.
+/// Converts to the signed numbers of the frame.
 fn shown(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
@@ -115,9 +117,9 @@ mod tests {
             (202_605, 9, limits(10, None), MAY, None),
             (202_605, 10, limits(10, None), MAY, Some(JUNE)),
             (202_605, 11, limits(10, None), JUNE - 1, Some(JUNE)),
-            // A new month, though nothing was sent in it.
+            // A new month has begun, although nothing was sent in it.
             (202_605, 10, limits(10, None), JUNE, None),
-            // A clock behind the state.
+            // The clock is behind the state.
             (202_606, 10, limits(10, None), JUNE - 1, Some(JUNE)),
             (202_605, 10, limits(0, None), MAY, None),
             (202_605, 10, limits(10, Some(0)), MAY, None),

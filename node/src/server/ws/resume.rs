@@ -1,5 +1,5 @@
-//! Where a session begins and which cursor it moves: a pure decision over the *requested* scopes, the client id
-//! and a few rows, so that a table of cases can hold all of it.
+//! The start of a session and the cursor that it moves. This is a pure decision over the *requested* scopes, the client
+//! id and a few rows, so that a table of cases can test all of it.
 //!
 //! | client id | requested scopes | cursor | the first time it begins |
 //! |---|---|---|---|
@@ -8,14 +8,14 @@
 //! | named | one `agent_to:X` | its own | at X's mailbox cursor |
 //! | named | anything else | its own | at now |
 //!
-//! The requested scopes decide, not what the key leaves of them: a management command asks for `*` on a fresh
-//! socket and must neither replay an agent's mail nor move its cursor, whatever key it holds.
+//! The requested scopes decide, not the narrowed ones: a management command requests `*` on a new socket and must
+//! neither replay an agent's mail nor move its cursor, whatever key it uses.
 //!
-//! Two listeners of one agent without a client id share its mailbox cursor, as with the vendor's server: what one has
-//! acknowledged, the other does not get again after a break. A client id gives a listener a cursor of its own.
+//! Two listeners of one agent without a client id share its mailbox cursor, as on the vendor's server: events that one
+//! of them acknowledged are not delivered to the other after a reconnect. A client id gives a listener its own cursor.
 //!
-//! A cursor that nobody uses is forgotten after [`limits::CURSOR_TTL_MS`]. A mailbox then begins at its oldest mail
-//! again, all of it younger; a named client is new again.
+//! An unused cursor expires after [`limits::CURSOR_TTL_MS`]. A mailbox then begins at its oldest mail again, all of
+//! which is younger than the last use; a named client begins like a new one.
 
 use agentpost_proto::id::TeamId;
 use agentpost_proto::{limits, record};
@@ -24,31 +24,31 @@ use agentpost_raft_store::core::query;
 
 use super::scope::Scope;
 
-/// A cursor in the replicated state.
+/// The name of a cursor in the replicated state.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CursorName {
-    /// Whose.
+    /// The team that the cursor belongs to.
     pub team: TeamId,
-    /// Of a mailbox cursor: the inbox. Of a named one: the agent that the key is bound to, or empty.
+    /// The inbox of a mailbox cursor. For a named cursor the agent that the key is bound to, or empty.
     pub agent: String,
     /// Empty for a mailbox cursor.
     pub client_id: String,
 }
 
-/// What the decision needs to know about a `connect`.
+/// The part of a `connect` frame that the decision needs.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
     /// The team of the key.
     pub team: TeamId,
     /// The agent that the key is bound to, or empty.
     pub bound_agent: &'a str,
-    /// As requested, each once.
+    /// The requested scopes, without repetitions.
     pub scopes: &'a [Scope],
-    /// As requested; see [`client_id`].
+    /// The requested client id; see [`client_id`].
     pub client_id: Option<&'a str>,
 }
 
-/// The rows that the decision reads; absent cursors were never moved.
+/// The rows that the decision reads. An absent cursor was never moved.
 #[derive(Debug, Clone, Default)]
 pub struct Rows {
     /// The cursor that [`Request::cursor`] names.
@@ -57,14 +57,14 @@ pub struct Rows {
     pub fallback: Option<record::Cursor>,
     /// The team's newest seq.
     pub last_seq: u64,
-    /// How many named cursors the team has.
+    /// The number of named cursors of the team.
     pub cursors: u32,
-    /// Cluster time.
+    /// The cluster time.
     pub cluster_ms: u64,
 }
 
 impl Rows {
-    /// What a state has of them.
+    /// Reads the rows from a state.
     pub fn read(kv: &impl Kv, request: &Request<'_>) -> Result<Self, Fatal> {
         let frozen = kv.frozen();
         let kv = &frozen.as_ref();
@@ -83,21 +83,21 @@ impl Rows {
     }
 }
 
-/// Where to begin.
+/// The start of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Start {
     /// Events after this seq are sent; it is also the `last_seq` of the `connected` frame.
     pub after_seq: u64,
-    /// The cursor has seen a real ack: answered pings do not move it any more.
+    /// Whether the cursor has seen a real ack. Answered pings do not move it any more then.
     pub acked: bool,
-    /// The cursor does not exist and has to be written before the session begins. Otherwise a client that is
-    /// cut off before its first ack would begin at a later "now" and miss what lies between.
+    /// Whether the cursor must be created before the session begins. Otherwise a client that is disconnected before its
+    /// first ack would begin at a later "now" and miss the events in between.
     pub create: bool,
-    /// The last note of the cursor's use is so old that this one has to be noted.
+    /// Whether the use of the cursor must be recorded, because the last record is old.
     pub touch: bool,
 }
 
-/// Checks a client id. An empty one counts as none.
+/// Checks a client id. An empty id counts as `None`.
 pub fn client_id(text: Option<&str>) -> Result<Option<&str>, String> {
     match text {
         None | Some("") => Ok(None),
@@ -111,7 +111,7 @@ pub fn client_id(text: Option<&str>) -> Result<Option<&str>, String> {
 }
 
 impl Request<'_> {
-    /// The cursor that this session reads and moves; none for a live one.
+    /// The cursor that this session reads and moves; `None` for a live session.
     pub fn cursor(&self) -> Option<CursorName> {
         match self.client_id {
             Some(id) => Some(self.name(self.bound_agent, id)),
@@ -119,13 +119,13 @@ impl Request<'_> {
         }
     }
 
-    /// The cursor at which a named client begins the first time.
+    /// The cursor at which a named client begins when its own does not exist yet.
     pub fn fallback(&self) -> Option<CursorName> {
         self.client_id?;
         self.mailbox().map(|agent| self.name(agent, ""))
     }
 
-    /// The agent whose mailbox this is, if it was asked for alone.
+    /// The agent, if the only requested scope is its mailbox.
     fn mailbox(&self) -> Option<&str> {
         match self.scopes {
             [Scope::AgentTo(id)] => Some(id.as_str()),
@@ -141,16 +141,16 @@ impl Request<'_> {
         }
     }
 
-    /// The decision. The error is for a client that asks for a cursor more than its team may have.
+    /// Decides the start. The error is for a client that needs one more cursor than its team may have.
     pub fn start(&self, rows: &Rows) -> Result<Start, String> {
-        // A cursor never lies behind the last message; a damaged one must not silence its session.
+        // A cursor is never after the newest message; if one is damaged, its session must still get events.
         let seq = |cursor: &record::Cursor| cursor.seq.min(rows.last_seq);
         if let (Some(_), Some(cursor)) = (self.cursor(), &rows.cursor) {
             return Ok(Start {
                 after_seq: seq(cursor),
                 acked: cursor.acked,
                 create: false,
-                // One that was made before there were notes has none.
+                // A cursor of an older version has no record of its use.
                 touch: cursor.used_ct_ms == 0 || cursor.used_ct_ms + limits::CURSOR_TOUCH_MS <= rows.cluster_ms,
             });
         }
@@ -172,7 +172,7 @@ impl Request<'_> {
     }
 }
 
-/// Why a new client id is refused, and what to do.
+/// The error for a refused client id, with the remedy.
 pub fn too_many() -> String {
     format!(
         "this team has its {} cursors of named clients: connect with a client_id that was used before, or with none; \
@@ -198,7 +198,7 @@ mod tests {
         bound: &'static str,
         cursor: Option<(u64, bool)>,
         fallback: Option<u64>,
-        /// The name of the cursor that moves: (agent, client id).
+        /// The name of the cursor that moves, as (agent, client id).
         moves: Option<(&'static str, &'static str)>,
         after_seq: u64,
         create: bool,
@@ -267,7 +267,7 @@ mod tests {
             after_seq: 40,
             ..DEFAULT
         });
-        // a cursor beyond the newest message
+        // A cursor after the newest message.
         check(&Case {
             cursor: Some((HEAD + 5, true)),
             after_seq: HEAD,
@@ -330,7 +330,7 @@ mod tests {
             after_seq: 12,
             ..named
         });
-        // the first time on one mailbox: from that mailbox's cursor, or from the oldest mail
+        // The first session on one mailbox begins at that mailbox's cursor, or at the oldest mail.
         check(&Case {
             create: true,
             fallback: Some(33),
@@ -387,7 +387,7 @@ mod tests {
         );
         assert!(
             touch(0, limits::CURSOR_TOUCH_MS),
-            "a cursor of an older version has no note"
+            "a cursor of an older version has no record of its use"
         );
     }
 

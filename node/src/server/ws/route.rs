@@ -1,4 +1,4 @@
-//! `GET /ws` and the tasks that all sessions of a node share.
+//! The route `GET /ws`, and the tasks that all sessions of a node share.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,12 +22,12 @@ use crate::server::services::Services;
 use crate::shard::reader::Reader;
 use crate::wire::face::Face;
 
-/// The route, with its worker for acks. Call it inside a runtime, once per node.
+/// Creates the route and starts its worker for acks. Call it inside a runtime, once per node.
 pub fn route<S: Clone + Send + Sync + 'static>(services: Services, handles: WsHandles) -> Router<S> {
     route_with(services, handles, SessionOptions::default())
 }
 
-/// The same with other timeouts.
+/// Like [`route`], with other timeouts.
 pub fn route_with<S: Clone + Send + Sync + 'static>(
     services: Services,
     handles: WsHandles,
@@ -61,7 +61,7 @@ pub fn route_with<S: Clone + Send + Sync + 'static>(
     Router::new().route("/ws", get(upgrade)).with_state(ws)
 }
 
-/// Authentication is in-band, so every upgrade is accepted; only a full node refuses before it.
+/// Accepts the upgrade. Authentication happens inside the session, so an upgrade is refused only when the node is full.
 async fn upgrade(State(ws): State<WsState>, upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>) -> Response {
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade,
@@ -78,15 +78,15 @@ async fn upgrade(State(ws): State<WsState>, upgrade: Result<WebSocketUpgrade, We
     upgrade
         .max_message_size(limits::WS_MESSAGE_BYTES_MAX)
         .max_frame_size(limits::WS_FRAME_BYTES_MAX)
-        // Clients send acks: thousands of idle sockets need not hold 128 KiB each.
+        // Clients send only small frames such as acks, so thousands of idle sockets need not hold 128 KiB each.
         .read_buffer_size(4 * 1024)
         .write_buffer_size(limits::WS_WRITE_CHUNK_BYTES)
         .max_write_buffer_size(limits::WS_WRITE_BUFFER_BYTES_MAX)
         .on_upgrade(move |socket| tasks.track_future(session::run(ws, socket, permit)))
 }
 
-/// Tells sessions when this node has been cut off for too long: it asks the leader now and then, as a
-/// linearizable read does.
+/// Notifies the sessions when this node has been without a leader for too long. It asks the leader from time to time,
+/// as a linearizable read does.
 async fn watch_isolation(reader: Reader, admission: Admission, longest: Duration, isolated: watch::Sender<bool>) {
     let pause = longest / 6;
     let confirmed = || async {

@@ -1,13 +1,13 @@
-//! The methods of the socket: what a management command asks for on a session of its own, and any other session may.
+//! The request methods of the socket. A management command uses them on its own session, but every session may.
 //!
-//! - A session's requests are carried out one after another, in the order in which they came, and answered in that
-//!   order: each gets one answer, unless the session ends before its turn.
-//! - The one at hand is a future inside the session, polled between events, acks and pings and while those are
-//!   written. It is never a task of its own, so it ends with the session; but what it proposed may happen all the
-//!   same.
-//! - The key is authorised again for each request. Reads are linearizable. Everything a caller gets wrong, and every
-//!   refusal, is an answer with `ok: false`; no request ends a session.
-//! - What a request says is parsed when it comes, so that what waits is small, and is never repeated at length.
+//! - A session's requests are executed one after another, in order of arrival, and answered in that order. Each gets
+//!   one answer, unless the session ends before its turn.
+//! - The current request is a future inside the session. It is polled between events, acks and pings, and while those
+//!   are written. It is not a separate task, so it ends with the session, but an operation that it proposed may still
+//!   be applied.
+//! - The key is authorised again for each request. Reads are linearizable. Every error of the caller and every refusal
+//!   is an answer with `ok: false`; no request ends a session.
+//! - A request is parsed when it arrives, so a waiting request is small. Answers never repeat long parts of a request.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -36,10 +36,10 @@ use crate::server::keys;
 use crate::server::services::Services;
 use crate::wire::json::explain;
 
-/// How much of an unknown method's name is repeated.
+/// The most characters of an unknown method's name that the answer repeats.
 const METHOD_CHARS_SHOWN: usize = 64;
 
-/// What a request asks for.
+/// A parsed request.
 #[derive(Debug)]
 enum Call {
     Recent(wire::RecentParams),
@@ -47,7 +47,7 @@ enum Call {
     ListKeys,
     CreateKey(Box<wire::CreateKeyParams>),
     RevokeKey(wire::KeyId),
-    /// Nothing that can be had: why.
+    /// An invalid request, with the reason.
     Refused(String),
 }
 
@@ -61,7 +61,7 @@ pub struct Requests<'a> {
     answer: Option<Utf8Bytes>,
 }
 
-/// The request at hand.
+/// The current request.
 struct Running<'a> {
     id: String,
     changes: Changes,
@@ -70,17 +70,17 @@ struct Running<'a> {
 
 type Outcome<'a> = Pin<Box<dyn Future<Output = Result<Value>> + Send + 'a>>;
 
-/// What a request may change.
+/// The keys that a request changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Changes {
     Nothing,
     Keys,
-    /// It revokes the key of its own session.
+    /// The request revokes the key of its own session.
     OwnKey,
 }
 
 impl<'a> Requests<'a> {
-    /// Of a session that opened; none yet.
+    /// Creates the empty queue of a new session.
     pub fn new(services: &'a Services, opened: &Opened) -> Self {
         Requests {
             services,
@@ -92,23 +92,23 @@ impl<'a> Requests<'a> {
         }
     }
 
-    /// Whether one more may wait.
+    /// Whether one more request may be queued.
     pub fn has_room(&self) -> bool {
         self.waiting.len() < limits::RPC_REQUESTS_WAITING_MAX
     }
 
-    /// Whether every request has its answer.
+    /// Whether every request was answered.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_none() && self.answer.is_none()
     }
 
-    /// Whether the session's key is being revoked at its own wish: then the answer comes before the end.
+    /// Whether a request of the session is revoking its own key: then its answer is sent before the session ends.
     pub fn revokes_own_key(&self) -> bool {
         let running = self.running.as_ref();
         running.is_some_and(|running| running.changes == Changes::OwnKey)
     }
 
-    /// Takes a request in. `bytes` is the length of its frame.
+    /// Queues a request. `bytes` is the length of its frame.
     pub fn put(&mut self, mut id: String, method: &str, params: Value, bytes: usize) {
         let call = if id.len() > limits::RPC_ID_BYTES_MAX {
             id = id[..id.floor_char_boundary(limits::RPC_ID_BYTES_MAX)].to_owned();
@@ -128,7 +128,7 @@ impl<'a> Requests<'a> {
         self.waiting.push_back((id, call));
     }
 
-    /// Begins the next request, if one waits and the one before was answered. `feed` is what the session sees.
+    /// Starts the next queued request once the one before was answered. `feed` is the events of the session.
     pub fn begin(&mut self, feed: &Feed) {
         if self.running.is_some() || self.answer.is_some() {
             return;
@@ -155,7 +155,7 @@ impl<'a> Requests<'a> {
         self.running = Some(Running { id, changes, outcome });
     }
 
-    /// Goes on with the request at hand; returns when its answer is there. Cancel-safe.
+    /// Advances the current request; returns when its answer is ready. Cancel-safe.
     pub async fn work(&mut self) {
         let Some(running) = &mut self.running else {
             return std::future::pending().await;
@@ -169,12 +169,12 @@ impl<'a> Requests<'a> {
         });
     }
 
-    /// The answer to be written next.
+    /// Takes the next answer to be written.
     pub fn answer(&mut self) -> Option<Utf8Bytes> {
         self.answer.take()
     }
 
-    /// Ends them all: an answer each, for a client that is told to go elsewhere.
+    /// Answers every open request, for a client that is sent to another node.
     pub fn give_up(&mut self, why: &str) -> Vec<Utf8Bytes> {
         let running = self.running.take().map(|running| match running.changes {
             Changes::Nothing => refusal(running.id, not_carried_out(why)),
@@ -196,8 +196,8 @@ fn refusal(id: String, error: String) -> Utf8Bytes {
     frame::text(&ServerFrame::Response { id, ok: false, payload })
 }
 
-/// An error in a sentence, by whose first words a client knows whether to ask another node. There is no idempotency
-/// key here that it could try again with when nobody knows.
+/// Describes an error in a sentence whose first words tell a client whether to retry on another node. Requests have no
+/// idempotency key, so a client cannot safely retry when the outcome is unknown.
 fn said(error: ApiError) -> String {
     match error.status {
         StatusCode::GATEWAY_TIMEOUT => unknown(),
@@ -218,7 +218,7 @@ fn unknown() -> String {
 }
 
 impl Call {
-    /// The error goes to the client.
+    /// Parses a request. The error is sent to the client.
     fn parse(method: &str, params: Value) -> Result<Self, String> {
         match method {
             "events.recent" => recent_params(params).map(Call::Recent),
@@ -249,7 +249,7 @@ impl Call {
         }
     }
 
-    /// Its name in the metrics.
+    /// The name of the method in the metrics.
     fn label(&self) -> &'static str {
         match self {
             Call::Recent(_) => "events.recent",
@@ -270,18 +270,18 @@ fn recent_params(params: Value) -> Result<wire::RecentParams, String> {
     Ok(params)
 }
 
-/// Missing and `null` params are empty ones.
+/// Parses the params; missing and `null` params count as empty.
 fn read<T: DeserializeOwned>(params: Value) -> Result<T, String> {
     let params = match params {
         Value::Null => Value::Object(serde_json::Map::new()),
         Value::Object(_) => params,
-        // serde would also take an array for a struct.
+        // serde would also accept an array as a struct.
         _ => return Err("params must be a JSON object".to_owned()),
     };
     serde_json::from_value(params).map_err(|e| format!("params: {}", explain(&e)))
 }
 
-/// The session's key, about to ask for something.
+/// The context of one request: the session's key and the services that it uses.
 #[derive(Clone, Copy)]
 struct Key<'a> {
     services: &'a Services,
@@ -289,13 +289,13 @@ struct Key<'a> {
 }
 
 impl<'a> Key<'a> {
-    /// Authorised against the very state that it reads.
+    /// Authorises a read against the same state that it reads.
     async fn reads(self) -> Result<(Arc<StateDb>, Caller)> {
         let state = self.services.replica.reader.linearizable().await?;
         self.authorized(state).await
     }
 
-    /// As good as this node knows: apply decides again.
+    /// Authorises a write from this node's state; apply checks it again.
     async fn changes_keys(self) -> Result<Caller> {
         let (_, caller) = self.authorized(self.services.replica.reader.local()).await?;
         manages_keys(&caller)?;
@@ -359,7 +359,7 @@ impl<'a> Key<'a> {
     }
 }
 
-/// A key that acts for one agent has no business with those of the others.
+/// Refuses a key that is bound to an agent, because it must not manage the keys of others.
 fn manages_keys(caller: &Caller) -> Result<()> {
     match caller.bound_agent {
         Some(_) => Err(ApiError::forbidden(

@@ -1,10 +1,10 @@
-//! Which events a session sees: the forms of a scope, and what a key leaves of the requested ones.
+//! The scopes of a session: their forms, and the narrowing of the requested scopes to those that a key allows.
 //!
-//! Everything here is decided over sets of events. A scope *covers* another when it matches every event that
-//! the other one matches; a key then leaves the requested scopes that one of its own covers, its own ones
-//! that a requested one covers (so `*` narrows to whatever the key may see), and of two `source:` scopes of which
-//! neither covers the other what they have in common. An inbox is left whole or not at all: whoever saw a part of it
-//! would move its cursor over the rest.
+//! All decisions are about sets of events. A scope *covers* another when it matches every event that the other matches.
+//! A key leaves the requested scopes that one of its own scopes covers, and its own scopes that a requested one covers
+//! (so `*` narrows to everything that the key may see). Of two `source:` scopes of which neither covers the other it
+//! leaves the intersection. An inbox is left whole or not at all, because a session that sees only part of an inbox
+//! would move its cursor past the rest.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use agentpost_proto::cloudevent::EVENT_TYPE;
 use agentpost_proto::id::AgentId;
 use agentpost_proto::{limits, record};
 
-/// One term of a subscription; a session sees an event that any of its scopes matches.
+/// One term of a subscription; a session gets the events that match any of its scopes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
     /// `*`: every event of the team.
@@ -24,28 +24,28 @@ pub enum Scope {
     Type(String),
     /// `agent_to:<id>`: mail to exactly this agent.
     AgentTo(AgentId),
-    /// The source contains one of each. Nobody asks for it: it is what a key leaves of `source:` scopes.
+    /// The source contains a name of each list. It cannot be requested: it is the intersection of `source:` scopes.
     Common {
-        /// Of the requested scopes.
+        /// The names in the requested scopes.
         asked: Vec<String>,
-        /// Of the key's.
+        /// The names in the key's scopes.
         allowed: Vec<String>,
     },
 }
 
-/// Why a list of scopes is not a subscription.
+/// The reason why a list of scopes is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ScopeError {
-    /// A form that nobody knows, or too many of them.
+    /// A scope has an unknown form, or there are too many scopes.
     #[error("{0}")]
     Invalid(String),
-    /// Nothing asked for, or nothing left of it.
+    /// No scope was requested, or the key allows none of them.
     #[error("{0}")]
     NothingAllowed(String),
 }
 
 impl Scope {
-    /// Reads one scope.
+    /// Parses one scope.
     pub fn parse(text: &str) -> Result<Self, ScopeError> {
         let unknown = || {
             let expected = "unknown scope: expected *, source:<name>, type:<name> or agent_to:<agent id>";
@@ -66,7 +66,7 @@ impl Scope {
         }
     }
 
-    /// Whether this message, shown under a source that begins with `source_prefix`, belongs to the scope.
+    /// Whether the scope matches this message, whose source begins with `source_prefix`.
     pub fn matches(&self, message: &record::Message, source_prefix: &str) -> bool {
         match self {
             Scope::All => true,
@@ -85,7 +85,7 @@ impl Scope {
         }
     }
 
-    /// Whether all mail of a team belongs to the scope.
+    /// Whether the scope matches all mail of a team.
     pub fn is_total(&self) -> bool {
         match self {
             Scope::All => true,
@@ -94,7 +94,7 @@ impl Scope {
         }
     }
 
-    /// Whether every event of `other` is one of this scope.
+    /// Whether this scope matches every event that `other` matches.
     fn covers(&self, other: &Scope) -> bool {
         match (self, other) {
             (Scope::All, _) => true,
@@ -132,13 +132,13 @@ fn source_contains(prefix: &str, from: &str, name: &str) -> bool {
     if from.contains(name) || prefix.contains(name) {
         return true;
     }
-    // Across the seam: a beginning of the name ends the prefix, the rest begins the sender.
+    // The name may span both parts: it begins at the end of the prefix and ends at the start of the sender.
     name.char_indices()
         .skip(1)
         .any(|(at, _)| prefix.ends_with(&name[..at]) && from.starts_with(&name[at..]))
 }
 
-/// The scopes of a `connect` frame, each once.
+/// Parses the scopes of a `connect` frame and drops repetitions.
 pub fn parse_requested(texts: &[String]) -> Result<Vec<Scope>, ScopeError> {
     if texts.is_empty() {
         let what = "scopes must name at least one of *, source:, type: or agent_to:";
@@ -157,7 +157,7 @@ pub fn parse_requested(texts: &[String]) -> Result<Vec<Scope>, ScopeError> {
     Ok(scopes)
 }
 
-/// The agents whose inboxes are among the scopes, each once when each scope is.
+/// The agents whose inboxes are among the scopes, without repetitions if the scopes have none.
 pub fn agents(scopes: &[Scope]) -> Vec<AgentId> {
     let agent = |scope: &Scope| match scope {
         Scope::AgentTo(agent) => Some(agent.clone()),
@@ -166,8 +166,7 @@ pub fn agents(scopes: &[Scope]) -> Vec<AgentId> {
     scopes.iter().filter_map(agent).collect()
 }
 
-/// What the scopes and the binding of a key leave of the requested scopes. A key scope that does not parse
-/// allows nothing.
+/// Narrows the requested scopes by the scopes and the binding of a key. A key scope that does not parse allows nothing.
 pub fn narrow(requested: &[Scope], key_scopes: &[String], bound: Option<&AgentId>) -> Result<Vec<Scope>, ScopeError> {
     let allowed: Vec<Scope> = key_scopes.iter().filter_map(|text| Scope::parse(text).ok()).collect();
     let left = match bound {
@@ -176,7 +175,7 @@ pub fn narrow(requested: &[Scope], key_scopes: &[String], bound: Option<&AgentId
     };
     if left.is_empty() {
         let what = "this key allows none of the requested scopes";
-        // The key's holder may be told whose it is: listening as another agent is the usual cause.
+        // The holder of the key may learn its agent: listening as another agent is the usual cause.
         return Err(ScopeError::NothingAllowed(match bound {
             None => what.to_owned(),
             Some(agent) => format!("{what}: it is bound to agent {agent}"),
@@ -210,7 +209,7 @@ fn sources(scopes: &[&Scope]) -> Vec<String> {
     scopes.iter().filter_map(source).collect()
 }
 
-/// A bound key reads its own inbox and nothing else: whatever covers it narrows to it.
+/// Narrows a scope for a bound key, which reads only its own inbox: a scope that covers the inbox narrows to it.
 fn narrow_bound(requested: &[Scope], allowed: &[Scope], agent: &AgentId) -> Vec<Scope> {
     let own = Scope::AgentTo(agent.clone());
     let asked = requested.iter().any(|scope| scope.covers(&own));
@@ -283,9 +282,9 @@ mod tests {
             ("agent_to:Agent-alpha", false),
             ("source:beta", true),
             ("source:getkite", true),
-            ("source:agents/agent-b", true), // across prefix and sender
+            ("source:agents/agent-b", true), // spans prefix and sender
             ("source:agents/beta", false),
-            ("source:kite.agent", true), // the event type counts for source too
+            ("source:kite.agent", true), // the event type also matches `source:`
             ("source:alpha", false),
             ("type:com.kite", true),
             ("type:agent.message", true),
@@ -312,7 +311,7 @@ mod tests {
 
     #[test]
     fn what_a_key_leaves_of_the_requested_scopes() {
-        /// Requested, bound agent, key scopes, what is left.
+        /// The requested scopes, the bound agent, the key's scopes, and the result.
         type Case = (
             &'static [&'static str],
             &'static str,
@@ -331,7 +330,8 @@ mod tests {
             (&["agent_to:a"], "", &["type:kite"], &["agent_to:a"]),
             (&["agent_to:a"], "", &["type:github"], &[]),
             (&["agent_to:a"], "", &["agent_to:b"], &[]),
-            // All events have the one type: a scope that it matches covers every other, but is not the wish for all.
+            // All events have one type, so a scope that matches it covers every other scope, but it is not a request
+            // for all.
             (&["source:beta"], "", &["type:com.kite"], &["source:beta"]),
             (&["type:agent.message"], "", &["source:beta"], &["source:beta"]),
             (
@@ -341,7 +341,7 @@ mod tests {
                 &["source:beta", "agent_to:a"],
             ),
             (&["*"], "", &["type:kite"], &["type:kite"]),
-            // Overlapping sources have a part in common, inboxes and other types do not.
+            // Overlapping sources have an intersection; inboxes and other types have none.
             (
                 &["source:alpha"],
                 "",

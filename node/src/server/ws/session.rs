@@ -1,47 +1,49 @@
 //! The life of a WebSocket session.
 //!
-//! **The problem.** A message has to reach a listening agent within a millisecond, and still reach it when the
-//! socket breaks, the node dies, or the agent reads slowly or not at all. And ten thousand listeners that read
-//! nothing must cost a node next to nothing.
+//! **The problem.** A message must reach a listening agent within a millisecond. It must still reach the agent when the
+//! socket breaks, when the node dies, and when the agent reads slowly or not at all. Ten thousand idle listeners must
+//! cost a node very little.
 //!
-//! **The idea.** A session is not a queue that others fill; it is a reader with a place. It holds one number, the
-//! seq up to which it has read, and every node's state holds the mail. So nothing can be lost on the way to a
-//! session, nothing is buffered for a slow one, and any node can continue what another began:
+//! **The idea.** A session is a reader with a position, not a queue that others fill. The position is one number, the
+//! seq up to which the session has read, and the state of every node contains the mail. So a session cannot lose a
+//! message, needs no buffer for a slow client, and can be resumed on any node:
 //!
 //! ```text
 //!             hint (Wakeups)                                acks
 //!   apply ───────────────────►┐                      ┌──────────────► Acks ──► one operation per 50 ms
 //!                             ▼                      │                         moves the cursors
 //!   state ───── Feed ────► session ───── Link ─────► client
-//!         batches after    ▲   place: after_seq         │
+//!         batches after    ▲   position: after_seq      │
 //!                          └─────── Requests ◄──────────┘
 //! ```
 //!
 //! **The rules.**
-//! - Register for hints, then read, then sleep. A lost hint costs the time to the next look (a few seconds, with
-//!   jitter so that sessions do not look in step), never a message.
-//! - The handshake is linearizable: it sees every send that was acknowledged before it, and every ack and
-//!   revocation. Afterwards the session reads the state of its own node, which only moves forward.
-//! - Before each batch the key is looked up again: a revoked or expired one ends the session with 4001. Sleeping
-//!   sessions are woken by revocations. A node that has lost its leader would not hear of them; after three
-//!   seconds it sends its clients to another node.
-//! - Acks are cumulative, clamped to what this socket was sent, never move back and are never answered with an
-//!   error. A session without a cursor ignores them. [`super::progress`] has these rules, [`super::liveness`] tells
-//!   what stands in for the acks of clients that never send any.
-//! - What was removed before the session came to it is told (`cursor_expired`) before what follows; see [`super::feed`].
-//! - While a write waits for the reader, frames from the client are still taken in, and the key is still watched.
-//!   When it waits for too long the session ends with 4004; the client comes back and resumes where its acks ended.
-//! - Requests ([`super::rpc`]) are carried out beside all that, one at a time. They read the state for themselves:
-//!   what they show neither moves the place nor counts as delivered.
-//! - A team that becomes blocked ([`super::quota`]) is told once, by an end.
+//! - A session registers for hints, then reads, then sleeps. A lost hint delays a message until the next periodic read
+//!   (a few seconds, with jitter so that sessions do not read in step); it never loses one.
+//! - The handshake is linearizable: it sees every send, ack and revocation that was acknowledged before it. Afterwards
+//!   the session reads the state of its own node, which only moves forward.
+//! - The key is looked up again before each batch; a revoked or expired key ends the session with 4001. Revocations wake
+//!   sleeping sessions. A node without a leader would not learn of revocations, so after three seconds it sends its
+//!   clients to another node.
+//! - Acks are cumulative, clamped to what this socket was sent, never move back and are never answered with an error. A
+//!   session without a cursor ignores them. [`super::progress`] has these rules; [`super::liveness`] describes what
+//!   replaces the acks of clients that never send any.
+//! - If events were removed before the session read them, the client gets `cursor_expired` before the events that
+//!   follow; see [`super::feed`].
+//! - While a write waits for the reader, the session still handles the client's frames and watches the key. A write
+//!   that waits too long ends the session with 4004; the client reconnects and resumes after its last ack.
+//! - Requests ([`super::rpc`]) are executed concurrently with all that, one at a time. They read the state separately:
+//!   the events that they return neither move the position nor count as delivered.
+//! - When a team becomes blocked ([`super::quota`]), its open sessions end once, so that the clients learn of it.
 //! - An `error` frame is sent only when the session is about to end.
 //!
-//! **Endings.** Error frame and close code are the same number (4001, 4002, 4004, 4005), except 4003 with 1013 for
-//! "not now" (no quorum, no place). A node that stops, or has lost the cluster, closes with 1012, after an answer to
-//! each request that waits. Only 4001 is final for the vendor's clients; from all others they come back.
+//! **Endings.** The error frame and the close frame have the same code (4001, 4002, 4004, 4005). The exception is 4003
+//! with close code 1013, which means "not now" (no quorum or no free place). A node that stops, or has lost the
+//! cluster, answers each waiting request and closes with 1012. Only 4001 is final for the vendor's clients; after any
+//! other end they reconnect.
 //!
-//! **Left out.** Fan-out of one encoded event to many sessions (each encodes for itself: agents mostly have inboxes of
-//! their own).
+//! **Left out.** Sessions do not share encoded events; each encodes its own, because agents mostly have separate
+//! inboxes.
 
 use std::time::Duration;
 
@@ -63,16 +65,16 @@ use super::{frame, quota};
 use crate::base::metrics::Metrics;
 use crate::shard::wakeups::Listener;
 
-/// How long a session may still write when its key was revoked.
+/// How long a session may continue to write after its key was revoked.
 const REVOKED_MAX: Duration = Duration::from_millis(500);
 
-/// One socket from the upgrade to its end.
+/// Runs one socket from the upgrade to its end.
 pub async fn run(ws: WsState, socket: WebSocket, mut permit: SessionPermit) {
     let mut link = Link::new(socket, ws.options.stalled_max);
     let leave = permit.leave();
     let mut client = None;
     let (admitted, key) = oneshot::channel();
-    // Boxed, as all that is rare: every open session carries the rest.
+    // Rare futures are boxed, because every open session carries the size of the others.
     let revoked = Box::pin(revoked(&ws, key));
     let end = tokio::select! {
         biased;
@@ -82,26 +84,26 @@ pub async fn run(ws: WsState, socket: WebSocket, mut permit: SessionPermit) {
         () = leave.cancelled() => End::slow("a newer session took the place of this silent one"),
         () = cut_off(ws.isolated.clone()) => End::Elsewhere("this node has lost the cluster"),
     };
-    tracing::debug!(?end, "session ended");
+    tracing::debug!(?end, "WebSocket session ended");
     let stopping = async {
         ws.lifetime.shutdown.cancelled().await;
         sleep(GOODBYE).await;
     };
     let goodbye = Box::pin(async {
         if let Some(client) = &mut client {
-            // A client that takes nothing any more is told by the close frame alone.
+            // A client that no longer reads gets only the close frame.
             let _ = timeout(GOODBYE, give_up(&mut link, client, &end)).await;
         }
         link.close(end, client.as_mut()).await;
     });
-    // The permit is given back only now: a socket counts until it is closed.
+    // The permit is dropped only after this: a socket counts until it is closed.
     tokio::select! {
         () = goodbye => {}
         () = stopping => {}
     }
 }
 
-/// Drops what was asked and cannot be carried out any more. Who is sent elsewhere gets an answer to each.
+/// Drops the requests that can no longer be executed. A client that is sent to another node gets an answer to each.
 async fn give_up(link: &mut Link, client: &mut Client<'_>, end: &End) -> Result<(), End> {
     let (why, told) = match end {
         End::Elsewhere(why) => (*why, true),
@@ -117,15 +119,15 @@ async fn give_up(link: &mut Link, client: &mut Client<'_>, end: &End) -> Result<
 /// Returns when the node has been without a leader for too long.
 async fn cut_off(mut isolated: watch::Receiver<bool>) {
     if isolated.wait_for(|isolated| *isolated).await.is_err() {
-        std::future::pending::<()>().await; // the watcher ends with the node, and shutdown tells that
+        std::future::pending::<()>().await; // the watcher ends only with the node, and `shutdown` covers that
     }
 }
 
-/// Returns when the key of the session was revoked and the session has not ended by itself: it waits for a reader
-/// that takes nothing.
+/// Returns when the key was revoked and the session has not ended by itself, because it waits for a reader that has
+/// stalled.
 async fn revoked(ws: &WsState, admitted: oneshot::Receiver<[u8; 32]>) -> End {
     let Ok(key_hash) = admitted.await else {
-        return std::future::pending().await; // it was not let in
+        return std::future::pending().await; // the handshake failed
     };
     let mut keys = ws.services.replica.wakeups.keys();
     loop {
@@ -145,7 +147,7 @@ async fn converse<'a>(
     client: &mut Option<Client<'a>>,
     admitted: oneshot::Sender<[u8; 32]>,
 ) -> End {
-    // Boxed: the handshake is long and rare.
+    // The handshake is a large and rare future, so it is boxed.
     let opened = match Box::pin(handshake::open(ws, link, permit)).await {
         Ok(opened) => opened,
         Err(end) => return end,
@@ -158,7 +160,7 @@ async fn converse<'a>(
     }
 }
 
-/// After the handshake.
+/// A session after its handshake.
 struct Session<'a, 'c> {
     ws: &'a WsState,
     link: &'a mut Link,
@@ -169,11 +171,11 @@ struct Session<'a, 'c> {
     team: TeamId,
     key_hash: [u8; 32],
     greeting: Vec<ServerFrame>,
-    /// The client was greeted while its team was blocked, and it still is.
+    /// Whether the team was blocked when the session began, and still is.
     blocked: bool,
-    /// The team became blocked: why. The session ends when nothing is left to send.
+    /// Why the team became blocked, if it did. The session ends when nothing is left to send.
     ending: Option<String>,
-    /// There may be events after the place.
+    /// Whether there may be events after the position.
     behind: bool,
     ping_at: Instant,
     look_at: Instant,
@@ -200,7 +202,7 @@ impl<'a, 'c> Session<'a, 'c> {
         }
     }
 
-    /// Until something ends it.
+    /// Runs the session until it ends.
     async fn run(mut self) -> Result<std::convert::Infallible, End> {
         for greeting in std::mem::take(&mut self.greeting) {
             self.link
@@ -233,7 +235,7 @@ impl<'a, 'c> Session<'a, 'c> {
         }
     }
 
-    /// The key may have been revoked, or have expired, since the last look.
+    /// Looks the key up again: it may have been revoked or have expired.
     async fn authorize(&mut self) -> Result<(), End> {
         let refused = {
             let state = self.ws.services.replica.reader.local();
@@ -245,7 +247,7 @@ impl<'a, 'c> Session<'a, 'c> {
         }
     }
 
-    /// Who asked for it is told first that it is done.
+    /// Ends a session whose key is not valid any more. If its own request revoked the key, the answer is sent first.
     async fn dismiss(&mut self, end: End) -> End {
         if self.client.requests.revokes_own_key() {
             self.client.work().await;
@@ -267,7 +269,7 @@ impl<'a, 'c> Session<'a, 'c> {
         };
         self.behind = batch.more;
         if batch.events.is_empty() {
-            // A narrow scope in a large team passes over many events: let others run.
+            // A narrow scope in a large team skips many events, so other tasks get a turn.
             tokio::task::yield_now().await;
             return Ok(());
         }
@@ -279,7 +281,7 @@ impl<'a, 'c> Session<'a, 'c> {
         self.link.flush(self.client).await
     }
 
-    /// The team may have used up its month since the last look. What is there by now is sent before the end.
+    /// Checks whether the team became blocked. Events that exist by now are sent before the session ends.
     fn look_at_quota(&mut self) -> Result<(), End> {
         let services = &self.ws.services;
         let why = quota::why_blocked(
@@ -322,7 +324,7 @@ fn is_block(frame: &ServerFrame) -> bool {
     matches!(frame, ServerFrame::BillingBlock { .. })
 }
 
-/// What the session knows of its client; takes in frames without waiting.
+/// The session's view of its client; handles the client's frames without waiting.
 struct Client<'a> {
     permit: &'a SessionPermit,
     metrics: Metrics,
@@ -353,7 +355,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// What time has proved: that events arrived, and that the cursor is in use.
+    /// Reports to the cursor what time has proved: that events arrived, and that the cursor is in use.
     fn tell_cursor(&mut self, now: Instant, options: &SessionOptions) {
         let implied = self.progress.implied(now, options.implied_after);
         let touched = self.progress.touch(now, options.touch_every);
@@ -388,7 +390,7 @@ impl Inbound for Client<'_> {
                 self.progress.pong(&payload);
                 Ok(())
             }
-            Some(Ok(Message::Ping(_))) => Ok(()), // answered beneath us
+            Some(Ok(Message::Ping(_))) => Ok(()), // the WebSocket library answers it
             Some(Ok(Message::Binary(_))) => Err(End::invalid("frames are JSON text")),
             Some(Err(error)) => Err(End::invalid(format!("unreadable frame: {error}"))),
             Some(Ok(Message::Close(_))) | None => Err(End::Gone),
@@ -418,7 +420,7 @@ mod tests {
 
     #[test]
     fn an_idle_session_is_small() {
-        // Ten thousand of them are to be had: what is rare belongs into a box.
+        // A node has ten thousand of these futures, so rare parts of it must be boxed.
         assert!(bytes_of(run) <= 6_600, "{}", bytes_of(run));
     }
 }

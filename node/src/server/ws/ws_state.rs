@@ -1,4 +1,4 @@
-//! What all sessions of a node share, and their timeouts.
+//! The state that all sessions of a node share, and the timeouts of sessions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,27 +12,27 @@ use crate::base::lifetime::Lifetime;
 use crate::cluster::presence::Presence;
 use crate::server::services::Services;
 
-/// The times of a session. The defaults are the documented ones; tests shorten them.
+/// The timeouts of a session. The defaults are the documented values; tests shorten them.
 #[derive(Debug, Clone)]
 pub struct SessionOptions {
-    /// For the `connect` frame, from the upgrade on.
+    /// Time limit for the `connect` frame, counted from the upgrade.
     pub handshake_within: Duration,
-    /// Between pings.
+    /// Interval between pings.
     pub ping_every: Duration,
-    /// Silence, with pings unanswered, after which a client is given up. A client that runs a long handler
-    /// does not read its socket meanwhile.
+    /// A client that has sent nothing for this long, with pings unanswered, is disconnected. A client does not read its
+    /// socket while it runs a long handler.
     pub silent_max: Duration,
-    /// How long a write may wait for the reader.
+    /// Time limit for a write that waits for the reader.
     pub stalled_max: Duration,
-    /// How old an event must be before an answered ping counts as its ack.
+    /// The age from which an event counts as acked by an answered ping.
     pub implied_after: Duration,
-    /// How often an open session tells its cursor that it is used.
+    /// Interval at which an open session reports the use of its cursor.
     pub touch_every: Duration,
-    /// Between looks at the state without a hint, at most; at least half of it.
+    /// Longest interval between two reads of the state without a hint; the shortest is half of it.
     pub look_every: Duration,
-    /// Between two ack operations of this node.
+    /// Interval between two ack operations of this node.
     pub ack_every: Duration,
-    /// Without a leader for this long a node closes its sessions: it would not hear of a revoked key.
+    /// A node without a leader for this long closes its sessions, because it would not learn of revoked keys.
     pub isolated_max: Duration,
 }
 
@@ -52,18 +52,18 @@ impl Default for SessionOptions {
     }
 }
 
-/// What only the WebSocket needs.
+/// The handles that only the WebSocket sessions use.
 #[derive(Clone)]
 pub struct WsHandles {
     /// Counts the open sessions of agents.
     pub presence: Presence,
-    /// The life of the process.
+    /// The shutdown of the process.
     pub lifetime: Lifetime,
-    /// What the sources of events begin with.
+    /// The prefix of the `source` of every event.
     pub source_prefix: String,
 }
 
-/// What all sessions of a node share. Cheap to clone.
+/// The state that all sessions of a node share. Cheap to clone.
 #[derive(Clone)]
 pub struct WsState {
     pub(super) services: Services,
@@ -72,6 +72,6 @@ pub struct WsState {
     pub(super) options: Arc<SessionOptions>,
     pub(super) acks: Acks,
     pub(super) admission: Admission,
-    /// True while this node is cut off from the leader.
+    /// True while this node has no contact with the leader.
     pub(super) isolated: watch::Receiver<bool>,
 }
