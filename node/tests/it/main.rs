@@ -63,6 +63,7 @@ mod kite {
     mod published_clients;
 }
 
+mod layers;
 mod resume_model;
 mod secrets_stay_secret;
 
