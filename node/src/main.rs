@@ -14,14 +14,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-/// Rows, entries and requests are many small short-lived buffers, RocksDB's included: with glibc's allocator a
-/// quarter more CPU per message goes into finding room for them.
+/// Rows, entries and requests are many small short-lived buffers, and so are RocksDB's. glibc's allocator needs a
+/// quarter more CPU per message for them.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// What an exit may take once this node cannot go on.
+/// Time limit for the exit of a node that cannot continue.
 const EXIT_DEADLINE: Duration = Duration::from_millis(500);
-/// The configuration or the arguments cannot be used.
+/// The exit code for an invalid configuration or invalid arguments.
 const EXIT_USAGE: u8 = 2;
 
 /// The daemon of Agentpost, a replicated post office for AI agents.
@@ -36,8 +36,8 @@ const EXIT_USAGE: u8 = 2;
 Every setting can also come from the environment as AGENTPOST_<SECTION>__<KEY>, for example
 AGENTPOST_NODE__CLIENT_ADDR=127.0.0.1:7701. `agentpostd config` prints all of them, explained.
 
-Exit codes: 0 stopped on request, 1 failed while running (or SIGKILL by itself, when the disk that failed holds up the
-exit), 2 configuration or arguments unusable."
+Exit codes: 0 stopped on request, 1 failed while running (the process kills itself with SIGKILL if a failed disk blocks
+the exit), 2 invalid configuration or arguments."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -57,16 +57,16 @@ enum Command {
     /// Run a single node for development, without any configuration.
     ///
     /// Creates the data directory, a team `default` and keys for it, prints them with commands to try, and
-    /// serves until Ctrl-C. Another start with the same directory goes on where this one ended.
+    /// serves until Ctrl-C. The next start with the same directory continues where this one ended.
     Dev {
-        /// Where everything is kept.
+        /// The directory of all files of the node.
         #[arg(long, value_name = "DIR", default_value = "agentpost-dev")]
         data_dir: PathBuf,
-        /// The client port, on 127.0.0.1. Nodes would meet on the port 100 above it.
+        /// The client port, on 127.0.0.1. The peer port is 100 above it.
         #[arg(long, default_value_t = 7700)]
         port: u16,
     },
-    /// Print all settings with their defaults and what they mean.
+    /// Print all settings with their defaults and meanings.
     Config,
 }
 
@@ -105,7 +105,7 @@ fn prepare_dev(dir: &std::path::Path, port: u16) -> anyhow::Result<(Config, Opti
     let dev = Dev::prepare(dir)?;
     let mut config = dev.config(port)?;
     if std::env::var_os("AGENTPOST_LOG__LEVEL").is_none() {
-        // The keys on the screen matter more than the life of a single node.
+        // Info logs would hide the keys on the screen, which matter more.
         config.log.level = "warn".to_owned();
     }
     Ok((config, Some(dev)))
@@ -129,7 +129,8 @@ fn start_logging(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// 0 is one thread per core. A single thread needs no scheduler that shares work, and is faster without one.
+/// Creates the runtime; 0 means one thread per core. A single thread needs no work-stealing scheduler and is faster
+/// without one.
 fn runtime(worker_threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
     use tokio::runtime::Builder;
     let mut builder = match worker_threads {
@@ -147,7 +148,7 @@ fn runtime(worker_threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
 fn run(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
     let runtime = runtime(config.runtime.worker_threads)?;
     let result = runtime.block_on(serve(config, dev));
-    // Whatever still hangs must not keep the process.
+    // A task that still hangs must not keep the process from exiting.
     runtime.shutdown_background();
     result
 }
@@ -187,12 +188,12 @@ async fn serve(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
     }
 }
 
-/// Ends the process at once, as a crash would. Nothing is handed over, flushed or closed: a disk that failed may hold
-/// whoever touches it, and what was acknowledged is on disk or with the others.
+/// Exits at once, like a crash. Nothing is handed over, flushed or closed: a thread that touches a failed disk may
+/// hang, and every acknowledged write is on disk or on the other nodes.
 fn crash(reason: &str) -> ! {
     tracing::error!(error = reason, "agentpostd failed");
-    // An exit waits for RocksDB's threads: for a second after an error, and for ever if they hang in the disk. A signal
-    // does not, and this one leaves no core on that disk.
+    // `exit` waits for RocksDB's threads: for a second after an error, and for ever if they hang in the disk. SIGKILL
+    // does not wait, and it writes no core dump to that disk.
     std::thread::spawn(|| {
         std::thread::sleep(EXIT_DEADLINE);
         let _ = kill_process(getpid(), Signal::KILL);
@@ -200,11 +201,11 @@ fn crash(reason: &str) -> ! {
     std::process::exit(1)
 }
 
-/// Greets a developer; returns only on failure.
+/// Prints the developer's welcome; returns only on failure.
 async fn welcome(node: &RunningNode, dev: Option<Dev>) -> anyhow::Result<()> {
     if let Some(dev) = dev {
         let welcome = dev.welcome(node).await?;
-        // A closed terminal is no reason to stop serving.
+        // A node whose terminal was closed continues to serve.
         let _ = writeln!(std::io::stdout(), "{welcome}");
     }
     std::future::pending().await

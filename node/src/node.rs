@@ -1,13 +1,21 @@
-//! The composition root: what runs, in which order it starts and stops. No logic.
+//! The composition root: it starts the parts of a node in order and stops them in order. It contains no other logic.
 //!
-//! **Start**: listeners are bound before anything else, so that clients wait instead of being refused; then
-//! the databases, the Raft group, the peer port, the client port. Until the group has recovered, reads and
-//! writes find no quorum and answer 503, while health and metrics answer.
+//! **Start**: the listeners are bound first, so that clients wait instead of being refused. Then the databases, the
+//! Raft group, the peer port and the client port start. Until the group has recovered, reads and writes find no quorum
+//! and get 503, while health and metrics answer.
 //!
-//! **Stop**, under one deadline: refuse new requests and answer those in flight, sessions closing with a
-//! resume hint, while calls to webhooks that run are finished and no new ones begin; return leases; hand
-//! leadership over; stop the leader's workers; shut Raft down; close the peer port; flush. The deadline is longer
-//! by the length of a call when calls run: an attempt that is broken off has an unknown outcome and is repeated.
+//! **Stop**: all steps share one deadline.
+//! 1. Refuse new requests, answer those in flight, and close sessions with a hint to resume. Running webhook calls
+//!    finish; no new ones begin.
+//! 2. Return the leases.
+//! 3. Hand leadership over.
+//! 4. Stop the leader's workers.
+//! 5. Shut Raft down.
+//! 6. Close the peer port.
+//! 7. Flush.
+//!
+//! When webhook calls are running, the deadline is longer by the time limit of a call, because an interrupted attempt
+//! has an unknown outcome and is repeated.
 
 pub mod bootstrap;
 pub mod dev;
@@ -66,32 +74,32 @@ use crate::webhooks::open::OpenAttempts;
 use crate::webhooks::reporter::{Recorder, Reporter};
 use crate::webhooks::workers;
 
-/// Everything of the stop together, but for calls to webhooks: they add [`DRAIN_DEADLINE`].
+/// Time limit for the whole stop. Running webhook calls extend it by [`DRAIN_DEADLINE`].
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
-/// Of that, for requests in flight and sessions.
+/// The part of that limit for requests in flight and sessions.
 const CLIENTS_DEADLINE: Duration = Duration::from_secs(4);
-/// Calls under way on one connection of a peer: a few long streams, votes, and questions of operators.
+/// The most concurrent calls on one connection of a peer: a few long streams, votes, and requests of operators.
 const PEER_STREAMS_MAX: u32 = 64;
 
 /// A node that serves. Dropping it does not stop it; [`RunningNode::stop`] does.
 pub struct RunningNode {
-    /// Where the client port listens.
+    /// The address of the client port.
     pub client_addr: SocketAddr,
-    /// Where the peer port listens.
+    /// The address of the peer port.
     pub peer_addr: SocketAddr,
-    /// What handlers use.
+    /// The services that the handlers use.
     pub services: Services,
-    /// The cluster as its operator sees it.
+    /// The operator's view of the cluster.
     pub cluster: ClusterHandle,
-    /// The end of the process, as requests see it.
+    /// The shutdown of the process.
     pub lifetime: Lifetime,
-    /// The way out to webhooks.
+    /// The client for webhook calls.
     pub egress: Egress,
     parts: Parts,
     tasks: Tasks,
 }
 
-/// The parts under the handles.
+/// The parts that the handles are made of.
 struct Parts {
     ground: Ground,
     disk: Disk,
@@ -100,14 +108,14 @@ struct Parts {
     egress: Egress,
 }
 
-/// What runs beside requests, in the order in which a stop ends it.
+/// The background tasks, in the order in which a stop ends them.
 struct Tasks {
     calls: Calls,
     leading: JoinHandle<()>,
     ends: Ends,
 }
 
-/// Ends tasks in the background.
+/// The handles that end background tasks.
 #[derive(Clone, Default)]
 struct Ends {
     /// Cancels the leader's workers and the keeper.
@@ -117,7 +125,7 @@ struct Ends {
     background: TaskTracker,
 }
 
-/// What a start came to.
+/// The result of a start.
 pub enum Started {
     /// A node that serves.
     Serving(Box<RunningNode>),
@@ -125,7 +133,7 @@ pub enum Started {
     Quarantined(Quarantined),
 }
 
-/// Starts a node as it is configured; returns when its ports are open.
+/// Starts a node with this configuration; returns when its ports are open.
 pub async fn start(config: Config) -> anyhow::Result<Started> {
     let bind = |key: &'static str, address| async move {
         TcpListener::bind(address)
@@ -134,7 +142,7 @@ pub async fn start(config: Config) -> anyhow::Result<Started> {
     };
     let client = bind("node.client_addr", config.node.client_addr).await?.into_std()?;
     let peer = bind("node.peer_addr", config.node.peer_addr).await?;
-    // Both accept from one queue: who connected meanwhile gets an answer in quarantine, too.
+    // Both listeners share one queue, so clients that have connected by now get an answer in quarantine as well.
     let door = client.try_clone()?;
     match start_with(config, TcpListener::from_std(client)?, peer).await {
         Ok(node) => Ok(Started::Serving(Box::new(node))),
@@ -146,12 +154,12 @@ pub async fn start(config: Config) -> anyhow::Result<Started> {
     }
 }
 
-/// The same with listeners that are bound already.
+/// Like [`start`], with listeners that are already bound.
 pub async fn start_with(config: Config, client: TcpListener, peer: TcpListener) -> anyhow::Result<RunningNode> {
     start_at(Clock::system(), config, client, peer).await
 }
 
-/// The same with another clock than the machine's. For tests.
+/// Like [`start_with`], with a clock other than the machine's. For tests.
 pub async fn start_at(
     clock: Clock,
     config: Config,
@@ -223,7 +231,7 @@ pub async fn start_at(
 }
 
 impl Parts {
-    /// The peer port, and who may connect to it.
+    /// Starts the peer port and the check of the nodes that may connect to it.
     fn serve_peers(&self, listener: TcpListener, identity: Identity, cluster: &ClusterHandle, ends: &Ends) {
         let (ground, group) = (&self.ground, &self.group);
         let admission = Admission::new(
@@ -255,7 +263,7 @@ impl Parts {
             .spawn(serve_peers(incoming, service, ends.peers.clone()));
     }
 
-    /// The calls to webhooks of this node, and what records their outcomes.
+    /// Starts the webhook calls of this node and the task that records their outcomes.
     fn start_calls(&self, ends: &Ends) -> Calls {
         let (ground, group) = (&self.ground, &self.group);
         let open = OpenAttempts::new(group.drain.clone());
@@ -276,7 +284,7 @@ impl Parts {
         })
     }
 
-    /// What runs while this node leads.
+    /// Starts the tasks that run while this node leads.
     fn leadership(&self, calls: &Calls) -> Leadership {
         let (ground, group, state) = (&self.ground, &self.group, &self.disk.state);
         let proposer = &group.replica.proposer;
@@ -311,7 +319,7 @@ impl Parts {
         }
     }
 
-    /// Everything else that runs beside Raft.
+    /// Starts all other background tasks.
     fn start_background(&self, dialer: &Dialer, ends: &Ends) {
         let Parts {
             ground, disk, group, ..
@@ -339,7 +347,7 @@ impl Parts {
         background.spawn(bootstrap.run(stop()));
     }
 
-    /// The client port.
+    /// Starts the client port.
     fn serve_clients(
         &self,
         listener: TcpListener,
@@ -369,8 +377,8 @@ impl Parts {
 }
 
 impl RunningNode {
-    /// Waits until this node cannot go on; the process must then end. Tells why. A node that has lost its data to
-    /// another life of its id is quarantined before.
+    /// Waits until this node cannot continue and returns the reason; the process must then exit. A node whose id has
+    /// joined again with another data directory is quarantined before this returns.
     pub async fn failed(&self) -> String {
         let disk = &self.parts.disk;
         tokio::select! {
@@ -383,8 +391,7 @@ impl RunningNode {
         }
     }
 
-    /// Stops in order; after a deadline whatever is left is abandoned, which costs nothing that was
-    /// acknowledged.
+    /// Stops the node in order. At the deadline the remaining steps are skipped, which loses no acknowledged write.
     pub async fn stop(self) {
         let this_node = self.cluster.this_node.clone();
         let held = this_node.hold();
@@ -394,7 +401,7 @@ impl RunningNode {
         };
         let deadline = STOP_DEADLINE + calls;
         if tokio::time::timeout(deadline, self.stop_in_order(&held)).await.is_err() {
-            tracing::warn!("not everything stopped in {deadline:?}");
+            tracing::warn!("the stop took longer than {deadline:?}; exiting anyway, no acknowledged write is lost");
         }
     }
 
@@ -403,17 +410,20 @@ impl RunningNode {
         shutdown.cancel();
         tasks.close();
         if tokio::time::timeout(CLIENTS_DEADLINE, tasks.wait()).await.is_err() {
-            tracing::warn!(left = tasks.len(), "connections did not end in time");
+            tracing::warn!(
+                left = tasks.len(),
+                "client connections did not end in time; closing them"
+            );
         }
         self.parts.leases.close().await;
-        // The state may still be ticked while leadership is handed over: workers end after the order.
+        // The log may still need ticks while leadership is handed over, so the workers end afterwards.
         self.cluster.this_node.resign(held).await;
         self.tasks.ends.workers.cancel();
         let _ = (&mut self.tasks.leading).await;
         self.end(true).await;
     }
 
-    /// Ends at once, as a crash would, as far as that is possible within a process. For tests.
+    /// Ends the node at once, like a crash, as far as that is possible within a process. For tests.
     pub async fn abort(self) {
         self.lifetime.shutdown.cancel();
         self.tasks.ends.workers.cancel();
@@ -427,7 +437,7 @@ impl RunningNode {
         ends.peers.cancel();
         self.tasks.calls.abort();
         if let Err(error) = self.parts.group.raft.shutdown().await {
-            tracing::warn!(%error, "Raft did not end in order");
+            tracing::warn!(%error, "shutting Raft down failed; exiting anyway");
         }
         self.cluster.dialer.close();
         ends.background.close();
@@ -436,8 +446,12 @@ impl RunningNode {
             let state = self.parts.disk.state.clone();
             match tokio::task::spawn_blocking(move || state.flush()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "last flush"),
-                Err(error) => tracing::warn!(%error, "last flush"),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the last flush failed; the next start replays more of the log")
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the last flush failed; the next start replays more of the log")
+                }
             }
         }
     }
@@ -460,9 +474,9 @@ fn serve_peers(
         .add_service(service)
         .serve_with_incoming(incoming);
     async move {
-        // Errors are those of single connections, and end those only.
+        // An error of a single connection ends only that connection and does not arrive here.
         if let Some(Err(error)) = shutdown.run_until_cancelled_owned(serving).await {
-            tracing::error!(%error, "the peer port failed");
+            tracing::error!(%error, "the peer port failed: other nodes cannot reach this one; restart it");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Every metric with its help. All names start with `agentpost_`, except those of the process; no ids of teams or keys
-//! in labels.
+//! All metrics with their help texts. Every name starts with `agentpost_`, except those of the process. Labels contain
+//! no ids of teams or keys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,23 +26,23 @@ pub struct Metrics {
     http_seconds: Family<FaceLabel, Histogram, fn() -> Histogram>,
     proposals: Family<ProposalLabel, Counter>,
     state_hash: Family<StateHashLabels, Gauge>,
-    /// The voters' clocks.
+    /// The metrics of the voters' clocks.
     pub clocks: clocks::Clocks,
-    /// The dispatcher.
+    /// The metrics of the webhook dispatcher.
     pub dispatch: dispatch::Dispatch,
-    /// The disk of the data directory.
+    /// The metrics of the data directory's disk.
     pub storage: storage::Storage,
-    /// Client operations between admission and answer on this node.
+    /// Client operations of this node that were admitted and wait for their answer.
     pub proposals_in_flight: Gauge,
-    /// Requests on this node's stream to the leader.
+    /// Requests that wait on this node's stream to the leader.
     pub forwards_in_flight: Gauge,
-    /// Read barriers that this node ran; one serves every read that waits for it.
+    /// Read barriers that this node ran; one barrier serves all reads that wait for it.
     pub read_barriers: Counter,
-    /// Read barriers that ended without a quorum.
+    /// Read barriers that found no quorum in time.
     pub read_barriers_failed: Counter,
-    /// Peer connections that did not pass the handshake.
+    /// Peer connections that failed the handshake.
     pub handshakes_refused: Counter,
-    /// WebSocket sessions that are open.
+    /// Open WebSocket sessions.
     pub ws_sessions: Gauge,
     /// Events written to WebSockets.
     pub ws_events: Counter,
@@ -51,19 +51,19 @@ pub struct Metrics {
     ws_requests: Family<MethodLabel, Counter>,
     /// Raft: the last entry in this node's log.
     pub last_log_index: Gauge,
-    /// Raft: the last entry that a quorum holds, as far as this node knows.
+    /// Raft: the last entry that this node knows to be committed.
     pub committed_index: Gauge,
-    /// Raft: the last entry applied here.
+    /// Raft: the last entry applied on this node.
     pub applied_index: Gauge,
     /// Raft: the last entry that a snapshot of this node covers.
     pub snapshot_index: Gauge,
-    /// Raft: the last entry that is gone from this node's log.
+    /// Raft: the last entry that was purged from this node's log.
     pub purged_index: Gauge,
-    /// Raft: the term.
+    /// Raft: the current term.
     pub term: Gauge,
-    /// Raft: 1 on the leader.
+    /// Raft: 1 if this node is the leader, otherwise 0.
     pub is_leader: Gauge,
-    /// Raft: the leader's id as this node knows it; 0 without one.
+    /// Raft: the id of the leader that this node knows; 0 if it knows none.
     pub leader: Gauge,
     /// Snapshots sent to other nodes.
     pub snapshots_sent: Counter,
@@ -71,20 +71,20 @@ pub struct Metrics {
     pub snapshots_received: Counter,
 }
 
-/// How a proposal ended.
+/// The outcome of a proposal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Outcome {
-    /// Applied.
+    /// The operation was applied.
     Done,
-    /// Refused by apply.
+    /// Apply refused the operation.
     Rejected,
-    /// Never proposed: no leader or no quorum.
+    /// The operation was not proposed: there was no leader or no quorum.
     NotReady,
-    /// Never proposed: too much is waiting.
+    /// The operation was not proposed: too many others were waiting.
     Overloaded,
-    /// Never proposed: a disk is nearly full.
+    /// The operation was not proposed: a disk was nearly full.
     NoRoom,
-    /// Proposed, and nobody knows.
+    /// The operation was proposed, and its outcome is unknown.
     Unknown,
 }
 
@@ -121,7 +121,7 @@ impl Default for Metrics {
     }
 }
 
-/// Creates a metric and puts it into the registry.
+/// Registers a metric and returns it.
 fn add<M: Clone + prometheus_client::registry::Metric>(
     registry: &mut Registry,
     name: &str,
@@ -137,18 +137,17 @@ fn seconds() -> Histogram {
 }
 
 fn register_requests(registry: &mut Registry) -> Family<MethodLabel, Counter> {
-    let help =
-        "Requests read from WebSockets, by method; refused: those that name none of ours, or not as it is asked for";
+    let help = "Requests read from WebSockets, by method; refused = unknown method or invalid parameters";
     add(registry, "ws_requests", help, Family::default())
 }
 
 impl Metrics {
-    /// A fresh set, all zero.
+    /// Creates the metrics, all zero.
     pub fn new() -> Self {
         Self::of(None)
     }
 
-    /// A fresh set that also tells what this log counts.
+    /// Creates the metrics, together with those of this log.
     pub fn of_log(log: Arc<LogMetrics>) -> Self {
         Self::of(Some(log))
     }
@@ -166,7 +165,7 @@ impl Metrics {
             http_requests: add(
                 r,
                 "http_requests",
-                "HTTP requests by face, route and status",
+                "HTTP requests, by API (face), route and status",
                 Family::default(),
             ),
             http_seconds: add(
@@ -184,20 +183,25 @@ impl Metrics {
             state_hash: add(
                 r,
                 "state_hash_index",
-                "The index at which the state had this hash",
+                "Index of the last applied entry when the state had this hash",
                 Family::default(),
             ),
-            proposals_in_flight: add(r, "proposals_in_flight", "Client operations waiting for an answer", g()),
+            proposals_in_flight: add(
+                r,
+                "proposals_in_flight",
+                "Operations of clients of this node that wait for their answer",
+                g(),
+            ),
             forwards_in_flight: add(
                 r,
                 "forwards_in_flight",
-                "Requests waiting on the stream to the leader",
+                "Requests that wait on the stream to the leader",
                 g(),
             ),
             read_barriers: add(
                 r,
                 "read_barriers",
-                "Read barriers run; one serves every read that waits for it",
+                "Read barriers that this node ran; one barrier serves all reads that wait for it",
                 c(),
             ),
             read_barriers_failed: add(
@@ -216,14 +220,19 @@ impl Metrics {
             ws_events: add(r, "ws_events", "Events written to WebSockets", c()),
             ws_acks: add(r, "ws_acks", "Acks read from WebSockets", c()),
             ws_requests: register_requests(r),
-            last_log_index: add(r, "last_log_index", "Last entry of the log", g()),
-            committed_index: add(r, "committed_index", "Last entry known to be committed", g()),
-            applied_index: add(r, "applied_index", "Last applied entry", g()),
-            snapshot_index: add(r, "snapshot_index", "Last entry in a snapshot", g()),
-            purged_index: add(r, "purged_index", "Last entry removed from the log", g()),
+            last_log_index: add(r, "last_log_index", "Index of the last entry of the log", g()),
+            committed_index: add(
+                r,
+                "committed_index",
+                "Index of the last entry known to be committed",
+                g(),
+            ),
+            applied_index: add(r, "applied_index", "Index of the last applied entry", g()),
+            snapshot_index: add(r, "snapshot_index", "Index of the last entry in a snapshot", g()),
+            purged_index: add(r, "purged_index", "Index of the last entry purged from the log", g()),
             term: add(r, "term", "Raft term", g()),
             is_leader: add(r, "is_leader", "1 on the leader", g()),
-            leader: add(r, "leader", "Node id of the leader; 0 = none known", g()),
+            leader: add(r, "leader", "Id of the leader that this node knows; 0 = none", g()),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
             storage: storage::Storage::register(r),
@@ -250,17 +259,17 @@ impl Metrics {
             .observe(elapsed.as_secs_f64());
     }
 
-    /// Counts a request over a WebSocket. `method` is one of ours.
+    /// Counts a request over a WebSocket. `method` is a known method or `refused`.
     pub fn ws_request(&self, method: &'static str) {
         self.ws_requests.get_or_create(&MethodLabel { method }).inc();
     }
 
-    /// Counts the end of a proposal.
+    /// Counts a proposal by its outcome.
     pub fn proposal(&self, outcome: Outcome) {
         self.proposals.get_or_create(&ProposalLabel { outcome }).inc();
     }
 
-    /// Shows the state hash; equal on all nodes at equal index.
+    /// Publishes the state hash. All nodes have the same hash at the same index.
     pub fn set_state_hash(&self, hash: u64, index: u64) {
         self.state_hash.clear();
         self.state_hash
@@ -270,20 +279,20 @@ impl Metrics {
             .set(gauge(index));
     }
 
-    /// The exposition in Prometheus's text format.
+    /// Encodes all metrics in Prometheus's text format.
     pub fn encode(&self) -> String {
         let mut out = String::new();
-        // Writing to a String does not fail.
+        // Writing to a `String` never fails.
         let _ = text::encode(&mut out, &self.registry);
         out
     }
 }
 
-/// Counts one while it lives, however it ends: callers that go away are not counted for ever.
+/// Adds one to a gauge until it is dropped, so a cancelled request is not counted for ever.
 pub struct GaugeGuard(Gauge);
 
 impl GaugeGuard {
-    /// One more.
+    /// Adds one to the gauge.
     pub fn new(gauge: &Gauge) -> Self {
         gauge.inc();
         GaugeGuard(gauge.clone())
@@ -296,7 +305,7 @@ impl Drop for GaugeGuard {
     }
 }
 
-/// Indexes and terms stay far below 2^63.
+/// Converts an index or a term, which stay far below 2^63.
 pub fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

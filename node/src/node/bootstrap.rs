@@ -1,8 +1,8 @@
-//! Brings a cluster into being, once, on the one node that is configured to.
+//! Creates a cluster, once, on the one node that is configured to do so.
 //!
-//! The admin key is on that node's disk before the cluster exists, so no cluster is ever without somebody who
-//! may administer it; the state gets only its hash. As long as the state has no admin key the node keeps
-//! proposing it; apply takes the first and no other.
+//! The admin key is on that node's disk before the cluster exists, so every cluster has an administrator; the state
+//! stores only the hash of the key. The node proposes the key until the state has an admin key; apply accepts only the
+//! first one.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,36 +25,37 @@ use crate::net::shard_id::SHARD;
 use crate::shard::replica::Replica;
 use crate::shard::this_node::ThisNode;
 
-/// Between two attempts.
+/// The pause between two attempts.
 const RETRY: Duration = Duration::from_millis(100);
-/// What another node is given to say whether the cluster exists already.
+/// Time limit for another node to answer whether the cluster exists already.
 const ASK_DEADLINE: Duration = Duration::from_millis(200);
 
 /// The first steps of a cluster.
 pub struct Bootstrap {
-    /// Where the list of nodes and the file of the admin key are.
+    /// The configuration: the list of nodes and the file of the admin key.
     pub config: Arc<Config>,
     /// Reads the state, and proposes the admin key.
     pub replica: Replica,
-    /// Founds the group.
+    /// Initialises the Raft group.
     pub this_node: ThisNode,
     /// Connections to the other nodes.
     pub dialer: Dialer,
-    /// New ids.
+    /// The source of new ids.
     pub ids: IdSource,
-    /// Hashes of keys.
+    /// The secrets, for hashing keys.
     pub secrets: Arc<Secrets>,
 }
 
 impl Bootstrap {
-    /// Runs until the cluster has an admin key, or `shutdown`. Acts only if the configuration names an admin key file.
+    /// Runs until the cluster has an admin key or `shutdown` is cancelled. Does nothing unless the configuration names
+    /// an admin key file.
     pub async fn run(self, shutdown: CancellationToken) {
         let Some(file) = self.config.bootstrap.admin_key_file.clone() else {
             return;
         };
         let working = async {
             while let Err(error) = self.attempt(&file).await {
-                tracing::warn!(error = format!("{error:#}"), "bootstrap not done yet");
+                tracing::warn!(error = format!("{error:#}"), "bootstrap attempt failed; retrying");
                 sleep(RETRY).await;
             }
         };
@@ -70,27 +71,28 @@ impl Bootstrap {
             match self.replica.reader.linearizable().await {
                 Ok(state) if query::key::has_admin(&*state)? => return Ok(()),
                 Ok(_) => self.propose(&api_key).await?,
-                // The others are not here yet.
-                Err(error) => tracing::debug!(%error, "waiting for a quorum"),
+                // The other nodes have not started yet.
+                Err(error) => tracing::debug!(%error, "proposing the admin key failed: no quorum; retrying"),
             }
         }
     }
 
-    /// The key in the file; a new one, durable before this returns, if there is no file.
+    /// Reads the key from the file. If there is no file, creates a key that is durable before this returns.
     fn admin_key(&self, file: &Path) -> anyhow::Result<String> {
         match std::fs::read_to_string(file) {
             Ok(text) => Ok(text.trim().to_owned()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let key = NewKey::team(&self.ids);
                 secrets::write_private(file, format!("{}\n", key.api_key).as_bytes())?;
-                tracing::info!(file = %file.display(), "admin key written");
+                tracing::info!(file = %file.display(), "admin key written; keep this file secret");
                 Ok(key.api_key)
             }
             Err(error) => Err(error).with_context(|| format!("bootstrap.admin_key_file {}", file.display())),
         }
     }
 
-    /// Whether another node knows the cluster already: then this one lost its disk, and must not found it again.
+    /// Whether another node is part of the cluster already. If so, this node has lost its disk and must not create the
+    /// cluster again.
     async fn exists_elsewhere(&self) -> bool {
         let config = &self.config;
         let others = config.cluster.nodes.iter().filter(|member| member.id != config.node.id);

@@ -1,8 +1,8 @@
 //! `agentpostd dev`: one node that needs no configuration.
 //!
-//! Everything is in one directory: the secret, the data, the admin key, and `keys.env`, which holds a team's
-//! keys as shell exports. The keys are written there before they exist in the cluster, and each start creates
-//! what the state lacks, so a start that was cut off at any moment is completed by the next.
+//! All files are in one directory: the secret, the data, the admin key, and `keys.env`, which holds the keys of a team
+//! as shell exports. The keys are written to that file before they exist in the cluster, and each start creates what
+//! the state lacks. So the next start completes one that was interrupted at any moment.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -26,7 +26,7 @@ use crate::server::services::Services;
 
 /// The team that `dev` creates.
 pub const TEAM: &str = "default";
-/// The agent that its second key is bound to.
+/// The agent that the second key of the team is bound to.
 pub const AGENT: &str = "agent-alpha";
 
 const TEAM_KEY: &str = "KITE_API_KEY";
@@ -35,12 +35,12 @@ const AGENT_KEY: &str = "AGENTPOST_AGENT_KEY";
 /// The directory of a development node.
 pub struct Dev {
     dir: PathBuf,
-    /// Whether an earlier start made it.
+    /// Whether an earlier start created the directory.
     reused: bool,
 }
 
 impl Dev {
-    /// Creates the directory and the secret, unless they are there.
+    /// Creates the directory and the secret, unless they exist.
     pub fn prepare(dir: &Path) -> anyhow::Result<Self> {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
         made.with_context(|| format!("creating {}", dir.display()))?;
@@ -55,12 +55,12 @@ impl Dev {
         Ok(dev)
     }
 
-    /// The configuration of the node; the environment may still change it.
+    /// The configuration of the node; environment variables override it.
     pub fn config(&self, port: u16) -> anyhow::Result<Config> {
         let peer_port = port.checked_add(100).filter(|_| port != 0).unwrap_or(0);
         let path = |path: PathBuf| Value::String(path.display().to_string()).to_string();
-        // `localhost` has two addresses on most machines, and one that webhooks may not reach refuses the whole name. So
-        // ::1 is allowed beside 127.0.0.0/8.
+        // `localhost` has two addresses on most machines, and a name is refused when webhooks may not call one of its
+        // addresses. So ::1 is allowed as well as 127.0.0.0/8.
         let text = format!(
             "[node]\ndata_dir = {}\nclient_addr = \"127.0.0.1:{port}\"\npeer_addr = \"127.0.0.1:{peer_port}\"\n\
              [cluster]\nsecret_file = {}\n[bootstrap]\nadmin_key_file = {}\n\
@@ -77,7 +77,7 @@ impl Dev {
         )?)
     }
 
-    /// Creates team and keys where the node lacks them; tells what a person needs to go on.
+    /// Creates the team and the keys unless they exist; returns the text that tells a developer how to use them.
     pub async fn welcome(&self, node: &RunningNode) -> anyhow::Result<String> {
         let services = &node.services;
         let admin = self.admin(services).await?;
@@ -104,7 +104,7 @@ impl Dev {
         self.dir.join("keys.env")
     }
 
-    /// The admin key's principal, as soon as the cluster knows it.
+    /// Waits for the admin key and returns its principal.
     async fn admin(&self, services: &Services) -> anyhow::Result<Principal> {
         loop {
             if let Ok(text) = std::fs::read_to_string(self.admin_key_file())
@@ -128,7 +128,7 @@ impl Dev {
             return Ok(TeamId::from_slice(&team.id)?);
         }
         let id = TeamId(services.ids.random());
-        // A developer's loops should not end at a plan's quota.
+        // A developer's test loops should not run into the quota of a plan.
         let limits = Some(TeamLimits::default());
         let op = CreateTeam {
             team_id: id.to_bytes(),
@@ -139,7 +139,7 @@ impl Dev {
         Ok(id)
     }
 
-    /// The keys of the file; writes it first if it is not there.
+    /// Reads the keys from the file; creates the file if it does not exist.
     fn keys(&self, services: &Services, address: SocketAddr, team: TeamId) -> anyhow::Result<BTreeMap<String, String>> {
         let path = self.keys_file();
         let mut keys = BTreeMap::new();
@@ -207,7 +207,7 @@ impl Dev {
     }
 }
 
-/// Creates the key in the state unless it is there.
+/// Creates the key in the state unless it exists.
 async fn create_key(
     services: &Services,
     admin: &Principal,

@@ -1,5 +1,4 @@
-//! The parts of a node under the handles that others use: what everything shares, what is open on the disk, and the Raft
-//! group.
+//! The parts that the handles of a node use: the shared services, the open files and databases, and the Raft group.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +37,7 @@ use crate::shard::wakeups::Wakeups;
 use crate::shard::wall_time::WallTime;
 use crate::shard::{self, Lead, Raft};
 
-/// What every part uses.
+/// The services that every part uses.
 pub(super) struct Ground {
     pub(super) config: Arc<Config>,
     pub(super) secrets: Arc<Secrets>,
@@ -47,7 +46,7 @@ pub(super) struct Ground {
     pub(super) metrics: Metrics,
 }
 
-/// What is open in the data directory.
+/// The open files and databases of the data directory.
 pub(super) struct Disk {
     pub(super) state: StateHandle,
     pub(super) snapshots: Arc<Snapshots>,
@@ -58,11 +57,12 @@ pub(super) struct Disk {
     _owned: Owned,
 }
 
-/// What openraft takes over.
+/// The stores that openraft owns.
 type RaftStores = (LogStore, StateMachine);
 
 impl Disk {
-    /// Opens everything. The free space is measured before the databases are opened: they may need that of the ballast.
+    /// Opens the data directory. The free space is measured before the databases are opened, because they may need the
+    /// space of the ballast.
     pub(super) async fn open(config: Config, secrets: &Secrets, ids: &IdSource) -> anyhow::Result<(Self, RaftStores)> {
         let options = quarantine::look(&config, secrets)?;
         let owned = owner::claim(&config, secrets, ids)?;
@@ -93,7 +93,7 @@ impl Disk {
         Ok((disk, (log, machine)))
     }
 
-    /// Waits until the disk cannot be relied on; tells why.
+    /// Waits until the disk fails; returns the reason.
     pub(super) async fn failed(&self) -> String {
         let watch = DiskWatch {
             log: Arc::clone(&self.log),
@@ -114,7 +114,7 @@ impl Disk {
 }
 
 impl Ground {
-    /// Of a node whose log is open.
+    /// Creates the services of a node whose log is open.
     pub(super) fn new(clock: Clock, config: Config, secrets: Arc<Secrets>, ids: IdSource, disk: &Disk) -> Self {
         Ground {
             config: Arc::new(config),
@@ -126,7 +126,7 @@ impl Ground {
     }
 }
 
-/// The Raft group on this node.
+/// This node's part of the Raft group.
 pub(super) struct Group {
     pub(super) raft: Raft,
     pub(super) replica: Replica,
@@ -137,7 +137,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Starts Raft over the stores.
+    /// Starts Raft on the stores.
     pub(super) async fn start(
         ground: &Ground,
         disk: &Disk,

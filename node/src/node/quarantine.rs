@@ -1,12 +1,13 @@
-//! A node whose disk lost what others count on: it stays up to say so, and does nothing else.
+//! Quarantine: a node whose disk lost data that its cluster relies on keeps running only to report the reason.
 //!
-//! A node counts in majorities by what it wrote once. If its log fell below the durability floor, or what it stored
-//! cannot be read or replaced, it must not vote, append or serve, or an acknowledged write could be lost. Ending the
-//! process would hide the reason in a log file and have a supervisor start it for ever. So `agentpostd` answers health
-//! and metrics, 503 with the reason to everything else, and leaves the peer port closed.
+//! A majority counts on what each of its nodes has written. If a node's log ends below the durability floor, or if its
+//! data cannot be read or replaced, it must not vote, append or serve, or an acknowledged write could be lost. If the
+//! process exited instead, the reason would be hidden in a log file and a supervisor would restart it for ever. So
+//! `agentpostd` serves health and metrics, answers everything else with 503 and the reason, and keeps the peer port
+//! closed.
 //!
-//! The file `QUARANTINE` in the data directory keeps it so over restarts. In a cluster `agentpost node rejoin` ends it: the
-//! node comes back empty and under a new id. A node that was alone has only its backup.
+//! The file `QUARANTINE` in the data directory preserves the quarantine over restarts. In a cluster `agentpost node
+//! rejoin` ends it: the node joins again, empty and under a new id. A single node must be restored from its backup.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -35,22 +36,22 @@ use crate::server::error::{ApiError, json_response};
 use crate::server::http::serve;
 use crate::wire::face::Face;
 
-/// Why this node must not take part.
+/// The reason why this node is quarantined.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Quarantine(pub String);
 
 /// A node in quarantine whose client port is open.
 pub struct Quarantined {
-    /// Accepts its clients.
+    /// The listener of the client port.
     pub door: TcpListener,
-    /// What happened.
+    /// The reason of the quarantine.
     pub reason: Quarantine,
 }
 
-/// Looks at the data directory before anything is opened or written there: how its databases are to be opened, or
-/// that this node is in quarantine. A new directory gets its first file here, before the one that says that it is in
-/// use: a start that is cut off must not look like a loss.
+/// Checks the data directory before anything in it is opened or written. Returns the options for opening its databases,
+/// or a [`Quarantine`] error. In a new directory this writes the first file, before the one that marks the directory as
+/// used: an interrupted first start must not look like lost data.
 pub fn look(config: &Config, secrets: &Secrets) -> anyhow::Result<Options> {
     let dir = &config.node.data_dir;
     if let Some(reason) = damage::quarantined(dir).with_context(|| dir.display().to_string())? {
@@ -76,10 +77,13 @@ pub fn look(config: &Config, secrets: &Secrets) -> anyhow::Result<Options> {
             false
         }
         Found::This(_) => true,
-        // Its owner is refused by name later.
+        // [`owner::claim`] refuses this later and names the owner.
         Found::Other(_) if found != Some(identity) => true,
         Found::Other(_) | Found::Unreadable => {
-            let error = OpenError::quarantine(&dir.join(OWNER), "it does not say what it said");
+            let error = OpenError::quarantine(
+                &dir.join(OWNER),
+                "it is unreadable, or names another node than FLOOR does",
+            );
             return Err(enter(config, error));
         }
     };
@@ -90,7 +94,7 @@ pub fn look(config: &Config, secrets: &Secrets) -> anyhow::Result<Options> {
     })
 }
 
-/// Notes a quarantine, if that is what kept the databases from being opened.
+/// Records a quarantine if it is the reason why the databases could not be opened.
 pub fn enter(config: &Config, error: OpenError) -> anyhow::Error {
     if !matches!(error, OpenError::Quarantine { .. }) {
         return error.into();
@@ -100,14 +104,14 @@ pub fn enter(config: &Config, error: OpenError) -> anyhow::Error {
     Quarantine(reason).into()
 }
 
-/// Keeps this node from taking part, over restarts, until it has joined again.
+/// Writes the file `QUARANTINE`, which keeps this node out of the cluster over restarts until it joins again.
 pub fn note(config: &Config, reason: &str) {
     if let Err(error) = damage::quarantine(&config.node.data_dir, reason) {
-        tracing::error!(%error, "the quarantine could not be noted");
+        tracing::error!(%error, "writing the file QUARANTINE failed; do not restart this node, it might serve again");
     }
 }
 
-/// What an operator can do.
+/// The remedy for the operator.
 fn advice(config: &Config) -> String {
     if config.cluster.nodes.len() > 1 {
         "this node is quarantined: stop it and run `agentpost node rejoin --config FILE` on its machine, with \
@@ -121,10 +125,15 @@ fn advice(config: &Config) -> String {
     }
 }
 
-/// Serves what a quarantined node serves, until `shutdown`.
+/// Serves health, metrics and refusals until `shutdown` is cancelled.
 pub async fn serve(config: &Config, quarantined: Quarantined, shutdown: CancellationToken) {
     let (Quarantine(reason), advice) = (quarantined.reason, advice(config));
-    tracing::error!(node = config.node.id, reason, advice, "quarantined");
+    tracing::error!(
+        node = config.node.id,
+        reason,
+        advice,
+        "node quarantined; follow the advice"
+    );
     let tasks = TaskTracker::new();
     serve::serve(quarantined.door, router(&reason, &advice), shutdown, tasks.clone()).await;
     tasks.close();

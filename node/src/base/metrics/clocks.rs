@@ -1,4 +1,4 @@
-//! How far the voters' clocks are off.
+//! The metrics of the voters' clocks: their offsets from wall time.
 
 use std::sync::atomic::AtomicU64;
 
@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 
 use super::add;
 
-/// As this node reads them.
+/// The offsets that this node measures.
 #[derive(Clone)]
 pub struct Clocks {
     divergence: Family<NodeLabel, Gauge<f64, AtomicU64>>,
@@ -26,13 +26,13 @@ impl Clocks {
             divergence: add(
                 r,
                 "clock_divergence_seconds",
-                "How far the clock of each voter, as this node reads it, is ahead of wall time",
+                "Time by which the clock of each voter, measured by this node, is ahead of wall time",
                 Family::default(),
             ),
         }
     }
 
-    /// Shows how far a voter's clock is ahead of wall time.
+    /// Publishes how far a voter's clock is ahead of wall time.
     pub fn set_divergence(&self, node: u64, seconds: f64) {
         self.divergence.get_or_create(&NodeLabel { node }).set(seconds);
     }

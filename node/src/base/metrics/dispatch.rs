@@ -1,4 +1,4 @@
-//! What the dispatcher counts.
+//! The metrics of the webhook dispatcher.
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -9,45 +9,45 @@ use prometheus_client::registry::Registry;
 
 use super::add;
 
-/// Of this node, whether or not it leads now.
+/// The dispatcher's metrics on this node, whether or not it is the leader now.
 #[derive(Clone)]
 pub struct Dispatch {
     attempts: Family<ResultLabel, Counter>,
     entries: Family<EntryLabel, Counter>,
-    /// Calls to webhooks under way.
+    /// Webhook calls in progress.
     pub calls_in_flight: Gauge,
-    /// Seconds from due to the start of the call.
+    /// Seconds between the due time of a delivery and the start of its call.
     pub lateness_seconds: Histogram,
-    /// Claims that apply did not grant.
+    /// Claims that apply refused.
     pub claims_stale: Counter,
-    /// Outcomes that apply no longer wanted.
+    /// Outcomes that apply ignored, because they came too late or twice.
     pub outcomes_stale: Counter,
-    /// Attempts closed as unknown.
+    /// Attempts that this node closed with an unknown outcome.
     pub takeovers: Counter,
-    /// Deliveries that an outcome or a takeover of this node ended as dead.
+    /// Deliveries that became dead letters by an outcome or a takeover that this node recorded.
     pub dead_letters: Counter,
 }
 
-/// How an attempt ended.
+/// The result of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum AttemptClass {
-    /// A 2xx.
+    /// The receiver answered with a 2xx status.
     Delivered,
-    /// Another status.
+    /// The receiver answered with another status.
     Status,
-    /// No connection: name, address, TCP or TLS.
+    /// The connection failed: name resolution, TCP or TLS.
     Connect,
-    /// No complete answer in time.
+    /// There was no complete answer in time.
     Timeout,
-    /// Forbidden by the rules of egress.
+    /// The egress rules forbid the URL or its address.
     Refused,
-    /// An answer that is not HTTP, or broke off.
+    /// The answer was not HTTP or was incomplete.
     Protocol,
-    /// Never begun.
+    /// The call was not started.
     NotSent,
 }
 
-/// What the dispatcher writes into the log.
+/// The kinds of log entries that the dispatcher proposes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum EntryKind {
     Claim,
@@ -75,50 +75,55 @@ impl Dispatch {
             attempts: add(
                 r,
                 "dispatch_attempts",
-                "Attempts of webhook deliveries, by how they ended",
+                "Attempts of webhook deliveries, by result",
                 Family::default(),
             ),
             entries: add(
                 r,
                 "dispatch_entries",
-                "Log entries that the dispatcher proposed",
+                "Log entries that the dispatcher proposed, by kind",
                 Family::default(),
             ),
             calls_in_flight: add(
                 r,
                 "dispatch_calls_in_flight",
-                "Webhook calls under way",
+                "Webhook calls in progress",
                 Gauge::default(),
             ),
             lateness_seconds: add(
                 r,
                 "dispatch_lateness_seconds",
-                "Time from when a delivery is due to the start of its call",
+                "Time between the due time of a delivery and the start of its call",
                 seconds,
             ),
-            claims_stale: add(r, "dispatch_claims_stale", "Claims that were not granted", c()),
+            claims_stale: add(
+                r,
+                "dispatch_claims_stale",
+                "Claims of deliveries that were refused",
+                c(),
+            ),
             outcomes_stale: add(
                 r,
                 "dispatch_outcomes_stale",
-                "Outcomes that came too late or twice",
+                "Outcomes of attempts that were ignored because they came too late or twice",
                 c(),
             ),
             takeovers: add(
                 r,
                 "dispatch_takeovers",
-                "Attempts closed with an unknown outcome by this node",
+                "Attempts that this node closed with an unknown outcome",
                 c(),
             ),
             dead_letters: add(
                 r,
                 "dispatch_dead_letters",
-                "Deliveries whose last attempt, recorded by this node, made them dead letters",
+                "Deliveries that became dead letters by an attempt that this node recorded",
                 c(),
             ),
         }
     }
 
-    /// Counts the end of an attempt.
+    /// Counts an attempt by its result.
     pub fn attempt(&self, result: AttemptClass) {
         self.attempts.get_or_create(&ResultLabel { result }).inc();
     }

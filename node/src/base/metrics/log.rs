@@ -1,4 +1,4 @@
-//! What the Raft log counts about itself, read when somebody asks.
+//! The metrics that the Raft log counts itself; they are read on each scrape.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ impl Collector for Log {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let log = &self.0;
         for (name, help, count) in [
-            ("log_syncs", "Flushes of the log to the disk", log.syncs()),
+            ("log_syncs", "Syncs of the log to the disk", log.syncs()),
             ("log_entries", "Entries appended to the log", log.entries()),
-            ("log_bytes", "Bytes of the entries appended to the log", log.bytes()),
+            ("log_bytes", "Bytes of entries appended to the log", log.bytes()),
         ] {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(count).encode(metric)?;
@@ -30,7 +30,7 @@ impl Collector for Log {
             (if last { f64::MAX } else { at_most.as_secs_f64() }, count)
         };
         let buckets: Vec<_> = log.latency().map(bucket).collect();
-        let help = "How long flushes of the log took";
+        let help = "Duration of the syncs of the log";
         let mut metric = encoder.encode_descriptor("log_sync_seconds", help, None, MetricType::Histogram)?;
         let sum = log.latency_sum().as_secs_f64();
         metric.encode_histogram::<NoLabelSet>(sum, buckets.iter().map(|(_, count)| count).sum(), &buckets, None)

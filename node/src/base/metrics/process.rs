@@ -1,12 +1,12 @@
-//! What the process costs, under the names that Prometheus's own libraries use. Read from `/proc` on each scrape;
-//! elsewhere than on Linux these metrics are absent.
+//! The CPU time and memory of the process, under the names that Prometheus's own libraries use. They are read from
+//! `/proc` on each scrape; on systems other than Linux they are absent.
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// The kernel tells CPU time to programs in this unit, whatever it uses itself.
+/// The ticks per second in which the kernel reports CPU time to programs, whatever unit it uses itself.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// CPU time and memory of this process.
@@ -20,7 +20,7 @@ impl Collector for Process {
             .and_then(|stat| cpu_seconds(&stat))
         {
             let counter = ConstCounter::new(seconds);
-            let help = "CPU time of all threads, in user mode and in the kernel";
+            let help = "CPU time of all threads, in user and kernel mode";
             counter.encode(encoder.encode_descriptor("process_cpu_seconds", help, None, counter.metric_type())?)?;
         }
         if let Some(bytes) = std::fs::read_to_string("/proc/self/status")
@@ -28,7 +28,7 @@ impl Collector for Process {
             .and_then(|text| resident_bytes(&text))
         {
             let gauge = ConstGauge::new(bytes);
-            let help = "Memory that is in RAM";
+            let help = "Resident memory";
             let name = "process_resident_memory_bytes";
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
@@ -36,7 +36,7 @@ impl Collector for Process {
     }
 }
 
-/// Fields 14 and 15, counted behind the program's name, which may hold blanks.
+/// Parses fields 14 and 15. They are counted after the program's name, which may contain spaces.
 fn cpu_seconds(stat: &str) -> Option<f64> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let user: f64 = fields.next()?.parse().ok()?;

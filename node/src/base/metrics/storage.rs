@@ -1,18 +1,18 @@
-//! What this node stores on.
+//! The metrics of the disk.
 
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::add;
 
-/// Room, and whether what is stored may be used.
+/// The free space, and whether the data on the disk may be used.
 #[derive(Clone)]
 pub struct Storage {
     /// Bytes free on the file system of the data directory.
     pub free_bytes: Gauge,
-    /// 1 while this node takes no writes for want of room.
+    /// 1 while this node refuses writes because its disk is nearly full.
     pub refusing: Gauge,
-    /// 1 while this node must not take part.
+    /// 1 while this node is quarantined.
     pub quarantined: Gauge,
 }
 
@@ -20,14 +20,19 @@ impl Storage {
     pub(super) fn register(r: &mut Registry) -> Self {
         let g = Gauge::default;
         Storage {
-            free_bytes: add(r, "storage_free_bytes", "Bytes free where the data directory is", g()),
+            free_bytes: add(
+                r,
+                "storage_free_bytes",
+                "Bytes free on the file system of the data directory",
+                g(),
+            ),
             refusing: add(
                 r,
                 "storage_refusing",
-                "1 while writes are refused for want of room",
+                "1 while this node refuses writes because its disk is nearly full",
                 g(),
             ),
-            quarantined: add(r, "quarantined", "1 while this node must not take part", g()),
+            quarantined: add(r, "quarantined", "1 while this node is quarantined", g()),
         }
     }
 }

@@ -10,7 +10,7 @@ const RULE: Rule = Rule {
     ballast_bytes: 64 * MIB,
 };
 
-/// Of a disk of so many MiB.
+/// The free space of a disk; all sizes are in MiB.
 fn room(total: u64, free: u64, ballast: u64) -> Room {
     Room {
         total: total * MIB,
@@ -31,7 +31,7 @@ fn the_larger_limit_counts() {
 fn a_missing_ballast_is_not_free_space() {
     assert!(RULE.refuses(room(1_000, 319, 0), false));
     assert!(!RULE.refuses(room(1_000, 320, 0), false));
-    // Given up at 10 MiB, which are 74 then: that is no reason to take writes.
+    // Giving the ballast up at 10 MiB free leaves 74 MiB free, which must not make the node accept writes again.
     let low = Rule {
         min_free_bytes: 16 * MIB,
         min_free_percent: 0,
@@ -42,14 +42,14 @@ fn a_missing_ballast_is_not_free_space() {
 }
 
 #[test]
-fn it_ends_only_with_an_eighth_more() {
+fn writes_are_accepted_again_only_with_an_eighth_more_free() {
     assert!(RULE.refuses(room(1_000, 287, 64), true));
     assert!(!RULE.refuses(room(1_000, 288, 64), true));
     assert_eq!(RULE.enough(room(1_000, 0, 0)), 352 * MIB);
 }
 
 #[test]
-fn nought_is_off() {
+fn zero_disables_a_limit() {
     let off = Rule {
         min_free_bytes: 0,
         min_free_percent: 0,
@@ -60,14 +60,14 @@ fn nought_is_off() {
 }
 
 #[test]
-fn the_ballast_goes_when_nothing_is_left_and_comes_back_above_the_limit() {
+fn the_ballast_is_given_up_when_nothing_is_left_and_made_again_above_the_limit() {
     assert!(!RULE.gives_up_ballast(room(1_000, 64, 64)));
     assert!(RULE.gives_up_ballast(room(1_000, 63, 64)));
     assert!(!RULE.gives_up_ballast(room(1_000, 63, 0)));
     assert!(!RULE.makes_ballast(room(1_000, 340, 0), true));
     assert!(RULE.makes_ballast(room(1_000, 352, 0), false));
     assert!(!RULE.makes_ballast(room(1_000, 900, 64), false));
-    // Without limits: never so that the next start gives it up again.
+    // Without limits the ballast is made only if the next start would not give it up again.
     let ballast_only = Rule {
         min_free_bytes: 0,
         min_free_percent: 0,
@@ -82,7 +82,7 @@ fn the_ballast_goes_when_nothing_is_left_and_comes_back_above_the_limit() {
 }
 
 #[test]
-fn what_makes_room_or_is_the_clusters_own_goes_on() {
+fn operations_that_free_space_or_are_internal_are_never_refused() {
     use operation::Op;
     let judged = |op| {
         takes_room(&Operation {
@@ -108,11 +108,11 @@ fn space(dir: &std::path::Path, storage: &str) -> Space {
 }
 
 #[test]
-fn the_ballast_occupies_what_it_says() {
+fn the_ballast_occupies_its_configured_size() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(BALLAST);
     let off = "min_free_bytes = 0\nmin_free_percent = 0\n";
-    // A hole of the right length is none.
+    // A sparse file of the right length is not a ballast.
     File::create(&path).unwrap().set_len(3 * MIB).unwrap();
     let wanting = space(dir.path(), &format!("{off}ballast_bytes = {}", 3 * MIB));
     wanting.shared.look(Moment::Later);
@@ -121,7 +121,7 @@ fn the_ballast_occupies_what_it_says() {
     assert!(found.blocks() * 512 >= 3 * MIB);
     assert_eq!(wanting.shared.room().unwrap().ballast, 3 * MIB);
 
-    // Another size is another ballast, and none is none.
+    // Another configured size replaces the ballast, and size 0 removes it.
     space(dir.path(), &format!("{off}ballast_bytes = {}", 5 * MIB))
         .shared
         .look(Moment::Later);
@@ -136,7 +136,7 @@ fn the_ballast_occupies_what_it_says() {
 }
 
 #[test]
-fn zeros_serve_where_the_file_system_reserves_nothing() {
+fn zeros_are_written_where_the_file_system_cannot_reserve() {
     let file = tempfile::tempfile().unwrap();
     write_zeros(&file, 2 * MIB + 5).unwrap();
     assert_eq!(file.metadata().unwrap().len(), 2 * MIB + 5);
@@ -150,7 +150,7 @@ fn a_start_with_less_than_the_ballast_free_gives_it_up() {
     space.shared.make_ballast().unwrap();
     let shared = Shared {
         dir: dir.path().to_owned(),
-        // More than any disk has free, so there is less.
+        // No disk has so much free, so the free space is below it.
         rule: Rule {
             ballast_bytes: u64::MAX,
             ..space.shared.rule
@@ -168,7 +168,7 @@ fn a_start_with_less_than_the_ballast_free_gives_it_up() {
 }
 
 #[test]
-fn a_full_disk_is_told_with_node_path_and_cure() {
+fn a_full_disk_is_reported_with_node_path_and_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let space = space(dir.path(), "min_free_bytes = 9_000_000_000_000_000");
     let reason = space.refusal().unwrap();
@@ -187,7 +187,7 @@ fn a_full_disk_is_told_with_node_path_and_cure() {
     space.shared.look(Moment::Later);
     assert!(!dir.path().join(BALLAST).exists(), "no ballast below the limit");
 
-    // Space returns.
+    // The disk has enough free space again.
     space.shared.judge(Room {
         total: u64::MAX / 100,
         free: u64::MAX / 100,

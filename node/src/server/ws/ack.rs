@@ -203,7 +203,7 @@ impl Acks {
             Ok(Ok(Done {})) => Ok(()),
             Ok(Err(error)) => {
                 // Names and seqs were checked before they were queued, so a retry would be refused as well.
-                tracing::error!(%error, "acks were refused; their events will be delivered again; please report this bug");
+                tracing::error!(%error, "acks were refused; their events will be delivered again; please report this");
                 Ok(())
             }
             Err(error) => {
