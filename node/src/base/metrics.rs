@@ -315,7 +315,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_exposition_names_what_happened() {
+    fn the_exposition_contains_the_recorded_values() {
         let metrics = Metrics::new();
         metrics.http("Abbababa", "POST /v1/messages", 200, Duration::from_millis(2));
         metrics.proposal(Outcome::Done);

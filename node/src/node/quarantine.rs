@@ -115,11 +115,11 @@ pub fn note(config: &Config, reason: &str) {
 fn advice(config: &Config) -> String {
     if config.cluster.nodes.len() > 1 {
         "this node is quarantined: stop it and run `agentpost node rejoin --config FILE` on its machine, with \
-         AGENTPOST_URLS naming the other nodes; it comes back empty, under a new id, and they send it everything"
+         AGENTPOST_URLS naming the other nodes; it joins again empty and under a new id, and they send it all data"
             .to_owned()
     } else {
         format!(
-            "this node is quarantined, and no other has its data: stop it, move {} away and restore it from a backup",
+            "this node is quarantined, and no other node has its data: stop it, move {} away and restore it from a backup",
             config.node.data_dir.display()
         )
     }

@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failed_proposal_is_repeated_with_what_came_meanwhile() {
+    async fn a_failed_proposal_is_repeated_with_newer_marks() {
         let (acks, proposed, _shutdown) = start(2);
         acks.put(name("a"), acked(5));
         assert!(!acks.stored(&name("a"), Duration::from_millis(100)).await);
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_operation_is_bounded_and_nobody_starves() {
+    async fn one_operation_is_bounded_and_no_cursor_starves() {
         let mut table = Table::default();
         let count = limits::ACKS_PER_ENTRY_MAX + 1;
         for at in 0..count {
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stopping_node_stores_what_it_has() {
+    async fn a_stopping_node_stores_the_remaining_marks() {
         let (acks, proposed, shutdown) = start(0);
         sleep(EVERY * 3).await;
         acks.put(name("a"), acked(1));

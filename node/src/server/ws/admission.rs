@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn places_at_an_inbox_are_bounded_and_come_back() {
+    async fn places_at_an_inbox_are_bounded_and_released() {
         let admission = Admission::new(Metrics::new(), Presence::default());
         let permits = full_inbox(&admission);
         let mut late = admission.enter().unwrap();
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_listener_is_seen_until_its_seat_is_given_back() {
+    async fn a_listener_counts_until_its_permit_is_dropped() {
         let presence = Presence::default();
         let admission = Admission::new(Metrics::new(), presence.clone());
         let seen = || presence.sessions(TEAM, &["a".to_owned(), "b".to_owned()]);

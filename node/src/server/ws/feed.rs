@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_join_without_gap_or_overlap() {
+    fn batches_have_no_gap_or_overlap() {
         for (scopes, expected) in [
             (&["agent_to:a"][..], (1..=75).map(|n| n * 2).collect::<Vec<u64>>()),
             (&["agent_to:a", "agent_to:c"][..], (1..=75).map(|n| n * 2).collect()),
@@ -401,7 +401,7 @@ mod tests {
         }
         assert!(
             all.windows(2).all(|w| w[0] == w[1]),
-            "batches of any size join: {scopes:?}"
+            "batches of every size give the same events: {scopes:?}"
         );
         let shown = |(seq, event): (u64, Utf8Bytes)| {
             let frame: serde_json::Value = serde_json::from_str(&event).unwrap();
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn topic_mail_is_shown_once_and_as_each_scope_has_it() {
+    fn topic_mail_is_shown_once_in_the_form_of_its_scope() {
         let mut memory = Memory::default();
         mail(&mut memory, [(1, "a", 1), (3, "b", 1), (4, "c", 1)]);
         // One publish reached a and b at the same seq and c later; the other reached only a and b, one after the other.
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn what_retention_took_shows_at_the_head_that_counts() {
+    fn retention_is_reported_for_the_order_that_the_scopes_read() {
         let mut memory = Memory::default();
         mail(&mut memory, [(8, "a", 1), (9, "b", 1)]);
         let head = record::InboxHead {
@@ -551,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_removed_unseen_is_told_before_what_follows_and_once() {
+    fn removed_events_are_reported_once_and_before_later_events() {
         for scopes in [&["agent_to:a"][..], &["*"]] {
             let mut memory = Memory::default();
             mail(&mut memory, (1..=9).map(|seq| (seq, "a", 10)));
@@ -562,7 +562,7 @@ mod tests {
             assert_eq!(
                 told(&feed.batch(&memory).unwrap()),
                 [3, 4],
-                "nothing behind the place is missed"
+                "no event after the position is missing"
             );
             // Events were removed while the session did not read, and there is a gap before its position.
             removed(&mut memory, "a", [3, 4, 5, 7]);

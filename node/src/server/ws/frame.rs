@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_says_who_it_is_can_be_answered() {
+    fn a_malformed_request_with_an_id_can_be_answered() {
         for text in [
             r#"{"type":"request","id":"1"}"#,
             r#"{"type":"request","id":"1","method":7}"#,
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_ignored_and_what_is_broken_is_told() {
+    fn unknown_frames_are_ignored_and_malformed_ones_are_errors() {
         for ignored in [
             r#"{"type":"nack","seq":1}"#,
             r#"{"type":"ack"}"#,
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn an_objects_body_travels_as_its_json_text() {
+    fn the_body_of_an_object_is_sent_as_json_text() {
         let message = record::Message {
             id: vec![1; 16].into(),
             from: "b".to_owned(),

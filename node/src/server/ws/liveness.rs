@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_never_answers_costs_a_bounded_amount() {
+    fn a_client_that_never_answers_uses_bounded_memory() {
         let start = Instant::now();
         let mut liveness = Liveness::new(start);
         for step in 0..5_000u64 {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn pongs_of_nobodys_pings_prove_nothing() {
+    fn pongs_without_a_ping_prove_nothing() {
         let start = Instant::now();
         let mut liveness = Liveness::new(start);
         liveness.sent(1, start);

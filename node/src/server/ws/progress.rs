@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(
             mark(progress.ack(11)),
             Some((11, Proof::Ack)),
-            "also between two events"
+            "an ack may lie between two events"
         );
         assert_eq!(mark(progress.ack(u64::MAX)), Some((15, Proof::Ack)));
         for repeated in [0, 12, 15, 16] {
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn pings_stand_in_for_acks_only_where_a_cursor_never_saw_one() {
+    fn pings_replace_acks_only_while_a_cursor_has_never_seen_one() {
         for (cursor, acked, expected) in [
             (Some(name("a", "")), false, Some((12, Proof::Implied))),
             (Some(name("a", "")), true, None),
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_live_session_tells_nobody() {
+    fn a_live_session_reports_to_no_cursor() {
         let (mut progress, now) = begun(None, 10, false);
         progress.sent(11, now);
         assert_eq!(mark(progress.ack(11)), None);
@@ -211,7 +211,11 @@ mod tests {
         progress.sent(11, now);
         assert_eq!(mark(progress.touch(now + MINUTE / 2, MINUTE)), None);
         let touch = progress.touch(now + MINUTE, MINUTE);
-        assert_eq!(mark(touch), Some((10, Proof::Implied)), "not what was only sent");
+        assert_eq!(
+            mark(touch),
+            Some((10, Proof::Implied)),
+            "a use does not ack events that were only sent"
+        );
         assert_eq!(mark(progress.touch(now + MINUTE * 3 / 2, MINUTE)), None);
         progress.ack(11);
         assert_eq!(
@@ -223,7 +227,7 @@ mod tests {
     #[test]
     fn listening_to_an_empty_inbox_leaves_no_row() {
         let (mut progress, now) = begun(Some(name("nobody", "")), 0, false);
-        assert_eq!(mark(progress.ack(7)), None, "an invented number");
+        assert_eq!(mark(progress.ack(7)), None, "an ack of a seq that was never sent");
         assert_eq!(mark(progress.touch(now + MINUTE, MINUTE)), None);
         progress.sent(1, now);
         assert_eq!(mark(progress.ack(7)), Some((1, Proof::Ack)));

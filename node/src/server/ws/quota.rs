@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn blocked_is_used_up_without_a_price_until_the_month_ends() {
+    fn a_team_without_a_price_is_blocked_until_the_month_ends() {
         for (month, used, limits, now_ms, until_ms) in [
             (202_605, 9, limits(10, None), MAY, None),
             (202_605, 10, limits(10, None), MAY, Some(JUNE)),

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_use_is_noted_when_the_last_note_is_old() {
+    fn a_use_is_recorded_when_the_last_record_is_old() {
         let scopes = parse_requested(&["*".to_owned()]).unwrap();
         let touch = |used_ct_ms, cluster_ms| {
             let cursor = Some(record::Cursor {
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_team_with_all_its_cursors_keeps_them_and_gets_no_more() {
+    fn a_team_at_its_limit_keeps_its_cursors_and_gets_no_more() {
         let (wide, mailbox) = (["*".to_owned()], ["agent_to:a".to_owned()]);
         for scopes in [&wide, &mailbox] {
             let scopes = parse_requested(scopes).unwrap();

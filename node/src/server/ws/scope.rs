@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_scope_matches() {
+    fn a_scope_matches_its_events() {
         let message = mail("agent-beta", "agent-alpha");
         let table = [
             ("*", true),
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_key_leaves_of_the_requested_scopes() {
+    fn a_key_narrows_the_requested_scopes() {
         /// The requested scopes, the bound agent, the key's scopes, and the result.
         type Case = (
             &'static [&'static str],
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_another_agent_is_told_whose_it_is() {
+    fn the_refusal_of_a_bound_key_names_its_agent() {
         let told = |bound: &str| {
             let bound = bound.parse().ok();
             narrow(&scopes(&["agent_to:you"]), &["agent_to:me".to_owned()], bound.as_ref())
