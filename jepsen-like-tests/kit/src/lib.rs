@@ -10,6 +10,7 @@
 
 pub mod commands;
 pub mod eventually;
+#[cfg(feature = "layers")]
 pub mod layers;
 pub mod ports;
 pub mod receiver;

@@ -3,11 +3,12 @@
 //! Dates and stamps use [`Clock::wall_ms`]. Deadlines and elapsed times use monotonic time, which a jump of the wall
 //! clock does not change: tokio's `Instant::now`, directly or through [`Clock::now`].
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use agentpost_proto::id::MessageId;
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
@@ -94,10 +95,7 @@ impl IdSource {
     /// Random bytes of cryptographic quality.
     pub fn random<const N: usize>(&self) -> [u8; N] {
         let mut bytes = [0; N];
-        self.generator
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .fill_bytes(&mut bytes);
+        self.generator.lock().fill_bytes(&mut bytes);
         bytes
     }
 

@@ -18,11 +18,12 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agentpost_proto::command::{Operation, operation};
+use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 use tokio::time::sleep;
@@ -181,7 +182,7 @@ impl Space {
         if !shared.refusing.load(Ordering::Relaxed) {
             return None;
         }
-        Some(shared.reason.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        Some(shared.reason.lock().clone())
     }
 
     /// Measures the disk and keeps the ballast until `shutdown`.
@@ -250,7 +251,7 @@ impl Shared {
             if !refused {
                 tracing::error!(reason, "the disk is nearly full; free space or lower the limits");
             }
-            *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+            *self.reason.lock() = reason;
         } else if refused {
             tracing::info!(free_bytes = room.free, "the disk has room again; writes are taken");
         }

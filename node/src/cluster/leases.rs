@@ -13,8 +13,10 @@
 
 mod ledger;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use agentpost_proto::command::{ErrorCode, LeaseReads, LeaseReply, Operation, Principal, Rejection, ReturnLeases};
 use agentpost_proto::id::TeamId;
@@ -262,7 +264,7 @@ impl Leases {
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.shared.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.ledger.lock()
     }
 
     fn moment_of(&self, wall_ms: u64) -> Moment {

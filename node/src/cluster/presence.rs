@@ -6,9 +6,10 @@
 //! leaves no stale listeners behind.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use agentpost_proto::id::{AgentId, TeamId};
+use parking_lot::{Mutex, MutexGuard};
 
 /// The listeners of one node. Clones are cheap and share them.
 #[derive(Clone, Default)]
@@ -51,7 +52,7 @@ impl Presence {
     }
 
     fn lock(&self) -> MutexGuard<'_, Teams> {
-        self.teams.lock().unwrap_or_else(PoisonError::into_inner)
+        self.teams.lock()
     }
 }
 

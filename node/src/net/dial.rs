@@ -5,8 +5,8 @@
 //! takes minutes to notice that a peer vanished, so HTTP/2 keep-alive pings run on every connection.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use agentpost_proto::peer::peer_client::PeerClient;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
@@ -65,7 +66,7 @@ impl Dialer {
 
     /// A client of node `target` at `address`. It connects at its first call.
     pub fn client(&self, target: u64, address: &str, purpose: Purpose) -> PeerClient<Channel> {
-        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut channels = self.channels.lock();
         let channel = channels
             .entry((target, address.to_owned(), purpose))
             .or_insert_with(|| {
@@ -91,7 +92,7 @@ impl Dialer {
 
     /// Drops the connections to every node for which `is_gone` returns true.
     pub fn forget(&self, is_gone: impl Fn(u64) -> bool) {
-        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut channels = self.channels.lock();
         let mut gone: Vec<u64> = channels.keys().map(|(node, ..)| *node).collect();
         gone.dedup();
         gone.retain(|node| is_gone(*node));
@@ -100,7 +101,7 @@ impl Dialer {
 
     /// Drops all connections. One in use closes when its last client is dropped.
     pub fn close(&self) {
-        self.channels.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.channels.lock().clear();
     }
 }
 

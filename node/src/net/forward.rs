@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use agentpost_proto::peer::peer_client::PeerClient;
 use agentpost_proto::peer::{Done, ForwardReply, ForwardRequest, forward_reply, forward_request};
 use bytes::Bytes;
 use futures::Stream;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -135,13 +136,7 @@ impl Forwarder {
     }
 
     fn enqueue(&self, target: u64, address: &str, item: Item) {
-        let link = self
-            .shared
-            .links
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&target)
-            .map(|link| link.queue.clone());
+        let link = self.shared.links.read().get(&target).map(|link| link.queue.clone());
         let item = match link {
             None => item,
             Some(link) => match link.try_send(item) {
@@ -152,7 +147,7 @@ impl Forwarder {
                 }
             },
         };
-        let mut links = self.shared.links.write().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self.shared.links.write();
         // Another task may have opened it meanwhile.
         if links.get(&target).is_none_or(|link| link.queue.is_closed()) {
             links.insert(target, self.open(target, address));
@@ -176,7 +171,7 @@ impl Forwarder {
 
     /// Closes the streams to all nodes but `leader`. Requests in flight on them have an unknown outcome.
     pub fn hang_up_on_others(&self, leader: u64) {
-        let mut links = self.shared.links.write().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self.shared.links.write();
         links.retain(|node, link| {
             if *node != leader {
                 link.task.abort();
@@ -209,7 +204,7 @@ async fn run(mut client: PeerClient<Channel>, queue: mpsc::Receiver<Item>) -> St
                 id,
                 outcome: Some(outcome),
             })) => {
-                let ticket = pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                let ticket = pending.lock().remove(&id);
                 if let Some(ticket) = ticket {
                     ticket.answer(Ok(outcome));
                 }
@@ -240,10 +235,7 @@ impl Stream for Requests {
         ticket.sent = true;
         self.last_id += 1;
         let id = self.last_id;
-        self.pending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, ticket);
+        self.pending.lock().insert(id, ticket);
         let kind = match kind {
             Kind::Operation(operation) => forward_request::Kind::Operation(operation),
             Kind::ReadIndex => forward_request::Kind::ReadIndex(Done {}),

@@ -9,8 +9,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
@@ -82,12 +83,12 @@ impl Lives {
     }
 
     fn known(&self, id: u64) -> Option<Life> {
-        let met = self.shared.met.lock().unwrap_or_else(PoisonError::into_inner);
+        let met = self.shared.met.lock();
         met.get(&id).copied()
     }
 
     fn learn(&self, id: u64, life: Life) -> anyhow::Result<bool> {
-        let mut met = self.shared.met.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut met = self.shared.met.lock();
         if let Some(known) = met.get(&id) {
             return Ok(*known == life);
         }

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::peer::peer_client::PeerClient;
@@ -31,6 +31,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{ErrorSubject, ErrorVerb, StorageError};
+use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -121,7 +122,7 @@ struct Acknowledged(Arc<Mutex<BTreeMap<u64, (Vote, LogId)>>>);
 
 impl Acknowledged {
     fn note(&self, node: u64, vote: Vote, id: LogId) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         let known = all.entry(node).or_insert((vote, id));
         if known.0 != vote || known.1 < id {
             *known = (vote, id);
@@ -130,7 +131,7 @@ impl Acknowledged {
 
     /// Whether a follower acknowledged this entry under this vote.
     fn holds(&self, node: u64, vote: Vote, id: LogId) -> bool {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.lock();
         all.get(&node).is_some_and(|known| known.0 == vote && known.1 >= id)
     }
 }
@@ -167,7 +168,7 @@ impl NetStreamAppend<TypeConfig> for Peer {
                 last: request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id),
                 sent: Instant::now(),
             };
-            sent.lock().unwrap_or_else(PoisonError::into_inner).push_back(entry);
+            sent.lock().push_back(entry);
             append_to_proto(request)
         });
         Box::pin(async move {
@@ -212,7 +213,7 @@ impl Peer {
                     };
                 }
                 _ = overdue.tick() => {
-                    let oldest = pipeline.lock().unwrap_or_else(PoisonError::into_inner).front().map(|r| r.sent);
+                    let oldest = pipeline.lock().front().map(|r| r.sent);
                     if oldest.is_some_and(|sent| sent.elapsed() > APPEND_DEADLINE) {
                         return Some(Err(network_error("append request unanswered")));
                     }
@@ -222,7 +223,7 @@ impl Peer {
     }
 
     fn append_from_proto(&self, reply: peer::AppendReply, pipeline: &Pipeline) -> AppendAnswer {
-        let Some(request) = pipeline.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else {
+        let Some(request) = pipeline.lock().pop_front() else {
             return Err(network_error("an append answer without a request"));
         };
         let has = |id: LogId| self.acknowledged.note(self.target, request.vote, id);

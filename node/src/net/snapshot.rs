@@ -3,7 +3,7 @@
 //! thread and checks every length and checksum before it hands the snapshot to Raft.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::peer::peer_client::PeerClient;
@@ -11,6 +11,7 @@ use agentpost_proto::peer::{self, SnapshotChunk, SnapshotHeader, SnapshotPart, s
 use agentpost_raft_store::disk::snapshot::{Receiver, Snapshot, SnapshotData, Snapshots};
 use agentpost_raft_store::disk::types::{Vote, vote_from_proto, vote_to_proto};
 use futures::stream::{self, Stream, StreamExt as _};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::transport::Channel;
@@ -66,7 +67,7 @@ pub async fn send(
     let unreadable: Arc<Mutex<Option<io::Error>>> = Arc::default();
     let parts = parts(vote, &snapshot, options, Arc::clone(&unreadable));
     let sent = timeout(deadline, client.snapshot(parts)).await;
-    if let Some(error) = unreadable.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    if let Some(error) = unreadable.lock().take() {
         return Err(SendError::Unreadable(error));
     }
     let reply = sent.map_err(|_| SendError::Timeout)??.into_inner();
@@ -98,7 +99,7 @@ fn parts(
             let (file, data) = match chunks.next().await? {
                 Ok(chunk) => chunk,
                 Err(error) => {
-                    *unreadable.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    *unreadable.lock() = Some(error);
                     return None;
                 }
             };

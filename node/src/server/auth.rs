@@ -6,7 +6,7 @@
 //! - A write may use a cached key: `apply` checks the key again, in the state at the write's place in the log.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use agentpost_proto::command::{Permission, Principal};
 use agentpost_proto::id::{AgentId, KeyId, TeamId};
@@ -16,6 +16,7 @@ use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::query::key::is_valid;
 use agentpost_raft_store::disk::state::StateDb;
 use axum::http::{HeaderMap, header};
+use parking_lot::RwLock;
 
 use super::error::{ApiError, Result};
 use crate::shard::reader::Reader;
@@ -213,7 +214,7 @@ struct Known {
 impl Remembered {
     /// The caller with this key hash, and the generation that a lookup must pass to [`Self::insert`].
     pub fn get(&self, key_hash: &[u8; 32], wall_ms: u64) -> Result<Arc<Caller>, u64> {
-        let known = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.inner.read();
         match known.callers.get(key_hash) {
             Some(caller) if !expired(caller.expires_at_ms, wall_ms) => Ok(caller.clone()),
             _ => Err(known.generation),
@@ -222,7 +223,7 @@ impl Remembered {
 
     /// Caches a caller, unless the cache was emptied since `generation`.
     pub fn insert(&self, generation: u64, key_hash: [u8; 32], caller: Arc<Caller>) {
-        let mut known = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.inner.write();
         if known.generation == generation {
             if known.callers.len() >= REMEMBERED_MAX {
                 known.callers.clear();
@@ -233,7 +234,7 @@ impl Remembered {
 
     /// Empties the cache.
     pub fn forget(&self) {
-        let mut known = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.inner.write();
         known.generation += 1;
         known.callers.clear();
     }

@@ -13,10 +13,10 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentpost_proto::id::{KeyId, TeamId};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::auth::Caller;
@@ -155,7 +155,7 @@ impl<K: Copy + Eq + Hash> Spacing<K> {
 }
 
 fn lock<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
-    known.lock().unwrap_or_else(PoisonError::into_inner)
+    known.lock()
 }
 
 /// Drops idle keys if there is no room for a new one.
@@ -293,7 +293,7 @@ mod tests {
         assert!(spacing.take(key(2), start + seconds(20)));
         (0..2 * KEYS_MAX as u32).for_each(|n| {
             spacing.take(key(n), start + seconds(21));
-            assert!(spacing.last.lock().unwrap().len() <= KEYS_MAX);
+            assert!(spacing.last.lock().len() <= KEYS_MAX);
         });
     }
 
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn memory_is_bounded_and_the_busy_are_remembered() {
         let (windows, start) = (Windows::new(1, MINUTE), Instant::now());
-        let count = || windows.keys.lock().unwrap().len();
+        let count = || windows.keys.lock().len();
         let idle = KEYS_MAX as u32 - 10;
         (0..idle).for_each(|n| windows.take(key(n), start).unwrap());
         let later = start + 2 * MINUTE;

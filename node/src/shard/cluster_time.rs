@@ -1,7 +1,8 @@
 //! Cluster time: the clock for ages. The leader of an epoch stamps it on commands.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use tokio::time::Instant;
 
 /// Cluster time as this node may stamp it. It advances evenly, independent of wall clocks, and does not advance between
@@ -26,7 +27,7 @@ pub(super) struct Epoch {
 impl ClusterTime {
     /// The epoch and the cluster time in milliseconds for a command; zeros while this node has no epoch.
     pub fn now(&self) -> (u64, u64) {
-        let epoch = *self.epoch.read().unwrap_or_else(PoisonError::into_inner);
+        let epoch = *self.epoch.read();
         epoch.map_or((0, 0), |epoch| {
             (epoch.index, epoch.start_ms + epoch.began.elapsed().as_millis() as u64)
         })
@@ -34,14 +35,14 @@ impl ClusterTime {
 
     /// The term of the leadership that began `epoch`; `None` once that leadership has ended.
     pub(super) fn term_of(&self, epoch: u64) -> Option<u64> {
-        let current = *self.epoch.read().unwrap_or_else(PoisonError::into_inner);
+        let current = *self.epoch.read();
         current
             .filter(|current| current.index == epoch)
             .map(|current| current.term)
     }
 
     pub(super) fn set(&self, epoch: Option<Epoch>) {
-        *self.epoch.write().unwrap_or_else(PoisonError::into_inner) = epoch;
+        *self.epoch.write() = epoch;
     }
 }
 

@@ -4,8 +4,9 @@
 //! outcome is recorded. A hand-over closes the gate, so that nothing new begins, and waits until all have left. A node
 //! that loses leadership without a hand-over does not wait; the state machine handles that case.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// The gate of one shard on one node. Clones are cheap and share it.
@@ -30,7 +31,7 @@ pub struct DrainGuard(Drain);
 impl Drain {
     /// Begins a piece of work; `None` while a hand-over is in progress.
     pub fn enter(&self) -> Option<WorkGuard> {
-        let holds = self.shared.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        let holds = self.shared.holds.lock();
         (*holds == 0).then(|| {
             self.shared.inside.send_modify(|inside| *inside += 1);
             WorkGuard(self.clone())
@@ -39,12 +40,12 @@ impl Drain {
 
     /// Whether a hand-over is in progress.
     pub fn is_held(&self) -> bool {
-        *self.shared.holds.lock().unwrap_or_else(PoisonError::into_inner) > 0
+        *self.shared.holds.lock() > 0
     }
 
     /// Closes the gate.
     pub fn hold(&self) -> DrainGuard {
-        *self.shared.holds.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *self.shared.holds.lock() += 1;
         DrainGuard(self.clone())
     }
 
@@ -63,14 +64,14 @@ impl Drain {
 
 impl Drop for WorkGuard {
     fn drop(&mut self) {
-        let _together = self.0.shared.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        let _together = self.0.shared.holds.lock();
         self.0.shared.inside.send_modify(|inside| *inside -= 1);
     }
 }
 
 impl Drop for DrainGuard {
     fn drop(&mut self) {
-        *self.0.shared.holds.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        *self.0.shared.holds.lock() -= 1;
     }
 }
 

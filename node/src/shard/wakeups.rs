@@ -8,8 +8,10 @@
 pub mod work;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::sync::{Arc, PoisonError, RwLock};
+
+use parking_lot::RwLock;
 
 use agentpost_proto::id::TeamId;
 use agentpost_raft_store::core::effect::Effect;
@@ -60,7 +62,7 @@ impl Wakeups {
     /// Wakes when this inbox has a new entry.
     pub fn inbox(&self, team: TeamId, agent: &str) -> Listener {
         self.board.listeners.fetch_add(1, Ordering::SeqCst);
-        let mut teams = self.board.teams.write().unwrap_or_else(PoisonError::into_inner);
+        let mut teams = self.board.teams.write();
         let inboxes = &mut teams.entry(team).or_default().inboxes;
         let hints = inboxes.entry(agent.to_owned()).or_default().subscribe();
         self.listener(hints, Place::Inbox(team, agent.to_owned()))
@@ -69,7 +71,7 @@ impl Wakeups {
     /// Wakes when any inbox of the team has a new entry.
     pub fn team(&self, team: TeamId) -> Listener {
         self.board.listeners.fetch_add(1, Ordering::SeqCst);
-        let mut teams = self.board.teams.write().unwrap_or_else(PoisonError::into_inner);
+        let mut teams = self.board.teams.write();
         let hints = teams.entry(team).or_default().any.subscribe();
         self.listener(hints, Place::Team(team))
     }
@@ -77,7 +79,7 @@ impl Wakeups {
     /// Wakes when a publish of the team has reached all receivers.
     pub fn fanout(&self, team: TeamId) -> Listener {
         self.board.listeners.fetch_add(1, Ordering::SeqCst);
-        let mut teams = self.board.teams.write().unwrap_or_else(PoisonError::into_inner);
+        let mut teams = self.board.teams.write();
         let hints = teams.entry(team).or_default().fanouts.subscribe();
         self.listener(hints, Place::Fanouts(team))
     }
@@ -107,7 +109,7 @@ impl Wakeups {
         // A listener that registers after this fence reads a state that contains the batch.
         fence(Ordering::SeqCst);
         let anyone = self.board.listeners.load(Ordering::SeqCst) > 0;
-        let teams = anyone.then(|| self.board.teams.read().unwrap_or_else(PoisonError::into_inner));
+        let teams = anyone.then(|| self.board.teams.read());
         for effect in effects {
             match effect {
                 Effect::InboxAppended { team, agent, .. } => {
@@ -148,7 +150,7 @@ impl Wakeups {
         self.board.due.everywhere();
         self.board.closings.everywhere();
         self.board.fanouts.everywhere();
-        for team in self.board.teams.read().unwrap_or_else(PoisonError::into_inner).values() {
+        for team in self.board.teams.read().values() {
             team.any.send_replace(());
             team.fanouts.send_replace(());
             team.inboxes.values().for_each(|inbox| {
@@ -184,7 +186,7 @@ impl Drop for Listener {
             Place::Team(team) | Place::Fanouts(team) => (team, None),
             Place::Keys => return,
         };
-        let mut teams = self.board.teams.write().unwrap_or_else(PoisonError::into_inner);
+        let mut teams = self.board.teams.write();
         if let Some(slot) = teams.get_mut(team) {
             // This listener is still counted as a receiver of its own slot.
             if let Some(agent) = agent
@@ -253,7 +255,7 @@ mod tests {
         fanout.woken().await;
         team.woken().await;
         drop((fanout, team));
-        assert!(wakeups.board.teams.read().is_ok_and(|teams| teams.is_empty()));
+        assert!(wakeups.board.teams.read().is_empty());
     }
 
     #[tokio::test]
@@ -279,19 +281,9 @@ mod tests {
         wakeups.publish(&[appended("a")]);
         assert!(second.woken().now_or_never().is_some());
         drop(second);
-        assert_eq!(
-            wakeups.board.teams.read().unwrap_or_else(PoisonError::into_inner).len(),
-            1
-        );
+        assert_eq!(wakeups.board.teams.read().len(), 1);
         drop(team);
-        assert!(
-            wakeups
-                .board
-                .teams
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .is_empty()
-        );
+        assert!(wakeups.board.teams.read().is_empty());
         assert_eq!(wakeups.board.listeners.load(Ordering::SeqCst), 0);
     }
 }

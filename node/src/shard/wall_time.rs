@@ -4,9 +4,10 @@
 //! A reading is stored as the value of the clock when this process started, and advances with monotonic time. Until a
 //! majority of clocks is known, this node stamps no wall time and replicated wall time does not advance.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use agentpost_proto::limits::CLOCK_DIVERGENCE_MS_MAX;
+use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use crate::base::clock::Clock;
@@ -32,7 +33,7 @@ impl WallTime {
 
     /// Wall time for a command, in Unix milliseconds; `None` while it is unknown.
     pub fn stamp(&self) -> Option<u64> {
-        let began_ms = *self.began_ms.read().unwrap_or_else(PoisonError::into_inner);
+        let began_ms = *self.began_ms.read();
         began_ms.map(|began_ms| u64::try_from(began_ms.saturating_add(self.elapsed_ms())).unwrap_or(0))
     }
 
@@ -58,7 +59,7 @@ impl WallTime {
     }
 
     pub(super) fn set(&self, began_ms: Option<i64>) {
-        *self.began_ms.write().unwrap_or_else(PoisonError::into_inner) = began_ms;
+        *self.began_ms.write() = began_ms;
     }
 
     pub(super) fn elapsed_ms(&self) -> i64 {

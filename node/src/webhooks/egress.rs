@@ -10,13 +10,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits;
 use agentpost_raft_store::disk::types::Member;
 use anyhow::Context as _;
+use parking_lot::Mutex;
 use reqwest::{Client, redirect, retry};
 use rustls::client::Resumption;
 use rustls::{ClientConfig, RootCertStore};
@@ -218,7 +219,7 @@ impl Egress {
             0
         };
         let host = format!("{}:{}", target.url.host_str().unwrap_or_default(), target.port);
-        let mut clients = self.inner.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.inner.clients.lock();
         Ok(clients.get((team, port), host, |slots| self.inner.build(port, slots))?)
     }
 

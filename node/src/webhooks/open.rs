@@ -5,12 +5,13 @@
 //! waits until the table is empty: each entry holds a place in [`Drain`].
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use agentpost_proto::command::{AttemptRef, AttemptResult};
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits::{ATTEMPT_TIMEOUT_MS, RETRY_DELAYS_MS};
 use agentpost_proto::record::Delivery;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 
 use super::fair_queue::{Endpoint, Reachability};
@@ -113,8 +114,8 @@ impl OpenAttempts {
         self.table().contains_key(attempt)
     }
 
-    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<Attempt, WorkGuard>> {
-        self.shared.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, HashMap<Attempt, WorkGuard>> {
+        self.shared.table.lock()
     }
 }
 

@@ -6,10 +6,10 @@
 //! limited, from the first response that showed their address on.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use agentpost_proto::limits::HOST_CALLS_PER_S_MAX;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The calls that may follow each other without a pause; they count among [`HOST_CALLS_PER_S_MAX`].
@@ -35,7 +35,7 @@ struct Host {
 impl Pace {
     /// How long the next call to `host` must wait. `None` if it would wait too long; then the call does not count.
     pub fn wait(&self, host: &str, now: Instant) -> Option<Duration> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.hosts.lock();
         let known = match hosts.get_mut(host) {
             Some(known) => known,
             None => {
@@ -64,7 +64,7 @@ impl Pace {
 
     /// Records whether the host is within `webhooks.allow_networks`.
     pub fn note(&self, host: &str, exempt: bool) {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.hosts.lock();
         if let Some(known) = hosts.get_mut(host) {
             known.exempt = exempt;
         }
@@ -114,7 +114,7 @@ mod tests {
         for i in 0..3 * HOSTS_MAX {
             pace.wait(&format!("host-{i}"), now + Duration::from_millis(i as u64 / 10));
         }
-        assert!(pace.hosts.lock().unwrap().len() <= HOSTS_MAX);
+        assert!(pace.hosts.lock().len() <= HOSTS_MAX);
         assert_eq!(pace.wait("busy", now), None);
     }
 }

@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::limits::LOOKUPS_MAX;
 use agentpost_raft_store::disk::types::Member;
+use parking_lot::{Mutex, RwLock};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -121,12 +122,12 @@ impl Rules {
             .flat_map(|member| listeners_of(&member.peer_addr, &member.url))
             .filter(|listener| !self.configured.contains(listener))
             .collect();
-        *self.members.write().unwrap_or_else(PoisonError::into_inner) = listeners;
+        *self.members.write() = listeners;
     }
 
     /// The cluster's listeners on a port.
     fn listeners(&self, port: u16) -> Vec<Listener> {
-        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let members = self.members.read();
         let all = self.configured.iter().chain(members.iter());
         all.filter(|listener| listener.port == port).cloned().collect()
     }
@@ -191,7 +192,7 @@ impl Rules {
     /// The addresses of a node that is configured by name. If the name does not resolve, the last known addresses are
     /// used, so that a failing lookup does not stop all deliveries to that port.
     async fn own_addresses(&self, name: &str) -> Vec<IpAddr> {
-        let known = || self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = || self.own.lock();
         let last = known().get(name).cloned();
         if let Some((at, addresses)) = &last
             && at.elapsed() < OWN_ADDRESSES_FOR

@@ -11,11 +11,12 @@
 //! that it holds the cluster secret before these rules apply.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agentpost_raft_store::core::query;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -162,8 +163,8 @@ impl Admission {
         self.shared.shutdown.run_until_cancelled(following).await;
     }
 
-    fn inside(&self) -> std::sync::MutexGuard<'_, HashMap<u64, CancellationToken>> {
-        self.shared.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inside(&self) -> MutexGuard<'_, HashMap<u64, CancellationToken>> {
+        self.shared.inside.lock()
     }
 
     /// Whether a node is a former member. This is final, because ids are never used again.

@@ -6,11 +6,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::command::{AckCursors, CursorAck, Done};
 use agentpost_proto::limits;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -217,7 +218,7 @@ impl Acks {
     }
 
     fn with_table<T>(&self, act: impl FnOnce(&mut Table) -> T) -> T {
-        act(&mut self.shared.table.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut self.shared.table.lock())
     }
 }
 
@@ -264,7 +265,7 @@ mod tests {
                 }
                 let mut marks: Vec<_> = acks.into_iter().map(|a| (a.agent, a.seq, a.implied)).collect();
                 marks.sort();
-                log.lock().unwrap().push((Instant::now(), marks));
+                log.lock().push((Instant::now(), marks));
                 Ok(Ok(Done {}))
             }
         };
@@ -285,7 +286,7 @@ mod tests {
         assert!(acks.pending(&name("b")));
         assert!(acks.stored(&name("a"), EVERY * 2).await);
         assert!(!acks.pending(&name("b")));
-        let log = proposed.lock().unwrap().clone();
+        let log = proposed.lock().clone();
         assert_eq!(log[0].1, [("a".to_owned(), 1, false)]);
         assert_eq!(log[1].1, [("a".to_owned(), 99, false), ("b".to_owned(), 198, false)]);
         assert_eq!(log.len(), 2);
@@ -299,7 +300,7 @@ mod tests {
         assert!(!acks.stored(&name("a"), Duration::from_millis(100)).await);
         acks.put(name("a"), acked(6));
         assert!(acks.stored(&name("a"), Duration::from_secs(5)).await);
-        assert_eq!(proposed.lock().unwrap()[0].1, [("a".to_owned(), 6, false)]);
+        assert_eq!(proposed.lock()[0].1, [("a".to_owned(), 6, false)]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -340,6 +341,6 @@ mod tests {
         acks.put(name("a"), acked(2));
         shutdown.cancel();
         assert!(acks.stored(&name("a"), EVERY).await);
-        assert_eq!(proposed.lock().unwrap().last().unwrap().1, [("a".to_owned(), 2, false)]);
+        assert_eq!(proposed.lock().last().unwrap().1, [("a".to_owned(), 2, false)]);
     }
 }

@@ -4,12 +4,13 @@
 //! session that has been silent longest is closed if it missed a ping; otherwise the new session is refused for now.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agentpost_proto::id::{AgentId, TeamId};
 use agentpost_proto::limits;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -92,7 +93,7 @@ impl SessionPermit {
     /// `silent`.
     pub fn listen(&mut self, team: TeamId, agent: &str, silent: Duration) -> bool {
         let inbox = (team, agent.to_owned());
-        let mut inboxes = self.shared.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inboxes = self.shared.inboxes.lock();
         let present = inboxes.entry(inbox.clone()).or_default();
         if present.len() >= limits::WS_SESSIONS_PER_AGENT_MAX && !self.make_room(present, silent) {
             return false;
@@ -139,7 +140,7 @@ impl Drop for SessionPermit {
         self.shared.sessions.fetch_sub(1, Ordering::Relaxed);
         self.shared.metrics.ws_sessions.dec();
         let Some(inbox) = self.inbox.take() else { return };
-        let mut inboxes = self.shared.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inboxes = self.shared.inboxes.lock();
         if let Some(present) = inboxes.get_mut(&inbox) {
             present.retain(|other| !Arc::ptr_eq(other, &self.occupant));
             if present.is_empty() {
@@ -177,7 +178,7 @@ mod tests {
         assert!(late.listen(TEAM, "a", SILENT));
         drop(late);
         assert!(admission.is_empty());
-        assert!(admission.shared.inboxes.lock().unwrap().is_empty());
+        assert!(admission.shared.inboxes.lock().is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,10 +5,11 @@
 
 use std::collections::HashSet;
 use std::hash::Hash;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use agentpost_proto::limits::HINTS_WAITING_MAX;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// The places to look at.
@@ -60,7 +61,7 @@ impl<T: Eq + Hash> Board<T> {
         if self.listeners.load(Ordering::SeqCst) == 0 {
             return;
         }
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         if waiting.everywhere {
             return;
         }
@@ -75,7 +76,7 @@ impl<T: Eq + Hash> Board<T> {
 
     /// Says that anything may have changed.
     pub(super) fn everywhere(&self) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         waiting.everywhere = true;
         waiting.places = HashSet::new();
         drop(waiting);
@@ -83,7 +84,7 @@ impl<T: Eq + Hash> Board<T> {
     }
 
     fn take(&self) -> Option<Places<T>> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         if std::mem::take(&mut waiting.everywhere) {
             return Some(Places::Everywhere);
         }
