@@ -44,7 +44,7 @@ pub struct Builder {
     answer_timeout: Option<Duration>,
 }
 
-/// Connects to the nodes with these HTTP base URLs, separated by commas or blanks, with an API key.
+/// Connects to the nodes with these HTTP base URLs, separated by commas or spaces, with an API key.
 ///
 /// The first node is asked first; another one is asked whenever a node does not answer. WebSocket URLs follow from the
 /// HTTP URLs.
@@ -67,7 +67,7 @@ pub async fn connect(urls: impl Into<String>, key: impl Into<String>) -> Result<
 ///
 /// | variable | meaning | when it is not set |
 /// |---|---|---|
-/// | `AGENTPOST_URLS` | HTTP base URLs of the nodes, separated by commas or blanks | `http://127.0.0.1:7700` |
+/// | `AGENTPOST_URLS` | HTTP base URLs of the nodes, separated by commas or spaces | `http://127.0.0.1:7700` |
 /// | `KITE_API_KEY` | the key | `AGENTPOST_ADMIN_KEY`, an operator's key |
 /// | `KITE_TEAM_ID` | the key's team, `team_…`; see [`Agent::listen`] | `listen` uses long polling |
 ///
@@ -80,7 +80,7 @@ pub async fn from_env() -> Result<Agentpost, Error> {
 }
 
 impl Agentpost {
-    /// Settings for the nodes with these HTTP base URLs, separated by commas or blanks.
+    /// Settings for the nodes with these HTTP base URLs, separated by commas or spaces.
     pub fn builder(urls: impl Into<String>) -> Builder {
         Builder {
             urls: urls.into(),

@@ -46,8 +46,8 @@ pub fn parse_base(text: &str) -> Result<String, Error> {
     checked(base, text)
 }
 
-/// Reads a list of HTTP bases, separated by commas or blanks, as `AGENTPOST_URLS` holds them. Each base is returned once,
-/// in the order of the list.
+/// Reads a list of HTTP bases, separated by commas or spaces, as `AGENTPOST_URLS` holds them. Each base is returned
+/// once, in the order of the list.
 ///
 /// ```
 /// let bases = agentpost::urls::parse_bases("http://a:7700, http://b:7700").unwrap();

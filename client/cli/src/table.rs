@@ -67,7 +67,7 @@ impl Table {
             .push((tone, cells.iter().map(|cell| escaped(cell).into_owned()).collect()));
     }
 
-    /// Renders the table as lines without trailing blanks.
+    /// Renders the table as lines without trailing spaces.
     pub fn render(&self, paint: Paint) -> String {
         let head: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
         let width = |column: usize| {

@@ -13,7 +13,7 @@ const DEFAULT_URL: &str = "http://127.0.0.1:7700";
 #[derive(clap::Args)]
 #[command(next_help_heading = "Connection")]
 pub struct Connection {
-    /// HTTP URLs of the nodes, separated by blanks; may be repeated
+    /// HTTP URLs of the nodes, separated by commas or spaces; may be repeated
     #[arg(
         long = "url",
         global = true,

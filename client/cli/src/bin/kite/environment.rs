@@ -1,6 +1,6 @@
 //! Environment variables, and below them the variables of a `.env` file in the current folder.
 //!
-//! The file is parsed here, not by `dotenvy`: that crate refuses an unquoted value with blanks, which
+//! The file is parsed here, not by `dotenvy`: that crate refuses an unquoted value with spaces, which
 //! `AGENTPOST_URLS` may be, replaces `$NAME` by variables of the process, and loses the rest of the file behind a
 //! single apostrophe.
 
