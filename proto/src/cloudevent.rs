@@ -1,5 +1,5 @@
-//! Agent mail as a CloudEvents 1.0 JSON event. Extensions are only strings, booleans or integers: the
-//! vendor's parser rejects the whole event otherwise.
+//! Agent mail as a CloudEvents 1.0 JSON event. Extensions must be strings, booleans or integers, because the vendor's
+//! parser rejects an event with any other extension.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use crate::time::rfc3339;
 
 /// The type of every agent message.
 pub const EVENT_TYPE: &str = "com.kite.agent.message";
-/// The default prefix of `source`; configurable.
+/// The default prefix of `source`, which can be configured.
 pub const SOURCE_PREFIX: &str = "https://getkite.sh/agents/";
 /// Bytes of the body in a summary, cut back to a character boundary.
 const SUMMARY_BODY_BYTES: usize = 80;
@@ -31,7 +31,7 @@ pub struct CloudEvent {
     pub kitesummary: String,
 }
 
-/// The mail in an event; keys alphabetical, as the vendor prints them. `body` is always a string.
+/// The mail in an event, with its keys in alphabetical order, as the vendor prints them. `body` is always a string.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Data {

@@ -1,4 +1,4 @@
-//! Stable names: error codes and permissions as they stand in JSON, and the constructor of refusals.
+//! The stable names of error codes and permissions in JSON, and the constructor of rejections.
 
 use crate::command::{ErrorCode, Permission, Rejection};
 
@@ -21,7 +21,7 @@ impl ErrorCode {
 }
 
 impl Rejection {
-    /// A refusal with its text for the caller.
+    /// A rejection with its text for the caller.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Rejection {
             code: code as i32,
@@ -32,7 +32,7 @@ impl Rejection {
 }
 
 impl Permission {
-    /// As it is written in JSON and on command lines.
+    /// The name in JSON and on command lines.
     pub fn name(self) -> &'static str {
         match self {
             Permission::Unspecified => "none",
@@ -42,7 +42,7 @@ impl Permission {
         }
     }
 
-    /// The permission of a name; `*` is admin.
+    /// The permission with this name; `*` means `admin`.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "read" => Some(Permission::Read),

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::cloudevent::CloudEvent;
 use crate::secret::Secret;
 
-/// Bad or revoked key, wrong team, nothing left of the scopes. Fatal for clients.
+/// The key is invalid or revoked, belongs to another team, or allows none of the scopes. Clients must not reconnect.
 pub const ERR_AUTH_FAILED: u32 = 4001;
 /// A frame or scope that cannot be read.
 pub const ERR_INVALID_MESSAGE: u32 = 4002;
@@ -18,7 +18,8 @@ pub const ERR_SLOW_CONSUMER: u32 = 4004;
 /// The team's quota is used up.
 pub const ERR_QUOTA_BLOCKED: u32 = 4005;
 
-/// From the client. Unknown keys are ignored; an unknown `type` does not parse and is ignored by the session.
+/// A frame from the client. Unknown keys are ignored. A frame with an unknown `type` does not parse, and the session
+/// ignores it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[allow(missing_docs)]
@@ -43,7 +44,7 @@ pub enum ClientFrame {
     },
 }
 
-/// From the server, with the event as an `E`. A reader accepts more than the server sends: an unknown `type` is
+/// A frame from the server, with the event as an `E`. A reader accepts more than the server sends: an unknown `type` is
 /// [`ServerFrame::Other`], and texts that only people read may be absent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

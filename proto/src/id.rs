@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::limits;
 
-/// Why a text is not an identifier; shown to the caller as it is.
+/// The reason why a text is not an identifier. The caller sees it as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidId(pub String);
@@ -83,7 +83,7 @@ impl TeamId {
     pub const SYSTEM: TeamId = TeamId([0; 16]);
 }
 
-/// A message: a UUIDv7. Printed as `msg_<32 hex>` on the Abba Baba face and as a UUID on the Kite face;
+/// A message: a UUIDv7. It is printed as `msg_<32 hex>` on the Abba Baba face and as a UUID on the Kite face;
 /// either form parses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct MessageId(pub uuid::Uuid);

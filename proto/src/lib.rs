@@ -1,11 +1,12 @@
-//! What crosses a process or survives a restart.
+//! The types that cross the border of a process or survive a restart.
 //!
 //! - [`command`], [`record`], [`peer`]: protobuf types of the log, the stored values and node-to-node
 //!   traffic, generated from `proto/agentpost/*.proto`. A field number is never reused and never changes
-//!   its type; readers skip what they do not know. `tests/golden.rs` guards the bytes.
-//! - [`operation`]: which reply answers which operation.
-//! - [`api`]: JSON bodies of the three faces; [`frame`] and [`cloudevent`]: the Kite WebSocket.
-//! - [`id`]: newtypes whose parse is the validation; [`secret`]: what no log may show. [`limits`]: every bound of the system.
+//!   its type; readers skip unknown fields. `tests/golden.rs` guards the bytes.
+//! - [`operation`]: the type of the reply to each operation.
+//! - [`api`]: JSON bodies of the three HTTP APIs; [`frame`] and [`cloudevent`]: the Kite WebSocket.
+//! - [`id`]: newtypes whose parsing validates them; [`secret`]: texts that no log may show; [`limits`]: the bounds that
+//!   several crates share.
 //!
 //! No tokio, no I/O, no clock, no randomness.
 

@@ -1,7 +1,7 @@
-//! Which reply answers which operation, as types.
+//! The type of the reply to each operation.
 //!
-//! `apply` answers each operation with one kind of reply, or with a [`Rejection`]. [`Op`] states the pairing once: whoever
-//! proposes a `Send` gets a `SendReply`, and no caller has a branch for a reply that cannot come.
+//! `apply` answers each operation with one kind of reply, or with a [`Rejection`]. [`Op`] states the pairing once:
+//! whoever proposes a `Send` gets a `SendReply`, and no caller has a branch for a reply that cannot come.
 
 use crate::command::operation::Op as AnyOp;
 use crate::command::reply::Reply as AnyReply;
@@ -16,17 +16,17 @@ use crate::command::{
 
 /// An operation whose kind, and therefore the kind of its reply, is known at compile time.
 pub trait Op: Into<AnyOp> {
-    /// What `apply` answers when it does not reject the operation.
+    /// The reply of `apply` if it does not reject the operation.
     type Reply: FromReply;
 }
 
 /// One kind of reply.
 pub trait FromReply: Sized {
-    /// The reply of this kind, or the reply as it came.
+    /// Converts a reply to this kind, or returns it unchanged if it is of another kind.
     fn from_reply(reply: AnyReply) -> Result<Self, AnyReply>;
 }
 
-/// Why a [`Reply`] holds no answer of the expected kind.
+/// The reason why a [`Reply`] has no answer of the expected kind.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum NoAnswer {
     /// `apply` refused the operation and stored nothing.

@@ -1,11 +1,11 @@
-//! Texts that must not be shown: keys, tokens, signing secrets.
+//! Texts that must not be logged: keys, tokens, signing secrets.
 
 use std::fmt;
 use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
-/// A secret as it crosses the wire. `Debug` prints `***`, so that no log of a whole structure tells it.
+/// A secret as it crosses the wire. `Debug` prints `***`, so that logging a whole structure does not reveal it.
 #[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(pub String);

@@ -1,4 +1,4 @@
-//! Unix milliseconds as people and calendars see them. Pure: the time comes in as a value.
+//! Conversions between Unix milliseconds, calendar dates and texts. They are pure: the time is an argument.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -9,7 +9,7 @@ pub fn rfc3339(unix_ms: u64) -> String {
     format!("{at:.3}")
 }
 
-/// Unix milliseconds of an RFC 3339 text. The error does not repeat what it was given.
+/// Unix milliseconds of an RFC 3339 text. The error does not contain the text.
 pub fn parse_rfc3339(text: &str) -> Result<u64, &'static str> {
     let at: Timestamp = text
         .parse()
@@ -27,7 +27,7 @@ pub fn next_midnight_s(unix_ms: u64) -> u64 {
     (unix_ms / 86_400_000 + 1) * 86_400
 }
 
-/// Seconds until then, rounded up: whoever waits so long has the next day.
+/// Seconds until the next UTC midnight, rounded up, so that after this wait the next day has begun.
 pub fn until_midnight_s(unix_ms: u64) -> u64 {
     next_midnight_s(unix_ms).saturating_sub(unix_ms / 1000)
 }

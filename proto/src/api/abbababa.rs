@@ -51,13 +51,13 @@ pub struct SendRequest {
     /// SDK dialect: stored and shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub callback_url: Option<String>,
-    /// RFC 3339; the message is removed after it.
+    /// The time in RFC 3339 after which the message is removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<String>,
     /// SDK dialect: an object, stored and shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Box<RawValue>>,
-    /// In a batch only; elsewhere the header of that name.
+    /// The idempotency key of an item of a batch. Other requests use the header of that name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
 }
@@ -77,10 +77,10 @@ pub struct SendResponse {
     pub success: bool,
     /// `msg_<32 hex>`.
     pub message_id: String,
-    /// `pending` when a publish was answered before the last inbox had it; else absent.
+    /// `pending` if a publish was answered before every inbox had it; otherwise absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fanout: Option<String>,
-    /// The message, as the SDK wants it; absent in the client library's view.
+    /// The message, as the SDK expects it; absent in the client library's view.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<Message>,
 }
@@ -92,7 +92,7 @@ pub struct BatchResponse {
     pub results: Vec<BatchResult>,
 }
 
-/// What became of one message of a batch.
+/// The result of one message of a batch.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BatchResult {
@@ -100,13 +100,13 @@ pub struct BatchResult {
     pub status: u16,
     /// Whether it was stored.
     pub success: bool,
-    /// When it was.
+    /// The id of the stored message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message_id: Option<String>,
-    /// `pending` while inboxes of a publish follow; else absent.
+    /// `pending` if some inboxes do not have the publish yet; otherwise absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fanout: Option<String>,
-    /// When it was not.
+    /// The error, if the message was not stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -132,7 +132,7 @@ pub struct Message {
     pub reply_to_id: Option<String>,
     /// `read` once read, else `pending`.
     pub status: String,
-    /// Always `inbox`: webhooks come on top, and `/deliveries` tells about them.
+    /// Always `inbox`. A webhook gets the message in addition, which `/deliveries` shows.
     pub delivery_method: String,
     #[serde(default)]
     pub expires_at: Option<String>,
@@ -140,7 +140,7 @@ pub struct Message {
     pub extras: Extras,
 }
 
-/// What the SDK dialect lets a sender attach; stored as one JSON object.
+/// The optional fields of the SDK dialect, stored as one JSON object.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
@@ -172,7 +172,7 @@ pub struct ListResponse {
     /// The same page under the SDK's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Vec<Message>>,
-    /// Continues after this page, also when nothing more is there yet.
+    /// The cursor after this page. It is valid even if there are no more messages yet.
     pub cursor: String,
 }
 
@@ -195,7 +195,7 @@ pub struct MarkReadRequest {
     pub read: bool,
 }
 
-/// An error of this face.
+/// The body of an error.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ErrorBody {
     /// Always false.
@@ -204,19 +204,19 @@ pub struct ErrorBody {
     pub error: String,
     /// A stable name for programs.
     pub code: String,
-    /// Which field, for an invalid request.
+    /// The faulty field of an invalid request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<ErrorDetail>,
 }
 
-/// The field that an error speaks of.
+/// The field that caused an error.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ErrorDetail {
-    /// The path that the SDK joins.
+    /// The path of the field, whose parts the SDK joins.
     pub path: Vec<String>,
-    /// The same for readers of the documentation.
+    /// The same path under the name that the documentation uses.
     pub field: String,
-    /// What is wrong with it.
+    /// The fault of the field.
     pub message: String,
 }
 
@@ -226,18 +226,18 @@ pub struct ErrorDetail {
 pub struct DeliveryFailed {
     /// `msg_…`.
     pub message_id: String,
-    /// Who should have received it.
+    /// The agent that should have received the message.
     pub to_agent_id: String,
-    /// Of a topic message.
+    /// The topic of a topic message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
-    /// Where it was to go.
+    /// The URL that was called.
     pub url: String,
-    /// How many calls were granted.
+    /// The number of attempts that were granted.
     pub attempts: u32,
-    /// Of the last failed attempt; null without a response.
+    /// The HTTP status of the last failed attempt; `null` if there was no response.
     pub last_status: Option<u32>,
-    /// A class: dns, connect, tls, timeout, status and so on.
+    /// The class of the last error, such as `dns`, `connect`, `tls`, `timeout` or `status`.
     pub last_error: String,
     /// `dlv_…`.
     pub delivery_id: String,

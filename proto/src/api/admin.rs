@@ -8,9 +8,9 @@ use crate::secret::Secret;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateTeam {
-    /// Unique in the cluster.
+    /// The name of the team, unique in the cluster.
     pub name: String,
-    /// Missing ones take the plan's default.
+    /// The limits. A limit that is absent gets the default of the plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsPatch>,
 }
@@ -19,10 +19,10 @@ pub struct CreateTeam {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateTeam {
-    /// Missing ones keep their value.
+    /// The limits to change. A limit that is absent keeps its value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsPatch>,
-    /// Whether mail to an agent that nobody registered is a 404.
+    /// Whether mail to an unregistered agent is refused with 404.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strict_recipients: Option<bool>,
 }
@@ -40,12 +40,12 @@ pub struct LimitsPatch {
     pub daily_webhook_registrations: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub monthly_events: Option<u64>,
-    /// Outer none: not named. Inner none: `null`.
+    /// `None` if the field is absent, `Some(None)` if it is `null`.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     pub overage_price_atomic: Option<Option<u64>>,
 }
 
-/// Tells `null` from an absent field.
+/// Distinguishes `null` from an absent field.
 fn named<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Option<u64>>, D::Error> {
     Option::deserialize(input).map(Some)
 }
@@ -84,12 +84,12 @@ pub struct Teams {
 pub struct CreateKey {
     /// For people.
     pub name: String,
-    /// Any of `read`, `write`, `admin`; each includes the lower ones.
+    /// Some of `read`, `write` and `admin`; each includes the ones before it.
     pub permissions: Vec<String>,
     /// Binds the key to one agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_id: Option<String>,
-    /// WebSocket scopes; `["*"]` when absent.
+    /// The WebSocket scopes; `["*"]` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scopes: Option<Vec<String>>,
     /// RFC 3339.
@@ -97,7 +97,7 @@ pub struct CreateKey {
     pub expires_at: Option<String>,
 }
 
-/// A new key; the only time that `api_key` is shown.
+/// A new key. No other answer shows `api_key`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct CreatedKey {
@@ -138,7 +138,7 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
 }
 
-/// One node; what an unreachable node would have said is null.
+/// One node. Fields that only the node itself can report are `null` if it is unreachable.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Node {
@@ -147,23 +147,23 @@ pub struct Node {
     pub peer_url: String,
     pub role: Option<String>,
     pub applied_index: Option<u64>,
-    /// Entries behind the leader's last.
+    /// The number of log entries that it lacks compared with the leader.
     pub lag: Option<u64>,
-    /// 16 hex digits; equal on all nodes at equal `state_hash_index`.
+    /// The hash of the state in 16 hex digits; equal on all nodes at equal `state_hash_index`.
     pub state_hash: Option<String>,
     pub state_hash_index: Option<u64>,
 }
 
-/// `POST /cluster/members`: a node that joins, as a learner.
+/// `POST /cluster/members`: adds a node as a learner.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AddMember {
-    /// An id that no node ever had; the next such id when missing.
+    /// An id that no node has ever had; if absent, the next such id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
-    /// `host:port` where the other nodes reach it.
+    /// The `host:port` at which other nodes reach it.
     pub peer_addr: String,
-    /// Where clients reach it.
+    /// The URL at which clients reach it.
     pub url: String,
 }
 
@@ -180,7 +180,7 @@ pub struct Member {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Transfer {
-    /// The voter that shall lead.
+    /// The id of the voter that is to lead.
     pub node: u64,
 }
 
@@ -191,30 +191,30 @@ pub struct Ok {
     pub success: bool,
 }
 
-/// `POST /login/lookup`: which device waits with this code, and what this key may let it into.
+/// `POST /login/lookup`: shows the device that waits with this code, and the teams that this key may approve it for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UserCode {
-    /// With or without the dash, in either case.
+    /// The code, with or without the dash, in upper or lower case.
     pub user_code: String,
 }
 
-/// A device that waits.
+/// A device that waits for a decision.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct WaitingLogin {
-    /// `BCDF-GHJK`.
+    /// The code in the form `BCDF-GHJK`.
     pub user_code: String,
-    /// What the device calls itself; may be empty, and anything may be written there.
+    /// The name that the device gave itself: untrusted text, which may be empty.
     pub client: String,
     /// RFC 3339.
     pub requested_at: String,
-    /// Seconds.
+    /// The seconds until the code expires.
     pub expires_in: u64,
-    /// The teams that the asking key can let it into, by name.
+    /// The teams that this key may approve the device for, sorted by name.
     pub teams: Vec<LoginTeam>,
 }
 
-/// A team to choose.
+/// A team that the device may be approved for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct LoginTeam {
@@ -228,15 +228,15 @@ pub struct LoginTeam {
 pub struct ApproveLogin {
     /// See [`UserCode`].
     pub user_code: String,
-    /// Id or name; that of the asking key when missing.
+    /// The id or the name of the team; if absent, the team of the key that approves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub team: Option<String>,
-    /// `["write"]` when missing.
+    /// The permissions of the new key; `["write"]` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permissions: Option<Vec<String>>,
 }
 
-/// The reply: where the device was let in.
+/// The reply to an approval: the team and the permissions that the device got.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct ApprovedLogin {

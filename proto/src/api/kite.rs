@@ -1,5 +1,5 @@
-//! Kite's REST bodies. Facts: `POST /api/v1/agents/messages?team_id=` of the published guide; the device login of its
-//! command line. [`rpc`] holds what goes over the socket.
+//! The JSON bodies of Kite's HTTP API: `POST /api/v1/agents/messages?team_id=` of the vendor's guide, and the device
+//! login of the vendor's command line. [`rpc`] contains the bodies of WebSocket requests.
 
 pub mod rpc;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::secret::Secret;
 
-/// A message to send. Absent options are omitted, `null` is taken as absent.
+/// A message to send. Absent fields are omitted; `null` counts as absent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SendRequest {
     /// The sending agent.
@@ -31,31 +31,31 @@ pub struct SendResponse {
     pub id: String,
     /// RFC 3339 with `Z`.
     pub created_at: String,
-    /// As sent.
+    /// The sending agent.
     pub from: String,
-    /// As sent.
+    /// The receiving agent.
     pub to: String,
-    /// The team's month.
+    /// The team's usage of the month.
     pub usage: Usage,
 }
 
-/// Where the team's quota stands.
+/// The team's usage of its quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Events of this month, this one included.
+    /// The events of this month, including this one.
     pub events_used: u64,
-    /// `limits::UNLIMITED_EVENTS_SHOWN` when unlimited.
+    /// The limit of the month; `limits::UNLIMITED_EVENTS_SHOWN` if unlimited.
     pub events_limit: u64,
     /// The price of this event over the limit, in atomic units.
     pub amount_charged_atomic: u64,
 }
 
-/// An error of this face.
+/// The body of an error.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ErrorBody {
     /// A sentence for people.
     pub error: String,
-    /// With 429.
+    /// The seconds to wait; only with status 429.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_secs: Option<u64>,
 }
@@ -63,92 +63,92 @@ pub struct ErrorBody {
 /// `POST /api/auth/device-code`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DeviceCode {
-    /// What the device asks with. Whoever has it gets the key.
+    /// The secret with which the device polls. Whoever has it gets the key.
     pub device_code: Secret,
-    /// What a person types, `BCDF-GHJK`.
+    /// The code that a person types, such as `BCDF-GHJK`.
     pub user_code: String,
-    /// Where they type it.
+    /// The page on which the person types the code.
     pub verification_url: String,
-    /// The same with the code filled in.
+    /// The same page with the code filled in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verification_url_complete: Option<String>,
-    /// For the configuration of the device.
+    /// The WebSocket URL for the configuration of the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ws_url: Option<String>,
-    /// Seconds between two questions; 5 when absent.
+    /// The seconds between two polls; 5 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<u64>,
-    /// Seconds that the code lives.
+    /// The seconds until the code expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in: Option<u64>,
 }
 
-/// Asks for a code. All of it may be missing.
+/// The optional body of a request for a code.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct StartLogin {
-    /// What the device calls itself; the `User-Agent` when missing.
+    /// The name that the device gives itself; if absent, its `User-Agent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
 }
 
-/// `POST /api/auth/device-token`. Until there is an answer, the error is one of [`LOGIN_PENDING`] (400),
-/// [`LOGIN_SLOW_DOWN`] (400), [`LOGIN_EXPIRED`] (400) and [`LOGIN_DENIED`] (403).
+/// `POST /api/auth/device-token`. Until the device gets its key, the error is [`LOGIN_PENDING`] (400),
+/// [`LOGIN_SLOW_DOWN`] (400), [`LOGIN_EXPIRED`] (400) or [`LOGIN_DENIED`] (403).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DeviceToken {
-    /// Of [`DeviceCode`].
+    /// The secret from [`DeviceCode`].
     pub device_code: Secret,
 }
 
-/// Nobody has decided yet: ask again.
+/// The login is not decided yet; the device polls again.
 pub const LOGIN_PENDING: &str = "authorization_pending";
-/// Asked too soon: wait 5 s longer from now on.
+/// The device polled too soon; it must wait 5 s longer from now on.
 pub const LOGIN_SLOW_DOWN: &str = "slow_down";
-/// Unknown, expired or used: final.
+/// The code is unknown, expired or used. This is final.
 pub const LOGIN_EXPIRED: &str = "expired_token";
-/// Turned away: final.
+/// The login was denied. This is final.
 pub const LOGIN_DENIED: &str = "access_denied";
 
 /// The key of an approved device.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DeviceKey {
-    /// Shown once.
+    /// The key, which is shown only once.
     pub api_key: Secret,
-    /// Its team.
+    /// The id of the key's team.
     pub team_id: String,
 }
 
-/// `GET /api/v1/agents?after=&limit=`: who is there, by id.
+/// `GET /api/v1/agents?after=&limit=`: the agents of the team, sorted by id.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Agents {
-    /// At most `limit`.
+    /// The page, of at most `limit` agents.
     pub agents: Vec<Agent>,
-    /// `after` of the next page; none at the end.
+    /// The parameter `after` of the next page; `None` on the last page.
     pub next: Option<String>,
-    /// Nodes whose sessions are not counted, because they did not answer.
+    /// The nodes that did not answer, so their sessions are not counted.
     pub unreachable_nodes: Vec<u64>,
 }
 
 /// An agent of the team.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agent {
-    /// What mail is sent to.
+    /// The address of the agent's mail.
     pub id: String,
-    /// For people.
+    /// The display name.
     pub name: Option<String>,
-    /// Whether it is in the directory, or only got mail.
+    /// Whether it is registered. An agent that is not registered is listed because it got mail.
     pub registered: bool,
-    /// When it was registered, RFC 3339.
+    /// The time of its registration in RFC 3339.
     pub registered_at: Option<String>,
-    /// Open sessions that listen to it, on all nodes that answered.
+    /// The number of sessions that listen to it, on all nodes that answered.
     pub sessions: u64,
 }
 
-/// `POST /api/v1/agents`: puts an agent into the directory, or gives it another name. Idempotent.
+/// `POST /api/v1/agents`: registers an agent, or changes its name. The request is idempotent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RegisterAgent {
     /// Its id.
     pub id: String,
-    /// For people; missing = none.
+    /// The display name; if absent, the agent has no display name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::record::{AttemptEnd, DeliveryEnd, DeliveryState};
 
 impl DeliveryState {
-    /// As it is written in JSON and in a filter. Never changes.
+    /// The name in JSON and in filters. It never changes.
     pub fn name(self) -> &'static str {
         match self {
             DeliveryState::Unspecified => "none",
@@ -17,7 +17,7 @@ impl DeliveryState {
         }
     }
 
-    /// The state of a name.
+    /// The state with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "scheduled" => Some(DeliveryState::Scheduled),
@@ -31,7 +31,7 @@ impl DeliveryState {
 }
 
 impl DeliveryEnd {
-    /// As it is written in JSON; none while the delivery is open, and for a delivered one.
+    /// The name in JSON; `None` for a delivery that is open or was delivered.
     pub fn name(self) -> Option<&'static str> {
         match self {
             DeliveryEnd::Unspecified => None,
@@ -47,7 +47,7 @@ impl DeliveryEnd {
 }
 
 impl AttemptEnd {
-    /// As it is written in JSON.
+    /// The name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             AttemptEnd::Unspecified => "none",
@@ -59,7 +59,7 @@ impl AttemptEnd {
     }
 }
 
-/// A delivery. In a list `attempts` is their number, alone it is what became of them.
+/// A delivery. `attempts` is their number in a list, and their details in the answer for one delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
@@ -68,25 +68,25 @@ pub struct Delivery<A> {
     pub id: String,
     /// `scheduled`, `claimed`, `delivered`, `dead` or `cancelled`.
     pub state: String,
-    /// Why it is dead or cancelled: `exhausted`, `non_retryable`, `gone`, `disabled`, `outcome_unknown`,
+    /// The reason why it is dead or cancelled: `exhausted`, `non_retryable`, `gone`, `disabled`, `outcome_unknown`,
     /// `deleted` or `cancelled`.
     pub end: Option<String>,
     pub message_id: String,
     pub from_agent_id: String,
     pub to_agent_id: String,
     pub topic: Option<String>,
-    /// When that subscription's own URL is called.
+    /// The subscription whose own URL is called; absent for the agent's webhook.
     pub subscription_id: Option<String>,
     pub attempts: A,
-    /// How many attempts were granted so far.
+    /// The number of attempts that were granted so far.
     pub attempt_count: u32,
-    /// The place on the retry ladder, 0 to 3.
+    /// The retry step, 0 to 3.
     pub step: u32,
-    /// About when the next attempt is due; null unless it waits for one.
+    /// The approximate time of the next attempt; `null` unless one is scheduled.
     pub due: Option<String>,
-    /// The same as a wait; 0 when it is due already.
+    /// The milliseconds until then; 0 if the attempt is due already.
     pub due_in_ms: Option<u64>,
-    /// Not for the sender.
+    /// The called URL. The sender does not see it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     pub created_at: String,
@@ -102,23 +102,23 @@ pub type DeliveryRow = Delivery<u32>;
 /// A delivery with its attempts.
 pub type DeliveryDetail = Delivery<Vec<Attempt>>;
 
-/// One attempt, when it is over. Kept are the failure of each step, the success, the last few others.
+/// An attempt that has ended. A delivery keeps the failure of each step, the success, and the last few of the others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct Attempt {
-    /// The serial of calls.
+    /// The number of the attempt, which is never used again.
     pub number: u32,
     pub step: u32,
     /// `delivered`, `failed`, `unknown` or `not_sent`.
     pub end: String,
-    /// Of the answer; null without one. This and the rest are not for the sender.
+    /// The HTTP status; `null` if there was no response. The sender sees neither this field nor the following ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u32>,
-    /// A class: dns, connect, tls, timeout, status and so on.
+    /// The class of the error, such as `dns`, `connect`, `tls`, `timeout` or `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// The start of the answer's body; control characters are escaped.
+    /// The start of the response's body; control characters are escaped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -137,7 +137,7 @@ pub struct DeliveriesResponse {
     /// The same under the SDK's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Vec<DeliveryRow>>,
-    /// Continues after this page.
+    /// The cursor after this page.
     pub cursor: String,
 }
 
@@ -159,11 +159,11 @@ pub struct DeliveryResponse {
 pub struct RedriveResponse {
     /// Always true.
     pub success: bool,
-    /// The new delivery; the same one again for a repeat.
+    /// The new delivery. A repeated request returns the same one.
     pub delivery_id: String,
 }
 
-/// What became of a message, for its sender. One that is found is accepted and stored.
+/// The receipt of a message, for its sender. It exists only for a message that was accepted and stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
@@ -174,7 +174,7 @@ pub struct Receipt {
     pub accepted: bool,
     pub accepted_at: String,
     pub stored: bool,
-    /// `complete`, or `pending` while inboxes of a topic message follow.
+    /// `complete`, or `pending` while some inboxes do not have the topic message yet.
     pub fanout: String,
     /// Its deliveries to webhooks, the first `limits::PAGE_MAX`.
     pub delivered: Vec<ReceiptDelivery>,
@@ -192,7 +192,7 @@ pub struct ReceiptDelivery {
     pub to_agent_id: String,
     pub state: String,
     pub attempts: u32,
-    /// Only for an admin of the team and for whoever sent to itself.
+    /// The called URL, shown only to an admin of the team and to a sender that is also the receiver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 }
@@ -201,19 +201,19 @@ pub struct ReceiptDelivery {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReceiptReader {
-    /// Who.
+    /// The receiving agent.
     pub agent_id: String,
-    /// Null while unread, and when the inbox has let it go.
+    /// The time at which it was read; `null` if it is unread or was removed from the inbox.
     pub read_at: Option<String>,
 }
 
-/// The sums of a receipt.
+/// The totals of a receipt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReceiptCounts {
-    /// Inboxes that got it so far.
+    /// The number of inboxes that have got it so far.
     pub receivers: u64,
-    /// Of the first `limits::PAGE_EXAMINED_MAX` of them, how many read it.
+    /// The number of readers among the first `limits::PAGE_EXAMINED_MAX` receivers.
     pub read: u64,
 }
 

@@ -6,7 +6,7 @@ use crate::command::WebhookEvent;
 use crate::secret::Secret;
 
 impl WebhookEvent {
-    /// As it is written in an event list and in the body of a delivery. Never changes.
+    /// The name in event lists and in the body of a delivery. It never changes.
     pub fn name(self) -> &'static str {
         match self {
             WebhookEvent::Unspecified => "none",
@@ -15,7 +15,7 @@ impl WebhookEvent {
         }
     }
 
-    /// The event of a name.
+    /// The event with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "message.received" => Some(WebhookEvent::MessageReceived),
@@ -29,9 +29,10 @@ impl WebhookEvent {
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SubscribeRequest {
-    /// What to subscribe to.
+    /// The topic to subscribe to.
     pub topic: String,
-    /// Where topic messages are delivered too. Absent keeps what there is; on the wire `null` removes it.
+    /// A URL to which messages of the topic are delivered as well. If absent, the URL stays as it is; on the wire,
+    /// `null` removes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook_url: Option<String>,
 }
@@ -48,14 +49,14 @@ pub struct Subscription {
     pub webhook_url: Option<String>,
     /// The SDK's name of `webhook_url`.
     pub callback_url: Option<String>,
-    /// Always true: one that has ended is not shown.
+    /// Always true, because a subscription that has ended is not shown.
     pub is_active: bool,
-    /// A 410 disabled the URL; registering it again enables it.
+    /// Whether a 410 disabled the URL. Registering the URL again enables it.
     #[serde(default)]
     pub disabled: bool,
     pub created_at: String,
     pub updated_at: String,
-    /// `whsec_…`, with a URL: what its deliveries are signed with.
+    /// `whsec_…`: the secret that signs deliveries; present if there is a URL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Secret>,
 }
@@ -65,7 +66,7 @@ pub struct Subscription {
 pub struct SubscriptionResponse {
     /// Always true.
     pub success: bool,
-    /// As it is now.
+    /// The subscription after the request.
     pub subscription: Subscription,
     /// The same under the SDK's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,7 +78,7 @@ pub struct SubscriptionResponse {
 pub struct SubscriptionsResponse {
     /// Always true.
     pub success: bool,
-    /// By topic.
+    /// The subscriptions, sorted by topic.
     pub subscriptions: Vec<Subscription>,
     /// The same under the SDK's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,7 +88,7 @@ pub struct SubscriptionsResponse {
 /// `POST /messages/webhook`.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub struct WebhookRequest {
-    /// Where to deliver.
+    /// The URL to deliver to.
     pub url: String,
     /// Names of events, at least one.
     pub events: Vec<String>,
@@ -103,13 +104,13 @@ pub struct Webhook {
     pub agent_id: String,
     pub url: String,
     pub events: Vec<String>,
-    /// False once a 410 disabled the URL.
+    /// False after a 410 has disabled the URL.
     pub is_active: bool,
-    /// The other way round, as for a subscription.
+    /// The opposite of `is_active`, as for a subscription.
     #[serde(default)]
     pub disabled: bool,
     pub created_at: String,
-    /// `whsec_…`: what its deliveries are signed with.
+    /// `whsec_…`: the secret that signs deliveries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Secret>,
 }
@@ -119,7 +120,7 @@ pub struct Webhook {
 pub struct WebhookResponse {
     /// Always true.
     pub success: bool,
-    /// None while the agent has none.
+    /// The webhook; `None` if the agent has no webhook.
     pub webhook: Option<Webhook>,
     /// The same under the SDK's name.
     #[serde(default)]
@@ -129,8 +130,8 @@ pub struct WebhookResponse {
 /// The signing keys of a team: `GET /v2/keys` and the operator's `signing-keys`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SigningKeys {
-    /// What deliveries are signed with.
+    /// The key that signs deliveries.
     pub current: Secret,
-    /// What they will be signed with after the next rotation.
+    /// The key that will sign deliveries after the next rotation.
     pub next: Secret,
 }

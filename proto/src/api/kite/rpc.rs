@@ -1,5 +1,5 @@
-//! Parameters and payloads of the methods of the socket, as the vendor's command line reads them. Optional fields
-//! beyond those are ours.
+//! The parameters and payloads of WebSocket requests, as the vendor's command line reads them. Optional fields that the
+//! vendor does not know are additions of this project.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,17 +14,17 @@ pub struct Refused {
     pub error: String,
 }
 
-/// How the error of a request begins that may or may not have been carried out. The vendor's payload has no field for
-/// it; a client that does not know these words shows them.
+/// The start of the error text of a request that may or may not have been carried out. The vendor's payload has no
+/// field for this, and a client that does not know the prefix shows the text as it is.
 pub const OUTCOME_UNKNOWN: &str = "outcome unknown: ";
-/// How it begins when nothing was done and another node, or a later time, may help.
+/// The start of the error text of a request that was not carried out and may succeed later or at another node.
 pub const NOT_CARRIED_OUT: &str = "not carried out: ";
 
 /// `events.recent`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RecentParams {
-    /// Events at most; `limits::RECENT_EVENTS_DEFAULT` when missing, and from 1 to `limits::RECENT_EVENTS_MAX` whatever is
-    /// asked for.
+    /// The maximal number of events; `limits::RECENT_EVENTS_DEFAULT` if absent. A number outside the range from 1
+    /// to `limits::RECENT_EVENTS_MAX` counts as the nearest one inside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
     /// Only events before this seq.
@@ -35,17 +35,17 @@ pub struct RecentParams {
     pub thread_id: Option<String>,
 }
 
-/// The events that the session's scopes show, the newest first.
+/// The events that the session's scopes show, newest first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Recent<E = RecentEvent> {
-    /// At most `limit`; fewer when they are large, or few match.
+    /// At most `limit` events; fewer if they are large or few match.
     pub events: Vec<E>,
-    /// `before_seq` of the next page; none when nothing is left.
+    /// The parameter `before_seq` of the next page; `None` on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_before_seq: Option<u64>,
 }
 
-/// One of them.
+/// An event of [`Recent`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct RecentEvent {
@@ -57,19 +57,19 @@ pub struct RecentEvent {
 /// `dashboard.stats`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Stats {
-    /// Of the session's key.
+    /// The team of the session's key.
     pub team_id: String,
-    /// Events accepted today (UTC), of whatever kind; the name is the vendor's.
+    /// The events of all kinds that were accepted today (UTC). The name is the vendor's.
     pub webhooks_today: u64,
-    /// URLs that webhooks go to.
+    /// The number of webhook URLs.
     pub active_endpoints: u64,
-    /// Keys that are neither revoked nor expired.
+    /// The number of keys that are neither revoked nor expired.
     pub active_api_keys: u64,
-    /// Of the session's key.
+    /// The permissions of the session's key.
     pub current_key_permissions: Vec<String>,
-    /// There are no plans here: `self-hosted`.
+    /// Always `self-hosted`, because Agentpost has no plans.
     pub plan_name: String,
-    /// Topics of a team at most.
+    /// The maximal number of topics of a team.
     pub active_sources_limit: u64,
 }
 
@@ -78,20 +78,21 @@ pub struct Stats {
 #[allow(missing_docs)]
 pub struct KeyList {
     pub team_id: String,
-    /// By age. In a list that would not fit a frame, keys with many scopes show some, then `… and N more`.
+    /// The keys, oldest first. If the list would not fit into a frame, keys with many scopes show some of them and then
+    /// `… and N more`.
     pub keys: Vec<Key>,
 }
 
-/// `keys.create`, which answers [`CreatedKey`]. `null` counts as missing.
+/// The parameters of `keys.create`, whose payload is a [`CreatedKey`]. `null` counts as absent.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct CreateKeyParams {
-    /// For people; the vendor's command line may leave it out.
+    /// The display name. The vendor's command line may leave it out.
     #[serde(default)]
     pub name: Option<String>,
-    /// `["*"]` when missing.
+    /// The scopes; `["*"]` if absent.
     #[serde(default)]
     pub scopes: Option<Vec<String>>,
-    /// `["read"]` when missing; `*` is `admin`.
+    /// The permissions; `["read"]` if absent. `*` means `admin`.
     #[serde(default)]
     pub permissions: Option<Vec<String>>,
     /// RFC 3339.
