@@ -17,7 +17,7 @@ use crate::words::{AttemptEnd, DeliveryEnd, DeliveryState, Fanout, Order};
 pub struct Delivery<A> {
     /// `dlv_<32 hex digits>`.
     pub id: String,
-    /// Where it stands.
+    /// Its state.
     pub state: DeliveryState,
     /// Why it is dead or cancelled; `None` otherwise.
     pub end: Option<DeliveryEnd>,
@@ -93,7 +93,7 @@ pub struct DeliveryPage {
     pub cursor: String,
 }
 
-/// What became of a message, for its sender.
+/// The receipt of a message, for its sender.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -125,7 +125,7 @@ pub struct ReceiptDelivery {
     pub id: String,
     /// The receiver.
     pub to_agent_id: String,
-    /// Where it stands.
+    /// Its state.
     pub state: DeliveryState,
     /// Attempts so far.
     pub attempts: u32,

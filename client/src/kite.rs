@@ -1,6 +1,7 @@
 //! What only the Kite face has. [`Agentpost::kite`] opens it.
 //!
-//! Its sessions and methods go over a WebSocket, so they need the key's team: `KITE_TEAM_ID` or [`crate::Builder::team`].
+//! Its sessions and methods go over a WebSocket, so they need the key's team: `KITE_TEAM_ID` or
+//! [`crate::Builder::team`].
 //!
 //! ```no_run
 //! # async fn example(post: agentpost::Agentpost) -> Result<(), agentpost::Error> {
@@ -47,11 +48,11 @@ impl Kite {
         Kite { post, rpc }
     }
 
-    /// A session with scopes of one's own: `*`, `source:…`, `type:…` or `agent_to:…`, of which any lets an event pass. It
-    /// dials with the first [`Session::next`].
+    /// A session with scopes of one's own: `*`, `source:…`, `type:…` or `agent_to:…`, of which any lets an event pass.
+    /// It dials with the first [`Session::next`].
     ///
-    /// `client_id` names a cursor that the server keeps. Without one a session with a single `agent_to` scope resumes from
-    /// that agent's mailbox, and any other session shows what happens while it is connected.
+    /// `client_id` names a cursor that the server keeps. Without one a session with a single `agent_to` scope resumes
+    /// from that agent's mailbox, and any other session shows what happens while it is connected.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the team is not known.
@@ -187,13 +188,13 @@ impl NewKey {
         self
     }
 
-    /// What it may do; [`Permission::Read`] by default.
+    /// The permissions of the key; [`Permission::Read`] by default.
     pub fn permissions(mut self, permissions: impl IntoIterator<Item = Permission>) -> Self {
         self.params.permissions = Some(permissions.into_iter().map(String::from).collect());
         self
     }
 
-    /// What it may listen to; `*` by default.
+    /// The scopes that its sessions may use; `*` by default.
     pub fn scopes(mut self, scopes: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.params.scopes = Some(scopes.into_iter().map(Into::into).collect());
         self

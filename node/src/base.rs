@@ -1,4 +1,4 @@
-//! What every other layer may use: clock, configuration, secrets, the data directory, and metrics.
+//! The lowest layer, which every other layer may use: clock, configuration, secrets, the data directory, and metrics.
 
 pub mod clock;
 pub mod config;

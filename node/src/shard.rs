@@ -52,7 +52,7 @@ pub struct Lead {
     metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
 }
 
-/// Where the leader is.
+/// The current leader, as this node knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leader {
     /// This node.

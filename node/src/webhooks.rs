@@ -1,15 +1,15 @@
-//! Webhooks: who is called, when, and how.
+//! Webhooks: chooses the deliveries that are due, calls their URLs, and records the outcomes.
 //!
-//! Read [`dispatcher`] first: the protocol and its picture. In the order of a delivery's way:
+//! Read [`dispatcher`] first: it explains the protocol, with a picture. In the order in which a delivery passes them:
 //!
-//! - [`fair_queue`] knows whose turn it is;
-//! - [`dispatcher`] claims what is due, one task per leadership; [`calls`] makes the calls, [`open`] knows which attempts
-//!   are open, for as long as the process lives, and [`reporter`] records what became of them;
-//! - [`attempt`] makes one call and says what became of it; [`signature`] is what receivers verify it with;
-//! - [`egress`] is the only way out to an address that a stranger chose; [`resolver`] judges what it dials, [`pace`] how
-//!   often;
-//! - beside them, on the leader: [`takeover`] closes what nobody will report, [`closer`] ends the deliveries of deleted
-//!   and disabled endpoints; [`workers`] starts them all, and [`handles`] is what they share;
+//! - [`fair_queue`] decides whose turn it is;
+//! - [`dispatcher`] claims what is due, one task per leadership; [`calls`] makes the calls, [`open`] tracks the open
+//!   attempts for as long as the process runs, and [`reporter`] records their outcomes;
+//! - [`attempt`] makes one call and returns its result; [`signature`] signs it for the receiver;
+//! - [`egress`] is the only way out to an address that a stranger chose; [`resolver`] judges what it dials, [`pace`]
+//!   how often;
+//! - beside them, on the leader: [`takeover`] closes attempts that no node will report, [`closer`] ends the deliveries
+//!   of deleted and disabled endpoints; [`workers`] starts them all, and [`handles`] is what they share;
 //! - [`failpoint`] lets tests kill the process at the places that matter.
 
 pub mod attempt;

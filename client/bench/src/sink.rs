@@ -1,5 +1,5 @@
-//! The receiver of the benchmark's webhooks. It runs on its own thread, so that the load does not delay the time that
-//! is taken at an arrival.
+//! The receiver of the benchmark's webhooks. It runs on its own thread, so that the load does not delay the
+//! moment at which an arrival is timed.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -113,7 +113,7 @@ impl Drop for Sink {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // The thread printed its panic already.
+            // The thread has already printed its panic.
             let _ = thread.join();
         }
     }

@@ -1,8 +1,8 @@
 //! The management methods of the Kite face. Each is one request over a WebSocket of its own, which is how the vendor's
 //! command line asks. Such a session reads no mail and moves no cursor.
 //!
-//! A node that does not answer is passed over. A request that may have been carried out is repeated only if it is a read;
-//! a change of unknown outcome is reported as [`Error::OutcomeUnknown`].
+//! A node that does not answer is passed over. A request that may have been carried out is repeated only if it is a
+//! read; a change of unknown outcome is reported as [`Error::OutcomeUnknown`].
 //!
 //! Payloads are read loosely: whatever other servers may leave out is optional here.
 
@@ -211,7 +211,7 @@ pub struct Stats {
     /// Keys that are neither revoked nor expired.
     #[serde(deserialize_with = "loose")]
     pub active_api_keys: Option<u64>,
-    /// What the asking key may do.
+    /// The permissions of the key that asks.
     #[serde(deserialize_with = "loose")]
     pub current_key_permissions: Option<Vec<String>>,
     /// `self-hosted` for an Agentpost.
@@ -229,7 +229,7 @@ pub struct KeyList {
     /// The team of the key.
     #[serde(deserialize_with = "loose")]
     pub team_id: Option<String>,
-    /// By age.
+    /// The keys, oldest first.
     pub keys: Vec<ListedKey>,
 }
 
@@ -252,10 +252,10 @@ pub struct ListedKey {
     /// When it was made, in RFC 3339.
     #[serde(deserialize_with = "loose")]
     pub created_at: Option<String>,
-    /// What it may do.
+    /// Its permissions.
     #[serde(deserialize_with = "loose")]
     pub permissions: Option<Vec<String>>,
-    /// What its sessions may listen to. A long list ends with `… and N more`.
+    /// The scopes that its sessions may use. A long list ends with `… and N more`.
     #[serde(deserialize_with = "loose")]
     pub scopes: Option<Vec<String>>,
     /// The agent that it is bound to.

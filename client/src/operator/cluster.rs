@@ -25,21 +25,21 @@ pub struct Cluster {
     pub leader: Option<u64>,
     /// The Raft term.
     pub term: u64,
-    /// By id.
+    /// The nodes, sorted by id.
     pub nodes: Vec<Node>,
 }
 
-/// A node. What an unreachable node would have said is `None`.
+/// A node. Fields that only the node itself can report are `None` if it is unreachable.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Node {
     /// Its id.
     pub id: u64,
-    /// Where clients reach it.
+    /// The URL at which clients reach it.
     pub url: String,
-    /// Where the other nodes reach it.
+    /// The URL at which the other nodes reach it.
     pub peer_url: String,
-    /// What it is.
+    /// Its role.
     pub role: Option<Role>,
     /// The index of the last log entry that it has applied.
     pub applied_index: Option<u64>,
@@ -72,7 +72,8 @@ impl Operator {
         self.post.http().call(Request::get("/admin/v1/cluster")).await
     }
 
-    /// Hands leadership to another voter. The old leader first finishes its calls to webhooks, for half a minute at most.
+    /// Hands leadership to another voter. The old leader first finishes its calls to webhooks, for half a minute at
+    /// most.
     ///
     /// # Errors
     /// [`Error::Refused`] with 409 if the node cannot lead now.

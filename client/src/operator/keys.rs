@@ -19,9 +19,9 @@ pub struct Key {
     pub name: String,
     /// How the key begins.
     pub key_prefix: String,
-    /// What it may do.
+    /// Its permissions.
     pub permissions: Vec<Permission>,
-    /// What its WebSocket sessions may listen to.
+    /// The scopes that its WebSocket sessions may use.
     pub scopes: Vec<String>,
     /// The agent that it is bound to.
     pub agent_id: Option<String>,
@@ -33,8 +33,8 @@ pub struct Key {
     pub created_at: String,
 }
 
-/// A key to be made. `.await` makes it; the answer is the only place that ever shows its secret. Without a permission it
-/// has [`Permission::Write`].
+/// A key to be made. `.await` makes it; the answer is the only place that ever shows its secret. Without a permission
+/// it has [`Permission::Write`].
 ///
 /// # Errors
 /// [`Error::Refused`] with 404 if there is no such team. [`Error::OutcomeUnknown`] is not repeated: [`Operator::keys`]
@@ -105,7 +105,7 @@ impl CreateKey {
         self
     }
 
-    /// What its WebSocket sessions may listen to; `*` by default.
+    /// The scopes that its WebSocket sessions may use; `*` by default.
     pub fn scopes(mut self, scopes: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.body.scopes = Some(scopes.into_iter().map(Into::into).collect());
         self

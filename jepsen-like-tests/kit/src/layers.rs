@@ -1,8 +1,9 @@
 //! Reads the imports of a crate's sources, for tests that keep its layers apart.
 //!
-//! An import is a `use`, or a path in the code (macros included) that begins with `crate`, `super`, `self`, or a name that a
-//! `use` brought in. A name that a module only passes on counts as an import of the module that it comes from. Code under
-//! `#[cfg(test)]`, comments and texts are left out: a test may use what stands above the module that it tests.
+//! An import is a `use`, or a path in the code (macros included) that begins with `crate`, `super`, `self`, or a name
+//! that a `use` declared. A re-exported name counts as an import of the module that defines it. Code under
+//! `#[cfg(test)]`, comments and string literals are ignored, because a test may use modules above the one that it
+//! tests.
 //!
 //! A module's file and its folder are one unit. `apply.rs` may call its submodules, and they may use what `apply.rs`
 //! defines, so an import between a module and one inside it is not an arrow. All others are.
@@ -47,20 +48,20 @@ pub struct Import {
 pub struct Imports {
     modules: BTreeSet<String>,
     imports: BTreeSet<Import>,
-    /// What each module names of other crates: `rocksdb`, `std::fs`.
+    /// The foreign names that each module uses: `rocksdb`, `std::fs`.
     foreign: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Imports {
-    /// Reads every source file below `src`, the folder of `lib.rs`. `main.rs` and `bin/` are crates of their own and are
-    /// left out.
+    /// Reads every source file below `src`, the folder of `lib.rs`. `main.rs` and `bin/` are crates of their own and
+    /// are left out.
     pub fn read(src: &Path) -> io::Result<Self> {
         let mut files = Vec::new();
         collect(src, "", &mut files)?;
         Ok(Self::of(files))
     }
 
-    /// The same of files in memory: their paths relative to `lib.rs`, and their texts. Panics when one is not Rust.
+    /// Reads source files from memory: their paths relative to `lib.rs`, and their texts. Panics if a text is not Rust.
     pub fn of<P: Into<String>, T: AsRef<str>>(files: impl IntoIterator<Item = (P, T)>) -> Self {
         let mut scan = Scan::default();
         for (path, text) in files {
@@ -69,16 +70,16 @@ impl Imports {
         scan.finish()
     }
 
-    /// Every import that leads to another module, by file and line.
+    /// Every import between two modules of which neither contains the other, sorted by file and line.
     pub fn arrows(&self) -> impl Iterator<Item = &Import> {
         self.imports
             .iter()
             .filter(|i| !contains(&i.from, &i.to) && !contains(&i.to, &i.from))
     }
 
-    /// What is wrong with the layers. `rows` lists them from the top down; a name stands for a module with everything in
-    /// it, and the longest name that fits a module counts. An import may lead only to a lower row, or stay in its module.
-    /// Every module must be in a row, and every name in a row must be a module.
+    /// The violations of the layers. `rows` lists the layers from top to bottom. A name in a row stands for that module
+    /// and the modules in it; if several names fit, the longest one counts. An import may lead only to a lower row, or
+    /// stay within its name. Every module must be in a row, and every name in a row must be a module.
     pub fn faults(&self, rows: &[&[&str]]) -> Vec<String> {
         let names: BTreeMap<&str, usize> = rows
             .iter()
@@ -96,7 +97,7 @@ impl Imports {
             .filter(|name| !self.modules.contains(**name))
             .map(|name| format!("{name} is in a row and is no module"))
             .collect();
-        // A folder that only holds rows, such as the crate itself, is in none.
+        // A module that only contains modules with rows of their own, such as the crate itself, needs no row.
         let only_holds_rows = |module: &str| names.keys().any(|name| contains(module, name));
         for module in &self.modules {
             if place(module).is_none() && !only_holds_rows(module) {
@@ -120,14 +121,14 @@ impl Imports {
         faults
     }
 
-    /// Groups of modules in one folder that import each other in a circle, each group sorted. A circle of any modules
-    /// shows as one of the folder that all of them are in.
+    /// Groups of modules in one folder that import each other in a circle, each group sorted. A circle across folders
+    /// is reported in the innermost folder that contains all of its modules.
     pub fn circles(&self) -> Vec<Vec<String>> {
         circles::of(self.arrows().map(|import| (import.from.as_str(), import.to.as_str())))
     }
 
-    /// What a module and the modules in it name of other crates: `rocksdb`, and of the standard library with its module,
-    /// `std::fs`. Types and variants that stand before `::` are listed, too.
+    /// The foreign names that a module and the modules in it use: `rocksdb` for a crate, `std::fs` for a module of the
+    /// standard library. Types before `::` are listed as well.
     pub fn foreign(&self, module: &str) -> BTreeSet<&str> {
         let inside = self.foreign.iter().filter(|(name, _)| contains(module, name));
         inside.flat_map(|(_, names)| names.iter().map(String::as_str)).collect()

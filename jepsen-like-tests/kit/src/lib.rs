@@ -1,4 +1,5 @@
-//! What the tests of several crates share. It depends on `agentpost-proto` only, so that every crate can use it.
+//! Helpers that the tests of several crates share. It depends on `agentpost-proto` only, so that every crate can use
+//! it.
 //!
 //! - [`commands`]: commands of the log, by short names.
 //! - [`layers`]: reads the imports of a crate, for tests that keep its layers apart.

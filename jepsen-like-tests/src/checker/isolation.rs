@@ -89,7 +89,7 @@ fn inboxes(operations: &[Operation], violations: &mut Vec<String>) -> usize {
     count
 }
 
-/// What keys wrote is once in an inbox of their team on every node; what was refused is nowhere.
+/// Every accepted write of a key is in an inbox of its team exactly once on every node; a refused write is in none.
 fn check_writes(operations: &[Operation], violations: &mut Vec<String>) {
     let writes = operations.iter().filter(|o| o.op == Op::KeyUse);
     let writes: HashMap<&str, &Operation> = writes.filter_map(|o| Some((o.asked.key.as_deref()?, o))).collect();
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_foreign_is_refused_like_what_is_absent() {
+    fn foreign_data_is_refused_like_absent_data() {
         let absent = || told("absent", "404 no such message");
         fine(vec![
             absent(),
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn inboxes_hold_what_their_team_sent() {
+    fn inboxes_contain_only_messages_of_their_team() {
         let sent = did(Op::KeyUse, "a/k", write("a/1"), 1..2, Fields::default());
         fine(vec![sent.clone(), inbox(&["a/1", ""])]);
         only(vec![sent.clone(), inbox(&["a/1", "a/2"])], "nobody sent it");
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_key_wrote_is_there_once_and_what_was_refused_is_not() {
+    fn an_accepted_write_is_there_once_and_a_refused_one_is_not() {
         let sent = did(Op::KeyUse, "a/k", write("a/1"), 1..2, Fields::default());
         only(vec![sent.clone(), inbox(&[])], "lost a/1");
         only(vec![sent, inbox(&["a/1", "a/1"])], "2 times");

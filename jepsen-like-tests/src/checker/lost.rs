@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_saw_stays() {
+    fn a_message_that_was_seen_stays() {
         let story = RunBuilder::default().ok(1..2, Op::Read, "a", Fields::default(), listed(&[("m1", "")]));
         assert_eq!(
             violations(story.audit("a", &[])),

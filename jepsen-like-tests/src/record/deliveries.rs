@@ -38,11 +38,11 @@ pub struct ReceivedCall {
     pub delivery: String,
     /// Whether `webhook-id` and `upstash-message-id` are the same id.
     pub one_id: bool,
-    /// From `x-attempt`.
+    /// The header `x-attempt`.
     pub attempt: u32,
-    /// From `x-retry-step`.
+    /// The header `x-retry-step`.
     pub step: u32,
-    /// From `x-dispatch-epoch`.
+    /// The header `x-dispatch-epoch`.
     pub epoch: u64,
     /// Whether the call carries `x-redelivery: possible`.
     pub redelivery: bool,
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_counted_as_far_as_they_can_be() {
+    fn lost_leaders_are_bounded_unless_the_network_or_a_disk_was_bad() {
         let installed = |kind: &'static str| (kind, FaultState::Installed);
         assert!(disruptions(&[installed("transfer")]).is_clean());
         assert_eq!(

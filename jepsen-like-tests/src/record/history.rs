@@ -396,7 +396,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn operations_come_when_they_end_and_those_that_never_did_at_last() {
+    fn operations_are_passed_when_they_end_and_unfinished_ones_last() {
         let dir = tempfile::tempdir().unwrap();
         let recorder = Recorder::create(dir.path()).unwrap();
         let mut lanes = [recorder.lane(), recorder.lane(), recorder.lane()];

@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_led_when_it_said_so_twice() {
+    fn a_node_led_if_two_consecutive_responses_say_so() {
         let sample = |t, node, term, leads| NodeState {
             t,
             node,

@@ -11,7 +11,7 @@ pub const RECOVERIES: &str = "recoveries.jsonl";
 
 /// Time limit in milliseconds from the start of a damaged node until it is repaired or in quarantine.
 pub const LIMIT_MS: u64 = 10_000;
-/// The fault of a recovery that nothing was done for at that time: earlier damage that was detected late.
+/// The kind of fault of a recovery without a fault at that time: the node detected earlier damage late.
 pub const LATE: &str = "late";
 
 /// The recovery of one node.

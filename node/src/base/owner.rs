@@ -34,7 +34,7 @@ impl Owned {
     }
 }
 
-/// What the file `OWNER` says.
+/// The content of the file `OWNER`.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found {
     /// There is no file.

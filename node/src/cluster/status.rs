@@ -193,7 +193,8 @@ impl ClusterHandle {
         Some(reply.ok()?.ok()?.into_inner())
     }
 
-    /// Not beside the heartbeats: clients decide how often this is asked.
+    /// Asks a node for its sessions. The request does not share the connection of the heartbeats, because clients
+    /// decide how often it is made.
     async fn ask_presence(&self, id: u64, member: &Member, team: TeamId, agents: &[String]) -> Option<Vec<u32>> {
         let mut client = self.dialer.client(id, &member.peer_addr, Purpose::Forward);
         let request = PresenceRequest {

@@ -425,7 +425,7 @@ mod tests {
         assert!(matches!(near, Err(HandshakeError::OtherLife(2))), "{near:?}");
         assert!(matches!(far, Err(HandshakeError::Replaced(1))), "{far:?}");
         assert!(wiped.lives.until_replaced().await.contains("node 1"));
-        // Nothing was learned of a node that is not let in, and those that are known stay so.
+        // The refused node's life was not stored, and the known lives are unchanged.
         let (_, far) = shake(&node(1, 4), 2, &listener).await;
         far.unwrap_err();
         assert!(listener.lives.meet(4, [99; LIFE]).await.unwrap());
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_verdict_is_believed_only_of_who_holds_the_secret() {
+    async fn a_verdict_is_believed_only_from_a_node_with_the_secret() {
         let (dialler, listener) = (node(1, 1), node(1, 2));
         let (mut near, mut far) = duplex(1024);
         let lying = async move {
@@ -445,7 +445,7 @@ mod tests {
             far.write_all(&challenge).await.unwrap();
             far.write_all(&listener.mac(LISTENER, &transcript, &[])).await.unwrap();
             heard(&mut far, &listener, DIALLER, &transcript).await.unwrap();
-            // As on a wire where somebody else holds the pen: the proof is that of a welcome.
+            // An attacker on the wire changes the verdict, so the MAC is that of a welcome.
             let mut answer = [OTHER_LIFE; 1 + MAC];
             answer[1..].copy_from_slice(&listener.mac(ANSWER, &transcript, &[WELCOME]));
             far.write_all(&answer).await.unwrap();

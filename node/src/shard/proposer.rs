@@ -69,7 +69,8 @@ pub enum ProposeError {
     OutcomeUnknown(String),
 }
 
-/// What became of an operation of kind `O`: its answer, a reply without one, or why the log did not take it.
+/// The result of proposing an operation of kind `O`: its answer, a reply without an answer, or the reason why it was
+/// not appended to the log.
 pub type Proposed<O> = Result<Result<<O as Op>::Reply, NoAnswer>, ProposeError>;
 
 /// Proposes operations to the shard's leader. Clones are cheap.

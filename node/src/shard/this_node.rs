@@ -28,7 +28,8 @@ pub const DRAIN_DEADLINE: Duration = Duration::from_millis(DRAIN_MS);
 pub const TRANSFER_DEADLINE: Duration = Duration::from_secs(3);
 /// A voter that lags by more entries is not accepted as successor when an operator asks.
 const LAG_MAX: u64 = 100;
-/// The same limit when this node stops. It accepts no writes during the transfer, so the successor catches up.
+/// [`LAG_MAX`] when this node stops. It is larger, because this node accepts no writes then and the successor catches
+/// up.
 const LAG_MAX_STOPPING: u64 = 10_000;
 /// A voter that has been silent for longer is not accepted as successor.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
@@ -210,7 +211,8 @@ impl ThisNode {
         self.order_transfer(to, &mut lead).await
     }
 
-    /// As the leader: hands over to whichever voter is furthest and takes it. Tells which.
+    /// As the leader: offers leadership to the other voters, the most up-to-date one first. Returns the one that takes
+    /// it.
     pub async fn hand_over_to_furthest(&self) -> Result<u64, TransferError> {
         let mut refused = TransferError::Invalid("there is no other voter".to_owned());
         let mut successors = self.successors();
@@ -302,8 +304,8 @@ impl ThisNode {
         self.drain.hold()
     }
 
-    /// Before this node stops: finishes what its workers began, and if it leads, hands over to whoever is
-    /// furthest. Nothing may begin meanwhile.
+    /// Before this node stops: finishes the work that its workers began, and if it leads, hands over to the most
+    /// up-to-date voter. No work may begin in the meantime.
     pub async fn resign(&self, _held: &DrainGuard) {
         self.drained().await;
         let mut lead = Lead::new(&self.raft);

@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn only_489_with_its_header_is_for_good() {
+    fn only_489_with_its_header_is_final() {
         let header = ("upstash-nonretryable-error", "true");
         assert!(noted(489, &[header]).non_retryable);
         assert!(noted(489, &[("upstash-nonretryable-error", "True")]).non_retryable);

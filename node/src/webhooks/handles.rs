@@ -1,4 +1,4 @@
-//! What the workers of webhooks share.
+//! The handles that the webhook workers share.
 
 use std::sync::Arc;
 
@@ -6,13 +6,13 @@ use super::calls::Calls;
 use crate::base::secrets::Secrets;
 use crate::leader::LeaderHandles;
 
-/// What the workers of webhooks share. Cheap to clone.
+/// The handles that the webhook workers share. Clones are cheap.
 #[derive(Clone)]
 pub struct WebhookHandles {
-    /// What every worker of the leader uses.
+    /// The handles that every worker of the leader uses.
     pub leader: LeaderHandles,
     /// The calls of this node.
     pub calls: Calls,
-    /// What calls are signed with.
+    /// The secrets that sign calls.
     pub secrets: Arc<Secrets>,
 }

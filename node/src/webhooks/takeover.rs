@@ -17,7 +17,7 @@ use crate::base::metrics::dispatch::EntryKind;
 use crate::leader::{self, LeaderHandles};
 use crate::shard::leadership::Worker;
 
-/// Between two looks.
+/// Interval of the comparisons.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Closes the orphaned claims of one shard.

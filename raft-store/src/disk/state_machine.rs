@@ -33,13 +33,13 @@ use crate::disk::types::{LogId, StoredMembership, TypeConfig, log_id_from_proto,
 
 /// The maximal number of entries in one write. It bounds how long the first caller of a batch waits for the others.
 const BATCH_ENTRIES_MAX: usize = 1_024;
-/// The approximate maximal number of bytes in one write. Several times more is slower, because the ordered map of the
-/// batch outgrows the CPU caches.
+/// The approximate maximal number of bytes in one write. Much larger batches are slower, because their
+/// ordered map does not fit into the CPU caches.
 const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// Receives the effects of applied entries.
 pub type EffectSink = Arc<dyn Fn(&[Effect]) + Send + Sync>;
-/// Called when a snapshot has replaced the state. Any effect may have happened.
+/// Called when a snapshot has replaced the state. The effects of the entries that it covers are not sent.
 pub type InstallHook = Arc<dyn Fn() + Send + Sync>;
 
 type Item = EntryResponder<TypeConfig>;

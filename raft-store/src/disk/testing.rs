@@ -89,7 +89,7 @@ pub(crate) async fn apply(machine: &mut StateMachine, entries: Vec<Entry>) -> io
         .await
 }
 
-/// Copies the files as a crash of the process would leave them now: as the operating system has them. If RocksDB
+/// Copies the files in the state in which a crash of the process would leave them now. If RocksDB
 /// removes files meanwhile, the copy begins again.
 pub(crate) fn crash_copy(from: &Path, to: &Path) {
     while copy(from, to).is_err() {

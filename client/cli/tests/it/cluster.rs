@@ -76,7 +76,7 @@ async fn alpha_listens(user: &User, note: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_guide_works_across_nodes_and_over_the_death_of_one() {
+async fn the_guide_works_across_nodes_and_when_one_is_killed() {
     let mut post = Post::open().await;
     let alpha = post.agent("Agent Alpha", 2).await;
     let beta = post.agent("agent-beta", 3).await;

@@ -131,7 +131,7 @@ async fn a_promotion_is_asked_for_until_the_learner_has_caught_up() {
 }
 
 #[tokio::test]
-async fn deliveries_are_listed_over_pages_until_the_cursor_stands_still() {
+async fn deliveries_are_listed_page_by_page_until_the_cursor_repeats() {
     let server = ScriptedServer::start().await;
     server
         .answer(200, page(&[delivery("dlv_1", json!(4))], "c1"))

@@ -1,5 +1,5 @@
-//! `kite stream` against three nodes: a position that outlives a node and the process, commands that fail or outlast a
-//! node, and the scopes of a bound key.
+//! `kite stream` against three nodes: a stored position that survives a killed node and a restart, commands that fail
+//! or run while their node is killed, and the scopes of a bound key.
 
 use agentpost_testkit::eventually;
 use agentpost_testkit::scripted_server::exists;
@@ -93,7 +93,7 @@ async fn a_named_stream_goes_on_at_another_node_and_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commands_that_fail_or_outlast_their_node_get_each_event_until_they_are_done() {
+async fn a_command_gets_its_event_again_until_it_succeeds_also_after_a_node_was_killed() {
     let mut post = Post::open().await;
     let user = post.user(&post.key, 2);
     let file = |name: &str| user.home.path().join(name);
@@ -125,7 +125,7 @@ async fn commands_that_fail_or_outlast_their_node_get_each_event_until_they_are_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bound_key_streams_its_own_mail_and_is_told_why_not_more() {
+async fn a_bound_key_streams_only_its_own_mail_and_the_error_says_why() {
     let post = Post::open().await;
     let bound = post.user(&post.new_key(&["--agent", "agent-alpha"]).await, 1);
     let mut stream = Running::connected(&bound, &["stream", "--compact"]).await;

@@ -53,7 +53,7 @@ async fn tls_in_front_of(stub: &ScriptedServer, config: rustls::ServerConfig) ->
 }
 
 #[tokio::test]
-async fn both_ways_work_with_a_private_authority_and_only_with_it() {
+async fn http_and_websocket_trust_a_private_authority_only_if_it_is_named() {
     let (authority, config) = authority();
     let stub = ScriptedServer::start().await;
     let port = tls_in_front_of(&stub, config).await;

@@ -1,10 +1,10 @@
-//! Circles of modules.
+//! Finds circular imports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
-/// The circles of arrows between the modules of one folder, for every folder.
+/// The groups of modules in one folder that import each other in a circle, for every folder.
 pub(super) fn of<'a>(arrows: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<Vec<String>> {
     let mut graph = Graph::new();
     for (from, to) in arrows {
@@ -29,7 +29,7 @@ pub(super) fn of<'a>(arrows: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<Ve
     circles.into_iter().collect()
 }
 
-/// The two modules of one folder that these are in, or are.
+/// The two modules of the innermost common folder that contain `from` and `to`, or are them.
 fn siblings(from: &str, to: &str) -> (String, String) {
     let (from, to): (Vec<&str>, Vec<&str>) = (from.split("::").collect(), to.split("::").collect());
     let shared = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
@@ -37,7 +37,7 @@ fn siblings(from: &str, to: &str) -> (String, String) {
     (up_to(&from), up_to(&to))
 }
 
-/// Every module that can be reached by arrows.
+/// Every module that `from` imports directly or indirectly.
 fn reach(graph: &Graph, from: &str) -> BTreeSet<String> {
     let mut reached = BTreeSet::new();
     let mut open = vec![from];

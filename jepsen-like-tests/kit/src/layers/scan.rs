@@ -1,4 +1,4 @@
-//! Finds the paths in Rust sources by their tokens.
+//! Finds the paths in Rust sources, token by token, and the modules that they name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,17 +6,17 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 use super::{Import, Imports};
 
-/// How often a name is followed from module to module that passes it on.
+/// The maximal number of re-exports through which a name is followed.
 const PASSED_ON_MAX: usize = 8;
 
-/// A path as it stands in the source.
+/// A path as it is written in the source, not resolved yet.
 #[derive(Debug)]
 pub(super) struct Path {
     file: String,
     line: usize,
     /// The module of the file.
     from: String,
-    /// The module at that point: that of the file, or one written out inside it.
+    /// The innermost module around the path: that of the file, or an inline module in it.
     scope: String,
     segments: Vec<String>,
 }
@@ -27,17 +27,17 @@ pub(super) struct Scan {
     /// Modules that exist only in tests.
     tests: BTreeSet<String>,
     paths: Vec<Path>,
-    /// What a `use` calls a name in its module: (module, name) to the path.
+    /// The names that `use` declares: (module, name) to the imported path.
     names: BTreeMap<(String, String), Vec<String>>,
 }
 
-/// Where the scan is.
+/// The position of the scan.
 #[derive(Clone)]
 struct At<'a> {
     file: &'a str,
     from: &'a str,
     scope: String,
-    /// Not inside a function or another block.
+    /// Whether the position is outside of functions and other blocks.
     top: bool,
 }
 
@@ -69,7 +69,7 @@ impl Scan {
         }
     }
 
-    /// Takes what begins at `i`; returns where the next thing begins.
+    /// Processes the item or token at `i`. Returns the index after it.
     fn token(&mut self, tokens: &[TokenTree], i: usize, at: &At<'_>) -> usize {
         match &tokens[i] {
             TokenTree::Punct(punct) if punct.as_char() == '#' => self.attribute(tokens, i, at),
@@ -102,7 +102,7 @@ impl Scan {
         }
     }
 
-    /// An attribute; with that of a test goes all that it belongs to.
+    /// Skips an attribute, and after `#[cfg(test)]` also the item that it applies to. Returns the index after it.
     fn attribute(&mut self, tokens: &[TokenTree], i: usize, at: &At<'_>) -> usize {
         let inner = matches!(tokens.get(i + 1), Some(TokenTree::Punct(punct)) if punct.as_char() == '!');
         let i = i + 1 + usize::from(inner);
@@ -133,7 +133,7 @@ impl Scan {
         i + 1 + rest.iter().position(ends).map_or(rest.len(), |end| end + 1)
     }
 
-    /// A word, with the path that it begins if it begins one.
+    /// Records the path that begins with the word at `i`, if there is one. Returns the index after it.
     fn path(&mut self, tokens: &[TokenTree], i: usize, at: &At<'_>) -> usize {
         let line = tokens[i].span().start().line;
         let mut segments = vec![tokens[i].to_string()];
@@ -160,7 +160,7 @@ impl Scan {
         });
     }
 
-    /// What stands between `use` and `;`, or one branch of it.
+    /// Records the paths of a `use`: its tokens up to the `;`, or one branch of its braces.
     fn use_tree(&mut self, tokens: &[TokenTree], prefix: &[String], at: &At<'_>) {
         let mut segments = prefix.to_vec();
         let mut name = None;
@@ -223,7 +223,7 @@ impl Scan {
         imports
     }
 
-    /// The module of this crate that a path ends in, or the name of the foreign one that it begins with.
+    /// Resolves a path to the module of this crate that contains its item, or to the name of a foreign crate.
     fn resolve(
         &self,
         modules: &BTreeSet<String>,
@@ -281,7 +281,7 @@ impl Scan {
     }
 }
 
-/// `rocksdb`, or `std::fs`.
+/// The foreign name that a path begins with: `rocksdb`, or `std::fs`.
 fn foreign(segments: &[String]) -> String {
     match segments {
         [first, second, ..] if first == "std" => format!("{first}::{second}"),
@@ -290,7 +290,7 @@ fn foreign(segments: &[String]) -> String {
     }
 }
 
-/// Not the `use<>` of a type.
+/// Whether the token after `use` begins an import. `use<…>` in a type does not.
 fn begins_use(token: Option<&TokenTree>) -> bool {
     match token {
         Some(TokenTree::Punct(punct)) => punct.as_char() == ':',
@@ -304,7 +304,7 @@ fn is_colons(tokens: &[TokenTree], i: usize) -> bool {
     colon(i) && colon(i + 1)
 }
 
-/// `cfg(test)`, also among other conditions that must hold.
+/// Whether an attribute is `cfg(test)`, possibly combined with other conditions by `all`.
 fn is_test(attribute: TokenStream) -> bool {
     let text = attribute.to_string();
     let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric() && c != '_').collect();

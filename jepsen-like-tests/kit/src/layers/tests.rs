@@ -39,7 +39,7 @@ fn every_way_to_name_a_module_is_an_import() {
 }
 
 #[test]
-fn comments_texts_and_tests_are_no_imports() {
+fn comments_strings_and_tests_are_not_imports() {
     for text in [
         "// use crate::low::Thing;",
         "/// See [`crate::low`].\nfn f() {}",
@@ -55,7 +55,7 @@ fn comments_texts_and_tests_are_no_imports() {
     ] {
         assert_eq!(arrows(&[("high.rs", text), LOW]), [""; 0], "{text}");
     }
-    // What stands behind such a test counts again.
+    // Code after a test is scanned again.
     let text = "#[cfg(test)] mod tests { }\n#[cfg(test)] use a::{b};\nuse crate::low::Thing;";
     assert_eq!(arrows(&[("high.rs", text), LOW]), ["high.rs:3 high -> low"]);
 }
@@ -73,7 +73,7 @@ fn a_file_of_tests_is_left_out_with_its_folder() {
 }
 
 #[test]
-fn names_are_followed_to_the_module_that_they_come_from() {
+fn a_re_exported_name_leads_to_the_module_that_defines_it() {
     let files = [
         (
             "folder.rs",
@@ -90,12 +90,12 @@ fn names_are_followed_to_the_module_that_they_come_from() {
             "user.rs:1 user -> folder",
             "user.rs:2 user -> folder::top",
         ],
-        "its parent's own names and a parent's children are no arrows"
+        "imports between a module and its parent are not reported"
     );
 }
 
 #[test]
-fn a_row_may_use_the_rows_below_it_only() {
+fn a_row_may_use_only_the_rows_below_it() {
     let imports = Imports::of([
         ("a.rs", "use crate::b::c::C;\nuse crate::d::D;"),
         ("b.rs", ""),
@@ -112,7 +112,7 @@ fn a_row_may_use_the_rows_below_it_only() {
             "b/c.rs:2: b::c -> a stays in its row"
         ]
     );
-    // The longer name counts: b::c alone may be lower than the rest of b.
+    // The longest name counts, so b::c may be in a lower row than the rest of b.
     assert_eq!(imports.faults(&[&["b"], &["a"], &["b::c"], &["d"]]), [up]);
     assert_eq!(imports.faults(&[&["a"], &["b"]])[0], "d is in no row");
     assert_eq!(
@@ -122,7 +122,7 @@ fn a_row_may_use_the_rows_below_it_only() {
 }
 
 #[test]
-fn circles_show_in_the_folder_that_they_are_in() {
+fn circles_are_reported_in_their_innermost_folder() {
     let imports = Imports::of([
         ("a.rs", "use crate::b::c::C;"),
         ("b.rs", "use self::c::C;"),
@@ -143,12 +143,12 @@ fn circles_show_in_the_folder_that_they_are_in() {
     assert_eq!(
         imports.circles(),
         [["a", "b"]],
-        "files that do not import each other, folders that do"
+        "the files form no circle, but their folders do"
     );
 }
 
 #[test]
-fn names_of_other_crates_are_listed_for_a_module_and_all_in_it() {
+fn foreign_names_are_listed_for_a_module_and_the_modules_in_it() {
     let imports = Imports::of([
         ("core.rs", ""),
         (

@@ -121,7 +121,7 @@ mod tests {
     use super::super::delivery_builders::{call, dead, delivered, evidence, violates};
 
     #[test]
-    fn every_attempt_is_accounted_for_or_d3() {
+    fn an_attempt_that_is_not_accounted_for_violates_d3() {
         let mut bad = evidence(delivered("d", &["failed", "delivered"]));
         bad.deliveries.get_mut("d").unwrap().attempt_count = 3;
         violates(&bad, &super::check, "D3");
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_leader_costs_a_delivery_one_attempt_or_g4() {
+    fn a_second_unknown_attempt_in_one_epoch_violates_g4() {
         let mut bad = evidence(dead(
             "d",
             &["failed", "failed", "unknown", "unknown", "failed", "failed"],
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ladder_that_ends_early_violates_d6() {
+    fn a_retry_schedule_that_ends_early_violates_d6() {
         let mut bad = evidence(dead("d", &["failed"; 3]));
         assert!(super::check(&bad).is_empty());
         bad.deliveries.get_mut("d").unwrap().end = Some("exhausted".to_owned());

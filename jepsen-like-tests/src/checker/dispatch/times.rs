@@ -10,7 +10,7 @@ const DELAYS_US: [u64; 3] = [1_000_000, 10_000_000, 100_000_000];
 const UNKNOWN_US: u64 = 31_000_000;
 /// The longest call to a webhook that is deleted meanwhile.
 const DELETED_US: u64 = 30_000_000;
-/// How long a fault has effects after its end: an election, and a tick.
+/// Upper bound on the time for which a fault delays calls after its end: an election and a tick.
 const AFTERMATH_US: u64 = 3_000_000;
 /// Cluster time counts whole milliseconds.
 const ROUNDING_US: u64 = 5_000;

@@ -43,7 +43,7 @@ fn only(operations: Vec<Operation>, word: &str) {
 }
 
 #[test]
-fn who_is_surely_subscribed_has_it_once() {
+fn a_certain_subscriber_gets_a_publish_once() {
     let history = |keys: &[&str]| vec![on("t/a", 1..2), publish("p", 3..4), inbox("t/a", keys)];
     assert!(violations(history(&["p"])).is_empty());
     only(history(&[]), "does not have it");
@@ -51,7 +51,7 @@ fn who_is_surely_subscribed_has_it_once() {
 }
 
 #[test]
-fn who_is_surely_not_subscribed_does_not_have_it() {
+fn an_agent_that_is_certainly_not_subscribed_gets_no_publish() {
     let before = |keys: &[&str]| vec![publish("p", 1..2), on("t/a", 3..4), inbox("t/a", keys)];
     assert!(violations(before(&[])).is_empty());
     only(before(&["p"]), "without a subscription");
@@ -70,7 +70,7 @@ fn who_is_surely_not_subscribed_does_not_have_it() {
 }
 
 #[test]
-fn what_overlaps_goes_either_way() {
+fn a_publish_during_a_change_may_or_may_not_arrive() {
     for keys in [&["p"][..], &[]] {
         assert!(violations(vec![on("t/a", 2..5), publish("p", 3..4), inbox("t/a", keys)]).is_empty());
         let ends = vec![
@@ -96,7 +96,7 @@ fn what_overlaps_goes_either_way() {
 }
 
 #[test]
-fn what_is_unknown_may_happen_at_any_time_and_what_is_refused_never() {
+fn an_unknown_change_may_happen_later_and_a_refused_one_never() {
     let late = unknown(Op::Subscribe, TOPIC, name("t/a"), 1..2);
     for keys in [&["p"][..], &[]] {
         let history = vec![late.clone(), off("t/a", 3..4), publish("p", 5..6), inbox("t/a", keys)];
@@ -175,7 +175,7 @@ fn all_subscribers_see_the_same_order() {
 }
 
 #[test]
-fn the_order_is_that_of_time_where_time_tells() {
+fn publishes_that_do_not_overlap_keep_their_order() {
     let history = |keys: &[&str]| {
         vec![
             on("t/a", 1..2),
@@ -189,7 +189,7 @@ fn the_order_is_that_of_time_where_time_tells() {
 }
 
 #[test]
-fn the_place_in_the_order_tells_more_than_the_time() {
+fn the_order_of_publishes_narrows_the_time_of_a_subscription() {
     // By its times alone, q may have come before b subscribed; but it follows p in the order, which was published
     // afterwards.
     let history = |b: &[&str]| {
@@ -203,7 +203,7 @@ fn the_place_in_the_order_tells_more_than_the_time() {
 }
 
 #[test]
-fn an_inbox_that_no_node_shows_is_told() {
+fn an_inbox_that_no_node_shows_is_reported() {
     let audit = unknown(Op::Inbox, "t/a", Fields::default(), 900..910);
     only(vec![on("t/a", 1..2), publish("p", 3..4), audit], "does not show");
 }

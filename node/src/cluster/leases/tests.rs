@@ -1,4 +1,4 @@
-//! The ledgers of three nodes against the real state machine, with everything that can go wrong between them.
+//! The ledgers of three nodes against the real state machine, with lost replies, crashes, delays and clock jumps.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -26,23 +26,23 @@ const NODES: usize = 3;
 /// Noon of some day.
 const START_MS: u64 = 20_000 * 86_400_000 + 43_200_000;
 
-/// What becomes of a proposal.
+/// The fate of a proposal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Answered,
-    /// Applied, but the answer was lost.
+    /// It was applied, but the reply was lost.
     AnswerLost,
     NotCommitted,
 }
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// A read; the answer to the request for a lease, if one is needed, takes so long.
+    /// A read. If it needs a lease, the reply takes this long.
     Read(usize, usize, Fate, u64),
     GiveBack(usize, Fate),
     Crash(usize),
     Pass(u64),
-    /// One node's wall clock jumps.
+    /// The wall clock of one node jumps.
     Skew(usize, i64),
     Limit(u64),
 }
@@ -78,9 +78,9 @@ struct World {
     leases: u64,
     nodes: [Ledger; NODES],
     skew_ms: [i64; NODES],
-    /// By agent and day.
+    /// The reads by agent and day.
     spent: BTreeMap<(usize, u32), u64>,
-    /// Granted, and lost with an answer or a crash.
+    /// The units that were granted and then lost with a reply or by a crash.
     wasted: BTreeMap<(usize, u32), u64>,
 }
 
@@ -136,7 +136,7 @@ impl World {
             op: Some(op),
         };
         let command = Command {
-            // The first node leads.
+            // The first node is the leader.
             wall_ms: self.wall_ms(0),
             operation: operation.encode_to_vec().into(),
             ..Command::default()
@@ -221,7 +221,7 @@ impl World {
         };
         let granted = match self.apply(Some((TEAM, KEY)), Op::LeaseReads(op)) {
             reply::Reply::Lease(granted) => granted,
-            // Its clock was ahead of the replicated day, which is used up.
+            // The node's clock is ahead of the replicated day, and that day's limit is used up.
             reply::Reply::Rejection(r) => {
                 prop_assert_eq!(r.code(), ErrorCode::QuotaExceeded);
                 return Ok(());
@@ -271,7 +271,8 @@ impl World {
         }
     }
 
-    /// A return that will never be made. Its lease may have been returned already, with its answer lost.
+    /// Counts the units of a return that will never be proposed, unless an earlier return whose reply was lost has
+    /// returned them.
     fn waste_return(&mut self, lease: &LeaseReturn) {
         let row = keys::lease(lease.day, TEAM, &lease.lease_id);
         if let Some(row) = self.memory_row(&row) {
@@ -285,7 +286,7 @@ impl World {
         Some(prost::Message::decode(row).unwrap())
     }
 
-    /// Returns all that is held and owed.
+    /// Returns all held leases, and all returns that are still queued.
     fn settle(&mut self) {
         for node in 0..NODES {
             self.nodes[node].retire_all();
@@ -303,7 +304,7 @@ proptest! {
         steps in prop::collection::vec(step(), 0..300),
     ) {
         let mut world = World::new(limit);
-        // Unlimited reads are not counted; a node whose clock is wrong may spend on a day of its own.
+        // Unlimited reads are not counted. A node with a wrong clock may spend units on another day.
         let mut plain = true;
         for step in &steps {
             world.run(step)?;
@@ -314,7 +315,7 @@ proptest! {
         for (agent, name) in AGENTS.iter().enumerate() {
             let count = query::team::day_count(&world.memory, &keys::read_count(TEAM, name)).unwrap();
             let of_day = |map: &BTreeMap<(usize, u32), u64>| map.get(&(agent, count.day)).copied().unwrap_or(0);
-            // A day that is over is credited nothing any more.
+            // Units of a day that is over are not credited.
             if plain && count.day == today {
                 prop_assert_eq!(count.used, of_day(&world.spent) + of_day(&world.wasted));
             }
@@ -322,9 +323,9 @@ proptest! {
     }
 }
 
-/// With nobody else at work, all units of a day are there for one node, and the next day again.
+/// A node can spend all units of a day if no other node reads, and again on the next day.
 #[test]
-fn one_node_can_read_to_the_last_unit() {
+fn one_node_can_spend_all_units() {
     let mut world = World::new(100);
     for day in 0..2 {
         for _ in 0..150 {
@@ -334,7 +335,7 @@ fn one_node_can_read_to_the_last_unit() {
         assert_eq!(world.spent[&(0, today)], 100, "day {day}");
         world.run(&Step::Pass(86_400_000)).unwrap();
     }
-    // A block is a twelfth of what remains for three nodes: few entries at first, more for the last units.
+    // With three nodes a block is a twelfth of the remaining units, so the last units need more entries.
     assert!(world.leases < 100, "{} leases for 200 reads", world.leases);
 }
 
@@ -362,7 +363,7 @@ fn a_ledger_is_bounded() {
     let waiting = ledger.asking(&row(1)).unwrap();
     ledger.put(&row(2), lease(1));
     ledger.expire(at);
-    // Only what is held or asked for stays; others have room again.
+    // Only agents with a lease or a request stay in the ledger, so there is room for others.
     assert!(ledger.asking(&row(max)).is_some());
     assert_eq!(ledger.unspent(&row(2), at), 2);
     drop(waiting);

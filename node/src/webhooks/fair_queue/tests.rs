@@ -10,13 +10,13 @@ fn team(n: u8) -> TeamId {
     TeamId([n; 16])
 }
 
-/// Gives slots until there are none.
+/// Takes slots until none is granted.
 fn all(queue: &mut FairQueue) -> Vec<Endpoint> {
     std::iter::from_fn(|| queue.take_slot()).collect()
 }
 
 #[test]
-fn turns_go_over_teams_then_endpoints() {
+fn slots_alternate_between_teams_and_then_between_endpoints() {
     let mut queue = FairQueue::default();
     for generation in [1, 2, 3] {
         queue.set_due((team(1), generation), Some(5));
@@ -65,7 +65,7 @@ fn teams_whose_endpoints_hang_leave_room_for_one_that_comes_later() {
     assert!(hanging.len() <= NODE_CALLS_MAX);
     queue.set_due((team(99), 1), Some(1));
     queue.advance(1);
-    // Every team holds at most its share, so there is a slot as soon as there is any.
+    // Every team holds at most its share, so the newcomer gets the next free slot.
     let got = queue.take_slot().or_else(|| {
         queue.release(hanging[0], Reachability::Reached);
         queue.take_slot()
@@ -74,7 +74,7 @@ fn teams_whose_endpoints_hang_leave_room_for_one_that_comes_later() {
 }
 
 #[test]
-fn what_cannot_be_reached_is_tried_one_call_at_a_time_until_it_answers() {
+fn an_unreachable_endpoint_gets_one_call_at_a_time_until_it_answers() {
     let mut queue = FairQueue::default();
     let dead = (team(1), 1);
     queue.set_due(dead, Some(0));
@@ -91,7 +91,7 @@ fn what_cannot_be_reached_is_tried_one_call_at_a_time_until_it_answers() {
 }
 
 #[test]
-fn an_endpoint_without_work_leaves_nothing_behind() {
+fn an_endpoint_without_work_is_forgotten() {
     let mut queue = FairQueue::default();
     let endpoint = (team(1), 1);
     queue.set_due(endpoint, Some(0));
@@ -128,7 +128,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the queue should know, kept in the most obvious way.
+/// A model of the queue that is simple rather than fast.
 #[derive(Default)]
 struct Model {
     now_ms: u64,
@@ -171,7 +171,7 @@ impl Model {
 
 proptest! {
     #[test]
-    fn slots_go_to_those_who_may_have_them_and_to_nobody_else(steps in proptest::collection::vec(step(), 1..120)) {
+    fn slots_go_exactly_to_the_endpoints_that_may_have_them(steps in proptest::collection::vec(step(), 1..120)) {
         let mut queue = FairQueue::default();
         let mut model = Model::default();
         for step in steps {
@@ -215,7 +215,7 @@ proptest! {
         }
     }
 
-    /// However long the other queues are, everybody with a free slot is served within one round of turns.
+    /// However long the other queues are, every team with a free slot is served within one round of turns.
     #[test]
     fn nobody_waits_for_more_than_one_turn_of_each_other(teams in proptest::collection::vec(1..20u64, 1..8)) {
         let mut queue = FairQueue::default();

@@ -1,5 +1,5 @@
-//! Nodes that join and leave a running cluster: which become members, which are refused, and what happens to a node that
-//! lost its disk.
+//! Nodes that join and leave a running cluster: which become members, which are refused, and what happens to a node
+//! that lost its disk.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -101,7 +101,8 @@ async fn ids(services: &NodeHandles) -> Vec<u64> {
     roles(services).await.into_iter().map(|(id, _)| id).collect()
 }
 
-/// The answer of a node to a caller that claims to be node `id` in this life: the node's id, or the cause of the refusal.
+/// The answer of a node to a caller that claims to be node `id` in this life: the node's id, or the cause of the
+/// refusal.
 async fn greeted(address: SocketAddr, target: u64, id: u64, life: [u8; 16]) -> Result<u64, String> {
     let identity = Identity::new(
         &Secrets::derive(&[7; 32]),
@@ -273,7 +274,10 @@ async fn two_operators_at_once_change_one_thing_at_a_time() {
     let members: Vec<(u64, String)> = members
         .map(|node| (node.id, node.peer_url.trim_start_matches("http://").to_owned()))
         .collect();
-    assert_eq!(members, added, "who was told yes is in, and nobody else");
+    assert_eq!(
+        members, added,
+        "the members are exactly the nodes whose addition was accepted"
+    );
     assert_eq!(
         members.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
         (4..4 + added.len() as u64).collect::<Vec<_>>()

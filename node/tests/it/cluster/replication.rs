@@ -180,7 +180,7 @@ async fn all_nodes_killed_at_once_come_back_with_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leadership_moves_on_request_and_refuses_what_makes_no_sense() {
+async fn leadership_moves_on_request_and_an_impossible_transfer_is_refused() {
     let cluster = TestCluster::start(3).await;
     let team = cluster.team("a").await;
     for _ in 0..3 {
@@ -287,7 +287,7 @@ async fn a_node_that_missed_a_purged_log_catches_up_by_snapshot() {
     assert_eq!(inbox(&cluster.services(away), &team, "box").await.len(), 301);
     cluster.caught_up().await;
     let received = metric(&cluster.services(away), "agentpost_snapshots_received_total");
-    assert_eq!(received, 1, "it caught up by log");
+    assert_eq!(received, 1, "it must catch up by one snapshot, not by the log");
     // The installed snapshot survives a restart, and replication continues with the log.
     cluster.kill(away).await;
     deliver(&services, &team, "box").await;

@@ -13,7 +13,7 @@ use agentpost_node::shard::proposer::Proposer;
 use agentpost_node::shard::reader::Reader;
 use agentpost_node::webhooks::egress::Egress;
 
-/// Cheap to clone.
+/// The handles of a running node. Clones are cheap.
 #[derive(Clone)]
 pub struct NodeHandles {
     pub reader: Reader,
@@ -48,7 +48,7 @@ impl NodeHandles {
         self.cluster.metrics_text(&self.services.metrics)
     }
 
-    /// To serve `/ws` once more.
+    /// The handles for serving `/ws` on another port.
     pub fn ws(&self) -> WsHandles {
         WsHandles {
             presence: self.cluster.presence.clone(),

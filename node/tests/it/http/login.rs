@@ -245,7 +245,7 @@ async fn has_exactly(url: &str, key: &str, permission: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_names_the_team_and_whoever_lets_in_chooses_the_permissions() {
+async fn an_operator_must_name_the_team_and_the_approver_chooses_the_permissions() {
     let office = LoginOffice::open().await;
     let other = Team::create(&office.urls[0], &office.admin, "Über & Söhne").await;
     let operator = |what: &str, body: &Value| decision(what, body).bearer(&office.admin);

@@ -1,5 +1,5 @@
-//! Our events, read with the vendor's own crate: its parser accepts every event as agent mail and finds the sent values in
-//! it.
+//! Our events, read with the vendor's own crate: its parser accepts every event as agent mail and finds the sent values
+//! in it.
 
 use agentpost_node::server::ws::frame;
 use agentpost_proto::cloudevent::{self, CloudEvent, Data};
@@ -138,7 +138,7 @@ fn a_notice_is_agent_mail_from_system() {
 }
 
 #[test]
-fn mail_of_the_guide_has_no_more_than_the_guide_shows() {
+fn a_message_of_the_guide_has_only_the_fields_that_the_guide_shows() {
     let message = record::Message {
         r#type: cloudevent::EVENT_TYPE.to_owned(),
         thread_id: String::new(),
@@ -183,7 +183,8 @@ fn an_event_is_written_in_the_order_of_their_serializer() {
     }
 }
 
-/// Their integers end far beyond any seq of a team; our seq keeps its value up to there.
+/// The vendor's parser reads integers up to `i64::MAX`, which no seq of a team ever reaches. Up to there a seq keeps
+/// its value.
 #[test]
 fn every_seq_up_to_their_largest_integer_is_kept() {
     for seq in [1, u64::from(u32::MAX), 1 << 53, i64::MAX as u64] {
@@ -193,7 +194,7 @@ fn every_seq_up_to_their_largest_integer_is_kept() {
 }
 
 #[test]
-fn summaries_are_theirs_wherever_theirs_does_not_panic() {
+fn summaries_equal_the_vendors_unless_its_code_panics() {
     for body in [
         "short",
         &"x".repeat(80),
@@ -271,7 +272,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn whatever_is_sent_arrives_as_it_was_meant(
+    fn the_vendors_parser_finds_every_sent_value(
         message in any_message(),
         seq in 1..=i64::MAX as u64,
         receiver in prop::option::of("[A-Za-z0-9._:-]{1,128}"),

@@ -50,14 +50,15 @@ pub struct Known {
 pub struct Oracle {
     pub sent: Vec<Sent>,
     pub subscribed: BTreeSet<&'static str>,
-    /// The length of the log at which an inbox lost an entry, or the team a message.
+    /// The length of the log when an inbox lost an entry (`gone_from`), or the team lost a message (`gone`).
     gone_from: BTreeMap<(&'static str, u64), usize>,
     gone: BTreeMap<u64, usize>,
     pub cursors: BTreeMap<CursorName, (Sees, Known)>,
 }
 
 impl Oracle {
-    /// The form in which a subscription shows a message after this many log entries; `None` if it is gone or not visible.
+    /// The form in which a subscription shows a message after this many log entries; `None` if it is gone or not
+    /// visible.
     pub fn shown(&self, sees: &Sees, sent: &Sent, log: usize) -> Option<String> {
         if is_from(sees, sent) {
             return is_left(self.gone.get(&sent.seq), log).then(|| sent.to.clone());
@@ -204,8 +205,8 @@ impl Oracle {
         }
     }
 
-    /// Checks the state after a log entry with these acknowledgements: no cursor went back, none passed an event that its
-    /// clients do not have, and none was forgotten while it was in use.
+    /// Checks the state after a log entry with these acknowledgements: no cursor went back, none passed an event that
+    /// its clients do not have, and none was forgotten while it was in use.
     pub fn check_cursors(
         &mut self,
         memory: &Memory,
@@ -229,7 +230,8 @@ impl Oracle {
                 (Some(_), None) => {
                     let unused_ms = cluster_ms - known.used_ms + limits::CURSOR_TOUCH_MS;
                     prop_assert!(unused_ms >= limits::CURSOR_TTL_MS, "{name:?} was forgotten too early");
-                    // A mailbox without a cursor begins at its oldest message, which is younger than any forgotten cursor.
+                    // A mailbox without a cursor begins at its oldest message, which is younger than any forgotten
+                    // cursor.
                     let is_named = !name.client_id.is_empty();
                     prop_assert!(
                         !(is_named && is_open(name)),

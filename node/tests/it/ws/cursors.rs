@@ -44,8 +44,8 @@ async fn cursors_belong_to_one_client_and_are_limited_per_team() {
     let office = office().await;
     tokio::join!(
         one_name_is_a_cursor_of_each_team_and_each_bound_agent(&office),
-        a_client_name_too_many_is_told_what_to_do(&office),
-        who_asks_and_does_not_listen_leaves_no_cursor(&office),
+        the_refusal_of_another_client_name_says_what_to_do(&office),
+        a_session_that_received_no_mail_leaves_no_cursor(&office),
     );
 }
 
@@ -81,7 +81,7 @@ async fn one_name_is_a_cursor_of_each_team_and_each_bound_agent(office: &Office)
     assert_eq!(office.cursor(&team, "a", "").await, None, "nor the mailbox");
 }
 
-async fn a_client_name_too_many_is_told_what_to_do(office: &Office) {
+async fn the_refusal_of_another_client_name_says_what_to_do(office: &Office) {
     let team = office.new_team("many").await;
     let ack = |n: u32| CursorAck {
         team_id: id(&team).to_bytes(),
@@ -134,7 +134,7 @@ async fn a_client_name_too_many_is_told_what_to_do(office: &Office) {
 }
 
 /// A session of a management command, and one that acknowledges events that it never got from an empty inbox.
-async fn who_asks_and_does_not_listen_leaves_no_cursor(office: &Office) {
+async fn a_session_that_received_no_mail_leaves_no_cursor(office: &Office) {
     let team = office.new_team("askers").await;
     for scopes in [&["*"][..], &["agent_to:nobody"]] {
         let (mut socket, _) = office.listen(0, &team, scopes, None).await;
@@ -214,12 +214,12 @@ async fn a_session_that_is_open_keeps_its_cursor_in_use() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_lost_is_told_once_and_what_is_left_comes() {
+async fn losses_are_reported_once_and_the_remaining_mail_arrives() {
     let office = office().await;
     tokio::join!(
         a_slow_reader_is_told_what_expired_before_it(&office),
-        who_comes_back_is_told_until_it_acks_what_follows(&office),
-        a_client_given_up_for_its_silence_loses_nothing(&office),
+        a_returning_client_is_told_of_losses_until_it_acks_later_mail(&office),
+        a_client_that_was_dropped_for_silence_loses_nothing(&office),
     );
 }
 
@@ -273,7 +273,7 @@ async fn a_slow_reader_is_told_what_expired_before_it(office: &Office) {
     socket.silent().await;
 }
 
-async fn who_comes_back_is_told_until_it_acks_what_follows(office: &Office) {
+async fn a_returning_client_is_told_of_losses_until_it_acks_later_mail(office: &Office) {
     let team = office.new_team("told").await;
     for (scopes, client_id) in [(["agent_to:a"], None), (["agent_to:a"], Some("c")), (["*"], Some("w"))] {
         let (socket, start) = office.listen(0, &team, &scopes, client_id).await;
@@ -304,7 +304,7 @@ async fn who_comes_back_is_told_until_it_acks_what_follows(office: &Office) {
     }
 }
 
-async fn a_client_given_up_for_its_silence_loses_nothing(office: &Office) {
+async fn a_client_that_was_dropped_for_silence_loses_nothing(office: &Office) {
     let team = office.new_team("silence").await;
     let options = ws::ws_state::SessionOptions {
         ping_every: Duration::from_millis(100),

@@ -1,6 +1,6 @@
 //! Leases of inbox reads. A node leases a block of an agent's daily reads through the log and then counts reads against
-//! the block by itself. So a read needs no log entry, and still no day has more reads than its limit: a unit counts as
-//! used from its grant on, and only units that were never spent are returned.
+//! the block locally. A read therefore needs no log entry. The limit of a day still holds, because a unit counts as
+//! used from its grant on, and a node returns only units that it has not spent.
 //!
 //! A lease has a row until it is returned. The row of a node that crashed stays until its day is over, because its
 //! units may have been spent.

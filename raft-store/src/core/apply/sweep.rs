@@ -111,8 +111,8 @@ fn sweep_team(view: &mut View<'_>, team: TeamId, cluster_ms: u64) -> Result<usiz
 }
 
 /// Removes a message from the inboxes that have it. For a topic message each step removes the entries of one `rc` row,
-/// and the last step also removes the publish's own reference. Returns how many rows were removed and whether all are;
-/// it begins no step after `rows`, but finishes the one that it began.
+/// and the last step also removes the publish's own reference. No step begins after `rows` removed rows. Returns how
+/// many rows were removed, and whether the message is removed from all inboxes.
 fn give_up(
     view: &mut View<'_>,
     team: TeamId,

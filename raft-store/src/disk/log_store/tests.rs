@@ -95,7 +95,7 @@ async fn an_append_must_follow_the_log() {
         let (flushed, told) = TypeConfig::oneshot();
         let refused = log.append(wrong, IOFlushed::<TypeConfig>::signal(flushed)).await;
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        assert!(told.await.unwrap().is_err(), "the callback tells as well");
+        assert!(told.await.unwrap().is_err(), "the callback reports the error as well");
     }
     append(&mut log, vec![blank(2, 2)]).await.unwrap();
     assert_eq!(ids(&mut log).await, [log_id(1, 0), log_id(2, 1), log_id(2, 2)]);
@@ -252,7 +252,7 @@ async fn replication_reads_at_most_a_payload_and_at_least_an_entry() {
     let mut reader = log.get_log_reader().await;
     assert!(
         reader.limited_get_log_entries(0, 4).await.unwrap().is_empty(),
-        "never entries from further on"
+        "no entries beyond the range"
     );
 }
 
@@ -372,7 +372,7 @@ async fn a_purge_removes_whole_files_but_not_the_entry_behind_it() {
     }
     assert!(
         files(&log) <= 3,
-        "the first file is gone, the tombstone may have got one of its own"
+        "the first file is removed; the tombstone may have added a file"
     );
 }
 
@@ -474,7 +474,7 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// With all, some and none of the entries in the cache.
+    /// Runs the model with all, some and none of the entries in the cache.
     #[test]
     fn memory_and_disk_hold_the_same_log(
         steps in proptest::collection::vec(step(), 1..25),

@@ -131,7 +131,8 @@ pub(super) fn read(dir: &Path) -> io::Result<peer::SnapshotMeta> {
     Ok(meta)
 }
 
-/// Compares every file with the manifest, until `on`, called with the size of each piece, returns `false`.
+/// Compares every file with the manifest. `on` is called with the size of each piece that was read; if it returns
+/// `false`, the comparison stops without an error.
 pub(super) fn verify(dir: &Path, meta: &peer::SnapshotMeta, mut on: impl FnMut(usize) -> bool) -> io::Result<()> {
     for file in &meta.files {
         match read_through(&dir.join(&file.name), &mut on)? {

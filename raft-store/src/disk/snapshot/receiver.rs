@@ -14,7 +14,7 @@ use crate::disk::files::{self, DirGuard};
 pub struct Receiver {
     dir: DirGuard,
     meta: peer::SnapshotMeta,
-    /// The number of the file that is being written. It is the number of files when all are complete.
+    /// The index of the file that is being written; the number of files once all are complete.
     at: usize,
     file: Option<File>,
     size: u64,

@@ -11,7 +11,8 @@ use anyhow::bail;
 use crate::connection::Connection;
 use crate::members;
 
-/// A transfer of leadership takes one election at most; the server refuses a transfer that cannot succeed.
+/// Time limit of a transfer of leadership. It takes one election at most, because the server refuses a transfer that
+/// cannot succeed.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
 #[derive(clap::Subcommand)]
@@ -29,16 +30,16 @@ pub enum Command {
     },
     /// Add a node as a learner: it receives the log and has no vote
     ///
-    /// Before: the configuration of the new node has its id in [node] id, and cluster.nodes lists it and all present
-    /// nodes; its data directory is empty. The node may start before or after this command. After: `agentpost cluster
-    /// promote` makes it a voter.
+    /// First write the configuration of the new node: its id in [node] id, and in cluster.nodes the new node and all
+    /// present ones. Its data directory must be empty. The node may start before or after this command. Afterwards make
+    /// it a voter with `agentpost cluster promote`.
     Add {
         /// An id that no node has ever had [default: the next such id]
         id: Option<u64>,
         /// The address under which the other nodes reach it
         #[arg(long, value_name = "HOST:PORT")]
         peer: String,
-        // `--url` names the nodes to ask.
+        // Not `--url`, which is the option for the nodes to ask.
         /// The URL under which clients reach it
         #[arg(long = "client-url", value_name = "URL")]
         client_url: String,

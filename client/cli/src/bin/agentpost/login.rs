@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_is_shown_with_the_age_and_cannot_drive_the_terminal() {
+    fn a_waiting_device_is_shown_with_its_age_and_without_control_characters() {
         let waiting = WaitingLogin {
             user_code: "BCDF-GHJK".to_owned(),
             client: "kite 0.1.0 on laptop\n\u{1b}[2Jtrusted".to_owned(),

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn every_delivery_meets_the_answers_in_turn() {
+    fn each_delivery_gets_the_answers_in_turn() {
         let mut responder = responder(None, false);
         let mut next = |id: &str| responder.take(&call(id)).1.shown();
         assert_eq!(
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_one_line_that_drives_no_terminal() {
+    fn a_call_is_printed_on_one_line_without_control_characters() {
         let (line, _) = responder(None, false).take(&call("dlv_1"));
         let expected = "[dlv_1] attempt 2, not verified, answered 500: \
                         message.topic a → b topic=t: {\"text\":\"x\\u001b\"}\n";
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_statuses_or_two_words() {
+    fn an_answer_is_a_status_or_never_or_drip() {
         assert_eq!(Reply::parse("489"), Ok(Reply::Status(489)));
         assert_eq!(Reply::parse("never"), Ok(Reply::Never));
         assert_eq!(Reply::parse("drip"), Ok(Reply::Drip));
