@@ -16,6 +16,7 @@ pub mod clocks;
 pub mod dispatch;
 mod log;
 mod process;
+pub mod raft;
 pub mod storage;
 
 /// The counters and gauges of one node. Cheap to clone.
@@ -49,22 +50,8 @@ pub struct Metrics {
     /// Acks read from WebSockets.
     pub ws_acks: Counter,
     ws_requests: Family<MethodLabel, Counter>,
-    /// Raft: the last entry in this node's log.
-    pub last_log_index: Gauge,
-    /// Raft: the last entry that this node knows to be committed.
-    pub committed_index: Gauge,
-    /// Raft: the last entry applied on this node.
-    pub applied_index: Gauge,
-    /// Raft: the last entry that a snapshot of this node covers.
-    pub snapshot_index: Gauge,
-    /// Raft: the last entry that was purged from this node's log.
-    pub purged_index: Gauge,
-    /// Raft: the current term.
-    pub term: Gauge,
-    /// Raft: 1 if this node is the leader, otherwise 0.
-    pub is_leader: Gauge,
-    /// Raft: the id of the leader that this node knows; 0 if it knows none.
-    pub leader: Gauge,
+    /// How far Raft is on this node.
+    pub raft: raft::Raft,
     /// Snapshots sent to other nodes.
     pub snapshots_sent: Counter,
     /// Snapshots received from other nodes.
@@ -220,19 +207,7 @@ impl Metrics {
             ws_events: add(r, "ws_events", "Events written to WebSockets", c()),
             ws_acks: add(r, "ws_acks", "Acks read from WebSockets", c()),
             ws_requests: register_requests(r),
-            last_log_index: add(r, "last_log_index", "Index of the last entry of the log", g()),
-            committed_index: add(
-                r,
-                "committed_index",
-                "Index of the last entry known to be committed",
-                g(),
-            ),
-            applied_index: add(r, "applied_index", "Index of the last applied entry", g()),
-            snapshot_index: add(r, "snapshot_index", "Index of the last entry in a snapshot", g()),
-            purged_index: add(r, "purged_index", "Index of the last entry purged from the log", g()),
-            term: add(r, "term", "Raft term", g()),
-            is_leader: add(r, "is_leader", "1 on the leader", g()),
-            leader: add(r, "leader", "Id of the leader that this node knows; 0 = none", g()),
+            raft: raft::Raft::register(r),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
             storage: storage::Storage::register(r),

@@ -160,14 +160,14 @@ impl ThisNode {
         let raft = self.raft.metrics();
         let raft = raft.borrow_watched();
         let index = |id: Option<u64>| gauge(id.unwrap_or(0));
-        metrics.last_log_index.set(gauge(status.last_log_index));
-        metrics.committed_index.set(index(raft.cluster_committed.index()));
-        metrics.applied_index.set(gauge(status.applied_index));
-        metrics.snapshot_index.set(index(raft.snapshot.index()));
-        metrics.purged_index.set(index(raft.purged.index()));
-        metrics.term.set(gauge(status.term));
-        metrics.is_leader.set(i64::from(raft.state == ServerState::Leader));
-        metrics.leader.set(index(raft.current_leader));
+        metrics.raft.last_log_index.set(gauge(status.last_log_index));
+        metrics.raft.committed_index.set(index(raft.cluster_committed.index()));
+        metrics.raft.applied_index.set(gauge(status.applied_index));
+        metrics.raft.snapshot_index.set(index(raft.snapshot.index()));
+        metrics.raft.purged_index.set(index(raft.purged.index()));
+        metrics.raft.term.set(gauge(status.term));
+        metrics.raft.is_leader.set(i64::from(raft.state == ServerState::Leader));
+        metrics.raft.leader.set(index(raft.current_leader));
         metrics.set_state_hash(status.state_hash, status.state_hash_index);
     }
 

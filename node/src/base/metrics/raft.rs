@@ -1,0 +1,48 @@
+//! The metrics of Raft.
+
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::add;
+
+/// How far Raft is on this node, and who leads.
+#[derive(Clone)]
+pub struct Raft {
+    /// The last entry in this node's log.
+    pub last_log_index: Gauge,
+    /// The last entry that this node knows to be committed.
+    pub committed_index: Gauge,
+    /// The last entry applied on this node.
+    pub applied_index: Gauge,
+    /// The last entry that a snapshot of this node covers.
+    pub snapshot_index: Gauge,
+    /// The last entry that was purged from this node's log.
+    pub purged_index: Gauge,
+    /// The current term.
+    pub term: Gauge,
+    /// 1 if this node is the leader, otherwise 0.
+    pub is_leader: Gauge,
+    /// The id of the leader that this node knows; 0 if it knows none.
+    pub leader: Gauge,
+}
+
+impl Raft {
+    pub(super) fn register(r: &mut Registry) -> Self {
+        let g = Gauge::default;
+        Raft {
+            last_log_index: add(r, "last_log_index", "Index of the last entry of the log", g()),
+            committed_index: add(
+                r,
+                "committed_index",
+                "Index of the last entry known to be committed",
+                g(),
+            ),
+            applied_index: add(r, "applied_index", "Index of the last applied entry", g()),
+            snapshot_index: add(r, "snapshot_index", "Index of the last entry in a snapshot", g()),
+            purged_index: add(r, "purged_index", "Index of the last entry purged from the log", g()),
+            term: add(r, "term", "Raft term", g()),
+            is_leader: add(r, "is_leader", "1 on the leader", g()),
+            leader: add(r, "leader", "Id of the leader that this node knows; 0 = none", g()),
+        }
+    }
+}
