@@ -20,7 +20,7 @@ pub struct Agentpost {
     socket: Arc<Socket>,
 }
 
-/// What a WebSocket session needs to begin.
+/// The settings of a WebSocket session.
 pub(crate) struct Socket {
     /// WebSocket URLs, the first dialled first; not empty.
     pub urls: Vec<String>,
@@ -92,7 +92,7 @@ impl Agentpost {
         }
     }
 
-    /// The same as [`from_env`].
+    /// Like [`from_env`].
     ///
     /// # Errors
     /// See [`from_env`].
@@ -100,8 +100,8 @@ impl Agentpost {
         environment::builder(|name| std::env::var(name).ok())?.connect().await
     }
 
-    /// A handle that acts as an agent of the key's team. A key that is bound to an agent can act as that one only: calls
-    /// of any other handle are refused with 403.
+    /// A handle that acts as an agent of the key's team. A key that is bound to an agent can act as that one only:
+    /// calls of any other handle are refused with 403.
     pub fn agent(&self, id: impl Into<String>) -> Agent {
         Agent::new(self.clone(), id.into())
     }
@@ -111,7 +111,7 @@ impl Agentpost {
         Operator::new(self.clone())
     }
 
-    /// What only the Kite face has: sessions with scopes, history, the team's numbers, and its keys.
+    /// The parts that only the Kite API has: sessions with scopes, history, the team's numbers, and its keys.
     pub fn kite(&self) -> Kite {
         Kite::new(self.clone())
     }
@@ -156,8 +156,8 @@ impl Builder {
         self
     }
 
-    /// How long one node may take to answer a request before its outcome counts as unknown; by default 12 s, and 15 s for
-    /// the methods of [`crate::kite::Kite`].
+    /// How long one node may take to answer a request before its outcome counts as unknown; by default 12 s, and 15 s
+    /// for the methods of [`crate::kite::Kite`].
     pub fn answer_timeout(mut self, timeout: Duration) -> Self {
         self.answer_timeout = Some(timeout);
         self

@@ -156,7 +156,7 @@ pub struct ReceiptCounts {
     pub read: u64,
 }
 
-/// Which deliveries to list. `.await` reads a page of them.
+/// A query for deliveries. `.await` reads a page of them.
 ///
 /// # Errors
 /// [`Error::Refused`] with 400 for a cursor of another list; see [`crate::http::Http::call`].
@@ -257,7 +257,7 @@ impl Agent {
         self.request(&request).await.map(drop)
     }
 
-    /// What became of a message that this agent sent: which webhooks and which inboxes have it, and who has read it.
+    /// The receipt of a message that this agent sent: the webhooks and inboxes that have it, and who has read it.
     ///
     /// # Errors
     /// [`Error::Refused`] with 404 if this agent has sent no such message.

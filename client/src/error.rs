@@ -38,7 +38,7 @@ pub enum Error {
         /// The server's sentence.
         message: String,
     },
-    /// The server declined a method of the Kite face. The same request would get the same answer.
+    /// The server declined a method of the Kite API. The same request would get the same answer.
     #[error("{0}")]
     Declined(String),
     /// The caller's own input cannot be used: a URL, a key, a body.

@@ -1,7 +1,7 @@
 //! The layer below the typed calls: requests to the HTTP API of any node.
 //!
-//! Every node takes every request. A client asks one node for as long as that node answers, and moves on to the next when
-//! it does not. [`crate::retry`] decides what may be repeated.
+//! Every node takes every request. A client asks one node for as long as that node answers, and moves on to the next
+//! when it does not. [`crate::retry`] decides what may be repeated.
 //!
 //! ```no_run
 //! # async fn example(post: agentpost::Agentpost) -> Result<(), agentpost::Error> {
@@ -239,7 +239,7 @@ impl Http {
     /// [`Http::request`], with the answer's JSON as a value.
     ///
     /// # Errors
-    /// Those of [`Http::request`], and [`Error::Malformed`] if the answer is not such a value.
+    /// The errors of [`Http::request`], and [`Error::Malformed`] if the answer is not such a value.
     pub async fn call<T: DeserializeOwned>(&self, request: Request) -> Result<T, Error> {
         let answer = self.request(&request).await?;
         serde_json::from_str(&answer.body)

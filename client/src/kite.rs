@@ -1,4 +1,4 @@
-//! What only the Kite face has. [`Agentpost::kite`] opens it.
+//! The parts that only the Kite API has. [`Agentpost::kite`] opens them.
 //!
 //! Its sessions and methods go over a WebSocket, so they need the key's team: `KITE_TEAM_ID` or
 //! [`crate::Builder::team`].
@@ -34,7 +34,7 @@ pub use session::{Notice, Session};
 use rpc::Rpc;
 use session::Options;
 
-/// The door to the Kite face. A method goes to the node that answered the last one, so keep the door for several calls.
+/// The door to the Kite API. A method goes to the node that answered the last one, so keep the door for several calls.
 #[derive(Clone)]
 pub struct Kite {
     post: Agentpost,
@@ -83,7 +83,7 @@ impl Kite {
     /// `dashboard.stats`: the team's numbers, and what the key may do.
     ///
     /// # Errors
-    /// Those of [`Kite::call`].
+    /// The errors of [`Kite::call`].
     pub async fn stats(&self) -> Result<Stats, Error> {
         self.rpc()?.stats().await
     }
@@ -91,7 +91,7 @@ impl Kite {
     /// `keys.list`: the keys of the team, without their secrets.
     ///
     /// # Errors
-    /// Those of [`Kite::call`]; [`Error::Declined`] if the key is bound to an agent.
+    /// The errors of [`Kite::call`]; [`Error::Declined`] if the key is bound to an agent.
     pub async fn keys(&self) -> Result<KeyList, Error> {
         self.rpc()?.keys().await
     }
@@ -107,7 +107,7 @@ impl Kite {
     /// `keys.revoke`. Open sessions of the key end. Not repeated when its outcome is unknown; [`Kite::keys`] tells.
     ///
     /// # Errors
-    /// Those of [`Kite::call`]; [`Error::Declined`] if the team has no such key, or the key lacks the permission `admin`.
+    /// The errors of [`Kite::call`]; [`Error::Declined`] if the team has no such key, or the key lacks the permission `admin`.
     pub async fn revoke_key(&self, id: &str) -> Result<KeyId, Error> {
         self.rpc()?.revoke_key(id).await
     }
@@ -132,10 +132,10 @@ fn no_team() -> Error {
     Error::Invalid("a WebSocket session needs the key's team: set KITE_TEAM_ID or Builder::team".to_owned())
 }
 
-/// Which events to show. `.await` returns them with [`Recent::next_before_seq`], which continues the list.
+/// A query for recent events. `.await` returns them with [`Recent::next_before_seq`], which continues the list.
 ///
 /// # Errors
-/// Those of [`Kite::call`].
+/// The errors of [`Kite::call`].
 #[derive(Clone)]
 #[must_use = "the events are read when it is awaited"]
 pub struct RecentQuery {
@@ -173,7 +173,7 @@ awaitable!(RecentQuery => Recent<RecentEvent>);
 /// repeated when its outcome is unknown.
 ///
 /// # Errors
-/// Those of [`Kite::call`]; [`Error::Declined`] if the key that asks lacks the permission `admin`.
+/// The errors of [`Kite::call`]; [`Error::Declined`] if the key that asks lacks the permission `admin`.
 #[derive(Clone)]
 #[must_use = "the key is made when it is awaited"]
 pub struct NewKey {

@@ -24,16 +24,16 @@
 //! | send, publish, reply | [`Agent::send`], [`Agent::publish`], [`Mail::reply`], [`Agent::send_all`] |
 //! | receive | [`Agent::listen`] (a stream), [`Agent::inbox`] (pages, long poll), [`Agent::webhook`] and [`verify`] |
 //! | subscribe to topics | [`Agent::subscribe`] |
-//! | see what became of a message | [`Agent::receipt`], [`Agent::deliveries`] |
+//! | see the deliveries and readers of a message | [`Agent::receipt`], [`Agent::deliveries`] |
 //! | run a cluster | [`Agentpost::operator`] |
-//! | use what only the Kite face has | [`Agentpost::kite`] |
-//! | let a machine in without copying a key | [`login`] |
-//! | ask for something else | [`Agentpost::http`] |
+//! | use the parts that only the Kite API has | [`Agentpost::kite`] |
+//! | log a machine in without copying a key | [`login`] |
+//! | send any other request | [`Agentpost::http`] |
 //!
 //! # Failures
-//! A node that does not answer is passed over, and a request is repeated when repeating it cannot do it twice. What is left
-//! is an [`Error`] that tells what the caller may do next: [`Error::Refused`] is final, after [`Error::Unavailable`]
-//! nothing was done, and after [`Error::OutcomeUnknown`] it may have been. [`retry`] has the rules.
+//! If a node does not answer, the next one is asked, and a request is repeated when a repetition cannot carry it out twice. The
+//! remaining failures are [`Error`]s that say what the caller may do next: [`Error::Refused`] is final; after
+//! [`Error::Unavailable`] nothing was done; after [`Error::OutcomeUnknown`] it may have been done. [`retry`] has the rules.
 
 #![warn(missing_docs)]
 

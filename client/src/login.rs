@@ -1,6 +1,6 @@
-//! The device login: a machine without a key shows a code, an administrator lets it in, and the machine gets a key of its
-//! own. This is the machine's side. The administrator's side is [`crate::operator::Operator::waiting_login`] and the calls
-//! after it.
+//! The device login: a machine without a key shows a code, an administrator lets it in, and the machine gets a key of
+//! its own. This is the machine's side. The administrator's side is [`crate::operator::Operator::waiting_login`] and
+//! the calls after it.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -44,7 +44,8 @@ pub enum Failed {
     /// Nobody let it in before the code expired.
     #[error("Device code expired")]
     Expired,
-    /// The code is used up, and the answer that may have held the key was lost. There may be a key whose secret nobody has.
+    /// The code is used up, and the answer that may have held the key was lost. There may be a key whose secret nobody
+    /// has.
     #[error("the server's answer with the key was lost")]
     Lost,
     /// An administrator turned it away.
@@ -79,13 +80,13 @@ impl Login {
         })
     }
 
-    /// What the machine shows to a person: the code, and the page to enter it on.
+    /// The code that the machine shows to a person, and the page to enter it on.
     pub fn code(&self) -> &DeviceCode {
         &self.code
     }
 
-    /// Asks, at the server's pace, until an administrator has decided. An answer that decides nothing does not end it, nor
-    /// does a node that does not answer. Dropping the future may lose a key that was just made.
+    /// Asks, at the server's pace, until an administrator has decided. An answer that decides nothing does not end it,
+    /// nor does a node that does not answer. Dropping the future may lose a key that was just made.
     ///
     /// # Errors
     /// See [`Failed`].
@@ -106,7 +107,7 @@ impl Login {
     }
 }
 
-/// What the answers so far have told.
+/// The state of the login after the answers so far.
 #[derive(Debug)]
 struct Course {
     interval: Duration,

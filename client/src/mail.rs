@@ -26,7 +26,7 @@ pub struct Mail {
     pub to: String,
     /// The topic that it was published to; `None` for a direct message.
     pub topic: Option<String>,
-    /// The type that its sender gave it. Mail of the Kite face is `com.kite.agent.message`.
+    /// The type that its sender gave it. Mail of the Kite API is `com.kite.agent.message`.
     pub kind: String,
     /// The conversation that it belongs to.
     pub thread: Option<String>,
@@ -34,14 +34,15 @@ pub struct Mail {
     pub reply_to: Option<String>,
     /// When the server accepted it, in RFC 3339.
     pub created_at: String,
-    /// What only the REST API tells. `None` when the mail came over a WebSocket; [`Agent::message`] reads it.
+    /// The details that only the REST API carries. `None` when the mail came over a WebSocket; [`Agent::message`] reads
+    /// it.
     pub details: Option<Details>,
     text: String,
     agent: Agent,
     acknowledge: Acknowledge,
 }
 
-/// What the REST API tells about a message beyond what a WebSocket carries.
+/// The details of a message that the REST API carries and a WebSocket does not.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Details {
@@ -150,12 +151,13 @@ impl Mail {
     /// | [`Agent::listen`] | is cumulative: it covers every earlier mail of the same listener, too |
     /// | [`Agent::inbox`], [`Agent::message`] | marks this one read |
     ///
-    /// Over a WebSocket it returns when the acknowledgement was handed to a node. The node stores it within a moment; if
-    /// the node dies before that, the listener acknowledges it at the next node. So only a program that ends at the same
-    /// time sees the mail again.
+    /// Over a WebSocket it returns when the acknowledgement was handed to a node. The node stores it within a moment;
+    /// if the node dies before that, the listener acknowledges it at the next node. So only a program that ends at the
+    /// same time sees the mail again.
     ///
     /// # Errors
-    /// - [`Error::Unavailable`]: the listener has ended, or no node took it. The mail comes again with the next listener.
+    /// - [`Error::Unavailable`]: the listener has ended, or no node took it. The mail comes again with the next
+    ///   listener.
     /// - [`Error::OutcomeUnknown`]: nobody knows. It is safe to call `ack` again.
     /// - [`Error::Refused`]: the key may not mark the mail any more.
     pub async fn ack(&self) -> Result<(), Error> {

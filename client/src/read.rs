@@ -11,7 +11,7 @@ use crate::listen::Acknowledge;
 use crate::mail::Mail;
 use crate::words::{Consistency, Order};
 
-/// Which page of an inbox to read. `.await` reads it and returns a [`Page`].
+/// A query for a page of an inbox. `.await` reads it and returns a [`Page`].
 ///
 /// # Errors
 /// [`Error::Refused`] with 400 for a cursor of another inbox or order and with 429 if the reads of the day are used up;
@@ -41,8 +41,8 @@ pub struct Page {
 }
 
 impl Agent {
-    /// A page of this agent's inbox: the oldest 50 messages, unless the query says otherwise. Reading marks nothing read:
-    /// [`Mail::ack`] does.
+    /// A page of this agent's inbox: the oldest 50 messages, unless the query says otherwise. Reading marks nothing
+    /// read: [`Mail::ack`] does.
     ///
     /// ```no_run
     /// # async fn example(alpha: agentpost::Agent) -> Result<(), agentpost::Error> {
@@ -132,8 +132,8 @@ impl InboxQuery {
         self
     }
 
-    /// If there is nothing, waits so long for mail: whole seconds, at most 60. An empty page is returned when the time is
-    /// over.
+    /// If there is nothing, waits so long for mail: whole seconds, at most 60. An empty page is returned when the time
+    /// is over.
     pub fn wait(mut self, time: Duration) -> Self {
         self.wait = time;
         self

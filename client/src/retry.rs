@@ -8,9 +8,9 @@
 //! | not done | no connection, or 503 | another node is asked; in the end [`Error::Unavailable`] |
 //! | unknown | no answer, or 500, 502, 504 | repeated only if that cannot do it twice; else [`Error::OutcomeUnknown`] |
 //!
-//! Repeating cannot do it twice if the request is a read, if it is idempotent by nature, or if it carries an idempotency
-//! key. Once one attempt was unknown, the request stays unknown until a server decides it, whatever happens to later
-//! attempts.
+//! Repeating cannot do it twice if the request is a read, if it is idempotent by nature, or if it carries an
+//! idempotency key. Once one attempt was unknown, the request stays unknown until a server decides it, whatever happens
+//! to later attempts.
 
 use std::time::{Duration, Instant};
 
@@ -63,7 +63,7 @@ pub enum Repeat {
     OnlyIfNotDone,
 }
 
-/// What a failed attempt means.
+/// The meaning of a failed attempt.
 #[derive(Debug)]
 pub(crate) enum Failure {
     Refused(Answer),

@@ -10,8 +10,8 @@
 //!
 //! One of them is enough. A [`Verifier`] checks all for which it was given keys.
 //!
-//! A receiver must verify the bytes that came, before a JSON parser has changed them, and should remember the ids that it
-//! has handled: a call may be repeated, always under the same id.
+//! A receiver must verify the bytes that came, before a JSON parser has changed them, and should remember the ids that
+//! it has handled: a call may be repeated, always under the same id.
 //!
 //! ```
 //! use agentpost::verify::Verifier;
@@ -53,8 +53,8 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-/// How far a signature's time may be from the receiver's, in the past or the future: both clocks may be wrong, and a network
-/// may be slow.
+/// How far a signature's time may be from the receiver's, in the past or the future: both clocks may be wrong, and a
+/// network may be slow.
 pub const TOLERANCE: Duration = Duration::from_secs(5 * 60);
 /// A token names its own end, so only the difference of two clocks is tolerated.
 const CLOCK_SKEW_S: u64 = 5;
@@ -73,7 +73,7 @@ pub enum Invalid {
     /// The header is not of the documented form.
     #[error("{0} is malformed")]
     Malformed(&'static str),
-    /// None of the verifier's keys made it, or the body was changed.
+    /// None of the verifier's keys made the signature, or the body was changed.
     #[error("{0} does not match")]
     Mismatch(&'static str),
     /// Its time is more than [`TOLERANCE`] from now: an old call that is repeated by somebody else, or a wrong clock.
@@ -108,8 +108,8 @@ impl Verifier {
         Self::default()
     }
 
-    /// Adds the secret of a URL: `webhook-signature` is checked, and `X-Abbababa-Signature` if the call has it. With several
-    /// secrets, of several URLs, one must match.
+    /// Adds the secret of a URL: `webhook-signature` is checked, and `X-Abbababa-Signature` if the call has it. With
+    /// several secrets, of several URLs, one must match.
     ///
     /// # Errors
     /// [`Invalid::Secret`] if it is not of the form `whsec_…`.
@@ -119,8 +119,8 @@ impl Verifier {
         Ok(self)
     }
 
-    /// Sets the team's signing keys: `Upstash-Signature` is checked with the current one, then with the next, so the verifier
-    /// still works after one rotation.
+    /// Sets the team's signing keys: `Upstash-Signature` is checked with the current one, then with the next, so the
+    /// verifier still works after one rotation.
     pub fn signing_keys(mut self, current: &str, next: &str) -> Self {
         self.signing_keys = vec![current.to_owned(), next.to_owned()];
         self
@@ -195,8 +195,8 @@ fn any(keys: &[String], mut check: impl FnMut(&str) -> Result<(), Invalid>) -> R
     last
 }
 
-/// Verifies a signature of Standard Webhooks at `now_s`, in seconds since 1970. `headers` are the values of `webhook-id`,
-/// `webhook-timestamp` and `webhook-signature`; the last may hold several signatures.
+/// Verifies a signature of Standard Webhooks at `now_s`, in seconds since 1970. `headers` are the values of
+/// `webhook-id`, `webhook-timestamp` and `webhook-signature`; the last may hold several signatures.
 ///
 /// # Errors
 /// [`Invalid`], except [`Invalid::Missing`] and [`Invalid::NoKey`].
@@ -218,8 +218,8 @@ pub fn standard_webhooks(secret: &str, now_s: u64, headers: (&str, &str, &str), 
     }
 }
 
-/// Verifies the value of `X-Abbababa-Signature`, `t=<seconds>,v1=<hex>`, at `now_s`, in seconds since 1970. Its key is the
-/// text of the secret, `whsec_` included.
+/// Verifies the value of `X-Abbababa-Signature`, `t=<seconds>,v1=<hex>`, at `now_s`, in seconds since 1970. Its key is
+/// the text of the secret, `whsec_` included.
 ///
 /// # Errors
 /// [`Invalid`], except [`Invalid::Missing`] and [`Invalid::NoKey`].
@@ -250,8 +250,9 @@ struct Claims {
     body: String,
 }
 
-/// Verifies the value of `Upstash-Signature` at `now_s`, in seconds since 1970: a JSON Web Token (HS256) whose key is the
-/// text of a signing key. It names the hash of the body, its own end, and the URL, which is compared if one is given.
+/// Verifies the value of `Upstash-Signature` at `now_s`, in seconds since 1970: a JSON Web Token (HS256) whose key is
+/// the text of a signing key. It names the hash of the body, its own end, and the URL, which is compared if one is
+/// given.
 ///
 /// # Errors
 /// [`Invalid`], except [`Invalid::Missing`], [`Invalid::Secret`] and [`Invalid::NoKey`].
@@ -264,8 +265,8 @@ pub fn upstash(key: &str, now_s: u64, token: &str, url: Option<&str>, body: &[u8
     else {
         return Err(malformed());
     };
-    // The algorithm is fixed: a token that names another one, or none, is not ours. (The crate jsonwebtoken computes HS256
-    // only together with RSA and elliptic curves, or with a second crypto library.)
+    // The algorithm is fixed: a token that names another one, or none, is not ours. (The crate jsonwebtoken computes
+    // HS256 only together with RSA and elliptic curves, or with a second crypto library.)
     let algorithm: Head = serde_json::from_slice(&bytes(head)?).map_err(|_| malformed())?;
     if algorithm.alg != "HS256" {
         return Err(malformed());

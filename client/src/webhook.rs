@@ -27,7 +27,7 @@ pub struct Webhook {
     pub id: String,
     /// Where mail is delivered.
     pub url: String,
-    /// What the URL is called for.
+    /// The events for which the URL is called.
     pub events: Vec<WebhookEvent>,
     /// Whether an answer 410 has disabled the URL. Registering it again enables it.
     #[serde(default)]
@@ -101,7 +101,7 @@ impl AgentWebhook {
 }
 
 impl SetWebhook {
-    /// What the URL is called for; direct and topic messages by default.
+    /// The events for which the URL is called; direct and topic messages by default.
     pub fn events(mut self, events: impl IntoIterator<Item = WebhookEvent>) -> Self {
         self.events = events.into_iter().collect();
         self
@@ -131,8 +131,8 @@ impl Agentpost {
         self.http().call(Request::get("/v2/keys")).await
     }
 
-    /// Makes the next signing key of the key's team the current one. Not repeated when its outcome is unknown: receivers
-    /// know two keys, so a second rotation would lock them out.
+    /// Makes the next signing key of the key's team the current one. Not repeated when its outcome is unknown:
+    /// receivers know two keys, so a second rotation would lock them out.
     ///
     /// # Errors
     /// [`Error::Refused`] with 403 if the key lacks the permission `admin`; see [`crate::http::Http::call`].

@@ -71,7 +71,7 @@ words!(
 );
 
 words!(
-    /// What a key may do. Each permission includes the lower ones.
+    /// A permission of a key. Each one includes the lower ones.
     Permission {
         /// `read`: list, get, mark and listen.
         Read = "read",
@@ -143,7 +143,7 @@ words!(
 );
 
 words!(
-    /// What a webhook is called for.
+    /// An event for which a webhook is called.
     WebhookEvent {
         /// `message.received`: a direct message.
         MessageReceived = "message.received",
@@ -153,7 +153,7 @@ words!(
 );
 
 words!(
-    /// What a node is in the cluster.
+    /// The role of a node in the cluster.
     Role {
         /// `leader`.
         Leader = "leader",

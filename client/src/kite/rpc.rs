@@ -1,4 +1,4 @@
-//! The management methods of the Kite face. Each is one request over a WebSocket of its own, which is how the vendor's
+//! The management methods of the Kite API. Each is one request over a WebSocket of its own, which is how the vendor's
 //! command line asks. Such a session reads no mail and moves no cursor.
 //!
 //! A node that does not answer is passed over. A request that may have been carried out is repeated only if it is a

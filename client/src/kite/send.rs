@@ -1,4 +1,4 @@
-//! `POST /api/v1/agents/messages`: mail of the Kite face, whose answer tells the team's usage.
+//! `POST /api/v1/agents/messages`: mail of the Kite API, whose answer tells the team's usage.
 
 use crate::Error;
 use crate::api::kite::{SendRequest, SendResponse};
@@ -6,11 +6,11 @@ use crate::call::awaitable;
 use crate::http::{Request, fresh_key};
 use crate::kite::Kite;
 
-/// Mail of the Kite face. `.await` sends it. It carries a fresh idempotency key, so an attempt of unknown outcome is
+/// Mail of the Kite API. `.await` sends it. It carries a fresh idempotency key, so an attempt of unknown outcome is
 /// repeated and the message is stored once.
 ///
 /// # Errors
-/// The same as those of [`crate::Draft`].
+/// The errors of [`crate::Draft`].
 #[derive(Clone)]
 #[must_use = "the mail is sent when it is awaited"]
 pub struct KiteDraft {

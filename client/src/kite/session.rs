@@ -32,7 +32,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// [`Session::attend`] takes over when a caller is busy for longer. Servers wait for pongs for minutes.
 const BUSY_AFTER: Duration = Duration::from_secs(5);
 
-/// What to listen to.
+/// The subscription of a session.
 #[derive(Debug, Clone)]
 pub(super) struct Options {
     /// WebSocket URLs, the first dialled first; not empty.
@@ -47,7 +47,7 @@ pub(super) struct Options {
     pub client_id: Option<String>,
 }
 
-/// What happened.
+/// An event of a session.
 #[derive(Debug)]
 pub enum Notice {
     /// A node is dialled.
@@ -64,8 +64,8 @@ pub enum Notice {
     },
     /// An event arrived; acknowledge it with [`Session::ack`].
     Event(Event),
-    /// The server has removed events that the cursor had still before it. The session goes on with the oldest event that is
-    /// kept.
+    /// The server has removed events that the cursor had still before it. The session goes on with the oldest event
+    /// that is kept.
     CursorExpired {
         /// The position of that event.
         oldest_available_seq: u64,
@@ -210,8 +210,8 @@ impl Session {
         })
     }
 
-    /// Keeps the session open while the caller works on an event for minutes: answers pings, and reads ahead, within bounds,
-    /// what [`Session::next`] returns later. It never returns: race it with the work.
+    /// Keeps the session open while the caller works on an event for minutes: answers pings, and reads ahead, within
+    /// bounds, what [`Session::next`] returns later. It never returns: race it with the work.
     ///
     /// For a client that never acknowledges, the server counts an answered ping as an acknowledgement. So this first
     /// acknowledges what came before the events in work.
@@ -226,7 +226,8 @@ impl Session {
         }
     }
 
-    /// Ends the session and begins another one at the same node after `pause`, so that what was not acknowledged comes again.
+    /// Ends the session and begins another one at the same node after `pause`, so that what was not acknowledged comes
+    /// again.
     pub async fn reopen(&mut self, pause: Duration) {
         self.close().await;
         self.pause = pause;
@@ -290,8 +291,8 @@ impl Handed {
         }
     }
 
-    /// The position up to which everything is dealt with while events are in work. `None` if the caller has acknowledged
-    /// something in this session, or has nothing in work.
+    /// The position up to which everything is dealt with while events are in work. `None` if the caller has
+    /// acknowledged something in this session, or has nothing in work.
     fn dealt_with(&self) -> Option<u64> {
         self.unacked.filter(|_| !self.acked)?.checked_sub(1)
     }

@@ -1,4 +1,4 @@
-//! What [`crate::Mail::ack`] does, which depends on how the mail came.
+//! [`crate::Mail::ack`]: how an acknowledgement is sent depends on how the mail came.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

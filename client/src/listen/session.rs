@@ -1,8 +1,8 @@
 //! Listening over a WebSocket. The driver is a task of its own, so that pings are answered and acknowledgements are
 //! written while the program works.
 //!
-//! After a reconnect the server sends again what it does not know to be acknowledged. The driver passes over what it has
-//! handed out before, and acknowledges of it what the program has acknowledged.
+//! After a reconnect the server sends again what it does not know to be acknowledged. The driver passes over what it
+//! has handed out before, and acknowledges of it what the program has acknowledged.
 
 use std::future::pending;
 use std::pin::pin;
@@ -46,7 +46,7 @@ struct Progress {
     acked: u64,
 }
 
-/// What to do with an event.
+/// The action for an event.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     HandOut,
@@ -73,7 +73,7 @@ impl Progress {
     }
 }
 
-/// What ended a turn.
+/// The event that ended a turn.
 enum Turn {
     /// The listener is gone.
     Closed,

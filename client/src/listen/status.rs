@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Status {
-    /// What it does.
+    /// The state of its connection.
     pub connection: Connection,
     /// The node that is asked or was asked last: a WebSocket URL, or empty with long polling.
     pub url: String,
@@ -16,7 +16,7 @@ pub struct Status {
     pub cursor_expired: Option<u64>,
 }
 
-/// What a connection does.
+/// The state of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Connection {

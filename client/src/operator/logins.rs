@@ -46,7 +46,7 @@ impl Operator {
     /// Turns a device away.
     ///
     /// # Errors
-    /// Those of [`ApproveLogin`].
+    /// The errors of [`ApproveLogin`].
     pub async fn deny_login(&self, user_code: impl Into<String>) -> Result<(), Error> {
         let user_code = user_code.into();
         let request = Request::post("/admin/v1/login/deny").json(&UserCode { user_code })?;
@@ -62,7 +62,7 @@ impl ApproveLogin {
         self
     }
 
-    /// What the device's key may do; [`Permission::Write`] by default.
+    /// The permissions of the device's key; [`Permission::Write`] by default.
     pub fn permissions(mut self, permissions: impl IntoIterator<Item = Permission>) -> Self {
         self.body.permissions = Some(permissions.into_iter().map(String::from).collect());
         self

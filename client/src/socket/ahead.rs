@@ -1,6 +1,6 @@
-//! Reading while the caller is busy with an event. The WebSocket library answers a ping only when the socket is read, and
-//! events may precede the ping; so events are read ahead, in order and within bounds. Beyond the bounds the socket is not
-//! read: the server's writes wait then, and after a while it ends the session because its reader is too slow.
+//! Reading while the caller is busy with an event. The WebSocket library answers a ping only when the socket is read,
+//! and events may precede the ping; so events are read ahead, in order and within bounds. Beyond the bounds the socket
+//! is not read: the server's writes wait then, and after a while it ends the session because its reader is too slow.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -13,7 +13,8 @@ use super::{Lost, SILENCE, Socket};
 
 /// Texts read ahead: as many small events as four batches of the server have.
 const TEXTS_MAX: usize = 256;
-/// Bytes of texts read ahead. The text that crosses the bound is kept, so the memory used is at most this and one event.
+/// Bytes of texts read ahead. The text that crosses the bound is kept, so the memory used is at most this and one
+/// event.
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The texts that were read ahead, oldest first.
@@ -21,7 +22,7 @@ const BYTES_MAX: usize = 4 * 1024 * 1024;
 pub(super) struct Ahead {
     texts: VecDeque<Utf8Bytes>,
     bytes: usize,
-    /// What ended the socket after them.
+    /// The reason why the socket ended after them.
     lost: Option<Lost>,
 }
 
