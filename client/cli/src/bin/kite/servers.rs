@@ -19,8 +19,8 @@ Servers and keys; the first that is set counts:
   team     KITE_TEAM_ID, [auth] team_id
   listen   KITE_WS_URL, AGENTPOST_URLS, [server] url
   send     KITE_HOOK_BASE_URL, KITE_WS_URL, AGENTPOST_URLS, [server] http_base or url
-AGENTPOST_URLS holds the HTTP URLs of several nodes, separated by commas or spaces. If a KITE_ variable names a server as
-well, that server is asked first, and the others when it does not answer. The variables may also be set in the file
+AGENTPOST_URLS holds the HTTP URLs of several nodes, separated by commas or spaces. If a KITE_ variable names a server
+as well, that server is asked first, and the others when it does not answer. The variables may also be set in the file
 .env of the current folder. The [sections] are those of ~/.config/kite/config.toml.";
 
 const DEFAULT_URL: &str = "ws://localhost:7700/ws";
