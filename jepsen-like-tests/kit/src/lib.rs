@@ -2,11 +2,11 @@
 //! it.
 //!
 //! - [`commands`]: commands of the log, by short names.
-//! - [`layers`]: reads the imports of a crate, for tests that keep its layers apart.
+//! - `layers` (feature of that name): reads the imports of a crate, for tests that keep its layers apart.
 //! - [`receiver`]: an HTTP server that receives webhooks and answers as a test tells it to.
 //! - [`socket`]: a WebSocket client that resumes, repeats and acknowledges nothing on its own.
 //! - `scripted_server` (feature of that name): a server for tests of clients that plays a script.
-//! - [`eventually`]: polls until a condition holds.
+//! - [`mod@eventually`]: polls until a condition holds.
 //! - [`ports`]: ports on loopback that nobody listens on.
 
 pub mod commands;
