@@ -5,8 +5,8 @@
 //!   `Retry-After`, nothing changed. Reads, operations that free space and the cluster's own operations continue
 //!   ([`takes_room`]). Refusing ends when the free space exceeds the limit by an eighth.
 //! - *Where it applies.* On the node that a client asks, and on the leader that proposes. A full follower refuses only
-//!   its own clients, which fail over to another node; a full leader refuses the writes of all and keeps leading: it
-//!   hands leadership over to nobody yet.
+//!   its own clients, which fail over to another node; a full leader refuses the writes of all and keeps leading,
+//!   because it does not hand leadership over yet.
 //! - *The ballast.* A file that only occupies space. If a node starts with less free space than the ballast's size, it
 //!   deletes the ballast, so that RocksDB can open and Raft's own entries fit. A running node never deletes it:
 //!   whatever fills the disk would take that space too, and the next start would have none. A deleted ballast is
