@@ -118,6 +118,7 @@ async fn play(scenario: &Scenario, options: &Options) -> Result<()> {
         monitor: monitor.clone(),
         random: StdRng::seed_from_u64(options.seed),
         until: Instant::now() + options.length,
+        required: scenario.cover.faults,
         dir: dir.clone(),
     };
     (scenario.script)(&mut nemesis).await.context("running the script")?;

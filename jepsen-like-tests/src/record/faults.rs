@@ -1,5 +1,6 @@
 //! The faults of a run: `faults.jsonl` has one line for each fault, written when the fault ends.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::history::Recorder;
 use super::members::ObservedMembers;
+use super::run::SNAPSHOT_INSTALL;
 
 pub const FAULTS: &str = "faults.jsonl";
 
@@ -85,6 +87,8 @@ impl OngoingFault {
 pub struct FaultLog {
     recorder: Recorder,
     file: Arc<Mutex<File>>,
+    /// The number of faults of each kind that ended and certainly happened.
+    installed: Arc<Mutex<HashMap<String, u64>>>,
 }
 
 impl FaultLog {
@@ -95,6 +99,7 @@ impl FaultLog {
         Ok(FaultLog {
             recorder,
             file: Arc::new(Mutex::new(file)),
+            installed: Arc::default(),
         })
     }
 
@@ -124,7 +129,19 @@ impl FaultLog {
         };
         let mut line = serde_json::to_vec(&fault)?;
         line.push(b'\n');
-        Ok(self.file.lock().write_all(&line)?)
+        self.file.lock().write_all(&line)?;
+        if state == FaultState::Installed {
+            *self.installed.lock().entry(fault.kind).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Whether the required number of faults of any kind has not happened yet. Installed snapshots are not counted here.
+    pub fn lacks(&self, required: &[(&str, u64)]) -> bool {
+        let installed = self.installed.lock();
+        let count = |kind: &str| installed.get(kind).copied().unwrap_or(0);
+        let mut injected = required.iter().filter(|(kind, _)| *kind != SNAPSHOT_INSTALL);
+        injected.any(|(kind, wanted)| count(kind) < *wanted)
     }
 }
 
@@ -136,4 +153,29 @@ pub fn load(dir: &Path) -> Result<Vec<Fault>> {
     let mut faults = faults.with_context(|| path.display().to_string())?;
     faults.sort_by_key(|fault| fault.began);
     Ok(faults)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_lacking_until_it_certainly_happened_as_often_as_required() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let recorder = Recorder::create(dir.path()).expect("a history");
+        let faults = FaultLog::create(dir.path(), recorder).expect("a list of faults");
+        let required = [("kill", 2), ("pause", 1), (SNAPSHOT_INSTALL, 3)];
+        let end = |kind, state| {
+            let fault = faults.begin(kind, &[1], "");
+            faults.end(fault, state).expect("the list is written");
+            faults.lacks(&required)
+        };
+        assert!(end("pause", FaultState::Installed));
+        assert!(end("kill", FaultState::Installed));
+        assert!(end("kill", FaultState::Skipped));
+        assert!(end("kill", FaultState::Indeterminate));
+        assert!(!end("kill", FaultState::Installed));
+        assert!(!faults.lacks(&[]));
+        assert!(faults.lacks(&[("power", 1)]));
+    }
 }

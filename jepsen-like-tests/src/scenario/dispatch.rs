@@ -173,7 +173,7 @@ async fn die_at_crash_points(nemesis: &mut Nemesis) -> Result<()> {
                 }
             }
             // Attempts with an unknown outcome are called again, which must not overlap with the next crash point.
-            if nemesis.until.saturating_duration_since(Instant::now()) < CLOSED_AFTER {
+            if nemesis.left() < CLOSED_AFTER {
                 return nemesis.rest().await;
             }
             let deadline = Instant::now() + 2 * PATIENCE;
@@ -241,7 +241,7 @@ async fn stop_leaders(nemesis: &mut Nemesis) -> Result<()> {
             break;
         }
         let leader = nemesis.leader().await?;
-        let left = nemesis.until.saturating_duration_since(Instant::now());
+        let left = nemesis.left();
         let range = if count.is_multiple_of(3) { LONG_STOP_MS } else { STOP_MS };
         // Even a short run has one stop that is long enough for an election.
         let wanted = nemesis

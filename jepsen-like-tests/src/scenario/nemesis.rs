@@ -22,6 +22,8 @@ use crate::workload::context::ClientContext;
 
 /// Time limit for a healthy majority to elect a leader.
 const LEADER_PATIENCE: Duration = Duration::from_secs(30);
+/// How much longer than planned a script may run to inject the faults that its scenario requires.
+const OVERTIME: Duration = Duration::from_secs(60);
 
 /// The cluster of a run, as its script controls it.
 pub struct Nemesis {
@@ -32,8 +34,10 @@ pub struct Nemesis {
     pub monitor: NodeMonitor,
     /// The source of all random choices.
     pub random: StdRng,
-    /// When the script should end.
+    /// When the script should end if it has injected the faults that its scenario requires.
     pub until: Instant,
+    /// The number of faults of each kind that the scenario requires.
+    pub required: &'static [(&'static str, u64)],
     /// The directory of the run.
     pub dir: PathBuf,
 }
@@ -41,7 +45,17 @@ pub struct Nemesis {
 impl Nemesis {
     /// Whether the script should end.
     pub fn over(&self) -> bool {
-        Instant::now() >= self.until
+        self.left().is_zero()
+    }
+
+    /// The time until the script should end. Nodes recover more slowly on a busy machine, so a script that still lacks
+    /// required faults gets [`OVERTIME`].
+    pub fn left(&self) -> Duration {
+        let overtime = match self.faults.lacks(self.required) {
+            true => OVERTIME,
+            false => Duration::ZERO,
+        };
+        (self.until + overtime).saturating_duration_since(Instant::now())
     }
 
     /// Waits until the script should end.

@@ -1,6 +1,6 @@
 //! P: power loss. The disks keep only what was flushed, so a node that acknowledges before a flush loses data.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use rand::RngExt as _;
@@ -177,7 +177,7 @@ impl Nemesis {
 /// have them loses its power and forms a majority with the minority, while the other nodes, which have the messages,
 /// are away.
 async fn split(nemesis: &mut Nemesis, how: Apart) -> Result<()> {
-    let alone = ALONE.min(nemesis.until.saturating_duration_since(Instant::now()) / 6);
+    let alone = ALONE.min(nemesis.left() / 6);
     while !nemesis.over() {
         let nodes = nemesis.shuffled();
         let (minority, majority) = nodes.split_at((nodes.len() - 1) / 2);
