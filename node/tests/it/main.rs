@@ -45,6 +45,7 @@ mod http {
     mod activate_page;
     mod admin;
     mod agents;
+    mod answers;
     mod bad_input;
     mod burst;
     mod deliveries;
