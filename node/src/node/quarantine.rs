@@ -34,7 +34,6 @@ use crate::base::secrets::Secrets;
 use crate::net::shard_id::SHARD;
 use crate::server::error::{ApiError, json_response};
 use crate::server::http::serve;
-use crate::wire::face::Face;
 
 /// The reason why this node is quarantined.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +155,7 @@ fn router(reason: &str, advice: &str) -> Router {
         .route("/health", alive.clone())
         .route("/healthz", alive)
         .route("/metrics", figures)
-        .fallback(move || async move { ApiError::unavailable(refusal).response(Face::Node) })
+        .fallback(move || async move { ApiError::unavailable(refusal) })
         .layer(map_response(|mut response: Response| async {
             let nosniff = HeaderValue::from_static("nosniff");
             response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);

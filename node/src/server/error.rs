@@ -9,7 +9,7 @@ use agentpost_proto::command::{ErrorCode, Rejection};
 use agentpost_raft_store::core::kv::Fatal;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 
 use crate::cluster::leases::NoUnit;
 use crate::shard::proposer::ProposeError;
@@ -23,7 +23,7 @@ const BURST: &str = "rate_limited";
 const NO_ROOM_RETRY_S: u64 = 5;
 
 /// An error, before it takes the shape of an API.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ApiError {
     /// The HTTP status.
     pub status: StatusCode,
@@ -170,31 +170,50 @@ impl ApiError {
         self.details.iter().map(|detail| detail.field.as_str()).collect()
     }
 
-    /// The answer in the shape of an API: Kite's is `{error, retry_after_secs?}`, all others answer
-    /// `{success, error, code, details?}`.
-    pub fn response(self, face: Face) -> Response {
-        let body = match face {
-            Face::Abbababa | Face::Admin | Face::Node => serde_json::to_vec(&ErrorBody {
-                success: false,
-                error: self.message.into_owned(),
-                code: self.code.to_owned(),
-                details: self.details,
-            }),
-            Face::Kite => {
-                let shown = self
-                    .retry_after_s
-                    .filter(|_| self.status == StatusCode::TOO_MANY_REQUESTS);
-                serde_json::to_vec(&kite::ErrorBody {
-                    error: self.message.into_owned(),
-                    retry_after_secs: shown,
-                })
-            }
-        };
+    /// `{success, error, code, details?}`, the form of all APIs but Kite's.
+    fn common_body(&self) -> Vec<u8> {
+        let body = serde_json::to_vec(&ErrorBody {
+            success: false,
+            error: self.message.to_string(),
+            code: self.code.to_owned(),
+            details: self.details.clone(),
+        });
         // Serializing strings and numbers cannot fail.
-        let mut response = json_response(self.status, body.unwrap_or_default());
+        body.unwrap_or_default()
+    }
+
+    /// `{error, retry_after_secs?}`.
+    fn kite_body(&self) -> Vec<u8> {
+        let limited = self.status == StatusCode::TOO_MANY_REQUESTS;
+        let body = serde_json::to_vec(&kite::ErrorBody {
+            error: self.message.to_string(),
+            retry_after_secs: self.retry_after_s.filter(|_| limited),
+        });
+        // Serializing strings and numbers cannot fail.
+        body.unwrap_or_default()
+    }
+}
+
+impl IntoResponse for ApiError {
+    /// The answer in the common form. Its extensions contain the error, for [`in_form_of`].
+    fn into_response(self) -> Response {
+        let mut response = json_response(self.status, self.common_body());
         decorate(response.headers_mut(), self.status, self.retry_after_s);
+        response.extensions_mut().insert(self);
         response
     }
+}
+
+/// Rewrites the body of an error if its API has a form of its own.
+pub(super) fn in_form_of(face: Face, mut response: Response) -> Response {
+    let own = match face {
+        Face::Kite => response.extensions().get().map(ApiError::kite_body),
+        Face::Abbababa | Face::Admin | Face::Node => None,
+    };
+    if let Some(body) = own {
+        *response.body_mut() = Body::from(body);
+    }
+    response
 }
 
 fn decorate(headers: &mut HeaderMap, status: StatusCode, retry_after_s: Option<u64>) {
@@ -281,11 +300,6 @@ pub(super) fn json_of(value: &impl serde::Serialize) -> Result<Response> {
         .map_err(ApiError::internal)
 }
 
-/// A handler's result in the shape of its API.
-pub(super) fn answer(face: Face, result: Result<Response>) -> Response {
-    result.unwrap_or_else(|error| error.response(face))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -293,7 +307,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn shown(error: ApiError, face: Face) -> (StatusCode, HeaderMap, Value) {
-        let (parts, body) = error.response(face).into_parts();
+        let (parts, body) = in_form_of(face, error.into_response()).into_parts();
         let read = axum::body::to_bytes(body, usize::MAX);
         let bytes = tokio::runtime::Builder::new_current_thread()
             .build()

@@ -210,7 +210,7 @@ pub struct ErrorBody {
 }
 
 /// The field that caused an error.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ErrorDetail {
     /// The path of the field, whose parts the SDK joins.
     pub path: Vec<String>,

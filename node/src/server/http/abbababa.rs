@@ -26,8 +26,7 @@ use std::sync::Arc;
 use super::app_state::{App, AppState};
 use super::body;
 use super::input::{Consistency, Parameters, parse};
-use crate::server::error::{ApiError, Result, answer, json_response};
-use crate::wire::face::Face;
+use crate::server::error::{ApiError, Result, json_response};
 use crate::wire::json::{Fault, Writer, members};
 use crate::wire::message::{Shown, push_message};
 
@@ -37,98 +36,27 @@ type Id = Result<Path<String>, PathRejection>;
 pub(super) fn routes() -> Router<Arc<AppState>> {
     ["/api/v1", "/v1"].iter().fold(Router::new(), |router, mount| {
         router
-            .route(&format!("{mount}/messages"), post(send_message).get(list_inbox))
-            .route(&format!("{mount}/messages/batch"), post(send_batch))
+            .route(&format!("{mount}/messages"), post(send::one).get(inbox::list))
+            .route(&format!("{mount}/messages/batch"), post(batch::batch))
             .route(
                 &format!("{mount}/messages/subscribe"),
-                post(subscribe).delete(unsubscribe).get(list_subscriptions),
+                post(subscribe::subscribe)
+                    .delete(subscribe::unsubscribe)
+                    .get(subscribe::list),
             )
             .route(
                 &format!("{mount}/messages/webhook"),
-                post(register_webhook).delete(delete_webhook).get(get_webhook),
+                post(webhook::register).delete(webhook::delete).get(webhook::get),
             )
-            .route(
-                &format!("{mount}/messages/{{id}}"),
-                get(get_message).patch(mark_message),
-            )
-            .route(&format!("{mount}/messages/{{id}}/receipt"), get(get_receipt))
-            .route(&format!("{mount}/deliveries"), get(list_deliveries))
+            .route(&format!("{mount}/messages/{{id}}"), get(get_one).patch(mark))
+            .route(&format!("{mount}/messages/{{id}}/receipt"), get(receipt::get))
+            .route(&format!("{mount}/deliveries"), get(deliveries::list))
             .route(
                 &format!("{mount}/deliveries/{{id}}"),
-                get(get_delivery).delete(cancel_delivery),
+                get(deliveries::get).delete(deliveries::cancel),
             )
-            .route(&format!("{mount}/deliveries/{{id}}/redrive"), post(redrive_delivery))
+            .route(&format!("{mount}/deliveries/{{id}}/redrive"), post(deliveries::redrive))
     })
-}
-
-async fn send_message(State(app): App, request: Request) -> Response {
-    answer(Face::Abbababa, send::one(&app, request).await)
-}
-
-async fn send_batch(State(app): App, request: Request) -> Response {
-    answer(Face::Abbababa, batch::batch(&app, request).await)
-}
-
-async fn list_inbox(State(app): App, request: Request) -> Response {
-    answer(Face::Abbababa, inbox::list(&app, &request.into_parts().0).await)
-}
-
-async fn get_message(State(app): App, id: Id, request: Request) -> Response {
-    answer(Face::Abbababa, get_one(&app, id, request).await)
-}
-
-async fn mark_message(State(app): App, id: Id, request: Request) -> Response {
-    answer(Face::Abbababa, mark(&app, id, request).await)
-}
-
-async fn subscribe(State(app): App, request: Request) -> Response {
-    answer(Face::Abbababa, subscribe::subscribe(&app, request).await)
-}
-
-async fn unsubscribe(State(app): App, request: Request) -> Response {
-    answer(Face::Abbababa, subscribe::unsubscribe(&app, request).await)
-}
-
-async fn list_subscriptions(State(app): App, request: Request) -> Response {
-    answer(Face::Abbababa, subscribe::list(&app, &request.into_parts().0).await)
-}
-
-async fn register_webhook(State(app): App, request: Request) -> Response {
-    answer(Face::Abbababa, webhook::register(&app, request).await)
-}
-
-async fn delete_webhook(State(app): App, request: Request) -> Response {
-    answer(Face::Abbababa, webhook::delete(&app, &request.into_parts().0).await)
-}
-
-async fn get_webhook(State(app): App, request: Request) -> Response {
-    answer(Face::Abbababa, webhook::get(&app, &request.into_parts().0).await)
-}
-
-async fn get_receipt(State(app): App, id: Id, request: Request) -> Response {
-    answer(Face::Abbababa, receipt::get(&app, id, &request.into_parts().0).await)
-}
-
-async fn list_deliveries(State(app): App, request: Request) -> Response {
-    answer(Face::Abbababa, deliveries::list(&app, &request.into_parts().0).await)
-}
-
-async fn get_delivery(State(app): App, id: Id, request: Request) -> Response {
-    answer(Face::Abbababa, deliveries::get(&app, id, &request.into_parts().0).await)
-}
-
-async fn redrive_delivery(State(app): App, id: Id, request: Request) -> Response {
-    answer(
-        Face::Abbababa,
-        deliveries::redrive(&app, id, &request.into_parts().0).await,
-    )
-}
-
-async fn cancel_delivery(State(app): App, id: Id, request: Request) -> Response {
-    answer(
-        Face::Abbababa,
-        deliveries::cancel(&app, id, &request.into_parts().0).await,
-    )
 }
 
 /// Parses a message id. A malformed id is answered like an unknown one.
@@ -141,7 +69,7 @@ fn no_such_message() -> ApiError {
     ApiError::not_found("no such message")
 }
 
-async fn get_one(app: &AppState, id: Id, request: Request) -> Result<Response> {
+async fn get_one(State(app): App, id: Id, request: Request) -> Result<Response> {
     let (parts, _) = request.into_parts();
     let consistency = Consistency::of(&Parameters::of(&parts.uri)?);
     let reading = app.reader(&parts.headers, consistency?).await?;
@@ -202,7 +130,7 @@ fn wanted_mark(body: &[u8]) -> Result<bool> {
     }
 }
 
-async fn mark(app: &AppState, id: Id, request: Request) -> Result<Response> {
+async fn mark(State(app): App, id: Id, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Read)?;

@@ -22,10 +22,9 @@ use super::app_state::{App, AppState, Reading};
 use super::body;
 use super::input::{Consistency, parse};
 use crate::server::auth::Caller;
-use crate::server::error::{ApiError, Result, answer, json_of};
+use crate::server::error::{ApiError, Result, json_of};
 use crate::server::keys;
 use crate::shard::this_node::TransferError;
-use crate::wire::face::Face;
 
 pub(super) use members::MEMBERS;
 
@@ -46,42 +45,6 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
         .route("/admin/v1/cluster/snapshot", post(snapshot))
         .merge(deliveries::routes())
         .merge(members::routes())
-}
-
-async fn create_team(State(app): App, request: Request) -> Response {
-    answer(Face::Admin, teams_post(&app, request).await)
-}
-
-async fn list_teams(State(app): App, headers: HeaderMap) -> Response {
-    answer(Face::Admin, teams_get(&app, &headers).await)
-}
-
-async fn update_team(State(app): App, id: Id, request: Request) -> Response {
-    answer(Face::Admin, team_patch(&app, id, request).await)
-}
-
-async fn create_key(State(app): App, id: Id, request: Request) -> Response {
-    answer(Face::Admin, keys_post(&app, id, request).await)
-}
-
-async fn list_keys(State(app): App, id: Id, headers: HeaderMap) -> Response {
-    answer(Face::Admin, keys_get(&app, id, &headers).await)
-}
-
-async fn revoke_key(State(app): App, id: Id, headers: HeaderMap) -> Response {
-    answer(Face::Admin, key_delete(&app, id, &headers).await)
-}
-
-async fn cluster(State(app): App, headers: HeaderMap) -> Response {
-    answer(Face::Admin, cluster_get(&app, &headers).await)
-}
-
-async fn transfer(State(app): App, request: Request) -> Response {
-    answer(Face::Admin, transfer_post(&app, request).await)
-}
-
-async fn snapshot(State(app): App, headers: HeaderMap) -> Response {
-    answer(Face::Admin, snapshot_post(&app, &headers).await)
 }
 
 fn operator(caller: &Caller) -> Result<()> {
@@ -115,8 +78,8 @@ pub(super) fn no_such_team() -> ApiError {
     ApiError::not_found("no such team")
 }
 
-async fn teams_post(app: &AppState, request: Request) -> Result<Response> {
-    let (caller, wanted): (_, admin::CreateTeam) = operator_body(app, request).await?;
+async fn create_team(State(app): App, request: Request) -> Result<Response> {
+    let (caller, wanted): (_, admin::CreateTeam) = operator_body(&app, request).await?;
     keys::display_name(&wanted.name)?;
     let limits = new_limits(&wanted.limits.unwrap_or_default());
     let id = TeamId(app.services.ids.random());
@@ -166,8 +129,8 @@ fn shown_team(team: record::Team) -> Result<admin::Team> {
     })
 }
 
-async fn teams_get(app: &AppState, headers: &HeaderMap) -> Result<Response> {
-    let reading = operator_reading(app, headers, Consistency::Linearizable).await?;
+async fn list_teams(State(app): App, headers: HeaderMap) -> Result<Response> {
+    let reading = operator_reading(&app, &headers, Consistency::Linearizable).await?;
     let teams = query::team::all(&*reading.state)?
         .into_iter()
         .map(shown_team)
@@ -175,8 +138,8 @@ async fn teams_get(app: &AppState, headers: &HeaderMap) -> Result<Response> {
     json_of(&admin::Teams { teams })
 }
 
-async fn team_patch(app: &AppState, id: Id, request: Request) -> Result<Response> {
-    let (caller, wanted): (_, admin::UpdateTeam) = operator_body(app, request).await?;
+async fn update_team(State(app): App, id: Id, request: Request) -> Result<Response> {
+    let (caller, wanted): (_, admin::UpdateTeam) = operator_body(&app, request).await?;
     let id = team_id(id)?;
     let limits = wanted.limits.unwrap_or_default();
     let op = UpdateTeam {
@@ -196,14 +159,14 @@ async fn team_patch(app: &AppState, id: Id, request: Request) -> Result<Response
     json_of(&shown_team(query::team::by_id(&*state, id)?.ok_or_else(no_such_team)?)?)
 }
 
-async fn keys_post(app: &AppState, id: Id, request: Request) -> Result<Response> {
-    let (caller, wanted): (_, admin::CreateKey) = operator_body(app, request).await?;
+async fn create_key(State(app): App, id: Id, request: Request) -> Result<Response> {
+    let (caller, wanted): (_, admin::CreateKey) = operator_body(&app, request).await?;
     let team = team_id(id)?;
     json_of(&keys::create(&app.services, &caller, team, wanted).await?)
 }
 
-async fn keys_get(app: &AppState, id: Id, headers: &HeaderMap) -> Result<Response> {
-    let reading = operator_reading(app, headers, Consistency::Linearizable).await?;
+async fn list_keys(State(app): App, id: Id, headers: HeaderMap) -> Result<Response> {
+    let reading = operator_reading(&app, &headers, Consistency::Linearizable).await?;
     let team = team_id(id)?;
     query::team::by_id(&*reading.state, team)?.ok_or_else(no_such_team)?;
     let keys = query::key::of_team(&*reading.state, team)?
@@ -213,8 +176,8 @@ async fn keys_get(app: &AppState, id: Id, headers: &HeaderMap) -> Result<Respons
     json_of(&admin::Keys { keys })
 }
 
-async fn key_delete(app: &AppState, id: Id, headers: &HeaderMap) -> Result<Response> {
-    let caller = app.writer(headers).await?;
+async fn revoke_key(State(app): App, id: Id, headers: HeaderMap) -> Result<Response> {
+    let caller = app.writer(&headers).await?;
     operator(&caller)?;
     let id = id.map(|Path(text)| text).unwrap_or_default();
     keys::revoke(&app.services, &caller, &id).await?;
@@ -222,15 +185,15 @@ async fn key_delete(app: &AppState, id: Id, headers: &HeaderMap) -> Result<Respo
 }
 
 /// Answers without a quorum, because that is when operators need it most.
-async fn cluster_get(app: &AppState, headers: &HeaderMap) -> Result<Response> {
-    operator_reading(app, headers, Consistency::Local).await?;
+async fn cluster(State(app): App, headers: HeaderMap) -> Result<Response> {
+    operator_reading(&app, &headers, Consistency::Local).await?;
     json_of(&app.http.cluster.status().await)
 }
 
-async fn transfer_post(app: &AppState, request: Request) -> Result<Response> {
+async fn transfer(State(app): App, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     // No later step checks this key again.
-    operator_reading(app, &parts.headers, Consistency::Linearizable).await?;
+    operator_reading(&app, &parts.headers, Consistency::Linearizable).await?;
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
     let wanted: admin::Transfer = parse(&body)?;
     app.http
@@ -245,8 +208,8 @@ async fn transfer_post(app: &AppState, request: Request) -> Result<Response> {
     json_of(&admin::Ok { success: true })
 }
 
-async fn snapshot_post(app: &AppState, headers: &HeaderMap) -> Result<Response> {
-    operator_reading(app, headers, Consistency::Local).await?;
+async fn snapshot(State(app): App, headers: HeaderMap) -> Result<Response> {
+    operator_reading(&app, &headers, Consistency::Local).await?;
     app.http.cluster.snapshot().await.map_err(ApiError::internal)?;
     json_of(&admin::Ok { success: true })
 }

@@ -15,7 +15,6 @@ use agentpost_proto::time::rfc3339;
 use agentpost_raft_store::core::query::agent::{Listed, agents, registered};
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::request;
 use axum::response::Response;
 use axum::routing::get;
 
@@ -23,9 +22,8 @@ use super::app_state::{App, AppState};
 use super::body;
 use super::input::{Consistency, Parameters, parse};
 use super::kite::{named_agent, own_team, required};
-use crate::server::error::{ApiError, Result, answer, json_of};
+use crate::server::error::{ApiError, Result, json_of};
 use crate::server::keys;
-use crate::wire::face::Face;
 use crate::wire::json::members;
 
 members!(
@@ -36,16 +34,8 @@ members!(
 /// The route under both mounts.
 pub(super) fn routes() -> Router<Arc<AppState>> {
     ["/api/v1", "/v1"].iter().fold(Router::new(), |router, mount| {
-        router.route(&format!("{mount}/agents"), get(list_agents).post(register_agent))
+        router.route(&format!("{mount}/agents"), get(list).post(register))
     })
-}
-
-async fn list_agents(State(app): App, request: Request) -> Response {
-    answer(Face::Kite, list(&app, &request.into_parts().0).await)
-}
-
-async fn register_agent(State(app): App, request: Request) -> Response {
-    answer(Face::Kite, register(&app, request).await)
 }
 
 /// A page of the directory.
@@ -68,7 +58,8 @@ impl Wanted {
     }
 }
 
-async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
+async fn list(State(app): App, request: Request) -> Result<Response> {
+    let (parts, _) = request.into_parts();
     let parameters = Parameters::of(&parts.uri)?;
     let consistency = Consistency::of(&parameters);
     let wanted = Wanted::of(&parameters);
@@ -96,7 +87,7 @@ async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
     })
 }
 
-async fn register(app: &AppState, request: Request) -> Result<Response> {
+async fn register(State(app): App, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
     own_team(&caller, &Parameters::of(&parts.uri)?)?;

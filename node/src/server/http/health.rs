@@ -9,8 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::app_state::{App, AppState};
-use crate::server::error::{ApiError, json_response};
-use crate::wire::face::Face;
+use crate::server::error::{ApiError, Result, json_response};
 
 /// The routes, without a prefix.
 pub(super) fn routes() -> Router<Arc<AppState>> {
@@ -27,11 +26,11 @@ async fn alive() -> Response {
 }
 
 /// Answers whether this node can serve linearizable reads and forward writes.
-async fn ready(State(app): App) -> Response {
+async fn ready(State(app): App) -> Result<Response> {
     if !app.http.lifetime.shutdown.is_cancelled() && app.http.cluster.ready().await {
-        json_response(StatusCode::OK, br#"{"status":"ready"}"#.to_vec())
+        Ok(json_response(StatusCode::OK, br#"{"status":"ready"}"#.to_vec()))
     } else {
-        ApiError::unavailable("this node cannot reach a quorum right now").response(Face::Node)
+        Err(ApiError::unavailable("this node cannot reach a quorum right now"))
     }
 }
 

@@ -20,8 +20,7 @@ use super::app_state::{App, AppState};
 use super::body;
 use super::input::{Parameters, idempotency_key, parse};
 use crate::server::auth::Caller;
-use crate::server::error::{ApiError, Result, answer, json_of};
-use crate::wire::face::Face;
+use crate::server::error::{ApiError, Result, json_of};
 use crate::wire::json::{self, members};
 
 members!(
@@ -32,15 +31,11 @@ members!(
 /// The route under both mounts.
 pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new()
-        .route("/api/v1/agents/messages", post(send_message))
-        .route("/v1/agents/messages", post(send_message))
+        .route("/api/v1/agents/messages", post(send))
+        .route("/v1/agents/messages", post(send))
 }
 
-async fn send_message(State(app): App, request: Request) -> Response {
-    answer(Face::Kite, send(&app, request).await)
-}
-
-async fn send(app: &AppState, request: Request) -> Result<Response> {
+async fn send(State(app): App, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
     own_team(&caller, &Parameters::of(&parts.uri)?)?;

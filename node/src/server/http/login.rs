@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{HeaderValue, header};
+use axum::middleware;
 use axum::response::Response;
 use axum::routing::post;
 
@@ -26,10 +27,11 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
         .route("/admin/v1/login/lookup", post(decide::lookup))
         .route("/admin/v1/login/approve", post(decide::approve))
         .route("/admin/v1/login/deny", post(decide::deny))
+        .route_layer(middleware::map_response(not_cached))
 }
 
 /// Forbids caching of the answers of a login.
-fn for_once(mut response: Response) -> Response {
+async fn not_cached(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response

@@ -6,13 +6,13 @@ use std::time::Duration;
 use agentpost_proto::limits;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 
 use super::app_state::{App, AppState, HttpHandles};
 use super::{abbababa, activate, admin, agents, body, health, kite, login, ratelimit, signing};
-use crate::server::error::ApiError;
+use crate::server::error::{ApiError, in_form_of};
 use crate::server::services::Services;
 use crate::wire::face::Face;
 
@@ -53,19 +53,18 @@ fn face_of(path: &str) -> Face {
     }
 }
 
-async fn unknown_path(State(app): App, headers: HeaderMap, uri: Uri) -> Response {
+async fn unknown_path(State(app): App, headers: HeaderMap) -> ApiError {
     app.note_known(&headers);
-    ApiError::not_found("no such path").response(face_of(uri.path()))
+    ApiError::not_found("no such path")
 }
 
-async fn wrong_method(State(app): App, headers: HeaderMap, method: Method, uri: Uri) -> Response {
+async fn wrong_method(State(app): App, headers: HeaderMap, method: Method) -> ApiError {
     app.note_known(&headers);
     let message = format!("{method} is not allowed here");
-    let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
-    error.response(face_of(uri.path()))
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
 }
 
-/// Middleware around every request: its deadline, its metric, and the headers of every answer.
+/// Middleware around every request: its deadline, its metric, the form of its errors, and the headers of every answer.
 async fn around(State(app): App, request: Request, next: Next) -> Response {
     let clock = app.services.wall_time.clock();
     let started = clock.now();
@@ -85,7 +84,8 @@ async fn around(State(app): App, request: Request, next: Next) -> Response {
     let answered = next.run(body::guarded(request, &app.http.lifetime.tasks));
     let answered = async {
         let in_time = tokio::time::timeout(deadline, answered).await;
-        in_time.unwrap_or_else(|_| ApiError::outcome_unknown().response(face))
+        let response = in_time.unwrap_or_else(|_| ApiError::outcome_unknown().into_response());
+        in_form_of(face, response)
     };
     let mut response = match counted {
         Some(counted) => ratelimit::shown(&app.services, &app.http.leases, counted, answered).await,

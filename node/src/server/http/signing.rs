@@ -17,8 +17,7 @@ use axum::routing::{get, post};
 use super::admin;
 use super::app_state::{App, AppState, Reading};
 use super::input::Consistency;
-use crate::server::error::{Result, answer, json_of};
-use crate::wire::face::Face;
+use crate::server::error::{Result, json_of};
 
 /// The routes.
 pub(super) fn routes() -> Router<Arc<AppState>> {
@@ -29,20 +28,20 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
         .route("/admin/v1/teams/{id}/signing-keys/rotate", post(rotate_of))
 }
 
-async fn own_keys(State(app): App, headers: HeaderMap) -> Response {
-    answer(Face::Abbababa, own(&app, &headers, Permission::Read, false).await)
+async fn own_keys(State(app): App, headers: HeaderMap) -> Result<Response> {
+    own(&app, &headers, Permission::Read, false).await
 }
 
-async fn rotate_own(State(app): App, headers: HeaderMap) -> Response {
-    answer(Face::Abbababa, own(&app, &headers, Permission::Admin, true).await)
+async fn rotate_own(State(app): App, headers: HeaderMap) -> Result<Response> {
+    own(&app, &headers, Permission::Admin, true).await
 }
 
-async fn keys_of(State(app): App, id: admin::Id, headers: HeaderMap) -> Response {
-    answer(Face::Admin, of(&app, id, &headers, false).await)
+async fn keys_of(State(app): App, id: admin::Id, headers: HeaderMap) -> Result<Response> {
+    of(&app, id, &headers, false).await
 }
 
-async fn rotate_of(State(app): App, id: admin::Id, headers: HeaderMap) -> Response {
-    answer(Face::Admin, of(&app, id, &headers, true).await)
+async fn rotate_of(State(app): App, id: admin::Id, headers: HeaderMap) -> Result<Response> {
+    of(&app, id, &headers, true).await
 }
 
 async fn own(app: &AppState, headers: &HeaderMap, needed: Permission, rotate: bool) -> Result<Response> {

@@ -17,10 +17,9 @@ use super::ack::Acks;
 use super::admission::Admission;
 use super::session;
 use super::ws_state::{SessionOptions, WsHandles, WsState};
-use crate::server::error::ApiError;
+use crate::server::error::{ApiError, Result};
 use crate::server::services::Services;
 use crate::shard::reader::Reader;
-use crate::wire::face::Face;
 
 /// Creates the route and starts its worker for acks. Call it inside a runtime, once per node.
 pub fn route<S: Clone + Send + Sync + 'static>(services: Services, handles: WsHandles) -> Router<S> {
@@ -62,27 +61,25 @@ pub fn route_with<S: Clone + Send + Sync + 'static>(
 }
 
 /// Accepts the upgrade. Authentication happens inside the session, so an upgrade is refused only when the node is full.
-async fn upgrade(State(ws): State<WsState>, upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>) -> Response {
-    let upgrade = match upgrade {
-        Ok(upgrade) => upgrade,
-        Err(rejection) => {
-            let text = rejection.body_text();
-            let error = ApiError::new(rejection.into_response().status(), "upgrade_required", text);
-            return error.response(Face::Kite);
-        }
-    };
-    let Some(permit) = ws.admission.enter() else {
-        return ApiError::unavailable("too many WebSocket sessions on this node").response(Face::Kite);
-    };
+async fn upgrade(
+    State(ws): State<WsState>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response> {
+    let upgrade = upgrade.map_err(|rejection| {
+        let text = rejection.body_text();
+        ApiError::new(rejection.into_response().status(), "upgrade_required", text)
+    })?;
+    let permit = ws.admission.enter();
+    let permit = permit.ok_or_else(|| ApiError::unavailable("too many WebSocket sessions on this node"))?;
     let tasks = ws.lifetime.tasks.clone();
-    upgrade
+    Ok(upgrade
         .max_message_size(limits::WS_MESSAGE_BYTES_MAX)
         .max_frame_size(limits::WS_FRAME_BYTES_MAX)
         // Clients send only small frames such as acks, so thousands of idle sockets need not hold 128 KiB each.
         .read_buffer_size(4 * 1024)
         .write_buffer_size(limits::WS_WRITE_CHUNK_BYTES)
         .max_write_buffer_size(limits::WS_WRITE_BUFFER_BYTES_MAX)
-        .on_upgrade(move |socket| tasks.track_future(session::run(ws, socket, permit)))
+        .on_upgrade(move |socket| tasks.track_future(session::run(ws, socket, permit))))
 }
 
 /// Notifies the sessions when this node has been without a leader for too long. It asks the leader from time to time,

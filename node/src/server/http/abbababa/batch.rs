@@ -7,7 +7,7 @@ use std::fmt;
 use agentpost_proto::command::{Permission, SendBatch, SendOutcome, SendReply, send_outcome};
 use agentpost_proto::id::{MessageId, TeamId};
 use agentpost_proto::limits;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -15,13 +15,13 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Se
 use super::fanout;
 use super::send::{Item, Source};
 use crate::server::error::{ApiError, Result, json_response};
-use crate::server::http::app_state::AppState;
+use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
 use crate::server::http::input::parse;
 use crate::wire::json::{Key, Writer, push_text};
 
 /// Accepts a batch; each message has its own result.
-pub async fn batch(app: &AppState, request: Request) -> Result<Response> {
+pub async fn batch(State(app): App, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
@@ -32,7 +32,7 @@ pub async fn batch(app: &AppState, request: Request) -> Result<Response> {
     }
     let body = body::read(&parts.headers, body, limits::BATCH_BYTES_MAX).await?;
     let Batch(items) = parse(&body)?;
-    let source = Source::of(app, &body, &from);
+    let source = Source::of(&app, &body, &from);
     let mut sends = Vec::with_capacity(items.len());
     // For each item: its topic, or why it is not sent.
     let mut checked = Vec::with_capacity(items.len());
@@ -59,7 +59,7 @@ pub async fn batch(app: &AppState, request: Request) -> Result<Response> {
     } else {
         app.propose(&caller, SendBatch { sends }).await?.outcomes
     };
-    results(app, caller.team, checked, outcomes)
+    results(&app, caller.team, checked, outcomes)
 }
 
 /// The results in the order of the request: refused here, or decided by apply. The answer does not wait for the inboxes

@@ -6,13 +6,14 @@ use agentpost_proto::command::{CancelDelivery, Permission, Redrive};
 use agentpost_proto::id::AgentId;
 use agentpost_proto::record::Delivery;
 use agentpost_raft_store::core::query;
-use axum::http::{HeaderMap, request};
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
 use axum::response::Response;
 
 use super::Id;
 use crate::server::auth::Caller;
 use crate::server::error::{Result, json_of};
-use crate::server::http::app_state::AppState;
+use crate::server::http::app_state::{App, AppState};
 use crate::server::http::deliveries::{Sight, Wanted, delivery_id, detail, id_text, page, row, unknown};
 use crate::server::http::input::{Consistency, Parameters};
 
@@ -61,7 +62,8 @@ impl Viewer {
 }
 
 /// A page of deliveries to and from the caller's agent, or of the team for an administrator without one.
-pub async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
+pub async fn list(State(app): App, request: Request) -> Result<Response> {
+    let (parts, _) = request.into_parts();
     let parameters = Parameters::of(&parts.uri)?;
     let consistency = Consistency::of(&parameters);
     // Authorisation errors come before errors in the parameters.
@@ -74,7 +76,7 @@ pub async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
     let wanted = Wanted::of(&parameters)?;
     let kv = &*reading.state;
     let agent = viewer.agent.as_ref().map(AgentId::as_str);
-    let (page, cursor) = page(app, kv, reading.caller.team, agent, &wanted)?;
+    let (page, cursor) = page(&app, kv, reading.caller.team, agent, &wanted)?;
     let applied = query::applied(kv)?;
     let rows = page.deliveries.iter().filter_map(|delivery| {
         let sight = viewer.sight(delivery)?;
@@ -90,7 +92,8 @@ pub async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
 }
 
 /// One delivery with its attempts.
-pub async fn get(app: &AppState, id: Id, parts: &request::Parts) -> Result<Response> {
+pub async fn get(State(app): App, id: Id, request: Request) -> Result<Response> {
+    let (parts, _) = request.into_parts();
     let consistency = Consistency::of(&Parameters::of(&parts.uri)?);
     let reading = app.reader(&parts.headers, consistency?).await?;
     reading.caller.require(Permission::Read)?;
@@ -107,7 +110,8 @@ pub async fn get(app: &AppState, id: Id, parts: &request::Parts) -> Result<Respo
 }
 
 /// Redrives a dead delivery as a new one.
-pub async fn redrive(app: &AppState, id: Id, parts: &request::Parts) -> Result<Response> {
+pub async fn redrive(State(app): App, id: Id, request: Request) -> Result<Response> {
+    let (parts, _) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let op = Redrive {
@@ -115,7 +119,7 @@ pub async fn redrive(app: &AppState, id: Id, parts: &request::Parts) -> Result<R
         delivery_id: delivery_id(id)?.to_bytes(),
         ..Redrive::default()
     };
-    redriven(app, &caller, op).await
+    redriven(&app, &caller, op).await
 }
 
 /// Proposes a redrive; also for operators.
@@ -128,7 +132,8 @@ pub(in crate::server::http) async fn redriven(app: &AppState, caller: &Caller, o
 }
 
 /// Cancels an open delivery.
-pub async fn cancel(app: &AppState, id: Id, parts: &request::Parts) -> Result<Response> {
+pub async fn cancel(State(app): App, id: Id, request: Request) -> Result<Response> {
+    let (parts, _) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let op = CancelDelivery {

@@ -12,13 +12,14 @@ use agentpost_raft_store::core::kv::Order;
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::query::inbox::{InboxItem, Page, PageQuery};
 use agentpost_raft_store::disk::state::StateDb;
-use axum::http::{StatusCode, request};
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
 use axum::response::Response;
 use std::time::Duration;
 
 use crate::server::auth;
 use crate::server::error::{ApiError, Result, json_response};
-use crate::server::http::app_state::AppState;
+use crate::server::http::app_state::{App, AppState};
 use crate::server::http::input::{Consistency, Parameters};
 use crate::server::http::ratelimit;
 use crate::wire::json::{Writer, push_text};
@@ -97,7 +98,8 @@ fn read_state(parameters: &Parameters) -> Result<(Option<ReadState>, bool)> {
 }
 
 /// Answers with a page; with `wait`, as soon as it has an entry, or at the deadline.
-pub async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
+pub async fn list(State(app): App, request: Request) -> Result<Response> {
+    let (parts, _) = request.into_parts();
     let parameters = Parameters::of(&parts.uri)?;
     let consistency = Consistency::of(&parameters);
     let wanted = Wanted::of(&parameters);
@@ -111,14 +113,14 @@ pub async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
     let wanted = wanted?;
     let team = reading.caller.team;
     let after_seq = match &wanted.cursor {
-        Some(text) => cursor_seq(app, team, &agent, wanted.order, text)?,
+        Some(text) => cursor_seq(&app, team, &agent, wanted.order, text)?,
         None => None,
     };
     let leases = &app.http.leases;
     let taken = leases.take(reading.caller.principal(), team, agent.as_str(), &reading.state);
     ratelimit::note_standing(taken.await?);
     let inbox = Inbox {
-        app,
+        app: &app,
         team,
         agent: &agent,
         wanted: &wanted,

@@ -8,18 +8,19 @@ use agentpost_proto::record::Message;
 use agentpost_proto::time::rfc3339;
 use agentpost_raft_store::core::kv::Kv;
 use agentpost_raft_store::core::query::{self, receipt::Readers};
-use axum::http::request;
+use axum::extract::{Request, State};
 use axum::response::Response;
 
 use super::deliveries::Viewer;
 use super::{Id, message_id, no_such_message};
 use crate::server::error::{Result, json_of};
-use crate::server::http::app_state::AppState;
+use crate::server::http::app_state::App;
 use crate::server::http::deliveries::{Sight, id_text};
 use crate::server::http::input::{Consistency, Parameters};
 
 /// The receipt of one message.
-pub async fn get(app: &AppState, id: Id, parts: &request::Parts) -> Result<Response> {
+pub async fn get(State(app): App, id: Id, request: Request) -> Result<Response> {
+    let (parts, _) = request.into_parts();
     let consistency = Consistency::of(&Parameters::of(&parts.uri)?);
     let reading = app.reader(&parts.headers, consistency?).await?;
     reading.caller.require(Permission::Read)?;

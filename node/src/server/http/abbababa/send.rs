@@ -9,7 +9,7 @@ use agentpost_proto::command::{self, BodyKind, Permission, Send, SendReply};
 use agentpost_proto::id::{self, AgentId, MessageId, TeamId};
 use agentpost_proto::{limits, time};
 use agentpost_raft_store::core::query;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use super::fanout;
 use crate::base::clock::IdSource;
 use crate::server::error::{ApiError, Result, json_response};
-use crate::server::http::app_state::AppState;
+use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
 use crate::server::http::input::{idempotency_key, parse};
 use crate::wire::json::{self, Fault, Writer, members};
@@ -47,7 +47,7 @@ members!(
 );
 
 /// Accepts one message.
-pub async fn one(app: &AppState, request: Request) -> Result<Response> {
+pub async fn one(State(app): App, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
@@ -55,14 +55,14 @@ pub async fn one(app: &AppState, request: Request) -> Result<Response> {
     let key = idempotency_key(&parts.headers)?;
     let body = body::read(&parts.headers, body, limits::REQUEST_BYTES_MAX).await?;
     let item: Item<'_> = parse(&body)?;
-    let mut send = item.to_send(&Source::of(app, &body, &from))?;
+    let mut send = item.to_send(&Source::of(&app, &body, &from))?;
     send.idempotency_key = key;
     let reply = app.propose(&caller, send.clone()).await?;
-    let pending = fanout::pending(app, caller.team, &send.topic, &reply).await?;
+    let pending = fanout::pending(&app, caller.team, &send.topic, &reply).await?;
     if reply.message_id == send.message_id {
         return Ok(accepted(&Shown::sent(&send, &reply)?, pending));
     }
-    repeated(app, caller.team, &send, &reply, pending)
+    repeated(&app, caller.team, &send, &reply, pending)
 }
 
 /// The answer to a repeated idempotency key: the message as it was stored, if this node knows it.

@@ -8,15 +8,14 @@ use agentpost_proto::record;
 use agentpost_proto::time::rfc3339;
 use agentpost_raft_store::core::kv::Kv;
 use agentpost_raft_store::core::query;
-use axum::extract::Request;
-use axum::http::request;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::webhook::{check_url, done};
 use crate::server::error::{ApiError, Result, json_of};
-use crate::server::http::app_state::AppState;
+use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
 use crate::server::http::input::{Consistency, Parameters, parse};
 use crate::wire::json;
@@ -70,7 +69,7 @@ fn named(topic: &str) -> Result<String> {
 }
 
 /// Subscribes the caller's agent, or changes the URL of its subscription.
-pub async fn subscribe(app: &AppState, request: Request) -> Result<Response> {
+pub async fn subscribe(State(app): App, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
@@ -86,7 +85,7 @@ pub async fn subscribe(app: &AppState, request: Request) -> Result<Response> {
         } else {
             "callbackUrl"
         };
-        check_url(app, field, url)?;
+        check_url(&app, field, url)?;
     }
     let op = Subscribe {
         agent: agent.as_str().to_owned(),
@@ -95,7 +94,7 @@ pub async fn subscribe(app: &AppState, request: Request) -> Result<Response> {
         url,
     };
     let reply = app.propose(&caller, op).await?;
-    let subscription = subscribed(app, caller.team, &agent, topic, reply)?;
+    let subscription = subscribed(&app, caller.team, &agent, topic, reply)?;
     json_of(&SubscriptionResponse {
         success: true,
         data: Some(subscription.clone()),
@@ -154,7 +153,7 @@ fn shown(
 }
 
 /// Ends the subscription to the topic in the body or the query string.
-pub async fn unsubscribe(app: &AppState, request: Request) -> Result<Response> {
+pub async fn unsubscribe(State(app): App, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
@@ -184,12 +183,13 @@ pub async fn unsubscribe(app: &AppState, request: Request) -> Result<Response> {
 }
 
 /// The subscriptions of the caller's agent.
-pub async fn list(app: &AppState, parts: &request::Parts) -> Result<Response> {
+pub async fn list(State(app): App, request: Request) -> Result<Response> {
+    let (parts, _) = request.into_parts();
     let consistency = Consistency::of(&Parameters::of(&parts.uri)?)?;
     let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let (team, agent) = (reading.caller.team, reading.caller.agent(&parts.headers)?);
-    let subscriptions = all(app, &*reading.state, team, &agent)?;
+    let subscriptions = all(&app, &*reading.state, team, &agent)?;
     json_of(&SubscriptionsResponse {
         success: true,
         data: Some(subscriptions.clone()),

@@ -6,14 +6,13 @@ use agentpost_proto::id::{AgentId, TeamId, WebhookId};
 use agentpost_proto::time::rfc3339;
 use agentpost_proto::{limits, record};
 use agentpost_raft_store::core::query;
-use axum::extract::Request;
-use axum::http::request;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::server::error::{ApiError, Result, json_of};
-use crate::server::http::app_state::AppState;
+use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
 use crate::server::http::input::{Consistency, Parameters, parse};
 use crate::wire::json::{self, members};
@@ -66,7 +65,7 @@ pub fn done(message: &str) -> Result<Response> {
 }
 
 /// Registers the webhook of the caller's agent and replaces the previous one.
-pub async fn register(app: &AppState, request: Request) -> Result<Response> {
+pub async fn register(State(app): App, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
@@ -77,7 +76,7 @@ pub async fn register(app: &AppState, request: Request) -> Result<Response> {
         return Err(ApiError::invalid(format!("the request body {fault}")));
     }
     let (url, events) = (wanted.url()?, wanted.events()?);
-    check_url(app, "url", &url)?;
+    check_url(&app, "url", &url)?;
     let op = RegisterWebhook {
         agent: agent.as_str().to_owned(),
         webhook_id: WebhookId(app.services.ids.random()).to_bytes(),
@@ -95,11 +94,12 @@ pub async fn register(app: &AppState, request: Request) -> Result<Response> {
         generation: reply.generation,
         ..record::Endpoint::default()
     };
-    answer(Some(shown(app, caller.team, &agent, row, &endpoint)?))
+    answer(Some(shown(&app, caller.team, &agent, row, &endpoint)?))
 }
 
 /// Answers with the webhook of the caller's agent, or null.
-pub async fn get(app: &AppState, parts: &request::Parts) -> Result<Response> {
+pub async fn get(State(app): App, request: Request) -> Result<Response> {
+    let (parts, _) = request.into_parts();
     let consistency = Consistency::of(&Parameters::of(&parts.uri)?)?;
     let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
@@ -108,11 +108,12 @@ pub async fn get(app: &AppState, parts: &request::Parts) -> Result<Response> {
         return answer(None);
     };
     let endpoint = query::topic::endpoint(&*reading.state, team, agent.as_str(), &row.url)?.unwrap_or_default();
-    answer(Some(shown(app, team, &agent, row, &endpoint)?))
+    answer(Some(shown(&app, team, &agent, row, &endpoint)?))
 }
 
 /// Deletes the webhook of the caller's agent, if there is one.
-pub async fn delete(app: &AppState, parts: &request::Parts) -> Result<Response> {
+pub async fn delete(State(app): App, request: Request) -> Result<Response> {
+    let (parts, _) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let agent = caller.agent(&parts.headers)?;

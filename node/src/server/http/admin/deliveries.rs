@@ -15,12 +15,11 @@ use axum::response::Response;
 use axum::routing::{get, post};
 
 use super::{Id, no_such_team, operator_reading};
-use crate::server::error::{ApiError, Result, answer, json_of};
+use crate::server::error::{ApiError, Result, json_of};
 use crate::server::http::abbababa::deliveries::redriven;
 use crate::server::http::app_state::{App, AppState, Reading};
 use crate::server::http::deliveries::{Sight, Wanted, delivery_id, detail, page, row, unknown};
 use crate::server::http::input::{Consistency, Parameters};
-use crate::wire::face::Face;
 
 /// The routes.
 pub fn routes() -> Router<Arc<AppState>> {
@@ -28,22 +27,6 @@ pub fn routes() -> Router<Arc<AppState>> {
         .route("/admin/v1/deliveries", get(list))
         .route("/admin/v1/deliveries/{id}", get(show).delete(cancel))
         .route("/admin/v1/deliveries/{id}/redrive", post(redrive))
-}
-
-async fn list(State(app): App, uri: Uri, headers: HeaderMap) -> Response {
-    answer(Face::Admin, deliveries(&app, &uri, &headers).await)
-}
-
-async fn show(State(app): App, id: Id, uri: Uri, headers: HeaderMap) -> Response {
-    answer(Face::Admin, delivery(&app, id, &uri, &headers).await)
-}
-
-async fn redrive(State(app): App, id: Id, uri: Uri, headers: HeaderMap) -> Response {
-    answer(Face::Admin, redrive_one(&app, id, &uri, &headers).await)
-}
-
-async fn cancel(State(app): App, id: Id, uri: Uri, headers: HeaderMap) -> Response {
-    answer(Face::Admin, cancel_one(&app, id, &uri, &headers).await)
 }
 
 /// Authorises an operator's read of an existing team.
@@ -57,11 +40,11 @@ async fn look(app: &AppState, parameters: &Parameters, headers: &HeaderMap) -> R
     Ok((reading, team))
 }
 
-async fn deliveries(app: &AppState, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
-    let parameters = Parameters::of(uri)?;
-    let (reading, team) = look(app, &parameters, headers).await?;
+async fn list(State(app): App, uri: Uri, headers: HeaderMap) -> Result<Response> {
+    let parameters = Parameters::of(&uri)?;
+    let (reading, team) = look(&app, &parameters, &headers).await?;
     let kv = &*reading.state;
-    let (page, cursor) = page(app, kv, team, None, &Wanted::of(&parameters)?)?;
+    let (page, cursor) = page(&app, kv, team, None, &Wanted::of(&parameters)?)?;
     let applied = query::applied(kv)?;
     let rows = page.deliveries.iter().map(|d| row(d, Sight::Everything, &applied));
     json_of(&DeliveriesResponse {
@@ -78,8 +61,8 @@ async fn find(app: &AppState, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<
     Ok((reading, team, delivery))
 }
 
-async fn delivery(app: &AppState, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
-    let (reading, _, delivery) = find(app, id, uri, headers).await?;
+async fn show(State(app): App, id: Id, uri: Uri, headers: HeaderMap) -> Result<Response> {
+    let (reading, _, delivery) = find(&app, id, &uri, &headers).await?;
     json_of(&DeliveryResponse {
         success: true,
         delivery: detail(&delivery, Sight::Everything, &query::applied(&*reading.state)?)?,
@@ -87,18 +70,18 @@ async fn delivery(app: &AppState, id: Id, uri: &Uri, headers: &HeaderMap) -> Res
     })
 }
 
-async fn redrive_one(app: &AppState, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
-    let (reading, team, delivery) = find(app, id, uri, headers).await?;
+async fn redrive(State(app): App, id: Id, uri: Uri, headers: HeaderMap) -> Result<Response> {
+    let (reading, team, delivery) = find(&app, id, &uri, &headers).await?;
     let op = Redrive {
         delivery_id: delivery.id,
         agent: String::new(),
         team_id: team.to_bytes(),
     };
-    redriven(app, &reading.caller, op).await
+    redriven(&app, &reading.caller, op).await
 }
 
-async fn cancel_one(app: &AppState, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<Response> {
-    let (reading, team, delivery) = find(app, id, uri, headers).await?;
+async fn cancel(State(app): App, id: Id, uri: Uri, headers: HeaderMap) -> Result<Response> {
+    let (reading, team, delivery) = find(&app, id, &uri, &headers).await?;
     let op = CancelDelivery {
         delivery_id: delivery.id,
         agent: String::new(),

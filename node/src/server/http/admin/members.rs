@@ -13,12 +13,11 @@ use axum::response::Response;
 use axum::routing::{delete, post};
 
 use super::{Id, operator_reading};
-use crate::server::error::{ApiError, Result, answer, json_of};
+use crate::server::error::{ApiError, Result, json_of};
 use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
 use crate::server::http::input::{Consistency, parse};
 use crate::shard::members::{Change, ChangeError};
-use crate::wire::face::Face;
 
 /// The routes. Removing a member may take as long as a hand-over.
 pub(in crate::server::http) const MEMBERS: &str = "/admin/v1/cluster/members";
@@ -32,23 +31,9 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
         .route("/admin/v1/cluster/members/{id}/promote", post(promote))
 }
 
-async fn add(State(app): App, request: Request) -> Response {
-    answer(Face::Admin, members_post(&app, request).await)
-}
-
-async fn promote(State(app): App, id: Id, headers: HeaderMap) -> Response {
-    let changed = change(&app, &headers, number(id).map(Change::Promote)).await;
-    answer(Face::Admin, changed.and_then(|member| json_of(&member)))
-}
-
-async fn remove(State(app): App, id: Id, headers: HeaderMap) -> Response {
-    let changed = change(&app, &headers, number(id).map(Change::Remove)).await;
-    answer(Face::Admin, changed.and_then(|_| json_of(&admin::Ok { success: true })))
-}
-
-async fn members_post(app: &AppState, request: Request) -> Result<Response> {
+async fn add(State(app): App, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    operator_reading(app, &parts.headers, Consistency::Linearizable).await?;
+    operator_reading(&app, &parts.headers, Consistency::Linearizable).await?;
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
     let wanted: admin::AddMember = parse(&body)?;
     let member = Member {
@@ -56,7 +41,16 @@ async fn members_post(app: &AppState, request: Request) -> Result<Response> {
         url: wanted.url,
     };
     let added = Change::Add { id: wanted.id, member };
-    json_of(&change(app, &parts.headers, Ok(added)).await?)
+    json_of(&change(&app, &parts.headers, Ok(added)).await?)
+}
+
+async fn promote(State(app): App, id: Id, headers: HeaderMap) -> Result<Response> {
+    json_of(&change(&app, &headers, number(id).map(Change::Promote)).await?)
+}
+
+async fn remove(State(app): App, id: Id, headers: HeaderMap) -> Result<Response> {
+    change(&app, &headers, number(id).map(Change::Remove)).await?;
+    json_of(&admin::Ok { success: true })
 }
 
 fn number(id: Id) -> Result<u64> {

@@ -12,30 +12,16 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Deserialize;
 
-use super::for_once;
 use crate::server::auth::Caller;
-use crate::server::error::{ApiError, Result, answer, json_of};
+use crate::server::error::{ApiError, Result, json_of};
 use crate::server::http::app_state::{App, AppState, Reading};
 use crate::server::http::body;
 use crate::server::http::input::{Consistency, parse};
 use crate::server::keys;
-use crate::wire::face::Face;
 
 const NO_SUCH_CODE: &str = "no device waits with this code, or it has expired";
 const NO_SUCH_TEAM: &str = "no such team";
 const UNKNOWN: &str = "outcome unknown: look the code up again to see whether it was decided";
-
-pub(super) async fn lookup(State(app): App, request: Request) -> Response {
-    for_once(answer(Face::Admin, show(&app, request).await))
-}
-
-pub(super) async fn approve(State(app): App, request: Request) -> Response {
-    for_once(answer(Face::Admin, let_in(&app, request).await))
-}
-
-pub(super) async fn deny(State(app): App, request: Request) -> Response {
-    for_once(answer(Face::Admin, turn_away(&app, request).await))
-}
 
 /// Reads the body and authorises the caller, whose key must allow approving devices.
 async fn asked<T: for<'de> Deserialize<'de>>(app: &AppState, request: Request) -> Result<(Reading, T)> {
@@ -62,8 +48,8 @@ fn lets_in(caller: &Caller) -> Result<()> {
     Ok(())
 }
 
-async fn show(app: &AppState, request: Request) -> Result<Response> {
-    let (reading, wanted): (_, UserCode) = asked(app, request).await?;
+pub(super) async fn lookup(State(app): App, request: Request) -> Result<Response> {
+    let (reading, wanted): (_, UserCode) = asked(&app, request).await?;
     let code = user_code(&wanted.user_code)?;
     let Reading { state, caller, .. } = reading;
     let found = async {
@@ -105,8 +91,8 @@ fn shown_team(team: Team) -> Result<LoginTeam> {
     })
 }
 
-async fn let_in(app: &AppState, request: Request) -> Result<Response> {
-    let (reading, wanted): (_, ApproveLogin) = asked(app, request).await?;
+pub(super) async fn approve(State(app): App, request: Request) -> Result<Response> {
+    let (reading, wanted): (_, ApproveLogin) = asked(&app, request).await?;
     let code = user_code(&wanted.user_code)?;
     let permissions = match &wanted.permissions {
         None => vec![Permission::Write as i32],
@@ -125,7 +111,7 @@ async fn let_in(app: &AppState, request: Request) -> Result<Response> {
         team_id: team.id,
         permissions,
     };
-    decide(app, &reading.caller, op).await?;
+    decide(&app, &reading.caller, op).await?;
     json_of(&approved)
 }
 
@@ -152,13 +138,13 @@ fn chosen_team(kv: &impl Kv, caller: &Caller, wanted: Option<&str>) -> Result<Te
     team.ok_or_else(|| ApiError::not_found(NO_SUCH_TEAM))
 }
 
-async fn turn_away(app: &AppState, request: Request) -> Result<Response> {
-    let (reading, wanted): (_, UserCode) = asked(app, request).await?;
+pub(super) async fn deny(State(app): App, request: Request) -> Result<Response> {
+    let (reading, wanted): (_, UserCode) = asked(&app, request).await?;
     let op = DecideLogin {
         user_code: user_code(&wanted.user_code)?,
         ..DecideLogin::default()
     };
-    decide(app, &reading.caller, op).await?;
+    decide(&app, &reading.caller, op).await?;
     json_of(&Success { success: true })
 }
 

@@ -14,16 +14,15 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 
-use super::{decide, for_once};
+use super::decide;
 use crate::base::clock::IdSource;
 use crate::base::secrets::{self, Secrets};
-use crate::server::error::{ApiError, Result, answer, json_of};
-use crate::server::http::app_state::{App, AppState};
+use crate::server::error::{ApiError, Result, json_of};
+use crate::server::http::app_state::App;
 use crate::server::http::body;
 use crate::server::http::input::parse;
 use crate::server::http::serve::Origin;
 use crate::server::services::Services;
-use crate::wire::face::Face;
 
 /// How many user codes are tried until one is free. With the maximum of open logins, one code in 25 million is taken.
 const CODE_ATTEMPTS: usize = 3;
@@ -34,15 +33,7 @@ const UNKNOWN_START: &str = "outcome unknown: ask for another code";
 const UNKNOWN_CLAIM: &str =
     "outcome unknown: ask again; if the code is expired then, its key was made and lost: log in anew";
 
-pub(super) async fn device_code(State(app): App, request: Request) -> Response {
-    for_once(answer(Face::Kite, start(&app, request).await))
-}
-
-pub(super) async fn device_token(State(app): App, request: Request) -> Response {
-    for_once(answer(Face::Kite, poll(&app, request).await))
-}
-
-async fn start(app: &AppState, request: Request) -> Result<Response> {
+pub(super) async fn device_code(State(app): App, request: Request) -> Result<Response> {
     let services = &app.services;
     let (parts, body) = request.into_parts();
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
@@ -140,7 +131,7 @@ fn denied() -> ApiError {
     not_yet(StatusCode::FORBIDDEN, LOGIN_DENIED)
 }
 
-async fn poll(app: &AppState, request: Request) -> Result<Response> {
+pub(super) async fn device_token(State(app): App, request: Request) -> Result<Response> {
     let services = &app.services;
     let (parts, body) = request.into_parts();
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
