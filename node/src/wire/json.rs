@@ -1,6 +1,6 @@
 //! Reads and writes JSON strictly and without building a tree.
 //!
-//! serde_json checks the syntax once and hands out raw slices (`members!`); [`compact`] then walks such a slice byte by
+//! serde_json checks the syntax once and hands out raw slices ([`members`]); [`compact`] then walks such a slice byte by
 //! byte. It keeps numbers and escapes as they were written, which a typed visitor would not (it would turn an integer
 //! above 2^64 into a float), and it enforces what syntax cannot: depth, number of keys, no duplicate key, length and
 //! range of numbers, paired surrogates. A slice without white space is not copied.
@@ -10,8 +10,9 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use agentpost_proto::limits;
-use serde::Deserialize;
-use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 /// Upper bound on the keys of one object.
 const KEYS_MAX: usize = 1_000;
@@ -51,112 +52,56 @@ pub enum Fault {
     BadUnicode,
 }
 
-/// A key that borrows from the input unless it has escapes.
-#[derive(Deserialize)]
-pub struct Key<'a>(#[serde(borrow)] pub Cow<'a, str>);
-
-/// A struct of raw members; see `members!`.
-pub trait FromMembers<'de>: Sized {
-    /// Reads an object.
-    fn read<A: MapAccess<'de>>(map: A) -> Result<Self, A::Error>;
-    /// The value for JSON that is no object.
-    fn faulty(fault: Fault) -> Self;
-}
-
-/// Reads an object leniently: JSON of another type becomes a fault in the result, not an error.
-pub struct Lenient<T>(pub PhantomData<T>);
-
-impl<'de, T: FromMembers<'de>> Visitor<'de> for Lenient<T> {
-    type Value = T;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-        T::read(map)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<T, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(T::faulty(Fault::NotAnObject))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<T, E> {
-        Ok(T::faulty(Fault::NotAnObject))
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<T, E> {
-        Ok(T::faulty(Fault::NotAnObject))
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<T, E> {
-        Ok(T::faulty(Fault::NotAnObject))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<T, E> {
-        Ok(T::faulty(Fault::NotAnObject))
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<T, E> {
-        Ok(T::faulty(Fault::NotAnObject))
-    }
-
-    fn visit_unit<E>(self) -> Result<T, E> {
-        Ok(T::faulty(Fault::NotAnObject))
+/// Reads an object into a struct of `Option<&RawValue>`: unknown names are skipped, and `null` counts as absent. A text
+/// that is no object or has a name twice is an inner fault, so that one bad item does not spoil a batch. The struct needs
+/// `#[serde(bound(deserialize = "'de: 'a"))]`, because serde does not see that such members borrow.
+pub fn members<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json::Result<Result<T, Fault>> {
+    match serde_json::from_str::<Object<T>>(text) {
+        Ok(Object(members)) => Ok(Ok(members)),
+        // Raw members have no wrong type, and serde stopped at the fault, so the rest of the syntax is still unchecked.
+        Err(error) if error.is_data() => {
+            serde_json::from_str::<Checked>(text)?;
+            let object = text.trim_ascii_start().starts_with('{');
+            Ok(Err(if object {
+                Fault::DuplicateKey
+            } else {
+                Fault::NotAnObject
+            }))
+        }
+        Err(error) => Err(error),
     }
 }
 
-/// Declares a struct of the raw members of a JSON object. Reading never fails for a wrong type or a repeated name: both
-/// are recorded in `fault`, so that one bad item does not spoil a batch. Unknown names are skipped, and `null` counts
-/// as an absent member.
-macro_rules! members {
-    ($(#[$doc:meta])* $name:ident { $($field:ident = $key:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Default)]
-        pub(crate) struct $name<'a> {
-            $(pub(crate) $field: Option<&'a serde_json::value::RawValue>,)*
-            /// Set if the JSON is no object or has a name twice.
-            pub(crate) fault: Option<$crate::wire::json::Fault>,
-        }
+/// A struct that is read from an object only. A derived struct alone also accepts an array.
+pub struct Object<T>(pub T);
 
-        impl<'de: 'a, 'a> $crate::wire::json::FromMembers<'de> for $name<'a> {
-            fn read<A: serde::de::MapAccess<'de>>(mut map: A) -> Result<Self, A::Error> {
-                let mut out = Self::default();
-                let mut seen = 0u32;
-                while let Some($crate::wire::json::Key(key)) = map.next_key()? {
-                    let mut bit = 1u32;
-                    $(
-                        if key == $key {
-                            if seen & bit != 0 {
-                                out.fault = Some($crate::wire::json::Fault::DuplicateKey);
-                            }
-                            seen |= bit;
-                            out.$field = map.next_value()?;
-                            continue;
-                        }
-                        bit <<= 1;
-                    )*
-                    let _ = bit;
-                    map.next_value::<serde::de::IgnoredAny>()?;
-                }
-                Ok(out)
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
             }
 
-            fn faulty(fault: $crate::wire::json::Fault) -> Self {
-                Self { fault: Some(fault), ..Self::default() }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
             }
         }
-
-        impl<'de: 'a, 'a> serde::Deserialize<'de> for $name<'a> {
-            fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-                input.deserialize_any($crate::wire::json::Lenient(std::marker::PhantomData))
-            }
-        }
-    };
+        input.deserialize_map(Members(PhantomData)).map(Object)
+    }
 }
 
-pub(crate) use members;
+/// Any JSON value. Its own keys, text or number are decoded, so that `1e999` and half a surrogate pair are errors, as they
+/// are not for `IgnoredAny` alone. What lies below is only parsed.
+pub struct Checked;
+
+impl<'de> Deserialize<'de> for Checked {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        input.deserialize_any(IgnoredAny).map(|_| Checked)
+    }
+}
 
 /// The text of a raw JSON string. It borrows unless the string has escapes.
 pub fn text(raw: &str) -> Result<Cow<'_, str>, Fault> {
@@ -393,6 +338,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use serde_json::Value;
+    use serde_json::value::RawValue;
 
     #[test]
     fn white_space_between_tokens_goes_and_everything_else_stays() {
@@ -474,25 +420,54 @@ mod tests {
         }
     }
 
-    members!(
-        /// For the test.
-        Sample { first = "first", second = "secondName", }
-    );
+    #[derive(Debug, Deserialize)]
+    #[serde(bound(deserialize = "'de: 'a"))]
+    struct Sample<'a> {
+        first: Option<&'a RawValue>,
+        #[serde(rename = "secondName")]
+        second: Option<&'a RawValue>,
+    }
 
     #[test]
     fn members_are_raw_and_faults_are_remembered() {
-        let sample: Sample<'_> =
-            serde_json::from_str(r#"{"first":{"x": 1},"other":[[]],"second\u004eame":"s"}"#).unwrap();
-        assert_eq!(sample.first.unwrap().get(), r#"{"x": 1}"#);
-        assert_eq!(sample.second.unwrap().get(), r#""s""#);
-        assert_eq!(sample.fault, None);
-        let sample: Sample<'_> = serde_json::from_str(r#"{"first":1,"first":null}"#).unwrap();
-        assert_eq!(sample.fault, Some(Fault::DuplicateKey));
-        for other in ["[1,{}]", "1", "-1", "1.5", "\"s\"", "null", "true"] {
-            let sample: Sample<'_> = serde_json::from_str(other).unwrap();
-            assert_eq!(sample.fault, Some(Fault::NotAnObject), "{other}");
+        let sample = |text| members::<Sample<'_>>(text).unwrap();
+        let read = sample(r#"{"first":{"x": 1},"other":[[]],"second\u004eame":"s"}"#).unwrap();
+        assert_eq!(read.first.unwrap().get(), r#"{"x": 1}"#);
+        assert_eq!(read.second.unwrap().get(), r#""s""#);
+        let read = sample(r#"{"first":null,"other":1,"other":2}"#).unwrap();
+        assert!(read.first.is_none() && read.second.is_none());
+        for twice in [
+            r#"{"first":1,"first":null}"#,
+            r#"{"first":null,"first":1}"#,
+            r#"{"secondName":1,"second\u004eame":1}"#,
+        ] {
+            assert_eq!(sample(twice).unwrap_err(), Fault::DuplicateKey, "{twice}");
         }
-        assert!(serde_json::from_str::<Sample<'_>>("{\"first\":1").is_err());
+        for other in [
+            "[1,{}]",
+            "[1,2]",
+            "[null,null]",
+            "1",
+            "-1",
+            "1.5",
+            "\"s\"",
+            "null",
+            "true",
+        ] {
+            assert_eq!(sample(other).unwrap_err(), Fault::NotAnObject, "{other}");
+        }
+        // Wrong syntax is an error, also behind a fault.
+        for bad in [
+            "{\"first\":1",
+            r#"{"first":1,"first":2,}"#,
+            r#"{"first":1,"first":2} x"#,
+            r#"{"first":1,"first":2,"\ud800":3}"#,
+            "[1,]",
+            "1e999",
+            r#""\ud800""#,
+        ] {
+            assert!(!members::<Sample<'_>>(bad).unwrap_err().is_data(), "{bad}");
+        }
     }
 
     fn value() -> impl Strategy<Value = Value> {

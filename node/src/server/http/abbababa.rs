@@ -21,13 +21,15 @@ use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use std::sync::Arc;
 
 use super::app_state::{App, AppState};
 use super::body;
-use super::input::{Consistency, Parameters, parse};
+use super::input::{Consistency, Parameters, parse_members};
 use crate::server::error::{ApiError, Result, json_response};
-use crate::wire::json::{Fault, Writer, members};
+use crate::wire::json::Writer;
 use crate::wire::message::{Shown, push_message};
 
 type Id = Result<Path<String>, PathRejection>;
@@ -111,21 +113,22 @@ fn push_visible(out: &mut Vec<u8>, kv: &impl Kv, team: TeamId, agent: &AgentId, 
     Ok(true)
 }
 
-members!(
-    /// The body of a PATCH.
-    Mark { read = "read", }
-);
+/// The body of a PATCH.
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct Mark<'a> {
+    read: Option<&'a RawValue>,
+}
 
 /// The mark that a PATCH asks for. The SDK sends no body at all.
 fn wanted_mark(body: &[u8]) -> Result<bool> {
     if body.trim_ascii().is_empty() {
         return Ok(true);
     }
-    let mark: Mark<'_> = parse(body)?;
-    match (mark.fault, mark.read.map(|raw| raw.get())) {
-        (None, Some("true")) => Ok(true),
-        (None, Some("false")) => Ok(false),
-        (Some(fault @ Fault::DuplicateKey), _) => Err(ApiError::field("the request body", fault)),
+    let mark = parse_members::<Mark<'_>>(body)?.map_err(|fault| ApiError::field("the request body", fault))?;
+    match mark.read.map(RawValue::get) {
+        Some("true") => Ok(true),
+        Some("false") => Ok(false),
         _ => Err(ApiError::field("read", "must be true or false")),
     }
 }

@@ -17,19 +17,23 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::get;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::app_state::{App, AppState};
 use super::body;
-use super::input::{Consistency, Parameters, parse};
+use super::input::{Consistency, Parameters, faulty, parse_members};
 use super::kite::{named_agent, own_team, required};
 use crate::server::error::{ApiError, Result, json_of};
 use crate::server::keys;
-use crate::wire::json::members;
 
-members!(
-    /// The body of a registration.
-    Item { id = "id", name = "name", }
-);
+/// The body of a registration.
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct Item<'a> {
+    id: Option<&'a RawValue>,
+    name: Option<&'a RawValue>,
+}
 
 /// The route under both mounts.
 pub(super) fn routes() -> Router<Arc<AppState>> {
@@ -93,7 +97,7 @@ async fn register(State(app): App, request: Request) -> Result<Response> {
     own_team(&caller, &Parameters::of(&parts.uri)?)?;
     caller.require(Permission::Write)?;
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
-    let item: Item<'_> = parse(&body)?;
+    let item: Item<'_> = parse_members(&body)?.map_err(faulty)?;
     let op = item.to_operation()?;
     let id: AgentId = op.agent.parse().map_err(ApiError::internal)?;
     caller.may_act_as(&id)?;
@@ -112,9 +116,6 @@ async fn register(State(app): App, request: Request) -> Result<Response> {
 
 impl Item<'_> {
     fn to_operation(&self) -> Result<RegisterAgent> {
-        if let Some(fault) = self.fault {
-            return Err(ApiError::invalid(format!("the request body {fault}")));
-        }
         let agent = named_agent("id", self.id)?;
         let name = self.name.map(|raw| required("name", Some(raw))).transpose()?;
         if let Some(name) = &name {

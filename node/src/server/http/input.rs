@@ -6,7 +6,7 @@ use axum::extract::Query;
 use axum::http::{HeaderMap, Uri};
 
 use crate::server::error::{ApiError, Result};
-use crate::wire::json;
+use crate::wire::json::{self, Fault};
 
 /// How fresh a read is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,13 +71,30 @@ impl Parameters {
 
 /// Parses a JSON body that must be an object.
 pub(super) fn parse<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
+    serde_json::from_str(object(body)?).map_err(not_json)
+}
+
+/// Parses a JSON body, which must be an object, into a struct of raw members. A repeated name is the inner fault.
+pub(super) fn parse_members<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Result<Result<T, Fault>> {
+    json::members(object(body)?).map_err(not_json)
+}
+
+fn object(body: &[u8]) -> Result<&str> {
     let text = std::str::from_utf8(body).map_err(|_| ApiError::invalid("the request body is not UTF-8"))?;
     // serde would also accept an array for a struct.
     if !text.trim_ascii_start().starts_with('{') {
         return Err(ApiError::invalid("the request body must be a JSON object"));
     }
-    serde_json::from_str(text)
-        .map_err(|e| ApiError::invalid(format!("the request body is not valid JSON: {}", json::explain(&e))))
+    Ok(text)
+}
+
+pub(super) fn not_json(error: serde_json::Error) -> ApiError {
+    ApiError::invalid(format!("the request body is not valid JSON: {}", json::explain(&error)))
+}
+
+/// The error for a body with a fault.
+pub(super) fn faulty(fault: Fault) -> ApiError {
+    ApiError::invalid(format!("the request body {fault}"))
 }
 
 /// The `Idempotency-Key` header; empty if there is none.

@@ -14,19 +14,26 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::post;
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::app_state::{App, AppState};
 use super::body;
-use super::input::{Parameters, idempotency_key, parse};
+use super::input::{Parameters, faulty, idempotency_key, parse_members};
 use crate::server::auth::Caller;
 use crate::server::error::{ApiError, Result, json_of};
-use crate::wire::json::{self, members};
+use crate::wire::json;
 
-members!(
-    /// The body of a send.
-    Item { from = "from", to = "to", body = "body", thread_id = "thread_id", reply_to_id = "reply_to_id", }
-);
+/// The body of a send.
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct Item<'a> {
+    from: Option<&'a RawValue>,
+    to: Option<&'a RawValue>,
+    body: Option<&'a RawValue>,
+    thread_id: Option<&'a RawValue>,
+    reply_to_id: Option<&'a RawValue>,
+}
 
 /// The route under both mounts.
 pub(super) fn routes() -> Router<Arc<AppState>> {
@@ -42,7 +49,7 @@ async fn send(State(app): App, request: Request) -> Result<Response> {
     caller.require(Permission::Write)?;
     let key = idempotency_key(&parts.headers)?;
     let body = body::read(&parts.headers, body, limits::REQUEST_BYTES_MAX).await?;
-    let item: Item<'_> = parse(&body)?;
+    let item: Item<'_> = parse_members(&body)?.map_err(faulty)?;
     let send = item.to_send(&caller, app.services.ids.message_id(), key)?;
     let (from, to) = (send.from.clone(), send.to.clone());
     let reply = app.propose(&caller, send).await?;
@@ -61,9 +68,6 @@ pub(super) fn own_team(caller: &Caller, parameters: &Parameters) -> Result<()> {
 
 impl Item<'_> {
     fn to_send(&self, caller: &Caller, message_id: MessageId, idempotency_key: String) -> Result<Send> {
-        if let Some(fault) = self.fault {
-            return Err(ApiError::invalid(format!("the request body {fault}")));
-        }
         let from = named_agent("from", self.from)?;
         caller.may_act_as(&from)?;
         let to = named_agent("to", self.to)?;

@@ -1,6 +1,7 @@
 //! Bad input: each kind gets its status in the error format of its API, and nothing is stored.
 
 mod login;
+mod members;
 
 use axum::http::Method;
 use serde_json::{Value, json};

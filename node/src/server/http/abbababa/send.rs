@@ -13,6 +13,7 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::fanout;
@@ -20,31 +21,32 @@ use crate::base::clock::IdSource;
 use crate::server::error::{ApiError, Result, json_response};
 use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
-use crate::server::http::input::{idempotency_key, parse};
-use crate::wire::json::{self, Fault, Writer, members};
+use crate::server::http::input::{idempotency_key, parse_members};
+use crate::wire::json::{self, Fault, Writer};
 use crate::wire::message::{Shown, push_message};
 
 /// Longest `callbackUrl`, in characters.
 const URL_CHARS_MAX: usize = 2048;
 
-members!(
-    /// The body of a send, with the field names of both dialects.
-    Item {
-        to_agent_id = "toAgentId",
-        topic = "topic",
-        kind = "type",
-        message_type = "messageType",
-        body = "body",
-        thread_id = "threadId",
-        reply_to_id = "replyToId",
-        subject = "subject",
-        priority = "priority",
-        callback_url = "callbackUrl",
-        expires_at = "expiresAt",
-        metadata = "metadata",
-        idempotency_key = "idempotencyKey",
-    }
-);
+/// The body of a send, with the field names of both dialects.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", bound(deserialize = "'de: 'a"))]
+pub struct Item<'a> {
+    to_agent_id: Option<&'a RawValue>,
+    topic: Option<&'a RawValue>,
+    #[serde(rename = "type")]
+    kind: Option<&'a RawValue>,
+    message_type: Option<&'a RawValue>,
+    body: Option<&'a RawValue>,
+    thread_id: Option<&'a RawValue>,
+    reply_to_id: Option<&'a RawValue>,
+    subject: Option<&'a RawValue>,
+    priority: Option<&'a RawValue>,
+    callback_url: Option<&'a RawValue>,
+    expires_at: Option<&'a RawValue>,
+    metadata: Option<&'a RawValue>,
+    idempotency_key: Option<&'a RawValue>,
+}
 
 /// Accepts one message.
 pub async fn one(State(app): App, request: Request) -> Result<Response> {
@@ -54,7 +56,7 @@ pub async fn one(State(app): App, request: Request) -> Result<Response> {
     let from = caller.agent(&parts.headers)?;
     let key = idempotency_key(&parts.headers)?;
     let body = body::read(&parts.headers, body, limits::REQUEST_BYTES_MAX).await?;
-    let item: Item<'_> = parse(&body)?;
+    let item: Item<'_> = parse_members(&body)?.map_err(faulty)?;
     let mut send = item.to_send(&Source::of(&app, &body, &from))?;
     send.idempotency_key = key;
     let reply = app.propose(&caller, send.clone()).await?;
@@ -120,12 +122,14 @@ impl<'a> Source<'a> {
     }
 }
 
+/// The error for a message with a fault.
+pub fn faulty(fault: Fault) -> ApiError {
+    ApiError::invalid(format!("the message {fault}"))
+}
+
 impl Item<'_> {
     /// Checks every field.
     pub fn to_send(&self, source: &Source<'_>) -> Result<Send> {
-        if let Some(fault) = self.fault {
-            return Err(ApiError::invalid(format!("the message {fault}")));
-        }
         let (to, topic) = self.receiver()?;
         let kind = self.kind()?;
         let (body_kind, body) = self.body(source)?;
@@ -296,7 +300,7 @@ mod tests {
         let body = Bytes::copy_from_slice(request.as_bytes());
         let from: AgentId = "alpha".parse().unwrap();
         let ids = IdSource::seeded(Clock::system(), 1);
-        let item: Item<'_> = parse(&body)?;
+        let item: Item<'_> = parse_members(&body)?.map_err(faulty)?;
         let source = Source {
             ids: &ids,
             body: &body,
@@ -318,7 +322,7 @@ mod tests {
     fn a_body_without_white_space_is_not_copied() {
         let request = br#"{ "toAgentId": "beta", "type":"t", "body": {"a":1} }"#;
         let body = Bytes::from_static(request);
-        let item: Item<'_> = parse(&body).unwrap();
+        let item: Item<'_> = parse_members(&body).unwrap().unwrap();
         let (ids, from) = (IdSource::seeded(Clock::system(), 1), "alpha".parse().unwrap());
         let send = item
             .to_send(&Source {

@@ -8,22 +8,26 @@ use agentpost_proto::{limits, record};
 use agentpost_raft_store::core::query;
 use axum::extract::{Request, State};
 use axum::response::Response;
+use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::server::error::{ApiError, Result, json_of};
 use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
-use crate::server::http::input::{Consistency, Parameters, parse};
-use crate::wire::json::{self, members};
+use crate::server::http::input::{Consistency, Parameters, faulty, parse_members};
+use crate::wire::json;
 
 /// Names in an event list; a longer list would repeat one.
 const EVENTS_MAX: usize = 16;
 
-members!(
-    /// The body of a registration.
-    Wanted { url = "url", events = "events", }
-);
+/// The body of a registration.
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct Wanted<'a> {
+    url: Option<&'a RawValue>,
+    events: Option<&'a RawValue>,
+}
 
 impl Wanted<'_> {
     fn url(&self) -> Result<String> {
@@ -71,10 +75,7 @@ pub async fn register(State(app): App, request: Request) -> Result<Response> {
     caller.require(Permission::Write)?;
     let agent = caller.agent(&parts.headers)?;
     let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
-    let wanted: Wanted<'_> = parse(&body)?;
-    if let Some(fault) = wanted.fault {
-        return Err(ApiError::invalid(format!("the request body {fault}")));
-    }
+    let wanted: Wanted<'_> = parse_members(&body)?.map_err(faulty)?;
     let (url, events) = (wanted.url()?, wanted.events()?);
     check_url(&app, "url", &url)?;
     let op = RegisterWebhook {
@@ -159,7 +160,7 @@ mod tests {
     fn events_are_known_names_in_a_list() {
         let events = |list: &str| {
             let body = format!("{{\"events\":{list}}}");
-            parse::<Wanted<'_>>(body.as_bytes()).unwrap().events()
+            parse_members::<Wanted<'_>>(body.as_bytes()).unwrap().unwrap().events()
         };
         assert_eq!(
             events(r#"["message.topic","message.received","message.topic"]"#).unwrap(),
