@@ -32,6 +32,7 @@ pub struct ApiError {
     pub message: Cow<'static, str>,
     details: Vec<ErrorDetail>,
     retry_after_s: Option<u64>,
+    before_key: bool,
 }
 
 /// The result of a handler.
@@ -46,6 +47,7 @@ impl ApiError {
             message: message.into(),
             details: Vec::new(),
             retry_after_s: None,
+            before_key: false,
         }
     }
 
@@ -127,6 +129,19 @@ impl ApiError {
         self.code == BURST
     }
 
+    /// Marks the error of a request whose key was not looked up yet.
+    pub fn before_key(self) -> Self {
+        ApiError {
+            before_key: true,
+            ..self
+        }
+    }
+
+    /// Whether the caller's key was not looked up yet.
+    pub fn is_before_key(&self) -> bool {
+        self.before_key
+    }
+
     /// 503. Nothing was changed.
     pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", message);
@@ -195,7 +210,7 @@ impl ApiError {
 }
 
 impl IntoResponse for ApiError {
-    /// The answer in the common form. Its extensions contain the error, for [`in_form_of`].
+    /// The answer in the common form. Its extensions contain the error, for the layers of the router.
     fn into_response(self) -> Response {
         let mut response = json_response(self.status, self.common_body());
         decorate(response.headers_mut(), self.status, self.retry_after_s);

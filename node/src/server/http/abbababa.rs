@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use super::app_state::{App, AppState};
 use super::body;
-use super::input::{Consistency, Parameters, parse_members};
+use super::input::{Consistency, parse_members};
 use crate::server::error::{ApiError, Result, json_response};
 use crate::wire::json::Writer;
 use crate::wire::message::{Shown, push_message};
@@ -73,8 +73,8 @@ fn no_such_message() -> ApiError {
 
 async fn get_one(State(app): App, id: Id, request: Request) -> Result<Response> {
     let (parts, _) = request.into_parts();
-    let consistency = Consistency::of(&Parameters::of(&parts.uri)?);
-    let reading = app.reader(&parts.headers, consistency?).await?;
+    let consistency = Consistency::before_key(&parts.uri)?;
+    let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let agent = reading.caller.agent(&parts.headers)?;
     let mut message = Vec::with_capacity(1024);

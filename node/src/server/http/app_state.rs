@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use agentpost_proto::command::operation;
 use agentpost_proto::operation::Op;
+use agentpost_raft_store::core::kv::Kv;
 use agentpost_raft_store::disk::state::StateDb;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -11,7 +12,6 @@ use axum::http::HeaderMap;
 use super::cursor::Cursors;
 use super::input::Consistency;
 use super::login_limits::LoginLimits;
-use super::ratelimit;
 use crate::base::lifetime::Lifetime;
 use crate::cluster::leases::Leases;
 use crate::cluster::status::ClusterHandle;
@@ -73,7 +73,7 @@ impl AppState {
         let key_hash = services.secrets.key_hash(auth::presented(headers)?);
         let generation = match self.remembered.get(&key_hash, services.wall_time.now_ms()) {
             Ok(caller) => {
-                self.admit(&caller, headers)?;
+                self.admit(&caller)?;
                 return Ok(caller);
             }
             Err(generation) => generation,
@@ -87,7 +87,7 @@ impl AppState {
         .await?;
         let caller = Arc::new(caller);
         self.remembered.insert(generation, key_hash, Arc::clone(&caller));
-        self.admit(&caller, headers)?;
+        self.admit(&caller)?;
         Ok(caller)
     }
 
@@ -99,9 +99,8 @@ impl AppState {
             Consistency::Linearizable => services.replica.reader.linearizable().await,
             Consistency::Local => services.replica.reader.local_read(),
         };
-        let state = state.inspect_err(|_| self.note_known(headers))?;
-        let (state, caller) = auth::authorize(&services.replica.reader, &services.wall_time, &key_hash, state).await?;
-        self.admit(&caller, headers)?;
+        let (state, caller) = auth::authorize(&services.replica.reader, &services.wall_time, &key_hash, state?).await?;
+        self.admit(&caller)?;
         Ok(Reading {
             state,
             caller,
@@ -109,26 +108,23 @@ impl AppState {
         })
     }
 
-    /// Notes the caller for the rate-limit headers and counts the request.
-    fn admit(&self, caller: &Caller, headers: &HeaderMap) -> Result<()> {
-        ratelimit::note_caller(caller, headers);
-        let admitted = self.services.bursts.request(caller, self.services.wall_time.clock());
-        admitted.inspect_err(|_| ratelimit::note_burst())
+    /// Counts a request against the burst limit.
+    fn admit(&self, caller: &Caller) -> Result<()> {
+        self.services.bursts.request(caller, self.services.wall_time.clock())
     }
 
     /// Counts a message against the burst limit before it is proposed.
     pub(super) fn count_send(&self, caller: &Caller) -> Result<()> {
-        let counted = self.services.bursts.send(caller, self.services.wall_time.clock());
-        counted.inspect_err(|_| ratelimit::note_burst())
+        self.services.bursts.send(caller, self.services.wall_time.clock())
     }
 
-    /// Notes the caller where the request needs no authorisation, only to show the limits.
-    pub(super) fn note_known(&self, headers: &HeaderMap) {
+    /// The caller with these headers, if the state knows a valid key in them.
+    pub(super) fn known(&self, kv: &impl Kv, headers: &HeaderMap) -> Option<Caller> {
         let services = &self.services;
-        let Ok(key) = auth::presented(headers) else { return };
-        let (state, key_hash) = (services.replica.reader.local(), services.secrets.key_hash(key));
-        if let Ok(auth::Finding::Valid(caller)) = auth::find(&*state, &key_hash, services.wall_time.now_ms()) {
-            ratelimit::note_caller(&caller, headers);
+        let key_hash = services.secrets.key_hash(auth::presented(headers).ok()?);
+        match auth::find(kv, &key_hash, services.wall_time.now_ms()) {
+            Ok(auth::Finding::Valid(caller)) => Some(caller),
+            Ok(auth::Finding::Refused | auth::Finding::Unknown) | Err(_) => None,
         }
     }
 
@@ -139,12 +135,7 @@ impl AppState {
         if matches!(op, operation::Op::Send(_)) {
             self.count_send(caller)?;
         }
-        let sending = ratelimit::Sending::of(&op);
-        let reply = services::propose(&self.services, caller, op).await?;
-        if let Some(reply) = &reply.reply {
-            sending.note_counted(reply);
-        }
-        services::answer_to::<O>(reply)
+        services::answer_to::<O>(services::propose(&self.services, caller, op).await?)
     }
 }
 

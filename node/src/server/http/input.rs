@@ -25,6 +25,12 @@ impl Consistency {
             Some(_) => Err(ApiError::field("consistency", "must be linearizable or local")),
         }
     }
+
+    /// Reads the parameter of a request whose key is looked up afterwards.
+    pub(super) fn before_key(uri: &Uri) -> Result<Self> {
+        let read = Parameters::of(uri).and_then(|parameters| Self::of(&parameters));
+        read.map_err(ApiError::before_key)
+    }
 }
 
 /// The query string.

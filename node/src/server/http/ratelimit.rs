@@ -6,21 +6,16 @@
 //! | an authenticated caller | the caller's own limit and usage |
 //! | any other caller | the plan's default with 0 remaining, as a 401 shows |
 //!
-//! The code that authorises a request notes the caller, and the code that gets a reply with a count notes the count, so
-//! no key is looked up twice and the count is exact. Otherwise the usage comes from this node's state, which may lag
-//! behind another node's. The notes live as long as the request.
+//! A handler that learns the exact usage returns it in the extensions of its response. For all other answers [`shown`]
+//! finds the caller and the usage in this node's state, which may lag behind another node's. The caller of a request
+//! that was refused before its key was looked up counts as unauthenticated.
 //!
 //! Decisions where the specification is silent: the day is that of replicated wall time, or of majority time if that is
 //! ahead. A 429 of a quota always shows 0 remaining, whichever quota it met; a 429 of a burst limit shows the day's
 //! remaining units, because the caller need not wait for the next day.
 
-use std::cell::RefCell;
-use std::future::Future;
-
-use agentpost_proto::command::operation::Op;
-use agentpost_proto::command::reply::Reply;
 use agentpost_proto::command::send_outcome::Outcome;
-use agentpost_proto::command::{SendReply, TeamLimits};
+use agentpost_proto::command::{SendOutcome, SendReply, TeamLimits};
 use agentpost_proto::id::{AgentId, TeamId};
 use agentpost_proto::{limits, time};
 use agentpost_raft_store::core::apply::team::default_limits;
@@ -31,98 +26,41 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
 
+use super::app_state::AppState;
 use crate::cluster::leases::{Leases, Standing};
-use crate::server::auth::Caller;
-use crate::server::services::Services;
+use crate::server::error::ApiError;
 
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
-tokio::task_local! {
-    static NOTES: RefCell<Notes>;
-}
-
-/// The notes of a request.
-#[derive(Default)]
-struct Notes {
-    caller: Option<Who>,
-    standing: Option<Standing>,
-    /// Whether a burst limit refused the request.
-    burst: bool,
-}
-
-struct Who {
-    team: TeamId,
-    /// `None` if the request names no agent that the key may act as.
-    agent: Option<AgentId>,
-}
-
-/// Writes a note. Requests to the other APIs keep none.
-fn note(write: impl FnOnce(&mut Notes)) {
-    let _ = NOTES.try_with(|notes| write(&mut notes.borrow_mut()));
-}
-
-/// Notes the caller.
-pub(super) fn note_caller(caller: &Caller, headers: &HeaderMap) {
-    note(|notes| {
-        notes.caller = Some(Who {
-            team: caller.team,
-            agent: caller.agent(headers).ok(),
-        });
-    });
-}
-
-/// Notes the usage of the quota that the answer will show.
-pub(super) fn note_standing(standing: Standing) {
-    note(|notes| notes.standing = Some(standing));
-}
-
-/// Notes that a burst limit refused the request.
-pub(super) fn note_burst() {
-    note(|notes| notes.burst = true);
-}
-
-/// The ids of the messages that an operation sends. A reply about other ids answers an earlier, identical request.
-pub(super) struct Sending(Vec<Bytes>);
-
-impl Sending {
-    pub fn of(op: &Op) -> Self {
-        Sending(match op {
-            Op::Send(send) => vec![send.message_id.clone()],
-            Op::SendBatch(batch) => batch.sends.iter().map(|send| send.message_id.clone()).collect(),
-            _ => Vec::new(),
-        })
+/// Returns the response with the usage that its headers will show.
+pub(super) fn counted(standing: Option<Standing>, mut response: Response) -> Response {
+    if let Some(standing) = standing {
+        response.extensions_mut().insert(standing);
     }
+    response
+}
 
-    /// Notes the count in a reply.
-    pub fn note_counted(&self, reply: &Reply) {
-        let standing = match reply {
-            Reply::Send(sent) => self.counted(0, sent),
-            Reply::SendBatch(batch) => {
-                let outcomes = batch.outcomes.iter().enumerate();
-                let standings = outcomes.filter_map(|(place, outcome)| match &outcome.outcome {
-                    Some(Outcome::Sent(sent)) => self.counted(place, sent),
-                    _ => None,
-                });
-                standings.max_by_key(|standing| standing.used)
-            }
-            Reply::Subscription(reply) => counted(reply.registrations_used, reply.registrations_limit),
-            Reply::Webhook(reply) => counted(reply.registrations_used, reply.registrations_limit),
+/// The usage after the send of the message `id`. A reply about another id answers an earlier, identical request.
+pub(super) fn after_send(id: &Bytes, sent: &SendReply) -> Option<Standing> {
+    usage(sent.sends_used, sent.sends_limit).filter(|_| sent.message_id == *id)
+}
+
+/// The usage after the last send of a batch of the messages `ids`.
+pub(super) fn after_batch(ids: &[Bytes], outcomes: &[SendOutcome]) -> Option<Standing> {
+    let standings = ids
+        .iter()
+        .zip(outcomes)
+        .filter_map(|(id, outcome)| match &outcome.outcome {
+            Some(Outcome::Sent(sent)) => after_send(id, sent),
             _ => None,
-        };
-        if let Some(standing) = standing {
-            note_standing(standing);
-        }
-    }
-
-    fn counted(&self, place: usize, sent: &SendReply) -> Option<Standing> {
-        let fresh = self.0.get(place) == Some(&sent.message_id);
-        fresh.then(|| counted(sent.sends_used, sent.sends_limit)).flatten()
-    }
+        });
+    standings.max_by_key(|standing| standing.used)
 }
 
-fn counted(used: u64, limit: u64) -> Option<Standing> {
+/// The usage in a reply; `None` if the operation counted nothing.
+pub(super) fn usage(used: u64, limit: u64) -> Option<Standing> {
     (used > 0).then_some(Standing { used, limit })
 }
 
@@ -157,32 +95,30 @@ impl Counted {
     }
 }
 
-/// Awaits the answer and sets its headers.
-pub(super) async fn shown(
-    services: &Services,
-    leases: &Leases,
-    counted: Counted,
-    answer: impl Future<Output = Response>,
-) -> Response {
-    let watched = async {
-        let response = answer.await;
-        (response, NOTES.with(RefCell::take))
-    };
-    let (mut response, notes) = NOTES.scope(RefCell::default(), watched).await;
+/// Sets the headers of the response to a request with the headers `asked`.
+pub(super) fn shown(app: &AppState, counted: Counted, asked: &HeaderMap, mut response: Response) -> Response {
+    let (services, leases) = (&app.services, &app.http.leases);
     let counted = match response.status() {
         StatusCode::METHOD_NOT_ALLOWED => Counted::Reads,
         _ => counted,
     };
     let state = services.replica.reader.local();
     let wall_ms = leases.wall_ms(&state).unwrap_or_else(|_| services.wall_time.now_ms());
-    let standing = notes.standing.map(Ok).or_else(|| {
-        let who = notes.caller.as_ref()?;
-        Some(standing(leases, &state, counted, who, wall_ms))
-    });
-    let (limit, remaining) = match (response.status(), standing) {
-        (StatusCode::UNAUTHORIZED, _) | (_, None | Some(Err(_))) => nobody(counted),
-        (StatusCode::TOO_MANY_REQUESTS, Some(Ok(standing))) if !notes.burst => (shown_of(standing).0, 0),
-        (_, Some(Ok(standing))) => shown_of(standing),
+    let error = response.extensions().get::<ApiError>();
+    let burst = error.is_some_and(ApiError::is_burst);
+    let unknown = response.status() == StatusCode::UNAUTHORIZED || error.is_some_and(ApiError::is_before_key);
+    let standing = match response.extensions().get::<Standing>() {
+        _ if unknown => None,
+        Some(standing) => Some(*standing),
+        None => app.known(&*state, asked).and_then(|caller| {
+            let agent = caller.agent(asked).ok();
+            standing(leases, &state, counted, caller.team, agent.as_ref(), wall_ms).ok()
+        }),
+    };
+    let (limit, remaining) = match standing {
+        None => nobody(counted),
+        Some(standing) if response.status() == StatusCode::TOO_MANY_REQUESTS && !burst => (shown_of(standing).0, 0),
+        Some(standing) => shown_of(standing),
     };
     let headers = response.headers_mut();
     headers.insert(LIMIT, HeaderValue::from(limit));
@@ -205,16 +141,23 @@ fn shown_of(standing: Standing) -> (u64, u64) {
 }
 
 /// The usage of a quota in this node's state; zero without an agent.
-fn standing(leases: &Leases, state: &StateDb, counted: Counted, who: &Who, wall_ms: u64) -> Result<Standing, Fatal> {
-    let limits = query::team::by_id(state, who.team)?.and_then(|team| team.limits);
+fn standing(
+    leases: &Leases,
+    state: &StateDb,
+    counted: Counted,
+    team: TeamId,
+    agent: Option<&AgentId>,
+    wall_ms: u64,
+) -> Result<Standing, Fatal> {
+    let limits = query::team::by_id(state, team)?.and_then(|team| team.limits);
     let limit = counted.limit(&limits.unwrap_or_else(default_limits));
-    let Some(agent) = who.agent.as_ref().filter(|_| limit != 0) else {
+    let Some(agent) = agent.filter(|_| limit != 0) else {
         return Ok(Standing { used: 0, limit });
     };
     let row = match counted {
-        Counted::Sends => keys::send_count(who.team, agent.as_str()),
-        Counted::Reads => return leases.standing(who.team, agent.as_str(), state),
-        Counted::Registrations => keys::registration_count(who.team, agent.as_str()),
+        Counted::Sends => keys::send_count(team, agent.as_str()),
+        Counted::Reads => return leases.standing(team, agent.as_str(), state),
+        Counted::Registrations => keys::registration_count(team, agent.as_str()),
     };
     let count = query::team::day_count(state, &row)?;
     let used = if count.day < time::day(wall_ms) { 0 } else { count.used };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use agentpost_proto::limits;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 
@@ -53,13 +53,11 @@ fn face_of(path: &str) -> Face {
     }
 }
 
-async fn unknown_path(State(app): App, headers: HeaderMap) -> ApiError {
-    app.note_known(&headers);
+async fn unknown_path() -> ApiError {
     ApiError::not_found("no such path")
 }
 
-async fn wrong_method(State(app): App, headers: HeaderMap, method: Method) -> ApiError {
-    app.note_known(&headers);
+async fn wrong_method(method: Method) -> ApiError {
     let message = format!("{method} is not allowed here");
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
 }
@@ -81,16 +79,14 @@ async fn around(State(app): App, request: Request, next: Next) -> Response {
         _ => REQUEST_TIMEOUT,
     };
     let counted = ratelimit::Counted::of(request.method(), request.uri().path());
+    let counted = counted.map(|counted| (counted, request.headers().clone()));
     let answered = next.run(body::guarded(request, &app.http.lifetime.tasks));
-    let answered = async {
-        let in_time = tokio::time::timeout(deadline, answered).await;
-        let response = in_time.unwrap_or_else(|_| ApiError::outcome_unknown().into_response());
-        in_form_of(face, response)
-    };
-    let mut response = match counted {
-        Some(counted) => ratelimit::shown(&app.services, &app.http.leases, counted, answered).await,
-        None => answered.await,
-    };
+    let answered = tokio::time::timeout(deadline, answered).await;
+    let answered = answered.unwrap_or_else(|_| ApiError::outcome_unknown().into_response());
+    let mut response = in_form_of(face, answered);
+    if let Some((counted, asked)) = counted {
+        response = ratelimit::shown(&app, counted, &asked, response);
+    }
     response
         .headers_mut()
         .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

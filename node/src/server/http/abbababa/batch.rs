@@ -11,6 +11,7 @@ use agentpost_proto::limits;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use bytes::Bytes;
 use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -21,6 +22,7 @@ use crate::server::error::{ApiError, Result, json_response};
 use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
 use crate::server::http::input::{not_json, parse};
+use crate::server::http::ratelimit;
 use crate::wire::json::{self, Checked, Fault, Object, Writer, push_text};
 
 /// Accepts a batch; each message has its own result.
@@ -57,12 +59,15 @@ pub async fn batch(State(app): App, request: Request) -> Result<Response> {
     {
         return Err(refusal);
     }
+    let ids: Vec<Bytes> = sends.iter().map(|send| send.message_id.clone()).collect();
     let outcomes = if sends.is_empty() {
         Vec::new()
     } else {
         app.propose(&caller, SendBatch { sends }).await?.outcomes
     };
-    results(&app, caller.team, checked, outcomes)
+    let standing = ratelimit::after_batch(&ids, &outcomes);
+    let answered = results(&app, caller.team, checked, outcomes)?;
+    Ok(ratelimit::counted(standing, answered))
 }
 
 /// The results in the order of the request: refused here, or decided by apply. The answer does not wait for the inboxes

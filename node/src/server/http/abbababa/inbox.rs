@@ -118,25 +118,24 @@ pub async fn list(State(app): App, request: Request) -> Result<Response> {
     };
     let leases = &app.http.leases;
     let taken = leases.take(reading.caller.principal(), team, agent.as_str(), &reading.state);
-    ratelimit::note_standing(taken.await?);
+    let standing = taken.await?;
     let inbox = Inbox {
         app: &app,
         team,
         agent: &agent,
         wanted: &wanted,
     };
-    if wanted.nothing {
-        return inbox.answer(&Page {
+    let page = if wanted.nothing {
+        Page {
             items: Vec::new(),
             last_seq: after_seq,
-        });
-    }
-    let page = if wanted.wait.is_zero() {
+        }
+    } else if wanted.wait.is_zero() {
         inbox.page(&reading.state, after_seq)?
     } else {
         inbox.poll(&reading.key_hash, after_seq).await?
     };
-    inbox.answer(&page)
+    Ok(ratelimit::counted(Some(standing), inbox.answer(&page)?))
 }
 
 /// The position of a cursor. Its value for "before the first entry" is one that no entry has.

@@ -16,13 +16,13 @@ use super::{Id, message_id, no_such_message};
 use crate::server::error::{Result, json_of};
 use crate::server::http::app_state::App;
 use crate::server::http::deliveries::{Sight, id_text};
-use crate::server::http::input::{Consistency, Parameters};
+use crate::server::http::input::Consistency;
 
 /// The receipt of one message.
 pub async fn get(State(app): App, id: Id, request: Request) -> Result<Response> {
     let (parts, _) = request.into_parts();
-    let consistency = Consistency::of(&Parameters::of(&parts.uri)?);
-    let reading = app.reader(&parts.headers, consistency?).await?;
+    let consistency = Consistency::before_key(&parts.uri)?;
+    let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let viewer = Viewer::of(&reading.caller, &parts.headers)?;
     let (team, id) = (reading.caller.team, message_id(id)?);

@@ -22,6 +22,7 @@ use crate::server::error::{ApiError, Result, json_response};
 use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
 use crate::server::http::input::{idempotency_key, parse_members};
+use crate::server::http::ratelimit;
 use crate::wire::json::{self, Fault, Writer};
 use crate::wire::message::{Shown, push_message};
 
@@ -61,10 +62,13 @@ pub async fn one(State(app): App, request: Request) -> Result<Response> {
     send.idempotency_key = key;
     let reply = app.propose(&caller, send.clone()).await?;
     let pending = fanout::pending(&app, caller.team, &send.topic, &reply).await?;
-    if reply.message_id == send.message_id {
-        return Ok(accepted(&Shown::sent(&send, &reply)?, pending));
-    }
-    repeated(&app, caller.team, &send, &reply, pending)
+    let answered = if reply.message_id == send.message_id {
+        accepted(&Shown::sent(&send, &reply)?, pending)
+    } else {
+        repeated(&app, caller.team, &send, &reply, pending)?
+    };
+    let standing = ratelimit::after_send(&send.message_id, &reply);
+    Ok(ratelimit::counted(standing, answered))
 }
 
 /// The answer to a repeated idempotency key: the message as it was stored, if this node knows it.

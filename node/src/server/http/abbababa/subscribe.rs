@@ -18,6 +18,7 @@ use crate::server::error::{ApiError, Result, json_of};
 use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
 use crate::server::http::input::{Consistency, Parameters, parse};
+use crate::server::http::ratelimit;
 use crate::wire::json;
 
 /// The body of a subscribe. For a URL, `null` differs from an absent member, so both are kept.
@@ -94,12 +95,14 @@ pub async fn subscribe(State(app): App, request: Request) -> Result<Response> {
         url,
     };
     let reply = app.propose(&caller, op).await?;
+    let standing = ratelimit::usage(reply.registrations_used, reply.registrations_limit);
     let subscription = subscribed(&app, caller.team, &agent, topic, reply)?;
-    json_of(&SubscriptionResponse {
+    let answered = json_of(&SubscriptionResponse {
         success: true,
         data: Some(subscription.clone()),
         subscription,
-    })
+    })?;
+    Ok(ratelimit::counted(standing, answered))
 }
 
 /// The subscription of a reply. A kept URL may have been disabled before.
@@ -185,7 +188,7 @@ pub async fn unsubscribe(State(app): App, request: Request) -> Result<Response> 
 /// The subscriptions of the caller's agent.
 pub async fn list(State(app): App, request: Request) -> Result<Response> {
     let (parts, _) = request.into_parts();
-    let consistency = Consistency::of(&Parameters::of(&parts.uri)?)?;
+    let consistency = Consistency::before_key(&parts.uri)?;
     let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let (team, agent) = (reading.caller.team, reading.caller.agent(&parts.headers)?);

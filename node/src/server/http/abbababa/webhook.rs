@@ -15,7 +15,8 @@ use serde_json::value::RawValue;
 use crate::server::error::{ApiError, Result, json_of};
 use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
-use crate::server::http::input::{Consistency, Parameters, faulty, parse_members};
+use crate::server::http::input::{Consistency, faulty, parse_members};
+use crate::server::http::ratelimit;
 use crate::wire::json;
 
 /// Names in an event list; a longer list would repeat one.
@@ -85,6 +86,7 @@ pub async fn register(State(app): App, request: Request) -> Result<Response> {
         events: events.clone(),
     };
     let reply = app.propose(&caller, op).await?;
+    let standing = ratelimit::usage(reply.registrations_used, reply.registrations_limit);
     let row = record::Webhook {
         id: reply.webhook_id,
         url,
@@ -95,13 +97,14 @@ pub async fn register(State(app): App, request: Request) -> Result<Response> {
         generation: reply.generation,
         ..record::Endpoint::default()
     };
-    answer(Some(shown(&app, caller.team, &agent, row, &endpoint)?))
+    let answered = answer(Some(shown(&app, caller.team, &agent, row, &endpoint)?))?;
+    Ok(ratelimit::counted(standing, answered))
 }
 
 /// Answers with the webhook of the caller's agent, or null.
 pub async fn get(State(app): App, request: Request) -> Result<Response> {
     let (parts, _) = request.into_parts();
-    let consistency = Consistency::of(&Parameters::of(&parts.uri)?)?;
+    let consistency = Consistency::before_key(&parts.uri)?;
     let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let (team, agent) = (reading.caller.team, reading.caller.agent(&parts.headers)?);
