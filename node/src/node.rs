@@ -27,7 +27,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost_proto::limits::PEER_MESSAGE_BYTES_MAX;
 use agentpost_proto::peer::peer_server::PeerServer;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
@@ -51,7 +50,7 @@ use crate::leader::LeaderHandles;
 use crate::leader::fanout::Fanout;
 use crate::leader::sweeper::Sweeper;
 use crate::leader::ticker::Ticker;
-use crate::net::dial::{CONNECTION_WINDOW_BYTES, Dialer, KEEPALIVE, STREAM_WINDOW_BYTES};
+use crate::net::dial::{CONNECTION_WINDOW_BYTES, Dialer, KEEPALIVE, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
 use crate::net::handshake::Identity;
 use crate::server::burst::Bursts;
 use crate::server::http;
@@ -463,8 +462,8 @@ fn serve_peers(
     shutdown: CancellationToken,
 ) -> impl Future<Output = ()> {
     let service = PeerServer::new(service)
-        .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))

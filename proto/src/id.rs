@@ -5,6 +5,13 @@ use std::str::FromStr;
 
 use crate::limits;
 
+/// A topic or message type.
+const NAME_BYTES_MAX: usize = 128;
+/// A thread or reply id, a subject.
+const OPAQUE_CHARS_MAX: usize = 128;
+/// An idempotency key.
+const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
+
 /// The reason why a text is not an identifier. The caller sees it as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -179,7 +186,7 @@ impl FromStr for AgentId {
 /// Checks a topic or message type: 1 to 128 characters of `[A-Za-z0-9._:/-]`.
 pub fn validate_name(what: &str, text: &str) -> Result<(), InvalidId> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._:/-".contains(&b);
-    if text.is_empty() || text.len() > limits::NAME_BYTES_MAX || !text.bytes().all(allowed) {
+    if text.is_empty() || text.len() > NAME_BYTES_MAX || !text.bytes().all(allowed) {
         return Err(InvalidId(format!(
             "{what} must have 1 to 128 characters of A-Z a-z 0-9 . _ : / -"
         )));
@@ -190,7 +197,7 @@ pub fn validate_name(what: &str, text: &str) -> Result<(), InvalidId> {
 /// Checks a thread or reply id: opaque, 1 to 128 printable characters.
 pub fn validate_opaque(what: &str, text: &str) -> Result<(), InvalidId> {
     let length = text.chars().count();
-    if length == 0 || length > limits::OPAQUE_CHARS_MAX || text.chars().any(char::is_control) {
+    if length == 0 || length > OPAQUE_CHARS_MAX || text.chars().any(char::is_control) {
         return Err(InvalidId(format!("{what} must have 1 to 128 printable characters")));
     }
     Ok(())
@@ -208,7 +215,7 @@ pub fn validate_user_code(text: &str) -> Result<(), InvalidId> {
 /// Checks an idempotency key: 1 to 128 printable ASCII characters.
 pub fn validate_idempotency_key(text: &str) -> Result<(), InvalidId> {
     let printable = text.bytes().all(|b| (0x20..0x7f).contains(&b));
-    if text.is_empty() || text.len() > limits::IDEMPOTENCY_KEY_BYTES_MAX || !printable {
+    if text.is_empty() || text.len() > IDEMPOTENCY_KEY_BYTES_MAX || !printable {
         return Err(InvalidId(
             "Idempotency-Key must have 1 to 128 printable ASCII characters".to_owned(),
         ));

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use agentpost_proto::command::FanoutChunk;
 use agentpost_proto::id::TeamId;
-use agentpost_proto::limits::FANOUT_CHUNKS_IN_FLIGHT;
 use agentpost_proto::record::FanoutJob;
 use agentpost_raft_store::core::kv::Fatal;
 use agentpost_raft_store::core::query::delivery;
@@ -23,6 +22,8 @@ use crate::base::metrics::dispatch::EntryKind;
 use crate::shard::leadership::Worker;
 use crate::shard::wakeups::work::Places;
 
+/// Chunks of one publish that are in flight.
+const CHUNKS_IN_FLIGHT: usize = 8;
 /// Topics that are processed at a time; the others wait for their turn.
 const TOPICS_AT_A_TIME: usize = 16;
 /// Pause after a round without progress.
@@ -125,7 +126,7 @@ impl Fanout {
         let state = self.0.state.current();
         let job: Option<(u64, FanoutJob)> = delivery::first_fanout_job(&*state, *team, topic)?;
         job.map(|(seq, job)| {
-            let starts = delivery::chunk_starts(&*state, *team, topic, &job, FANOUT_CHUNKS_IN_FLIGHT)?;
+            let starts = delivery::chunk_starts(&*state, *team, topic, &job, CHUNKS_IN_FLIGHT)?;
             Ok((seq, starts))
         })
         .transpose()

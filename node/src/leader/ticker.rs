@@ -7,13 +7,15 @@
 use std::time::Duration;
 
 use agentpost_proto::command::Tick;
-use agentpost_proto::limits::TICK_MS;
 use agentpost_raft_store::core::kv::Fatal;
 use agentpost_raft_store::core::query;
 use tokio::time::sleep;
 
 use super::LeaderHandles;
 use crate::shard::leadership::Worker;
+
+/// The maximal interval between two commands while rows in the state age.
+const TICK_MS: u64 = 1_000;
 
 /// Ticks for one shard.
 #[derive(Clone)]

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use agentpost_proto::limits::PEER_MESSAGE_BYTES_MAX;
 use agentpost_proto::peer::peer_client::PeerClient;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -23,6 +22,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::handshake::{self, HandshakeError, Identity};
 
+/// A message on the peer port: an append payload whose last entry has the maximal size, and some reserve.
+pub const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Time limit for the TCP connection and the handshake together.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval of HTTP/2 keep-alive pings, and the time after which an unanswered ping closes the connection.
@@ -86,8 +87,8 @@ impl Dialer {
                     .connect_with_connector_lazy(connector)
             });
         PeerClient::new(channel.clone())
-            .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     /// Drops the connections to every node for which `is_gone` returns true.

@@ -23,7 +23,7 @@ pub mod health;
 pub mod input;
 pub mod kite;
 pub mod login;
-mod login_limits;
+pub mod login_limits;
 pub mod ratelimit;
 pub mod router;
 pub mod serve;

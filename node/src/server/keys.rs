@@ -15,6 +15,10 @@ use super::services::carry_out;
 use crate::base::secrets::NewKey;
 use crate::server::services::Services;
 
+/// Bytes of scopes in one `keys.list`, so that all keys of a team fit into [`limits::WS_WRITE_BUFFER_BYTES_MAX`]. If
+/// there are more, keys with many scopes show some of them.
+const LISTED_SCOPES_BYTES_MAX: usize = 256 * 1024;
+
 /// Creates a key of `team` in the caller's name.
 pub async fn create(services: &Services, caller: &Caller, team: TeamId, wanted: Wanted) -> Result<CreatedKey> {
     let agent = bound_agent(wanted.agent_id)?;
@@ -100,7 +104,7 @@ pub fn listed(kv: &impl Kv, team: TeamId) -> Result<KeyList> {
     let mut rows = query::key::of_team(kv, team)?;
     rows.sort_by(|a, b| (a.created_at_ms, &a.id).cmp(&(b.created_at_ms, &b.id)));
     let scopes: usize = rows.iter().flat_map(|key| &key.scopes).map(String::len).sum();
-    let cut = scopes > limits::LISTED_SCOPES_BYTES_MAX;
+    let cut = scopes > LISTED_SCOPES_BYTES_MAX;
     let listed = |row: record::Key| {
         let mut key = shown(row)?;
         if cut {

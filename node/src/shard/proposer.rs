@@ -26,7 +26,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::command::{Command, Operation, Rejection, Reply, operation, reply};
-use agentpost_proto::limits::{PROPOSALS_IN_FLIGHT_MAX, PROPOSALS_RESERVED};
 use agentpost_proto::operation::{NoAnswer, Op};
 use agentpost_proto::peer::forward_reply::Outcome as Answered;
 use agentpost_raft_store::core::query;
@@ -47,6 +46,11 @@ use crate::base::metrics::{GaugeGuard, Metrics, Outcome};
 use crate::base::space::{Space, takes_room};
 use crate::net::forward::{Forwarder, Kind, Lost};
 
+/// Operations that wait for Raft on one node. Further operations of clients are answered with 503 at once.
+pub const PROPOSALS_IN_FLIGHT_MAX: usize = 4_096;
+/// The part of [`PROPOSALS_IN_FLIGHT_MAX`] that is reserved for the cluster's own operations (claims, outcomes,
+/// chunks), so that clients cannot starve them.
+const PROPOSALS_RESERVED: usize = 512;
 /// How long an operation waits for a leader.
 pub const LEADER_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a proposed operation waits for its answer.

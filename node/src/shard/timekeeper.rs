@@ -13,7 +13,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use agentpost_proto::limits::CLOCK_DIVERGENCE_MS_MAX;
 use agentpost_proto::peer::StatusRequest;
 use agentpost_raft_store::disk::types::Member;
 use futures::stream::{FuturesUnordered, StreamExt as _};
@@ -21,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::this_node::ThisNode;
-use super::wall_time::WallTime;
+use super::wall_time::{CLOCK_DIVERGENCE_MS_MAX, WallTime};
 use crate::base::metrics::Metrics;
 use crate::net::dial::{Dialer, Purpose};
 use crate::net::shard_id::SHARD;

@@ -6,11 +6,13 @@
 
 use std::sync::Arc;
 
-use agentpost_proto::limits::CLOCK_DIVERGENCE_MS_MAX;
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use crate::base::clock::Clock;
+
+/// A clock that diverges further from those of the other voters is logged, and nothing is signed with its time.
+pub const CLOCK_DIVERGENCE_MS_MAX: u64 = 5_000;
 
 /// Calendar time on this node. Clones are cheap.
 #[derive(Clone)]

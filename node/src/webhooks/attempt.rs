@@ -1,6 +1,6 @@
 //! One delivery attempt: exactly one HTTP request, and its result.
 //!
-//! An attempt succeeds with a 2xx whose response ended in time or reached [`limits::RESPONSE_BYTES_READ_MAX`], after
+//! An attempt succeeds with a 2xx whose response ended in time or reached [`RESPONSE_BYTES_READ_MAX`], after
 //! which nothing more is read. Every other attempt fails with a class that tells the team what happened but names no
 //! address: `dns`, `connect`, `tls`, `timeout`, `refused` (by the egress rules), `protocol`, `status`.
 
@@ -25,6 +25,12 @@ use crate::shard::wall_time::WallTime;
 use crate::wire::json::Writer;
 use crate::wire::message;
 
+/// Bytes of a webhook's response that are read.
+const RESPONSE_BYTES_READ_MAX: usize = 64 * 1024;
+/// Bytes of all names and values of the headers of a webhook's response.
+const RESPONSE_HEADER_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of a `Retry-After` header. A longer header is not parsed.
+const RETRY_AFTER_BYTES_MAX: usize = 64;
 /// With its header, this status means that the delivery must not be retried.
 const NON_RETRYABLE: u16 = 489;
 
@@ -120,7 +126,7 @@ impl Answer {
     fn note(&mut self, response: &Response, now_ms: u64) -> Result<(), &'static str> {
         let headers = response.headers();
         let length = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
-        if headers.iter().map(length).sum::<usize>() > limits::RESPONSE_HEADER_BYTES_MAX {
+        if headers.iter().map(length).sum::<usize>() > RESPONSE_HEADER_BYTES_MAX {
             return Err("protocol");
         }
         self.status = response.status().as_u16();
@@ -129,7 +135,7 @@ impl Answer {
             self.status == NON_RETRYABLE && headers.get("upstash-nonretryable-error").is_some_and(says_so);
         self.retry_after_ms = headers
             .get(RETRY_AFTER)
-            .filter(|value| value.len() <= limits::RETRY_AFTER_BYTES_MAX)
+            .filter(|value| value.len() <= RETRY_AFTER_BYTES_MAX)
             .and_then(|value| retry_after_ms(value.to_str().ok()?, now_ms))
             .filter(|ms| *ms <= limits::RETRY_AFTER_MAX_MS)
             .unwrap_or(0);
@@ -138,7 +144,7 @@ impl Answer {
 
     async fn read(&mut self, mut response: Response, visible: bool) -> Result<(), &'static str> {
         let mut read = 0;
-        while read < limits::RESPONSE_BYTES_READ_MAX {
+        while read < RESPONSE_BYTES_READ_MAX {
             let Some(chunk) = response.chunk().await.map_err(|error| class_of(&error))? else {
                 break;
             };
@@ -369,7 +375,7 @@ mod tests {
 
     #[test]
     fn headers_are_bounded() {
-        let value = "x".repeat(limits::RESPONSE_HEADER_BYTES_MAX);
+        let value = "x".repeat(RESPONSE_HEADER_BYTES_MAX);
         let answer = response(200, &[("x-large", &value)], Vec::new());
         assert_eq!(Answer::default().note(&answer, NOW_MS), Err("protocol"));
     }

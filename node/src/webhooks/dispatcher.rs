@@ -35,7 +35,7 @@
 //! - **The start window counts from the time at which this node applied the claim.** The exact time is not observable
 //!   here, so this task uses the last poll at which the reply was still pending: an earlier, hence safe, bound. A
 //!   process that was suspended at any point in between finds its claims too old.
-//! - **Claims are gathered** for at most [`GATHER_MS`], and not at all after a pause: a quiet cluster is quick, and a
+//! - **Claims are gathered** for at most [`GATHER`], and not at all after a pause: a quiet cluster is quick, and a
 //!   busy one writes few entries. Several entries may be in flight.
 //! - **A hand-over** closes the gate of [`super::open::OpenAttempts::enter`] and waits until the last outcome is
 //!   recorded. Claims count as open from before they are proposed, so none is missed.
@@ -48,7 +48,7 @@ use std::time::Duration;
 
 use agentpost_proto::command::Claim;
 use agentpost_proto::id::TeamId;
-use agentpost_proto::limits::{CLAIMS_PER_ENTRY_MAX, GATHER_MS, NODE_CALLS_MAX};
+use agentpost_proto::limits::CLAIMS_PER_ENTRY_MAX;
 use agentpost_proto::record::{Delivery, DeliveryState};
 use agentpost_raft_store::core::kv::Fatal;
 use agentpost_raft_store::core::query;
@@ -64,9 +64,10 @@ use tokio_util::sync::CancellationToken;
 use super::attempt::Call;
 use super::calls::Granted;
 use super::failpoint::{self, Place};
-use super::fair_queue::{Endpoint, FairQueue, Reachability};
+use super::fair_queue::{Endpoint, FairQueue, NODE_CALLS_MAX, Reachability};
 use super::handles::WebhookHandles;
 use super::open::{Attempt, Slots};
+use super::reporter::GATHER;
 use crate::base::metrics::Metrics;
 use crate::base::metrics::dispatch::EntryKind;
 use crate::base::secrets::Secrets;
@@ -349,7 +350,7 @@ impl Tenure {
         };
         // Unconstrained by tokio's budget: an answer that has arrived must not look pending.
         self.answers.push(tokio::task::unconstrained(answer).boxed());
-        self.open_at = proposed + Duration::from_millis(GATHER_MS);
+        self.open_at = proposed + GATHER;
     }
 
     /// Starts the granted attempts and reads the endpoints of the others again.

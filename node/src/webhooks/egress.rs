@@ -30,6 +30,16 @@ use super::resolver::{CheckedResolver, Lookup, Refused, Rules, SystemLookup};
 use crate::base::config::Config;
 use crate::base::networks::{Kind, kind};
 
+/// Headers of a webhook's response.
+const RESPONSE_HEADERS_MAX: usize = 64;
+/// Idle connections of a team to one host: as many as the team has calls.
+const IDLE_PER_HOST_MAX: usize = 64;
+/// Hosts that a node keeps connections to.
+const HOSTS_MAX: usize = 1_024;
+/// Teams that a node keeps connections for.
+const CLIENTS_MAX: usize = 256;
+/// DNS look-ups at a time for one team, so that names that hang delay only their own team.
+pub const TEAM_LOOKUPS_MAX: usize = 16;
 /// How long an idle connection is kept. Common servers close one after 5 s; a request that meets the closing would
 /// fail, so this is shorter.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -48,7 +58,7 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         Timeouts {
-            connect: Duration::from_millis(limits::CONNECT_TIMEOUT_MS),
+            connect: Duration::from_secs(5),
             attempt: Duration::from_millis(limits::ATTEMPT_TIMEOUT_MS),
         }
     }
@@ -283,10 +293,10 @@ impl Inner {
             .referer(false)
             .no_proxy()
             .http1_only()
-            .http1_max_headers(limits::RESPONSE_HEADERS_MAX)
+            .http1_max_headers(RESPONSE_HEADERS_MAX)
             .connect_timeout(self.timeouts.connect)
             .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(limits::IDLE_PER_HOST_MAX)
+            .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
             .build()
     }
 }
@@ -318,7 +328,7 @@ impl Clients {
         if !self.by_key.contains_key(&key) {
             let same_team = self.by_key.iter().find(|((team, _), _)| *team == key.0);
             let slots = same_team.map_or_else(
-                || Arc::new(Semaphore::new(limits::TEAM_LOOKUPS_MAX)),
+                || Arc::new(Semaphore::new(TEAM_LOOKUPS_MAX)),
                 |(_, pool)| Arc::clone(&pool.slots),
             );
             let pool = Pool {
@@ -333,7 +343,7 @@ impl Clients {
         pool.used = self.uses;
         self.hosts += usize::from(pool.hosts.insert(host));
         let client = pool.client.clone();
-        while self.hosts > limits::OUTBOUND_HOSTS_MAX || self.by_key.len() > limits::OUTBOUND_CLIENTS_MAX {
+        while self.hosts > HOSTS_MAX || self.by_key.len() > CLIENTS_MAX {
             let Some(oldest) = self
                 .by_key
                 .iter()

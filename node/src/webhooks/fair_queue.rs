@@ -12,9 +12,17 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use agentpost_proto::id::TeamId;
-use agentpost_proto::limits::{
-    CONNECT_FAILURES_MAX, ENDPOINT_CALLS_MAX, NODE_CALLS_MAX, NODE_CALLS_SCARCE, TEAM_CALLS_MAX,
-};
+
+/// Attempts of one endpoint between claim and recorded outcome.
+const ENDPOINT_CALLS_MAX: usize = 8;
+/// Attempts of one team between claim and recorded outcome.
+const TEAM_CALLS_MAX: usize = 64;
+/// Attempts of the dispatching node between claim and recorded outcome.
+pub const NODE_CALLS_MAX: usize = 512;
+/// If the node has fewer free slots than this, no team gets more than its share of all slots.
+const NODE_CALLS_SCARCE: usize = 128;
+/// Consecutive failures to connect after which an endpoint gets only one call at a time.
+const CONNECT_FAILURES_MAX: u32 = 10;
 
 /// An endpoint: its team and its generation.
 pub type Endpoint = (TeamId, u64);

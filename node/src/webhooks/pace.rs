@@ -8,10 +8,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use agentpost_proto::limits::HOST_CALLS_PER_S_MAX;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+/// Calls in any second to one host outside `webhooks.allow_networks`, so that nobody can aim a cluster at a victim.
+const HOST_CALLS_PER_S_MAX: u32 = 50;
 /// The calls that may follow each other without a pause; they count among [`HOST_CALLS_PER_S_MAX`].
 const BURST: u32 = 8;
 const DISTANCE: Duration = Duration::from_nanos(1_000_000_000 / (HOST_CALLS_PER_S_MAX - BURST) as u64);

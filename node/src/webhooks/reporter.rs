@@ -1,26 +1,30 @@
 //! Records the outcomes of calls: proposes them, repeatedly, until the cluster has answered.
 //!
 //! The reporter runs as long as the process, independent of leadership: a deposed leader must still report the calls
-//! that it began, and forwards their outcomes to its successor. Outcomes are gathered for at most [`GATHER_MS`], and
+//! that it began, and forwards their outcomes to its successor. Outcomes are gathered for at most [`GATHER`], and
 //! not at all after a pause, so a quiet cluster records at once and a busy one writes few entries. Several entries may
 //! be in flight. A repeated outcome that was recorded already is answered as stale, which is as good as any answer.
 
 use std::time::Duration;
 
 use agentpost_proto::command::{AttemptOutcome, Outcome};
-use agentpost_proto::limits::{CLAIMS_PER_ENTRY_MAX, GATHER_MS, NODE_CALLS_MAX};
+use agentpost_proto::limits::CLAIMS_PER_ENTRY_MAX;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::failpoint::{self, Place};
+use super::fair_queue::NODE_CALLS_MAX;
 use super::open::{Ended, OpenAttempts};
 use crate::base::clock::IdSource;
 use crate::base::metrics::Metrics;
 use crate::base::metrics::dispatch::EntryKind;
 use crate::shard::proposer::Proposer;
 
+/// The time for which claims and outcomes are gathered before they are proposed. The first one after a pause does not
+/// wait.
+pub const GATHER: Duration = Duration::from_millis(5);
 /// Pause between two attempts to record the same outcomes, in milliseconds.
 const RETRY_MS: (u64, u64) = (50, 150);
 /// Entries in flight. A call keeps its slot until its outcome is recorded, so there are few.
@@ -65,7 +69,7 @@ impl Reporter {
             let may_propose = !waiting.is_empty() && under_way.len() < ENTRIES_IN_FLIGHT_MAX;
             if may_propose && (waiting.len() >= CLAIMS_PER_ENTRY_MAX || Instant::now() >= open_at) {
                 let batch = waiting.drain(..waiting.len().min(CLAIMS_PER_ENTRY_MAX)).collect();
-                open_at = Instant::now() + Duration::from_millis(GATHER_MS);
+                open_at = Instant::now() + GATHER;
                 under_way.push(self.recorder.record(batch));
                 continue;
             }
@@ -74,7 +78,7 @@ impl Reporter {
                 Some(()) = under_way.next() => {}
                 taken = self.ended.recv_many(&mut waiting, room), if room > 0 => if taken == 0 {
                     // All senders are gone; the entries in flight are still recorded.
-                    sleep(Duration::from_millis(GATHER_MS)).await;
+                    sleep(GATHER).await;
                 },
                 () = sleep_until(open_at), if may_propose => {}
             }

@@ -10,7 +10,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost_proto::limits::LOOKUPS_MAX;
 use agentpost_raft_store::disk::types::Member;
 use parking_lot::{Mutex, RwLock};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -21,6 +20,8 @@ use url::{Host, Url};
 use crate::base::config::Config;
 use crate::base::networks::{Kind, Network, kind};
 
+/// DNS look-ups at a time on one node. Each occupies a thread that cannot be stopped.
+const LOOKUPS_MAX: usize = 192;
 /// How long the addresses of the cluster's own nodes are cached.
 const OWN_ADDRESSES_FOR: Duration = Duration::from_secs(30);
 /// How long a connection waits for their lookup.

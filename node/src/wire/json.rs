@@ -9,11 +9,14 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-use agentpost_proto::limits;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+/// A request that carries no message, over HTTP or as an RPC of a WebSocket.
+pub const SMALL_REQUEST_BYTES_MAX: usize = 64 * 1024;
+/// The nesting depth of JSON in a body, well below serde_json's own limit of 128.
+const DEPTH_MAX: usize = 32;
 /// Upper bound on the keys of one object.
 const KEYS_MAX: usize = 1_000;
 /// Upper bound on the characters of one number.
@@ -38,7 +41,7 @@ pub enum Fault {
     NotAnObject,
     #[error("must be a string")]
     NotText,
-    #[error("is nested deeper than {} levels", limits::JSON_DEPTH_MAX)]
+    #[error("is nested deeper than {DEPTH_MAX} levels")]
     TooDeep,
     #[error("has an object with more than {KEYS_MAX} keys")]
     TooManyKeys,
@@ -169,7 +172,7 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn open(&mut self, object: bool) -> Result<(), Fault> {
-        if self.frames.len() == limits::JSON_DEPTH_MAX {
+        if self.frames.len() == DEPTH_MAX {
             return Err(Fault::TooDeep);
         }
         self.frames.push(Frame {

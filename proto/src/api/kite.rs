@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::secret::Secret;
 
+/// The `events_limit` that stands for "unlimited": the largest integer that JavaScript represents exactly.
+pub const EVENTS_LIMIT_UNLIMITED: u64 = 9_007_199_254_740_991;
+
 /// A message to send. Absent fields are omitted; `null` counts as absent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SendRequest {
@@ -44,7 +47,7 @@ pub struct SendResponse {
 pub struct Usage {
     /// The events of this month, including this one.
     pub events_used: u64,
-    /// The limit of the month; `limits::UNLIMITED_EVENTS_SHOWN` if unlimited.
+    /// The limit of the month; [`EVENTS_LIMIT_UNLIMITED`] if unlimited.
     pub events_limit: u64,
     /// The price of this event over the limit, in atomic units.
     pub amount_charged_atomic: u64,

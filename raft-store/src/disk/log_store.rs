@@ -63,7 +63,6 @@ use std::ops::{Bound, RangeBounds};
 use std::path::Path;
 use std::sync::Arc;
 
-use agentpost_proto::limits::APPEND_PAYLOAD_BYTES_MAX;
 use agentpost_proto::peer;
 use futures::{Stream, StreamExt, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
@@ -83,6 +82,9 @@ use crate::disk::error::OpenError;
 use crate::disk::floor::{Floor, FloorFile, Mark};
 use crate::disk::options::Options;
 use crate::disk::types::{Entry, LogId, TypeConfig, Vote, log_id_to_proto, vote_to_proto};
+
+/// The payload of one replication request, small enough that sending it takes less than an election timeout.
+const APPEND_PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
 
 /// The log of a shard. openraft owns it and writes to it; [`LogReader`]s read it.
 pub struct LogStore {

@@ -59,7 +59,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use agentpost_proto::limits::SNAPSHOT_CHUNK_BYTES;
 use agentpost_proto::peer;
 use bytes::Bytes;
 use futures::{Stream, stream};
@@ -78,6 +77,9 @@ use super::log_store::PurgePoint;
 use super::read_all::Pace;
 use super::state::StateDb;
 use super::types::{LogId, Malformed, TypeConfig, log_id_from_proto};
+
+/// Bytes of one snapshot chunk.
+const CHUNK_BYTES: usize = 1024 * 1024;
 
 /// A snapshot in openraft's form.
 pub type Snapshot = SnapshotOf<TypeConfig, SnapshotData>;
@@ -158,7 +160,7 @@ impl SnapshotData {
             let mut file = File::open(self.dir().join(&entry.name))?;
             let mut left = entry.size;
             while left > 0 {
-                let size = left.min(SNAPSHOT_CHUNK_BYTES as u64);
+                let size = left.min(CHUNK_BYTES as u64);
                 let mut chunk = Vec::new();
                 if file.by_ref().take(size).read_to_end(&mut chunk)? as u64 != size {
                     return Err(io::Error::from(io::ErrorKind::UnexpectedEof));

@@ -7,6 +7,7 @@ use agentpost_proto::command::{AttemptResult, CancelDelivery, DeleteWebhook, Err
 use agentpost_proto::id::DeliveryId;
 use agentpost_proto::limits;
 use agentpost_proto::record::{AttemptEnd, DeliveryEnd, DeliveryState};
+use agentpost_raft_store::core::apply::delivery::{DELIVERY_RETENTION_MS, NOT_SENT_DELAY_MS, OTHER_ATTEMPTS_KEPT};
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::query::delivery;
 use serde_json::{Value, json};
@@ -141,14 +142,14 @@ fn a_call_that_never_began_costs_no_step() {
         ..AttemptResult::default()
     };
     for n in 1..=20 {
-        assert_eq!(world.fail(number, not_sent()), limits::NOT_SENT_DELAY_MS);
+        assert_eq!(world.fail(number, not_sent()), NOT_SENT_DELAY_MS);
         let delivery = world.delivery(number);
         assert_eq!(
             (delivery.step, delivery.attempt_no, delivery.closed_not_sent),
             (0, n, n)
         );
     }
-    assert_eq!(world.delivery(number).attempts.len(), limits::OTHER_ATTEMPTS_KEPT);
+    assert_eq!(world.delivery(number).attempts.len(), OTHER_ATTEMPTS_KEPT);
     assert_eq!(world.fail(number, status(500)), 1_000);
 }
 
@@ -409,7 +410,7 @@ fn a_redrive_needs_the_url_and_the_message() {
     world.register(URL);
     let seq = world.delivery(number).message_seq;
     for _ in 0..2 {
-        world.pass(limits::DELIVERY_RETENTION_MS);
+        world.pass(DELIVERY_RETENTION_MS);
         assert_eq!(world.refused("bob", op.clone()), ErrorCode::Gone);
         sweep(&mut world);
     }

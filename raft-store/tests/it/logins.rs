@@ -9,6 +9,7 @@ use agentpost_proto::command::{
 };
 use agentpost_proto::id::{KeyId, TeamId};
 use agentpost_proto::limits;
+use agentpost_raft_store::core::apply::key::KEYS_MAX;
 use agentpost_raft_store::core::kv::Memory;
 use agentpost_raft_store::core::query;
 use agentpost_testkit::commands::{
@@ -176,7 +177,7 @@ fn an_approved_login_ends_with_its_administrator() {
     let mut core = waiting();
     done(&mut core, boss(), approve("acme"));
     done(&mut core, root(), revoke("boss"));
-    for n in 0..limits::KEYS_MAX {
+    for n in 0..KEYS_MAX {
         let op = create_key("acme", &format!("x{n}"), Permission::Read, "");
         done(&mut core, root(), Op::CreateKey(op));
     }

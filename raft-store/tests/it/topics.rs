@@ -8,6 +8,8 @@ use agentpost_proto::command::{
 use agentpost_proto::id::DeliveryId;
 use agentpost_proto::limits;
 use agentpost_proto::record::{TeamHead, Topic};
+use agentpost_raft_store::core::apply::endpoint::ENDPOINTS_MAX;
+use agentpost_raft_store::core::apply::topic::{SUBSCRIPTIONS_MAX, TOPIC_ROWS_MAX};
 use agentpost_raft_store::core::effect::Effect;
 use agentpost_raft_store::core::keys;
 use agentpost_raft_store::core::kv::Kv;
@@ -166,7 +168,7 @@ fn a_team_has_so_many_topics_subscriptions_and_urls() {
     done(&mut core, Op::Subscribe(subscribe("carol", "news")));
 
     let full = TeamHead {
-        subscriptions: limits::SUBSCRIPTIONS_MAX,
+        subscriptions: SUBSCRIPTIONS_MAX,
         ..head
     };
     pretend(&mut core, keys::team_head(team), &full);
@@ -177,7 +179,7 @@ fn a_team_has_so_many_topics_subscriptions_and_urls() {
     done(&mut core, with_url("bob", "news", "https://b.example/2"));
 
     let full = TeamHead {
-        endpoints: limits::ENDPOINTS_MAX,
+        endpoints: ENDPOINTS_MAX,
         ..head
     };
     pretend(&mut core, keys::team_head(team), &full);
@@ -198,7 +200,7 @@ fn a_team_has_so_many_topics_subscriptions_and_urls() {
 
     pretend(&mut core, keys::team_head(team), &head);
     let full = Topic {
-        rows: limits::TOPIC_ROWS_MAX,
+        rows: TOPIC_ROWS_MAX,
         ..topic
     };
     pretend(&mut core, keys::topic(team, "news"), &full);

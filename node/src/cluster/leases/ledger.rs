@@ -10,13 +10,17 @@ use std::time::Duration;
 
 use agentpost_proto::command::LeaseReturn;
 use agentpost_proto::id::TeamId;
-use agentpost_proto::limits;
+use agentpost_proto::limits::LEASES_PER_ENTRY_MAX;
 use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// How long a lease may be spent, counted from its request.
-const SPENT_WITHIN: Duration = Duration::from_millis(limits::LEASE_SPENT_WITHIN_MS);
+/// Agents for which a node holds leases. Reads of further agents are answered with 503.
+pub(super) const LEASED_AGENTS_MAX: usize = 65_536;
+/// Leases that wait on one node to be returned while there is no quorum. The unspent units of further leases are lost.
+pub(super) const RETURNS_WAITING_MAX: usize = 65_536;
+/// The time for which a node may spend a lease, from its request on, by the monotonic clock.
+pub(super) const SPENT_WITHIN: Duration = Duration::from_secs(5);
 
 /// A granted lease with unspent units.
 #[derive(Debug, Clone)]
@@ -104,7 +108,7 @@ impl Ledger {
 
     /// The lock of the task that requests the agent's next lease. `None` if leases of too many agents are tracked.
     pub fn asking(&mut self, account: &Bytes) -> Option<Arc<Mutex<()>>> {
-        if self.accounts.len() >= limits::LEASED_AGENTS_MAX && !self.accounts.contains_key(account) {
+        if self.accounts.len() >= LEASED_AGENTS_MAX && !self.accounts.contains_key(account) {
             return None;
         }
         Some(Arc::clone(&self.accounts.entry(account.clone()).or_default().asking))
@@ -132,13 +136,13 @@ impl Ledger {
     /// Queues leases to return, also those whose return failed. Beyond a bound they are dropped: their units are lost,
     /// and their rows are removed when the day is over.
     pub fn owe(&mut self, returns: impl IntoIterator<Item = LeaseReturn>) {
-        let room = limits::LEASE_RETURNS_WAITING_MAX.saturating_sub(self.returns.len());
+        let room = RETURNS_WAITING_MAX.saturating_sub(self.returns.len());
         self.returns.extend(returns.into_iter().take(room));
     }
 
     /// Takes the returns for one log entry.
     pub fn take_returns(&mut self) -> Vec<LeaseReturn> {
-        let kept = self.returns.len().saturating_sub(limits::LEASES_PER_ENTRY_MAX);
+        let kept = self.returns.len().saturating_sub(LEASES_PER_ENTRY_MAX);
         self.returns.split_off(kept)
     }
 }

@@ -16,6 +16,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 use tokio::time::Instant;
 
+use super::ledger::{LEASED_AGENTS_MAX, RETURNS_WAITING_MAX, SPENT_WITHIN};
 use super::*;
 
 const TEAM: TeamId = TeamId([7; 16]);
@@ -244,7 +245,7 @@ impl World {
         let at = self.at(node);
         self.nodes[node].put(&row, held);
         if self.nodes[node].spend(&row, at).is_some() {
-            prop_assert!(delay_ms < agentpost_proto::limits::LEASE_SPENT_WITHIN_MS);
+            prop_assert!(u128::from(delay_ms) < SPENT_WITHIN.as_millis());
             self.spend(agent, at)?;
         }
         Ok(())
@@ -354,7 +355,7 @@ fn a_ledger_is_bounded() {
         asked_at: at.now,
     };
     let row = |n: usize| Bytes::from(n.to_be_bytes().to_vec());
-    let max = agentpost_proto::limits::LEASED_AGENTS_MAX;
+    let max = LEASED_AGENTS_MAX;
     for n in 0..max {
         drop(ledger.asking(&row(n)).unwrap());
     }
@@ -372,12 +373,12 @@ fn a_ledger_is_bounded() {
     assert_eq!(ledger.spend(&row(2), at), None);
     let owed: Vec<u64> = ledger.take_returns().iter().map(|lease| lease.unused).collect();
     assert_eq!(owed, [2, 2]);
-    let many = vec![LeaseReturn::default(); agentpost_proto::limits::LEASE_RETURNS_WAITING_MAX + 1];
+    let many = vec![LeaseReturn::default(); RETURNS_WAITING_MAX + 1];
     ledger.owe(many);
     let mut returned = 0;
     while let batch @ 1.. = ledger.take_returns().len() {
         assert!(batch <= agentpost_proto::limits::LEASES_PER_ENTRY_MAX);
         returned += batch;
     }
-    assert_eq!(returned, agentpost_proto::limits::LEASE_RETURNS_WAITING_MAX);
+    assert_eq!(returned, RETURNS_WAITING_MAX);
 }

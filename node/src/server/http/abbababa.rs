@@ -12,7 +12,6 @@ mod webhook;
 
 use agentpost_proto::command::{MarkRead, Permission};
 use agentpost_proto::id::{AgentId, MessageId, TeamId};
-use agentpost_proto::limits;
 use agentpost_raft_store::core::kv::Kv;
 use agentpost_raft_store::core::query;
 use axum::Router;
@@ -138,7 +137,7 @@ async fn mark(State(app): App, id: Id, request: Request) -> Result<Response> {
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Read)?;
     let agent = caller.agent(&parts.headers)?;
-    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let body = body::read_small(&parts.headers, body).await?;
     let read = wanted_mark(&body)?;
     let id = message_id(id)?;
     let op = MarkRead {

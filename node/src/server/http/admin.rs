@@ -58,7 +58,7 @@ async fn operator_body<T: for<'de> Deserialize<'de>>(app: &AppState, request: Re
     let (parts, body) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
     operator(&caller)?;
-    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let body = body::read_small(&parts.headers, body).await?;
     Ok((caller, parse(&body)?))
 }
 
@@ -194,7 +194,7 @@ async fn transfer(State(app): App, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     // No later step checks this key again.
     operator_reading(&app, &parts.headers, Consistency::Linearizable).await?;
-    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let body = body::read_small(&parts.headers, body).await?;
     let wanted: admin::Transfer = parse(&body)?;
     app.http
         .cluster

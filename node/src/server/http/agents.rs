@@ -22,7 +22,7 @@ use serde_json::value::RawValue;
 
 use super::app_state::{App, AppState};
 use super::body;
-use super::input::{Consistency, Parameters, faulty, parse_members};
+use super::input::{Consistency, PAGE_DEFAULT, Parameters, faulty, parse_members};
 use super::kite::{named_agent, own_team, required};
 use crate::server::error::{ApiError, Result, json_of};
 use crate::server::keys;
@@ -57,7 +57,7 @@ impl Wanted {
         let limit = parameters.number("limit", 1, limits::PAGE_MAX as u64)?;
         Ok(Wanted {
             after: after.unwrap_or_default().to_owned(),
-            limit: limit.unwrap_or(limits::PAGE_DEFAULT as u64) as usize,
+            limit: limit.unwrap_or(PAGE_DEFAULT as u64) as usize,
         })
     }
 }
@@ -96,7 +96,7 @@ async fn register(State(app): App, request: Request) -> Result<Response> {
     let caller = app.writer(&parts.headers).await?;
     own_team(&caller, &Parameters::of(&parts.uri)?)?;
     caller.require(Permission::Write)?;
-    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let body = body::read_small(&parts.headers, body).await?;
     let item: Item<'_> = parse_members(&body)?.map_err(faulty)?;
     let op = item.to_operation()?;
     let id: AgentId = op.agent.parse().map_err(ApiError::internal)?;

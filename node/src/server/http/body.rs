@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use agentpost_proto::limits;
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
@@ -16,12 +17,20 @@ use http_body_util::BodyExt as _;
 use tokio_util::task::TaskTracker;
 
 use crate::server::error::{ApiError, Result};
+use crate::wire::json::SMALL_REQUEST_BYTES_MAX;
 
+/// A request that carries one message: the body, every second character escaped, and its JSON envelope.
+pub const MESSAGE_REQUEST_BYTES_MAX: usize = 2 * limits::BODY_BYTES_MAX + 16 * 1024;
 /// Time limit for a body; it ends slow clients.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// How much of an unread body is drained, and for how long.
 const DISCARD_BYTES_MAX: usize = 4 * 1024 * 1024;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Reads the body of a request that carries no message.
+pub async fn read_small(headers: &HeaderMap, body: Body) -> Result<Bytes> {
+    read(headers, body, SMALL_REQUEST_BYTES_MAX).await
+}
 
 /// Reads a body of at most `bytes_max`. A larger one is refused by its Content-Length, or as soon as too many bytes
 /// arrive.

@@ -20,7 +20,7 @@ use axum::extract::rejection::PathRejection;
 use bytes::Bytes;
 
 use super::app_state::AppState;
-use super::input::Parameters;
+use super::input::{PAGE_DEFAULT, Parameters};
 use crate::server::error::{ApiError, Result};
 
 /// A name that no agent can have; it separates these cursors from those of inboxes.
@@ -58,7 +58,7 @@ impl Wanted {
         Ok(Wanted {
             state,
             order: parameters.order()?,
-            limit: limit.map_or(limits::PAGE_DEFAULT, |limit| limit as usize),
+            limit: limit.map_or(PAGE_DEFAULT, |limit| limit as usize),
             cursor: parameters.get("cursor")?.map(str::to_owned),
         })
     }
@@ -297,7 +297,7 @@ mod tests {
             cursor: None,
         };
         assert_eq!(wanted("state=dead&order=desc&limit=7").unwrap(), expected);
-        assert_eq!(wanted("").unwrap().limit, limits::PAGE_DEFAULT);
+        assert_eq!(wanted("").unwrap().limit, PAGE_DEFAULT);
         for bad in [
             "state=",
             "state=DEAD",

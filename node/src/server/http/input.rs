@@ -8,6 +8,11 @@ use axum::http::{HeaderMap, Uri};
 use crate::server::error::{ApiError, Result};
 use crate::wire::json::{self, Fault};
 
+/// Items of a page if the caller gives no limit.
+pub(super) const PAGE_DEFAULT: usize = 50;
+/// The maximal duration of a long poll in seconds.
+pub(super) const WAIT_SECONDS_MAX: u64 = 60;
+
 /// How fresh a read is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Consistency {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use agentpost_proto::api::kite::{SendResponse, Usage};
+use agentpost_proto::api::kite::{EVENTS_LIMIT_UNLIMITED, SendResponse, Usage};
 use agentpost_proto::cloudevent::EVENT_TYPE;
 use agentpost_proto::command::{self, BodyKind, Permission, Send, SendReply};
 use agentpost_proto::id::{self, AgentId, MessageId};
@@ -48,7 +48,7 @@ async fn send(State(app): App, request: Request) -> Result<Response> {
     own_team(&caller, &Parameters::of(&parts.uri)?)?;
     caller.require(Permission::Write)?;
     let key = idempotency_key(&parts.headers)?;
-    let body = body::read(&parts.headers, body, limits::REQUEST_BYTES_MAX).await?;
+    let body = body::read(&parts.headers, body, body::MESSAGE_REQUEST_BYTES_MAX).await?;
     let item: Item<'_> = parse_members(&body)?.map_err(faulty)?;
     let send = item.to_send(&caller, app.services.ids.message_id(), key)?;
     let (from, to) = (send.from.clone(), send.to.clone());
@@ -119,7 +119,7 @@ fn opaque(field: &str, raw: Option<&RawValue>) -> Result<String> {
 
 fn accepted(from: String, to: String, reply: &SendReply) -> Result<SendResponse> {
     let events_limit = match reply.events_limit {
-        0 => limits::UNLIMITED_EVENTS_SHOWN,
+        0 => EVENTS_LIMIT_UNLIMITED,
         limit => limit,
     };
     Ok(SendResponse {

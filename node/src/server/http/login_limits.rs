@@ -4,13 +4,22 @@ use std::hash::Hash;
 use std::time::Duration;
 
 use agentpost_proto::id::KeyId;
-use agentpost_proto::limits;
 use tokio::time::Instant;
 
 use super::serve::Origin;
 use crate::server::auth::Caller;
 use crate::server::burst::{Spacing, Windows};
 use crate::server::error::{ApiError, Result};
+
+/// Seconds between two polls of a device. A device that polls faster is told to slow down.
+pub const INTERVAL_S: u64 = 5;
+/// Device codes that one address gets from one node in a minute. Further requests are answered with 429.
+pub const CODES_PER_MINUTE: u32 = 30;
+/// Unknown device codes that one address may try on one node in a minute. Further polls are answered with 429, without
+/// a request to the leader.
+pub const MISSES_PER_MINUTE: u32 = 60;
+/// Unknown user codes that one key may try on one node in a minute. Further tries are answered with 429.
+pub const USER_CODE_MISSES_PER_MINUTE: u32 = 10;
 
 /// The counters of these limits.
 pub struct LoginLimits {
@@ -25,11 +34,11 @@ impl Default for LoginLimits {
     fn default() -> Self {
         const MINUTE: Duration = Duration::from_secs(60);
         LoginLimits {
-            codes: Windows::new(limits::LOGIN_CODES_PER_MINUTE, MINUTE),
-            misses: Windows::new(limits::LOGIN_MISSES_PER_MINUTE, MINUTE),
-            guesses: Windows::new(limits::USER_CODE_MISSES_PER_MINUTE, MINUTE),
+            codes: Windows::new(CODES_PER_MINUTE, MINUTE),
+            misses: Windows::new(MISSES_PER_MINUTE, MINUTE),
+            guesses: Windows::new(USER_CODE_MISSES_PER_MINUTE, MINUTE),
             // One second less than devices are told to wait, because their clocks and the network are not exact.
-            polls: Spacing::new(Duration::from_secs(limits::LOGIN_INTERVAL_S - 1)),
+            polls: Spacing::new(Duration::from_secs(INTERVAL_S - 1)),
         }
     }
 }

@@ -17,7 +17,7 @@
 use agentpost_proto::command::send_outcome::Outcome;
 use agentpost_proto::command::{SendOutcome, SendReply, TeamLimits};
 use agentpost_proto::id::{AgentId, TeamId};
-use agentpost_proto::{limits, time};
+use agentpost_proto::time;
 use agentpost_raft_store::core::apply::team::default_limits;
 use agentpost_raft_store::core::kv::Fatal;
 use agentpost_raft_store::core::{keys, query};
@@ -30,6 +30,8 @@ use super::app_state::AppState;
 use crate::cluster::leases::{Leases, Standing};
 use crate::server::error::ApiError;
 
+/// The value of a rate limit header that stands for "unlimited".
+const UNLIMITED: u64 = 2_147_483_647;
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
@@ -135,7 +137,7 @@ fn nobody(counted: Counted) -> (u64, u64) {
 /// The limit and the remaining units.
 fn shown_of(standing: Standing) -> (u64, u64) {
     match standing.limit {
-        0 => (limits::UNLIMITED_RATE_SHOWN, limits::UNLIMITED_RATE_SHOWN),
+        0 => (UNLIMITED, UNLIMITED),
         limit => (limit, limit.saturating_sub(standing.used)),
     }
 }
@@ -208,7 +210,7 @@ mod tests {
     fn what_remains_is_never_negative() {
         assert_eq!(shown_of(Standing { used: 7, limit: 5 }), (5, 0));
         assert_eq!(shown_of(Standing { used: 1, limit: 5 }), (5, 4));
-        let unlimited = limits::UNLIMITED_RATE_SHOWN;
+        let unlimited = UNLIMITED;
         assert_eq!(shown_of(Standing { used: 7, limit: 0 }), (unlimited, unlimited));
         assert_eq!(nobody(Counted::Registrations), (100, 0));
     }

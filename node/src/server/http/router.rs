@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost_proto::limits;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
@@ -11,17 +10,19 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 
 use super::app_state::{App, AppState, HttpHandles};
+use super::input::WAIT_SECONDS_MAX;
 use super::{abbababa, activate, admin, agents, body, health, kite, login, ratelimit, signing};
 use crate::server::error::{ApiError, in_form_of};
 use crate::server::services::Services;
+use crate::shard::this_node::DRAIN_DEADLINE;
 use crate::wire::face::Face;
 
 /// Time limit for a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time limit for a transfer of leadership, which waits for running webhook calls.
-const TRANSFER_TIMEOUT: Duration = Duration::from_millis(limits::DRAIN_MS + 10_000);
+const TRANSFER_TIMEOUT: Duration = DRAIN_DEADLINE.saturating_add(Duration::from_secs(10));
 /// Time limit for a long poll.
-const POLL_TIMEOUT: Duration = Duration::from_secs(limits::WAIT_SECONDS_MAX + 30);
+const POLL_TIMEOUT: Duration = Duration::from_secs(WAIT_SECONDS_MAX + 30);
 
 /// All routes of the client port. `beside` are routes of another protocol on the same port.
 pub fn router(services: Services, http: HttpHandles, beside: Router<Arc<AppState>>) -> Router {

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use agentpost_proto::id::{InvalidId, TeamId};
-use agentpost_proto::limits::{PAGE_MAX, PROPOSALS_IN_FLIGHT_MAX};
+use agentpost_proto::limits::PAGE_MAX;
 use agentpost_proto::peer::peer_server::Peer;
 use agentpost_proto::peer::{
     self, AppendReply, AppendRequest, ForwardReply, ForwardRequest, Refusal, append_reply, forward_reply,
@@ -31,7 +31,7 @@ use crate::server::peer::admission::Admission;
 use crate::server::peer::listener::PeerId;
 use crate::shard::Raft;
 use crate::shard::members::{change_from_proto, outcome_to_proto};
-use crate::shard::proposer::{ProposeError, Proposer};
+use crate::shard::proposer::{PROPOSALS_IN_FLIGHT_MAX, ProposeError, Proposer};
 use crate::shard::reader::{NotReady, Reader};
 use crate::shard::this_node::TransferError;
 

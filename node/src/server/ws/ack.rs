@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 use super::resume::CursorName;
 use crate::shard::proposer::Proposed;
 
+/// Cursors whose acks wait for a quorum on one node. Further acks are dropped, and their events are sent again.
+const ACKS_WAITING_MAX: usize = 65_536;
 /// The pause after a failed proposal.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long a stopping node tries to store the remaining marks.
@@ -67,7 +69,7 @@ impl Table {
     pub fn put(&mut self, name: CursorName, mark: Mark) {
         if let Some(waiting) = self.waiting.get_mut(&name) {
             waiting.merge(mark);
-        } else if self.waiting.len() < limits::ACKS_WAITING_MAX {
+        } else if self.waiting.len() < ACKS_WAITING_MAX {
             self.order.push_back(name.clone());
             self.waiting.insert(name, mark);
         } // else the table is full after a long time without a quorum: these events will be delivered twice

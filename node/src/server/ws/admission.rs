@@ -9,13 +9,18 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use agentpost_proto::id::{AgentId, TeamId};
-use agentpost_proto::limits;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::base::metrics::Metrics;
 use crate::cluster::presence::{Listening, Presence};
+
+/// WebSockets of a node, each of which costs some 50 KiB when idle. Further ones are answered with 503 before the
+/// upgrade.
+const SESSIONS_MAX: usize = 10_000;
+/// Sessions of one inbox on a node: enough for every process of an agent, too few to exhaust the node.
+pub const SESSIONS_PER_AGENT_MAX: usize = 16;
 
 /// The sessions of one node. Cheap to clone.
 #[derive(Clone)]
@@ -71,7 +76,7 @@ impl Admission {
 
     /// Takes a permit; `None` if the node is full.
     pub fn enter(&self) -> Option<SessionPermit> {
-        let below = |count: usize| (count < limits::WS_SESSIONS_MAX).then_some(count + 1);
+        let below = |count: usize| (count < SESSIONS_MAX).then_some(count + 1);
         self.shared
             .sessions
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, below)
@@ -95,7 +100,7 @@ impl SessionPermit {
         let inbox = (team, agent.to_owned());
         let mut inboxes = self.shared.inboxes.lock();
         let present = inboxes.entry(inbox.clone()).or_default();
-        if present.len() >= limits::WS_SESSIONS_PER_AGENT_MAX && !self.make_room(present, silent) {
+        if present.len() >= SESSIONS_PER_AGENT_MAX && !self.make_room(present, silent) {
             return false;
         }
         present.push(Arc::clone(&self.occupant));
@@ -160,7 +165,7 @@ mod tests {
     const TEAM: TeamId = TeamId([1; 16]);
 
     fn full_inbox(admission: &Admission) -> Vec<SessionPermit> {
-        let mut permits: Vec<SessionPermit> = (0..limits::WS_SESSIONS_PER_AGENT_MAX)
+        let mut permits: Vec<SessionPermit> = (0..SESSIONS_PER_AGENT_MAX)
             .map(|_| admission.enter().unwrap())
             .collect();
         assert!(permits.iter_mut().all(|permit| permit.listen(TEAM, "a", SILENT)));
@@ -207,7 +212,7 @@ mod tests {
         // The session listens to two agents, takes no place at either inbox, and a full inbox does not refuse it.
         let mut several = admission.enter().unwrap();
         several.show(TEAM, vec!["a".parse().unwrap(), "b".parse().unwrap()]);
-        let full = limits::WS_SESSIONS_PER_AGENT_MAX as u32;
+        let full = SESSIONS_PER_AGENT_MAX as u32;
         assert_eq!(seen(), [full + 1, 1]);
         assert!(!admission.enter().unwrap().listen(TEAM, "a", SILENT));
         // A session that must make room counts until its socket is closed.
@@ -222,7 +227,7 @@ mod tests {
     async fn sessions_of_a_node_are_bounded() {
         let admission = Admission::new(Metrics::new(), Presence::default());
         let permits: Vec<SessionPermit> = std::iter::from_fn(|| admission.enter()).collect();
-        assert_eq!(permits.len(), limits::WS_SESSIONS_MAX);
+        assert_eq!(permits.len(), SESSIONS_MAX);
         drop(permits);
         assert!(admission.enter().is_some());
     }

@@ -13,7 +13,7 @@ pub mod recent;
 use std::collections::BTreeMap;
 
 use agentpost_proto::id::{AgentId, TeamId};
-use agentpost_proto::{limits, record};
+use agentpost_proto::record;
 use agentpost_raft_store::core::kv::{Fatal, Kv};
 use agentpost_raft_store::core::mutant::{self, Mutant};
 use agentpost_raft_store::core::query;
@@ -22,6 +22,11 @@ use axum::extract::ws::Utf8Bytes;
 use super::frame;
 use super::scope::Scope;
 use crate::shard::wakeups::{Listener, Wakeups};
+
+/// Events that a session reads and writes before it polls the socket again.
+const BATCH_EVENTS: usize = 64;
+/// Bytes of encoded events that a session buffers while its reader is slow. A single larger event is allowed.
+const BATCH_BYTES: usize = 256 * 1024;
 
 /// A subscription and its position.
 #[derive(Debug, Clone)]
@@ -104,7 +109,7 @@ impl Feed {
             source_prefix,
             after_seq: 0,
             told_seq: 0,
-            rows: limits::WS_BATCH_EVENTS,
+            rows: BATCH_EVENTS,
         }
     }
 
@@ -163,7 +168,7 @@ impl Feed {
         let next_rows = next_rows(&rows);
         let (mut bytes, mut after_seq) = (0, self.after_seq);
         for Row { seq, message, shown } in rows {
-            if bytes >= limits::WS_BATCH_BYTES {
+            if bytes >= BATCH_BYTES {
                 batch.more = true;
                 break;
             }
@@ -265,11 +270,11 @@ impl Feed {
 /// The number of rows that fit the byte limit if the next messages are as large as these.
 fn next_rows(rows: &[Row<'_>]) -> usize {
     let bytes: usize = rows.iter().map(|row| row.message.body.len()).sum();
-    let fitting = limits::WS_BATCH_BYTES * rows.len() / bytes.max(1);
+    let fitting = BATCH_BYTES * rows.len() / bytes.max(1);
     if rows.is_empty() {
-        limits::WS_BATCH_EVENTS
+        BATCH_EVENTS
     } else {
-        fitting.clamp(1, limits::WS_BATCH_EVENTS)
+        fitting.clamp(1, BATCH_EVENTS)
     }
 }
 
@@ -342,7 +347,7 @@ mod tests {
             let mut seen = Vec::new();
             loop {
                 let batch = feed.batch(&memory).unwrap();
-                assert!(batch.events.len() <= limits::WS_BATCH_EVENTS);
+                assert!(batch.events.len() <= BATCH_EVENTS);
                 seen.extend(seqs(&batch));
                 if !batch.more {
                     break;
@@ -385,7 +390,7 @@ mod tests {
     /// The events that a session with these scopes gets, as seqs with `data.to`, read in batches of every size.
     fn seen(memory: &Memory, scopes: &[&str]) -> Vec<(u64, String)> {
         let mut all = Vec::new();
-        for rows in [1, 2, 3, limits::WS_BATCH_EVENTS] {
+        for rows in [1, 2, 3, BATCH_EVENTS] {
             let mut feed = feed(scopes);
             feed.rows = rows;
             let mut events = Vec::new();
@@ -488,7 +493,7 @@ mod tests {
         assert_eq!(seqs(&feed.batch(&memory).unwrap()), [21]);
         assert_eq!(
             feed.batch(&memory).unwrap().events.len(),
-            limits::WS_BATCH_EVENTS,
+            BATCH_EVENTS,
             "and grow again"
         );
     }

@@ -5,10 +5,10 @@
 //! blocked gets a notice and continues. A session that was open before ends once with 4005, because that is how the
 //! vendor's clients learn of it. They reconnect and get the notice.
 
+use agentpost_proto::api::kite::EVENTS_LIMIT_UNLIMITED;
 use agentpost_proto::command::TeamLimits;
 use agentpost_proto::frame::ServerFrame;
 use agentpost_proto::id::TeamId;
-use agentpost_proto::limits::UNLIMITED_EVENTS_SHOWN;
 use agentpost_proto::record::TeamHead;
 use agentpost_proto::time;
 use agentpost_raft_store::core::apply::quota as rule;
@@ -50,7 +50,7 @@ impl Greeting {
         let (head, limits) = (query::team::head(kv, team)?, limits_of(kv, team)?);
         let now_ms = now_ms(kv, wall_ms)?;
         let limit = match limits.monthly_events {
-            0 => UNLIMITED_EVENTS_SHOWN,
+            0 => EVENTS_LIMIT_UNLIMITED,
             limit => limit,
         };
         let snapshot = ServerFrame::QuotaSnapshot {

@@ -21,6 +21,9 @@ use crate::server::error::{ApiError, Result};
 use crate::server::services::Services;
 use crate::shard::reader::Reader;
 
+/// A WebSocket frame from a client.
+const FRAME_BYTES_MAX: usize = 64 * 1024;
+
 /// Creates the route and starts its worker for acks. Call it inside a runtime, once per node.
 pub fn route<S: Clone + Send + Sync + 'static>(services: Services, handles: WsHandles) -> Router<S> {
     route_with(services, handles, SessionOptions::default())
@@ -74,7 +77,7 @@ async fn upgrade(
     let tasks = ws.lifetime.tasks.clone();
     Ok(upgrade
         .max_message_size(limits::WS_MESSAGE_BYTES_MAX)
-        .max_frame_size(limits::WS_FRAME_BYTES_MAX)
+        .max_frame_size(FRAME_BYTES_MAX)
         // Clients send only small frames such as acks, so thousands of idle sockets need not hold 128 KiB each.
         .read_buffer_size(4 * 1024)
         .write_buffer_size(limits::WS_WRITE_CHUNK_BYTES)

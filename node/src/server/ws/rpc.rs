@@ -34,8 +34,12 @@ use crate::server::auth::{self, Caller};
 use crate::server::error::{ApiError, Result};
 use crate::server::keys;
 use crate::server::services::Services;
-use crate::wire::json::explain;
+use crate::wire::json::{SMALL_REQUEST_BYTES_MAX, explain};
 
+/// RPC requests that wait in one session. Beyond this bound the session reads no further request.
+pub const REQUESTS_WAITING_MAX: usize = 16;
+/// The id of an RPC request, which is kept in memory until the request is answered.
+const ID_BYTES_MAX: usize = 128;
 /// The most characters of an unknown method's name that the answer repeats.
 const METHOD_CHARS_SHOWN: usize = 64;
 
@@ -94,7 +98,7 @@ impl<'a> Requests<'a> {
 
     /// Whether one more request may be queued.
     pub fn has_room(&self) -> bool {
-        self.waiting.len() < limits::RPC_REQUESTS_WAITING_MAX
+        self.waiting.len() < REQUESTS_WAITING_MAX
     }
 
     /// Whether every request was answered.
@@ -110,17 +114,11 @@ impl<'a> Requests<'a> {
 
     /// Queues a request. `bytes` is the length of its frame.
     pub fn put(&mut self, mut id: String, method: &str, params: Value, bytes: usize) {
-        let call = if id.len() > limits::RPC_ID_BYTES_MAX {
-            id = id[..id.floor_char_boundary(limits::RPC_ID_BYTES_MAX)].to_owned();
-            Call::Refused(format!(
-                "the id of a request has at most {} bytes",
-                limits::RPC_ID_BYTES_MAX
-            ))
-        } else if bytes > limits::SMALL_REQUEST_BYTES_MAX {
-            Call::Refused(format!(
-                "a request has at most {} bytes",
-                limits::SMALL_REQUEST_BYTES_MAX
-            ))
+        let call = if id.len() > ID_BYTES_MAX {
+            id = id[..id.floor_char_boundary(ID_BYTES_MAX)].to_owned();
+            Call::Refused(format!("the id of a request has at most {ID_BYTES_MAX} bytes"))
+        } else if bytes > SMALL_REQUEST_BYTES_MAX {
+            Call::Refused(format!("a request has at most {SMALL_REQUEST_BYTES_MAX} bytes"))
         } else {
             Call::parse(method, params).unwrap_or_else(Call::Refused)
         };
@@ -318,7 +316,7 @@ impl<'a> Key<'a> {
 
     async fn recent(self, feed: Feed, params: wire::RecentParams) -> Result<wire::Recent> {
         let (state, _) = self.reads().await?;
-        let limit = params.limit.unwrap_or(limits::RECENT_EVENTS_DEFAULT);
+        let limit = params.limit.unwrap_or(wire::RECENT_EVENTS_DEFAULT);
         let mut history = History::before(params.before_seq.unwrap_or(u64::MAX), limit, params.thread_id);
         while feed.recall(&*state, &mut history)? {
             tokio::task::yield_now().await;

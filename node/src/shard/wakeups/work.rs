@@ -8,9 +8,11 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use agentpost_proto::limits::HINTS_WAITING_MAX;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+
+/// Hints that wait for a worker. Beyond this bound the worker reads the whole state.
+const HINTS_WAITING_MAX: usize = 16_384;
 
 /// The places to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]

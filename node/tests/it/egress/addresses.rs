@@ -5,9 +5,8 @@ use std::time::Duration;
 use agentpost_node::base::clock::Clock;
 use agentpost_node::shard::wall_time::WallTime;
 use agentpost_node::webhooks::attempt;
-use agentpost_node::webhooks::egress::Timeouts;
+use agentpost_node::webhooks::egress::{TEAM_LOOKUPS_MAX, Timeouts};
 use agentpost_proto::id::TeamId;
-use agentpost_proto::limits::TEAM_LOOKUPS_MAX;
 use rustls::RootCertStore;
 
 use super::stage::{HANGING, LOOPBACK, OK, OK_CLOSE, Receiver, Stage, call, config};

@@ -2,6 +2,7 @@
 //!
 //! `raft-store/tests` checks that codes expire, because time can be set there.
 
+use agentpost_node::server::http::login_limits::{CODES_PER_MINUTE, MISSES_PER_MINUTE, USER_CODE_MISSES_PER_MINUTE};
 use agentpost_proto::command::{Operation, StartLogin, operation, reply};
 use agentpost_proto::limits;
 use serde_json::{Value, json};
@@ -397,11 +398,7 @@ async fn unauthenticated_calls_are_limited_per_address_and_node() {
     let office = LoginOffice::open().await;
     let (url, elsewhere) = (&office.urls[0], &office.urls[1]);
     let (before, limited) = until_limited(url, || ask_code(&json!({}))).await;
-    assert!(
-        before.len() >= limits::LOGIN_CODES_PER_MINUTE as usize,
-        "{}",
-        before.len()
-    );
+    assert!(before.len() >= CODES_PER_MINUTE as usize, "{}", before.len());
     told_to_wait(&limited);
     assert_eq!(limited.body.as_object().unwrap().len(), 2, "{}", limited.body);
     assert!(limited.body["retry_after_secs"].is_u64());
@@ -410,11 +407,7 @@ async fn unauthenticated_calls_are_limited_per_address_and_node() {
 
     let unknown = "ab".repeat(32);
     let (before, limited) = until_limited(url, || ask_token(&unknown)).await;
-    assert!(
-        before.len() >= limits::LOGIN_MISSES_PER_MINUTE as usize,
-        "{}",
-        before.len()
-    );
+    assert!(before.len() >= MISSES_PER_MINUTE as usize, "{}", before.len());
     before.iter().for_each(|answer| refused(answer, 400, "expired_token"));
     told_to_wait(&limited);
     refused(&ask_token(&unknown).to(elsewhere).await, 400, "expired_token");
@@ -432,7 +425,7 @@ async fn guessing_codes_is_limited_per_key_and_node() {
     let device = office.device(0).await;
     let lookup = |code: &str| decision("lookup", &json!({ "user_code": code })).bearer(&office.team_admin);
     // Existing codes and malformed codes do not count as guesses.
-    for _ in 0..3 * limits::USER_CODE_MISSES_PER_MINUTE {
+    for _ in 0..3 * USER_CODE_MISSES_PER_MINUTE {
         lookup(&device.user_code).to(&office.urls[0]).await.ok();
         lookup("AEIO-UAEI").to(&office.urls[0]).await.error(404);
     }
@@ -444,7 +437,7 @@ async fn guessing_codes_is_limited_per_key_and_node() {
     };
     let guess = std::cell::RefCell::new(guess);
     let (before, limited) = until_limited(&office.urls[0], || (guess.borrow_mut())()).await;
-    assert!(before.len() >= limits::USER_CODE_MISSES_PER_MINUTE as usize);
+    assert!(before.len() >= USER_CODE_MISSES_PER_MINUTE as usize);
     before.into_iter().for_each(|answer| drop(answer.error(404)));
     told_to_wait(&limited);
     assert_eq!(lookup(&device.user_code).to(&office.urls[0]).await.status, 429);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use agentpost_node::server::ws;
-use agentpost_proto::limits;
+use agentpost_node::server::ws::rpc::REQUESTS_WAITING_MAX;
 use agentpost_testkit::socket::{Ending, Socket};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -40,7 +40,7 @@ async fn many_at_once_are_answered_in_order(office: &Office) {
         "dashboard.stats",
     ];
     // There are more requests than may wait; the rest stays in the socket until there is room.
-    let count = 3 * limits::RPC_REQUESTS_WAITING_MAX;
+    let count = 3 * REQUESTS_WAITING_MAX;
     for at in 0..count {
         let request = json!({"type": "request", "id": at.to_string(), "method": methods[at % methods.len()]});
         socket.say(&request).await;
@@ -202,7 +202,7 @@ async fn a_node_that_stops_answers_what_waits() {
     let team = office.new_team("stopping").await;
     let mut socket = Socket::open_narrow(&office.urls[1]).await;
     socket.greet(connect(&team, &["*"], None)).await;
-    let requests = limits::RPC_REQUESTS_WAITING_MAX;
+    let requests = REQUESTS_WAITING_MAX;
     for at in 0..requests {
         let request = json!({"type": "request", "id": at.to_string(), "method": "events.recent"});
         socket.say(&request).await;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agentpost_node::server::ws;
+use agentpost_node::server::ws::admission::SESSIONS_PER_AGENT_MAX;
 use agentpost_testkit::socket::{Ending, Socket, refused};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -283,7 +284,7 @@ async fn how_a_session_ends() {
 async fn one_inbox_has_a_bounded_number_of_sessions(office: &Office) {
     let team = office.new_team("crowd").await;
     let mut sockets = Vec::new();
-    for _ in 0..agentpost_proto::limits::WS_SESSIONS_PER_AGENT_MAX {
+    for _ in 0..SESSIONS_PER_AGENT_MAX {
         sockets.push(office.listen(0, &team, &["agent_to:a"], None).await.0);
     }
     let words = connect(&team, &["agent_to:a"], None).frame().to_string();

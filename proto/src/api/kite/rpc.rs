@@ -7,6 +7,11 @@ pub use crate::api::admin::CreatedKey;
 use crate::api::admin::Key;
 use crate::cloudevent::CloudEvent;
 
+/// The maximal number of events of one `events.recent`.
+pub const RECENT_EVENTS_MAX: u64 = 1_000;
+/// Events of an `events.recent` without a limit.
+pub const RECENT_EVENTS_DEFAULT: u64 = 100;
+
 /// The error in the payload of a refused request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Refused {
@@ -23,8 +28,8 @@ pub const NOT_CARRIED_OUT: &str = "not carried out: ";
 /// `events.recent`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RecentParams {
-    /// The maximal number of events; `limits::RECENT_EVENTS_DEFAULT` if absent. A number outside the range from 1
-    /// to `limits::RECENT_EVENTS_MAX` counts as the nearest one inside it.
+    /// The maximal number of events; [`RECENT_EVENTS_DEFAULT`] if absent. A number outside the range from 1
+    /// to [`RECENT_EVENTS_MAX`] counts as the nearest one inside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
     /// Only events before this seq.

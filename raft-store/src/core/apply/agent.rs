@@ -2,7 +2,6 @@
 
 use agentpost_proto::command::{ErrorCode, Permission, RegisterAgent};
 use agentpost_proto::id::{AgentId, TeamId};
-use agentpost_proto::limits;
 use agentpost_proto::record::{Agent, TeamHead};
 
 use super::check::{parsed, validate_display_name};
@@ -10,6 +9,9 @@ use super::principal::Caller;
 use super::{Context, Stop, reject};
 use crate::core::keys;
 use crate::core::view::View;
+
+/// Agents in the directory of a team.
+const AGENTS_MAX: u32 = 20_000;
 
 /// Registers an agent in the directory, or changes its name.
 pub fn register(view: &mut View<'_>, context: &Context<'_>, op: &RegisterAgent) -> Result<(), Stop> {
@@ -42,9 +44,9 @@ pub(super) fn enter(
         return Ok(());
     }
     let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
-    if head.agents >= limits::AGENTS_MAX {
+    if head.agents >= AGENTS_MAX {
         // Forbidden, not "quota exceeded": waiting does not help, as a 429 would promise.
-        let message = format!("the team has {} registered agents already", limits::AGENTS_MAX);
+        let message = format!("the team has {AGENTS_MAX} registered agents already");
         return reject(ErrorCode::Forbidden, message);
     }
     head.agents += 1;

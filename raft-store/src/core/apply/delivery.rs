@@ -31,9 +31,9 @@ use agentpost_proto::record::{Delivery, DeliveryState, EndpointHead, Message, Te
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-pub use self::attempts::{claim, outcome, takeover};
+pub use self::attempts::{NOT_SENT_DELAY_MS, OTHER_ATTEMPTS_KEPT, UNKNOWN_CLOSINGS_MAX, claim, outcome, takeover};
 pub(super) use self::ending::sweep_aged;
-pub use self::ending::{cancel, close_endpoint, redrive};
+pub use self::ending::{DELIVERY_RETENTION_MS, cancel, close_endpoint, redrive};
 use super::{Context, inbox};
 use crate::core::effect::Effect;
 use crate::core::keys;

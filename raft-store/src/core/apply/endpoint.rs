@@ -17,6 +17,9 @@ use crate::core::keys;
 use crate::core::kv::{Fatal, Kv};
 use crate::core::view::View;
 
+/// Endpoints of a team.
+pub const ENDPOINTS_MAX: u32 = 1_000;
+
 /// Rejects the reserved agent, which can have neither URLs nor subscriptions.
 pub(super) fn check_owner(agent: &str) -> Result<(), Stop> {
     parsed(agent.parse::<AgentId>())?;
@@ -53,8 +56,8 @@ pub fn replace(
         let key = keys::endpoint(team, agent, new);
         let mut endpoint: Endpoint = view.load(&key)?.unwrap_or_default();
         if endpoint.generation == 0 {
-            if head.endpoints >= limits::ENDPOINTS_MAX {
-                let message = format!("the team has {} webhook URLs already", limits::ENDPOINTS_MAX);
+            if head.endpoints >= ENDPOINTS_MAX {
+                let message = format!("the team has {ENDPOINTS_MAX} webhook URLs already");
                 return reject(ErrorCode::Forbidden, message);
             }
             head.endpoints += 1;

@@ -19,6 +19,9 @@ use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::query;
 use crate::core::view::{View, decode};
 
+/// Keys of a team, including revoked and expired ones. In a full team a new key replaces one of those.
+pub const KEYS_MAX: u32 = 1_000;
+
 /// Creates a key of a team. If the key is bound to an agent, the agent is registered too.
 pub fn create(view: &mut View<'_>, context: &Context<'_>, op: CreateKey) -> Result<KeyReply, Stop> {
     let team = parsed(TeamId::from_slice(&op.team_id))?;
@@ -119,7 +122,7 @@ pub(super) fn check_new(view: &View<'_>, id: &[u8], hash: &[u8], prefix: &str) -
 /// Makes room for one more key. In a full team it removes the oldest key that is revoked or expired.
 fn make_room(view: &mut View<'_>, context: &Context<'_>, team: TeamId) -> Result<(), Stop> {
     let mut head: TeamHead = query::team::head(view, team)?;
-    if head.keys < limits::KEYS_MAX {
+    if head.keys < KEYS_MAX {
         head.keys += 1;
         view.store(keys::team_head(team), &head);
         return Ok(());
@@ -136,7 +139,7 @@ fn make_room(view: &mut View<'_>, context: &Context<'_>, team: TeamId) -> Result
 
 /// Rejects the command when a team has no room for another key.
 pub(super) fn check_room(view: &View<'_>, context: &Context<'_>, team: TeamId) -> Result<(), Stop> {
-    let has_room = query::team::head(view, team)?.keys < limits::KEYS_MAX;
+    let has_room = query::team::head(view, team)?.keys < KEYS_MAX;
     if has_room || oldest_dead(view, context, team)?.is_some() {
         return Ok(());
     }
@@ -146,12 +149,12 @@ pub(super) fn check_room(view: &View<'_>, context: &Context<'_>, team: TeamId) -
 fn full<T>() -> Result<T, Stop> {
     let message = format!(
         "the team has {} keys in use already: revoke one that nobody needs",
-        limits::KEYS_MAX
+        KEYS_MAX
     );
     reject(ErrorCode::Forbidden, message)
 }
 
-/// The oldest revoked or expired key of a team. Reads all its keys, at most `limits::KEYS_MAX`.
+/// The oldest revoked or expired key of a team. Reads all its keys, at most `KEYS_MAX`.
 fn oldest_dead(view: &View<'_>, context: &Context<'_>, team: TeamId) -> Result<Option<Key>, Fatal> {
     let mut oldest: Option<Key> = None;
     for row in view.range(keys::keys_of(team), Order::Ascending) {

@@ -7,7 +7,7 @@
 
 use agentpost_proto::command::{ErrorCode, LeaseReads, LeaseReply, LeaseReturn, Permission, ReturnLeases};
 use agentpost_proto::id::{AgentId, TeamId};
-use agentpost_proto::limits::{LEASE_UNITS_MAX, LEASES_PER_ENTRY_MAX};
+use agentpost_proto::limits::LEASES_PER_ENTRY_MAX;
 use agentpost_proto::record::{DayCount, Lease};
 use agentpost_proto::time;
 
@@ -17,6 +17,9 @@ use super::team::limits_of;
 use super::{Context, Stop, quota, reject};
 use crate::core::keys;
 use crate::core::view::View;
+
+/// The maximal number of an agent's reads that a node leases at a time.
+const LEASE_UNITS_MAX: u64 = 64;
 
 /// Grants a node a block of an agent's reads of today. Repeating the command returns the first grant. For a team
 /// without a limit the reply has 0 units and the limit 0.

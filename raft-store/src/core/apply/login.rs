@@ -28,6 +28,9 @@ use crate::core::kv::{Fatal, Kv, Order, Row};
 use crate::core::query;
 use crate::core::view::View;
 
+/// Expired logins that a new login removes: more than one, so that their number falls.
+const LOGINS_SWEPT_PER_START: usize = 2;
+
 /// Stores a pending login. Anybody may start one, so their number is bounded.
 pub fn start(view: &mut View<'_>, context: &Context<'_>, op: StartLogin) -> Result<(), Stop> {
     parsed(id::validate_user_code(&op.user_code))?;
@@ -39,7 +42,7 @@ pub fn start(view: &mut View<'_>, context: &Context<'_>, op: StartLogin) -> Resu
         return reject(ErrorCode::Invalid, "the client's name is too long or not printable");
     }
     // Expired logins make room here already, without waiting for a sweep.
-    sweep(view, context.cluster_ms, limits::LOGINS_SWEPT_PER_START)?;
+    sweep(view, context.cluster_ms, LOGINS_SWEPT_PER_START)?;
     let mut head: LoginHead = view.load(&keys::login_head())?.unwrap_or_default();
     if head.open >= limits::LOGINS_MAX {
         return Err(Stop::Reject(Rejection {

@@ -25,6 +25,9 @@ use crate::core::mutant::{self, Mutant};
 use crate::core::query;
 use crate::core::view::View;
 
+/// The lifetime of an idempotency key, in cluster time.
+pub(super) const IDEMPOTENCY_TTL_MS: u64 = 24 * 3600 * 1000;
+
 /// Stores a message and appends it to the inboxes of its receivers. A send with an idempotency key or message id that
 /// was used before returns the first result and stores nothing.
 pub fn send(
@@ -239,7 +242,7 @@ fn repeated(view: &View<'_>, context: &Context<'_>, team: TeamId, op: &Send) -> 
     let Some(row) = row else { return Ok(None) };
     // An aged row counts as absent even before the sweep removes it.
     let forgotten = mutant::on(Mutant::KeyForgotten) && context.cluster_ms >= row.created_ct_ms + 500;
-    if context.cluster_ms >= row.created_ct_ms + limits::IDEMPOTENCY_TTL_MS || forgotten {
+    if context.cluster_ms >= row.created_ct_ms + IDEMPOTENCY_TTL_MS || forgotten {
         return Ok(None);
     }
     if row.operation_hash != operation_hash(op) {
@@ -258,7 +261,7 @@ fn remember(view: &mut View<'_>, context: &Context<'_>, team: TeamId, op: &Send,
         reply: Bytes::from(reply.encode_to_vec()),
     };
     view.store(keys::idempotency(team, &op.from, &op.idempotency_key), &row);
-    let expires = context.cluster_ms + limits::IDEMPOTENCY_TTL_MS;
+    let expires = context.cluster_ms + IDEMPOTENCY_TTL_MS;
     view.put(
         keys::idempotency_expiry(expires, team, &op.from, &op.idempotency_key),
         Bytes::new(),

@@ -4,21 +4,25 @@
 use agentpost_proto::command::{Sweep, SweepReply};
 use agentpost_proto::id::TeamId;
 use agentpost_proto::record::{Message, Receivers, TeamHead};
-use agentpost_proto::{limits, time};
+use agentpost_proto::time;
 
 use super::check::parsed;
 use super::inbox::{release_message, remove_entry};
+use super::message::IDEMPOTENCY_TTL_MS;
 use super::{Context, Stop, cursor, delivery, login};
 use crate::core::keys::{self, ReadState};
 use crate::core::kv::{Fatal, Kv, Order, Row};
 use crate::core::query;
 use crate::core::view::{View, decode};
 
+/// The maximal number of rows that a Sweep entry removes, so that applying it takes little time.
+const ROWS_MAX: usize = 256;
+
 /// Removes old messages of one team, or, without a team, the aged idempotency keys, messages, deliveries, leases,
 /// logins and cursors of the shard.
 pub fn sweep(view: &mut View<'_>, context: &Context<'_>, op: &Sweep) -> Result<SweepReply, Stop> {
     let rows = if op.team_id.is_empty() {
-        let left = |rows: usize| limits::SWEEP_ROWS_MAX.saturating_sub(rows);
+        let left = |rows: usize| ROWS_MAX.saturating_sub(rows);
         let mut rows = sweep_idempotency(view, context.cluster_ms)?;
         rows += sweep_expired(view, context.wall_ms, left(rows))?;
         rows += delivery::sweep_aged(view, context.cluster_ms, left(rows))?;
@@ -36,16 +40,12 @@ fn take(view: &View<'_>, range: std::ops::Range<Vec<u8>>, rows: usize) -> Result
 }
 
 fn sweep_idempotency(view: &mut View<'_>, cluster_ms: u64) -> Result<usize, Fatal> {
-    let due = take(
-        view,
-        keys::idempotency_expiries_until(cluster_ms),
-        limits::SWEEP_ROWS_MAX,
-    )?;
+    let due = take(view, keys::idempotency_expiries_until(cluster_ms), ROWS_MAX)?;
     for (expiry, _) in &due {
         let key = keys::idempotency_of_expiry(expiry).ok_or_else(|| Fatal::Invariant("a short ix key".to_owned()))?;
         // If the key was used again since, its row is newer and has a later expiry row.
         let row: Option<agentpost_proto::record::Idempotency> = view.load(&key)?;
-        if row.is_some_and(|row| row.created_ct_ms + limits::IDEMPOTENCY_TTL_MS <= cluster_ms) {
+        if row.is_some_and(|row| row.created_ct_ms + IDEMPOTENCY_TTL_MS <= cluster_ms) {
             view.delete(key);
         }
         view.delete(expiry.clone());
@@ -93,10 +93,10 @@ fn sweep_leases(view: &mut View<'_>, wall_ms: u64, rows: usize) -> Result<usize,
 fn sweep_team(view: &mut View<'_>, team: TeamId, cluster_ms: u64) -> Result<usize, Fatal> {
     let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
     let mut removed = 0;
-    while removed < limits::SWEEP_ROWS_MAX
+    while removed < ROWS_MAX
         && let Some(message) = query::due::retention(view, team, head.swept_seq, cluster_ms)?
     {
-        let (rows, done) = give_up(view, team, &mut head, &message, limits::SWEEP_ROWS_MAX - removed)?;
+        let (rows, done) = give_up(view, team, &mut head, &message, ROWS_MAX - removed)?;
         removed += rows;
         if done {
             removed += 1;

@@ -22,6 +22,11 @@ use crate::core::kv::Fatal;
 use crate::core::query;
 use crate::core::view::View;
 
+/// Open subscriptions of a team.
+pub const SUBSCRIPTIONS_MAX: u32 = 50_000;
+/// Subscription rows of a topic, including closed ones. This bounds the receivers of one publish.
+pub const TOPIC_ROWS_MAX: u64 = 20_000;
+
 /// Subscribes an agent, or changes the URL of its subscription.
 pub fn subscribe(
     view: &mut View<'_>,
@@ -85,17 +90,11 @@ fn add(
         head.topics += 1;
     }
     let mut topic = known.unwrap_or_default();
-    if topic.rows >= limits::TOPIC_ROWS_MAX {
-        return full(format!(
-            "the topic has {} subscriptions already",
-            limits::TOPIC_ROWS_MAX
-        ));
+    if topic.rows >= TOPIC_ROWS_MAX {
+        return full(format!("the topic has {TOPIC_ROWS_MAX} subscriptions already"));
     }
-    if head.subscriptions >= limits::SUBSCRIPTIONS_MAX {
-        return full(format!(
-            "the team has {} subscriptions already",
-            limits::SUBSCRIPTIONS_MAX
-        ));
+    if head.subscriptions >= SUBSCRIPTIONS_MAX {
+        return full(format!("the team has {SUBSCRIPTIONS_MAX} subscriptions already"));
     }
     head.subscriptions += 1;
     topic.rows += 1;

@@ -9,6 +9,9 @@ use crate::core::kv::{Fatal, Kv, Order, Row};
 use crate::core::mutant::{self, Mutant};
 use crate::core::view::{decode, load};
 
+/// The approximate maximum of the bytes of bodies in a page, which may then have fewer messages than requested.
+const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// An entry of an inbox with its message.
 #[derive(Debug, Clone)]
 pub struct InboxItem {
@@ -58,7 +61,7 @@ pub fn page(kv: &impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>) -> R
         last_seq: query.after_seq,
     };
     for row in entries(kv, team, agent, query)?.take(limits::PAGE_EXAMINED_MAX) {
-        if page.items.len() == query.limit || bytes > limits::PAGE_BYTES_MAX {
+        if page.items.len() == query.limit || bytes > PAGE_BYTES_MAX {
             break;
         }
         let (seq, entry) = row?;

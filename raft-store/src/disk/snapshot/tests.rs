@@ -52,7 +52,7 @@ async fn send(data: &SnapshotData, to: &Stores) -> SnapshotData {
     let mut chunks = data.chunks();
     while let Some(chunk) = chunks.next().await {
         let (number, bytes) = chunk.unwrap();
-        assert!(bytes.len() <= SNAPSHOT_CHUNK_BYTES);
+        assert!(bytes.len() <= CHUNK_BYTES);
         receiver.chunk(number, &bytes).unwrap();
     }
     receiver.finish().unwrap()

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agentpost_proto::id::{KeyId, MessageId, TeamId};
-use agentpost_proto::limits;
 use agentpost_proto::record::{
     Closing, Cursor, DeadLetter, Delivery, DeliveryState, Endpoint, EndpointHead, FanoutJob, InboxEntry, InboxHead,
     Key, Login, LoginHead, LoginState, Message, Receivers, Subscription, TeamHead, Topic, Webhook,
 };
+use agentpost_raft_store::core::apply::delivery::UNKNOWN_CLOSINGS_MAX;
 use agentpost_raft_store::core::keys;
 use agentpost_raft_store::core::kv::{Kv, Memory, Order};
 use agentpost_raft_store::core::query;
@@ -431,7 +431,7 @@ fn nothing_is_stuck(kv: &Memory, team: TeamId) -> Check {
                 d.number
             );
         }
-        prop_assert!(d.closed_unknown <= limits::UNKNOWN_CLOSINGS_MAX + 1);
+        prop_assert!(d.closed_unknown <= UNKNOWN_CLOSINGS_MAX + 1);
     }
     Ok(())
 }

@@ -11,7 +11,6 @@ use super::replica::{Replicas, Standing};
 /// The maximal number of deliveries in a model. They are numbered from 1.
 pub const DELIVERIES_MAX: usize = 2;
 const NODES: u8 = 3;
-const START_WINDOW_MS: u64 = 2_000;
 const LAST_DELAY_MS: u64 = limits::RETRY_DELAYS_MS[limits::RETRY_DELAYS_MS.len() - 1];
 
 /// An attempt and the epoch that claimed it, counted from 1.
@@ -372,7 +371,7 @@ impl Dispatch {
         let done = self.append(world, entry, 0);
         if let (Entry::Claim(attempt), true, true) = (entry, done, answered) {
             let phase = Phase::Granted {
-                window_ms: START_WINDOW_MS,
+                window_ms: limits::START_WINDOW_MS,
             };
             world.calls.insert(Call { node, attempt, phase });
         }

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use agentpost_proto::command::SendReply;
 use agentpost_proto::id::TeamId;
-use agentpost_proto::limits;
 use agentpost_raft_store::core::kv::{Fatal, Kv};
 use agentpost_raft_store::core::query;
 
 use crate::server::error::Result;
 use crate::server::http::app_state::AppState;
 
+/// How long a publish waits for its last chunk before it is answered `fanout: "pending"`.
+const FANOUT_WAIT_MS: u64 = 5_000;
 /// The value of `fanout` in the answer.
 pub const PENDING: &str = "pending";
 
@@ -22,7 +23,7 @@ pub async fn pending(app: &AppState, team: TeamId, topic: &str, reply: &SendRepl
         return Ok(false);
     }
     let services = &app.services;
-    let deadline = services.wall_time.clock().now() + Duration::from_millis(limits::FANOUT_WAIT_MS);
+    let deadline = services.wall_time.clock().now() + Duration::from_millis(FANOUT_WAIT_MS);
     // The listener is registered before the state is read, so nothing is missed in between.
     let mut listener = services.replica.wakeups.team(team);
     while pending_in(&*services.replica.reader.local(), team, topic, reply)? {

@@ -56,7 +56,7 @@ pub async fn one(State(app): App, request: Request) -> Result<Response> {
     caller.require(Permission::Write)?;
     let from = caller.agent(&parts.headers)?;
     let key = idempotency_key(&parts.headers)?;
-    let body = body::read(&parts.headers, body, limits::REQUEST_BYTES_MAX).await?;
+    let body = body::read(&parts.headers, body, body::MESSAGE_REQUEST_BYTES_MAX).await?;
     let item: Item<'_> = parse_members(&body)?.map_err(faulty)?;
     let mut send = item.to_send(&Source::of(&app, &body, &from))?;
     send.idempotency_key = key;

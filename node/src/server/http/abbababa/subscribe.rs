@@ -3,7 +3,6 @@
 use agentpost_proto::api::abbababa::{Subscription, SubscriptionResponse, SubscriptionsResponse};
 use agentpost_proto::command::{Permission, Subscribe, SubscriptionReply, Unsubscribe};
 use agentpost_proto::id::{self, AgentId, SubscriptionId, TeamId};
-use agentpost_proto::limits;
 use agentpost_proto::record;
 use agentpost_proto::time::rfc3339;
 use agentpost_raft_store::core::kv::Kv;
@@ -75,7 +74,7 @@ pub async fn subscribe(State(app): App, request: Request) -> Result<Response> {
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let agent = caller.agent(&parts.headers)?;
-    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let body = body::read_small(&parts.headers, body).await?;
     let wanted: Wanted<'_> = parse(&body)?;
     let raw = wanted.topic.ok_or_else(|| ApiError::field("topic", "is required"))?;
     let topic = topic(raw)?;
@@ -163,7 +162,7 @@ pub async fn unsubscribe(State(app): App, request: Request) -> Result<Response> 
     let agent = caller.agent(&parts.headers)?;
     let parameters = Parameters::of(&parts.uri)?;
     let in_query = parameters.get("topic")?.map(named).transpose()?;
-    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let body = body::read_small(&parts.headers, body).await?;
     let in_body = match body.trim_ascii() {
         b"" => None,
         body => parse::<Wanted<'_>>(body)?.topic.map(topic).transpose()?,

@@ -3,8 +3,8 @@
 use agentpost_proto::api::abbababa::{Webhook, WebhookResponse};
 use agentpost_proto::command::{DeleteWebhook, Permission, RegisterWebhook, WebhookEvent};
 use agentpost_proto::id::{AgentId, TeamId, WebhookId};
+use agentpost_proto::record;
 use agentpost_proto::time::rfc3339;
-use agentpost_proto::{limits, record};
 use agentpost_raft_store::core::query;
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -75,7 +75,7 @@ pub async fn register(State(app): App, request: Request) -> Result<Response> {
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let agent = caller.agent(&parts.headers)?;
-    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let body = body::read_small(&parts.headers, body).await?;
     let wanted: Wanted<'_> = parse_members(&body)?.map_err(faulty)?;
     let (url, events) = (wanted.url()?, wanted.events()?);
     check_url(&app, "url", &url)?;

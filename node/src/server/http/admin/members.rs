@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use agentpost_proto::api::admin;
-use agentpost_proto::limits;
 use agentpost_raft_store::disk::types::Member;
 use axum::Router;
 use axum::extract::{Path, Request, State};
@@ -34,7 +33,7 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
 async fn add(State(app): App, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     operator_reading(&app, &parts.headers, Consistency::Linearizable).await?;
-    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let body = body::read_small(&parts.headers, body).await?;
     let wanted: admin::AddMember = parse(&body)?;
     let member = Member {
         peer_addr: wanted.peer_addr,

@@ -28,7 +28,7 @@ async fn asked<T: for<'de> Deserialize<'de>>(app: &AppState, request: Request) -
     let (parts, body) = request.into_parts();
     let reading = app.reader(&parts.headers, Consistency::Linearizable).await?;
     lets_in(&reading.caller)?;
-    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let body = body::read_small(&parts.headers, body).await?;
     Ok((reading, parse(&body)?))
 }
 

@@ -19,9 +19,9 @@ use crate::base::clock::IdSource;
 use crate::base::secrets::{self, Secrets};
 use crate::server::error::{ApiError, Result, json_of};
 use crate::server::http::app_state::App;
-use crate::server::http::body;
 use crate::server::http::input::parse;
 use crate::server::http::serve::Origin;
+use crate::server::http::{body, login_limits};
 use crate::server::services::Services;
 
 /// How many user codes are tried until one is free. With the maximum of open logins, one code in 25 million is taken.
@@ -36,7 +36,7 @@ const UNKNOWN_CLAIM: &str =
 pub(super) async fn device_code(State(app): App, request: Request) -> Result<Response> {
     let services = &app.services;
     let (parts, body) = request.into_parts();
-    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let body = body::read_small(&parts.headers, body).await?;
     let wanted: StartLogin = match body.trim_ascii() {
         [] => StartLogin::default(),
         body => parse(body)?,
@@ -101,7 +101,7 @@ fn told(public_url: &str, device_code: String, user_code: &str) -> DeviceCode {
         user_code,
         verification_url,
         ws_url,
-        interval: Some(limits::LOGIN_INTERVAL_S),
+        interval: Some(login_limits::INTERVAL_S),
         expires_in: Some(limits::LOGIN_TTL_MS / 1000),
     }
 }
@@ -134,7 +134,7 @@ fn denied() -> ApiError {
 pub(super) async fn device_token(State(app): App, request: Request) -> Result<Response> {
     let services = &app.services;
     let (parts, body) = request.into_parts();
-    let body = body::read(&parts.headers, body, limits::SMALL_REQUEST_BYTES_MAX).await?;
+    let body = body::read_small(&parts.headers, body).await?;
     let DeviceToken { device_code } = parse(&body)?;
     let now = services.wall_time.clock().now();
     let hash = services.secrets.key_hash(&device_code);

@@ -2,13 +2,17 @@
 //! sent. Bounded in what it examines and in what it returns, and read in steps, so that one question about a long
 //! history holds up nobody else on its thread.
 
-use agentpost_proto::api::kite::rpc::{Recent, RecentEvent};
+use agentpost_proto::api::kite::rpc::{RECENT_EVENTS_MAX, Recent, RecentEvent};
 use agentpost_proto::cloudevent::CloudEvent;
 use agentpost_proto::limits;
 use agentpost_proto::time::rfc3339;
 use agentpost_raft_store::core::kv::{Fatal, Kv};
 
-use super::{Feed, Look, Row, Shown, next_rows};
+use super::{BATCH_EVENTS, Feed, Look, Row, Shown, next_rows};
+
+/// Bytes of encoded events in one `events.recent`, which then has fewer events and a position from which to continue. A
+/// single larger event is allowed. The frame must fit into [`WS_WRITE_BUFFER_BYTES_MAX`], as the largest event does.
+const PAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// A page of history under way.
 #[derive(Debug)]
@@ -37,16 +41,16 @@ enum Progress {
 }
 
 impl History {
-    /// A page of at most `limit` events (`1..=limits::RECENT_EVENTS_MAX`) before `before_seq`.
+    /// A page of at most `limit` events (1 to [`RECENT_EVENTS_MAX`]) before `before_seq`.
     pub fn before(before_seq: u64, limit: u64, thread_id: Option<String>) -> Self {
-        let limit = limit.clamp(1, limits::RECENT_EVENTS_MAX) as usize;
+        let limit = limit.clamp(1, RECENT_EVENTS_MAX) as usize;
         History {
             thread_id,
             limit,
             before_seq,
             examined: 0,
             bytes: 0,
-            rows: limit.min(limits::WS_BATCH_EVENTS),
+            rows: limit.min(BATCH_EVENTS),
             events: Vec::new(),
             progress: Progress::Reading,
         }
@@ -71,7 +75,7 @@ impl History {
     fn push(&mut self, seq: u64, created_at_ms: u64, event: CloudEvent) -> bool {
         // Strings and integers always encode.
         let bytes = serde_json::to_string(&event).map_or(0, |text| text.len());
-        let fits = self.events.is_empty() || self.bytes + bytes <= limits::RECENT_BYTES_MAX;
+        let fits = self.events.is_empty() || self.bytes + bytes <= PAGE_BYTES_MAX;
         if fits {
             self.bytes += bytes;
             self.events.push(RecentEvent {
@@ -258,7 +262,7 @@ mod tests {
                 .iter()
                 .map(|event| serde_json::to_string(&event.event).unwrap().len())
                 .sum();
-            assert!(bytes <= limits::RECENT_BYTES_MAX || page.events.len() == 1, "{bytes}");
+            assert!(bytes <= PAGE_BYTES_MAX || page.events.len() == 1, "{bytes}");
             events.extend(page.events);
             match page.next_before_seq {
                 Some(next) => {

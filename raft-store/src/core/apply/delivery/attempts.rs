@@ -16,6 +16,15 @@ use crate::core::kv::Fatal;
 use crate::core::mutant::{self, Mutant};
 use crate::core::view::View;
 
+/// The delay after an attempt that was not sent.
+pub const NOT_SENT_DELAY_MS: u64 = 1_000;
+/// A delivery ends after more attempts than this with an unknown outcome, because its calls may be what kills the
+/// nodes.
+pub const UNKNOWN_CLOSINGS_MAX: u32 = 5;
+/// Unknown and unsent attempts in the history of a delivery.
+pub const OTHER_ATTEMPTS_KEPT: usize = 8;
+/// Characters of the class of a failed attempt.
+const ERROR_CHARS_MAX: usize = 64;
 /// The HTTP statuses that end a delivery without a retry: 410 Gone, and QStash's 489, which counts only with its
 /// header.
 const GONE: u32 = 410;
@@ -121,7 +130,7 @@ fn record(
         return Ok(end_closed(view, context, team, delivery, effects)?);
     }
     if end == AttemptEnd::NotSent {
-        let due_ms = context.cluster_ms + limits::NOT_SENT_DELAY_MS;
+        let due_ms = context.cluster_ms + NOT_SENT_DELAY_MS;
         return Ok(make_due(view, team, &mut delivery, due_ms, effects)?);
     }
     let Some(delay_ms) = limits::RETRY_DELAYS_MS.get(delivery.step as usize) else {
@@ -181,7 +190,7 @@ fn take_over_one(
     if mutant::on(Mutant::SameAttempt) {
         delivery.attempt_no -= 1;
     }
-    if delivery.closed_unknown > limits::UNKNOWN_CLOSINGS_MAX {
+    if delivery.closed_unknown > UNKNOWN_CLOSINGS_MAX {
         let end = Some(DeliveryEnd::OutcomeUnknown);
         finish(view, context, team, delivery, end, effects)?;
     } else if is_open(view, team, &delivery)? {
@@ -216,7 +225,7 @@ pub(super) fn close_attempt(
         step: delivery.step,
         end: end as i32,
         status: result.status,
-        error: result.error.chars().take(limits::ATTEMPT_ERROR_CHARS_MAX).collect(),
+        error: result.error.chars().take(ERROR_CHARS_MAX).collect(),
         // Copied, because a slice would keep the whole log entry in memory.
         response: Bytes::copy_from_slice(&response),
         started_at_ms: result.started_at_ms,
@@ -230,7 +239,7 @@ pub(super) fn close_attempt(
 /// Keeps the failed attempt of every step, and only the newest of the unknown and unsent attempts.
 fn forget_others(attempts: &mut Vec<Attempt>) {
     let is_other = |a: &Attempt| matches!(a.end(), AttemptEnd::Unknown | AttemptEnd::NotSent);
-    if attempts.iter().filter(|a| is_other(a)).count() > limits::OTHER_ATTEMPTS_KEPT
+    if attempts.iter().filter(|a| is_other(a)).count() > OTHER_ATTEMPTS_KEPT
         && let Some(oldest) = attempts.iter().position(is_other)
     {
         attempts.remove(oldest);

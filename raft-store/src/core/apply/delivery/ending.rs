@@ -5,7 +5,6 @@ use agentpost_proto::command::{
     BodyKind, CancelDelivery, CloseEndpoint, CloseReply, ErrorCode, Permission, Redrive, RedriveReply,
 };
 use agentpost_proto::id::{AgentId, DeliveryId, MessageId, TeamId};
-use agentpost_proto::limits;
 use agentpost_proto::record::{
     AttemptEnd, Closing, DeadLetter, Delivery, DeliveryEnd, DeliveryState, Endpoint, EndpointHead, Message, TeamHead,
 };
@@ -22,6 +21,12 @@ use crate::core::keys;
 use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::mutant::{self, Mutant};
 use crate::core::view::View;
+
+/// Deliveries that one CloseEndpoint entry ends.
+const CLOSINGS_PER_ENTRY_MAX: usize = 256;
+/// Age at which a delivery that has ended is removed, in cluster time. A dead delivery keeps its message for this time,
+/// and its row for as long again, so that a late redrive is answered with the reason.
+pub const DELIVERY_RETENTION_MS: u64 = 30 * 24 * 3600 * 1000;
 
 /// Ends a delivery that is in none of the indexes `du` and `cl` any more. `None` means delivered. For a dead delivery
 /// the same entry writes the dead letter and the notice to the sender, and the message is kept for a redrive.
@@ -44,7 +49,7 @@ pub(super) fn finish(
     delivery.due_ms = 0;
     delivery.ended_at_ms = context.wall_ms;
     delivery.ended_ct_ms = context.cluster_ms;
-    let ages_at = context.cluster_ms + limits::DELIVERY_RETENTION_MS;
+    let ages_at = context.cluster_ms + DELIVERY_RETENTION_MS;
     view.put(keys::delivery_ageing(ages_at, team, delivery.number), Bytes::new());
     let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
     if state == DeliveryState::Dead {
@@ -179,7 +184,7 @@ pub fn close_endpoint(
     let from_ms = head.map_or(0, |head| head.due_ms);
     let rows: Vec<_> = view
         .range(keys::due_from(team, op.generation, from_ms), Order::Ascending)
-        .take(limits::CLOSINGS_PER_ENTRY_MAX)
+        .take(CLOSINGS_PER_ENTRY_MAX)
         .collect::<Result<_, _>>()?;
     for (due, _) in &rows {
         let number = keys::trailing_number(due).unwrap_or_default();
@@ -239,7 +244,7 @@ pub fn redrive(
         });
     }
     // An aged message counts as gone even before the sweep removes it.
-    if context.cluster_ms >= dead.ended_ct_ms + limits::DELIVERY_RETENTION_MS {
+    if context.cluster_ms >= dead.ended_ct_ms + DELIVERY_RETENTION_MS {
         return reject(ErrorCode::Gone, "the message of this delivery is not kept any more");
     }
     let Some(generation) = endpoint::open_generation(view, team, &dead.agent, &dead.url)? else {
@@ -332,7 +337,7 @@ pub(in crate::core::apply) fn sweep_aged(view: &mut View<'_>, cluster_ms: u64, r
             view.store(keys::team_head(team), &head);
             delivery.message_released = true;
             view.store(key, &delivery);
-            let again = keys::delivery_ageing(cluster_ms + limits::DELIVERY_RETENTION_MS, team, number);
+            let again = keys::delivery_ageing(cluster_ms + DELIVERY_RETENTION_MS, team, number);
             view.put(again, Bytes::new());
             continue;
         }
