@@ -244,7 +244,7 @@ fn retry_after_ms(text: &str, now_ms: u64) -> Option<u64> {
     go_duration_ms(text)
 }
 
-/// `1h2m3.5s`, rounded up.
+/// `1h2m3.5s`, rounded up. Go reads more than `jiff` does: `1.5h30m`, `30m1h`, `.5s`, and `1μs` with the Greek letter.
 fn go_duration_ms(text: &str) -> Option<u64> {
     let mut rest = text;
     let mut total = 0.0;
@@ -318,6 +318,28 @@ mod tests {
             ("1us", 1),
             ("1500µs", 2),
             ("2h45m0.5s", 9_900_500),
+            // Forms that are odd and that Go reads.
+            ("1500\u{b5}s", 2),
+            ("1500\u{3bc}s", 2),
+            ("1.5h", 5_400_000),
+            ("1.5h30m", 7_200_000),
+            ("30m1h", 5_400_000),
+            ("1m1m", 120_000),
+            ("1h60m", 7_200_000),
+            ("01h", 3_600_000),
+            (".5s", 500),
+            ("5.s", 5_000),
+            ("0s", 0),
+            ("0h0m", 0),
+            // Rounded up to milliseconds, once for the whole text.
+            ("1ns", 1),
+            ("1us1ns", 1),
+            ("0.0000000001s", 1),
+            ("1.000001s", 1_001),
+            ("1.1111111111s", 1_112),
+            // The caller ignores such waits.
+            ("9999999999h", 35_999_999_996_400_000),
+            ("99999999999999999999h", u64::MAX),
         ] {
             assert_eq!(retry_after_ms(text, NOW_MS), Some(ms), "{text}");
         }
@@ -335,6 +357,25 @@ mod tests {
             "1h-5m",
             "99999999999999999999",
             "Thu, 12 Feb 2026",
+            "+5s",
+            "1h 5m",
+            "1h,5m",
+            "1 h",
+            "1,5s",
+            "1e3s",
+            "1h5",
+            ".s",
+            "0.5.5s",
+            "1\u{b5}",
+            "1mns",
+            "1d",
+            "1H",
+            "1hour",
+            "1hr",
+            "1sec",
+            "PT5S",
+            "pt5s",
+            "\u{661}s",
         ] {
             assert_eq!(retry_after_ms(text, NOW_MS), None, "{text}");
         }
