@@ -2,6 +2,10 @@
 //!
 //! The resolver runs for each new connection, and the addresses it returns are the ones that are dialled. A name that
 //! resolved differently at registration, or will in a moment, gains nothing.
+//!
+//! Names are looked up by `getaddrinfo`, although a look-up occupies a thread. `hickory-resolver` 0.26 reads
+//! `resolv.conf` and `hosts` only once and knows no `nsswitch.conf`; nodes dial each other by `getaddrinfo`, and a
+//! resolver that knows other names could miss a listener of the cluster that [`Rules::check`] must refuse.
 
 use std::collections::HashMap;
 use std::future::Future;
