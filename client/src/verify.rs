@@ -165,10 +165,12 @@ impl Verifier {
             needed("webhook-id")?
         };
         if !self.secrets.is_empty() {
-            let (time, signatures) = (needed("webhook-timestamp")?, needed("webhook-signature")?);
-            any(&self.secrets, |secret| {
-                standard_webhooks(secret, now_s, (id, time, signatures), body)
-            })?;
+            let headers = StandardHeaders {
+                id,
+                timestamp: needed("webhook-timestamp")?,
+                signature: needed("webhook-signature")?,
+            };
+            any(&self.secrets, |secret| standard_webhooks(secret, now_s, headers, body))?;
             if let Some(signature) = header("x-abbababa-signature") {
                 any(&self.secrets, |secret| abbababa(secret, now_s, signature, body))?;
             }
@@ -195,18 +197,32 @@ fn any(keys: &[String], mut check: impl FnMut(&str) -> Result<(), Invalid>) -> R
     last
 }
 
-/// Verifies a signature of Standard Webhooks at `now_s`, in seconds since 1970. `headers` are the values of
-/// `webhook-id`, `webhook-timestamp` and `webhook-signature`; the last may hold several signatures.
+/// The headers of Standard Webhooks.
+#[derive(Debug, Clone, Copy)]
+pub struct StandardHeaders<'a> {
+    /// The value of `webhook-id`.
+    pub id: &'a str,
+    /// The value of `webhook-timestamp`.
+    pub timestamp: &'a str,
+    /// The value of `webhook-signature`, which may hold several signatures.
+    pub signature: &'a str,
+}
+
+/// Verifies a signature of Standard Webhooks at `now_s`, in seconds since 1970.
 ///
 /// # Errors
 /// [`Invalid`], except [`Invalid::Missing`] and [`Invalid::NoKey`].
-pub fn standard_webhooks(secret: &str, now_s: u64, headers: (&str, &str, &str), body: &[u8]) -> Result<(), Invalid> {
+pub fn standard_webhooks(secret: &str, now_s: u64, headers: StandardHeaders<'_>, body: &[u8]) -> Result<(), Invalid> {
     const NAME: &str = "webhook-signature";
-    let (id, time, signatures) = headers;
+    let StandardHeaders {
+        id,
+        timestamp,
+        signature,
+    } = headers;
     let key = decoded(secret)?;
-    timely(NAME, time, now_s)?;
-    let mac = keyed(&key, &[id.as_bytes(), b".", time.as_bytes(), b".", body]);
-    let ours = signatures.split(' ').filter_map(|one| one.strip_prefix("v1,"));
+    timely(NAME, timestamp, now_s)?;
+    let mac = keyed(&key, &[id.as_bytes(), b".", timestamp.as_bytes(), b".", body]);
+    let ours = signature.split(' ').filter_map(|one| one.strip_prefix("v1,"));
     let mut candidates = ours.filter_map(|text| STANDARD.decode(text).ok()).peekable();
     if candidates.peek().is_none() {
         return Err(Invalid::Malformed(NAME));

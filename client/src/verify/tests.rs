@@ -10,8 +10,16 @@ const AT: u64 = 1_649_367_553;
 /// The vector of the Standard Webhooks libraries for the four constants above.
 const SIGNATURE: &str = "v1,tZ1I4/hDygAJgO5TYxiSd6Sd0kDW6hPenDe+bTa3Kkw=";
 
+fn headers<'a>(id: &'a str, timestamp: &'a str, signature: &'a str) -> StandardHeaders<'a> {
+    StandardHeaders {
+        id,
+        timestamp,
+        signature,
+    }
+}
+
 fn standard(now_s: u64, time: &str, signatures: &str, body: &[u8]) -> Result<(), Invalid> {
-    standard_webhooks(SECRET, now_s, (ID, time, signatures), body)
+    standard_webhooks(SECRET, now_s, headers(ID, time, signatures), body)
 }
 
 #[test]
@@ -32,9 +40,9 @@ fn a_standard_signature_of_something_else_fails() {
     let mismatch = Err(Invalid::Mismatch("webhook-signature"));
     assert_eq!(standard(AT, &time, SIGNATURE, b"{}"), mismatch);
     assert_eq!(standard(AT, &(AT + 1).to_string(), SIGNATURE, BODY), mismatch);
-    let other_id = standard_webhooks(SECRET, AT, ("msg_other", &time, SIGNATURE), BODY);
+    let other_id = standard_webhooks(SECRET, AT, headers("msg_other", &time, SIGNATURE), BODY);
     assert_eq!(other_id, mismatch);
-    let other_key = standard_webhooks("whsec_AAAA", AT, (ID, &time, SIGNATURE), BODY);
+    let other_key = standard_webhooks("whsec_AAAA", AT, headers(ID, &time, SIGNATURE), BODY);
     assert_eq!(other_key, mismatch);
     // A prefix of the right one.
     assert_eq!(standard(AT, &time, "v1,tZ1I4w==", BODY), mismatch);
@@ -43,7 +51,7 @@ fn a_standard_signature_of_something_else_fails() {
         assert!(end.is_err(), "{malformed}");
     }
     for secret in ["", "whsec_", "whsec_!", "C2FVsBQIhrscChlQIMV+b5sSYspob7oD"] {
-        let end = standard_webhooks(secret, AT, (ID, &time, SIGNATURE), BODY);
+        let end = standard_webhooks(secret, AT, headers(ID, &time, SIGNATURE), BODY);
         assert_eq!(end, Err(Invalid::Secret), "{secret}");
     }
 }

@@ -44,17 +44,16 @@ fn leader_changes() -> Vec<Scenario> {
             needs: &[Need::Failpoints],
             smoke: Some(Duration::from_secs(8)),
             ..row(
-                ("X1", "leaders die at each crash point of the dispatcher"),
+                "X1",
+                "leaders die at each crash point of the dispatcher",
                 &[Workload::Webhooks(Mix::Quiet)],
                 &[("failpoint", 3)],
                 |nemesis| Box::pin(die_at_crash_points(nemesis)),
             )
         },
         row(
-            (
-                "X2",
-                "leaders are stopped (SIGSTOP) while webhook calls are in progress",
-            ),
+            "X2",
+            "leaders are stopped (SIGSTOP) while webhook calls are in progress",
             &[Workload::Webhooks(Mix::Quick)],
             &[("pause", 1)],
             |nemesis| Box::pin(stop_leaders(nemesis)),
@@ -62,14 +61,16 @@ fn leader_changes() -> Vec<Scenario> {
         Scenario {
             smoke: Some(Duration::from_secs(8)),
             ..row(
-                ("X3", "leadership is handed over again and again"),
+                "X3",
+                "leadership is handed over again and again",
                 &[Workload::Webhooks(Mix::Quick)],
                 &[("transfer", 3)],
                 |nemesis| Box::pin(hand_over(nemesis)),
             )
         },
         row(
-            ("X4", "a new leader every 2 s, by kill -9 or by hand-over"),
+            "X4",
+            "a new leader every 2 s, by kill -9 or by hand-over",
             &[Workload::Webhooks(Mix::Quick)],
             &[("transfer", 2), ("kill", 2)],
             |nemesis| Box::pin(change_every_2_s(nemesis)),
@@ -82,26 +83,23 @@ fn webhook_servers() -> Vec<Scenario> {
         Scenario {
             rate: 200,
             ..row(
-                (
-                    "X5",
-                    "one unreachable and one dripping webhook server among 98 healthy ones",
-                ),
+                "X5",
+                "one unreachable and one dripping webhook server among 98 healthy ones",
                 &[Workload::Webhooks(Mix::Crowd)],
                 &[],
                 |nemesis| Box::pin(async move { nemesis.rest().await }),
             )
         },
         row(
-            ("X6", "failing webhooks are deleted while leaders are killed"),
+            "X6",
+            "failing webhooks are deleted while leaders are killed",
             &[Workload::Webhooks(Mix::Leaving)],
             &[("kill", 2)],
             |nemesis| Box::pin(nemesis.kill_leaders_repeatedly()),
         ),
         row(
-            (
-                "X7",
-                "dead letters of a sender whose inbox is full, while leaders are killed",
-            ),
+            "X7",
+            "dead letters of a sender whose inbox is full, while leaders are killed",
             &[Workload::Webhooks(Mix::FullInbox)],
             &[("kill", 2)],
             |nemesis| Box::pin(nemesis.kill_leaders_repeatedly()),
@@ -114,17 +112,16 @@ fn webhook_servers() -> Vec<Scenario> {
             },
             rate: 300,
             ..row(
-                ("X8", "kill -9 of the leader as often as there is one"),
+                "X8",
+                "kill -9 of the leader as often as there is one",
                 &[Workload::Webhooks(Mix::Quick)],
                 &[("kill", 3)],
                 |nemesis| Box::pin(kill_as_often_as_possible(nemesis)),
             )
         },
         row(
-            (
-                "X9",
-                "the whole retry schedule, with servers that hang, drip and answer too late",
-            ),
+            "X9",
+            "the whole retry schedule, with servers that hang, drip and answer too late",
             &[Workload::Webhooks(Mix::Ladder)],
             &[("kill", 2)],
             |nemesis| Box::pin(nemesis.kill_leaders_repeatedly()),
@@ -134,7 +131,8 @@ fn webhook_servers() -> Vec<Scenario> {
 
 /// The defaults of these scenarios.
 fn row(
-    (name, title): (&'static str, &'static str),
+    name: &'static str,
+    title: &'static str,
     loads: &'static [Workload],
     faults: &'static [(&'static str, u64)],
     script: Script,

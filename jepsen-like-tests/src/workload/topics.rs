@@ -149,7 +149,9 @@ impl Publisher {
                 &self.nodes,
                 &mut self.random,
                 &stop,
-                (&self.name, topic, &key),
+                &self.name,
+                topic,
+                &key,
             )
             .await?;
             tokio::time::sleep_until(next).await;
@@ -170,7 +172,9 @@ async fn publish(
     nodes: &NodeClients,
     random: &mut StdRng,
     stop: &StopFlag,
-    (publisher, topic, key): (&str, &str, &str),
+    publisher: &str,
+    topic: &str,
+    key: &str,
 ) -> Result<bool> {
     let asked = Fields {
         name: Some(full(publisher)),
@@ -271,7 +275,9 @@ async fn await_last(ctx: &ClientContext, team: &Team) -> Result<()> {
                 &nodes,
                 &mut random,
                 &StopFlag::default(),
-                ("last", topic, &key),
+                "last",
+                topic,
+                &key,
             )
             .await?
             {

@@ -28,7 +28,7 @@ use crate::shard::disk_watch::DiskWatch;
 use crate::shard::drain::Drain;
 use crate::shard::keeper::{Keeper, Policy};
 use crate::shard::members::Members;
-use crate::shard::proposer::Proposer;
+use crate::shard::proposer::{Proposer, ProposerHandles};
 use crate::shard::reader::Reader;
 use crate::shard::replica::Replica;
 use crate::shard::scrubber::Scrubber;
@@ -150,15 +150,16 @@ impl Group {
         let raft = start_raft(ground, stores, dialer, &wakeups).await?;
         tokio::spawn(shard::hang_up_on_deposed(Lead::new(&raft), forwarder.clone()));
         let (cluster_time, drain) = (ClusterTime::default(), Drain::default());
-        let proposer = Proposer::new(
-            raft.clone(),
-            disk.state.clone(),
-            forwarder.clone(),
-            (cluster_time.clone(), ground.wall_time.clone()),
-            disk.space.clone(),
-            ids.clone(),
-            metrics.clone(),
-        );
+        let proposer = Proposer::new(ProposerHandles {
+            raft: raft.clone(),
+            state: disk.state.clone(),
+            forwarder: forwarder.clone(),
+            cluster_time: cluster_time.clone(),
+            wall_time: ground.wall_time.clone(),
+            space: disk.space.clone(),
+            ids: ids.clone(),
+            metrics: metrics.clone(),
+        });
         let reader = Reader::new(
             raft.clone(),
             disk.state.clone(),

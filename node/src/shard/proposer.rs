@@ -83,47 +83,37 @@ pub struct Proposer {
     shared: Arc<Shared>,
 }
 
+/// What a [`Proposer`] uses.
+pub struct ProposerHandles {
+    /// The Raft group to whose log operations are appended.
+    pub raft: Raft,
+    /// The state of `raft`.
+    pub state: StateHandle,
+    /// The way to another leader.
+    pub forwarder: Forwarder,
+    pub cluster_time: ClusterTime,
+    pub wall_time: WallTime,
+    pub space: Space,
+    pub ids: IdSource,
+    pub metrics: Metrics,
+}
+
 struct Shared {
-    raft: Raft,
-    state: StateHandle,
+    handles: ProposerHandles,
     lead: Lead,
-    forwarder: Forwarder,
-    cluster_time: ClusterTime,
-    wall_time: WallTime,
-    space: Space,
-    ids: IdSource,
-    metrics: Metrics,
     admission: Semaphore,
     /// Places for the cluster's own operations.
     reserved: Semaphore,
 }
 
 impl Proposer {
-    /// A proposer for `raft` and its `state`; it reaches another leader through `forwarder`.
-    pub fn new(
-        raft: Raft,
-        state: StateHandle,
-        forwarder: Forwarder,
-        (cluster_time, wall_time): (ClusterTime, WallTime),
-        space: Space,
-        ids: IdSource,
-        metrics: Metrics,
-    ) -> Self {
-        let lead = Lead::new(&raft);
-        let admission = Semaphore::new(PROPOSALS_IN_FLIGHT_MAX - PROPOSALS_RESERVED);
-        let reserved = Semaphore::new(PROPOSALS_RESERVED);
+    /// A proposer for the shard of the handles.
+    pub fn new(handles: ProposerHandles) -> Self {
         let shared = Shared {
-            raft,
-            state,
-            lead,
-            forwarder,
-            cluster_time,
-            wall_time,
-            space,
-            ids,
-            metrics,
-            admission,
-            reserved,
+            lead: Lead::new(&handles.raft),
+            handles,
+            admission: Semaphore::new(PROPOSALS_IN_FLIGHT_MAX - PROPOSALS_RESERVED),
+            reserved: Semaphore::new(PROPOSALS_RESERVED),
         };
         Proposer {
             shared: Arc::new(shared),
@@ -134,15 +124,15 @@ impl Proposer {
     pub async fn propose(&self, operation: Operation) -> Result<Reply, ProposeError> {
         let shared = &self.shared;
         let Ok(_admitted) = shared.admission.try_acquire() else {
-            shared.metrics.proposal(Outcome::Overloaded);
+            shared.handles.metrics.proposal(Outcome::Overloaded);
             return Err(ProposeError::Overloaded);
         };
-        let _counted = GaugeGuard::new(&shared.metrics.proposals_in_flight);
+        let _counted = GaugeGuard::new(&shared.handles.metrics.proposals_in_flight);
         let result = match self.check_room(&operation) {
             Ok(()) => self.take_to_leader(Bytes::from(operation.encode_to_vec())).await,
             Err(no_room) => Err(no_room),
         };
-        shared.metrics.proposal(match &result {
+        shared.handles.metrics.proposal(match &result {
             Ok(Reply {
                 reply: Some(reply::Reply::Rejection(_)),
             }) => Outcome::Rejected,
@@ -157,7 +147,7 @@ impl Proposer {
 
     /// Refuses an operation that stores data while this node's disk is nearly full.
     fn check_room(&self, operation: &Operation) -> Result<(), ProposeError> {
-        match self.shared.space.refusal() {
+        match self.shared.handles.space.refusal() {
             Some(reason) if takes_room(operation) => Err(ProposeError::NoRoom(reason)),
             _ => Ok(()),
         }
@@ -175,7 +165,7 @@ impl Proposer {
             };
             match attempt {
                 Err(ProposeError::NotReady(_)) if Instant::now() < deadline => {
-                    let _ = timeout_at(deadline, shared.lead.pause(&leader, &shared.ids)).await;
+                    let _ = timeout_at(deadline, shared.lead.pause(&leader, &shared.handles.ids)).await;
                 }
                 ended => return ended,
             }
@@ -195,10 +185,10 @@ impl Proposer {
     pub(crate) async fn propose_in<O: Op>(&self, epoch: u64, op: O) -> Proposed<O> {
         let shared = &self.shared;
         let _admitted = shared.reserved.acquire().await;
-        let Some(term) = shared.cluster_time.term_of(epoch) else {
+        let Some(term) = shared.handles.cluster_time.term_of(epoch) else {
             return Err(ProposeError::NotReady("the epoch is over".to_owned()));
         };
-        let node_id = *shared.raft.node_id();
+        let node_id = *shared.handles.raft.node_id();
         let operation = Operation::internal(op).encode_to_vec();
         let reply = self
             .write(Bytes::from(operation), Some(LeaderId { term, node_id }))
@@ -214,7 +204,7 @@ impl Proposer {
     /// Stamps an operation with time and lets Raft append it, if this node leads (in leadership `leader`, if given).
     async fn write(&self, operation: Bytes, leader: Option<LeaderId>) -> Result<Reply, ProposeError> {
         let shared = &self.shared;
-        let (ct_epoch, cluster_ms) = shared.cluster_time.now();
+        let (ct_epoch, cluster_ms) = shared.handles.cluster_time.now();
         let command = Command {
             wall_ms: self.wall_ms()?,
             ct_epoch,
@@ -223,7 +213,7 @@ impl Proposer {
         };
         let proposal = Proposal(Bytes::from(command.encode_to_vec()));
         let (responder, answer) = ProgressResponder::complete_only();
-        let mut request = shared.raft.write(proposal).responder(responder);
+        let mut request = shared.handles.raft.write(proposal).responder(responder);
         if let Some(leader) = leader {
             request = request.with_leader(leader);
         }
@@ -249,10 +239,10 @@ impl Proposer {
     /// cluster without any wall time waits for the clocks, so that its first day is right.
     fn wall_ms(&self) -> Result<u64, ProposeError> {
         let shared = &self.shared;
-        if let Some(wall_ms) = shared.wall_time.stamp() {
+        if let Some(wall_ms) = shared.handles.wall_time.stamp() {
             return Ok(wall_ms);
         }
-        match query::applied(&*shared.state.current()) {
+        match query::applied(&*shared.handles.state.current()) {
             Ok(applied) if applied.wall_ms != 0 => Ok(0),
             Ok(_) => Err(ProposeError::NotReady(
                 "the voters' clocks are not known yet".to_owned(),
@@ -262,7 +252,11 @@ impl Proposer {
     }
 
     async fn forward(&self, node: u64, address: &str, operation: Bytes) -> Result<Reply, ProposeError> {
-        let asked = self.shared.forwarder.ask(node, address, Kind::Operation(operation));
+        let asked = self
+            .shared
+            .handles
+            .forwarder
+            .ask(node, address, Kind::Operation(operation));
         match timeout(ANSWER_DEADLINE, asked).await {
             Ok(Ok(Answered::Reply(reply))) => Ok(reply),
             Ok(Ok(Answered::NotReady(refusal))) => Err(ProposeError::NotReady(refusal.reason)),

@@ -49,16 +49,16 @@ impl Closer {
                 Some(Places::These(places)) => closing.extend(places),
                 None => {}
             }
-            if let Some(endpoint) = closing.pop_front()
-                && !self.close(epoch, endpoint).await
+            if let Some((team, generation)) = closing.pop_front()
+                && !self.close(epoch, team, generation).await
             {
-                closing.push_back(endpoint);
+                closing.push_back((team, generation));
             }
         }
     }
 
     /// Proposes one entry. Returns whether the endpoint is done.
-    async fn close(&self, epoch: u64, (team, generation): (TeamId, u64)) -> bool {
+    async fn close(&self, epoch: u64, team: TeamId, generation: u64) -> bool {
         let op = CloseEndpoint {
             epoch,
             team_id: team.to_bytes(),

@@ -21,7 +21,7 @@ use agentpost_node::shard::cluster_time::ClusterTime;
 use agentpost_node::shard::drain::Drain;
 use agentpost_node::shard::leadership::Leadership;
 use agentpost_node::shard::members::{Change, ChangeError, Members};
-use agentpost_node::shard::proposer::Proposer;
+use agentpost_node::shard::proposer::{Proposer, ProposerHandles};
 use agentpost_node::shard::reader::Reader;
 use agentpost_node::shard::this_node::ThisNode;
 use agentpost_node::shard::timekeeper::Timekeeper;
@@ -76,15 +76,16 @@ impl Group {
         let forwarder = Forwarder::new(dialer.clone(), metrics.clone());
         let wall_time = WallTime::new(clock.clone());
         let cluster_time = ClusterTime::default();
-        let proposer = Proposer::new(
-            raft.clone(),
-            state.clone(),
-            forwarder.clone(),
-            (cluster_time.clone(), wall_time.clone()),
-            Space::open(&config),
-            ids.clone(),
-            metrics.clone(),
-        );
+        let proposer = Proposer::new(ProposerHandles {
+            raft: raft.clone(),
+            state: state.clone(),
+            forwarder: forwarder.clone(),
+            cluster_time: cluster_time.clone(),
+            wall_time: wall_time.clone(),
+            space: Space::open(&config),
+            ids: ids.clone(),
+            metrics: metrics.clone(),
+        });
         let reader = Reader::new(raft.clone(), state.clone(), forwarder, ids, metrics.clone());
         let this_node = ThisNode::new(raft.clone(), state.clone(), proposer.clone(), Drain::default(), clock);
         Group {

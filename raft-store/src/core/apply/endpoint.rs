@@ -41,16 +41,25 @@ pub(super) fn check_url(url: &str) -> Result<(), Stop> {
     Ok(())
 }
 
+/// The agent that owns an endpoint.
+#[derive(Clone, Copy)]
+pub struct Owner<'a> {
+    pub team: TeamId,
+    pub agent: &'a str,
+}
+
 /// Replaces the URL `old` of one webhook or subscription by `new`; an empty text means no URL. Returns the generation
 /// of `new`, or 0 without a URL. Registering a disabled endpoint enables it again.
 pub fn replace(
     view: &mut View<'_>,
     context: &Context<'_>,
     head: &mut TeamHead,
-    (team, agent): (TeamId, &str),
-    (old, new): (&str, &str),
+    owner: Owner<'_>,
+    old: &str,
+    new: &str,
     effects: &mut Vec<Effect>,
 ) -> Result<u64, Stop> {
+    let Owner { team, agent } = owner;
     let mut generation = 0;
     if !new.is_empty() {
         let key = keys::endpoint(team, agent, new);
@@ -71,7 +80,7 @@ pub fn replace(
         view.store(key, &endpoint);
     }
     if !old.is_empty() && old != new {
-        release(view, head, (team, agent), old, effects)?;
+        release(view, head, owner, old, effects)?;
     }
     Ok(generation)
 }
@@ -80,7 +89,7 @@ pub fn replace(
 fn release(
     view: &mut View<'_>,
     head: &mut TeamHead,
-    (team, agent): (TeamId, &str),
+    Owner { team, agent }: Owner<'_>,
     url: &str,
     effects: &mut Vec<Effect>,
 ) -> Result<(), Fatal> {

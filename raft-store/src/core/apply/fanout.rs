@@ -62,7 +62,8 @@ pub(super) fn publish(
     context: &Context<'_>,
     team: TeamId,
     head: &mut TeamHead,
-    (message, plan): (&Message, Plan),
+    message: &Message,
+    plan: Plan,
     effects: &mut Vec<Effect>,
 ) -> Result<(), Fatal> {
     let seq = message.seq;

@@ -167,7 +167,7 @@ impl SendContext {
         }
         let message = store_message(view, context, team, seq, op);
         match plan {
-            Some(plan) => fanout::publish(view, context, team, &mut self.head, (&message, plan), effects)?,
+            Some(plan) => fanout::publish(view, context, team, &mut self.head, &message, plan, effects)?,
             None => self.hand_over(view, context, message, effects)?,
         }
         Ok(reply)

@@ -50,8 +50,8 @@ pub fn subscribe(
     };
     let generation = match &op.url {
         Some(url) => {
-            let owner = (team, op.agent.as_str());
-            let generation = endpoint::replace(view, context, &mut head, owner, (&row.url, url), effects)?;
+            let owner = endpoint::Owner { team, agent: &op.agent };
+            let generation = endpoint::replace(view, context, &mut head, owner, &row.url, url, effects)?;
             row.url.clone_from(url);
             row.updated_at_ms = context.wall_ms;
             generation
@@ -126,8 +126,8 @@ pub fn unsubscribe(
     };
     let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
     let mut topic: Topic = load(view, team, &op.topic)?;
-    let owner = (team, op.agent.as_str());
-    endpoint::replace(view, context, &mut head, owner, (&row.url, ""), effects)?;
+    let owner = endpoint::Owner { team, agent: &op.agent };
+    endpoint::replace(view, context, &mut head, owner, &row.url, "", effects)?;
     view.delete(keys::subscribed(team, &op.agent, &op.topic));
     head.subscriptions = head.subscriptions.saturating_sub(1);
     let key = keys::subscription(team, &op.topic, serial);

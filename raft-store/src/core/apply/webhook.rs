@@ -35,8 +35,8 @@ pub fn register(
     let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
     let key = keys::webhook(team, &op.agent);
     let old: Webhook = view.load(&key)?.unwrap_or_default();
-    let owner = (team, op.agent.as_str());
-    let generation = endpoint::replace(view, context, &mut head, owner, (&old.url, &op.url), effects)?;
+    let owner = endpoint::Owner { team, agent: &op.agent };
+    let generation = endpoint::replace(view, context, &mut head, owner, &old.url, &op.url, effects)?;
     let webhook = Webhook {
         id: id.to_bytes(),
         url: op.url,
@@ -70,8 +70,8 @@ pub fn delete(
         return Ok(());
     };
     let mut head: TeamHead = view.load(&keys::team_head(team))?.unwrap_or_default();
-    let owner = (team, op.agent.as_str());
-    endpoint::replace(view, context, &mut head, owner, (&webhook.url, ""), effects)?;
+    let owner = endpoint::Owner { team, agent: &op.agent };
+    endpoint::replace(view, context, &mut head, owner, &webhook.url, "", effects)?;
     view.delete(key);
     view.store(keys::team_head(team), &head);
     Ok(())
