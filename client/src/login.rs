@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_decides_nothing_is_asked_again() {
+    fn undecided_answers_are_polled_again() {
         let course = &mut Course::new(None);
         for (status, body) in [
             (404, ""),

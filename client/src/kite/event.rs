@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_event_does_not_tell_is_empty() {
+    fn absent_members_of_an_event_are_empty() {
         let whole = event();
         assert_eq!(whole.source(), "https://getkite.sh/agents/a");
         assert_eq!((whole.time(), whole.summary()), ("2026-04-30T10:00:00Z", Some("s")));

@@ -323,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_came_before_the_events_in_work_is_dealt_with() {
+    fn seqs_before_the_first_unacknowledged_event_are_dealt_with() {
         let mut handed = Handed::default();
         assert_eq!(handed.dealt_with(), None);
         handed.event(7);

@@ -84,7 +84,7 @@ async fn every_message_of_a_batch_gets_a_key_of_its_own() {
 }
 
 #[tokio::test]
-async fn what_must_not_happen_twice_is_not_repeated() {
+async fn unsafe_requests_are_not_retried() {
     let stub = ScriptedServer::start().await;
     stub.answer(504, "{\"error\":\"outcome unknown\"}");
     let operator = agent(&[&stub.base]).post().operator();

@@ -32,7 +32,7 @@ fn agent(servers: &[&ScriptedServer]) -> agentpost::Agent {
 }
 
 #[tokio::test]
-async fn what_was_handed_out_is_passed_over_and_acknowledged_again_at_the_next_node() {
+async fn redelivered_events_are_skipped_and_acknowledged_again() {
     let (first, second) = (ScriptedServer::start().await, ScriptedServer::start().await);
     first.session(vec![connected(0), event(1), event(2), ack(1), Step::Hang]);
     second.session(vec![

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_acknowledged_before_another_was_sent_stands_before_it() {
+    fn an_earlier_acknowledged_message_must_come_first() {
         let story = sent(&[(1, 4), (2, 6), (5, 7)]);
         assert_eq!(
             violations(story.audit("a", &[("m3", "k3"), ("m2", "k2"), ("m1", "k1")])),

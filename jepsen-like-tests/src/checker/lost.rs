@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_acknowledged_must_be_on_every_node_once_under_its_id() {
+    fn an_acknowledged_message_must_be_on_every_node_once_under_its_id() {
         let empty = RunBuilder::default().audit("a", &[]);
         let lost = violations(send(empty, "k1", "m1"));
         assert_eq!(lost.len(), 3);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_sent_or_what_was_refused_must_not_be_there() {
+    fn unsent_and_refused_messages_must_be_absent() {
         let stranger = RunBuilder::default().audit("a", &[("m1", "k1")]);
         assert_eq!(violations(stranger)[0], "node 1 has k1, which nobody sent");
         let refused = RunBuilder::default().fail(1..2, Op::Send, "a", listed(&[("", "k1")]));

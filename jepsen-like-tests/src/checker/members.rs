@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_told_is_seen() {
+    fn observed_members_must_match_the_expected_ones() {
         let good = [
             look(&[1, 2, 3], &[3, 2, 1], &[4, 5]),
             look(&[1, 2, 3, 6], &[1, 2, 3, 6], &[6]),

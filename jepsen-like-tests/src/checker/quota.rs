@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_accepted_is_there_and_what_was_refused_is_not() {
+    fn accepted_sends_must_be_counted_and_refused_ones_must_not() {
         let first = [limit(1, 1..2), spend("a", 3..4)];
         let history = |rest: &[Operation]| [&first[..], rest].concat();
         only(history(&[account(&[])]), "accepted, but is not there");

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_marked_is_gone_and_what_was_not_is_there() {
+    fn marked_messages_must_be_absent_and_unmarked_ones_present() {
         let list = "the unread list of a at node 1";
         assert_eq!(
             violations(unread(mark(story(), 30, "m1"), 50, &["m1", "m2"])),

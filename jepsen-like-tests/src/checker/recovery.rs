@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_lost_everything_does_not_serve_under_its_old_id() {
+    fn a_node_that_lost_everything_must_not_serve_under_its_old_id() {
         assert_eq!(violations(flipped(FileKind::All, RecoveryOutcome::Quarantined, 900)), 0);
         assert_eq!(violations(flipped(FileKind::All, RecoveryOutcome::Ready, 900)), 1);
     }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_sound_does_not_end_because_others_are_not() {
+    fn damage_on_another_node_does_not_excuse_an_end() {
         let other = Recovery {
             node: 1,
             ..flipped(FileKind::LogWal, RecoveryOutcome::Replaced, 900)

@@ -154,14 +154,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_revoked_key_wrote_is_never_found() {
+    fn later_writes_of_a_revoked_key_must_not_be_found() {
         assert_eq!(violated(vec![revoke(10..20), write(21), inbox(&[])]), 0);
         assert_eq!(violated(vec![revoke(10..20), write(19), inbox(&["t/1-1"])]), 0);
         assert_eq!(violated(vec![revoke(10..20), write(21), inbox(&["t/1-1"])]), 1);
     }
 
     #[test]
-    fn what_a_node_has_ends_a_second_later_unless_it_is_cut_off() {
+    fn a_node_must_refuse_a_revoked_key_within_a_second_unless_it_is_cut_off() {
         assert_eq!(violated(vec![revoke(10..20), used("local", 20 + LOCAL)]), 0);
         assert_eq!(violated(vec![revoke(10..20), used("local", 21 + LOCAL)]), 1);
         let mut cut = evidence(vec![revoke(10..20), used("local", 21 + LOCAL)]);

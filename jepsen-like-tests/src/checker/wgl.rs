@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_overlaps_may_come_in_any_order_but_only_in_one() {
+    fn overlapping_calls_may_take_any_one_order() {
         for seen in [0, 1] {
             assert_eq!(
                 found(&[call(1, 4, Do::Write(1)), call(2, 3, Do::Read(seen))]),
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_may_happen_late_or_never_but_not_early() {
+    fn an_unknown_call_may_take_effect_late_or_never_but_not_early() {
         assert_eq!(
             found(&[unknown(1, Do::Write(1)), call(5, 6, Do::Read(0))]),
             SearchResult::Order

@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_a_gap() {
+    fn a_skipped_event_is_a_gap() {
         let mut bad = good();
         bad[2] = frames(2, 1, &[3]);
         violates(&bad, "gap");
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_again_or_the_other_way_round_is_out_of_order() {
+    fn repeated_and_swapped_events_are_out_of_order() {
         for shown in [[2, 2].as_slice(), &[1, 2], &[3, 2]] {
             let mut bad = good();
             bad[2] = frames(2, 1, shown);

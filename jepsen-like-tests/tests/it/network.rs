@@ -193,7 +193,7 @@ fn nothing_is_left_behind_after_a_panic_and_two_networks_do_not_meet() {
 }
 
 #[test]
-fn what_a_network_cannot_do_is_an_error() {
+fn unsupported_faults_are_errors() {
     let mut loopback = Network::create(NetworkKind::Loopback, 2).unwrap();
     assert!(loopback.cut(&Cut::between(&[1], &[2])).is_err());
     let loss = Quality {

@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_looked_up_before_a_revocation_is_not_remembered_after_it() {
+    fn a_lookup_from_before_a_revocation_is_not_cached() {
         let remembered = Remembered::default();
         let before = remembered.get(&[0; 32], 0).unwrap_err();
         remembered.forget();

@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_as_told_is_let_in_and_nobody_else() {
+    fn a_caller_that_waits_as_told_is_admitted() {
         let (windows, mut now) = (Windows::new(7, MINUTE), Instant::now());
         let mut passed = Vec::new();
         for step in 0..2_000_u64 {
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_does_not_count() {
+    fn refunded_requests_do_not_count() {
         let (windows, start) = (Windows::new(2, MINUTE), Instant::now());
         for _ in 0..5 {
             windows.take(key(1), start).unwrap();

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_those_that_wait_stay() {
+    fn memory_of_hosts_is_bounded() {
         let (pace, now) = (Pace::default(), Instant::now());
         while pace.wait("busy", now).is_some() {}
         for i in 0..3 * HOSTS_MAX {

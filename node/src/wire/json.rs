@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_syntax_cannot_forbid_is_refused() {
+    fn limits_beyond_syntax_are_enforced() {
         let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
         let keys = |n: usize| {
             let members: Vec<String> = (0..n).map(|i| format!("\"k{i}\":0")).collect();
@@ -500,7 +500,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_serde_json_takes_for_syntax_does_not_panic_and_stays_the_same_value(raw in r#"[\[\]{}",:0-9eE.\\u\-+ \ntrufalsn]{0,64}"#) {
+        fn compact_keeps_the_value_of_valid_json(raw in r#"[\[\]{}",:0-9eE.\\u\-+ \ntrufalsn]{0,64}"#) {
             let Ok(syntax) = serde_json::from_str::<&serde_json::value::RawValue>(&raw) else { return Ok(()) };
             if let Ok(small) = compact(syntax.get()) {
                 prop_assert_eq!(serde_json::from_str::<Value>(&small).unwrap(), serde_json::from_str::<Value>(&raw).unwrap());

@@ -159,7 +159,7 @@ async fn send_turns_to_another_node_and_repeats_under_one_key() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_said_with_the_guides_words() {
+async fn missing_settings_are_reported_in_the_guides_words() {
     let error = |sentence: &str| (Some(1), String::new(), format!("Error: {sentence}\n"));
     let send = ["agent", "send", "--to", "a", "x"];
     let user = User::new();

@@ -150,7 +150,7 @@ async fn the_session_stays_open_while_a_command_takes_its_time() {
 }
 
 #[tokio::test]
-async fn what_a_command_finished_while_the_session_broke_is_not_done_twice() {
+async fn a_finished_event_is_not_run_again_after_a_disconnect() {
     let server = ScriptedServer::start().await;
     let user = User::of(&server.base);
     let (running, broken) = (user.home.path().join("running"), user.home.path().join("broken"));

@@ -207,7 +207,7 @@ async fn meanwhile(user: &User, server: &ScriptedServer, deed: impl AsyncFnOnce(
 }
 
 #[tokio::test]
-async fn what_others_write_while_it_waits_stays() {
+async fn edits_during_a_login_are_kept() {
     let server = ScriptedServer::start().await;
     let user = User::new();
     let register = async || drop(user.kite(&["agent", "register", "--name", "agent-alpha"]).await);

@@ -161,7 +161,7 @@ async fn a_key_is_created_as_the_guide_says() {
 }
 
 #[tokio::test]
-async fn what_needs_admin_says_so_before_it_asks() {
+async fn admin_commands_report_the_missing_permission_before_they_ask() {
     for (args, command) in [
         (&["keys", "create"][..], "kite keys create"),
         (&["keys", "revoke", "--id", "key_1"], "kite keys revoke"),

@@ -90,7 +90,7 @@ async fn lines_are_summaries_or_whole_events() {
 }
 
 #[tokio::test]
-async fn what_an_event_lacks_leaves_a_gap_and_what_is_no_event_is_passed_over() {
+async fn absent_fields_are_blank_and_non_events_are_skipped() {
     let bare = |seq, event| say(json!({"type": "event", "seq": seq, "event": event}));
     let steps = || {
         vec![
@@ -119,7 +119,7 @@ async fn what_an_event_lacks_leaves_a_gap_and_what_is_no_event_is_passed_over() 
 }
 
 #[tokio::test]
-async fn what_the_server_would_refuse_for_ever_is_refused_here() {
+async fn arguments_that_no_server_accepts_are_refused_before_connecting() {
     let user = User::of("http://127.0.0.1:1");
     let long = "x".repeat(300);
     for args in [
@@ -153,7 +153,7 @@ async fn what_the_server_would_refuse_for_ever_is_refused_here() {
 }
 
 #[tokio::test]
-async fn what_the_session_is_told_is_one_line_each() {
+async fn each_notice_of_a_session_is_one_line() {
     let server = ScriptedServer::start().await;
     let block = json!({"type": "billing_block", "provider": "agentpost", "reason": "used\nup", "retryable": true,
                        "action": {"type": "wait_or_raise_limit", "retry_after_secs": 5}});

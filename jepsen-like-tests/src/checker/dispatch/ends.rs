@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_still_open_violates_d10() {
+    fn an_open_delivery_violates_d10() {
         for state in ["scheduled", "claimed"] {
             let mut bad = evidence(delivered("d", &["delivered"]));
             bad.deliveries.get_mut("d").unwrap().state = state.to_owned();

@@ -18,7 +18,7 @@ fn skipped() -> bool {
 }
 
 #[test]
-fn what_was_flushed_survives_and_what_was_not_is_gone() {
+fn flushed_bytes_survive_a_power_cut_and_unflushed_ones_do_not() {
     if skipped() {
         return;
     }

@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_remains_is_never_negative() {
+    fn remaining_units_are_never_negative() {
         assert_eq!(shown_of(Standing { used: 7, limit: 5 }), (5, 0));
         assert_eq!(shown_of(Standing { used: 1, limit: 5 }), (5, 4));
         let unlimited = UNLIMITED;

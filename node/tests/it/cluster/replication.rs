@@ -51,7 +51,7 @@ async fn inbox(services: &NodeHandles, team: &TestTeam, agent: &str) -> Vec<u64>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_node_accepts_every_node_reads() {
+async fn every_node_reads_an_accepted_write() {
     let cluster = TestCluster::start(3).await;
     let team = cluster.team("a").await;
     let mut seqs = Vec::new();

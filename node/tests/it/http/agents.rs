@@ -74,17 +74,17 @@ fn present(page: Agents) -> Present {
 async fn the_directory_of_a_team() {
     let office = office().await;
     tokio::join!(
-        who_is_registered_or_got_mail_is_listed(&office),
+        registered_agents_and_agents_with_mail_are_listed(&office),
         listeners_are_counted_on_every_node(&office),
         teams_share_nothing(&office),
         pages_join_while_agents_are_added(&office),
         strict_recipients_are_the_registered_ones(&office),
-        who_may_register_whom(&office),
+        keys_register_only_agents_that_they_may_act_as(&office),
         bad_input_has_its_answer_and_registers_nobody(&office),
     );
 }
 
-async fn who_is_registered_or_got_mail_is_listed(office: &Office) {
+async fn registered_agents_and_agents_with_mail_are_listed(office: &Office) {
     let team = office.new_team("listed").await;
     let empty = Call::get(AGENTS).bearer(&team.key).to(&office.urls[1]).await.ok();
     assert_eq!(empty, json!({ "agents": [], "next": null, "unreachable_nodes": [] }));
@@ -311,7 +311,7 @@ async fn strict_recipients_are_the_registered_ones(office: &Office) {
     assert_eq!(office.mail_status(1, &team, "old").await, 404);
 }
 
-async fn who_may_register_whom(office: &Office) {
+async fn keys_register_only_agents_that_they_may_act_as(office: &Office) {
     let team = office.new_team("rights").await;
     let (_, reader) = office.key(&team, json!({ "name": "r", "permissions": ["read"] })).await;
     let alpha = office.bound(&team, "alpha").await;

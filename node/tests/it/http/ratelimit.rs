@@ -436,7 +436,7 @@ async fn a_changed_limit_counts_at_once_on_every_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_node_leased_and_did_not_spend_comes_back() {
+async fn unspent_leased_reads_are_returned() {
     let office = office().await;
     let team = Team::with_limits(&office.urls[0], &office.admin, "back", &json!({ "daily_reads": 1_200 })).await;
     let follower = office.cluster.follower().await;

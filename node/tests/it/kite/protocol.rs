@@ -119,7 +119,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn what_we_send_says_the_same_in_their_types(frame in any_server_frame()) {
+    fn our_server_frames_mean_the_same_in_their_types(frame in any_server_frame()) {
         let theirs: ServerMessage = crossed(&frame);
         prop_assert_eq!(said(&theirs), said(&frame));
         // Their serialization parses as ours.
@@ -128,7 +128,7 @@ proptest! {
     }
 
     #[test]
-    fn what_they_send_says_the_same_in_our_types(frame in any_client_frame()) {
+    fn their_client_frames_mean_the_same_in_our_types(frame in any_client_frame()) {
         let text = serde_json::to_string(&frame).unwrap();
         let ours = frame::read(&text).unwrap().unwrap();
         prop_assert_eq!(said(&ours), said(&frame));
@@ -189,7 +189,7 @@ fn frames_are_written_as_theirs_are() {
 
 /// Fields that either side may leave out, write as null, or add.
 #[test]
-fn what_is_absent_or_unknown_is_read_alike() {
+fn absent_and_unknown_fields_are_read_alike() {
     for (text, meant) in [
         (
             r#"{"type":"connect","version":1,"token":"k","team_id":"t","scopes":["*"]}"#,

@@ -41,7 +41,7 @@ async fn sessions_resume_where_their_acks_ended() {
     let office = office().await;
     tokio::join!(
         a_mailbox_continues_on_another_node(&office),
-        what_waits_here_counts_here(&office),
+        a_reconnect_waits_for_acks_that_its_node_has_not_stored(&office),
         two_sessions_on_one_mailbox_both_get_everything(&office),
         a_wide_session_without_a_name_is_live_only(&office),
         a_named_client_has_its_own_cursor(&office),
@@ -85,7 +85,7 @@ async fn a_mailbox_continues_on_another_node(office: &Office) {
 }
 
 /// The node stores acknowledgements late, so a reconnect on it must wait for them.
-async fn what_waits_here_counts_here(office: &Office) {
+async fn a_reconnect_waits_for_acks_that_its_node_has_not_stored(office: &Office) {
     let options = ws::ws_state::SessionOptions {
         ack_every: Duration::from_secs(2),
         ..ws::ws_state::SessionOptions::default()

@@ -38,7 +38,7 @@ fn bodies(page: &Value) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_methods_show() {
+async fn methods_answer_with_history_and_figures() {
     let office = office().await;
     tokio::join!(
         history_is_newest_first(&office),
@@ -46,8 +46,8 @@ async fn what_the_methods_show() {
         history_holds_every_acknowledged_send(&office),
         large_history_comes_in_pages(&office),
         figures_of_the_team(&office),
-        whatever_is_asked_a_session_goes_on(&office),
-        however_it_is_asked_there_is_an_answer(&office),
+        malformed_parameters_do_not_end_a_session(&office),
+        unsupported_and_malformed_requests_are_answered(&office),
         requests_neither_replay_nor_move_a_cursor(&office),
     );
 }
@@ -194,7 +194,7 @@ async fn figures_of_the_team(office: &Office) {
     }
 }
 
-async fn whatever_is_asked_a_session_goes_on(office: &Office) {
+async fn malformed_parameters_do_not_end_a_session(office: &Office) {
     let team = office.new_team("nonsense").await;
     let admin = json!({"name": "admin", "permissions": ["admin"]});
     let (_, team) = office.key(&team, admin).await;
@@ -248,7 +248,7 @@ async fn whatever_is_asked_a_session_goes_on(office: &Office) {
     assert_eq!(keys["keys"].as_array().unwrap().len(), 2);
 }
 
-async fn however_it_is_asked_there_is_an_answer(office: &Office) {
+async fn unsupported_and_malformed_requests_are_answered(office: &Office) {
     let team = office.new_team("odd frames").await;
     let (mut socket, _) = office.listen(0, &team, &["*"], None).await;
     let long = "é".repeat(15_000);

@@ -38,7 +38,7 @@ fn listed(list: &Value) -> Vec<(String, String, bool)> {
 async fn keys_over_the_socket() {
     let office = office().await;
     tokio::join!(
-        who_may_do_what(&office),
+        permissions_decide_which_methods_a_key_may_call(&office),
         a_key_works_on_every_node_at_once(&office),
         a_revoked_key_closes_sockets_on_every_node(&office),
         the_answer_comes_before_the_own_end(&office),
@@ -95,7 +95,7 @@ const KEYS: [(&str, [Fate; 6]); 8] = [
     ),
 ];
 
-async fn who_may_do_what(office: &Office) {
+async fn permissions_decide_which_methods_a_key_may_call(office: &Office) {
     let team = office.managed_team("matrix").await;
     let other = office.managed_team("matrix of others").await;
     let mut table = vec![

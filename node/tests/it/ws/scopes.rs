@@ -253,10 +253,10 @@ async fn every_scope_with_every_key_on_two_nodes() {
     for scopes in UNKNOWN {
         keys.refuses(&connect(&any, scopes, None).frame(), 4002).await;
     }
-    what_is_too_much_or_no_list(&keys, &any).await;
+    oversized_and_malformed_scope_lists_are_refused(&keys, &any).await;
 }
 
-async fn what_is_too_much_or_no_list(keys: &Keys, key: &Team) {
+async fn oversized_and_malformed_scope_lists_are_refused(keys: &Keys, key: &Team) {
     let frame = |scopes: Value| {
         let mut frame = connect(key, &[], None).frame();
         frame["scopes"] = scopes;

@@ -20,7 +20,7 @@ async fn first_words(url: &str, words: Message) -> Ending {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_session_answers() {
+async fn sessions_answer_every_kind_of_frame() {
     let office = office().await;
     tokio::join!(
         the_greeting(&office),

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_leaves_out_is_a_dash() {
+    fn absent_fields_are_dashes() {
         assert_eq!(list(&KeyList::default()), "Team: -\nNo API keys configured.\n");
         let keys = KeyList {
             team_id: Some("t".to_owned()),

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said_in_the_vendors_words() {
+    fn missing_settings_are_reported_in_the_vendors_words() {
         let (_folder, empty) = config("");
         let error = |variables| auth(&Environment::of(variables, []), &empty).err().unwrap().to_string();
         assert_eq!(error(""), "No API key configured. Run `kite login` first.");

@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_server_leaves_out_is_a_dash_or_zero() {
+    fn absent_fields_are_dashes_or_zeros() {
         let expected = "Kite status\n- team_id: -\n- ws_url: ws://a/ws\n- plan: -\n- webhooks_today: 0\n\
                         - active_endpoints: 0\n- active_sources_limit: -\n- active_api_keys: 0\n\
                         - current_key_permissions: -\n";

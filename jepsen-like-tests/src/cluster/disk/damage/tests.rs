@@ -160,7 +160,7 @@ fn a_file_that_was_put_aside_is_not_in_use() {
 }
 
 #[test]
-fn what_is_left_where_nobody_reads_counts_least() {
+fn damage_left_in_an_unread_file_counts_least() {
     let dir = data_dir();
     let target = target(&dir, FileKind::Unread);
     let checkpoint = dir.path().join("shards/0/snapshots/1/OPTIONS-000004");

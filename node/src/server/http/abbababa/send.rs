@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_object_or_repeats_a_key_is_refused() {
+    fn non_objects_and_repeated_keys_are_refused() {
         for bad in [
             "",
             "[]",

@@ -180,7 +180,7 @@ heartbeat_ms = 2
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn errors_name_the_missing_entry() {
         for (text, named) in [
             ("", "id = N"),
             ("[node]\ndata_dir = \"x\"", "id = N"),
