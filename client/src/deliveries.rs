@@ -35,7 +35,7 @@ pub struct Delivery<A> {
     pub attempts: A,
     /// How many attempts were granted so far.
     pub attempt_count: u32,
-    /// The number of waits between attempts that lie behind it, 0 to 3.
+    /// The number of waits between attempts that have ended, 0 to 3.
     pub step: u32,
     /// About when the next attempt is due, in RFC 3339; `None` unless it waits for one.
     pub due: Option<String>,

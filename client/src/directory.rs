@@ -56,7 +56,7 @@ impl Agentpost {
 }
 
 impl AgentsQuery {
-    /// Begins behind this id.
+    /// Begins after this id.
     pub fn after(mut self, id: impl Into<String>) -> Self {
         self.after = Some(id.into());
         self

@@ -132,7 +132,7 @@ pub struct Ended;
 
 /// openraft's settings. They differ from its defaults in these points: timeouts are longer, because fsync takes time; a
 /// pre-vote keeps a node that cannot win from forcing elections; [`keeper`] decides when to take a snapshot; the log
-/// behind a snapshot is kept long enough for a restarted node; and a leader that restarts must be elected again,
+/// up to a snapshot is kept long enough for a restarted node; and a leader that restarts must be elected again,
 /// because its state may be older than reads that it has already served.
 pub fn raft_config(settings: &crate::base::config::Raft) -> Result<openraft::Config, openraft::ConfigError> {
     let config = openraft::Config {

@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(progress.event(3), Step::HandOut);
         assert_eq!(progress.event(5), Step::HandOut);
         progress.ack(3);
-        // A new session begins behind what the server knows to be acknowledged.
+        // A new session begins after what the server knows to be acknowledged.
         assert_eq!(progress.event(3), Step::AckAgain);
         assert_eq!(progress.event(5), Step::PassOver);
         assert_eq!(progress.event(8), Step::HandOut);

@@ -49,7 +49,7 @@ pub fn search<S: Clone + Eq + Hash, O>(
     let mut at = line.first();
     while missing > 0 {
         let Some(mark) = line.mark(at) else {
-            unreachable!("the end of a call stands behind its begin until it took effect");
+            unreachable!("the end of a call comes after its begin until it took effect");
         };
         if mark.begins
             && let Some(next) = step(&state, &calls[mark.call].what)

@@ -88,7 +88,7 @@ fn row(
     }
 }
 
-/// Stops followers. A client that connects to a stopped node gets its greeting when the node continues, behind the
+/// Stops followers. A client that connects to a stopped node gets its greeting when the node continues, after the
 /// others.
 async fn stop_followers(nemesis: &mut Nemesis) -> Result<()> {
     while !nemesis.over() {

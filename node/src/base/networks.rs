@@ -135,7 +135,7 @@ impl TryFrom<String> for Network {
             .map_err(|_| format!("{text:?} is not a network such as 127.0.0.0/8"))?;
         if net.trunc() != net {
             return Err(format!(
-                "{text:?} has bits behind its prefix; the network is {}",
+                "{text:?} has bits after its prefix; the network is {}",
                 net.trunc()
             ));
         }

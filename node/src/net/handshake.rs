@@ -272,9 +272,9 @@ fn encode_hello(me: &Identity, target: u64) -> [u8; HELLO] {
     ];
     let mut rest = hello.as_mut_slice();
     for field in fields {
-        let (place, behind) = rest.split_at_mut(field.len());
+        let (place, after) = rest.split_at_mut(field.len());
         place.copy_from_slice(field);
-        rest = behind;
+        rest = after;
     }
     hello
 }

@@ -187,7 +187,7 @@ impl NetStreamAppend<TypeConfig> for Peer {
                 Box::pin(futures::stream::unfold(state, move |state| async move {
                     let (mut answers, pipeline, mut overdue) = state?;
                     let answer = peer.next_answer(&mut answers, &pipeline, &mut overdue).await?;
-                    // A rejection or an error ends the pipeline: the follower rejects the requests behind it as well.
+                    // A rejection or an error ends the pipeline, because the follower rejects the later requests as well.
                     let state = matches!(answer, Ok(Ok(_))).then_some((answers, pipeline, overdue));
                     Some((answer, state))
                 }));

@@ -1,6 +1,6 @@
 //! Authentication of callers against the replicated state: a key created or revoked on one node counts on all.
 //!
-//! - A key that this node does not know may be newer than its state, so it is looked up once more behind a read barrier
+//! - A key that this node does not know may be newer than its state, so it is looked up once more after a read barrier
 //!   before the 401. Negative results are not cached.
 //! - A linearizable read is authorised after its barrier, against the same state that it then reads.
 //! - A write may use a cached key: `apply` checks the key again, in the state at the write's place in the log.

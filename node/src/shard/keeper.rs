@@ -1,7 +1,7 @@
 //! Bounds the time of a restart and the size of the log.
 //!
 //! The state database has no WAL; the Raft log serves as one. A restart applies again whatever was not flushed, so the
-//! state is flushed every [`FLUSH_PERIOD`]. The Raft log can be purged only behind a snapshot, so a snapshot is taken
+//! state is flushed every [`FLUSH_PERIOD`]. The Raft log can be purged only up to a snapshot, so a snapshot is taken
 //! when the log has grown enough or the last snapshot is old. The times have jitter, so that the nodes of a cluster do
 //! not slow down at the same moment.
 

@@ -250,12 +250,12 @@ fn go_duration_ms(text: &str) -> Option<u64> {
     let mut total = 0.0;
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (value, behind) = rest.split_at(digits);
+        let (value, after) = rest.split_at(digits);
         let value: f64 = value.parse().ok()?;
-        let unit = behind
+        let unit = after
             .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(behind.len());
-        let (unit, next) = behind.split_at(unit);
+            .unwrap_or(after.len());
+        let (unit, next) = after.split_at(unit);
         total += value
             * match unit {
                 "h" => 3_600_000.0,

@@ -244,7 +244,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The position behind the string that starts at `start`.
+/// The position after the string that starts at `start`.
 fn string_end(bytes: &[u8], start: usize) -> Result<usize, Fault> {
     let mut at = start + 1;
     loop {
@@ -258,7 +258,7 @@ fn string_end(bytes: &[u8], start: usize) -> Result<usize, Fault> {
     }
 }
 
-/// The position behind the escape at `at`, or behind its second half if it is a surrogate pair.
+/// The position after the escape at `at`, or after its second half if it is a surrogate pair.
 fn unicode_escape(bytes: &[u8], at: usize) -> Result<usize, Fault> {
     match code_unit(bytes, at).ok_or(Fault::BadUnicode)? {
         0xD800..=0xDBFF => match code_unit(bytes, at + 6) {
@@ -459,7 +459,7 @@ mod tests {
         ] {
             assert_eq!(sample(other).unwrap_err(), Fault::NotAnObject, "{other}");
         }
-        // Wrong syntax is an error, also behind a fault.
+        // Wrong syntax is an error, also after a fault.
         for bad in [
             "{\"first\":1",
             r#"{"first":1,"first":2,}"#,

@@ -223,7 +223,7 @@ async fn writes_snapshots_purges_and_a_learner_that_catches_up() {
     let term = leader.raft.metrics().borrow_watched().current_term;
     leader.write(Op::BeginEpoch(BeginEpoch { node: 1, term })).await;
     leader.ticks(500).await;
-    // Effects of an entry come behind its reply, but before those of the next batch.
+    // Effects of an entry come after its reply, but before those of the next batch.
     assert_eq!(leader.effects.load(Ordering::Relaxed), 1, "the epoch began");
     assert!(
         leader.log.syncs() < leader.log.entries(),

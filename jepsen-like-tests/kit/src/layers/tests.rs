@@ -29,7 +29,7 @@ fn every_way_to_name_a_module_is_an_import() {
         ("in a macro", "fn f() { assert_eq!(crate::low::Thing, 1); }"),
         ("in a macro's rule", "macro_rules! m { () => { $crate::low::Thing }; }"),
         ("in a written module", "mod inner { use super::super::low::Thing; }"),
-        ("behind an attribute", "#[derive(Debug)] struct S(crate::low::Thing);"),
+        ("after an attribute", "#[derive(Debug)] struct S(crate::low::Thing);"),
         ("a generic", "fn f() { x::<crate::low::Thing>() }"),
         ("in a public path", "pub(in crate::low) fn f() {}"),
     ] {

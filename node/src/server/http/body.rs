@@ -64,8 +64,8 @@ async fn collect(body: &mut Body, bytes_max: usize) -> Result<Bytes> {
     Ok(if joined.is_empty() { first } else { joined.freeze() })
 }
 
-/// Wraps the body so that a handler may drop it at any point. A body behind `Expect: 100-continue` was not sent yet, so
-/// there is nothing to drain.
+/// Wraps the body so that a handler may drop it at any point. The body of a request with `Expect: 100-continue` was not
+/// sent yet, so there is nothing to drain.
 pub fn guarded(request: Request, tasks: &TaskTracker) -> Request {
     if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
         return request;

@@ -123,7 +123,7 @@ async fn the_next_leader_finishes_a_joint_configuration() {
     let group = Group::start().await;
     let nodes = BTreeMap::from([(1, member(3))]);
     group.raft.initialize(nodes.clone()).await.unwrap();
-    // Behind a read the first entry of the leader is committed: before that Raft refuses every change.
+    // After a read the first entry of the leader is committed. Before that Raft refuses every change.
     while group.reader.linearizable().await.is_err() {
         sleep(RETRY).await;
     }

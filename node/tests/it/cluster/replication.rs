@@ -280,7 +280,7 @@ async fn a_node_that_missed_a_purged_log_catches_up_by_snapshot() {
     for i in cluster.running() {
         cluster.services(i).cluster.snapshot().await.unwrap();
     }
-    // openraft purges behind the snapshot when replication does not need the entries just now.
+    // openraft purges up to the snapshot when replication does not need the entries just now.
     let purged = async || (metric(&services, "agentpost_purged_index") > 300).then_some(());
     eventually("a purged log", purged).await;
     cluster.restart(away).await;

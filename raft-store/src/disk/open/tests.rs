@@ -100,7 +100,7 @@ fn rows_and_the_applied_row_become_durable_together() {
     let after = StateDb::open(&copy, &options).unwrap();
     let durable = after.applied().unwrap().last.unwrap().index;
     assert_eq!(durable, 2_000, "everything before the flush is there");
-    assert_eq!(after.get(&key(1)).unwrap(), None, "nothing behind it is");
+    assert_eq!(after.get(&key(1)).unwrap(), None, "nothing after it is");
     let rows = after.range(b"xx".to_vec()..b"xy".to_vec(), Order::Ascending).count() as u64;
     assert_eq!(rows, durable * 3);
 }

@@ -207,7 +207,7 @@ fn move_aside(dir: &Path) -> anyhow::Result<Option<PathBuf>> {
         return Ok(None);
     }
     let now = jiff::Timestamp::now().as_second();
-    // `components` drops a slash at the end of the path; a suffix behind the slash would name a file inside.
+    // `components` drops a slash at the end of the path; a suffix after the slash would name a file inside.
     let mut aside: OsString = dir.components().as_path().into();
     aside.push(format!(".quarantined-{now}"));
     let aside = PathBuf::from(aside);

@@ -1,7 +1,7 @@
 //! Environment variables, and below them the variables of a `.env` file in the current folder.
 //!
 //! The file is parsed here, not by `dotenvy`: that crate refuses an unquoted value with spaces, which
-//! `AGENTPOST_URLS` may be, replaces `$NAME` by variables of the process, and loses the rest of the file behind a
+//! `AGENTPOST_URLS` may be, replaces `$NAME` by variables of the process, and loses the rest of the file after a
 //! single apostrophe.
 
 use std::collections::BTreeMap;
@@ -43,7 +43,7 @@ impl Environment {
     }
 }
 
-/// Parses `NAME=value`. `export` before it, quotes around the value and a comment behind it are allowed; nothing is
+/// Parses `NAME=value`. `export` before it, quotes around the value and a comment after it are allowed; nothing is
 /// expanded. Other lines are `None`.
 fn assignment(line: &str) -> Option<(String, String)> {
     let line = line.trim();

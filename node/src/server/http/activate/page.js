@@ -40,7 +40,7 @@ const lettersOf = (text) => text.toUpperCase().replace(/[^A-Z0-9]/g, "").slice(0
 const grouped = (letters) => (letters.length > LETTERS / 2 ? `${letters.slice(0, 4)}-${letters.slice(4)}` : letters);
 const sentence = (text) => (/[.!?]$/.test(text) ? text : `${text}.`).replace(/^./u, (first) => first.toUpperCase());
 
-// Keeps the caret behind the letter that it was behind.
+// Keeps the caret after the letter that precedes it.
 function formatCode() {
   const field = fields.code;
   const before = lettersOf(field.value.slice(0, field.selectionStart)).length;
