@@ -163,7 +163,7 @@ fn named_agent(headers: &HeaderMap) -> Result<Option<AgentId>> {
     let mut values = headers.get_all(NAME).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(ApiError::field(NAME, "stands twice"));
+        return Err(ApiError::field(NAME, "appears more than once"));
     }
     let text = value.to_str().unwrap_or_default();
     let agent = text

@@ -216,7 +216,7 @@ impl Barriers {
             Leader::There(node, address) => match self.forwarder.ask(*node, address, Kind::ReadIndex).await {
                 Ok(Answered::ReadIndex(index)) => Ok(index),
                 Ok(Answered::NotReady(refusal)) => Err(NotReady(refusal.reason)),
-                Ok(_) => Err(NotReady("a foreign answer".to_owned())),
+                Ok(_) => Err(NotReady("unexpected reply type".to_owned())),
                 Err(lost) => Err(NotReady(format!("{lost:?}"))),
             },
         }

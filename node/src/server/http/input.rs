@@ -55,7 +55,7 @@ impl Parameters {
             .filter(|(key, _)| key == name)
             .map(|(_, value)| value.as_str());
         match (values.next(), values.next()) {
-            (_, Some(_)) => Err(ApiError::field(name, "stands twice in the query string")),
+            (_, Some(_)) => Err(ApiError::field(name, "appears more than once in the query string")),
             (value, None) => Ok(value),
         }
     }
@@ -116,7 +116,7 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<String> {
         return Ok(String::new());
     };
     if values.next().is_some() {
-        return Err(ApiError::field(NAME, "stands twice"));
+        return Err(ApiError::field(NAME, "appears more than once"));
     }
     let text = value.to_str().unwrap_or_default();
     id::validate_idempotency_key(text).map_err(|e| ApiError::named(NAME, e.to_string()))?;
