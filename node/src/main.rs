@@ -95,7 +95,7 @@ fn main() -> ExitCode {
     match run(config, dev) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "agentpostd failed");
+            tracing::error!(error = format!("{error:#}"), "agentpostd failed; the error says why");
             ExitCode::FAILURE
         }
     }
@@ -191,7 +191,7 @@ async fn serve(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
 /// Exits at once, like a crash. Nothing is handed over, flushed or closed: a thread that touches a failed disk may
 /// hang, and every acknowledged write is on disk or on the other nodes.
 fn crash(reason: &str) -> ! {
-    tracing::error!(error = reason, "agentpostd failed");
+    tracing::error!(error = reason, "agentpostd failed; the error says why");
     // `exit` waits for RocksDB's threads: for a second after an error, and for ever if they hang in the disk. SIGKILL
     // does not wait, and it writes no core dump to that disk.
     std::thread::spawn(|| {

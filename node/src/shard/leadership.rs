@@ -111,11 +111,14 @@ impl Leadership {
                             return;
                         }
                         Ok(_) => {}
-                        Err(error) => tracing::error!(%error, "reading the epoch failed"),
+                        Err(error) => tracing::error!(%error, "reading the epoch failed; trying again; check the disk"),
                     }
                 }
                 // Another term has begun, so this tenure is about to end.
-                Ok(answer) => tracing::debug!(?answer, "the epoch was refused"),
+                Ok(answer) => tracing::debug!(
+                    ?answer,
+                    "the epoch was refused, because another term has begun; this tenure ends"
+                ),
                 Err(error) => tracing::info!(%error, "beginning the epoch failed; trying again"),
             }
             tokio::time::sleep(RETRY).await;

@@ -228,7 +228,7 @@ impl ThisNode {
         if timeout(DRAIN_DEADLINE, self.drain.emptied()).await.is_err() {
             tracing::warn!(
                 left = self.drain.inside(),
-                "not everything was finished before the hand-over"
+                "handing leadership over although work is unfinished; open webhook calls may be repeated"
             );
         }
     }
@@ -323,7 +323,9 @@ impl ThisNode {
             };
             match handed_over {
                 Ok(()) => return tracing::info!(to, "leadership handed over"),
-                Err(error) => tracing::info!(to, %error, "no hand-over"),
+                Err(error) => {
+                    tracing::info!(to, %error, "leadership was not handed over; asking the next voter; if none takes it, the voters elect a leader")
+                }
             }
         }
     }

@@ -408,7 +408,7 @@ impl Tenure {
         self.own.calls.start(granted);
     }
 
-    /// What the call needs; none if it cannot be read.
+    /// What the call needs, or `None` if it cannot be read.
     fn call(&self, state: &StateDb, chosen: Chosen, signing: &mut SigningKeys) -> Option<Call> {
         let (team, generation) = chosen.endpoint;
         let read = || -> Result<Option<Call>, Fatal> {
@@ -430,12 +430,12 @@ impl Tenure {
         match read() {
             Ok(call) => {
                 if call.is_none() {
-                    tracing::error!(%team, number, "a delivery without its message");
+                    tracing::error!(%team, number, "reading a delivery failed: its message is missing; please report this");
                 }
                 call
             }
             Err(error) => {
-                tracing::error!(%team, number, %error, "a delivery cannot be read");
+                tracing::error!(%team, number, %error, "reading a delivery failed; the attempt is retried; check the disk");
                 None
             }
         }

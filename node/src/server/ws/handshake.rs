@@ -208,7 +208,7 @@ fn refused() -> End {
 
 /// Ends a session whose node cannot read its state. The node may be about to stop, so the client should try another.
 pub fn unreadable(fatal: Fatal) -> End {
-    tracing::error!(%fatal, "reading the state for a session failed; closing the session");
+    tracing::error!(%fatal, "reading the state for a session failed; closing the session; check the disk");
     End::busy("the state of this node cannot be read")
 }
 
