@@ -5,11 +5,11 @@ use std::str::FromStr;
 
 use crate::limits;
 
-/// A topic or message type.
+/// Upper bound on the bytes of a topic or a message type.
 const NAME_BYTES_MAX: usize = 128;
-/// A thread or reply id, a subject.
+/// Upper bound on the characters of a thread id, a reply id or a subject.
 const OPAQUE_CHARS_MAX: usize = 128;
-/// An idempotency key.
+/// Upper bound on the bytes of an idempotency key.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
 
 /// The reason why a text is not an identifier. The caller sees it as it is.

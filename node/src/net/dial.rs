@@ -22,7 +22,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::handshake::{self, HandshakeError, Identity};
 
-/// A message on the peer port: an append payload whose last entry has the maximal size, and some reserve.
+/// Upper bound on the bytes of a message on the peer port: an append payload whose last entry has the maximal size, and
+/// some reserve.
 pub const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Time limit for the TCP connection and the handshake together.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

@@ -22,7 +22,7 @@ use super::error::{ApiError, Result};
 use crate::shard::reader::Reader;
 use crate::shard::wall_time::WallTime;
 
-/// Keys in the cache; when there are more, the cache is emptied.
+/// Upper bound on the keys in the cache. When there are more, the cache is emptied.
 const REMEMBERED_MAX: usize = 10_000;
 
 /// The owner of a valid key, and the key's rights.

@@ -24,7 +24,7 @@ use super::error::ApiError;
 use crate::base::clock::Clock;
 use crate::base::config::Limits;
 
-/// Keys counted at a time. Beyond that the idle ones are dropped, and all if that does not suffice.
+/// Upper bound on the keys counted at a time. Beyond it the idle ones are dropped, and all if that does not suffice.
 const KEYS_MAX: usize = 65_536;
 
 /// The burst limits of a node.

@@ -15,8 +15,8 @@ use super::services::carry_out;
 use crate::base::secrets::NewKey;
 use crate::server::services::Services;
 
-/// Bytes of scopes in one `keys.list`, so that all keys of a team fit into [`limits::WS_WRITE_BUFFER_BYTES_MAX`]. If
-/// there are more, keys with many scopes show some of them.
+/// Upper bound on the bytes of scopes in one `keys.list`, so that all keys of a team fit into
+/// [`limits::WS_WRITE_BUFFER_BYTES_MAX`]. If there are more, keys with many scopes show some of them.
 const LISTED_SCOPES_BYTES_MAX: usize = 256 * 1024;
 
 /// Creates a key of `team` in the caller's name.

@@ -31,7 +31,7 @@ use crate::net::forward::{Forwarder, Kind};
 pub const READ_DEADLINE: Duration = Duration::from_secs(2);
 /// Time limit for one barrier; the leader gives up earlier, at the end of its lease.
 const BARRIER_DEADLINE: Duration = Duration::from_secs(1);
-/// Readers that may wait for the next barrier; further ones are refused at once.
+/// Upper bound on the readers that wait for the next barrier. Further ones are refused at once.
 const WAITING_MAX: usize = 16 * 1024;
 
 /// There is no quorum, or this node does not serve yet.

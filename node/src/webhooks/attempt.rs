@@ -25,11 +25,11 @@ use crate::shard::wall_time::WallTime;
 use crate::wire::json::Writer;
 use crate::wire::message;
 
-/// Bytes of a webhook's response that are read.
+/// Upper bound on the bytes of a webhook's response that are read.
 const RESPONSE_BYTES_READ_MAX: usize = 64 * 1024;
-/// Bytes of all names and values of the headers of a webhook's response.
+/// Upper bound on the bytes of all names and values of the headers of a webhook's response.
 const RESPONSE_HEADER_BYTES_MAX: usize = 16 * 1024;
-/// Bytes of a `Retry-After` header. A longer header is not parsed.
+/// Upper bound on the bytes of a `Retry-After` header. A longer header is not parsed.
 const RETRY_AFTER_BYTES_MAX: usize = 64;
 /// With its header, this status means that the delivery must not be retried.
 const NON_RETRYABLE: u16 = 489;

@@ -11,14 +11,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Calls in any second to one host outside `webhooks.allow_networks`, so that nobody can aim a cluster at a victim.
+/// Upper bound on the calls in any second to one host outside `webhooks.allow_networks`, so that nobody can aim a
+/// cluster at a victim.
 const HOST_CALLS_PER_S_MAX: u32 = 50;
 /// The calls that may follow each other without a pause; they count among [`HOST_CALLS_PER_S_MAX`].
 const BURST: u32 = 8;
 const DISTANCE: Duration = Duration::from_nanos(1_000_000_000 / (HOST_CALLS_PER_S_MAX - BURST) as u64);
 /// Upper bound on the wait of a call, which holds a slot of its team and uses up its time limit while it waits.
 pub const WAIT_MAX: Duration = Duration::from_millis(1_500);
-/// Hosts that are tracked.
+/// Upper bound on the hosts that are tracked.
 const HOSTS_MAX: usize = 4_096;
 
 /// The recently called hosts.

@@ -27,7 +27,7 @@ use crate::shard::proposer::Proposer;
 pub const GATHER: Duration = Duration::from_millis(5);
 /// Pause between two attempts to record the same outcomes, in milliseconds.
 const RETRY_MS: (u64, u64) = (50, 150);
-/// Entries in flight. A call keeps its slot until its outcome is recorded, so there are few.
+/// Upper bound on the entries in flight. A call keeps its slot until its outcome is recorded, so there are few.
 const ENTRIES_IN_FLIGHT_MAX: usize = 8;
 
 /// The channel for ended calls.

@@ -24,7 +24,7 @@ use url::{Host, Url};
 use crate::base::config::Config;
 use crate::base::networks::{Kind, Network, kind};
 
-/// DNS look-ups at a time on one node. Each occupies a thread that cannot be stopped.
+/// Upper bound on the DNS look-ups at a time on one node. Each occupies a thread that cannot be stopped.
 const LOOKUPS_MAX: usize = 192;
 /// How long the addresses of the cluster's own nodes are cached.
 const OWN_ADDRESSES_FOR: Duration = Duration::from_secs(30);

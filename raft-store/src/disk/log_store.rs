@@ -83,7 +83,8 @@ use crate::disk::floor::{Floor, FloorFile, Mark};
 use crate::disk::options::Options;
 use crate::disk::types::{Entry, LogId, TypeConfig, Vote, log_id_to_proto, vote_to_proto};
 
-/// The payload of one replication request, small enough that sending it takes less than an election timeout.
+/// Upper bound on the payload of one replication request, in bytes, small enough that sending it takes less than an
+/// election timeout.
 const APPEND_PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
 
 /// The log of a shard. openraft owns it and writes to it; [`LogReader`]s read it.

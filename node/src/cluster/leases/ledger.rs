@@ -15,9 +15,10 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// Agents for which a node holds leases. Reads of further agents are answered with 503.
+/// Upper bound on the agents for which a node holds leases. Reads of further agents are answered with 503.
 pub(super) const LEASED_AGENTS_MAX: usize = 65_536;
-/// Leases that wait on one node to be returned while there is no quorum. The unspent units of further leases are lost.
+/// Upper bound on the leases that wait on one node to be returned while there is no quorum. The unspent units of
+/// further leases are lost.
 pub(super) const RETURNS_WAITING_MAX: usize = 65_536;
 /// The time for which a node may spend a lease, from its request on, by the monotonic clock.
 pub(super) const SPENT_WITHIN: Duration = Duration::from_secs(5);

@@ -19,7 +19,8 @@ use tokio_util::task::TaskTracker;
 use crate::server::error::{ApiError, Result};
 use crate::wire::json::SMALL_REQUEST_BYTES_MAX;
 
-/// A request that carries one message: the body, every second character escaped, and its JSON envelope.
+/// Upper bound on the bytes of a request that carries one message: the body, every second character escaped, and its
+/// JSON envelope.
 pub const MESSAGE_REQUEST_BYTES_MAX: usize = 2 * limits::BODY_BYTES_MAX + 16 * 1024;
 /// Time limit for a body; it ends slow clients.
 const TIMEOUT: Duration = Duration::from_secs(20);

@@ -18,11 +18,11 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Open connections of a node; further ones wait to be accepted.
+/// Upper bound on the open connections of a node. Further ones wait to be accepted.
 const CONNECTIONS_MAX: usize = 10_000;
-/// Headers of a request; a request with more is answered 431.
+/// Upper bound on the headers of a request. A request with more is answered with 431.
 const HEADERS_MAX: usize = 64;
-/// Bytes of a request line with its headers; a longer one is answered 431.
+/// Upper bound on the bytes of a request line with its headers. A longer one is answered with 431.
 const HEADER_BYTES_MAX: usize = 24 * 1024;
 /// Read buffer of a connection; a request's header must fit.
 const READ_AHEAD_BYTES: usize = 64 * 1024;

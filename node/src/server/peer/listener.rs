@@ -17,7 +17,7 @@ use super::admission::Admission;
 use crate::base::metrics::Metrics;
 use crate::net::handshake::{self, Identity};
 
-/// Handshakes at a time; further connections wait in the TCP backlog.
+/// Upper bound on the handshakes at a time. Further connections wait in the TCP backlog.
 const HANDSHAKES_MAX: usize = 128;
 
 /// The node at the other end of an accepted connection, as the handshake proved it.

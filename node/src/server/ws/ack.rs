@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use super::resume::CursorName;
 use crate::shard::proposer::Proposed;
 
-/// Cursors whose acks wait for a quorum on one node. Further acks are dropped, and their events are sent again.
+/// Upper bound on the cursors whose acks wait for a quorum on one node. Further acks are dropped, and their events are
+/// sent again.
 const ACKS_WAITING_MAX: usize = 65_536;
 /// The pause after a failed proposal.
 const RETRY: Duration = Duration::from_millis(500);

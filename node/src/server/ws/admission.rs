@@ -16,10 +16,11 @@ use tokio_util::sync::CancellationToken;
 use crate::base::metrics::Metrics;
 use crate::cluster::presence::{Listening, Presence};
 
-/// WebSockets of a node, each of which costs some 50 KiB when idle. Further ones are answered with 503 before the
-/// upgrade.
+/// Upper bound on the WebSockets of a node, each of which costs some 50 KiB when idle. Further ones are answered with
+/// 503 before the upgrade.
 const SESSIONS_MAX: usize = 10_000;
-/// Sessions of one inbox on a node: enough for every process of an agent, too few to exhaust the node.
+/// Upper bound on the sessions of one inbox on a node: enough for every process of an agent, too few to exhaust the
+/// node.
 pub const SESSIONS_PER_AGENT_MAX: usize = 16;
 
 /// The sessions of one node. Cheap to clone.

@@ -21,7 +21,7 @@ use crate::server::error::{ApiError, Result};
 use crate::server::services::Services;
 use crate::shard::reader::Reader;
 
-/// A WebSocket frame from a client.
+/// Upper bound on the bytes of a WebSocket frame from a client.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
 
 /// Creates the route and starts its worker for acks. Call it inside a runtime, once per node.

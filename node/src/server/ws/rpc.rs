@@ -36,9 +36,9 @@ use crate::server::keys;
 use crate::server::services::Services;
 use crate::wire::json::{SMALL_REQUEST_BYTES_MAX, explain};
 
-/// RPC requests that wait in one session. Beyond this bound the session reads no further request.
+/// Upper bound on the RPC requests that wait in one session. Beyond it the session reads no further request.
 pub const REQUESTS_WAITING_MAX: usize = 16;
-/// The id of an RPC request, which is kept in memory until the request is answered.
+/// Upper bound on the bytes of the id of an RPC request, which is kept in memory until the request is answered.
 const ID_BYTES_MAX: usize = 128;
 /// The most characters of an unknown method's name that the answer repeats.
 const METHOD_CHARS_SHOWN: usize = 64;

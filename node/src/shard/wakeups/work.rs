@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Hints that wait for a worker. Beyond this bound the worker reads the whole state.
+/// Upper bound on the hints that wait for a worker. Beyond it the worker reads the whole state.
 const HINTS_WAITING_MAX: usize = 16_384;
 
 /// The places to look at.

@@ -10,7 +10,7 @@ use super::{Context, Stop, reject};
 use crate::core::keys;
 use crate::core::view::View;
 
-/// Agents in the directory of a team.
+/// Upper bound on the agents in the directory of a team.
 const AGENTS_MAX: u32 = 20_000;
 
 /// Registers an agent in the directory, or changes its name.

@@ -17,7 +17,7 @@ use crate::core::keys;
 use crate::core::kv::{Fatal, Kv};
 use crate::core::view::View;
 
-/// Endpoints of a team.
+/// Upper bound on the endpoints of a team.
 pub const ENDPOINTS_MAX: u32 = 1_000;
 
 /// Rejects the reserved agent, which can have neither URLs nor subscriptions.

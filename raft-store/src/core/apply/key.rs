@@ -19,7 +19,8 @@ use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::query;
 use crate::core::view::{View, decode};
 
-/// Keys of a team, including revoked and expired ones. In a full team a new key replaces one of those.
+/// Upper bound on the keys of a team, including revoked and expired ones. In a full team a new key replaces one of
+/// those.
 pub const KEYS_MAX: u32 = 1_000;
 
 /// Creates a key of a team. If the key is bound to an agent, the agent is registered too.

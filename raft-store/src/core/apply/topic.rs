@@ -22,9 +22,9 @@ use crate::core::kv::Fatal;
 use crate::core::query;
 use crate::core::view::View;
 
-/// Open subscriptions of a team.
+/// Upper bound on the open subscriptions of a team.
 pub const SUBSCRIPTIONS_MAX: u32 = 50_000;
-/// Subscription rows of a topic, including closed ones. This bounds the receivers of one publish.
+/// Upper bound on the subscription rows of a topic, including closed ones. It bounds the receivers of one publish.
 pub const TOPIC_ROWS_MAX: u64 = 20_000;
 
 /// Subscribes an agent, or changes the URL of its subscription.

@@ -14,9 +14,9 @@ use std::collections::{HashMap, HashSet};
 
 use agentpost_proto::id::{MessageId, TeamId};
 
-/// Ids remembered per team. An id that arrives later than this many others is looked up.
+/// Upper bound on the ids remembered per team. An id that arrives later than this many others is looked up.
 const IDS_MAX: usize = 8_192;
-/// Teams remembered. All are forgotten when one more comes.
+/// Upper bound on the teams remembered. All are forgotten when one more comes.
 const TEAMS_MAX: usize = 1_000;
 
 /// The newest message ids of each team that sends.

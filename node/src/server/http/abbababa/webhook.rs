@@ -19,7 +19,7 @@ use crate::server::http::input::{Consistency, faulty, parse_members};
 use crate::server::http::ratelimit;
 use crate::wire::json;
 
-/// Names in an event list; a longer list would repeat one.
+/// Upper bound on the names in an event list. A longer list would repeat one.
 const EVENTS_MAX: usize = 16;
 
 /// The body of a registration.

@@ -23,7 +23,7 @@ pub const NOT_SENT_DELAY_MS: u64 = 1_000;
 pub const UNKNOWN_CLOSINGS_MAX: u32 = 5;
 /// Unknown and unsent attempts in the history of a delivery.
 pub const OTHER_ATTEMPTS_KEPT: usize = 8;
-/// Characters of the class of a failed attempt.
+/// Upper bound on the characters of the class of a failed attempt.
 const ERROR_CHARS_MAX: usize = 64;
 /// The HTTP statuses that end a delivery without a retry: 410 Gone, and QStash's 489, which counts only with its
 /// header.

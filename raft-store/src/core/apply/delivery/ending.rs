@@ -22,7 +22,7 @@ use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::mutant::{self, Mutant};
 use crate::core::view::View;
 
-/// Deliveries that one CloseEndpoint entry ends.
+/// Upper bound on the deliveries that one CloseEndpoint entry ends.
 const CLOSINGS_PER_ENTRY_MAX: usize = 256;
 /// Age at which a delivery that has ended is removed, in cluster time. A dead delivery keeps its message for this time,
 /// and its row for as long again, so that a late redrive is answered with the reason.
