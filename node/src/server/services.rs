@@ -1,4 +1,4 @@
-//! The handles that request handlers share.
+//! What the request handlers of HTTP and WebSocket share: their handles, and a bound on requests.
 
 use std::sync::Arc;
 
@@ -13,6 +13,9 @@ use crate::base::metrics::Metrics;
 use crate::base::secrets::Secrets;
 use crate::shard::replica::Replica;
 use crate::shard::wall_time::WallTime;
+
+/// Upper bound on the bytes of a request that carries no message: an HTTP body or the frame of an RPC.
+pub const SMALL_REQUEST_BYTES_MAX: usize = 64 * 1024;
 
 /// The handles that the handlers of HTTP and WebSocket share. Clones are cheap.
 #[derive(Clone)]

@@ -13,8 +13,6 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// A request that carries no message, over HTTP or as an RPC of a WebSocket.
-pub const SMALL_REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// The nesting depth of JSON in a body, well below serde_json's own limit of 128.
 const DEPTH_MAX: usize = 32;
 /// Upper bound on the keys of one object.

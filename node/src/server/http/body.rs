@@ -17,7 +17,7 @@ use http_body_util::BodyExt as _;
 use tokio_util::task::TaskTracker;
 
 use crate::server::error::{ApiError, Result};
-use crate::wire::json::SMALL_REQUEST_BYTES_MAX;
+use crate::server::services::SMALL_REQUEST_BYTES_MAX;
 
 /// Upper bound on the bytes of a request that carries one message: the body, every second character escaped, and its
 /// JSON envelope.

@@ -33,8 +33,8 @@ use super::handshake::Opened;
 use crate::server::auth::{self, Caller};
 use crate::server::error::{ApiError, Result};
 use crate::server::keys;
-use crate::server::services::Services;
-use crate::wire::json::{SMALL_REQUEST_BYTES_MAX, explain};
+use crate::server::services::{SMALL_REQUEST_BYTES_MAX, Services};
+use crate::wire::json::explain;
 
 /// Upper bound on the RPC requests that wait in one session. Beyond it the session reads no further request.
 pub const REQUESTS_WAITING_MAX: usize = 16;
