@@ -124,6 +124,7 @@ fn wanted_mark(body: &[u8]) -> Result<bool> {
     if body.trim_ascii().is_empty() {
         return Ok(true);
     }
+    // Not `request_fault`: clients may read the details, which name "the request body" here.
     let mark = parse_members::<Mark<'_>>(body)?.map_err(|fault| ApiError::field("the request body", fault))?;
     match mark.read.map(RawValue::get) {
         Some("true") => Ok(true),

@@ -22,7 +22,7 @@ use serde_json::value::RawValue;
 
 use super::app_state::{App, AppState};
 use super::body;
-use super::input::{Consistency, PAGE_DEFAULT, Parameters, faulty, parse_members};
+use super::input::{Consistency, PAGE_DEFAULT, Parameters, parse_members, request_fault};
 use super::kite::{named_agent, own_team, required};
 use crate::server::error::{ApiError, Result, json_of};
 use crate::server::keys;
@@ -97,7 +97,7 @@ async fn register(State(app): App, request: Request) -> Result<Response> {
     own_team(&caller, &Parameters::of(&parts.uri)?)?;
     caller.require(Permission::Write)?;
     let body = body::read_small(&parts.headers, body).await?;
-    let item: Item<'_> = parse_members(&body)?.map_err(faulty)?;
+    let item: Item<'_> = parse_members(&body)?.map_err(request_fault)?;
     let op = item.to_operation()?;
     let id: AgentId = op.agent.parse().map_err(ApiError::internal)?;
     caller.may_act_as(&id)?;

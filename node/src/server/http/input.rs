@@ -103,8 +103,8 @@ pub(super) fn not_json(error: serde_json::Error) -> ApiError {
     ApiError::invalid(format!("the request body is not valid JSON: {}", json::explain(&error)))
 }
 
-/// The error for a body with a fault.
-pub(super) fn faulty(fault: Fault) -> ApiError {
+/// The error for a request body with a fault. Its details stay empty, because the fault is in no one field.
+pub(super) fn request_fault(fault: Fault) -> ApiError {
     ApiError::invalid(format!("the request body {fault}"))
 }
 

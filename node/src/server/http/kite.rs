@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 
 use super::app_state::{App, AppState};
 use super::body;
-use super::input::{Parameters, faulty, idempotency_key, parse_members};
+use super::input::{Parameters, idempotency_key, parse_members, request_fault};
 use crate::server::auth::Caller;
 use crate::server::error::{ApiError, Result, json_of};
 use crate::wire::json;
@@ -49,7 +49,7 @@ async fn send(State(app): App, request: Request) -> Result<Response> {
     caller.require(Permission::Write)?;
     let key = idempotency_key(&parts.headers)?;
     let body = body::read(&parts.headers, body, body::MESSAGE_REQUEST_BYTES_MAX).await?;
-    let item: Item<'_> = parse_members(&body)?.map_err(faulty)?;
+    let item: Item<'_> = parse_members(&body)?.map_err(request_fault)?;
     let send = item.to_send(&caller, app.services.ids.message_id(), key)?;
     let (from, to) = (send.from.clone(), send.to.clone());
     let reply = app.propose(&caller, send).await?;

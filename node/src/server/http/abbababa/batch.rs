@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::fanout;
-use super::send::{Item, Source, faulty};
+use super::send::{Item, Source, message_fault};
 use crate::server::error::{ApiError, Result, json_response};
 use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
@@ -42,7 +42,9 @@ pub async fn batch(State(app): App, request: Request) -> Result<Response> {
     // For each item: its topic, or why it is not sent.
     let mut checked = Vec::with_capacity(items.len());
     for item in items {
-        let send = item.map_err(faulty).and_then(|item| item.keyed(item.to_send(&source)?));
+        let send = item
+            .map_err(message_fault)
+            .and_then(|item| item.keyed(item.to_send(&source)?));
         let send = send.and_then(|send| app.count_send(&caller).map(|()| send));
         checked.push(send.map(|send| {
             let topic = send.topic.clone();

@@ -57,7 +57,7 @@ pub async fn one(State(app): App, request: Request) -> Result<Response> {
     let from = caller.agent(&parts.headers)?;
     let key = idempotency_key(&parts.headers)?;
     let body = body::read(&parts.headers, body, body::MESSAGE_REQUEST_BYTES_MAX).await?;
-    let item: Item<'_> = parse_members(&body)?.map_err(faulty)?;
+    let item: Item<'_> = parse_members(&body)?.map_err(message_fault)?;
     let mut send = item.to_send(&Source::of(&app, &body, &from))?;
     send.idempotency_key = key;
     let reply = app.propose(&caller, send.clone()).await?;
@@ -126,8 +126,8 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The error for a message with a fault.
-pub fn faulty(fault: Fault) -> ApiError {
+/// The error for a message with a fault, whether it was sent alone or in a batch.
+pub fn message_fault(fault: Fault) -> ApiError {
     ApiError::invalid(format!("the message {fault}"))
 }
 
@@ -304,7 +304,7 @@ mod tests {
         let body = Bytes::copy_from_slice(request.as_bytes());
         let from: AgentId = "alpha".parse().unwrap();
         let ids = IdSource::seeded(Clock::system(), 1);
-        let item: Item<'_> = parse_members(&body)?.map_err(faulty)?;
+        let item: Item<'_> = parse_members(&body)?.map_err(message_fault)?;
         let source = Source {
             ids: &ids,
             body: &body,

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use crate::server::error::{ApiError, Result, json_of};
 use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
-use crate::server::http::input::{Consistency, faulty, parse_members};
+use crate::server::http::input::{Consistency, parse_members, request_fault};
 use crate::server::http::ratelimit;
 use crate::wire::json;
 
@@ -76,7 +76,7 @@ pub async fn register(State(app): App, request: Request) -> Result<Response> {
     caller.require(Permission::Write)?;
     let agent = caller.agent(&parts.headers)?;
     let body = body::read_small(&parts.headers, body).await?;
-    let wanted: Wanted<'_> = parse_members(&body)?.map_err(faulty)?;
+    let wanted: Wanted<'_> = parse_members(&body)?.map_err(request_fault)?;
     let (url, events) = (wanted.url()?, wanted.events()?);
     check_url(&app, "url", &url)?;
     let op = RegisterWebhook {
