@@ -36,7 +36,7 @@ pub async fn batch(State(app): App, request: Request) -> Result<Response> {
         return Err(ApiError::field("Idempotency-Key", problem));
     }
     let body = body::read(&parts.headers, body, limits::BATCH_BYTES_MAX).await?;
-    let items = items(&body)?;
+    let items = parse_items(&body)?;
     let source = Source::of(&app, &body, &from);
     let mut sends = Vec::with_capacity(items.len());
     // For each item: its topic, or why it is not sent.
@@ -122,11 +122,10 @@ fn push_result(out: &mut Vec<u8>, outcome: Result<(SendReply, bool)>) -> Result<
     Ok(())
 }
 
-/// The items of a batch: each with its members or its fault.
+/// Parses a batch into its items, each with its members or its fault.
 ///
-/// All are read in place, because to read them as raw values first and then one by one takes twice as long. If that
-/// fails, the syntax of the whole batch is checked, and then each item is read alone.
-fn items(body: &[u8]) -> Result<Vec<Result<Item<'_>, Fault>>> {
+/// A valid batch is read in one pass. After an error the whole syntax is checked first, then each item is read alone.
+fn parse_items(body: &[u8]) -> Result<Vec<Result<Item<'_>, Fault>>> {
     if let Ok(Batch(items)) = parse::<Batch<Object<Item<'_>>>>(body) {
         return Ok(items.into_iter().map(|Object(item)| Ok(item)).collect());
     }
@@ -210,7 +209,7 @@ mod tests {
 
     #[test]
     fn one_bad_item_does_not_spoil_a_batch() {
-        let items = items(br#"{"x":1,"messages":[{"type":"a"},7,{"type":"b","type":"c"},[{}],null]}"#).unwrap();
+        let items = parse_items(br#"{"x":1,"messages":[{"type":"a"},7,{"type":"b","type":"c"},[{}],null]}"#).unwrap();
         let faults: Vec<_> = items.into_iter().map(Result::err).collect();
         let no_object = Some(Fault::NotAnObject);
         assert_eq!(
@@ -218,7 +217,7 @@ mod tests {
             [None, no_object, Some(Fault::DuplicateKey), no_object, no_object]
         );
         let hundred = |n: usize| format!("{{\"messages\":[{}]}}", vec!["{}"; n].join(","));
-        assert_eq!(super::items(hundred(100).as_bytes()).unwrap().len(), 100);
+        assert_eq!(parse_items(hundred(100).as_bytes()).unwrap().len(), 100);
         for bad in [
             &*hundred(101),
             "{}",
@@ -228,7 +227,7 @@ mod tests {
             "[[]]",
         ] {
             assert_eq!(
-                super::items(bad.as_bytes()).map(|_| ()).unwrap_err().status,
+                parse_items(bad.as_bytes()).map(|_| ()).unwrap_err().status,
                 400,
                 "{bad}"
             );
@@ -239,7 +238,7 @@ mod tests {
     fn a_long_list_is_read_to_its_101st_item() {
         for item in ["{}", "7", r#"{"type":1,"type":2}"#] {
             let long = format!("{{\"messages\":[{} x", format!("{item},").repeat(101));
-            let error = super::items(long.as_bytes()).map(|_| ()).unwrap_err();
+            let error = parse_items(long.as_bytes()).map(|_| ()).unwrap_err();
             assert!(
                 error.message.contains("a batch has at most 100 messages at line 1"),
                 "{}",
