@@ -20,7 +20,8 @@ use crate::server::http::input::{Consistency, Parameters, parse};
 use crate::server::http::ratelimit;
 use crate::wire::json;
 
-/// The body of a subscribe. For a URL, `null` differs from an absent member, so both are kept.
+/// The body of a subscribe. For a URL, `null` differs from an absent member, so this is not read by `parse_members`,
+/// for which both are `None`.
 #[derive(Default, Deserialize)]
 struct Wanted<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
