@@ -17,7 +17,7 @@ pub const INTERVAL_S: u64 = 5;
 pub const CODES_PER_MINUTE: u32 = 30;
 /// Unknown device codes that one address may try on one node in a minute. Further polls are answered with 429, without
 /// a request to the leader.
-pub const MISSES_PER_MINUTE: u32 = 60;
+pub const DEVICE_CODE_MISSES_PER_MINUTE: u32 = 60;
 /// Unknown user codes that one key may try on one node in a minute. Further tries are answered with 429.
 pub const USER_CODE_MISSES_PER_MINUTE: u32 = 10;
 
@@ -35,7 +35,7 @@ impl Default for LoginLimits {
         const MINUTE: Duration = Duration::from_secs(60);
         LoginLimits {
             codes: Windows::new(CODES_PER_MINUTE, MINUTE),
-            misses: Windows::new(MISSES_PER_MINUTE, MINUTE),
+            misses: Windows::new(DEVICE_CODE_MISSES_PER_MINUTE, MINUTE),
             guesses: Windows::new(USER_CODE_MISSES_PER_MINUTE, MINUTE),
             // One second less than devices are told to wait, because their clocks and the network are not exact.
             polls: Spacing::new(Duration::from_secs(INTERVAL_S - 1)),

@@ -1,6 +1,5 @@
-//! History, for `events.recent`: what a session's scopes show, the newest first, by the same rules as what it is
-//! sent. Bounded in what it examines and in what it returns, and read in steps, so that one question about a long
-//! history holds up nobody else on its thread.
+//! The newest events that a session's scopes allow, for `events.recent`. They are read in bounded steps, so that a long
+//! history does not block other sessions on this thread.
 
 use agentpost_proto::api::kite::rpc::{RECENT_EVENTS_MAX, Recent, RecentEvent};
 use agentpost_proto::cloudevent::CloudEvent;
@@ -10,9 +9,10 @@ use agentpost_raft_store::core::kv::{Fatal, Kv};
 
 use super::{BATCH_EVENTS, Feed, Look, Row, Shown, next_rows};
 
-/// Bytes of encoded events in one `events.recent`, which then has fewer events and a position from which to continue. A
-/// single larger event is allowed. The frame must fit into [`WS_WRITE_BUFFER_BYTES_MAX`], as the largest event does.
-const PAGE_BYTES_MAX: usize = 1024 * 1024;
+/// Upper bound on the bytes of encoded events in one `events.recent`, which then has fewer events and a position from
+/// which to continue. A single larger event is allowed. The frame must fit into
+/// [`limits::WS_WRITE_BUFFER_BYTES_MAX`], as the largest event does.
+const RECENT_BYTES_MAX: usize = 1024 * 1024;
 
 /// A page of history under way.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl History {
     fn push(&mut self, seq: u64, created_at_ms: u64, event: CloudEvent) -> bool {
         // Strings and integers always encode.
         let bytes = serde_json::to_string(&event).map_or(0, |text| text.len());
-        let fits = self.events.is_empty() || self.bytes + bytes <= PAGE_BYTES_MAX;
+        let fits = self.events.is_empty() || self.bytes + bytes <= RECENT_BYTES_MAX;
         if fits {
             self.bytes += bytes;
             self.events.push(RecentEvent {
@@ -262,7 +262,7 @@ mod tests {
                 .iter()
                 .map(|event| serde_json::to_string(&event.event).unwrap().len())
                 .sum();
-            assert!(bytes <= PAGE_BYTES_MAX || page.events.len() == 1, "{bytes}");
+            assert!(bytes <= RECENT_BYTES_MAX || page.events.len() == 1, "{bytes}");
             events.extend(page.events);
             match page.next_before_seq {
                 Some(next) => {
