@@ -21,7 +21,7 @@
 //!   but only to refuse faster.
 //! - **Effects** say what became possible. They are hints, sent when the writes are visible. Work that must happen is a
 //!   row.
-//! - **Bounded work.** `limits.rs` bounds the number of rows that a command touches. A large job is many commands.
+//! - **Bounded work.** A constant beside each command bounds the rows that it touches. A large job is many commands.
 //! - **The state hash** is chained over the writes of every command and stored in the applied row. All replicas have
 //!   the same hash at the same index, or something is broken.
 //!

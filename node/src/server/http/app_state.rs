@@ -118,7 +118,7 @@ impl AppState {
         self.services.bursts.send(caller, self.services.wall_time.clock())
     }
 
-    /// The caller with these headers, if the state knows a valid key in them.
+    /// The owner of the key in these headers; `None` without a valid key. A read error counts as no key.
     pub(super) fn known(&self, kv: &impl Kv, headers: &HeaderMap) -> Option<Caller> {
         let services = &self.services;
         let key_hash = services.secrets.key_hash(auth::presented(headers).ok()?);
