@@ -55,7 +55,7 @@ section() {
 count() {
   local p f s
   read -r p f s < <(sed 's/\x1b\[[0-9;]*m//g' "$OUTPUT/$1" | awk '
-    # Each number stands before its word: "12 passed", "1 failed;", "3 skipped".
+    # Each number precedes its word: "12 passed", "1 failed;", "3 skipped".
     function before(word,   i) { for (i = 2; i <= NF; i++) if ($i ~ "^" word) return $(i - 1) + 0; return 0 }
     /^ *Summary \[/ { p += before("passed"); f += before("failed") + before("timed"); s += before("skipped") }
     /^test result:/ { p += before("passed"); f += before("failed"); s += before("ignored") }

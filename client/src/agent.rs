@@ -1,4 +1,4 @@
-//! A handle that acts as one agent. Its calls stand in files of their own: [`crate::draft`], [`crate::read`],
+//! A handle that acts as one agent. Its calls are in files of their own: [`crate::draft`], [`crate::read`],
 //! [`crate::listen`], [`crate::topics`], [`crate::webhook`] and [`crate::deliveries`].
 
 use std::sync::Arc;

@@ -219,7 +219,7 @@ impl Http {
     /// - [`Error::Refused`]: a node answered with a status from 300 to 499.
     /// - [`Error::Unavailable`]: no node took the request (connection refused, 503) within the [`RetryPolicy`].
     /// - [`Error::OutcomeUnknown`]: a node may have carried it out (no answer in time, 500, 502, 504).
-    /// - [`Error::Invalid`]: the agent or the idempotency key cannot stand in a header.
+    /// - [`Error::Invalid`]: the agent or the idempotency key cannot be sent in a header.
     pub async fn request(&self, request: &Request) -> Result<Answer, Error> {
         let mut attempts = Attempts::new(&self.inner.policy, self.inner.endpoints.len());
         loop {

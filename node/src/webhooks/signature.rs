@@ -23,7 +23,7 @@ struct Claims<'a> {
     body: String,
 }
 
-/// The value of `Upstash-Signature`: a JWT under the text of `key`. `url` stands in it exactly as it was registered,
+/// The value of `Upstash-Signature`: a JWT under the text of `key`. `url` appears in it exactly as it was registered,
 /// because receivers compare it letter by letter.
 pub fn upstash(key: &str, url: &str, body: &[u8], now_s: u64, jti: &str) -> String {
     let claims = Claims {

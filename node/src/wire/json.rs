@@ -13,7 +13,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// The nesting depth of JSON in a body, well below serde_json's own limit of 128.
+/// Upper bound on the nesting depth of JSON in a body, well below serde_json's own limit of 128.
 const DEPTH_MAX: usize = 32;
 /// Upper bound on the keys of one object.
 const KEYS_MAX: usize = 1_000;

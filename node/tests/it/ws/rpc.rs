@@ -154,7 +154,7 @@ async fn history_holds_every_acknowledged_send(office: &Office) {
 
 async fn large_history_comes_in_pages(office: &Office) {
     let team = office.new_team("large").await;
-    // Each character takes two bytes in JSON, which makes the largest possible events; small ones stand beside them.
+    // Each character takes two bytes in JSON, which makes the largest possible events; small ones are mixed in.
     let quotes = "\"".repeat(limits::BODY_BYTES_MAX);
     for n in 0..6 {
         let body = if n % 3 == 1 { quotes.clone() } else { n.to_string() };

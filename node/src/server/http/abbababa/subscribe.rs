@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_a_string_and_stands_once() {
+    fn a_url_is_a_string_and_appears_once() {
         for bad in [
             r#"{"webhookUrl":""}"#,
             r#"{"webhookUrl":7}"#,

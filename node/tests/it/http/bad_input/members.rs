@@ -1,6 +1,6 @@
 //! The exact answers to odd JSON on the routes that read raw members.
 //!
-//! A name may be escaped, a name that is not known is skipped, `null` counts as absent, a name may stand once, and one
+//! A name may be escaped, a name that is not known is skipped, `null` counts as absent, a name may appear once, and one
 //! bad item does not spoil a batch.
 
 use axum::http::Method;
