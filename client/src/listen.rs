@@ -29,7 +29,8 @@ use crate::mail::Mail;
 pub(crate) use acknowledge::Acknowledge;
 pub use status::{Connection, Status};
 
-/// Mail that is read ahead of the program. What waits here is not acknowledged, so it is not lost with the program.
+/// Upper bound on the messages that are read ahead of the program. They are not acknowledged, so they are not lost
+/// with the program.
 const AHEAD_MAX: usize = 32;
 /// A listener that ends waits this long for what it still says to the server.
 const GOODBYE: Duration = Duration::from_secs(2);

@@ -18,7 +18,7 @@ use crate::agent::Agent;
 use crate::kite::{Event, Notice, Session};
 use crate::mail::Mail;
 
-/// Acknowledgements under way to the driver.
+/// Upper bound on the acknowledgements under way to the driver.
 const ACKS_WAITING_MAX: usize = 64;
 
 struct Driver {

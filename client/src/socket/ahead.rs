@@ -11,10 +11,10 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::{Lost, SILENCE, Socket};
 
-/// Texts read ahead: as many small events as four batches of the server have.
+/// Upper bound on the texts read ahead: as many small events as four batches of the server have.
 const TEXTS_MAX: usize = 256;
-/// Bytes of texts read ahead. The text that crosses the bound is kept, so the memory used is at most this and one
-/// event.
+/// Upper bound on the bytes of texts read ahead. The text that crosses the bound is kept, so the memory used is
+/// at most this and one event.
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The texts that were read ahead, oldest first.

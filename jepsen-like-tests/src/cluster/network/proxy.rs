@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use super::cut::{Cut, CutManner, Endpoint, Quality};
 
 const CHUNK_BYTES: usize = 16 * 1024;
-/// Chunks of a connection that are in transit at most, like the buffers of a slow network.
+/// Upper bound on the chunks of a connection in transit, like the buffers of a slow network.
 const CHUNKS_MAX: usize = 256;
 /// Longer than any run.
 const FOREVER: Duration = Duration::from_secs(86_400 * 365);

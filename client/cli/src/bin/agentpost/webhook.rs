@@ -12,7 +12,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-/// Characters of a body that a line shows.
+/// Upper bound on the characters of a body that a line shows.
 const SHOWN_CHARS_MAX: usize = 200;
 /// The pause between two bytes of a dripping answer.
 const DRIP: Duration = Duration::from_secs(1);
