@@ -3,7 +3,7 @@
 # processes while clients use it, and checks afterwards that no guarantee was broken. jepsen-like-tests/README.md says more.
 #
 # usage: scripts/faults.sh list                            lists the scenarios
-#        scripts/faults.sh smoke [OPTION...]               runs ten scenarios in at most three minutes
+#        scripts/faults.sh smoke [OPTION...]               runs ten scenarios in some three minutes
 #        scripts/faults.sh run SCENARIO... [OPTION...]     runs chosen scenarios; --seconds, --runs, --rate, --loads
 #        scripts/faults.sh soak --hours N [OPTION...]      runs random scenarios with random workloads until one is invalid
 #        scripts/faults.sh recheck DIR                     checks a recorded run again

@@ -35,7 +35,7 @@ struct Arguments {
 enum Command {
     /// List all scenarios
     List,
-    /// Run the smoke test: ten scenarios for a few seconds each, at most three minutes
+    /// Run the smoke test: ten scenarios for a few seconds each, some three minutes
     Smoke {
         #[command(flatten)]
         how: RunOptions,

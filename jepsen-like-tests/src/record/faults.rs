@@ -136,7 +136,7 @@ impl FaultLog {
         Ok(())
     }
 
-    /// Whether the required number of faults of any kind has not happened yet. Installed snapshots are not counted here.
+    /// Whether fewer faults than required have happened, of one kind at least. Installed snapshots are not counted here.
     pub fn lacks(&self, required: &[(&str, u64)]) -> bool {
         let installed = self.installed.lock();
         let count = |kind: &str| installed.get(kind).copied().unwrap_or(0);

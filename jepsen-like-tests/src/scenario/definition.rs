@@ -24,7 +24,8 @@ pub struct Scenario {
     pub loads: &'static [workload::Workload],
     /// Messages per second of each workload; 0 means no limit.
     pub rate: u64,
-    /// How long faults are injected unless the command says otherwise.
+    /// How long faults are injected unless the command says otherwise. A run whose required faults have not all happened
+    /// by then takes up to a minute more.
     pub length: Duration,
     /// The length in `faults.sh smoke`; `None` if the scenario is not part of it.
     pub smoke: Option<Duration>,

@@ -171,7 +171,7 @@ async fn die_at_crash_points(nemesis: &mut Nemesis) -> Result<()> {
                 }
             }
             // Attempts with an unknown outcome are called again, which must not overlap with the next crash point.
-            if nemesis.left() < CLOSED_AFTER {
+            if nemesis.left() < CLOSED_AFTER && !nemesis.lacks_faults() {
                 return nemesis.rest().await;
             }
             let deadline = Instant::now() + 2 * PATIENCE;

@@ -34,7 +34,7 @@ pub struct Nemesis {
     pub monitor: NodeMonitor,
     /// The source of all random choices.
     pub random: StdRng,
-    /// When the script should end if it has injected the faults that its scenario requires.
+    /// The planned end of the script.
     pub until: Instant,
     /// The number of faults of each kind that the scenario requires.
     pub required: &'static [(&'static str, u64)],
@@ -45,20 +45,21 @@ pub struct Nemesis {
 impl Nemesis {
     /// Whether the script should end.
     pub fn over(&self) -> bool {
-        self.left().is_zero()
+        self.left().is_zero() && !self.lacks_faults()
     }
 
-    /// The time until the script should end. Nodes recover more slowly on a busy machine, so a script that still lacks
-    /// required faults gets [`OVERTIME`].
+    /// The time until the planned end of the script.
     pub fn left(&self) -> Duration {
-        let overtime = match self.faults.lacks(self.required) {
-            true => OVERTIME,
-            false => Duration::ZERO,
-        };
-        (self.until + overtime).saturating_duration_since(Instant::now())
+        self.until.saturating_duration_since(Instant::now())
     }
 
-    /// Waits until the script should end.
+    /// Whether the script should inject more faults, because its scenario requires them, even after the planned end:
+    /// nodes recover more slowly on a busy machine. It is false after [`OVERTIME`].
+    pub fn lacks_faults(&self) -> bool {
+        Instant::now() < self.until + OVERTIME && self.faults.lacks(self.required)
+    }
+
+    /// Waits until the planned end of the script.
     pub async fn rest(&mut self) -> Result<()> {
         tokio::time::sleep_until(self.until.into()).await;
         Ok(())
@@ -73,7 +74,7 @@ impl Nemesis {
     /// Draws a duration from 200 ms up to half of the remaining time, at most `most`, with a logarithmic
     /// distribution.
     pub fn random_duration(&mut self, most: Duration) -> Range<u64> {
-        let left = self.until.saturating_duration_since(Instant::now()) / 2;
+        let left = self.left() / 2;
         let most_ms = left.min(most).as_millis().max(400) as f64;
         let ms = 200.0 * (most_ms / 200.0).powf(self.random.random_range(0.0..1.0));
         ms as u64..ms as u64 + 1

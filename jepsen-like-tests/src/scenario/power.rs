@@ -17,6 +17,8 @@ const BUSY_KEEPER: &str = "[raft]\nlog_entries_kept = 500\nsnapshot_log_bytes = 
 const IMAGE_BYTES: u64 = 8 << 30;
 /// How long clients send to a majority before it is split, in a run of full length.
 const ALONE: Duration = Duration::from_secs(30);
+/// The same in a short run.
+const ALONE_MIN: Duration = Duration::from_secs(1);
 /// How long a majority that includes nodes without those messages may work.
 const ELSEWHERE: Duration = Duration::from_secs(3);
 
@@ -177,7 +179,7 @@ impl Nemesis {
 /// have them loses its power and forms a majority with the minority, while the other nodes, which have the messages,
 /// are away.
 async fn split(nemesis: &mut Nemesis, how: Apart) -> Result<()> {
-    let alone = ALONE.min(nemesis.left() / 6);
+    let alone = (nemesis.left() / 6).clamp(ALONE_MIN, ALONE);
     while !nemesis.over() {
         let nodes = nemesis.shuffled();
         let (minority, majority) = nodes.split_at((nodes.len() - 1) / 2);
