@@ -91,8 +91,8 @@ cargo_build() {
 run_cargo_build() {
   (
     cd "$ROOT" || exit
-    # The makefile of jemalloc would compile each file once more without position-independent code, which no binary links, and
-    # with debug information of macros, which nobody reads.
+    # The makefile of tikv-jemalloc-sys 0.7 would compile each file once more without position-independent code, which no binary
+    # links, and with debug information of macros, which nobody reads. No other crate of the workspace calls make.
     export MAKEFLAGS="STATIC_LIBS=lib/libjemalloc_pic.a EXTRA_CFLAGS=-g0"
     CARGO_TERM_COLOR=never CARGO_TERM_PROGRESS_WHEN=always CARGO_TERM_PROGRESS_WIDTH=100 cargo build --locked "$@"
   ) >"$CARGO_LOG" 2>&1 </dev/null
