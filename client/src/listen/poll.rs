@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentpost_proto::limits;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -13,7 +14,7 @@ use crate::listen::acknowledge::Unread;
 use crate::read::Page;
 
 /// The longest that a server waits for mail.
-const WAIT: Duration = Duration::from_secs(60);
+const WAIT: Duration = Duration::from_secs(limits::WAIT_SECONDS_MAX);
 /// Pauses after a failed request; the pause doubles with each failure.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);

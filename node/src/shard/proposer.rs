@@ -83,13 +83,12 @@ pub struct Proposer {
     shared: Arc<Shared>,
 }
 
-/// What a [`Proposer`] uses.
+/// The parts of a node that a [`Proposer`] needs.
 pub struct ProposerHandles {
     /// The Raft group to whose log operations are appended.
     pub raft: Raft,
-    /// The state of `raft`.
     pub state: StateHandle,
-    /// The way to another leader.
+    /// Forwards operations to the leader on another node.
     pub forwarder: Forwarder,
     pub cluster_time: ClusterTime,
     pub wall_time: WallTime,

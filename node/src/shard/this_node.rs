@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentpost_proto::command::{Operation, Tick};
+use agentpost_proto::limits::{ATTEMPT_TIMEOUT_MS, START_WINDOW_MS};
 use agentpost_proto::peer::StatusReply;
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::disk::state::StateHandle;
@@ -21,8 +22,8 @@ use super::{Lead, Leader, Raft};
 use crate::base::clock::Clock;
 use crate::base::metrics::{Metrics, gauge};
 
-/// Time limit for the work that a hand-over waits for: 2 s for calls to start and 30 s to call.
-pub const DRAIN_DEADLINE: Duration = Duration::from_secs(32);
+/// Time limit for the work that a hand-over waits for: webhook calls start and end within it.
+pub const DRAIN_DEADLINE: Duration = Duration::from_millis(START_WINDOW_MS + ATTEMPT_TIMEOUT_MS);
 /// Time limit for a transfer of leadership, until this node knows the new leader.
 pub const TRANSFER_DEADLINE: Duration = Duration::from_secs(3);
 /// A voter that lags by more entries is not accepted as successor when an operator asks.

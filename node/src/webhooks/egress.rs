@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use url::{Host, Url};
 
+use super::fair_queue::TEAM_CALLS_MAX;
 use super::pace::Pace;
 use super::resolver::{CheckedResolver, Lookup, Refused, Rules, SystemLookup};
 use crate::base::config::Config;
@@ -33,7 +34,7 @@ use crate::base::networks::{Kind, kind};
 /// Headers of a webhook's response.
 const RESPONSE_HEADERS_MAX: usize = 64;
 /// Idle connections of a team to one host: as many as the team has calls.
-const IDLE_PER_HOST_MAX: usize = 64;
+const IDLE_PER_HOST_MAX: usize = TEAM_CALLS_MAX;
 /// Hosts that a node keeps connections to.
 const HOSTS_MAX: usize = 1_024;
 /// Teams that a node keeps connections for.

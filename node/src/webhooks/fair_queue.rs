@@ -16,7 +16,7 @@ use agentpost_proto::id::TeamId;
 /// Attempts of one endpoint between claim and recorded outcome.
 const ENDPOINT_CALLS_MAX: usize = 8;
 /// Attempts of one team between claim and recorded outcome.
-const TEAM_CALLS_MAX: usize = 64;
+pub const TEAM_CALLS_MAX: usize = 64;
 /// Attempts of the dispatching node between claim and recorded outcome.
 pub const NODE_CALLS_MAX: usize = 512;
 /// If the node has fewer free slots than this, no team gets more than its share of all slots.

@@ -20,7 +20,7 @@ use std::time::Duration;
 use crate::server::auth;
 use crate::server::error::{ApiError, Result, json_response};
 use crate::server::http::app_state::{App, AppState};
-use crate::server::http::input::{Consistency, PAGE_DEFAULT, Parameters, WAIT_SECONDS_MAX};
+use crate::server::http::input::{Consistency, PAGE_DEFAULT, Parameters};
 use crate::server::http::ratelimit;
 use crate::wire::json::{Writer, push_text};
 use crate::wire::message::{Shown, push_message};
@@ -48,7 +48,7 @@ impl Wanted {
         let offset = parameters
             .number("offset", 0, limits::PAGE_EXAMINED_MAX as u64)?
             .unwrap_or(0);
-        let wait_s = parameters.number("wait", 0, WAIT_SECONDS_MAX)?.unwrap_or(0);
+        let wait_s = parameters.number("wait", 0, limits::WAIT_SECONDS_MAX)?.unwrap_or(0);
         let cursor = parameters.get("cursor")?.map(str::to_owned);
         if offset > 0 && (cursor.is_some() || wait_s > 0) {
             return Err(ApiError::field("offset", "cannot be combined with cursor or wait"));
@@ -135,7 +135,7 @@ pub async fn list(State(app): App, request: Request) -> Result<Response> {
     } else {
         inbox.poll(&reading.key_hash, after_seq).await?
     };
-    Ok(ratelimit::counted(Some(standing), inbox.answer(&page)?))
+    Ok(ratelimit::with_usage(Some(standing), inbox.answer(&page)?))
 }
 
 /// The position of a cursor. Its value for "before the first entry" is one that no entry has.
