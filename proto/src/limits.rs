@@ -93,10 +93,10 @@ pub const START_WINDOW_MS: u64 = 2_000;
 pub const RETRY_DELAYS_MS: [u64; 3] = [1_000, 10_000, 100_000];
 /// Upper bound on the milliseconds of a `Retry-After`. A longer one is ignored.
 pub const RETRY_AFTER_MAX_MS: u64 = 24 * 3600 * 1000;
-/// The age at which a claim without an outcome is taken over: a call has started and ended, or was not made, and 1 s
-/// remained to report it.
+/// The age in milliseconds at which a claim without an outcome is taken over: a call has started and ended, or was not
+/// made, and 1 s remained to report it.
 pub const TAKEOVER_AFTER_MS: u64 = START_WINDOW_MS + ATTEMPT_TIMEOUT_MS + 1_000;
-/// Bytes of a webhook's response that are kept.
+/// Upper bound on the bytes of a webhook's response that are kept.
 pub const RESPONSE_BYTES_KEPT_MAX: usize = 1024;
 /// Time limit of an attempt in milliseconds, from the DNS look-up to the last byte.
 pub const ATTEMPT_TIMEOUT_MS: u64 = 30_000;

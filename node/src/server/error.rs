@@ -12,9 +12,9 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::cluster::leases::NoUnit;
+use crate::server::face::Face;
 use crate::shard::proposer::ProposeError;
 use crate::shard::reader::NotReady;
-use crate::wire::face::Face;
 
 /// The error code of a burst limit; quotas have another.
 const BURST: &str = "rate_limited";
@@ -32,7 +32,6 @@ pub struct ApiError {
     pub message: Cow<'static, str>,
     details: Vec<ErrorDetail>,
     retry_after_s: Option<u64>,
-    before_key: bool,
 }
 
 /// The result of a handler.
@@ -47,7 +46,6 @@ impl ApiError {
             message: message.into(),
             details: Vec::new(),
             retry_after_s: None,
-            before_key: false,
         }
     }
 
@@ -127,19 +125,6 @@ impl ApiError {
     /// Whether a burst limit caused the error.
     pub fn is_burst(&self) -> bool {
         self.code == BURST
-    }
-
-    /// Marks the error of a request whose key was not looked up yet.
-    pub fn before_key(self) -> Self {
-        ApiError {
-            before_key: true,
-            ..self
-        }
-    }
-
-    /// Whether the caller's key was not looked up yet.
-    pub fn is_before_key(&self) -> bool {
-        self.before_key
     }
 
     /// 503. Nothing was changed.

@@ -5,9 +5,9 @@
 pub enum Face {
     /// `/v1` and `/api/v1`.
     Abbababa,
-    /// `agents/messages` and `/ws`.
+    /// `/ws`, `agents`, `agents/messages` and `/api/auth/`.
     Kite,
-    /// `/admin/v1`.
+    /// `/admin/v1` and `/activate`.
     Admin,
     /// Health and metrics.
     Node,

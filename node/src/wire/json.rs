@@ -53,9 +53,10 @@ pub enum Fault {
     BadUnicode,
 }
 
-/// Reads an object into a struct of `Option<&RawValue>`: unknown names are skipped, and `null` counts as absent. A text
-/// that is no object or has a name twice is an inner fault, so that one bad item does not spoil a batch. The struct needs
-/// `#[serde(bound(deserialize = "'de: 'a"))]`, because serde does not see that such members borrow.
+/// Reads an object into a struct of `Option<&RawValue>`: unknown names are skipped, and `null` counts as absent. The
+/// outer error is wrong syntax. The inner one says that well-formed JSON is no object or repeats a name, so that one bad
+/// item does not spoil a batch. The struct needs `#[serde(bound(deserialize = "'de: 'a"))]`, because serde does not see
+/// that such members borrow.
 pub fn members<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json::Result<Result<T, Fault>> {
     match serde_json::from_str::<Object<T>>(text) {
         Ok(Object(members)) => Ok(Ok(members)),
@@ -64,6 +65,10 @@ pub fn members<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json::Result<Resu
             serde_json::from_str::<Checked>(text)?;
             let object = text.trim_ascii_start().starts_with('{');
             Ok(Err(if object {
+                debug_assert!(
+                    error.to_string().starts_with("duplicate field"),
+                    "not only raw members: {error}"
+                );
                 Fault::DuplicateKey
             } else {
                 Fault::NotAnObject
@@ -94,8 +99,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// Any JSON value. Its own keys, text or number are decoded, so that `1e999` and half a surrogate pair are errors, as they
-/// are not for `IgnoredAny` alone. What lies below is only parsed.
+/// Any JSON value. Numbers out of range and unpaired surrogates are errors in the value itself and in its keys, but not
+/// in nested values.
 pub struct Checked;
 
 impl<'de> Deserialize<'de> for Checked {

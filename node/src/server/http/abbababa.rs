@@ -72,7 +72,7 @@ fn no_such_message() -> ApiError {
 
 async fn get_one(State(app): App, id: Id, request: Request) -> Result<Response> {
     let (parts, _) = request.into_parts();
-    let consistency = Consistency::before_key(&parts.uri)?;
+    let consistency = Consistency::of_uri(&parts.uri)?;
     let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let agent = reading.caller.agent(&parts.headers)?;

@@ -10,8 +10,6 @@ use crate::wire::json::{self, Fault};
 
 /// Items of a page if the caller gives no limit.
 pub(super) const PAGE_DEFAULT: usize = 50;
-/// The maximal duration of a long poll in seconds.
-pub(super) const WAIT_SECONDS_MAX: u64 = 60;
 
 /// How fresh a read is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,10 +29,9 @@ impl Consistency {
         }
     }
 
-    /// Reads the parameter of a request whose key is looked up afterwards.
-    pub(super) fn before_key(uri: &Uri) -> Result<Self> {
-        let read = Parameters::of(uri).and_then(|parameters| Self::of(&parameters));
-        read.map_err(ApiError::before_key)
+    /// Reads the parameter of a request that has no other.
+    pub(super) fn of_uri(uri: &Uri) -> Result<Self> {
+        Self::of(&Parameters::of(uri)?)
     }
 }
 
@@ -85,7 +82,8 @@ pub(super) fn parse<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Result<T> 
     serde_json::from_str(object(body)?).map_err(not_json)
 }
 
-/// Parses a JSON body, which must be an object, into a struct of raw members. A repeated name is the inner fault.
+/// Parses a JSON body, which must be an object, into a struct of raw members. The outer error is wrong
+/// syntax, the inner one a repeated name.
 pub(super) fn parse_members<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Result<Result<T, Fault>> {
     json::members(object(body)?).map_err(not_json)
 }

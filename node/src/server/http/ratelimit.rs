@@ -4,11 +4,11 @@
 //! |---|---|
 //! | any path | the path selects the quota: sends, inbox reads, or webhook registrations |
 //! | an authenticated caller | the caller's own limit and usage |
-//! | any other caller | the plan's default with 0 remaining, as a 401 shows |
+//! | a caller without a valid key | the plan's default limit, 0 remaining |
 //!
-//! A handler that learns the exact usage returns it in the extensions of its response. For all other answers [`shown`]
-//! finds the caller and the usage in this node's state, which may lag behind another node's. The caller of a request
-//! that was refused before its key was looked up counts as unauthenticated.
+//! A handler that learns the exact usage returns it in the extensions of its response. For all other answers
+//! [`set_headers`] looks the key up again and takes the usage from this node's state, which may lag behind another
+//! node's.
 //!
 //! Decisions where the specification is silent: the day is that of replicated wall time, or of majority time if that is
 //! ahead. A 429 of a quota always shows 0 remaining, whichever quota it met; a 429 of a burst limit shows the day's
@@ -37,7 +37,7 @@ const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// Returns the response with the usage that its headers will show.
-pub(super) fn counted(standing: Option<Standing>, mut response: Response) -> Response {
+pub(super) fn with_usage(standing: Option<Standing>, mut response: Response) -> Response {
     if let Some(standing) = standing {
         response.extensions_mut().insert(standing);
     }
@@ -68,59 +68,59 @@ pub(super) fn usage(used: u64, limit: u64) -> Option<Standing> {
 
 /// The quota of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Counted {
+pub(super) enum Quota {
     Sends,
     Reads,
     Registrations,
 }
 
-impl Counted {
+impl Quota {
     /// `None` outside the Abba Baba API.
     pub fn of(method: &Method, path: &str) -> Option<Self> {
         let below = path.strip_prefix("/api").unwrap_or(path).strip_prefix("/v1")?;
         match below {
             "/agents" | "/agents/messages" => None,
-            "/messages" if method == Method::POST => Some(Counted::Sends),
-            "/messages/batch" => Some(Counted::Sends),
-            "/messages/subscribe" | "/messages/webhook" => Some(Counted::Registrations),
-            _ if below.is_empty() || below.starts_with('/') => Some(Counted::Reads),
+            "/messages" if method == Method::POST => Some(Quota::Sends),
+            "/messages/batch" => Some(Quota::Sends),
+            "/messages/subscribe" | "/messages/webhook" => Some(Quota::Registrations),
+            _ if below.is_empty() || below.starts_with('/') => Some(Quota::Reads),
             _ => None,
         }
     }
 
     fn limit(self, limits: &TeamLimits) -> u64 {
         match self {
-            Counted::Sends => limits.daily_sends,
-            Counted::Reads => limits.daily_reads,
-            Counted::Registrations => limits.daily_webhook_registrations,
+            Quota::Sends => limits.daily_sends,
+            Quota::Reads => limits.daily_reads,
+            Quota::Registrations => limits.daily_webhook_registrations,
         }
     }
 }
 
-/// Sets the headers of the response to a request with the headers `asked`.
-pub(super) fn shown(app: &AppState, counted: Counted, asked: &HeaderMap, mut response: Response) -> Response {
+/// Sets the quota headers of a response. `asked` are the headers of its request.
+pub(super) fn set_headers(app: &AppState, quota: Quota, asked: &HeaderMap, mut response: Response) -> Response {
     let (services, leases) = (&app.services, &app.http.leases);
-    let counted = match response.status() {
-        StatusCode::METHOD_NOT_ALLOWED => Counted::Reads,
-        _ => counted,
+    let quota = match response.status() {
+        StatusCode::METHOD_NOT_ALLOWED => Quota::Reads,
+        _ => quota,
     };
     let state = services.replica.reader.local();
     let wall_ms = leases.wall_ms(&state).unwrap_or_else(|_| services.wall_time.now_ms());
-    let error = response.extensions().get::<ApiError>();
-    let burst = error.is_some_and(ApiError::is_burst);
-    let unknown = response.status() == StatusCode::UNAUTHORIZED || error.is_some_and(ApiError::is_before_key);
+    let burst = response.extensions().get().is_some_and(ApiError::is_burst);
     let standing = match response.extensions().get::<Standing>() {
-        _ if unknown => None,
+        _ if response.status() == StatusCode::UNAUTHORIZED => None,
         Some(standing) => Some(*standing),
         None => app.known(&*state, asked).and_then(|caller| {
             let agent = caller.agent(asked).ok();
-            standing(leases, &state, counted, caller.team, agent.as_ref(), wall_ms).ok()
+            standing(leases, &state, quota, caller.team, agent.as_ref(), wall_ms).ok()
         }),
     };
     let (limit, remaining) = match standing {
-        None => nobody(counted),
-        Some(standing) if response.status() == StatusCode::TOO_MANY_REQUESTS && !burst => (shown_of(standing).0, 0),
-        Some(standing) => shown_of(standing),
+        None => default_quota(quota),
+        Some(standing) if response.status() == StatusCode::TOO_MANY_REQUESTS && !burst => {
+            (limit_and_remaining(standing).0, 0)
+        }
+        Some(standing) => limit_and_remaining(standing),
     };
     let headers = response.headers_mut();
     headers.insert(LIMIT, HeaderValue::from(limit));
@@ -130,12 +130,12 @@ pub(super) fn shown(app: &AppState, counted: Counted, asked: &HeaderMap, mut res
 }
 
 /// The plan's default with nothing remaining, for a caller without a valid key.
-fn nobody(counted: Counted) -> (u64, u64) {
-    (counted.limit(&default_limits()), 0)
+fn default_quota(quota: Quota) -> (u64, u64) {
+    (quota.limit(&default_limits()), 0)
 }
 
 /// The limit and the remaining units.
-fn shown_of(standing: Standing) -> (u64, u64) {
+fn limit_and_remaining(standing: Standing) -> (u64, u64) {
     match standing.limit {
         0 => (UNLIMITED, UNLIMITED),
         limit => (limit, limit.saturating_sub(standing.used)),
@@ -146,20 +146,20 @@ fn shown_of(standing: Standing) -> (u64, u64) {
 fn standing(
     leases: &Leases,
     state: &StateDb,
-    counted: Counted,
+    quota: Quota,
     team: TeamId,
     agent: Option<&AgentId>,
     wall_ms: u64,
 ) -> Result<Standing, Fatal> {
     let limits = query::team::by_id(state, team)?.and_then(|team| team.limits);
-    let limit = counted.limit(&limits.unwrap_or_else(default_limits));
+    let limit = quota.limit(&limits.unwrap_or_else(default_limits));
     let Some(agent) = agent.filter(|_| limit != 0) else {
         return Ok(Standing { used: 0, limit });
     };
-    let row = match counted {
-        Counted::Sends => keys::send_count(team, agent.as_str()),
-        Counted::Reads => return leases.standing(team, agent.as_str(), state),
-        Counted::Registrations => keys::registration_count(team, agent.as_str()),
+    let row = match quota {
+        Quota::Sends => keys::send_count(team, agent.as_str()),
+        Quota::Reads => return leases.standing(team, agent.as_str(), state),
+        Quota::Registrations => keys::registration_count(team, agent.as_str()),
     };
     let count = query::team::day_count(state, &row)?;
     let used = if count.day < time::day(wall_ms) { 0 } else { count.used };
@@ -172,25 +172,25 @@ mod tests {
 
     #[test]
     fn the_path_says_which_quota_is_shown() {
-        for (method, path, counted) in [
-            (Method::POST, "/messages", Some(Counted::Sends)),
-            (Method::GET, "/messages", Some(Counted::Reads)),
-            (Method::POST, "/messages/batch", Some(Counted::Sends)),
-            (Method::GET, "/messages/msg_1", Some(Counted::Reads)),
-            (Method::PATCH, "/messages/msg_1", Some(Counted::Reads)),
-            (Method::GET, "/messages/msg_1/receipt", Some(Counted::Reads)),
-            (Method::DELETE, "/messages/subscribe", Some(Counted::Registrations)),
-            (Method::POST, "/messages/webhook", Some(Counted::Registrations)),
-            (Method::GET, "/deliveries", Some(Counted::Reads)),
-            (Method::POST, "/deliveries/dlv_1/redrive", Some(Counted::Reads)),
-            (Method::GET, "", Some(Counted::Reads)),
-            (Method::GET, "/nowhere", Some(Counted::Reads)),
+        for (method, path, quota) in [
+            (Method::POST, "/messages", Some(Quota::Sends)),
+            (Method::GET, "/messages", Some(Quota::Reads)),
+            (Method::POST, "/messages/batch", Some(Quota::Sends)),
+            (Method::GET, "/messages/msg_1", Some(Quota::Reads)),
+            (Method::PATCH, "/messages/msg_1", Some(Quota::Reads)),
+            (Method::GET, "/messages/msg_1/receipt", Some(Quota::Reads)),
+            (Method::DELETE, "/messages/subscribe", Some(Quota::Registrations)),
+            (Method::POST, "/messages/webhook", Some(Quota::Registrations)),
+            (Method::GET, "/deliveries", Some(Quota::Reads)),
+            (Method::POST, "/deliveries/dlv_1/redrive", Some(Quota::Reads)),
+            (Method::GET, "", Some(Quota::Reads)),
+            (Method::GET, "/nowhere", Some(Quota::Reads)),
             (Method::POST, "/agents/messages", None),
-            (Method::POST, "/agents/others", Some(Counted::Reads)),
+            (Method::POST, "/agents/others", Some(Quota::Reads)),
         ] {
             for mount in ["/v1", "/api/v1"] {
                 let path = format!("{mount}{path}");
-                assert_eq!(Counted::of(&method, &path), counted, "{method} {path}");
+                assert_eq!(Quota::of(&method, &path), quota, "{method} {path}");
             }
         }
         for path in [
@@ -202,16 +202,19 @@ mod tests {
             "/admin/v1/teams",
             "/ws",
         ] {
-            assert_eq!(Counted::of(&Method::GET, path), None, "{path}");
+            assert_eq!(Quota::of(&Method::GET, path), None, "{path}");
         }
     }
 
     #[test]
     fn remaining_units_are_never_negative() {
-        assert_eq!(shown_of(Standing { used: 7, limit: 5 }), (5, 0));
-        assert_eq!(shown_of(Standing { used: 1, limit: 5 }), (5, 4));
+        assert_eq!(limit_and_remaining(Standing { used: 7, limit: 5 }), (5, 0));
+        assert_eq!(limit_and_remaining(Standing { used: 1, limit: 5 }), (5, 4));
         let unlimited = UNLIMITED;
-        assert_eq!(shown_of(Standing { used: 7, limit: 0 }), (unlimited, unlimited));
-        assert_eq!(nobody(Counted::Registrations), (100, 0));
+        assert_eq!(
+            limit_and_remaining(Standing { used: 7, limit: 0 }),
+            (unlimited, unlimited)
+        );
+        assert_eq!(default_quota(Quota::Registrations), (100, 0));
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentpost_proto::limits;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
@@ -10,19 +11,18 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 
 use super::app_state::{App, AppState, HttpHandles};
-use super::input::WAIT_SECONDS_MAX;
 use super::{abbababa, activate, admin, agents, body, health, kite, login, ratelimit, signing};
 use crate::server::error::{ApiError, in_form_of};
+use crate::server::face::Face;
 use crate::server::services::Services;
 use crate::shard::this_node::DRAIN_DEADLINE;
-use crate::wire::face::Face;
 
 /// Time limit for a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time limit for a transfer of leadership, which waits for running webhook calls.
 const TRANSFER_TIMEOUT: Duration = DRAIN_DEADLINE.saturating_add(Duration::from_secs(10));
 /// Time limit for a long poll.
-const POLL_TIMEOUT: Duration = Duration::from_secs(WAIT_SECONDS_MAX + 30);
+const POLL_TIMEOUT: Duration = Duration::from_secs(limits::WAIT_SECONDS_MAX + 30);
 
 /// All routes of the client port. `beside` are routes of another protocol on the same port.
 pub fn router(services: Services, http: HttpHandles, beside: Router<Arc<AppState>>) -> Router {
@@ -79,14 +79,14 @@ async fn around(State(app): App, request: Request, next: Next) -> Response {
         _ if polls => POLL_TIMEOUT,
         _ => REQUEST_TIMEOUT,
     };
-    let counted = ratelimit::Counted::of(request.method(), request.uri().path());
-    let counted = counted.map(|counted| (counted, request.headers().clone()));
+    let quota = ratelimit::Quota::of(request.method(), request.uri().path());
+    let quota = quota.map(|quota| (quota, request.headers().clone()));
     let answered = next.run(body::guarded(request, &app.http.lifetime.tasks));
     let answered = tokio::time::timeout(deadline, answered).await;
     let answered = answered.unwrap_or_else(|_| ApiError::outcome_unknown().into_response());
     let mut response = in_form_of(face, answered);
-    if let Some((counted, asked)) = counted {
-        response = ratelimit::shown(&app, counted, &asked, response);
+    if let Some((quota, asked)) = quota {
+        response = ratelimit::set_headers(&app, quota, &asked, response);
     }
     response
         .headers_mut()

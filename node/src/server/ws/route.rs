@@ -64,6 +64,7 @@ pub fn route_with<S: Clone + Send + Sync + 'static>(
 }
 
 /// Accepts the upgrade. Authentication happens inside the session, so an upgrade is refused only when the node is full.
+/// The middleware of the port gives errors their form.
 async fn upgrade(
     State(ws): State<WsState>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,

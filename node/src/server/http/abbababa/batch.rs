@@ -69,7 +69,7 @@ pub async fn batch(State(app): App, request: Request) -> Result<Response> {
     };
     let standing = ratelimit::after_batch(&ids, &outcomes);
     let answered = results(&app, caller.team, checked, outcomes)?;
-    Ok(ratelimit::counted(standing, answered))
+    Ok(ratelimit::with_usage(standing, answered))
 }
 
 /// The results in the order of the request: refused here, or decided by apply. The answer does not wait for the inboxes

@@ -21,7 +21,7 @@ use crate::server::http::input::Consistency;
 /// The receipt of one message.
 pub async fn get(State(app): App, id: Id, request: Request) -> Result<Response> {
     let (parts, _) = request.into_parts();
-    let consistency = Consistency::before_key(&parts.uri)?;
+    let consistency = Consistency::of_uri(&parts.uri)?;
     let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let viewer = Viewer::of(&reading.caller, &parts.headers)?;

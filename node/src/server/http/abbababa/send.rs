@@ -68,7 +68,7 @@ pub async fn one(State(app): App, request: Request) -> Result<Response> {
         repeated(&app, caller.team, &send, &reply, pending)?
     };
     let standing = ratelimit::after_send(&send.message_id, &reply);
-    Ok(ratelimit::counted(standing, answered))
+    Ok(ratelimit::with_usage(standing, answered))
 }
 
 /// The answer to a repeated idempotency key: the message as it was stored, if this node knows it.

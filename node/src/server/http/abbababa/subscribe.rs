@@ -102,7 +102,7 @@ pub async fn subscribe(State(app): App, request: Request) -> Result<Response> {
         data: Some(subscription.clone()),
         subscription,
     })?;
-    Ok(ratelimit::counted(standing, answered))
+    Ok(ratelimit::with_usage(standing, answered))
 }
 
 /// The subscription of a reply. A kept URL may have been disabled before.
@@ -188,7 +188,7 @@ pub async fn unsubscribe(State(app): App, request: Request) -> Result<Response> 
 /// The subscriptions of the caller's agent.
 pub async fn list(State(app): App, request: Request) -> Result<Response> {
     let (parts, _) = request.into_parts();
-    let consistency = Consistency::before_key(&parts.uri)?;
+    let consistency = Consistency::of_uri(&parts.uri)?;
     let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let (team, agent) = (reading.caller.team, reading.caller.agent(&parts.headers)?);

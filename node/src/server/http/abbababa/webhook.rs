@@ -98,13 +98,13 @@ pub async fn register(State(app): App, request: Request) -> Result<Response> {
         ..record::Endpoint::default()
     };
     let answered = answer(Some(shown(&app, caller.team, &agent, row, &endpoint)?))?;
-    Ok(ratelimit::counted(standing, answered))
+    Ok(ratelimit::with_usage(standing, answered))
 }
 
 /// Answers with the webhook of the caller's agent, or null.
 pub async fn get(State(app): App, request: Request) -> Result<Response> {
     let (parts, _) = request.into_parts();
-    let consistency = Consistency::before_key(&parts.uri)?;
+    let consistency = Consistency::of_uri(&parts.uri)?;
     let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let (team, agent) = (reading.caller.team, reading.caller.agent(&parts.headers)?);
