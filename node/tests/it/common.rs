@@ -10,4 +10,4 @@ pub mod webhooks;
 
 pub use agentpost_testkit::eventually;
 pub use cluster::{TestCluster, TestTeam};
-pub use handles::NodeHandles;
+pub use handles::{NodeHandles, read_state};

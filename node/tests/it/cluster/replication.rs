@@ -12,7 +12,7 @@ use agentpost_proto::command::{
 };
 use agentpost_raft_store::core::query;
 
-use crate::common::{NodeHandles, TestCluster, TestTeam, eventually};
+use crate::common::{NodeHandles, TestCluster, TestTeam, eventually, read_state};
 
 fn send(services: &NodeHandles, team: &TestTeam, to: &str, key: &str) -> Operation {
     let send = Send {
@@ -45,7 +45,7 @@ async fn deliver(services: &NodeHandles, team: &TestTeam, to: &str) -> u64 {
 
 /// The seqs in an inbox, from a linearizable read.
 async fn inbox(services: &NodeHandles, team: &TestTeam, agent: &str) -> Vec<u64> {
-    let state = services.reader.linearizable().await.unwrap();
+    let state = read_state(&services.reader).await;
     let items = query::inbox::after(&*state, team.id, agent, 0, 10_000).unwrap();
     items.into_iter().map(|item| item.seq).collect()
 }

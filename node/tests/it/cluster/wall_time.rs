@@ -5,7 +5,7 @@ use agentpost_raft_store::core::query;
 use agentpost_testkit::receiver::Receiver;
 
 use crate::common::webhooks::WebhookOffice;
-use crate::common::{TestCluster, eventually};
+use crate::common::{TestCluster, eventually, read_state};
 
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: i64 = 24 * HOUR_MS as i64;
@@ -20,7 +20,7 @@ fn is_now(ms: u64) {
 async fn write(office: &WebhookOffice, node: usize) -> u64 {
     office.send_through(node, "b", "x").await;
     let reader = office.cluster.services(node).reader;
-    let state = eventually("a read", async || reader.linearizable().await.ok()).await;
+    let state = read_state(&reader).await;
     query::applied(&*state).unwrap().wall_ms
 }
 
@@ -115,7 +115,7 @@ async fn a_cluster_founded_by_a_node_from_another_day_begins_today() {
     };
     let cluster = TestCluster::start_with_clocks(3, WebhookOffice::SETTINGS, clock_of).await;
     let services = cluster.services(0);
-    let state = eventually("a read", async || services.reader.linearizable().await.ok()).await;
+    let state = read_state(&services.reader).await;
     let hash = services.secrets.key_hash(&cluster.admin_key());
     is_now(query::key::by_hash(&*state, &hash).unwrap().unwrap().created_at_ms);
     let office = WebhookOffice::of(cluster).await;

@@ -12,6 +12,8 @@ use agentpost_node::server::ws::ws_state::WsHandles;
 use agentpost_node::shard::proposer::Proposer;
 use agentpost_node::shard::reader::Reader;
 use agentpost_node::webhooks::egress::Egress;
+use agentpost_raft_store::disk::state::StateDb;
+use agentpost_testkit::eventually;
 
 /// The handles of a running node. Clones are cheap.
 #[derive(Clone)]
@@ -56,4 +58,9 @@ impl NodeHandles {
             source_prefix: "https://getkite.sh/agents/".to_owned(),
         }
     }
+}
+
+/// The state of a linearizable read. The read is repeated while no quorum confirms a leader, as a client would.
+pub async fn read_state(reader: &Reader) -> Arc<StateDb> {
+    eventually("a linearizable read", async || reader.linearizable().await.ok()).await
 }

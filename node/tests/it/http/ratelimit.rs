@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::common::office::{Office, office};
 use crate::common::web::{Answer, Call, Team, mail, new_key};
-use crate::common::{TestCluster, eventually};
+use crate::common::{TestCluster, eventually, read_state};
 
 const UNLIMITED: u64 = 2_147_483_647;
 
@@ -79,7 +79,7 @@ async fn set_clocks(cluster: &TestCluster, unix_ms: u64) {
 /// The counted reads of an agent on its newest day, and the number of leases of all agents.
 async fn counted(cluster: &TestCluster, node: usize, team: &Team, agent: &str) -> (u64, usize) {
     let id: TeamId = team.id.parse().unwrap();
-    let state = cluster.services(node).reader.linearizable().await.unwrap();
+    let state = read_state(&cluster.services(node).reader).await;
     let count = query::team::day_count(&*state, &keys::read_count(id, agent)).unwrap();
     let leases = state.range(keys::leases_before(u32::MAX), Order::Ascending).count();
     (count.used, leases)

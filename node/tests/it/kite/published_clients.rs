@@ -9,6 +9,7 @@ use agentpost_node::server::ws;
 use agentpost_raft_store::core::query;
 use agentpost_testkit::socket::{Connect, Socket};
 
+use crate::common::read_state;
 use storm::Storm;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,7 +62,7 @@ async fn a_blocked_handler_keeps_its_session_and_its_mail() {
     tokio::time::sleep(BLOCKED).await;
     let place = async || {
         let team = storm.team.id.parse().unwrap();
-        let state = storm.cluster.services(0).reader.linearizable().await.unwrap();
+        let state = read_state(&storm.cluster.services(0).reader).await;
         let cursor = query::inbox::cursor(&*state, team, "busy", "").unwrap();
         cursor.map_or(0, |cursor| cursor.seq)
     };

@@ -17,9 +17,9 @@ use openraft::EntryPayload;
 use openraft::storage::{RaftLogReader as _, RaftLogStorage as _};
 use serde_json::{Value, json};
 
-use crate::common::eventually;
 use crate::common::office::{Office, connect, office};
 use crate::common::web::{Call, Team};
+use crate::common::{eventually, read_state};
 
 const MINUTE_MS: u64 = 60_000;
 
@@ -194,7 +194,7 @@ async fn a_session_that_is_open_keeps_its_cursor_in_use() {
     let (seq, _) = socket.event().await;
     socket.ack(seq).await;
     let applied = async || {
-        let state = office.cluster.services(0).reader.linearizable().await.unwrap();
+        let state = read_state(&office.cluster.services(0).reader).await;
         query::applied(&*state).unwrap().last.unwrap().index
     };
     let before = applied().await;
@@ -235,7 +235,7 @@ async fn lose(office: &Office, team: &Team, to: &str) {
     }
     eventually("the removal of what expired", async || {
         office.propose(Op::Sweep(Sweep::default())).await;
-        let state = office.cluster.services(0).reader.linearizable().await.unwrap();
+        let state = read_state(&office.cluster.services(0).reader).await;
         query::inbox::message(&*state, id(team), message)
             .unwrap()
             .is_none()

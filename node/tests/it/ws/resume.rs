@@ -9,9 +9,9 @@ use agentpost_raft_store::core::query;
 use agentpost_testkit::socket::{Ending, Socket, refused};
 use serde_json::{Value, json};
 
-use crate::common::eventually;
 use crate::common::office::{Office, connect, office};
 use crate::common::web::Team;
+use crate::common::{eventually, read_state};
 
 impl Office {
     /// Sends messages through the nodes in turn.
@@ -109,7 +109,7 @@ async fn a_reconnect_waits_for_acks_that_its_node_has_not_stored(office: &Office
     // A new cursor is stored before its session is greeted.
     let named = connect(&team, &["*"], Some("new"));
     Socket::connect(&url, named).await;
-    let state = office.cluster.services(0).reader.linearizable().await.unwrap();
+    let state = read_state(&office.cluster.services(0).reader).await;
     let cursor = query::inbox::cursor(&*state, team.id.parse().unwrap(), "", "new").unwrap();
     assert_eq!(cursor.map(|cursor| (cursor.seq, cursor.acked)), Some((3, false)));
 }
@@ -436,7 +436,7 @@ async fn retention_is_told_once(office: &Office) {
             op: Some(Op::Sweep(Sweep::default())),
         };
         leader.proposer.propose(sweep).await.unwrap();
-        let state = leader.reader.linearizable().await.unwrap();
+        let state = read_state(&leader.reader).await;
         let is_left = |seq| {
             query::inbox::message_at(&*state, team.id.parse().unwrap(), seq)
                 .unwrap()

@@ -9,9 +9,9 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
-use crate::common::eventually;
 use crate::common::office::{Office, office};
 use crate::common::web::{Call, Team};
+use crate::common::{eventually, read_state};
 
 impl Office {
     async fn send_thread(&self, node: usize, team: &Team, to: &str, body: &str, thread: Option<&str>) {
@@ -307,7 +307,7 @@ async fn requests_neither_replay_nor_move_a_cursor(office: &Office) {
     listener.ack(known).await;
     let id = team.id.parse().unwrap();
     let cursor = async |node: usize, agent: &str, client_id: &str| {
-        let state = office.cluster.services(node).reader.linearizable().await.unwrap();
+        let state = read_state(&office.cluster.services(node).reader).await;
         query::inbox::cursor(&*state, id, agent, client_id).unwrap()
     };
     eventually("a stored ack", async || cursor(0, "alpha", "").await).await;

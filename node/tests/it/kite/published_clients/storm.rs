@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::common::web::{Call, Team};
-use crate::common::{TestCluster, eventually};
+use crate::common::{TestCluster, eventually, read_state};
 
 /// The agents that receive messages.
 pub const AGENTS: [&str; 4] = ["old", "rig", "busy", "cli"];
@@ -207,7 +207,7 @@ impl Storm {
     /// The seqs of all messages of an agent, or of the team. Asserts that every accepted message is among them.
     pub async fn mail(&self, agent: Option<&str>) -> Vec<u64> {
         let reader = self.cluster.services(self.cluster.running()[0]).reader;
-        let state = eventually("a read", async || reader.linearizable().await.ok()).await;
+        let state = read_state(&reader).await;
         let team = self.team_id();
         let Some(agent) = agent else {
             let all = query::inbox::team_after(&*state, team, 0, usize::MAX).unwrap();
