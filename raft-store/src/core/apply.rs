@@ -117,7 +117,7 @@ pub fn apply_command(
         cluster_ms: view.applied.cluster_ms,
         principal: operation.principal.as_ref(),
     };
-    let savepoint = view.savepoint();
+    let savepoint = view.begin_command();
     let effects_before = effects.len();
     let outcome = match operation.op {
         Some(op) => dispatch(view, &context, op, effects),

@@ -1,7 +1,8 @@
 //! The view that `apply` reads and writes: the state before the batch, overlaid with the batch's own writes.
 //!
 //! Writes are buffered in an ordered map, so a row that many commands change (a team's counters) reaches the database
-//! once per batch, in key order. Each command begins with a savepoint, so that a rejected command leaves no writes.
+//! once per batch, in key order. Each command begins with a savepoint, so that a rejected command leaves no writes. What
+//! a read, a scan or a rollback costs depends on the rows that it takes, never on the writes of the rest of the batch.
 
 mod overlay;
 mod recent_ids;
@@ -64,16 +65,14 @@ impl HotCache {
 /// A position in the writes of a batch, to which a rejected command is rolled back.
 #[derive(Debug, Clone, Copy)]
 pub struct Savepoint {
-    serial: u32,
     undo: usize,
-    fresh: usize,
     state_hash: u64,
 }
 
 /// A batch's write to one row.
 struct Write {
-    /// The savepoint after which this batch first wrote the row. A rollback to that savepoint, or to an older one,
-    /// removes the write.
+    /// The serial of the savepoint after which the row was last written. A row that is written twice after one savepoint
+    /// needs only one entry in the undo list.
     serial: u32,
     value: Option<Bytes>,
 }
@@ -83,12 +82,11 @@ pub struct View<'a> {
     base: &'a (dyn Kv + Sync),
     cache: &'a mut HotCache,
     writes: BTreeMap<Bytes, Write>,
-    /// The previous values of rows that were first written before the newest savepoint.
-    undo: Vec<(Bytes, Option<Bytes>)>,
+    /// What undoes the writes of the current command, in their order: the batch's previous write to the row, or `None` if
+    /// the batch had not written the row.
+    undo: Vec<(Bytes, Option<Write>)>,
     /// The serial of the newest savepoint.
     serial: u32,
-    /// How many rows the batch writes.
-    fresh: usize,
     /// The applied row, decoded. It is written once, at the end. Its state hash is chained over every write.
     pub(crate) applied: record::Applied,
     bytes: usize,
@@ -105,7 +103,6 @@ impl<'a> View<'a> {
             writes: BTreeMap::new(),
             undo: Vec::new(),
             serial: 0,
-            fresh: 0,
             applied,
             bytes: 0,
             touched: Cell::new(0),
@@ -135,16 +132,17 @@ impl<'a> View<'a> {
             Some(value) => XxHash3_64::oneshot_with_seed(hash, value),
             None => !hash,
         };
+        let serial = self.serial;
+        let write = Write { serial, value };
         match self.writes.entry(key) {
             Entry::Vacant(row) => {
-                let serial = self.serial;
-                row.insert(Write { serial, value });
-                self.fresh += 1;
+                self.undo.push((row.key().clone(), None));
+                row.insert(write);
             }
             Entry::Occupied(mut row) => {
-                let previous = std::mem::replace(&mut row.get_mut().value, value);
-                if row.get().serial < self.serial {
-                    self.undo.push((row.key().clone(), previous));
+                let previous = std::mem::replace(row.get_mut(), write);
+                if previous.serial < serial {
+                    self.undo.push((row.key().clone(), Some(previous)));
                 }
             }
         }
@@ -171,31 +169,31 @@ impl<'a> View<'a> {
         Ok(ids.note(team, id).unwrap_or(true))
     }
 
-    /// Begins a savepoint after the writes so far.
+    /// Begins a command. The commands before it were accepted, so what would undo them is forgotten.
+    pub fn begin_command(&mut self) -> Savepoint {
+        self.undo.clear();
+        self.savepoint()
+    }
+
+    /// Begins a savepoint within a command.
     pub fn savepoint(&mut self) -> Savepoint {
         self.serial += 1;
         Savepoint {
-            serial: self.serial,
             undo: self.undo.len(),
-            fresh: self.fresh,
             state_hash: self.applied.state_hash,
         }
     }
 
-    /// Undoes every write since `savepoint`. It may walk the whole batch, because it is rare.
+    /// Undoes every write since `savepoint`, which belongs to the current command. The cost depends on these writes
+    /// alone, not on the batch.
     pub fn rollback(&mut self, savepoint: Savepoint) {
         self.applied.state_hash = savepoint.state_hash;
         for (key, previous) in self.undo.drain(savepoint.undo..).rev() {
-            if let Some(write) = self.writes.get_mut(&key) {
-                write.value = previous;
+            touch(&self.touched);
+            match previous {
+                Some(write) => drop(self.writes.insert(key, write)),
+                None => drop(self.writes.remove(&key)),
             }
-        }
-        if self.fresh > savepoint.fresh {
-            self.writes.retain(|_, write| {
-                touch(&self.touched);
-                write.serial < savepoint.serial
-            });
-            self.fresh = savepoint.fresh;
         }
     }
 

@@ -16,6 +16,7 @@ fn value(n: u8) -> Bytes {
 #[derive(Debug, Clone)]
 enum Step {
     Write(u8, Option<u8>),
+    Begin,
     Savepoint,
     /// Forgets the newest savepoint, as an accepted command does.
     Keep,
@@ -26,6 +27,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0..KEYS, proptest::option::of(any::<u8>())).prop_map(|(key, value)| Step::Write(key, value)),
+        1 => Just(Step::Begin),
         2 => Just(Step::Savepoint),
         1 => Just(Step::Keep),
         1 => Just(Step::Rollback),
@@ -72,6 +74,10 @@ proptest! {
                         None => view.delete(key(k)),
                     }
                     model.write(vec![(key(k), v.map(value))]);
+                }
+                Step::Begin => {
+                    let hash = view.applied.state_hash;
+                    savepoints = vec![(view.begin_command(), model.clone(), hash)];
                 }
                 Step::Savepoint => {
                     let hash = view.applied.state_hash;
@@ -126,4 +132,25 @@ fn the_first_row_of_a_range_costs_the_same_beside_many_writes() {
     let rows = view.range(Vec::new()..vec![0xff], Order::Ascending).take(100).count();
     let touched = view.touched() - before;
     assert!((100..=102).contains(&touched), "{touched} rows touched to take {rows}");
+}
+
+#[test]
+fn a_rollback_undoes_its_own_command_only() {
+    let base = large_base();
+    let mut cache = HotCache::default();
+    let mut view = View::new(&base, &mut cache).unwrap();
+    for n in 0..ROWS {
+        view.begin_command();
+        view.put(numbered(n), value(1));
+    }
+    let refused = view.begin_command();
+    for n in [0, 5, ROWS + 1, 3 * ROWS] {
+        view.put(numbered(n), value(2));
+    }
+    let before = view.touched();
+    view.rollback(refused);
+    let touched = view.touched() - before;
+    assert!((1..=4).contains(&touched), "undoing 4 writes touched {touched} rows");
+    let read = [0, 5, ROWS + 1, 3 * ROWS].map(|n| view.get(&numbered(n)).unwrap());
+    assert_eq!(read, [Some(value(1)), Some(value(1)), None, None]);
 }
