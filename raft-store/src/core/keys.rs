@@ -18,7 +18,7 @@
 //! | `sc` | team, agent | `DayCount` of sends |
 //! | `rd` | team, agent | `DayCount` of inbox reads, leased ones included |
 //! | `rg` | team, agent | `DayCount` of webhook registrations |
-//! | `ih` | team, agent | `InboxHead`: counters |
+//! | `ih` | team, agent | `InboxHead`: counters, the first `iu` and the first `ir` |
 //! | `iu` | team, agent, seq | `InboxEntry`, unread |
 //! | `ir` | team, agent, seq | `InboxEntry`, read |
 //! | `me` | team, seq | `Message` |

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod cost;
 mod cursors;
 mod deliveries;
 mod dispatch_model;

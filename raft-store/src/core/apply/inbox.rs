@@ -1,9 +1,14 @@
 //! Inboxes: appending entries, marking them read, removing them.
+//!
+//! An inbox is two queues, its unread and its read entries. The head of the inbox knows the first row of each, so that
+//! no command has to look for it: a scan would step over everything that was removed before. Only the command that
+//! removes a first row looks for the next one, which is near.
 
 use agentpost_proto::command::{ErrorCode, MarkRead, Permission};
 use agentpost_proto::id::{AgentId, MessageId, TeamId};
 use agentpost_proto::limits;
 use agentpost_proto::record::{InboxEntry, InboxHead, Message, TeamHead};
+use bytes::Bytes;
 
 use super::check::parsed;
 use super::principal::Caller;
@@ -24,20 +29,19 @@ pub fn append(
     seq: u64,
     message_seq: u64,
 ) -> Result<(), Fatal> {
-    let mut head: InboxHead = view.load(&keys::inbox_head(team, agent))?.unwrap_or_default();
+    let mut head: InboxHead = query::inbox::head(view, team, agent)?;
     head.last_position += 1;
-    head.entries += 1;
-    head.unread += 1;
     let entry = InboxEntry {
         position: head.last_position,
         message_seq,
         read_at_ms: 0,
     };
-    view.store(keys::inbox_entry(ReadState::Unread, team, agent, seq), &entry);
-    view.store(keys::inbox_head(team, agent), &head);
+    let inbox = Inbox { team, agent };
+    inbox.add(view, &mut head, ReadState::Unread, seq, &entry);
     if head.entries > limits::INBOX_ENTRIES_MAX {
-        remove_oldest(view, team, team_head, agent, &head)?;
+        inbox.remove_oldest(view, team_head, &mut head)?;
     }
+    view.store(keys::inbox_head(team, agent), &head);
     Ok(())
 }
 
@@ -55,49 +59,19 @@ pub fn mark_read(view: &mut View<'_>, context: &Context<'_>, op: &MarkRead) -> R
     if state == wanted {
         return Ok(());
     }
-    let mut head: InboxHead = view.load(&keys::inbox_head(team, &op.agent))?.unwrap_or_default();
-    match wanted {
-        ReadState::Read => {
-            head.unread -= 1;
-            head.read_floor = head.read_floor.min(seq);
-            entry.read_at_ms = context.wall_ms.max(1);
-        }
-        ReadState::Unread => {
-            head.unread += 1;
-            head.unread_floor = head.unread_floor.min(seq);
-            entry.read_at_ms = 0;
-        }
-    }
-    view.delete(keys::inbox_entry(state, team, &op.agent, seq));
-    view.store(keys::inbox_entry(wanted, team, &op.agent, seq), &entry);
+    entry.read_at_ms = match wanted {
+        ReadState::Read => context.wall_ms.max(1),
+        ReadState::Unread => 0,
+    };
+    let mut head: InboxHead = query::inbox::head(view, team, &op.agent)?;
+    let inbox = Inbox { team, agent: &op.agent };
+    inbox.remove(view, &mut head, state, seq)?;
+    inbox.add(view, &mut head, wanted, seq, &entry);
     view.store(keys::inbox_head(team, &op.agent), &head);
     Ok(())
 }
 
-/// Removes the oldest read entry of an inbox, or its oldest entry if none is read.
-fn remove_oldest(
-    view: &mut View<'_>,
-    team: TeamId,
-    team_head: &mut TeamHead,
-    agent: &str,
-    head: &InboxHead,
-) -> Result<(), Fatal> {
-    for (state, floor) in [
-        (ReadState::Read, head.read_floor),
-        (ReadState::Unread, head.unread_floor),
-    ] {
-        let first = view
-            .range(keys::inbox_from(state, team, agent, floor), Order::Ascending)
-            .next()
-            .transpose()?;
-        if let Some(seq) = first.and_then(|(key, _)| keys::trailing_number(&key)) {
-            return remove_entry(view, team, team_head, agent, state, seq);
-        }
-    }
-    Ok(())
-}
-
-/// Removes one entry, and the message if nothing else refers to it.
+/// Removes one entry, if it exists, and the message if nothing else refers to it.
 pub(super) fn remove_entry(
     view: &mut View<'_>,
     team: TeamId,
@@ -106,36 +80,97 @@ pub(super) fn remove_entry(
     state: ReadState,
     seq: u64,
 ) -> Result<(), Fatal> {
-    let key = keys::inbox_entry(state, team, agent, seq);
-    let Some(entry) = view.load::<InboxEntry>(&key)? else {
+    let Some(entry) = view.load::<InboxEntry>(&keys::inbox_entry(state, team, agent, seq))? else {
         return Ok(());
     };
-    view.delete(key);
-    let mut head: InboxHead = view.load(&keys::inbox_head(team, agent))?.unwrap_or_default();
-    head.entries -= 1;
+    let mut head: InboxHead = query::inbox::head(view, team, agent)?;
+    Inbox { team, agent }.remove(view, &mut head, state, seq)?;
     head.max_removed_seq = head.max_removed_seq.max(seq);
-    match state {
-        // Only the removal of the first row raises the floor, because the rows above it still exist.
-        ReadState::Read if is_first(view, team, agent, state, head.read_floor, seq)? => head.read_floor = seq + 1,
-        ReadState::Read => {}
-        ReadState::Unread => {
-            head.unread -= 1;
-            if is_first(view, team, agent, state, head.unread_floor, seq)? {
-                head.unread_floor = seq + 1;
-            }
-        }
-    }
     view.store(keys::inbox_head(team, agent), &head);
     release_message(view, team, team_head, entry.message_seq)
 }
 
-/// Whether there is no row between the floor and `seq`.
-fn is_first(view: &View<'_>, team: TeamId, agent: &str, state: ReadState, floor: u64, seq: u64) -> Result<bool, Fatal> {
-    let range = keys::inbox_from(state, team, agent, floor);
-    let first = view.range(range, Order::Ascending).next().transpose()?;
-    Ok(first
-        .and_then(|(key, _)| keys::trailing_number(&key))
-        .is_none_or(|next| next > seq))
+/// The inbox of an agent. The caller loads its head and stores it again.
+struct Inbox<'a> {
+    team: TeamId,
+    agent: &'a str,
+}
+
+impl Inbox<'_> {
+    fn key(&self, state: ReadState, seq: u64) -> Bytes {
+        keys::inbox_entry(state, self.team, self.agent, seq)
+    }
+
+    /// Adds a row.
+    fn add(&self, view: &mut View<'_>, head: &mut InboxHead, state: ReadState, seq: u64, entry: &InboxEntry) {
+        let is_alone = rows(head, state) == 0;
+        head.entries += 1;
+        head.unread += u64::from(state == ReadState::Unread);
+        let first = first(head, state);
+        *first = if is_alone { seq } else { seq.min(*first) };
+        view.store(self.key(state, seq), entry);
+    }
+
+    /// Removes a row.
+    fn remove(&self, view: &mut View<'_>, head: &mut InboxHead, state: ReadState, seq: u64) -> Result<(), Fatal> {
+        view.delete(self.key(state, seq));
+        head.entries -= 1;
+        head.unread -= u64::from(state == ReadState::Unread);
+        if *first(head, state) == seq {
+            let next = match rows(head, state) {
+                0 => None,
+                _ => self.first_row(view, state, seq + 1)?,
+            };
+            *first(head, state) = next.unwrap_or(seq + 1);
+        }
+        Ok(())
+    }
+
+    /// The seq of the first row from `seq` on.
+    fn first_row(&self, view: &View<'_>, state: ReadState, seq: u64) -> Result<Option<u64>, Fatal> {
+        let range = keys::inbox_from(state, self.team, self.agent, seq);
+        let first = view.range(range, Order::Ascending).next().transpose()?;
+        Ok(first.and_then(|(key, _)| keys::trailing_number(&key)))
+    }
+
+    /// Removes the oldest read entry, or the oldest entry if none is read, with its message if nothing else refers to
+    /// it.
+    fn remove_oldest(&self, view: &mut View<'_>, team_head: &mut TeamHead, head: &mut InboxHead) -> Result<(), Fatal> {
+        let state = match rows(head, ReadState::Read) {
+            0 => ReadState::Unread,
+            _ => ReadState::Read,
+        };
+        let floor = *first(head, state);
+        let at_floor: Option<InboxEntry> = view.load(&self.key(state, floor))?;
+        let (seq, entry) = match at_floor {
+            Some(entry) => (floor, entry),
+            // The floor may lie below the first row in the state of an earlier build.
+            None => match self.first_row(view, state, floor)? {
+                Some(seq) => (seq, view.load(&self.key(state, seq))?.unwrap_or_default()),
+                None => return Ok(()),
+            },
+        };
+        *first(head, state) = seq;
+        self.remove(view, head, state, seq)?;
+        head.max_removed_seq = head.max_removed_seq.max(seq);
+        release_message(view, self.team, team_head, entry.message_seq)
+    }
+}
+
+/// The number of read or of unread rows.
+fn rows(head: &InboxHead, state: ReadState) -> u64 {
+    match state {
+        ReadState::Unread => head.unread,
+        ReadState::Read => head.entries - head.unread,
+    }
+}
+
+/// The seq of the first read or unread row. While there is none, no such row lies below it.
+fn first(head: &mut InboxHead, state: ReadState) -> &mut u64 {
+    match state {
+        ReadState::Unread => &mut head.unread_floor,
+        ReadState::Read => &mut head.read_floor,
+    }
 }
 
 /// Removes one reference to a message. The last one deletes the message. The count is a row of its own, so that the

@@ -171,13 +171,20 @@ fn cursors(kv: &Memory, team: TeamId) -> Check {
     Ok(())
 }
 
-/// The head of each inbox counts its entries, and seq and position rise along the inbox.
+/// The head of each inbox counts its entries and knows the first read and unread one, and seq and position rise along the inbox.
 fn inboxes(kv: &Memory, team: TeamId) -> Check {
     let entries = entries(kv, team);
     for (key, head) in of_team::<InboxHead>(kv, b"ih", team) {
         let own: Vec<&Entry> = entries.iter().filter(|e| e.agent == text(&key)).collect();
         prop_assert_eq!(head.entries, own.len() as u64);
         prop_assert_eq!(head.unread, own.iter().filter(|e| !e.is_read).count() as u64);
+        for (is_read, floor) in [(false, head.unread_floor), (true, head.read_floor)] {
+            let first = own.iter().find(|e| e.is_read == is_read);
+            prop_assert!(
+                first.is_none_or(|e| e.seq == floor),
+                "the first row of each kind is known"
+            );
+        }
         prop_assert!(
             own.windows(2)
                 .all(|w| w[0].seq < w[1].seq && w[0].position < w[1].position)

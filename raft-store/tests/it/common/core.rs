@@ -29,18 +29,29 @@ impl Core {
 
     /// Applies an encoded command.
     pub fn play(&mut self, command: &Bytes) -> (Reply, Vec<Effect>) {
-        self.index += 1;
         let mut effects = Vec::new();
+        let (reply, _) = self.batch([command], &mut effects).remove(0);
+        (reply, effects)
+    }
+
+    /// Applies encoded commands in one batch. Returns the reply of each, and the number of rows that it touched.
+    pub fn batch<'a>(
+        &mut self,
+        commands: impl IntoIterator<Item = &'a Bytes>,
+        effects: &mut Vec<Effect>,
+    ) -> Vec<(Reply, u64)> {
         let mut view = View::new(&self.memory, &mut self.cache).unwrap();
-        let log_id = LogId {
-            term: 1,
-            node: 1,
-            index: self.index,
-        };
-        let reply = apply_command(&mut view, &log_id, command, &mut effects).unwrap();
+        let mut answers = Vec::new();
+        for command in commands {
+            self.index += 1;
+            let (term, node, index) = (1, 1, self.index);
+            let before = view.touched();
+            let reply = apply_command(&mut view, &LogId { term, node, index }, command, effects).unwrap();
+            answers.push((reply, view.touched() - before));
+        }
         let writes = view.into_writes();
         self.memory.write(writes);
-        (reply, effects)
+        answers
     }
 
     /// Applies a blank entry.
