@@ -464,9 +464,10 @@ pub fn due(team: TeamId, generation: u64, due_ms: u64, number: u64) -> Bytes {
         .key()
 }
 
-/// The scheduled deliveries of an endpoint that are due at `from_ms` or later, the earliest first.
-pub fn due_from(team: TeamId, generation: u64, from_ms: u64) -> Range<Vec<u8>> {
-    Builder::new(DUE).team(team).number(generation).numbers_from(from_ms)
+/// The scheduled deliveries of an endpoint from a due time and number on, the earliest first.
+pub fn due_from(team: TeamId, generation: u64, due_ms: u64, number: u64) -> Range<Vec<u8>> {
+    let end = Builder::new(DUE).team(team).number(generation).prefix().end;
+    due(team, generation, due_ms, number).to_vec()..end
 }
 
 /// The due time and number that end a `du` key.

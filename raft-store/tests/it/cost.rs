@@ -3,15 +3,21 @@
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
-use agentpost_proto::command::{BeginEpoch, MarkRead, Permission, SendBatch, Sweep};
+use agentpost_proto::command::{
+    BeginEpoch, Claim, CloseEndpoint, DeleteWebhook, MarkRead, Permission, RegisterWebhook, SendBatch, Sweep,
+    WebhookEvent,
+};
 use agentpost_proto::limits;
 use agentpost_raft_store::core::query;
 use agentpost_testkit::commands::{
-    bootstrap, create_key, create_team, encode, message_id, principal, send, team_id, unlimited,
+    bootstrap, create_key, create_team, encode, id_of, message_id, principal, send, team_id, unlimited,
 };
 use bytes::Bytes;
 
 use crate::common::core::Core;
+
+/// Where bob's messages are delivered.
+const URL: &str = "https://bob.example/hook";
 
 /// A core with a team without limits.
 fn core() -> Core {
@@ -137,7 +143,7 @@ fn making_room_does_not_step_over_what_the_batch_marked() {
 #[test]
 fn retention_costs_the_same_beside_many_sends() {
     let mut core = core();
-    fill(&mut core, "bob", limits::SWEEP_ROWS_MAX);
+    fill(&mut core, "bob", 256);
     core.cluster_ms += limits::RETENTION_MS;
     let team_id = team_id("acme").to_bytes();
     let sweep = internal(&core, Op::Sweep(Sweep { team_id }));
@@ -150,5 +156,62 @@ fn retention_costs_the_same_beside_many_sends() {
     assert!(
         beside <= alone + alone / 10,
         "{alone} rows alone, {beside} beside 5,000 sends"
+    );
+}
+
+/// A core in which `count` deliveries to bob are due at one moment, and the generation of his endpoint.
+fn due(count: usize) -> (Core, u64) {
+    let mut core = core();
+    let register = RegisterWebhook {
+        agent: "bob".to_owned(),
+        webhook_id: Bytes::copy_from_slice(&id_of("hook")),
+        url: URL.to_owned(),
+        events: vec![WebhookEvent::MessageReceived as i32],
+    };
+    let register = encoded(&core, Op::RegisterWebhook(register));
+    costs(&mut core, &[register]);
+    fill(&mut core, "bob", count);
+    let endpoint = query::topic::endpoint(&core.memory, team_id("acme"), "bob", URL).unwrap();
+    (core, endpoint.unwrap().generation)
+}
+
+#[test]
+fn a_claim_costs_the_same_after_many_claims() {
+    let (mut core, _) = due(2_000);
+    let claims: Vec<Bytes> = (1..=2_000)
+        .map(|number| Claim {
+            epoch: core.epoch,
+            attempts: vec![agentpost_proto::command::AttemptRef {
+                team_id: team_id("acme").to_bytes(),
+                number,
+                attempt_no: 1,
+            }],
+        })
+        .map(|claim| internal(&core, Op::Claim(claim)))
+        .collect();
+    let (first, last) = ends(&costs(&mut core, &claims));
+    assert!(last <= first + 1, "{first} rows at first, {last} at last");
+}
+
+#[test]
+fn closing_an_endpoint_costs_the_same_for_each_delivery() {
+    let per_delivery = |count: usize| {
+        let (mut core, generation) = due(count);
+        let delete = DeleteWebhook {
+            agent: "bob".to_owned(),
+        };
+        let close = CloseEndpoint {
+            epoch: core.epoch,
+            team_id: team_id("acme").to_bytes(),
+            generation,
+        };
+        let delete = encoded(&core, Op::DeleteWebhook(delete));
+        let close = internal(&core, Op::CloseEndpoint(close));
+        costs(&mut core, &[delete, close])[1] / count as u64
+    };
+    let (few, many) = (per_delivery(16), per_delivery(256));
+    assert!(
+        many <= few + 1,
+        "{few} rows for each of 16, {many} for each of the most"
     );
 }

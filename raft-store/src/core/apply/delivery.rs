@@ -150,18 +150,16 @@ fn leave_due(view: &mut View<'_>, team: TeamId, delivery: &Delivery) -> Result<(
     if head.is_none_or(|head| head.number != number) {
         return Ok(());
     }
-    match first_due(view, team, generation, delivery.due_ms)? {
+    match next_due(view, team, delivery)? {
         Some((due_ms, number)) => view.store(key, &EndpointHead { due_ms, number }),
         None => view.delete(key),
     }
     Ok(())
 }
 
-/// The first scheduled delivery of an endpoint that is due at `from_ms` or later.
-fn first_due(view: &View<'_>, team: TeamId, generation: u64, from_ms: u64) -> Result<Option<(u64, u64)>, Fatal> {
-    let first = view
-        .range(keys::due_from(team, generation, from_ms), Order::Ascending)
-        .next()
-        .transpose()?;
-    Ok(first.and_then(|(key, _)| keys::parse_due(&key)))
+/// The scheduled delivery of the same endpoint that is due next after `delivery`.
+fn next_due(view: &View<'_>, team: TeamId, delivery: &Delivery) -> Result<Option<(u64, u64)>, Fatal> {
+    let range = keys::due_from(team, delivery.generation, delivery.due_ms, delivery.number + 1);
+    let next = view.range(range, Order::Ascending).next().transpose()?;
+    Ok(next.and_then(|(key, _)| keys::parse_due(&key)))
 }

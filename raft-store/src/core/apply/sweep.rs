@@ -124,11 +124,9 @@ fn give_up(
         return remove_from(view, team, head, &message.to, message.seq).map(|()| (0, true));
     }
     let mut removed = 0;
+    let mut rest = keys::receivers_of(team, message.seq);
     loop {
-        let last = view
-            .range(keys::receivers_of(team, message.seq), Order::Descending)
-            .next()
-            .transpose()?;
+        let last = view.range(rest.clone(), Order::Descending).next().transpose()?;
         let Some((key, value)) = last else {
             return Ok((removed, true));
         };
@@ -141,6 +139,7 @@ fn give_up(
             remove_from(view, team, head, agent, entry_seq)?;
         }
         removed += receivers.agents.len() + 1;
+        rest.end = key.to_vec();
         view.delete(key);
         if entry_seq == message.seq {
             release_message(view, team, head, message.seq)?;

@@ -50,10 +50,11 @@ pub fn scheduled(
     limit: usize,
 ) -> Result<Vec<(u64, u64)>, Fatal> {
     // The scan begins at the first row, so that it does not step over the tombstones of removed rows.
-    let Some(first) = endpoint_head(kv, team, generation)? else {
+    let Some(first) = load::<EndpointHead>(kv, &keys::endpoint_head(team, generation))? else {
         return Ok(Vec::new());
     };
-    kv.range(keys::due_from(team, generation, first), Order::Ascending)
+    let range = keys::due_from(team, generation, first.due_ms, first.number);
+    kv.range(range, Order::Ascending)
         .take(limit)
         .map(|row| parsed(keys::parse_due(&row?.0), "du"))
         .collect()

@@ -415,7 +415,9 @@ impl State {
                 (du, cl, dx)
             ));
         }
-        let first = rows.range(keys::due_from(team, generation, 0), Order::Ascending).next();
+        let first = rows
+            .range(keys::due_from(team, generation, 0, 0), Order::Ascending)
+            .next();
         let first = first.and_then(|row| keys::parse_due(&row.unwrap().0));
         let head: Option<EndpointHead> = view::load(rows, &keys::endpoint_head(team, generation)).unwrap();
         if head.map(|head| (head.due_ms, head.number)) != first {

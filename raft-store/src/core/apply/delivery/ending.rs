@@ -6,7 +6,7 @@ use agentpost_proto::command::{
 };
 use agentpost_proto::id::{AgentId, DeliveryId, MessageId, TeamId};
 use agentpost_proto::record::{
-    AttemptEnd, Closing, DeadLetter, Delivery, DeliveryEnd, DeliveryState, Endpoint, EndpointHead, Message, TeamHead,
+    AttemptEnd, Closing, DeadLetter, Delivery, DeliveryEnd, DeliveryState, Endpoint, Message, TeamHead,
 };
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -20,6 +20,7 @@ use crate::core::effect::Effect;
 use crate::core::keys;
 use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::mutant::{self, Mutant};
+use crate::core::query;
 use crate::core::view::View;
 
 /// Upper bound on the deliveries that one CloseEndpoint entry ends.
@@ -180,14 +181,8 @@ pub fn close_endpoint(
             finished: true,
         });
     };
-    let head: Option<EndpointHead> = view.load(&keys::endpoint_head(team, op.generation))?;
-    let from_ms = head.map_or(0, |head| head.due_ms);
-    let rows: Vec<_> = view
-        .range(keys::due_from(team, op.generation, from_ms), Order::Ascending)
-        .take(CLOSINGS_PER_ENTRY_MAX)
-        .collect::<Result<_, _>>()?;
-    for (due, _) in &rows {
-        let number = keys::trailing_number(due).unwrap_or_default();
+    let due = query::delivery::scheduled(view, team, op.generation, CLOSINGS_PER_ENTRY_MAX)?;
+    for &(_, number) in &due {
         let delivery: Delivery = view
             .load(&keys::delivery(team, number))?
             .ok_or_else(|| Fatal::Invariant(format!("a due row of {team} without its delivery {number}")))?;
@@ -199,7 +194,7 @@ pub fn close_endpoint(
         view.delete(key);
     }
     Ok(CloseReply {
-        closed: rows.len() as u32,
+        closed: due.len() as u32,
         finished,
     })
 }
@@ -297,7 +292,7 @@ fn authorized(
     if team != caller.team && !(administers && caller.team == TeamId::SYSTEM) {
         return unknown();
     }
-    let Some(delivery) = crate::core::query::delivery::by_id(view, team, id)? else {
+    let Some(delivery) = query::delivery::by_id(view, team, id)? else {
         return unknown();
     };
     if administers {
