@@ -140,16 +140,17 @@ impl Inbox<'_> {
             0 => ReadState::Unread,
             _ => ReadState::Read,
         };
-        let floor = *first(head, state);
-        let at_floor: Option<InboxEntry> = view.load(&self.key(state, floor))?;
-        let (seq, entry) = match at_floor {
-            Some(entry) => (floor, entry),
-            // The floor may lie below the first row in the state of an earlier build.
-            None => match self.first_row(view, state, floor)? {
-                Some(seq) => (seq, view.load(&self.key(state, seq))?.unwrap_or_default()),
-                None => return Ok(()),
-            },
-        };
+        let mut seq = *first(head, state);
+        let mut entry: Option<InboxEntry> = view.load(&self.key(state, seq))?;
+        if entry.is_none() {
+            // An earlier build wrote a floor below the first row.
+            let Some(next) = self.first_row(view, state, seq)? else {
+                return Ok(());
+            };
+            seq = next;
+            entry = view.load(&self.key(state, seq))?;
+        }
+        let entry = entry.ok_or_else(|| Fatal::Invariant(format!("an inbox row {seq} that cannot be read again")))?;
         *first(head, state) = seq;
         self.remove(view, head, state, seq)?;
         head.max_removed_seq = head.max_removed_seq.max(seq);
@@ -165,7 +166,8 @@ fn rows(head: &InboxHead, state: ReadState) -> u64 {
     }
 }
 
-/// The seq of the first read or unread row. While there is none, no such row lies below it.
+/// The seq of the first read or unread row. While there is none, no such row lies below it. In the state of an earlier
+/// build it may lie below the first row.
 fn first(head: &mut InboxHead, state: ReadState) -> &mut u64 {
     match state {
         ReadState::Unread => &mut head.unread_floor,
