@@ -1,4 +1,5 @@
-//! The lowest layer, which every other layer may use: clock, configuration, secrets, the data directory, and metrics.
+//! The lowest layer, which every other layer may use: clock, configuration, secrets, the data directory, metrics, and
+//! the watch over tasks.
 
 pub mod clock;
 pub mod config;
@@ -8,3 +9,4 @@ pub mod networks;
 pub mod owner;
 pub mod secrets;
 pub mod space;
+pub mod task_watch;

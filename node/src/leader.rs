@@ -6,11 +6,9 @@ pub mod sweeper;
 pub mod ticker;
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_raft_store::disk::state::StateHandle;
-use futures::FutureExt as _;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::base::metrics::Metrics;
@@ -34,23 +32,27 @@ pub struct LeaderHandles {
 }
 
 /// A worker that `run` starts with each leadership, and that is dropped when the leadership ends.
-pub fn worker<F>(run: impl Fn() -> F + Send + Sync + 'static) -> Worker
+pub fn worker<F>(name: &'static str, run: impl Fn() -> F + Send + Sync + 'static) -> Worker
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    Arc::new(move |shutdown| {
+    Worker::new(name, move |shutdown| {
         let running = run();
-        async move { shutdown.run_until_cancelled(running).await.unwrap_or(()) }.boxed()
+        async move { shutdown.run_until_cancelled(running).await.unwrap_or(()) }
     })
 }
 
 /// A worker that runs `round` at once and then every `period`. After a round that took longer, the next one begins a
 /// period later.
-pub fn periodic<F>(period: Duration, round: impl Fn() -> F + Clone + Send + Sync + 'static) -> Worker
+pub fn periodic<F>(
+    name: &'static str,
+    period: Duration,
+    round: impl Fn() -> F + Clone + Send + Sync + 'static,
+) -> Worker
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    worker(move || {
+    worker(name, move || {
         let round = round.clone();
         async move {
             let mut ticks = interval(period);
@@ -65,6 +67,7 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::time::sleep;
@@ -76,7 +79,7 @@ mod tests {
     async fn rounds_come_every_period_until_leadership_ends() {
         let rounds = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&rounds);
-        let worker = periodic(Duration::from_secs(10), move || {
+        let worker = periodic("counter", Duration::from_secs(10), move || {
             let counted = Arc::clone(&counted);
             async move {
                 counted.fetch_add(1, Ordering::Relaxed);
@@ -85,7 +88,7 @@ mod tests {
         });
         for leadership in 1..=2 {
             let shutdown = CancellationToken::new();
-            let running = tokio::spawn(worker(shutdown.clone()));
+            let running = tokio::spawn(worker.start(shutdown.clone()));
             sleep(Duration::from_secs(21)).await;
             // The third round runs for two more seconds: it is dropped.
             shutdown.cancel();

@@ -43,6 +43,7 @@ use crate::base::clock::{Clock, IdSource};
 use crate::base::config::Config;
 use crate::base::lifetime::Lifetime;
 use crate::base::secrets::Secrets;
+use crate::base::task_watch::TaskWatch;
 use crate::cluster::leases::Leases;
 use crate::cluster::presence::Presence;
 use crate::cluster::status::ClusterHandle;
@@ -122,6 +123,24 @@ struct Ends {
     /// Breaks peer connections.
     peers: CancellationToken,
     background: TaskTracker,
+    /// Ends the node when a background task dies.
+    watch: TaskWatch,
+}
+
+impl Ends {
+    /// Starts a task that runs until the leader's workers are cancelled.
+    fn run<F>(&self, name: &'static str, task: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let running = task(self.workers.clone());
+        self.background.spawn(self.watch.until(&self.workers, name, running));
+    }
+
+    /// Starts a task that ends when it is done, or when Raft has ended.
+    fn run_to_end(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.background.spawn(self.watch.may_end(name, task));
+    }
 }
 
 /// The result of a start.
@@ -195,7 +214,10 @@ pub async fn start_at(
         reader: group.replica.reader.clone(),
         presence: Presence::default(),
     };
-    let lifetime = Lifetime::default();
+    let lifetime = Lifetime {
+        watch: ground.watch.clone(),
+        ..Lifetime::default()
+    };
     let leases = Leases::new(
         &group.replica,
         group.this_node.clone(),
@@ -211,10 +233,14 @@ pub async fn start_at(
         leases,
         egress,
     };
-    let ends = Ends::default();
+    let ends = Ends {
+        watch: lifetime.watch.clone(),
+        ..Ends::default()
+    };
     parts.serve_peers(peer, identity, &cluster, &ends);
     let calls = parts.start_calls(&ends);
-    let leading = tokio::spawn(parts.leadership(&calls).run(ends.workers.clone()));
+    let leading = parts.leadership(&calls).run(ends.workers.clone());
+    let leading = tokio::spawn(ends.watch.may_end("leadership", leading));
     parts.start_background(&cluster.dialer, &ends);
     parts.serve_clients(client, &services, &cluster, &lifetime, &ends);
     Ok(RunningNode {
@@ -240,14 +266,14 @@ impl Parts {
             ends.peers.clone(),
         );
         let following = admission.clone().run(self.egress.clone(), cluster.dialer.clone());
-        ends.background.spawn(following);
+        ends.run_to_end("admission of peers", following);
         let metrics = ground.metrics.clone();
         let incoming = listener::listen(
             listener,
             identity,
             admission.clone(),
             metrics.clone(),
-            ends.peers.clone(),
+            (ends.peers.clone(), &ends.watch),
         );
         let service = PeerService {
             raft: group.raft.clone(),
@@ -258,8 +284,9 @@ impl Parts {
             admission,
             metrics,
         };
+        let serving = serve_peers(incoming, service, ends.peers.clone());
         ends.background
-            .spawn(serve_peers(incoming, service, ends.peers.clone()));
+            .spawn(ends.watch.until(&ends.peers, "peer port", serving));
     }
 
     /// Starts the webhook calls of this node and the task that records their outcomes.
@@ -272,7 +299,7 @@ impl Parts {
             metrics: ground.metrics.clone(),
             ids: ground.ids.clone(),
         });
-        ends.background.spawn(reporter.run(ends.workers.clone()));
+        ends.run("reporter", |stop| reporter.run(stop));
         Calls::new(CallParts {
             open,
             egress: self.egress.clone(),
@@ -280,6 +307,7 @@ impl Parts {
             quorum: Quorum::new(&group.raft),
             metrics: ground.metrics.clone(),
             reports,
+            watch: ground.watch.clone(),
         })
     }
 
@@ -315,6 +343,7 @@ impl Parts {
             proposer: proposer.clone(),
             cluster_time: group.cluster_time.clone(),
             workers,
+            watch: ground.watch.clone(),
         }
     }
 
@@ -337,13 +366,15 @@ impl Parts {
             ids: ground.ids.clone(),
             secrets: Arc::clone(&ground.secrets),
         };
-        let (background, stop) = (&ends.background, || ends.workers.clone());
-        background.spawn(timekeeper.run(stop()));
-        background.spawn(group.keeper(ground, disk).run(stop()));
-        background.spawn(disk.space.clone().run(ground.metrics.clone(), stop()));
-        background.spawn(disk.scrubber(&ground.config).run(stop()));
-        background.spawn(self.leases.clone().run(stop()));
-        background.spawn(bootstrap.run(stop()));
+        let stop = || ends.workers.clone();
+        ends.run_to_end("keeper", group.keeper(ground, disk).run(stop()));
+        ends.run_to_end("bootstrap", bootstrap.run(stop()));
+        ends.run("timekeeper", |stop| timekeeper.run(stop));
+        ends.run("measurement of the disk", |stop| {
+            disk.space.clone().run(ground.metrics.clone(), stop)
+        });
+        ends.run("scrubber", |stop| disk.scrubber(&ground.config).run(stop));
+        ends.run("leases", |stop| self.leases.clone().run(stop));
     }
 
     /// Starts the client port.
@@ -370,8 +401,9 @@ impl Parts {
         };
         let routes = http::router::router(services.clone(), http, ws::route::route(services.clone(), ws));
         let (shutdown, tasks) = (lifetime.shutdown.clone(), lifetime.tasks.clone());
+        let serving = http::serve::serve(listener, routes, shutdown, tasks);
         ends.background
-            .spawn(http::serve::serve(listener, routes, shutdown, tasks));
+            .spawn(ends.watch.until(&lifetime.shutdown, "client port", serving));
     }
 }
 
@@ -383,6 +415,7 @@ impl RunningNode {
         tokio::select! {
             reason = self.cluster.this_node.failed() => format!("Raft failed: {reason}"),
             reason = disk.failed() => reason,
+            reason = self.lifetime.watch.failed() => reason,
             why = disk.lives.until_replaced() => {
                 quarantine::note(&self.parts.ground.config, &why);
                 format!("quarantined: {why}")
@@ -405,7 +438,7 @@ impl RunningNode {
     }
 
     async fn stop_in_order(mut self, held: &DrainGuard) {
-        let Lifetime { shutdown, tasks } = &self.lifetime;
+        let Lifetime { shutdown, tasks, .. } = &self.lifetime;
         shutdown.cancel();
         tasks.close();
         if tokio::time::timeout(CLIENTS_DEADLINE, tasks.wait()).await.is_err() {
@@ -475,7 +508,7 @@ fn serve_peers(
     async move {
         // An error of a single connection ends only that connection and does not arrive here.
         if let Some(Err(error)) = shutdown.run_until_cancelled_owned(serving).await {
-            tracing::error!(%error, "the peer port failed: other nodes cannot reach this one; restart it");
+            tracing::error!(%error, "the peer port failed, so this node ends; start it again");
         }
     }
 }

@@ -3,6 +3,8 @@
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::task_watch::TaskWatch;
+
 /// Tells that the node stops, and what it then waits for. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Lifetime {
@@ -10,4 +12,6 @@ pub struct Lifetime {
     pub shutdown: CancellationToken,
     /// Every task that serves a client runs here, so that stopping can wait for it.
     pub tasks: TaskTracker,
+    /// Ends the node when a task dies that it needs.
+    pub watch: TaskWatch,
 }

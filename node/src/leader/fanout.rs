@@ -61,7 +61,7 @@ pub struct Fanout(pub LeaderHandles);
 impl Fanout {
     /// Runs while this node leads.
     pub fn worker(self) -> Worker {
-        super::worker(move || self.clone().run())
+        super::worker("fan-out", move || self.clone().run())
     }
 
     async fn run(self) {

@@ -30,7 +30,7 @@ pub struct Sweeper {
 impl Sweeper {
     /// Sweeps while this node leads.
     pub fn worker(self) -> Worker {
-        super::periodic(PERIOD, move || {
+        super::periodic("sweeper", PERIOD, move || {
             let sweeper = self.clone();
             async move { sweeper.round().await }
         })

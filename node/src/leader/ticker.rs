@@ -24,7 +24,7 @@ pub struct Ticker(pub LeaderHandles);
 impl Ticker {
     /// Ticks while this node leads.
     pub fn worker(self) -> Worker {
-        super::worker(move || self.clone().run())
+        super::worker("ticker", move || self.clone().run())
     }
 
     async fn run(self) {

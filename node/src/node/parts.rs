@@ -18,6 +18,7 @@ use crate::base::metrics::Metrics;
 use crate::base::owner::{self, Owned};
 use crate::base::secrets::Secrets;
 use crate::base::space::Space;
+use crate::base::task_watch::TaskWatch;
 use crate::net::dial::Dialer;
 use crate::net::forward::Forwarder;
 use crate::net::lives::Lives;
@@ -44,6 +45,7 @@ pub(super) struct Ground {
     pub(super) ids: IdSource,
     pub(super) wall_time: WallTime,
     pub(super) metrics: Metrics,
+    pub(super) watch: TaskWatch,
 }
 
 /// The open files and databases of the data directory.
@@ -122,6 +124,7 @@ impl Ground {
             ids,
             wall_time: WallTime::new(clock),
             metrics: Metrics::of_log(Arc::clone(&disk.log)),
+            watch: TaskWatch::default(),
         }
     }
 }
@@ -144,11 +147,12 @@ impl Group {
         stores: RaftStores,
         dialer: &Dialer,
     ) -> anyhow::Result<Self> {
-        let (ids, metrics) = (&ground.ids, &ground.metrics);
+        let (ids, metrics, watch) = (&ground.ids, &ground.metrics, &ground.watch);
         let forwarder = Forwarder::new(dialer.clone(), metrics.clone());
         let wakeups = Wakeups::default();
         let raft = start_raft(ground, stores, dialer, &wakeups).await?;
-        tokio::spawn(shard::hang_up_on_deposed(Lead::new(&raft), forwarder.clone()));
+        let hanging_up = shard::hang_up_on_deposed(Lead::new(&raft), forwarder.clone());
+        tokio::spawn(watch.may_end("watch over the leader", hanging_up));
         let (cluster_time, drain) = (ClusterTime::default(), Drain::default());
         let proposer = Proposer::new(ProposerHandles {
             raft: raft.clone(),
@@ -166,6 +170,7 @@ impl Group {
             forwarder,
             ids.clone(),
             metrics.clone(),
+            watch,
         );
         let this_node = ThisNode::new(
             raft.clone(),

@@ -5,6 +5,7 @@
 //! before it, so this node may stamp cluster time. Then the leader's workers run. When the tenure ends, stamping stops
 //! first, then the workers are cancelled, and the next tenure starts once they have ended.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use agentpost_proto::command::{BeginEpoch, Operation, reply};
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::disk::state::StateHandle;
 use bytes::Bytes;
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use prost::Message as _;
 use tokio::task::JoinSet;
@@ -21,12 +23,35 @@ use tokio_util::sync::CancellationToken;
 use super::cluster_time::{ClusterTime, Epoch};
 use super::proposer::Proposer;
 use super::{Ended, Lead, Leader, Raft};
+use crate::base::task_watch::TaskWatch;
 
 /// Pause between two attempts to begin an epoch.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// A worker of the leader. It is called at the start of each tenure; its future ends soon after the token is cancelled.
-pub type Worker = Arc<dyn Fn(CancellationToken) -> BoxFuture<'static, ()> + Send + Sync>;
+/// A worker of the leader. It is started with each tenure, and ends soon after the token is cancelled but not before.
+#[derive(Clone)]
+pub struct Worker {
+    name: &'static str,
+    start: Arc<dyn Fn(CancellationToken) -> BoxFuture<'static, ()> + Send + Sync>,
+}
+
+impl Worker {
+    /// A worker whose tenures `start` runs. The name is for the log.
+    pub fn new<F>(name: &'static str, start: impl Fn(CancellationToken) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Worker {
+            name,
+            start: Arc::new(move |stop| start(stop).boxed()),
+        }
+    }
+
+    /// Runs the worker during one tenure.
+    pub fn start(&self, stop: CancellationToken) -> BoxFuture<'static, ()> {
+        (self.start)(stop)
+    }
+}
 
 /// Runs the tenures of this node.
 pub struct Leadership {
@@ -37,6 +62,8 @@ pub struct Leadership {
     pub cluster_time: ClusterTime,
     /// The workers, started in every tenure.
     pub workers: Vec<Worker>,
+    /// Ends the node when a worker dies.
+    pub watch: TaskWatch,
 }
 
 impl Leadership {
@@ -71,7 +98,8 @@ impl Leadership {
         let working = async {
             self.begin_epoch(term).await;
             for worker in &self.workers {
-                running.spawn(worker(token.clone()));
+                let working = worker.start(token.clone());
+                running.spawn(self.watch.until(&token, worker.name, working));
             }
             std::future::pending::<()>().await;
         };

@@ -21,7 +21,6 @@ use std::time::Duration;
 use agentpost_proto::peer::{self, Refusal, change_members_reply, change_members_request};
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::disk::types::{Member, StoredMembership, TypeConfig};
-use futures::FutureExt as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{ChangeMembers, Instant as _, LogIdOptionExt as _, Precondition};
@@ -295,12 +294,11 @@ impl Members {
     /// Finishes a joint configuration that an earlier leader, or a refused change on this node, left behind.
     pub fn finisher(&self) -> Worker {
         let members = self.clone();
-        Arc::new(move |stop: CancellationToken| {
+        Worker::new("finisher of membership changes", move |stop: CancellationToken| {
             let members = members.clone();
             async move {
                 stop.run_until_cancelled(members.finish()).await;
             }
-            .boxed()
         })
     }
 
@@ -310,7 +308,8 @@ impl Members {
             if !self.is_joint() {
                 match lead.changed().await {
                     Ok(()) => continue,
-                    Err(_) => return,
+                    // Raft has ended, and so does the tenure.
+                    Err(_) => return std::future::pending().await,
                 }
             }
             // The holder of the lock is about to finish it. Waiting for the lock would make the next change fail.

@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{Lead, Leader, Raft};
 use crate::base::clock::IdSource;
 use crate::base::metrics::Metrics;
+use crate::base::task_watch::TaskWatch;
 use crate::net::forward::{Forwarder, Kind};
 
 /// A read that finds no quorum for this long is refused.
@@ -69,18 +70,26 @@ enum Asker {
 
 impl Reader {
     /// A reader of `state`, which `raft` maintains. Its worker ends with the last clone of the reader.
-    pub fn new(raft: Raft, state: StateHandle, forwarder: Forwarder, ids: IdSource, metrics: Metrics) -> Self {
+    pub fn new(
+        raft: Raft,
+        state: StateHandle,
+        forwarder: Forwarder,
+        ids: IdSource,
+        metrics: Metrics,
+        watch: &TaskWatch,
+    ) -> Self {
         let (waiting, waiters) = mpsc::channel(WAITING_MAX);
         let (progress, lead) = (raft.data_metrics(), Lead::new(&raft));
         let recovered = Arc::new(AtomicBool::new(false));
-        tokio::spawn(watch_recovery(raft.clone(), Arc::clone(&recovered)));
+        let recovering = watch_recovery(raft.clone(), Arc::clone(&recovered));
+        tokio::spawn(watch.may_end("recovery", recovering));
         let barriers = Barriers {
             lead: lead.clone(),
             raft,
             forwarder,
             metrics,
         };
-        tokio::spawn(barriers.run(waiters));
+        tokio::spawn(watch.may_end("read barriers", barriers.run(waiters)));
         let shared = Shared {
             state,
             progress,

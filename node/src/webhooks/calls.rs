@@ -23,6 +23,7 @@ use super::fair_queue::Endpoint;
 use super::open::{Attempt, Ended, OpenAttempts, Slots, class_of};
 use super::reporter::Reports;
 use crate::base::metrics::{GaugeGuard, Metrics};
+use crate::base::task_watch::TaskWatch;
 use crate::shard::quorum::Quorum;
 use crate::shard::wall_time::WallTime;
 
@@ -71,6 +72,8 @@ pub struct CallParts {
     pub metrics: Metrics,
     /// The reporter's channel.
     pub reports: Reports,
+    /// Ends the node when a task dies that holds an open attempt.
+    pub watch: TaskWatch,
 }
 
 impl Calls {
@@ -104,8 +107,9 @@ impl Calls {
 
     /// Spawns a task that outlives the current leadership.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let living = self.shared.life.clone().run_until_cancelled_owned(task);
-        self.shared.tasks.spawn(living);
+        let living = self.shared.life.clone().run_until_cancelled_owned(task).map(|_| ());
+        let watched = self.parts().watch.may_end("webhook call", living);
+        self.shared.tasks.spawn(watched);
     }
 
     fn parts(&self) -> &CallParts {

@@ -26,7 +26,7 @@ pub(super) struct Closer(pub(super) LeaderHandles);
 impl Closer {
     /// Closes while this node leads.
     pub(super) fn worker(self) -> Worker {
-        leader::worker(move || self.clone().run())
+        leader::worker("closer", move || self.clone().run())
     }
 
     async fn run(self) {

@@ -293,6 +293,7 @@ impl Tenure {
         now_ms: u64,
         batch: &mut Vec<Chosen>,
     ) -> Result<(), Fatal> {
+        failpoint::pass(Place::Choosing);
         let rows = self.unclaimed(state, endpoint, slots + 1)?;
         let mut next = None;
         let mut chosen = 0;

@@ -1,17 +1,19 @@
-//! Places at which a test can make this process abort.
+//! Places at which a test can make this process abort, or a task of it panic.
 //!
 //! With the cargo feature `failpoints` (test builds only), `AGENTPOST_FAILPOINT=<name>[:<n>]` in the environment makes
 //! the process abort when it passes the place of that name for the n-th time (the first time if n is not given). As in
-//! a crash, nothing is flushed and no peer is told. Without the feature the places cost nothing and the variable is
-//! ignored.
+//! a crash, nothing is flushed and no peer is told. At [`Place::Choosing`] only the task panics. Without the feature the
+//! places cost nothing and the variable is ignored.
 //!
 //! A test of whole clusters builds with `--features agentpost-node/failpoints`, as `scripts/test.sh` does (it passes
 //! the binaries in `AGENTPOST_BIN`), and sets the variable for the one process that shall die. A node that does not
 //! lead passes no place, except those of outcomes that a deposed leader still has to report.
 
-/// A place at which the process can abort. The names are in kebab case: `before-claim`.
+/// A place at which the process can fail. The names are in kebab case: `before-claim`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
+    /// The dispatcher chooses deliveries to claim. It panics here.
+    Choosing,
     /// Deliveries were chosen; their Claim is about to be proposed.
     BeforeClaim,
     /// The Claim is applied here.
@@ -26,7 +28,7 @@ pub enum Place {
     OutcomeCommitted,
 }
 
-/// Aborts the process if the environment names this place.
+/// Fails if the environment names this place.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub fn pass(_: Place) {}
@@ -48,13 +50,14 @@ mod armed {
 
     static FUSE: OnceLock<Option<Fuse>> = OnceLock::new();
 
-    /// Aborts the process if the environment names this place.
+    /// Fails if the environment names this place.
     pub fn pass(place: Place) {
         let fuse = FUSE.get_or_init(|| std::env::var("AGENTPOST_FAILPOINT").ok().map(|text| lit(&text)));
         let Some(fuse) = fuse.as_ref().filter(|fuse| fuse.name == name(place)) else {
             return;
         };
         if fuse.passes_left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            assert!(place != Place::Choosing, "AGENTPOST_FAILPOINT names this place");
             tracing::error!(failpoint = %fuse.name, "aborting: AGENTPOST_FAILPOINT names this place");
             std::process::abort();
         }
@@ -70,6 +73,7 @@ mod armed {
 
     fn name(place: Place) -> &'static str {
         match place {
+            Place::Choosing => "choosing",
             Place::BeforeClaim => "before-claim",
             Place::ClaimCommitted => "claim-committed",
             Place::BeforeCall => "before-call",

@@ -30,7 +30,7 @@ pub(super) struct Takeovers {
 impl Takeovers {
     /// Compares while this node leads.
     pub(super) fn worker(self) -> Worker {
-        leader::periodic(PERIOD, move || {
+        leader::periodic("takeover", PERIOD, move || {
             let takeovers = self.clone();
             async move { takeovers.round().await }
         })

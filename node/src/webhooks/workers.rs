@@ -1,9 +1,5 @@
 //! The workers of webhooks that run while this node leads.
 
-use std::sync::Arc;
-
-use futures::FutureExt as _;
-
 use super::closer::Closer;
 use super::dispatcher::Tenure;
 use super::handles::WebhookHandles;
@@ -17,6 +13,6 @@ pub fn workers(handles: WebhookHandles) -> Vec<Worker> {
         open: handles.calls.open().clone(),
     };
     let closer = Closer(handles.leader.clone());
-    let dispatcher: Worker = Arc::new(move |shutdown| Tenure::new(handles.clone()).run(shutdown).boxed());
+    let dispatcher = Worker::new("dispatcher", move |shutdown| Tenure::new(handles.clone()).run(shutdown));
     vec![dispatcher, takeovers.worker(), closer.worker()]
 }

@@ -163,4 +163,24 @@ impl Failure {
             );
         }
     }
+
+    /// Marks the log as failed if the thread that holds the answer panics: nobody else would notice.
+    pub(crate) fn on_panic(&self, thread: &'static str) -> OnPanic {
+        let failure = self.clone();
+        OnPanic { thread, failure }
+    }
+}
+
+/// Reports the panic of a thread of the log.
+pub(crate) struct OnPanic {
+    thread: &'static str,
+    failure: Failure,
+}
+
+impl Drop for OnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.failure.set(&format!("the thread {} panicked", self.thread));
+        }
+    }
 }

@@ -282,7 +282,10 @@ impl Floor {
         });
         let thread = std::thread::Builder::new().name("log-floor".to_owned()).spawn({
             let shared = shared.clone();
-            move || shared.run(write, &failure)
+            move || {
+                let _noticed = failure.on_panic("log-floor");
+                shared.run(write, &failure);
+            }
         })?;
         Ok(Floor {
             shared,

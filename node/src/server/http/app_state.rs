@@ -141,10 +141,11 @@ impl AppState {
 
 /// Empties the key cache whenever a key is revoked.
 fn forget_on_revocation(app: &Arc<AppState>) {
-    let shutdown = app.http.lifetime.shutdown.clone();
+    let lifetime = &app.http.lifetime;
+    let shutdown = lifetime.shutdown.clone();
     let mut revoked = app.services.replica.wakeups.keys();
     let weak = Arc::downgrade(app);
-    app.http.lifetime.tasks.spawn(async move {
+    let forgetting = async move {
         loop {
             tokio::select! {
                 () = revoked.woken() => {}
@@ -153,5 +154,6 @@ fn forget_on_revocation(app: &Arc<AppState>) {
             let Some(app) = weak.upgrade() else { return };
             app.remembered.forget();
         }
-    });
+    };
+    lifetime.tasks.spawn(lifetime.watch.may_end("revoked keys", forgetting));
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -15,6 +16,7 @@ use tonic::transport::server::Connected;
 
 use super::admission::Admission;
 use crate::base::metrics::Metrics;
+use crate::base::task_watch::TaskWatch;
 use crate::net::handshake::{self, Identity};
 
 /// Upper bound on the handshakes at a time. Further connections wait in the TCP backlog.
@@ -38,7 +40,7 @@ pub fn listen(
     identity: Identity,
     admission: Admission,
     metrics: Metrics,
-    shutdown: CancellationToken,
+    (shutdown, watch): (CancellationToken, &TaskWatch),
 ) -> ReceiverStream<io::Result<PeerStream>> {
     let (accepted, incoming) = mpsc::channel(16);
     let shared = Arc::new((identity, admission));
@@ -86,7 +88,8 @@ pub fn listen(
             });
         }
     };
-    tokio::spawn(async move { stop.run_until_cancelled_owned(accepting).await });
+    let accepting = stop.clone().run_until_cancelled_owned(accepting).map(|_| ());
+    tokio::spawn(watch.until(&stop, "listener of the peer port", accepting));
     ReceiverStream::new(incoming)
 }
 

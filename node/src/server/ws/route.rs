@@ -10,6 +10,7 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures::FutureExt as _;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
@@ -42,15 +43,14 @@ pub fn route_with<S: Clone + Send + Sync + 'static>(
         async move { proposer.propose_internal(acks).await }
     };
     let worker = acks.clone().run(propose, options.ack_every, lifetime.shutdown.clone());
-    lifetime.tasks.spawn(worker);
+    let (tasks, shutdown, watch) = (&lifetime.tasks, &lifetime.shutdown, &lifetime.watch);
+    tasks.spawn(watch.until(shutdown, "acks", worker));
     let (sender, isolated) = watch::channel(false);
     let admission = Admission::new(services.metrics.clone(), handles.presence);
     let reader = services.replica.reader.clone();
     let watching = watch_isolation(reader, admission.clone(), options.isolated_max, sender);
-    let shutdown = lifetime.shutdown.clone();
-    lifetime.tasks.spawn(async move {
-        shutdown.run_until_cancelled(watching).await;
-    });
+    let watching = shutdown.clone().run_until_cancelled_owned(watching).map(|_| ());
+    tasks.spawn(watch.until(shutdown, "watch over isolation", watching));
     let ws = WsState {
         services,
         lifetime,

@@ -10,6 +10,7 @@ use agentpost_node::base::metrics::Metrics;
 use agentpost_node::base::owner;
 use agentpost_node::base::secrets::{self, Secrets};
 use agentpost_node::base::space::Space;
+use agentpost_node::base::task_watch::TaskWatch;
 use agentpost_node::net::dial::Dialer;
 use agentpost_node::net::forward::Forwarder;
 use agentpost_node::net::handshake::Identity;
@@ -86,7 +87,14 @@ impl Group {
             ids: ids.clone(),
             metrics: metrics.clone(),
         });
-        let reader = Reader::new(raft.clone(), state.clone(), forwarder, ids, metrics.clone());
+        let reader = Reader::new(
+            raft.clone(),
+            state.clone(),
+            forwarder,
+            ids,
+            metrics.clone(),
+            &TaskWatch::default(),
+        );
         let this_node = ThisNode::new(raft.clone(), state.clone(), proposer.clone(), Drain::default(), clock);
         Group {
             members: Members::new(raft.clone(), this_node.clone(), reader.clone()),
@@ -107,6 +115,7 @@ impl Group {
             proposer: self.proposer.clone(),
             cluster_time: self.cluster_time.clone(),
             workers: vec![self.members.finisher()],
+            watch: TaskWatch::default(),
         }
     }
 }

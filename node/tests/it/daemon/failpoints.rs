@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus};
 
 use agentpost_testkit::receiver::Receiver;
 
@@ -29,7 +29,7 @@ impl Dev {
             .arg(dir)
             .env("AGENTPOST_FAILPOINT", failpoint)
             .stdout(std::fs::File::create(dir.join("ready")).unwrap())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(dir.join("log")).unwrap())
             .spawn()
             .unwrap();
         let keys = eventually("a node that serves", async || {
@@ -50,9 +50,8 @@ impl Dev {
         async move { call.to(&url).await.ok() }
     }
 
-    async fn died(mut self) {
-        let status = eventually("the end of the node", async || self.process.try_wait().unwrap()).await;
-        assert_eq!(status.signal(), Some(SIGABRT));
+    async fn ended(mut self) -> ExitStatus {
+        eventually("the end of the node", async || self.process.try_wait().unwrap()).await
     }
 }
 
@@ -73,18 +72,24 @@ fn exports(file: &Path) -> HashMap<String, String> {
         .collect()
 }
 
-/// Sends a message to a webhook; the node dies at `failpoint` and is started again. Returns the numbers of calls before the
-/// restart and in total.
-async fn one_delivery(failpoint: &str) -> (usize, usize) {
-    let dir = tempfile::tempdir().unwrap();
-    let receiver = Receiver::start().await.unwrap();
-    let node = Dev::start(dir.path(), failpoint).await;
+/// Sends a message to a webhook through a node that ends at `failpoint`. Returns how it ended.
+async fn one_message(dir: &Path, receiver: &Receiver, failpoint: &str) -> ExitStatus {
+    let node = Dev::start(dir, failpoint).await;
     let webhook = json!({ "url": receiver.url("/hook"), "events": ["message.received"] });
     node.call(Call::post("/v1/messages/webhook", &webhook)).await;
     // The node may die before or while it answers, so there may be no answer.
     let sending = node.asked(Call::post("/v1/messages", &mail("agent-a", &json!({ "n": 1 }))));
     let _ = tokio::spawn(sending).await;
-    node.died().await;
+    node.ended().await
+}
+
+/// Sends a message to a webhook; the node dies at `failpoint` and is started again. Returns the numbers of calls before the
+/// restart and in total.
+async fn one_delivery(failpoint: &str) -> (usize, usize) {
+    let dir = tempfile::tempdir().unwrap();
+    let receiver = Receiver::start().await.unwrap();
+    let status = one_message(dir.path(), &receiver, failpoint).await;
+    assert_eq!(status.signal(), Some(SIGABRT));
     let before = receiver.count();
     let node = Dev::start(dir.path(), "none").await;
     eventually("the end of the delivery", async || {
@@ -103,4 +108,19 @@ async fn before_the_claim_nothing_was_sent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_the_outcome_nothing_is_sent_again() {
     assert_eq!(one_delivery("outcome-committed:1").await, (1, 1));
+}
+
+/// A node whose dispatcher is dead would look healthy and deliver nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_panics_ends_the_node_and_the_log_says_which() {
+    let dir = tempfile::tempdir().unwrap();
+    let receiver = Receiver::start().await.unwrap();
+    let status = one_message(dir.path(), &receiver, "choosing").await;
+    assert_eq!(status.code(), Some(1));
+    let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+    let line = log.lines().find(|line| line.contains("agentpostd failed"));
+    assert!(
+        line.is_some_and(|line| line.contains("the task `dispatcher` panicked")),
+        "{log}"
+    );
 }

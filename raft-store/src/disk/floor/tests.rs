@@ -126,6 +126,15 @@ async fn a_floor_that_cannot_be_written_ends_the_log() {
     assert!(floor.vote(&vote_of(2)).await.is_err());
 }
 
+#[tokio::test]
+async fn a_panic_of_the_thread_is_a_failure_of_the_log() {
+    let (floor, failure) = spawn(|_| panic!("a bug"));
+    assert!(floor.vote(&vote_of(1)).await.is_err());
+    // Joins the thread.
+    drop(floor);
+    assert!(failure.check().unwrap_err().to_string().contains("log-floor panicked"));
+}
+
 /// Waits until the file records that entries up to `index` were flushed.
 async fn lifted(dir: &Path, index: u64) {
     loop {

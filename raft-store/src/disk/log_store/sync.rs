@@ -80,7 +80,10 @@ impl SyncThread {
         });
         let thread = std::thread::Builder::new().name("log-sync".to_owned()).spawn({
             let shared = shared.clone();
-            move || shared.run(sync, flushed, &metrics)
+            move || {
+                let _noticed = shared.failure.on_panic("log-sync");
+                shared.run(sync, flushed, &metrics);
+            }
         })?;
         Ok(SyncThread {
             shared,
@@ -221,6 +224,17 @@ mod tests {
         let thread = spawn(|| panic!("not after a failed write"));
         thread.fail("no space");
         assert!(thread.barrier().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_thread_is_a_failure_of_the_log() {
+        let failure = Failure::default();
+        let metrics = Arc::new(LogMetrics::new());
+        let thread = SyncThread::spawn(|| panic!("a bug"), |_| (), failure.clone(), metrics).unwrap();
+        assert!(thread.barrier().await.is_err());
+        // Joins the thread.
+        drop(thread);
+        assert!(failure.check().unwrap_err().to_string().contains("log-sync panicked"));
     }
 
     #[tokio::test]
