@@ -213,6 +213,7 @@ pub async fn start_at(
         dialer,
         reader: group.replica.reader.clone(),
         presence: Presence::default(),
+        apply: group.apply.clone(),
     };
     let lifetime = Lifetime {
         watch: ground.watch.clone(),
@@ -373,6 +374,9 @@ impl Parts {
         ends.run("measurement of the disk", |stop| {
             disk.space.clone().run(ground.metrics.clone(), stop)
         });
+        ends.run("watch over apply", |stop| {
+            group.apply.clone().run(group.this_node.clone(), stop)
+        });
         ends.run("scrubber", |stop| disk.scrubber(&ground.config).run(stop));
         ends.run("leases", |stop| self.leases.clone().run(stop));
     }
@@ -416,6 +420,7 @@ impl RunningNode {
             reason = self.cluster.this_node.failed() => format!("Raft failed: {reason}"),
             reason = disk.failed() => reason,
             reason = self.lifetime.watch.failed() => reason,
+            reason = self.cluster.apply.failed() => reason,
             why = disk.lives.until_replaced() => {
                 quarantine::note(&self.parts.ground.config, &why);
                 format!("quarantined: {why}")

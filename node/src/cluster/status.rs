@@ -17,6 +17,7 @@ use crate::cluster::presence::Presence;
 use crate::net::dial::{Dialer, Purpose};
 use crate::net::shard_id::SHARD;
 use crate::shard::Leader;
+use crate::shard::apply_watch::ApplyWatch;
 use crate::shard::members::{CHANGE_DEADLINE, Change, ChangeError, Members, change_to_proto, outcome_from_proto};
 use crate::shard::reader::Reader;
 use crate::shard::this_node::{DRAIN_DEADLINE, TRANSFER_DEADLINE, ThisNode, TransferError};
@@ -52,6 +53,8 @@ pub struct ClusterHandle {
     pub reader: Reader,
     /// The sessions on this node.
     pub presence: Presence,
+    /// Whether this node applies what is committed.
+    pub apply: ApplyWatch,
 }
 
 impl ClusterHandle {
@@ -175,6 +178,9 @@ impl ClusterHandle {
     /// cluster is ready when its first admin key is in the state: before that no request can be authorised, and while
     /// its nodes do not know the time it accepts no writes.
     pub async fn ready(&self) -> bool {
+        if self.apply.is_stuck() {
+            return false;
+        }
         match self.reader.linearizable_within(READY_DEADLINE).await {
             Ok(state) => query::key::has_admin(&*state).unwrap_or(false),
             Err(_) => false,
@@ -184,6 +190,7 @@ impl ClusterHandle {
     /// The text of `/metrics`.
     pub fn metrics_text(&self, metrics: &Metrics) -> String {
         self.this_node.measure(metrics);
+        metrics.raft.apply_waiting.set(self.apply.waiting().as_secs_f64());
         metrics.encode()
     }
 

@@ -24,6 +24,7 @@ use crate::net::forward::Forwarder;
 use crate::net::lives::Lives;
 use crate::net::network::Network;
 use crate::net::snapshot::SendOptions;
+use crate::shard::apply_watch::ApplyWatch;
 use crate::shard::cluster_time::ClusterTime;
 use crate::shard::disk_watch::DiskWatch;
 use crate::shard::drain::Drain;
@@ -37,6 +38,7 @@ use crate::shard::this_node::ThisNode;
 use crate::shard::wakeups::Wakeups;
 use crate::shard::wall_time::WallTime;
 use crate::shard::{self, Lead, Raft};
+use crate::webhooks::failpoint::{self, Place};
 
 /// The services that every part uses.
 pub(super) struct Ground {
@@ -137,6 +139,7 @@ pub(super) struct Group {
     pub(super) members: Members,
     pub(super) cluster_time: ClusterTime,
     pub(super) drain: Drain,
+    pub(super) apply: ApplyWatch,
 }
 
 impl Group {
@@ -181,6 +184,7 @@ impl Group {
         );
         Ok(Group {
             members: Members::new(raft.clone(), this_node.clone(), reader.clone()),
+            apply: ApplyWatch::new(&raft, disk.state.clone()),
             raft,
             replica: Replica {
                 reader,
@@ -221,7 +225,10 @@ async fn start_raft(
     };
     let network = Network::new(dialer.clone(), sending, ground.metrics.clone());
     let (effects, installed) = (wakeups.clone(), wakeups.clone());
-    machine.set_effects(Arc::new(move |batch: &[Effect]| effects.publish(batch)));
+    machine.set_effects(Arc::new(move |batch: &[Effect]| {
+        failpoint::pass(Place::Applied);
+        effects.publish(batch);
+    }));
     machine.set_installed(Arc::new(move || installed.publish_all()));
     let settings = shard::raft_config(&config.raft)?;
     Ok(Raft::new(config.node.id, Arc::new(settings), network, log, machine).await?)

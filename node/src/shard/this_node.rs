@@ -315,6 +315,15 @@ impl ThisNode {
         }
     }
 
+    /// As a leader that cannot apply: offers leadership to the most up-to-date voter, without waiting for the work under
+    /// way.
+    pub(super) async fn give_up_leadership(&self) {
+        let mut lead = Lead::new(&self.raft);
+        if lead.now() == Leader::Here {
+            self.pass_on(&mut lead).await;
+        }
+    }
+
     async fn pass_on(&self, lead: &mut Lead) {
         let mut successors = self.successors();
         while let Some(to) = successors.pop() {

@@ -1,17 +1,19 @@
-//! Places at which a test can make this process abort, or a task of it panic.
+//! Places at which a test can make this process abort, panic or hang.
 //!
 //! With the cargo feature `failpoints` (test builds only), `AGENTPOST_FAILPOINT=<name>[:<n>]` in the environment makes
 //! the process abort when it passes the place of that name for the n-th time (the first time if n is not given). As in
-//! a crash, nothing is flushed and no peer is told. At [`Place::Choosing`] only the task panics. Without the feature the
-//! places cost nothing and the variable is ignored.
+//! a crash, nothing is flushed and no peer is told. At [`Place::Choosing`] only the task panics, and at
+//! [`Place::Applied`] the thread hangs. Without the feature the places cost nothing and the variable is ignored.
 //!
 //! A test of whole clusters builds with `--features agentpost-node/failpoints`, as `scripts/test.sh` does (it passes
 //! the binaries in `AGENTPOST_BIN`), and sets the variable for the one process that shall die. A node that does not
-//! lead passes no place, except those of outcomes that a deposed leader still has to report.
+//! lead passes no place, except [`Place::Applied`] and those of outcomes that a deposed leader still has to report.
 
 /// A place at which the process can fail. The names are in kebab case: `before-claim`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
+    /// Entries with effects were applied. Apply hangs here.
+    Applied,
     /// The dispatcher chooses deliveries to claim. It panics here.
     Choosing,
     /// Deliveries were chosen; their Claim is about to be proposed.
@@ -58,6 +60,11 @@ mod armed {
         };
         if fuse.passes_left.fetch_sub(1, Ordering::SeqCst) == 1 {
             assert!(place != Place::Choosing, "AGENTPOST_FAILPOINT names this place");
+            if place == Place::Applied {
+                loop {
+                    std::thread::park();
+                }
+            }
             tracing::error!(failpoint = %fuse.name, "aborting: AGENTPOST_FAILPOINT names this place");
             std::process::abort();
         }
@@ -73,6 +80,7 @@ mod armed {
 
     fn name(place: Place) -> &'static str {
         match place {
+            Place::Applied => "applied",
             Place::Choosing => "choosing",
             Place::BeforeClaim => "before-claim",
             Place::ClaimCommitted => "claim-committed",

@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use agentpost_proto::record;
 use arc_swap::ArcSwap;
@@ -171,6 +172,7 @@ pub struct StateHandle {
 
 struct Shared {
     current: ArcSwap<StateDb>,
+    steps: AtomicU64,
     layout: Layout,
     options: Options,
     damage: Damage,
@@ -181,6 +183,7 @@ impl StateHandle {
     pub(crate) fn new(layout: &Layout, options: &Options, db: StateDb, damage: Damage) -> Self {
         let shared = Shared {
             current: ArcSwap::from_pointee(db),
+            steps: AtomicU64::new(0),
             layout: layout.clone(),
             options: options.clone(),
             damage,
@@ -198,6 +201,15 @@ impl StateHandle {
     /// Makes the current state durable, which bounds how many entries a restart applies again. Blocks.
     pub fn flush(&self) -> Result<(), Fatal> {
         self.current().flush()
+    }
+
+    /// The number of batches and snapshots that have reached this state, for a watchdog.
+    pub fn steps(&self) -> u64 {
+        self.shared.steps.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn stepped(&self) {
+        self.shared.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The number of failed flushes and compactions of the live database. RocksDB reports them only through this
@@ -226,6 +238,7 @@ impl StateHandle {
     /// Makes `db` the current state. The old database is removed when its last reader is done.
     pub(crate) fn replace(&self, db: StateDb) {
         self.shared.current.swap(Arc::new(db)).doom();
+        self.stepped();
     }
 }
 

@@ -115,6 +115,7 @@ impl StateMachine {
             writes.push((keys::membership(), Some(Bytes::from(row.encode_to_vec()))));
         }
         db.write(writes)?;
+        self.state.stepped();
         for (responder, reply) in answers {
             responder.send(reply);
         }
@@ -222,6 +223,7 @@ mod tests {
         let after = hash(&stores);
         assert_eq!(query::node_ids(&*stores.state.current()).unwrap(), [1, 2, 3, 4, 7]);
         assert_ne!(before, after);
+        assert_eq!(stores.state.steps(), 2, "one for each batch");
         apply(&mut stores.machine, vec![membership(1, 4, &[3, 4])])
             .await
             .unwrap();

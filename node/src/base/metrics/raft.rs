@@ -1,5 +1,7 @@
 //! The metrics of Raft.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
@@ -14,6 +16,8 @@ pub struct Raft {
     pub committed_index: Gauge,
     /// The last entry applied on this node.
     pub applied_index: Gauge,
+    /// How long committed entries have waited without any progress of apply, in seconds.
+    pub apply_waiting: Gauge<f64, AtomicU64>,
     /// The last entry that a snapshot of this node covers.
     pub snapshot_index: Gauge,
     /// The last entry that was purged from this node's log.
@@ -38,6 +42,12 @@ impl Raft {
                 g(),
             ),
             applied_index: add(r, "applied_index", "Index of the last applied entry", g()),
+            apply_waiting: add(
+                r,
+                "apply_waiting_seconds",
+                "Time for which committed entries have waited while none was applied",
+                Gauge::default(),
+            ),
             snapshot_index: add(r, "snapshot_index", "Index of the last entry in a snapshot", g()),
             purged_index: add(r, "purged_index", "Index of the last entry purged from the log", g()),
             term: add(r, "term", "Raft term", g()),

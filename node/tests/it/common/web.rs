@@ -9,7 +9,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpSocket;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
 
 /// Longer than any deadline of a node, so that a test that hangs names its line.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -171,6 +172,17 @@ impl Call {
             body,
         })
     }
+}
+
+/// The text of `/metrics`. `Call` cannot read it, because it is not JSON.
+pub async fn metrics(url: &str) -> String {
+    let address = url.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
 }
 
 impl fmt::Display for Call {

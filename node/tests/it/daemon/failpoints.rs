@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus};
 use agentpost_testkit::receiver::Receiver;
 
 use crate::common::eventually;
-use crate::common::web::{Call, mail};
+use crate::common::web::{Call, mail, metrics};
 use serde_json::{Value, json};
 
 const SIGABRT: i32 = 6;
@@ -123,4 +123,30 @@ async fn a_worker_that_panics_ends_the_node_and_the_log_says_which() {
         line.is_some_and(|line| line.contains("the task `dispatcher` panicked")),
         "{log}"
     );
+}
+
+/// A leader that cannot apply would send heartbeats for ever and answer nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_apply_that_hangs_shows_in_the_metrics_and_ends_readiness() {
+    let dir = tempfile::tempdir().unwrap();
+    // The first effect is that of the new epoch.
+    let node = Dev::start(dir.path(), "applied:2").await;
+    // The task with the answer may wait for the thread that hangs.
+    let sending = tokio::spawn(node.asked(Call::post("/v1/messages", &mail("agent-a", &json!({ "n": 1 })))));
+    let url = node.keys["AGENTPOST_URLS"].clone();
+    eventually("an alarm", async || {
+        let metrics = metrics(&url).await;
+        let waited = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("agentpost_apply_waiting_seconds "))?;
+        (waited.parse::<f64>().unwrap() >= 10.0).then_some(())
+    })
+    .await;
+    assert_eq!(Call::get("/readyz").to(&url).await.status, 503);
+    eventually("a line of the log", async || {
+        let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+        log.contains("committed entries are not applied").then_some(())
+    })
+    .await;
+    sending.abort();
 }

@@ -7,9 +7,8 @@ use std::process::{Child, Command, Stdio};
 use tokio::net::TcpStream;
 
 use crate::common::eventually;
-use crate::common::web::Call;
+use crate::common::web::{Call, metrics};
 use agentpost_testkit::ports;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 struct Daemon {
     process: Child,
@@ -45,17 +44,6 @@ impl Daemon {
             (Call::get("/readyz").to(&self.url).await.status == 200).then_some(())
         })
         .await;
-    }
-
-    /// The text of `/metrics`. `Call` cannot read it, because it is not JSON.
-    async fn metrics(&self) -> String {
-        let address = self.url.strip_prefix("http://").unwrap();
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.unwrap();
-        text
     }
 
     fn kill(mut self) {
@@ -98,7 +86,7 @@ async fn a_quarantined_node_says_so_and_serves_nothing_else() {
                 let refusal = Call::get(path).to(&daemon.url).await.error(503);
                 assert!(refusal.contains(reason) && refusal.contains("backup"), "{refusal}");
             }
-            assert!(daemon.metrics().await.contains("agentpost_quarantined 1\n"));
+            assert!(metrics(&daemon.url).await.contains("agentpost_quarantined 1\n"));
             assert!(
                 fs::read_to_string(dir.path().join("data/QUARANTINE"))
                     .unwrap()
