@@ -4,6 +4,7 @@
 //! once per batch, in key order. Each command begins with a savepoint, so that a rejected command leaves no writes. What
 //! a read, a scan or a rollback costs depends on the rows that it takes, never on the writes of the rest of the batch.
 
+mod hot_rows;
 mod overlay;
 mod recent_ids;
 
@@ -18,41 +19,29 @@ use bytes::Bytes;
 use prost::Message;
 use twox_hash::XxHash3_64;
 
+use self::hot_rows::HotRows;
 use self::overlay::Overlay;
 use self::recent_ids::RecentIds;
 use crate::core::keys;
 use crate::core::kv::{Fatal, Kv, Order, Rows, Writes};
 
-/// A cache of hot rows that outlives a batch. It also caches that a row is absent, and always agrees with the database.
+/// What apply remembers between batches, so that most commands read nothing from the database. It always agrees with the
+/// database: it changes the cost of a command and never its result.
 #[derive(Debug, Default)]
 pub struct HotCache {
-    #[expect(
-        clippy::disallowed_types,
-        reason = "looked up by key, never walked, so its order cannot show"
-    )]
-    rows: RefCell<std::collections::HashMap<Bytes, Option<Bytes>>>,
+    rows: RefCell<HotRows>,
     ids: RefCell<RecentIds>,
 }
 
 impl HotCache {
-    /// The cache is cleared when it holds this many rows.
-    const ROWS_MAX: usize = 200_000;
-
     fn get(&self, key: &[u8], base: &(dyn Kv + Sync)) -> Result<Option<Bytes>, Fatal> {
-        if let Some(value) = self.rows.borrow().get(key) {
-            return Ok(value.clone());
+        let mut rows = self.rows.borrow_mut();
+        if let Some(value) = rows.get(key) {
+            return Ok(value);
         }
         let value = base.get(key)?;
-        self.insert(Bytes::copy_from_slice(key), value.clone());
+        rows.insert(Bytes::copy_from_slice(key), value.clone());
         Ok(value)
-    }
-
-    fn insert(&self, key: Bytes, value: Option<Bytes>) {
-        let mut rows = self.rows.borrow_mut();
-        if rows.len() >= Self::ROWS_MAX {
-            rows.clear();
-        }
-        rows.insert(key, value);
     }
 
     /// Forgets everything. Call it when the database was replaced.
@@ -215,7 +204,7 @@ impl<'a> View<'a> {
         writes.push((keys::applied(), Some(applied)));
         for (key, Write { value, .. }) in self.writes {
             if keys::is_hot(&key) {
-                self.cache.insert(key.clone(), value.clone());
+                self.cache.rows.get_mut().insert(key.clone(), value.clone());
             }
             writes.push((key, value));
         }

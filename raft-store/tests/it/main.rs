@@ -1,6 +1,7 @@
 //! The integration tests of the crate, one module per area. `README.md` says what they share.
 #![allow(clippy::unwrap_used)]
 
+mod caches;
 mod common;
 mod cost;
 mod cursors;
