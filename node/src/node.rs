@@ -63,6 +63,7 @@ use crate::server::services::Services;
 use crate::server::ws;
 use crate::server::ws::ws_state::WsHandles;
 use crate::shard::drain::DrainGuard;
+use crate::shard::leader_loss::LeaderLoss;
 use crate::shard::leadership::Leadership;
 use crate::shard::quorum::Quorum;
 use crate::shard::this_node::DRAIN_DEADLINE;
@@ -268,18 +269,23 @@ impl Parts {
         );
         let following = admission.clone().run(self.egress.clone(), cluster.dialer.clone());
         ends.run_to_end("admission of peers", following);
+        let leader_loss = LeaderLoss::new(group.raft.clone(), group.this_node.clone(), cluster.dialer.clone());
+        let (hints, watching) = leader_loss.watch(ends.workers.clone());
+        ends.run_to_end("watch of the leader's process", watching);
         let metrics = ground.metrics.clone();
         let incoming = listener::listen(
             listener,
             identity,
             admission.clone(),
             metrics.clone(),
+            hints,
             (ends.peers.clone(), &ends.watch),
         );
         let service = PeerService {
             raft: group.raft.clone(),
             proposer: group.replica.proposer.clone(),
             cluster: cluster.clone(),
+            leader_loss,
             snapshots: Arc::clone(&self.disk.snapshots),
             lives: self.disk.lives.clone(),
             admission,

@@ -3,7 +3,7 @@
 //! Code above this room reaches the group through the three handles of [`replica`]: [`proposer`] changes the state,
 //! [`reader`] reads it, [`wakeups`] announces changes. A node hosts one group today and may host many later, so only
 //! this room and `net/` name a shard. [`leadership`] runs the workers of a leader, [`keeper`] bounds the log and the
-//! time of a restart, [`this_node`] reports this node's status and hands leadership over, [`drain`] tracks the work
+//! time of a restart, [`leader_loss`] begins an election when the leader's process has ended, [`this_node`] reports this node's status and hands leadership over, [`drain`] tracks the work
 //! that a hand-over waits for, [`members`] changes the membership, [`timekeeper`] reads the voters' clocks for
 //! [`wall_time`], [`cluster_time`] measures ages, [`disk_watch`] notices disk failures that Raft does not report, and
 //! [`apply_watch`] an apply that hangs.
@@ -13,8 +13,8 @@ pub mod cluster_time;
 pub mod disk_watch;
 pub mod drain;
 pub mod keeper;
+pub mod leader_loss;
 pub mod leadership;
-
 pub mod members;
 pub mod proposer;
 pub mod quorum;

@@ -8,6 +8,7 @@ mod common;
 /// Nodes as one cluster: replication, members, clocks, full disks.
 mod cluster {
     mod joint_membership;
+    mod leader_loss;
     mod membership;
     mod peer_port;
     mod replication;

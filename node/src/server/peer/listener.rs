@@ -18,6 +18,7 @@ use super::admission::Admission;
 use crate::base::metrics::Metrics;
 use crate::base::task_watch::TaskWatch;
 use crate::net::handshake::{self, Identity};
+use crate::shard::leader_loss::ClosedConnections;
 
 /// Upper bound on the handshakes at a time. Further connections wait in the TCP backlog.
 const HANDSHAKES_MAX: usize = 128;
@@ -31,15 +32,23 @@ pub struct PeerStream {
     tcp: TcpStream,
     peer: PeerId,
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
+    hints: ClosedConnections,
+}
+
+impl Drop for PeerStream {
+    fn drop(&mut self) {
+        self.hints.note(self.peer.0);
+    }
 }
 
 /// Accepts connections until `shutdown`. Then open connections are closed too, because their streams never end on their
-/// own; the same happens to the connections of a node that `admission` removes.
+/// own; the same happens to the connections of a node that `admission` removes. `hints` learns of each closed one.
 pub fn listen(
     listener: TcpListener,
     identity: Identity,
     admission: Admission,
     metrics: Metrics,
+    hints: ClosedConnections,
     (shutdown, watch): (CancellationToken, &TaskWatch),
 ) -> ReceiverStream<io::Result<PeerStream>> {
     let (accepted, incoming) = mpsc::channel(16);
@@ -62,6 +71,7 @@ pub fn listen(
                 }
             };
             let (shared, accepted, metrics) = (Arc::clone(&shared), accepted.clone(), metrics.clone());
+            let hints = hints.clone();
             tokio::spawn(async move {
                 let _slot = slot;
                 let shaken = async {
@@ -77,6 +87,7 @@ pub fn listen(
                                 tcp,
                                 peer: PeerId(peer),
                                 closed,
+                                hints,
                             }))
                             .await;
                     }

@@ -30,6 +30,7 @@ use crate::net::snapshot;
 use crate::server::peer::admission::Admission;
 use crate::server::peer::listener::PeerId;
 use crate::shard::Raft;
+use crate::shard::leader_loss::LeaderLoss;
 use crate::shard::members::{change_from_proto, outcome_to_proto};
 use crate::shard::proposer::{PROPOSALS_IN_FLIGHT_MAX, ProposeError, Proposer};
 use crate::shard::reader::{NotReady, Reader};
@@ -42,6 +43,8 @@ pub struct PeerService {
     pub proposer: Proposer,
     /// Reports this node's status, changes the members, and answers read barriers.
     pub cluster: ClusterHandle,
+    /// Answers whether the leader's process has ended.
+    pub leader_loss: LeaderLoss,
     /// Receives snapshots.
     pub snapshots: Arc<Snapshots>,
     /// Whether this node may continue under its id.
@@ -197,6 +200,18 @@ impl Peer for PeerService {
         check_shard(request.shard)?;
         self.lives.lost(format!("node {from} says: {}", request.reason));
         Ok(Response::new(peer::Done {}))
+    }
+
+    async fn leader_gone(
+        &self,
+        request: Request<peer::LeaderGoneRequest>,
+    ) -> Result<Response<peer::LeaderGoneReply>, Status> {
+        sender(&request)?;
+        let request = request.into_inner();
+        check_shard(request.shard)?;
+        let vote = request.leader.as_ref().map(vote_from_proto);
+        let vote = vote.ok_or_else(|| Status::invalid_argument("no vote"))?;
+        Ok(Response::new(self.leader_loss.answer(vote).await))
     }
 
     async fn presence(&self, request: Request<peer::PresenceRequest>) -> Result<Response<peer::PresenceReply>, Status> {
