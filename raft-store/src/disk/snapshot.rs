@@ -14,11 +14,14 @@
 //!                                 ...                            state/db-2, then state/CURRENT = db-2
 //! ```
 //!
-//! **Building.** The checkpoint is taken between two applies, when openraft asks for a builder. Taking it flushes the
-//! state, so the state is durable up to the snapshot. openraft purges the log only up to a snapshot, so the log never
-//! loses an entry that the state could still need. The slow part, computing the CRC32C of files that are new since the
-//! last snapshot, runs beside apply. The log id and the membership in the manifest are read back *from* the checkpoint.
-//! The directory is built under a name that ends in `.tmp`, synced, then renamed.
+//! **Building.** All of it runs beside apply, on a blocking thread. Taking the checkpoint flushes the state, so the state
+//! is durable up to the snapshot. openraft purges the log only up to a snapshot, so the log never loses an entry that
+//! the state could still need. Entries that are applied meanwhile are in the checkpoint or are not: the rows of a batch
+//! and its applied position are one write, so the checkpoint ends after some batch. Which one is read back *from* the
+//! checkpoint, as is the membership. openraft accepts that it is a later one than when it asked, because it counts an
+//! entry as given to the state machine before that applies it. The CRC32C of files that are new since the last snapshot
+//! is computed at a limited rate, because the log is on the same disk. The directory is built under a name that ends in
+//! `.tmp`, synced, then renamed.
 //!
 //! **Receiving.** [`Receiver`] takes the files in chunks, in the order of the manifest, checks each length and
 //! checksum, syncs, and opens the result read-only to check that it holds what the manifest claims. Only then it
@@ -57,7 +60,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use agentpost_proto::peer;
 use bytes::Bytes;
@@ -75,7 +78,7 @@ use super::files::{self, DirGuard};
 use super::layout::Layout;
 use super::log_store::PurgePoint;
 use super::read_all::Pace;
-use super::state::StateDb;
+use super::state::{StateDb, StateHandle};
 use super::types::{LogId, Malformed, TypeConfig, log_id_from_proto};
 
 /// Bytes of one snapshot chunk.
@@ -277,8 +280,8 @@ impl Snapshots {
         self.lock().as_ref()?.last_log_id().map(|id| id.index)
     }
 
-    /// Begins a snapshot of the current state. Blocks while the state is flushed.
-    pub(crate) fn begin(&self, db: &StateDb) -> io::Result<Unfinished> {
+    /// Begins a snapshot of the state. Blocks while the state is flushed.
+    fn begin(&self, db: &StateDb) -> io::Result<Unfinished> {
         let covered = peer::SnapshotMeta {
             last_log_id: db.applied().map_err(io::Error::other)?.last,
             ..Default::default()
@@ -294,7 +297,8 @@ impl Snapshots {
     /// that are new since the last snapshot.
     fn finish(&self, Unfinished(staged): Unfinished) -> io::Result<SnapshotData> {
         let known = self.lock().clone();
-        let meta = manifest::describe(staged.path(), known.as_ref())?;
+        let unstoppable = AtomicBool::new(false);
+        let meta = manifest::describe(staged.path(), known.as_ref(), &mut Pace::gentle(&unstoppable))?;
         manifest::write(staged.path(), &meta)?;
         self.place(SnapshotData::new(staged, meta, Checked::Content))
     }
@@ -327,20 +331,17 @@ impl Snapshots {
 }
 
 /// A checkpoint without a manifest. Its directory is removed when this is dropped.
-pub(crate) struct Unfinished(DirGuard);
+struct Unfinished(DirGuard);
 
-/// Finishes the snapshot that began when openraft asked for this builder.
+/// Takes a snapshot of the state as it is when it is built.
 pub struct SnapshotBuilder {
     snapshots: Arc<Snapshots>,
-    begun: Option<io::Result<Unfinished>>,
+    state: StateHandle,
 }
 
 impl SnapshotBuilder {
-    pub(crate) fn new(snapshots: Arc<Snapshots>, begun: io::Result<Unfinished>) -> Self {
-        SnapshotBuilder {
-            snapshots,
-            begun: Some(begun),
-        }
+    pub(crate) fn new(snapshots: Arc<Snapshots>, state: StateHandle) -> Self {
+        SnapshotBuilder { snapshots, state }
     }
 }
 
@@ -348,12 +349,12 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let begun = self.begun.take();
-        let begun = begun.unwrap_or_else(|| Err(io::Error::other("this snapshot builder was already used")))?;
-        let snapshots = self.snapshots.clone();
-        let data = tokio::task::spawn_blocking(move || snapshots.finish(begun))
-            .await
-            .map_err(io::Error::other)??;
+        let (snapshots, state) = (self.snapshots.clone(), self.state.clone());
+        let data = tokio::task::spawn_blocking(move || {
+            let begun = snapshots.begin(&state.current())?;
+            snapshots.finish(begun)
+        });
+        let data = data.await.map_err(io::Error::other)??;
         tracing::info!(name = data.name(), bytes = data.bytes(), "snapshot built");
         data.into_snapshot().map_err(io::Error::other)
     }

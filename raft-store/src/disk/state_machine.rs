@@ -160,17 +160,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.apply_all(waiting).map_err(io::Error::other)
     }
 
-    /// Takes the checkpoint here, between two applies. The builder only finishes it.
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<SnapshotBuilder> {
         Some(self.get_snapshot_builder().await)
     }
 
+    /// Does nothing yet: openraft applies no entry until this returns, and the builder works beside apply.
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        let snapshots = self.snapshots.clone();
-        let db = self.state.current();
-        let begun = tokio::task::spawn_blocking(move || snapshots.begin(&db)).await;
-        let begun = begun.unwrap_or_else(|panic| Err(io::Error::other(panic)));
-        SnapshotBuilder::new(self.snapshots.clone(), begun)
+        SnapshotBuilder::new(self.snapshots.clone(), self.state.clone())
     }
 
     async fn install_snapshot(

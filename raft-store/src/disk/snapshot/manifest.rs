@@ -16,6 +16,7 @@ use super::SnapshotData;
 use crate::core::keys;
 use crate::disk::files;
 use crate::disk::options::common_options;
+use crate::disk::read_all::Pace;
 use crate::disk::types::{
     LogId, Malformed, Membership, StoredMembership, log_id_from_proto, log_id_to_proto, membership_from_proto,
     membership_to_proto,
@@ -49,8 +50,12 @@ pub(crate) fn stored_membership(meta: &peer::SnapshotMeta) -> Result<StoredMembe
 }
 
 /// Describes a checkpoint and makes its files durable. It reads only the files that the checkpoint does not share with
-/// `known`, an older snapshot of the same database.
-pub(super) fn describe(dir: &Path, known: Option<&SnapshotData>) -> io::Result<peer::SnapshotMeta> {
+/// `known`, an older snapshot of the same database, at the rate of `pace`.
+pub(super) fn describe(
+    dir: &Path,
+    known: Option<&SnapshotData>,
+    pace: &mut Pace<'_>,
+) -> io::Result<peer::SnapshotMeta> {
     let mut meta = covered(dir)?;
     for name in files::names(dir)? {
         if NOT_DATA.contains(&name.as_str()) || name.starts_with("LOG.old") {
@@ -62,7 +67,8 @@ pub(super) fn describe(dir: &Path, known: Option<&SnapshotData>) -> io::Result<p
             continue;
         }
         files::sync_file(&path)?;
-        let (size, crc32c) = checksum(&path)?;
+        let read = read_through(&path, |bytes| pace.advance(bytes))?;
+        let (size, crc32c) = read.ok_or_else(|| invalid("describing it was stopped"))?;
         meta.files.push(FileEntry { name, size, crc32c });
     }
     Ok(meta)

@@ -46,6 +46,14 @@ async fn build(stores: &mut Stores) -> SnapshotData {
     builder.build_snapshot().await.unwrap().snapshot
 }
 
+/// The manifest of a checkpoint, and the number of bytes that were read for it.
+fn described(dir: &Path, known: Option<&SnapshotData>) -> (peer::SnapshotMeta, u64) {
+    let going_on = AtomicBool::new(false);
+    let mut pace = Pace::free(&going_on);
+    let meta = manifest::describe(dir, known, &mut pace).unwrap();
+    (meta, pace.bytes())
+}
+
 /// Sends a snapshot to another node, without installing it.
 async fn send(data: &SnapshotData, to: &Stores) -> SnapshotData {
     let mut receiver = to.snapshots.receive(data.meta().clone()).unwrap();
@@ -116,6 +124,37 @@ async fn a_snapshot_travels_and_becomes_the_state() {
     send(&offered, &third).await;
 }
 
+/// openraft waits for the builder with the next entries, and not for the snapshot.
+#[tokio::test]
+async fn a_snapshot_is_taken_beside_apply() {
+    let dir = TempDir::new().unwrap();
+    let mut stores = node(dir.path(), "a", 5).await;
+    let mut builder = stores.machine.try_create_snapshot_builder(true).await.unwrap();
+    assert!(names(dir.path(), "snapshots").is_empty(), "no checkpoint yet");
+    apply(&mut stores.machine, vec![blank(1, 6)]).await.unwrap();
+    let built = builder.build_snapshot().await.unwrap();
+    assert_eq!(built.meta.last_log_id, Some(log_id(1, 6)), "read from the checkpoint");
+    let copy = dir.path().join("other");
+    let mut other = node(&copy, "other", 3).await;
+    let received = send(&built.snapshot, &other).await;
+    install_on(&mut other, received).await;
+    assert_eq!(rows(&other.state.current()), rows(&stores.state.current()));
+}
+
+#[tokio::test]
+async fn the_files_of_the_last_snapshot_are_not_read_again() {
+    let dir = TempDir::new().unwrap();
+    let mut stores = node(dir.path(), "a", 5).await;
+    let first = build(&mut stores).await;
+    apply(&mut stores.machine, vec![blank(1, 6)]).await.unwrap();
+    let begun = stores.snapshots.begin(&stores.state.current()).unwrap();
+    let (meta, read) = described(begun.0.path(), Some(&first));
+    let is_new = |file: &&peer::snapshot_meta::File| !file.name.ends_with(".sst") || !first.meta().files.contains(file);
+    let new = meta.files.iter().filter(is_new);
+    assert_eq!(read, new.map(|file| file.size).sum::<u64>());
+    assert!(read < first.bytes(), "{read} of {}", first.bytes());
+}
+
 #[tokio::test]
 async fn a_replaced_snapshot_stays_until_nobody_streams_it() {
     let dir = TempDir::new().unwrap();
@@ -184,11 +223,11 @@ async fn a_build_that_was_cut_off_leaves_the_last_snapshot() {
     build(&mut stores).await;
     apply(&mut stores.machine, vec![blank(1, 6)]).await.unwrap();
     let snapshots = live.join("shards/0/snapshots");
-    let builder = stores.machine.try_create_snapshot_builder(true).await.unwrap();
+    let begun = stores.snapshots.begin(&stores.state.current()).unwrap();
     let staged = snapshots.join("snap-1-1-6.tmp");
     for step in 0..2 {
         if step == 1 {
-            manifest::write(&staged, &manifest::describe(&staged, None).unwrap()).unwrap();
+            manifest::write(&staged, &described(&staged, None).0).unwrap();
         }
         crash_copy(&live, &copy);
         let mut after = open(&copy);
@@ -198,11 +237,11 @@ async fn a_build_that_was_cut_off_leaves_the_last_snapshot() {
         drop((after, offered));
         fs::remove_dir_all(&copy).unwrap();
     }
-    drop(builder);
+    drop(begun);
     assert_eq!(
         names(&live, "snapshots"),
         ["snap-1-1-5"],
-        "a builder that is dropped leaves nothing"
+        "a checkpoint that is dropped leaves nothing"
     );
 }
 
