@@ -92,7 +92,7 @@ pub fn shard(dir: &Path, options: Options) -> Result<Stores, OpenError> {
     let snapshots = Arc::new(Snapshots::open(&layout, log.purge_point())?);
     let state = repair::open_state(&layout, &options, &snapshots, log.purge_point().get(), damage.clone())?;
     let scrub = Scrub::new(&layout, state.clone(), snapshots.clone(), damage.clone())?;
-    let machine = StateMachine::new(state.clone(), snapshots.clone());
+    let machine = StateMachine::new(state.clone(), snapshots.clone()).map_err(OpenError::io(layout.root()))?;
     Ok(Stores {
         log,
         machine,

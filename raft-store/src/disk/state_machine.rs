@@ -5,126 +5,62 @@
 //! durable together with a later flush. Replies are sent after the write, so that a caller who has its reply can read
 //! what it wrote. Effects are sent after the replies.
 //!
+//! The work is done on a thread of its own (`applier.rs`), so that neither apply nor a database that makes it wait holds
+//! up a thread of Raft.
+//!
 //! An error is final. openraft stops, the process ends, and the next start applies the entries since the last flush
 //! again.
+
+mod applier;
 
 use std::io;
 use std::sync::Arc;
 
-use agentpost_proto::command::Reply;
-use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use openraft::EntryPayload;
-use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::storage::RaftStateMachine;
 use openraft::type_config::alias::SnapshotMetaOf;
-use parking_lot::Mutex;
-use prost::Message;
 
-use crate::core::apply::{apply_blank, apply_command, apply_membership};
-use crate::core::effect::Effect;
+pub use self::applier::EffectSink;
+use self::applier::{ApplyThread, BATCH_BYTES_MAX, Item};
 use crate::core::keys;
-use crate::core::kv::Fatal;
-use crate::core::view::{HotCache, View, load};
-use crate::disk::snapshot::{
-    Snapshot, SnapshotBuilder, SnapshotData, Snapshots, install, membership_row, stored_membership,
-};
+use crate::core::view::load;
+use crate::disk::snapshot::{Snapshot, SnapshotBuilder, SnapshotData, Snapshots, install, stored_membership};
 use crate::disk::state::StateHandle;
-use crate::disk::types::{LogId, StoredMembership, TypeConfig, log_id_from_proto, log_id_to_proto};
+use crate::disk::types::{LogId, StoredMembership, TypeConfig, log_id_from_proto};
 
 /// The maximal number of entries in one write. It bounds how long the first caller of a batch waits for the others.
 const BATCH_ENTRIES_MAX: usize = 1_024;
-/// The approximate maximal number of bytes in one write. Much larger batches are slower, because their
-/// ordered map does not fit into the CPU caches.
-const BATCH_BYTES_MAX: usize = 1 << 20;
-
-/// Receives the effects of applied entries.
-pub type EffectSink = Arc<dyn Fn(&[Effect]) + Send + Sync>;
 /// Called when a snapshot has replaced the state. The effects of the entries that it covers are not sent.
 pub type InstallHook = Arc<dyn Fn() + Send + Sync>;
-
-type Item = EntryResponder<TypeConfig>;
 
 /// Applies entries to the state of a shard. openraft owns it.
 pub struct StateMachine {
     state: StateHandle,
     snapshots: Arc<Snapshots>,
-    /// Never contended, because openraft gives the state machine to one task at a time.
-    cache: Mutex<HotCache>,
-    effects: Option<EffectSink>,
+    thread: ApplyThread,
     installed: Option<InstallHook>,
 }
 
 impl StateMachine {
-    pub(crate) fn new(state: StateHandle, snapshots: Arc<Snapshots>) -> Self {
-        StateMachine {
+    /// Starts the thread that applies entries.
+    pub(crate) fn new(state: StateHandle, snapshots: Arc<Snapshots>) -> io::Result<Self> {
+        Ok(StateMachine {
+            thread: ApplyThread::spawn(state.clone())?,
             state,
             snapshots,
-            cache: Mutex::default(),
-            effects: None,
             installed: None,
-        }
+        })
     }
 
     /// Calls `sink` with the effects of each batch, after its writes are visible. It must not block.
     pub fn set_effects(&mut self, sink: EffectSink) {
-        self.effects = Some(sink);
+        self.thread.set_effects(sink);
     }
 
     /// Calls `hook` when a snapshot has replaced the state. It must not block.
     pub fn set_installed(&mut self, hook: InstallHook) {
         self.installed = Some(hook);
-    }
-
-    fn apply_all(&mut self, entries: Vec<Item>) -> Result<(), Fatal> {
-        let mut rest = entries.into_iter();
-        while rest.len() > 0 {
-            self.apply_batch(&mut rest)?;
-        }
-        Ok(())
-    }
-
-    /// Applies entries up to the size of one write, and writes.
-    fn apply_batch(&mut self, entries: &mut impl Iterator<Item = Item>) -> Result<(), Fatal> {
-        let db = self.state.current();
-        let cache = self.cache.get_mut();
-        let mut view = View::new(&*db, cache)?;
-        let mut effects = Vec::new();
-        let mut answers = Vec::new();
-        let mut membership = None;
-        for (entry, responder) in entries {
-            let log_id = log_id_to_proto(&entry.log_id);
-            let reply = match &entry.payload {
-                EntryPayload::Normal(proposal) => apply_command(&mut view, &log_id, &proposal.0, &mut effects)?,
-                EntryPayload::Blank => {
-                    apply_blank(&mut view, &log_id);
-                    Reply::default()
-                }
-                EntryPayload::Membership(changed) => {
-                    apply_membership(&mut view, &log_id, changed.nodes().map(|(id, _)| *id))?;
-                    membership = Some(membership_row(&entry.log_id, changed));
-                    Reply::default()
-                }
-            };
-            answers.extend(responder.map(|responder| (responder, reply)));
-            if view.bytes() >= BATCH_BYTES_MAX {
-                break;
-            }
-        }
-        let mut writes = view.into_writes();
-        if let Some(row) = membership {
-            writes.push((keys::membership(), Some(Bytes::from(row.encode_to_vec()))));
-        }
-        db.write(writes)?;
-        self.state.stepped();
-        for (responder, reply) in answers {
-            responder.send(reply);
-        }
-        if let Some(sink) = &self.effects
-            && !effects.is_empty()
-        {
-            sink(&effects);
-        }
-        Ok(())
     }
 }
 
@@ -154,10 +90,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             waiting.push(item);
             if waiting.len() >= BATCH_ENTRIES_MAX || bytes >= BATCH_BYTES_MAX {
                 bytes = 0;
-                self.apply_all(std::mem::take(&mut waiting)).map_err(io::Error::other)?;
+                self.thread.apply(std::mem::take(&mut waiting)).await?;
             }
         }
-        self.apply_all(waiting).map_err(io::Error::other)
+        match waiting.is_empty() {
+            true => Ok(()),
+            false => self.thread.apply(waiting).await,
+        }
     }
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<SnapshotBuilder> {
@@ -183,7 +122,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         tokio::task::spawn_blocking(move || install(&state, &snapshots, snapshot))
             .await
             .map_err(io::Error::other)??;
-        self.cache.get_mut().clear();
+        self.thread.forget();
         if let Some(hook) = &self.installed {
             hook();
         }

@@ -18,15 +18,15 @@ use agentpost_raft_store::disk::snapshot::{Snapshot, SnapshotData, Snapshots};
 use agentpost_raft_store::disk::state::StateHandle;
 use agentpost_raft_store::disk::state_machine::StateMachine;
 use agentpost_raft_store::disk::types::{Member, Proposal, TypeConfig, Vote};
-use agentpost_testkit::commands;
+use agentpost_testkit::{commands, eventually};
 use futures::{StreamExt, stream};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::v2::RaftNetworkV2;
 use openraft::network::{RPCOption, RaftNetworkFactory};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
-use openraft::{AnyError, Config, SnapshotPolicy};
-use parking_lot::Mutex;
+use openraft::{AnyError, Config, LogIdOptionExt, SnapshotPolicy};
+use parking_lot::{Condvar, Mutex};
 use tempfile::TempDir;
 
 type Raft = openraft::Raft<TypeConfig, StateMachine>;
@@ -117,10 +117,33 @@ struct Node {
 }
 
 async fn start(id: u64, dir: &Path, router: &Router) -> Node {
+    start_with(id, dir, router, Gate::default()).await
+}
+
+/// A place at which apply stands still while the gate is held. It opens after a time, so that a test fails and does not
+/// hang.
+#[derive(Clone, Default)]
+struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    fn hold(&self, held: bool) {
+        *self.0.0.lock() = held;
+        self.0.1.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut held = self.0.0.lock();
+        self.0
+            .1
+            .wait_while_for(&mut held, |held| *held, Duration::from_secs(60));
+    }
+}
+
+async fn start_with(id: u64, dir: &Path, router: &Router, gate: Gate) -> Node {
     let config = Config {
         heartbeat_interval: 100,
-        election_timeout_min: 500,
-        election_timeout_max: 1_000,
+        election_timeout_min: 1_000,
+        election_timeout_max: 2_000,
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: 0,
         ..Config::default()
@@ -130,6 +153,7 @@ async fn start(id: u64, dir: &Path, router: &Router) -> Node {
     let counted = effects.clone();
     stores.machine.set_effects(Arc::new(move |effects| {
         counted.fetch_add(effects.len(), Ordering::Relaxed);
+        gate.pass();
     }));
     let counted = installed.clone();
     stores.machine.set_installed(Arc::new(move || {
@@ -262,4 +286,74 @@ async fn writes_snapshots_purges_and_a_learner_that_catches_up() {
     assert_eq!(learner.rows(), leader.rows());
     assert_eq!(learner.rows().len(), rows.len());
     assert_eq!(learner.installed.load(Ordering::Relaxed), 0, "from the log this time");
+}
+
+/// The leader's runtime has one thread, so whatever blocks that thread stops its heartbeats.
+#[test]
+fn a_leader_whose_apply_stands_still_keeps_its_leadership_and_commits() {
+    let dir = TempDir::new().unwrap();
+    let (router, gate) = (Router::default(), Gate::default());
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(1).enable_all().build().unwrap()
+    };
+    let (first, others) = (runtime(), runtime());
+    let run = |runtime: &tokio::runtime::Runtime, id, gate| {
+        let (dir, router) = (dir.path().to_owned(), router.clone());
+        runtime.block_on(runtime.spawn(async move { start_with(id, &dir, &router, gate).await }))
+    };
+    let leader = Arc::new(run(&first, 1, gate.clone()).unwrap());
+    let followers: Vec<_> = [2, 3].map(|id| run(&others, id, Gate::default()).unwrap()).into();
+    let patience = Some(Duration::from_secs(60));
+    runtime().block_on(async {
+        leader
+            .raft
+            .initialize(BTreeMap::from([(1, Member::default())]))
+            .await
+            .unwrap();
+        leader.raft.wait(patience).current_leader(1, "leads").await.unwrap();
+        // Members can be added once the first membership is committed.
+        leader.ticks(1).await;
+        for id in [2, 3] {
+            leader.raft.add_learner(id, Member::default(), true).await.unwrap();
+        }
+        leader.raft.change_membership([1, 2, 3], false).await.unwrap();
+        let before = leader.raft.metrics().borrow_watched().clone();
+
+        gate.hold(true);
+        let (term, applied) = (before.current_term, leader.applied());
+        let write = || {
+            let leader = Arc::clone(&leader);
+            tokio::spawn(async move { leader.write(Op::BeginEpoch(BeginEpoch { node: 1, term })).await })
+        };
+        // The first one has its reply before apply stops at its effect; the others have to wait.
+        let effects = leader.effects.load(Ordering::Relaxed);
+        let mut writes = vec![write()];
+        eventually("the effect at which apply stops", async || {
+            (leader.effects.load(Ordering::Relaxed) > effects).then_some(())
+        })
+        .await;
+        writes.extend((0..7).map(|_| write()));
+        let committed = leader.raft.wait(patience);
+        let all = |index: Option<u64>| index >= Some(applied + 8);
+        committed
+            .metrics(|m| all(m.cluster_committed.index()), "committed")
+            .await
+            .unwrap();
+        // Longer than the lease and the longest election timeout together.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        for node in followers.iter().chain([&*leader]) {
+            let metrics = node.raft.metrics().borrow_watched().clone();
+            assert_eq!((metrics.current_leader, metrics.current_term), (Some(1), term));
+        }
+        assert_eq!(leader.applied(), applied + 1, "apply stands still");
+        gate.hold(false);
+        for write in writes {
+            assert!(matches!(write.await.unwrap(), Some(reply::Reply::Done(_))));
+        }
+        leader.raft.shutdown().await.unwrap();
+        for follower in &followers {
+            follower.raft.shutdown().await.unwrap();
+        }
+    });
 }
