@@ -1,5 +1,5 @@
-//! The lowest layer, which every other layer may use: clock, configuration, secrets, the data directory, metrics, and
-//! the watch over tasks.
+//! The lowest layer, which every other layer may use: clock, configuration, secrets, the data directory, metrics, the
+//! threads of Raft, and the watch over tasks.
 
 pub mod clock;
 pub mod config;
@@ -7,6 +7,7 @@ pub mod lifetime;
 pub mod metrics;
 pub mod networks;
 pub mod owner;
+pub mod raft_threads;
 pub mod secrets;
 pub mod space;
 pub mod task_watch;

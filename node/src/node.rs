@@ -12,7 +12,8 @@
 //! 4. Stop the leader's workers.
 //! 5. Shut Raft down.
 //! 6. Close the peer port.
-//! 7. Flush.
+//! 7. End the threads of Raft.
+//! 8. Flush.
 //!
 //! When webhook calls are running, the deadline is longer by the time limit of a call, because an interrupted attempt
 //! has an unknown outcome and is repeated.
@@ -42,6 +43,7 @@ use self::quarantine::{Quarantine, Quarantined};
 use crate::base::clock::{Clock, IdSource};
 use crate::base::config::Config;
 use crate::base::lifetime::Lifetime;
+use crate::base::raft_threads::RaftThreads;
 use crate::base::secrets::Secrets;
 use crate::base::task_watch::TaskWatch;
 use crate::cluster::leases::Leases;
@@ -102,6 +104,7 @@ pub struct RunningNode {
 
 /// The parts that the handles are made of.
 struct Parts {
+    threads: RaftThreads,
     ground: Ground,
     disk: Disk,
     group: Group,
@@ -188,6 +191,7 @@ pub async fn start_at(
     let (client_addr, peer_addr) = (client.local_addr()?, peer.local_addr()?);
     let secrets = Arc::new(Secrets::load(&config.cluster.secret_file)?);
     let ids = IdSource::new(clock.clone());
+    let threads = RaftThreads::start()?;
     let (disk, stores) = Disk::open(config.clone(), &secrets, &ids).await?;
     let ground = Ground::new(clock, config, secrets, ids, &disk);
     let egress = Egress::new(&ground.config, &[client_addr, peer_addr])?;
@@ -197,8 +201,8 @@ pub async fn start_at(
         disk.lives.clone(),
         ground.ids.clone(),
     );
-    let dialer = Dialer::new(identity.clone());
-    let group = Group::start(&ground, &disk, stores, &dialer).await?;
+    let dialer = Dialer::new(identity.clone(), threads.handle().clone());
+    let group = Group::start(&ground, &disk, stores, &dialer, &threads).await?;
     let services = Services {
         replica: group.replica.clone(),
         wall_time: ground.wall_time.clone(),
@@ -229,6 +233,7 @@ pub async fn start_at(
     );
     tracing::info!(node = ground.config.node.id, %client_addr, %peer_addr, "ports open");
     let parts = Parts {
+        threads,
         ground,
         disk,
         group,
@@ -239,7 +244,7 @@ pub async fn start_at(
         watch: lifetime.watch.clone(),
         ..Ends::default()
     };
-    parts.serve_peers(peer, identity, &cluster, &ends);
+    parts.serve_peers(peer.into_std()?, identity, &cluster, &ends)?;
     let calls = parts.start_calls(&ends);
     let leading = parts.leadership(&calls).run(ends.workers.clone());
     let leading = tokio::spawn(ends.watch.may_end("leadership", leading));
@@ -258,8 +263,15 @@ pub async fn start_at(
 }
 
 impl Parts {
-    /// Starts the peer port and the check of the nodes that may connect to it.
-    fn serve_peers(&self, listener: TcpListener, identity: Identity, cluster: &ClusterHandle, ends: &Ends) {
+    /// Starts the peer port and the check of the nodes that may connect to it, on the threads of Raft.
+    fn serve_peers(
+        &self,
+        listener: std::net::TcpListener,
+        identity: Identity,
+        cluster: &ClusterHandle,
+        ends: &Ends,
+    ) -> std::io::Result<()> {
+        let _threads = self.threads.enter();
         let (ground, group) = (&self.ground, &self.group);
         let admission = Admission::new(
             Arc::clone(&ground.config),
@@ -274,7 +286,7 @@ impl Parts {
         ends.run_to_end("watch of the leader's process", watching);
         let metrics = ground.metrics.clone();
         let incoming = listener::listen(
-            listener,
+            TcpListener::from_std(listener)?,
             identity,
             admission.clone(),
             metrics.clone(),
@@ -294,6 +306,7 @@ impl Parts {
         let serving = serve_peers(incoming, service, ends.peers.clone());
         ends.background
             .spawn(ends.watch.until(&ends.peers, "peer port", serving));
+        Ok(())
     }
 
     /// Starts the webhook calls of this node and the task that records their outcomes.
@@ -485,6 +498,7 @@ impl RunningNode {
         self.cluster.dialer.close();
         ends.background.close();
         ends.background.wait().await;
+        self.parts.threads.end().await;
         if flush {
             let state = self.parts.disk.state.clone();
             match tokio::task::spawn_blocking(move || state.flush()).await {

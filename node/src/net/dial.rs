@@ -1,8 +1,9 @@
 //! Connections to other nodes.
 //!
 //! Each peer has one HTTP/2 connection per [`Purpose`], so that a heartbeat never waits behind a snapshot or a burst of
-//! mail. A connection is opened at its first use, is reopened after it broke, and begins with the handshake. TCP alone
-//! takes minutes to notice that a peer vanished, so HTTP/2 keep-alive pings run on every connection.
+//! mail. A connection is opened at its first use, is reopened after it broke, and begins with the handshake. All of
+//! them run on the threads of Raft, whoever uses them first. TCP alone takes minutes to notice that a peer vanished, so
+//! HTTP/2 keep-alive pings run on every connection.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
@@ -55,19 +57,23 @@ type Channels = HashMap<(u64, String, Purpose), Channel>;
 pub struct Dialer {
     identity: Arc<Identity>,
     channels: Arc<Mutex<Channels>>,
+    /// The runtime of all connections.
+    threads: Handle,
 }
 
 impl Dialer {
-    /// A dialer that proves `identity` in every handshake.
-    pub fn new(identity: Identity) -> Self {
+    /// A dialer that proves `identity` in every handshake, and whose connections run on `threads`.
+    pub fn new(identity: Identity, threads: Handle) -> Self {
         Dialer {
             identity: Arc::new(identity),
             channels: Arc::default(),
+            threads,
         }
     }
 
     /// A client of node `target` at `address`. It connects at its first call.
     pub fn client(&self, target: u64, address: &str, purpose: Purpose) -> PeerClient<Channel> {
+        let _threads = self.threads.enter();
         let mut channels = self.channels.lock();
         let channel = channels
             .entry((target, address.to_owned(), purpose))

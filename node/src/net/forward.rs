@@ -292,7 +292,10 @@ mod tests {
     async fn an_unreachable_node_leaves_requests_unsent() {
         let secrets = crate::base::secrets::Secrets::derive(&[1; 32]);
         let ids = crate::base::clock::IdSource::new(crate::base::clock::Clock::system());
-        let dialer = Dialer::new(Identity::new(&secrets, 1, Lives::in_memory([1; 16]), ids));
+        let dialer = Dialer::new(
+            Identity::new(&secrets, 1, Lives::in_memory([1; 16]), ids),
+            tokio::runtime::Handle::current(),
+        );
         let forwarder = Forwarder::new(dialer, Metrics::new());
         // Port 1 of loopback: nobody listens there.
         let answers = (0..3).map(|_| forwarder.ask(2, "127.0.0.1:1", Kind::ReadIndex));

@@ -16,6 +16,7 @@ use crate::base::clock::{Clock, IdSource};
 use crate::base::config::Config;
 use crate::base::metrics::Metrics;
 use crate::base::owner::{self, Owned};
+use crate::base::raft_threads::RaftThreads;
 use crate::base::secrets::Secrets;
 use crate::base::space::Space;
 use crate::base::task_watch::TaskWatch;
@@ -143,17 +144,18 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Starts Raft on the stores.
+    /// Starts Raft on the stores, and on its own threads.
     pub(super) async fn start(
         ground: &Ground,
         disk: &Disk,
         stores: RaftStores,
         dialer: &Dialer,
+        threads: &RaftThreads,
     ) -> anyhow::Result<Self> {
         let (ids, metrics, watch) = (&ground.ids, &ground.metrics, &ground.watch);
         let forwarder = Forwarder::new(dialer.clone(), metrics.clone());
         let wakeups = Wakeups::default();
-        let raft = start_raft(ground, stores, dialer, &wakeups).await?;
+        let raft = start_raft(ground, stores, dialer, &wakeups, threads).await?;
         let hanging_up = shard::hang_up_on_deposed(Lead::new(&raft), forwarder.clone());
         tokio::spawn(watch.may_end("watch over the leader", hanging_up));
         let (cluster_time, drain) = (ClusterTime::default(), Drain::default());
@@ -218,6 +220,7 @@ async fn start_raft(
     (log, mut machine): RaftStores,
     dialer: &Dialer,
     wakeups: &Wakeups,
+    threads: &RaftThreads,
 ) -> anyhow::Result<Raft> {
     let config = &ground.config;
     let sending = SendOptions {
@@ -231,5 +234,6 @@ async fn start_raft(
     }));
     machine.set_installed(Arc::new(move || installed.publish_all()));
     let settings = shard::raft_config(&config.raft)?;
-    Ok(Raft::new(config.node.id, Arc::new(settings), network, log, machine).await?)
+    let starting = Raft::new(config.node.id, Arc::new(settings), network, log, machine);
+    Ok(threads.handle().spawn(starting).await??)
 }

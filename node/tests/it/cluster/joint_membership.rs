@@ -65,7 +65,7 @@ impl Group {
         let stores = open::shard(&data, options).unwrap();
         let state = stores.state.clone();
         let identity = Identity::new(&secrets, config.node.id, Lives::in_memory(life), ids.clone());
-        let dialer = Dialer::new(identity);
+        let dialer = Dialer::new(identity, tokio::runtime::Handle::current());
         let sending = SendOptions {
             bytes_per_s: config.raft.snapshot_send_bytes_per_s,
         };

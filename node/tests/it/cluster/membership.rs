@@ -110,7 +110,8 @@ async fn greeted(address: SocketAddr, target: u64, id: u64, life: [u8; 16]) -> R
         Lives::in_memory(life),
         IdSource::new(Clock::system()),
     );
-    let mut client = Dialer::new(identity).client(target, &address.to_string(), Purpose::Control);
+    let mut client =
+        Dialer::new(identity, tokio::runtime::Handle::current()).client(target, &address.to_string(), Purpose::Control);
     match client.status(StatusRequest { shard: 0 }).await {
         Ok(status) => Ok(status.into_inner().node),
         Err(refused) => {

@@ -25,7 +25,10 @@ use crate::common::TestCluster;
 fn dialer(cluster: &TestCluster, secret: u8, id: u64) -> Dialer {
     let life = owner::life_in(&cluster.data_dir(id as usize - 1)).unwrap_or([9; 16]);
     let (secrets, lives) = (Secrets::derive(&[secret; 32]), Lives::in_memory(life));
-    Dialer::new(Identity::new(&secrets, id, lives, IdSource::new(Clock::system())))
+    Dialer::new(
+        Identity::new(&secrets, id, lives, IdSource::new(Clock::system())),
+        tokio::runtime::Handle::current(),
+    )
 }
 
 /// A client of that dialer which expects node `target` at the address of node 1.
