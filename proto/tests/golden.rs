@@ -139,7 +139,7 @@ fn commands() -> Samples {
                 }],
             })),
         ),
-        ("op.sweep", op(Op::Sweep(command::Sweep { team_id: bytes("t") }))),
+        ("op.sweep", op(Op::Sweep(command::Sweep {}))),
         (
             "reply.send",
             Reply {

@@ -39,7 +39,9 @@ pub mod lease;
 pub mod login;
 pub mod message;
 pub mod principal;
+mod queue;
 pub mod quota;
+mod retention;
 pub mod sweep;
 pub mod team;
 pub mod topic;
@@ -207,7 +209,7 @@ fn dispatch(
             cursor::ack(view, context, &op)?;
             done()
         }
-        Op::Sweep(op) => reply::Reply::Sweep(sweep::sweep(view, context, &op)?),
+        Op::Sweep(_) => reply::Reply::Sweep(sweep::sweep(view, context)?),
         op => return dispatch_deliveries(view, context, op, effects),
     })
 }

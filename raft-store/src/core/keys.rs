@@ -50,20 +50,23 @@
 //! | `ki` | key id | team, 16 bytes |
 //! | `ix` | cluster ms of expiry, team, agent, idempotency key | empty |
 //! | `mx` | wall ms of expiry, team, seq | empty |
+//! | `rt` | cluster ms of the end of retention, team | empty: one for each team with messages |
 //! | `fj` | team, topic, seq of the publish | `FanoutJob` |
 //! | `eh` | team, generation | `EndpointHead`: the earliest `du` |
 //! | `ec` | team, generation | `Closing` |
 //! | `cl` | epoch, team, number | empty: claimed deliveries |
 //! | `dx` | cluster ms of ageing, team, number | empty: terminal deliveries |
 //! | `le` | day, team, lease id | `Lease` |
-//! | `cx` | cluster ms of use, team, agent, client id | empty: one for each `cu` |
+//! | `cx` | cluster ms of use, team, agent, client id | empty: one for each `cu`, perhaps of an earlier use |
 //! | `lh` | | `LoginHead` |
 //! | `lo` | user code | `Login` |
 //! | `ld` | hash of a device code | user code |
 //! | `lx` | cluster ms of expiry, user code | empty |
 //! | `nu` | | `NodeIds`: every node id that was ever used |
+//! | `qf` | tag of a queue | the key below which the queue has no row: see `queue.rs` |
 
 pub mod log;
+mod queue;
 mod shard;
 
 use std::ops::Range;
@@ -71,6 +74,7 @@ use std::ops::Range;
 use agentpost_proto::id::{DeliveryId, KeyId, MessageId, TeamId};
 use bytes::Bytes;
 
+pub use queue::*;
 pub use shard::*;
 
 /// The first two bytes of a key, which name its kind of row.
@@ -121,6 +125,8 @@ const LOGIN: Tag = *b"lo";
 const LOGIN_DEVICE: Tag = *b"ld";
 const LOGIN_EXPIRY: Tag = *b"lx";
 const NODE_IDS: Tag = *b"nu";
+const RETENTION_END: Tag = *b"rt";
+const QUEUE_FLOOR: Tag = *b"qf";
 
 /// Whether nearly every command reads a row of this kind, so that it is worth a copy in memory.
 pub fn is_hot(key: &[u8]) -> bool {

@@ -6,6 +6,7 @@ pub mod due;
 pub mod inbox;
 pub mod key;
 pub mod login;
+pub mod queue;
 pub mod receipt;
 pub mod team;
 pub mod topic;

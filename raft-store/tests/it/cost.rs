@@ -145,8 +145,7 @@ fn retention_costs_the_same_beside_many_sends() {
     let mut core = core();
     fill(&mut core, "bob", 256);
     core.cluster_ms += limits::RETENTION_MS;
-    let team_id = team_id("acme").to_bytes();
-    let sweep = internal(&core, Op::Sweep(Sweep { team_id }));
+    let sweep = internal(&core, Op::Sweep(Sweep {}));
     let mut beside = core.clone();
     let mut batch = sends(&core, "a", 5_000, |n| format!("agent{n}"));
     batch.push(sweep.clone());

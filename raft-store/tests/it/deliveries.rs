@@ -3,7 +3,7 @@
 mod world;
 
 use agentpost_proto::command::operation::Op;
-use agentpost_proto::command::{AttemptResult, CancelDelivery, DeleteWebhook, ErrorCode, Redrive, Sweep};
+use agentpost_proto::command::{AttemptResult, CancelDelivery, DeleteWebhook, ErrorCode, Redrive};
 use agentpost_proto::id::DeliveryId;
 use agentpost_proto::limits;
 use agentpost_proto::record::{AttemptEnd, DeliveryEnd, DeliveryState};
@@ -431,6 +431,6 @@ fn a_redrive_needs_the_url_and_the_message() {
 /// Sweeps until nothing aged is left.
 fn sweep(world: &mut World) {
     while let Some(due) = query::due::sweep(&world.core.memory, world.core.cluster_ms, world.core.wall_ms).unwrap() {
-        world.by(None, Op::Sweep(Sweep { team_id: due.team_id }));
+        world.by(None, Op::Sweep(due));
     }
 }

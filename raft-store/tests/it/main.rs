@@ -15,5 +15,6 @@ mod replay;
 mod retention;
 mod scripts;
 mod storage_suite;
+mod tombstones;
 mod topics;
 mod with_raft;

@@ -121,9 +121,7 @@ enum Step {
         #[arg(key)]
         implied: Option<bool>,
     },
-    Sweep {
-        team: Option<String>,
-    },
+    Sweep,
     Lease {
         id: String,
         #[arg(key)]
@@ -284,10 +282,7 @@ fn mail_op(step: &Step) -> Option<(Option<Principal>, Op)> {
             };
             (None, Op::AckCursors(AckCursors { acks: vec![ack] }))
         }
-        Step::Sweep { team } => {
-            let team_id = team.as_ref().map(|t| team_id(t).to_bytes()).unwrap_or_default();
-            (None, Op::Sweep(Sweep { team_id }))
-        }
+        Step::Sweep => (None, Op::Sweep(Sweep {})),
         _ => return None,
     })
 }

@@ -4,9 +4,12 @@
 use std::collections::BTreeSet;
 
 use agentpost_proto::id::TeamId;
+use agentpost_proto::record::Lease;
 use agentpost_proto::time;
+use agentpost_raft_store::core::keys::{self, Queue};
 use agentpost_raft_store::core::kv::{Kv as _, Order};
-use agentpost_raft_store::core::{keys, query};
+use agentpost_raft_store::core::query;
+use agentpost_raft_store::core::view::decode;
 use axum::http::Method;
 use futures::future::join_all;
 use serde_json::{Value, json};
@@ -81,8 +84,9 @@ async fn counted(cluster: &TestCluster, node: usize, team: &Team, agent: &str) -
     let id: TeamId = team.id.parse().unwrap();
     let state = read_state(&cluster.services(node).reader).await;
     let count = query::team::day_count(&*state, &keys::read_count(id, agent)).unwrap();
-    let leases = state.range(keys::leases_before(u32::MAX), Order::Ascending).count();
-    (count.used, leases)
+    let rows = state.range(keys::queue_from(Queue::Leases, None), Order::Ascending);
+    let leases = rows.map(|row| decode::<Lease>(row.unwrap().1).unwrap());
+    (count.used, leases.filter(|lease| lease.units > 0).count())
 }
 
 /// One node and a team with small quotas.

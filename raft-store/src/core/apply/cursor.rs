@@ -1,5 +1,6 @@
-//! Cursors: the positions of readers. A cursor that nobody used for long is removed. Its last use is an index row,
-//! which is rewritten at most once in `limits::CURSOR_TOUCH_MS`, so that most acks write only the cursor.
+//! Cursors: the positions of readers. A cursor that nobody used for long is removed. Each has an index row at its first
+//! use, in a [queue](super::queue); when it is due, the sweep moves it to the last use. So an ack writes only the cursor,
+//! which notes its last use once in `limits::CURSOR_TOUCH_MS`.
 //!
 //! An implied ack (an answered ping) may create a cursor too. Otherwise a client that lost its connection before its
 //! first ack would begin at a later position and miss messages.
@@ -10,10 +11,11 @@ use agentpost_proto::limits;
 use agentpost_proto::record::{Cursor, TeamHead};
 use bytes::Bytes;
 
-use super::{Context, Stop, reject};
-use crate::core::keys;
-use crate::core::kv::{Fatal, Kv, Order, Row};
+use super::{Context, Stop, queue, reject};
+use crate::core::keys::{self, Queue};
+use crate::core::kv::Fatal;
 use crate::core::query;
+use crate::core::query::queue::Now;
 use crate::core::view::View;
 
 /// Moves cursors forward. Acks come from nodes, which have checked them against what they delivered; here an ack is
@@ -57,13 +59,12 @@ fn move_forward(view: &mut View<'_>, context: &Context<'_>, team: TeamId, ack: &
     // 0 means that there is no index row: the cursor is new, or a version without this index wrote it.
     let is_noted = cursor.used_ct_ms != 0;
     if !is_noted || cursor.used_ct_ms + limits::CURSOR_TOUCH_MS <= context.cluster_ms {
-        let note = |used_ct_ms| keys::cursor_use(used_ct_ms, team, &ack.agent, &ack.client_id);
-        if is_noted {
-            view.delete(note(cursor.used_ct_ms));
-        }
         cursor.used_ct_ms = context.cluster_ms.max(1);
-        view.put(note(cursor.used_ct_ms), Bytes::new());
-        if !is_noted && is_named {
+    }
+    if !is_noted {
+        let note = keys::cursor_use(cursor.used_ct_ms, team, &ack.agent, &ack.client_id);
+        view.put(note, Bytes::new());
+        if is_named {
             head.cursors += 1;
             view.store(keys::team_head(team), &head);
         }
@@ -75,23 +76,27 @@ fn move_forward(view: &mut View<'_>, context: &Context<'_>, team: TeamId, ack: &
     Ok(())
 }
 
-/// Removes cursors that nobody used for `limits::CURSOR_TTL_MS`, at most `rows`.
-pub(super) fn sweep(view: &mut View<'_>, cluster_ms: u64, rows: usize) -> Result<usize, Fatal> {
-    let until = cluster_ms.saturating_sub(limits::CURSOR_TTL_MS);
-    let unused: Vec<Row> = view
-        .range(keys::cursor_uses_until(until), Order::Ascending)
-        .take(rows)
-        .collect::<Result<_, _>>()?;
-    for (note, _) in &unused {
+/// Removes cursors that nobody used for `limits::CURSOR_TTL_MS`. The index row of one that was used moves to its last
+/// use. Returns how many index rows were due, at most `rows`.
+pub(super) fn sweep(view: &mut View<'_>, now: Now, rows: usize) -> Result<usize, Fatal> {
+    let due = queue::take(view, Queue::Cursors, now, rows)?;
+    for (note, _) in &due {
         let short = || Fatal::Invariant("a short cx key".to_owned());
         let (team, is_named) = keys::parse_cursor_use(note).ok_or_else(short)?;
-        view.delete(keys::cursor_of_use(note).ok_or_else(short)?);
-        view.delete(note.clone());
+        let key = keys::cursor_of_use(note).ok_or_else(short)?;
+        let cursor: Cursor = view.load(&key)?.unwrap_or_default();
+        if cursor.used_ct_ms + limits::CURSOR_TTL_MS > now.cluster_ms {
+            view.put(keys::cursor_used_at(note, cursor.used_ct_ms), Bytes::new());
+            continue;
+        }
+        view.delete(key);
         if is_named {
             let mut head: TeamHead = query::team::head(view, team)?;
             head.cursors = head.cursors.saturating_sub(1);
             view.store(keys::team_head(team), &head);
         }
     }
-    Ok(unused.len())
+    let removed = due.len();
+    queue::remove(view, Queue::Cursors, due.into_iter().map(|(key, _)| key));
+    Ok(removed)
 }

@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use super::check::parsed;
 use super::delivery::{self, Target};
-use super::{Context, Stop, check_epoch, endpoint, inbox, topic, webhook};
+use super::{Context, Stop, check_epoch, endpoint, inbox, retention, topic, webhook};
 use crate::core::effect::Effect;
 use crate::core::keys;
 use crate::core::kv::{Fatal, Kv, Order, Row};
@@ -157,9 +157,7 @@ pub fn chunk(
         topic.jobs = topic.jobs.saturating_sub(1);
         view.delete(key);
         // The message may have expired while the job ran. The sweep then left it to the last chunk: restore its row.
-        if message.expires_at_ms != 0 {
-            view.put(keys::message_expiry(message.expires_at_ms, team, op.seq), Bytes::new());
-        }
+        retention::watch_expiry(view, context, team, &message);
         effects.push(Effect::FanoutFinished { team, seq: op.seq });
     } else {
         job.next_serial = last.unwrap_or_default() + 1;

@@ -195,9 +195,6 @@ pub(super) fn release_message(
     view.delete(key);
     let id = MessageId::from_slice(&message.id).map_err(|e| Fatal::Invariant(e.to_string()))?;
     view.delete(keys::message_id(team, id));
-    if message.expires_at_ms != 0 {
-        view.delete(keys::message_expiry(message.expires_at_ms, team, seq));
-    }
     team_head.max_removed_seq = team_head.max_removed_seq.max(seq);
     Ok(())
 }

@@ -2,8 +2,8 @@
 //! the block locally. A read therefore needs no log entry. The limit of a day still holds, because a unit counts as
 //! used from its grant on, and a node returns only units that it has not spent.
 //!
-//! A lease has a row until it is returned. The row of a node that crashed stays until its day is over, because its
-//! units may have been spent.
+//! A lease has a row until its day is over. A returned lease has no units; one of a node that crashed keeps them, because
+//! they may have been spent.
 
 use agentpost_proto::command::{ErrorCode, LeaseReads, LeaseReply, LeaseReturn, Permission, ReturnLeases};
 use agentpost_proto::id::{AgentId, TeamId};
@@ -14,8 +14,10 @@ use agentpost_proto::time;
 use super::check::parsed;
 use super::principal::Caller;
 use super::team::limits_of;
-use super::{Context, Stop, quota, reject};
-use crate::core::keys;
+use super::{Context, Stop, queue, quota, reject};
+use crate::core::keys::{self, Queue};
+use crate::core::kv::Fatal;
+use crate::core::query::queue::Now;
 use crate::core::view::View;
 
 /// The maximal number of an agent's reads that a node leases at a time.
@@ -39,10 +41,12 @@ pub fn grant(view: &mut View<'_>, context: &Context<'_>, op: &LeaseReads) -> Res
     quota::turn(&mut count, context.wall_ms);
     let lease_row = keys::lease(count.day, caller.team, &op.lease_id);
     let units = match view.load::<Lease>(&lease_row)? {
-        Some(first) if first.agent == op.agent && first.node == op.node => first.units,
-        Some(_) => return reject(ErrorCode::Conflict, "this lease is another agent's or node's"),
-        None if limit == 0 => 0,
-        None => {
+        Some(first) if first.units > 0 && first.agent == op.agent && first.node == op.node => first.units,
+        Some(first) if first.units > 0 => {
+            return reject(ErrorCode::Conflict, "this lease is another agent's or node's");
+        }
+        _ if limit == 0 => 0,
+        _ => {
             let units = block(limit.saturating_sub(count.used), op.nodes);
             if units == 0 {
                 return Err(quota::used_up(context, &op.agent, limit, "inbox reads"));
@@ -83,13 +87,25 @@ pub fn give_back(view: &mut View<'_>, context: &Context<'_>, op: &ReturnLeases) 
     Ok(())
 }
 
+/// Removes the leases of past days. Returns how many, at most `rows`.
+pub(super) fn sweep(view: &mut View<'_>, now: Now, rows: usize) -> Result<usize, Fatal> {
+    let due = queue::take(view, Queue::Leases, now, rows)?;
+    let removed = due.len();
+    queue::remove(view, Queue::Leases, due.into_iter().map(|(key, _)| key));
+    Ok(removed)
+}
+
 fn end(view: &mut View<'_>, context: &Context<'_>, returned: &LeaseReturn) -> Result<(), Stop> {
     let team = parsed(TeamId::from_slice(&returned.team_id))?;
     let row = keys::lease(returned.day, team, &returned.lease_id);
-    let Some(lease) = view.load::<Lease>(&row)? else {
+    let Some(lease) = view.load::<Lease>(&row)?.filter(|lease| lease.units > 0) else {
         return Ok(());
     };
-    view.delete(row);
+    let ended = Lease {
+        units: 0,
+        ..lease.clone()
+    };
+    view.store(row, &ended);
     let count_row = keys::read_count(team, &lease.agent);
     let mut count: DayCount = view.load(&count_row)?.unwrap_or_default();
     // Units of a past day are worth nothing, and no more can be returned than were granted.

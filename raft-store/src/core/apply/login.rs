@@ -22,14 +22,15 @@ use agentpost_proto::record::{Key, Login, LoginHead, LoginState};
 
 use super::check::parsed;
 use super::principal::Caller;
-use super::{Context, Stop, key, reject};
-use crate::core::keys;
-use crate::core::kv::{Fatal, Kv, Order, Row};
+use super::{Context, Stop, key, queue, reject};
+use crate::core::keys::{self, Queue};
+use crate::core::kv::{Fatal, Kv};
 use crate::core::query;
+use crate::core::query::queue::Now;
 use crate::core::view::View;
 
-/// Expired logins that a new login removes: more than one, so that their number falls.
-const LOGINS_SWEPT_PER_START: usize = 2;
+/// Rows of the queue that a new login removes: many, because those of fetched logins make no room.
+const LOGINS_SWEPT_PER_START: usize = 16;
 
 /// Stores a pending login. Anybody may start one, so their number is bounded.
 pub fn start(view: &mut View<'_>, context: &Context<'_>, op: StartLogin) -> Result<(), Stop> {
@@ -42,7 +43,7 @@ pub fn start(view: &mut View<'_>, context: &Context<'_>, op: StartLogin) -> Resu
         return reject(ErrorCode::Invalid, "the client's name is too long or not printable");
     }
     // Expired logins make room here already, without waiting for a sweep.
-    sweep(view, context.cluster_ms, LOGINS_SWEPT_PER_START)?;
+    sweep(view, context.now(), LOGINS_SWEPT_PER_START)?;
     let mut head: LoginHead = view.load(&keys::login_head())?.unwrap_or_default();
     if head.open >= limits::LOGINS_MAX {
         return Err(Stop::Reject(Rejection {
@@ -170,24 +171,24 @@ pub fn claim(view: &mut View<'_>, context: &Context<'_>, op: &ClaimLogin) -> Res
     })
 }
 
-/// Removes expired logins, at most `rows`.
-pub(super) fn sweep(view: &mut View<'_>, cluster_ms: u64, rows: usize) -> Result<usize, Fatal> {
-    let expired: Vec<Row> = view
-        .range(keys::login_expiries_until(cluster_ms), Order::Ascending)
-        .take(rows)
-        .collect::<Result<_, _>>()?;
-    for (expiry, _) in &expired {
-        let login: Option<Login> = match keys::parse_login_expiry(expiry) {
-            Some(user_code) => view.load(&keys::login(user_code))?,
-            None => None,
-        };
-        let login = login.ok_or_else(|| Fatal::Invariant("an lx key without its login".to_owned()))?;
-        remove(view, &login)?;
+/// Removes expired logins. Returns how many index rows were due, at most `rows`.
+pub(super) fn sweep(view: &mut View<'_>, now: Now, rows: usize) -> Result<usize, Fatal> {
+    let due = queue::take(view, Queue::Logins, now, rows)?;
+    for (expiry, _) in &due {
+        let user_code =
+            keys::parse_login_expiry(expiry).ok_or_else(|| Fatal::Invariant("a short lx key".to_owned()))?;
+        // The login may have been fetched, and its code given to another one, which has a later row.
+        let login: Option<Login> = view.load(&keys::login(user_code))?;
+        if let Some(login) = login.filter(|login| keys::time_of(expiry) == Some(login.expires_ct_ms)) {
+            remove(view, &login)?;
+        }
     }
-    Ok(expired.len())
+    let removed = due.len();
+    queue::remove(view, Queue::Logins, due.into_iter().map(|(key, _)| key));
+    Ok(removed)
 }
 
-/// Removes a login and its index rows.
+/// Removes a login. Its row in the queue stays until its time, see [`super::queue`].
 fn remove(view: &mut View<'_>, login: &Login) -> Result<(), Fatal> {
     let mut head: LoginHead = view.load(&keys::login_head())?.unwrap_or_default();
     head.open = head
@@ -197,6 +198,5 @@ fn remove(view: &mut View<'_>, login: &Login) -> Result<(), Fatal> {
     view.store(keys::login_head(), &head);
     view.delete(keys::login(&login.user_code));
     view.delete(keys::login_device(&login.device_hash));
-    view.delete(keys::login_expiry(login.expires_ct_ms, &login.user_code));
     Ok(())
 }

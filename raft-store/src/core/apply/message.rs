@@ -17,7 +17,7 @@ use super::fanout::{self, Plan};
 use super::principal::Caller;
 use super::quota::{self, SendCounts};
 use super::team::{self, default_limits};
-use super::{Context, Stop, inbox, reject, webhook};
+use super::{Context, Stop, inbox, reject, retention, webhook};
 use crate::core::effect::Effect;
 use crate::core::keys;
 use crate::core::kv::{Fatal, Kv};
@@ -165,7 +165,7 @@ impl SendContext {
         if !op.idempotency_key.is_empty() {
             remember(view, context, team, &op, &reply);
         }
-        let message = store_message(view, context, team, seq, op);
+        let message = store_message(view, context, team, &mut self.head, op);
         match plan {
             Some(plan) => fanout::publish(view, context, team, &mut self.head, &message, plan, effects)?,
             None => self.hand_over(view, context, message, effects)?,
@@ -314,10 +314,9 @@ fn already_stored(
     })
 }
 
-fn store_message(view: &mut View<'_>, context: &Context<'_>, team: TeamId, seq: u64, op: Send) -> Message {
-    if op.expires_at_ms != 0 {
-        view.put(keys::message_expiry(op.expires_at_ms, team, seq), Bytes::new());
-    }
+/// Stores a message at the newest seq of its team.
+fn store_message(view: &mut View<'_>, context: &Context<'_>, team: TeamId, head: &mut TeamHead, op: Send) -> Message {
+    let seq = head.last_seq;
     let message = Message {
         id: op.message_id,
         seq,
@@ -338,5 +337,6 @@ fn store_message(view: &mut View<'_>, context: &Context<'_>, team: TeamId, seq: 
         topic: op.topic,
     };
     view.store(keys::message(team, seq), &message);
+    retention::watch(view, context, team, head, &message);
     message
 }

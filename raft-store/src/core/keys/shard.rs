@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::{
     Builder, CLAIMED, CLOSING, CURSOR, CURSOR_USE, DELIVERY_AGEING, ENDPOINT_HEAD, FANOUT_JOB, IDEMPOTENCY,
     IDEMPOTENCY_EXPIRY, KEY_HASH, KEY_TEAM, LEASE, LOGIN, LOGIN_DEVICE, LOGIN_EXPIRY, LOGIN_HEAD, MESSAGE_EXPIRY,
-    NODE_IDS, TEAM_NAME, trailing_number,
+    NODE_IDS, RETENTION_END, TEAM_NAME, trailing_number,
 };
 
 /// `tn`.
@@ -35,12 +35,7 @@ pub fn message_expiry(expires_at_ms: u64, team: TeamId, seq: u64) -> Bytes {
         .key()
 }
 
-/// The `mx` that are due at `wall_ms`.
-pub fn message_expiries_until(wall_ms: u64) -> Range<Vec<u8>> {
-    Builder::new(MESSAGE_EXPIRY).numbers_until(wall_ms.saturating_add(1))
-}
-
-/// The team and seq of an `mx` key.
+/// The team and seq of an `mx` key, or the team and number of a `dx` key.
 pub fn parse_message_expiry(key: &[u8]) -> Option<(TeamId, u64)> {
     let team = key.get(10..26)?.try_into().ok()?;
     Some((TeamId(team), trailing_number(key)?))
@@ -54,11 +49,6 @@ pub fn idempotency_expiry(expires_ct_ms: u64, team: TeamId, agent: &str, key: &s
         .text(agent)
         .text(key)
         .key()
-}
-
-/// The `ix` that are due at `cluster_ms`.
-pub fn idempotency_expiries_until(cluster_ms: u64) -> Range<Vec<u8>> {
-    Builder::new(IDEMPOTENCY_EXPIRY).numbers_until(cluster_ms.saturating_add(1))
 }
 
 /// The `id` key that belongs to an `ix` key. It has the same fields after the time.
@@ -140,19 +130,19 @@ pub fn delivery_ageing(cluster_ms: u64, team: TeamId, number: u64) -> Bytes {
         .key()
 }
 
-/// The `dx` that are due at `cluster_ms`. They parse like `mx`.
-pub fn delivery_ageings_until(cluster_ms: u64) -> Range<Vec<u8>> {
-    Builder::new(DELIVERY_AGEING).numbers_until(cluster_ms.saturating_add(1))
+/// `rt`.
+pub fn retention_end(cluster_ms: u64, team: TeamId) -> Bytes {
+    Builder::new(RETENTION_END).number(cluster_ms).team(team).key()
+}
+
+/// The team of an `rt` key.
+pub fn parse_retention_end(key: &[u8]) -> Option<TeamId> {
+    Some(TeamId(key.get(10..26)?.try_into().ok()?))
 }
 
 /// `le`.
 pub fn lease(day: u32, team: TeamId, lease: &[u8]) -> Bytes {
     Builder::new(LEASE).number(u64::from(day)).team(team).bytes(lease).key()
-}
-
-/// The leases of the days before `day`.
-pub fn leases_before(day: u32) -> Range<Vec<u8>> {
-    Builder::new(LEASE).numbers_until(u64::from(day))
 }
 
 /// `cx`.
@@ -165,14 +155,15 @@ pub fn cursor_use(cluster_ms: u64, team: TeamId, agent: &str, client_id: &str) -
         .key()
 }
 
-/// The `cx` of uses at `cluster_ms` or before.
-pub fn cursor_uses_until(cluster_ms: u64) -> Range<Vec<u8>> {
-    Builder::new(CURSOR_USE).numbers_until(cluster_ms.saturating_add(1))
-}
-
 /// The `cu` key that belongs to a `cx` key. It has the same fields after the time.
 pub fn cursor_of_use(key: &[u8]) -> Option<Bytes> {
     Some(Builder::new(CURSOR).bytes(key.get(10..)?).key())
+}
+
+/// The `cx` key of the same cursor for another time.
+pub fn cursor_used_at(key: &[u8], cluster_ms: u64) -> Bytes {
+    let cursor = key.get(10..).unwrap_or_default();
+    Builder::new(CURSOR_USE).number(cluster_ms).bytes(cursor).key()
 }
 
 /// The team of a `cx` key, and whether its client id is not empty.
@@ -205,11 +196,6 @@ pub fn login_device(device_hash: &[u8]) -> Bytes {
 /// `lx`.
 pub fn login_expiry(cluster_ms: u64, user_code: &str) -> Bytes {
     Builder::new(LOGIN_EXPIRY).number(cluster_ms).text(user_code).key()
-}
-
-/// The `lx` that are due at `cluster_ms`.
-pub fn login_expiries_until(cluster_ms: u64) -> Range<Vec<u8>> {
-    Builder::new(LOGIN_EXPIRY).numbers_until(cluster_ms.saturating_add(1))
 }
 
 /// The user code of an `lx` key.

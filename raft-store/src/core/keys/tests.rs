@@ -33,7 +33,7 @@ fn a_prefix_of_ff_bytes_ends_where_its_parent_ends() {
 fn expiry_keys_lead_back_to_their_rows() {
     let expiry = idempotency_expiry(77, A, "bob", "k1");
     assert_eq!(idempotency_of_expiry(&expiry), Some(idempotency(A, "bob", "k1")));
-    assert!(idempotency_expiries_until(77).contains(&expiry.to_vec()));
-    assert!(!idempotency_expiries_until(76).contains(&expiry.to_vec()));
+    assert!(queue_before(Queue::Idempotency, None, 78).contains(&expiry.to_vec()));
+    assert!(!queue_before(Queue::Idempotency, None, 77).contains(&expiry.to_vec()));
     assert_eq!(parse_message_expiry(&message_expiry(5, A, 9)), Some((A, 9)));
 }

@@ -277,9 +277,7 @@ fn op() -> impl Strategy<Value = Op> {
             strict_recipients: Some(strict),
             ..UpdateTeam::default()
         })),
-        1 => prop::option::of(team()).prop_map(|team| Op::Sweep(Sweep {
-            team_id: team.map(|t| team_id(t).to_bytes()).unwrap_or_default(),
-        })),
+        1 => Just(Op::Sweep(Sweep {})),
     ]
 }
 

@@ -15,12 +15,13 @@ use super::attempts::close_attempt;
 use super::{insert, leave_due};
 use crate::core::apply::check::parsed;
 use crate::core::apply::principal::{self, Caller};
-use crate::core::apply::{Context, Stop, check_epoch, endpoint, inbox, reject};
+use crate::core::apply::{Context, Stop, check_epoch, endpoint, inbox, queue, reject, retention};
 use crate::core::effect::Effect;
-use crate::core::keys;
-use crate::core::kv::{Fatal, Kv, Order};
+use crate::core::keys::{self, Queue};
+use crate::core::kv::{Fatal, Kv};
 use crate::core::mutant::{self, Mutant};
 use crate::core::query;
+use crate::core::query::queue::Now;
 use crate::core::view::View;
 
 /// Upper bound on the deliveries that one CloseEndpoint entry ends.
@@ -109,6 +110,7 @@ fn bury(
     };
     view.put(keys::message_id(team, id), keys::number(seq));
     view.store(keys::message(team, seq), &notice);
+    retention::watch(view, context, team, head, &notice);
     if !(mutant::on(Mutant::NoticeLost) && delivery.number.is_multiple_of(4)) {
         inbox::append(view, team, head, &notice.to, seq, seq)?;
     }
@@ -313,15 +315,11 @@ fn authorized(
 
 /// Removes aged deliveries. A dead delivery first releases its message and is removed itself one retention period
 /// later. Returns how many rows of the index it processed, at most `rows`.
-pub(in crate::core::apply) fn sweep_aged(view: &mut View<'_>, cluster_ms: u64, rows: usize) -> Result<usize, Fatal> {
-    let due: Vec<_> = view
-        .range(keys::delivery_ageings_until(cluster_ms), Order::Ascending)
-        .take(rows)
-        .collect::<Result<_, _>>()?;
+pub(in crate::core::apply) fn sweep_aged(view: &mut View<'_>, now: Now, rows: usize) -> Result<usize, Fatal> {
+    let due = queue::take(view, Queue::Deliveries, now, rows)?;
     for (ageing, _) in &due {
         let (team, number) =
             keys::parse_message_expiry(ageing).ok_or_else(|| Fatal::Invariant("a short dx key".to_owned()))?;
-        view.delete(ageing.clone());
         let key = keys::delivery(team, number);
         let mut delivery: Delivery = view
             .load(&key)?
@@ -332,7 +330,7 @@ pub(in crate::core::apply) fn sweep_aged(view: &mut View<'_>, cluster_ms: u64, r
             view.store(keys::team_head(team), &head);
             delivery.message_released = true;
             view.store(key, &delivery);
-            let again = keys::delivery_ageing(cluster_ms + DELIVERY_RETENTION_MS, team, number);
+            let again = keys::delivery_ageing(now.cluster_ms + DELIVERY_RETENTION_MS, team, number);
             view.put(again, Bytes::new());
             continue;
         }
@@ -342,5 +340,7 @@ pub(in crate::core::apply) fn sweep_aged(view: &mut View<'_>, cluster_ms: u64, r
         view.delete(keys::delivery_of_message(team, delivery.message_seq, number));
         view.delete(keys::dead_letter(team, number));
     }
-    Ok(due.len())
+    let removed = due.len();
+    queue::remove(view, Queue::Deliveries, due.into_iter().map(|(key, _)| key));
+    Ok(removed)
 }
