@@ -8,20 +8,25 @@ pub mod ticker;
 use std::future::Future;
 use std::time::Duration;
 
-use agentpost_raft_store::disk::state::StateHandle;
+use agentpost_raft_store::core::kv::Fatal;
+use agentpost_raft_store::disk::state::{StateDb, StateHandle};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::base::metrics::Metrics;
 use crate::shard::cluster_time::ClusterTime;
 use crate::shard::leadership::Worker;
 use crate::shard::proposer::Proposer;
+use crate::shard::read_pool::Share;
+use crate::shard::reader::Reader;
 use crate::shard::wakeups::Wakeups;
 
 /// The handles that every worker of the leader uses. Clones are cheap.
 #[derive(Clone)]
 pub struct LeaderHandles {
-    /// The state, which says what is due.
+    /// The state, for the dispatcher, which looks at few rows at a time and waits for none.
     pub state: StateHandle,
+    /// Reads the state, which says what is due.
+    pub reader: Reader,
     /// Proposes the work.
     pub proposer: Proposer,
     /// The epoch, and the clock for ages.
@@ -29,6 +34,17 @@ pub struct LeaderHandles {
     /// Hints about new work.
     pub wakeups: Wakeups,
     pub metrics: Metrics,
+}
+
+impl LeaderHandles {
+    /// Reads the state on the pool of reads.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&StateDb) -> Result<T, Fatal> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let state = self.reader.local();
+        state.read(Share::Node, move |state| Ok(read(state)?)).await
+    }
 }
 
 /// A worker that `run` starts with each leadership, and that is dropped when the leadership ends.

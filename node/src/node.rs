@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::peer::peer_server::PeerServer;
+use agentpost_raft_store::disk::state::StateHandle;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -337,6 +338,7 @@ impl Parts {
         let proposer = &group.replica.proposer;
         let leader = LeaderHandles {
             state: state.clone(),
+            reader: group.replica.reader.clone(),
             proposer: proposer.clone(),
             cluster_time: group.cluster_time.clone(),
             wakeups: group.replica.wakeups.clone(),
@@ -431,6 +433,11 @@ impl Parts {
 }
 
 impl RunningNode {
+    /// The replicated state, for tests. Everything else reads it through `services`.
+    pub fn state(&self) -> &StateHandle {
+        &self.parts.disk.state
+    }
+
     /// Waits until this node cannot continue and returns the reason; the process must then exit. A node whose id has
     /// joined again with another data directory is quarantined before this returns.
     pub async fn failed(&self) -> String {

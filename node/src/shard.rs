@@ -15,9 +15,12 @@ pub mod drain;
 pub mod keeper;
 pub mod leader_loss;
 pub mod leadership;
+pub mod local_state;
+
 pub mod members;
 pub mod proposer;
 pub mod quorum;
+pub mod read_pool;
 pub mod reader;
 pub mod replica;
 pub mod scrubber;

@@ -23,9 +23,8 @@ use agentpost_proto::id::TeamId;
 use agentpost_proto::operation::NoAnswer;
 use agentpost_proto::time;
 use agentpost_raft_store::core::apply::team::default_limits;
-use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::kv::{Fatal, Lookup};
 use agentpost_raft_store::core::{keys, query};
-use agentpost_raft_store::disk::state::StateDb;
 use bytes::Bytes;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +32,7 @@ use tokio_util::task::TaskTracker;
 
 use self::ledger::{Held, Ledger, Moment};
 use crate::base::clock::IdSource;
+use crate::shard::local_state::LocalState;
 use crate::shard::proposer::{LEADER_DEADLINE, Proposer};
 use crate::shard::reader::Reader;
 use crate::shard::replica::Replica;
@@ -117,7 +117,7 @@ impl Leases {
         principal: Principal,
         team: TeamId,
         agent: &str,
-        state: &StateDb,
+        state: &LocalState,
     ) -> Result<Standing, NoUnit> {
         let reads = Reads {
             row: keys::read_count(team, agent),
@@ -146,7 +146,7 @@ impl Leases {
     }
 
     /// An agent's usage of the day in `state`, without taking a unit.
-    pub fn standing(&self, team: TeamId, agent: &str, state: &StateDb) -> Result<Standing, Fatal> {
+    pub fn standing(&self, team: TeamId, agent: &str, state: &LocalState) -> Result<Standing, Fatal> {
         let row = keys::read_count(team, agent);
         let at = self.moment_of(self.wall_ms(state)?);
         let used = used(state, &row, at.day)?.saturating_sub(self.ledger().unspent(&row, at));
@@ -157,7 +157,7 @@ impl Leases {
     }
 
     /// Takes a unit of the lease that this node holds; `None` if a lease must be requested.
-    fn take_held(&self, reads: &Reads, state: &StateDb) -> Result<Option<Standing>, NoUnit> {
+    fn take_held(&self, reads: &Reads, state: &LocalState) -> Result<Option<Standing>, NoUnit> {
         let wall_ms = self.wall_ms(state)?;
         let at = self.moment_of(wall_ms);
         match decide(&mut self.ledger(), state, reads.team, &reads.row, at)? {
@@ -275,7 +275,7 @@ impl Leases {
     }
 
     /// The later of replicated wall time and majority time; the latter is ahead when nobody has written for a while.
-    pub fn wall_ms(&self, state: &StateDb) -> Result<u64, Fatal> {
+    pub fn wall_ms(&self, state: &LocalState) -> Result<u64, Fatal> {
         Ok(query::applied(state)?.wall_ms.max(self.shared.wall_time.now_ms()))
     }
 }
@@ -293,7 +293,7 @@ enum Decision {
 
 /// Decides on a read from the ledger and the state. Every unit that the ledger holds counts as used in the state, so
 /// while the state's usage is within the limit, all spent units are.
-fn decide(ledger: &mut Ledger, state: &impl Kv, team: TeamId, row: &[u8], at: Moment) -> Result<Decision, Fatal> {
+fn decide(ledger: &mut Ledger, state: &impl Lookup, team: TeamId, row: &[u8], at: Moment) -> Result<Decision, Fatal> {
     let limit = limit(state, team)?;
     if limit == 0 {
         return Ok(Decision::Taken(Standing { used: 0, limit }));
@@ -314,13 +314,13 @@ fn decide(ledger: &mut Ledger, state: &impl Kv, team: TeamId, row: &[u8], at: Mo
 }
 
 /// The daily reads of an agent in this team; 0 = unlimited.
-fn limit(state: &impl Kv, team: TeamId) -> Result<u64, Fatal> {
+fn limit(state: &impl Lookup, team: TeamId) -> Result<u64, Fatal> {
     let limits = query::team::by_id(state, team)?.and_then(|team| team.limits);
     Ok(limits.unwrap_or_else(default_limits).daily_reads)
 }
 
 /// The units that a row counts for a day.
-fn used(state: &impl Kv, row: &[u8], day: u32) -> Result<u64, Fatal> {
+fn used(state: &impl Lookup, row: &[u8], day: u32) -> Result<u64, Fatal> {
     let count = query::team::day_count(state, row)?;
     Ok(if count.day < day { 0 } else { count.used })
 }

@@ -182,7 +182,7 @@ impl ClusterHandle {
             return false;
         }
         match self.reader.linearizable_within(READY_DEADLINE).await {
-            Ok(state) => query::key::has_admin(&*state).unwrap_or(false),
+            Ok(state) => query::key::has_admin(&state).unwrap_or(false),
             Err(_) => false,
         }
     }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use agentpost_proto::command::FanoutChunk;
 use agentpost_proto::id::TeamId;
 use agentpost_proto::record::FanoutJob;
-use agentpost_raft_store::core::kv::Fatal;
 use agentpost_raft_store::core::query::delivery;
+use agentpost_raft_store::disk::state::StateDb;
 use futures::future::join_all;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::sleep;
@@ -72,7 +72,7 @@ impl Fanout {
         let mut rounds = FuturesUnordered::new();
         loop {
             tokio::select! {
-                places = work.next() => self.topics(places).into_iter().for_each(|topic| waiting.push(topic)),
+                places = work.next() => self.topics(places).await.into_iter().for_each(|topic| waiting.push(topic)),
                 Some((topic, unfinished)) = rounds.next() => {
                     running.remove(&topic);
                     if unfinished {
@@ -89,10 +89,10 @@ impl Fanout {
         }
     }
 
-    fn topics(&self, places: Places<Topic>) -> Vec<Topic> {
+    async fn topics(&self, places: Places<Topic>) -> Vec<Topic> {
         match places {
             Places::These(topics) => topics,
-            Places::Everywhere => match delivery::fanout_jobs(&*self.0.state.current()) {
+            Places::Everywhere => match self.0.read(delivery::fanout_jobs).await {
                 Ok(jobs) => jobs.into_iter().map(|(team, topic, ..)| (team, topic)).collect(),
                 Err(error) => {
                     tracing::error!(%error, "reading the unfinished publishes failed; trying again with the next hint");
@@ -104,7 +104,7 @@ impl Fanout {
 
     /// Proposes some chunks of a topic's oldest publish. Returns whether the topic may need more.
     async fn round(&self, epoch: u64, topic: Topic) -> (Topic, bool) {
-        let (seq, starts) = match self.next_chunks(&topic) {
+        let (seq, starts) = match self.next_chunks(topic.clone()).await {
             Ok(Some(chunks)) => chunks,
             Ok(None) => return (topic, false),
             Err(error) => {
@@ -122,14 +122,16 @@ impl Fanout {
         (topic, true)
     }
 
-    fn next_chunks(&self, (team, topic): &Topic) -> Result<Option<(u64, Vec<u64>)>, Fatal> {
-        let state = self.0.state.current();
-        let job: Option<(u64, FanoutJob)> = delivery::first_fanout_job(&*state, *team, topic)?;
-        job.map(|(seq, job)| {
-            let starts = delivery::chunk_starts(&*state, *team, topic, &job, CHUNKS_IN_FLIGHT)?;
-            Ok((seq, starts))
-        })
-        .transpose()
+    async fn next_chunks(&self, (team, topic): Topic) -> anyhow::Result<Option<(u64, Vec<u64>)>> {
+        let read = move |state: &StateDb| {
+            let job: Option<(u64, FanoutJob)> = delivery::first_fanout_job(state, team, &topic)?;
+            job.map(|(seq, job)| {
+                let starts = delivery::chunk_starts(state, team, &topic, &job, CHUNKS_IN_FLIGHT)?;
+                Ok((seq, starts))
+            })
+            .transpose()
+        };
+        self.0.read(read).await
     }
 
     /// Proposes one chunk. Returns whether it was the one at which the job stood.

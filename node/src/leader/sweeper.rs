@@ -9,7 +9,6 @@
 use std::time::Duration;
 
 use agentpost_proto::command::Sweep;
-use agentpost_raft_store::core::kv::Fatal;
 use agentpost_raft_store::core::query;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 
@@ -52,7 +51,7 @@ impl Sweeper {
     }
 
     async fn round(&self) {
-        match self.is_due() {
+        match self.is_due().await {
             Ok(false) => {}
             Ok(true) => sweep_all(|| self.sweep()).await,
             Err(error) => tracing::error!(%error, "looking for aged rows failed; the next round tries again"),
@@ -60,13 +59,14 @@ impl Sweeper {
     }
 
     /// Whether rows are due.
-    fn is_due(&self) -> Result<bool, Fatal> {
+    async fn is_due(&self) -> anyhow::Result<bool> {
         let (epoch, cluster_ms) = self.leader.cluster_time.now();
         if epoch == 0 {
             return Ok(false);
         }
         let wall_ms = self.wall_time.stamp().unwrap_or(0);
-        let due = query::due::sweep(&*self.leader.state.current(), cluster_ms, wall_ms)?;
+        let read = move |state: &_| query::due::sweep(state, cluster_ms, wall_ms);
+        let due = self.leader.read(read).await?;
         Ok(due.is_some())
     }
 

@@ -47,12 +47,12 @@ impl Ticker {
 
     /// How long ago the last command advanced cluster time.
     fn quiet_ms(&self) -> Result<u64, Fatal> {
-        let applied = query::applied(&*self.0.state.current())?;
+        let applied = query::applied(&self.0.reader.local())?;
         Ok(self.0.cluster_time.now().1.saturating_sub(applied.cluster_ms))
     }
 
     async fn tick(&self, epoch: u64) {
-        match query::due::ages(&*self.0.state.current()) {
+        match self.0.read(query::due::ages).await {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {

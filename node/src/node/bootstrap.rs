@@ -69,7 +69,7 @@ impl Bootstrap {
         }
         loop {
             match self.replica.reader.linearizable().await {
-                Ok(state) if query::key::has_admin(&*state)? => return Ok(()),
+                Ok(state) if query::key::has_admin(&state)? => return Ok(()),
                 Ok(_) => self.propose(&api_key).await?,
                 // The other nodes have not started yet.
                 Err(error) => tracing::debug!(%error, "proposing the admin key failed: no quorum; retrying"),

@@ -111,7 +111,7 @@ impl Dev {
                 && let Ok(state) = services.replica.reader.linearizable().await
             {
                 let hash = services.secrets.key_hash(text.trim());
-                if let Some(key) = query::key::by_hash(&*state, &hash)? {
+                if let Some(key) = query::key::by_hash(&state, &hash)? {
                     return Ok(Principal {
                         team_id: key.team_id,
                         key_id: key.id,
@@ -124,8 +124,8 @@ impl Dev {
 
     async fn team(&self, services: &Services, admin: &Principal) -> anyhow::Result<TeamId> {
         let state = services.replica.reader.linearizable().await?;
-        if let Some(team) = query::team::all(&*state)?.into_iter().find(|team| team.name == TEAM) {
-            return Ok(TeamId::from_slice(&team.id)?);
+        if let Some(team) = query::team::named(&state, TEAM)? {
+            return Ok(team);
         }
         let id = TeamId(services.ids.random());
         // A developer's test loops should not run into the quota of a plan.
@@ -216,7 +216,7 @@ async fn create_key(
     agent: &str,
 ) -> anyhow::Result<()> {
     let hash = services.secrets.key_hash(api_key);
-    if query::key::by_hash(&*services.replica.reader.linearizable().await?, &hash)?.is_some() {
+    if query::key::by_hash(&services.replica.reader.linearizable().await?, &hash)?.is_some() {
         return Ok(());
     }
     let op = CreateKey {

@@ -11,14 +11,14 @@ use std::sync::Arc;
 use agentpost_proto::command::{Permission, Principal};
 use agentpost_proto::id::{AgentId, KeyId, TeamId};
 use agentpost_proto::{limits, record};
-use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::kv::{Fatal, Lookup};
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::query::key::is_valid;
-use agentpost_raft_store::disk::state::StateDb;
 use axum::http::{HeaderMap, header};
 use parking_lot::RwLock;
 
 use super::error::{ApiError, Result};
+use crate::shard::local_state::LocalState;
 use crate::shard::reader::Reader;
 use crate::shard::wall_time::WallTime;
 
@@ -53,7 +53,7 @@ pub enum Finding {
 }
 
 /// Looks up a presented key by its keyed hash.
-pub fn find(kv: &impl Kv, key_hash: &[u8; 32], wall_ms: u64) -> Result<Finding, Fatal> {
+pub fn find(kv: &impl Lookup, key_hash: &[u8; 32], wall_ms: u64) -> Result<Finding, Fatal> {
     let Some(key) = query::key::by_hash(kv, key_hash)? else {
         return Ok(Finding::Unknown);
     };
@@ -72,13 +72,13 @@ pub async fn authorize(
     reader: &Reader,
     wall_time: &WallTime,
     key_hash: &[u8; 32],
-    known: Arc<StateDb>,
-) -> Result<(Arc<StateDb>, Caller)> {
+    known: LocalState,
+) -> Result<(LocalState, Caller)> {
     let mut state = known;
-    let mut finding = find(&*state, key_hash, wall_time.now_ms())?;
+    let mut finding = find(&state, key_hash, wall_time.now_ms())?;
     if matches!(finding, Finding::Unknown) {
         state = reader.linearizable().await?;
-        finding = find(&*state, key_hash, wall_time.now_ms())?;
+        finding = find(&state, key_hash, wall_time.now_ms())?;
     }
     match finding {
         Finding::Valid(caller) => Ok((state, caller)),

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use crate::cluster::leases::NoUnit;
 use crate::server::face::Face;
 use crate::shard::proposer::ProposeError;
+use crate::shard::read_pool::ReadRefused;
 use crate::shard::reader::NotReady;
 
 /// The error code of a burst limit; quotas have another.
@@ -264,6 +265,12 @@ impl From<ProposeError> for ApiError {
 impl From<NotReady> for ApiError {
     fn from(_: NotReady) -> Self {
         Self::unavailable("this node cannot reach a quorum right now")
+    }
+}
+
+impl From<ReadRefused> for ApiError {
+    fn from(_: ReadRefused) -> Self {
+        Self::unavailable("this node is overloaded; try again")
     }
 }
 

@@ -67,7 +67,7 @@ pub fn wanted(params: CreateKeyParams) -> Wanted {
 pub async fn revoke_own(services: &Services, caller: &Caller, id: &str) -> Result<()> {
     let state = services.replica.reader.linearizable().await?;
     let known = match id.parse() {
-        Ok(id) => query::key::by_id(&*state, caller.team, id)?.is_some(),
+        Ok(id) => query::key::by_id(&state, caller.team, id)?.is_some(),
         Err(_) => false,
     };
     if !known {
@@ -100,8 +100,8 @@ pub fn shown(key: record::Key) -> Result<Key> {
 }
 
 /// The keys of a team by age, for one frame. If they would not fit, keys with many scopes show only some of them.
-pub fn listed(kv: &impl Kv, team: TeamId) -> Result<KeyList> {
-    let mut rows = query::key::of_team(kv, team)?;
+pub fn listed(kv: &dyn Kv, team: TeamId) -> Result<KeyList> {
+    let mut rows = query::key::of_team(&kv, team)?;
     rows.sort_by(|a, b| (a.created_at_ms, &a.id).cmp(&(b.created_at_ms, &b.id)));
     let scopes: usize = rows.iter().flat_map(|key| &key.scopes).map(String::len).sum();
     let cut = scopes > LISTED_SCOPES_BYTES_MAX;

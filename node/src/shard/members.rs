@@ -127,7 +127,7 @@ impl Members {
         // After this barrier this node knows, and has applied, every change of earlier leaders.
         let state = self.shared.reader.linearizable().await;
         let state = state.map_err(|error| ChangeError::NotReady(error.to_string()))?;
-        let used = query::node_ids(&*state).map_err(|error| ChangeError::NotReady(error.to_string()))?;
+        let used = query::node_ids(&state).map_err(|error| ChangeError::NotReady(error.to_string()))?;
         let before = self.membership();
         if before.membership().get_joint_config().len() > 1 {
             return refused("an earlier change of the members is being finished");

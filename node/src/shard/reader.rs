@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use agentpost_proto::peer::forward_reply::Outcome as Answered;
 use agentpost_raft_store::core::mutant::{self, Mutant};
-use agentpost_raft_store::disk::state::{StateDb, StateHandle};
+use agentpost_raft_store::disk::state::StateHandle;
 use agentpost_raft_store::disk::types::TypeConfig;
 use openraft::LogIdOptionExt as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -22,6 +22,8 @@ use openraft::type_config::alias::WatchReceiverOf;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::local_state::LocalState;
+use super::read_pool::ReadPool;
 use super::{Lead, Leader, Raft};
 use crate::base::clock::IdSource;
 use crate::base::metrics::Metrics;
@@ -48,6 +50,7 @@ pub struct Reader {
 
 struct Shared {
     state: StateHandle,
+    pool: ReadPool,
     progress: WatchReceiverOf<TypeConfig, RaftDataMetrics<TypeConfig>>,
     lead: Lead,
     ids: IdSource,
@@ -92,6 +95,7 @@ impl Reader {
         tokio::spawn(watch.may_end("read barriers", barriers.run(waiters)));
         let shared = Shared {
             state,
+            pool: ReadPool::default(),
             progress,
             lead,
             ids,
@@ -104,12 +108,12 @@ impl Reader {
     }
 
     /// A state that contains every write acknowledged before this call. Barriers are shared.
-    pub async fn linearizable(&self) -> Result<Arc<StateDb>, NotReady> {
+    pub async fn linearizable(&self) -> Result<LocalState, NotReady> {
         self.linearizable_within(READ_DEADLINE).await
     }
 
     /// Like [`Self::linearizable`], with another deadline.
-    pub async fn linearizable_within(&self, limit: Duration) -> Result<Arc<StateDb>, NotReady> {
+    pub async fn linearizable_within(&self, limit: Duration) -> Result<LocalState, NotReady> {
         let deadline = Instant::now() + limit;
         loop {
             let leader = self.shared.lead.now();
@@ -126,7 +130,7 @@ impl Reader {
 
     /// This node's state, without a barrier, for a caller that does not need the newest. It is not older than anything
     /// that this node served before its last restart.
-    pub fn local_read(&self) -> Result<Arc<StateDb>, NotReady> {
+    pub fn local_read(&self) -> Result<LocalState, NotReady> {
         match self.shared.recovered.load(Ordering::Acquire) {
             true => Ok(self.local()),
             false => Err(NotReady("this node is still catching up after its start".to_owned())),
@@ -134,8 +138,8 @@ impl Reader {
     }
 
     /// This node's current state.
-    pub fn local(&self) -> Arc<StateDb> {
-        self.shared.state.current()
+    pub fn local(&self) -> LocalState {
+        LocalState::new(self.shared.state.current(), self.shared.pool.clone())
     }
 
     /// An index that covers every acknowledged write, for a peer. Only the leader can answer.

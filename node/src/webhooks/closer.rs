@@ -40,7 +40,7 @@ impl Closer {
                 work.now()
             };
             match places {
-                Some(Places::Everywhere) => match delivery::closings(&*self.0.state.current()) {
+                Some(Places::Everywhere) => match self.0.read(delivery::closings).await {
                     Ok(all) => closing = all.into(),
                     Err(error) => {
                         tracing::error!(%error, "reading the endpoints to close failed; trying again with the next hint")

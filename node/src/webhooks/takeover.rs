@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use agentpost_proto::command::{AttemptRef, Takeover};
 use agentpost_proto::limits::{CLAIMS_PER_ENTRY_MAX, TAKEOVER_AFTER_MS};
-use agentpost_raft_store::core::kv::Fatal;
 use agentpost_raft_store::core::query::delivery;
+use agentpost_raft_store::disk::state::StateDb;
 
 use super::open::{Attempt, OpenAttempts};
 use crate::base::metrics::dispatch::EntryKind;
@@ -38,7 +38,7 @@ impl Takeovers {
 
     async fn round(&self) {
         let (epoch, _) = self.leader.cluster_time.now();
-        match self.orphans() {
+        match self.orphans().await {
             Ok(orphans) => {
                 for batch in orphans.chunks(CLAIMS_PER_ENTRY_MAX) {
                     self.take_over(epoch, batch).await;
@@ -48,22 +48,25 @@ impl Takeovers {
         }
     }
 
-    fn orphans(&self) -> Result<Vec<AttemptRef>, Fatal> {
+    async fn orphans(&self) -> anyhow::Result<Vec<AttemptRef>> {
         let (_, now_ms) = self.leader.cluster_time.now();
-        let state = self.leader.state.current();
-        let mut orphans = Vec::new();
-        for (_, team, number) in delivery::claims(&*state)? {
-            let Some(delivery) = delivery::by_number(&*state, team, number)? else {
-                continue;
-            };
-            // The claim may have been closed between the two reads.
-            let Some(claim) = delivery.claim else { continue };
-            let attempt = Attempt::newest(team, &delivery);
-            if claim.ct_ms + TAKEOVER_AFTER_MS <= now_ms && !self.open.contains(&attempt) {
-                orphans.push(attempt.to_proto());
+        let open = self.open.clone();
+        let read = move |state: &StateDb| {
+            let mut orphans = Vec::new();
+            for (_, team, number) in delivery::claims(state)? {
+                let Some(delivery) = delivery::by_number(state, team, number)? else {
+                    continue;
+                };
+                // The claim may have been closed between the two reads.
+                let Some(claim) = delivery.claim else { continue };
+                let attempt = Attempt::newest(team, &delivery);
+                if claim.ct_ms + TAKEOVER_AFTER_MS <= now_ms && !open.contains(&attempt) {
+                    orphans.push(attempt.to_proto());
+                }
             }
-        }
-        Ok(orphans)
+            Ok(orphans)
+        };
+        self.leader.read(read).await
     }
 
     async fn take_over(&self, epoch: u64, attempts: &[AttemptRef]) {

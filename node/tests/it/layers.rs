@@ -1,7 +1,7 @@
 //! The layers that `src/lib.rs` lists are true: an import leads down, and no files import each other in a circle.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use agentpost_testkit::layers::Imports;
 
@@ -26,4 +26,26 @@ fn imports_lead_down_the_layers() {
     let imports = Imports::read(&src).unwrap();
     assert_eq!(imports.faults(&rows), Vec::<String>::new());
     assert_eq!(imports.circles(), Vec::<Vec<String>>::new());
+}
+
+/// Reads of ranges and bodies run on the pool of reads only if nobody else holds the database. `leader.rs` holds it for
+/// the dispatcher, which looks at few rows at a time.
+#[test]
+fn only_the_shard_holds_the_database() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut holders = Vec::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        for item in fs::read_dir(src.join(&folder)).unwrap() {
+            let path = folder.join(item.unwrap().file_name());
+            if src.join(&path).is_dir() {
+                folders.push(path);
+            } else if fs::read_to_string(src.join(&path)).unwrap().contains("StateHandle") {
+                holders.push(path);
+            }
+        }
+    }
+    assert!(holders.len() > 5, "the sources were read");
+    holders.retain(|path| !path.starts_with("shard") && !path.starts_with("node") && path != Path::new("node.rs"));
+    assert_eq!(holders, [Path::new("leader.rs")]);
 }

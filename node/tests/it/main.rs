@@ -11,6 +11,7 @@ mod cluster {
     mod leader_loss;
     mod membership;
     mod peer_port;
+    mod reads;
     mod replication;
     mod space;
     mod wall_time;

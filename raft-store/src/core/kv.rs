@@ -39,10 +39,14 @@ pub enum Order {
     Descending,
 }
 
-/// Read access to an ordered map.
-pub trait Kv {
+/// Read access to single rows. A query that needs no more than this is short, whatever the state holds.
+pub trait Lookup {
     /// The value at `key`.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal>;
+}
+
+/// Read access to an ordered map.
+pub trait Kv: Lookup {
     /// The rows with `start <= key < end`.
     fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_>;
     /// The map as it is now, unchanged by later writes. A query that needs several reads takes them all from one such
@@ -50,11 +54,13 @@ pub trait Kv {
     fn frozen(&self) -> Box<dyn Kv + '_>;
 }
 
-impl<K: Kv + ?Sized> Kv for &K {
+impl<K: Lookup + ?Sized> Lookup for &K {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
         (**self).get(key)
     }
+}
 
+impl<K: Kv + ?Sized> Kv for &K {
     fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
         (**self).range(range, order)
     }
@@ -90,11 +96,13 @@ impl Memory {
     }
 }
 
-impl Kv for Memory {
+impl Lookup for Memory {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
         Ok(self.rows.get(key).cloned())
     }
+}
 
+impl Kv for Memory {
     fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
         if range.start >= range.end {
             return Box::new(std::iter::empty());

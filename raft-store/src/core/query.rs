@@ -14,16 +14,16 @@ pub mod topic;
 use agentpost_proto::record::{Applied, NodeIds};
 
 use super::keys;
-use super::kv::{Fatal, Kv};
+use super::kv::{Fatal, Lookup};
 use super::view::load;
 
 /// The id of every node that was ever a member.
-pub fn node_ids(kv: &(impl Kv + ?Sized)) -> Result<Vec<u64>, Fatal> {
+pub fn node_ids(kv: &(impl Lookup + ?Sized)) -> Result<Vec<u64>, Fatal> {
     let ids: Option<NodeIds> = load(kv, &keys::node_ids())?;
     Ok(ids.unwrap_or_default().used)
 }
 
 /// The applied row: the last applied entry, the two times and the state hash.
-pub fn applied(kv: &impl Kv) -> Result<Applied, Fatal> {
+pub fn applied(kv: &(impl Lookup + ?Sized)) -> Result<Applied, Fatal> {
     Ok(load(kv, &keys::applied())?.unwrap_or_default())
 }

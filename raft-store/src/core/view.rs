@@ -23,7 +23,7 @@ use self::hot_rows::HotRows;
 use self::overlay::Overlay;
 use self::recent_ids::RecentIds;
 use crate::core::keys;
-use crate::core::kv::{Fatal, Kv, Order, Rows, Writes};
+use crate::core::kv::{Fatal, Kv, Lookup, Order, Rows, Writes};
 
 /// What apply remembers between batches, so that most commands read nothing from the database. It always agrees with the
 /// database: it changes the cost of a command and never its result.
@@ -217,7 +217,7 @@ fn touch(touched: &Cell<u64>) {
 }
 
 /// Reads and decodes a row of any map.
-pub fn load<T: Message + Default>(kv: &(impl Kv + ?Sized), key: &[u8]) -> Result<Option<T>, Fatal> {
+pub fn load<T: Message + Default>(kv: &(impl Lookup + ?Sized), key: &[u8]) -> Result<Option<T>, Fatal> {
     kv.get(key)?.map(|bytes| decode(bytes)).transpose()
 }
 
@@ -229,7 +229,7 @@ pub fn decode<T: Message + Default>(bytes: Bytes) -> Result<T, Fatal> {
     })
 }
 
-impl Kv for View<'_> {
+impl Lookup for View<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
         touch(&self.touched);
         match self.writes.get(key) {
@@ -238,7 +238,9 @@ impl Kv for View<'_> {
             None => self.base.get(key),
         }
     }
+}
 
+impl Kv for View<'_> {
     fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
         touch(&self.touched);
         let (start, end) = (range.start.as_slice(), range.end.as_slice());

@@ -21,7 +21,7 @@ use super::layout::Layout;
 use super::options::{Options, common_options};
 use super::read_all::{Pace, read_all};
 use crate::core::keys;
-use crate::core::kv::{Fatal, Kv, Order, Rows, Writes};
+use crate::core::kv::{Fatal, Kv, Lookup, Order, Rows, Writes};
 use crate::core::view;
 
 /// The state database. A read sees each batch completely or not at all. Many threads may read while one writes.
@@ -106,12 +106,14 @@ impl StateDb {
     }
 }
 
-impl Kv for StateDb {
+impl Lookup for StateDb {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
         let value = self.db.get_pinned(key).map_err(|error| self.noticed(error))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
+}
 
+impl Kv for StateDb {
     fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
         walk(range, order, self, |mode, bounds| self.db.iterator_opt(mode, bounds))
     }
@@ -124,12 +126,14 @@ impl Kv for StateDb {
 /// The state database at one moment. Its files are not removed while it exists, so it must be short-lived.
 struct Frozen<'a>(rocksdb::Snapshot<'a>, &'a StateDb);
 
-impl Kv for Frozen<'_> {
+impl Lookup for Frozen<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
         let value = self.0.get_pinned(key).map_err(|error| self.1.noticed(error))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
+}
 
+impl Kv for Frozen<'_> {
     fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
         walk(range, order, self.1, |mode, bounds| self.0.iterator_opt(mode, bounds))
     }

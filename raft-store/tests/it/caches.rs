@@ -9,7 +9,7 @@ use agentpost_proto::command::{Permission, Principal};
 use agentpost_proto::record::LogId;
 use agentpost_raft_store::core::apply::apply_command;
 use agentpost_raft_store::core::keys;
-use agentpost_raft_store::core::kv::{Fatal, Kv, Memory, Order, Rows};
+use agentpost_raft_store::core::kv::{Fatal, Kv, Lookup, Memory, Order, Rows};
 use agentpost_raft_store::core::view::{HotCache, View};
 use agentpost_testkit::commands::{bootstrap, create_key, create_team, encode, principal, send, team_id, unlimited};
 use bytes::Bytes;
@@ -41,12 +41,14 @@ impl<'a> Counted<'a> {
     }
 }
 
-impl Kv for Counted<'_> {
+impl Lookup for Counted<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
         self.gets.fetch_add(usize::from(keys::is_hot(key)), Ordering::Relaxed);
         self.memory.get(key)
     }
+}
 
+impl Kv for Counted<'_> {
     fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
         let ids = range.start.starts_with(&keys::message_ids(team_id("any")).start[..2]);
         self.id_searches.fetch_add(usize::from(ids), Ordering::Relaxed);

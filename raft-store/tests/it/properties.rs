@@ -11,7 +11,7 @@ use agentpost_proto::record::Message;
 use agentpost_proto::time;
 use agentpost_raft_store::core::effect::Effect;
 use agentpost_raft_store::core::keys::{self, ReadState};
-use agentpost_raft_store::core::kv::{Kv, Memory, Order};
+use agentpost_raft_store::core::kv::{Lookup, Memory, Order};
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::query::inbox::{InboxItem, PageQuery};
 use agentpost_raft_store::core::view::decode;

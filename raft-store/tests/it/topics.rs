@@ -12,7 +12,7 @@ use agentpost_raft_store::core::apply::endpoint::ENDPOINTS_MAX;
 use agentpost_raft_store::core::apply::topic::{SUBSCRIPTIONS_MAX, TOPIC_ROWS_MAX};
 use agentpost_raft_store::core::effect::Effect;
 use agentpost_raft_store::core::keys;
-use agentpost_raft_store::core::kv::Kv;
+use agentpost_raft_store::core::kv::Lookup;
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::view::{HotCache, decode};
 use agentpost_testkit::commands::{

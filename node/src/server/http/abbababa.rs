@@ -28,6 +28,7 @@ use super::app_state::{App, AppState};
 use super::body;
 use super::input::{Consistency, parse_members};
 use crate::server::error::{ApiError, Result, json_response};
+use crate::shard::read_pool::Share;
 use crate::wire::json::Writer;
 use crate::wire::message::{Shown, push_message};
 
@@ -76,16 +77,9 @@ async fn get_one(State(app): App, id: Id, request: Request) -> Result<Response> 
     let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let agent = reading.caller.agent(&parts.headers)?;
-    let mut message = Vec::with_capacity(1024);
-    if !push_visible(
-        &mut message,
-        &*reading.state,
-        reading.caller.team,
-        &agent,
-        message_id(id)?,
-    )? {
-        return Err(no_such_message());
-    }
+    let (team, id) = (reading.caller.team, message_id(id)?);
+    let message = reading.read(move |kv| visible(kv, team, &agent, id)).await?;
+    let message = message.ok_or_else(no_such_message)?;
     let mut out = Vec::with_capacity(2 * message.len() + 64);
     let mut writer = Writer::new(&mut out);
     writer.raw("success", "true");
@@ -95,21 +89,28 @@ async fn get_one(State(app): App, id: Id, request: Request) -> Result<Response> 
     Ok(json_response(StatusCode::OK, out))
 }
 
-/// Writes the message if `agent` received or sent it. Both see when the receiver of a direct message read it.
-fn push_visible(out: &mut Vec<u8>, kv: &impl Kv, team: TeamId, agent: &AgentId, id: MessageId) -> Result<bool> {
-    if let Some(item) = query::inbox::received(kv, team, agent.as_str(), id)? {
-        push_message(out, &Shown::received(&item.message, agent.as_str(), item.read_at_ms)?);
-        return Ok(true);
+/// The JSON of the message if `agent` received or sent it. Both see when the receiver of a direct message read it.
+fn visible(kv: &dyn Kv, team: TeamId, agent: &AgentId, id: MessageId) -> Result<Option<Vec<u8>>> {
+    let mut out = Vec::with_capacity(1024);
+    if let Some(item) = query::inbox::received(&kv, team, agent.as_str(), id)? {
+        push_message(
+            &mut out,
+            &Shown::received(&item.message, agent.as_str(), item.read_at_ms)?,
+        );
+        return Ok(Some(out));
     }
-    let sent = query::inbox::message(kv, team, id)?.filter(|message| message.from == agent.as_str());
-    let Some(message) = sent else { return Ok(false) };
+    let sent = query::inbox::message(&kv, team, id)?.filter(|message| message.from == agent.as_str());
+    let Some(message) = sent else { return Ok(None) };
     // A topic message has many receivers; its receipt says which of them read it.
     let received = match message.to.as_str() {
         "" => None,
-        to => query::inbox::received(kv, team, to, id)?,
+        to => query::inbox::received(&kv, team, to, id)?,
     };
-    push_message(out, &Shown::of(&message, received.map_or(0, |item| item.read_at_ms))?);
-    Ok(true)
+    push_message(
+        &mut out,
+        &Shown::of(&message, received.map_or(0, |item| item.read_at_ms))?,
+    );
+    Ok(Some(out))
 }
 
 /// The body of a PATCH.
@@ -158,14 +159,15 @@ async fn mark(State(app): App, id: Id, request: Request) -> Result<Response> {
     let mut out = Vec::with_capacity(1024);
     let mut writer = Writer::new(&mut out);
     writer.raw("success", "true");
-    let data = writer.key("data");
+    let team = caller.team;
     let shown = match app.services.replica.reader.linearizable().await {
-        Ok(state) => push_visible(data, &*state, caller.team, &agent, id)?,
-        Err(_) => false,
+        Ok(state) => {
+            let shown = state.read(Share::Team(team), move |kv| visible(kv, team, &agent, id));
+            shown.await?
+        }
+        Err(_) => None,
     };
-    if !shown {
-        data.extend_from_slice(b"null");
-    }
+    writer.raw("data", shown.as_deref().unwrap_or(b"null"));
     writer.end();
     Ok(json_response(StatusCode::OK, out))
 }

@@ -131,7 +131,9 @@ fn shown_team(team: record::Team) -> Result<admin::Team> {
 
 async fn list_teams(State(app): App, headers: HeaderMap) -> Result<Response> {
     let reading = operator_reading(&app, &headers, Consistency::Linearizable).await?;
-    let teams = query::team::all(&*reading.state)?
+    let teams = reading
+        .read(|kv| Ok(query::team::all(&kv)?))
+        .await?
         .into_iter()
         .map(shown_team)
         .collect::<Result<_>>()?;
@@ -156,7 +158,7 @@ async fn update_team(State(app): App, id: Id, request: Request) -> Result<Respon
     // The change is stored. If this read finds no quorum, the caller must not hear that nothing was changed.
     let state = app.services.replica.reader.linearizable().await;
     let state = state.map_err(|_| ApiError::outcome_unknown())?;
-    json_of(&shown_team(query::team::by_id(&*state, id)?.ok_or_else(no_such_team)?)?)
+    json_of(&shown_team(query::team::by_id(&state, id)?.ok_or_else(no_such_team)?)?)
 }
 
 async fn create_key(State(app): App, id: Id, request: Request) -> Result<Response> {
@@ -168,8 +170,10 @@ async fn create_key(State(app): App, id: Id, request: Request) -> Result<Respons
 async fn list_keys(State(app): App, id: Id, headers: HeaderMap) -> Result<Response> {
     let reading = operator_reading(&app, &headers, Consistency::Linearizable).await?;
     let team = team_id(id)?;
-    query::team::by_id(&*reading.state, team)?.ok_or_else(no_such_team)?;
-    let keys = query::key::of_team(&*reading.state, team)?
+    query::team::by_id(&reading.state, team)?.ok_or_else(no_such_team)?;
+    let keys = reading
+        .read(move |kv| Ok(query::key::of_team(&kv, team)?))
+        .await?
         .into_iter()
         .map(keys::shown)
         .collect::<Result<_>>()?;

@@ -76,7 +76,8 @@ async fn list(State(app): App, request: Request) -> Result<Response> {
     let Wanted { after, limit } = wanted?;
     let team = reading.caller.team;
     // One entry more than the page shows whether there is a next page.
-    let mut listed = agents(&*reading.state, team, &after, limit + 1)?;
+    let read = reading.read(move |kv| Ok(agents(&kv, team, &after, limit + 1)?));
+    let mut listed = read.await?;
     // The state is released before the other nodes are asked: a held state cannot be replaced.
     drop(reading);
     let more = listed.len() > limit;
@@ -105,7 +106,7 @@ async fn register(State(app): App, request: Request) -> Result<Response> {
     // The registration is stored. If this read finds no quorum, the caller must not hear that nothing was changed.
     let state = app.services.replica.reader.linearizable().await;
     let state = state.map_err(|_| ApiError::outcome_unknown())?;
-    let registered = registered(&*state, caller.team, id.as_str())?;
+    let registered = registered(&state, caller.team, id.as_str())?;
     drop(state);
     let ids = [String::from(id)];
     let sessions = app.http.cluster.sessions(caller.team, &ids).await;

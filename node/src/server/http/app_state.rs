@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use agentpost_proto::command::operation;
 use agentpost_proto::operation::Op;
-use agentpost_raft_store::core::kv::Kv;
-use agentpost_raft_store::disk::state::StateDb;
+use agentpost_raft_store::core::kv::{Kv, Lookup};
 use axum::extract::State;
 use axum::http::HeaderMap;
 
@@ -18,6 +17,8 @@ use crate::cluster::status::ClusterHandle;
 use crate::server::auth::{self, Caller, Remembered};
 use crate::server::error::Result;
 use crate::server::services::{self, Services};
+use crate::shard::local_state::LocalState;
+use crate::shard::read_pool::Share;
 use crate::webhooks::egress::Egress;
 
 /// The handles that only the HTTP handlers use.
@@ -48,9 +49,20 @@ pub(super) type App = State<Arc<AppState>>;
 
 /// An authorised read.
 pub(super) struct Reading {
-    pub(super) state: Arc<StateDb>,
+    pub(super) state: LocalState,
     pub(super) caller: Caller,
     pub(super) key_hash: [u8; 32],
+}
+
+impl Reading {
+    /// Runs `read` on the pool of reads, on behalf of the caller's team.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn Kv) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let team = Share::Team(self.caller.team);
+        self.state.read(team, move |state| read(state)).await
+    }
 }
 
 impl AppState {
@@ -119,7 +131,7 @@ impl AppState {
     }
 
     /// The owner of the key in these headers; `None` without a valid key. A read error counts as no key.
-    pub(super) fn known(&self, kv: &impl Kv, headers: &HeaderMap) -> Option<Caller> {
+    pub(super) fn known(&self, kv: &impl Lookup, headers: &HeaderMap) -> Option<Caller> {
         let services = &self.services;
         let key_hash = services.secrets.key_hash(auth::presented(headers).ok()?);
         match auth::find(kv, &key_hash, services.wall_time.now_ms()) {

@@ -67,7 +67,7 @@ impl Wanted {
 /// A page of a team's deliveries, or of one agent's, and the cursor after it.
 pub fn page(
     app: &AppState,
-    kv: &impl Kv,
+    kv: &dyn Kv,
     team: TeamId,
     agent: Option<&str>,
     wanted: &Wanted,
@@ -90,7 +90,7 @@ pub fn page(
         state: wanted.state,
         agent,
     };
-    let page = query::delivery::page(kv, team, &query)?;
+    let page = query::delivery::page(&kv, team, &query)?;
     let last = page.last.unwrap_or(start);
     let cursor = app.cursors.encode(team, CURSOR_PURPOSE, wanted.order, last);
     Ok((page, cursor))

@@ -21,7 +21,6 @@ use agentpost_proto::time;
 use agentpost_raft_store::core::apply::team::default_limits;
 use agentpost_raft_store::core::kv::Fatal;
 use agentpost_raft_store::core::{keys, query};
-use agentpost_raft_store::disk::state::StateDb;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
@@ -29,6 +28,7 @@ use bytes::Bytes;
 use super::app_state::AppState;
 use crate::cluster::leases::{Leases, Standing};
 use crate::server::error::ApiError;
+use crate::shard::local_state::LocalState;
 
 /// The value of a rate limit header that stands for "unlimited".
 const UNLIMITED: u64 = 2_147_483_647;
@@ -110,7 +110,7 @@ pub(super) fn set_headers(app: &AppState, quota: Quota, asked: &HeaderMap, mut r
     let standing = match response.extensions().get::<Standing>() {
         _ if response.status() == StatusCode::UNAUTHORIZED => None,
         Some(standing) => Some(*standing),
-        None => app.known(&*state, asked).and_then(|caller| {
+        None => app.known(&state, asked).and_then(|caller| {
             let agent = caller.agent(asked).ok();
             standing(leases, &state, quota, caller.team, agent.as_ref(), wall_ms).ok()
         }),
@@ -145,7 +145,7 @@ fn limit_and_remaining(standing: Standing) -> (u64, u64) {
 /// The usage of a quota in this node's state; zero without an agent.
 fn standing(
     leases: &Leases,
-    state: &StateDb,
+    state: &LocalState,
     quota: Quota,
     team: TeamId,
     agent: Option<&AgentId>,

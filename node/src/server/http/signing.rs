@@ -6,7 +6,7 @@ use std::sync::Arc;
 use agentpost_proto::api::abbababa::SigningKeys;
 use agentpost_proto::command::{Permission, RotateSigningKeys};
 use agentpost_proto::id::TeamId;
-use agentpost_raft_store::core::kv::Kv;
+use agentpost_raft_store::core::kv::Lookup;
 use agentpost_raft_store::core::query;
 use axum::Router;
 use axum::extract::State;
@@ -59,7 +59,7 @@ async fn of(app: &AppState, id: admin::Id, headers: &HeaderMap, rotate: bool) ->
 /// The current pair, or the pair after a rotation. A rotation names the pair that it replaces, so of two at a time only
 /// one happens: after two, receivers that still have the first pair would refuse deliveries.
 async fn shown(app: &AppState, reading: &Reading, team: TeamId, rotate: bool) -> Result<Response> {
-    let mut generation = generation(&*reading.state, team)?;
+    let mut generation = generation(&reading.state, team)?;
     if rotate {
         let op = RotateSigningKeys {
             team_id: team.to_bytes(),
@@ -74,7 +74,7 @@ async fn shown(app: &AppState, reading: &Reading, team: TeamId, rotate: bool) ->
     })
 }
 
-fn generation(kv: &impl Kv, team: TeamId) -> Result<u64> {
+fn generation(kv: &impl Lookup, team: TeamId) -> Result<u64> {
     let team = query::team::by_id(kv, team)?.ok_or_else(admin::no_such_team)?;
     Ok(team.signing_generation)
 }

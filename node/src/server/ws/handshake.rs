@@ -1,6 +1,5 @@
 //! The handshake of a session: authenticates the key, narrows the scopes, and finds the position of the first event.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::command::Permission;
@@ -8,9 +7,8 @@ use agentpost_proto::frame::{ClientFrame, ServerFrame};
 use agentpost_proto::id::{AgentId, KeyId, TeamId};
 use agentpost_proto::limits;
 use agentpost_proto::secret::Secret;
-use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::kv::{Fatal, Lookup};
 use agentpost_raft_store::core::query;
-use agentpost_raft_store::disk::state::StateDb;
 use axum::extract::ws::Message;
 use tokio::time::timeout;
 
@@ -23,6 +21,7 @@ use super::scope::{self, ScopeError};
 use super::ws_state::WsState;
 use super::{frame, quota};
 use crate::server::auth::{self, Caller, Finding};
+use crate::shard::local_state::LocalState;
 use crate::shard::wakeups::Listener;
 
 /// How long a handshake waits for acks to be stored before it gives up.
@@ -67,7 +66,7 @@ pub async fn open(ws: &WsState, link: &mut Link, permit: &mut SessionPermit) -> 
     let client_id = resume::client_id(connect.client_id.as_deref()).map_err(End::invalid)?;
     // The read is linearizable: a key revoked on any node before now must fail, and a key made on any node must pass.
     let state = linearizable(ws).await?;
-    let (caller, key_hash) = introduce(ws, &*state, &connect)?;
+    let (caller, key_hash) = introduce(ws, &state, &connect)?;
     let requested = scope::parse_requested(&connect.scopes).map_err(scope_end)?;
     let narrowed = scope::narrow(&requested, &caller.scopes, caller.bound_agent.as_ref()).map_err(scope_end)?;
     let agents = scope::agents(&narrowed);
@@ -90,10 +89,10 @@ pub async fn open(ws: &WsState, link: &mut Link, permit: &mut SessionPermit) -> 
     };
     let cursor = request.cursor();
     let state = settled(ws, state, cursor.as_ref()).await?;
-    let rows = Rows::read(&*state, &request).map_err(unreadable)?;
+    let rows = Rows::read(&state.frozen(), &request).map_err(unreadable)?;
     let start = request.start(&rows).map_err(End::invalid)?;
     feed.seek(start.after_seq);
-    let greeting = greeting(ws, &*state, &request, &start).map_err(unreadable)?;
+    let greeting = greeting(ws, &state, &request, &start).map_err(unreadable)?;
     drop(state);
     if let Some(name) = &cursor {
         note(ws, name, &start).await?;
@@ -111,13 +110,13 @@ pub async fn open(ws: &WsState, link: &mut Link, permit: &mut SessionPermit) -> 
     })
 }
 
-async fn linearizable(ws: &WsState) -> Result<Arc<StateDb>, End> {
+async fn linearizable(ws: &WsState) -> Result<LocalState, End> {
     let state = ws.services.replica.reader.linearizable().await;
     state.map_err(|not_ready| End::busy(not_ready.to_string()))
 }
 
 /// The caller, and the hash of the key.
-fn introduce(ws: &WsState, kv: &impl Kv, connect: &Connect) -> Result<(Caller, [u8; 32]), End> {
+fn introduce(ws: &WsState, kv: &impl Lookup, connect: &Connect) -> Result<(Caller, [u8; 32]), End> {
     if connect.token.len() > limits::API_KEY_BYTES_MAX {
         return Err(refused());
     }
@@ -135,7 +134,7 @@ fn introduce(ws: &WsState, kv: &impl Kv, connect: &Connect) -> Result<(Caller, [
 }
 
 /// Returns a state that contains every ack that this node received for this cursor from an earlier session.
-async fn settled(ws: &WsState, state: Arc<StateDb>, cursor: Option<&CursorName>) -> Result<Arc<StateDb>, End> {
+async fn settled(ws: &WsState, state: LocalState, cursor: Option<&CursorName>) -> Result<LocalState, End> {
     let Some(name) = cursor.filter(|name| ws.acks.pending(name)) else {
         return Ok(state);
     };
@@ -161,7 +160,7 @@ async fn note(ws: &WsState, name: &CursorName, start: &Start) -> Result<(), End>
     }
     // Apply enforces the limit on cursors, because a client of another node may have taken the last place.
     let state = linearizable(ws).await?;
-    let stored = query::inbox::cursor(&*state, name.team, &name.agent, &name.client_id).map_err(unreadable)?;
+    let stored = query::inbox::cursor(&state, name.team, &name.agent, &name.client_id).map_err(unreadable)?;
     stored.map(drop).ok_or_else(|| End::invalid(resume::too_many()))
 }
 
@@ -195,7 +194,7 @@ async fn first_frame(link: &mut Link) -> Result<Connect, End> {
 }
 
 /// The caller of a valid key; the error is the same for every invalid key.
-pub fn authenticate(ws: &WsState, kv: &impl Kv, key_hash: &[u8; 32]) -> Result<Caller, End> {
+pub fn authenticate(ws: &WsState, kv: &impl Lookup, key_hash: &[u8; 32]) -> Result<Caller, End> {
     match auth::find(kv, key_hash, ws.services.wall_time.now_ms()).map_err(unreadable)? {
         Finding::Valid(caller) => Ok(caller),
         Finding::Refused | Finding::Unknown => Err(refused()),
@@ -220,7 +219,7 @@ fn scope_end(error: ScopeError) -> End {
 }
 
 /// The frames that are sent first.
-fn greeting(ws: &WsState, kv: &impl Kv, request: &Request<'_>, start: &Start) -> Result<Vec<ServerFrame>, Fatal> {
+fn greeting(ws: &WsState, kv: &impl Lookup, request: &Request<'_>, start: &Start) -> Result<Vec<ServerFrame>, Fatal> {
     let fresh = || hex::encode(ws.services.ids.random::<16>());
     let connected = ServerFrame::Connected {
         last_seq: start.after_seq,

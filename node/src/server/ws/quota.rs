@@ -13,7 +13,7 @@ use agentpost_proto::record::TeamHead;
 use agentpost_proto::time;
 use agentpost_raft_store::core::apply::quota as rule;
 use agentpost_raft_store::core::apply::team::default_limits;
-use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::kv::{Fatal, Lookup};
 use agentpost_raft_store::core::query;
 use serde_json::json;
 
@@ -26,7 +26,7 @@ pub fn blocked_until(head: &TeamHead, limits: &TeamLimits, now_ms: u64) -> Optio
 }
 
 /// Why the team is blocked, or `None`. Costs one read of a row that is always in memory, unless the team has a limit.
-pub fn why_blocked(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<Option<String>, Fatal> {
+pub fn why_blocked(kv: &impl Lookup, team: TeamId, wall_ms: u64) -> Result<Option<String>, Fatal> {
     let limits = limits_of(kv, team)?;
     if limits.monthly_events == 0 || limits.overage_price_atomic.is_some() {
         return Ok(None);
@@ -46,7 +46,7 @@ pub struct Greeting {
 
 impl Greeting {
     /// The frames for a team at `wall_ms`.
-    pub fn of(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<Self, Fatal> {
+    pub fn of(kv: &impl Lookup, team: TeamId, wall_ms: u64) -> Result<Self, Fatal> {
         let (head, limits) = (query::team::head(kv, team)?, limits_of(kv, team)?);
         let now_ms = now_ms(kv, wall_ms)?;
         let limit = match limits.monthly_events {
@@ -72,14 +72,14 @@ impl Greeting {
     }
 }
 
-fn limits_of(kv: &impl Kv, team: TeamId) -> Result<TeamLimits, Fatal> {
+fn limits_of(kv: &impl Lookup, team: TeamId) -> Result<TeamLimits, Fatal> {
     let team = query::team::by_id(kv, team)?;
     Ok(team.and_then(|team| team.limits).unwrap_or_else(default_limits))
 }
 
 /// The current Unix time in milliseconds. The log's time can be ahead of this node's clock; the later one counts, so
 /// that both agree on the month.
-fn now_ms(kv: &impl Kv, wall_ms: u64) -> Result<u64, Fatal> {
+fn now_ms(kv: &impl Lookup, wall_ms: u64) -> Result<u64, Fatal> {
     Ok(wall_ms.max(query::applied(kv)?.wall_ms))
 }
 

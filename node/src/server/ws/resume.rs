@@ -19,7 +19,7 @@
 
 use agentpost_proto::id::TeamId;
 use agentpost_proto::{limits, record};
-use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::kv::{Fatal, Lookup};
 use agentpost_raft_store::core::query;
 
 use super::scope::Scope;
@@ -64,10 +64,8 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Reads the rows from a state.
-    pub fn read(kv: &impl Kv, request: &Request<'_>) -> Result<Self, Fatal> {
-        let frozen = kv.frozen();
-        let kv = &frozen.as_ref();
+    /// Reads the rows from a state, which must not change meanwhile.
+    pub fn read(kv: &impl Lookup, request: &Request<'_>) -> Result<Self, Fatal> {
         let row = |name: Option<CursorName>| match name {
             Some(name) => query::inbox::cursor(kv, name.team, &name.agent, &name.client_id),
             None => Ok(None),

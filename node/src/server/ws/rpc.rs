@@ -19,7 +19,6 @@ use agentpost_proto::frame::ServerFrame;
 use agentpost_proto::id::{self, KeyId};
 use agentpost_proto::limits;
 use agentpost_raft_store::core::query;
-use agentpost_raft_store::disk::state::StateDb;
 use axum::extract::ws::Utf8Bytes;
 use axum::http::StatusCode;
 use serde::Serialize;
@@ -34,6 +33,8 @@ use crate::server::auth::{self, Caller};
 use crate::server::error::{ApiError, Result};
 use crate::server::keys;
 use crate::server::services::{SMALL_REQUEST_BYTES_MAX, Services};
+use crate::shard::local_state::LocalState;
+use crate::shard::read_pool::Share;
 use crate::wire::json::explain;
 
 /// Upper bound on the RPC requests that wait in one session. Beyond it the session reads no further request.
@@ -288,7 +289,7 @@ struct Key<'a> {
 
 impl<'a> Key<'a> {
     /// Authorises a read against the same state that it reads.
-    async fn reads(self) -> Result<(Arc<StateDb>, Caller)> {
+    async fn reads(self) -> Result<(LocalState, Caller)> {
         let state = self.services.replica.reader.linearizable().await?;
         self.authorized(state).await
     }
@@ -301,7 +302,7 @@ impl<'a> Key<'a> {
         Ok(caller)
     }
 
-    async fn authorized(self, state: Arc<StateDb>) -> Result<(Arc<StateDb>, Caller)> {
+    async fn authorized(self, state: LocalState) -> Result<(LocalState, Caller)> {
         let (state, caller) = auth::authorize(
             &self.services.replica.reader,
             &self.services.wall_time,
@@ -315,24 +316,37 @@ impl<'a> Key<'a> {
     }
 
     async fn recent(self, feed: Feed, params: wire::RecentParams) -> Result<wire::Recent> {
-        let (state, _) = self.reads().await?;
+        let (state, caller) = self.reads().await?;
         let limit = params.limit.unwrap_or(wire::RECENT_EVENTS_DEFAULT);
         let mut history = History::before(params.before_seq.unwrap_or(u64::MAX), limit, params.thread_id);
-        while feed.recall(&*state, &mut history)? {
-            tokio::task::yield_now().await;
+        let feed = Arc::new(feed);
+        // Each step is a turn of its own on the pool of reads.
+        loop {
+            let feed = Arc::clone(&feed);
+            let step = state.read(Share::Team(caller.team), move |state| {
+                let more = feed.recall(state, &mut history)?;
+                Result::<_, ApiError>::Ok((history, more))
+            });
+            let (read, more) = step.await?;
+            if !more {
+                return Ok(read.page());
+            }
+            history = read;
         }
-        Ok(history.page())
     }
 
     async fn stats(self) -> Result<wire::Stats> {
         let (state, caller) = self.reads().await?;
         let (team, wall_ms) = (caller.team, self.services.wall_time.now_ms());
-        let key = query::key::by_id(&*state, team, caller.key_id)?.ok_or_else(auth::refused)?;
+        let key = query::key::by_id(&state, team, caller.key_id)?.ok_or_else(auth::refused)?;
+        let counted = state.read(Share::Team(team), move |state| {
+            Result::<_, ApiError>::Ok(query::key::count_active(state, team, wall_ms)?)
+        });
         Ok(wire::Stats {
             team_id: team.to_string(),
-            webhooks_today: query::team::events_today(&*state, team, wall_ms)?,
-            active_endpoints: query::team::head(&*state, team)?.endpoints.into(),
-            active_api_keys: query::key::count_active(&*state, team, wall_ms)?,
+            webhooks_today: query::team::events_today(&state, team, wall_ms)?,
+            active_endpoints: query::team::head(&state, team)?.endpoints.into(),
+            active_api_keys: counted.await?,
             current_key_permissions: keys::permission_names(&key),
             plan_name: "self-hosted".to_owned(),
             active_sources_limit: limits::TOPICS_MAX.into(),
@@ -342,7 +356,10 @@ impl<'a> Key<'a> {
     async fn list_keys(self) -> Result<wire::KeyList> {
         let (state, caller) = self.reads().await?;
         manages_keys(&caller)?;
-        keys::listed(&*state, caller.team)
+        let team = caller.team;
+        state
+            .read(Share::Team(team), move |state| keys::listed(state, team))
+            .await
     }
 
     async fn create_key(self, params: wire::CreateKeyParams) -> Result<wire::CreatedKey> {

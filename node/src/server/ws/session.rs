@@ -63,6 +63,7 @@ use super::rpc::Requests;
 use super::ws_state::{SessionOptions, WsState};
 use super::{frame, quota};
 use crate::base::metrics::Metrics;
+use crate::shard::read_pool::Share;
 use crate::shard::wakeups::Listener;
 
 /// How long a session may continue to write after its key was revoked.
@@ -131,7 +132,7 @@ async fn revoked(ws: &WsState, admitted: oneshot::Receiver<[u8; 32]>) -> End {
     };
     let mut keys = ws.services.replica.wakeups.keys();
     loop {
-        let refused = handshake::authenticate(ws, &*ws.services.replica.reader.local(), &key_hash).err();
+        let refused = handshake::authenticate(ws, &ws.services.replica.reader.local(), &key_hash).err();
         if let Some(end) = refused {
             sleep(REVOKED_MAX).await;
             return end;
@@ -239,7 +240,7 @@ impl<'a, 'c> Session<'a, 'c> {
     async fn authorize(&mut self) -> Result<(), End> {
         let refused = {
             let state = self.ws.services.replica.reader.local();
-            handshake::authenticate(self.ws, &*state, &self.key_hash).err()
+            handshake::authenticate(self.ws, &state, &self.key_hash).err()
         };
         match refused {
             None => Ok(()),
@@ -263,10 +264,16 @@ impl<'a, 'c> Session<'a, 'c> {
     /// Sends one batch.
     async fn deliver(&mut self) -> Result<(), End> {
         self.authorize().await?;
-        let batch = {
-            let state = self.ws.services.replica.reader.local();
-            self.feed.batch(&*state).map_err(handshake::unreadable)?
-        };
+        let state = self.ws.services.replica.reader.local();
+        // Cheap beside the messages: a position, and the scopes.
+        let mut feed = self.feed.clone();
+        let read = state.read(Share::Team(self.team), move |state| {
+            let batch = feed.batch(state).map_err(handshake::unreadable)?;
+            Ok::<_, End>((feed, batch))
+        });
+        let (feed, batch) = read.await?;
+        drop(state);
+        self.feed = feed;
         self.behind = batch.more;
         if batch.events.is_empty() {
             // A narrow scope in a large team skips many events, so other tasks get a turn.
@@ -284,12 +291,8 @@ impl<'a, 'c> Session<'a, 'c> {
     /// Checks whether the team became blocked. Events that exist by now are sent before the session ends.
     fn look_at_quota(&mut self) -> Result<(), End> {
         let services = &self.ws.services;
-        let why = quota::why_blocked(
-            &*services.replica.reader.local(),
-            self.team,
-            services.wall_time.now_ms(),
-        )
-        .map_err(handshake::unreadable)?;
+        let why = quota::why_blocked(&services.replica.reader.local(), self.team, services.wall_time.now_ms())
+            .map_err(handshake::unreadable)?;
         self.blocked &= why.is_some();
         self.ending = why.filter(|_| !self.blocked);
         Ok(())

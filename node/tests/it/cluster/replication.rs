@@ -45,7 +45,7 @@ async fn deliver(services: &NodeHandles, team: &TestTeam, to: &str) -> u64 {
 
 /// The seqs in an inbox, from a linearizable read.
 async fn inbox(services: &NodeHandles, team: &TestTeam, agent: &str) -> Vec<u64> {
-    let state = read_state(&services.reader).await;
+    let state = read_state(&services).await;
     let items = query::inbox::after(&*state, team.id, agent, 0, 10_000).unwrap();
     items.into_iter().map(|item| item.seq).collect()
 }
@@ -251,7 +251,7 @@ async fn without_a_quorum_nothing_is_ready_and_nothing_is_claimed() {
     assert!(services.reader.linearizable().await.is_err());
     assert!(!services.cluster.ready().await);
     assert_eq!(
-        query::inbox::after(&*services.reader.local(), team.id, "box", 0, 10)
+        query::inbox::after(&*services.state.current(), team.id, "box", 0, 10)
             .unwrap()
             .len(),
         1

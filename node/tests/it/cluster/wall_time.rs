@@ -19,8 +19,7 @@ fn is_now(ms: u64) {
 /// Sends a message and returns the wall time of its log entry.
 async fn write(office: &WebhookOffice, node: usize) -> u64 {
     office.send_through(node, "b", "x").await;
-    let reader = office.cluster.services(node).reader;
-    let state = read_state(&reader).await;
+    let state = read_state(&office.cluster.services(node)).await;
     query::applied(&*state).unwrap().wall_ms
 }
 
@@ -115,7 +114,7 @@ async fn a_cluster_founded_by_a_node_from_another_day_begins_today() {
     };
     let cluster = TestCluster::start_with_clocks(3, WebhookOffice::SETTINGS, clock_of).await;
     let services = cluster.services(0);
-    let state = read_state(&services.reader).await;
+    let state = read_state(&services).await;
     let hash = services.secrets.key_hash(&cluster.admin_key());
     is_now(query::key::by_hash(&*state, &hash).unwrap().unwrap().created_at_ms);
     let office = WebhookOffice::of(cluster).await;

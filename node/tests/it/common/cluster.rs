@@ -256,7 +256,7 @@ impl TestCluster {
         let services = self.services(self.running()[0]);
         let hash = services.secrets.key_hash(&self.admin_key());
         let key = eventually("an admin key in the state", async || {
-            let state = services.reader.linearizable().await.ok()?;
+            let state = services.fresh_state().await?;
             query::key::by_hash(&*state, &hash).unwrap()
         })
         .await;

@@ -12,13 +12,15 @@ use agentpost_node::server::ws::ws_state::WsHandles;
 use agentpost_node::shard::proposer::Proposer;
 use agentpost_node::shard::reader::Reader;
 use agentpost_node::webhooks::egress::Egress;
-use agentpost_raft_store::disk::state::StateDb;
+use agentpost_raft_store::disk::state::{StateDb, StateHandle};
 use agentpost_testkit::eventually;
 
 /// The handles of a running node. Clones are cheap.
 #[derive(Clone)]
 pub struct NodeHandles {
     pub reader: Reader,
+    /// The database, which a node reads only on the pool of reads.
+    pub state: StateHandle,
     pub proposer: Proposer,
     pub clock: Clock,
     pub ids: IdSource,
@@ -34,6 +36,7 @@ impl NodeHandles {
         let services = node.services.clone();
         NodeHandles {
             reader: services.replica.reader.clone(),
+            state: node.state().clone(),
             proposer: services.replica.proposer.clone(),
             clock: services.wall_time.clock().clone(),
             ids: services.ids.clone(),
@@ -43,6 +46,12 @@ impl NodeHandles {
             egress: node.egress.clone(),
             services,
         }
+    }
+
+    /// The state of a linearizable read, if a quorum confirms a leader now.
+    pub async fn fresh_state(&self) -> Option<Arc<StateDb>> {
+        self.reader.linearizable().await.ok()?;
+        Some(self.state.current())
     }
 
     /// What `/metrics` shows.
@@ -61,6 +70,6 @@ impl NodeHandles {
 }
 
 /// The state of a linearizable read. The read is repeated while no quorum confirms a leader, as a client would.
-pub async fn read_state(reader: &Reader) -> Arc<StateDb> {
-    eventually("a linearizable read", async || reader.linearizable().await.ok()).await
+pub async fn read_state(node: &NodeHandles) -> Arc<StateDb> {
+    eventually("a linearizable read", async || node.fresh_state().await).await
 }

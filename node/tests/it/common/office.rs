@@ -69,7 +69,7 @@ impl Office {
     /// Seq and kind of a cursor: whether it was acknowledged, not only implied by answered pings.
     pub async fn cursor(&self, team: &Team, agent: &str, client_id: &str) -> Option<(u64, bool)> {
         let services = self.cluster.services(self.cluster.running()[0]);
-        let state = services.reader.linearizable().await.ok()?;
+        let state = services.fresh_state().await?;
         let cursor = query::inbox::cursor(&*state, team.id.parse().unwrap(), agent, client_id).unwrap();
         cursor.map(|cursor| (cursor.seq, cursor.acked))
     }

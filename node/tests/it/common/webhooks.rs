@@ -116,7 +116,7 @@ impl WebhookOffice {
     /// All deliveries of the team, from a linearizable read.
     pub async fn deliveries(&self) -> Vec<Delivery> {
         let services = self.any();
-        let state = read_state(&services.reader).await;
+        let state = read_state(&services).await;
         let query = DeliveryQuery {
             after: None,
             order: Order::Ascending,
@@ -139,7 +139,7 @@ impl WebhookOffice {
 
     /// The number of dead-letter notices in the sender's inbox.
     pub async fn notices(&self) -> usize {
-        let state = read_state(&self.any().reader).await;
+        let state = read_state(&self.any()).await;
         let items = query::inbox::after(&*state, self.team.id, SENDER, 0, 1_000).unwrap();
         let is_notice = |item: &&query::inbox::InboxItem| item.message.r#type == DeliveryFailed::TYPE;
         items.iter().filter(is_notice).count()
@@ -149,7 +149,7 @@ impl WebhookOffice {
     pub async fn indexes_are_empty(&self) {
         let services = self.any();
         eventually("empty indexes", async || {
-            let state = read_state(&services.reader).await;
+            let state = read_state(&services).await;
             let open = delivery::endpoint_heads(&*state).unwrap().len()
                 + delivery::claims(&*state).unwrap().len()
                 + delivery::closings(&*state).unwrap().len()

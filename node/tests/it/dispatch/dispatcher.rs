@@ -271,7 +271,7 @@ async fn a_large_publish_reaches_every_inbox_once_and_in_order() {
     assert!(calls.iter().all(|call| call.json()["event"] == "message.topic"));
     let services = office.cluster.services(0);
     for n in (0..1_000).step_by(111) {
-        let state = read_state(&services.reader).await;
+        let state = read_state(&services).await;
         let items = query::inbox::after(&*state, office.team.id, &format!("agent-{n}"), 0, 10).unwrap();
         let received: Vec<_> = items.iter().map(|item| item.message.seq).collect();
         assert_eq!(received, seqs, "agent-{n}");
@@ -285,7 +285,7 @@ async fn a_large_publish_reaches_every_inbox_once_and_in_order() {
 async fn cluster_time_is_carried_forward_while_something_ages() {
     let office = WebhookOffice::start(1).await;
     let services = office.cluster.services(0);
-    let applied = async || query::applied(&*read_state(&services.reader).await).unwrap();
+    let applied = async || query::applied(&*read_state(&services).await).unwrap();
     let quiet = applied().await;
     // A cluster that ticks writes an entry a second. Under load this wait may miss that; it cannot fail without it.
     tokio::time::sleep(Duration::from_millis(2_500)).await;

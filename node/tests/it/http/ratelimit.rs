@@ -82,7 +82,7 @@ async fn set_clocks(cluster: &TestCluster, unix_ms: u64) {
 /// The counted reads of an agent on its newest day, and the number of leases of all agents.
 async fn counted(cluster: &TestCluster, node: usize, team: &Team, agent: &str) -> (u64, usize) {
     let id: TeamId = team.id.parse().unwrap();
-    let state = read_state(&cluster.services(node).reader).await;
+    let state = read_state(&cluster.services(node)).await;
     let count = query::team::day_count(&*state, &keys::read_count(id, agent)).unwrap();
     let rows = state.range(keys::queue_from(Queue::Leases, None), Order::Ascending);
     let leases = rows.map(|row| decode::<Lease>(row.unwrap().1).unwrap());

@@ -62,7 +62,7 @@ async fn a_blocked_handler_keeps_its_session_and_its_mail() {
     tokio::time::sleep(BLOCKED).await;
     let place = async || {
         let team = storm.team.id.parse().unwrap();
-        let state = read_state(&storm.cluster.services(0).reader).await;
+        let state = read_state(&storm.cluster.services(0)).await;
         let cursor = query::inbox::cursor(&*state, team, "busy", "").unwrap();
         cursor.map_or(0, |cursor| cursor.seq)
     };

@@ -7,7 +7,7 @@ use agentpost_proto::command::CursorAck;
 use agentpost_proto::limits;
 use agentpost_proto::record::Cursor;
 use agentpost_raft_store::core::keys::{self, ReadState};
-use agentpost_raft_store::core::kv::{Kv as _, Memory};
+use agentpost_raft_store::core::kv::{Lookup as _, Memory};
 use agentpost_raft_store::core::query;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;

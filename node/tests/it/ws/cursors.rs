@@ -194,7 +194,7 @@ async fn a_session_that_is_open_keeps_its_cursor_in_use() {
     let (seq, _) = socket.event().await;
     socket.ack(seq).await;
     let applied = async || {
-        let state = read_state(&office.cluster.services(0).reader).await;
+        let state = read_state(&office.cluster.services(0)).await;
         query::applied(&*state).unwrap().last.unwrap().index
     };
     let before = applied().await;
@@ -235,7 +235,7 @@ async fn lose(office: &Office, team: &Team, to: &str) {
     }
     eventually("the removal of what expired", async || {
         office.propose(Op::Sweep(Sweep::default())).await;
-        let state = read_state(&office.cluster.services(0).reader).await;
+        let state = read_state(&office.cluster.services(0)).await;
         query::inbox::message(&*state, id(team), message)
             .unwrap()
             .is_none()

@@ -28,7 +28,7 @@ impl Office {
             self.cluster.services(self.cluster.running()[0]),
         );
         eventually("the ack in the state", async || {
-            let state = services.reader.linearizable().await.ok()?;
+            let state = services.fresh_state().await?;
             let cursor = query::inbox::cursor(&*state, id, agent, client_id).unwrap()?;
             (cursor.acked && cursor.seq == seq).then_some(())
         })
@@ -109,7 +109,7 @@ async fn a_reconnect_waits_for_acks_that_its_node_has_not_stored(office: &Office
     // A new cursor is stored before its session is greeted.
     let named = connect(&team, &["*"], Some("new"));
     Socket::connect(&url, named).await;
-    let state = read_state(&office.cluster.services(0).reader).await;
+    let state = read_state(&office.cluster.services(0)).await;
     let cursor = query::inbox::cursor(&*state, team.id.parse().unwrap(), "", "new").unwrap();
     assert_eq!(cursor.map(|cursor| (cursor.seq, cursor.acked)), Some((3, false)));
 }
@@ -436,7 +436,7 @@ async fn retention_is_told_once(office: &Office) {
             op: Some(Op::Sweep(Sweep::default())),
         };
         leader.proposer.propose(sweep).await.unwrap();
-        let state = read_state(&leader.reader).await;
+        let state = read_state(&leader).await;
         let is_left = |seq| {
             query::inbox::message_at(&*state, team.id.parse().unwrap(), seq)
                 .unwrap()

@@ -215,7 +215,7 @@ impl Run {
     async fn stored(&mut self, at: usize) -> u64 {
         let services = self.cluster.services(self.cluster.running()[0]);
         let reader = &mut self.readers[at];
-        if let Ok(state) = services.reader.linearizable().await {
+        if let Some(state) = services.fresh_state().await {
             let agent = reader.agent.filter(|_| reader.client_id.is_none()).unwrap_or_default();
             let client_id = reader.client_id.unwrap_or_default();
             let row = query::inbox::cursor(&*state, self.team.id, agent, client_id).unwrap();
@@ -288,7 +288,7 @@ impl Run {
                 op: Some(Op::Sweep(Sweep::default())),
             };
             services.proposer.propose(sweep).await.ok()?;
-            let state = services.reader.linearizable().await.ok()?;
+            let state = services.fresh_state().await?;
             let wall_ms = query::applied(&*state).unwrap().wall_ms;
             let is_left = |mail: &Mail| {
                 mail.expires_at_ms != 0

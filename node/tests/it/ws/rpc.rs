@@ -307,7 +307,7 @@ async fn requests_neither_replay_nor_move_a_cursor(office: &Office) {
     listener.ack(known).await;
     let id = team.id.parse().unwrap();
     let cursor = async |node: usize, agent: &str, client_id: &str| {
-        let state = read_state(&office.cluster.services(node).reader).await;
+        let state = read_state(&office.cluster.services(node)).await;
         query::inbox::cursor(&*state, id, agent, client_id).unwrap()
     };
     eventually("a stored ack", async || cursor(0, "alpha", "").await).await;

@@ -35,7 +35,7 @@ impl Office {
     async fn fanned_out(&self, team: &Team) {
         let id = team.id.parse().unwrap();
         eventually("all receivers", async || {
-            let state = self.cluster.services(0).reader.linearizable().await.ok()?;
+            let state = self.cluster.services(0).fresh_state().await?;
             let jobs = query::delivery::fanout_jobs(&*state).unwrap();
             (!jobs.iter().any(|(team, ..)| *team == id)).then_some(())
         })
@@ -224,7 +224,7 @@ async fn a_large_publish_stands_where_its_chunk_put_it(office: &Office) {
     for (socket, client_id, seq) in [(&mut ends, "ends", acked), (&mut wide, "wide", one.0)] {
         socket.roundtrip().await;
         eventually("the ack in the state", async || {
-            let state = office.cluster.services(0).reader.linearizable().await.ok()?;
+            let state = office.cluster.services(0).fresh_state().await?;
             let cursor = query::inbox::cursor(&*state, team.id.parse().unwrap(), "", client_id).unwrap()?;
             (cursor.seq == seq).then_some(())
         })

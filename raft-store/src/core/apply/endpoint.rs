@@ -14,7 +14,7 @@ use super::check::parsed;
 use super::{Context, Stop, reject};
 use crate::core::effect::Effect;
 use crate::core::keys;
-use crate::core::kv::{Fatal, Kv};
+use crate::core::kv::{Fatal, Kv, Lookup};
 use crate::core::view::View;
 
 /// Upper bound on the endpoints of a team.

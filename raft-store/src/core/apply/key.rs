@@ -15,7 +15,7 @@ use super::principal::Caller;
 use super::{Context, Stop, agent, reject};
 use crate::core::effect::Effect;
 use crate::core::keys;
-use crate::core::kv::{Fatal, Kv, Order};
+use crate::core::kv::{Fatal, Kv, Lookup, Order};
 use crate::core::query;
 use crate::core::view::{View, decode};
 

@@ -24,7 +24,7 @@ use super::check::parsed;
 use super::principal::Caller;
 use super::{Context, Stop, key, queue, reject};
 use crate::core::keys::{self, Queue};
-use crate::core::kv::{Fatal, Kv};
+use crate::core::kv::{Fatal, Lookup};
 use crate::core::query;
 use crate::core::query::queue::Now;
 use crate::core::view::View;

@@ -20,7 +20,7 @@ use super::team::{self, default_limits};
 use super::{Context, Stop, inbox, reject, retention, webhook};
 use crate::core::effect::Effect;
 use crate::core::keys;
-use crate::core::kv::{Fatal, Kv};
+use crate::core::kv::{Fatal, Lookup};
 use crate::core::mutant::{self, Mutant};
 use crate::core::query;
 use crate::core::view::View;

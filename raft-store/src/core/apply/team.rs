@@ -12,7 +12,7 @@ use super::check::{parsed, validate_display_name};
 use super::principal::Caller;
 use super::{Context, Stop, key, reject};
 use crate::core::keys;
-use crate::core::kv::{Fatal, Kv};
+use crate::core::kv::{Fatal, Lookup};
 use crate::core::view::View;
 
 /// The limits of a team that was created without limits.

@@ -4,7 +4,7 @@ use agentpost_proto::id::TeamId;
 use agentpost_proto::record::Agent;
 
 use crate::core::keys;
-use crate::core::kv::{Fatal, Kv, Order};
+use crate::core::kv::{Fatal, Kv, Lookup, Order};
 use crate::core::view::{decode, load};
 
 /// An agent of a team.
@@ -17,7 +17,7 @@ pub struct Listed {
 }
 
 /// The row of an agent in the directory.
-pub fn registered(kv: &impl Kv, team: TeamId, id: &str) -> Result<Option<Agent>, Fatal> {
+pub fn registered(kv: &impl Lookup, team: TeamId, id: &str) -> Result<Option<Agent>, Fatal> {
     load(kv, &keys::agent(team, id))
 }
 

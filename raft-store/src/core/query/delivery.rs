@@ -5,16 +5,16 @@ use agentpost_proto::limits;
 use agentpost_proto::record::{Delivery, DeliveryState, EndpointHead, FanoutJob, Message};
 
 use crate::core::keys;
-use crate::core::kv::{Fatal, Kv, Order, Row};
+use crate::core::kv::{Fatal, Kv, Lookup, Order, Row};
 use crate::core::view::{decode, load};
 
 /// A delivery by its number in the team.
-pub fn by_number(kv: &(impl Kv + ?Sized), team: TeamId, number: u64) -> Result<Option<Delivery>, Fatal> {
+pub fn by_number(kv: &(impl Lookup + ?Sized), team: TeamId, number: u64) -> Result<Option<Delivery>, Fatal> {
     load(kv, &keys::delivery(team, number))
 }
 
 /// A delivery by id.
-pub fn by_id(kv: &(impl Kv + ?Sized), team: TeamId, id: DeliveryId) -> Result<Option<Delivery>, Fatal> {
+pub fn by_id(kv: &(impl Lookup + ?Sized), team: TeamId, id: DeliveryId) -> Result<Option<Delivery>, Fatal> {
     match kv
         .get(&keys::delivery_id(team, id))?
         .and_then(|row| keys::trailing_number(&row))
@@ -25,7 +25,7 @@ pub fn by_id(kv: &(impl Kv + ?Sized), team: TeamId, id: DeliveryId) -> Result<Op
 }
 
 /// The cluster time at which the earliest scheduled delivery of an endpoint is due, or `None` if none is scheduled.
-pub fn endpoint_head(kv: &(impl Kv + ?Sized), team: TeamId, generation: u64) -> Result<Option<u64>, Fatal> {
+pub fn endpoint_head(kv: &(impl Lookup + ?Sized), team: TeamId, generation: u64) -> Result<Option<u64>, Fatal> {
     let head: Option<EndpointHead> = load(kv, &keys::endpoint_head(team, generation))?;
     Ok(head.map(|head| head.due_ms))
 }

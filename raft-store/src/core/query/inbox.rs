@@ -5,7 +5,7 @@ use agentpost_proto::limits;
 use agentpost_proto::record::{Cursor, InboxEntry, InboxHead, Message};
 
 use crate::core::keys::{self, ReadState};
-use crate::core::kv::{Fatal, Kv, Order, Row};
+use crate::core::kv::{Fatal, Kv, Lookup, Order, Row};
 use crate::core::mutant::{self, Mutant};
 use crate::core::view::{decode, load};
 
@@ -212,12 +212,12 @@ fn item(kv: &(impl Kv + ?Sized), team: TeamId, seq: u64, entry: InboxEntry) -> R
 }
 
 /// The counters of an inbox. They are zero if it never received a message.
-pub fn head(kv: &(impl Kv + ?Sized), team: TeamId, agent: &str) -> Result<InboxHead, Fatal> {
+pub fn head(kv: &(impl Lookup + ?Sized), team: TeamId, agent: &str) -> Result<InboxHead, Fatal> {
     Ok(load(kv, &keys::inbox_head(team, agent))?.unwrap_or_default())
 }
 
 /// The cursor of a client of an agent. An empty client id stands for the cursor of the agent's mailbox.
-pub fn cursor(kv: &impl Kv, team: TeamId, agent: &str, client_id: &str) -> Result<Option<Cursor>, Fatal> {
+pub fn cursor(kv: &impl Lookup, team: TeamId, agent: &str, client_id: &str) -> Result<Option<Cursor>, Fatal> {
     load(kv, &keys::cursor(team, agent, client_id))
 }
 
@@ -256,7 +256,7 @@ pub fn team_before(kv: &impl Kv, team: TeamId, before_seq: u64, limit: usize) ->
 }
 
 /// The number of references to a stored message: by inbox entries, by open and dead deliveries, and by its publish.
-pub fn references(kv: &(impl Kv + ?Sized), team: TeamId, seq: u64) -> Result<u64, Fatal> {
+pub fn references(kv: &(impl Lookup + ?Sized), team: TeamId, seq: u64) -> Result<u64, Fatal> {
     let row = kv.get(&keys::references(team, seq))?;
     Ok(row.and_then(|row| keys::trailing_number(&row)).unwrap_or(1))
 }

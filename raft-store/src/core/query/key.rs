@@ -4,12 +4,12 @@ use agentpost_proto::id::{KeyId, TeamId};
 use agentpost_proto::record::Key;
 
 use crate::core::keys;
-use crate::core::kv::{Fatal, Kv, Order};
+use crate::core::kv::{Fatal, Kv, Lookup, Order};
 use crate::core::mutant::{self, Mutant};
 use crate::core::view::{decode, load};
 
 /// The key with this keyed hash. It may be revoked or expired.
-pub fn by_hash(kv: &impl Kv, hash: &[u8]) -> Result<Option<Key>, Fatal> {
+pub fn by_hash(kv: &impl Lookup, hash: &[u8]) -> Result<Option<Key>, Fatal> {
     let Some(route) = kv.get(&keys::key_hash(hash))? else {
         return Ok(None);
     };
@@ -23,7 +23,7 @@ pub fn by_hash(kv: &impl Kv, hash: &[u8]) -> Result<Option<Key>, Fatal> {
 }
 
 /// A key of a team by its id. It may be revoked or expired.
-pub fn by_id(kv: &impl Kv, team: TeamId, id: KeyId) -> Result<Option<Key>, Fatal> {
+pub fn by_id(kv: &impl Lookup, team: TeamId, id: KeyId) -> Result<Option<Key>, Fatal> {
     load(kv, &keys::key(team, id))
 }
 
@@ -41,7 +41,7 @@ pub fn count_active(kv: &impl Kv, team: TeamId, wall_ms: u64) -> Result<u64, Fat
 }
 
 /// Whether the first admin key exists.
-pub fn has_admin(kv: &impl Kv) -> Result<bool, Fatal> {
+pub fn has_admin(kv: &impl Lookup) -> Result<bool, Fatal> {
     Ok(kv.get(&keys::team(TeamId::SYSTEM))?.is_some())
 }
 

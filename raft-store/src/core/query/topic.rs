@@ -4,16 +4,16 @@ use agentpost_proto::id::TeamId;
 use agentpost_proto::record::{Endpoint, Receivers, Subscription, Webhook};
 
 use crate::core::keys;
-use crate::core::kv::{Fatal, Kv, Order};
+use crate::core::kv::{Fatal, Kv, Lookup, Order};
 use crate::core::view::{decode, load};
 
 /// The webhook of an agent.
-pub fn webhook(kv: &(impl Kv + ?Sized), team: TeamId, agent: &str) -> Result<Option<Webhook>, Fatal> {
+pub fn webhook(kv: &(impl Lookup + ?Sized), team: TeamId, agent: &str) -> Result<Option<Webhook>, Fatal> {
     load(kv, &keys::webhook(team, agent))
 }
 
 /// The endpoint of an agent's URL.
-pub fn endpoint(kv: &(impl Kv + ?Sized), team: TeamId, agent: &str, url: &str) -> Result<Option<Endpoint>, Fatal> {
+pub fn endpoint(kv: &(impl Lookup + ?Sized), team: TeamId, agent: &str, url: &str) -> Result<Option<Endpoint>, Fatal> {
     load(kv, &keys::endpoint(team, agent, url))
 }
 
@@ -71,6 +71,6 @@ pub fn receivers(kv: &(impl Kv + ?Sized), team: TeamId, seq: u64, limit: usize) 
 }
 
 /// Whether the publish at `seq` has an unfinished fan-out job.
-pub fn fanout_pending(kv: &(impl Kv + ?Sized), team: TeamId, topic: &str, seq: u64) -> Result<bool, Fatal> {
+pub fn fanout_pending(kv: &(impl Lookup + ?Sized), team: TeamId, topic: &str, seq: u64) -> Result<bool, Fatal> {
     Ok(!topic.is_empty() && kv.get(&keys::fanout_job(team, topic, seq))?.is_some())
 }

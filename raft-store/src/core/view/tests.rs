@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::kv::{Memory, Row};
+use crate::core::kv::{Lookup, Memory, Row};
 
 const KEYS: u8 = 30;
 

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::core::keys;
-use crate::core::kv::{Kv, Memory, Order, Row, Writes};
+use crate::core::kv::{Kv, Lookup, Memory, Order, Row, Writes};
 use crate::disk::state::StateDb;
 use crate::disk::testing::{append, apply, blank, crash_copy, log_id, membership, open, options};
 

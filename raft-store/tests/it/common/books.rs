@@ -10,7 +10,7 @@ use agentpost_proto::record::{
 };
 use agentpost_raft_store::core::apply::delivery::UNKNOWN_CLOSINGS_MAX;
 use agentpost_raft_store::core::keys::{self, Queue};
-use agentpost_raft_store::core::kv::{Kv, Memory, Order};
+use agentpost_raft_store::core::kv::{Kv, Lookup, Memory, Order};
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::view::decode;
 use bytes::Bytes;

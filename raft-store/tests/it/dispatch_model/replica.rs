@@ -22,7 +22,7 @@ use agentpost_proto::record::{
 };
 use agentpost_raft_store::core::apply::apply_command;
 use agentpost_raft_store::core::keys;
-use agentpost_raft_store::core::kv::{Kv, Memory, Order};
+use agentpost_raft_store::core::kv::{Kv, Lookup, Memory, Order};
 use agentpost_raft_store::core::query::delivery as query;
 use agentpost_raft_store::core::view::{self, HotCache, View};
 use agentpost_testkit::commands::{bootstrap, create_key, create_team, encode, principal, send, team_id, unlimited};

@@ -87,7 +87,7 @@ fn results(app: &AppState, team: TeamId, checked: Vec<Result<String>>, outcomes:
             Err(error) => Err(error),
             Ok(topic) => match outcomes.next().and_then(|outcome| outcome.outcome) {
                 Some(send_outcome::Outcome::Sent(reply)) => {
-                    let pending = fanout::pending_in(&*state, team, &topic, &reply)?;
+                    let pending = fanout::pending_in(&state, team, &topic, &reply)?;
                     Ok((reply, pending))
                 }
                 Some(send_outcome::Outcome::Rejection(rejection)) => Err(rejection.into()),

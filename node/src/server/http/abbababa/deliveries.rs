@@ -74,10 +74,12 @@ pub async fn list(State(app): App, request: Request) -> Result<Response> {
     let viewer = Viewer::of(&reading.caller, &parts.headers)?;
     consistency?;
     let wanted = Wanted::of(&parameters)?;
-    let kv = &*reading.state;
-    let agent = viewer.agent.as_ref().map(AgentId::as_str);
-    let (page, cursor) = page(&app, kv, reading.caller.team, agent, &wanted)?;
-    let applied = query::applied(kv)?;
+    let (team, agent) = (reading.caller.team, viewer.agent.clone());
+    let read = reading.read(move |kv| {
+        let page = page(&app, kv, team, agent.as_ref().map(AgentId::as_str), &wanted)?;
+        Ok((page, query::applied(kv)?))
+    });
+    let ((page, cursor), applied) = read.await?;
     let rows = page.deliveries.iter().filter_map(|delivery| {
         let sight = viewer.sight(delivery)?;
         Some(row(delivery, sight, &applied))
@@ -98,7 +100,7 @@ pub async fn get(State(app): App, id: Id, request: Request) -> Result<Response> 
     let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let viewer = Viewer::of(&reading.caller, &parts.headers)?;
-    let kv = &*reading.state;
+    let kv = &reading.state;
     let delivery = query::delivery::by_id(kv, reading.caller.team, delivery_id(id)?)?.ok_or_else(unknown)?;
     let sight = viewer.sight(&delivery).ok_or_else(unknown)?;
     let delivery = detail(&delivery, sight, &query::applied(kv)?)?;

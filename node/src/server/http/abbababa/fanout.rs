@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agentpost_proto::command::SendReply;
 use agentpost_proto::id::TeamId;
-use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::kv::{Fatal, Lookup};
 use agentpost_raft_store::core::query;
 
 use crate::server::error::Result;
@@ -26,7 +26,7 @@ pub async fn pending(app: &AppState, team: TeamId, topic: &str, reply: &SendRepl
     let deadline = services.wall_time.clock().now() + Duration::from_millis(FANOUT_WAIT_MS);
     // The listener is registered before the state is read, so nothing is missed in between.
     let mut listener = services.replica.wakeups.team(team);
-    while pending_in(&*services.replica.reader.local(), team, topic, reply)? {
+    while pending_in(&services.replica.reader.local(), team, topic, reply)? {
         tokio::select! {
             () = listener.woken() => {}
             () = tokio::time::sleep_until(deadline) => return Ok(true),
@@ -38,7 +38,7 @@ pub async fn pending(app: &AppState, team: TeamId, topic: &str, reply: &SendRepl
 
 /// Whether inboxes are pending in this state: the publish is not applied here yet, or its job is not done. The team's
 /// counter shows the former even if the message has been removed again.
-pub fn pending_in(kv: &impl Kv, team: TeamId, topic: &str, reply: &SendReply) -> Result<bool, Fatal> {
+pub fn pending_in(kv: &impl Lookup, team: TeamId, topic: &str, reply: &SendReply) -> Result<bool, Fatal> {
     if !reply.fanout_job {
         return Ok(false);
     }

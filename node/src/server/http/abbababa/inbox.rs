@@ -8,10 +8,9 @@ use agentpost_proto::command::Permission;
 use agentpost_proto::id::{self, AgentId, TeamId};
 use agentpost_proto::limits;
 use agentpost_raft_store::core::keys::ReadState;
-use agentpost_raft_store::core::kv::Order;
+use agentpost_raft_store::core::kv::{Kv, Order};
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::query::inbox::{InboxItem, Page, PageQuery};
-use agentpost_raft_store::disk::state::StateDb;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -22,11 +21,13 @@ use crate::server::error::{ApiError, Result, json_response};
 use crate::server::http::app_state::{App, AppState};
 use crate::server::http::input::{Consistency, PAGE_DEFAULT, Parameters};
 use crate::server::http::ratelimit;
+use crate::shard::local_state::LocalState;
+use crate::shard::read_pool::Share;
 use crate::wire::json::{Writer, push_text};
 use crate::wire::message::{Shown, push_message};
 
 /// The parameters of a page.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Wanted {
     order: Order,
     limit: usize,
@@ -73,6 +74,34 @@ impl Wanted {
             cursor,
             wait: Duration::from_secs(wait_s),
         })
+    }
+
+    /// A page after `after_seq`, read from `state`.
+    fn page(&self, state: &dyn Kv, team: TeamId, agent: &str, after_seq: Option<u64>) -> Result<Page> {
+        let mut query = PageQuery {
+            after_seq,
+            order: self.order,
+            limit: self.limit,
+            state: self.state,
+            from: self.from.as_deref(),
+            topic: self.topic.as_deref(),
+        };
+        // The SDK's dialect pages by offset.
+        let mut skip = self.offset;
+        while skip > 0 {
+            query.limit = skip.min(limits::PAGE_MAX);
+            let skipped = query::inbox::page(&state, team, agent, &query)?;
+            if skipped.items.len() < query.limit {
+                return Ok(Page {
+                    items: Vec::new(),
+                    last_seq: skipped.last_seq,
+                });
+            }
+            skip -= query.limit;
+            query.after_seq = skipped.last_seq;
+        }
+        query.limit = self.limit;
+        Ok(query::inbox::page(&state, team, agent, &query)?)
     }
 }
 
@@ -131,7 +160,7 @@ pub async fn list(State(app): App, request: Request) -> Result<Response> {
             last_seq: after_seq,
         }
     } else if wanted.wait.is_zero() {
-        inbox.page(&reading.state, after_seq)?
+        inbox.page(&reading.state, after_seq).await?
     } else {
         inbox.poll(&reading.key_hash, after_seq).await?
     };
@@ -160,31 +189,13 @@ struct Inbox<'a> {
 }
 
 impl Inbox<'_> {
-    fn page(&self, state: &StateDb, after_seq: Option<u64>) -> Result<Page> {
-        let mut query = PageQuery {
-            after_seq,
-            order: self.wanted.order,
-            limit: self.wanted.limit,
-            state: self.wanted.state,
-            from: self.wanted.from.as_deref(),
-            topic: self.wanted.topic.as_deref(),
-        };
-        // The SDK's dialect pages by offset.
-        let mut skip = self.wanted.offset;
-        while skip > 0 {
-            query.limit = skip.min(limits::PAGE_MAX);
-            let skipped = query::inbox::page(state, self.team, self.agent.as_str(), &query)?;
-            if skipped.items.len() < query.limit {
-                return Ok(Page {
-                    items: Vec::new(),
-                    last_seq: skipped.last_seq,
-                });
-            }
-            skip -= query.limit;
-            query.after_seq = skipped.last_seq;
-        }
-        query.limit = self.wanted.limit;
-        Ok(query::inbox::page(state, self.team, self.agent.as_str(), &query)?)
+    /// Reads a page on the pool of reads.
+    async fn page(&self, state: &LocalState, after_seq: Option<u64>) -> Result<Page> {
+        let (team, agent, wanted) = (self.team, self.agent.clone(), self.wanted.clone());
+        let page = state.read(Share::Team(team), move |state| {
+            wanted.page(state, team, agent.as_str(), after_seq)
+        });
+        page.await
     }
 
     /// Waits for a page with entries. After the read barrier this node's state only advances, so its local state
@@ -194,7 +205,7 @@ impl Inbox<'_> {
         let deadline = services.wall_time.clock().now() + self.wanted.wait;
         let mut listener = services.replica.wakeups.inbox(self.team, self.agent.as_str());
         let mut state = services.replica.reader.local();
-        let mut page = self.page(&state, after_seq)?;
+        let mut page = self.page(&state, after_seq).await?;
         // New mail lies after an ascending cursor; nothing new ever lies after a descending one.
         let grows = |page: &Page| self.wanted.order == Order::Ascending || page.last_seq.is_none();
         while page.items.is_empty() && grows(&page) {
@@ -207,9 +218,9 @@ impl Inbox<'_> {
             if over {
                 break;
             }
-            page = self.page(&state, page.last_seq)?;
+            page = self.page(&state, page.last_seq).await?;
         }
-        match auth::find(&*state, key_hash, services.wall_time.now_ms())? {
+        match auth::find(&state, key_hash, services.wall_time.now_ms())? {
             auth::Finding::Valid(_) => Ok(page),
             auth::Finding::Refused | auth::Finding::Unknown => Err(auth::refused()),
         }

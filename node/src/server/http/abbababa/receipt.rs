@@ -26,11 +26,14 @@ pub async fn get(State(app): App, id: Id, request: Request) -> Result<Response> 
     reading.caller.require(Permission::Read)?;
     let viewer = Viewer::of(&reading.caller, &parts.headers)?;
     let (team, id) = (reading.caller.team, message_id(id)?);
-    let message = query::inbox::message(&*reading.state, team, id)?
-        .filter(|message| viewer.is_admin() || viewer.is(&message.from))
-        .ok_or_else(no_such_message)?;
-    // All parts are read from one state, because a fan-out may continue meanwhile.
-    let receipt = receipt(&*reading.state.frozen(), team, id, &message, &viewer)?;
+    let read = reading.read(move |kv| {
+        let message = query::inbox::message(&kv, team, id)?
+            .filter(|message| viewer.is_admin() || viewer.is(&message.from))
+            .ok_or_else(no_such_message)?;
+        // All parts are read from one state, because a fan-out may continue meanwhile.
+        receipt(&*kv.frozen(), team, id, &message, &viewer)
+    });
+    let receipt = read.await?;
     json_of(&ReceiptResponse {
         success: true,
         data: Some(receipt.clone()),

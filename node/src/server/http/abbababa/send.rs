@@ -23,6 +23,7 @@ use crate::server::http::app_state::{App, AppState};
 use crate::server::http::body;
 use crate::server::http::input::{idempotency_key, parse_members};
 use crate::server::http::ratelimit;
+use crate::shard::read_pool::Share;
 use crate::wire::json::{self, Fault, Writer};
 use crate::wire::message::{Shown, push_message};
 
@@ -65,21 +66,25 @@ pub async fn one(State(app): App, request: Request) -> Result<Response> {
     let answered = if reply.message_id == send.message_id {
         accepted(&Shown::sent(&send, &reply)?, pending)
     } else {
-        repeated(&app, caller.team, &send, &reply, pending)?
+        repeated(&app, caller.team, &send, &reply, pending).await?
     };
     let standing = ratelimit::after_send(&send.message_id, &reply);
     Ok(ratelimit::with_usage(standing, answered))
 }
 
 /// The answer to a repeated idempotency key: the message as it was stored, if this node knows it.
-fn repeated(app: &AppState, team: TeamId, send: &Send, first: &SendReply, pending: bool) -> Result<Response> {
+async fn repeated(app: &AppState, team: TeamId, send: &Send, first: &SendReply, pending: bool) -> Result<Response> {
     let id = MessageId::from_slice(&first.message_id).map_err(ApiError::internal)?;
     let state = app.services.replica.reader.local();
-    let stored = if send.topic.is_empty() {
-        query::inbox::received(&*state, team, &send.to, id)?.map(|item| (item.message, item.read_at_ms))
-    } else {
-        query::inbox::message(&*state, team, id)?.map(|message| (message, 0))
-    };
+    let to = Some(send.to.clone()).filter(|_| send.topic.is_empty());
+    let stored = state.read(Share::Team(team), move |state| {
+        let stored = match to {
+            Some(to) => query::inbox::received(state, team, &to, id)?.map(|item| (item.message, item.read_at_ms)),
+            None => query::inbox::message(state, team, id)?.map(|message| (message, 0)),
+        };
+        Result::<_, ApiError>::Ok(stored)
+    });
+    let stored = stored.await?;
     Ok(match stored {
         Some((message, read_at_ms)) => accepted(&Shown::of(&message, read_at_ms)?, pending),
         None => accepted(&Shown::sent(send, first)?, pending),

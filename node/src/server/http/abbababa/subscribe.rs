@@ -113,7 +113,7 @@ fn subscribed(
     topic: String,
     reply: SubscriptionReply,
 ) -> Result<Subscription> {
-    let endpoint = query::topic::endpoint(&*app.services.replica.reader.local(), team, agent.as_str(), &reply.url)?;
+    let endpoint = query::topic::endpoint(&app.services.replica.reader.local(), team, agent.as_str(), &reply.url)?;
     let endpoint = record::Endpoint {
         generation: reply.generation,
         disabled: endpoint.is_some_and(|e| e.disabled && e.generation == reply.generation),
@@ -192,7 +192,7 @@ pub async fn list(State(app): App, request: Request) -> Result<Response> {
     let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let (team, agent) = (reading.caller.team, reading.caller.agent(&parts.headers)?);
-    let subscriptions = all(&app, &*reading.state, team, &agent)?;
+    let subscriptions = reading.read(move |kv| all(&app, kv, team, &agent)).await?;
     json_of(&SubscriptionsResponse {
         success: true,
         data: Some(subscriptions.clone()),
@@ -200,9 +200,9 @@ pub async fn list(State(app): App, request: Request) -> Result<Response> {
     })
 }
 
-fn all(app: &AppState, kv: &impl Kv, team: TeamId, agent: &AgentId) -> Result<Vec<Subscription>> {
+fn all(app: &AppState, kv: &dyn Kv, team: TeamId, agent: &AgentId) -> Result<Vec<Subscription>> {
     let mut subscriptions = Vec::new();
-    for (topic, row) in query::topic::subscriptions(kv, team, agent.as_str())? {
+    for (topic, row) in query::topic::subscriptions(&kv, team, agent.as_str())? {
         let endpoint = query::topic::endpoint(kv, team, agent.as_str(), &row.url)?.unwrap_or_default();
         subscriptions.push(shown(app, team, topic, row, &endpoint)?);
     }

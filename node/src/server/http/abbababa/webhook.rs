@@ -108,10 +108,10 @@ pub async fn get(State(app): App, request: Request) -> Result<Response> {
     let reading = app.reader(&parts.headers, consistency).await?;
     reading.caller.require(Permission::Read)?;
     let (team, agent) = (reading.caller.team, reading.caller.agent(&parts.headers)?);
-    let Some(row) = query::topic::webhook(&*reading.state, team, agent.as_str())? else {
+    let Some(row) = query::topic::webhook(&reading.state, team, agent.as_str())? else {
         return answer(None);
     };
-    let endpoint = query::topic::endpoint(&*reading.state, team, agent.as_str(), &row.url)?.unwrap_or_default();
+    let endpoint = query::topic::endpoint(&reading.state, team, agent.as_str(), &row.url)?.unwrap_or_default();
     answer(Some(shown(&app, team, &agent, row, &endpoint)?))
 }
 

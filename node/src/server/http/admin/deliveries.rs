@@ -36,16 +36,19 @@ async fn look(app: &AppState, parameters: &Parameters, headers: &HeaderMap) -> R
         .get("team")?
         .ok_or_else(|| ApiError::field("team", "is required"))?;
     let team: TeamId = name.parse().map_err(|_| no_such_team())?;
-    query::team::by_id(&*reading.state, team)?.ok_or_else(no_such_team)?;
+    query::team::by_id(&reading.state, team)?.ok_or_else(no_such_team)?;
     Ok((reading, team))
 }
 
 async fn list(State(app): App, uri: Uri, headers: HeaderMap) -> Result<Response> {
     let parameters = Parameters::of(&uri)?;
     let (reading, team) = look(&app, &parameters, &headers).await?;
-    let kv = &*reading.state;
-    let (page, cursor) = page(&app, kv, team, None, &Wanted::of(&parameters)?)?;
-    let applied = query::applied(kv)?;
+    let wanted = Wanted::of(&parameters)?;
+    let read = reading.read(move |kv| {
+        let page = page(&app, kv, team, None, &wanted)?;
+        Ok((page, query::applied(kv)?))
+    });
+    let ((page, cursor), applied) = read.await?;
     let rows = page.deliveries.iter().map(|d| row(d, Sight::Everything, &applied));
     json_of(&DeliveriesResponse {
         success: true,
@@ -57,7 +60,7 @@ async fn list(State(app): App, uri: Uri, headers: HeaderMap) -> Result<Response>
 
 async fn find(app: &AppState, id: Id, uri: &Uri, headers: &HeaderMap) -> Result<(Reading, TeamId, record::Delivery)> {
     let (reading, team) = look(app, &Parameters::of(uri)?, headers).await?;
-    let delivery = query::delivery::by_id(&*reading.state, team, delivery_id(id)?)?.ok_or_else(unknown)?;
+    let delivery = query::delivery::by_id(&reading.state, team, delivery_id(id)?)?.ok_or_else(unknown)?;
     Ok((reading, team, delivery))
 }
 
@@ -65,7 +68,7 @@ async fn show(State(app): App, id: Id, uri: Uri, headers: HeaderMap) -> Result<R
     let (reading, _, delivery) = find(&app, id, &uri, &headers).await?;
     json_of(&DeliveryResponse {
         success: true,
-        delivery: detail(&delivery, Sight::Everything, &query::applied(&*reading.state)?)?,
+        delivery: detail(&delivery, Sight::Everything, &query::applied(&reading.state)?)?,
         data: None,
     })
 }

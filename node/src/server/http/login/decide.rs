@@ -6,7 +6,7 @@ use agentpost_proto::id::TeamId;
 use agentpost_proto::limits;
 use agentpost_proto::record::{LoginState, Team};
 use agentpost_proto::time::rfc3339;
-use agentpost_raft_store::core::kv::Kv;
+use agentpost_raft_store::core::kv::{Kv, Lookup};
 use agentpost_raft_store::core::query;
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -51,34 +51,36 @@ fn lets_in(caller: &Caller) -> Result<()> {
 pub(super) async fn lookup(State(app): App, request: Request) -> Result<Response> {
     let (reading, wanted): (_, UserCode) = asked(&app, request).await?;
     let code = user_code(&wanted.user_code)?;
-    let Reading { state, caller, .. } = reading;
+    let (state, caller) = (&reading.state, &reading.caller);
     let found = async {
-        let now_ms = query::applied(&*state)?.cluster_ms;
-        let login = query::login::by_user_code(&*state, &code, now_ms)?;
+        let now_ms = query::applied(state)?.cluster_ms;
+        let login = query::login::by_user_code(state, &code, now_ms)?;
         let login = login.ok_or_else(|| ApiError::not_found(NO_SUCH_CODE))?;
         Ok((login.expires_ct_ms - now_ms, login))
     };
     let (left_ms, login) = app
         .logins
-        .guess(&caller, app.services.wall_time.clock().now(), found)
+        .guess(caller, app.services.wall_time.clock().now(), found)
         .await?;
     if login.state() != LoginState::Pending {
         return Err(ApiError::conflict("this code was decided already"));
     }
+    let team = caller.team;
+    let teams = reading.read(move |kv| teams_of(kv, team)).await?;
     json_of(&WaitingLogin {
         user_code: shown_code(&login.user_code),
         client: login.client,
         requested_at: rfc3339(login.created_at_ms),
         expires_in: left_ms.div_ceil(1000),
-        teams: teams_of(&*state, &caller)?,
+        teams,
     })
 }
 
-/// The teams for which the caller may approve devices.
-fn teams_of(kv: &impl Kv, caller: &Caller) -> Result<Vec<LoginTeam>> {
-    let mut teams = match caller.team {
-        TeamId::SYSTEM => query::team::all(kv)?,
-        own => query::team::by_id(kv, own)?.into_iter().collect(),
+/// The teams for which a caller of `team` may approve devices.
+fn teams_of(kv: &dyn Kv, team: TeamId) -> Result<Vec<LoginTeam>> {
+    let mut teams = match team {
+        TeamId::SYSTEM => query::team::all(&kv)?,
+        own => query::team::by_id(&kv, own)?.into_iter().collect(),
     };
     teams.sort_by(|a, b| a.name.cmp(&b.name));
     teams.into_iter().map(shown_team).collect()
@@ -98,7 +100,7 @@ pub(super) async fn approve(State(app): App, request: Request) -> Result<Respons
         None => vec![Permission::Write as i32],
         Some(names) => keys::permissions(names)?,
     };
-    let team = chosen_team(&*reading.state, &reading.caller, wanted.team.as_deref())?;
+    let team = chosen_team(&reading.state, &reading.caller, wanted.team.as_deref())?;
     let names = permissions.iter().filter_map(|p| Permission::try_from(*p).ok());
     let approved = ApprovedLogin {
         user_code: shown_code(&code),
@@ -116,7 +118,7 @@ pub(super) async fn approve(State(app): App, request: Request) -> Result<Respons
 }
 
 /// The team of the device's key. A team that the caller may not use is answered like an unknown one.
-fn chosen_team(kv: &impl Kv, caller: &Caller, wanted: Option<&str>) -> Result<Team> {
+fn chosen_team(kv: &impl Lookup, caller: &Caller, wanted: Option<&str>) -> Result<Team> {
     let id = match wanted {
         Some(named) => match named.parse() {
             Ok(id) => Some(id),

@@ -8,7 +8,7 @@ use agentpost_proto::id::{KeyId, TeamId};
 use agentpost_proto::limits;
 use agentpost_proto::operation::{NoAnswer, Op};
 use agentpost_proto::record::{Login, LoginState};
-use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::kv::{Fatal, Lookup};
 use agentpost_raft_store::core::query;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -138,7 +138,7 @@ pub(super) async fn device_token(State(app): App, request: Request) -> Result<Re
     let DeviceToken { device_code } = parse(&body)?;
     let now = services.wall_time.clock().now();
     let hash = services.secrets.key_hash(&device_code);
-    let mut login = match find(&*services.replica.reader.local(), &hash)? {
+    let mut login = match find(&services.replica.reader.local(), &hash)? {
         Some(login) => login,
         // The code may be newer than this node's state.
         None => {
@@ -147,7 +147,7 @@ pub(super) async fn device_token(State(app): App, request: Request) -> Result<Re
             if !is_device_code(&device_code) {
                 return Err(expired());
             }
-            let found = find(&*services.replica.reader.linearizable().await?, &hash)?.ok_or_else(expired)?;
+            let found = find(&services.replica.reader.linearizable().await?, &hash)?.ok_or_else(expired)?;
             app.logins.misses.give_back(origin);
             found
         }
@@ -157,7 +157,7 @@ pub(super) async fn device_token(State(app): App, request: Request) -> Result<Re
             return Err(not_yet(StatusCode::BAD_REQUEST, LOGIN_SLOW_DOWN));
         }
         // The decision may have been made on another node.
-        login = find(&*services.replica.reader.linearizable().await?, &hash)?.ok_or_else(expired)?;
+        login = find(&services.replica.reader.linearizable().await?, &hash)?.ok_or_else(expired)?;
     }
     match login.state() {
         LoginState::Approved => claim(services, &device_code, &hash).await,
@@ -170,7 +170,7 @@ fn is_device_code(text: &str) -> bool {
     text.len() == 2 * DEVICE_CODE_BYTES && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-fn find(kv: &impl Kv, device_hash: &[u8; 32]) -> Result<Option<Login>, Fatal> {
+fn find(kv: &impl Lookup, device_hash: &[u8; 32]) -> Result<Option<Login>, Fatal> {
     query::login::by_device(kv, device_hash, query::applied(kv)?.cluster_ms)
 }
 

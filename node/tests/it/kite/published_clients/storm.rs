@@ -104,7 +104,7 @@ impl Storm {
     /// The stored seq of a cursor; `None` if it cannot be read now.
     pub async fn stored(&self, agent: &str, client_id: &str) -> Option<u64> {
         let node = *self.cluster.running().first()?;
-        let state = self.cluster.services(node).reader.linearizable().await.ok()?;
+        let state = self.cluster.services(node).fresh_state().await?;
         let cursor = query::inbox::cursor(&*state, self.team_id(), agent, client_id).unwrap();
         Some(cursor.map_or(0, |cursor| cursor.seq))
     }
@@ -206,8 +206,7 @@ impl Storm {
 
     /// The seqs of all messages of an agent, or of the team. Asserts that every accepted message is among them.
     pub async fn mail(&self, agent: Option<&str>) -> Vec<u64> {
-        let reader = self.cluster.services(self.cluster.running()[0]).reader;
-        let state = read_state(&reader).await;
+        let state = read_state(&self.cluster.services(self.cluster.running()[0])).await;
         let team = self.team_id();
         let Some(agent) = agent else {
             let all = query::inbox::team_after(&*state, team, 0, usize::MAX).unwrap();

@@ -18,7 +18,7 @@ use crate::core::apply::principal::{self, Caller};
 use crate::core::apply::{Context, Stop, check_epoch, endpoint, inbox, queue, reject, retention};
 use crate::core::effect::Effect;
 use crate::core::keys::{self, Queue};
-use crate::core::kv::{Fatal, Kv};
+use crate::core::kv::{Fatal, Lookup};
 use crate::core::mutant::{self, Mutant};
 use crate::core::query;
 use crate::core::query::queue::Now;
