@@ -254,6 +254,8 @@ fn mail() -> Samples {
                 position: 1,
                 message_seq: 2,
                 read_at_ms: 3,
+                from: "a".into(),
+                topic: "t".into(),
             }
             .encode_to_vec(),
         ),

@@ -54,6 +54,7 @@ mod http {
     mod keys;
     mod kite;
     mod login;
+    mod pages;
     mod ratelimit;
     mod topics;
     mod webhooks;

@@ -8,6 +8,7 @@ mod cursors;
 mod deliveries;
 mod dispatch_model;
 mod layers;
+mod lists;
 mod logins;
 mod properties;
 mod quotas;

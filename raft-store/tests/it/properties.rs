@@ -27,6 +27,7 @@ fn whole_inbox(kv: &Memory, team: &str, agent: &str, state: Option<ReadState>, o
     let query = PageQuery {
         after_seq: None,
         order,
+        skip: 0,
         limit: 1000,
         state,
         from: None,

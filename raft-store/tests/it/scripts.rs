@@ -414,6 +414,7 @@ impl goldenscript::Runner for Runner {
                     } else {
                         Order::Ascending
                     },
+                    skip: 0,
                     limit: limit.unwrap_or(50),
                     state: match state.as_deref() {
                         Some("unread") => Some(ReadState::Unread),

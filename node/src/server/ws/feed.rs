@@ -308,6 +308,7 @@ mod tests {
                 position: seq,
                 message_seq: seq,
                 read_at_ms: 0,
+                ..record::InboxEntry::default()
             };
             let state = if seq % 3 == 0 {
                 ReadState::Read
@@ -380,6 +381,7 @@ mod tests {
                 position: *entry_seq,
                 message_seq: seq,
                 read_at_ms: 0,
+                ..record::InboxEntry::default()
             };
             let key = keys::inbox_entry(ReadState::Unread, TEAM, agent, *entry_seq);
             writes.push((key, Some(entry.encode_to_vec().into())));

@@ -212,7 +212,7 @@ impl Walk<'_> {
             if row.since_index >= self.publish_index || row.agent == self.message.from {
                 continue;
             }
-            inbox::append(view, team, head, &row.agent, self.entry_seq, self.message.seq)?;
+            inbox::append(view, team, head, &row.agent, self.entry_seq, self.message)?;
             self.deliver(view, context, head, &row, effects)?;
             effects.push(Effect::InboxAppended {
                 team,

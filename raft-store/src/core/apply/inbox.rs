@@ -18,7 +18,7 @@ use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::query;
 use crate::core::view::View;
 
-/// Appends an entry at `seq` for the message at `message_seq`. The two differ when a chunk of a fan-out job appends it.
+/// Appends an entry for a message at `seq`, which differs from the message's own when a chunk of a fan-out job appends it.
 /// An inbox over its bound loses its oldest read entry, or its oldest entry if none is read, so that a sender is never
 /// rejected because a receiver does not read.
 pub fn append(
@@ -27,14 +27,16 @@ pub fn append(
     team_head: &mut TeamHead,
     agent: &str,
     seq: u64,
-    message_seq: u64,
+    message: &Message,
 ) -> Result<(), Fatal> {
     let mut head: InboxHead = query::inbox::head(view, team, agent)?;
     head.last_position += 1;
     let entry = InboxEntry {
         position: head.last_position,
-        message_seq,
+        message_seq: message.seq,
         read_at_ms: 0,
+        from: message.from.clone(),
+        topic: message.topic.clone(),
     };
     let inbox = Inbox { team, agent };
     inbox.add(view, &mut head, ReadState::Unread, seq, &entry);

@@ -182,7 +182,7 @@ impl SendContext {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Fatal> {
         let (team, seq) = (self.caller.team, message.seq);
-        inbox::append(view, team, &mut self.head, &message.to, seq, seq)?;
+        inbox::append(view, team, &mut self.head, &message.to, seq, &message)?;
         if let Some((url, generation)) = webhook::open(view, team, &message.to, WebhookEvent::MessageReceived)? {
             let target = Target {
                 agent: &message.to,

@@ -32,6 +32,8 @@ pub struct PageQuery<'a> {
     pub after_seq: Option<u64>,
     /// Whether the oldest or the newest come first.
     pub order: Order,
+    /// How many matching messages to leave out before the first of the page.
+    pub skip: usize,
     /// The maximal number of messages.
     pub limit: usize,
     /// Only unread or only read messages; `None` for both.
@@ -49,30 +51,43 @@ pub struct Page {
     pub items: Vec<InboxItem>,
     /// The `after_seq` of the next page. It equals that of the query if nothing was examined.
     pub last_seq: Option<u64>,
+    /// How many of `skip` matching messages were left out.
+    pub skipped: usize,
+    /// Whether the inbox has no entry after `last_seq`. Otherwise the page ended because it is full, or because enough
+    /// was examined for one read.
+    pub at_end: bool,
 }
 
-/// A page of an inbox. It examines at most `limits::PAGE_EXAMINED_MAX` entries.
+/// A page of an inbox. It examines at most `limits::PAGE_EXAMINED_MAX` entries, and reads no message but those of the
+/// page, of at most some [`PAGE_BYTES_MAX`].
 pub fn page(kv: &impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>) -> Result<Page, Fatal> {
     let frozen = kv.frozen();
     let kv = frozen.as_ref();
-    let mut bytes = 0;
+    let (mut bytes, mut examined) = (0, 0);
     let mut page = Page {
         items: Vec::new(),
         last_seq: query.after_seq,
+        skipped: 0,
+        at_end: true,
     };
-    for row in entries(kv, team, agent, query)?.take(limits::PAGE_EXAMINED_MAX) {
-        if page.items.len() == query.limit || bytes > PAGE_BYTES_MAX {
+    for row in entries(kv, team, agent, query)? {
+        if page.items.len() == query.limit || bytes > PAGE_BYTES_MAX || examined == limits::PAGE_EXAMINED_MAX {
+            page.at_end = false;
             break;
         }
         let (seq, entry) = row?;
+        examined += 1;
         page.last_seq = Some(seq);
-        let item = item(kv, team, seq, entry)?;
-        if query.from.is_none_or(|from| item.message.from == from)
-            && query.topic.is_none_or(|topic| item.message.topic == topic)
-        {
-            bytes += item.message.body.len();
-            page.items.push(item);
+        if query.from.is_some_and(|from| entry.from != from) || query.topic.is_some_and(|topic| entry.topic != topic) {
+            continue;
         }
+        if page.skipped < query.skip {
+            page.skipped += 1;
+            continue;
+        }
+        let item = item(kv, team, seq, entry)?;
+        bytes += item.message.body.len();
+        page.items.push(item);
     }
     Ok(page)
 }
@@ -135,6 +150,7 @@ fn entries_beyond<'a>(
     let query = PageQuery {
         after_seq: Some(seq),
         order,
+        skip: 0,
         limit: usize::MAX,
         state: None,
         from: None,

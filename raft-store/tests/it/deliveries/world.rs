@@ -180,6 +180,7 @@ impl World {
         let page = PageQuery {
             after_seq: None,
             order: Order::Ascending,
+            skip: 0,
             limit: 1_000,
             state: None,
             from: Some("system"),

@@ -8,7 +8,7 @@ use agentpost_proto::command::Permission;
 use agentpost_proto::id::{self, AgentId, TeamId};
 use agentpost_proto::limits;
 use agentpost_raft_store::core::keys::ReadState;
-use agentpost_raft_store::core::kv::{Kv, Order};
+use agentpost_raft_store::core::kv::Order;
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::query::inbox::{InboxItem, Page, PageQuery};
 use axum::extract::{Request, State};
@@ -76,32 +76,16 @@ impl Wanted {
         })
     }
 
-    /// A page after `after_seq`, read from `state`.
-    fn page(&self, state: &dyn Kv, team: TeamId, agent: &str, after_seq: Option<u64>) -> Result<Page> {
-        let mut query = PageQuery {
+    fn query(&self, after_seq: Option<u64>, skip: usize) -> PageQuery<'_> {
+        PageQuery {
             after_seq,
             order: self.order,
+            skip,
             limit: self.limit,
             state: self.state,
             from: self.from.as_deref(),
             topic: self.topic.as_deref(),
-        };
-        // The SDK's dialect pages by offset.
-        let mut skip = self.offset;
-        while skip > 0 {
-            query.limit = skip.min(limits::PAGE_MAX);
-            let skipped = query::inbox::page(&state, team, agent, &query)?;
-            if skipped.items.len() < query.limit {
-                return Ok(Page {
-                    items: Vec::new(),
-                    last_seq: skipped.last_seq,
-                });
-            }
-            skip -= query.limit;
-            query.after_seq = skipped.last_seq;
         }
-        query.limit = self.limit;
-        Ok(query::inbox::page(&state, team, agent, &query)?)
     }
 }
 
@@ -158,6 +142,8 @@ pub async fn list(State(app): App, request: Request) -> Result<Response> {
         Page {
             items: Vec::new(),
             last_seq: after_seq,
+            skipped: 0,
+            at_end: true,
         }
     } else if wanted.wait.is_zero() {
         inbox.page(&reading.state, after_seq).await?
@@ -189,11 +175,24 @@ struct Inbox<'a> {
 }
 
 impl Inbox<'_> {
-    /// Reads a page on the pool of reads.
+    /// A page after `after_seq`, which may be empty although there is more: its cursor moves on. The SDK's dialect pages
+    /// by offset and takes an empty page for the end, so a page at an offset is looked for until the end.
     async fn page(&self, state: &LocalState, after_seq: Option<u64>) -> Result<Page> {
+        let mut page = self.turn(state, after_seq, self.wanted.offset).await?;
+        let mut left = self.wanted.offset - page.skipped;
+        while self.wanted.offset > 0 && page.items.is_empty() && !page.at_end {
+            page = self.turn(state, page.last_seq, left).await?;
+            left -= page.skipped;
+        }
+        Ok(page)
+    }
+
+    /// Examines as many entries as one read may, on the pool of reads.
+    async fn turn(&self, state: &LocalState, after_seq: Option<u64>, skip: usize) -> Result<Page> {
         let (team, agent, wanted) = (self.team, self.agent.clone(), self.wanted.clone());
         let page = state.read(Share::Team(team), move |state| {
-            wanted.page(state, team, agent.as_str(), after_seq)
+            let query = wanted.query(after_seq, skip);
+            Ok(query::inbox::page(state, team, agent.as_str(), &query)?)
         });
         page.await
     }
@@ -208,7 +207,11 @@ impl Inbox<'_> {
         let mut page = self.page(&state, after_seq).await?;
         // New mail lies after an ascending cursor; nothing new ever lies after a descending one.
         let grows = |page: &Page| self.wanted.order == Order::Ascending || page.last_seq.is_none();
-        while page.items.is_empty() && grows(&page) {
+        while page.items.is_empty() && (grows(&page) || !page.at_end) {
+            if !page.at_end {
+                page = self.page(&state, page.last_seq).await?;
+                continue;
+            }
             let over = tokio::select! {
                 () = listener.woken() => false,
                 () = tokio::time::sleep_until(deadline) => true,

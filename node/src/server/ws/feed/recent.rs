@@ -218,6 +218,7 @@ mod tests {
                     position: last_seq,
                     message_seq: seq,
                     read_at_ms: 0,
+                    ..record::InboxEntry::default()
                 };
                 let state = match last_seq % 2 {
                     0 => ReadState::Read,

@@ -112,7 +112,7 @@ fn bury(
     view.store(keys::message(team, seq), &notice);
     retention::watch(view, context, team, head, &notice);
     if !(mutant::on(Mutant::NoticeLost) && delivery.number.is_multiple_of(4)) {
-        inbox::append(view, team, head, &notice.to, seq, seq)?;
+        inbox::append(view, team, head, &notice.to, seq, &notice)?;
     }
     let dead = DeadLetter {
         delivery_id: delivery.id.clone(),
