@@ -8,6 +8,7 @@
 //! - [`attempt`] makes one call and returns its result; [`signature`] signs it for the receiver;
 //! - [`egress`] is the only way out to an address that a stranger chose; [`resolver`] judges what it dials, [`pace`]
 //!   how often;
+//! - [`inherited`] counts the calls of earlier leaderships against the limits;
 //! - beside them, on the leader: [`takeover`] closes attempts that no node will report, [`closer`] ends the deliveries
 //!   of deleted and disabled endpoints; [`workers`] starts them all, and [`handles`] is what they share;
 //! - [`failpoint`] lets tests kill the process at the places that matter.
@@ -20,6 +21,7 @@ pub mod egress;
 pub mod failpoint;
 pub mod fair_queue;
 pub mod handles;
+mod inherited;
 pub mod open;
 pub mod pace;
 pub mod reporter;

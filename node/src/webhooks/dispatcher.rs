@@ -32,6 +32,10 @@
 //! - **Claims are proposed under the leadership of their epoch**, and apply checks the epoch again.
 //! - **A claim whose answer is lost** (a timeout, a discarded entry) is not called, because it may or may not have been
 //!   granted. If it was, [`super::takeover`] closes it when it is old enough.
+//! - **Calls of earlier leaderships count against the limits** ([`super::inherited`]) until their claims are closed.
+//!   After a crash of the leader nobody closes them before takeover, so an endpoint with eight open calls waits for up
+//!   to 33 s. The alternative, to call at once, would give a hanging endpoint eight more calls with each crash, and the
+//!   old node may not even have crashed.
 //! - **The start window counts from the time at which this node applied the claim.** The exact time is not observable
 //!   here, so this task uses the last poll at which the reply was still pending: an earlier, hence safe, bound. A
 //!   process that was suspended at any point in between finds its claims too old.
@@ -66,6 +70,7 @@ use super::calls::Granted;
 use super::failpoint::{self, Place};
 use super::fair_queue::{Endpoint, FairQueue, NODE_CALLS_MAX, Reachability};
 use super::handles::WebhookHandles;
+use super::inherited::Inherited;
 use super::open::{Attempt, Slots};
 use super::reporter::GATHER;
 use crate::base::metrics::Metrics;
@@ -103,6 +108,8 @@ pub(super) struct Tenure {
     own: WebhookHandles,
     epoch: u64,
     queue: FairQueue,
+    /// The calls of earlier leaderships; `None` until they are read. Nothing is claimed before that.
+    inherited: Option<Inherited>,
     /// Deliveries whose claims have no answer yet.
     claiming: HashMap<Endpoint, HashSet<u64>>,
     answers: Answers,
@@ -122,6 +129,7 @@ impl Tenure {
             epoch: own.leader.cluster_time.now().0,
             own,
             queue: FairQueue::default(),
+            inherited: None,
             claiming: HashMap::new(),
             answers: FuturesUnordered::new(),
             looked: now,
@@ -136,6 +144,7 @@ impl Tenure {
         let mut due = self.own.leader.wakeups.due();
         loop {
             self.take_answers();
+            self.look_at_inherited();
             if let Some(places) = due.now() {
                 self.look_at(places);
             }
@@ -163,10 +172,13 @@ impl Tenure {
     fn next_look(&self) -> Instant {
         let now = Instant::now();
         // A cancelled hand-over is not announced, so it is polled.
-        if !self.answers.is_empty() || self.is_held() {
-            return self.next_turn(now).map_or(now + LOOK, |turn| turn.min(now + LOOK));
-        }
-        self.next_turn(now).unwrap_or(now + IDLE)
+        let idle = match !self.answers.is_empty() || self.is_held() {
+            true => LOOK,
+            false => IDLE,
+        };
+        let turn = self.next_turn(now);
+        let inherited = self.inherited.as_ref().and_then(Inherited::next_look);
+        turn.into_iter().chain(inherited).fold(now + idle, Instant::min)
     }
 
     /// The time at which the next claim may be proposed, if that depends on time alone.
@@ -184,7 +196,9 @@ impl Tenure {
 
     /// Whether claims are forbidden at the moment.
     fn is_held(&self) -> bool {
-        self.own.calls.open().is_held() || self.own.leader.cluster_time.now().0 != self.epoch
+        self.inherited.is_none()
+            || self.own.calls.open().is_held()
+            || self.own.leader.cluster_time.now().0 != self.epoch
     }
 
     /// Takes the answers that have arrived, and notes a time at which the others had not.
@@ -198,6 +212,25 @@ impl Tenure {
                     return;
                 }
             }
+        }
+    }
+
+    /// Counts the calls of earlier leaderships once, and releases the slots of those that have ended since.
+    fn look_at_inherited(&mut self) {
+        let state = self.own.leader.state.current();
+        let looked = match &mut self.inherited {
+            None => Inherited::read(&*state).map(|inherited| {
+                inherited.endpoints().for_each(|endpoint| self.queue.occupy(endpoint));
+                self.inherited = Some(inherited);
+            }),
+            Some(inherited) => inherited.closed(&*state).map(|closed| {
+                for endpoint in closed {
+                    self.queue.release(endpoint, Reachability::Untried);
+                }
+            }),
+        };
+        if let Err(error) = looked {
+            tracing::error!(%error, "reading the claims of earlier leaderships failed; trying again; check the disk");
         }
     }
 

@@ -184,6 +184,14 @@ impl FairQueue {
         None
     }
 
+    /// Takes a slot for a call that an earlier leadership began. It may exceed the limits; then no slot is granted
+    /// until enough of them are released.
+    pub fn occupy(&mut self, endpoint: Endpoint) {
+        self.endpoints.entry(endpoint).or_default().in_use += 1;
+        self.teams.entry(endpoint.0).or_default().in_use += 1;
+        self.in_use += 1;
+    }
+
     /// Releases a slot.
     pub fn release(&mut self, endpoint: Endpoint, reachability: Reachability) {
         let Some(place) = self.endpoints.get_mut(&endpoint).filter(|place| place.in_use > 0) else {
@@ -217,7 +225,7 @@ impl FairQueue {
 
     /// The number of slots that a team may hold at the moment.
     fn share(&self) -> usize {
-        if NODE_CALLS_MAX - self.in_use < NODE_CALLS_SCARCE {
+        if NODE_CALLS_MAX.saturating_sub(self.in_use) < NODE_CALLS_SCARCE {
             TEAM_CALLS_MAX.min(NODE_CALLS_MAX / self.due_teams.max(1))
         } else {
             TEAM_CALLS_MAX

@@ -236,3 +236,30 @@ proptest! {
         prop_assert_eq!(seen.len(), teams.len());
     }
 }
+
+/// Calls of an earlier leadership may be more than the limits allow, when its own were not all over at its beginning.
+#[test]
+fn slots_of_earlier_calls_count_even_beyond_the_limits() {
+    let mut queue = FairQueue::default();
+    for _ in 0..ENDPOINT_CALLS_MAX + 2 {
+        queue.occupy((team(1), 1));
+    }
+    queue.set_due((team(1), 1), Some(0));
+    queue.set_due((team(1), 2), Some(0));
+    queue.advance(0);
+    assert_eq!(all(&mut queue), [(team(1), 2); ENDPOINT_CALLS_MAX]);
+    for _ in 0..2 {
+        queue.release((team(1), 1), Reachability::Untried);
+        assert_eq!(queue.take_slot(), None);
+    }
+    queue.release((team(1), 1), Reachability::Untried);
+    assert_eq!(queue.take_slot(), Some((team(1), 1)));
+
+    for n in 0..NODE_CALLS_MAX {
+        queue.occupy((team(2), n as u64));
+    }
+    assert!(queue.in_use() > NODE_CALLS_MAX);
+    queue.set_due((team(3), 1), Some(0));
+    queue.advance(0);
+    assert_eq!(queue.take_slot(), None, "the node has no slot");
+}

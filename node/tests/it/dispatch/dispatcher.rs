@@ -343,3 +343,29 @@ async fn a_restarted_node_goes_on_with_what_is_due() {
         (1, 1, 0)
     );
 }
+
+/// A call may outlive the leadership that made it. This test cannot see the calls of a node that was cut off, so the
+/// node is killed; the next leader cannot tell the difference.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_the_leader_before_count_against_the_limit_of_a_url() {
+    let office = &WebhookOffice::start(3).await;
+    let receiver = Receiver::start().await.unwrap();
+    receiver.script("/slow", [Answer::never()]);
+    office.register("slow", &receiver.url("/slow")).await;
+    office.register("fine", &receiver.url("/fine")).await;
+    join_all((0..20).map(|n| async move { office.send("slow", &n.to_string()).await })).await;
+    receiver.called("/slow", 8).await;
+    office.cluster.kill(office.cluster.leader().await).await;
+    // The URLs take turns, so the slow one would have had its calls before the fine one has all of its own.
+    join_all((0..30).map(|n| async move { office.send("fine", &n.to_string()).await })).await;
+    receiver.called("/fine", 30).await;
+    let called = receiver.calls_to("/slow").len();
+    // On a machine that is slow enough some of the eight have been taken over by now, and others were made instead.
+    let deliveries = office.deliveries().await;
+    let closed: usize = deliveries
+        .iter()
+        .filter(|d| d.agent == "slow")
+        .map(|d| d.attempts.len())
+        .sum();
+    assert!(called <= 8 + closed, "{called} calls, {closed} of them closed");
+}

@@ -72,6 +72,11 @@ pub fn claims(kv: &(impl Kv + ?Sized)) -> Result<Vec<(u64, TeamId, u64)>, Fatal>
         .collect()
 }
 
+/// Whether the delivery is claimed in this epoch.
+pub fn is_claimed(kv: &(impl Kv + ?Sized), epoch: u64, team: TeamId, number: u64) -> Result<bool, Fatal> {
+    Ok(kv.get(&keys::claimed(epoch, team, number))?.is_some())
+}
+
 /// All endpoints whose deliveries are being closed: team, generation.
 pub fn closings(kv: &(impl Kv + ?Sized)) -> Result<Vec<(TeamId, u64)>, Fatal> {
     kv.range(keys::closings(), Order::Ascending)
