@@ -8,8 +8,10 @@ use std::time::Duration;
 use agentpost_node::base::config::{self, Config, LogFormat};
 use agentpost_node::node::dev::Dev;
 use agentpost_node::node::{self, RunningNode, Started, quarantine};
+use agentpost_raft_store::disk::in_use;
 use clap::{Parser, Subcommand};
 use rustix::process::{Signal, getpid, kill_process};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -19,8 +21,8 @@ use tracing_subscriber::EnvFilter;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Time limit for the exit of a node that cannot continue.
-const EXIT_DEADLINE: Duration = Duration::from_millis(500);
+/// Time limit for the threads that use RocksDB to end; then the process kills itself.
+const EXIT_DEADLINE: Duration = Duration::from_secs(10);
 /// The exit code for an invalid configuration or invalid arguments.
 const EXIT_USAGE: u8 = 2;
 
@@ -36,8 +38,8 @@ const EXIT_USAGE: u8 = 2;
 Every setting can also come from the environment as AGENTPOST_<SECTION>__<KEY>, for example
 AGENTPOST_NODE__CLIENT_ADDR=127.0.0.1:7701. `agentpostd config` prints all of them, explained.
 
-Exit codes: 0 stopped on request, 1 failed while running (the process kills itself with SIGKILL if a failed disk blocks
-the exit), 2 invalid configuration or arguments."
+Exit codes: 0 stopped on request, 1 failed (the process kills itself with SIGKILL if a disk that hangs blocks the exit),
+2 invalid configuration or arguments."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -92,12 +94,9 @@ fn main() -> ExitCode {
         eprintln!("agentpostd: log.level: {error}");
         return ExitCode::from(EXIT_USAGE);
     }
-    match run(config, dev) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "agentpostd failed; the error says why");
-            ExitCode::FAILURE
-        }
+    match runtime(config.runtime.worker_threads) {
+        Ok(runtime) => run(runtime, config, dev),
+        Err(error) => failed(&error.into()),
     }
 }
 
@@ -131,7 +130,7 @@ fn start_logging(config: &Config) -> anyhow::Result<()> {
 
 /// Creates the runtime; 0 means one thread per core. A single thread needs no work-stealing scheduler and is faster
 /// without one.
-fn runtime(worker_threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
+fn runtime(worker_threads: usize) -> std::io::Result<Runtime> {
     use tokio::runtime::Builder;
     let mut builder = match worker_threads {
         0 => Builder::new_multi_thread(),
@@ -145,17 +144,40 @@ fn runtime(worker_threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
     builder.enable_all().thread_name("agentpostd").build()
 }
 
-fn run(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
-    let runtime = runtime(config.runtime.worker_threads)?;
-    let result = runtime.block_on(serve(config, dev));
-    // A task that still hangs must not keep the process from exiting.
+/// Runs the node. Returns when its tasks have ended and no thread uses RocksDB any more.
+fn run(runtime: Runtime, config: Config, dev: Option<Dev>) -> ExitCode {
+    let served = runtime.block_on(serve(config, dev));
+    let code = served.unwrap_or_else(|error| failed(&error));
+    limit_the_exit();
     runtime.shutdown_background();
-    result
+    in_use::end();
+    code
 }
 
-async fn serve(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
+fn failed(error: &anyhow::Error) -> ExitCode {
+    tracing::error!(error = format!("{error:#}"), "agentpostd failed; the error says why");
+    ExitCode::FAILURE
+}
+
+/// Kills the process if it has not ended at the deadline. A thread that touches a failed disk may hang. Every
+/// acknowledged write is on disk or on the other nodes, and SIGKILL writes no core dump to that disk.
+fn limit_the_exit() {
+    std::thread::spawn(|| {
+        std::thread::sleep(EXIT_DEADLINE);
+        tracing::error!("a thread hangs in the disk, so this process kills itself; check the disk");
+        let _ = kill_process(getpid(), Signal::KILL);
+    });
+}
+
+async fn serve(config: Config, dev: Option<Dev>) -> anyhow::Result<ExitCode> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let node = match node::start(config.clone()).await? {
+    let started = tokio::select! {
+        started = node::start(config.clone()) => started?,
+        // An interrupted start is like a crash, which the data directory survives at any point.
+        _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+        _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
+    };
+    let node = match started {
         Started::Serving(node) => node,
         Started::Quarantined(quarantined) => {
             let shutdown = CancellationToken::new();
@@ -165,14 +187,14 @@ async fn serve(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
                 stop.cancel();
             });
             quarantine::serve(&config, quarantined, shutdown).await;
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
         }
     };
     let served = tokio::select! {
         _ = terminate.recv() => Ok("SIGTERM"),
         _ = interrupt.recv() => Ok("SIGINT"),
-        reason = node.failed() => Err(reason),
-        Err(error) = welcome(&node, dev) => return Err(error),
+        reason = node.failed() => Err(anyhow::Error::msg(reason)),
+        Err(error) = welcome(&node, dev) => Err(error),
     };
     match served {
         Ok(signal) => {
@@ -182,23 +204,15 @@ async fn serve(config: Config, dev: Option<Dev>) -> anyhow::Result<()> {
                 _ = terminate.recv() => tracing::warn!("second SIGTERM: stopping at once"),
                 _ = interrupt.recv() => tracing::warn!("second SIGINT: stopping at once"),
             }
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
-        Err(reason) => crash(&reason),
+        Err(error) => {
+            let code = failed(&error);
+            limit_the_exit();
+            node.abort().await;
+            Ok(code)
+        }
     }
-}
-
-/// Exits at once, like a crash. Nothing is handed over, flushed or closed: a thread that touches a failed disk may
-/// hang, and every acknowledged write is on disk or on the other nodes.
-fn crash(reason: &str) -> ! {
-    tracing::error!(error = reason, "agentpostd failed; the error says why");
-    // `exit` waits for RocksDB's threads: for a second after an error, and for ever if they hang in the disk. SIGKILL
-    // does not wait, and it writes no core dump to that disk.
-    std::thread::spawn(|| {
-        std::thread::sleep(EXIT_DEADLINE);
-        let _ = kill_process(getpid(), Signal::KILL);
-    });
-    std::process::exit(1)
 }
 
 /// Prints the developer's welcome; returns only on failure.

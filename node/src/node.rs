@@ -486,7 +486,8 @@ impl RunningNode {
         self.end(true).await;
     }
 
-    /// Ends the node at once, like a crash, as far as that is possible within a process. For tests.
+    /// Ends the node at once, like a crash: nothing is handed over or flushed. Call it when the node has failed, and in
+    /// tests.
     pub async fn abort(self) {
         self.lifetime.shutdown.cancel();
         self.tasks.ends.workers.cancel();

@@ -2,7 +2,7 @@
 //!
 //! Each module uses only those above it in this list:
 //! - `files` and `layout`: durable file operations, and the paths of a shard; [`types`]: openraft's types and their
-//!   protobuf;
+//!   protobuf; [`in_use`]: whether RocksDB is used;
 //! - [`damage`]: what a damaged disk leads to; [`error`]: why a shard does not open;
 //! - [`floor`]: what the log must not fall below; [`options`]: the settings; [`log_store`]: the log;
 //! - `read_all`: reading every block of a database; [`state`]: the state database; [`snapshot`]: copies of it;
@@ -13,6 +13,7 @@ pub mod damage;
 pub mod error;
 mod files;
 pub mod floor;
+pub mod in_use;
 mod layout;
 pub mod log_store;
 pub mod open;

@@ -16,6 +16,16 @@ pub struct Scrubber {
     pub interval: Duration,
 }
 
+/// Ends a reading also when the task that waits for it is dropped.
+#[derive(Default)]
+struct SetOnDrop(Arc<AtomicBool>);
+
+impl Drop for SetOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Scrubber {
     /// Runs until `shutdown`, which also ends a reading in progress.
     pub async fn run(self, shutdown: CancellationToken) {
@@ -29,13 +39,13 @@ impl Scrubber {
     }
 
     async fn once(&self, shutdown: &CancellationToken) {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (scrub, stopping) = (self.scrub.clone(), stop.clone());
+        let stop = SetOnDrop::default();
+        let (scrub, stopping) = (self.scrub.clone(), Arc::clone(&stop.0));
         let mut reading = tokio::task::spawn_blocking(move || scrub.run(&stopping));
         let read = tokio::select! {
             read = &mut reading => read,
             () = shutdown.cancelled() => {
-                stop.store(true, Ordering::Relaxed);
+                drop(stop);
                 reading.await
             }
         };

@@ -80,6 +80,7 @@ use crate::core::mutant::{self, Mutant};
 use crate::disk::damage::Damage;
 use crate::disk::error::OpenError;
 use crate::disk::floor::{Floor, FloorFile, Mark};
+use crate::disk::in_use::InUse;
 use crate::disk::options::Options;
 use crate::disk::types::{Entry, LogId, TypeConfig, Vote, log_id_to_proto, vote_to_proto};
 
@@ -136,6 +137,7 @@ impl LogStore {
         damage: Damage,
         mut sync: impl FnMut(&rocksdb::DB) -> Result<(), String> + Send + 'static,
     ) -> Result<Self, OpenError> {
+        let used = InUse::begin();
         let db = open::database(dir, floor.is_new()).map_err(OpenError::database(dir))?;
         let bounds = open::bounds(&db, options, &floor).map_err(|reason| OpenError::quarantine(dir, reason))?;
         let db = Arc::new(db);
@@ -161,6 +163,7 @@ impl LogStore {
             metrics,
             purge_point,
             bounds: Mutex::new(bounds),
+            _used: used,
         };
         Ok(LogStore {
             inner: Arc::new(inner),

@@ -48,10 +48,11 @@ impl Default for Options {
 /// The RocksDB options of both databases.
 pub(crate) fn common_options() -> rocksdb::Options {
     // RocksDB must not retry a failed flush: the second flush may report success although the bytes of the first one
-    // are lost. The binding has no method for this option, only the text form.
+    // are lost. For the same reason, and because a node that fails must end quickly, closing a database does not flush
+    // it; a node that stops in order flushes first. The binding has no methods for these options, only the text form.
     let mut db = rocksdb::Options::default()
-        .get_options_from_string("max_bgerror_resume_count=0")
-        .unwrap_or_else(|error| unreachable!("RocksDB knows this option: {error}"));
+        .get_options_from_string("max_bgerror_resume_count=0;avoid_flush_during_shutdown=true")
+        .unwrap_or_else(|error| unreachable!("RocksDB knows these options: {error}"));
     db.set_paranoid_checks(true);
     db.set_max_open_files(1024);
     db.set_keep_log_file_num(4);

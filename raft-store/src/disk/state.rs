@@ -17,6 +17,7 @@ use rocksdb::{
 use super::damage::Damage;
 use super::error::OpenError;
 use super::files::{self, DirGuard};
+use super::in_use::InUse;
 use super::layout::Layout;
 use super::options::{Options, common_options};
 use super::read_all::{Pace, read_all};
@@ -30,6 +31,7 @@ pub struct StateDb {
     db: rocksdb::DB,
     dir: DirGuard,
     damage: Damage,
+    _used: InUse,
 }
 
 /// Whether a database may be created.
@@ -46,9 +48,14 @@ impl StateDb {
     }
 
     pub(crate) fn open_dir(dir: &Path, options: &Options, create: Create, damage: Damage) -> Result<Self, OpenError> {
+        let used = InUse::begin();
         let db = rocksdb::DB::open(&state_options(options, create), dir).map_err(OpenError::database(dir))?;
-        let dir = DirGuard::keep(dir.to_owned());
-        Ok(StateDb { db, dir, damage })
+        Ok(StateDb {
+            db,
+            dir: DirGuard::keep(dir.to_owned()),
+            damage,
+            _used: used,
+        })
     }
 
     /// Reads every block of the database.

@@ -14,7 +14,7 @@ const ROWS: &[&[&str]] = &[
     &["disk::floor"],
     &["disk::error"],
     &["disk::damage"],
-    &["disk::files", "disk::layout", "disk::types"],
+    &["disk::files", "disk::in_use", "disk::layout", "disk::types"],
     &["core::apply"],
     &["core::query"],
     &["core::view"],

@@ -1,11 +1,17 @@
 //! The binary `agentpostd`: its output and its exit codes.
 
+use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::common::web::{Call, mail};
+use agentpost_testkit::ports;
 use serde_json::json;
+use tokio::net::TcpStream;
+
+use crate::common::eventually;
+use crate::common::web::{Call, mail};
 
 const AGENTPOSTD: &str = env!("CARGO_BIN_EXE_agentpostd");
 
@@ -147,4 +153,115 @@ async fn dev_serves_at_once_and_goes_on_where_it_ended() {
         .ok();
     assert_eq!(read["messages"][0]["body"], json!({ "text": "hello" }));
     second.terminate();
+}
+
+/// Starts of nodes whose exit status is checked, in each test. Before threads were awaited, one in ten ended by a signal.
+const STARTS: usize = 30;
+
+/// A process that is ended with the test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The files and ports of a cluster of two processes.
+struct Pair {
+    dir: tempfile::TempDir,
+    ports: Vec<u16>,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let pair = Pair {
+            dir: tempfile::tempdir().unwrap(),
+            ports: ports::free(4).unwrap(),
+        };
+        for (name, text) in [
+            ("secret", "5".repeat(32)),
+            ("admin.key", format!("ap_{}", "5".repeat(32))),
+        ] {
+            let file = pair.dir.path().join(name);
+            std::fs::write(&file, text).unwrap();
+            std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+        }
+        pair
+    }
+
+    fn data(&self, id: usize) -> PathBuf {
+        self.dir.path().join(format!("data-{id}"))
+    }
+
+    fn url(&self, id: usize) -> String {
+        format!("http://127.0.0.1:{}", self.ports[2 * id - 2])
+    }
+
+    fn config(&self, id: usize) -> String {
+        let (client, peer) = (self.ports[2 * id - 2], self.ports[2 * id - 1]);
+        let member = |id: usize| {
+            let (peer, url) = (self.ports[2 * id - 1], self.url(id));
+            format!("{{ id = {id}, peer_addr = \"127.0.0.1:{peer}\", url = \"{url}\" }}")
+        };
+        let file = |name| self.dir.path().join(name);
+        let bootstrap = match id {
+            1 => format!("[bootstrap]\nadmin_key_file = {:?}\n", file("admin.key")),
+            _ => String::new(),
+        };
+        format!(
+            "[node]\nid = {id}\ndata_dir = {:?}\nclient_addr = \"127.0.0.1:{client}\"\n\
+             peer_addr = \"127.0.0.1:{peer}\"\n[cluster]\nsecret_file = {:?}\nnodes = [{}, {}]\n\
+             [storage]\nballast_bytes = 0\n{bootstrap}",
+            self.data(id),
+            file("secret"),
+            member(1),
+            member(2)
+        )
+    }
+
+    fn start(&self, id: usize) -> Ended {
+        let file = self.dir.path().join(format!("{id}.toml"));
+        std::fs::write(&file, self.config(id)).unwrap();
+        let mut command = Command::new(AGENTPOSTD);
+        command.args(["start", "--config"]).arg(file).stdout(Stdio::null());
+        Ended(command.spawn().unwrap())
+    }
+}
+
+/// The other node refuses a wiped one, whose threads are then in the middle of their work.
+#[tokio::test]
+async fn a_wiped_node_exits_with_1_at_each_start() {
+    let pair = Pair::new();
+    let [_first, second] = [pair.start(1), pair.start(2)];
+    for id in [1, 2] {
+        let open = async || TcpStream::connect(pair.url(id).strip_prefix("http://")?).await.ok();
+        eventually("an open port", open).await;
+        let ready = async || (Call::get("/readyz").to(&pair.url(id)).await.status == 200).then_some(());
+        eventually("a node that is ready", ready).await;
+    }
+    drop(second);
+    for start in 1..=STARTS {
+        std::fs::remove_dir_all(pair.data(2)).unwrap();
+        let status = pair.start(2).0.wait().unwrap();
+        assert_eq!(status.code(), Some(1), "start {start}: {status}");
+    }
+}
+
+/// It is told to stop while a thread opens its databases.
+#[tokio::test]
+async fn a_node_that_is_stopped_while_it_starts_exits_with_0() {
+    let pair = Pair::new();
+    for start in 1..=STARTS {
+        let _ = std::fs::remove_dir_all(pair.data(1));
+        let mut node = pair.start(1);
+        // Signals are handled by the time at which the first file is written.
+        let floor = pair.data(1).join("shards/0/FLOOR");
+        eventually("its first file", async || floor.exists().then_some(())).await;
+        let id = node.0.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        let status = node.0.wait().unwrap();
+        assert_eq!(status.code(), Some(0), "start {start}: {status}");
+    }
 }

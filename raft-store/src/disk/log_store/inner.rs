@@ -15,6 +15,7 @@ use super::sync::SyncThread;
 use crate::core::keys::log as keys;
 use crate::disk::damage::{Damage, is_damage};
 use crate::disk::floor::Floor;
+use crate::disk::in_use::InUse;
 use crate::disk::options::LogStart;
 use crate::disk::types::{Entry, LogId, log_id_to_proto};
 
@@ -29,6 +30,7 @@ pub(super) struct Inner {
     pub(super) metrics: Arc<LogMetrics>,
     pub(super) purge_point: PurgePoint,
     pub(super) bounds: Mutex<Bounds>,
+    pub(super) _used: InUse,
 }
 
 /// The position of a truncation.

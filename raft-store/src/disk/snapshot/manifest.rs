@@ -15,6 +15,7 @@ use prost::Message;
 use super::SnapshotData;
 use crate::core::keys;
 use crate::disk::files;
+use crate::disk::in_use::InUse;
 use crate::disk::options::common_options;
 use crate::disk::read_all::Pace;
 use crate::disk::types::{
@@ -90,6 +91,7 @@ pub(super) fn is_table(path: &Path) -> bool {
 
 /// A manifest without files, read from the database itself: its last entry and membership.
 pub(super) fn covered(dir: &Path) -> io::Result<peer::SnapshotMeta> {
+    let _used = InUse::begin();
     let db = rocksdb::DB::open_for_read_only(&common_options(), dir, false).map_err(io::Error::other)?;
     let applied: record::Applied = row(&db, &keys::applied())?;
     let membership: peer::SnapshotMeta = row(&db, &keys::membership())?;
