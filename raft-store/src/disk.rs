@@ -4,7 +4,8 @@
 //! - `files` and `layout`: durable file operations, and the paths of a shard; [`types`]: openraft's types and their
 //!   protobuf; [`in_use`]: whether RocksDB is used;
 //! - [`damage`]: what a damaged disk leads to; [`error`]: why a shard does not open;
-//! - [`floor`]: what the log must not fall below; [`options`]: the settings; [`log_store`]: the log;
+//! - [`floor`]: what the log must not fall below; [`options`]: the settings;
+//! - [`segments`]: the files of the log; [`log_store`]: the log;
 //! - `read_all`: reading every block of a database; [`state`]: the state database; [`snapshot`]: copies of it;
 //! - [`scrub`] reads everything again, `repair` replaces a damaged state, [`state_machine`] applies the log;
 //! - [`open`](mod@open) puts them together: the only module that knows all others.
@@ -21,6 +22,7 @@ pub mod options;
 mod read_all;
 mod repair;
 pub mod scrub;
+mod segments;
 pub mod snapshot;
 pub mod state;
 pub mod state_machine;

@@ -149,9 +149,12 @@ mod tests {
             RecoveryOutcome::Replaced,
             RecoveryOutcome::Quarantined,
         ] {
-            assert_eq!(violations(flipped(FileKind::LogWal, outcome, 900)), 0);
+            assert_eq!(violations(flipped(FileKind::LogSegment, outcome, 900)), 0);
         }
-        assert_eq!(violations(flipped(FileKind::LogWal, RecoveryOutcome::Down, 30_000)), 1);
+        assert_eq!(
+            violations(flipped(FileKind::LogSegment, RecoveryOutcome::Down, 30_000)),
+            1
+        );
         assert_eq!(
             violations(flipped(FileKind::StateSst, RecoveryOutcome::Undamaged, 900)),
             1
@@ -165,11 +168,11 @@ mod tests {
     #[test]
     fn it_takes_ten_seconds_at_most() {
         assert_eq!(
-            violations(flipped(FileKind::LogWal, RecoveryOutcome::Repaired, LIMIT_MS)),
+            violations(flipped(FileKind::LogSegment, RecoveryOutcome::Repaired, LIMIT_MS)),
             0
         );
         assert_eq!(
-            violations(flipped(FileKind::LogWal, RecoveryOutcome::Repaired, LIMIT_MS + 1)),
+            violations(flipped(FileKind::LogSegment, RecoveryOutcome::Repaired, LIMIT_MS + 1)),
             1
         );
     }
@@ -186,8 +189,13 @@ mod tests {
             fault: LATE.to_owned(),
             ..power(outcome)
         };
-        let after_damage =
-            |outcome| check_all(&[flipped(FileKind::LogSst, RecoveryOutcome::Repaired, 900), late(outcome)]).violated;
+        let after_damage = |outcome| {
+            check_all(&[
+                flipped(FileKind::StateSst, RecoveryOutcome::Repaired, 900),
+                late(outcome),
+            ])
+            .violated
+        };
         assert_eq!(after_damage(RecoveryOutcome::Ready), 0);
         assert_eq!(after_damage(RecoveryOutcome::Quarantined), 0);
         assert_eq!(after_damage(RecoveryOutcome::Down), 1);
@@ -197,7 +205,7 @@ mod tests {
     fn damage_on_another_node_does_not_excuse_an_end() {
         let other = Recovery {
             node: 1,
-            ..flipped(FileKind::LogWal, RecoveryOutcome::Replaced, 900)
+            ..flipped(FileKind::LogSegment, RecoveryOutcome::Replaced, 900)
         };
         let ended = Recovery {
             fault: LATE.to_owned(),

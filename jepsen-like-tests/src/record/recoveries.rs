@@ -85,14 +85,8 @@ pub struct DamagedFile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FileKind {
-    /// The log's WAL: entries and votes in the order in which they were appended.
-    LogWal,
-    /// The log's sorted tables.
-    LogSst,
-    /// The list of the log's files.
-    LogManifest,
-    /// The pointer to the current list of the log's files.
-    LogCurrent,
+    /// A segment of the log: entries and votes in the order in which they were appended.
+    LogSegment,
     /// A table of the replicated state.
     StateSst,
     /// The list of the state's files.
@@ -117,10 +111,7 @@ impl FileKind {
     /// The kind as one word, for figures and messages.
     pub fn word(self) -> &'static str {
         match self {
-            FileKind::LogWal => "log-wal",
-            FileKind::LogSst => "log-sst",
-            FileKind::LogManifest => "log-manifest",
-            FileKind::LogCurrent => "log-current",
+            FileKind::LogSegment => "log-segment",
             FileKind::StateSst => "state-sst",
             FileKind::StateManifest => "state-manifest",
             FileKind::StateCurrent => "state-current",
@@ -156,12 +147,9 @@ impl FileKind {
             _ if name.starts_with("FLOOR") => FileKind::Floor,
             "IDENTITY" => FileKind::Unread,
             _ if name.starts_with("OPTIONS-") => FileKind::Unread,
-            "CURRENT" if log => FileKind::LogCurrent,
             "CURRENT" if state => FileKind::StateCurrent,
-            _ if name.starts_with("MANIFEST-") && log => FileKind::LogManifest,
             _ if name.starts_with("MANIFEST-") && state => FileKind::StateManifest,
-            _ if name.ends_with(".log") && log => FileKind::LogWal,
-            _ if name.ends_with(".sst") && log => FileKind::LogSst,
+            _ if name.ends_with(".log") && log => FileKind::LogSegment,
             _ if name.ends_with(".sst") && state => FileKind::StateSst,
             _ => return None,
         })

@@ -65,7 +65,6 @@
 //! | `nu` | | `NodeIds`: every node id that was ever used |
 //! | `qf` | tag of a queue | the key below which the queue has no row: see `queue.rs` |
 
-pub mod log;
 mod queue;
 mod shard;
 

@@ -1,17 +1,17 @@
 //! The durability floor: a lower bound for this node's log, kept outside of it.
 //!
 //! **The problem.** Majorities rely on what a node has confirmed: its vote, and the entries that it said were on its
-//! disk. If a node comes back with less and takes part, an acknowledged write can be lost. RocksDB cannot detect this.
-//! A power cut leaves an incomplete last record in its write-ahead log, and the log must open with it; a file that lost
-//! its second half looks exactly the same.
+//! disk. If a node comes back with less and takes part, an acknowledged write can be lost. The log cannot detect this.
+//! A power cut leaves an incomplete last record, and the log must open with it; a file that lost its second half looks
+//! exactly the same.
 //!
-//! **The idea.** A small file outside of RocksDB records how far the log had come. The file may lag behind the log, but
+//! **The idea.** A small file outside of the log records how far the log had come. The file may lag behind the log, but
 //! must never be ahead of it:
 //!
 //! ```text
-//!            vote:   RocksDB synced ──► floor synced ──► save_vote returns
-//!          append:   RocksDB synced ──► callback ──► floor, later (at most every 200 ms)
-//!  truncate to k:    floor lowered to k, synced ──► RocksDB truncated
+//!            vote:   log synced ──► floor synced ──► save_vote returns
+//!          append:   log synced ──► callback ──► floor, later (at most every 200 ms)
+//!  truncate to k:    floor lowered to k, synced ──► log truncated
 //!
 //!  at a start:  log's vote >= floor's vote, and the log still has the entry that the floor names
 //!               (or purged it) ──► start;     anything else ──► quarantine
@@ -22,7 +22,8 @@
 //! The floor holds the whole id of the last flushed entry, not only its index, so that an older log of the same length
 //! is detected too.
 //!
-//! **The file** has two slots, written in turn, each with a checksum. A write that is torn by a power cut damages one
+//! **The file** has two slots of [`FLOOR_SLOT`] bytes, written in turn. A slot is: the CRC32C of the length and the
+//! message, 4 bytes; the length of the message, 4 bytes, big endian; the message, a `peer::Floor`; zeros. A write that is torn by a power cut damages one
 //! slot. The other still holds the previous floor, which is lower and therefore valid. If both slots are damaged, or if
 //! the file is missing beside other files of the shard, the shard is damaged, because this file is the first that a
 //! shard gets.
@@ -58,12 +59,13 @@ use super::damage::Failure;
 use super::error::OpenError;
 use super::files;
 use super::types::{LogId, Vote, log_id_from_proto, log_id_to_proto, vote_from_proto, vote_to_proto};
-use crate::core::keys::log::FLOOR_SLOT;
 
 /// The pause between two writes that nobody waits for.
 const PERIOD: Duration = Duration::from_millis(200);
 /// Bytes of the checksum and the length at the beginning of a slot.
 const HEAD: usize = 8;
+/// Bytes of a slot. It is a page, so that a write to one slot does not touch the other.
+const FLOOR_SLOT: usize = 4096;
 
 /// The owner of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

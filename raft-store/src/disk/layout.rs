@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-/// The version of the layout in `open.rs`, of the log records, and of the state's keys and values. Raise it when an
+/// The version of the layout in `open.rs`, of the log's files, and of the state's keys and values. Raise it when an
 /// older version of the program would misread what this one writes.
-pub(crate) const FORMAT: &str = "agentpost shard 3";
+pub(crate) const FORMAT: &str = "agentpost shard 4";
 
 /// The paths of a shard.
 #[derive(Debug, Clone)]

@@ -4,7 +4,8 @@
 //! <data dir>/shards/<id>/
 //!   FLOOR             lower bound of the log, and its owner; created first     (floor.rs)
 //!   FORMAT            version of this layout, for people; FLOOR has it with a checksum
-//!   log/              RocksDB with a WAL: entries and vote             (log_store.rs)
+//!   log/<n>.log       entries and vote, in segments                    (log_store.rs, segments.rs)
+//!   log/LOCK          keeps a second process out
 //!   state/CURRENT     the name of the live directory beside it         (snapshot.rs)
 //!   state/db-<n>/     RocksDB without a WAL: the replicated state
 //!   snapshots/        the newest checkpoint, files and manifest        (snapshot.rs)
@@ -21,7 +22,11 @@
 //! | `FORMAT`, `state/CURRENT`, one slot of `FLOOR` | is written again |
 //! | `state/` | is moved aside and restored from the newest good snapshot that the log continues, or from a log that was never purged |
 //! | a snapshot | is removed; a new one is taken |
-//! | `log/`, both slots of `FLOOR`, a state that cannot be restored, the whole shard | the node goes into quarantine |
+//! | the last group of the newest segment of `log/`, incomplete as a power cut leaves it | is removed, if `FLOOR` does not know its entries |
+//! | a newest segment of `log/` whose creation did not finish | is removed |
+//! | anything else in `log/`: a record before another group, the beginning or the end of a complete segment, a missing segment | the node goes into quarantine |
+//! | a record inside a complete segment of `log/` | the start does not read it; the scrubber or the first read of it finds it, and the node goes into quarantine |
+//! | both slots of `FLOOR`, a state that cannot be restored, the whole shard | the node goes into quarantine |
 
 #[cfg(test)]
 mod tests;
@@ -44,7 +49,7 @@ use super::snapshot::Snapshots;
 use super::state::StateHandle;
 use super::state_machine::StateMachine;
 
-/// The databases of a shard, ready for openraft.
+/// The stores of a shard, ready for openraft.
 pub struct Stores {
     /// The log.
     pub log: LogStore,
@@ -81,8 +86,8 @@ pub fn begin(dir: &Path, shard: u32, identity: Identity) -> Result<(), OpenError
     ))
 }
 
-/// Opens or creates a shard of the data directory `dir`. It reads the whole log, reads the state if it is small, and
-/// repairs what it can. Blocks.
+/// Opens or creates a shard of the data directory `dir`. It reads the newest segment of the log, reads the state if it
+/// is small, and repairs what it can. Blocks.
 pub fn shard(dir: &Path, options: Options) -> Result<Stores, OpenError> {
     let layout = Layout::new(dir, options.shard);
     let floor = open_floor(&layout, &options)?;
@@ -91,7 +96,7 @@ pub fn shard(dir: &Path, options: Options) -> Result<Stores, OpenError> {
     let log = LogStore::open(&layout.log(), floor, &options, damage.clone())?;
     let snapshots = Arc::new(Snapshots::open(&layout, log.purge_point())?);
     let state = repair::open_state(&layout, &options, &snapshots, log.purge_point().get(), damage.clone())?;
-    let scrub = Scrub::new(&layout, state.clone(), snapshots.clone(), damage.clone())?;
+    let scrub = Scrub::new(&layout, state.clone(), snapshots.clone(), log.scrub(), damage.clone())?;
     let machine = StateMachine::new(state.clone(), snapshots.clone()).map_err(OpenError::io(layout.root()))?;
     Ok(Stores {
         log,

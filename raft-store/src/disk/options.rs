@@ -14,6 +14,8 @@ pub struct Options {
     pub state_write_buffer_bytes: usize,
     /// Bytes of the newest log entries that are kept in memory for replication and apply.
     pub log_tail_bytes: usize,
+    /// Size of a file of the log, in bytes. Purging removes whole files.
+    pub log_segment_bytes: u64,
     /// Where the log of an empty shard may begin.
     pub log_start: LogStart,
     /// The cluster and node that must own the data; `None` accepts every owner.
@@ -38,6 +40,7 @@ impl Default for Options {
             state_cache_bytes: 128 << 20,
             state_write_buffer_bytes: 64 << 20,
             log_tail_bytes: 64 << 20,
+            log_segment_bytes: 64 << 20,
             log_start: LogStart::Zero,
             identity: None,
             used: false,
@@ -45,7 +48,7 @@ impl Default for Options {
     }
 }
 
-/// The RocksDB options of both databases.
+/// The RocksDB options of the state and of its copies.
 pub(crate) fn common_options() -> rocksdb::Options {
     // RocksDB must not retry a failed flush: the second flush may report success although the bytes of the first one
     // are lost. For the same reason, and because a node that fails must end quickly, closing a database does not flush

@@ -3,8 +3,8 @@
 //!
 //! The state is read from a checkpoint that is opened read-only beside the live database: its files are not removed
 //! meanwhile, and the live database's cache is not used. The files of the newest snapshot are compared with their
-//! manifest. The log is not read here, because it is read completely when it is opened, and each read verifies
-//! checksums.
+//! manifest. The complete files of the log are read and compared with their checksums; the newest file was read when the
+//! log was opened.
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -15,6 +15,7 @@ use super::damage::{Damage, is_damage};
 use super::error::OpenError;
 use super::files;
 use super::layout::Layout;
+use super::log_store::LogScrub;
 use super::options::common_options;
 use super::read_all::{Pace, read_all};
 use super::snapshot::Snapshots;
@@ -26,6 +27,7 @@ pub struct Scrub {
     dir: PathBuf,
     state: StateHandle,
     snapshots: Arc<Snapshots>,
+    log: LogScrub,
     damage: Damage,
 }
 
@@ -35,6 +37,7 @@ impl Scrub {
         layout: &Layout,
         state: StateHandle,
         snapshots: Arc<Snapshots>,
+        log: LogScrub,
         damage: Damage,
     ) -> Result<Self, OpenError> {
         let dir = layout.scrub();
@@ -43,6 +46,7 @@ impl Scrub {
             dir,
             state,
             snapshots,
+            log,
             damage,
         })
     }
@@ -51,6 +55,7 @@ impl Scrub {
     /// state is large. Damage is reported to [`Damage`]; an error is any other failure to read.
     pub fn run(&self, stop: &AtomicBool) -> io::Result<u64> {
         let mut pace = Pace::gentle(stop);
+        self.log.run(|bytes| pace.advance(bytes))?;
         self.read_state(&mut pace)?;
         if let Some(newest) = self.snapshots.kept()
             && let Err(error) = newest.verify(&mut pace)

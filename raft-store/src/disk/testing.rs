@@ -89,8 +89,8 @@ pub(crate) async fn apply(machine: &mut StateMachine, entries: Vec<Entry>) -> io
         .await
 }
 
-/// Copies the files in the state in which a crash of the process would leave them now. If RocksDB
-/// removes files meanwhile, the copy begins again.
+/// Copies the files in the state in which a crash of the process would leave them now. If files are removed meanwhile,
+/// the copy begins again.
 pub(crate) fn crash_copy(from: &Path, to: &Path) {
     while copy(from, to).is_err() {
         fs::remove_dir_all(to).unwrap();
@@ -113,4 +113,9 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     } else {
         Err(io::Error::other("changed meanwhile"))
     }
+}
+
+/// The length of a file without the zeros at its end: the newest file of the log has space for more.
+pub(crate) fn used(bytes: &[u8]) -> usize {
+    bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
 }

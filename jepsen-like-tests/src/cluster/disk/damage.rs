@@ -111,12 +111,7 @@ pub fn cut(target: &DamageTarget, random: &mut StdRng) -> Result<FileDamage> {
 
 /// Copies the files of a node that are written more than once, by name.
 pub fn copy(data_dir: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
-    let changing = |kind: FileKind| {
-        !matches!(
-            kind,
-            FileKind::LogSst | FileKind::StateSst | FileKind::Snapshot | FileKind::Unread
-        )
-    };
+    let changing = |kind: FileKind| !matches!(kind, FileKind::StateSst | FileKind::Snapshot | FileKind::Unread);
     let mut copies = BTreeMap::new();
     for target in targets(data_dir)? {
         if changing(target.kind) && target.bytes <= COPY_BYTES_MAX {

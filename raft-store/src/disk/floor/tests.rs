@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::disk::open;
 use crate::disk::options::Options;
-use crate::disk::testing::{append, crash_copy, ids, log_id, normal, open, options};
+use crate::disk::testing::{append, crash_copy, ids, log_id, normal, open, options, used};
 use crate::disk::types::LeaderId;
 
 const ME: Identity = Identity {
@@ -147,11 +147,11 @@ async fn lifted(dir: &Path, index: u64) {
     }
 }
 
-fn newest_wal(dir: &Path) -> PathBuf {
+fn newest_segment(dir: &Path) -> PathBuf {
     let files = fs::read_dir(dir.join("shards/0/log")).unwrap();
     let files = files.map(|item| item.unwrap().path());
-    let wals = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
-    wals.max().unwrap()
+    let segments = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+    segments.max().unwrap()
 }
 
 /// The entries and the vote after the damage, or `None` if the node goes into quarantine.
@@ -169,7 +169,7 @@ async fn after(dir: &Path) -> Option<Vec<LogId>> {
 /// RocksDB alone opens many damaged write-ahead logs with entries missing. With the floor no acknowledged entry is
 /// missing.
 #[tokio::test]
-async fn a_damaged_wal_never_silently_loses_an_acknowledged_entry() {
+async fn a_damaged_segment_never_silently_loses_an_acknowledged_entry() {
     let dir = TempDir::new().unwrap();
     let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));
     let mut stores = open(&live);
@@ -180,8 +180,10 @@ async fn a_damaged_wal_never_silently_loses_an_acknowledged_entry() {
     lifted(&live, 99).await;
     let acknowledged = ids(&mut stores.log).await;
     crash_copy(&live, &copy);
-    let wal = newest_wal(&copy);
-    let whole = fs::read(&wal).unwrap();
+    let newest = newest_segment(&copy);
+    let mut whole = fs::read(&newest).unwrap();
+    whole.truncate(used(&whole));
+    fs::write(&newest, &whole).unwrap();
     let kept = dir.path().join("kept");
     crash_copy(&copy, &kept);
     let reset = || {
@@ -194,7 +196,7 @@ async fn a_damaged_wal_never_silently_loses_an_acknowledged_entry() {
     let flips = (0..whole.len()).step_by(997).chain([whole.len() / 2, last]);
     for at in flips {
         reset();
-        flip(&wal, at);
+        flip(&newest, at);
         let there = after(&copy).await;
         assert!(there.is_none_or(|there| there == acknowledged), "a bit at {at}");
     }
@@ -202,7 +204,7 @@ async fn a_damaged_wal_never_silently_loses_an_acknowledged_entry() {
         reset();
         File::options()
             .write(true)
-            .open(&wal)
+            .open(&newest)
             .unwrap()
             .set_len(length as u64)
             .unwrap();
@@ -213,11 +215,11 @@ async fn a_damaged_wal_never_silently_loses_an_acknowledged_entry() {
         let mut bytes = whole.clone();
         let end = bytes.len().min(at + 4096);
         bytes[at..end].fill(0);
-        fs::write(&wal, bytes).unwrap();
+        fs::write(&newest, bytes).unwrap();
         assert_eq!(after(&copy).await, None, "a page of zeros at {at}");
     }
     reset();
-    fs::remove_file(&wal).unwrap();
+    fs::remove_file(&newest).unwrap();
     assert_eq!(after(&copy).await, None, "no file");
     reset();
     fs::remove_dir_all(copy.join("shards/0/log")).unwrap();

@@ -2,23 +2,23 @@
 
 use std::io;
 
+use super::index::Index;
 use super::tail::Tail;
 use crate::disk::options::LogStart;
 use crate::disk::types::{Entry, LogId, Vote};
 
-/// The content of the log: the entries `first..next`, and the single rows.
+/// The content of the log: the entries `first..next`, where they are, and the single values.
 pub(super) struct Bounds {
     pub(super) first: u64,
     pub(super) next: u64,
     pub(super) last: Option<LogId>,
-    /// The previous hash of the first entry.
-    pub(super) base: u64,
-    /// The previous hash of the next entry.
-    pub(super) hash: u64,
     pub(super) purged: Option<LogId>,
     pub(super) committed: Option<LogId>,
     pub(super) vote: Option<Vote>,
+    /// The newest entries, among them all that are not in a file yet.
     pub(super) tail: Tail,
+    /// The entries in files.
+    pub(super) index: Index,
 }
 
 /// Checks that entries may be appended, and returns the first index of the log with them.

@@ -1,167 +1,241 @@
-//! Opening the log: RocksDB's settings, and the check of its content.
+//! Opening the log: reading its files, and the check against the durability floor.
 
+use std::fs::File;
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
-use agentpost_proto::{peer, record};
-use prost::Message;
-use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, ReadOptions};
+use agentpost_proto::peer::{self, SegmentEnd, SegmentStart, segment_start};
 
 use super::bounds::Bounds;
-use super::record::{decode, unseal};
+use super::files::{LogFiles, encode_start, lock_path};
+use super::index::{Index, Point};
+use super::metrics::LogMetrics;
+use super::record::{decode, decode_entry, decode_point};
+use super::shared::{Shared, Where};
 use super::tail::Tail;
-use crate::core::keys::log as keys;
 use crate::core::mutant::{self, Mutant};
+use crate::disk::damage::Damage;
+use crate::disk::error::OpenError;
+use crate::disk::files;
 use crate::disk::floor::FloorFile;
-use crate::disk::options::{LogStart, Options, common_options};
-use crate::disk::types::{LogId, log_id_from_proto, vote_from_proto};
+use crate::disk::options::{LogStart, Options};
+use crate::disk::segments::format::{HEAD, Kind, Record};
+use crate::disk::segments::recover::{Found, recover};
+use crate::disk::segments::write::Writer;
+use crate::disk::segments::{self, damaged};
+use crate::disk::types::{LogId, Vote, log_id_from_proto, log_id_to_proto, vote_from_proto};
 
-/// The read-ahead while the whole log is read.
-const READ_AHEAD_BYTES: usize = 2 << 20;
-
-/// A column family of the log.
-pub(super) fn family<'a>(db: &'a rocksdb::DB, name: &str) -> &'a ColumnFamily {
-    db.cf_handle(name)
-        .unwrap_or_else(|| unreachable!("the families were opened with the log"))
+/// An open log: what its writer has, what its readers have, and the lock of its directory.
+pub(super) struct Opened {
+    pub(super) files: LogFiles,
+    pub(super) shared: Arc<Shared>,
+    pub(super) lock: File,
 }
 
-/// Opens the database. With `create` it creates the database, or what is missing of one whose creation was interrupted.
-/// Without it a missing file is an error, and does not become an empty log.
-pub(super) fn database(dir: &Path, create: bool) -> Result<rocksdb::DB, rocksdb::Error> {
-    let mut db = common_options();
-    db.create_if_missing(create);
-    db.create_missing_column_families(create);
-    db.set_wal_recovery_mode(match mutant::on(Mutant::DefaultRecovery) {
-        true => rocksdb::DBRecoveryMode::PointInTime,
-        false => rocksdb::DBRecoveryMode::TolerateCorruptedTailRecords,
-    });
-    db.set_recycle_log_file_num(0);
-    db.set_max_total_wal_size(64 << 20);
-    db.set_max_background_jobs(2);
-    // Entries are appended and purged in order. So small memtables are cheaper to insert into, files hardly overlap,
-    // and a backlog of files must not delay an append.
-    let mut entries = rocksdb::Options::default();
-    entries.set_compression_type(rocksdb::DBCompressionType::None);
-    entries.set_write_buffer_size(16 << 20);
-    entries.set_max_write_buffer_number(6);
-    entries.set_target_file_size_base(32 << 20);
-    entries.set_level_zero_file_num_compaction_trigger(8);
-    entries.set_level_zero_slowdown_writes_trigger(60);
-    entries.set_level_zero_stop_writes_trigger(120);
-    let mut meta = rocksdb::Options::default();
-    meta.set_write_buffer_size(1 << 20);
-    // The default family is empty, but the WAL reserves space for the largest write buffer of all families.
-    let mut unused = rocksdb::Options::default();
-    unused.set_write_buffer_size(1 << 20);
-    let families = [
-        ColumnFamilyDescriptor::new(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, unused),
-        ColumnFamilyDescriptor::new(keys::ENTRIES, entries),
-        ColumnFamilyDescriptor::new(keys::META, meta),
-    ];
-    rocksdb::DB::open_cf_descriptors(&db, dir, families)
-}
-
-/// Reads the whole log and returns its bounds. The error text says what is wrong with the log.
-pub(super) fn bounds(db: &rocksdb::DB, options: &Options, floor: &FloorFile) -> Result<Bounds, String> {
-    let purged = read_meta::<peer::Purged>(db, keys::PURGED)?;
-    let base = purged.as_ref().map_or(0, |purged| purged.hash);
-    let purged = purged.and_then(|purged| Some(log_id_from_proto(&purged.id?)));
-    let committed = read_meta::<record::LogId>(db, keys::COMMITTED)?;
-    let vote = read_meta::<peer::Vote>(db, keys::VOTE)?.map(|vote| vote_from_proto(&vote));
-    if let Some(floor) = floor.vote()
-        && !vote.is_some_and(|vote| vote >= floor)
-    {
-        return Err(format!("its vote is {vote:?}, but this node has voted {floor}"));
+/// Opens the log in `dir`, or creates it if its floor is new.
+pub(super) fn open(dir: &Path, floor: &FloorFile, options: &Options, damage: Damage) -> Result<Opened, OpenError> {
+    let new = floor.is_new();
+    if new {
+        files::create_dir(dir).map_err(OpenError::io(dir))?;
+    } else if !dir.is_dir() {
+        return Err(OpenError::quarantine(dir, "it is missing"));
     }
-    let begin = purged.map_or(0, |purged| purged.index + 1);
-    let any = purged.is_none() && options.log_start == LogStart::Anywhere;
-    let mut chain = Chain {
-        next: begin,
-        any,
-        hash: base,
-        last: None,
-        floor: floor.flushed(),
+    let lock = lock(dir)?;
+    let read = |error: io::Error| match error.kind() {
+        io::ErrorKind::InvalidData => OpenError::quarantine(dir, error),
+        _ => OpenError::io(dir)(error),
     };
-    let first = chain.follow(db)?;
-    let last = chain.last.or(purged);
-    if let Some(floor) = floor.flushed()
-        && last.is_none_or(|last| last.index < floor.index)
-        && !mutant::on(Mutant::FloorIgnored)
-    {
-        return Err(format!("it ends at {last:?}, but {floor} was on this disk once"));
-    }
-    Ok(Bounds {
-        first,
-        next: chain.next,
-        last,
-        base,
-        hash: chain.hash,
-        purged,
-        committed: committed.map(|id| log_id_from_proto(&id)),
-        vote,
-        tail: Tail::new(options.log_tail_bytes),
-    })
+    let mut found = Reading::new(options);
+    let recovered = recover(dir, new, |segment, record| found.take(segment, record)).map_err(read)?;
+    let bounds = found
+        .bounds(floor.vote(), options)
+        .map_err(|reason| OpenError::quarantine(dir, reason))?;
+    let said = found.said.unwrap_or_default();
+    let start = |buffer: &mut Vec<u8>| encode_start(&said, buffer);
+    let writer = match &recovered.at {
+        None => Writer::create(dir, 1, 0, start),
+        Some(at) if recovered.complete => at.next(dir, start),
+        Some(at) => Writer::resume(dir, at),
+    };
+    let writer = writer.map_err(OpenError::io(dir))?;
+    let oldest = segments::numbers(dir).map_err(OpenError::io(dir))?;
+    let place = || Where {
+        dir: dir.to_owned(),
+        shard: options.shard,
+        segment_bytes: options.log_segment_bytes,
+    };
+    let shared = Arc::new(Shared::new(place(), damage, bounds, writer.number()));
+    check_floor(&shared, floor.flushed()).map_err(|reason| OpenError::quarantine(dir, reason))?;
+    let files = LogFiles {
+        oldest: oldest.first().copied().unwrap_or(writer.number()),
+        place: place(),
+        writer,
+        said,
+        changes: Vec::new(),
+        // A crash may have prevented the removal of files.
+        purged: true,
+        shared: shared.clone(),
+        metrics: Arc::new(LogMetrics::new()),
+        flush: Box::new(|file| match mutant::on(Mutant::NoFsync) {
+            true => Ok(()),
+            false => file.sync_data(),
+        }),
+    };
+    Ok(Opened { files, shared, lock })
 }
 
-/// The state of reading the log from its beginning to its end.
-struct Chain {
-    next: u64,
+/// Locks the directory against other processes. The lock ends with the returned file.
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = lock_path(dir);
+    let file = File::create(&path).map_err(OpenError::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::InUse {
+            path: dir.to_owned(),
+            reason: format!("{} is locked", path.display()),
+        }),
+        Err(std::fs::TryLockError::Error(error)) => Err(OpenError::io(&path)(error)),
+    }
+}
+
+/// The state of reading the records of a log.
+struct Reading {
+    shard: u32,
     /// Whether the first entry may have any index.
     any: bool,
-    hash: u64,
-    last: Option<LogId>,
-    /// The entry of the durability floor. If the log has an entry at this index, it must be this one.
-    floor: Option<LogId>,
+    /// `None` before the first record of the newest segment.
+    said: Option<segment_start::Log>,
+    index: Index,
 }
 
-impl Chain {
-    /// Reads all entries from `next` on, and returns the index of the first one.
-    fn follow(&mut self, db: &rocksdb::DB) -> Result<u64, String> {
-        let mut options = ReadOptions::default();
-        options.set_iterate_lower_bound(keys::entry(self.next));
-        options.fill_cache(false);
-        options.set_readahead_size(READ_AHEAD_BYTES);
-        let mut iterator = db.raw_iterator_cf_opt(family(db, keys::ENTRIES), options);
-        iterator.seek_to_first();
-        if self.any
-            && let Some(first) = iterator.key().and_then(keys::index)
-        {
-            self.next = first;
+impl Reading {
+    fn new(options: &Options) -> Self {
+        Reading {
+            shard: options.shard,
+            any: options.log_start == LogStart::Anywhere,
+            said: None,
+            index: Index::default(),
         }
-        let begin = self.next;
-        while let Some((key, value)) = iterator.item() {
-            self.take(key, value)?;
-            iterator.next();
-        }
-        iterator.status().map_err(|e| e.to_string())?;
-        Ok(begin)
     }
 
-    fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
-        let index = keys::index(key).ok_or("a key is not an index")?;
-        if index != self.next {
-            return Err(format!("entry {index} is in the place of entry {}", self.next));
+    fn take(&mut self, segment: u64, found: Found) -> io::Result<()> {
+        match found {
+            Found::End(record) => {
+                let end: SegmentEnd = decode(record.payload)?;
+                if let Some(end) = end.logs.iter().find(|log| log.shard == self.shard) {
+                    self.index.take_segment(segment, end);
+                }
+                Ok(())
+            }
+            Found::Record(record, offset) => self.record(segment, record, offset),
         }
-        let record = decode(index, value).map_err(|e| e.to_string())?;
-        if record.previous != self.hash {
-            return Err(format!("entry {index} does not continue the one before it"));
+    }
+
+    fn record(&mut self, segment: u64, record: Record, offset: u32) -> io::Result<()> {
+        if record.kind == Kind::Start {
+            let start: SegmentStart = decode(record.payload)?;
+            let said = start.logs.into_iter().find(|log| log.shard == self.shard);
+            self.said = Some(said.unwrap_or_default());
+            return Ok(());
         }
-        let id = record.entry.log_id;
-        if let Some(floor) = self.floor
-            && floor.index == index
-            && floor != id
-        {
-            return Err(format!("entry {index} is {id}, but {floor} was on this disk once"));
+        if record.shard != self.shard {
+            return Ok(());
         }
-        (self.next, self.hash, self.last) = (index + 1, record.hash, Some(id));
+        let said = self
+            .said
+            .as_mut()
+            .ok_or_else(|| damaged("its first record is damaged"))?;
+        match record.kind {
+            Kind::Start | Kind::End => {}
+            Kind::Entry => {
+                let size = HEAD + record.payload.len();
+                let id = decode_entry(record.payload)?.log_id;
+                let next = said.last.as_ref().map_or(0, |last| last.index + 1);
+                if id.index != next && !(self.any && said.last.is_none()) {
+                    return Err(damaged(format!("entry {id} is in the place of entry {next}")));
+                }
+                said.last = Some(log_id_to_proto(&id));
+                let at = Point {
+                    index: id.index,
+                    segment,
+                    offset,
+                };
+                self.index.add(at, size);
+            }
+            Kind::Vote => said.vote = Some(decode::<peer::Vote>(record.payload)?),
+            Kind::Committed => said.committed = decode_point(record.payload)?.as_ref().map(log_id_to_proto),
+            Kind::Truncated => {
+                said.last = decode_point(record.payload)?.as_ref().map(log_id_to_proto);
+                self.index.truncate(said.last.as_ref().map_or(0, |last| last.index + 1));
+            }
+            Kind::Purged => {
+                said.purged = decode_point(record.payload)?.as_ref().map(log_id_to_proto);
+                if said.last.as_ref().map(|last| last.index) <= said.purged.as_ref().map(|purged| purged.index) {
+                    said.last = said.purged;
+                }
+            }
+        }
         Ok(())
     }
+
+    /// The bounds of the log. The error text says what is wrong with the log.
+    fn bounds(&mut self, floor: Option<Vote>, options: &Options) -> Result<Bounds, String> {
+        let said = self.said.unwrap_or_default();
+        let vote = said.vote.as_ref().map(vote_from_proto);
+        if let Some(floor) = floor
+            && !vote.is_some_and(|vote| vote >= floor)
+        {
+            return Err(format!("its vote is {vote:?}, but this node has voted {floor}"));
+        }
+        let id = |id: &Option<agentpost_proto::record::LogId>| id.as_ref().map(log_id_from_proto);
+        let (purged, last) = (id(&said.purged), id(&said.last));
+        let mut first = purged.map_or(0, |purged| purged.index + 1);
+        let next = last.map_or(first, |last| last.index + 1);
+        self.index.forget(first);
+        if first < next {
+            let begin = self.index.first();
+            if purged.is_none() && self.any {
+                first = begin.unwrap_or(first);
+            }
+            if self.index.next() != next || begin.is_none_or(|begin| begin > first) {
+                return Err(format!(
+                    "its files have the entries from {begin:?} to {}, but it had those from {first} to {next}",
+                    self.index.next()
+                ));
+            }
+        }
+        Ok(Bounds {
+            first,
+            next,
+            last,
+            purged,
+            committed: id(&said.committed),
+            vote,
+            tail: Tail::new(options.log_tail_bytes, self.index.next()),
+            index: std::mem::take(&mut self.index),
+        })
+    }
 }
 
-fn read_meta<T: Message + Default>(db: &rocksdb::DB, key: &[u8]) -> Result<Option<T>, String> {
-    let wrong = |what: &str| format!("{}: {what}", String::from_utf8_lossy(key));
-    let Some(sealed) = db.get_cf(family(db, keys::META), key).map_err(|e| e.to_string())? else {
-        return Ok(None);
-    };
-    let bytes = unseal(&sealed).ok_or_else(|| wrong("it does not match its checksum"))?;
-    T::decode(bytes).map(Some).map_err(|error| wrong(&error.to_string()))
+/// Checks that the log has the entry of the durability floor, or purged it.
+fn check_floor(shared: &Shared, floor: Option<LogId>) -> Result<(), String> {
+    let Some(floor) = floor else { return Ok(()) };
+    let last = shared.lock().last;
+    if last.is_none_or(|last| last.index < floor.index) {
+        return match mutant::on(Mutant::FloorIgnored) {
+            true => Ok(()),
+            false => Err(format!("it ends at {last:?}, but {floor} was on this disk once")),
+        };
+    }
+    let entries = shared
+        .read(floor.index, floor.index + 1, usize::MAX)
+        .map_err(|error| error.to_string())?;
+    match entries.first().map(|entry| entry.log_id) {
+        Some(id) if id != floor => Err(format!(
+            "entry {} is {id}, but {floor} was on this disk once",
+            floor.index
+        )),
+        _ => Ok(()),
+    }
 }

@@ -1,11 +1,12 @@
-//! The thread that makes the log durable.
+//! The thread that writes the log and makes it durable.
 //!
-//! Every write to the WAL puts a [`Waiter`] into the queue of this thread. The thread takes all waiters, flushes the
-//! WAL once for all of them, and completes them in their order. While a flush runs, the next group accumulates: the
-//! slower the disk, the larger the groups.
+//! Every change of the log is a [`Job`] in the queue of this thread. The thread takes all jobs, writes them in their
+//! order, flushes once for all of them, and then completes them in their order. While a flush runs, the next group
+//! accumulates: the slower the disk, the larger the groups. Nobody else writes, so openraft never waits for the disk in
+//! an append.
 //!
-//! The queue has no bound of its own. A waiter is an append that openraft has in flight, and the number of operations
-//! in flight is bounded where the node admits them.
+//! The queue has no bound of its own. A job is an append that openraft has in flight, and the number of operations in
+//! flight is bounded where the node admits them.
 
 use std::io;
 use std::sync::Arc;
@@ -18,32 +19,55 @@ use tokio::sync::oneshot;
 use super::metrics::LogMetrics;
 use crate::disk::damage::Failure;
 use crate::disk::floor::Mark;
-use crate::disk::types::TypeConfig;
+use crate::disk::types::{Entry, LogId, TypeConfig, Vote};
 
-/// Waits until everything written so far is durable.
-pub(super) enum Waiter {
+/// Tells a caller in this crate that its change is durable.
+pub(super) type Done = oneshot::Sender<io::Result<()>>;
+
+/// A change of the log.
+pub(super) enum Job {
     /// An append of openraft, which continues meanwhile, with a mark of its last entry.
-    Append(IOFlushed<TypeConfig>, Option<Mark>),
-    /// A caller in this crate that waits.
-    Barrier(oneshot::Sender<io::Result<()>>),
+    Append(Vec<Entry>, Option<IOFlushed<TypeConfig>>, Option<Mark>),
+    Vote(Vote, Done),
+    /// The entries from an index on are removed; the log then ends with this entry.
+    Truncate(u64, Option<LogId>, Done),
+    /// Everything up to this entry is removed. Nobody waits for it.
+    Purge(LogId),
+    /// A hint, which becomes durable some time.
+    Committed(Option<LogId>),
 }
 
-impl Waiter {
-    /// Completes the waiter, and returns the mark of the entry that is durable now.
+impl Job {
+    /// Completes the job, and returns the mark of the entry that is durable now.
     fn complete(self, result: io::Result<()>) -> Option<Mark> {
         let durable = result.is_ok();
         match self {
-            Waiter::Append(flushed, mark) => {
-                flushed.io_completed(result);
+            Job::Append(_, flushed, mark) => {
+                if let Some(flushed) = flushed {
+                    flushed.io_completed(result);
+                }
                 mark.filter(|_| durable)
             }
-            Waiter::Barrier(done) => {
+            Job::Vote(_, done) | Job::Truncate(_, _, done) => {
                 // An error means that the receiver was dropped, because the node is stopping.
                 drop(done.send(result));
                 None
             }
+            Job::Purge(_) | Job::Committed(_) => None,
         }
     }
+}
+
+/// What the thread writes to.
+pub(super) trait Sink: Send + 'static {
+    /// Hands the jobs to the operating system.
+    fn write(&mut self, jobs: &[Job]) -> io::Result<()>;
+
+    /// Makes durable what was written.
+    fn sync(&mut self) -> io::Result<()>;
+
+    /// Removes what the log does not need any more. Called after the jobs were completed.
+    fn tidy(&mut self) -> io::Result<()>;
 }
 
 /// A handle of the thread. Dropping it waits until the queue is empty.
@@ -60,15 +84,14 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    waiters: Vec<Waiter>,
+    jobs: Vec<Job>,
     closed: bool,
 }
 
 impl SyncThread {
-    /// Starts the thread. `sync` makes everything durable that was written before the call. `flushed` is called with
-    /// the mark of the last durable entry, after its waiter was completed.
+    /// Starts the thread. `flushed` is called with the mark of the last durable entry, after its job was completed.
     pub(super) fn spawn(
-        sync: impl FnMut() -> Result<(), String> + Send + 'static,
+        sink: impl Sink,
         flushed: impl Fn(Mark) + Send + 'static,
         failure: Failure,
         metrics: Arc<LogMetrics>,
@@ -80,10 +103,7 @@ impl SyncThread {
         });
         let thread = std::thread::Builder::new().name("log-sync".to_owned()).spawn({
             let shared = shared.clone();
-            move || {
-                let _noticed = shared.failure.on_panic("log-sync");
-                shared.run(sync, flushed, &metrics);
-            }
+            move || shared.run(sink, flushed, &metrics)
         })?;
         Ok(SyncThread {
             shared,
@@ -91,29 +111,26 @@ impl SyncThread {
         })
     }
 
-    /// Completes the waiter when everything written before this call is durable.
-    pub(super) fn wait(&self, waiter: Waiter) {
-        self.shared.lock().waiters.push(waiter);
+    /// Adds a job.
+    pub(super) fn push(&self, job: Job) {
+        self.shared.lock().jobs.push(job);
         self.shared.wake.notify_one();
     }
 
-    /// Returns when everything written before this call is durable.
-    pub(super) async fn barrier(&self) -> io::Result<()> {
+    /// Adds a job. The result completes when the job and everything before it is durable.
+    pub(super) fn durably(&self, job: impl FnOnce(Done) -> Job) -> impl Future<Output = io::Result<()>> {
         let (done, waiting) = oneshot::channel();
-        self.wait(Waiter::Barrier(done));
-        waiting
-            .await
-            .unwrap_or_else(|_| Err(io::Error::other("the log's sync thread has ended")))
+        self.push(job(done));
+        async move {
+            waiting
+                .await
+                .unwrap_or_else(|_| Err(io::Error::other("the log's sync thread has ended")))
+        }
     }
 
     /// Returns the error if this log has failed.
     pub(super) fn check(&self) -> io::Result<()> {
         self.shared.failure.check()
-    }
-
-    /// Marks this log as failed: the write that failed may be only partly on disk.
-    pub(super) fn fail(&self, error: &str) {
-        self.shared.failure.set(error);
     }
 }
 
@@ -122,32 +139,38 @@ impl Shared {
         self.queue.lock()
     }
 
-    /// The next group, or `None` when the handle was dropped and every waiter is completed.
-    fn next(&self) -> Option<Vec<Waiter>> {
+    /// The next group, or `None` when the handle was dropped and every job is completed.
+    fn next(&self) -> Option<Vec<Job>> {
         let mut queue = self.lock();
-        while queue.waiters.is_empty() {
+        while queue.jobs.is_empty() {
             if queue.closed {
                 return None;
             }
             self.wake.wait(&mut queue);
         }
-        Some(std::mem::take(&mut queue.waiters))
+        Some(std::mem::take(&mut queue.jobs))
     }
 
-    fn run(&self, mut sync: impl FnMut() -> Result<(), String>, flushed: impl Fn(Mark), metrics: &LogMetrics) {
+    fn run(&self, mut sink: impl Sink, flushed: impl Fn(Mark), metrics: &LogMetrics) {
         while let Some(group) = self.next() {
-            // Never flush again after a failure: the kernel may have dropped the dirty pages and then reports success.
+            // Never again after a failure: the kernel may have dropped the dirty pages, and the next flush then reports
+            // success.
             if self.failure.check().is_ok()
-                && let Err(error) = metrics.measure(&mut sync)
+                && let Err(error) = metrics.measure(|| sink.write(&group).and_then(|()| sink.sync()))
             {
-                self.failure.set(&error);
+                self.failure.set(&error.to_string());
             }
             let mut durable = None;
-            for waiter in group {
-                durable = waiter.complete(self.failure.check()).or(durable);
+            for job in group {
+                durable = job.complete(self.failure.check()).or(durable);
             }
             if let Some(mark) = durable {
                 flushed(mark);
+            }
+            if self.failure.check().is_ok()
+                && let Err(error) = sink.tidy()
+            {
+                tracing::warn!(%error, "removing purged files of the log failed; the next purge tries again");
             }
         }
     }
@@ -171,9 +194,53 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use crate::disk::types::LeaderId;
 
-    fn spawn(sync: impl FnMut() -> Result<(), String> + Send + 'static) -> SyncThread {
-        SyncThread::spawn(sync, |_| (), Failure::default(), Arc::new(LogMetrics::new())).unwrap()
+    /// A sink that only flushes.
+    struct Flush<F>(F);
+
+    impl<F: FnMut() -> io::Result<()> + Send + 'static> Sink for Flush<F> {
+        fn write(&mut self, _jobs: &[Job]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            (self.0)()
+        }
+
+        fn tidy(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A sink that cannot write.
+    struct Full;
+
+    impl Sink for Full {
+        fn write(&mut self, _jobs: &[Job]) -> io::Result<()> {
+            Err(io::Error::other("no space"))
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            panic!("not after a failed write")
+        }
+
+        fn tidy(&mut self) -> io::Result<()> {
+            panic!("not after a failed write")
+        }
+    }
+
+    fn spawn(sink: impl Sink) -> SyncThread {
+        SyncThread::spawn(sink, |_| (), Failure::default(), Arc::new(LogMetrics::new())).unwrap()
+    }
+
+    fn vote(done: Done) -> Job {
+        let leader_id = LeaderId { term: 1, node_id: 1 };
+        let vote = Vote {
+            leader_id,
+            committed: false,
+        };
+        Job::Vote(vote, done)
     }
 
     #[tokio::test]
@@ -181,18 +248,18 @@ mod tests {
         let (release, gate) = mpsc::sync_channel::<()>(2);
         let flushes = Arc::new(AtomicU32::new(0));
         let counted = flushes.clone();
-        let thread = spawn(move || {
+        let thread = spawn(Flush(move || {
             counted.fetch_add(1, Ordering::Relaxed);
-            gate.recv().map_err(|e| e.to_string())
-        });
+            gate.recv().map_err(io::Error::other)
+        }));
         let waiting: Vec<_> = (0..10)
             .map(|_| {
                 let (done, waiting) = oneshot::channel();
-                thread.wait(Waiter::Barrier(done));
+                thread.push(vote(done));
                 waiting
             })
             .collect();
-        // The first flush completes the waiters that were there when it began, the second all others.
+        // The first flush completes the jobs that were there when it began, the second all others.
         release.send(()).unwrap();
         release.send(()).unwrap();
         drop(release);
@@ -206,42 +273,32 @@ mod tests {
     async fn a_failed_flush_is_never_retried() {
         let flushes = Arc::new(AtomicU32::new(0));
         let counted = flushes.clone();
-        let thread = spawn(move || match counted.fetch_add(1, Ordering::Relaxed) {
+        let thread = spawn(Flush(move || match counted.fetch_add(1, Ordering::Relaxed) {
             0 => Ok(()),
-            _ => Err("EIO".to_owned()),
-        });
-        thread.barrier().await.unwrap();
+            _ => Err(io::Error::other("EIO")),
+        }));
+        thread.durably(vote).await.unwrap();
         assert!(thread.check().is_ok());
         for _ in 0..3 {
-            assert!(thread.barrier().await.unwrap_err().to_string().contains("EIO"));
+            assert!(thread.durably(vote).await.unwrap_err().to_string().contains("EIO"));
             assert!(thread.check().is_err());
         }
         assert_eq!(flushes.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test]
-    async fn a_failed_write_ends_the_log_without_another_flush() {
-        let thread = spawn(|| panic!("not after a failed write"));
-        thread.fail("no space");
-        assert!(thread.barrier().await.is_err());
+    async fn a_failed_write_ends_the_log_without_a_flush() {
+        let thread = spawn(Full);
+        for _ in 0..2 {
+            assert!(thread.durably(vote).await.unwrap_err().to_string().contains("no space"));
+        }
     }
 
     #[tokio::test]
-    async fn a_panic_of_the_thread_is_a_failure_of_the_log() {
-        let failure = Failure::default();
-        let metrics = Arc::new(LogMetrics::new());
-        let thread = SyncThread::spawn(|| panic!("a bug"), |_| (), failure.clone(), metrics).unwrap();
-        assert!(thread.barrier().await.is_err());
-        // Joins the thread.
-        drop(thread);
-        assert!(failure.check().unwrap_err().to_string().contains("log-sync panicked"));
-    }
-
-    #[tokio::test]
-    async fn closing_completes_all_waiters_first() {
-        let thread = spawn(|| Ok(()));
+    async fn closing_completes_all_jobs_first() {
+        let thread = spawn(Flush(|| Ok(())));
         let (done, waiting) = oneshot::channel();
-        thread.wait(Waiter::Barrier(done));
+        thread.push(vote(done));
         drop(thread);
         waiting.await.unwrap().unwrap();
     }

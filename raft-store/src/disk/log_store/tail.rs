@@ -1,5 +1,6 @@
 //! A cache of the newest entries of the log, so that replication and apply do not read and decode again what was just
-//! appended. It is always a run of entries without holes that ends with the last entry of the log.
+//! appended. It is always a run of entries without holes that ends with the last entry of the log. An entry that is not
+//! in a file yet stays, whatever the size of the cache.
 
 use std::collections::VecDeque;
 
@@ -11,27 +12,27 @@ const ENTRIES_MAX: usize = 1 << 17;
 /// The approximate memory of an entry beside its encoded bytes.
 const ENTRY_OVERHEAD: usize = 128;
 
-/// An entry, with the size and hash of its record.
+/// An entry, with about the size of its record.
 pub(super) struct Recent {
     pub(super) entry: Entry,
-    /// The length of the record.
     pub(super) size: usize,
-    /// The hash of the record.
-    pub(super) hash: u64,
 }
 
 pub(super) struct Tail {
     entries: VecDeque<Recent>,
     bytes: usize,
     bytes_max: usize,
+    /// The index after the last entry that is in a file.
+    written: u64,
 }
 
 impl Tail {
-    pub(super) fn new(bytes_max: usize) -> Self {
+    pub(super) fn new(bytes_max: usize, written: u64) -> Self {
         Tail {
             entries: VecDeque::new(),
             bytes: 0,
             bytes_max,
+            written,
         }
     }
 
@@ -45,7 +46,19 @@ impl Tail {
         );
         self.bytes += recent.size + ENTRY_OVERHEAD;
         self.entries.push_back(recent);
-        while self.bytes > self.bytes_max || self.entries.len() > ENTRIES_MAX {
+        self.shrink();
+    }
+
+    /// Notes that all entries before `next` are in files.
+    pub(super) fn written(&mut self, next: u64) {
+        self.written = next;
+        self.shrink();
+    }
+
+    fn shrink(&mut self) {
+        while (self.bytes > self.bytes_max || self.entries.len() > ENTRIES_MAX)
+            && self.first().is_some_and(|first| first < self.written)
+        {
             self.pop_front();
         }
     }

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::core::kv::{Kv, Order, Row};
 use crate::disk::open::{self, Stores};
-use crate::disk::testing::{append, apply, blank, crash_copy, ids, log_id, membership, open, options};
+use crate::disk::testing::{append, apply, blank, crash_copy, ids, log_id, membership, open, options, used};
 
 const LAST: u64 = 40;
 
@@ -62,7 +62,7 @@ fn first_with(dir: &Path, wanted: impl Fn(&str) -> bool) -> PathBuf {
 
 fn flip(path: &Path) {
     let mut bytes = fs::read(path).unwrap();
-    let middle = bytes.len() / 2;
+    let middle = used(&bytes) / 2;
     bytes[middle] ^= 1;
     fs::write(path, bytes).unwrap();
 }
@@ -215,7 +215,7 @@ async fn any_damaged_file_is_repaired_or_refused() {
             |path| fs::write(path, "").unwrap(),
             |path| {
                 let bytes = fs::read(path).unwrap();
-                fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+                fs::write(path, &bytes[..used(&bytes) / 2]).unwrap();
             },
             |path| {
                 if fs::metadata(path).unwrap().len() > 0 {

@@ -13,13 +13,10 @@ fn data_dir() -> TempDir {
         "OWNER",
         "shards/0/FORMAT",
         "shards/0/FLOOR",
-        "shards/0/log/000001.log",
-        "shards/0/log/000002.sst",
-        "shards/0/log/MANIFEST-000003",
-        "shards/0/log/CURRENT",
-        "shards/0/log/OPTIONS-000004",
-        "shards/0/log/LOG",
+        "shards/0/log/0000000000000001.log",
+        "shards/0/state/db-1/OPTIONS-000004",
         "shards/0/log/LOCK",
+        "shards/0/state/db-1/LOG",
         "shards/0/state/CURRENT",
         "shards/0/state/db-1/000005.sst",
         "shards/0/state/db-1/MANIFEST-000006",
@@ -47,7 +44,7 @@ fn target(dir: &TempDir, kind: FileKind) -> DamageTarget {
 #[test]
 fn every_kind_of_file_is_known_and_what_says_nothing_is_left_out() {
     let dir = data_dir();
-    fs::write(dir.path().join("shards/0/log/000009.log"), b"").unwrap();
+    fs::write(dir.path().join("shards/0/log/0000000000000009.log"), b"").unwrap();
     let found: Vec<(String, FileKind)> = targets(dir.path())
         .unwrap()
         .into_iter()
@@ -57,15 +54,12 @@ fn every_kind_of_file_is_known_and_what_says_nothing_is_left_out() {
         ("OWNER", FileKind::Owner),
         ("shards/0/FLOOR", FileKind::Floor),
         ("shards/0/FORMAT", FileKind::Format),
-        ("shards/0/log/000001.log", FileKind::LogWal),
-        ("shards/0/log/000002.sst", FileKind::LogSst),
-        ("shards/0/log/CURRENT", FileKind::LogCurrent),
-        ("shards/0/log/MANIFEST-000003", FileKind::LogManifest),
-        ("shards/0/log/OPTIONS-000004", FileKind::Unread),
+        ("shards/0/log/0000000000000001.log", FileKind::LogSegment),
         ("shards/0/snapshots/1/000005.sst", FileKind::Snapshot),
         ("shards/0/state/CURRENT", FileKind::StateCurrent),
         ("shards/0/state/db-1/000005.sst", FileKind::StateSst),
         ("shards/0/state/db-1/MANIFEST-000006", FileKind::StateManifest),
+        ("shards/0/state/db-1/OPTIONS-000004", FileKind::Unread),
     ];
     assert_eq!(found, expected.map(|(name, part)| (name.to_owned(), part)));
 }
@@ -73,7 +67,7 @@ fn every_kind_of_file_is_known_and_what_says_nothing_is_left_out() {
 #[test]
 fn one_or_two_bits_flip_and_nothing_else() {
     let dir = data_dir();
-    let target = target(&dir, FileKind::LogWal);
+    let target = target(&dir, FileKind::LogSegment);
     for seed in 0..50 {
         fs::write(&target.path, content()).unwrap();
         flip(&target, &mut StdRng::seed_from_u64(seed)).unwrap();
@@ -91,7 +85,7 @@ fn one_or_two_bits_flip_and_nothing_else() {
 #[test]
 fn a_cut_takes_the_end_or_half() {
     let dir = data_dir();
-    let target = target(&dir, FileKind::LogSst);
+    let target = target(&dir, FileKind::LogSegment);
     let mut halves = 0;
     for seed in 0..50 {
         fs::write(&target.path, content()).unwrap();
@@ -111,7 +105,7 @@ fn a_cut_takes_the_end_or_half() {
 #[test]
 fn old_blocks_come_back_and_what_was_not_there_then_is_zeros() {
     let dir = data_dir();
-    let target = target(&dir, FileKind::LogWal);
+    let target = target(&dir, FileKind::LogSegment);
     let random = &mut StdRng::seed_from_u64(1);
     assert!(roll_back(&target, &content(), random).unwrap().is_none());
     let earlier = &content()[..5_000];
@@ -127,7 +121,7 @@ fn old_blocks_come_back_and_what_was_not_there_then_is_zeros() {
             .collect();
         assert!(now[block.clone()] == content()[block.clone()] || now[block.clone()] == then);
     }
-    assert_eq!(damaged.left(dir.path()).unwrap(), Some(FileKind::LogWal));
+    assert_eq!(damaged.left(dir.path()).unwrap(), Some(FileKind::LogSegment));
 }
 
 #[test]

@@ -1,0 +1,179 @@
+//! Writes the changes of the log to its files. Only the sync thread does this.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use agentpost_proto::peer::{SegmentEnd, SegmentStart, segment_start};
+
+use super::index::Point;
+use super::metrics::LogMetrics;
+use super::record::{encode, encode_entry, encode_point, size_of};
+use super::shared::{Shared, Where};
+use super::sync::{Job, Sink};
+use crate::disk::segments::format::Kind;
+use crate::disk::segments::write::{self, Writer};
+use crate::disk::types::{Entry, log_id_to_proto, vote_to_proto};
+
+/// A flush of the newest file, which tests make slow or let fail.
+pub(super) type Flush = Box<dyn FnMut(&File) -> io::Result<()> + Send>;
+
+/// The files of one log.
+pub(super) struct LogFiles {
+    pub(super) place: Where,
+    pub(super) writer: Writer,
+    /// The oldest segment.
+    pub(super) oldest: u64,
+    /// What the log has come to with all jobs that were written.
+    pub(super) said: segment_start::Log,
+    /// What the index must learn when the buffer of the writer is in the file.
+    pub(super) changes: Vec<Change>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) metrics: Arc<LogMetrics>,
+    pub(super) flush: Flush,
+    /// Whether a purge was written after which no file was removed yet.
+    pub(super) purged: bool,
+}
+
+/// A change of the index.
+pub(super) enum Change {
+    Add(Point, usize),
+    Truncate(u64),
+    Forget(u64),
+}
+
+/// Encodes the first record of a segment.
+pub(super) fn encode_start(log: &segment_start::Log, buffer: &mut Vec<u8>) -> io::Result<()> {
+    let logs = vec![*log];
+    encode(&SegmentStart { logs }, buffer)
+}
+
+impl LogFiles {
+    fn job(&mut self, job: &Job) -> io::Result<()> {
+        let shard = self.place.shard;
+        match job {
+            Job::Append(entries, ..) => return entries.iter().try_for_each(|entry| self.entry(entry)),
+            Job::Vote(vote, _) => {
+                let vote = vote_to_proto(vote);
+                self.said.vote = Some(vote);
+                self.writer.push(Kind::Vote, shard, |buffer| encode(&vote, buffer))?;
+            }
+            Job::Truncate(from, last, _) => {
+                self.said.last = last.as_ref().map(log_id_to_proto);
+                self.writer
+                    .push(Kind::Truncated, shard, |buffer| encode_point(last.as_ref(), buffer))?;
+                self.changes.push(Change::Truncate(*from));
+            }
+            Job::Purge(id) => {
+                let purged = log_id_to_proto(id);
+                if self.said.last.as_ref().is_none_or(|last| last.index <= id.index) {
+                    self.said.last = Some(purged);
+                }
+                self.said.purged = Some(purged);
+                self.writer
+                    .push(Kind::Purged, shard, |buffer| encode_point(Some(id), buffer))?;
+                self.changes.push(Change::Forget(id.index + 1));
+                self.purged = true;
+            }
+            Job::Committed(id) => {
+                self.said.committed = id.as_ref().map(log_id_to_proto);
+                self.writer
+                    .push(Kind::Committed, shard, |buffer| encode_point(id.as_ref(), buffer))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, entry: &Entry) -> io::Result<()> {
+        let end = u64::from(self.writer.offset()) + size_of(entry) as u64;
+        if end > self.place.segment_bytes && !self.writer.is_young() {
+            self.next_segment()?;
+        }
+        let at = Point {
+            index: entry.log_id.index,
+            segment: self.writer.number(),
+            offset: self.writer.offset(),
+        };
+        let size = self
+            .writer
+            .push(Kind::Entry, self.place.shard, |buffer| encode_entry(entry, buffer))?;
+        self.said.last = Some(log_id_to_proto(&entry.log_id));
+        self.changes.push(Change::Add(at, size));
+        self.metrics.appended(1, size as u64);
+        Ok(())
+    }
+
+    fn next_segment(&mut self) -> io::Result<()> {
+        self.writer.write()?;
+        self.settle();
+        let end = SegmentEnd {
+            logs: vec![
+                self.shared
+                    .lock()
+                    .index
+                    .segment_end(self.place.shard, self.writer.number()),
+            ],
+        };
+        let said = &self.said;
+        self.writer
+            .next_segment(|buffer| encode(&end, buffer), |buffer| encode_start(said, buffer))?;
+        self.shared.set_newest(self.writer.number());
+        Ok(())
+    }
+
+    /// Tells the index and the cache what is in the files now.
+    fn settle(&mut self) {
+        let mut bounds = self.shared.lock();
+        for change in self.changes.drain(..) {
+            match change {
+                Change::Add(at, size) => bounds.index.add(at, size),
+                Change::Truncate(from) => bounds.index.truncate(from),
+                Change::Forget(first) => {
+                    bounds.index.forget(first);
+                }
+            }
+        }
+        let next = bounds.index.next();
+        bounds.tail.written(next);
+    }
+
+    fn remove_before(&mut self, segment: u64) -> io::Result<()> {
+        if segment > self.oldest {
+            write::remove(&self.place.dir, self.oldest, segment)?;
+            self.oldest = segment;
+        }
+        Ok(())
+    }
+}
+
+impl Sink for LogFiles {
+    fn write(&mut self, jobs: &[Job]) -> io::Result<()> {
+        jobs.iter().try_for_each(|job| self.job(job))?;
+        self.writer.write()?;
+        self.settle();
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        (self.flush)(self.writer.file())?;
+        self.writer.begin_group();
+        Ok(())
+    }
+
+    /// Files are removed only now that the purge is durable, because their entries cannot come back.
+    fn tidy(&mut self) -> io::Result<()> {
+        if !self.purged {
+            return Ok(());
+        }
+        let needed = self.shared.lock().index.first_segment();
+        self.remove_before(needed.unwrap_or(self.writer.number()))?;
+        self.purged = false;
+        Ok(())
+    }
+}
+
+/// The path of the lock of a log.
+pub(super) fn lock_path(dir: &Path) -> PathBuf {
+    dir.join("LOCK")
+}

@@ -1,0 +1,218 @@
+//! The part of the log that its writers and its readers share.
+
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::PurgePoint;
+use super::bounds::Bounds;
+use super::index::Point;
+use super::record::decode_entry;
+use crate::disk::damage::Damage;
+use crate::disk::segments::format::Kind;
+use crate::disk::segments::read::Segment;
+use crate::disk::segments::{damaged, recover};
+use crate::disk::types::Entry;
+
+pub(super) struct Shared {
+    dir: PathBuf,
+    shard: u32,
+    segment_bytes: u64,
+    damage: Damage,
+    purge_point: PurgePoint,
+    bounds: Mutex<Bounds>,
+    /// The number of the segment that is being written.
+    newest: AtomicU64,
+}
+
+/// The place of a log: its directory, its shard, and the size of its segments.
+pub(super) struct Where {
+    pub(super) dir: PathBuf,
+    pub(super) shard: u32,
+    pub(super) segment_bytes: u64,
+}
+
+impl Shared {
+    pub(super) fn new(place: Where, damage: Damage, bounds: Bounds, newest: u64) -> Self {
+        let purge_point = PurgePoint::default();
+        purge_point.set(bounds.purged);
+        Shared {
+            dir: place.dir,
+            shard: place.shard,
+            segment_bytes: place.segment_bytes,
+            damage,
+            purge_point,
+            bounds: Mutex::new(bounds),
+            newest: AtomicU64::new(newest),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Bounds> {
+        self.bounds.lock()
+    }
+
+    pub(super) fn purge_point(&self) -> &PurgePoint {
+        &self.purge_point
+    }
+
+    pub(super) fn set_newest(&self, segment: u64) {
+        self.newest.store(segment, Ordering::Relaxed);
+    }
+
+    /// The index at which the last `bytes` of the log begin, or `None` if the log is not longer.
+    pub(super) fn begin_of_last(&self, bytes: u64) -> Option<u64> {
+        self.lock().index.begin_of_last(bytes, self.segment_bytes)
+    }
+
+    /// The entries of `start..end` that the log has, oldest first, until they exceed `bytes_max`. It returns at least
+    /// one entry if there is one.
+    pub(super) fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        loop {
+            match self.read_range(start, end, bytes_max) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    // The entries were purged while they were being read.
+                    if self.lock().first > start {
+                        continue;
+                    }
+                    self.damage.log(&error.to_string());
+                    return Err(error);
+                }
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    self.damage.log(&error.to_string());
+                    return Err(error);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn read_range(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        let mut taken = Taken::new(bytes_max);
+        let bounds = self.lock();
+        let start = start.max(bounds.first);
+        let end = end.min(bounds.next);
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let split = bounds.tail.first().unwrap_or(end).clamp(start, end);
+        let mut cached = Taken::new(bytes_max);
+        let from_tail = (split..end).map_while(|index| bounds.tail.get(index));
+        for recent in from_tail {
+            if !cached.take(recent.entry.clone(), recent.size) {
+                break;
+            }
+        }
+        // What is in a file does not change, so the files can be read without the lock.
+        let runs = bounds.index.runs(start..split);
+        drop(bounds);
+        if start < split && !self.read_files(start..split, &runs, &mut taken)? {
+            return Ok(taken.entries);
+        }
+        for (entry, size) in cached.entries.into_iter().zip(cached.sizes) {
+            if !taken.take(entry, size) {
+                break;
+            }
+        }
+        Ok(taken.entries)
+    }
+
+    /// Reads exactly the entries of `range`; says whether all of them were taken.
+    fn read_files(&self, range: Range<u64>, runs: &[(Point, Range<u64>)], taken: &mut Taken) -> io::Result<bool> {
+        let mut next = range.start;
+        for same in runs.chunk_by(|a, b| a.0.segment == b.0.segment) {
+            let segment = Segment::open(&self.dir, same[0].0.segment)?;
+            let mut records = segment.records(same[0].0.offset);
+            for (point, run) in same {
+                records.seek(point.offset);
+                let mut at = point.index;
+                while at < run.end {
+                    let record = records.next()?;
+                    if record.kind != Kind::Entry || record.shard != self.shard {
+                        continue;
+                    }
+                    if at >= next {
+                        let size = record.payload.len();
+                        let entry = decode_entry(record.payload)?;
+                        if entry.log_id.index != at || at != next {
+                            return Err(damaged(format!(
+                                "entry {} is in the place of entry {next}",
+                                entry.log_id
+                            )));
+                        }
+                        if !taken.take(entry, size) {
+                            return Ok(false);
+                        }
+                        next += 1;
+                    }
+                    at += 1;
+                }
+            }
+        }
+        match next == range.end {
+            true => Ok(true),
+            false => Err(damaged(format!("entry {next} is missing"))),
+        }
+    }
+
+    /// Reads all complete segments again. `on` is called with the length of each record, and ends the reading if it
+    /// returns `false`. Damage is reported.
+    pub(super) fn verify(&self, mut on: impl FnMut(usize) -> bool) -> io::Result<()> {
+        let newest = self.newest.load(Ordering::Relaxed);
+        for number in crate::disk::segments::numbers(&self.dir)? {
+            let mut more = true;
+            if number >= newest {
+                break;
+            }
+            match recover::verify(&self.dir, number, |bytes| {
+                more = on(bytes);
+                more
+            }) {
+                Ok(()) => {}
+                // It was purged meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    self.damage.log(&error.to_string());
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+            if !more {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Entries, up to a number of bytes.
+struct Taken {
+    entries: Vec<Entry>,
+    sizes: Vec<usize>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Taken {
+    fn new(bytes_max: usize) -> Self {
+        Taken {
+            entries: Vec::new(),
+            sizes: Vec::new(),
+            bytes: 0,
+            bytes_max,
+        }
+    }
+
+    /// Takes an entry unless it would exceed the bound. Returns whether it did.
+    fn take(&mut self, entry: Entry, size: usize) -> bool {
+        if !self.entries.is_empty() && self.bytes + size > self.bytes_max {
+            return false;
+        }
+        self.bytes += size;
+        self.entries.push(entry);
+        self.sizes.push(size);
+        true
+    }
+}

@@ -1,0 +1,203 @@
+//! Writing records: into a buffer, from there to the newest segment, and to the disk.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+use super::format::{self, Kind, Place, Seed};
+use super::{PREAMBLE, path};
+use crate::disk::files;
+
+/// The least and the most space that is allocated ahead; between them it is half of what the segment has.
+const AHEAD: (u64, u64) = (256 << 10, 8 << 20);
+/// The buffer is written when it is longer than this, also within a group.
+const BUFFER: usize = 1 << 20;
+
+/// Writes to the newest segment. After an error nothing may be written any more.
+pub(crate) struct Writer {
+    dir: PathBuf,
+    file: File,
+    number: u64,
+    seed: Seed,
+    /// The end of what is in the file.
+    written: u32,
+    /// The end of the space that is allocated.
+    allocated: u64,
+    /// Records that are not in the file yet.
+    buffer: Vec<u8>,
+    /// The hash of the last record.
+    hash: u64,
+    /// Whether nothing was pushed since the last fsync.
+    group_begins: bool,
+}
+
+/// The end of a segment that is to be continued.
+pub(crate) struct Position {
+    pub(crate) number: u64,
+    pub(super) seed: Seed,
+    pub(crate) offset: u32,
+    pub(super) hash: u64,
+}
+
+impl Position {
+    /// Begins the segment after a complete one.
+    pub(crate) fn next(&self, dir: &Path, start: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> io::Result<Writer> {
+        files::sync_file(&path(dir, self.number))?;
+        Writer::create(dir, self.number + 1, self.hash, start)
+    }
+}
+
+impl Writer {
+    /// Continues a segment. Whatever lies behind the position is removed. When this returns, everything before it is
+    /// durable, also what a process left that was killed before its fsync.
+    pub(crate) fn resume(dir: &Path, at: &Position) -> io::Result<Self> {
+        let file = File::options().write(true).open(path(dir, at.number))?;
+        file.set_len(u64::from(at.offset))?;
+        file.sync_all()?;
+        files::sync_dir(dir)?;
+        Ok(Writer {
+            dir: dir.to_owned(),
+            file,
+            number: at.number,
+            seed: at.seed,
+            written: at.offset,
+            allocated: u64::from(at.offset),
+            buffer: Vec::new(),
+            hash: at.hash,
+            group_begins: true,
+        })
+    }
+
+    /// Creates segment `number`, which continues the record with the hash `base`. `start` encodes its first record. The
+    /// segment is durable when this returns.
+    pub(crate) fn create(
+        dir: &Path,
+        number: u64,
+        base: u64,
+        start: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    ) -> io::Result<Self> {
+        let file = File::create_new(path(dir, number))?;
+        let (preamble, seed) = format::preamble(number, base);
+        let mut writer = Writer {
+            dir: dir.to_owned(),
+            file,
+            number,
+            seed,
+            written: 0,
+            allocated: 0,
+            buffer: preamble.to_vec(),
+            hash: base,
+            group_begins: true,
+        };
+        writer.push(Kind::Start, 0, start)?;
+        writer.write()?;
+        writer.file.sync_all()?;
+        files::sync_dir(dir)?;
+        writer.group_begins = true;
+        Ok(writer)
+    }
+
+    /// The number of the segment.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The offset of the next record.
+    pub(crate) fn offset(&self) -> u32 {
+        // `push` keeps the sum below the limit.
+        self.written + u32::try_from(self.buffer.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether the segment has nothing but its first records.
+    pub(crate) fn is_young(&self) -> bool {
+        self.offset() < PREAMBLE as u32 + 4_096
+    }
+
+    /// Adds a record whose payload `encode` appends. Returns the length of the record.
+    pub(crate) fn push(
+        &mut self,
+        kind: Kind,
+        shard: u32,
+        encode: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    ) -> io::Result<usize> {
+        let offset = self.offset();
+        let place = Place {
+            offset,
+            previous: self.hash,
+            first_of_group: std::mem::take(&mut self.group_begins),
+        };
+        let begin = self.buffer.len();
+        format::open(kind, shard, &place, &mut self.buffer);
+        encode(&mut self.buffer)?;
+        let length = self.buffer.len() - begin;
+        let fits = u32::try_from(length).is_ok_and(|length| offset.checked_add(length).is_some());
+        let hash = format::close(&mut self.buffer[begin..], place.offset, self.seed).filter(|_| fits);
+        self.hash = hash.ok_or_else(|| io::Error::other("a record is too long for a segment"))?;
+        if self.buffer.len() > BUFFER {
+            self.write()?;
+        }
+        Ok(length)
+    }
+
+    /// Hands what was pushed to the operating system.
+    pub(crate) fn write(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let end = u64::from(self.offset());
+        if end > self.allocated {
+            let wanted = end + (end / 2).clamp(AHEAD.0, AHEAD.1);
+            // Without it the write extends the file. A full disk then fails the write.
+            if fallocate(&self.file, FallocateFlags::empty(), 0, wanted).is_ok() {
+                self.allocated = wanted;
+            }
+        }
+        self.file.write_all_at(&self.buffer, u64::from(self.written))?;
+        self.written = self.offset();
+        self.buffer.clear();
+        self.buffer.shrink_to(2 * BUFFER);
+        Ok(())
+    }
+
+    /// Another handle of the file, for the fsync.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Begins a group. Everything written before must be durable.
+    pub(crate) fn begin_group(&mut self) {
+        self.group_begins = true;
+    }
+
+    /// Completes the segment with a last record, and begins the next one. Both are durable when this returns.
+    pub(crate) fn next_segment(
+        &mut self,
+        end: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+        start: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let at = self.offset();
+        self.push(Kind::End, 0, end)?;
+        self.buffer.extend_from_slice(&format::trailer(at, self.seed));
+        self.write()?;
+        self.file.set_len(u64::from(self.written))?;
+        self.file.sync_all()?;
+        let buffer = std::mem::take(&mut self.buffer);
+        *self = Writer::create(&self.dir, self.number + 1, self.hash, start)?;
+        self.buffer = buffer;
+        Ok(())
+    }
+}
+
+/// Removes the segments `from..to`, oldest first, so that a crash leaves no gap.
+pub(crate) fn remove(dir: &Path, from: u64, to: u64) -> io::Result<()> {
+    for number in from..to {
+        match fs::remove_file(path(dir, number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    files::sync_dir(dir)
+}
