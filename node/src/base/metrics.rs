@@ -56,6 +56,8 @@ pub struct Metrics {
     pub snapshots_sent: Counter,
     /// Snapshots received from other nodes.
     pub snapshots_received: Counter,
+    /// Rows that the sweeps of this node removed while it led.
+    pub swept_rows: Counter,
 }
 
 /// The outcome of a proposal.
@@ -126,6 +128,11 @@ fn seconds() -> Histogram {
 fn register_requests(registry: &mut Registry) -> Family<MethodLabel, Counter> {
     let help = "Requests read from WebSockets, by method; refused = unknown method or invalid parameters";
     add(registry, "ws_requests", help, Family::default())
+}
+
+fn register_swept_rows(registry: &mut Registry) -> Counter {
+    let help = "Aged rows removed by the sweeps that this node proposed as the leader";
+    add(registry, "swept_rows", help, Counter::default())
 }
 
 impl Metrics {
@@ -210,6 +217,7 @@ impl Metrics {
             raft: raft::Raft::register(r),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
+            swept_rows: register_swept_rows(r),
             storage: storage::Storage::register(r),
             clocks: clocks::Clocks::register(r),
             dispatch: dispatch::Dispatch::register(r),

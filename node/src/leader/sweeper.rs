@@ -74,8 +74,10 @@ impl Sweeper {
         let (epoch, _) = self.leader.cluster_time.now();
         let answer: Result<_, ProposeError> = self.leader.proposer.propose_in(epoch, Sweep {}).await;
         match answer {
-            Ok(Ok(swept)) if swept.full => Swept::Full,
-            Ok(Ok(_)) => Swept::All,
+            Ok(Ok(swept)) => {
+                self.leader.metrics.swept_rows.inc_by(swept.rows.into());
+                if swept.full { Swept::Full } else { Swept::All }
+            }
             Ok(Err(error)) => {
                 tracing::info!(%error, "a sweep was refused; the next round tries again");
                 Swept::Not

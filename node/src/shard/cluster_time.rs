@@ -29,7 +29,8 @@ impl ClusterTime {
     pub fn now(&self) -> (u64, u64) {
         let epoch = *self.epoch.read();
         epoch.map_or((0, 0), |epoch| {
-            (epoch.index, epoch.start_ms + epoch.began.elapsed().as_millis() as u64)
+            let elapsed_ms = epoch.began.elapsed().as_millis() as u64;
+            (epoch.index, epoch.start_ms + elapsed_ms * speed())
         })
     }
 
@@ -44,6 +45,28 @@ impl ClusterTime {
     pub(super) fn set(&self, epoch: Option<Epoch>) {
         *self.epoch.write() = epoch;
     }
+}
+
+/// How many times as fast as the machine's clock cluster time advances while this node leads.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+fn speed() -> u64 {
+    1
+}
+
+/// How many times as fast as the machine's clock cluster time advances while this node leads: 1, unless
+/// `AGENTPOST_CLUSTER_TIME_SPEED` in the environment says otherwise. A test sees a cluster age by days within minutes.
+#[cfg(feature = "failpoints")]
+fn speed() -> u64 {
+    static SPEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *SPEED.get_or_init(|| std::env::var("AGENTPOST_CLUSTER_TIME_SPEED").map_or(1, |text| faster(&text)))
+}
+
+/// The factor that a test sets.
+#[cfg(feature = "failpoints")]
+fn faster(text: &str) -> u64 {
+    let parsed = text.parse().ok().filter(|speed| *speed > 0);
+    parsed.unwrap_or_else(|| panic!("AGENTPOST_CLUSTER_TIME_SPEED takes a whole number of at least 1, not '{text}'"))
 }
 
 #[cfg(test)]
@@ -68,5 +91,13 @@ mod tests {
         time.set(None);
         assert_eq!(time.term_of(7), None);
         assert_eq!(time.now(), (0, 0));
+    }
+    #[cfg(feature = "failpoints")]
+    #[test]
+    fn a_speed_is_a_whole_number_of_at_least_one() {
+        assert_eq!(faster("1440"), 1440);
+        for bad in ["", "0", "-1", "1.5", "fast"] {
+            assert!(std::panic::catch_unwind(|| faster(bad)).is_err(), "{bad}");
+        }
     }
 }

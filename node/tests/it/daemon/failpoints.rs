@@ -23,11 +23,15 @@ struct Dev {
 
 impl Dev {
     async fn start(dir: &Path, failpoint: &str) -> Self {
+        Self::start_with(dir, ("AGENTPOST_FAILPOINT", failpoint)).await
+    }
+
+    async fn start_with(dir: &Path, (name, value): (&str, &str)) -> Self {
         let _ = std::fs::remove_file(dir.join("ready"));
         let process = Command::new(env!("CARGO_BIN_EXE_agentpostd"))
             .args(["dev", "--port", "0", "--data-dir"])
             .arg(dir)
-            .env("AGENTPOST_FAILPOINT", failpoint)
+            .env(name, value)
             .stdout(std::fs::File::create(dir.join("ready")).unwrap())
             .stderr(std::fs::File::create(dir.join("log")).unwrap())
             .spawn()
@@ -149,4 +153,28 @@ async fn an_apply_that_hangs_shows_in_the_metrics_and_ends_readiness() {
     })
     .await;
     sending.abort();
+}
+
+/// An idempotency key counts for a day of cluster time, and the sweep removes its rows afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn cluster_time_can_advance_a_day_in_two_seconds() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Dev::start_with(dir.path(), ("AGENTPOST_CLUSTER_TIME_SPEED", "43200")).await;
+    let send = async || {
+        let call = Call::post("/v1/messages", &mail("agent-a", &json!({ "n": 1 })));
+        node.call(call.once("once")).await["messageId"].clone()
+    };
+    let first = send().await;
+    eventually("a second message under the key", async || {
+        (send().await != first).then_some(())
+    })
+    .await;
+    eventually("a sweep", async || {
+        let metrics = metrics(&node.keys["AGENTPOST_URLS"]).await;
+        let swept = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("agentpost_swept_rows_total "))?;
+        (swept.parse::<u64>().unwrap() >= 2).then_some(())
+    })
+    .await;
 }
