@@ -312,6 +312,17 @@ impl Cluster {
         bail!("node {node} did not end within {PATIENCE:?}:\n{}", self.log(node))
     }
 
+    /// The process id of a node that was started here and has not been killed.
+    pub fn pid(&self, node: usize) -> Option<u32> {
+        self.nodes[node - 1].process.as_ref().map(Child::id)
+    }
+
+    /// The command that starts a node, for a program that starts it itself.
+    pub fn start_command(&self, node: usize) -> String {
+        let config = self.file(node, "toml");
+        format!("{} start --config {}", self.binary.display(), config.display())
+    }
+
     /// Nodes whose process runs.
     pub fn running(&self) -> impl Iterator<Item = usize> {
         (1..=self.nodes.len()).filter(|node| self.nodes[node - 1].process.is_some())

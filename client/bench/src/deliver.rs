@@ -68,10 +68,10 @@ async fn full_load(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyh
     let clients = nodes.clients()?;
     let flow = Arc::new(Flow::default());
     let started = std::time::Instant::now();
-    let from = Instant::now() + Duration::from_secs(bench.args.warm_up);
+    let from = Instant::now() + bench.args.warm_up();
     let mut running = JoinSet::new();
     for (number, lane) in (0..).zip(hooks::lanes(bench, &nodes, Shape::Batch).await?) {
-        let source = Source::new(Shape::Batch, bench.args.seed, number, started);
+        let source = Source::new(Shape::Batch, bench.args.seed(), number, started);
         running.spawn(drive(lane, source, flow.clone(), sink.clone()));
     }
     sleep_until(from).await;
@@ -79,7 +79,7 @@ async fn full_load(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyh
     sink.take();
     // The measurement begins here, however long a busy machine took for the first reading, and lasts until something
     // was delivered.
-    sleep(bench.duration()).await;
+    sleep(bench.args.duration()).await;
     let deadline = Instant::now() + PATIENCE;
     while sink.delivered() == first.delivered && Instant::now() < deadline {
         sleep(POLL).await;

@@ -12,10 +12,11 @@ use anyhow::{Context, ensure};
 use futures::stream::{StreamExt, TryStreamExt, iter};
 use tokio::task::JoinSet;
 
+use crate::Bench;
+use crate::args::Target;
 use crate::lane::{Lane, Template};
 use crate::report::{Latency, Report, Row};
 use crate::traffic::{SENDER, Shape, Source};
-use crate::{Bench, Target};
 
 const SUBSCRIBERS: usize = 1_000;
 /// Publishes of each measurement.
@@ -31,7 +32,7 @@ const SUBSCRIBING: usize = 32;
 /// Subscribes, publishes one message at a time and several at a time, and checks that the inboxes have every message.
 pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
     let nodes = bench.nodes().await?;
-    let target = match bench.args.target {
+    let target = match bench.args.target() {
         Target::Follower => nodes.follower()?,
         _ => nodes.leader(),
     };
@@ -55,7 +56,7 @@ pub async fn measure(bench: &Bench<'_>, run: u32, report: &mut dyn Report) -> an
             ),
         };
         report.row(Row {
-            peer: format!("agentpost-fanout{name}{}", bench.args.target.suffix()),
+            peer: format!("agentpost-fanout{name}{}", bench.args.target().suffix()),
             metric: "fanout-durable-copies",
             in_flight: SUBSCRIBERS as u32,
             run,
@@ -116,7 +117,7 @@ async fn run_of(bench: &Bench<'_>, address: &str, publishers: usize, rounds: usi
     let mut running = JoinSet::new();
     for number in 0..publishers {
         let mut lane = Lane::dial(address, &template).await?;
-        let mut source = Source::new(Shape::Single, bench.args.seed, number as u32, Instant::now());
+        let mut source = Source::new(Shape::Single, bench.args.seed(), number as u32, Instant::now());
         running.spawn(async move {
             let mut samples = Vec::new();
             for _ in 0..rounds / publishers.min(rounds) {

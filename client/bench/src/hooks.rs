@@ -68,7 +68,7 @@ pub async fn remove(bench: &Bench<'_>) -> anyhow::Result<()> {
 
 /// Opens a connection for each team; the teams take the nodes in turn.
 pub async fn lanes(bench: &Bench<'_>, nodes: &Nodes, shape: Shape) -> anyhow::Result<Vec<Lane>> {
-    let addresses = nodes.addresses(bench.args.target)?;
+    let addresses = nodes.addresses(bench.args.target())?;
     let mut lanes = Vec::new();
     for ((_, key), address) in bench.tenants.iter().take(TEAMS).zip(addresses.iter().cycle()) {
         let template = Arc::new(Template::new(shape.path(), &key.api_key, SENDER)?);

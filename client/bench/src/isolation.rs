@@ -87,15 +87,15 @@ async fn one(bench: &Bench<'_>, health: fn(usize) -> Health) -> anyhow::Result<V
     let nodes = bench.nodes().await?;
     let started = std::time::Instant::now();
     let begin = Instant::now();
-    let end = begin + Duration::from_secs(bench.args.warm_up) + bench.duration();
-    let from_ms = wall_ms() + bench.args.warm_up * 1000;
+    let end = begin + bench.args.warm_up() + bench.args.duration();
+    let from_ms = wall_ms() + bench.args.warm_up().as_millis() as u64;
     let mut running = JoinSet::new();
     for (team, lane) in hooks::lanes(bench, &nodes, Shape::Single)
         .await?
         .into_iter()
         .enumerate()
     {
-        let source = Source::new(Shape::Single, bench.args.seed, team as u32, started);
+        let source = Source::new(Shape::Single, bench.args.seed(), team as u32, started);
         let ill: Vec<bool> = (0..AGENTS)
             .map(|n| health(team * AGENTS + n) != Health::Healthy)
             .collect();

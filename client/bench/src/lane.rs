@@ -56,12 +56,28 @@ impl Lane {
         })
     }
 
+    /// Takes path and headers of the following requests from this template.
+    pub fn use_template(&mut self, template: &Arc<Template>) {
+        if !Arc::ptr_eq(&self.template, template) {
+            self.uri = Uri::from_static(template.path);
+            self.template = template.clone();
+        }
+    }
+
     /// Posts a body and returns the body of the 200; every other status is an error.
     pub async fn post(&mut self, body: Bytes) -> anyhow::Result<Bytes> {
+        self.post_keyed(body, None).await
+    }
+
+    /// Does the same with an `Idempotency-Key`.
+    pub async fn post_keyed(&mut self, body: Bytes, key: Option<HeaderValue>) -> anyhow::Result<Bytes> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.template.headers.clone();
+        if let Some(key) = key {
+            request.headers_mut().insert("idempotency-key", key);
+        }
         self.sender.ready().await?;
         let response = self.sender.send_request(request).await?;
         let status = response.status();

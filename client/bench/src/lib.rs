@@ -5,167 +5,51 @@
 //! generator usually shares its machine with the cluster, so it does little work of its own: prepared headers, no
 //! JSON parser, one thread.
 //!
-//! - `load.rs`: the closed loop of the modes `http` and `batch`; `push.rs`, `crash.rs`, `fanout.rs`: one mode each
+//! - `args.rs`: the arguments; `tenants.rs`: the teams; `fill.rs`: messages before a measurement
+//! - `load.rs`: the closed loop and the modes `http` and `batch`; `meter.rs`: what it measures; `turns.rs`: two loads in
+//!   turns
+//! - `push.rs`, `fanout.rs`, `sustain.rs`, `join.rs`, `restart.rs`: one mode each; `aged.rs`: those of an old cluster
+//! - `crash.rs`: the modes that kill leaders; `outage.rs`: their load; `control.rs`: the processes of the nodes
 //! - `deliver.rs` and `isolation.rs`: the mode `deliver`; `hooks.rs` registers its webhooks, `sink.rs` receives their
 //!   calls
 //! - `traffic.rs`: the requests; `lane.rs`: a connection; `nodes.rs`: the nodes of the cluster
-//! - `observe.rs`: CPU time and disk flushes of a measurement; `report.rs`: a row
+//! - `observe.rs`: counters of the nodes and of this machine; `disk.rs`: bytes on disk; `report.rs`: a row
 
+mod aged;
+mod args;
+mod control;
 mod crash;
 mod deliver;
+mod disk;
 mod fanout;
+mod fill;
 mod hooks;
 mod isolation;
+mod join;
 mod lane;
 mod load;
+mod meter;
 mod nodes;
 mod observe;
+mod outage;
 mod push;
 pub mod report;
+mod restart;
 mod sink;
+mod sustain;
+mod tenants;
 mod traffic;
+mod turns;
 
-use std::time::Duration;
-
-use agentpost::Permission;
-use agentpost::api::admin::{CreatedKey, LimitsPatch, Team};
+use agentpost::api::admin::{CreatedKey, Team};
 use agentpost::operator::Operator;
-use anyhow::{Context, bail};
-use clap::ValueEnum;
 
+pub use args::Args;
+use args::{Mode, Target};
+use load::Load;
 use nodes::Nodes;
 use report::Report;
-
-/// The arguments of `agentpost bench`.
-#[derive(clap::Args)]
-#[command(after_help = "\
-Examples:
-  agentpost bench
-  agentpost bench --mode batch --in-flight 1,16 --runs 1
-  agentpost bench --mode ws-push --tsv
-
-Modes:
-  http     sends of one message each; in flight counts messages
-  batch    sends of 100 messages each; in flight counts requests, the figure counts messages
-  ws-push  time from a send on one node to the event on a WebSocket of another, at low load
-  fanout   publishes to a topic with 1,000 subscribers; the figure counts inbox entries
-  deliver  webhook deliveries to 100 URLs of 10 teams in this program, and the log entries that they cost; then how long
-           deliveries wait for their call, and whether a dead and a dripping URL delay the others
-  crash    kills the leader under load: the longest time without any acknowledgement, and whether mail was lost
-
-The benchmark creates teams without limits, and keys that it revokes at the end. A send counts when it is acknowledged:
-flushed to disk by a majority of the nodes. With one request in flight the leader and a follower are also measured
-alone. Columns of --tsv: peer, metric, in flight, run, value, unit, p50 ms, p99 ms, note. The note gives for each node
-its log flushes per acknowledged message and its CPU seconds, then the CPU seconds of this program and of the whole
-machine.")]
-pub struct Args {
-    /// What to measure; separate several by commas
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "http")]
-    mode: Vec<Mode>,
-    /// Requests in flight at a time; separate several by commas, each is measured on its own
-    #[arg(long, value_delimiter = ',', value_name = "LIST", default_value = "1,16,64,256")]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
-    in_flight: Vec<u32>,
-    /// Length of one measurement
-    #[arg(long, value_name = "SECONDS", default_value_t = 4)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
-    seconds: u64,
-    /// Load before each measurement, not counted
-    #[arg(long, value_name = "SECONDS", default_value_t = 1)]
-    warm_up: u64,
-    /// Measurements of each kind [default: 3, with --tsv 1]
-    #[arg(long, value_name = "COUNT")]
-    runs: Option<u32>,
-    /// Nodes that get the load
-    #[arg(long, value_enum, default_value = "any")]
-    target: Target,
-    /// Print one row for each measurement, for other programs
-    #[arg(long)]
-    tsv: bool,
-    /// Seed of the random inboxes; the same seed repeats the choice
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Threads of the load generator
-    #[arg(long, default_value_t = 1)]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
-    threads: u16,
-    /// For crash: the process id of each node, so that the leader can be killed
-    #[arg(long, value_name = "NODE=PID,…", value_delimiter = ',', value_parser = crash::process)]
-    kill: Vec<(u64, u32)>,
-}
-
-/// A kind of measurement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Mode {
-    Http,
-    Batch,
-    WsPush,
-    Fanout,
-    Deliver,
-    Crash,
-}
-
-impl Mode {
-    fn name(self) -> &'static str {
-        match self {
-            Mode::Http => "http",
-            Mode::Batch => "batch",
-            Mode::WsPush => "ws-push",
-            Mode::Fanout => "fanout",
-            Mode::Deliver => "deliver",
-            Mode::Crash => "crash",
-        }
-    }
-}
-
-/// The nodes that get the load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Target {
-    Any,
-    Leader,
-    Follower,
-}
-
-impl Target {
-    fn suffix(self) -> &'static str {
-        match self {
-            Target::Any => "",
-            Target::Leader => "-leader",
-            Target::Follower => "-follower",
-        }
-    }
-}
-
-impl Args {
-    /// The runtime of the load generator. One thread costs the least; more threads help only if cores are idle.
-    pub fn runtime(&self) -> anyhow::Result<tokio::runtime::Runtime> {
-        let runtime = match self.threads {
-            1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
-            threads => tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(threads.into())
-                .enable_all()
-                .build(),
-        };
-        runtime.context("cannot start the runtime")
-    }
-
-    /// Fails if an argument is missing that a mode needs.
-    pub fn validate(&self) -> anyhow::Result<()> {
-        if self.mode.contains(&Mode::Crash) && self.kill.is_empty() {
-            bail!("the mode crash kills the leader: name the process of each node with --kill 1=PID,2=PID,…");
-        }
-        Ok(())
-    }
-
-    /// Whether `--tsv` was given.
-    pub fn is_tsv(&self) -> bool {
-        self.tsv
-    }
-
-    fn runs(&self) -> u32 {
-        self.runs.unwrap_or(if self.tsv { 1 } else { 3 })
-    }
-}
+use traffic::Shape;
 
 /// The inputs of every measurement.
 struct Bench<'a> {
@@ -181,87 +65,93 @@ struct Bench<'a> {
 /// Runs the measurements against the nodes with these base URLs; `operator` has the admin key.
 pub async fn run(args: &Args, operator: &Operator, urls: &[String], report: &mut dyn Report) -> anyhow::Result<()> {
     Nodes::discover(operator, urls).await?;
-    let count = if args.mode.contains(&Mode::Deliver) {
+    let count = if args.preload() > 0 || args.modes().iter().any(|mode| mode.has_many_teams()) {
         hooks::TEAMS
     } else {
         1
     };
-    let mut tenants = Vec::new();
+    let mut made = Vec::new();
     for _ in 0..count {
-        tenants.push(tenant(operator).await?);
+        made.push(tenants::create(operator).await?);
     }
     let bench = Bench {
         args,
         operator,
         urls,
-        team: &tenants[0].0,
-        key: &tenants[0].1.api_key,
-        tenants: &tenants,
+        team: &made[0].0,
+        key: &made[0].1.api_key,
+        tenants: &made,
     };
     let measured = bench.measure(report).await;
     // The keys are revoked after a failure too.
-    let mut revoked = Ok(());
-    for (_, key) in &tenants {
-        revoked = revoked.and(operator.revoke_key(&key.id).await);
-    }
+    let keys: Vec<CreatedKey> = made.into_iter().map(|(_, key)| key).collect();
+    let revoked = tenants::revoke(operator, &keys).await;
     measured?;
-    revoked.context("cannot revoke a key of the benchmark")
+    revoked
 }
 
-/// Creates a team without limits and a key of it.
-async fn tenant(operator: &Operator) -> anyhow::Result<(Team, CreatedKey)> {
-    let name = format!("bench-{}", uuid::Uuid::now_v7().simple());
-    let unlimited = LimitsPatch {
-        daily_sends: Some(0),
-        daily_reads: Some(0),
-        daily_webhook_registrations: Some(0),
-        monthly_events: Some(0),
-        overage_price_atomic: None,
-    };
-    let team = operator.create_team(name).limits(unlimited);
-    let team = team.await.context("cannot create a team")?;
-    let key = operator.create_key(&team.id, "bench").permission(Permission::Write);
-    let key = key.await.context("cannot create a key")?;
-    Ok((team, key))
+/// A number that no other measurement has, for names and keys that must not repeat.
+fn fresh_number() -> u64 {
+    let (high, low) = uuid::Uuid::now_v7().as_u64_pair();
+    high ^ low
 }
 
 impl Bench<'_> {
     async fn measure(&self, report: &mut dyn Report) -> anyhow::Result<()> {
+        fill::preload(self, report).await?;
         for run in 1..=self.args.runs() {
-            for mode in &self.args.mode {
+            for &mode in self.args.modes() {
                 report.progress(&format!("run {run} of {}: {}", self.args.runs(), mode.name()));
                 match mode {
-                    Mode::Http => self.sends(traffic::Shape::Single, run, report).await?,
-                    Mode::Batch => self.sends(traffic::Shape::Batch, run, report).await?,
+                    Mode::Http => self.sends(Shape::Single, run, report).await?,
+                    Mode::Batch => self.sends(Shape::Batch, run, report).await?,
                     Mode::WsPush => self.pushes(run, report).await?,
                     Mode::Fanout => fanout::measure(self, run, report).await?,
                     Mode::Deliver => deliver::measure(self, run, report).await?,
+                    // The messages were sent above.
+                    Mode::Preload => {}
+                    Mode::Sustain => sustain::measure(self, run, report).await?,
+                    Mode::Keyed => aged::keyed(self, Shape::Single, run, report).await?,
+                    Mode::KeyedBatch => aged::keyed(self, Shape::Batch, run, report).await?,
+                    Mode::FullInbox => aged::full_inbox(self, run, report).await?,
+                    Mode::IdleTeams => aged::idle_teams(self, run, report).await?,
+                    Mode::BusyTeams => aged::busy_teams(self, run, report).await?,
+                    Mode::Agents => aged::agents(self, run, report).await?,
                     Mode::Crash => crash::measure(self, run, report).await?,
+                    Mode::Failover => crash::failover(self, run, report).await?,
+                    Mode::Restart => restart::measure(self, run, report).await?,
+                    Mode::Join => join::measure(self, run, report).await?,
                 }
             }
         }
         Ok(())
     }
 
-    async fn sends(&self, shape: traffic::Shape, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
-        for &in_flight in &self.args.in_flight {
-            let mut targets = vec![self.args.target];
-            if in_flight == 1 && self.args.target == Target::Any && shape == traffic::Shape::Single {
+    async fn sends(&self, shape: Shape, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
+        let name = if shape == Shape::Batch { "batch" } else { "http" };
+        for in_flight in self.args.in_flight_list() {
+            let mut targets = vec![self.args.target()];
+            if in_flight == 1 && self.args.target() == Target::Any && shape == Shape::Single {
                 targets.extend([Target::Leader, Target::Follower]);
             }
             for target in targets {
-                report.row(load::measure(self, shape, target, in_flight, run).await?);
+                let load = Load {
+                    target,
+                    ..Load::new(self, format!("{name}{}", target.suffix()), shape, in_flight)
+                };
+                report.row(load::measure(self, &load, run, self.args.seconds(4)).await?);
             }
         }
         Ok(())
     }
 
     async fn pushes(&self, run: u32, report: &mut dyn Report) -> anyhow::Result<()> {
+        let target = self.args.target();
         let both = [Target::Leader, Target::Follower];
-        let targets = if self.args.target == Target::Any {
+        let targets = if target == Target::Any {
             &both[..]
         } else {
-            std::slice::from_ref(&self.args.target)
+            std::slice::from_ref(&target)
         };
         for target in targets {
             report.row(push::measure(self, *target, run).await?);
@@ -274,7 +164,8 @@ impl Bench<'_> {
         Nodes::discover(self.operator, self.urls).await
     }
 
-    fn duration(&self) -> Duration {
-        Duration::from_secs(self.args.seconds)
+    /// The keys of all teams.
+    fn keys(&self) -> Vec<String> {
+        self.tenants.iter().map(|(_, key)| key.api_key.to_string()).collect()
     }
 }

@@ -1,193 +1,213 @@
-//! The modes `http` and `batch`: a closed loop of sends.
+//! A closed loop of sends: every lane sends a request, waits for the acknowledgement and sends the next one.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use hdrhistogram::Histogram;
+use hyper::header::HeaderValue;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::args::Target;
 use crate::lane::{Lane, Template};
+use crate::meter::{Meter, Tally};
+use crate::nodes::Nodes;
 use crate::observe::Snapshot;
 use crate::report::{Latency, Row};
-use crate::traffic::{SENDER, Shape, Source};
-use crate::{Bench, Target};
+use crate::traffic::{INBOXES, Recipients, SENDER, Shape, Source};
+use crate::{Bench, fresh_number};
 
 /// A send without an answer for this long is an error.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause before a lane that failed connects again.
 const AFTER_FAILURE: Duration = Duration::from_millis(20);
 
-/// Only answers in this interval count.
-#[derive(Clone, Copy)]
-struct Window {
-    from: Instant,
-    to: Instant,
+/// A load on the cluster.
+#[derive(Clone)]
+pub struct Load {
+    /// The name of its rows.
+    pub name: String,
+    pub shape: Shape,
+    pub target: Target,
+    /// Requests in flight at a time.
+    pub in_flight: u32,
+    pub to: Recipients,
+    /// The keys of the teams; each request takes one at random.
+    pub keys: Vec<String>,
+    /// Whether every message carries an idempotency key of its own.
+    pub keyed: bool,
+    /// The time between the begins of two requests of a lane, unless an answer takes longer; zero for no pause.
+    pub gap: Duration,
 }
 
-/// Counters of one or more lanes.
-#[derive(Default)]
-struct Tally {
-    latencies_ns: Vec<u64>,
-    acknowledged: u64,
-    errors: u64,
-    first_error: Option<String>,
-}
-
-impl Tally {
-    fn add(&mut self, other: Tally) {
-        self.latencies_ns.extend(other.latencies_ns);
-        self.acknowledged += other.acknowledged;
-        self.errors += other.errors;
-        self.first_error = self.first_error.take().or(other.first_error);
+impl Load {
+    /// A load on all nodes with messages to the usual inboxes of the first team.
+    pub fn new(bench: &Bench<'_>, name: impl Into<String>, shape: Shape, in_flight: u32) -> Self {
+        Load {
+            name: name.into(),
+            shape,
+            target: bench.args.target(),
+            in_flight,
+            to: Recipients::random("inbox-", INBOXES),
+            keys: vec![bench.key.to_owned()],
+            keyed: false,
+            gap: Duration::ZERO,
+        }
     }
-
-    fn failed(&mut self, error: impl std::fmt::Display) {
-        self.errors += 1;
-        self.first_error.get_or_insert_with(|| error.to_string());
-    }
 }
 
-/// Loads the target with `in_flight` lanes and returns the acknowledged messages per second.
-pub async fn measure(bench: &Bench<'_>, shape: Shape, target: Target, in_flight: u32, run: u32) -> anyhow::Result<Row> {
+/// Measures a load for `seconds` after the warm-up.
+pub async fn measure(bench: &Bench<'_>, load: &Load, run: u32, seconds: u64) -> anyhow::Result<Row> {
     let nodes = bench.nodes().await?;
-    let addresses = nodes.addresses(target)?;
-    let template = Arc::new(Template::new(shape.path(), bench.key, SENDER)?);
-    let started = std::time::Instant::now();
-    let mut lanes = Vec::new();
-    for number in 0..in_flight {
-        let seed = bench.args.seed + u64::from(run);
-        let source = Source::new(shape, seed, number, started);
-        lanes.push(Driver::new(&addresses, number as usize, in_flight as usize, &template, source).await?);
-    }
+    let lanes = Lanes::dial(&nodes, load, bench.args.seed() + u64::from(run)).await?;
     let clients = nodes.clients()?;
-    let from = Instant::now() + Duration::from_secs(bench.args.warm_up);
-    let window = Window {
-        from,
-        to: from + bench.duration(),
-    };
-    let mut running = JoinSet::new();
-    for lane in lanes {
-        running.spawn(lane.drive(window));
-    }
-    sleep_until(window.from).await;
+    let meter = Meter::start(bench.args.warm_up(), Duration::from_secs(seconds), 1);
+    let mut running = lanes.run(&meter);
+    meter.reached(0).await;
     let before = Snapshot::take(&clients).await;
-    sleep_until(window.to).await;
+    meter.reached(1).await;
     let after = Snapshot::take(&clients).await;
-    let mut tally = Tally::default();
     while let Some(lane) = running.join_next().await {
-        tally.add(lane.context("a lane ended early")?);
+        lane.context("a lane ended early")?;
     }
-    let seconds = bench.duration().as_secs_f64();
-    let mut note = after.note_since(&before, tally.acknowledged, seconds);
-    if let Some(error) = &tally.first_error {
-        note.push_str(&format!(" errors={} first: {error}", tally.errors));
-    }
-    let name = if shape == Shape::Batch { "batch" } else { "http" };
-    Ok(Row {
-        peer: format!("agentpost-{name}{}", target.suffix()),
+    let tally = meter.take(0);
+    let note = after.note_since(&before, tally.acknowledged, seconds as f64) + &tally.complaint();
+    Ok(row_of(load, run, &tally, seconds as f64, note))
+}
+
+/// The row of what a load measured in `seconds`.
+pub fn row_of(load: &Load, run: u32, tally: &Tally, seconds: f64, note: String) -> Row {
+    Row {
+        peer: format!("agentpost-{}", load.name),
         metric: "acked-writes",
-        in_flight,
+        in_flight: load.in_flight,
         run,
         value: tally.acknowledged as f64 / seconds,
         unit: "msg/s",
         latency: Latency::of(&tally.latencies_ns),
         note,
-    })
+    }
 }
 
-/// A lane and its requests. With fewer lanes than nodes, a lane sends to several nodes in turn, so that every node gets
-/// its share of the load.
+/// The lanes of a load, connected and idle.
+pub struct Lanes(Vec<Driver>);
+
+impl Lanes {
+    pub async fn dial(nodes: &Nodes, load: &Load, seed: u64) -> anyhow::Result<Self> {
+        let addresses = nodes.addresses(load.target)?;
+        let path = load.shape.path();
+        let templates = load
+            .keys
+            .iter()
+            .map(|key| anyhow::Ok(Arc::new(Template::new(path, key, SENDER)?)));
+        let templates: Arc<[Arc<Template>]> = templates.collect::<Result<_, _>>()?;
+        let (started, nonce) = (std::time::Instant::now(), load.keyed.then(fresh_number));
+        let mut lanes = Vec::new();
+        for number in 0..load.in_flight {
+            let source = Source::new(load.shape, seed, number, started).to(load.to.clone());
+            let source = match nonce {
+                Some(nonce) => source.keyed(nonce),
+                None => source,
+            };
+            let own = of_lane(&addresses, number as usize, load.in_flight as usize);
+            lanes.push(Driver::dial(own, &templates, source, load.gap).await?);
+        }
+        Ok(Lanes(lanes))
+    }
+
+    /// Starts the lanes; they run until the measurement is over.
+    pub fn run(self, meter: &Arc<Meter>) -> JoinSet<()> {
+        let mut running = JoinSet::new();
+        for lane in self.0 {
+            running.spawn(lane.drive(meter.clone()));
+        }
+        running
+    }
+}
+
+/// The nodes of a lane. With fewer lanes than nodes, a lane sends to several nodes in turn, so that every node gets its
+/// share of the load.
+fn of_lane(addresses: &[String], number: usize, of: usize) -> Vec<String> {
+    let count = if of < addresses.len() { addresses.len() } else { 1 };
+    addresses.iter().cycle().skip(number).take(count).cloned().collect()
+}
+
+/// A lane and its requests.
 struct Driver {
     addresses: Vec<String>,
     lanes: Vec<Option<Lane>>,
     turn: usize,
-    template: Arc<Template>,
+    templates: Arc<[Arc<Template>]>,
     source: Source,
-    shape: Shape,
+    gap: Duration,
 }
 
 impl Driver {
-    async fn new(
-        addresses: &[String],
-        number: usize,
-        of: usize,
-        template: &Arc<Template>,
+    async fn dial(
+        addresses: Vec<String>,
+        templates: &Arc<[Arc<Template>]>,
         source: Source,
+        gap: Duration,
     ) -> anyhow::Result<Self> {
-        let own: Vec<String> = if of < addresses.len() {
-            addresses
-                .iter()
-                .cycle()
-                .skip(number)
-                .take(addresses.len())
-                .cloned()
-                .collect()
-        } else {
-            vec![addresses[number % addresses.len()].clone()]
-        };
+        let first = templates.first().context("a load needs a key")?;
         let mut lanes = Vec::new();
-        for address in &own {
-            lanes.push(Some(Lane::dial(address, template).await?));
+        for address in &addresses {
+            lanes.push(Some(Lane::dial(address, first).await?));
         }
-        let shape = source.shape();
         Ok(Driver {
-            addresses: own,
+            addresses,
             lanes,
             turn: 0,
-            template: template.clone(),
+            templates: templates.clone(),
             source,
-            shape,
+            gap,
         })
     }
 
-    async fn drive(mut self, window: Window) -> Tally {
-        let mut tally = Tally {
-            latencies_ns: Vec::with_capacity(1 << 14),
-            ..Tally::default()
-        };
+    async fn drive(mut self, meter: Arc<Meter>) {
+        let expected = self.source.shape().expected();
         loop {
             let begun = Instant::now();
-            if begun >= window.to {
-                return tally;
+            if meter.is_over(begun) {
+                return;
             }
-            let sent = timeout(SEND_TIMEOUT, self.send()).await;
-            let ended = Instant::now();
-            match sent {
+            match timeout(SEND_TIMEOUT, self.send()).await {
                 Ok(Ok(acknowledged)) => {
-                    if ended >= window.from && ended < window.to {
-                        tally
-                            .latencies_ns
-                            .push(u64::try_from((ended - begun).as_nanos()).unwrap_or(u64::MAX));
-                        tally.acknowledged += acknowledged as u64;
-                    }
-                    if acknowledged < self.shape.expected() {
-                        tally.failed("a 200 that does not acknowledge every message");
+                    meter.answered(begun, Instant::now(), acknowledged);
+                    if acknowledged < expected {
+                        meter.failed("a 200 that does not acknowledge every message");
                     }
                     self.turn = (self.turn + 1) % self.lanes.len();
                 }
                 Ok(Err(error)) => {
-                    tally.failed(format!("{error:#}"));
+                    meter.failed(format!("{error:#}"));
                     self.reconnect().await;
                 }
                 Err(_) => {
-                    tally.failed("no answer in time");
+                    meter.failed("no answer in time");
                     self.reconnect().await;
                 }
+            }
+            if !self.gap.is_zero() {
+                sleep_until(begun + self.gap).await;
             }
         }
     }
 
     async fn send(&mut self) -> anyhow::Result<usize> {
-        let (request, _) = self.source.next();
+        let team = self.source.choose(self.templates.len());
+        let (request, id) = self.source.next();
+        let key = self.source.key_of(id, Shape::Single).map(HeaderValue::try_from);
         let lane = self.lanes[self.turn].as_mut().context("not connected")?;
-        Ok(self.shape.acknowledged(&lane.post(request).await?))
+        lane.use_template(&self.templates[team]);
+        let answer = lane.post_keyed(request, key.transpose()?).await?;
+        Ok(self.source.shape().acknowledged(&answer))
     }
 
     async fn reconnect(&mut self) {
         sleep(AFTER_FAILURE).await;
-        let dialled = Lane::dial(&self.addresses[self.turn], &self.template).await;
+        let dialled = Lane::dial(&self.addresses[self.turn], &self.templates[0]).await;
         self.lanes[self.turn] = dialled.ok();
     }
 }
@@ -200,4 +220,16 @@ pub fn histogram(latencies_ns: &[u64]) -> Histogram<u64> {
         histogram.saturating_record(latency);
     }
     histogram
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_lanes_send_to_every_node_and_many_to_one_each() {
+        let addresses: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
+        assert_eq!(of_lane(&addresses, 1, 2), ["b", "c", "a"]);
+        assert_eq!(of_lane(&addresses, 4, 64), ["b"]);
+    }
 }

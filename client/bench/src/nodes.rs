@@ -6,7 +6,7 @@ use agentpost::operator::Operator;
 use agentpost::retry::RetryPolicy;
 use anyhow::{Context, bail};
 
-use crate::Target;
+use crate::args::Target;
 
 /// One node.
 pub struct Node {

@@ -6,8 +6,12 @@ use agentpost::http::{Http, Request};
 const LOG_SYNCS: [&str; 2] = ["agentpost_log_syncs_total", "agentpost_log_syncs"];
 /// CPU seconds of a node.
 const CPU_SECONDS: [&str; 1] = ["process_cpu_seconds_total"];
+const RESIDENT_BYTES: [&str; 1] = ["process_resident_memory_bytes"];
+const TERM: [&str; 1] = ["agentpost_term"];
+const SWEPT_ROWS: [&str; 1] = ["agentpost_swept_rows_total"];
 /// The unit of CPU time in `/proc`; it is the same on every Linux that Agentpost supports.
 const TICKS_PER_SECOND: f64 = 100.0;
+const MIB: f64 = 1_048_576.0;
 
 /// All counters at one moment.
 pub struct Snapshot {
@@ -20,6 +24,9 @@ struct NodeCounters {
     id: u64,
     log_syncs: Option<f64>,
     cpu_s: Option<f64>,
+    resident_bytes: Option<f64>,
+    term: Option<f64>,
+    swept_rows: Option<f64>,
 }
 
 struct Machine {
@@ -41,6 +48,9 @@ impl Snapshot {
                 id: *id,
                 log_syncs: value(&text, &LOG_SYNCS),
                 cpu_s: value(&text, &CPU_SECONDS),
+                resident_bytes: value(&text, &RESIDENT_BYTES),
+                term: value(&text, &TERM),
+                swept_rows: value(&text, &SWEPT_ROWS),
             }
         });
         let nodes = futures::future::join_all(asked).await;
@@ -49,6 +59,40 @@ impl Snapshot {
             own_cpu_s: own_cpu_s(),
             machine: machine(),
         }
+    }
+
+    /// The resident memory of each node in MiB.
+    pub fn memory_mib(&self) -> Vec<(u64, u64)> {
+        let of = |node: &NodeCounters| Some((node.id, (node.resident_bytes? / MIB) as u64));
+        self.nodes.iter().filter_map(of).collect()
+    }
+
+    /// The highest Raft term that a node reports.
+    pub fn term(&self) -> Option<u64> {
+        self.nodes
+            .iter()
+            .filter_map(|node| node.term)
+            .map(|term| term as u64)
+            .max()
+    }
+
+    /// The terms that began since an earlier snapshot: elections, successful or not.
+    pub fn elections_since(&self, before: &Snapshot) -> Option<u64> {
+        Some(self.term()?.saturating_sub(before.term()?))
+    }
+
+    /// The CPU seconds of each node since an earlier snapshot.
+    pub fn cpu_since(&self, before: &Snapshot) -> Vec<(u64, f64)> {
+        let pairs = self.nodes.iter().zip(&before.nodes);
+        pairs
+            .filter_map(|(now, then)| Some((now.id, now.cpu_s? - then.cpu_s?)))
+            .collect()
+    }
+
+    /// The rows that sweeps removed since an earlier snapshot; `None` if no node counts them.
+    pub fn swept_since(&self, before: &Snapshot) -> Option<u64> {
+        let swept = |of: &Snapshot| of.nodes.iter().filter_map(|node| node.swept_rows).reduce(|a, b| a + b);
+        Some((swept(self)? - swept(before)?).max(0.0) as u64)
     }
 
     /// The differences to an earlier snapshot as the note of a row.
@@ -161,12 +205,19 @@ mod tests {
                     id,
                     log_syncs: Some(syncs * id as f64),
                     cpu_s: Some(cpu),
+                    resident_bytes: Some(id as f64 * MIB),
+                    term: Some(syncs + id as f64),
+                    swept_rows: Some(cpu * 10.0),
                 })
                 .collect(),
             own_cpu_s: Some(cpu),
             machine: None,
         };
         let note = at(300.0, 2.5).note_since(&at(100.0, 1.0), 100, 4.0);
+        assert_eq!(at(300.0, 2.5).memory_mib(), [(1, 1), (2, 2)]);
+        assert_eq!(at(300.0, 2.5).elections_since(&at(100.0, 1.0)), Some(200));
+        assert_eq!(at(300.0, 2.5).cpu_since(&at(100.0, 1.0)), [(1, 1.5), (2, 1.5)]);
+        assert_eq!(at(300.0, 2.5).swept_since(&at(100.0, 1.0)), Some(30));
         assert_eq!(note, "flushes/ack=1:2.00,2:4.00 cpu-s=1:1.50,2:1.50 load-cpu-s=1.50");
     }
 

@@ -10,10 +10,11 @@ use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::Bench;
+use crate::args::Target;
 use crate::lane::{Lane, Template};
 use crate::report::{Latency, Row};
 use crate::traffic::{SENDER, Shape, Source, made_at, nanoseconds};
-use crate::{Bench, Target};
 
 const MESSAGES: usize = 600;
 const GAP: Duration = Duration::from_millis(5);
@@ -94,7 +95,7 @@ async fn connected(session: &mut Session) -> anyhow::Result<()> {
 async fn send(bench: &Bench<'_>, address: &str, receiver: &str, started: std::time::Instant) -> anyhow::Result<()> {
     let template = Arc::new(Template::new(Shape::Single.path(), bench.key, SENDER)?);
     let mut lane = Lane::dial(address, &template).await?;
-    let mut source = Source::new(Shape::Single, bench.args.seed, 0, started);
+    let mut source = Source::new(Shape::Single, bench.args.seed(), 0, started);
     let mut ticks = interval(GAP);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for _ in 0..MESSAGES {

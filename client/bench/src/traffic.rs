@@ -1,6 +1,8 @@
 //! The requests of a lane, made from a seed, and the check of the answers.
 
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -46,6 +48,37 @@ impl Shape {
     }
 }
 
+/// The agents that get the messages of a load.
+#[derive(Clone)]
+pub enum Recipients {
+    /// `{prefix}0` to `{prefix}{count - 1}`, chosen at random.
+    Random { prefix: Arc<str>, count: u64 },
+    /// `{prefix}0`, `{prefix}1` and so on; each gets a number of messages before the next one. All lanes count
+    /// together.
+    InTurn {
+        prefix: Arc<str>,
+        each: u64,
+        sent: Arc<AtomicU64>,
+    },
+}
+
+impl Recipients {
+    pub fn random(prefix: &str, count: u64) -> Self {
+        Recipients::Random {
+            prefix: prefix.into(),
+            count: count.max(1),
+        }
+    }
+
+    pub fn in_turn(prefix: &str, each: u64) -> Self {
+        Recipients::InTurn {
+            prefix: prefix.into(),
+            each: each.max(1),
+            sent: Arc::default(),
+        }
+    }
+}
+
 /// The requests of one lane: an endless sequence that a seed repeats.
 pub struct Source {
     shape: Shape,
@@ -53,6 +86,9 @@ pub struct Source {
     lane: u32,
     made: u64,
     started: Instant,
+    to: Recipients,
+    /// Distinguishes the idempotency keys of this load from those of others; `None` for messages without a key.
+    nonce: Option<u64>,
 }
 
 impl Source {
@@ -65,6 +101,35 @@ impl Source {
             lane,
             made: 0,
             started,
+            to: Recipients::random("inbox-", INBOXES),
+            nonce: None,
+        }
+    }
+
+    /// The same sequence to other agents.
+    pub fn to(mut self, to: Recipients) -> Self {
+        self.to = to;
+        self
+    }
+
+    /// The same sequence with an idempotency key for each message.
+    pub fn keyed(mut self, nonce: u64) -> Self {
+        self.nonce = Some(nonce);
+        self
+    }
+
+    /// The idempotency key of message `id`, if messages have keys and this is the shape of the requests: a batch has the
+    /// keys in its body, a single message has its key in a header.
+    pub fn key_of(&self, id: u64, shape: Shape) -> Option<String> {
+        let nonce = self.nonce.filter(|_| self.shape == shape)?;
+        Some(format!("{nonce:x}-{id:x}"))
+    }
+
+    /// Chooses one of `count` at random.
+    pub fn choose(&mut self, count: usize) -> usize {
+        match count {
+            0 | 1 => 0,
+            count => (self.draw() % count as u64) as usize,
         }
     }
 
@@ -125,8 +190,14 @@ impl Source {
     }
 
     fn append(&mut self, out: &mut Vec<u8>) {
-        let inbox = self.draw() % INBOXES;
-        self.message(out, "toAgentId", format_args!("inbox-{inbox}"));
+        let (prefix, number) = match &self.to {
+            Recipients::Random { prefix, count } => {
+                let (prefix, count) = (prefix.clone(), *count);
+                (prefix, self.draw() % count)
+            }
+            Recipients::InTurn { prefix, each, sent } => (prefix.clone(), sent.fetch_add(1, Ordering::Relaxed) / each),
+        };
+        self.message(out, "toAgentId", format_args!("{prefix}{number}"));
     }
 
     fn message(&mut self, out: &mut Vec<u8>, address: &str, to: std::fmt::Arguments<'_>) {
@@ -134,7 +205,10 @@ impl Source {
         let (id, at) = (id(self.lane, self.made), nanoseconds(self.started));
         let begin = write!(
             out,
-            "{{\"{address}\":\"{to}\",\"type\":\"bench\",\"body\":\"{id:016x}{at:016x}"
+            "{{\"{address}\":\"{to}\",\"type\":\"bench\",{}\"body\":\"{id:016x}{at:016x}",
+            self.key_of(id, Shape::Batch)
+                .map(|key| format!("\"idempotencyKey\":\"{key}\","))
+                .unwrap_or_default()
         );
         debug_assert!(begin.is_ok(), "writing to memory");
         out.resize(out.len() + BODY_BYTES - 32, b'x');
@@ -228,6 +302,35 @@ mod tests {
         assert_eq!((to.len(), to[0], to[1], to[2]), (100, "a", "b", "a"));
         let published: SendRequest = serde_json::from_slice(&source.for_topic("t")).unwrap();
         assert_eq!((published.topic.as_deref(), published.to_agent_id), (Some("t"), None));
+    }
+
+    #[test]
+    fn recipients_can_come_in_turn_and_messages_can_have_keys() {
+        let to = Recipients::in_turn("fresh-", 150);
+        let mut lanes = [0, 1].map(|lane| {
+            Source::new(Shape::Batch, 1, lane, Instant::now())
+                .to(to.clone())
+                .keyed(7)
+        });
+        let mut messages = Vec::new();
+        for lane in &mut lanes {
+            let batch: BatchRequest = serde_json::from_slice(&lane.next().0).unwrap();
+            messages.extend(batch.messages);
+        }
+        let count = |agent: &str| {
+            messages
+                .iter()
+                .filter(|m| m.to_agent_id.as_deref() == Some(agent))
+                .count()
+        };
+        assert_eq!((count("fresh-0"), count("fresh-1")), (150, 50));
+        let keys: std::collections::HashSet<_> = messages.iter().map(|m| m.idempotency_key.clone().unwrap()).collect();
+        assert_eq!(keys.len(), 200);
+        let mut single = Source::new(Shape::Single, 1, 0, Instant::now()).keyed(7);
+        let (request, id) = single.next();
+        assert!(!String::from_utf8(request.to_vec()).unwrap().contains("idempotencyKey"));
+        assert_eq!(single.key_of(id, Shape::Single).as_deref(), Some("7-1"));
+        assert_eq!(single.key_of(id, Shape::Batch), None);
     }
 
     #[test]

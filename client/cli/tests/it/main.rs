@@ -5,6 +5,7 @@ mod common;
 
 mod agent;
 mod agent_list;
+mod bench;
 mod cluster;
 mod exec;
 mod login;

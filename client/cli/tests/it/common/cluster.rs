@@ -28,6 +28,17 @@ impl Cluster {
             .join(" ")
     }
 
+    /// The processes of the nodes as `--kill` takes them.
+    pub fn pids(&self) -> String {
+        let pids = (1..=3).map(|n| format!("{n}={}", self.0.pid(n).unwrap()));
+        pids.collect::<Vec<_>>().join(",")
+    }
+
+    /// The command that starts node `n` again.
+    pub fn start_command(&self, n: usize) -> String {
+        self.0.start_command(n)
+    }
+
     /// Kills a node with SIGKILL.
     pub fn kill(&mut self, n: usize) {
         self.0.kill(n).unwrap();
