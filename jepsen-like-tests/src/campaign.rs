@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use crate::record::history::HISTORY;
 use crate::record::verdict::{Validity, Verdict};
 use crate::run::{self, Options};
+use crate::scenario::definition::InSoak;
 use crate::scenario::{self, Scenario};
 use crate::totals::{self, RunLine};
 use crate::workload;
@@ -153,7 +154,8 @@ pub fn smoke(seed: u64) -> impl Iterator<Item = Job> {
     jobs.into_iter()
 }
 
-/// Random scenarios, each with one additional workload, until the time is over.
+/// Random scenarios until the time is over, each with one additional workload and another rate unless that would defeat
+/// it.
 pub fn soak(seed: u64, time: Duration) -> impl Iterator<Item = Job> {
     let mut random = StdRng::seed_from_u64(seed);
     let until = Instant::now() + time;
@@ -163,6 +165,10 @@ pub fn soak(seed: u64, time: Duration) -> impl Iterator<Item = Job> {
             return None;
         }
         let scenario = scenarios.choose(&mut random)?.clone();
+        let seed = random.random_range(1..1 << 32);
+        if let InSoak::AsItIs(length) = scenario.in_soak {
+            return Some(Job::new(scenario, seed, length));
+        }
         let mut loads = scenario.loads.to_vec();
         let others: Vec<workload::Workload> = workload::ALL
             .iter()
@@ -171,11 +177,37 @@ pub fn soak(seed: u64, time: Duration) -> impl Iterator<Item = Job> {
             .collect();
         loads.extend(others.choose(&mut random));
         Some(Job {
-            seed: random.random_range(1..1 << 32),
+            seed,
             length: scenario.length,
             loads: Some(loads),
             rate: Some(random.random_range(50..400)),
             scenario,
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_soak_varies_scenarios_unless_that_would_defeat_them() {
+        let hour = Duration::from_secs(3_600);
+        let jobs: Vec<Job> = soak(1, hour).take(1_000).collect();
+        for scenario in scenario::all() {
+            let job = jobs.iter().find(|job| job.scenario.name == scenario.name);
+            let job = job.unwrap_or_else(|| panic!("{} is in no soak", scenario.name));
+            match scenario.in_soak {
+                InSoak::Varied => {
+                    assert!(job.rate.is_some() && job.length == scenario.length, "{}", scenario.name);
+                    let loads = job.loads.as_ref().map_or(0, Vec::len);
+                    assert!(loads >= scenario.loads.len(), "{}", scenario.name);
+                }
+                InSoak::AsItIs(length) => {
+                    assert!(job.rate.is_none() && job.loads.is_none(), "{}", scenario.name);
+                    assert!(job.length == length && length < hour / 10, "{}", scenario.name);
+                }
+            }
+        }
+    }
 }

@@ -37,6 +37,7 @@ pub mod revocation;
 pub mod rolling;
 #[cfg(test)]
 pub mod run_builder;
+pub mod steady;
 mod wgl;
 pub mod ws_stream;
 
@@ -54,6 +55,7 @@ const CHECKERS: &[fn(&Evidence) -> Check] = &[
     crashes::check,
     liveness::check,
     rolling::check,
+    steady::check,
     dispatch::check,
     ws_stream::check,
     fan_out::check,

@@ -150,7 +150,7 @@ fn describe(scenario: &Scenario, options: &Options, nodes: usize, faults_began: 
     Run {
         scenario: scenario.name.to_owned(),
         title: scenario.title.to_owned(),
-        required: scenario.cover.required(),
+        required: scenario.required(),
         seed: options.seed,
         length_s,
         nodes,

@@ -5,6 +5,7 @@ pub mod clients;
 pub mod damage;
 pub mod definition;
 pub mod dispatch;
+pub mod long;
 pub mod membership;
 pub mod nemesis;
 pub mod network;
@@ -34,6 +35,7 @@ pub fn all() -> Vec<Scenario> {
         dispatch::scenarios(),
         stream::scenarios(),
         clients::scenarios(),
+        long::scenarios(),
     ]
     .concat()
 }

@@ -2,11 +2,12 @@
 //! response.
 //!
 //! Each workload is a file with a `start` that creates its team, its agents and its lanes. A lane performs one
-//! operation at a time. Where a real client would retry, a lane repeats a request with an unknown outcome through
+//! operation at a time. Only [`flood`] records nothing. Where a real client would retry, a lane repeats a request with an unknown outcome through
 //! another node under the same idempotency key.
 
 pub mod ask;
 pub mod context;
+pub mod flood;
 pub mod keys;
 pub mod load;
 pub mod mailbox;

@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use super::evidence::Evidence;
 use crate::record::faults::{Fault, FaultState};
 use crate::record::history::OutcomeKind;
-use crate::record::run::{RequiredCoverage, SNAPSHOT_INSTALL};
+use crate::record::leaders::NodeState;
+use crate::record::run::{RequiredCoverage, SNAPSHOT_INSTALL, SWEPT_ROWS};
 use crate::record::verdict::Coverage;
 
 /// Counts what each condition requires.
@@ -21,6 +22,7 @@ pub fn check(evidence: &Evidence, required: &RequiredCoverage) -> Vec<Coverage> 
     for (kind, wanted) in &required.faults {
         match kind.as_str() {
             SNAPSHOT_INSTALL => want("snapshots installed".to_owned(), *wanted, snapshots(evidence)),
+            SWEPT_ROWS => want("rows swept".to_owned(), *wanted, swept(evidence)),
             kind => want(
                 format!("{kind} installed"),
                 *wanted,
@@ -78,15 +80,25 @@ pub fn inside(evidence: &Evidence) -> u64 {
     moments.filter(|moment| within(moment.began)).count() as u64
 }
 
-/// The number of snapshots that nodes received from others. A node counts from the start of its process and is polled
-/// ten times a second.
+/// The number of snapshots that nodes received from others.
 pub fn snapshots(evidence: &Evidence) -> u64 {
+    counted(evidence, |sample| sample.installed)
+}
+
+/// The number of aged rows that sweeps removed.
+pub fn swept(evidence: &Evidence) -> u64 {
+    counted(evidence, |sample| sample.swept)
+}
+
+/// What all nodes counted. A node counts from the start of its process and is polled ten times a second.
+fn counted(evidence: &Evidence, of: fn(&NodeState) -> u64) -> u64 {
     let mut last: HashMap<usize, u64> = HashMap::new();
     let mut all = 0;
     for sample in &evidence.node_states {
-        let before = last.insert(sample.node, sample.installed).unwrap_or(0);
-        let process_began = sample.installed < before;
-        all += sample.installed - if process_began { 0 } else { before };
+        let now = of(sample);
+        let before = last.insert(sample.node, now).unwrap_or(0);
+        let process_began = now < before;
+        all += now - if process_began { 0 } else { before };
     }
     all
 }
@@ -102,6 +114,7 @@ mod tests {
             faults: vec![("kill".to_owned(), 2), (SNAPSHOT_INSTALL.to_owned(), 3)],
             operations_inside: 2,
             leader_changes: 1,
+            steady_leader: false,
         }
     }
 
@@ -144,5 +157,20 @@ mod tests {
             node_state(4, 2, 2, true),
         ];
         assert_eq!(got(RunBuilder::default().node_states(two)), [0, 0, 0, 1]);
+    }
+    #[test]
+    fn swept_rows_are_counted_over_restarts() {
+        let swept = |t: u64, node: usize, swept: u64| NodeState {
+            swept,
+            ..node_state(t, node, 1, node == 1)
+        };
+        let story = RunBuilder::default().node_states([swept(1, 1, 500), swept(2, 1, 900), swept(3, 1, 30)]);
+        let required = RequiredCoverage {
+            faults: vec![(SWEPT_ROWS.to_owned(), 1_000)],
+            ..RequiredCoverage::default()
+        };
+        let coverage = check(&story.evidence(), &required);
+        let told: Vec<_> = coverage.iter().map(|c| (c.what.as_str(), c.wanted, c.got)).collect();
+        assert_eq!(told, [("rows swept", 1_000, 930)]);
     }
 }

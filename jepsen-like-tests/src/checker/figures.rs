@@ -47,6 +47,7 @@ pub fn figures(evidence: &Evidence, samples: &BTreeMap<String, Vec<f64>>) -> BTr
         ("acknowledged per second".to_owned(), during as f64 / lasted.max(0.001)),
         ("leader changes".to_owned(), evidence.leader_changes() as f64),
         ("snapshots installed".to_owned(), coverage::snapshots(evidence) as f64),
+        ("rows swept".to_owned(), coverage::swept(evidence) as f64),
         ("crashes".to_owned(), run.crashes.len() as f64),
     ]);
     for (kind, count) in coverage::installed(evidence) {

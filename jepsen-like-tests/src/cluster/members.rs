@@ -41,6 +41,11 @@ impl Cluster {
 
     /// Adds a new node without data at a vacant place; returns when it is a voter and ready.
     pub async fn join(&mut self, node: usize) -> Result<()> {
+        self.join_within(node, PATIENCE).await
+    }
+
+    /// Does the same, and gives the node this much time to catch up.
+    pub async fn join_within(&mut self, node: usize, patience: Duration) -> Result<()> {
         ensure!(self.is_vacant(node), "place {node} is not vacant");
         match std::fs::remove_dir_all(self.disk.data_dir(node)) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
@@ -51,7 +56,7 @@ impl Cluster {
         self.nodes[node - 1].id = id;
         std::fs::write(self.file(node, "toml"), self.config(node))?;
         self.launch(&[node])?;
-        promote(&admin, id).await?;
+        promote(&admin, id, patience).await?;
         self.await_ready(&[node]).await
     }
 
@@ -113,8 +118,8 @@ pub async fn remove(admin: &Operator, id: u64) -> Result<()> {
 }
 
 /// Makes a learner a voter when it has caught up.
-async fn promote(admin: &Operator, id: u64) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+async fn promote(admin: &Operator, id: u64, patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
     while let Err(refused) = admin.promote_member(id).await {
         again("promoted", refused, deadline).await?;
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::history::Recorder;
 use super::members::ObservedMembers;
-use super::run::SNAPSHOT_INSTALL;
+use super::run::{SNAPSHOT_INSTALL, SWEPT_ROWS};
 
 pub const FAULTS: &str = "faults.jsonl";
 
@@ -136,11 +136,14 @@ impl FaultLog {
         Ok(())
     }
 
-    /// Whether fewer faults than required have happened, of one kind at least. Installed snapshots are not counted here.
+    /// Whether fewer faults than required have happened, of one kind at least. Installed snapshots and
+    /// swept rows are not counted here.
     pub fn lacks(&self, required: &[(&str, u64)]) -> bool {
         let installed = self.installed.lock();
         let count = |kind: &str| installed.get(kind).copied().unwrap_or(0);
-        let mut injected = required.iter().filter(|(kind, _)| *kind != SNAPSHOT_INSTALL);
+        let mut injected = required
+            .iter()
+            .filter(|(kind, _)| ![SNAPSHOT_INSTALL, SWEPT_ROWS].contains(kind));
         injected.any(|(kind, wanted)| count(kind) < *wanted)
     }
 }
@@ -164,7 +167,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let recorder = Recorder::create(dir.path()).expect("a history");
         let faults = FaultLog::create(dir.path(), recorder).expect("a list of faults");
-        let required = [("kill", 2), ("pause", 1), (SNAPSHOT_INSTALL, 3)];
+        let required = [("kill", 2), ("pause", 1), (SNAPSHOT_INSTALL, 3), (SWEPT_ROWS, 9)];
         let end = |kind, state| {
             let fault = faults.begin(kind, &[1], "");
             faults.end(fault, state).expect("the list is written");

@@ -57,6 +57,9 @@ pub struct NodeState {
     pub hash_index: u64,
     /// The number of snapshots that it received since its process started.
     pub installed: u64,
+    /// The number of aged rows that its sweeps removed since its process started.
+    #[serde(default)]
+    pub swept: u64,
 }
 
 /// A period in which one node led.
@@ -191,6 +194,8 @@ fn parse(text: &str) -> Option<NodeState> {
         hash: hash.to_owned(),
         hash_index: hash_index.parse().ok()?,
         installed: number("snapshots_received_total")?,
+        // Earlier nodes do not count them.
+        swept: number("swept_rows_total").unwrap_or(0),
         ..NodeState::default()
     })
 }
@@ -237,7 +242,7 @@ mod tests {
 
     const TEXT: &str = "# HELP agentpost_term The term\nagentpost_term 7\nagentpost_is_leader 1\nagentpost_leader 2\n\
         agentpost_last_log_index 90\nagentpost_committed_index 80\nagentpost_applied_index 70\nagentpost_snapshot_index 60\n\
-        agentpost_purged_index 50\nagentpost_state_hash_index{hash=\"00ab\"} 70\nagentpost_snapshots_received_total 3\n# EOF\n";
+        agentpost_purged_index 50\nagentpost_state_hash_index{hash=\"00ab\"} 70\nagentpost_snapshots_received_total 3\nagentpost_swept_rows_total 512\n# EOF\n";
 
     #[test]
     fn a_node_is_understood_and_one_that_takes_no_part_says_nothing() {
@@ -245,6 +250,7 @@ mod tests {
         assert_eq!((sample.term, sample.leads, sample.leader), (7, true, 2));
         assert_eq!((sample.last, sample.committed, sample.applied), (90, 80, 70));
         assert_eq!((sample.snapshot, sample.purged, sample.installed), (60, 50, 3));
+        assert_eq!(sample.swept, 512);
         assert_eq!((sample.hash.as_str(), sample.hash_index), ("00ab", 70));
         assert_eq!(parse("agentpost_quarantined 1\n# EOF\n"), None);
     }

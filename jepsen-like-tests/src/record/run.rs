@@ -13,6 +13,9 @@ pub const REPLICAS: &str = "replicas.json";
 /// reported.
 pub const SNAPSHOT_INSTALL: &str = "snapshot install";
 
+/// A pseudo fault in [`RequiredCoverage::faults`]: an aged row that a sweep removed, as the nodes reported.
+pub const SWEPT_ROWS: &str = "rows swept";
+
 /// What ran; the content of `run.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
@@ -50,12 +53,15 @@ pub struct Replicas {
 /// The coverage that a run must reach for its verdict to mean anything.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequiredCoverage {
-    /// The required number of faults of each kind; [`SNAPSHOT_INSTALL`] may be one of them.
+    /// The required number of faults of each kind; [`SNAPSHOT_INSTALL`] and [`SWEPT_ROWS`] may be among them.
     pub faults: Vec<(String, u64)>,
     /// The required number of acknowledged operations that began during a fault.
     pub operations_inside: u64,
     /// The required number of leader changes.
     pub leader_changes: u64,
+    /// Whether a leader change is a violation.
+    #[serde(default)]
+    pub steady_leader: bool,
 }
 
 /// Writes a JSON file in a readable form.

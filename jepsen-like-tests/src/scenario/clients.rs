@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use rand::RngExt;
 
-use super::definition::{Cover, Scenario, three};
+use super::definition::{Cover, InSoak, Scenario, three};
 use crate::scenario::nemesis::Nemesis;
 use crate::workload::Workload;
 
@@ -18,6 +18,8 @@ pub fn scenarios() -> Vec<Scenario> {
         rate: 100,
         length: Duration::from_secs(20),
         smoke: None,
+        in_soak: InSoak::Varied,
+        steady_leader: false,
         needs: &[],
         cover: Cover {
             faults: &[],

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use rand::seq::IndexedRandom as _;
 
-use super::definition::{Cover, Scenario};
+use super::definition::{Cover, InSoak, Scenario};
 use crate::cluster::Settings;
 use crate::record::recoveries::FileKind;
 use crate::scenario::nemesis::Nemesis;
@@ -31,6 +31,8 @@ pub fn scenarios() -> Vec<Scenario> {
         rate: 500,
         length: Duration::from_secs(120),
         smoke: Some(Duration::from_secs(14)),
+        in_soak: InSoak::Varied,
+        steady_leader: false,
         needs: &[],
         cover: Cover {
             faults: &[("flip", 3)],

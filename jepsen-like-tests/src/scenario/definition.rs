@@ -29,12 +29,25 @@ pub struct Scenario {
     pub length: Duration,
     /// The length in `faults.sh smoke`; `None` if the scenario is not part of it.
     pub smoke: Option<Duration>,
+    /// How it runs in `faults.sh soak`.
+    pub in_soak: InSoak,
+    /// Whether a leader change is a violation.
+    pub steady_leader: bool,
     /// What the machine must provide.
     pub needs: &'static [Need],
     /// The required coverage.
     pub cover: Cover,
     /// Injects faults until `nemesis.over()`; it leaves nothing behind that [`Nemesis::heal`] cannot undo.
     pub script: Script,
+}
+
+/// How a scenario runs in a soak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InSoak {
+    /// For its own length, at a random rate and with one more workload.
+    Varied,
+    /// With its own workloads and rate, because others would defeat it, for this long.
+    AsItIs(Duration),
 }
 
 /// The function that injects the faults of a scenario.
@@ -76,14 +89,16 @@ pub struct Cover {
     pub leader_changes: u64,
 }
 
-impl Cover {
-    /// The same for the record of a run.
+impl Scenario {
+    /// What the record of a run says about its requirements.
     pub fn required(&self) -> RequiredCoverage {
-        let faults = self.faults.iter().map(|(kind, count)| ((*kind).to_owned(), *count));
+        let cover = &self.cover;
+        let faults = cover.faults.iter().map(|(kind, count)| ((*kind).to_owned(), *count));
         RequiredCoverage {
             faults: faults.collect(),
-            operations_inside: self.operations_inside,
-            leader_changes: self.leader_changes,
+            operations_inside: cover.operations_inside,
+            leader_changes: cover.leader_changes,
+            steady_leader: self.steady_leader,
         }
     }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
 
-use super::definition::{Cover, Need, Scenario, Script, three};
+use super::definition::{Cover, InSoak, Need, Scenario, Script, three};
 use crate::cluster::Settings;
 use crate::cluster::Team;
 use crate::record::deliveries::{CALLS, CRASH_POINTS};
@@ -145,6 +145,8 @@ fn row(
         rate: 100,
         length: Duration::from_secs(60),
         smoke: None,
+        in_soak: InSoak::Varied,
+        steady_leader: false,
         needs: &[],
         cover: Cover {
             faults,

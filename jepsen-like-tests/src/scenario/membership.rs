@@ -6,7 +6,7 @@ use agentpost::api::admin::AddMember;
 use agentpost::operator::Operator;
 use anyhow::Result;
 
-use super::definition::{Cover, Scenario, Script, three};
+use super::definition::{Cover, InSoak, Scenario, Script, three};
 use crate::cluster::members::{add, remove};
 use crate::cluster::{Cluster, Settings};
 use crate::record::faults::FaultState;
@@ -79,6 +79,8 @@ fn row(
         rate: 500,
         length: Duration::from_secs(60),
         smoke: None,
+        in_soak: InSoak::Varied,
+        steady_leader: false,
         needs: &[],
         cover: Cover {
             faults,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use rand::RngExt as _;
 
-use super::definition::{Cover, Need, Scenario, five, three};
+use super::definition::{Cover, InSoak, Need, Scenario, five, three};
 use crate::cluster::Settings;
 use crate::cluster::network::{self, Cut, Quality};
 use crate::scenario::nemesis::Nemesis;
@@ -32,6 +32,8 @@ fn cuts() -> Vec<Scenario> {
         rate: 500,
         length: Duration::from_secs(60),
         smoke: None,
+        in_soak: InSoak::Varied,
+        steady_leader: false,
         needs: &[],
         cover: covered(1),
         script: |nemesis| Box::pin(halves(nemesis)),
@@ -104,6 +106,8 @@ fn qualities() -> Vec<Scenario> {
         rate: 200,
         length: Duration::from_secs(60),
         smoke: None,
+        in_soak: InSoak::Varied,
+        steady_leader: false,
         needs: &[],
         cover: Cover {
             faults: &[("latency", 3)],

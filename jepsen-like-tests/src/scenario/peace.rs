@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::definition::{Cover, Scenario};
+use super::definition::{Cover, InSoak, Scenario};
 use crate::cluster::Settings;
 use crate::workload;
 
@@ -18,6 +18,8 @@ pub fn scenarios() -> Vec<Scenario> {
         rate: 0,
         length: Duration::from_secs(30),
         smoke: Some(Duration::from_secs(5)),
+        in_soak: InSoak::Varied,
+        steady_leader: false,
         needs: &[],
         cover: Cover {
             faults: &[],

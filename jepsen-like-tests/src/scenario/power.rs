@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use rand::RngExt as _;
 
-use super::definition::{Cover, Need, Scenario};
+use super::definition::{Cover, InSoak, Need, Scenario};
 use crate::cluster::{Settings, disk, network};
 use crate::record::faults::{FaultState, OngoingFault};
 use crate::scenario::nemesis::Nemesis;
@@ -31,6 +31,8 @@ pub fn scenarios() -> Vec<Scenario> {
         rate: 1_000,
         length: Duration::from_secs(60),
         smoke: None,
+        in_soak: InSoak::Varied,
+        steady_leader: false,
         needs: &[Need::LoopImages],
         cover: Cover {
             faults: &[("power", 3)],

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::definition::{Cover, Scenario, five, three};
+use super::definition::{Cover, InSoak, Scenario, five, three};
 use crate::cluster::Settings;
 use crate::cluster::network::{self, Cut};
 use crate::record::faults::FaultState;
@@ -36,6 +36,8 @@ fn kills() -> Vec<Scenario> {
         rate: 1_000,
         length: Duration::from_secs(60),
         smoke: Some(Duration::from_secs(10)),
+        in_soak: InSoak::Varied,
+        steady_leader: false,
         needs: &[],
         cover: killed(3, 3),
         script: |nemesis| Box::pin(kill_leaders(nemesis)),
@@ -86,6 +88,8 @@ fn pauses() -> Vec<Scenario> {
         rate: 1_000,
         length: Duration::from_secs(90),
         smoke: None,
+        in_soak: InSoak::Varied,
+        steady_leader: false,
         needs: &[],
         cover: paused(1),
         script: |nemesis| Box::pin(pause_leaders(nemesis)),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use rand::RngExt as _;
 
-use super::definition::{Cover, Scenario, three};
+use super::definition::{Cover, InSoak, Scenario, three};
 use crate::cluster::Settings;
 use crate::cluster::network::{self, Cut};
 use crate::record::faults::{FaultState, OngoingFault};
@@ -28,6 +28,8 @@ pub fn scenarios() -> Vec<Scenario> {
         rate: 1_000,
         length: Duration::from_secs(60),
         smoke: None,
+        in_soak: InSoak::Varied,
+        steady_leader: false,
         needs: &[],
         cover: Cover {
             faults: &[("lag", 3)],

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use rand::RngExt;
 
-use super::definition::{Cover, Need, Scenario};
+use super::definition::{Cover, InSoak, Need, Scenario};
 use crate::cluster::{Settings, disk};
 use crate::record::faults::FaultState;
 use crate::scenario::nemesis::Nemesis;
@@ -38,6 +38,8 @@ pub fn scenarios() -> Vec<Scenario> {
         rate: 1_000,
         length: Duration::from_secs(60),
         smoke: None,
+        in_soak: InSoak::Varied,
+        steady_leader: false,
         needs: &[],
         cover: Cover {
             faults,

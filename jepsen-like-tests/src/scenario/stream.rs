@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::definition::{Cover, Scenario, three};
+use super::definition::{Cover, InSoak, Scenario, three};
 use crate::record::faults::FaultState;
 use crate::scenario::nemesis::Nemesis;
 use crate::workload::Workload;
@@ -78,6 +78,8 @@ fn row(
         rate: 400,
         length: Duration::from_secs(60),
         smoke: None,
+        in_soak: InSoak::Varied,
+        steady_leader: false,
         needs: &[],
         cover: Cover {
             faults,

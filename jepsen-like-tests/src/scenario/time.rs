@@ -8,7 +8,7 @@ use anyhow::Result;
 use rand::RngExt as _;
 use tokio::time::Instant;
 
-use super::definition::{Cover, Need, Scenario, three};
+use super::definition::{Cover, InSoak, Need, Scenario, three};
 use crate::cluster::Settings;
 use crate::cluster::clock;
 use crate::record::faults::FaultState;
@@ -34,6 +34,8 @@ pub fn scenarios() -> Vec<Scenario> {
         rate: 1_000,
         length: Duration::from_secs(60),
         smoke: None,
+        in_soak: InSoak::Varied,
+        steady_leader: false,
         needs: &[Need::Clocks],
         cover: Cover {
             faults: &[("clock", 3)],
