@@ -27,6 +27,8 @@ pub const EXTRAS_BYTES_MAX: usize = 16 * 1024;
 pub const PAGE_MAX: usize = 200;
 /// Upper bound on the entries that a filtered page examines; it may then return fewer than `limit`.
 pub const PAGE_EXAMINED_MAX: usize = 2_000;
+/// The approximate upper bound on the bytes of what a page examines.
+pub const PAGE_EXAMINED_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Upper bound on the seconds of a long poll.
 pub const WAIT_SECONDS_MAX: u64 = 60;

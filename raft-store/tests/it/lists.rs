@@ -6,12 +6,16 @@ use std::ops::Range;
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{Permission, Send, SendBatch};
 use agentpost_proto::limits;
+use agentpost_proto::record::Delivery;
+use agentpost_raft_store::core::keys;
 use agentpost_raft_store::core::kv::{Fatal, Kv, Lookup, Memory, Order, Rows};
+use agentpost_raft_store::core::query::delivery::{self, DeliveryQuery};
 use agentpost_raft_store::core::query::inbox::{Page, PageQuery, page};
 use agentpost_testkit::commands::{
     bootstrap, create_key, create_team, principal, publish, send, subscribe, team_id, unlimited,
 };
 use bytes::Bytes;
+use prost::Message as _;
 
 use crate::common::core::Core;
 
@@ -164,4 +168,42 @@ fn a_read_examines_a_bounded_number_of_entries_and_says_that_there_is_more() {
     assert_eq!((reads, found.len()), (3, 1));
     let (page, _) = read(&core, &PageQuery { skip: 3_000, ..ALL });
     assert_eq!((page.items.len(), page.skipped, page.at_end), (0, 2_000, false));
+}
+
+#[test]
+fn a_list_of_deliveries_examines_a_bounded_number_of_bytes() {
+    const URL_BYTES: usize = 4_096;
+    let team = team_id("acme");
+    let delivery = |number| Delivery {
+        number,
+        url: "u".repeat(URL_BYTES),
+        ..Delivery::default()
+    };
+    let row = |number| {
+        let value = Bytes::from(delivery(number).encode_to_vec());
+        (keys::delivery(team, number), Some(value))
+    };
+    let mut memory = Memory::default();
+    memory.write((1..=limits::PAGE_EXAMINED_MAX as u64).map(row).collect());
+    let mut query = DeliveryQuery {
+        after: None,
+        order: Order::Ascending,
+        limit: 50,
+        state: None,
+        agent: Some("nobody"),
+    };
+    let mut pages = 0;
+    while query.after != Some(limits::PAGE_EXAMINED_MAX as u64) {
+        let kv = Weighed {
+            memory: &memory,
+            bytes: Cell::new(0),
+        };
+        let page = delivery::page(&kv, team, &query).unwrap();
+        assert!(page.deliveries.is_empty());
+        // The row is read twice: by its number, and while numbers are looked for.
+        assert!(kv.bytes.get() < 2 * limits::PAGE_EXAMINED_BYTES_MAX + 4 * URL_BYTES);
+        query.after = page.last;
+        pages += 1;
+    }
+    assert_eq!(pages, 2);
 }

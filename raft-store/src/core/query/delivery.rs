@@ -3,6 +3,7 @@
 use agentpost_proto::id::{DeliveryId, TeamId};
 use agentpost_proto::limits;
 use agentpost_proto::record::{Delivery, DeliveryState, EndpointHead, FanoutJob, Message};
+use prost::Message as _;
 
 use crate::core::keys;
 use crate::core::kv::{Fatal, Kv, Lookup, Order, Row};
@@ -166,16 +167,18 @@ pub struct DeliveryPage {
     pub last: Option<u64>,
 }
 
-/// A page of a team's deliveries. It examines at most `limits::PAGE_EXAMINED_MAX` of them.
+/// A page of a team's deliveries. It examines at most `limits::PAGE_EXAMINED_MAX` of them, and
+/// `limits::PAGE_EXAMINED_BYTES_MAX` of their rows.
 pub fn page(kv: &impl Kv, team: TeamId, query: &DeliveryQuery<'_>) -> Result<DeliveryPage, Fatal> {
     let frozen = kv.frozen();
     let kv = frozen.as_ref();
+    let mut bytes = 0;
     let mut page = DeliveryPage {
         deliveries: Vec::new(),
         last: query.after,
     };
     for number in numbers(kv, team, query).take(limits::PAGE_EXAMINED_MAX) {
-        if page.deliveries.len() == query.limit {
+        if page.deliveries.len() == query.limit || bytes > limits::PAGE_EXAMINED_BYTES_MAX {
             break;
         }
         let number = number?;
@@ -183,6 +186,7 @@ pub fn page(kv: &impl Kv, team: TeamId, query: &DeliveryQuery<'_>) -> Result<Del
         let Some(delivery) = by_number(kv, team, number)? else {
             continue;
         };
+        bytes += delivery.encoded_len();
         let in_state = query.state.is_none_or(|state| delivery.state() == state);
         let concerns = query
             .agent

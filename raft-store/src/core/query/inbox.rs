@@ -9,9 +9,6 @@ use crate::core::kv::{Fatal, Kv, Lookup, Order, Row};
 use crate::core::mutant::{self, Mutant};
 use crate::core::view::{decode, load};
 
-/// The approximate maximum of the bytes of bodies in a page, which may then have fewer messages than requested.
-const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
-
 /// An entry of an inbox with its message.
 #[derive(Debug, Clone)]
 pub struct InboxItem {
@@ -59,7 +56,7 @@ pub struct Page {
 }
 
 /// A page of an inbox. It examines at most `limits::PAGE_EXAMINED_MAX` entries, and reads no message but those of the
-/// page, of at most some [`PAGE_BYTES_MAX`].
+/// page, with bodies of at most some `limits::PAGE_EXAMINED_BYTES_MAX`: it may have fewer messages than requested.
 pub fn page(kv: &impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>) -> Result<Page, Fatal> {
     let frozen = kv.frozen();
     let kv = frozen.as_ref();
@@ -71,7 +68,10 @@ pub fn page(kv: &impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>) -> R
         at_end: true,
     };
     for row in entries(kv, team, agent, query)? {
-        if page.items.len() == query.limit || bytes > PAGE_BYTES_MAX || examined == limits::PAGE_EXAMINED_MAX {
+        if page.items.len() == query.limit
+            || bytes > limits::PAGE_EXAMINED_BYTES_MAX
+            || examined == limits::PAGE_EXAMINED_MAX
+        {
             page.at_end = false;
             break;
         }

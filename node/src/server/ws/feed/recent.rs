@@ -7,12 +7,15 @@ use agentpost_proto::limits;
 use agentpost_proto::time::rfc3339;
 use agentpost_raft_store::core::kv::{Fatal, Kv};
 
-use super::{BATCH_EVENTS, Feed, Look, Row, Shown, next_rows};
+use super::{Feed, Look, Row, Shown, next_rows};
 
 /// Upper bound on the bytes of encoded events in one `events.recent`, which then has fewer events and a position from
 /// which to continue. A single larger event is allowed. The frame must fit into
 /// [`limits::WS_WRITE_BUFFER_BYTES_MAX`], as the largest event does.
 const RECENT_BYTES_MAX: usize = 1024 * 1024;
+
+/// Rows of the first step, when the size of messages is not known.
+const FIRST_ROWS: usize = 16;
 
 /// A page of history under way.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub struct History {
     /// Everything from here on was examined.
     before_seq: u64,
     examined: usize,
+    /// Bytes of the bodies that were examined.
+    examined_bytes: usize,
     bytes: usize,
     /// Rows of the next step: few when few events are asked for, or messages are large.
     rows: usize,
@@ -49,8 +54,9 @@ impl History {
             limit,
             before_seq,
             examined: 0,
+            examined_bytes: 0,
             bytes: 0,
-            rows: limit.min(BATCH_EVENTS),
+            rows: limit.min(FIRST_ROWS),
             events: Vec::new(),
             progress: Progress::Reading,
         }
@@ -98,12 +104,14 @@ impl Feed {
         let rows = self.read(kv, Look::Before(history.before_seq), wanted)?;
         let last = rows.len() < wanted;
         history.examined += rows.len();
+        history.examined_bytes += rows.iter().map(|row| row.message.body.len()).sum::<usize>();
         history.rows = next_rows(&rows);
         history.progress = match self.collect(rows, history) {
             false => Progress::Full,
             true if last => Progress::AtTheBeginning,
             true if history.events.len() == history.limit => Progress::Full,
             true if history.examined == limits::PAGE_EXAMINED_MAX => Progress::Full,
+            true if history.examined_bytes >= limits::PAGE_EXAMINED_BYTES_MAX => Progress::Full,
             true => Progress::Reading,
         };
         Ok(history.progress == Progress::Reading)
@@ -308,6 +316,28 @@ mod tests {
             chunks: false,
         };
         vec![sent; count]
+    }
+
+    #[test]
+    fn a_page_examines_a_bounded_number_of_bytes() {
+        let large = 100_000;
+        let memory = state(&[many(1, 1, 1), many(100, 0, large)].concat());
+        for scopes in [&["*"][..], &["agent_to:a"]] {
+            let (feed, mut before_seq, mut pages) = (feed(scopes), u64::MAX, 0);
+            loop {
+                let mut history = History::before(before_seq, 10, Some("t-1".to_owned()));
+                while feed.recall(&memory, &mut history).unwrap() {}
+                pages += 1;
+                let step = FIRST_ROWS * large;
+                assert!(history.examined_bytes < limits::PAGE_EXAMINED_BYTES_MAX + step);
+                let page = history.page();
+                match page.next_before_seq {
+                    Some(next) => before_seq = next,
+                    None => break assert_eq!(page.events.len(), 1),
+                }
+            }
+            assert_eq!(pages, 3, "10 MB, 4 MiB in each page");
+        }
     }
 
     #[test]
