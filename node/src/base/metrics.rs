@@ -33,8 +33,12 @@ pub struct Metrics {
     pub dispatch: dispatch::Dispatch,
     /// The metrics of the data directory's disk.
     pub storage: storage::Storage,
-    /// Client operations of this node that were admitted and wait for their answer.
+    /// Client operations of this node that wait for their answer.
     pub proposals_in_flight: Gauge,
+    /// Client requests that are charged to the budget of this node, those that other nodes forwarded included.
+    pub budget_requests: Gauge,
+    /// The bytes for which these requests are charged.
+    pub budget_bytes: Gauge,
     /// Requests that wait on this node's stream to the leader.
     pub forwards_in_flight: Gauge,
     /// Read barriers that this node ran; one barrier serves all reads that wait for it.
@@ -69,8 +73,10 @@ pub enum Outcome {
     Rejected,
     /// The operation was not proposed: there was no leader or no quorum.
     NotReady,
-    /// The operation was not proposed: too many others were waiting.
+    /// The operation was not proposed: the budget of this node or of the leader was used up.
     Overloaded,
+    /// The operation was not proposed: its team's share of that budget was used up.
+    ShareUsedUp,
     /// The operation was not proposed: a disk was nearly full.
     NoRoom,
     /// The operation was proposed, and its outcome is unknown.
@@ -184,6 +190,19 @@ impl Metrics {
                 r,
                 "proposals_in_flight",
                 "Operations of clients of this node that wait for their answer",
+                g(),
+            ),
+            budget_requests: add(
+                r,
+                "budget_requests",
+                "Client requests that are charged to the budget, from before their body is read to their answer, \
+                 with those that other nodes forwarded; at most 3584, half of them for one team",
+                g(),
+            ),
+            budget_bytes: add(
+                r,
+                "budget_bytes",
+                "Bytes of these requests; at most 56 MiB, half of them for one team",
                 g(),
             ),
             forwards_in_flight: add(

@@ -33,7 +33,7 @@ use tokio_util::task::TaskTracker;
 use self::ledger::{Held, Ledger, Moment};
 use crate::base::clock::IdSource;
 use crate::shard::local_state::LocalState;
-use crate::shard::proposer::{LEADER_DEADLINE, Proposer};
+use crate::shard::proposer::{LEADER_DEADLINE, ProposeError, Proposer};
 use crate::shard::reader::Reader;
 use crate::shard::replica::Replica;
 use crate::shard::this_node::ThisNode;
@@ -62,6 +62,9 @@ pub enum NoUnit {
     /// No unit can be granted at the moment.
     #[error("not ready: {0}")]
     NotReady(&'static str),
+    /// The lease was not requested, because this node or the leader has too many operations under way.
+    #[error(transparent)]
+    Overloaded(ProposeError),
     /// This node's state could not be read.
     #[error(transparent)]
     Fatal(#[from] Fatal),
@@ -186,7 +189,10 @@ impl Leases {
         };
         let operation = Operation::of(reads.principal.clone(), op);
         let reply = shared.proposer.propose(operation).await;
-        let reply = reply.map_err(|_| NoUnit::NotReady("this node cannot reach a quorum right now"))?;
+        let reply = reply.map_err(|error| match error {
+            ProposeError::Overloaded | ProposeError::ShareUsedUp => NoUnit::Overloaded(error),
+            _ => NoUnit::NotReady("this node cannot reach a quorum right now"),
+        })?;
         let LeaseReply {
             units,
             day,

@@ -20,6 +20,11 @@ use crate::shard::reader::NotReady;
 /// The error code of a burst limit; quotas have another.
 const BURST: &str = "rate_limited";
 
+/// The 429 of a caller whose share of the operations under way is used up.
+const SHARE_USED_UP: &str = "too many requests of the same team, or without a key, are under way; nothing was changed";
+/// `Retry-After` of that 429.
+const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
+
 /// `Retry-After` of a node without free space, in seconds: its operator must act first.
 const NO_ROOM_RETRY_S: u64 = 5;
 
@@ -115,7 +120,7 @@ impl ApiError {
         )
     }
 
-    /// 429 of a burst limit. Nothing was changed.
+    /// 429 of a limit that is not a quota: the caller may come back within seconds. Nothing was changed.
     pub fn burst(message: String, wait: Duration) -> Self {
         ApiError {
             retry_after_s: Some(wait.as_millis().div_ceil(1_000).max(1) as u64),
@@ -123,7 +128,7 @@ impl ApiError {
         }
     }
 
-    /// Whether a burst limit caused the error.
+    /// Whether a limit that is not a quota caused the error.
     pub fn is_burst(&self) -> bool {
         self.code == BURST
     }
@@ -257,6 +262,7 @@ impl From<ProposeError> for ApiError {
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_room", reason)
             },
             ProposeError::Overloaded => Self::unavailable("this node is overloaded; nothing was changed"),
+            ProposeError::ShareUsedUp => Self::burst(SHARE_USED_UP.to_owned(), OVERLOAD_RETRY),
             ProposeError::OutcomeUnknown(_) => Self::outcome_unknown(),
         }
     }
@@ -279,6 +285,7 @@ impl From<NoUnit> for ApiError {
         match error {
             NoUnit::Rejected(rejection) => rejection.into(),
             NoUnit::NotReady(why) => Self::unavailable(why),
+            NoUnit::Overloaded(error) => error.into(),
             NoUnit::Fatal(fatal) => fatal.into(),
         }
     }
@@ -372,6 +379,12 @@ mod tests {
             assert_eq!(status, 503);
             assert_eq!(headers[header::RETRY_AFTER], "1");
         }
+        let (status, headers, body) = shown(ProposeError::ShareUsedUp.into(), Face::Kite);
+        assert_eq!(
+            (status.as_u16(), &headers[header::RETRY_AFTER]),
+            (429, &HeaderValue::from_static("1"))
+        );
+        assert_eq!(body, json!({ "error": SHARE_USED_UP, "retry_after_secs": 1 }));
     }
 
     #[test]

@@ -14,13 +14,20 @@ use super::error::{ApiError, Result};
 use super::services::carry_out;
 use crate::base::secrets::NewKey;
 use crate::server::services::Services;
+use crate::shard::budget::Permit;
 
 /// Upper bound on the bytes of scopes in one `keys.list`, so that all keys of a team fit into
 /// [`limits::WS_WRITE_BUFFER_BYTES_MAX`]. If there are more, keys with many scopes show some of them.
 const LISTED_SCOPES_BYTES_MAX: usize = 256 * 1024;
 
 /// Creates a key of `team` in the caller's name.
-pub async fn create(services: &Services, caller: &Caller, team: TeamId, wanted: Wanted) -> Result<CreatedKey> {
+pub async fn create(
+    services: &Services,
+    caller: &Caller,
+    permit: &Permit,
+    team: TeamId,
+    wanted: Wanted,
+) -> Result<CreatedKey> {
     let agent = bound_agent(wanted.agent_id)?;
     let new = if agent.is_empty() {
         NewKey::team(&services.ids)
@@ -39,7 +46,7 @@ pub async fn create(services: &Services, caller: &Caller, team: TeamId, wanted: 
         agent_id: agent,
         expires_at_ms: expiry(wanted.expires_at.as_deref(), services.wall_time.now_ms())?,
     };
-    carry_out(services, caller, op).await?;
+    carry_out(services, caller, permit, op).await?;
     Ok(CreatedKey {
         id: new.id.to_string(),
         key_prefix: new.prefix,
@@ -64,7 +71,7 @@ pub fn wanted(params: CreateKeyParams) -> Wanted {
 }
 
 /// Revokes a key of the caller's own team, also if the caller is an operator.
-pub async fn revoke_own(services: &Services, caller: &Caller, id: &str) -> Result<()> {
+pub async fn revoke_own(services: &Services, caller: &Caller, permit: &Permit, id: &str) -> Result<()> {
     let state = services.replica.reader.linearizable().await?;
     let known = match id.parse() {
         Ok(id) => query::key::by_id(&state, caller.team, id)?.is_some(),
@@ -74,13 +81,13 @@ pub async fn revoke_own(services: &Services, caller: &Caller, id: &str) -> Resul
         return Err(ApiError::not_found("no such key"));
     }
     drop(state);
-    revoke(services, caller, id).await
+    revoke(services, caller, permit, id).await
 }
 
 /// Revokes a key. A key that the caller may not revoke is answered like an unknown one.
-pub async fn revoke(services: &Services, caller: &Caller, id: &str) -> Result<()> {
+pub async fn revoke(services: &Services, caller: &Caller, permit: &Permit, id: &str) -> Result<()> {
     let id: KeyId = id.parse().map_err(|_| ApiError::not_found("no such key"))?;
-    carry_out(services, caller, RevokeKey { key_id: id.to_bytes() }).await?;
+    carry_out(services, caller, permit, RevokeKey { key_id: id.to_bytes() }).await?;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use super::error::{ApiError, Result};
 use crate::base::clock::IdSource;
 use crate::base::metrics::Metrics;
 use crate::base::secrets::Secrets;
+use crate::shard::budget::Permit;
 use crate::shard::replica::Replica;
 use crate::shard::wall_time::WallTime;
 
@@ -34,14 +35,14 @@ pub struct Services {
 }
 
 /// Proposes an operation in the caller's name and returns its answer. A rejection is an error.
-pub(super) async fn carry_out<O: Op>(services: &Services, caller: &Caller, op: O) -> Result<O::Reply> {
-    answer_to::<O>(propose(services, caller, op.into()).await?)
+pub(super) async fn carry_out<O: Op>(services: &Services, caller: &Caller, permit: &Permit, op: O) -> Result<O::Reply> {
+    answer_to::<O>(propose(services, caller, permit, op.into()).await?)
 }
 
-/// Proposes an operation in the caller's name and returns the reply as it came.
-pub(super) async fn propose(services: &Services, caller: &Caller, op: operation::Op) -> Result<Reply> {
+/// Proposes an operation in the caller's name, charged to `permit`, and returns the reply as it came.
+pub(super) async fn propose(services: &Services, caller: &Caller, permit: &Permit, op: operation::Op) -> Result<Reply> {
     let operation = Operation::of(caller.principal(), op);
-    Ok(services.replica.proposer.propose(operation).await?)
+    Ok(services.replica.proposer.propose_admitted(permit, operation).await?)
 }
 
 /// The answer to an operation of kind `O`; a rejection is an error.

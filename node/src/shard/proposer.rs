@@ -18,9 +18,9 @@
 //!
 //! Writes are not batched here: openraft appends all waiting writes together, 12 to 50 operations per fsync under load.
 //!
-//! Some of the places for operations in flight are reserved for the cluster's own operations, so that clients cannot
-//! starve them. An operation that only the leader of an epoch may propose is appended on the condition that this
-//! leadership still holds when Raft appends it.
+//! Every operation is charged to the node's [`budget`](super::budget) until its answer; the caller of a client's operation
+//! took the permit before it read the request. An operation that only the leader of an epoch may propose is appended on
+//! the condition that this leadership still holds when Raft appends it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,9 +35,9 @@ use bytes::Bytes;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use prost::Message as _;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::budget::{Budget, Full, Payer, Permit};
 use super::cluster_time::ClusterTime;
 use super::wall_time::WallTime;
 use super::{Lead, Leader, Raft};
@@ -46,11 +46,6 @@ use crate::base::metrics::{GaugeGuard, Metrics, Outcome};
 use crate::base::space::{Space, takes_room};
 use crate::net::forward::{Forwarder, Kind, Lost};
 
-/// Operations that wait for Raft on one node. Further operations of clients are answered with 503 at once.
-pub const PROPOSALS_IN_FLIGHT_MAX: usize = 4_096;
-/// The part of [`PROPOSALS_IN_FLIGHT_MAX`] that is reserved for the cluster's own operations (claims, outcomes,
-/// chunks), so that clients cannot starve them.
-const PROPOSALS_RESERVED: usize = 512;
 /// How long an operation waits for a leader.
 pub const LEADER_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a proposed operation waits for its answer.
@@ -62,9 +57,12 @@ pub enum ProposeError {
     /// Nothing was proposed. The caller may retry.
     #[error("not ready: {0}")]
     NotReady(String),
-    /// Too many operations are in flight. Nothing was proposed.
-    #[error("overloaded")]
+    /// The budget of this node or of the leader is used up. Nothing was proposed.
+    #[error("overloaded: nothing was proposed")]
     Overloaded,
+    /// The caller's share of that budget is used up. Nothing was proposed.
+    #[error("the caller's share is used up: nothing was proposed")]
+    ShareUsedUp,
     /// This node's or the leader's disk is nearly full. Nothing was proposed.
     #[error("no room: {0}")]
     NoRoom(String),
@@ -100,9 +98,7 @@ pub struct ProposerHandles {
 struct Shared {
     handles: ProposerHandles,
     lead: Lead,
-    admission: Semaphore,
-    /// Places for the cluster's own operations.
-    reserved: Semaphore,
+    budget: Budget,
 }
 
 impl Proposer {
@@ -110,34 +106,53 @@ impl Proposer {
     pub fn new(handles: ProposerHandles) -> Self {
         let shared = Shared {
             lead: Lead::new(&handles.raft),
+            budget: Budget::new(&handles.metrics),
             handles,
-            admission: Semaphore::new(PROPOSALS_IN_FLIGHT_MAX - PROPOSALS_RESERVED),
-            reserved: Semaphore::new(PROPOSALS_RESERVED),
         };
         Proposer {
             shared: Arc::new(shared),
         }
     }
 
-    /// Proposes an operation on the leader, directly or by one forward. A rejection is a `Reply`.
-    pub async fn propose(&self, operation: Operation) -> Result<Reply, ProposeError> {
+    /// Admits a request of `bytes` that will propose an operation, or refuses it at once.
+    pub fn admit(&self, payer: Payer, bytes: usize) -> Result<Permit, ProposeError> {
         let shared = &self.shared;
-        let Ok(_admitted) = shared.admission.try_acquire() else {
-            shared.handles.metrics.proposal(Outcome::Overloaded);
-            return Err(ProposeError::Overloaded);
-        };
-        let _counted = GaugeGuard::new(&shared.handles.metrics.proposals_in_flight);
+        shared.budget.take(payer, bytes).map_err(|full| {
+            let (outcome, error) = match full {
+                Full::Share => (Outcome::ShareUsedUp, ProposeError::ShareUsedUp),
+                Full::Node => (Outcome::Overloaded, ProposeError::Overloaded),
+            };
+            shared.handles.metrics.proposal(outcome);
+            error
+        })
+    }
+
+    /// Admits an operation and proposes it.
+    pub async fn propose(&self, operation: Operation) -> Result<Reply, ProposeError> {
+        let permit = self.admit(Payer::of(&operation), operation.encoded_len())?;
+        self.propose_admitted(&permit, operation).await
+    }
+
+    /// Proposes an operation on the leader, directly or by one forward. A rejection is a `Reply`.
+    pub async fn propose_admitted(&self, permit: &Permit, operation: Operation) -> Result<Reply, ProposeError> {
+        let _counted = GaugeGuard::new(&self.shared.handles.metrics.proposals_in_flight);
         let result = match self.check_room(&operation) {
-            Ok(()) => self.take_to_leader(Bytes::from(operation.encode_to_vec())).await,
+            Ok(()) => {
+                let encoded = Bytes::from(operation.encode_to_vec());
+                permit.raise(encoded.len());
+                drop(operation);
+                self.take_to_leader(encoded).await
+            }
             Err(no_room) => Err(no_room),
         };
-        shared.handles.metrics.proposal(match &result {
+        self.shared.handles.metrics.proposal(match &result {
             Ok(Reply {
                 reply: Some(reply::Reply::Rejection(_)),
             }) => Outcome::Rejected,
             Ok(_) => Outcome::Done,
             Err(ProposeError::NotReady(_)) => Outcome::NotReady,
             Err(ProposeError::Overloaded) => Outcome::Overloaded,
+            Err(ProposeError::ShareUsedUp) => Outcome::ShareUsedUp,
             Err(ProposeError::NoRoom(_)) => Outcome::NoRoom,
             Err(ProposeError::OutcomeUnknown(_)) => Outcome::Unknown,
         });
@@ -173,9 +188,8 @@ impl Proposer {
 
     /// Proposes one of the cluster's own operations that any node may propose: outcomes, acks, returned leases.
     pub(crate) async fn propose_internal<O: Op>(&self, op: O) -> Proposed<O> {
-        // These operations wait only for each other, and their proposers bound their number.
-        let _admitted = self.shared.reserved.acquire().await;
         let operation = Operation::internal(op).encode_to_vec();
+        let _admitted = self.shared.budget.reserve(operation.len()).await;
         let reply = self.take_to_leader(Bytes::from(operation)).await?;
         Ok(reply.answer_to::<O>())
     }
@@ -183,12 +197,12 @@ impl Proposer {
     /// Proposes an operation of the leader of `epoch`. Not ready if another leadership would append it.
     pub(crate) async fn propose_in<O: Op>(&self, epoch: u64, op: O) -> Proposed<O> {
         let shared = &self.shared;
-        let _admitted = shared.reserved.acquire().await;
+        let operation = Operation::internal(op).encode_to_vec();
+        let _admitted = shared.budget.reserve(operation.len()).await;
         let Some(term) = shared.handles.cluster_time.term_of(epoch) else {
             return Err(ProposeError::NotReady("the epoch is over".to_owned()));
         };
         let node_id = *shared.handles.raft.node_id();
-        let operation = Operation::internal(op).encode_to_vec();
         let reply = self
             .write(Bytes::from(operation), Some(LeaderId { term, node_id }))
             .await?;
@@ -260,6 +274,8 @@ impl Proposer {
             Ok(Ok(Answered::Reply(reply))) => Ok(reply),
             Ok(Ok(Answered::NotReady(refusal))) => Err(ProposeError::NotReady(refusal.reason)),
             Ok(Ok(Answered::NoRoom(refusal))) => Err(ProposeError::NoRoom(refusal.reason)),
+            Ok(Ok(Answered::Overloaded(_))) => Err(ProposeError::Overloaded),
+            Ok(Ok(Answered::ShareUsedUp(_))) => Err(ProposeError::ShareUsedUp),
             Ok(Ok(Answered::OutcomeUnknown(refusal))) => Err(ProposeError::OutcomeUnknown(refusal.reason)),
             Ok(Ok(Answered::ReadIndex(_))) => Err(ProposeError::OutcomeUnknown(
                 "the leader sent an unexpected reply type".to_owned(),
@@ -283,8 +299,23 @@ impl Proposer {
             return Ok(refused("an operation that only the leader itself may propose"));
         }
         self.check_room(&decoded)?;
+        if is_clusters_own(&decoded) {
+            let _admitted = self.shared.budget.reserve(operation.len()).await;
+            return self.propose_here(operation).await;
+        }
+        let _admitted = self.admit(Payer::of(&decoded), operation.len())?;
+        drop(decoded);
         self.propose_here(operation).await
     }
+}
+
+/// Whether a node proposes this for the cluster, and not for a client that waits.
+fn is_clusters_own(operation: &Operation) -> bool {
+    use operation::Op;
+    matches!(
+        operation.op,
+        Some(Op::AckCursors(_) | Op::Outcome(_) | Op::ReturnLeases(_))
+    )
 }
 
 fn may_be_forwarded(operation: &Operation) -> bool {

@@ -10,6 +10,7 @@ mod cluster {
     mod joint_membership;
     mod leader_loss;
     mod membership;
+    mod overload;
     mod peer_port;
     mod reads;
     mod replication;
@@ -49,6 +50,7 @@ mod http {
     mod agents;
     mod answers;
     mod bad_input;
+    mod budget;
     mod burst;
     mod deliveries;
     mod keys;

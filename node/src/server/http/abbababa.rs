@@ -25,7 +25,6 @@ use serde_json::value::RawValue;
 use std::sync::Arc;
 
 use super::app_state::{App, AppState};
-use super::body;
 use super::input::{Consistency, parse_members};
 use crate::server::error::{ApiError, Result, json_response};
 use crate::shard::read_pool::Share;
@@ -139,7 +138,7 @@ async fn mark(State(app): App, id: Id, request: Request) -> Result<Response> {
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Read)?;
     let agent = caller.agent(&parts.headers)?;
-    let body = body::read_small(&parts.headers, body).await?;
+    let body = app.read_small(&caller, &parts.headers, body).await?;
     let read = wanted_mark(&body)?;
     let id = message_id(id)?;
     let op = MarkRead {
@@ -147,7 +146,7 @@ async fn mark(State(app): App, id: Id, request: Request) -> Result<Response> {
         message_id: id.to_bytes(),
         read,
     };
-    let done = app.propose(&caller, op).await;
+    let done = app.propose(&caller, &body, op).await;
     done.map_err(|error| {
         if error.status == StatusCode::NOT_FOUND {
             no_such_message()

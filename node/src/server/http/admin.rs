@@ -19,7 +19,7 @@ use axum::routing::{delete, get, patch, post};
 use serde::Deserialize;
 
 use super::app_state::{App, AppState, Reading};
-use super::body;
+use super::body::Charged;
 use super::input::{Consistency, parse};
 use crate::server::auth::Caller;
 use crate::server::error::{ApiError, Result, json_of};
@@ -54,12 +54,16 @@ fn operator(caller: &Caller) -> Result<()> {
     caller.require(Permission::Admin)
 }
 
-async fn operator_body<T: for<'de> Deserialize<'de>>(app: &AppState, request: Request) -> Result<(Arc<Caller>, T)> {
+/// An operator's request: its caller, its parsed body, and the charge for the body.
+async fn operator_body<T: for<'de> Deserialize<'de>>(
+    app: &AppState,
+    request: Request,
+) -> Result<(Arc<Caller>, T, Charged)> {
     let (parts, body) = request.into_parts();
     let caller = app.writer(&parts.headers).await?;
     operator(&caller)?;
-    let body = body::read_small(&parts.headers, body).await?;
-    Ok((caller, parse(&body)?))
+    let body = app.read_small(&caller, &parts.headers, body).await?;
+    Ok((caller, parse(&body)?, body))
 }
 
 pub(super) async fn operator_reading(app: &AppState, headers: &HeaderMap, consistency: Consistency) -> Result<Reading> {
@@ -79,7 +83,7 @@ pub(super) fn no_such_team() -> ApiError {
 }
 
 async fn create_team(State(app): App, request: Request) -> Result<Response> {
-    let (caller, wanted): (_, admin::CreateTeam) = operator_body(&app, request).await?;
+    let (caller, wanted, body): (_, admin::CreateTeam, _) = operator_body(&app, request).await?;
     keys::display_name(&wanted.name)?;
     let limits = new_limits(&wanted.limits.unwrap_or_default());
     let id = TeamId(app.services.ids.random());
@@ -88,7 +92,7 @@ async fn create_team(State(app): App, request: Request) -> Result<Response> {
         name: wanted.name.clone(),
         limits: Some(limits),
     };
-    app.propose(&caller, op).await?;
+    app.propose(&caller, &body, op).await?;
     json_of(&admin::Team {
         id: id.to_string(),
         name: wanted.name,
@@ -141,7 +145,7 @@ async fn list_teams(State(app): App, headers: HeaderMap) -> Result<Response> {
 }
 
 async fn update_team(State(app): App, id: Id, request: Request) -> Result<Response> {
-    let (caller, wanted): (_, admin::UpdateTeam) = operator_body(&app, request).await?;
+    let (caller, wanted, body): (_, admin::UpdateTeam, _) = operator_body(&app, request).await?;
     let id = team_id(id)?;
     let limits = wanted.limits.unwrap_or_default();
     let op = UpdateTeam {
@@ -154,7 +158,7 @@ async fn update_team(State(app): App, id: Id, request: Request) -> Result<Respon
         clear_overage_price: limits.overage_price_atomic == Some(None),
         strict_recipients: wanted.strict_recipients,
     };
-    app.propose(&caller, op).await?;
+    app.propose(&caller, &body, op).await?;
     // The change is stored. If this read finds no quorum, the caller must not hear that nothing was changed.
     let state = app.services.replica.reader.linearizable().await;
     let state = state.map_err(|_| ApiError::outcome_unknown())?;
@@ -162,9 +166,9 @@ async fn update_team(State(app): App, id: Id, request: Request) -> Result<Respon
 }
 
 async fn create_key(State(app): App, id: Id, request: Request) -> Result<Response> {
-    let (caller, wanted): (_, admin::CreateKey) = operator_body(&app, request).await?;
+    let (caller, wanted, body): (_, admin::CreateKey, _) = operator_body(&app, request).await?;
     let team = team_id(id)?;
-    json_of(&keys::create(&app.services, &caller, team, wanted).await?)
+    json_of(&keys::create(&app.services, &caller, body.as_ref(), team, wanted).await?)
 }
 
 async fn list_keys(State(app): App, id: Id, headers: HeaderMap) -> Result<Response> {
@@ -184,7 +188,8 @@ async fn revoke_key(State(app): App, id: Id, headers: HeaderMap) -> Result<Respo
     let caller = app.writer(&headers).await?;
     operator(&caller)?;
     let id = id.map(|Path(text)| text).unwrap_or_default();
-    keys::revoke(&app.services, &caller, &id).await?;
+    let permit = app.admit_bodiless(&caller)?;
+    keys::revoke(&app.services, &caller, &permit, &id).await?;
     json_of(&admin::Ok { success: true })
 }
 
@@ -197,8 +202,9 @@ async fn cluster(State(app): App, headers: HeaderMap) -> Result<Response> {
 async fn transfer(State(app): App, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     // No later step checks this key again.
-    operator_reading(&app, &parts.headers, Consistency::Linearizable).await?;
-    let body = body::read_small(&parts.headers, body).await?;
+    let reading = operator_reading(&app, &parts.headers, Consistency::Linearizable).await?;
+    let body = app.read_small(&reading.caller, &parts.headers, body).await?;
+    drop(reading);
     let wanted: admin::Transfer = parse(&body)?;
     app.http
         .cluster

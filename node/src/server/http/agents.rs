@@ -21,7 +21,6 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::app_state::{App, AppState};
-use super::body;
 use super::input::{Consistency, PAGE_DEFAULT, Parameters, parse_members, request_fault};
 use super::kite::{named_agent, own_team, required};
 use crate::server::error::{ApiError, Result, json_of};
@@ -97,12 +96,12 @@ async fn register(State(app): App, request: Request) -> Result<Response> {
     let caller = app.writer(&parts.headers).await?;
     own_team(&caller, &Parameters::of(&parts.uri)?)?;
     caller.require(Permission::Write)?;
-    let body = body::read_small(&parts.headers, body).await?;
+    let body = app.read_small(&caller, &parts.headers, body).await?;
     let item: Item<'_> = parse_members(&body)?.map_err(request_fault)?;
     let op = item.to_operation()?;
     let id: AgentId = op.agent.parse().map_err(ApiError::internal)?;
     caller.may_act_as(&id)?;
-    app.propose(&caller, op).await?;
+    app.propose(&caller, &body, op).await?;
     // The registration is stored. If this read finds no quorum, the caller must not hear that nothing was changed.
     let state = app.services.replica.reader.linearizable().await;
     let state = state.map_err(|_| ApiError::outcome_unknown())?;

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use agentpost_proto::command::operation;
 use agentpost_proto::operation::Op;
 use agentpost_raft_store::core::kv::{Kv, Lookup};
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 
+use super::body::{self, Charged};
 use super::cursor::Cursors;
 use super::input::Consistency;
 use super::login_limits::LoginLimits;
@@ -17,6 +19,7 @@ use crate::cluster::status::ClusterHandle;
 use crate::server::auth::{self, Caller, Remembered};
 use crate::server::error::Result;
 use crate::server::services::{self, Services};
+use crate::shard::budget::{Payer, Permit};
 use crate::shard::local_state::LocalState;
 use crate::shard::read_pool::Share;
 use crate::webhooks::egress::Egress;
@@ -140,14 +143,37 @@ impl AppState {
         }
     }
 
-    /// Proposes an operation in the caller's name and returns its answer, and counts what it sends. A rejection is an
-    /// error.
-    pub(super) async fn propose<O: Op>(&self, caller: &Caller, op: O) -> Result<O::Reply> {
+    /// Reads a body of at most `bytes_max`, charged to the caller's team.
+    pub(super) async fn read_body(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        body: Body,
+        bytes_max: usize,
+    ) -> Result<Charged> {
+        let proposer = &self.services.replica.proposer;
+        body::read(proposer, Payer::Team(caller.team), headers, body, bytes_max).await
+    }
+
+    /// Reads the body of a request that carries no message, charged to the caller's team.
+    pub(super) async fn read_small(&self, caller: &Caller, headers: &HeaderMap, body: Body) -> Result<Charged> {
+        let proposer = &self.services.replica.proposer;
+        body::read_small(proposer, Payer::Team(caller.team), headers, body).await
+    }
+
+    /// Admits a request without a body that will propose an operation.
+    pub(super) fn admit_bodiless(&self, caller: &Caller) -> Result<Permit> {
+        Ok(self.services.replica.proposer.admit(Payer::Team(caller.team), 0)?)
+    }
+
+    /// Proposes an operation in the caller's name, charged to `permit`, and returns its answer, and counts what it sends.
+    /// A rejection is an error.
+    pub(super) async fn propose<O: Op>(&self, caller: &Caller, permit: &impl AsRef<Permit>, op: O) -> Result<O::Reply> {
         let op: operation::Op = op.into();
         if matches!(op, operation::Op::Send(_)) {
             self.count_send(caller)?;
         }
-        services::answer_to::<O>(services::propose(&self.services, caller, op).await?)
+        services::answer_to::<O>(services::propose(&self.services, caller, permit.as_ref(), op).await?)
     }
 }
 

@@ -1,8 +1,13 @@
-//! Request bodies: read within bounds on size and time, and drained for a moment when a handler does not read them.
+//! Request bodies: charged to the node's budget, then read within bounds on size and time, and drained for a moment when
+//! a handler does not read them.
+//!
+//! The charge is taken before the first byte is read: for the announced bytes, or for the bound of the route if the body
+//! is chunked. A handler proposes under the same charge, which lasts until its answer is made.
 //!
 //! Closing a connection with unread bytes resets it, and a client that still writes then loses the answer that refused
 //! it. So a bounded part of a body that a handler drops is read in the background.
 
+use std::ops::Deref;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -18,6 +23,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::server::error::{ApiError, Result};
 use crate::server::services::SMALL_REQUEST_BYTES_MAX;
+use crate::shard::budget::{Payer, Permit};
+use crate::shard::proposer::Proposer;
 
 /// Upper bound on the bytes of a request that carries one message: the body, every second character escaped, and its
 /// JSON envelope.
@@ -28,21 +35,54 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const DISCARD_BYTES_MAX: usize = 4 * 1024 * 1024;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A body that was read, with the charge for it.
+pub struct Charged {
+    bytes: Bytes,
+    permit: Permit,
+}
+
+impl Deref for Charged {
+    type Target = Bytes;
+
+    fn deref(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+impl AsRef<Permit> for Charged {
+    fn as_ref(&self) -> &Permit {
+        &self.permit
+    }
+}
+
 /// Reads the body of a request that carries no message.
-pub async fn read_small(headers: &HeaderMap, body: Body) -> Result<Bytes> {
-    read(headers, body, SMALL_REQUEST_BYTES_MAX).await
+pub async fn read_small(proposer: &Proposer, payer: Payer, headers: &HeaderMap, body: Body) -> Result<Charged> {
+    read(proposer, payer, headers, body, SMALL_REQUEST_BYTES_MAX).await
 }
 
 /// Reads a body of at most `bytes_max`. A larger one is refused by its Content-Length, or as soon as too many bytes
 /// arrive.
-pub async fn read(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Bytes> {
+pub async fn read(
+    proposer: &Proposer,
+    payer: Payer,
+    headers: &HeaderMap,
+    mut body: Body,
+    bytes_max: usize,
+) -> Result<Charged> {
     let announced = headers.get(header::CONTENT_LENGTH);
     let announced: Option<u64> = announced.and_then(|value| value.to_str().ok()?.parse().ok());
     if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
         return Err(ApiError::too_large("the request body", bytes_max));
     }
+    // The upper bound is what Content-Length announces, and zero without a body.
+    let bytes = HttpBody::size_hint(&body)
+        .upper()
+        .map_or(bytes_max, |bytes| bytes as usize);
+    let permit = proposer.admit(payer, bytes.min(bytes_max))?;
     let collected = tokio::time::timeout(TIMEOUT, collect(&mut body, bytes_max));
-    collected.await.unwrap_or_else(|_| Err(ApiError::too_slow()))
+    let bytes = collected.await.unwrap_or_else(|_| Err(ApiError::too_slow()))?;
+    permit.settle(bytes.len());
+    Ok(Charged { bytes, permit })
 }
 
 /// Collects a body. The usual body arrives in one piece and is not copied.

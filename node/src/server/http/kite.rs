@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::app_state::{App, AppState};
-use super::body;
+use super::body::MESSAGE_REQUEST_BYTES_MAX;
 use super::input::{Parameters, idempotency_key, parse_members, request_fault};
 use crate::server::auth::Caller;
 use crate::server::error::{ApiError, Result, json_of};
@@ -48,11 +48,13 @@ async fn send(State(app): App, request: Request) -> Result<Response> {
     own_team(&caller, &Parameters::of(&parts.uri)?)?;
     caller.require(Permission::Write)?;
     let key = idempotency_key(&parts.headers)?;
-    let body = body::read(&parts.headers, body, body::MESSAGE_REQUEST_BYTES_MAX).await?;
+    let body = app
+        .read_body(&caller, &parts.headers, body, MESSAGE_REQUEST_BYTES_MAX)
+        .await?;
     let item: Item<'_> = parse_members(&body)?.map_err(request_fault)?;
     let send = item.to_send(&caller, app.services.ids.message_id(), key)?;
     let (from, to) = (send.from.clone(), send.to.clone());
-    let reply = app.propose(&caller, send).await?;
+    let reply = app.propose(&caller, &body, send).await?;
     json_of(&accepted(from, to, &reply)?)
 }
 

@@ -32,9 +32,13 @@ use crate::server::peer::listener::PeerId;
 use crate::shard::Raft;
 use crate::shard::leader_loss::LeaderLoss;
 use crate::shard::members::{change_from_proto, outcome_to_proto};
-use crate::shard::proposer::{PROPOSALS_IN_FLIGHT_MAX, ProposeError, Proposer};
+use crate::shard::proposer::{ProposeError, Proposer};
 use crate::shard::reader::{NotReady, Reader};
 use crate::shard::this_node::TransferError;
+
+/// Upper bound on the requests of one node that are carried out at a time. The leader's budget refuses most of them
+/// earlier; beyond this number the stream is not read.
+const FORWARDED_MAX: usize = 4_096;
 
 /// The gRPC service of a node.
 pub struct PeerService {
@@ -149,7 +153,7 @@ impl Peer for PeerService {
                 let (proposer, reader) = (proposer.clone(), reader.clone());
                 async move { answer(received?, &proposer, &reader).await }
             })
-            .buffer_unordered(PROPOSALS_IN_FLIGHT_MAX);
+            .buffer_unordered(FORWARDED_MAX);
         let answers = answers.take_until(self.admission.shutdown().clone().cancelled_owned());
         Ok(Response::new(Box::pin(answers)))
     }
@@ -315,9 +319,9 @@ async fn answer(request: ForwardRequest, proposer: &Proposer, reader: &Reader) -
             Ok(reply) => forward_reply::Outcome::Reply(reply),
             Err(ProposeError::OutcomeUnknown(reason)) => forward_reply::Outcome::OutcomeUnknown(Refusal { reason }),
             Err(ProposeError::NoRoom(reason)) => forward_reply::Outcome::NoRoom(Refusal { reason }),
-            Err(error) => forward_reply::Outcome::NotReady(Refusal {
-                reason: error.to_string(),
-            }),
+            Err(ProposeError::Overloaded) => forward_reply::Outcome::Overloaded(peer::Done {}),
+            Err(ProposeError::ShareUsedUp) => forward_reply::Outcome::ShareUsedUp(peer::Done {}),
+            Err(ProposeError::NotReady(reason)) => forward_reply::Outcome::NotReady(Refusal { reason }),
         },
         Some(forward_request::Kind::ReadIndex(_)) => match reader.read_index_for_peer().await {
             Ok(index) => forward_reply::Outcome::ReadIndex(index),

@@ -8,6 +8,8 @@
 //! - The key is authorised again for each request. Reads are linearizable. Every error of the caller and every refusal
 //!   is an answer with `ok: false`; no request ends a session.
 //! - A request is parsed when it arrives, so a waiting request is small. Answers never repeat long parts of a request.
+//! - A request that changes keys is charged to the node's budget for the bytes of its frame, from its arrival to its
+//!   answer. Beyond the team's share or the budget it is refused at once, in its turn.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 use agentpost_proto::api::kite::rpc as wire;
 use agentpost_proto::command::Permission;
 use agentpost_proto::frame::ServerFrame;
-use agentpost_proto::id::{self, KeyId};
+use agentpost_proto::id::{self, KeyId, TeamId};
 use agentpost_proto::limits;
 use agentpost_raft_store::core::query;
 use axum::extract::ws::Utf8Bytes;
@@ -33,6 +35,7 @@ use crate::server::auth::{self, Caller};
 use crate::server::error::{ApiError, Result};
 use crate::server::keys;
 use crate::server::services::{SMALL_REQUEST_BYTES_MAX, Services};
+use crate::shard::budget::{Payer, Permit};
 use crate::shard::local_state::LocalState;
 use crate::shard::read_pool::Share;
 use crate::wire::json::explain;
@@ -45,13 +48,12 @@ const ID_BYTES_MAX: usize = 128;
 const METHOD_CHARS_SHOWN: usize = 64;
 
 /// A parsed request.
-#[derive(Debug)]
 enum Call {
     Recent(wire::RecentParams),
     Stats,
     ListKeys,
-    CreateKey(Box<wire::CreateKeyParams>),
-    RevokeKey(wire::KeyId),
+    CreateKey(Box<wire::CreateKeyParams>, Permit),
+    RevokeKey(wire::KeyId, Permit),
     /// An invalid request, with the reason.
     Refused(String),
 }
@@ -59,6 +61,7 @@ enum Call {
 /// The requests of one session.
 pub struct Requests<'a> {
     services: &'a Services,
+    team: TeamId,
     key_id: KeyId,
     key_hash: [u8; 32],
     waiting: VecDeque<(String, Call)>,
@@ -89,6 +92,7 @@ impl<'a> Requests<'a> {
     pub fn new(services: &'a Services, opened: &Opened) -> Self {
         Requests {
             services,
+            team: opened.team,
             key_id: opened.key_id,
             key_hash: opened.key_hash,
             waiting: VecDeque::new(),
@@ -121,7 +125,9 @@ impl<'a> Requests<'a> {
         } else if bytes > SMALL_REQUEST_BYTES_MAX {
             Call::Refused(format!("a request has at most {SMALL_REQUEST_BYTES_MAX} bytes"))
         } else {
-            Call::parse(method, params).unwrap_or_else(Call::Refused)
+            let proposer = &self.services.replica.proposer;
+            let admit = || proposer.admit(Payer::Team(self.team), bytes);
+            Call::parse(method, params, || admit().map_err(|error| said(error.into()))).unwrap_or_else(Call::Refused)
         };
         self.services.metrics.ws_request(call.label());
         self.waiting.push_back((id, call));
@@ -144,8 +150,8 @@ impl<'a> Requests<'a> {
             Call::Recent(params) => boxed(key.recent(feed.clone(), params)),
             Call::Stats => boxed(key.stats()),
             Call::ListKeys => boxed(key.list_keys()),
-            Call::CreateKey(params) => boxed(key.create_key(*params)),
-            Call::RevokeKey(params) => boxed(key.revoke_key(params)),
+            Call::CreateKey(params, permit) => boxed(key.create_key(*params, permit)),
+            Call::RevokeKey(params, permit) => boxed(key.revoke_key(params, permit)),
             Call::Refused(why) => {
                 self.answer = Some(refusal(id, why));
                 return;
@@ -217,14 +223,14 @@ fn unknown() -> String {
 }
 
 impl Call {
-    /// Parses a request. The error is sent to the client.
-    fn parse(method: &str, params: Value) -> Result<Self, String> {
+    /// Parses a request, and admits it if it changes keys. The error is sent to the client.
+    fn parse(method: &str, params: Value, admit: impl FnOnce() -> Result<Permit, String>) -> Result<Self, String> {
         match method {
             "events.recent" => recent_params(params).map(Call::Recent),
             "dashboard.stats" => Ok(Call::Stats),
             "keys.list" => Ok(Call::ListKeys),
-            "keys.create" => read(params).map(|params| Call::CreateKey(Box::new(params))),
-            "keys.revoke" => read(params).map(Call::RevokeKey),
+            "keys.create" => Ok(Call::CreateKey(Box::new(read(params)?), admit()?)),
+            "keys.revoke" => Ok(Call::RevokeKey(read(params)?, admit()?)),
             "hooks.list"
             | "hooks.create"
             | "hooks.deactivate"
@@ -242,8 +248,8 @@ impl Call {
 
     fn changes(&self, own: KeyId) -> Changes {
         match self {
-            Call::RevokeKey(params) if params.id.parse() == Ok(own) => Changes::OwnKey,
-            Call::RevokeKey(_) | Call::CreateKey(_) => Changes::Keys,
+            Call::RevokeKey(params, _) if params.id.parse() == Ok(own) => Changes::OwnKey,
+            Call::RevokeKey(..) | Call::CreateKey(..) => Changes::Keys,
             Call::Recent(_) | Call::Stats | Call::ListKeys | Call::Refused(_) => Changes::Nothing,
         }
     }
@@ -254,8 +260,8 @@ impl Call {
             Call::Recent(_) => "events.recent",
             Call::Stats => "dashboard.stats",
             Call::ListKeys => "keys.list",
-            Call::CreateKey(_) => "keys.create",
-            Call::RevokeKey(_) => "keys.revoke",
+            Call::CreateKey(..) => "keys.create",
+            Call::RevokeKey(..) => "keys.revoke",
             Call::Refused(_) => "refused",
         }
     }
@@ -362,14 +368,14 @@ impl<'a> Key<'a> {
             .await
     }
 
-    async fn create_key(self, params: wire::CreateKeyParams) -> Result<wire::CreatedKey> {
+    async fn create_key(self, params: wire::CreateKeyParams, permit: Permit) -> Result<wire::CreatedKey> {
         let caller = self.changes_keys().await?;
-        keys::create(self.services, &caller, caller.team, keys::wanted(params)).await
+        keys::create(self.services, &caller, &permit, caller.team, keys::wanted(params)).await
     }
 
-    async fn revoke_key(self, params: wire::KeyId) -> Result<wire::KeyId> {
+    async fn revoke_key(self, params: wire::KeyId, permit: Permit) -> Result<wire::KeyId> {
         let caller = self.changes_keys().await?;
-        keys::revoke_own(self.services, &caller, &params.id).await?;
+        keys::revoke_own(self.services, &caller, &permit, &params.id).await?;
         Ok(params)
     }
 }

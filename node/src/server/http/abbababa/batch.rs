@@ -20,7 +20,6 @@ use super::fanout;
 use super::send::{Item, Source, message_fault};
 use crate::server::error::{ApiError, Result, json_response};
 use crate::server::http::app_state::{App, AppState};
-use crate::server::http::body;
 use crate::server::http::input::{not_json, parse};
 use crate::server::http::ratelimit;
 use crate::wire::json::{self, Checked, Fault, Object, Writer, push_text};
@@ -35,7 +34,9 @@ pub async fn batch(State(app): App, request: Request) -> Result<Response> {
         let problem = "does not apply to a batch: give each message its own idempotencyKey";
         return Err(ApiError::field("Idempotency-Key", problem));
     }
-    let body = body::read(&parts.headers, body, limits::BATCH_BYTES_MAX).await?;
+    let body = app
+        .read_body(&caller, &parts.headers, body, limits::BATCH_BYTES_MAX)
+        .await?;
     let items = parse_items(&body)?;
     let source = Source::of(&app, &body, &from);
     let mut sends = Vec::with_capacity(items.len());
@@ -65,7 +66,7 @@ pub async fn batch(State(app): App, request: Request) -> Result<Response> {
     let outcomes = if sends.is_empty() {
         Vec::new()
     } else {
-        app.propose(&caller, SendBatch { sends }).await?.outcomes
+        app.propose(&caller, &body, SendBatch { sends }).await?.outcomes
     };
     let standing = ratelimit::after_batch(&ids, &outcomes);
     let answered = results(&app, caller.team, checked, outcomes)?;

@@ -126,7 +126,7 @@ pub async fn redrive(State(app): App, id: Id, request: Request) -> Result<Respon
 
 /// Proposes a redrive; also for operators.
 pub(in crate::server::http) async fn redriven(app: &AppState, caller: &Caller, op: Redrive) -> Result<Response> {
-    let reply = app.propose(caller, op).await?;
+    let reply = app.propose(caller, &app.admit_bodiless(caller)?, op).await?;
     json_of(&RedriveResponse {
         success: true,
         delivery_id: id_text(&reply.delivery_id)?.unwrap_or_default(),
@@ -143,6 +143,6 @@ pub async fn cancel(State(app): App, id: Id, request: Request) -> Result<Respons
         delivery_id: delivery_id(id)?.to_bytes(),
         ..CancelDelivery::default()
     };
-    app.propose(&caller, op).await?;
+    app.propose(&caller, &app.admit_bodiless(&caller)?, op).await?;
     super::webhook::done("the delivery is cancelled")
 }

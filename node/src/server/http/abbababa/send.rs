@@ -20,7 +20,7 @@ use super::fanout;
 use crate::base::clock::IdSource;
 use crate::server::error::{ApiError, Result, json_response};
 use crate::server::http::app_state::{App, AppState};
-use crate::server::http::body;
+use crate::server::http::body::MESSAGE_REQUEST_BYTES_MAX;
 use crate::server::http::input::{idempotency_key, parse_members};
 use crate::server::http::ratelimit;
 use crate::shard::read_pool::Share;
@@ -57,11 +57,13 @@ pub async fn one(State(app): App, request: Request) -> Result<Response> {
     caller.require(Permission::Write)?;
     let from = caller.agent(&parts.headers)?;
     let key = idempotency_key(&parts.headers)?;
-    let body = body::read(&parts.headers, body, body::MESSAGE_REQUEST_BYTES_MAX).await?;
+    let body = app
+        .read_body(&caller, &parts.headers, body, MESSAGE_REQUEST_BYTES_MAX)
+        .await?;
     let item: Item<'_> = parse_members(&body)?.map_err(message_fault)?;
     let mut send = item.to_send(&Source::of(&app, &body, &from))?;
     send.idempotency_key = key;
-    let reply = app.propose(&caller, send.clone()).await?;
+    let reply = app.propose(&caller, &body, send.clone()).await?;
     let pending = fanout::pending(&app, caller.team, &send.topic, &reply).await?;
     let answered = if reply.message_id == send.message_id {
         accepted(&Shown::sent(&send, &reply)?, pending)

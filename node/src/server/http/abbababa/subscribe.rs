@@ -15,7 +15,6 @@ use serde_json::value::RawValue;
 use super::webhook::{check_url, done};
 use crate::server::error::{ApiError, Result, json_of};
 use crate::server::http::app_state::{App, AppState};
-use crate::server::http::body;
 use crate::server::http::input::{Consistency, Parameters, parse};
 use crate::server::http::ratelimit;
 use crate::wire::json;
@@ -75,7 +74,7 @@ pub async fn subscribe(State(app): App, request: Request) -> Result<Response> {
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let agent = caller.agent(&parts.headers)?;
-    let body = body::read_small(&parts.headers, body).await?;
+    let body = app.read_small(&caller, &parts.headers, body).await?;
     let wanted: Wanted<'_> = parse(&body)?;
     let raw = wanted.topic.ok_or_else(|| ApiError::field("topic", "is required"))?;
     let topic = topic(raw)?;
@@ -94,7 +93,7 @@ pub async fn subscribe(State(app): App, request: Request) -> Result<Response> {
         subscription_id: SubscriptionId(app.services.ids.random()).to_bytes(),
         url,
     };
-    let reply = app.propose(&caller, op).await?;
+    let reply = app.propose(&caller, &body, op).await?;
     let standing = ratelimit::usage(reply.registrations_used, reply.registrations_limit);
     let subscription = subscribed(&app, caller.team, &agent, topic, reply)?;
     let answered = json_of(&SubscriptionResponse {
@@ -163,7 +162,7 @@ pub async fn unsubscribe(State(app): App, request: Request) -> Result<Response> 
     let agent = caller.agent(&parts.headers)?;
     let parameters = Parameters::of(&parts.uri)?;
     let in_query = parameters.get("topic")?.map(named).transpose()?;
-    let body = body::read_small(&parts.headers, body).await?;
+    let body = app.read_small(&caller, &parts.headers, body).await?;
     let in_body = match body.trim_ascii() {
         b"" => None,
         body => parse::<Wanted<'_>>(body)?.topic.map(topic).transpose()?,
@@ -181,7 +180,7 @@ pub async fn unsubscribe(State(app): App, request: Request) -> Result<Response> 
         agent: agent.as_str().to_owned(),
         topic,
     };
-    app.propose(&caller, op).await?;
+    app.propose(&caller, &body, op).await?;
     done("unsubscribed")
 }
 

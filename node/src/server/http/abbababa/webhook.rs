@@ -14,7 +14,6 @@ use serde_json::value::RawValue;
 
 use crate::server::error::{ApiError, Result, json_of};
 use crate::server::http::app_state::{App, AppState};
-use crate::server::http::body;
 use crate::server::http::input::{Consistency, parse_members, request_fault};
 use crate::server::http::ratelimit;
 use crate::wire::json;
@@ -75,7 +74,7 @@ pub async fn register(State(app): App, request: Request) -> Result<Response> {
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let agent = caller.agent(&parts.headers)?;
-    let body = body::read_small(&parts.headers, body).await?;
+    let body = app.read_small(&caller, &parts.headers, body).await?;
     let wanted: Wanted<'_> = parse_members(&body)?.map_err(request_fault)?;
     let (url, events) = (wanted.url()?, wanted.events()?);
     check_url(&app, "url", &url)?;
@@ -85,7 +84,7 @@ pub async fn register(State(app): App, request: Request) -> Result<Response> {
         url: url.clone(),
         events: events.clone(),
     };
-    let reply = app.propose(&caller, op).await?;
+    let reply = app.propose(&caller, &body, op).await?;
     let standing = ratelimit::usage(reply.registrations_used, reply.registrations_limit);
     let row = record::Webhook {
         id: reply.webhook_id,
@@ -121,8 +120,9 @@ pub async fn delete(State(app): App, request: Request) -> Result<Response> {
     let caller = app.writer(&parts.headers).await?;
     caller.require(Permission::Write)?;
     let agent = caller.agent(&parts.headers)?;
+    let permit = app.admit_bodiless(&caller)?;
     let op = DeleteWebhook { agent: agent.into() };
-    app.propose(&caller, op).await?;
+    app.propose(&caller, &permit, op).await?;
     done("the webhook is deleted")
 }
 

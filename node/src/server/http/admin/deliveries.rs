@@ -90,6 +90,7 @@ async fn cancel(State(app): App, id: Id, uri: Uri, headers: HeaderMap) -> Result
         agent: String::new(),
         team_id: team.to_bytes(),
     };
-    app.propose(&reading.caller, op).await?;
+    let permit = app.admit_bodiless(&reading.caller)?;
+    app.propose(&reading.caller, &permit, op).await?;
     json_of(&agentpost_proto::api::admin::Ok { success: true })
 }

@@ -14,7 +14,6 @@ use axum::routing::{delete, post};
 use super::{Id, operator_reading};
 use crate::server::error::{ApiError, Result, json_of};
 use crate::server::http::app_state::{App, AppState};
-use crate::server::http::body;
 use crate::server::http::input::{Consistency, parse};
 use crate::shard::members::{Change, ChangeError};
 
@@ -32,8 +31,9 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
 
 async fn add(State(app): App, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    operator_reading(&app, &parts.headers, Consistency::Linearizable).await?;
-    let body = body::read_small(&parts.headers, body).await?;
+    let reading = operator_reading(&app, &parts.headers, Consistency::Linearizable).await?;
+    let body = app.read_small(&reading.caller, &parts.headers, body).await?;
+    drop(reading);
     let wanted: admin::AddMember = parse(&body)?;
     let member = Member {
         peer_addr: wanted.peer_addr,

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use crate::server::auth::Caller;
 use crate::server::error::{ApiError, Result, json_of};
 use crate::server::http::app_state::{App, AppState, Reading};
-use crate::server::http::body;
+use crate::server::http::body::Charged;
 use crate::server::http::input::{Consistency, parse};
 use crate::server::keys;
 
@@ -23,13 +23,13 @@ const NO_SUCH_CODE: &str = "no device waits with this code, or it has expired";
 const NO_SUCH_TEAM: &str = "no such team";
 const UNKNOWN: &str = "outcome unknown: look the code up again to see whether it was decided";
 
-/// Reads the body and authorises the caller, whose key must allow approving devices.
-async fn asked<T: for<'de> Deserialize<'de>>(app: &AppState, request: Request) -> Result<(Reading, T)> {
+/// Authorises the caller, whose key must allow approving devices, and reads the body.
+async fn asked<T: for<'de> Deserialize<'de>>(app: &AppState, request: Request) -> Result<(Reading, T, Charged)> {
     let (parts, body) = request.into_parts();
     let reading = app.reader(&parts.headers, Consistency::Linearizable).await?;
     lets_in(&reading.caller)?;
-    let body = body::read_small(&parts.headers, body).await?;
-    Ok((reading, parse(&body)?))
+    let body = app.read_small(&reading.caller, &parts.headers, body).await?;
+    Ok((reading, parse(&body)?, body))
 }
 
 fn lets_in(caller: &Caller) -> Result<()> {
@@ -49,7 +49,7 @@ fn lets_in(caller: &Caller) -> Result<()> {
 }
 
 pub(super) async fn lookup(State(app): App, request: Request) -> Result<Response> {
-    let (reading, wanted): (_, UserCode) = asked(&app, request).await?;
+    let (reading, wanted, _body): (_, UserCode, _) = asked(&app, request).await?;
     let code = user_code(&wanted.user_code)?;
     let (state, caller) = (&reading.state, &reading.caller);
     let found = async {
@@ -94,7 +94,7 @@ fn shown_team(team: Team) -> Result<LoginTeam> {
 }
 
 pub(super) async fn approve(State(app): App, request: Request) -> Result<Response> {
-    let (reading, wanted): (_, ApproveLogin) = asked(&app, request).await?;
+    let (reading, wanted, body): (_, ApproveLogin, _) = asked(&app, request).await?;
     let code = user_code(&wanted.user_code)?;
     let permissions = match &wanted.permissions {
         None => vec![Permission::Write as i32],
@@ -113,7 +113,7 @@ pub(super) async fn approve(State(app): App, request: Request) -> Result<Respons
         team_id: team.id,
         permissions,
     };
-    decide(&app, &reading.caller, op).await?;
+    decide(&app, &reading.caller, &body, op).await?;
     json_of(&approved)
 }
 
@@ -141,17 +141,17 @@ fn chosen_team(kv: &impl Lookup, caller: &Caller, wanted: Option<&str>) -> Resul
 }
 
 pub(super) async fn deny(State(app): App, request: Request) -> Result<Response> {
-    let (reading, wanted): (_, UserCode) = asked(&app, request).await?;
+    let (reading, wanted, body): (_, UserCode, _) = asked(&app, request).await?;
     let op = DecideLogin {
         user_code: user_code(&wanted.user_code)?,
         ..DecideLogin::default()
     };
-    decide(&app, &reading.caller, op).await?;
+    decide(&app, &reading.caller, &body, op).await?;
     json_of(&Success { success: true })
 }
 
-async fn decide(app: &AppState, caller: &Caller, op: DecideLogin) -> Result<()> {
-    let proposed = app.propose(caller, op);
+async fn decide(app: &AppState, caller: &Caller, body: &Charged, op: DecideLogin) -> Result<()> {
+    let proposed = app.propose(caller, body, op);
     let guessed = app.logins.guess(caller, app.services.wall_time.clock().now(), proposed);
     guessed.await.map_err(|error| error.told_when_unknown(UNKNOWN))?;
     Ok(())

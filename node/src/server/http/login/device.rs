@@ -19,10 +19,12 @@ use crate::base::clock::IdSource;
 use crate::base::secrets::{self, Secrets};
 use crate::server::error::{ApiError, Result, json_of};
 use crate::server::http::app_state::App;
+use crate::server::http::body::Charged;
 use crate::server::http::input::parse;
 use crate::server::http::serve::Origin;
 use crate::server::http::{body, login_limits};
 use crate::server::services::Services;
+use crate::shard::budget::Payer;
 
 /// How many user codes are tried until one is free. With the maximum of open logins, one code in 25 million is taken.
 const CODE_ATTEMPTS: usize = 3;
@@ -36,7 +38,8 @@ const UNKNOWN_CLAIM: &str =
 pub(super) async fn device_code(State(app): App, request: Request) -> Result<Response> {
     let services = &app.services;
     let (parts, body) = request.into_parts();
-    let body = body::read_small(&parts.headers, body).await?;
+    let proposer = &services.replica.proposer;
+    let body = body::read_small(proposer, Payer::Nobody, &parts.headers, body).await?;
     let wanted: StartLogin = match body.trim_ascii() {
         [] => StartLogin::default(),
         body => parse(body)?,
@@ -48,7 +51,7 @@ pub(super) async fn device_code(State(app): App, request: Request) -> Result<Res
     for _ in 0..CODE_ATTEMPTS {
         let (device_code, op) = fresh(&services.ids, &services.secrets, client.clone());
         let user_code = op.user_code.clone();
-        match propose(services, op, UNKNOWN_START).await? {
+        match propose(services, &body, op, UNKNOWN_START).await? {
             Ok(Done {}) => {
                 let url = app.http.public_url.trim_end_matches('/');
                 return json_of(&told(url, device_code, &user_code));
@@ -134,7 +137,8 @@ fn denied() -> ApiError {
 pub(super) async fn device_token(State(app): App, request: Request) -> Result<Response> {
     let services = &app.services;
     let (parts, body) = request.into_parts();
-    let body = body::read_small(&parts.headers, body).await?;
+    let proposer = &services.replica.proposer;
+    let body = body::read_small(proposer, Payer::Nobody, &parts.headers, body).await?;
     let DeviceToken { device_code } = parse(&body)?;
     let now = services.wall_time.clock().now();
     let hash = services.secrets.key_hash(&device_code);
@@ -160,7 +164,7 @@ pub(super) async fn device_token(State(app): App, request: Request) -> Result<Re
         login = find(&services.replica.reader.linearizable().await?, &hash)?.ok_or_else(expired)?;
     }
     match login.state() {
-        LoginState::Approved => claim(services, &device_code, &hash).await,
+        LoginState::Approved => claim(services, &body, &device_code, &hash).await,
         LoginState::Denied => Err(denied()),
         LoginState::Pending | LoginState::Unspecified => Err(not_yet(StatusCode::BAD_REQUEST, LOGIN_PENDING)),
     }
@@ -175,11 +179,11 @@ fn find(kv: &impl Lookup, device_hash: &[u8; 32]) -> Result<Option<Login>, Fatal
 }
 
 /// Creates the key and derives it again for the answer. Of two devices that ask with the same code, one gets the key.
-async fn claim(services: &Services, device_code: &str, hash: &[u8; 32]) -> Result<Response> {
+async fn claim(services: &Services, body: &Charged, device_code: &str, hash: &[u8; 32]) -> Result<Response> {
     let op = ClaimLogin {
         device_hash: hash.to_vec().into(),
     };
-    match propose(services, op, UNKNOWN_CLAIM).await? {
+    match propose(services, body, op, UNKNOWN_CLAIM).await? {
         Ok(made) => json_of(&DeviceKey {
             api_key: services.secrets.login_key(device_code).into(),
             team_id: TeamId::from_slice(&made.team_id)
@@ -196,8 +200,14 @@ async fn claim(services: &Services, device_code: &str, hash: &[u8; 32]) -> Resul
 
 /// Proposes an operation without a principal: a device has no key yet. `unknown` is the text of the error when the
 /// outcome is unknown, because a device has no idempotency key to repeat with.
-async fn propose<O: Op>(services: &Services, op: O, unknown: &'static str) -> Result<Result<O::Reply, Rejection>> {
-    let proposed = services.replica.proposer.propose(Operation::internal(op)).await;
+async fn propose<O: Op>(
+    services: &Services,
+    body: &Charged,
+    op: O,
+    unknown: &'static str,
+) -> Result<Result<O::Reply, Rejection>> {
+    let proposer = &services.replica.proposer;
+    let proposed = proposer.propose_admitted(body.as_ref(), Operation::internal(op)).await;
     let answered = proposed.map_err(|error| ApiError::from(error).told_when_unknown(unknown))?;
     match answered.answer_to::<O>() {
         Ok(answer) => Ok(Ok(answer)),
