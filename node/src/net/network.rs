@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use agentpost_proto::peer::peer_client::PeerClient;
@@ -161,6 +162,7 @@ impl NetStreamAppend<TypeConfig> for Peer {
     {
         let pipeline = Pipeline::default();
         let sent = Arc::clone(&pipeline);
+        let largest = self.metrics.raft.append_request_bytes_max.clone();
         let mut requests = input.map(move |request| {
             let entry = InFlight {
                 vote: request.vote,
@@ -169,7 +171,10 @@ impl NetStreamAppend<TypeConfig> for Peer {
                 sent: Instant::now(),
             };
             sent.lock().push_back(entry);
-            append_to_proto(request)
+            let request = append_to_proto(request);
+            let bytes = request.entries.iter().map(|entry| entry.command.len()).sum::<usize>();
+            largest.inner().fetch_max(bytes as i64, Ordering::Relaxed);
+            request
         });
         Box::pin(async move {
             // openraft applies its back-off inside the request stream. So the first request is taken before connecting;

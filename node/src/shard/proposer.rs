@@ -17,6 +17,7 @@
 //! dropped responder and a broken stream are unknown.
 //!
 //! Writes are not batched here: openraft appends all waiting writes together, 12 to 50 operations per fsync under load.
+//! [`append_gate`](super::append_gate) bounds the bytes of such an append.
 //!
 //! Every operation is charged to the node's [`budget`](super::budget) until its answer; the caller of a client's operation
 //! took the permit before it read the request. An operation that only the leader of an epoch may propose is appended on
@@ -30,6 +31,8 @@ use agentpost_proto::operation::{NoAnswer, Op};
 use agentpost_proto::peer::forward_reply::Outcome as Answered;
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::disk::state::StateHandle;
+#[cfg(feature = "failpoints")]
+use agentpost_raft_store::disk::types::Turn;
 use agentpost_raft_store::disk::types::{LeaderId, Proposal};
 use bytes::Bytes;
 use openraft::errors::ClientWriteError;
@@ -37,6 +40,7 @@ use openraft::impls::ProgressResponder;
 use prost::Message as _;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::append_gate::AppendGate;
 use super::budget::{Budget, Full, Payer, Permit};
 use super::cluster_time::ClusterTime;
 use super::wall_time::WallTime;
@@ -48,6 +52,8 @@ use crate::net::forward::{Forwarder, Kind, Lost};
 
 /// How long an operation waits for a leader.
 pub const LEADER_DEADLINE: Duration = Duration::from_secs(2);
+/// How long an operation waits until Raft can take it. It waits this long only if the log hangs.
+const TURN_DEADLINE: Duration = LEADER_DEADLINE;
 /// How long a proposed operation waits for its answer.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(8);
 
@@ -99,6 +105,7 @@ struct Shared {
     handles: ProposerHandles,
     lead: Lead,
     budget: Budget,
+    gate: AppendGate,
 }
 
 impl Proposer {
@@ -107,6 +114,7 @@ impl Proposer {
         let shared = Shared {
             lead: Lead::new(&handles.raft),
             budget: Budget::new(&handles.metrics),
+            gate: AppendGate::default(),
             handles,
         };
         Proposer {
@@ -209,6 +217,12 @@ impl Proposer {
         Ok(reply.answer_to::<O>())
     }
 
+    /// Keeps every further operation of this node from Raft until the result is dropped.
+    #[cfg(feature = "failpoints")]
+    pub async fn hold(&self) -> Turn {
+        self.shared.gate.turn(usize::MAX).await
+    }
+
     /// Proposes if this node leads; never forwards.
     pub(crate) async fn propose_here(&self, operation: Bytes) -> Result<Reply, ProposeError> {
         self.write(operation, None).await
@@ -217,6 +231,9 @@ impl Proposer {
     /// Stamps an operation with time and lets Raft append it, if this node leads (in leadership `leader`, if given).
     async fn write(&self, operation: Bytes, leader: Option<LeaderId>) -> Result<Reply, ProposeError> {
         let shared = &self.shared;
+        let Ok(turn) = timeout(TURN_DEADLINE, shared.gate.turn(operation.len())).await else {
+            return Err(ProposeError::NotReady("the log takes no entries".to_owned()));
+        };
         let (ct_epoch, cluster_ms) = shared.handles.cluster_time.now();
         let command = Command {
             wall_ms: self.wall_ms()?,
@@ -224,7 +241,7 @@ impl Proposer {
             cluster_ms,
             operation,
         };
-        let proposal = Proposal(Bytes::from(command.encode_to_vec()));
+        let proposal = Proposal::in_turn(Bytes::from(command.encode_to_vec()), turn);
         let (responder, answer) = ProgressResponder::complete_only();
         let mut request = shared.handles.raft.write(proposal).responder(responder);
         if let Some(leader) = leader {

@@ -72,6 +72,8 @@ mod sync;
 mod tail;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod turn_tests;
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -96,11 +98,12 @@ use crate::disk::damage::Damage;
 use crate::disk::error::OpenError;
 use crate::disk::floor::{Floor, FloorFile};
 use crate::disk::options::{LogStart, Options};
-use crate::disk::types::{Entry, LogId, TypeConfig, Vote};
+use crate::disk::types::{Entry, LogId, TypeConfig, Vote, take_turns};
 
-/// Upper bound on the payload of one replication request, in bytes, small enough that sending it takes less than an
-/// election timeout.
-const APPEND_PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
+/// Upper bound on the entries of one append, in bytes, small enough that taking or sending them takes much less than an
+/// election timeout. Only a single larger entry exceeds it. Requests to followers obey it here, and the proposer hands
+/// Raft no more than this before the log has taken it.
+pub const APPEND_BYTES_MAX: usize = 1024 * 1024;
 
 /// The log of a shard. openraft owns it and writes to it; [`LogReader`]s read it.
 pub struct LogStore {
@@ -218,14 +221,18 @@ impl LogStore {
         self.sync.check()?;
         let mut bounds = self.shared.lock();
         bounds.first = check_follows(&bounds, self.log_start, entries)?;
+        let mut bytes = 0;
         for entry in entries {
+            let size = size_of(entry);
+            bytes += size;
             bounds.next = entry.log_id.index + 1;
             bounds.last = Some(entry.log_id);
             bounds.tail.push(Recent {
                 entry: entry.clone(),
-                size: size_of(entry),
+                size,
             });
         }
+        self.metrics.taken(bytes as u64);
         Ok(())
     }
 }
@@ -285,8 +292,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + Send,
         I::IntoIter: Send,
     {
-        let entries: Vec<_> = entries.into_iter().collect();
-        if let Err(error) = self.take_entries(&entries) {
+        let mut entries: Vec<Entry> = entries.into_iter().collect();
+        let turns = take_turns(&mut entries);
+        let taken = self.take_entries(&entries);
+        drop(turns);
+        if let Err(error) = taken {
             callback.io_completed(Err(io::Error::new(error.kind(), error.to_string())));
             return Err(error);
         }
@@ -369,7 +379,7 @@ impl RaftLogReader<TypeConfig> for LogReader {
     /// at `start` was purged, the result is empty: a result that begins later would be taken for the entries from
     /// `start`.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        let entries = self.shared.read(start, end, APPEND_PAYLOAD_BYTES_MAX)?;
+        let entries = self.shared.read(start, end, APPEND_BYTES_MAX)?;
         match entries.first() {
             Some(first) if first.log_id.index != start => Ok(Vec::new()),
             _ => Ok(entries),
@@ -384,7 +394,7 @@ impl RaftLogReader<TypeConfig> for LogReader {
         let (start, end) = bounds_of(&range);
         let shared = self.shared.clone();
         let pieces = stream::unfold(Some(start), move |next| {
-            let piece = next.map(|start| shared.read(start, end, APPEND_PAYLOAD_BYTES_MAX));
+            let piece = next.map(|start| shared.read(start, end, APPEND_BYTES_MAX));
             std::future::ready(match piece {
                 None => None,
                 Some(Ok(entries)) => entries

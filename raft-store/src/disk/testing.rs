@@ -48,7 +48,7 @@ pub(crate) fn blank(term: u64, index: u64) -> Entry {
 pub(crate) fn normal(term: u64, index: u64, bytes: usize) -> Entry {
     Entry {
         log_id: log_id(term, index),
-        payload: EntryPayload::Normal(Proposal(Bytes::from(vec![b'x'; bytes]))),
+        payload: EntryPayload::Normal(Proposal::new(Bytes::from(vec![b'x'; bytes]))),
     }
 }
 

@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use agentpost_proto::{command, peer, record};
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 
 openraft::declare_raft_types!(
     /// The type parameters of openraft in this program.
@@ -30,8 +32,48 @@ pub type StoredMembership = openraft::type_config::alias::StoredMembershipOf<Typ
 pub type Membership = openraft::Membership<u64, Member>;
 
 /// An encoded [`command::Command`]. It is encoded once, and proposed, stored, sent and applied in this form.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Proposal(pub Bytes);
+#[derive(Clone)]
+pub struct Proposal(pub Bytes, Turn);
+
+/// The right of a proposal to wait in Raft until the log has taken it. Dropping the last clone ends it.
+#[derive(Clone, Default)]
+pub struct Turn(Option<Arc<OwnedSemaphorePermit>>);
+
+impl Turn {
+    /// A turn that holds this permit.
+    pub fn of(permit: Option<OwnedSemaphorePermit>) -> Self {
+        Turn(permit.map(Arc::new))
+    }
+}
+
+impl Proposal {
+    /// A command that nobody counts.
+    pub fn new(command: Bytes) -> Self {
+        Self::in_turn(command, Turn::default())
+    }
+
+    /// A command whose turn ends when the log has taken it, or when it is dropped before.
+    pub fn in_turn(command: Bytes, turn: Turn) -> Self {
+        Proposal(command, turn)
+    }
+}
+
+/// Takes the turns from proposals that are about to be appended. Drop them afterwards.
+pub(crate) fn take_turns(entries: &mut [Entry]) -> Vec<Turn> {
+    let turns = entries.iter_mut().map(|entry| match &mut entry.payload {
+        openraft::EntryPayload::Normal(proposal) => std::mem::take(&mut proposal.1),
+        _ => Turn::default(),
+    });
+    turns.filter(|turn| turn.0.is_some()).collect()
+}
+
+impl PartialEq for Proposal {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Eq for Proposal {}
 
 impl fmt::Debug for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -156,7 +198,7 @@ pub fn entry_from_proto(entry: peer::Entry) -> Result<Entry, Malformed> {
     let payload = match entry.membership {
         Some(m) => openraft::EntryPayload::Membership(membership_from_proto(&m)?),
         None if entry.command.is_empty() => openraft::EntryPayload::Blank,
-        None => openraft::EntryPayload::Normal(Proposal(entry.command)),
+        None => openraft::EntryPayload::Normal(Proposal::new(entry.command)),
     };
     Ok(Entry { log_id, payload })
 }

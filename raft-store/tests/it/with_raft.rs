@@ -176,7 +176,7 @@ async fn start_with(id: u64, dir: &Path, router: &Router, gate: Gate) -> Node {
 
 impl Node {
     async fn write(&self, op: Op) -> Option<reply::Reply> {
-        let proposal = Proposal(commands::encode(1_000, 0, 0, None, op));
+        let proposal = Proposal::new(commands::encode(1_000, 0, 0, None, op));
         self.raft.client_write(proposal).await.unwrap().data.reply
     }
 

@@ -9,6 +9,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
 
 /// Counters of the log since the start of the process.
 #[derive(Debug)]
@@ -25,6 +26,10 @@ impl Collector for Log {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(count).encode(metric)?;
         }
+        let help = "Bytes of the largest append to the log since the start";
+        let largest = i64::try_from(log.append_bytes_max()).unwrap_or(i64::MAX);
+        let metric = encoder.encode_descriptor("log_append_bytes_max", help, None, MetricType::Gauge)?;
+        ConstGauge::new(largest).encode(metric)?;
         let bucket = |(at_most, count): (Duration, u64)| {
             let last = at_most == Duration::from_micros(u64::MAX);
             (if last { f64::MAX } else { at_most.as_secs_f64() }, count)

@@ -28,6 +28,8 @@ pub struct Raft {
     pub is_leader: Gauge,
     /// The id of the leader that this node knows; 0 if it knows none.
     pub leader: Gauge,
+    /// Bytes of the commands in the largest append request that this node sent to a follower.
+    pub append_request_bytes_max: Gauge,
 }
 
 impl Raft {
@@ -53,6 +55,12 @@ impl Raft {
             term: add(r, "term", "Raft term", g()),
             is_leader: add(r, "is_leader", "1 on the leader", g()),
             leader: add(r, "leader", "Id of the leader that this node knows; 0 = none", g()),
+            append_request_bytes_max: add(
+                r,
+                "append_request_bytes_max",
+                "Bytes of the commands in the largest append request that this node sent to a follower",
+                g(),
+            ),
         }
     }
 }

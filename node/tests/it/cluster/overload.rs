@@ -1,9 +1,11 @@
-//! Overload over three nodes: forwarded operations are charged to the leader's budget too.
+//! Overload over three nodes: forwarded operations are charged to the leader's budget too, and neither an append to a log
+//! nor a request to a follower is larger than its bound.
 
+use agentpost_raft_store::disk::log_store::APPEND_BYTES_MAX;
 use serde_json::{Value, json};
 
 use crate::common::office::office;
-use crate::common::upload::{MIB, SHARE_MIB, Upload, until_charged};
+use crate::common::upload::{MIB, SHARE_MIB, Upload, metric, until_charged};
 use crate::common::web::{Call, Team, bodies, list, mail};
 
 fn send(team: &Team, body: &Value) -> Call {
@@ -50,4 +52,58 @@ async fn what_followers_forward_is_charged_to_the_leader() {
     for team in [busy, other] {
         assert_eq!(bodies(&list(url, team, "box", "").await), [json!({ "text": "one" })]);
     }
+}
+
+/// An operation that Raft cannot take yet is charged on the node that was asked and on the leader, until its answer.
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proposal_is_charged_until_its_answer() {
+    use crate::common::eventually;
+
+    let office = office().await;
+    let (leader, follower) = (office.cluster.leader().await, office.cluster.follower().await);
+    let (on_leader, on_follower) = (office.cluster.services(leader), office.cluster.services(follower));
+    let held = on_leader.proposer.hold().await;
+    let url = &office.urls[follower];
+    // A slow test may outlast the patience of the node; then nothing was proposed, and the client repeats.
+    let sending = eventually("a send that is accepted", async || {
+        let answer = send(&office.team, &json!("held")).to(url).await;
+        (answer.status == 200).then_some(())
+    });
+    let releasing = async {
+        eventually("a charge on both nodes", async || {
+            let charged = [&on_leader, &on_follower].map(|node| metric(node, "budget_bytes"));
+            charged.iter().all(|bytes| *bytes > 0).then_some(())
+        })
+        .await;
+        drop(held);
+    };
+    tokio::join!(sending, releasing);
+    until_charged(&on_leader, 0, 0).await;
+    until_charged(&on_follower, 0, 0).await;
+    let stored = list(&office.urls[leader], &office.team, "box", "").await;
+    assert_eq!(bodies(&stored), [json!({ "text": "held" })]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_append_is_larger_than_its_bound() {
+    let office = office().await;
+    let url = &office.urls[office.cluster.leader().await];
+    // Together 18 MiB at a time: without a bound the leader appends most of it in one write.
+    let body = json!("x".repeat(200_000));
+    let call = send(&office.team, &body);
+    for answer in futures::future::join_all((0..96).map(|_| call.to(url))).await {
+        answer.ok();
+    }
+    office.cluster.caught_up().await;
+    let mut requests = 0;
+    for node in 0..3 {
+        let node = office.cluster.services(node);
+        let largest = metric(&node, "log_append_bytes_max");
+        assert!((200_000..=APPEND_BYTES_MAX as u64).contains(&largest), "{largest}");
+        let request = metric(&node, "append_request_bytes_max");
+        assert!(request <= APPEND_BYTES_MAX as u64, "{request}");
+        requests = requests.max(request);
+    }
+    assert!(requests >= 200_000, "{requests}");
 }

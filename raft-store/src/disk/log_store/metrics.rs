@@ -12,6 +12,7 @@ pub struct LogMetrics {
     syncs: AtomicU64,
     entries: AtomicU64,
     bytes: AtomicU64,
+    append_bytes_max: AtomicU64,
     latency: [AtomicU64; BOUNDS_US.len() + 1],
     latency_sum_us: AtomicU64,
     latency_max_us: AtomicU64,
@@ -32,6 +33,7 @@ impl LogMetrics {
             syncs: AtomicU64::new(0),
             entries: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            append_bytes_max: AtomicU64::new(0),
             latency: std::array::from_fn(|_| AtomicU64::new(0)),
             latency_sum_us: AtomicU64::new(0),
             latency_max_us: AtomicU64::new(0),
@@ -53,6 +55,11 @@ impl LogMetrics {
     /// The encoded bytes of the appended entries.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The encoded bytes of the largest append.
+    pub fn append_bytes_max(&self) -> u64 {
+        self.append_bytes_max.load(Ordering::Relaxed)
     }
 
     /// A histogram of how long flushes took: pairs of an upper bound and the number of flushes in that bucket. The last
@@ -90,6 +97,11 @@ impl LogMetrics {
             0 => None,
             since => Some(Duration::from_micros(self.elapsed_us().saturating_sub(since))),
         }
+    }
+
+    /// Notes the size of an append when its entries are readable.
+    pub(super) fn taken(&self, bytes: u64) {
+        self.append_bytes_max.fetch_max(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn appended(&self, entries: u64, bytes: u64) {

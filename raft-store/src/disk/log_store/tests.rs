@@ -267,7 +267,7 @@ async fn a_missing_file_or_one_of_an_older_log_refuses_to_open() {
 async fn replication_reads_at_most_a_payload_and_at_least_an_entry() {
     let dir = TempDir::new().unwrap();
     let mut log = open(dir.path());
-    let big = APPEND_PAYLOAD_BYTES_MAX * 6 / 10;
+    let big = APPEND_BYTES_MAX * 6 / 10;
     append(
         &mut log,
         vec![

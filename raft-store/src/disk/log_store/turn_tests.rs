@@ -1,0 +1,35 @@
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use openraft::EntryPayload;
+use tempfile::TempDir;
+use tokio::sync::Semaphore;
+
+use crate::disk::testing::{append, blank, normal, open, start_append};
+use crate::disk::types::{Proposal, Turn};
+
+#[tokio::test]
+async fn a_turn_ends_when_its_entry_is_readable_and_not_when_it_is_forgotten() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path()).log;
+    let gate = Arc::new(Semaphore::new(10));
+    let mut entries = vec![blank(1, 0), normal(1, 1, 50), normal(1, 2, 50)];
+    for entry in &mut entries[1..] {
+        let EntryPayload::Normal(proposal) = &mut entry.payload else {
+            unreachable!("a normal entry")
+        };
+        let turn = Turn::of(Arc::clone(&gate).acquire_many_owned(5).await.ok());
+        *proposal = Proposal::in_turn(proposal.0.clone(), turn);
+    }
+    assert_eq!(gate.available_permits(), 0);
+    let durable = start_append(&mut log, entries).await.unwrap();
+    // The entries are still in the cache of the newest ones.
+    assert_eq!(gate.available_permits(), 10);
+    durable.await.unwrap().unwrap();
+    let metrics = log.metrics();
+    let largest = metrics.append_bytes_max();
+    assert!((100..1_000).contains(&largest), "{largest}");
+    append(&mut log, vec![normal(1, 3, 1)]).await.unwrap();
+    assert_eq!(metrics.append_bytes_max(), largest);
+}
