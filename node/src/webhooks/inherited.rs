@@ -84,7 +84,7 @@ impl Inherited {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use agentpost_proto::record::Delivery;
+    use agentpost_proto::record::{ClaimSlot, ClaimTable, Claimed, Delivery};
     use agentpost_raft_store::core::keys;
     use agentpost_raft_store::core::kv::Memory;
     use bytes::Bytes;
@@ -94,36 +94,55 @@ mod tests {
 
     const TEAM: TeamId = TeamId([1; 16]);
 
-    fn claimed(epoch: u64, number: u64) -> Bytes {
-        keys::claimed(epoch, TEAM, number)
+    /// Writes the table of claims, as (epoch, number of the delivery), and these claims into the deliveries 1 to 3.
+    fn write(memory: &mut Memory, claims: &[(u64, u64)]) {
+        let mut put = |key, value: Vec<u8>| memory.write(vec![(key, Some(Bytes::from(value)))]);
+        for number in 1..=3 {
+            let claim = claims.iter().find(|(_, of)| *of == number);
+            let delivery = Delivery {
+                number,
+                generation: 7 + number % 2,
+                claim: claim.map(|(epoch, _)| Claimed {
+                    epoch: *epoch,
+                    ..Claimed::default()
+                }),
+                ..Delivery::default()
+            };
+            put(keys::delivery(TEAM, number), delivery.encode_to_vec());
+        }
+        let count = claims.len() as u64;
+        let table = ClaimTable {
+            slots: count,
+            open: count,
+            first_free: 0,
+        };
+        put(keys::claim_table(), table.encode_to_vec());
+        for (slot, (epoch, number)) in (1..).zip(claims) {
+            let held = ClaimSlot {
+                epoch: *epoch,
+                team_id: TEAM.to_bytes(),
+                number: *number,
+                next_free: 0,
+            };
+            put(keys::claim_slot(slot), held.encode_to_vec());
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_call_of_any_earlier_epoch_counts_until_its_claim_is_closed() {
         let mut memory = Memory::default();
-        for number in 1..=3 {
-            let delivery = Delivery {
-                number,
-                generation: 7 + number % 2,
-                ..Delivery::default()
-            };
-            let row = Some(Bytes::from(delivery.encode_to_vec()));
-            memory.write(vec![(keys::delivery(TEAM, number), row)]);
-        }
         // The last one has no delivery.
-        for (epoch, number) in [(4, 1), (5, 2), (5, 3), (5, 4)] {
-            memory.write(vec![(claimed(epoch, number), Some(Bytes::new()))]);
-        }
+        write(&mut memory, &[(4, 1), (5, 2), (5, 3), (5, 4)]);
         let mut inherited = Inherited::read(&memory).unwrap();
         let endpoints: Vec<_> = inherited.endpoints().collect();
         assert_eq!(endpoints, [(TEAM, 8), (TEAM, 7), (TEAM, 8)]);
 
         // The second delivery is claimed again by this leadership.
-        memory.write(vec![(claimed(5, 2), None), (claimed(6, 2), Some(Bytes::new()))]);
+        write(&mut memory, &[(4, 1), (6, 2), (5, 3)]);
         assert_eq!(inherited.closed(&memory).unwrap(), [], "not yet time");
         tokio::time::advance(LOOK).await;
         assert_eq!(inherited.closed(&memory).unwrap(), [(TEAM, 7)]);
-        memory.write(vec![(claimed(4, 1), None), (claimed(5, 3), None)]);
+        write(&mut memory, &[(6, 2)]);
         tokio::time::advance(LOOK).await;
         assert_eq!(inherited.closed(&memory).unwrap(), [(TEAM, 8), (TEAM, 8)]);
         assert_eq!(inherited.next_look(), None);

@@ -262,9 +262,9 @@ pub fn topics() -> Samples {
         created_at_ms: 3,
     };
     let topic = record::Topic {
-        last_serial: 1,
         rows: 2,
         jobs: 3,
+        first_job_seq: 0,
     };
     let job = record::FanoutJob {
         publish_index: 1,
@@ -326,7 +326,11 @@ pub fn deliveries() -> Samples {
         step: 3,
         attempt_no: 4,
         due_ms: 5,
-        claim: Some(record::Claimed { epoch: 6, ct_ms: 7 }),
+        claim: Some(record::Claimed {
+            epoch: 6,
+            ct_ms: 7,
+            slot: 0,
+        }),
         closed_failed: 8,
         closed_unknown: 9,
         closed_not_sent: 10,

@@ -54,7 +54,8 @@
 //! | `fj` | team, topic, seq of the publish | `FanoutJob` |
 //! | `eh` | team, generation | `EndpointHead`: the earliest `du` |
 //! | `ec` | team, generation | `Closing` |
-//! | `cl` | epoch, team, number | empty: claimed deliveries |
+//! | `cl` | slot | `ClaimSlot`: a claimed delivery, or the next free slot |
+//! | `ch` | | `ClaimTable` |
 //! | `dx` | cluster ms of ageing, team, number | empty: terminal deliveries |
 //! | `le` | day, team, lease id | `Lease` |
 //! | `cx` | cluster ms of use, team, agent, client id | empty: one for each `cu`, perhaps of an earlier use |
@@ -115,7 +116,8 @@ const DUE: Tag = *b"du";
 const FANOUT_JOB: Tag = *b"fj";
 const ENDPOINT_HEAD: Tag = *b"eh";
 const CLOSING: Tag = *b"ec";
-const CLAIMED: Tag = *b"cl";
+const CLAIM_SLOT: Tag = *b"cl";
+const CLAIM_TABLE: Tag = *b"ch";
 const DELIVERY_AGEING: Tag = *b"dx";
 const LEASE: Tag = *b"le";
 const CURSOR_USE: Tag = *b"cx";
@@ -129,7 +131,17 @@ const QUEUE_FLOOR: Tag = *b"qf";
 
 /// Whether nearly every command reads a row of this kind, so that it is worth a copy in memory.
 pub fn is_hot(key: &[u8]) -> bool {
-    const HOT: [Tag; 8] = [TEAM, TEAM_HEAD, KEY, SEND_COUNT, INBOX_HEAD, WEBHOOK, ENDPOINT, TOPIC];
+    const HOT: [Tag; 9] = [
+        TEAM,
+        TEAM_HEAD,
+        KEY,
+        SEND_COUNT,
+        INBOX_HEAD,
+        WEBHOOK,
+        ENDPOINT,
+        TOPIC,
+        CLAIM_TABLE,
+    ];
     HOT.iter().any(|tag| key.starts_with(tag))
 }
 

@@ -4,8 +4,9 @@
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
 use agentpost_proto::command::{
-    AckCursors, BeginEpoch, ClaimLogin, LeaseReads, LeaseReturn, Permission, Principal, Reply, ReturnLeases, SendBatch,
-    Sweep, TeamLimits,
+    AckCursors, AttemptOutcome, AttemptRef, AttemptResult, BeginEpoch, Claim, ClaimLogin, FanoutChunk, LeaseReads,
+    LeaseReturn, Outcome, Permission, Principal, RegisterWebhook, Reply, ReturnLeases, SendBatch, Sweep, TeamLimits,
+    Unsubscribe, WebhookEvent,
 };
 use agentpost_proto::limits;
 use agentpost_proto::record::LogId;
@@ -15,8 +16,8 @@ use agentpost_raft_store::core::view::{HotCache, View};
 use agentpost_raft_store::disk::options::Options;
 use agentpost_raft_store::disk::state::StateDb;
 use agentpost_testkit::commands::{
-    ack, approve_login, bootstrap, create_key, create_team, encode, id_of, principal, send, start_login, team_id,
-    unlimited,
+    ack, approve_login, bootstrap, create_key, create_team, encode, id_of, principal, send, start_login, subscribe,
+    team_id, unlimited,
 };
 use bytes::Bytes;
 use rocksdb::perf::{PerfContext, PerfMetric, PerfStatsLevel, set_perf_stats};
@@ -257,4 +258,114 @@ fn a_busy_queue_delays_no_other() {
     disk.apply([(None, Op::Sweep(Sweep::default()))]);
     let carol = query::inbox::head(&disk.db, team_id("acme"), "carol").unwrap();
     assert_eq!(carol.entries, 0, "the first sweep removes what has expired");
+}
+
+/// Agents come and go while a few stay. A publish reads the rows of those who are there.
+#[test]
+fn subscriptions_that_came_and_went() {
+    let mut disk = Disk::new(unlimited());
+    let join = |agent: String| (key(), Op::Subscribe(subscribe(&agent, "news")));
+    let leave = |agent: String| {
+        let topic = "news".to_owned();
+        (key(), Op::Unsubscribe(Unsubscribe { agent, topic }))
+    };
+    disk.apply((0..10).map(|n| join(format!("stays{n}"))));
+    for n in 0..ROWS {
+        disk.apply([join(format!("x{n}"))]);
+        if n > 0 {
+            disk.apply([leave(format!("x{}", n - 1))]);
+        }
+    }
+    let publish = agentpost_proto::command::Send {
+        topic: "news".to_owned(),
+        ..send("m1", "alice", "")
+    };
+    let stepped_over = skipped(|| drop(disk.apply([(key(), Op::Send(publish))])));
+    assert!(
+        stepped_over < 64,
+        "{stepped_over} tombstones were in the way of a publish"
+    );
+    let receivers = query::topic::receivers(&disk.db, team_id("acme"), 1, usize::MAX).unwrap();
+    assert_eq!(receivers.len(), 11);
+}
+
+#[test]
+fn fan_out_jobs_that_were_finished() {
+    const JOBS: u64 = 60;
+    let mut disk = Disk::new(unlimited());
+    disk.apply((0..300).map(|n| (key(), Op::Subscribe(subscribe(&format!("x{n}"), "big")))));
+    disk.sends(JOBS as usize, |n| agentpost_proto::command::Send {
+        topic: "big".to_owned(),
+        ..send(&format!("m{n}"), "alice", "")
+    });
+    let team = team_id("acme");
+    let stepped_over = skipped(|| {
+        while let Some((seq, job)) = query::delivery::first_fanout_job(&disk.db, team, "big").unwrap() {
+            let chunk = FanoutChunk {
+                epoch: disk.epoch,
+                team_id: team.to_bytes(),
+                topic: "big".to_owned(),
+                seq,
+                from_serial: job.next_serial,
+            };
+            disk.apply([(None, Op::FanoutChunk(chunk))]);
+        }
+    });
+    assert!(
+        stepped_over < 64,
+        "{stepped_over} tombstones were in the way of the jobs"
+    );
+    let last = query::inbox::head(&disk.db, team, "x299").unwrap();
+    assert_eq!(last.entries, JOBS);
+}
+
+/// The leader reads all claims every second.
+#[test]
+fn claims_that_were_closed() {
+    const OPEN: usize = 8;
+    let mut disk = Disk::new(unlimited());
+    let register = RegisterWebhook {
+        agent: "bob".to_owned(),
+        webhook_id: Bytes::copy_from_slice(&id_of("hook")),
+        url: "https://bob.example/hook".to_owned(),
+        events: vec![WebhookEvent::MessageReceived as i32],
+    };
+    disk.apply([(key(), Op::RegisterWebhook(register))]);
+    disk.sends(ROWS, |n| send(&format!("m{n}"), "alice", "bob"));
+    let team_id = team_id("acme").to_bytes();
+    let attempt = |number: usize| AttemptRef {
+        team_id: team_id.clone(),
+        number: number as u64,
+        attempt_no: 1,
+    };
+    let epoch = disk.epoch;
+    for number in 1..=ROWS {
+        let attempts = vec![attempt(number)];
+        disk.apply([(None, Op::Claim(Claim { epoch, attempts }))]);
+        if number > OPEN {
+            let outcome = AttemptOutcome {
+                attempt: Some(attempt(number - OPEN)),
+                epoch,
+                result: Some(AttemptResult {
+                    status: 200,
+                    ..AttemptResult::default()
+                }),
+            };
+            let outcomes = vec![outcome];
+            disk.apply([(None, Op::Outcome(Outcome { outcomes }))]);
+        }
+    }
+    let (mut read, mut claims) = (0, Vec::new());
+    let stepped_over = skipped(|| {
+        let view = View::new(&disk.db, &mut disk.cache).unwrap();
+        claims = query::delivery::claims(&view).unwrap();
+        read = view.touched();
+    });
+    let numbers: Vec<usize> = claims.iter().map(|(_, _, number)| *number as usize).collect();
+    assert_eq!(numbers, (ROWS - OPEN + 1..=ROWS).collect::<Vec<_>>());
+    assert!(read < 64, "{read} rows for {OPEN} claims");
+    assert!(
+        stepped_over < 64,
+        "{stepped_over} tombstones were in the way of {OPEN} claims"
+    );
 }

@@ -10,6 +10,9 @@
 //! Each publish has `rc` rows that list its receivers, for retention and for finding an entry. The row at the publish's
 //! own seq always exists: it stands for the reference that the publish itself holds to its message.
 
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+
 use agentpost_proto::command::{FanoutChunk, FanoutReply, WebhookEvent};
 use agentpost_proto::id::{self, TeamId};
 use agentpost_proto::limits;
@@ -21,8 +24,9 @@ use super::delivery::{self, Target};
 use super::{Context, Stop, check_epoch, endpoint, inbox, retention, topic, webhook};
 use crate::core::effect::Effect;
 use crate::core::keys;
-use crate::core::kv::{Fatal, Kv, Order, Row};
+use crate::core::kv::{Fatal, Kv, Order};
 use crate::core::mutant::{self, Mutant};
+use crate::core::query::delivery::first_fanout_job;
 use crate::core::view::{View, decode};
 
 /// How a publish reaches its receivers.
@@ -76,12 +80,15 @@ pub(super) fn publish(
         }
         Plan::Job(mut topic) => {
             view.put(own, Bytes::new());
+            if topic.jobs == 0 {
+                topic.first_job_seq = seq;
+            }
             topic.jobs += 1;
             view.store(keys::topic(team, &message.topic), &topic);
             let job = FanoutJob {
                 publish_index: context.index,
                 next_serial: 1,
-                last_serial: topic.last_serial,
+                last_serial: topic.rows,
             };
             view.store(keys::fanout_job(team, &message.topic, seq), &job);
             effects.push(Effect::FanoutQueued {
@@ -92,8 +99,6 @@ pub(super) fn publish(
         }
         Plan::Inline(topic) => topic,
     };
-    let range = keys::subscriptions_between(team, &message.topic, 1, topic.last_serial);
-    let rows: Vec<Row> = view.range(range, Order::Ascending).collect::<Result<_, _>>()?;
     let walk = Walk {
         team,
         message,
@@ -101,7 +106,8 @@ pub(super) fn publish(
         entry_seq: seq,
     };
     let rows_before = topic.rows;
-    let receivers = walk.give(view, context, head, &mut topic, rows, effects)?;
+    let all = 1..=rows_before;
+    let (receivers, _) = walk.give(view, context, head, &mut topic, all, effects)?;
     view.store(own, &receivers);
     if topic.rows != rows_before {
         topic::keep(view, team, head, &message.topic, &topic);
@@ -119,7 +125,7 @@ pub fn chunk(
     check_epoch(view, op.epoch)?;
     let team = parsed(TeamId::from_slice(&op.team_id))?;
     parsed(id::validate_name("topic", &op.topic))?;
-    let Some(mut job) = oldest_job(view, team, &op.topic)?
+    let Some(mut job) = first_fanout_job(view, team, &op.topic)?
         .filter(|(seq, job)| *seq == op.seq && job.next_serial == op.from_serial)
         .map(|(_, job)| job)
     else {
@@ -133,21 +139,15 @@ pub fn chunk(
     let message: Message = view
         .load(&keys::message(team, op.seq))?
         .ok_or_else(|| Fatal::Invariant(format!("a fan-out of {team} without its message {}", op.seq)))?;
-    let range = keys::subscriptions_between(team, &op.topic, job.next_serial, job.last_serial);
-    let rows: Vec<Row> = view
-        .range(range, Order::Ascending)
-        .take(limits::FANOUT_CHUNK_ROWS)
-        .collect::<Result<_, _>>()?;
-    let last = rows.last().and_then(|(key, _)| keys::trailing_number(key));
-    let finished = rows.len() < limits::FANOUT_CHUNK_ROWS || last == Some(job.last_serial);
-
     let walk = Walk {
         team,
         message: &message,
         publish_index: job.publish_index,
         entry_seq: head.last_seq + 1,
     };
-    let receivers = walk.give(view, context, &mut head, &mut topic, rows, effects)?;
+    let rest = job.next_serial..=job.last_serial;
+    let (receivers, next_serial) = walk.give(view, context, &mut head, &mut topic, rest, effects)?;
+    let finished = next_serial > job.last_serial.min(topic.rows);
     if !receivers.agents.is_empty() {
         head.last_seq = head.last_seq.max(walk.entry_seq);
         view.store(keys::receivers(team, op.seq, walk.entry_seq), &receivers);
@@ -155,12 +155,13 @@ pub fn chunk(
     let key = keys::fanout_job(team, &op.topic, op.seq);
     if finished {
         topic.jobs = topic.jobs.saturating_sub(1);
+        topic.first_job_seq = next_job_seq(view, team, &op.topic, op.seq)?;
         view.delete(key);
         // The message may have expired while the job ran. The sweep then left it to the last chunk: restore its row.
         retention::watch_expiry(view, context, team, &message);
         effects.push(Effect::FanoutFinished { team, seq: op.seq });
     } else {
-        job.next_serial = last.unwrap_or_default() + 1;
+        job.next_serial = next_serial;
         view.store(key, &job);
     }
     topic::keep(view, team, &mut head, &op.topic, &topic);
@@ -168,14 +169,11 @@ pub fn chunk(
     Ok(FanoutReply { finished, stale: false })
 }
 
-fn oldest_job(view: &View<'_>, team: TeamId, topic: &str) -> Result<Option<(u64, FanoutJob)>, Fatal> {
-    let first = view
-        .range(keys::fanout_jobs_of(team, topic), Order::Ascending)
-        .next()
-        .transpose()?;
-    first
-        .map(|(key, value)| Ok((keys::trailing_number(&key).unwrap_or_default(), decode(value)?)))
-        .transpose()
+/// The seq of the job of a topic after that of `seq`, or 0 if it is the last one.
+fn next_job_seq(view: &View<'_>, team: TeamId, topic: &str, seq: u64) -> Result<u64, Fatal> {
+    let later = keys::fanout_jobs_from(team, topic, seq + 1);
+    let next = view.range(later, Order::Ascending).next().transpose()?;
+    Ok(next.and_then(|(key, _)| keys::trailing_number(&key)).unwrap_or(0))
 }
 
 /// A walk over the subscription rows of one publish.
@@ -188,27 +186,34 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Appends the message to the inboxes of the agents in `rows` that were subscribed at the publish, and removes rows
-    /// that no publish needs any more. Returns the receivers.
+    /// Appends the message to the inboxes of the agents in the rows of `serials` that were subscribed at the publish,
+    /// and removes rows that no publish needs any more. It looks at `limits::FANOUT_CHUNK_ROWS` rows at most. Returns the
+    /// receivers, and the serial at which it stopped.
     fn give(
         &self,
         view: &mut View<'_>,
         context: &Context<'_>,
         head: &mut TeamHead,
         topic: &mut Topic,
-        rows: Vec<Row>,
+        serials: RangeInclusive<u64>,
         effects: &mut Vec<Effect>,
-    ) -> Result<Receivers, Fatal> {
+    ) -> Result<(Receivers, u64), Fatal> {
         let team = self.team;
+        let mut serial = *serials.start();
+        let mut rows = self.rows(view, serials)?;
         let mut receivers = Receivers::default();
-        for (key, value) in rows {
-            let row: Subscription = decode(value)?;
+        for _ in 0..limits::FANOUT_CHUNK_ROWS {
+            let Some(row) = rows.pop_front() else { break };
             let ended = row.until_index <= self.publish_index || mutant::on(Mutant::FanoutNow);
             if row.until_index != 0 && ended {
-                view.delete(key);
-                topic.rows = topic.rows.saturating_sub(1);
+                if topic.rows == serial + rows.len() as u64 {
+                    rows.pop_back();
+                }
+                let moved = topic::remove_row(view, team, &self.message.topic, topic, serial)?;
+                moved.into_iter().for_each(|row| rows.push_front(row));
                 continue;
             }
+            serial += 1;
             if row.since_index >= self.publish_index || row.agent == self.message.from {
                 continue;
             }
@@ -225,7 +230,14 @@ impl Walk<'_> {
         if entries > 0 {
             inbox::retain_message(view, team, self.message.seq, entries)?;
         }
-        Ok(receivers)
+        Ok((receivers, serial))
+    }
+
+    /// The first rows of these serials.
+    fn rows(&self, view: &View<'_>, serials: RangeInclusive<u64>) -> Result<VecDeque<Subscription>, Fatal> {
+        let range = keys::subscriptions_between(self.team, &self.message.topic, *serials.start(), *serials.end());
+        let rows = view.range(range, Order::Ascending).take(limits::FANOUT_CHUNK_ROWS);
+        rows.map(|row| decode(row?.1)).collect()
     }
 
     /// Schedules a delivery to the subscription's own URL and one to the agent's webhook, or only one if both have the

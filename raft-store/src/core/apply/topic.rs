@@ -4,6 +4,11 @@
 //! an unfinished fan-out job is kept, because the job may still have to reach it; a later publish removes it. A topic
 //! exists while it has subscription rows or unfinished jobs.
 //!
+//! The rows of a topic have the serials from 1 to their number, without gaps: when one is removed, the last one takes its
+//! place. So a publish reads exactly the rows that exist, however many agents came and went. A row that moves during a
+//! job moves to the place where the job stands, so the job still meets it, once; and so does each later job, because none
+//! of them has begun.
+//!
 //! The receivers of a publish are the subscribers at its log index, but their URLs are those of the moment of delivery.
 //! So an agent that unsubscribes while a job is unfinished still gets the message in its inbox, but not at its URL.
 
@@ -71,7 +76,7 @@ pub fn subscribe(
     })
 }
 
-/// Adds a subscription row with the topic's next serial.
+/// Adds a subscription row after the others of the topic.
 fn add(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -98,10 +103,9 @@ fn add(
     }
     head.subscriptions += 1;
     topic.rows += 1;
-    topic.last_serial += 1;
     view.store(key, &topic);
     let subscribed = keys::subscribed(team, &op.agent, &op.topic);
-    view.put(subscribed, keys::number(topic.last_serial));
+    view.put(subscribed, keys::number(topic.rows));
     let row = Subscription {
         id: id.to_bytes(),
         agent: op.agent.clone(),
@@ -110,7 +114,7 @@ fn add(
         updated_at_ms: context.wall_ms,
         ..Subscription::default()
     };
-    Ok((topic.last_serial, row))
+    Ok((topic.rows, row))
 }
 
 /// Ends a subscription, if there is one.
@@ -130,19 +134,42 @@ pub fn unsubscribe(
     endpoint::replace(view, context, &mut head, owner, &row.url, "", effects)?;
     view.delete(keys::subscribed(team, &op.agent, &op.topic));
     head.subscriptions = head.subscriptions.saturating_sub(1);
-    let key = keys::subscription(team, &op.topic, serial);
     if topic.jobs == 0 {
-        view.delete(key);
-        topic.rows = topic.rows.saturating_sub(1);
+        remove_row(view, team, &op.topic, &mut topic, serial)?;
     } else {
         // An unfinished, older publish still reaches this inbox, but no longer its URL.
         row.until_index = context.index;
         row.url.clear();
-        view.store(key, &row);
+        view.store(keys::subscription(team, &op.topic, serial), &row);
     }
     keep(view, team, &mut head, &op.topic, &topic);
     view.store(keys::team_head(team), &head);
     Ok(())
+}
+
+/// Removes a subscription row. The last row of the topic takes its serial, and is returned. The caller stores the topic.
+pub(super) fn remove_row(
+    view: &mut View<'_>,
+    team: TeamId,
+    name: &str,
+    topic: &mut Topic,
+    serial: u64,
+) -> Result<Option<Subscription>, Fatal> {
+    let last = keys::subscription(team, name, topic.rows);
+    let moved = if serial == topic.rows {
+        None
+    } else {
+        let row: Option<Subscription> = view.load(&last)?;
+        let row = row.ok_or_else(|| Fatal::Invariant(format!("the topic {name:?} of {team} lacks its last row")))?;
+        if row.until_index == 0 {
+            view.put(keys::subscribed(team, &row.agent, name), keys::number(serial));
+        }
+        view.store(keys::subscription(team, name, serial), &row);
+        Some(row)
+    };
+    view.delete(last);
+    topic.rows = topic.rows.saturating_sub(1);
+    Ok(moved)
 }
 
 /// The row of a topic that has subscriptions or an unfinished fan-out job.

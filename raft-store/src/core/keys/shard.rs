@@ -6,9 +6,9 @@ use agentpost_proto::id::{KeyId, TeamId};
 use bytes::Bytes;
 
 use super::{
-    Builder, CLAIMED, CLOSING, CURSOR, CURSOR_USE, DELIVERY_AGEING, ENDPOINT_HEAD, FANOUT_JOB, IDEMPOTENCY,
-    IDEMPOTENCY_EXPIRY, KEY_HASH, KEY_TEAM, LEASE, LOGIN, LOGIN_DEVICE, LOGIN_EXPIRY, LOGIN_HEAD, MESSAGE_EXPIRY,
-    NODE_IDS, RETENTION_END, TEAM_NAME, trailing_number,
+    Builder, CLAIM_SLOT, CLAIM_TABLE, CLOSING, CURSOR, CURSOR_USE, DELIVERY_AGEING, ENDPOINT_HEAD, FANOUT_JOB,
+    IDEMPOTENCY, IDEMPOTENCY_EXPIRY, KEY_HASH, KEY_TEAM, LEASE, LOGIN, LOGIN_DEVICE, LOGIN_EXPIRY, LOGIN_HEAD,
+    MESSAGE_EXPIRY, NODE_IDS, RETENTION_END, TEAM_NAME, trailing_number,
 };
 
 /// `tn`.
@@ -61,9 +61,9 @@ pub fn fanout_job(team: TeamId, topic: &str, seq: u64) -> Bytes {
     Builder::new(FANOUT_JOB).team(team).text(topic).number(seq).key()
 }
 
-/// The unfinished publishes of a topic, the oldest first.
-pub fn fanout_jobs_of(team: TeamId, topic: &str) -> Range<Vec<u8>> {
-    Builder::new(FANOUT_JOB).team(team).text(topic).prefix()
+/// The unfinished publishes of a topic with `from <= seq`, the oldest first.
+pub fn fanout_jobs_from(team: TeamId, topic: &str, from: u64) -> Range<Vec<u8>> {
+    Builder::new(FANOUT_JOB).team(team).text(topic).numbers_from(from)
 }
 
 /// All unfinished publishes.
@@ -105,20 +105,13 @@ pub fn parse_endpoint_key(key: &[u8]) -> Option<(TeamId, u64)> {
 }
 
 /// `cl`.
-pub fn claimed(epoch: u64, team: TeamId, number: u64) -> Bytes {
-    Builder::new(CLAIMED).number(epoch).team(team).number(number).key()
+pub fn claim_slot(slot: u64) -> Bytes {
+    Builder::new(CLAIM_SLOT).number(slot).key()
 }
 
-/// All of `cl`, the oldest epoch first.
-pub fn claims() -> Range<Vec<u8>> {
-    Builder::new(CLAIMED).prefix()
-}
-
-/// Epoch, team and number of a `cl` key.
-pub fn parse_claimed(key: &[u8]) -> Option<(u64, TeamId, u64)> {
-    let epoch = u64::from_be_bytes(key.get(2..10)?.try_into().ok()?);
-    let team = key.get(10..26)?.try_into().ok()?;
-    Some((epoch, TeamId(team), trailing_number(key)?))
+/// `ch`.
+pub fn claim_table() -> Bytes {
+    Builder::new(CLAIM_TABLE).key()
 }
 
 /// `dx`.

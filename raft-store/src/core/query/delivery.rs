@@ -2,7 +2,9 @@
 
 use agentpost_proto::id::{DeliveryId, TeamId};
 use agentpost_proto::limits;
-use agentpost_proto::record::{Delivery, DeliveryState, EndpointHead, FanoutJob, Message};
+use agentpost_proto::record::{
+    ClaimSlot, ClaimTable, Delivery, DeliveryState, EndpointHead, FanoutJob, Message, Topic,
+};
 use prost::Message as _;
 
 use crate::core::keys;
@@ -68,14 +70,33 @@ pub fn message(kv: &(impl Kv + ?Sized), team: TeamId, delivery: &Delivery) -> Re
 
 /// All claimed deliveries, oldest epoch first: epoch, team, number.
 pub fn claims(kv: &(impl Kv + ?Sized)) -> Result<Vec<(u64, TeamId, u64)>, Fatal> {
-    kv.range(keys::claims(), Order::Ascending)
-        .map(|row| parsed(keys::parse_claimed(&row?.0), "cl"))
-        .collect()
+    let table = claim_table(kv)?;
+    let slots = if table.open == 0 { 0 } else { table.slots };
+    let mut claims = Vec::new();
+    for slot in 1..=slots {
+        let held: Option<ClaimSlot> = load(kv, &keys::claim_slot(slot))?;
+        if let Some(held) = held.filter(|held| held.epoch != 0) {
+            let team = TeamId::from_slice(&held.team_id).map_err(|e| Fatal::Invariant(e.to_string()))?;
+            claims.push((held.epoch, team, held.number));
+        }
+    }
+    claims.sort_unstable();
+    Ok(claims)
+}
+
+/// Whether any delivery is claimed.
+pub fn has_claims(kv: &(impl Kv + ?Sized)) -> Result<bool, Fatal> {
+    Ok(claim_table(kv)?.open > 0)
+}
+
+fn claim_table(kv: &(impl Kv + ?Sized)) -> Result<ClaimTable, Fatal> {
+    Ok(load(kv, &keys::claim_table())?.unwrap_or_default())
 }
 
 /// Whether the delivery is claimed in this epoch.
 pub fn is_claimed(kv: &(impl Kv + ?Sized), epoch: u64, team: TeamId, number: u64) -> Result<bool, Fatal> {
-    Ok(kv.get(&keys::claimed(epoch, team, number))?.is_some())
+    let claim = by_number(kv, team, number)?.and_then(|delivery| delivery.claim);
+    Ok(claim.is_some_and(|claim| claim.epoch == epoch))
 }
 
 /// All endpoints whose deliveries are being closed: team, generation.
@@ -99,16 +120,17 @@ pub fn fanout_jobs(kv: &(impl Kv + ?Sized)) -> Result<Vec<(TeamId, String, u64, 
 
 /// The oldest unfinished fan-out job of a topic, the only one whose chunks are accepted.
 pub fn first_fanout_job(kv: &(impl Kv + ?Sized), team: TeamId, topic: &str) -> Result<Option<(u64, FanoutJob)>, Fatal> {
-    let Some(row) = kv.range(keys::fanout_jobs_of(team, topic), Order::Ascending).next() else {
+    let Some(row) = load::<Topic>(kv, &keys::topic(team, topic))?.filter(|row| row.jobs > 0) else {
         return Ok(None);
     };
-    let (key, value) = row?;
-    Ok(Some((parsed(keys::trailing_number(&key), "fj")?, decode(value)?)))
+    let job = load(kv, &keys::fanout_job(team, topic, row.first_job_seq))?;
+    let missing = || Fatal::Invariant(format!("the topic {topic:?} of {team} without its first job"));
+    Ok(Some((row.first_job_seq, job.ok_or_else(missing)?)))
 }
 
 /// The serials at which the next chunks of a fan-out job begin, at most `limit` of them. A chunk reads
-/// `limits::FANOUT_CHUNK_ROWS` subscription rows. They can be computed before the chunks are applied, because only the
-/// job's own chunks remove rows that it has yet to read.
+/// `limits::FANOUT_CHUNK_ROWS` subscription rows, which have no gaps between them. A chunk that removes rows reads fewer
+/// serials; then the chunks after it are stale and are computed again.
 pub fn chunk_starts(
     kv: &(impl Kv + ?Sized),
     team: TeamId,
@@ -116,17 +138,11 @@ pub fn chunk_starts(
     job: &FanoutJob,
     limit: usize,
 ) -> Result<Vec<u64>, Fatal> {
+    let row: Topic = load(kv, &keys::topic(team, topic))?.unwrap_or_default();
+    let last = job.last_serial.min(row.rows);
     let mut starts = vec![job.next_serial];
-    let rows = keys::subscriptions_between(team, topic, job.next_serial, job.last_serial);
-    for (n, row) in kv.range(rows, Order::Ascending).enumerate() {
-        if starts.len() == limit {
-            break;
-        }
-        let serial = parsed(keys::trailing_number(&row?.0), "su")?;
-        if (n + 1) % limits::FANOUT_CHUNK_ROWS == 0 && serial != job.last_serial {
-            starts.push(serial + 1);
-        }
-    }
+    starts.extend((job.next_serial..=last).step_by(limits::FANOUT_CHUNK_ROWS).skip(1));
+    starts.truncate(limit);
     Ok(starts)
 }
 

@@ -2,6 +2,7 @@
 
 use agentpost_proto::command::Sweep;
 
+use super::delivery;
 use super::queue::{self, Now};
 use crate::core::keys::{self, Queue};
 use crate::core::kv::{Fatal, Kv, Order};
@@ -10,8 +11,8 @@ use crate::core::kv::{Fatal, Kv, Order};
 /// must the leader carry time forward. Cursors do not count: two months of commands that only carry time would cost
 /// more than the row of an unused cursor.
 pub fn ages(kv: &impl Kv) -> Result<bool, Fatal> {
-    // An open delivery has a message, which is nearly always in the queue of retention. So the scans below, which have
-    // no floor, run only in a state that has been quiet for a month.
+    // An open delivery has a message, which is nearly always in the queue of retention. So the scan below, which has
+    // no floor, runs only in a state that has been quiet for a month.
     for queue in [
         Queue::Retention,
         Queue::Idempotency,
@@ -23,12 +24,8 @@ pub fn ages(kv: &impl Kv) -> Result<bool, Fatal> {
             return Ok(true);
         }
     }
-    for range in [keys::endpoint_heads(), keys::claims()] {
-        if kv.range(range, Order::Ascending).next().transpose()?.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let scheduled = kv.range(keys::endpoint_heads(), Order::Ascending).next().transpose()?;
+    Ok(scheduled.is_some() || delivery::has_claims(kv)?)
 }
 
 /// The next sweep, if it would remove something at these times.

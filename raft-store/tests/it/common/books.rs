@@ -291,6 +291,18 @@ fn topics(kv: &Memory, team: TeamId) -> Check {
         let name = text(key);
         let own = rows.iter().filter(|(row, _)| text(row) == name).count();
         prop_assert_eq!(topic.rows as usize, own);
+        let serials: BTreeSet<u64> = rows
+            .iter()
+            .filter(|(row, _)| text(row) == name)
+            .map(|(row, _)| number(row))
+            .collect();
+        prop_assert_eq!(
+            serials,
+            (1..=topic.rows).collect(),
+            "the serials of a topic have no gap"
+        );
+        let first_job = jobs.iter().filter(|(t, ..)| *t == name).map(|(_, seq, _)| *seq).min();
+        prop_assert_eq!(topic.first_job_seq, first_job.unwrap_or(0));
         prop_assert_eq!(topic.jobs as usize, jobs.iter().filter(|(t, ..)| *t == name).count());
         prop_assert!(topic.rows + u64::from(topic.jobs) > 0, "an empty topic is gone");
     }
@@ -300,7 +312,7 @@ fn topics(kv: &Memory, team: TeamId) -> Check {
             .unwrap()
             .map(|row| decode(row).unwrap());
         prop_assert_eq!(&message.unwrap().topic, topic);
-        prop_assert!(job.next_serial <= job.last_serial);
+        prop_assert!(job.next_serial <= job.last_serial.max(1));
     }
     let open: BTreeSet<(String, String, u64)> = rows
         .iter()

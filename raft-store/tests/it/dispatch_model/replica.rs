@@ -365,7 +365,10 @@ impl State {
                 self.rewrite(of, |d| {
                     if d.attempt_no == u32::from(of.no) {
                         d.set_state(DeliveryState::Claimed);
-                        d.claim = Some(Claimed { epoch, ct_ms: 0 });
+                        d.claim = Some(Claimed {
+                            epoch,
+                            ..Claimed::default()
+                        });
                     }
                 });
             }
@@ -401,7 +404,8 @@ impl State {
             of_tag.filter(|key| parsed(key) == Some(number)).count()
         };
         let du = count(b"du", &|key| keys::parse_due(key).map(|(_, n)| n));
-        let cl = count(b"cl", &|key| keys::parse_claimed(key).map(|(_, _, n)| n));
+        let claims = query::claims(rows).unwrap();
+        let cl = claims.iter().filter(|(_, _, n)| *n == number).count();
         let dx = count(b"dx", &|key| keys::parse_message_expiry(key).map(|(_, n)| n));
         let expected = match delivery.state() {
             DeliveryState::Scheduled => (1, 0, 0),

@@ -7,7 +7,7 @@ use agentpost_proto::record::{Attempt, AttemptEnd, Claimed, Delivery, DeliveryEn
 use bytes::Bytes;
 
 use super::ending::{end_closed, finish};
-use super::{leave_due, make_due};
+use super::{claims, leave_due, make_due};
 use crate::core::apply::check::parsed;
 use crate::core::apply::{Context, Stop, check_epoch, endpoint, reject};
 use crate::core::effect::Effect;
@@ -60,8 +60,8 @@ fn claim_one(view: &mut View<'_>, context: &Context<'_>, epoch: u64, attempt: &A
     delivery.claim = Some(Claimed {
         epoch,
         ct_ms: context.cluster_ms,
+        slot: claims::hold(view, epoch, team, delivery.number)?,
     });
-    view.put(keys::claimed(epoch, team, delivery.number), Bytes::new());
     view.store(keys::delivery(team, delivery.number), &delivery);
     Ok(true)
 }
@@ -108,7 +108,7 @@ fn record(
         200..=299 => AttemptEnd::Delivered,
         _ => AttemptEnd::Failed,
     };
-    close_attempt(view, context, team, &mut delivery, end, result);
+    close_attempt(view, context, team, &mut delivery, end, result)?;
     if end == AttemptEnd::Delivered {
         return Ok(finish(view, context, team, delivery, None, effects)?);
     }
@@ -186,7 +186,7 @@ fn take_over_one(
         &mut delivery,
         AttemptEnd::Unknown,
         AttemptResult::default(),
-    );
+    )?;
     if mutant::on(Mutant::SameAttempt) {
         delivery.attempt_no -= 1;
     }
@@ -209,9 +209,9 @@ pub(super) fn close_attempt(
     delivery: &mut Delivery,
     end: AttemptEnd,
     result: AttemptResult,
-) {
+) -> Result<(), Fatal> {
     let claim = delivery.claim.take().unwrap_or_default();
-    view.delete(keys::claimed(claim.epoch, team, delivery.number));
+    claims::free(view, claim.slot, claim.epoch, team, delivery.number)?;
     match end {
         AttemptEnd::Delivered => delivery.closed_delivered += 1,
         AttemptEnd::Failed => delivery.closed_failed += 1,
@@ -234,6 +234,7 @@ pub(super) fn close_attempt(
         closed_at_ms: context.wall_ms,
     });
     forget_others(&mut delivery.attempts);
+    Ok(())
 }
 
 /// Keeps the failed attempt of every step, and only the newest of the unknown and unsent attempts.

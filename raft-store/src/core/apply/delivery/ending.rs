@@ -209,7 +209,7 @@ pub fn cancel(view: &mut View<'_>, context: &Context<'_>, op: &CancelDelivery) -
         // The call may still be running, so the outcome of the attempt is unknown.
         DeliveryState::Claimed => {
             let nothing = agentpost_proto::command::AttemptResult::default();
-            close_attempt(view, context, team, &mut delivery, AttemptEnd::Unknown, nothing);
+            close_attempt(view, context, team, &mut delivery, AttemptEnd::Unknown, nothing)?;
         }
         _ => return reject(ErrorCode::Conflict, "the delivery is over"),
     }
