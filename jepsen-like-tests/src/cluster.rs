@@ -347,8 +347,12 @@ impl Cluster {
     }
 
     async fn wait_ready(&mut self, node: usize) -> Result<()> {
+        self.wait_ready_within(node, PATIENCE).await
+    }
+
+    async fn wait_ready_within(&mut self, node: usize, patience: Duration) -> Result<()> {
         let post = Agentpost::builder(self.url(node)).retry(RetryPolicy::once()).build()?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             if post.http().request(&Request::get("/readyz")).await.is_ok() {
                 return Ok(());
@@ -362,7 +366,7 @@ impl Cluster {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        bail!("node {node} is not ready within {PATIENCE:?}:\n{}", self.log(node))
+        bail!("node {node} is not ready within {patience:?}:\n{}", self.log(node))
     }
 }
 

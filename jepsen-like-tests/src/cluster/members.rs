@@ -57,7 +57,7 @@ impl Cluster {
         std::fs::write(self.file(node, "toml"), self.config(node))?;
         self.launch(&[node])?;
         promote(&admin, id, patience).await?;
-        self.await_ready(&[node]).await
+        self.wait_ready_within(node, patience).await
     }
 
     /// Removes the node at a place from the cluster and kills its process.

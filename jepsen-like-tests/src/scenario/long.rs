@@ -23,7 +23,7 @@ const LARGE: u64 = 300_000;
 /// Time limit for the flood to send them.
 const LARGE_PATIENCE: Duration = Duration::from_secs(300);
 /// Time limit for a node to join a large state.
-const JOIN_PATIENCE: Duration = Duration::from_secs(180);
+const JOIN_PATIENCE: Duration = Duration::from_secs(120);
 /// The time between two rounds of snapshots.
 const SNAPSHOT_PERIOD: Duration = Duration::from_millis(500);
 /// Rows that must be swept in an aged cluster.
@@ -133,7 +133,7 @@ async fn join_large(nemesis: &mut Nemesis) -> Result<()> {
             false => FaultState::Indeterminate,
         };
         nemesis.faults.end(fault, state)?;
-        observe_voters(nemesis, fourth).await?;
+        observe_voters(nemesis, fourth, joined.is_ok()).await?;
         nemesis.cluster.leave(fourth).await?;
         if joined.is_err() || nemesis.over() {
             break;
@@ -167,15 +167,16 @@ async fn received_snapshots(url: &str) -> u64 {
     received.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-/// Records the voters; the node that joined must be one of them.
-async fn observe_voters(nemesis: &mut Nemesis, joined: usize) -> Result<()> {
+/// Records the voters. The node that joined must be one of them and ready: a node that never catches up is no member.
+async fn observe_voters(nemesis: &mut Nemesis, joined: usize, is_ready: bool) -> Result<()> {
     let status = nemesis.cluster.operator()?.cluster().await?;
+    let id = nemesis.cluster.id(joined);
     let votes = |role: &Role| *role != Role::Learner;
     let voters = status.nodes.iter().filter(|node| node.role.as_ref().is_some_and(votes));
-    let id = nemesis.cluster.id(joined);
+    let voters = voters.map(|node| node.id).filter(|voter| is_ready || *voter != id);
     let others = (1..joined).map(|node| nemesis.cluster.id(node));
     let seen = ObservedMembers {
-        observed: voters.map(|node| node.id).collect(),
+        observed: voters.collect(),
         expected: others.chain([id]).collect(),
         assigned: vec![id],
     };
