@@ -104,8 +104,8 @@ mod tests {
     fn an_open_shard_uses_rocksdb() {
         let dir = tempfile::tempdir().unwrap();
         let stores = open(dir.path());
-        // The log and the state; tests that run at the same time may add more.
-        assert!(super::USES.count.lock().unwrap() >= 2);
+        // The state; tests that run at the same time may add more.
+        assert!(super::USES.count.lock().unwrap() > 0);
         drop(stores);
     }
 }
