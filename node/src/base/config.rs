@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use agentpost_raft_store::disk::memory_budget::MEMORY_BYTES_MIN;
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -93,6 +94,7 @@ pub struct Storage {
     pub min_free_bytes: u64,
     pub min_free_percent: u8,
     pub ballast_bytes: u64,
+    pub memory_bytes: usize,
     pub scrub_interval_s: u64,
 }
 
@@ -225,6 +227,9 @@ impl Config {
         }
         if self.storage.scrub_interval_s == 0 {
             return Err("storage.scrub_interval_s must not be 0".to_owned());
+        }
+        if self.storage.memory_bytes < MEMORY_BYTES_MIN {
+            return Err(format!("storage.memory_bytes must be at least {MEMORY_BYTES_MIN}"));
         }
         if self.storage.min_free_percent > 90 {
             return Err("storage.min_free_percent must be from 0 to 90".to_owned());

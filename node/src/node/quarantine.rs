@@ -15,6 +15,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use agentpost_raft_store::disk::damage;
 use agentpost_raft_store::disk::error::OpenError;
 use agentpost_raft_store::disk::floor::Identity;
+use agentpost_raft_store::disk::memory_budget::MemoryBudget;
 use agentpost_raft_store::disk::open;
 use agentpost_raft_store::disk::options::Options;
 use anyhow::Context as _;
@@ -89,6 +90,7 @@ pub fn look(config: &Config, secrets: &Secrets) -> anyhow::Result<Options> {
     Ok(Options {
         identity: Some(identity),
         used,
+        state_memory: MemoryBudget::new(config.storage.memory_bytes),
         ..Options::default()
     })
 }

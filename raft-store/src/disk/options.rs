@@ -1,17 +1,15 @@
 //! The settings of a shard's databases.
 
 use super::floor::Identity;
+use super::memory_budget::MemoryBudget;
 
 /// The settings. The defaults suit a node with a gigabyte of memory to spare.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The shard's number in the data directory.
     pub shard: u32,
-    /// Size of the cache for blocks, indexes and filters of the state, in bytes.
-    pub state_cache_bytes: usize,
-    /// Size at which RocksDB flushes a write buffer of the state, in bytes. It bounds how many entries a restart
-    /// applies again. Up to four such buffers may exist at once.
-    pub state_write_buffer_bytes: usize,
+    /// The memory of the state's databases. Its write buffers also bound how many entries a restart applies again.
+    pub state_memory: MemoryBudget,
     /// Bytes of the newest log entries that are kept in memory for replication and apply.
     pub log_tail_bytes: usize,
     /// Size of a file of the log, in bytes. Purging removes whole files.
@@ -37,8 +35,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             shard: 0,
-            state_cache_bytes: 128 << 20,
-            state_write_buffer_bytes: 64 << 20,
+            state_memory: MemoryBudget::new(128 << 20),
             log_tail_bytes: 64 << 20,
             log_segment_bytes: 64 << 20,
             log_start: LogStart::Zero,

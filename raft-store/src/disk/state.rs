@@ -10,9 +10,7 @@ use agentpost_proto::record;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use rocksdb::checkpoint::Checkpoint;
-use rocksdb::{
-    BlockBasedOptions, Cache, DBCompressionType, Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions,
-};
+use rocksdb::{BlockBasedOptions, DBCompressionType, Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
 
 use super::damage::Damage;
 use super::error::OpenError;
@@ -263,11 +261,22 @@ pub(crate) fn number_of(name: &str) -> Option<u64> {
     name.strip_prefix("db-")?.parse().ok()
 }
 
+/// A value of at least this size is stored apart from its key.
+const BLOB_BYTES_MIN: u64 = 512;
+/// The size at which a file of such values ends.
+const BLOB_FILE_BYTES: u64 = 64 << 20;
+/// The share of removed bytes in the oldest files of values beyond which the rest of them is copied.
+const BLOB_GARBAGE_MAX: f64 = 0.5;
+
 /// The RocksDB options of the state. It has no WAL, because the Raft log serves as one. Most reads are by key, often by
-/// absent keys (a new idempotency key), so the memtable and the files have bloom filters.
+/// absent keys (a new idempotency key), so the memtable and the files have bloom filters. Large values, which are bodies
+/// of messages, lie in files of their own: compactions carry the keys from level to level and leave the bodies where
+/// they are. A file of values is removed when its last value is. Mail is removed in about the order in which it came, so
+/// that hardly any value has to be copied.
 fn state_options(options: &Options, create: Create) -> rocksdb::Options {
+    let memory = &options.state_memory;
     let mut table = BlockBasedOptions::default();
-    table.set_block_cache(&Cache::new_lru_cache(options.state_cache_bytes));
+    table.set_block_cache(memory.cache());
     table.set_cache_index_and_filter_blocks(true);
     table.set_cache_index_and_filter_blocks_with_high_priority(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
@@ -278,19 +287,30 @@ fn state_options(options: &Options, create: Create) -> rocksdb::Options {
     db.create_if_missing(create == Create::IfMissing);
     db.set_block_based_table_factory(&table);
     db.set_atomic_flush(true);
-    db.set_write_buffer_size(options.state_write_buffer_bytes);
-    db.set_max_write_buffer_number(4);
+    db.set_write_buffer_manager(memory.buffers());
+    db.set_write_buffer_size(memory.write_buffer_bytes());
+    db.set_max_write_buffer_number(3);
     db.set_memtable_whole_key_filtering(true);
     db.set_memtable_prefix_bloom_ratio(0.05);
     // Bloom filters make reads of absent rows cheap, so files may accumulate in level 0. Compactions then rewrite less.
     db.set_level_zero_file_num_compaction_trigger(8);
-    db.set_max_bytes_for_level_base(8 * options.state_write_buffer_bytes as u64);
+    db.set_max_bytes_for_level_base(8 * memory.write_buffer_bytes() as u64);
     // Files of the first levels are soon rewritten, so only the later levels are compressed.
     let (plain, packed) = (DBCompressionType::None, DBCompressionType::Lz4);
     db.set_compression_per_level(&[plain, plain, packed, packed, packed, packed, packed]);
+    db.set_enable_blob_files(true);
+    db.set_min_blob_size(BLOB_BYTES_MIN);
+    db.set_blob_file_size(BLOB_FILE_BYTES);
+    db.set_blob_compression_type(packed);
+    db.set_enable_blob_gc(true);
+    db.set_blob_gc_force_threshold(BLOB_GARBAGE_MAX);
     // An inbox is a queue: tombstones accumulate at its beginning, and every read would step over them.
     db.add_compact_on_deletion_collector_factory(8_192, 4_096, 0.5);
     let cores = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
     db.set_max_background_jobs(i32::try_from(cores).unwrap_or(2));
     db
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

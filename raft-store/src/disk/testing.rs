@@ -15,6 +15,7 @@ use openraft::type_config::alias::OneshotReceiverOf;
 
 use crate::disk::files;
 use crate::disk::log_store::LogStore;
+use crate::disk::memory_budget::MemoryBudget;
 use crate::disk::open::{self, Stores};
 use crate::disk::options::Options;
 use crate::disk::state_machine::StateMachine;
@@ -23,8 +24,7 @@ use crate::disk::types::{Entry, LeaderId, LogId, Membership, Proposal, TypeConfi
 /// Options for small databases, because tests open many.
 pub(crate) fn options() -> Options {
     Options {
-        state_cache_bytes: 1 << 20,
-        state_write_buffer_bytes: 1 << 20,
+        state_memory: MemoryBudget::new(4 << 20),
         ..Options::default()
     }
 }

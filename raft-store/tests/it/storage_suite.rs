@@ -1,6 +1,7 @@
 //! openraft's conformance suite for storage, on real databases.
 
 use agentpost_raft_store::disk::log_store::LogStore;
+use agentpost_raft_store::disk::memory_budget::MemoryBudget;
 use agentpost_raft_store::disk::open;
 use agentpost_raft_store::disk::options::{LogStart, Options};
 use agentpost_raft_store::disk::state_machine::StateMachine;
@@ -16,8 +17,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for OnDisk {
         let dir = tempfile::tempdir().unwrap();
         let options = Options {
             log_start: LogStart::Anywhere,
-            state_cache_bytes: 1 << 20,
-            state_write_buffer_bytes: 1 << 20,
+            state_memory: MemoryBudget::new(4 << 20),
             ..Options::default()
         };
         let stores = open::shard(dir.path(), options).unwrap();

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::core::keys;
 use crate::core::kv::{Kv, Lookup, Memory, Order, Row, Writes};
+use crate::disk::memory_budget::MemoryBudget;
 use crate::disk::state::StateDb;
 use crate::disk::testing::{append, apply, blank, crash_copy, log_id, membership, open, options};
 
@@ -74,7 +75,7 @@ fn rows_and_the_applied_row_become_durable_together() {
     let dir = TempDir::new().unwrap();
     let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));
     let options = Options {
-        state_write_buffer_bytes: 64 << 10,
+        state_memory: MemoryBudget::new(256 << 10),
         ..options()
     };
     let db = StateDb::open(&live, &options).unwrap();

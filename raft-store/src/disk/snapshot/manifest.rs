@@ -84,9 +84,10 @@ fn shared(path: &Path, name: &str, known: &SnapshotData) -> Option<FileEntry> {
     (is_table(path) && same).then(|| entry.clone())
 }
 
-/// Whether this is a table file, which RocksDB never changes after it is written.
+/// Whether this is a file of rows or of large values, which RocksDB never changes after it is written.
 pub(super) fn is_table(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "sst")
+    path.extension()
+        .is_some_and(|extension| extension == "sst" || extension == "blob")
 }
 
 /// A manifest without files, read from the database itself: its last entry and membership.

@@ -149,7 +149,10 @@ async fn the_files_of_the_last_snapshot_are_not_read_again() {
     apply(&mut stores.machine, vec![blank(1, 6)]).await.unwrap();
     let begun = stores.snapshots.begin(&stores.state.current()).unwrap();
     let (meta, read) = described(begun.0.path(), Some(&first));
-    let is_new = |file: &&peer::snapshot_meta::File| !file.name.ends_with(".sst") || !first.meta().files.contains(file);
+    assert!(first.meta().files.iter().any(|file| file.name.ends_with(".blob")));
+    let is_new = |file: &&peer::snapshot_meta::File| {
+        !manifest::is_table(Path::new(&file.name)) || !first.meta().files.contains(file)
+    };
     let new = meta.files.iter().filter(is_new);
     assert_eq!(read, new.map(|file| file.size).sum::<u64>());
     assert!(read < first.bytes(), "{read} of {}", first.bytes());
@@ -190,7 +193,7 @@ async fn a_file_that_went_bad_between_two_snapshots_shows_at_the_receiver() {
         .meta()
         .files
         .iter()
-        .find(|file| file.name.ends_with(".sst"))
+        .find(|file| file.name.ends_with(".blob"))
         .unwrap();
     let path = first.dir().join(&table.name);
     let mut bytes = fs::read(&path).unwrap();
