@@ -256,6 +256,7 @@ fn mail() -> Samples {
                 read_at_ms: 3,
                 from: "a".into(),
                 topic: "t".into(),
+                expires_at_ms: 0,
             }
             .encode_to_vec(),
         ),

@@ -2,7 +2,7 @@
 //!
 //! A call begins only if this node applied its claim less than [`START_WINDOW_MS`] ago and a quorum has answered this
 //! node within its lease: then no other node can have taken the claim over. Otherwise the attempt is recorded as not
-//! sent.
+//! sent. So is that of a message that has expired; the next claim then cancels its delivery.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use agentpost_proto::command::AttemptResult;
 use agentpost_proto::limits::START_WINDOW_MS;
+use agentpost_raft_store::core::query::inbox::has_expired;
 use futures::FutureExt as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -120,7 +121,7 @@ impl Calls {
         let (epoch, step) = (granted.epoch, granted.step);
         let (team, number, attempt_no) = (granted.attempt.team, granted.attempt.number, granted.attempt.attempt_no);
         let result = match granted.call {
-            Some(call) if self.may_start(granted.applied_after) => {
+            Some(call) if self.may_start(granted.applied_after) && !self.has_expired(&call) => {
                 let late = granted.due.elapsed();
                 self.parts()
                     .metrics
@@ -130,7 +131,7 @@ impl Calls {
                 self.call(call).await
             }
             _ => {
-                tracing::info!(%team, number, attempt_no, "an attempt was not sent: its claim was answered too late, or this node lost its quorum; it is retried");
+                tracing::info!(%team, number, attempt_no, "an attempt was not sent: its claim was answered too late, this node lost its quorum, or the message expired; it is retried unless the message expired");
                 not_sent()
             }
         };
@@ -155,6 +156,10 @@ impl Calls {
     fn may_start(&self, applied_after: Instant) -> bool {
         let in_time = applied_after.elapsed() < Duration::from_millis(START_WINDOW_MS);
         in_time && self.parts().quorum.is_fresh()
+    }
+
+    fn has_expired(&self, call: &Call) -> bool {
+        has_expired(call.message.expires_at_ms, self.parts().wall_time.now_ms())
     }
 
     /// Makes the call. A panic is a failed attempt and does not end the dispatcher.

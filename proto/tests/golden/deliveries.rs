@@ -344,6 +344,7 @@ pub fn deliveries() -> Samples {
         redriven_as: bytes("r"),
         redrive_of: bytes("o"),
         message_released: true,
+        expires_at_ms: 0,
     };
     let dead = record::DeadLetter {
         delivery_id: bytes("d"),

@@ -238,7 +238,7 @@ fn dispatch_deliveries(
             done()
         }
         Op::Redrive(op) => reply::Reply::Redrive(delivery::redrive(view, context, &op, effects)?),
-        Op::Claim(op) => reply::Reply::Attempts(delivery::claim(view, context, &op)?),
+        Op::Claim(op) => reply::Reply::Attempts(delivery::claim(view, context, &op, effects)?),
         Op::Outcome(op) => reply::Reply::Attempts(delivery::outcome(view, context, op, effects)?),
         Op::Takeover(op) => reply::Reply::Attempts(delivery::takeover(view, context, &op, effects)?),
         Op::FanoutChunk(op) => reply::Reply::Fanout(fanout::chunk(view, context, &op, effects)?),

@@ -316,9 +316,10 @@ pub fn inbox_from(state: ReadState, team: TeamId, agent: &str, from: u64) -> Ran
     inbox(state, team, agent).numbers_from(from)
 }
 
-/// The entries of an inbox with `seq < until`.
-pub fn inbox_until(state: ReadState, team: TeamId, agent: &str, until: u64) -> Range<Vec<u8>> {
-    inbox(state, team, agent).numbers_until(until)
+/// The entries of an inbox with `from <= seq < until`.
+pub fn inbox_between(state: ReadState, team: TeamId, agent: &str, from: u64, until: u64) -> Range<Vec<u8>> {
+    let start = inbox_entry(state, team, agent, from).to_vec();
+    start..inbox_entry(state, team, agent, until).to_vec()
 }
 
 /// `me`.

@@ -1,6 +1,6 @@
 //! The rules of deliveries, one test each, on a core without Raft.
 
-mod world;
+pub mod world;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{AttemptResult, CancelDelivery, DeleteWebhook, ErrorCode, Redrive};

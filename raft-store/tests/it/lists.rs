@@ -87,6 +87,7 @@ const ALL: PageQuery<'_> = PageQuery {
     state: None,
     from: None,
     topic: None,
+    wall_ms: 0,
 };
 
 /// The page, and the bytes that were read for it.

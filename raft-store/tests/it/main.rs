@@ -7,6 +7,7 @@ mod cost;
 mod cursors;
 mod deliveries;
 mod dispatch_model;
+mod expiry;
 mod layers;
 mod lists;
 mod logins;

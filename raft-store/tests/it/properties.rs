@@ -32,6 +32,7 @@ fn whole_inbox(kv: &Memory, team: &str, agent: &str, state: Option<ReadState>, o
         state,
         from: None,
         topic: None,
+        wall_ms: 0,
     };
     query::inbox::page(kv, team_id(team), agent, &query).unwrap().items
 }

@@ -423,6 +423,7 @@ impl goldenscript::Runner for Runner {
                     },
                     from: None,
                     topic: None,
+                    wall_ms: self.0.wall_ms,
                 };
                 self.inbox(team_id(team), agent, &query)
             }

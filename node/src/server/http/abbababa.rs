@@ -77,7 +77,8 @@ async fn get_one(State(app): App, id: Id, request: Request) -> Result<Response> 
     reading.caller.require(Permission::Read)?;
     let agent = reading.caller.agent(&parts.headers)?;
     let (team, id) = (reading.caller.team, message_id(id)?);
-    let message = reading.read(move |kv| visible(kv, team, &agent, id)).await?;
+    let wall_ms = app.services.wall_time.now_ms();
+    let message = reading.read(move |kv| visible(kv, team, &agent, id, wall_ms)).await?;
     let message = message.ok_or_else(no_such_message)?;
     let mut out = Vec::with_capacity(2 * message.len() + 64);
     let mut writer = Writer::new(&mut out);
@@ -88,8 +89,14 @@ async fn get_one(State(app): App, id: Id, request: Request) -> Result<Response> 
     Ok(json_response(StatusCode::OK, out))
 }
 
-/// The JSON of the message if `agent` received or sent it. Both see when the receiver of a direct message read it.
-fn visible(kv: &dyn Kv, team: TeamId, agent: &AgentId, id: MessageId) -> Result<Option<Vec<u8>>> {
+/// The JSON of the message if `agent` received or sent it and it has not expired. Both see when the receiver of a direct
+/// message read it.
+fn visible(kv: &dyn Kv, team: TeamId, agent: &AgentId, id: MessageId, wall_ms: u64) -> Result<Option<Vec<u8>>> {
+    let Some(message) = query::inbox::message(&kv, team, id)?
+        .filter(|message| !query::inbox::has_expired(message.expires_at_ms, wall_ms))
+    else {
+        return Ok(None);
+    };
     let mut out = Vec::with_capacity(1024);
     if let Some(item) = query::inbox::received(&kv, team, agent.as_str(), id)? {
         push_message(
@@ -98,8 +105,9 @@ fn visible(kv: &dyn Kv, team: TeamId, agent: &AgentId, id: MessageId) -> Result<
         );
         return Ok(Some(out));
     }
-    let sent = query::inbox::message(&kv, team, id)?.filter(|message| message.from == agent.as_str());
-    let Some(message) = sent else { return Ok(None) };
+    if message.from != agent.as_str() {
+        return Ok(None);
+    }
     // A topic message has many receivers; its receipt says which of them read it.
     let received = match message.to.as_str() {
         "" => None,
@@ -161,7 +169,8 @@ async fn mark(State(app): App, id: Id, request: Request) -> Result<Response> {
     let team = caller.team;
     let shown = match app.services.replica.reader.linearizable().await {
         Ok(state) => {
-            let shown = state.read(Share::Team(team), move |kv| visible(kv, team, &agent, id));
+            let wall_ms = app.services.wall_time.now_ms();
+            let shown = state.read(Share::Team(team), move |kv| visible(kv, team, &agent, id, wall_ms));
             shown.await?
         }
         Err(_) => None,
@@ -174,7 +183,46 @@ async fn mark(State(app): App, id: Id, request: Request) -> Result<Response> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use agentpost_proto::command::BodyKind;
+    use agentpost_proto::record;
+    use agentpost_raft_store::core::keys::{self, ReadState};
+    use agentpost_raft_store::core::kv::Memory;
+    use prost::Message as _;
+
     use super::*;
+
+    #[test]
+    fn an_expired_message_is_shown_to_nobody() {
+        let (team, id) = (TeamId([1; 16]), MessageId::from_slice(&[7; 16]).unwrap());
+        let message = record::Message {
+            id: id.to_bytes(),
+            seq: 1,
+            from: "alice".to_owned(),
+            to: "bob".to_owned(),
+            body: "{}".into(),
+            body_kind: BodyKind::Object as i32,
+            expires_at_ms: 5_000,
+            ..Default::default()
+        };
+        let entry = record::InboxEntry {
+            message_seq: 1,
+            ..Default::default()
+        };
+        let mut kv = Memory::default();
+        kv.write(vec![
+            (keys::message(team, 1), Some(message.encode_to_vec().into())),
+            (keys::message_id(team, id), Some(keys::number(1))),
+            (
+                keys::inbox_entry(ReadState::Unread, team, "bob", 1),
+                Some(entry.encode_to_vec().into()),
+            ),
+        ]);
+        for agent in ["alice", "bob"] {
+            let agent: AgentId = agent.parse().unwrap();
+            let shown = |wall_ms| visible(&kv, team, &agent, id, wall_ms).unwrap().is_some();
+            assert_eq!((shown(4_999), shown(5_000)), (true, false), "{agent}");
+        }
+    }
 
     #[test]
     fn a_mark_is_a_plain_boolean_or_nothing() {

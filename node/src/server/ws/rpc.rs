@@ -329,8 +329,9 @@ impl<'a> Key<'a> {
         // Each step is a turn of its own on the pool of reads.
         loop {
             let feed = Arc::clone(&feed);
+            let wall_ms = self.services.wall_time.now_ms();
             let step = state.read(Share::Team(caller.team), move |state| {
-                let more = feed.recall(state, &mut history)?;
+                let more = feed.recall(state, &mut history, wall_ms)?;
                 Result::<_, ApiError>::Ok((history, more))
             });
             let (read, more) = step.await?;

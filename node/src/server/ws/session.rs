@@ -267,8 +267,9 @@ impl<'a, 'c> Session<'a, 'c> {
         let state = self.ws.services.replica.reader.local();
         // Cheap beside the messages: a position, and the scopes.
         let mut feed = self.feed.clone();
+        let wall_ms = self.ws.services.wall_time.now_ms();
         let read = state.read(Share::Team(self.team), move |state| {
-            let batch = feed.batch(state).map_err(handshake::unreadable)?;
+            let batch = feed.batch(state, wall_ms).map_err(handshake::unreadable)?;
             Ok::<_, End>((feed, batch))
         });
         let (feed, batch) = read.await?;

@@ -308,7 +308,7 @@ impl World {
         let sees = session.subscription.sees;
         let replica = &self.cluster.replicas[session.node];
         let log = replica.applied;
-        let batch = session.feed.batch(&replica.memory).unwrap();
+        let batch = session.feed.batch(&replica.memory, 0).unwrap();
         for (seq, text) in batch.events {
             let frame: Value = serde_json::from_str(&text).unwrap();
             let last = session.last();

@@ -42,6 +42,7 @@ impl DeliveryEnd {
             DeliveryEnd::OutcomeUnknown => Some("outcome_unknown"),
             DeliveryEnd::Deleted => Some("deleted"),
             DeliveryEnd::Cancelled => Some("cancelled"),
+            DeliveryEnd::Expired => Some("expired"),
         }
     }
 }

@@ -14,6 +14,8 @@
 //!         unknown (Takeover)   └────────► Dead: dead letter and notice
 //! ```
 //!
+//! A delivery whose message has expired gets no further attempt: the claim of the next one cancels it.
+//!
 //! `attempt_no` numbers the attempts and is never reused; `step` is the position in the retry schedule. A claim carries
 //! the epoch of its leader. An outcome is accepted while the delivery is claimed with exactly that number and epoch,
 //! even if a newer epoch has begun, and no longer after [`takeover`] has closed the attempt.
@@ -73,6 +75,7 @@ pub fn schedule(
         url: target.url.to_owned(),
         generation: target.generation,
         subscription_id: Bytes::copy_from_slice(target.subscription_id),
+        expires_at_ms: message.expires_at_ms,
         ..Delivery::default()
     };
     insert(view, context, team, head, delivery, effects).map(|_| ())

@@ -37,6 +37,7 @@ pub fn append(
         read_at_ms: 0,
         from: message.from.clone(),
         topic: message.topic.clone(),
+        expires_at_ms: message.expires_at_ms,
     };
     let inbox = Inbox { team, agent };
     inbox.add(view, &mut head, ReadState::Unread, seq, &entry);
@@ -54,7 +55,10 @@ pub fn mark_read(view: &mut View<'_>, context: &Context<'_>, op: &MarkRead) -> R
     parsed(op.agent.parse::<AgentId>())?;
     let id = parsed(MessageId::from_slice(&op.message_id))?;
     let team = caller.team;
-    let Some((seq, state, mut entry)) = query::inbox::find_entry(view, team, &op.agent, id)? else {
+    let found = query::inbox::find_entry(view, team, &op.agent, id)?;
+    let Some((seq, state, mut entry)) =
+        found.filter(|(_, _, entry)| !query::inbox::has_expired(entry.expires_at_ms, context.wall_ms))
+    else {
         return reject(ErrorCode::NotFound, "no such message in this inbox");
     };
     let wanted = if op.read { ReadState::Read } else { ReadState::Unread };

@@ -18,8 +18,8 @@ fn an_inbox_is_one_range_in_seq_order() {
     ] {
         assert!(!range.contains(&key.to_vec()));
     }
-    assert!(inbox_until(ReadState::Unread, A, "bob", 256).contains(&inside[1].to_vec()));
-    assert!(!inbox_until(ReadState::Unread, A, "bob", 256).contains(&inside[2].to_vec()));
+    assert!(inbox_between(ReadState::Unread, A, "bob", 0, 256).contains(&inside[1].to_vec()));
+    assert!(!inbox_between(ReadState::Unread, A, "bob", 0, 256).contains(&inside[2].to_vec()));
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub struct PageQuery<'a> {
     pub from: Option<&'a str>,
     /// Only messages of this topic.
     pub topic: Option<&'a str>,
+    /// The wall clock time: a message that has expired by then is left out.
+    pub wall_ms: u64,
 }
 
 /// A page of an inbox.
@@ -53,6 +55,12 @@ pub struct Page {
     /// Whether the inbox has no entry after `last_seq`. Otherwise the page ended because it is full, or because enough
     /// was examined for one read.
     pub at_end: bool,
+}
+
+/// Whether a message that expires at `expires_at_ms`, or never if that is 0, has expired at `wall_ms`. From then on it is
+/// shown to nobody, whether a sweep has removed it or not.
+pub fn has_expired(expires_at_ms: u64, wall_ms: u64) -> bool {
+    expires_at_ms != 0 && expires_at_ms <= wall_ms
 }
 
 /// A page of an inbox. It examines at most `limits::PAGE_EXAMINED_MAX` entries, and reads no message but those of the
@@ -78,6 +86,9 @@ pub fn page(kv: &impl Kv, team: TeamId, agent: &str, query: &PageQuery<'_>) -> R
         let (seq, entry) = row?;
         examined += 1;
         page.last_seq = Some(seq);
+        if has_expired(entry.expires_at_ms, query.wall_ms) {
+            continue;
+        }
         if query.from.is_some_and(|from| entry.from != from) || query.topic.is_some_and(|topic| entry.topic != topic) {
             continue;
         }
@@ -155,6 +166,7 @@ fn entries_beyond<'a>(
         state: None,
         from: None,
         topic: None,
+        wall_ms: 0,
     };
     entries(kv, team, agent, &query)
 }
@@ -176,7 +188,7 @@ fn entries<'a>(
             agent,
             floor.max(after.map_or(0, |seq| seq.saturating_add(1 + u64::from(mutant::on(Mutant::PageEdge))))),
         ),
-        (Order::Descending, Some(before)) => keys::inbox_until(state, team, agent, before),
+        (Order::Descending, Some(before)) => keys::inbox_between(state, team, agent, floor, before),
         (Order::Descending, None) => keys::inbox_from(state, team, agent, floor),
     };
     let rows = |state, floor| kv.range(range(state, floor), query.order).map(parse_entry);

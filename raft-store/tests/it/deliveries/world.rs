@@ -93,8 +93,16 @@ impl World {
 
     /// Sends a message from alice to bob, and returns the number of its delivery.
     pub fn send(&mut self) -> u64 {
+        self.send_until(0)
+    }
+
+    /// Sends a message from alice to bob that expires, and returns the number of its delivery.
+    pub fn send_until(&mut self, expires_at_ms: u64) -> u64 {
         self.sent += 1;
-        let op = send(&format!("m{}", self.sent), "alice", "bob");
+        let op = agentpost_proto::command::Send {
+            expires_at_ms,
+            ..send(&format!("m{}", self.sent), "alice", "bob")
+        };
         self.done("w", Op::Send(op));
         query::team::head(&self.core.memory, self.team()).unwrap().last_delivery
     }
@@ -185,6 +193,7 @@ impl World {
             state: None,
             from: Some("system"),
             topic: None,
+            wall_ms: 0,
         };
         let page = query::inbox::page(&self.core.memory, self.team(), "alice", &page).unwrap();
         let notices = page.items.into_iter().map(|item| item.message);

@@ -76,7 +76,7 @@ impl Wanted {
         })
     }
 
-    fn query(&self, after_seq: Option<u64>, skip: usize) -> PageQuery<'_> {
+    fn query(&self, after_seq: Option<u64>, skip: usize, wall_ms: u64) -> PageQuery<'_> {
         PageQuery {
             after_seq,
             order: self.order,
@@ -85,6 +85,7 @@ impl Wanted {
             state: self.state,
             from: self.from.as_deref(),
             topic: self.topic.as_deref(),
+            wall_ms,
         }
     }
 }
@@ -190,8 +191,9 @@ impl Inbox<'_> {
     /// Examines as many entries as one read may, on the pool of reads.
     async fn turn(&self, state: &LocalState, after_seq: Option<u64>, skip: usize) -> Result<Page> {
         let (team, agent, wanted) = (self.team, self.agent.clone(), self.wanted.clone());
+        let wall_ms = self.app.services.wall_time.now_ms();
         let page = state.read(Share::Team(team), move |state| {
-            let query = wanted.query(after_seq, skip);
+            let query = wanted.query(after_seq, skip, wall_ms);
             Ok(query::inbox::page(state, team, agent.as_str(), &query)?)
         });
         page.await

@@ -26,9 +26,11 @@ pub async fn get(State(app): App, id: Id, request: Request) -> Result<Response> 
     reading.caller.require(Permission::Read)?;
     let viewer = Viewer::of(&reading.caller, &parts.headers)?;
     let (team, id) = (reading.caller.team, message_id(id)?);
+    let wall_ms = app.services.wall_time.now_ms();
     let read = reading.read(move |kv| {
         let message = query::inbox::message(&kv, team, id)?
             .filter(|message| viewer.is_admin() || viewer.is(&message.from))
+            .filter(|message| !query::inbox::has_expired(message.expires_at_ms, wall_ms))
             .ok_or_else(no_such_message)?;
         // All parts are read from one state, because a fan-out may continue meanwhile.
         receipt(&*kv.frozen(), team, id, &message, &viewer)

@@ -6,6 +6,7 @@ use agentpost_proto::cloudevent::CloudEvent;
 use agentpost_proto::limits;
 use agentpost_proto::time::rfc3339;
 use agentpost_raft_store::core::kv::{Fatal, Kv};
+use agentpost_raft_store::core::query;
 
 use super::{Feed, Look, Row, Shown, next_rows};
 
@@ -95,8 +96,8 @@ impl History {
 }
 
 impl Feed {
-    /// Reads a step further back; false when the page is complete.
-    pub fn recall(&self, kv: &impl Kv, history: &mut History) -> Result<bool, Fatal> {
+    /// Reads a step further back; false when the page is complete. Messages that have expired at `wall_ms` are left out.
+    pub fn recall(&self, kv: &impl Kv, history: &mut History, wall_ms: u64) -> Result<bool, Fatal> {
         // Standing still: the entries of several orders are joined, and each has its message.
         let frozen = kv.frozen();
         let kv = &frozen.as_ref();
@@ -106,7 +107,7 @@ impl Feed {
         history.examined += rows.len();
         history.examined_bytes += rows.iter().map(|row| row.message.body.len()).sum::<usize>();
         history.rows = next_rows(&rows);
-        history.progress = match self.collect(rows, history) {
+        history.progress = match self.collect(rows, history, wall_ms) {
             false => Progress::Full,
             true if last => Progress::AtTheBeginning,
             true if history.events.len() == history.limit => Progress::Full,
@@ -118,11 +119,12 @@ impl Feed {
     }
 
     /// Takes in what these rows show; false when something was left out for want of room.
-    fn collect(&self, rows: Vec<Row<'_>>, history: &mut History) -> bool {
+    fn collect(&self, rows: Vec<Row<'_>>, history: &mut History, wall_ms: u64) -> bool {
         for row in rows {
             let event = match row.shown {
                 _ if !history.concerns(&row) => None,
                 Shown::Not => None,
+                _ if query::inbox::has_expired(row.message.expires_at_ms, wall_ms) => None,
                 Shown::AsSent => Some(CloudEvent::of(&row.message, row.seq, &self.source_prefix)),
                 Shown::Received(agent) => {
                     let to = agent.as_str();
@@ -244,7 +246,7 @@ mod tests {
     fn forwards(memory: &Memory, scopes: &[&str]) -> Vec<Value> {
         let (mut feed, mut events) = (feed(scopes), Vec::new());
         loop {
-            let batch = feed.batch(memory).unwrap();
+            let batch = feed.batch(memory, 0).unwrap();
             let frames = batch.events.iter().map(|(_, text)| text.as_str());
             events.extend(frames.map(|text| serde_json::from_str::<Value>(text).unwrap()));
             if !batch.more {
@@ -255,7 +257,7 @@ mod tests {
 
     fn page(memory: &Memory, feed: &Feed, before_seq: u64, limit: u64, thread: Option<&str>) -> Recent {
         let mut history = History::before(before_seq, limit, thread.map(str::to_owned));
-        while feed.recall(memory, &mut history).unwrap() {}
+        while feed.recall(memory, &mut history, 0).unwrap() {}
         assert!(history.examined <= limits::PAGE_EXAMINED_MAX);
         history.page()
     }
@@ -326,7 +328,7 @@ mod tests {
             let (feed, mut before_seq, mut pages) = (feed(scopes), u64::MAX, 0);
             loop {
                 let mut history = History::before(before_seq, 10, Some("t-1".to_owned()));
-                while feed.recall(&memory, &mut history).unwrap() {}
+                while feed.recall(&memory, &mut history, 0).unwrap() {}
                 pages += 1;
                 let step = FIRST_ROWS * large;
                 assert!(history.examined_bytes < limits::PAGE_EXAMINED_BYTES_MAX + step);

@@ -14,6 +14,7 @@ use crate::core::effect::Effect;
 use crate::core::keys;
 use crate::core::kv::Fatal;
 use crate::core::mutant::{self, Mutant};
+use crate::core::query;
 use crate::core::view::View;
 
 /// The delay after an attempt that was not sent.
@@ -31,18 +32,29 @@ const GONE: u32 = 410;
 const NON_RETRYABLE: u32 = 489;
 
 /// Grants attempts to the leader of the current epoch. The delivery must be scheduled and due, and the attempt must
-/// have its next number.
-pub fn claim(view: &mut View<'_>, context: &Context<'_>, op: &Claim) -> Result<AttemptsReply, Stop> {
+/// have its next number. If the message has expired, the delivery is cancelled instead.
+pub fn claim(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    op: &Claim,
+    effects: &mut Vec<Effect>,
+) -> Result<AttemptsReply, Stop> {
     check_epoch(view, op.epoch)?;
     bounded(op.attempts.len())?;
     let mut done = Vec::with_capacity(op.attempts.len());
     for attempt in &op.attempts {
-        done.push(claim_one(view, context, op.epoch, attempt)?);
+        done.push(claim_one(view, context, op.epoch, attempt, effects)?);
     }
     Ok(AttemptsReply { done })
 }
 
-fn claim_one(view: &mut View<'_>, context: &Context<'_>, epoch: u64, attempt: &AttemptRef) -> Result<bool, Stop> {
+fn claim_one(
+    view: &mut View<'_>,
+    context: &Context<'_>,
+    epoch: u64,
+    attempt: &AttemptRef,
+    effects: &mut Vec<Effect>,
+) -> Result<bool, Stop> {
     let Some((team, mut delivery)) = find(view, attempt)? else {
         return Ok(false);
     };
@@ -55,6 +67,10 @@ fn claim_one(view: &mut View<'_>, context: &Context<'_>, epoch: u64, attempt: &A
         return Ok(false);
     }
     leave_due(view, team, &delivery)?;
+    if query::inbox::has_expired(delivery.expires_at_ms, context.wall_ms) {
+        finish(view, context, team, delivery, Some(DeliveryEnd::Expired), effects)?;
+        return Ok(false);
+    }
     delivery.set_state(DeliveryState::Claimed);
     delivery.attempt_no = next;
     delivery.claim = Some(Claimed {

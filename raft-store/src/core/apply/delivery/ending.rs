@@ -42,7 +42,7 @@ pub(super) fn finish(
 ) -> Result<(), Fatal> {
     let state = match end {
         None => DeliveryState::Delivered,
-        Some(DeliveryEnd::Deleted | DeliveryEnd::Cancelled) => DeliveryState::Cancelled,
+        Some(DeliveryEnd::Deleted | DeliveryEnd::Cancelled | DeliveryEnd::Expired) => DeliveryState::Cancelled,
         Some(_) => DeliveryState::Dead,
     };
     delivery.set_state(state);
@@ -240,8 +240,10 @@ pub fn redrive(
             delivery_id: dead.redriven_as,
         });
     }
-    // An aged message counts as gone even before the sweep removes it.
-    if context.cluster_ms >= dead.ended_ct_ms + DELIVERY_RETENTION_MS {
+    // An aged or expired message counts as gone even before the sweep removes it.
+    if context.cluster_ms >= dead.ended_ct_ms + DELIVERY_RETENTION_MS
+        || query::inbox::has_expired(dead.expires_at_ms, context.wall_ms)
+    {
         return reject(ErrorCode::Gone, "the message of this delivery is not kept any more");
     }
     let Some(generation) = endpoint::open_generation(view, team, &dead.agent, &dead.url)? else {
@@ -262,6 +264,7 @@ pub fn redrive(
         subscription_id: dead.subscription_id.clone(),
         redrive_no: dead.redrive_no + 1,
         redrive_of: dead.id.clone(),
+        expires_at_ms: dead.expires_at_ms,
         ..Delivery::default()
     };
     let id = insert(view, context, team, &mut head, again, effects)?;
