@@ -35,6 +35,8 @@ pub struct Metrics {
     pub storage: storage::Storage,
     /// Client operations of this node that wait for their answer.
     pub proposals_in_flight: Gauge,
+    /// Client operations that were answered from the state, without a log entry, because they would change nothing.
+    pub proposals_unlogged: Counter,
     /// Client requests that are charged to the budget of this node, those that other nodes forwarded included.
     pub budget_requests: Gauge,
     /// The bytes for which these requests are charged.
@@ -191,6 +193,13 @@ impl Metrics {
                 "proposals_in_flight",
                 "Operations of clients of this node that wait for their answer",
                 g(),
+            ),
+            proposals_unlogged: add(
+                r,
+                "proposals_unlogged",
+                "Operations of clients of this node that were answered from the state, without a log entry, because they \
+                 would change nothing",
+                c(),
             ),
             budget_requests: add(
                 r,

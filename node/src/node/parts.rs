@@ -159,24 +159,25 @@ impl Group {
         let hanging_up = shard::hang_up_on_deposed(Lead::new(&raft), forwarder.clone());
         tokio::spawn(watch.may_end("watch over the leader", hanging_up));
         let (cluster_time, drain) = (ClusterTime::default(), Drain::default());
+        let reader = Reader::new(
+            raft.clone(),
+            disk.state.clone(),
+            forwarder.clone(),
+            ids.clone(),
+            metrics.clone(),
+            watch,
+        );
         let proposer = Proposer::new(ProposerHandles {
             raft: raft.clone(),
             state: disk.state.clone(),
-            forwarder: forwarder.clone(),
+            reader: reader.clone(),
+            forwarder,
             cluster_time: cluster_time.clone(),
             wall_time: ground.wall_time.clone(),
             space: disk.space.clone(),
             ids: ids.clone(),
             metrics: metrics.clone(),
         });
-        let reader = Reader::new(
-            raft.clone(),
-            disk.state.clone(),
-            forwarder,
-            ids.clone(),
-            metrics.clone(),
-            watch,
-        );
         let this_node = ThisNode::new(
             raft.clone(),
             disk.state.clone(),

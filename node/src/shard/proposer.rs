@@ -12,6 +12,8 @@
 //! - *outcome unknown*: the operation may be in the log. It is never retried here. The client may retry under its
 //!   idempotency key, because only the state machine can tell whether the first attempt was stored.
 //!
+//! An operation that would change nothing is answered without being proposed, see [`edge`](super::edge).
+//!
 //! "Nothing was proposed" is reported in two cases only: Raft returned `ForwardToLeader`, matched by name, or the
 //! request never left the queue towards the leader. A log entry discarded by a change of leader, a fatal error, a
 //! dropped responder and a broken stream are unknown.
@@ -43,6 +45,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::append_gate::AppendGate;
 use super::budget::{Budget, Full, Payer, Permit};
 use super::cluster_time::ClusterTime;
+use super::edge::{Edge, Kind as Frequency};
+use super::reader::{NotReady, Reader};
 use super::wall_time::WallTime;
 use super::{Lead, Leader, Raft};
 use crate::base::clock::IdSource;
@@ -92,6 +96,8 @@ pub struct ProposerHandles {
     /// The Raft group to whose log operations are appended.
     pub raft: Raft,
     pub state: StateHandle,
+    /// Reads the state for operations that would change nothing.
+    pub reader: Reader,
     /// Forwards operations to the leader on another node.
     pub forwarder: Forwarder,
     pub cluster_time: ClusterTime,
@@ -106,6 +112,7 @@ struct Shared {
     lead: Lead,
     budget: Budget,
     gate: AppendGate,
+    edge: Edge,
 }
 
 impl Proposer {
@@ -115,6 +122,7 @@ impl Proposer {
             lead: Lead::new(&handles.raft),
             budget: Budget::new(&handles.metrics),
             gate: AppendGate::default(),
+            edge: Edge::new(handles.reader.clone(), handles.metrics.clone()),
             handles,
         };
         Proposer {
@@ -144,15 +152,7 @@ impl Proposer {
     /// Proposes an operation on the leader, directly or by one forward. A rejection is a `Reply`.
     pub async fn propose_admitted(&self, permit: &Permit, operation: Operation) -> Result<Reply, ProposeError> {
         let _counted = GaugeGuard::new(&self.shared.handles.metrics.proposals_in_flight);
-        let result = match self.check_room(&operation) {
-            Ok(()) => {
-                let encoded = Bytes::from(operation.encode_to_vec());
-                permit.raise(encoded.len());
-                drop(operation);
-                self.take_to_leader(encoded).await
-            }
-            Err(no_room) => Err(no_room),
-        };
+        let result = self.carry_out(permit, operation).await;
         self.shared.handles.metrics.proposal(match &result {
             Ok(Reply {
                 reply: Some(reply::Reply::Rejection(_)),
@@ -165,6 +165,27 @@ impl Proposer {
             Err(ProposeError::OutcomeUnknown(_)) => Outcome::Unknown,
         });
         result
+    }
+
+    /// Answers an operation from the state if it would change nothing, or takes it to the leader.
+    async fn carry_out(&self, permit: &Permit, operation: Operation) -> Result<Reply, ProposeError> {
+        let edge = &self.shared.edge;
+        let encoded = Bytes::from(operation.encode_to_vec());
+        permit.raise(encoded.len());
+        if may_be_forwarded(&operation) && !is_clusters_own(&operation) {
+            // Without wall time the command leaves that of the state as it is.
+            let wall_ms = self.wall_ms().unwrap_or(0);
+            let answered = edge.answer(&operation, &encoded, wall_ms).await;
+            if let Some(reply) = answered.map_err(|NotReady(reason)| ProposeError::NotReady(reason))? {
+                return Ok(reply);
+            }
+        }
+        self.check_room(&operation)?;
+        let frequency = Frequency::of(&operation);
+        drop(operation);
+        let reply = self.take_to_leader(encoded).await?;
+        edge.learn(frequency, &reply);
+        Ok(reply)
     }
 
     /// Refuses an operation that stores data while this node's disk is nearly full.

@@ -15,6 +15,7 @@ mod cluster {
     mod reads;
     mod replication;
     mod space;
+    mod unlogged;
     mod wall_time;
 }
 

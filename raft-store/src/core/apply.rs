@@ -38,6 +38,7 @@ pub mod key;
 pub mod lease;
 pub mod login;
 pub mod message;
+pub mod preview;
 pub mod principal;
 mod queue;
 pub mod quota;

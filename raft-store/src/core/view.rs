@@ -186,6 +186,11 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Whether no command has written a row.
+    pub(crate) fn is_unwritten(&self) -> bool {
+        self.writes.is_empty()
+    }
+
     /// Bytes written so far. The caller ends the batch when they are many.
     pub fn bytes(&self) -> usize {
         self.bytes

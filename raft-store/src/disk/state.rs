@@ -111,6 +111,13 @@ impl StateDb {
     }
 }
 
+impl StateDb {
+    /// Like [`Kv::frozen`], for a caller whose type parameter demands that threads can share it.
+    pub fn frozen_state(&self) -> Frozen<'_> {
+        Frozen(self.db.snapshot(), self)
+    }
+}
+
 impl Lookup for StateDb {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
         let value = self.db.get_pinned(key).map_err(|error| self.noticed(error))?;
@@ -124,12 +131,12 @@ impl Kv for StateDb {
     }
 
     fn frozen(&self) -> Box<dyn Kv + '_> {
-        Box::new(Frozen(self.db.snapshot(), self))
+        Box::new(self.frozen_state())
     }
 }
 
 /// The state database at one moment. Its files are not removed while it exists, so it must be short-lived.
-struct Frozen<'a>(rocksdb::Snapshot<'a>, &'a StateDb);
+pub struct Frozen<'a>(rocksdb::Snapshot<'a>, &'a StateDb);
 
 impl Lookup for Frozen<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {

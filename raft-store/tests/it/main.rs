@@ -11,6 +11,7 @@ mod expiry;
 mod layers;
 mod lists;
 mod logins;
+mod previews;
 mod properties;
 mod quotas;
 mod replay;

@@ -77,24 +77,25 @@ impl Group {
         let forwarder = Forwarder::new(dialer.clone(), metrics.clone());
         let wall_time = WallTime::new(clock.clone());
         let cluster_time = ClusterTime::default();
-        let proposer = Proposer::new(ProposerHandles {
-            raft: raft.clone(),
-            state: state.clone(),
-            forwarder: forwarder.clone(),
-            cluster_time: cluster_time.clone(),
-            wall_time: wall_time.clone(),
-            space: Space::open(&config),
-            ids: ids.clone(),
-            metrics: metrics.clone(),
-        });
         let reader = Reader::new(
             raft.clone(),
             state.clone(),
-            forwarder,
-            ids,
+            forwarder.clone(),
+            ids.clone(),
             metrics.clone(),
             &TaskWatch::default(),
         );
+        let proposer = Proposer::new(ProposerHandles {
+            raft: raft.clone(),
+            state: state.clone(),
+            reader: reader.clone(),
+            forwarder,
+            cluster_time: cluster_time.clone(),
+            wall_time: wall_time.clone(),
+            space: Space::open(&config),
+            ids,
+            metrics: metrics.clone(),
+        });
         let this_node = ThisNode::new(raft.clone(), state.clone(), proposer.clone(), Drain::default(), clock);
         Group {
             members: Members::new(raft.clone(), this_node.clone(), reader.clone()),
