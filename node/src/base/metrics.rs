@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+pub mod budget;
 pub mod clocks;
 pub mod dispatch;
 mod log;
@@ -37,10 +38,8 @@ pub struct Metrics {
     pub proposals_in_flight: Gauge,
     /// Client operations that were answered from the state, without a log entry, because they would change nothing.
     pub proposals_unlogged: Counter,
-    /// Client requests that are charged to the budget of this node, those that other nodes forwarded included.
-    pub budget_requests: Gauge,
-    /// The bytes for which these requests are charged.
-    pub budget_bytes: Gauge,
+    /// What is charged to the budget of this node.
+    pub budget: budget::Budget,
     /// Requests that wait on this node's stream to the leader.
     pub forwards_in_flight: Gauge,
     /// Read barriers that this node ran; one barrier serves all reads that wait for it.
@@ -201,19 +200,7 @@ impl Metrics {
                  would change nothing",
                 c(),
             ),
-            budget_requests: add(
-                r,
-                "budget_requests",
-                "Client requests that are charged to the budget, from before their body is read to their answer, \
-                 with those that other nodes forwarded; at most 3584, half of them for one team",
-                g(),
-            ),
-            budget_bytes: add(
-                r,
-                "budget_bytes",
-                "Bytes of these requests; at most 56 MiB, half of them for one team",
-                g(),
-            ),
+            budget: budget::Budget::register(r),
             forwards_in_flight: add(
                 r,
                 "forwards_in_flight",

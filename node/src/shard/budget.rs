@@ -155,8 +155,8 @@ impl Budget {
             used: Mutex::default(),
             reserved_places: Semaphore::new(RESERVED.places),
             reserved_bytes: Semaphore::new(RESERVED.bytes),
-            places: metrics.budget_requests.clone(),
-            bytes: metrics.budget_bytes.clone(),
+            places: metrics.budget.requests.clone(),
+            bytes: metrics.budget.bytes.clone(),
         };
         Budget {
             shared: Arc::new(shared),
@@ -264,7 +264,7 @@ mod tests {
     }
 
     fn shown(metrics: &Metrics) -> (i64, i64) {
-        (metrics.budget_requests.get(), metrics.budget_bytes.get())
+        (metrics.budget.requests.get(), metrics.budget.bytes.get())
     }
 
     #[test]

@@ -138,7 +138,7 @@ fn what_an_offset_leaves_out_is_counted_and_not_read() {
     assert_eq!((page.items.len(), page.skipped, page.at_end), (50, 350, true));
     assert!(bytes < 60 * BODY_BYTES, "{bytes} bytes for 50 messages");
     // Their bodies together are larger than a page may be.
-    assert!(350 * BODY_BYTES > 4 << 20);
+    const { assert!(350 * BODY_BYTES > 4 << 20) };
 }
 
 #[test]

@@ -27,7 +27,7 @@ async fn what_followers_forward_is_charged_to_the_leader() {
 
     let answer = send(busy, &json!("refused")).to(url).await;
     assert_eq!(
-        (answer.status, &answer.headers["retry-after"].to_str().unwrap()[..]),
+        (answer.status, answer.headers["retry-after"].to_str().unwrap()),
         (429, "1"),
         "{}",
         answer.body

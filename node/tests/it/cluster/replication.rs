@@ -45,7 +45,7 @@ async fn deliver(services: &NodeHandles, team: &TestTeam, to: &str) -> u64 {
 
 /// The seqs in an inbox, from a linearizable read.
 async fn inbox(services: &NodeHandles, team: &TestTeam, agent: &str) -> Vec<u64> {
-    let state = read_state(&services).await;
+    let state = read_state(services).await;
     let items = query::inbox::after(&*state, team.id, agent, 0, 10_000).unwrap();
     items.into_iter().map(|item| item.seq).collect()
 }
