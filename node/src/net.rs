@@ -12,3 +12,4 @@ pub mod lives;
 pub mod network;
 pub mod shard_id;
 pub mod snapshot;
+pub mod transfers;

@@ -2,9 +2,9 @@
 //!
 //! Code above this room reaches the group through the three handles of [`replica`]: [`proposer`] changes the state,
 //! [`reader`] reads it, [`wakeups`] announces changes. A node hosts one group today and may host many later, so only
-//! this room and `net/` name a shard. [`leadership`] runs the workers of a leader, [`keeper`] bounds the log and the
-//! time of a restart, [`leader_loss`] begins an election when the leader's process has ended, [`this_node`] reports this
-//! node's status and hands leadership over, [`drain`] tracks the work that a hand-over waits for, [`members`] changes the
+//! this room and `net/` name a shard. [`leadership`] runs the workers of a leader, [`keeper`] and
+//! [`retention`] bound the log and the time of a restart, [`leader_loss`] begins an election when the leader's process has
+//! ended, [`this_node`] reports this node's status and hands leadership over, [`drain`] tracks the work that a hand-over waits for, [`members`] changes the
 //! membership, [`timekeeper`] reads the voters' clocks for [`wall_time`], [`cluster_time`] measures ages, [`budget`] bounds
 //! the operations under way and [`append_gate`] what is handed to Raft at a time, `edge` answers what would change
 //! nothing, [`disk_watch`] notices disk failures that Raft does not report, and [`apply_watch`] an apply that hangs.
@@ -27,6 +27,7 @@ pub mod quorum;
 pub mod read_pool;
 pub mod reader;
 pub mod replica;
+pub mod retention;
 pub mod scrubber;
 pub mod this_node;
 pub mod timekeeper;
@@ -146,9 +147,9 @@ pub async fn hang_up_on_deposed(mut lead: Lead, forwarder: Forwarder) {
 pub struct Ended;
 
 /// openraft's settings. They differ from its defaults in these points: timeouts are longer, because fsync takes time; a
-/// pre-vote keeps a node that cannot win from forcing elections; [`keeper`] decides when to take a snapshot; the log
-/// up to a snapshot is kept long enough for a restarted node; more commits may wait for apply; and a leader that restarts
-/// must be elected again, because its state may be older than reads that it has already served.
+/// pre-vote keeps a node that cannot win from forcing elections; [`keeper`] decides when to take a snapshot and
+/// what to purge; more commits may wait for apply; and a leader that restarts must be elected again, because its state may
+/// be older than reads that it has already served.
 pub fn raft_config(settings: &crate::base::config::Raft) -> Result<openraft::Config, openraft::ConfigError> {
     let config = openraft::Config {
         cluster_name: "agentpost".to_owned(),
@@ -158,9 +159,8 @@ pub fn raft_config(settings: &crate::base::config::Raft) -> Result<openraft::Con
         enable_pre_vote: Some(true),
         enable_leader_restore: Some(false),
         snapshot_policy: openraft::SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: settings.log_entries_kept,
-        replication_lag_threshold: settings.log_entries_kept.saturating_mul(2).max(5_000),
-        purge_batch_size: settings.log_entries_kept.clamp(1, 1_024),
+        max_in_snapshot_log_to_keep: u64::MAX,
+        replication_lag_threshold: 200_000,
         install_snapshot_timeout: 600_000,
         state_machine_channel_size: Some(COMMITS_TO_APPLY_MAX),
         ..openraft::Config::default()

@@ -15,7 +15,7 @@ use crate::workload;
 
 /// Snapshots and purges every few seconds, so that every kind of file exists and changes. A nearly full disk of the
 /// machine must not disturb these scenarios.
-const BUSY_KEEPER: &str = "[raft]\nlog_entries_kept = 500\nsnapshot_log_bytes = 200_000\nsnapshot_interval_s = 5\n\
+const BUSY_KEEPER: &str = "[raft]\nlog_bytes_kept = 200_000\nsnapshot_log_bytes = 200_000\nsnapshot_interval_s = 5\n\
                            [storage]\nmin_free_percent = 1\n";
 
 pub fn scenarios() -> Vec<Scenario> {

@@ -58,7 +58,7 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "L2",
             title: "a node joins a large state under load, while all nodes purge their logs",
             cluster: || Settings {
-                config: "[raft]\nlog_entries_kept = 100\nsnapshot_send_bytes_per_s = 20_000_000\n".to_owned(),
+                config: "[raft]\nlog_bytes_kept = 50_000\nsnapshot_send_bytes_per_s = 20_000_000\n".to_owned(),
                 ..three()
             },
             length: Duration::from_secs(60),

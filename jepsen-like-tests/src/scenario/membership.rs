@@ -94,7 +94,7 @@ fn row(
 /// Short logs, so that a node that joins needs a snapshot.
 fn short_logs() -> Settings {
     Settings {
-        config: "[raft]\nlog_entries_kept = 100\n".to_owned(),
+        config: "[raft]\nlog_bytes_kept = 50_000\n".to_owned(),
         ..three()
     }
 }

@@ -12,7 +12,7 @@ use crate::scenario::nemesis::Nemesis;
 use crate::workload;
 
 /// Snapshots and purges every few seconds, so that power is lost in the middle of them, too.
-const BUSY_KEEPER: &str = "[raft]\nlog_entries_kept = 500\nsnapshot_log_bytes = 2_000_000\nsnapshot_interval_s = 5\n";
+const BUSY_KEEPER: &str = "[raft]\nlog_bytes_kept = 200_000\nsnapshot_log_bytes = 2_000_000\nsnapshot_interval_s = 5\n";
 /// The size of each node's image, which is sparse.
 const IMAGE_BYTES: u64 = 8 << 30;
 /// How long clients send to a majority before it is split, in a run of full length.

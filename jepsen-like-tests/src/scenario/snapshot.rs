@@ -21,7 +21,7 @@ pub fn scenarios() -> Vec<Scenario> {
         name: "S1",
         title: "a node is down for longer than the log reaches back",
         cluster: || Settings {
-            config: "[raft]\nlog_entries_kept = 20\n".to_owned(),
+            config: "[raft]\nlog_bytes_kept = 20_000\n".to_owned(),
             ..three()
         },
         loads: LOADS,
@@ -45,7 +45,7 @@ pub fn scenarios() -> Vec<Scenario> {
             title: "kill -9 while a snapshot is taken, sent and installed",
             // Slow enough for a kill in the middle.
             cluster: || Settings {
-                config: "[raft]\nlog_entries_kept = 20\nsnapshot_send_bytes_per_s = 400_000\n".to_owned(),
+                config: "[raft]\nlog_bytes_kept = 20_000\nsnapshot_send_bytes_per_s = 400_000\n".to_owned(),
                 ..three()
             },
             cover: Cover {
@@ -59,7 +59,7 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "S3",
             title: "an idle leader whose log is purged to its end, and a node that is behind",
             cluster: || Settings {
-                config: "[raft]\nlog_entries_kept = 0\n".to_owned(),
+                config: "[raft]\nlog_bytes_kept = 0\n".to_owned(),
                 ..three()
             },
             // Each client sends once and then nothing for a quarter of a minute.
@@ -77,7 +77,7 @@ pub fn scenarios() -> Vec<Scenario> {
             title: "snapshots on both sides of a partition",
             cluster: || Settings {
                 network: network::NetworkKind::cuttable(),
-                config: "[raft]\nlog_entries_kept = 20\n".to_owned(),
+                config: "[raft]\nlog_bytes_kept = 20_000\n".to_owned(),
                 ..three()
             },
             script: |nemesis| Box::pin(part_and_snapshot(nemesis)),

@@ -83,7 +83,8 @@ pub struct Raft {
     pub election_max_ms: u64,
     pub snapshot_log_bytes: u64,
     pub snapshot_interval_s: u64,
-    pub log_entries_kept: u64,
+    pub log_bytes_kept: u64,
+    pub log_time_kept_s: u64,
     pub snapshot_send_bytes_per_s: u64,
 }
 
@@ -240,6 +241,9 @@ impl Config {
             || raft.election_min_ms >= raft.election_max_ms
         {
             return Err("raft: 0 < 2 * heartbeat_ms <= election_min_ms < election_max_ms must hold".to_owned());
+        }
+        if raft.log_time_kept_s == 0 {
+            return Err("raft.log_time_kept_s must not be 0".to_owned());
         }
         if raft.snapshot_send_bytes_per_s == 0 || raft.snapshot_interval_s == 0 || raft.snapshot_log_bytes == 0 {
             return Err(

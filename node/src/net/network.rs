@@ -40,6 +40,7 @@ use tonic::{Code, Status, Streaming};
 use super::dial::{Dialer, Purpose};
 use super::shard_id::SHARD;
 use super::snapshot::{self, SendError, SendOptions};
+use super::transfers::Transfers;
 use crate::base::metrics::Metrics;
 
 /// An append request that is unanswered for this long ends its stream.
@@ -56,6 +57,7 @@ pub struct Network {
     sending: SendOptions,
     metrics: Metrics,
     acknowledged: Acknowledged,
+    transfers: Transfers,
 }
 
 /// Raft's client of one other node, for one purpose.
@@ -67,6 +69,7 @@ pub struct Peer {
     acknowledged: Acknowledged,
     sending: SendOptions,
     metrics: Metrics,
+    transfers: Transfers,
 }
 
 impl Network {
@@ -77,7 +80,13 @@ impl Network {
             sending,
             metrics,
             acknowledged: Acknowledged::default(),
+            transfers: Transfers::default(),
         }
+    }
+
+    /// The snapshots on their way to other nodes.
+    pub fn transfers(&self) -> Transfers {
+        self.transfers.clone()
     }
 
     fn peer(&self, target: u64, member: &Member, purpose: Purpose) -> Peer {
@@ -89,6 +98,7 @@ impl Network {
             acknowledged: self.acknowledged.clone(),
             sending: self.sending,
             metrics: self.metrics.clone(),
+            transfers: self.transfers.clone(),
         }
     }
 }
@@ -355,6 +365,8 @@ impl NetSnapshot<TypeConfig> for Peer {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let covered = snapshot.meta.last_log_id.map_or(0, |last| last.index);
+        let _under_way = self.transfers.begin(self.target, covered);
         let sending = snapshot::send(&mut self.client, &vote, snapshot.snapshot, self.sending);
         let vote = tokio::select! {
             sent = sending => sent.map_err(streaming_error)?,

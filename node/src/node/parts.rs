@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_raft_store::core::effect::Effect;
-use agentpost_raft_store::disk::log_store::{LogMetrics, LogStore};
+use agentpost_raft_store::disk::log_store::{LogMetrics, LogSpan, LogStore};
 use agentpost_raft_store::disk::open::{self, Stores};
 use agentpost_raft_store::disk::scrub::Scrub;
 use agentpost_raft_store::disk::snapshot::Snapshots;
@@ -25,6 +25,7 @@ use crate::net::forward::Forwarder;
 use crate::net::lives::Lives;
 use crate::net::network::Network;
 use crate::net::snapshot::SendOptions;
+use crate::net::transfers::Transfers;
 use crate::shard::apply_watch::ApplyWatch;
 use crate::shard::cluster_time::ClusterTime;
 use crate::shard::disk_watch::DiskWatch;
@@ -34,6 +35,7 @@ use crate::shard::members::Members;
 use crate::shard::proposer::{Proposer, ProposerHandles};
 use crate::shard::reader::Reader;
 use crate::shard::replica::Replica;
+use crate::shard::retention::{Ages, Kept, Retention};
 use crate::shard::scrubber::Scrubber;
 use crate::shard::this_node::ThisNode;
 use crate::shard::wakeups::Wakeups;
@@ -58,6 +60,7 @@ pub(super) struct Disk {
     pub(super) space: Space,
     pub(super) lives: Lives,
     log: Arc<LogMetrics>,
+    log_span: LogSpan,
     scrub: Scrub,
     _owned: Owned,
 }
@@ -92,6 +95,7 @@ impl Disk {
             space,
             lives,
             log: log.metrics(),
+            log_span: log.span(),
             scrub,
             _owned: owned,
         };
@@ -135,6 +139,7 @@ impl Ground {
 /// This node's part of the Raft group.
 pub(super) struct Group {
     pub(super) raft: Raft,
+    pub(super) transfers: Transfers,
     pub(super) replica: Replica,
     pub(super) this_node: ThisNode,
     pub(super) members: Members,
@@ -155,7 +160,7 @@ impl Group {
         let (ids, metrics, watch) = (&ground.ids, &ground.metrics, &ground.watch);
         let forwarder = Forwarder::new(dialer.clone(), metrics.clone());
         let wakeups = Wakeups::default();
-        let raft = start_raft(ground, stores, dialer, &wakeups, threads).await?;
+        let (raft, transfers) = start_raft(ground, stores, dialer, &wakeups, threads).await?;
         let hanging_up = shard::hang_up_on_deposed(Lead::new(&raft), forwarder.clone());
         tokio::spawn(watch.may_end("watch over the leader", hanging_up));
         let (cluster_time, drain) = (ClusterTime::default(), Drain::default());
@@ -189,6 +194,7 @@ impl Group {
             members: Members::new(raft.clone(), this_node.clone(), reader.clone()),
             apply: ApplyWatch::new(&raft, disk.state.clone()),
             raft,
+            transfers,
             replica: Replica {
                 reader,
                 proposer,
@@ -211,6 +217,16 @@ impl Group {
             state: disk.state.clone(),
             log: Arc::clone(&disk.log),
             policy,
+            retention: Retention {
+                span: disk.log_span.clone(),
+                kept: Kept {
+                    bytes: settings.log_bytes_kept,
+                    time: Duration::from_secs(settings.log_time_kept_s),
+                },
+                transfers: self.transfers.clone(),
+                space: disk.space.clone(),
+                ages: Ages::default(),
+            },
             ids: ground.ids.clone(),
         }
     }
@@ -222,12 +238,13 @@ async fn start_raft(
     dialer: &Dialer,
     wakeups: &Wakeups,
     threads: &RaftThreads,
-) -> anyhow::Result<Raft> {
+) -> anyhow::Result<(Raft, Transfers)> {
     let config = &ground.config;
     let sending = SendOptions {
         bytes_per_s: config.raft.snapshot_send_bytes_per_s,
     };
     let network = Network::new(dialer.clone(), sending, ground.metrics.clone());
+    let transfers = network.transfers();
     let (effects, installed) = (wakeups.clone(), wakeups.clone());
     machine.set_effects(Arc::new(move |batch: &[Effect]| {
         failpoint::pass(Place::Applied);
@@ -236,5 +253,5 @@ async fn start_raft(
     machine.set_installed(Arc::new(move || installed.publish_all()));
     let settings = shard::raft_config(&config.raft)?;
     let starting = Raft::new(config.node.id, Arc::new(settings), network, log, machine);
-    Ok(threads.handle().spawn(starting).await??)
+    Ok((threads.handle().spawn(starting).await??, transfers))
 }

@@ -3,7 +3,8 @@
 //! The state database has no WAL; the Raft log serves as one. A restart applies again whatever was not flushed, so the
 //! state is flushed every [`FLUSH_PERIOD`]. The Raft log can be purged only up to a snapshot, so a snapshot is taken
 //! when the log has grown enough or the last snapshot is old. The times have jitter, so that the nodes of a cluster do
-//! not slow down at the same moment.
+//! not slow down at the same moment. `retention.rs` decides what is purged; openraft purges nothing on its own, except
+//! what an installed snapshot replaces.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +15,16 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::Raft;
+use super::retention::{LogState, Retention};
+use super::{Ended, Raft};
 use crate::base::clock::IdSource;
 
 /// Interval of flushes: a crash leaves at most this much to apply again.
 const FLUSH_PERIOD: Duration = Duration::from_secs(60);
 /// How often the size of the log is checked.
 const LOOK_MS: (u64, u64) = (4_000, 6_000);
+/// How soon the log is purged after a snapshot.
+const PURGE_PERIOD: Duration = Duration::from_millis(500);
 
 /// When a snapshot is due.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +42,8 @@ pub struct Keeper {
     pub log: Arc<LogMetrics>,
     /// When a snapshot is due.
     pub policy: Policy,
+    /// What to purge.
+    pub retention: Retention,
     pub ids: IdSource,
 }
 
@@ -47,13 +53,16 @@ impl Keeper {
         shutdown.run_until_cancelled_owned(self.keep()).await;
     }
 
-    async fn keep(self) {
+    async fn keep(mut self) {
         let mut flushed = Instant::now();
         let mut snapped = Instant::now();
         let mut snapped_bytes = self.log.bytes();
         let mut interval = self.jittered_interval();
         loop {
-            sleep(Duration::from_millis(self.ids.jitter_ms(LOOK_MS.0, LOOK_MS.1))).await;
+            let pause = Duration::from_millis(self.ids.jitter_ms(LOOK_MS.0, LOOK_MS.1));
+            if self.purge_for(pause).await.is_err() {
+                return tracing::debug!("Raft has ended; nothing is purged any more");
+            }
             if flushed.elapsed() >= FLUSH_PERIOD {
                 self.flush().await;
                 flushed = Instant::now();
@@ -75,6 +84,31 @@ impl Keeper {
             snapped_bytes = self.log.bytes();
             interval = self.jittered_interval();
         }
+    }
+
+    /// Purges the log whenever there is something to purge, for a while.
+    async fn purge_for(&mut self, time: Duration) -> Result<(), Ended> {
+        let begin = Instant::now();
+        while begin.elapsed() < time {
+            sleep(PURGE_PERIOD).await;
+            if let Some(upto) = self.purge_upto() {
+                self.raft.trigger().purge_log(upto).await.map_err(|_| Ended)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn purge_upto(&mut self) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let log = LogState {
+            snapshot: metrics.snapshot.map(|id| id.index),
+            purged: metrics.purged.map(|id| id.index),
+            last: metrics.last_log_index,
+        };
+        let replication = metrics.replication.as_ref();
+        let matched = |node: u64| (*replication?.get(&node)?).map(|id| id.index);
+        self.retention.purge_upto(log, Instant::now(), matched)
     }
 
     /// The configured time plus a random part of up to a fifth.

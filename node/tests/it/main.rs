@@ -7,6 +7,7 @@ mod common;
 
 /// Nodes as one cluster: replication, members, clocks, full disks.
 mod cluster {
+    mod catching_up;
     mod joint_membership;
     mod leader_loss;
     mod membership;

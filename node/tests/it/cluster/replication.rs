@@ -267,7 +267,7 @@ async fn without_a_quorum_nothing_is_ready_and_nothing_is_claimed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_missed_a_purged_log_catches_up_by_snapshot() {
-    let few = "[raft]\nelection_min_ms = 500\nelection_max_ms = 1000\nlog_entries_kept = 0\n";
+    let few = "[raft]\nelection_min_ms = 500\nelection_max_ms = 1000\nlog_bytes_kept = 0\n";
     let cluster = TestCluster::start_with(3, few).await;
     let team = cluster.team("a").await;
     let away = cluster.follower().await;
@@ -280,7 +280,7 @@ async fn a_node_that_missed_a_purged_log_catches_up_by_snapshot() {
     for i in cluster.running() {
         cluster.services(i).cluster.snapshot().await.unwrap();
     }
-    // openraft purges up to the snapshot when replication does not need the entries just now.
+    // The keeper purges up to the snapshot when replication does not need the entries just now.
     let purged = async || (metric(&services, "agentpost_purged_index") > 300).then_some(());
     eventually("a purged log", purged).await;
     cluster.restart(away).await;

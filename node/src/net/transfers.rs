@@ -1,0 +1,145 @@
+//! The snapshots on their way to other nodes, and what those nodes still need of the log.
+//!
+//! A node that has installed a snapshot goes on with the entry after it. If the log was purged beyond that entry
+//! meanwhile, the node gets the next snapshot, and a node whose transfer takes longer than the interval between two
+//! snapshots never becomes current. So the log is held from the snapshot on while it is sent, and then from what the
+//! node has reached on, until it has caught up or makes no progress for [`GRACE`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// How long the log is held for a node that no snapshot is being sent to and that makes no progress.
+const GRACE: Duration = Duration::from_secs(120);
+
+/// The transfers of this node. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Transfers(Arc<Mutex<BTreeMap<u64, Transfer>>>);
+
+/// The transfers to one node.
+struct Transfer {
+    /// How many are under way.
+    running: usize,
+    /// The last entry that the snapshot covers.
+    snapshot: u64,
+    /// The last entry that the node does not need any more.
+    reached: u64,
+    /// When the node last made progress.
+    progress: Instant,
+    /// The last entry of the log when this was looked at before.
+    end: Option<u64>,
+}
+
+/// A transfer under way. It ends when this is dropped.
+pub struct Sending {
+    transfers: Transfers,
+    target: u64,
+}
+
+impl Transfers {
+    /// Begins a transfer of a snapshot that covers the entries up to `snapshot`.
+    pub fn begin(&self, target: u64, snapshot: u64) -> Sending {
+        let now = Instant::now();
+        let mut all = self.0.lock();
+        let transfer = all.entry(target).or_insert(Transfer {
+            running: 0,
+            snapshot,
+            reached: snapshot,
+            progress: now,
+            end: None,
+        });
+        transfer.running += 1;
+        // A node that gets a snapshot needs nothing before it, and begins anew even if it had reached more.
+        (transfer.snapshot, transfer.reached, transfer.progress) = (snapshot, snapshot, now);
+        transfer.end = None;
+        Sending {
+            transfers: self.clone(),
+            target,
+        }
+    }
+
+    /// The last entry, up to `wanted`, that no node needs. `last` is the last entry of the log, and `matched` says what a
+    /// node has of it. A node has caught up when it has what the log had at the call before.
+    pub fn purgeable(&self, wanted: u64, last: u64, now: Instant, matched: impl Fn(u64) -> Option<u64>) -> u64 {
+        let mut all = self.0.lock();
+        all.retain(|target, transfer| transfer.keep(last, now, matched(*target)));
+        let reached = all.values().map(|transfer| transfer.reached).min();
+        reached.map_or(wanted, |reached| reached.min(wanted))
+    }
+}
+
+impl Transfer {
+    /// Notes the progress of the node. Returns whether the log must still be held for it.
+    fn keep(&mut self, last: u64, now: Instant, matched: Option<u64>) -> bool {
+        if let Some(matched) = matched
+            && matched > self.reached
+        {
+            (self.reached, self.progress) = (matched, now);
+        }
+        let installed = matched.is_some_and(|matched| matched >= self.snapshot);
+        let end = self.end.replace(last);
+        let caught_up = installed && end.is_some_and(|end| self.reached >= end);
+        self.running > 0 || !(caught_up || now.duration_since(self.progress) > GRACE)
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if let Some(transfer) = self.transfers.0.lock().get_mut(&self.target) {
+            transfer.running = transfer.running.saturating_sub(1);
+            transfer.progress = Instant::now();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_is_held_while_a_snapshot_is_sent_and_until_the_node_caught_up() {
+        let transfers = Transfers::default();
+        let now = Instant::now();
+        let sending = transfers.begin(2, 100);
+        assert_eq!(transfers.purgeable(500, 600, now + 10 * GRACE, |_| None), 100);
+        drop(sending);
+        let now = Instant::now();
+        assert_eq!(transfers.purgeable(500, 700, now, |_| Some(100)), 100);
+        assert_eq!(transfers.purgeable(600, 800, now, |_| Some(300)), 300);
+        assert_eq!(transfers.purgeable(90, 900, now, |_| Some(400)), 90);
+        assert_eq!(transfers.purgeable(800, 1_000, now, |_| Some(650)), 650);
+        assert_eq!(transfers.purgeable(990, 1_100, now, |_| Some(999)), 990);
+        assert_eq!(transfers.purgeable(1_050, 1_200, now, |_| Some(1_090)), 1_050);
+        assert_eq!(
+            transfers.purgeable(1_150, 1_200, now, |_| Some(1_200)),
+            1_150,
+            "caught up"
+        );
+        assert_eq!(
+            transfers.purgeable(1_300, 1_400, now, |_| None),
+            1_300,
+            "it was forgotten"
+        );
+    }
+
+    #[test]
+    fn the_log_is_not_held_for_ever_for_a_node_that_is_away() {
+        let transfers = Transfers::default();
+        drop(transfers.begin(2, 100));
+        let _other = transfers.begin(3, 200);
+        let now = Instant::now();
+        assert_eq!(transfers.purgeable(500, 600, now + GRACE / 2, |_| None), 100);
+        assert_eq!(transfers.purgeable(500, 600, now + 2 * GRACE, |_| None), 200);
+    }
+
+    #[test]
+    fn a_second_snapshot_replaces_the_first() {
+        let transfers = Transfers::default();
+        drop(transfers.begin(2, 100));
+        drop(transfers.begin(2, 300));
+        assert_eq!(transfers.purgeable(500, 600, Instant::now(), |_| Some(100)), 300);
+    }
+}
