@@ -1,4 +1,5 @@
-//! Snapshots on the wire: a header with the manifest, then the files in the order of the manifest, cut into chunks. The
+//! Snapshots on the wire: a header with the manifest, then the files in the order of the manifest, cut into chunks. Files
+//! that the receiver has from a transfer that broke off are left out. The
 //! sender limits its rate, so that replication and mail keep the rest of the network. The receiver writes on a blocking
 //! thread and checks every length and checksum before it hands the snapshot to Raft.
 
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::peer::peer_client::PeerClient;
-use agentpost_proto::peer::{self, SnapshotChunk, SnapshotHeader, SnapshotPart, snapshot_part};
+use agentpost_proto::peer::{self, SnapshotChunk, SnapshotHeader, SnapshotHeldReply, SnapshotPart, snapshot_part};
 use agentpost_raft_store::disk::snapshot::{Receiver, Snapshot, SnapshotData, Snapshots};
 use agentpost_raft_store::disk::types::{Vote, vote_from_proto, vote_to_proto};
 use futures::stream::{self, Stream, StreamExt as _};
@@ -65,7 +66,15 @@ pub async fn send(
 ) -> Result<Vote, SendError> {
     let deadline = options.duration(snapshot.bytes()) * SLOWDOWN + GRACE;
     let unreadable: Arc<Mutex<Option<io::Error>>> = Arc::default();
-    let parts = parts(vote, &snapshot, options, Arc::clone(&unreadable));
+    let mut header = SnapshotHeader {
+        shard: SHARD,
+        vote: Some(vote_to_proto(vote)),
+        meta: Some(snapshot.meta().clone()),
+        held: Vec::new(),
+    };
+    let held = timeout(SILENCE, client.snapshot_held(header.clone())).await;
+    header.held = held.map_err(|_| SendError::Timeout)??.into_inner().files;
+    let parts = parts(header, &snapshot, options, Arc::clone(&unreadable));
     let sent = timeout(deadline, client.snapshot(parts)).await;
     if let Some(error) = unreadable.lock().take() {
         return Err(SendError::Unreadable(error));
@@ -79,22 +88,18 @@ pub async fn send(
 
 /// The header and the chunks, at the configured rate. A read error ends the stream early and is stored in `unreadable`.
 fn parts(
-    vote: &Vote,
+    header: SnapshotHeader,
     snapshot: &SnapshotData,
     options: SendOptions,
     unreadable: Arc<Mutex<Option<io::Error>>>,
 ) -> impl Stream<Item = SnapshotPart> + Send + use<> {
-    let header = SnapshotHeader {
-        shard: SHARD,
-        vote: Some(vote_to_proto(vote)),
-        meta: Some(snapshot.meta().clone()),
-    };
+    let chunks = snapshot.chunks(&header.held);
     let header = SnapshotPart {
         part: Some(snapshot_part::Part::Header(header)),
     };
     let began = Instant::now();
     let paced = stream::unfold(
-        (snapshot.chunks(), 0, unreadable),
+        (chunks, 0, unreadable),
         move |(mut chunks, sent, unreadable)| async move {
             let (file, data) = match chunks.next().await? {
                 Ok(chunk) => chunk,
@@ -112,6 +117,20 @@ fn parts(
         },
     );
     stream::once(std::future::ready(header)).chain(paced)
+}
+
+/// Says which files of a snapshot this node already has.
+pub async fn held(header: SnapshotHeader, snapshots: &Arc<Snapshots>) -> Result<SnapshotHeldReply, Status> {
+    if header.shard != SHARD {
+        return Err(Status::not_found(format!("no shard {} here", header.shard)));
+    }
+    let meta = header
+        .meta
+        .ok_or_else(|| Status::invalid_argument("a snapshot without a manifest"))?;
+    let snapshots = Arc::clone(snapshots);
+    let files = tokio::task::spawn_blocking(move || snapshots.held(&meta)).await;
+    let files = files.map_err(|panic| Status::internal(panic.to_string()))?;
+    Ok(SnapshotHeldReply { files })
 }
 
 /// Receives a whole snapshot to this node's disk and verifies it. `claimed` checks the sender's vote.
@@ -132,7 +151,7 @@ pub async fn receive(
         .ok_or_else(|| Status::invalid_argument("a snapshot without a manifest"))?;
     let (chunks, queue) = mpsc::channel(QUEUE);
     let snapshots = Arc::clone(snapshots);
-    let writing = tokio::task::spawn_blocking(move || write(snapshots.receive(meta)?, queue));
+    let writing = tokio::task::spawn_blocking(move || write(snapshots.receive(meta, &header.held)?, queue));
     while let Some(part) = next(&mut parts).await? {
         let snapshot_part::Part::Chunk(chunk) = part else {
             return Err(Status::invalid_argument("a second header"));

@@ -25,7 +25,8 @@
 //!
 //! **Receiving.** [`Receiver`] takes the files in chunks, in the order of the manifest, checks each length and
 //! checksum, syncs, and opens the result read-only to check that it holds what the manifest claims. Only then it
-//! becomes a [`SnapshotData`].
+//! becomes a [`SnapshotData`]. If a transfer breaks off, its complete files are kept, and the next transfer sends only
+//! the others ([`Snapshots::held`]).
 //!
 //! **Installing.** Every step leaves either the old state or the new one. A step that a crash interrupted is repeated
 //! or undone at the next start:
@@ -47,9 +48,11 @@
 //! one bad block can damage both, and the checksums are compared before. A damaged snapshot is removed at the next
 //! start, and openraft takes another.
 //!
-//! **Limits.** All files are sent, even those that the receiver already has.
+//! **Limits.** Files that the receiver has in its own state are sent again. The files of a transfer that broke off stay
+//! until the next transfer or the next start.
 
 mod install;
+mod kept;
 mod manifest;
 mod receiver;
 #[cfg(test)]
@@ -71,6 +74,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 
 pub(crate) use self::install::{build, install, next_name, open};
+use self::kept::Kept;
 pub(crate) use self::manifest::{membership_row, stored_membership};
 pub use self::receiver::Receiver;
 use super::error::OpenError;
@@ -144,13 +148,13 @@ impl SnapshotData {
         })
     }
 
-    /// The bytes of all files, in chunks: the number of the file in the manifest, and its next bytes. A blocking thread
-    /// reads a few chunks ahead. Dropping the stream ends it.
-    pub fn chunks(&self) -> impl Stream<Item = io::Result<(u32, Bytes)>> + Send + Unpin + use<> {
+    /// The bytes of all files but those with the numbers `held`, in chunks: the number of the file in the manifest, and
+    /// its next bytes. A blocking thread reads a few chunks ahead. Dropping the stream ends it.
+    pub fn chunks(&self, held: &[u32]) -> impl Stream<Item = io::Result<(u32, Bytes)>> + Send + Unpin + use<> {
         let (chunks, mut reading) = mpsc::channel(4);
-        let data = self.clone();
+        let (data, held) = (self.clone(), held.to_vec());
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = data.read_into(&chunks) {
+            if let Err(error) = data.read_into(&held, &chunks) {
                 // An error means that the stream was dropped.
                 drop(chunks.blocking_send(Err(error)));
             }
@@ -158,8 +162,11 @@ impl SnapshotData {
         stream::poll_fn(move |context| reading.poll_recv(context))
     }
 
-    fn read_into(&self, chunks: &mpsc::Sender<io::Result<(u32, Bytes)>>) -> io::Result<()> {
+    fn read_into(&self, held: &[u32], chunks: &mpsc::Sender<io::Result<(u32, Bytes)>>) -> io::Result<()> {
         for (number, entry) in (0..).zip(&self.meta.files) {
+            if held.contains(&number) {
+                continue;
+            }
             let mut file = File::open(self.dir().join(&entry.name))?;
             let mut left = entry.size;
             while left > 0 {
@@ -250,10 +257,20 @@ impl Snapshots {
         })
     }
 
-    /// Begins to receive a snapshot from another node, in a new directory. Blocks.
-    pub fn receive(&self, meta: peer::SnapshotMeta) -> io::Result<Receiver> {
+    /// The numbers of the files of a snapshot that this node has whole, from a transfer that broke off.
+    pub fn held(&self, meta: &peer::SnapshotMeta) -> Vec<u32> {
+        self.kept_files().held(meta)
+    }
+
+    /// Begins to receive a snapshot from another node, in a new directory. The sender leaves out the files `held`, which
+    /// must be some of [`Snapshots::held`]. Blocks.
+    pub fn receive(&self, meta: peer::SnapshotMeta, held: &[u32]) -> io::Result<Receiver> {
         let number = self.receptions.fetch_add(1, Ordering::Relaxed);
-        Receiver::begin(&self.incoming.join(number.to_string()), meta)
+        Receiver::begin(&self.incoming.join(number.to_string()), meta, held, self.kept_files())
+    }
+
+    fn kept_files(&self) -> Kept {
+        Kept::new(self.incoming.join("kept"))
     }
 
     /// The newest snapshot, if this node's log continues it.

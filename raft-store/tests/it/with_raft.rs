@@ -93,8 +93,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let (raft, snapshots) = self.target()?;
         let data = snapshot.snapshot;
-        let mut receiver = snapshots.receive(data.meta().clone()).map_err(unreachable_node)?;
-        let mut chunks = data.chunks();
+        let mut receiver = snapshots.receive(data.meta().clone(), &[]).map_err(unreachable_node)?;
+        let mut chunks = data.chunks(&[]);
         while let Some(chunk) = chunks.next().await {
             let (file, bytes) = chunk.map_err(unreachable_node)?;
             receiver.chunk(file, &bytes).map_err(unreachable_node)?;

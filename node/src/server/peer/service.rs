@@ -126,6 +126,16 @@ impl Peer for PeerService {
         }))
     }
 
+    async fn snapshot_held(
+        &self,
+        request: Request<peer::SnapshotHeader>,
+    ) -> Result<Response<peer::SnapshotHeldReply>, Status> {
+        let from = sender(&request)?;
+        let header = request.into_inner();
+        claimed(from, header.vote.as_ref())?;
+        Ok(Response::new(snapshot::held(header, &self.snapshots).await?))
+    }
+
     async fn snapshot(
         &self,
         request: Request<Streaming<peer::SnapshotPart>>,

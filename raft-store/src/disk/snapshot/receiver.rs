@@ -6,13 +6,19 @@ use std::path::Path;
 
 use agentpost_proto::peer;
 
+use super::kept::Kept;
 use super::manifest::{self, invalid};
 use super::{Checked, SnapshotData};
 use crate::disk::files::{self, DirGuard};
 
-/// A snapshot that is being received. Its directory is removed if it is dropped before it is finished.
+/// A snapshot that is being received. If it is dropped before it is finished, its complete files are kept for the next
+/// transfer, unless something was wrong with it, and its directory is removed.
 pub struct Receiver {
-    dir: DirGuard,
+    /// `None` once it is finished.
+    dir: Option<DirGuard>,
+    kept: Kept,
+    /// Whether something was wrong.
+    refused: bool,
     meta: peer::SnapshotMeta,
     /// The index of the file that is being written; the number of files once all are complete.
     at: usize,
@@ -22,13 +28,22 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Begins to receive the files of `meta` into the directory `dir`, which is emptied first.
-    pub fn begin(dir: &Path, meta: peer::SnapshotMeta) -> io::Result<Self> {
+    /// Begins to receive the files of `meta` into the directory `dir`, which is emptied first. The files with the numbers
+    /// `held` are taken from `kept`.
+    pub(super) fn begin(dir: &Path, meta: peer::SnapshotMeta, held: &[u32], kept: Kept) -> io::Result<Self> {
         manifest::check(&meta)?;
         files::remove_dir(dir)?;
         files::create_dir(dir)?;
+        for number in held {
+            let file = meta.files.get(*number as usize);
+            let file = file.ok_or_else(|| invalid(format!("it has no file {number}")))?;
+            kept.take(file, &dir.join(&file.name))?;
+        }
+        kept.clear()?;
         let mut receiver = Receiver {
-            dir: DirGuard::doomed(dir.to_owned()),
+            dir: Some(DirGuard::doomed(dir.to_owned())),
+            kept,
+            refused: false,
             meta,
             at: 0,
             file: None,
@@ -41,6 +56,12 @@ impl Receiver {
 
     /// Takes the next bytes of a file. The files must come in the order of the manifest.
     pub fn chunk(&mut self, file_no: u32, data: &[u8]) -> io::Result<()> {
+        let taken = self.take(file_no, data);
+        self.refused |= taken.is_err();
+        taken
+    }
+
+    fn take(&mut self, file_no: u32, data: &[u8]) -> io::Result<()> {
         let expected = self.meta.files.get(self.at);
         let (Some(expected), Some(file)) = (expected, self.file.as_mut()) else {
             return Err(invalid("bytes after the last file"));
@@ -73,11 +94,12 @@ impl Receiver {
 
     /// Checks that every file is complete and that the database holds what the manifest claims. The directory is
     /// removed when the result is dropped, unless the snapshot is installed.
-    pub fn finish(self) -> io::Result<SnapshotData> {
+    pub fn finish(mut self) -> io::Result<SnapshotData> {
         if let Some(missing) = self.meta.files.get(self.at) {
             return Err(invalid(format!("it ends before the end of {}", missing.name)));
         }
-        let dir = self.dir.path();
+        self.refused = true;
+        let dir = self.path();
         let covered = manifest::covered(dir)?;
         let claimed = peer::SnapshotMeta {
             files: Vec::new(),
@@ -87,14 +109,25 @@ impl Receiver {
             return Err(invalid(format!("it covers {covered:?} and claims {claimed:?}")));
         }
         manifest::write(dir, &self.meta)?;
-        Ok(SnapshotData::new(self.dir, self.meta, Checked::Content))
+        let meta = std::mem::take(&mut self.meta);
+        let dir = self.dir.take().ok_or_else(|| invalid("it was finished before"))?;
+        Ok(SnapshotData::new(dir, meta, Checked::Content))
     }
 
-    /// Opens the next file that is not empty, and creates the empty files before it.
+    fn path(&self) -> &Path {
+        self.dir.as_ref().map_or(Path::new(""), DirGuard::path)
+    }
+
+    /// Opens the next file that is neither empty nor held, and creates the empty files before it.
     fn open_next(&mut self) -> io::Result<()> {
         (self.file, self.size, self.crc32c) = (None, 0, 0);
         while let Some(next) = self.meta.files.get(self.at) {
-            let file = File::create_new(self.dir.path().join(&next.name))?;
+            let path = self.path().join(&next.name);
+            if path.exists() {
+                self.at += 1;
+                continue;
+            }
+            let file = File::create_new(path)?;
             if next.size > 0 {
                 self.file = Some(file);
                 return Ok(());
@@ -103,5 +136,21 @@ impl Receiver {
             self.at += 1;
         }
         Ok(())
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let Some(dir) = self.dir.as_ref().filter(|_| !self.refused) else {
+            return;
+        };
+        for (number, file) in self.meta.files.iter().enumerate() {
+            let path = dir.path().join(&file.name);
+            // A file behind the one that is being written is there only if it was held.
+            let complete = number != self.at && file.size > 0 && path.is_file();
+            if complete && let Err(error) = self.kept.put(&path, file) {
+                tracing::warn!(file = file.name, %error, "keeping a received file failed; it is sent again");
+            }
+        }
     }
 }

@@ -56,8 +56,8 @@ fn described(dir: &Path, known: Option<&SnapshotData>) -> (peer::SnapshotMeta, u
 
 /// Sends a snapshot to another node, without installing it.
 async fn send(data: &SnapshotData, to: &Stores) -> SnapshotData {
-    let mut receiver = to.snapshots.receive(data.meta().clone()).unwrap();
-    let mut chunks = data.chunks();
+    let mut receiver = to.snapshots.receive(data.meta().clone(), &[]).unwrap();
+    let mut chunks = data.chunks(&[]);
     while let Some(chunk) = chunks.next().await {
         let (number, bytes) = chunk.unwrap();
         assert!(bytes.len() <= CHUNK_BYTES);
@@ -171,7 +171,7 @@ async fn a_replaced_snapshot_stays_until_nobody_streams_it() {
     assert_eq!(names(dir.path(), "snapshots"), ["snap-1-1-5", "snap-1-1-6"]);
     assert_eq!(
         first
-            .chunks()
+            .chunks(&[])
             .filter(|chunk| std::future::ready(chunk.is_err()))
             .count()
             .await,
@@ -208,14 +208,64 @@ async fn a_file_that_went_bad_between_two_snapshots_shows_at_the_receiver() {
         .unwrap();
     apply(&mut stores.machine, vec![blank(1, 6)]).await.unwrap();
     let second = build(&mut stores).await;
-    let mut receiver = other.snapshots.receive(second.meta().clone()).unwrap();
-    let mut chunks = second.chunks();
+    let mut receiver = other.snapshots.receive(second.meta().clone(), &[]).unwrap();
+    let mut chunks = second.chunks(&[]);
     let mut received = Ok(());
     while let (Ok(()), Some(chunk)) = (&received, chunks.next().await) {
         let (number, bytes) = chunk.unwrap();
         received = receiver.chunk(number, &bytes);
     }
     assert!(received.unwrap_err().to_string().contains("checksum"));
+}
+
+/// Sends the files that the receiver does not have, up to a number of files, and returns the numbers of those.
+async fn send_some(data: &SnapshotData, to: &Stores, limit: usize) -> (Vec<u32>, Option<SnapshotData>) {
+    let held = to.snapshots.held(data.meta());
+    let mut receiver = to.snapshots.receive(data.meta().clone(), &held).unwrap();
+    let mut chunks = data.chunks(&held);
+    let mut sent: Vec<u32> = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        let (number, bytes) = chunk.unwrap();
+        if sent.last() != Some(&number) {
+            if sent.len() == limit {
+                // The connection breaks in the middle of a file.
+                receiver.chunk(number, &bytes[..bytes.len() / 2]).unwrap();
+                return (sent, None);
+            }
+            sent.push(number);
+        }
+        receiver.chunk(number, &bytes).unwrap();
+    }
+    (sent, Some(receiver.finish().unwrap()))
+}
+
+#[tokio::test]
+async fn a_transfer_that_broke_off_goes_on_with_the_files_that_are_missing() {
+    let dir = TempDir::new().unwrap();
+    let mut leader = node(&dir.path().join("leader"), "a", 5).await;
+    let mut other = open(&dir.path().join("other"));
+    let first = build(&mut leader).await;
+    let files = first.meta().files.iter().filter(|file| file.size > 0).count();
+    assert!(files >= 3);
+    let (sent, _) = send_some(&first, &other, 1).await;
+    let (more, _) = send_some(&first, &other, 1).await;
+    assert_eq!((sent.len(), more.len()), (1, 1));
+    assert_ne!(sent, more);
+    let held = other.snapshots.held(first.meta());
+    assert_eq!(held.len(), 2, "the two complete files, and not the broken ones");
+    // A later snapshot shares its table with the first one, and none of the files that changed.
+    apply(&mut leader.machine, vec![blank(1, 6)]).await.unwrap();
+    let second = build(&mut leader).await;
+    let shared = |file: &&peer::snapshot_meta::File| first.meta().files.contains(file);
+    let expected = second.meta().files.iter().filter(shared).count();
+    let kept = other.snapshots.held(second.meta());
+    assert!(kept.len() <= expected);
+    let (rest, whole) = send_some(&second, &other, usize::MAX).await;
+    let all = second.meta().files.iter().filter(|file| file.size > 0).count();
+    assert_eq!(rest.len() + kept.len(), all);
+    install_on(&mut other, whole.unwrap()).await;
+    assert_eq!(other.machine.applied_state().await.unwrap().0, Some(log_id(1, 6)));
+    assert!(other.snapshots.held(second.meta()).is_empty());
 }
 
 #[tokio::test]
@@ -402,7 +452,7 @@ async fn a_snapshot_that_differs_from_its_manifest_is_refused() {
     let receive = |change: &dyn Fn(&mut peer::SnapshotMeta)| {
         let mut meta = meta.clone();
         change(&mut meta);
-        leader.snapshots.receive(meta)
+        leader.snapshots.receive(meta, &[])
     };
     for name in ["../evil", "/etc/passwd", "", ".hidden", "SNAPSHOT", "a/b", "nul\0"] {
         assert!(
@@ -415,7 +465,7 @@ async fn a_snapshot_that_differs_from_its_manifest_is_refused() {
     assert!(receive(&|meta| meta.files[1] = meta.files[0].clone()).is_err());
 
     let mut chunks = Vec::new();
-    let mut stream = built.chunks();
+    let mut stream = built.chunks(&[]);
     while let Some(chunk) = stream.next().await {
         chunks.push(chunk.unwrap());
     }
