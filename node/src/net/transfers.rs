@@ -2,8 +2,8 @@
 //!
 //! A node that has installed a snapshot goes on with the entry after it. If the log was purged beyond that entry
 //! meanwhile, the node gets the next snapshot, and a node whose transfer takes longer than the interval between two
-//! snapshots never becomes current. So the log is held from the snapshot on while it is sent, and then from what the
-//! node has reached on, until it has caught up or makes no progress for [`GRACE`].
+//! snapshots never becomes current. So the leader's log is held from the snapshot on while it is sent, and then from what
+//! the node has reached on, until it has caught up or makes no progress for [`GRACE`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -59,6 +59,11 @@ impl Transfers {
             transfers: self.clone(),
             target,
         }
+    }
+
+    /// Forgets all transfers, because another node leads now and sends what is missing.
+    pub fn forget(&self) {
+        self.0.lock().clear();
     }
 
     /// The last entry, up to `wanted`, that no node needs. `last` is the last entry of the log, and `matched` says what a
@@ -133,6 +138,17 @@ mod tests {
         let now = Instant::now();
         assert_eq!(transfers.purgeable(500, 600, now + GRACE / 2, |_| None), 100);
         assert_eq!(transfers.purgeable(500, 600, now + 2 * GRACE, |_| None), 200);
+    }
+
+    #[test]
+    fn a_former_leader_holds_nothing() {
+        let transfers = Transfers::default();
+        let sending = transfers.begin(2, 100);
+        transfers.forget();
+        assert_eq!(transfers.purgeable(500, 600, Instant::now(), |_| None), 500);
+        drop(sending);
+        let _again = transfers.begin(2, 300);
+        assert_eq!(transfers.purgeable(500, 600, Instant::now(), |_| None), 300);
     }
 
     #[test]

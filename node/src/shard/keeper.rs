@@ -107,6 +107,9 @@ impl Keeper {
             last: metrics.last_log_index,
         };
         let replication = metrics.replication.as_ref();
+        if replication.is_none() {
+            self.retention.transfers.forget();
+        }
         let matched = |node: u64| (*replication?.get(&node)?).map(|id| id.index);
         self.retention.purge_upto(log, Instant::now(), matched)
     }
