@@ -19,6 +19,7 @@ mod log;
 mod process;
 pub mod raft;
 pub mod storage;
+pub mod ws;
 
 /// The counters and gauges of one node. Cheap to clone.
 #[derive(Clone)]
@@ -42,19 +43,10 @@ pub struct Metrics {
     pub budget: budget::Budget,
     /// Requests that wait on this node's stream to the leader.
     pub forwards_in_flight: Gauge,
-    /// Read barriers that this node ran; one barrier serves all reads that wait for it.
-    pub read_barriers: Counter,
-    /// Read barriers that found no quorum in time.
-    pub read_barriers_failed: Counter,
     /// Peer connections that failed the handshake.
     pub handshakes_refused: Counter,
-    /// Open WebSocket sessions.
-    pub ws_sessions: Gauge,
-    /// Events written to WebSockets.
-    pub ws_events: Counter,
-    /// Acks read from WebSockets.
-    pub ws_acks: Counter,
-    ws_requests: Family<MethodLabel, Counter>,
+    /// WebSocket sessions.
+    pub ws: ws::Ws,
     /// How far Raft is on this node.
     pub raft: raft::Raft,
     /// Snapshots sent to other nodes.
@@ -97,11 +89,6 @@ struct FaceLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct MethodLabel {
-    method: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ProposalLabel {
     outcome: Outcome,
 }
@@ -130,11 +117,6 @@ fn add<M: Clone + prometheus_client::registry::Metric>(
 
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.000_25, 2.0, 16))
-}
-
-fn register_requests(registry: &mut Registry) -> Family<MethodLabel, Counter> {
-    let help = "Requests read from WebSockets, by method; refused = unknown method or invalid parameters";
-    add(registry, "ws_requests", help, Family::default())
 }
 
 fn register_swept_rows(registry: &mut Registry) -> Counter {
@@ -207,28 +189,13 @@ impl Metrics {
                 "Requests that wait on the stream to the leader",
                 g(),
             ),
-            read_barriers: add(
-                r,
-                "read_barriers",
-                "Read barriers that this node ran; one barrier serves all reads that wait for it",
-                c(),
-            ),
-            read_barriers_failed: add(
-                r,
-                "read_barriers_failed",
-                "Read barriers that found no quorum in time",
-                c(),
-            ),
             handshakes_refused: add(
                 r,
                 "handshakes_refused",
                 "Peer connections that failed the handshake",
                 c(),
             ),
-            ws_sessions: add(r, "ws_sessions", "Open WebSocket sessions", g()),
-            ws_events: add(r, "ws_events", "Events written to WebSockets", c()),
-            ws_acks: add(r, "ws_acks", "Acks read from WebSockets", c()),
-            ws_requests: register_requests(r),
+            ws: ws::Ws::register(r),
             raft: raft::Raft::register(r),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
@@ -255,11 +222,6 @@ impl Metrics {
         self.http_seconds
             .get_or_create(&FaceLabel { face })
             .observe(elapsed.as_secs_f64());
-    }
-
-    /// Counts a request over a WebSocket. `method` is a known method or `refused`.
-    pub fn ws_request(&self, method: &'static str) {
-        self.ws_requests.get_or_create(&MethodLabel { method }).inc();
     }
 
     /// Counts a proposal by its outcome.

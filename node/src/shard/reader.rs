@@ -211,8 +211,8 @@ impl Barriers {
                 () = sleep(BARRIER_DEADLINE) => Err(NotReady("no answer from the leader".to_owned())),
             };
             match index {
-                Ok(_) => self.metrics.read_barriers.inc(),
-                Err(_) => self.metrics.read_barriers_failed.inc(),
+                Ok(_) => self.metrics.raft.read_barriers.inc(),
+                Err(_) => self.metrics.raft.read_barriers_failed.inc(),
             };
             batch.drain(..).for_each(|waiter| waiter.answer(index.clone()));
         }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
@@ -30,6 +31,10 @@ pub struct Raft {
     pub leader: Gauge,
     /// Bytes of the commands in the largest append request that this node sent to a follower.
     pub append_request_bytes_max: Gauge,
+    /// Read barriers that this node ran; one barrier serves all reads that wait for it.
+    pub read_barriers: Counter,
+    /// Read barriers that found no quorum in time.
+    pub read_barriers_failed: Counter,
 }
 
 impl Raft {
@@ -60,6 +65,18 @@ impl Raft {
                 "append_request_bytes_max",
                 "Bytes of the commands in the largest append request that this node sent to a follower",
                 g(),
+            ),
+            read_barriers: add(
+                r,
+                "read_barriers",
+                "Read barriers that this node ran; one barrier serves all reads that wait for it",
+                Counter::default(),
+            ),
+            read_barriers_failed: add(
+                r,
+                "read_barriers_failed",
+                "Read barriers that found no quorum in time",
+                Counter::default(),
             ),
         }
     }

@@ -82,7 +82,7 @@ impl Admission {
             .sessions
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, below)
             .ok()?;
-        self.shared.metrics.ws_sessions.inc();
+        self.shared.metrics.ws.sessions.inc();
         let permit = SessionPermit {
             shared: Arc::clone(&self.shared),
             occupant: Arc::default(),
@@ -144,7 +144,7 @@ impl SessionPermit {
 impl Drop for SessionPermit {
     fn drop(&mut self) {
         self.shared.sessions.fetch_sub(1, Ordering::Relaxed);
-        self.shared.metrics.ws_sessions.dec();
+        self.shared.metrics.ws.sessions.dec();
         let Some(inbox) = self.inbox.take() else { return };
         let mut inboxes = self.shared.inboxes.lock();
         if let Some(present) = inboxes.get_mut(&inbox) {

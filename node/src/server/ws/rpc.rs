@@ -129,7 +129,7 @@ impl<'a> Requests<'a> {
             let admit = || proposer.admit(Payer::Team(self.team), bytes);
             Call::parse(method, params, || admit().map_err(|error| said(error.into()))).unwrap_or_else(Call::Refused)
         };
-        self.services.metrics.ws_request(call.label());
+        self.services.metrics.ws.request(call.label());
         self.waiting.push_back((id, call));
     }
 

@@ -281,7 +281,7 @@ impl<'a, 'c> Session<'a, 'c> {
             tokio::task::yield_now().await;
             return Ok(());
         }
-        self.ws.services.metrics.ws_events.inc_by(batch.events.len() as u64);
+        self.ws.services.metrics.ws.events.inc_by(batch.events.len() as u64);
         for (seq, event) in batch.events {
             self.link.feed(Message::Text(event), self.client).await?;
             self.client.sent(seq);
@@ -353,7 +353,7 @@ impl<'a> Client<'a> {
     }
 
     fn ack(&mut self, seq: u64) {
-        self.metrics.ws_acks.inc();
+        self.metrics.ws.acks.inc();
         if let Some((cursor, mark)) = self.progress.ack(seq) {
             self.acks.put(cursor, mark);
         }
