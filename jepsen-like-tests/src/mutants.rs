@@ -53,13 +53,13 @@ pub const ALL: &[Mutant] = &[
     },
     Mutant {
         name: "default-recovery",
-        does: "opens a damaged log with RocksDB's default recovery mode",
-        detector: Detector::Test("a_flipped_bit_in_the_middle_of_the_wal_refuses_to_open"),
+        does: "takes any bad record of the log for an incomplete last one",
+        detector: Detector::Test("the_last_group_may_be_cut_anywhere_and_any_other_may_not"),
     },
     Mutant {
         name: "floor-ignored",
         does: "starts although its log ends before entries that it acknowledged",
-        detector: Detector::Test("a_damaged_wal_never_silently_loses_an_acknowledged_entry"),
+        detector: Detector::Test("a_damaged_segment_never_silently_loses_an_acknowledged_entry"),
     },
     Mutant {
         name: "purge-too-far",

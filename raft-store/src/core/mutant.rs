@@ -17,7 +17,7 @@ pub enum Mutant {
     VoteUnsynced,
     /// An append counts as durable before its fsync.
     AckBeforeFsync,
-    /// The log opens with RocksDB's default recovery, which silently drops everything after a bad record.
+    /// The log opens although a record in the middle is bad, and silently drops everything after it.
     DefaultRecovery,
     /// A node starts although its log ends below its durability floor.
     FloorIgnored,

@@ -67,6 +67,8 @@
 //! and so one log per stream of records.
 
 mod bounds;
+#[cfg(test)]
+mod figures;
 mod files;
 mod index;
 mod metrics;

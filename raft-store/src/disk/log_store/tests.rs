@@ -20,7 +20,7 @@ use crate::disk::testing::{self, append, blank, crash_copy, ids, log_id, members
 use crate::disk::types::LeaderId;
 
 /// Opens only the log of a shard, with its floor.
-fn open(dir: &Path) -> LogStore {
+pub(super) fn open(dir: &Path) -> LogStore {
     try_open(dir, &options()).unwrap()
 }
 
@@ -48,7 +48,7 @@ fn small() -> Options {
     }
 }
 
-fn vote(term: u64) -> Vote {
+pub(super) fn vote(term: u64) -> Vote {
     let leader_id = LeaderId { term, node_id: 1 };
     Vote {
         leader_id,
@@ -348,15 +348,27 @@ async fn after_a_failed_sync_nothing_is_accepted() {
 #[tokio::test]
 async fn a_vote_is_on_disk_before_it_counts() {
     let dir = TempDir::new().unwrap();
-    let mut log = open(dir.path());
+    let (release, gate) = mpsc::sync_channel::<()>(100);
+    let gate = Mutex::new(gate);
+    let mut log = open_with(dir.path(), move |file| {
+        gate.lock().recv().map_err(io::Error::other)?;
+        file.sync_data()
+    });
+    // Dropped before the log, which otherwise waits for the disk when an assertion fails.
+    let release = release;
+    let mut reader = log.get_log_reader().await;
     for term in 1..=3 {
-        let before = log.metrics().syncs();
-        log.save_vote(&vote(term)).await.unwrap();
-        assert!(
-            log.metrics().syncs() > before,
-            "the vote of term {term} was not flushed"
-        );
+        let wanted = vote(term);
+        let mut voting = Box::pin(log.save_vote(&wanted));
+        let early = tokio::time::timeout(Duration::from_millis(200), &mut voting).await;
+        assert!(early.is_err(), "the disk has not answered yet");
+        let before = reader.read_vote().await.unwrap();
+        assert!(before < Some(vote(term)), "nobody reads the vote before it is durable");
+        release.send(()).unwrap();
+        voting.await.unwrap();
+        assert_eq!(reader.read_vote().await.unwrap(), Some(vote(term)));
     }
+    drop(release);
 }
 
 #[tokio::test]
@@ -561,34 +573,4 @@ proptest! {
             model.check(&mut try_open(dir.path(), &options).unwrap()).await;
         });
     }
-}
-
-/// `cargo test --release -p agentpost-raft-store -- --ignored --nocapture figures`
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn figures_of_append_and_of_opening() {
-    let dir = TempDir::new().unwrap();
-    let mut log = open(dir.path());
-    log.save_vote(&vote(1)).await.unwrap();
-    let (rounds, group, bytes) = (2_000u64, 64u64, 2_000usize);
-    let began = tokio::time::Instant::now();
-    for round in 0..rounds {
-        let entries = (0..group).map(|i| normal(1, round * group + i, bytes)).collect();
-        append(&mut log, entries).await.unwrap();
-    }
-    let appended = began.elapsed();
-    let began = tokio::time::Instant::now();
-    for term in 2..102 {
-        log.save_vote(&vote(term)).await.unwrap();
-    }
-    println!(
-        "{:?} a group of {group}, {:?} a vote",
-        appended / 2_000,
-        began.elapsed() / 100
-    );
-    let written = log.metrics().bytes();
-    drop(log);
-    let began = tokio::time::Instant::now();
-    drop(open(dir.path()));
-    println!("{} MB opened in {:?}", written / 1_000_000, began.elapsed());
 }
