@@ -1,4 +1,4 @@
-//! Queries read the state. They take any [`Kv`]: the view in `apply`, or the database on a node.
+//! Queries read the state. They take any [`Kv`](crate::core::kv::Kv): the view in `apply`, or the database on a node.
 
 pub mod agent;
 pub mod delivery;

@@ -1,7 +1,7 @@
 //! openraft's state machine. Batches of committed entries go through [`apply`](crate::core::apply) and reach the
 //! database in one write. There is no domain logic here.
 //!
-//! Each batch has one [`View`] and one write: the rows, `last_applied` and the membership become visible together, and
+//! Each batch has one [`View`](crate::core::view::View) and one write: the rows, `last_applied` and the membership become visible together, and
 //! durable together with a later flush. Replies are sent after the write, so that a caller who has its reply can read
 //! what it wrote. Effects are sent after the replies.
 //!

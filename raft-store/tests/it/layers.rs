@@ -11,7 +11,7 @@ const ROWS: &[&[&str]] = &[
     &["disk::snapshot"],
     &["disk::state", "disk::log_store"],
     &["disk::options", "disk::read_all"],
-    &["disk::floor", "disk::segments"],
+    &["disk::floor", "disk::memory_budget", "disk::segments"],
     &["disk::error"],
     &["disk::damage"],
     &["disk::files", "disk::in_use", "disk::layout", "disk::types"],

@@ -220,10 +220,10 @@ impl World {
             return Ok(());
         };
         let message_id = message_id(id);
-        if query::inbox::received(&self.cluster.memory, team(), agent, message_id)
-            .unwrap()
-            .is_none()
-        {
+        let received = query::inbox::received(&self.cluster.memory, team(), agent, message_id).unwrap();
+        // An expired message counts as removed, although the sweep has not removed it yet.
+        let has_expired = |ms| query::inbox::has_expired(ms, self.cluster.wall_ms);
+        if received.is_none_or(|item| has_expired(item.message.expires_at_ms)) {
             return Ok(());
         }
         let op = MarkRead {

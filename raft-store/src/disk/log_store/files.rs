@@ -12,6 +12,7 @@ use super::metrics::LogMetrics;
 use super::record::{encode, encode_entry, encode_point, size_of};
 use super::shared::{Shared, Where};
 use super::sync::{Job, Sink};
+use crate::disk::segments;
 use crate::disk::segments::format::Kind;
 use crate::disk::segments::write::{self, Writer};
 use crate::disk::types::{Entry, log_id_to_proto, vote_to_proto};
@@ -149,14 +150,16 @@ impl LogFiles {
 
 impl Sink for LogFiles {
     fn write(&mut self, jobs: &[Job]) -> io::Result<()> {
-        jobs.iter().try_for_each(|job| self.job(job))?;
-        self.writer.write()?;
+        let written = jobs.iter().try_for_each(|job| self.job(job));
+        written
+            .and_then(|()| self.writer.write())
+            .map_err(|e| self.named("writing", &e))?;
         self.settle();
         Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        (self.flush)(self.writer.file())?;
+        (self.flush)(self.writer.file()).map_err(|e| self.named("flushing", &e))?;
         self.writer.begin_group();
         Ok(())
     }
@@ -170,6 +173,14 @@ impl Sink for LogFiles {
         self.remove_before(needed.unwrap_or(self.writer.number()))?;
         self.purged = false;
         Ok(())
+    }
+}
+
+impl LogFiles {
+    /// An error with what failed and where, because it becomes the last words of the process.
+    fn named(&self, what: &str, error: &io::Error) -> io::Error {
+        let path = segments::path(&self.place.dir, self.writer.number());
+        io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
     }
 }
 
