@@ -1,5 +1,5 @@
 //! Cursors: the positions of readers. A cursor that nobody used for long is removed. Each has an index row at its first
-//! use, in a [`queue`](super::queue); when it is due, the sweep moves it to the last use. So an ack writes only the cursor,
+//! use, in a [`queue`]; when it is due, the sweep moves it to the last use. So an ack writes only the cursor,
 //! which notes its last use once in `limits::CURSOR_TOUCH_MS`.
 //!
 //! An implied ack (an answered ping) may create a cursor too. Otherwise a client that lost its connection before its
