@@ -4,13 +4,12 @@
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
 use agentpost_proto::command::{
-    BeginEpoch, Claim, CloseEndpoint, DeleteWebhook, MarkRead, Permission, RegisterWebhook, SendBatch, Sweep,
-    WebhookEvent,
+    Claim, CloseEndpoint, DeleteWebhook, MarkRead, Permission, RegisterWebhook, SendBatch, Sweep, WebhookEvent,
 };
 use agentpost_proto::limits;
 use agentpost_raft_store::core::query;
 use agentpost_testkit::commands::{
-    bootstrap, create_key, create_team, encode, id_of, message_id, principal, send, team_id, unlimited,
+    create_key, create_team, encode, id_of, message_id, principal, send, team_id, unlimited,
 };
 use bytes::Bytes;
 
@@ -21,14 +20,7 @@ const URL: &str = "https://bob.example/hook";
 
 /// A core with a team without limits.
 fn core() -> Core {
-    let mut core = Core {
-        wall_ms: 1_000,
-        cluster_ms: 1_000,
-        ..Core::default()
-    };
-    core.apply(None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 }));
-    core.epoch = core.index;
-    core.apply(None, bootstrap("root"));
+    let mut core = Core::begun(1_000);
     let root = || Some(principal("system", "root"));
     core.apply(root(), create_team("acme", Some(unlimited())));
     let key = create_key("acme", "w", Permission::Write, "");

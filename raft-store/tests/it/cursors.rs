@@ -2,11 +2,11 @@
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
-use agentpost_proto::command::{AckCursors, BeginEpoch, CursorAck, ErrorCode, Sweep};
+use agentpost_proto::command::{AckCursors, CursorAck, ErrorCode, Sweep};
 use agentpost_proto::limits;
 use agentpost_proto::record::Cursor;
 use agentpost_raft_store::core::{keys, query};
-use agentpost_testkit::commands::{ack, bootstrap, create_team, principal, team_id, unlimited};
+use agentpost_testkit::commands::{ack, create_team, principal, team_id, unlimited};
 use bytes::Bytes;
 use prost::Message as _;
 
@@ -15,14 +15,7 @@ use crate::common::core::Core;
 const NOW: u64 = 1_000_000;
 
 fn world() -> Core {
-    let mut core = Core {
-        wall_ms: NOW,
-        cluster_ms: NOW,
-        ..Core::default()
-    };
-    core.apply(None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 }));
-    core.epoch = core.index;
-    core.apply(None, bootstrap("root"));
+    let mut core = Core::begun(NOW);
     core.apply(
         Some(principal("system", "root")),
         create_team("acme", Some(unlimited())),

@@ -4,17 +4,15 @@
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
-use agentpost_proto::command::{
-    BeginEpoch, DecideLogin, ErrorCode, Permission, Principal, RevokeKey, StartLogin, Sweep,
-};
+use agentpost_proto::command::{DecideLogin, ErrorCode, Permission, Principal, RevokeKey, StartLogin, Sweep};
 use agentpost_proto::id::{KeyId, TeamId};
 use agentpost_proto::limits;
 use agentpost_raft_store::core::apply::key::KEYS_MAX;
 use agentpost_raft_store::core::kv::Memory;
 use agentpost_raft_store::core::query;
 use agentpost_testkit::commands::{
-    approve_login, bootstrap, claim_login, create_key, create_team, deny_login, encode, id_of, key_hash, principal,
-    send, start_login, team_id, unlimited,
+    approve_login, claim_login, create_key, create_team, deny_login, encode, id_of, key_hash, principal, send,
+    start_login, team_id, unlimited,
 };
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -27,14 +25,7 @@ const CODE: &str = "BCDFGHJK";
 
 /// A core with two teams, each with an administrator ("boss" of acme and "oboss" of other), and an operator.
 fn world() -> Core {
-    let mut core = Core {
-        wall_ms: 1_000,
-        cluster_ms: 1_000,
-        ..Core::default()
-    };
-    core.apply(None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 }));
-    core.epoch = core.index;
-    core.apply(None, bootstrap("root"));
+    let mut core = Core::begun(1_000);
     for (team, boss) in [("acme", "boss"), ("other", "oboss")] {
         core.apply(root(), create_team(team, Some(unlimited())));
         core.apply(root(), Op::CreateKey(create_key(team, boss, Permission::Admin, "")));

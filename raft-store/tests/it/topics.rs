@@ -2,7 +2,7 @@
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    BeginEpoch, CancelDelivery, ErrorCode, FanoutChunk, FanoutReply, Permission, RegisterWebhook, SendReply, Subscribe,
+    CancelDelivery, ErrorCode, FanoutChunk, FanoutReply, Permission, RegisterWebhook, SendReply, Subscribe,
     reply::Reply as R,
 };
 use agentpost_proto::id::DeliveryId;
@@ -16,7 +16,7 @@ use agentpost_raft_store::core::kv::Lookup;
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::view::{HotCache, decode};
 use agentpost_testkit::commands::{
-    bootstrap, create_key, create_team, id_of, message_id, principal, publish, subscribe, team_id, unlimited,
+    create_key, create_team, id_of, message_id, principal, publish, subscribe, team_id, unlimited,
 };
 use bytes::Bytes;
 use prost::Message;
@@ -24,15 +24,8 @@ use prost::Message;
 use crate::common::core::Core;
 
 fn world() -> Core {
-    let mut core = Core {
-        wall_ms: 1_000,
-        cluster_ms: 1_000,
-        ..Core::default()
-    };
+    let mut core = Core::begun(1_000);
     let root = || Some(principal("system", "root"));
-    core.apply(None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 }));
-    core.epoch = core.index;
-    core.apply(None, bootstrap("root"));
     core.apply(root(), create_team("acme", Some(unlimited())));
     core.apply(root(), Op::CreateKey(create_key("acme", "w", Permission::Write, "")));
     core

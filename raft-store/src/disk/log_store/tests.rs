@@ -33,6 +33,18 @@ fn try_open(dir: &Path, options: &Options) -> Result<LogStore, OpenError> {
     LogStore::open(&dir.join("log"), floor(dir)?, options, Damage::default())
 }
 
+/// A log whose disk flushes once for each message to the sender. Declare the sender after the log: it is dropped before
+/// the log then, which would otherwise wait for the disk when an assertion fails.
+fn open_gated(dir: &Path) -> (LogStore, mpsc::SyncSender<()>) {
+    let (release, gate) = mpsc::sync_channel(100);
+    let gate = Mutex::new(gate);
+    let log = open_with(dir, move |file| {
+        gate.lock().recv().map_err(io::Error::other)?;
+        file.sync_data()
+    });
+    (log, release)
+}
+
 fn open_with(dir: &Path, flush: impl FnMut(&File) -> io::Result<()> + Send + 'static) -> LogStore {
     let floor = floor(dir).unwrap();
     let flush: Flush = Box::new(flush);
@@ -304,12 +316,7 @@ async fn replication_reads_at_most_a_payload_and_at_least_an_entry() {
 #[tokio::test]
 async fn a_truncation_returns_when_it_is_durable() {
     let dir = TempDir::new().unwrap();
-    let (release, gate) = mpsc::sync_channel::<()>(100);
-    let gate = Mutex::new(gate);
-    let mut log = open_with(dir.path(), move |file| {
-        gate.lock().recv().map_err(io::Error::other)?;
-        file.sync_data()
-    });
+    let (mut log, release) = open_gated(dir.path());
     release.send(()).unwrap();
     append(&mut log, vec![blank(1, 0), blank(1, 1), blank(1, 2)])
         .await
@@ -348,14 +355,7 @@ async fn after_a_failed_sync_nothing_is_accepted() {
 #[tokio::test]
 async fn a_vote_is_on_disk_before_it_counts() {
     let dir = TempDir::new().unwrap();
-    let (release, gate) = mpsc::sync_channel::<()>(100);
-    let gate = Mutex::new(gate);
-    let mut log = open_with(dir.path(), move |file| {
-        gate.lock().recv().map_err(io::Error::other)?;
-        file.sync_data()
-    });
-    // Dropped before the log, which otherwise waits for the disk when an assertion fails.
-    let release = release;
+    let (mut log, release) = open_gated(dir.path());
     let mut reader = log.get_log_reader().await;
     for term in 1..=3 {
         let wanted = vote(term);
@@ -421,12 +421,7 @@ async fn a_purge_removes_whole_files_but_not_the_entry_behind_it() {
 #[tokio::test]
 async fn a_purge_and_an_append_return_while_the_disk_hangs() {
     let dir = TempDir::new().unwrap();
-    let (release, gate) = mpsc::sync_channel::<()>(100);
-    let gate = Mutex::new(gate);
-    let mut log = open_with(dir.path(), move |file| {
-        gate.lock().recv().map_err(io::Error::other)?;
-        file.sync_data()
-    });
+    let (mut log, release) = open_gated(dir.path());
     let first = start_append(&mut log, vec![blank(1, 0), blank(1, 1)]).await.unwrap();
     log.purge(log_id(1, 0)).await.unwrap();
     let second = start_append(&mut log, vec![blank(1, 2)]).await.unwrap();

@@ -1,13 +1,13 @@
 //! A core without Raft: commands in, replies and effects out.
 
 use agentpost_proto::command::operation::Op;
-use agentpost_proto::command::{Principal, Reply};
+use agentpost_proto::command::{BeginEpoch, Principal, Reply};
 use agentpost_proto::record::LogId;
 use agentpost_raft_store::core::apply::{apply_blank, apply_command};
 use agentpost_raft_store::core::effect::Effect;
 use agentpost_raft_store::core::kv::Memory;
 use agentpost_raft_store::core::view::{HotCache, View};
-use agentpost_testkit::commands::encode;
+use agentpost_testkit::commands::{bootstrap, encode};
 use bytes::Bytes;
 
 /// A single replica in memory, whose clocks the test sets.
@@ -22,6 +22,19 @@ pub struct Core {
 }
 
 impl Core {
+    /// A core in its first epoch, with the operator's key "root". Both clocks show `now_ms`.
+    pub fn begun(now_ms: u64) -> Self {
+        let mut core = Core {
+            wall_ms: now_ms,
+            cluster_ms: now_ms,
+            ..Core::default()
+        };
+        core.apply(None, Op::BeginEpoch(BeginEpoch { node: 1, term: 1 }));
+        core.epoch = core.index;
+        core.apply(None, bootstrap("root"));
+        core
+    }
+
     pub fn apply(&mut self, principal: Option<Principal>, op: Op) -> (Reply, Vec<Effect>) {
         let command = encode(self.wall_ms, self.epoch, self.cluster_ms, principal, op);
         self.play(&command)
