@@ -126,7 +126,7 @@ impl LeaderLoss {
         let Some(first) = self.first_candidate(node, vote).await else {
             return tracing::info!(
                 node,
-                "the leader refuses connections, but no majority of the voters finds the same; waiting for the election timeout"
+                "the leader refuses connections, but no majority of the voters finds the same, so the election timeout decides; check the network between this node and the leader"
             );
         };
         if first != self.this_node.id() {
