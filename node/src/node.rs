@@ -1,8 +1,8 @@
 //! The composition root: it starts the parts of a node in order and stops them in order. It contains no other logic.
 //!
-//! **Start**: the listeners are bound first, so that clients wait instead of being refused. Then the databases, the
-//! Raft group, the peer port and the client port start. Until the group has recovered, reads and writes find no quorum
-//! and get 503, while health and metrics answer.
+//! **Start**: the listeners are bound first, and the client port answers at once ([`client_port`]). Then the databases,
+//! the Raft group and the peer port start. Until then everything but health and metrics is refused with what the start
+//! is doing, and until the group has recovered, reads and writes find no quorum and get 503.
 //!
 //! **Stop**: all steps share one deadline.
 //! 1. Refuse new requests, answer those in flight, and close sessions with a hint to resume. Running webhook calls
@@ -19,6 +19,7 @@
 //! has an unknown outcome and is repeated.
 
 pub mod bootstrap;
+pub mod client_port;
 pub mod dev;
 mod parts;
 pub mod quarantine;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use agentpost_proto::peer::peer_server::PeerServer;
 use agentpost_raft_store::disk::state::StateHandle;
 use anyhow::Context as _;
+use axum::Router;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -39,6 +41,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 
 use self::bootstrap::Bootstrap;
+use self::client_port::ClientPort;
 use self::parts::{Disk, Ground, Group};
 use self::quarantine::{Quarantine, Quarantined};
 use crate::base::clock::{Clock, IdSource};
@@ -163,16 +166,17 @@ pub async fn start(config: Config) -> anyhow::Result<Started> {
             .await
             .with_context(|| format!("{key} = {address}"))
     };
-    let client = bind("node.client_addr", config.node.client_addr).await?.into_std()?;
+    let client = bind("node.client_addr", config.node.client_addr).await?;
     let peer = bind("node.peer_addr", config.node.peer_addr).await?;
-    // Both listeners share one queue, so clients that have connected by now get an answer in quarantine as well.
-    let door = client.try_clone()?;
-    match start_with(config, TcpListener::from_std(client)?, peer).await {
-        Ok(node) => Ok(Started::Serving(Box::new(node))),
+    let port = ClientPort::open(client)?;
+    match start_behind(&port, Clock::system(), config, peer).await {
+        Ok(node) => {
+            port.keep();
+            Ok(Started::Serving(Box::new(node)))
+        }
         Err(error) => {
             let reason = error.downcast::<Quarantine>()?;
-            let door = TcpListener::from_std(door)?;
-            Ok(Started::Quarantined(Quarantined { door, reason }))
+            Ok(Started::Quarantined(Quarantined { port, reason }))
         }
     }
 }
@@ -189,12 +193,27 @@ pub async fn start_at(
     client: TcpListener,
     peer: TcpListener,
 ) -> anyhow::Result<RunningNode> {
-    let (client_addr, peer_addr) = (client.local_addr()?, peer.local_addr()?);
+    let port = ClientPort::open(client)?;
+    let node = start_behind(&port, clock, config, peer).await?;
+    port.keep();
+    Ok(node)
+}
+
+/// Starts a node whose client port answers already.
+async fn start_behind(
+    port: &ClientPort,
+    clock: Clock,
+    config: Config,
+    peer: TcpListener,
+) -> anyhow::Result<RunningNode> {
+    let (client_addr, peer_addr) = (port.addr, peer.local_addr()?);
+    let lifetime = port.lifetime.clone();
     let secrets = Arc::new(Secrets::load(&config.cluster.secret_file)?);
     let ids = IdSource::new(clock.clone());
     let threads = RaftThreads::start()?;
-    let (disk, stores) = Disk::open(config.clone(), &secrets, &ids).await?;
-    let ground = Ground::new(clock, config, secrets, ids, &disk);
+    let (disk, stores) = Disk::open(config.clone(), &secrets, &ids, port.doing.clone()).await?;
+    port.doing.now("the state catches up with the log");
+    let ground = Ground::new(clock, config, (secrets, ids), &disk, lifetime.watch.clone());
     let egress = Egress::new(&ground.config, &[client_addr, peer_addr])?;
     let identity = Identity::new(
         &ground.secrets,
@@ -221,10 +240,6 @@ pub async fn start_at(
         presence: Presence::default(),
         apply: group.apply.clone(),
     };
-    let lifetime = Lifetime {
-        watch: ground.watch.clone(),
-        ..Lifetime::default()
-    };
     let leases = Leases::new(
         &group.replica,
         group.this_node.clone(),
@@ -243,6 +258,7 @@ pub async fn start_at(
     };
     let ends = Ends {
         watch: lifetime.watch.clone(),
+        background: port.background.clone(),
         ..Ends::default()
     };
     parts.serve_peers(peer.into_std()?, identity, &cluster, &ends)?;
@@ -250,7 +266,7 @@ pub async fn start_at(
     let leading = parts.leadership(&calls).run(ends.workers.clone());
     let leading = tokio::spawn(ends.watch.may_end("leadership", leading));
     parts.start_background(&cluster.dialer, &ends);
-    parts.serve_clients(client, &services, &cluster, &lifetime, &ends);
+    port.serve(parts.routes(&services, &cluster, &lifetime));
     Ok(RunningNode {
         client_addr,
         peer_addr,
@@ -402,15 +418,8 @@ impl Parts {
         ends.run("leases", |stop| self.leases.clone().run(stop));
     }
 
-    /// Starts the client port.
-    fn serve_clients(
-        &self,
-        listener: TcpListener,
-        services: &Services,
-        cluster: &ClusterHandle,
-        lifetime: &Lifetime,
-        ends: &Ends,
-    ) {
+    /// The routes of the client port.
+    fn routes(&self, services: &Services, cluster: &ClusterHandle, lifetime: &Lifetime) -> Router {
         let config = &self.ground.config;
         let ws = WsHandles {
             presence: cluster.presence.clone(),
@@ -424,11 +433,7 @@ impl Parts {
             lifetime: lifetime.clone(),
             public_url: config.node.public_url.clone(),
         };
-        let routes = http::router::router(services.clone(), http, ws::route::route(services.clone(), ws));
-        let (shutdown, tasks) = (lifetime.shutdown.clone(), lifetime.tasks.clone());
-        let serving = http::serve::serve(listener, routes, shutdown, tasks);
-        ends.background
-            .spawn(ends.watch.until(&lifetime.shutdown, "client port", serving));
+        http::router::router(services.clone(), http, ws::route::route(services.clone(), ws))
     }
 }
 

@@ -6,11 +6,13 @@ use std::time::Duration;
 use agentpost_raft_store::core::effect::Effect;
 use agentpost_raft_store::disk::log_store::{LogMetrics, LogSpan, LogStore};
 use agentpost_raft_store::disk::open::{self, Stores};
+use agentpost_raft_store::disk::progress::Progress;
 use agentpost_raft_store::disk::scrub::Scrub;
 use agentpost_raft_store::disk::snapshot::Snapshots;
 use agentpost_raft_store::disk::state::StateHandle;
 use agentpost_raft_store::disk::state_machine::StateMachine;
 
+use super::client_port::Doing;
 use super::quarantine;
 use crate::base::clock::{Clock, IdSource};
 use crate::base::config::Config;
@@ -71,8 +73,17 @@ type RaftStores = (LogStore, StateMachine);
 impl Disk {
     /// Opens the data directory. The free space is measured before the databases are opened, because they may need the
     /// space of the ballast.
-    pub(super) async fn open(config: Config, secrets: &Secrets, ids: &IdSource) -> anyhow::Result<(Self, RaftStores)> {
-        let options = quarantine::look(&config, secrets)?;
+    pub(super) async fn open(
+        config: Config,
+        secrets: &Secrets,
+        ids: &IdSource,
+        doing: Doing,
+    ) -> anyhow::Result<(Self, RaftStores)> {
+        let mut options = quarantine::look(&config, secrets)?;
+        options.progress = Progress::new(move |step| {
+            doing.now(step);
+            failpoint::pass(Place::Opening);
+        });
         let owned = owner::claim(&config, secrets, ids)?;
         let lives = Lives::open(&config.node.data_dir, owned.life())?;
         let opening = tokio::task::spawn_blocking(move || {
@@ -124,14 +135,20 @@ impl Disk {
 
 impl Ground {
     /// Creates the services of a node whose log is open.
-    pub(super) fn new(clock: Clock, config: Config, secrets: Arc<Secrets>, ids: IdSource, disk: &Disk) -> Self {
+    pub(super) fn new(
+        clock: Clock,
+        config: Config,
+        (secrets, ids): (Arc<Secrets>, IdSource),
+        disk: &Disk,
+        watch: TaskWatch,
+    ) -> Self {
         Ground {
             config: Arc::new(config),
             secrets,
             ids,
             wall_time: WallTime::new(clock),
             metrics: Metrics::of_log(Arc::clone(&disk.log)),
-            watch: TaskWatch::default(),
+            watch,
         }
     }
 }

@@ -19,22 +19,15 @@ use agentpost_raft_store::disk::memory_budget::MemoryBudget;
 use agentpost_raft_store::disk::open;
 use agentpost_raft_store::disk::options::Options;
 use anyhow::Context as _;
-use axum::Router;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::map_response;
-use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use super::client_port::ClientPort;
 use crate::base::config::Config;
 use crate::base::metrics::Metrics;
 use crate::base::owner::{self, Found, OWNER};
 use crate::base::secrets::Secrets;
 use crate::net::shard_id::SHARD;
-use crate::server::error::{ApiError, json_response};
-use crate::server::http::serve;
+use crate::server::http::refusing;
 
 /// The reason why this node is quarantined.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +36,8 @@ pub struct Quarantine(pub String);
 
 /// A node in quarantine whose client port is open.
 pub struct Quarantined {
-    /// The listener of the client port.
-    pub door: TcpListener,
+    /// The client port.
+    pub port: ClientPort,
     /// The reason of the quarantine.
     pub reason: Quarantine,
 }
@@ -128,39 +121,20 @@ fn advice(config: &Config) -> String {
 
 /// Serves health, metrics and refusals until `shutdown` is cancelled.
 pub async fn serve(config: &Config, quarantined: Quarantined, shutdown: CancellationToken) {
-    let (Quarantine(reason), advice) = (quarantined.reason, advice(config));
+    let Quarantined { port, reason } = quarantined;
+    let (Quarantine(reason), advice) = (reason, advice(config));
     tracing::error!(
         node = config.node.id,
         reason,
         advice,
         "node quarantined; follow the advice"
     );
-    let tasks = TaskTracker::new();
-    serve::serve(quarantined.door, router(&reason, &advice), shutdown, tasks.clone()).await;
-    tasks.close();
-    tasks.wait().await;
-}
-
-fn router(reason: &str, advice: &str) -> Router {
-    let health = serde_json::json!({ "status": "quarantined", "reason": reason }).to_string();
-    let alive = get(move || async move { json_response(StatusCode::OK, health.into_bytes()) });
+    let health = serde_json::json!({ "status": "quarantined", "reason": reason });
     let metrics = Metrics::new();
     metrics.storage.quarantined.set(1);
-    let figures = get(move || async move {
-        let mut response = metrics.encode().into_response();
-        let format = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-        response.headers_mut().insert(header::CONTENT_TYPE, format);
-        response
-    });
-    let refusal = format!("{advice}. Reason: {reason}");
-    Router::new()
-        .route("/health", alive.clone())
-        .route("/healthz", alive)
-        .route("/metrics", figures)
-        .fallback(move || async move { ApiError::unavailable(refusal) })
-        .layer(map_response(|mut response: Response| async {
-            let nosniff = HeaderValue::from_static("nosniff");
-            response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
-            response
-        }))
+    port.serve(refusing::router(&health, metrics, move || {
+        format!("{advice}. Reason: {reason}")
+    }));
+    shutdown.cancelled().await;
+    port.close().await;
 }

@@ -5,6 +5,7 @@
 //!   that two APIs share;
 //! - [`router`]: all routes and the middleware around every request; [`app_state`]: the state that every handler
 //!   shares;
+//! - [`refusing`]: the routes of a node that starts or is quarantined;
 //! - [`ratelimit`]: the quota headers of the Abba Baba API;
 //! - [`input`], [`body`], [`cursor`]: strict input and opaque cursors; [`serve`]: connections and their bounds.
 //!
@@ -25,6 +26,7 @@ pub mod kite;
 pub mod login;
 pub mod login_limits;
 pub mod ratelimit;
+pub mod refusing;
 pub mod router;
 pub mod serve;
 pub mod signing;

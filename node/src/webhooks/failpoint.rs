@@ -2,16 +2,19 @@
 //!
 //! With the cargo feature `failpoints` (test builds only), `AGENTPOST_FAILPOINT=<name>[:<n>]` in the environment makes
 //! the process abort when it passes the place of that name for the n-th time (the first time if n is not given). As in
-//! a crash, nothing is flushed and no peer is told. At [`Place::Choosing`] only the task panics, and at
-//! [`Place::Applied`] the thread hangs. Without the feature the places cost nothing and the variable is ignored.
+//! a crash, nothing is flushed and no peer is told. At [`Place::Choosing`] only the task panics, at [`Place::Applied`] the
+//! thread hangs, and at [`Place::Opening`] it waits until the file that `AGENTPOST_FAILPOINT_UNTIL` names exists.
+//! Without the feature the places cost nothing and the variable is ignored.
 //!
 //! A test of whole clusters builds with `--features agentpost-node/failpoints`, as `scripts/test.sh` does (it passes
 //! the binaries in `AGENTPOST_BIN`), and sets the variable for the one process that shall die. A node that does not
-//! lead passes no place, except [`Place::Applied`] and those of outcomes that a deposed leader still has to report.
+//! lead passes no place, except [`Place::Opening`], [`Place::Applied`] and those of outcomes that a deposed leader still has to report.
 
 /// A place at which the process can fail. The names are in kebab case: `before-claim`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
+    /// A step of the opening of the data directory begins. The thread waits here.
+    Opening,
     /// Entries with effects were applied. Apply hangs here.
     Applied,
     /// The dispatcher chooses deliveries to claim. It panics here.
@@ -60,13 +63,26 @@ mod armed {
         };
         if fuse.passes_left.fetch_sub(1, Ordering::SeqCst) == 1 {
             assert!(place != Place::Choosing, "AGENTPOST_FAILPOINT names this place");
-            if place == Place::Applied {
-                loop {
-                    std::thread::park();
-                }
+            match place {
+                Place::Opening => return wait(),
+                Place::Applied => hang(),
+                _ => {}
             }
             tracing::error!(failpoint = %fuse.name, "aborting: AGENTPOST_FAILPOINT names this place");
             std::process::abort();
+        }
+    }
+
+    fn hang() {
+        loop {
+            std::thread::park();
+        }
+    }
+
+    fn wait() {
+        let until = std::env::var_os("AGENTPOST_FAILPOINT_UNTIL").map(std::path::PathBuf::from);
+        while !until.as_ref().is_some_and(|until| until.exists()) {
+            std::thread::sleep(std::time::Duration::from_millis(10));
         }
     }
 
@@ -80,6 +96,7 @@ mod armed {
 
     fn name(place: Place) -> &'static str {
         match place {
+            Place::Opening => "opening",
             Place::Applied => "applied",
             Place::Choosing => "choosing",
             Place::BeforeClaim => "before-claim",

@@ -23,6 +23,7 @@ mod cluster {
 /// The binary `agentpostd` as a process.
 mod daemon {
     mod failpoints;
+    mod opening;
     mod process;
     mod quarantine;
 }

@@ -2,6 +2,7 @@
 
 use super::floor::Identity;
 use super::memory_budget::MemoryBudget;
+use super::progress::Progress;
 
 /// The settings. The defaults suit a node with a gigabyte of memory to spare.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct Options {
     pub identity: Option<Identity>,
     /// Whether the data directory was in use before. If so, a missing shard was lost, and is not created.
     pub used: bool,
+    /// Is told what the opening is doing.
+    pub progress: Progress,
 }
 
 /// Where the log of an empty shard may begin.
@@ -41,6 +44,7 @@ impl Default for Options {
             log_start: LogStart::Zero,
             identity: None,
             used: false,
+            progress: Progress::default(),
         }
     }
 }

@@ -29,6 +29,7 @@ use super::error::OpenError;
 use super::files;
 use super::layout::Layout;
 use super::options::Options;
+use super::progress::Step;
 use super::read_all::Pace;
 use super::snapshot::{self, SnapshotData, Snapshots};
 use super::state::{Create, StateDb, StateHandle, number_of, point_to};
@@ -49,7 +50,9 @@ pub(super) fn open_state(
     let dir = layout.state();
     files::create_dir(&dir).map_err(OpenError::io(&dir))?;
     let notes = noted(&layout.notes()).map_err(OpenError::io(&layout.notes()))?;
+    options.progress.begin(Step::Snapshot);
     let bad_files = check_snapshot(snapshots, &notes)?;
+    options.progress.begin(Step::State);
     let opening = Opening {
         layout,
         options,
@@ -179,6 +182,7 @@ impl Opening<'_> {
 
     /// A new state from the newest snapshot, or an empty one if the log was never purged.
     fn replace(&self, error: Option<OpenError>) -> Result<(StateDb, String), OpenError> {
+        self.options.progress.begin(Step::Restore);
         let dir = self.layout.state();
         let name = snapshot::next_name(self.layout).map_err(OpenError::io(&dir))?;
         if let Some(data) = self.snapshots.newest() {

@@ -14,7 +14,7 @@ const ROWS: &[&[&str]] = &[
     &["disk::floor", "disk::memory_budget", "disk::segments"],
     &["disk::error"],
     &["disk::damage"],
-    &["disk::files", "disk::in_use", "disk::layout", "disk::types"],
+    &["disk::files", "disk::in_use", "disk::layout", "disk::progress", "disk::types"],
     &["core::apply"],
     &["core::query"],
     &["core::view"],

@@ -35,7 +35,12 @@ async fn ready(State(app): App) -> Result<Response> {
 }
 
 async fn metrics(State(app): App) -> Response {
-    let mut response = app.http.cluster.metrics_text(&app.services.metrics).into_response();
+    metrics_response(app.http.cluster.metrics_text(&app.services.metrics))
+}
+
+/// The answer of `/metrics` with this text.
+pub(super) fn metrics_response(text: String) -> Response {
+    let mut response = text.into_response();
     let format = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, format);
     response

@@ -44,7 +44,7 @@ pub fn router(services: Services, http: HttpHandles, beside: Router<Arc<AppState
 }
 
 /// The API that a path belongs to.
-fn face_of(path: &str) -> Face {
+pub(super) fn face_of(path: &str) -> Face {
     match path {
         "/api/v1/agents" | "/v1/agents" | "/api/v1/agents/messages" | "/v1/agents/messages" | "/ws" => Face::Kite,
         "/health" | "/healthz" | "/readyz" | "/metrics" => Face::Node,

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -53,9 +53,33 @@ impl Origin {
     }
 }
 
-/// Serves `router` until `shutdown`. Then no new connection is accepted, and open ones end after their current answer.
+/// The routes of a port. They can be replaced once, while the port serves.
+pub struct Routes {
+    first: Router,
+    second: OnceLock<Router>,
+}
+
+impl Routes {
+    /// Routes that serve until they are replaced.
+    pub fn new(first: Router) -> Arc<Self> {
+        let second = OnceLock::new();
+        Arc::new(Routes { first, second })
+    }
+
+    /// Serves `second` from the next request on, also on open connections. Does nothing if the routes were replaced
+    /// before.
+    pub fn replace(&self, second: Router) {
+        drop(self.second.set(second));
+    }
+
+    fn now(&self) -> &Router {
+        self.second.get().unwrap_or(&self.first)
+    }
+}
+
+/// Serves `routes` until `shutdown`. Then no new connection is accepted, and open ones end after their current answer.
 /// Every connection runs in `tasks`.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken, tasks: TaskTracker) {
+pub async fn serve(listener: TcpListener, routes: Arc<Routes>, shutdown: CancellationToken, tasks: TaskTracker) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let accepted = async {
@@ -75,23 +99,22 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
                 continue;
             }
         };
-        let (router, shutdown) = (router.clone(), shutdown.clone());
+        let (routes, shutdown) = (routes.clone(), shutdown.clone());
         tasks.spawn(async move {
-            connection(stream, Origin::of(from.ip()), router, shutdown).await;
+            connection(stream, Origin::of(from.ip()), routes, shutdown).await;
             drop(slot);
         });
     }
 }
 
-async fn connection(stream: TcpStream, origin: Origin, router: Router, shutdown: CancellationToken) {
+async fn connection(stream: TcpStream, origin: Origin, routes: Arc<Routes>, shutdown: CancellationToken) {
     // Answers are written whole, so Nagle's algorithm would only delay them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "setting TCP_NODELAY failed; answers may be delayed");
     }
-    let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(origin);
-        router.call(request)
+        TowerToHyperService::new(routes.now().clone()).call(request)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

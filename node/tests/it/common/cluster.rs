@@ -224,7 +224,8 @@ impl TestCluster {
             let url = format!("http://{}", listener.local_addr().unwrap());
             let (shutdown, tasks) = (services.lifetime.shutdown.clone(), services.lifetime.tasks.clone());
             let router = ws::route::route_with(services.services.clone(), services.ws(), options);
-            tokio::spawn(http::serve::serve(listener, router, shutdown, tasks));
+            let routes = http::serve::Routes::new(router);
+            tokio::spawn(http::serve::serve(listener, routes, shutdown, tasks));
             url
         };
         self.runtime().spawn(serve).await.unwrap()

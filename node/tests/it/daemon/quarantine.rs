@@ -78,8 +78,11 @@ async fn a_quarantined_node_says_so_and_serves_nothing_else() {
         }
         for _restart in 0..2 {
             let daemon = Daemon::start(dir.path()).await;
-            let health = Call::get("/health").to(&daemon.url).await.ok();
-            assert_eq!(health["status"], "quarantined", "{health}");
+            let health = eventually("a node in quarantine", async || {
+                let health = Call::get("/health").to(&daemon.url).await.ok();
+                (health["status"] == "quarantined").then_some(health)
+            })
+            .await;
             let reason = health["reason"].as_str().unwrap();
             assert!(reason.contains("shards/0"), "{reason}");
             for path in ["/readyz", "/v1/messages", "/admin/v1/cluster"] {

@@ -47,7 +47,8 @@ pub(super) fn open(dir: &Path, floor: &FloorFile, options: &Options, damage: Dam
         _ => OpenError::io(dir)(error),
     };
     let mut found = Reading::new(options);
-    let recovered = recover(dir, new, |segment, record| found.take(segment, record)).map_err(read)?;
+    let take = |segment, record| found.take(segment, record);
+    let recovered = recover(dir, new, &options.progress, take).map_err(read)?;
     let bounds = found
         .bounds(floor.vote(), options)
         .map_err(|reason| OpenError::quarantine(dir, reason))?;

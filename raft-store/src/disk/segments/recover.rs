@@ -12,6 +12,7 @@ use super::write::Position;
 use super::{PREAMBLE, damaged, numbers, path};
 use crate::core::mutant::{self, Mutant};
 use crate::disk::files;
+use crate::disk::progress::{Progress, Step};
 
 /// What the segments of a directory came to.
 pub(crate) struct Recovered {
@@ -30,13 +31,15 @@ pub(crate) enum Found {
 }
 
 /// Reads the last record of each complete segment, and every record of the newest one. `on` gets them in order, with
-/// the number of their segment. `may_be_empty` says whether a log without any segment is acceptable.
+/// the number of their segment. `may_be_empty` says whether a log without any segment is acceptable. `progress` is told
+/// which segment is read.
 ///
 /// Fails with `InvalidData` if a record that was durable is damaged or missing. The end of the newest segment may be
 /// incomplete: that is what a power cut leaves.
 pub(crate) fn recover(
     dir: &Path,
     may_be_empty: bool,
+    progress: &Progress,
     mut on: impl FnMut(u64, Found) -> io::Result<()>,
 ) -> io::Result<Recovered> {
     let numbers = numbers(dir)?;
@@ -45,7 +48,9 @@ pub(crate) fn recover(
     };
     let mut hash = None;
     let mut last = None;
-    for number in complete {
+    let of = numbers.len();
+    for (segment, number) in (1..).zip(complete) {
+        progress.begin(Step::Log { segment, of });
         let segment = Segment::open(dir, *number)?;
         continues(&segment, *number, hash)?;
         let end = segment.records(segment.end()?).next()?;
@@ -61,6 +66,7 @@ pub(crate) fn recover(
         });
         on(*number, Found::End(end))?;
     }
+    progress.begin(Step::Log { segment: of, of });
     if !begins(dir, *newest)? {
         // A segment gets its first record in the write that creates it. If that never became durable, nothing of it
         // counts. Records behind it say that it was durable once.

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 
@@ -8,6 +9,7 @@ use super::format::{Kind, Record};
 use super::recover::{Found, Recovered, recover, verify};
 use super::write::{Position, Writer};
 use super::*;
+use crate::disk::progress::{Progress, Step};
 
 fn start(buffer: &mut Vec<u8>) -> io::Result<()> {
     buffer.extend_from_slice(b"start");
@@ -44,7 +46,7 @@ fn next_segment(writer: &mut Writer) {
 /// The payloads of the entries of the newest segment, and where to go on.
 fn read(dir: &Path) -> io::Result<(Vec<Vec<u8>>, Recovered)> {
     let mut payloads = Vec::new();
-    let recovered = recover(dir, false, |_, found| {
+    let recovered = recover(dir, false, &Progress::default(), |_, found| {
         if let Found::Record(
             Record {
                 kind: Kind::Entry,
@@ -182,10 +184,27 @@ fn verifying_a_complete_segment_finds_every_flipped_bit() {
 fn a_log_without_files_is_new_or_lost() {
     let dir = TempDir::new().unwrap();
     assert!(is_damage(read(dir.path())));
-    let recovered = recover(dir.path(), true, |_, _| Ok(())).unwrap();
+    let recovered = recover(dir.path(), true, &Progress::default(), |_, _| Ok(())).unwrap();
     assert!(recovered.at.is_none());
     fs::write(path(dir.path(), 1), b"agent").unwrap();
     assert!(is_damage(read(dir.path())), "its only file has no beginning");
-    recover(dir.path(), true, |_, _| Ok(())).unwrap();
+    recover(dir.path(), true, &Progress::default(), |_, _| Ok(())).unwrap();
     assert_eq!(numbers(dir.path()).unwrap(), [0; 0]);
+}
+
+#[test]
+fn the_segments_are_counted_as_they_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = create(dir.path());
+    for _ in 0..2 {
+        group(&mut writer, &[b"one"]);
+        next_segment(&mut writer);
+    }
+    let steps = Arc::new(Mutex::new(Vec::new()));
+    let seen = steps.clone();
+    let progress = Progress::new(move |step| seen.lock().unwrap().push(step));
+    recover(dir.path(), false, &progress, |_, _| Ok(())).unwrap();
+    let expected: Vec<Step> = (1..=3).map(|segment| Step::Log { segment, of: 3 }).collect();
+    assert_eq!(*steps.lock().unwrap(), expected);
+    assert_eq!(expected[1].to_string(), "the log is being read: segment 2 of 3");
 }
