@@ -74,6 +74,17 @@ pub(crate) fn names(dir: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
+/// Drops a value on a thread of its own, because that may close a database or remove gigabytes of files.
+pub(crate) fn drop_beside(value: impl Send + 'static) {
+    let dropping = std::thread::Builder::new().name(REMOVER.to_owned());
+    if let Err(error) = dropping.spawn(move || drop(value)) {
+        tracing::warn!(%error, "starting a thread failed, so files were removed on another one; raise the limit of threads");
+    }
+}
+
+/// The name of the threads of [`drop_beside`].
+const REMOVER: &str = "remove-files";
+
 /// A directory that may still be in use. If it is doomed, it is removed when the guard is dropped.
 #[derive(Debug)]
 pub(crate) struct DirGuard {
@@ -102,6 +113,10 @@ impl DirGuard {
         &self.path
     }
 
+    pub(crate) fn is_doomed(&self) -> bool {
+        self.doomed.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn doom(&self) {
         self.doomed.store(true, Ordering::Relaxed);
     }
@@ -113,12 +128,36 @@ impl DirGuard {
 
 impl Drop for DirGuard {
     fn drop(&mut self) {
-        if !self.doomed.load(Ordering::Relaxed) {
+        if !self.is_doomed() {
             return;
         }
+        #[cfg(test)]
+        removals::note(&self.path);
         // If this fails, the next start removes the directory.
         if let Err(error) = remove_dir(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "removing an unused directory failed; the next start tries again");
         }
+    }
+}
+
+/// Which threads removed directories, for tests.
+#[cfg(test)]
+pub(crate) mod removals {
+    use std::path::{Path, PathBuf};
+
+    use parking_lot::Mutex;
+
+    static SEEN: Mutex<Vec<(PathBuf, bool)>> = Mutex::new(Vec::new());
+
+    pub(super) fn note(dir: &Path) {
+        let beside = std::thread::current().name() == Some(super::REMOVER);
+        SEEN.lock().push((dir.to_owned(), beside));
+    }
+
+    /// Whether the directory was removed on a thread of [`drop_beside`](super::drop_beside), or `None` if it was not
+    /// removed.
+    pub(crate) fn was_beside(dir: &Path) -> Option<bool> {
+        let seen = SEEN.lock();
+        seen.iter().find(|(path, _)| path == dir).map(|(_, beside)| *beside)
     }
 }

@@ -7,7 +7,7 @@
 //!   log/<n>.log       entries and vote, in segments                    (log_store.rs, segments.rs)
 //!   log/LOCK          keeps a second process out
 //!   state/CURRENT     the name of the live directory beside it         (snapshot.rs)
-//!   state/db-<n>/     RocksDB without a WAL: the replicated state
+//!   state/db-<n>/     RocksDB without a WAL: the replicated state; with the file PREPARED in it, one that was never live
 //!   snapshots/        the newest checkpoint, files and manifest        (snapshot.rs)
 //!   incoming/         snapshots that are being received; emptied at each start
 //!   scrub/            a checkpoint that is being read; emptied at each start (scrub.rs)
@@ -94,7 +94,8 @@ pub fn shard(dir: &Path, options: Options) -> Result<Stores, OpenError> {
     mark_format(&layout)?;
     let damage = Damage::new(dir, layout.notes());
     let log = LogStore::open(&layout.log(), floor, &options, damage.clone())?;
-    let snapshots = Arc::new(Snapshots::open(&layout, log.purge_point())?);
+    let snapshots = Snapshots::open(&layout, &options, damage.clone(), log.purge_point())?;
+    let snapshots = Arc::new(snapshots);
     let state = repair::open_state(&layout, &options, &snapshots, log.purge_point().get(), damage.clone())?;
     let scrub = Scrub::new(&layout, state.clone(), snapshots.clone(), log.scrub(), damage.clone())?;
     let machine = StateMachine::new(state.clone(), snapshots.clone()).map_err(OpenError::io(layout.root()))?;

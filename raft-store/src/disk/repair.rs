@@ -31,7 +31,8 @@ use super::layout::Layout;
 use super::options::Options;
 use super::progress::Step;
 use super::read_all::Pace;
-use super::snapshot::{self, SnapshotData, Snapshots};
+use super::snapshot::install::{self, is_prepared};
+use super::snapshot::{SnapshotData, Snapshots};
 use super::state::{Create, StateDb, StateHandle, number_of, point_to};
 use super::types::LogId;
 
@@ -71,7 +72,7 @@ pub(super) fn open_state(
     }
     remove_all_but(&dir, &name).map_err(OpenError::io(&dir))?;
     forget_notes(layout)?;
-    Ok(StateHandle::new(layout, options, db, damage))
+    Ok(StateHandle::new(layout, db, damage))
 }
 
 /// Removes the newest snapshot if damage was recorded for it, or if it is small enough to be read here and does not
@@ -184,12 +185,12 @@ impl Opening<'_> {
     fn replace(&self, error: Option<OpenError>) -> Result<(StateDb, String), OpenError> {
         self.options.progress.begin(Step::Restore);
         let dir = self.layout.state();
-        let name = snapshot::next_name(self.layout).map_err(OpenError::io(&dir))?;
+        let name = install::next_name(self.layout).map_err(OpenError::io(&dir))?;
         if let Some(data) = self.snapshots.newest() {
             match check(&data)? {
                 None => {
-                    let db = snapshot::build(self.layout, &data, &name)
-                        .and_then(|()| snapshot::open(self.layout, self.options, &data, &name, self.damage.clone()))
+                    let db = install::build(self.layout, &data, &name)
+                        .and_then(|()| install::open(self.layout, self.options, &data, &name, self.damage.clone()))
                         .map_err(OpenError::io(&dir))?;
                     tracing::warn!(
                         snapshot = data.name(),
@@ -217,10 +218,10 @@ impl Opening<'_> {
     }
 }
 
-/// The names of the databases to try: the one that `CURRENT` names, then the others, newest first.
+/// The names of the databases to try: the one that `CURRENT` names, then the others that were live once, newest first.
 fn candidates(layout: &Layout) -> io::Result<Vec<String>> {
     let mut names = files::names(&layout.state())?;
-    names.retain(|name| number_of(name).is_some());
+    names.retain(|name| number_of(name).is_some() && !is_prepared(&layout.state().join(name)));
     names.sort_by_key(|name| std::cmp::Reverse(number_of(name)));
     if let Some(live) = read_pointer(layout)
         && let Some(at) = names.iter().position(|name| *name == live)

@@ -24,19 +24,20 @@
 //! `.tmp`, synced, then renamed.
 //!
 //! **Receiving.** [`Receiver`] takes the files in chunks, in the order of the manifest, checks each length and
-//! checksum, syncs, and opens the result read-only to check that it holds what the manifest claims. Only then it
-//! becomes a [`SnapshotData`]. If a transfer breaks off, its complete files are kept, and the next transfer sends only
+//! checksum, syncs, and opens the result read-only to check that it holds what the manifest claims. Then the new state is
+//! prepared beside the live one: a directory is built from links to the received files, synced, renamed and opened, and
+//! its last applied entry is checked. The file `PREPARED` in it tells a start not to use it, because the log may not fit to
+//! it yet. Only then it becomes a [`SnapshotData`]. If a transfer breaks off, its complete files are kept, and the next transfer sends only
 //! the others ([`Snapshots::held`]).
 //!
-//! **Installing.** Every step leaves either the old state or the new one. A step that a crash interrupted is repeated
-//! or undone at the next start:
+//! **Installing.** openraft applies nothing meanwhile, so only what takes the same time for a state of any size is done
+//! here. Every step leaves either the old state or the new one. A step that a crash interrupted is repeated or undone at
+//! the next start:
 //! 1. The received directory is renamed to be the newest snapshot. From now on a restart finishes the installation,
 //!    because openraft installs a stored snapshot that is newer than the state.
-//! 2. A new state directory is built from links to the snapshot's files, synced and renamed.
-//! 3. It is opened, and its last applied entry is checked.
-//! 4. `state/CURRENT` is replaced. At this moment the new state becomes the live state.
-//! 5. Later reads get the new database. Reads of the old one finish on it; when the last one is done it is closed and
-//!    its directory removed.
+//! 2. `PREPARED` is removed, and `state/CURRENT` is replaced. At this moment the new state becomes the live state.
+//! 3. Later reads get the new database. Reads of the old one finish on it; when the last one is done it is closed and
+//!    its directory removed, on a thread of its own, as is the snapshot that was replaced.
 //!
 //! openraft makes the truncation of a conflicting log durable before the installation, and purges the log after it.
 //!
@@ -51,7 +52,7 @@
 //! **Limits.** Files that the receiver has in its own state are sent again. The files of a transfer that broke off stay
 //! until the next transfer or the next start.
 
-mod install;
+pub(crate) mod install;
 mod kept;
 mod manifest;
 mod receiver;
@@ -73,14 +74,16 @@ use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 
-pub(crate) use self::install::{build, install, next_name, open};
+use self::install::{Prepared, States};
 use self::kept::Kept;
 pub(crate) use self::manifest::{membership_row, stored_membership};
 pub use self::receiver::Receiver;
+use super::damage::Damage;
 use super::error::OpenError;
 use super::files::{self, DirGuard};
 use super::layout::Layout;
 use super::log_store::PurgePoint;
+use super::options::Options;
 use super::read_all::Pace;
 use super::state::{StateDb, StateHandle};
 use super::types::{LogId, Malformed, TypeConfig, log_id_from_proto};
@@ -97,6 +100,7 @@ pub struct SnapshotData {
     dir: Arc<DirGuard>,
     meta: Arc<peer::SnapshotMeta>,
     checked: Checked,
+    prepared: Prepared,
 }
 
 /// How much of a snapshot this process has compared with the manifest.
@@ -114,6 +118,7 @@ impl SnapshotData {
             dir: Arc::new(dir),
             meta: Arc::new(meta),
             checked,
+            prepared: Prepared::default(),
         }
     }
 
@@ -217,12 +222,18 @@ pub struct Snapshots {
     incoming: PathBuf,
     receptions: AtomicU64,
     purge_point: PurgePoint,
+    states: Arc<States>,
     newest: Mutex<Option<SnapshotData>>,
 }
 
 impl Snapshots {
     /// Finds the newest snapshot, and removes all others and what a crash left unfinished.
-    pub(crate) fn open(layout: &Layout, purge_point: PurgePoint) -> Result<Self, OpenError> {
+    pub(crate) fn open(
+        layout: &Layout,
+        options: &Options,
+        damage: Damage,
+        purge_point: PurgePoint,
+    ) -> Result<Self, OpenError> {
         let (dir, incoming) = (layout.snapshots(), layout.incoming());
         files::remove_dir(&incoming).map_err(OpenError::io(&incoming))?;
         files::create_dir(&incoming).map_err(OpenError::io(&incoming))?;
@@ -253,6 +264,12 @@ impl Snapshots {
             incoming,
             receptions: AtomicU64::new(0),
             purge_point,
+            states: Arc::new(States {
+                layout: layout.clone(),
+                options: options.clone(),
+                damage,
+                turn: Mutex::new(()),
+            }),
             newest: Mutex::new(newest),
         })
     }
@@ -266,7 +283,8 @@ impl Snapshots {
     /// must be some of [`Snapshots::held`]. Blocks.
     pub fn receive(&self, meta: peer::SnapshotMeta, held: &[u32]) -> io::Result<Receiver> {
         let number = self.receptions.fetch_add(1, Ordering::Relaxed);
-        Receiver::begin(&self.incoming.join(number.to_string()), meta, held, self.kept_files())
+        let dir = self.incoming.join(number.to_string());
+        Receiver::begin(&dir, meta, held, self.kept_files(), self.states.clone())
     }
 
     fn kept_files(&self) -> Kept {
@@ -338,6 +356,7 @@ impl Snapshots {
         };
         if let Some(replaced) = newest.replace(placed.clone()) {
             replaced.dir.doom();
+            files::drop_beside(replaced);
         }
         Ok(placed)
     }

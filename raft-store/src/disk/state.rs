@@ -25,10 +25,15 @@ use crate::core::view;
 
 /// The state database. A read sees each batch completely or not at all. Many threads may read while one writes.
 pub struct StateDb {
+    /// `None` only while this is dropped.
+    open: Option<Open>,
+    damage: Damage,
+}
+
+struct Open {
     // Declared first, so that it is closed before the guard removes the directory.
     db: rocksdb::DB,
     dir: DirGuard,
-    damage: Damage,
     _used: InUse,
 }
 
@@ -48,22 +53,34 @@ impl StateDb {
     pub(crate) fn open_dir(dir: &Path, options: &Options, create: Create, damage: Damage) -> Result<Self, OpenError> {
         let used = InUse::begin();
         let db = rocksdb::DB::open(&state_options(options, create), dir).map_err(OpenError::database(dir))?;
-        Ok(StateDb {
+        let open = Open {
             db,
             dir: DirGuard::keep(dir.to_owned()),
-            damage,
             _used: used,
+        };
+        Ok(StateDb {
+            open: Some(open),
+            damage,
         })
+    }
+
+    fn open_db(&self) -> &Open {
+        let open = self.open.as_ref();
+        open.unwrap_or_else(|| unreachable!("a database is open until it is dropped"))
+    }
+
+    fn db(&self) -> &rocksdb::DB {
+        &self.open_db().db
     }
 
     /// Reads every block of the database.
     pub(crate) fn read_all(&self, pace: &mut Pace<'_>) -> Result<(), rocksdb::Error> {
-        read_all(&self.db, pace)
+        read_all(self.db(), pace)
     }
 
     /// Reports the error if it means damage: the next start must not use this database.
     fn noticed(&self, error: rocksdb::Error) -> Fatal {
-        Fatal::Database(self.damage.database(self.dir.path(), error).into())
+        Fatal::Database(self.damage.database(self.dir(), error).into())
     }
 
     /// Makes all writes visible at once. They become durable together, with the next flush.
@@ -77,23 +94,25 @@ impl StateDb {
         }
         let mut unlogged = WriteOptions::default();
         unlogged.disable_wal(true);
-        self.db.write_opt(batch, &unlogged).map_err(|error| self.noticed(error))
+        self.db()
+            .write_opt(batch, &unlogged)
+            .map_err(|error| self.noticed(error))
     }
 
     /// Makes everything written so far durable. Blocks.
     pub fn flush(&self) -> Result<(), Fatal> {
-        self.db.flush().map_err(|error| self.noticed(error))
+        self.db().flush().map_err(|error| self.noticed(error))
     }
 
     /// The number of flushes and compactions that failed since this database was opened.
     fn background_errors(&self) -> u64 {
-        let count = self.db.property_int_value(rocksdb::properties::BACKGROUND_ERRORS);
+        let count = self.db().property_int_value(rocksdb::properties::BACKGROUND_ERRORS);
         count.ok().flatten().unwrap_or(0)
     }
 
     /// Flushes, and creates a copy of the current state from hard links. The directory must not exist yet.
     pub(crate) fn checkpoint(&self, dir: &Path) -> Result<(), Fatal> {
-        let made = Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(dir));
+        let made = Checkpoint::new(self.db()).and_then(|checkpoint| checkpoint.create_checkpoint(dir));
         made.map_err(|error| self.noticed(error))
     }
 
@@ -102,32 +121,52 @@ impl StateDb {
     }
 
     pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
+        self.open_db().dir.path()
+    }
+
+    /// The name of its directory.
+    pub(crate) fn name(&self) -> String {
+        let name = self.dir().file_name();
+        name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     }
 
     /// Removes the directory when the last reader is done.
     pub(crate) fn doom(&self) {
-        self.dir.doom();
+        self.open_db().dir.doom();
+    }
+
+    /// Takes [`StateDb::doom`] back.
+    pub(crate) fn spare(&self) {
+        self.open_db().dir.spare();
     }
 }
 
 impl StateDb {
     /// Like [`Kv::frozen`], for a caller whose type parameter demands that threads can share it.
     pub fn frozen_state(&self) -> Frozen<'_> {
-        Frozen(self.db.snapshot(), self)
+        Frozen(self.db().snapshot(), self)
+    }
+}
+
+impl Drop for StateDb {
+    fn drop(&mut self) {
+        // The last reader may be on any thread, and must not wait for the removal.
+        if let Some(open) = self.open.take().filter(|open| open.dir.is_doomed()) {
+            files::drop_beside(open);
+        }
     }
 }
 
 impl Lookup for StateDb {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fatal> {
-        let value = self.db.get_pinned(key).map_err(|error| self.noticed(error))?;
+        let value = self.db().get_pinned(key).map_err(|error| self.noticed(error))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 }
 
 impl Kv for StateDb {
     fn range(&self, range: Range<Vec<u8>>, order: Order) -> Rows<'_> {
-        walk(range, order, self, |mode, bounds| self.db.iterator_opt(mode, bounds))
+        walk(range, order, self, |mode, bounds| self.db().iterator_opt(mode, bounds))
     }
 
     fn frozen(&self) -> Box<dyn Kv + '_> {
@@ -190,18 +229,16 @@ struct Shared {
     current: ArcSwap<StateDb>,
     steps: AtomicU64,
     layout: Layout,
-    options: Options,
     damage: Damage,
 }
 
 impl StateHandle {
     /// A handle of the live database of a shard.
-    pub(crate) fn new(layout: &Layout, options: &Options, db: StateDb, damage: Damage) -> Self {
+    pub(crate) fn new(layout: &Layout, db: StateDb, damage: Damage) -> Self {
         let shared = Shared {
             current: ArcSwap::from_pointee(db),
             steps: AtomicU64::new(0),
             layout: layout.clone(),
-            options: options.clone(),
             damage,
         };
         StateHandle {
@@ -241,10 +278,6 @@ impl StateHandle {
 
     pub(crate) fn layout(&self) -> &Layout {
         &self.shared.layout
-    }
-
-    pub(crate) fn options(&self) -> &Options {
-        &self.shared.options
     }
 
     pub(crate) fn damage(&self) -> &Damage {

@@ -25,7 +25,8 @@ pub use self::applier::EffectSink;
 use self::applier::{ApplyThread, BATCH_BYTES_MAX, Item};
 use crate::core::keys;
 use crate::core::view::load;
-use crate::disk::snapshot::{Snapshot, SnapshotBuilder, SnapshotData, Snapshots, install, stored_membership};
+use crate::disk::snapshot::install::install;
+use crate::disk::snapshot::{Snapshot, SnapshotBuilder, SnapshotData, Snapshots, stored_membership};
 use crate::disk::state::StateHandle;
 use crate::disk::types::{LogId, StoredMembership, TypeConfig, log_id_from_proto};
 
@@ -108,6 +109,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         SnapshotBuilder::new(self.snapshots.clone(), self.state.clone())
     }
 
+    /// Blocks apply only as long as a few small files take, if this process received the snapshot.
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMetaOf<TypeConfig>,

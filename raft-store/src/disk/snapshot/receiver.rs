@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use agentpost_proto::peer;
 
+use super::install::{Prepared, States};
 use super::kept::Kept;
 use super::manifest::{self, invalid};
 use super::{Checked, SnapshotData};
@@ -17,6 +19,7 @@ pub struct Receiver {
     /// `None` once it is finished.
     dir: Option<DirGuard>,
     kept: Kept,
+    states: Arc<States>,
     /// Whether something was wrong.
     refused: bool,
     meta: peer::SnapshotMeta,
@@ -30,7 +33,13 @@ pub struct Receiver {
 impl Receiver {
     /// Begins to receive the files of `meta` into the directory `dir`, which is emptied first. The files with the numbers
     /// `held` are taken from `kept`.
-    pub(super) fn begin(dir: &Path, meta: peer::SnapshotMeta, held: &[u32], kept: Kept) -> io::Result<Self> {
+    pub(super) fn begin(
+        dir: &Path,
+        meta: peer::SnapshotMeta,
+        held: &[u32],
+        kept: Kept,
+        states: Arc<States>,
+    ) -> io::Result<Self> {
         manifest::check(&meta)?;
         files::remove_dir(dir)?;
         files::create_dir(dir)?;
@@ -43,6 +52,7 @@ impl Receiver {
         let mut receiver = Receiver {
             dir: Some(DirGuard::doomed(dir.to_owned())),
             kept,
+            states,
             refused: false,
             meta,
             at: 0,
@@ -92,8 +102,8 @@ impl Receiver {
         self.open_next()
     }
 
-    /// Checks that every file is complete and that the database holds what the manifest claims. The directory is
-    /// removed when the result is dropped, unless the snapshot is installed.
+    /// Checks that every file is complete and that the database holds what the manifest claims, and prepares the state
+    /// that the snapshot will become. Both directories are removed when the result is dropped, unless the snapshot is installed.
     pub fn finish(mut self) -> io::Result<SnapshotData> {
         if let Some(missing) = self.meta.files.get(self.at) {
             return Err(invalid(format!("it ends before the end of {}", missing.name)));
@@ -111,7 +121,9 @@ impl Receiver {
         manifest::write(dir, &self.meta)?;
         let meta = std::mem::take(&mut self.meta);
         let dir = self.dir.take().ok_or_else(|| invalid("it was finished before"))?;
-        Ok(SnapshotData::new(dir, meta, Checked::Content))
+        let data = SnapshotData::new(dir, meta, Checked::Content);
+        let prepared = Prepared::new(self.states.prepare(&data)?);
+        Ok(SnapshotData { prepared, ..data })
     }
 
     fn path(&self) -> &Path {

@@ -49,7 +49,7 @@ fn write_bodies(db: &StateDb, numbers: Range<u64>) {
 }
 
 fn compact(db: &StateDb) {
-    db.db.compact_range(None::<&[u8]>, None::<&[u8]>);
+    db.db().compact_range(None::<&[u8]>, None::<&[u8]>);
 }
 
 #[test]
