@@ -18,6 +18,7 @@ pub mod dispatch;
 mod log;
 mod process;
 pub mod raft;
+pub mod retention;
 pub mod storage;
 pub mod ws;
 
@@ -49,6 +50,8 @@ pub struct Metrics {
     pub ws: ws::Ws,
     /// How far Raft is on this node.
     pub raft: raft::Raft,
+    /// What is kept of the log.
+    pub retention: retention::Retention,
     /// Snapshots sent to other nodes.
     pub snapshots_sent: Counter,
     /// Snapshots received from other nodes.
@@ -197,6 +200,7 @@ impl Metrics {
             ),
             ws: ws::Ws::register(r),
             raft: raft::Raft::register(r),
+            retention: retention::Retention::register(r),
             snapshots_sent: add(r, "snapshots_sent", "Snapshots sent to other nodes", c()),
             snapshots_received: add(r, "snapshots_received", "Snapshots received from other nodes", c()),
             swept_rows: register_swept_rows(r),

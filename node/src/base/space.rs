@@ -138,6 +138,8 @@ struct Shared {
     dir: PathBuf,
     rule: Rule,
     free: AtomicU64,
+    /// Bytes free beyond the limit.
+    spare: AtomicU64,
     refusing: AtomicBool,
     /// The error text while writes are refused.
     reason: Mutex<String>,
@@ -165,6 +167,7 @@ impl Space {
                 ballast_bytes,
             },
             free: AtomicU64::new(0),
+            spare: AtomicU64::new(0),
             refusing: AtomicBool::new(false),
             reason: Mutex::default(),
             whole: AtomicBool::new(false),
@@ -183,6 +186,11 @@ impl Space {
             return None;
         }
         Some(shared.reason.lock().clone())
+    }
+
+    /// Bytes that may still be written before writes are refused, as of the last measurement.
+    pub fn spare(&self) -> u64 {
+        self.shared.spare.load(Ordering::Relaxed)
     }
 
     /// Measures the disk and keeps the ballast until `shutdown`.
@@ -220,6 +228,8 @@ impl Shared {
             }
         };
         self.free.store(room.free, Ordering::Relaxed);
+        let spare = self.rule.usable(room).saturating_sub(self.rule.limit(room.total));
+        self.spare.store(spare, Ordering::Relaxed);
         self.judge(room);
         let refused = self.refusing.load(Ordering::Relaxed);
         match moment {

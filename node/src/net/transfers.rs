@@ -3,7 +3,8 @@
 //! A node that has installed a snapshot goes on with the entry after it. If the log was purged beyond that entry
 //! meanwhile, the node gets the next snapshot, and a node whose transfer takes longer than the interval between two
 //! snapshots never becomes current. So the leader's log is held from the snapshot on while it is sent, and then from what
-//! the node has reached on, until it has caught up or makes no progress for [`GRACE`].
+//! the node has reached on, until it has caught up or makes no progress for [`GRACE`]. `shard/retention.rs` gives up
+//! earlier when that takes too much of the disk.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,8 +13,19 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::base::metrics::retention::HeldFor;
+
 /// How long the log is held for a node that no snapshot is being sent to and that makes no progress.
 const GRACE: Duration = Duration::from_secs(120);
+
+/// The node that the log is kept for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hold {
+    pub node: u64,
+    pub reason: HeldFor,
+    /// The last entry that the node does not need any more.
+    pub reached: u64,
+}
 
 /// The transfers of this node. Cheap to clone.
 #[derive(Clone, Default)]
@@ -66,13 +78,28 @@ impl Transfers {
         self.0.lock().clear();
     }
 
-    /// The last entry, up to `wanted`, that no node needs. `last` is the last entry of the log, and `matched` says what a
-    /// node has of it. A node has caught up when it has what the log had at the call before.
-    pub fn purgeable(&self, wanted: u64, last: u64, now: Instant, matched: impl Fn(u64) -> Option<u64>) -> u64 {
+    /// The node that needs the earliest entries of those up to `wanted`, or `None` if no node needs them. `last` is the
+    /// last entry of the log, and `matched` says what a node has of it. A node has caught up when it has what the log had
+    /// at the call before.
+    pub fn hold(&self, wanted: u64, last: u64, now: Instant, matched: impl Fn(u64) -> Option<u64>) -> Option<Hold> {
         let mut all = self.0.lock();
         all.retain(|target, transfer| transfer.keep(last, now, matched(*target)));
-        let reached = all.values().map(|transfer| transfer.reached).min();
-        reached.map_or(wanted, |reached| reached.min(wanted))
+        let holds = all.iter().map(|(node, transfer)| Hold {
+            node: *node,
+            reason: match transfer.running {
+                0 => HeldFor::CatchUp,
+                _ => HeldFor::Snapshot,
+            },
+            reached: transfer.reached,
+        });
+        holds
+            .filter(|hold| hold.reached < wanted)
+            .min_by_key(|hold| hold.reached)
+    }
+
+    /// Holds nothing for this node any more, until the next transfer to it begins.
+    pub fn give_up(&self, node: u64) {
+        self.0.lock().remove(&node);
     }
 }
 
@@ -103,6 +130,14 @@ impl Drop for Sending {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Transfers {
+        /// The last entry, up to `wanted`, that no node needs.
+        fn purgeable(&self, wanted: u64, last: u64, now: Instant, matched: impl Fn(u64) -> Option<u64>) -> u64 {
+            let hold = self.hold(wanted, last, now, matched);
+            hold.map_or(wanted, |hold| hold.reached)
+        }
+    }
 
     #[test]
     fn the_log_is_held_while_a_snapshot_is_sent_and_until_the_node_caught_up() {
@@ -149,6 +184,26 @@ mod tests {
         drop(sending);
         let _again = transfers.begin(2, 300);
         assert_eq!(transfers.purgeable(500, 600, Instant::now(), |_| None), 300);
+    }
+
+    #[test]
+    fn who_holds_the_log_and_why_is_known_and_it_can_be_given_up() {
+        let (transfers, now) = (Transfers::default(), Instant::now());
+        drop(transfers.begin(2, 200));
+        let sending = transfers.begin(3, 100);
+        let hold = || {
+            transfers
+                .hold(500, 600, now, |_| None)
+                .map(|hold| (hold.node, hold.reason))
+        };
+        assert_eq!(hold(), Some((3, HeldFor::Snapshot)));
+        transfers.give_up(3);
+        assert_eq!(hold(), Some((2, HeldFor::CatchUp)));
+        transfers.give_up(2);
+        assert_eq!(hold(), None);
+        drop(sending);
+        let _again = transfers.begin(3, 300);
+        assert_eq!(hold(), Some((3, HeldFor::Snapshot)));
     }
 
     #[test]

@@ -37,7 +37,7 @@ use crate::shard::members::Members;
 use crate::shard::proposer::{Proposer, ProposerHandles};
 use crate::shard::reader::Reader;
 use crate::shard::replica::Replica;
-use crate::shard::retention::{Ages, Kept, Retention};
+use crate::shard::retention::{Ages, Held, Kept, Retention};
 use crate::shard::scrubber::Scrubber;
 use crate::shard::this_node::ThisNode;
 use crate::shard::wakeups::Wakeups;
@@ -242,7 +242,9 @@ impl Group {
                 },
                 transfers: self.transfers.clone(),
                 space: disk.space.clone(),
+                metrics: ground.metrics.retention.clone(),
                 ages: Ages::default(),
+                held: Held::default(),
             },
             ids: ground.ids.clone(),
         }

@@ -132,7 +132,7 @@ pub struct LogReader {
     shared: Arc<Shared>,
 }
 
-/// Says where the last bytes of the log begin, for deciding what to purge. Cheap to clone.
+/// Says where in its bytes the entries of the log are, for deciding what to purge. Cheap to clone.
 #[derive(Clone)]
 pub struct LogSpan(Arc<Shared>);
 
@@ -140,6 +140,11 @@ impl LogSpan {
     /// The index at which the last `bytes` of the log begin, or `None` if the log is not longer.
     pub fn begin_of_last(&self, bytes: u64) -> Option<u64> {
         self.0.begin_of_last(bytes)
+    }
+
+    /// The bytes of the entries from `index` on, give or take 16 KiB.
+    pub fn bytes_from(&self, index: u64) -> u64 {
+        self.0.bytes_from(index)
     }
 }
 

@@ -157,6 +157,7 @@ fn a_start_with_less_than_the_ballast_free_gives_it_up() {
         },
         node: 1,
         free: AtomicU64::new(0),
+        spare: AtomicU64::new(0),
         refusing: AtomicBool::new(false),
         reason: Mutex::default(),
         whole: AtomicBool::new(false),

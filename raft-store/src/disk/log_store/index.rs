@@ -103,11 +103,22 @@ impl Index {
     /// The entries before this index may be purged if `bytes` of the log are to be kept. `None` if it is not longer.
     /// `segment_bytes` is the size of a segment.
     pub(super) fn begin_of_last(&self, bytes: u64, segment_bytes: u64) -> Option<u64> {
-        let position = |segment: u64, offset: u32| segment * segment_bytes + u64::from(offset);
-        let end = position(self.end.0, self.end.1);
-        let enough = |point: &Point| end.saturating_sub(position(point.segment, point.offset)) >= bytes;
+        let enough = |point: &Point| self.bytes_behind(point, segment_bytes) >= bytes;
         let kept = self.points.partition_point(enough);
         Some(self.points.get(kept.checked_sub(1)?)?.index)
+    }
+
+    /// The bytes of the entries from `index` on, counted from the point before it.
+    pub(super) fn bytes_from(&self, index: u64, segment_bytes: u64) -> u64 {
+        let behind = self.points.partition_point(|point| point.index <= index);
+        let begin = self.points.get(behind.saturating_sub(1));
+        begin.map_or(0, |begin| self.bytes_behind(begin, segment_bytes))
+    }
+
+    /// The bytes from a point to the end of the last entry.
+    fn bytes_behind(&self, point: &Point, segment_bytes: u64) -> u64 {
+        let position = |segment: u64, offset: u32| segment * segment_bytes + u64::from(offset);
+        position(self.end.0, self.end.1).saturating_sub(position(point.segment, point.offset))
     }
 
     /// What the last record of a complete segment says about this log.
@@ -177,6 +188,14 @@ mod tests {
         assert_eq!(begin(1_500_000), Some(250));
         assert_eq!(begin(4_000_000), Some(0));
         assert_eq!(begin(4_000_001), None);
+        let from = |first| index.bytes_from(first, 1_000_000);
+        assert_eq!(
+            [from(0), from(250), from(399)],
+            [4_000_000, 1_500_000, 20_000],
+            "a point for two"
+        );
+        index.forget(300);
+        assert_eq!(index.bytes_from(0, 1_000_000), 1_000_000, "what is left");
     }
 
     #[test]

@@ -67,6 +67,11 @@ impl Shared {
         self.lock().index.begin_of_last(bytes, self.segment_bytes)
     }
 
+    /// The bytes of the entries from `index` on.
+    pub(super) fn bytes_from(&self, index: u64) -> u64 {
+        self.lock().index.bytes_from(index, self.segment_bytes)
+    }
+
     /// The entries of `start..end` that the log has, oldest first, until they exceed `bytes_max`. It returns at least
     /// one entry if there is one.
     pub(super) fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
