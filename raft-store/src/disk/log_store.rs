@@ -31,9 +31,10 @@
 //!   there: this is how openraft closes the gap to a state that is ahead of the log.
 //! - *Every record carries its CRC32C and the hash of the previous record*, both verified when it is read from disk.
 //!   Checksums alone do not detect that a whole record is missing or that an old one has come back.
-//! - *A start reads the newest segment, and the ends of the others.* A segment is complete only when all of it is
-//!   durable. So a start takes the same time for a log of any length. The scrubber reads the complete segments again
-//!   (`scrub.rs`), and every read verifies.
+//! - *A start reads the newest segment, and the ends of the others.* A segment begins only when all of the one before is
+//!   durable. So a start takes the same time for a log of any length. A crash may come between any two steps of that: a
+//!   start removes a segment without a whole first record, and completes a segment that has its last record but not its
+//!   end. The scrubber reads the complete segments again (`scrub.rs`), and every read verifies.
 //! - *The log never falls below the durability floor* (`floor.rs`). The floor gets a vote after the log has it, and a
 //!   truncation before the log has it. A flush raises it later, so that an append never waits for it.
 //! - *A failure is final.* After a failed write or flush nobody knows which bytes are on the disk, and a second flush
@@ -67,6 +68,8 @@
 //! and so one log per stream of records.
 
 mod bounds;
+#[cfg(test)]
+mod crash_tests;
 #[cfg(test)]
 mod figures;
 mod files;

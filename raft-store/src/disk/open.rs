@@ -23,7 +23,8 @@
 //! | `state/` | is moved aside and restored from the newest good snapshot that the log continues, or from a log that was never purged |
 //! | a snapshot | is removed; a new one is taken |
 //! | the last group of the newest segment of `log/`, incomplete as a power cut leaves it | is removed, if `FLOOR` does not know its entries |
-//! | a newest segment of `log/` whose creation did not finish | is removed |
+//! | a newest segment of `log/` whose creation did not finish | is removed; the one before is then the newest |
+//! | a newest segment of `log/` that has its last record but is not cut behind it | is completed |
 //! | anything else in `log/`: a record before another group, the beginning or the end of a complete segment, a missing segment | the node goes into quarantine |
 //! | a record inside a complete segment of `log/` | the start does not read it; the scrubber or the first read of it finds it, and the node goes into quarantine |
 //! | both slots of `FLOOR`, a state that cannot be restored, the whole shard | the node goes into quarantine |

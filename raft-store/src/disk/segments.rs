@@ -31,6 +31,7 @@
 //! **Space** is allocated ahead in steps, because an fsync after a write into allocated space has less to do. A complete
 //! segment gives back what it did not use. Purging removes whole segments.
 
+pub(crate) mod file;
 pub(crate) mod format;
 pub(crate) mod read;
 pub(crate) mod recover;
@@ -47,6 +48,11 @@ use super::files;
 const PREAMBLE: usize = 32;
 /// Bytes at the end of a complete segment that locate its last record.
 const TRAILER: usize = 8;
+
+/// The number of the first segment of a log.
+pub(crate) const FIRST: u64 = 1;
+/// The hash that the first segment continues: there is no record before it.
+pub(crate) const NO_HASH: u64 = 0;
 
 /// The error for bytes on the disk that are not those that were written.
 pub(crate) fn damaged(reason: impl Into<String>) -> io::Error {

@@ -23,7 +23,7 @@ use crate::disk::options::{LogStart, Options};
 use crate::disk::segments::format::{HEAD, Kind, Record};
 use crate::disk::segments::recover::{Found, recover};
 use crate::disk::segments::write::Writer;
-use crate::disk::segments::{self, damaged};
+use crate::disk::segments::{self, FIRST, NO_HASH, damaged};
 use crate::disk::types::{LogId, Vote, log_id_from_proto, log_id_to_proto, vote_from_proto};
 
 /// An open log: what its writer has, what its readers have, and the lock of its directory.
@@ -48,16 +48,15 @@ pub(super) fn open(dir: &Path, floor: &FloorFile, options: &Options, damage: Dam
     };
     let mut found = Reading::new(options);
     let take = |segment, record| found.take(segment, record);
-    let recovered = recover(dir, new, &options.progress, take).map_err(read)?;
+    let end = recover(dir, new, &options.progress, take).map_err(read)?;
     let bounds = found
         .bounds(floor.vote(), options)
         .map_err(|reason| OpenError::quarantine(dir, reason))?;
     let said = found.said.unwrap_or_default();
     let start = |buffer: &mut Vec<u8>| encode_start(&said, buffer);
-    let writer = match &recovered.at {
-        None => Writer::create(dir, 1, 0, start),
-        Some(at) if recovered.complete => at.next(dir, start),
-        Some(at) => Writer::resume(dir, at),
+    let writer = match end {
+        None => Writer::create(dir, FIRST, NO_HASH, start),
+        Some(end) => end.resume(dir, start),
     };
     let writer = writer.map_err(OpenError::io(dir))?;
     let oldest = segments::numbers(dir).map_err(OpenError::io(dir))?;

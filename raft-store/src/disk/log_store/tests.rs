@@ -24,12 +24,12 @@ pub(super) fn open(dir: &Path) -> LogStore {
     try_open(dir, &options()).unwrap()
 }
 
-fn floor(dir: &Path) -> Result<FloorFile, OpenError> {
+pub(super) fn floor(dir: &Path) -> Result<FloorFile, OpenError> {
     fs::create_dir_all(dir).unwrap();
     FloorFile::open(&dir.join("FLOOR"), "test", None, !dir.join("log").exists())
 }
 
-fn try_open(dir: &Path, options: &Options) -> Result<LogStore, OpenError> {
+pub(super) fn try_open(dir: &Path, options: &Options) -> Result<LogStore, OpenError> {
     LogStore::open(&dir.join("log"), floor(dir)?, options, Damage::default())
 }
 

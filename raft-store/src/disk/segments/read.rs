@@ -53,10 +53,6 @@ impl Segment {
         self.seed
     }
 
-    pub(super) fn length(&self) -> u64 {
-        self.length
-    }
-
     /// The offset of the last record of a complete segment.
     pub(super) fn end(&self) -> io::Result<u32> {
         let broken = || damaged(format!("the end of segment {} is damaged", self.number));
@@ -68,11 +64,11 @@ impl Segment {
 
     /// Whether every byte from `offset` on is zero.
     pub(super) fn is_zero_from(&self, mut offset: u64) -> io::Result<bool> {
-        let mut piece = vec![0; PIECE];
+        let (mut piece, zeros) = (vec![0; PIECE], vec![0; PIECE]);
         loop {
             match self.file.read_at(&mut piece, offset)? {
                 0 => return Ok(true),
-                n if piece[..n].iter().any(|byte| *byte != 0) => return Ok(false),
+                n if piece[..n] != zeros[..n] => return Ok(false),
                 n => offset += n as u64,
             }
         }

@@ -9,18 +9,9 @@ use bytes::Bytes;
 use super::format::{self, HEAD, Kind, Record, Seed};
 use super::read::Segment;
 use super::write::Position;
-use super::{PREAMBLE, damaged, numbers, path};
+use super::{FIRST, NO_HASH, PREAMBLE, damaged, file, numbers, path};
 use crate::core::mutant::{self, Mutant};
-use crate::disk::files;
 use crate::disk::progress::{Progress, Step};
-
-/// What the segments of a directory came to.
-pub(crate) struct Recovered {
-    /// The end of the newest segment, or `None` if there is no segment.
-    pub(crate) at: Option<Position>,
-    /// Whether the newest segment has its last record: the next record belongs into a new segment.
-    pub(crate) complete: bool,
-}
 
 /// What is read of a segment.
 pub(crate) enum Found {
@@ -32,7 +23,9 @@ pub(crate) enum Found {
 
 /// Reads the last record of each complete segment, and every record of the newest one. `on` gets them in order, with
 /// the number of their segment. `may_be_empty` says whether a log without any segment is acceptable. `progress` is told
-/// which segment is read.
+/// which segment is read. Returns the end of the newest segment, or `None` if there is none.
+///
+/// A segment whose creation did not finish is removed, and the one before it is the newest.
 ///
 /// Fails with `InvalidData` if a record that was durable is damaged or missing. The end of the newest segment may be
 /// incomplete: that is what a power cut leaves.
@@ -41,13 +34,21 @@ pub(crate) fn recover(
     may_be_empty: bool,
     progress: &Progress,
     mut on: impl FnMut(u64, Found) -> io::Result<()>,
-) -> io::Result<Recovered> {
-    let numbers = numbers(dir)?;
+) -> io::Result<Option<Position>> {
+    let mut numbers = numbers(dir)?;
+    let unfinished = match numbers.last() {
+        Some(newest) if !begins(dir, *newest)? => numbers.pop(),
+        _ => None,
+    };
     let Some((newest, complete)) = numbers.split_last() else {
-        return empty(may_be_empty);
+        return match unfinished {
+            None if may_be_empty => Ok(None),
+            None => Err(damaged("it has no files")),
+            Some(FIRST) if may_be_empty => remove_unfinished(dir, FIRST, NO_HASH).map(|()| None),
+            Some(number) => Err(no_beginning(number)),
+        };
     };
     let mut hash = None;
-    let mut last = None;
     let of = numbers.len();
     for (segment, number) in (1..).zip(complete) {
         progress.begin(Step::Log { segment, of });
@@ -58,46 +59,41 @@ pub(crate) fn recover(
             return Err(damaged(format!("segment {number} does not end with its index")));
         }
         hash = Some(end.hash);
-        last = Some(Position {
-            number: *number,
-            seed: segment.seed(),
-            offset: u32::try_from(segment.length()).map_err(io::Error::other)?,
-            hash: end.hash,
-        });
         on(*number, Found::End(end))?;
     }
     progress.begin(Step::Log { segment: of, of });
-    if !begins(dir, *newest)? {
-        // A segment gets its first record in the write that creates it. If that never became durable, nothing of it
-        // counts. Records behind it say that it was durable once.
-        let bytes = Bytes::from(fs::read(path(dir, *newest))?);
-        let seed = format::preamble(*newest, hash.unwrap_or(0)).1;
-        if group_after(seed, 0, &bytes).is_some() || (last.is_none() && !may_be_empty) {
-            return Err(damaged(format!("the beginning of segment {newest} is damaged")));
-        }
-        fs::remove_file(path(dir, *newest))?;
-        files::sync_dir(dir)?;
-        return match last {
-            None => empty(may_be_empty),
-            Some(at) => Ok(Recovered {
-                at: Some(at),
-                complete: true,
-            }),
-        };
-    }
     let segment = Segment::open(dir, *newest)?;
     continues(&segment, *newest, hash)?;
-    scan(&segment, *newest, on)
+    let at = scan(&segment, *newest, on)?;
+    if let Some(number) = unfinished {
+        // All of the segment before was durable when this one was created.
+        if at.end != Some(segment.end()?) {
+            return Err(damaged(format!("segment {newest} is damaged before its end")));
+        }
+        remove_unfinished(dir, number, at.hash)?;
+    }
+    Ok(Some(at))
 }
 
-fn empty(acceptable: bool) -> io::Result<Recovered> {
-    match acceptable {
-        true => Ok(Recovered {
-            at: None,
-            complete: false,
-        }),
-        false => Err(damaged("it has no files")),
+/// Removes a segment that has no whole first record and that was to continue the record with the hash `base`. The write
+/// that creates a segment contains that record; if it never became durable, nothing of the segment counts. Groups
+/// behind it say that it was durable once.
+fn remove_unfinished(dir: &Path, number: u64, base: u64) -> io::Result<()> {
+    let bytes = Bytes::from(fs::read(path(dir, number))?);
+    let seed = format::preamble(number, base).1;
+    if group_after(seed, 0, &bytes).is_some() {
+        return Err(no_beginning(number));
     }
+    tracing::warn!(
+        segment = number,
+        "the newest file of the log has no whole first record, as after a crash; removing it"
+    );
+    file::remove(dir, number)?;
+    file::sync_dir(dir)
+}
+
+fn no_beginning(number: u64) -> io::Error {
+    damaged(format!("the beginning of segment {number} is damaged"))
 }
 
 /// Whether a segment has its first record.
@@ -121,23 +117,24 @@ fn continues(segment: &Segment, number: u64, hash: Option<u64>) -> io::Result<()
 }
 
 /// Reads the newest segment.
-fn scan(segment: &Segment, number: u64, mut on: impl FnMut(u64, Found) -> io::Result<()>) -> io::Result<Recovered> {
+fn scan(segment: &Segment, number: u64, mut on: impl FnMut(u64, Found) -> io::Result<()>) -> io::Result<Position> {
     let mut records = segment.all();
-    let mut complete = false;
-    loop {
+    let mut end = None;
+    while end.is_none() {
         let offset = records.offset();
         let Some(record) = records.try_next()? else {
             break;
         };
-        complete = record.kind == Kind::End;
-        on(number, Found::Record(record, offset))?;
-        if complete {
-            break;
+        if offset as usize == PREAMBLE && record.kind != Kind::Start {
+            return Err(no_beginning(number));
         }
+        end = (record.kind == Kind::End).then_some(offset);
+        on(number, Found::Record(record, offset))?;
     }
     let offset = records.offset();
-    let hash = records.hash().ok_or_else(|| damaged("a segment without records"))?;
-    if !complete && !segment.is_zero_from(u64::from(offset))? {
+    let hash = records.hash().filter(|_| offset as usize > PREAMBLE);
+    let hash = hash.ok_or_else(|| no_beginning(number))?;
+    if end.is_none() && !segment.is_zero_from(u64::from(offset))? {
         let rest = segment.rest(u64::from(offset))?;
         if let Some(later) = group_after(segment.seed(), offset, &rest)
             && !mutant::on(Mutant::DefaultRecovery)
@@ -153,21 +150,21 @@ fn scan(segment: &Segment, number: u64, mut on: impl FnMut(u64, Found) -> io::Re
             "the log ends with an incomplete record, as after a power cut; removing it"
         );
     }
-    Ok(Recovered {
-        at: Some(Position {
-            number,
-            seed: segment.seed(),
-            offset,
-            hash,
-        }),
-        complete,
+    Ok(Position {
+        number,
+        seed: segment.seed(),
+        offset,
+        hash,
+        end,
     })
 }
 
 /// The offset of a group that begins after `offset`, not counting the first record of the segment; `rest` is what the
 /// segment has there.
 fn group_after(seed: Seed, offset: u32, rest: &Bytes) -> Option<u32> {
-    (1..rest.len().saturating_sub(HEAD)).find_map(|skipped| {
+    // Behind the last byte that is not zero there is no head.
+    let used = rest.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+    (1..rest.len().saturating_sub(HEAD).min(used)).find_map(|skipped| {
         let head = &rest[skipped..];
         if !format::may_begin_group(head) {
             return None;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 
 use super::format::{Kind, Record};
-use super::recover::{Found, Recovered, recover, verify};
+use super::recover::{Found, recover, verify};
 use super::write::{Position, Writer};
 use super::*;
 use crate::disk::progress::{Progress, Step};
@@ -44,9 +44,9 @@ fn next_segment(writer: &mut Writer) {
 }
 
 /// The payloads of the entries of the newest segment, and where to go on.
-fn read(dir: &Path) -> io::Result<(Vec<Vec<u8>>, Recovered)> {
+fn read(dir: &Path) -> io::Result<(Vec<Vec<u8>>, Position)> {
     let mut payloads = Vec::new();
-    let recovered = recover(dir, false, &Progress::default(), |_, found| {
+    let end = recover(dir, false, &Progress::default(), |_, found| {
         if let Found::Record(
             Record {
                 kind: Kind::Entry,
@@ -60,15 +60,7 @@ fn read(dir: &Path) -> io::Result<(Vec<Vec<u8>>, Recovered)> {
         }
         Ok(())
     })?;
-    Ok((payloads, recovered))
-}
-
-fn resume(dir: &Path, recovered: &Recovered) -> Writer {
-    let at: &Position = recovered.at.as_ref().unwrap();
-    match recovered.complete {
-        true => at.next(dir, start).unwrap(),
-        false => Writer::resume(dir, at).unwrap(),
-    }
+    Ok((payloads, end.unwrap()))
 }
 
 fn is_damage<T>(read: io::Result<T>) -> bool {
@@ -90,9 +82,9 @@ fn the_last_group_may_be_cut_anywhere_and_any_other_may_not() {
         let mut bytes = whole.clone();
         bytes[cut..].fill(0);
         fs::write(&file, &bytes).unwrap();
-        let (payloads, recovered) = read(dir.path()).unwrap();
+        let (payloads, end) = read(dir.path()).unwrap();
         assert!(payloads.len() < 4, "cut at {cut}");
-        let mut writer = resume(dir.path(), &recovered);
+        let mut writer = end.resume(dir.path(), start).unwrap();
         group(&mut writer, &[b"later"]);
         let (after, _) = read(dir.path()).unwrap();
         assert_eq!(after.len(), payloads.len() + 1);
@@ -140,9 +132,10 @@ fn the_creation_of_a_segment_may_be_cut_anywhere() {
     let size = writer.offset() as usize;
     for cut in 0..size {
         fs::write(path(dir.path(), 2), &begun[..cut]).unwrap();
-        let (_, recovered) = read(dir.path()).unwrap();
-        assert!(recovered.complete);
-        let mut writer = resume(dir.path(), &recovered);
+        let (before, end) = read(dir.path()).unwrap();
+        assert_eq!(before, [b"one"], "the segment before is read whole");
+        assert!(end.end.is_some());
+        let mut writer = end.resume(dir.path(), start).unwrap();
         group(&mut writer, &[b"two"]);
         assert_eq!(writer.number(), 2);
         assert_eq!(read(dir.path()).unwrap().0, [b"two"], "cut at {cut}");
@@ -184,11 +177,15 @@ fn verifying_a_complete_segment_finds_every_flipped_bit() {
 fn a_log_without_files_is_new_or_lost() {
     let dir = TempDir::new().unwrap();
     assert!(is_damage(read(dir.path())));
-    let recovered = recover(dir.path(), true, &Progress::default(), |_, _| Ok(())).unwrap();
-    assert!(recovered.at.is_none());
+    let end = recover(dir.path(), true, &Progress::default(), |_, _| Ok(())).unwrap();
+    assert!(end.is_none());
     fs::write(path(dir.path(), 1), b"agent").unwrap();
     assert!(is_damage(read(dir.path())), "its only file has no beginning");
-    recover(dir.path(), true, &Progress::default(), |_, _| Ok(())).unwrap();
+    assert!(
+        recover(dir.path(), true, &Progress::default(), |_, _| Ok(()))
+            .unwrap()
+            .is_none()
+    );
     assert_eq!(numbers(dir.path()).unwrap(), [0; 0]);
 }
 

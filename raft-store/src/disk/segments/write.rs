@@ -1,15 +1,12 @@
 //! Writing records: into a buffer, from there to the newest segment, and to the disk.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, fallocate};
-
+use super::file::{self, SegmentFile};
 use super::format::{self, Kind, Place, Seed};
-use super::{PREAMBLE, path};
-use crate::disk::files;
+use super::{PREAMBLE, TRAILER};
 
 /// The least and the most space that is allocated ahead; between them it is half of what the segment has.
 const AHEAD: (u64, u64) = (256 << 10, 8 << 20);
@@ -19,7 +16,7 @@ const BUFFER: usize = 1 << 20;
 /// Writes to the newest segment. After an error nothing may be written any more.
 pub(crate) struct Writer {
     dir: PathBuf,
-    file: File,
+    file: SegmentFile,
     number: u64,
     seed: Seed,
     /// The end of what is in the file.
@@ -34,31 +31,42 @@ pub(crate) struct Writer {
     group_begins: bool,
 }
 
-/// The end of a segment that is to be continued.
+/// The end of the newest segment.
 pub(crate) struct Position {
     pub(crate) number: u64,
     pub(super) seed: Seed,
+    /// The offset behind the last record.
     pub(crate) offset: u32,
+    /// The hash of the last record.
     pub(super) hash: u64,
+    /// The offset of the last record if it completes the segment.
+    pub(super) end: Option<u32>,
 }
 
 impl Position {
-    /// Begins the segment after a complete one.
-    pub(crate) fn next(&self, dir: &Path, start: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> io::Result<Writer> {
-        files::sync_file(&path(dir, self.number))?;
+    /// Continues the log here: in the same segment, or in a new one with the first record `start` if the segment is
+    /// complete. When this returns, everything before is durable, also what a process left that was killed before its
+    /// fsync.
+    pub(crate) fn resume(&self, dir: &Path, start: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> io::Result<Writer> {
+        let file = SegmentFile::open(dir, self.number)?;
+        let Some(end) = self.end else {
+            file.set_len(u64::from(self.offset))?;
+            file.sync()?;
+            file::sync_dir(dir)?;
+            return Ok(Writer::at(self, file, dir));
+        };
+        // A crash may have come before the segment was cut behind its last record, and its trailer may be torn.
+        file.write_at(&format::trailer(end, self.seed), u64::from(self.offset))?;
+        file.set_len(u64::from(self.offset) + TRAILER as u64)?;
+        file.sync()?;
         Writer::create(dir, self.number + 1, self.hash, start)
     }
 }
 
 impl Writer {
-    /// Continues a segment. Whatever lies behind the position is removed. When this returns, everything before it is
-    /// durable, also what a process left that was killed before its fsync.
-    pub(crate) fn resume(dir: &Path, at: &Position) -> io::Result<Self> {
-        let file = File::options().write(true).open(path(dir, at.number))?;
-        file.set_len(u64::from(at.offset))?;
-        file.sync_all()?;
-        files::sync_dir(dir)?;
-        Ok(Writer {
+    /// Continues a segment whose file ends at `at`.
+    fn at(at: &Position, file: SegmentFile, dir: &Path) -> Self {
+        Writer {
             dir: dir.to_owned(),
             file,
             number: at.number,
@@ -68,7 +76,7 @@ impl Writer {
             buffer: Vec::new(),
             hash: at.hash,
             group_begins: true,
-        })
+        }
     }
 
     /// Creates segment `number`, which continues the record with the hash `base`. `start` encodes its first record. The
@@ -79,7 +87,7 @@ impl Writer {
         base: u64,
         start: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
     ) -> io::Result<Self> {
-        let file = File::create_new(path(dir, number))?;
+        let file = SegmentFile::create(dir, number)?;
         let (preamble, seed) = format::preamble(number, base);
         let mut writer = Writer {
             dir: dir.to_owned(),
@@ -94,8 +102,8 @@ impl Writer {
         };
         writer.push(Kind::Start, 0, start)?;
         writer.write()?;
-        writer.file.sync_all()?;
-        files::sync_dir(dir)?;
+        writer.file.sync()?;
+        file::sync_dir(dir)?;
         writer.group_begins = true;
         Ok(writer)
     }
@@ -151,20 +159,20 @@ impl Writer {
         if end > self.allocated {
             let wanted = end + (end / 2).clamp(AHEAD.0, AHEAD.1);
             // Without it the write extends the file. A full disk then fails the write.
-            if fallocate(&self.file, FallocateFlags::empty(), 0, wanted).is_ok() {
+            if self.file.allocate(wanted).is_ok() {
                 self.allocated = wanted;
             }
         }
-        self.file.write_all_at(&self.buffer, u64::from(self.written))?;
+        self.file.write_at(&self.buffer, u64::from(self.written))?;
         self.written = self.offset();
         self.buffer.clear();
         self.buffer.shrink_to(2 * BUFFER);
         Ok(())
     }
 
-    /// Another handle of the file, for the fsync.
+    /// The file, for the fsync.
     pub(crate) fn file(&self) -> &File {
-        &self.file
+        self.file.get()
     }
 
     /// Begins a group. Everything written before must be durable.
@@ -183,7 +191,7 @@ impl Writer {
         self.buffer.extend_from_slice(&format::trailer(at, self.seed));
         self.write()?;
         self.file.set_len(u64::from(self.written))?;
-        self.file.sync_all()?;
+        self.file.sync()?;
         let buffer = std::mem::take(&mut self.buffer);
         *self = Writer::create(&self.dir, self.number + 1, self.hash, start)?;
         self.buffer = buffer;
@@ -191,13 +199,11 @@ impl Writer {
     }
 }
 
-/// Removes the segments `from..to`, oldest first, so that a crash leaves no gap.
+/// Removes the segments `from..to`, oldest first, and each durably before the next, so that a crash leaves no gap.
 pub(crate) fn remove(dir: &Path, from: u64, to: u64) -> io::Result<()> {
     for number in from..to {
-        match fs::remove_file(path(dir, number)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        file::remove(dir, number)?;
+        file::sync_dir(dir)?;
     }
-    files::sync_dir(dir)
+    Ok(())
 }
