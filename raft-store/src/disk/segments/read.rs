@@ -19,6 +19,7 @@ pub(crate) struct Segment {
     number: u64,
     base: u64,
     seed: Seed,
+    /// The length when it was opened. A segment that is completed meanwhile becomes shorter.
     length: u64,
 }
 
@@ -183,10 +184,25 @@ impl Records<'_> {
             return Ok(false);
         }
         let old = self.buffer.len();
-        let wanted = missing.max(PIECE).min(left);
-        self.buffer.resize(old + wanted, 0);
-        self.segment.file.read_exact_at(&mut self.buffer[old..], self.read)?;
-        self.read += wanted as u64;
-        Ok(true)
+        self.buffer.resize(old + missing.max(PIECE).min(left), 0);
+        let taken = read_up_to(&self.segment.file, &mut self.buffer[old..], self.read)?;
+        self.buffer.truncate(old + taken);
+        self.read += taken as u64;
+        Ok(taken >= missing)
     }
+}
+
+/// Fills `buffer` from `offset` on, or as far as the file goes: the writer cuts a segment that it completes, and the
+/// space that it had allocated is gone then.
+fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut taken = 0;
+    while taken < buffer.len() {
+        match file.read_at(&mut buffer[taken..], offset + taken as u64) {
+            Ok(0) => break,
+            Ok(n) => taken += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(taken)
 }

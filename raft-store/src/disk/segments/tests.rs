@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 
 use super::format::{Kind, Record};
+use super::read::Segment;
 use super::recover::{Found, recover, verify};
 use super::write::{Position, Writer};
 use super::*;
@@ -147,6 +148,26 @@ fn the_creation_of_a_segment_may_be_cut_anywhere() {
         fs::write(path(dir.path(), 2), bytes).unwrap();
         assert!(is_damage(read(dir.path())), "byte {hole}, with a group behind it");
     }
+}
+
+/// Entries at the end of the newest segment are read while it is completed: its file becomes shorter then.
+#[test]
+fn a_segment_is_read_on_while_it_is_cut() {
+    let dir = TempDir::new().unwrap();
+    let mut writer = create(dir.path());
+    let begin = writer.offset();
+    group(&mut writer, &[b"one", b"two"]);
+    let file = path(dir.path(), 1);
+    let allocated = fs::metadata(&file).unwrap().len();
+    let segment = Segment::open(dir.path(), 1).unwrap();
+    next_segment(&mut writer);
+    assert!(fs::metadata(&file).unwrap().len() < allocated);
+    let mut records = segment.records(begin);
+    for expected in [b"one", b"two"] {
+        assert_eq!(records.next().unwrap().payload[..], expected[..]);
+    }
+    assert_eq!(records.next().unwrap().kind, Kind::End);
+    assert!(records.try_next().unwrap().is_none());
 }
 
 #[test]
