@@ -20,9 +20,9 @@
 //! - *Readable on return, durable at the callback.* Readers see an entry as soon as `append` returns. The bounds
 //!   (`first`, `next`), the tail and the index are in memory under one lock. A reader takes all of them under that lock,
 //!   and so reads the log as of one moment; bytes in a file never change.
-//! - *openraft's thread never touches the disk.* An append encodes nothing; the sync thread copies each entry once, into
+//! - *openraft's threads never touch the disk.* An append encodes nothing; the sync thread copies each entry once, into
 //!   the buffer that it writes. A purge is not waited for. A vote and a truncation are waited for, but not with the
-//!   thread.
+//!   thread. Entries that are no longer in the tail are read by threads that may block.
 //! - *A truncation is durable before `truncate_after` returns.* openraft applies entries without waiting for our flush,
 //!   so the state may become durable before the log does. If the power fails then, the log must not come back with
 //!   entries of an older term above the applied one: such a node could never start again. openraft sends nothing to
@@ -76,6 +76,8 @@ mod files;
 mod index;
 mod metrics;
 mod open;
+#[cfg(test)]
+mod read_tests;
 mod record;
 mod shared;
 mod sync;
@@ -383,7 +385,7 @@ impl RaftLogReader<TypeConfig> for LogReader {
         range: RB,
     ) -> Result<Vec<Entry>, io::Error> {
         let (start, end) = bounds_of(&range);
-        self.shared.read(start, end, usize::MAX)
+        read(&self.shared, start, end, usize::MAX).await
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -394,7 +396,7 @@ impl RaftLogReader<TypeConfig> for LogReader {
     /// at `start` was purged, the result is empty: a result that begins later would be taken for the entries from
     /// `start`.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        let entries = self.shared.read(start, end, APPEND_BYTES_MAX)?;
+        let entries = read(&self.shared, start, end, APPEND_BYTES_MAX).await?;
         match entries.first() {
             Some(first) if first.log_id.index != start => Ok(Vec::new()),
             _ => Ok(entries),
@@ -409,18 +411,29 @@ impl RaftLogReader<TypeConfig> for LogReader {
         let (start, end) = bounds_of(&range);
         let shared = self.shared.clone();
         let pieces = stream::unfold(Some(start), move |next| {
-            let piece = next.map(|start| shared.read(start, end, APPEND_BYTES_MAX));
-            std::future::ready(match piece {
-                None => None,
-                Some(Ok(entries)) => entries
-                    .last()
-                    .map(|last| last.log_id.index + 1)
-                    .map(|next| (entries.into_iter().map(Ok).collect(), Some(next))),
-                Some(Err(error)) => Some((vec![Err(error)], None)),
-            })
+            let shared = shared.clone();
+            async move {
+                match read(&shared, next?, end, APPEND_BYTES_MAX).await {
+                    Ok(entries) => {
+                        let next = entries.last()?.log_id.index + 1;
+                        Some((entries.into_iter().map(Ok).collect(), Some(next)))
+                    }
+                    Err(error) => Some((vec![Err(error)], None)),
+                }
+            }
         });
         pieces.flat_map(stream::iter::<Vec<_>>)
     }
+}
+
+/// Reads entries: at once if they are in memory, and on a thread that may block if they are in files.
+async fn read(shared: &Arc<Shared>, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+    if let Some(entries) = shared.read_memory(start, end, bytes_max) {
+        return Ok(entries);
+    }
+    let shared = shared.clone();
+    let reading = tokio::task::spawn_blocking(move || shared.read(start, end, bytes_max));
+    reading.await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 fn bounds_of(range: &impl RangeBounds<u64>) -> (u64, u64) {

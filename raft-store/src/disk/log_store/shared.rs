@@ -11,6 +11,7 @@ use super::PurgePoint;
 use super::bounds::Bounds;
 use super::index::Point;
 use super::record::decode_entry;
+use super::tail::Tail;
 use crate::disk::damage::Damage;
 use crate::disk::segments::format::Kind;
 use crate::disk::segments::read::Segment;
@@ -73,7 +74,7 @@ impl Shared {
     }
 
     /// The entries of `start..end` that the log has, oldest first, until they exceed `bytes_max`. It returns at least
-    /// one entry if there is one.
+    /// one entry if there is one. Blocks if files must be read.
     pub(super) fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         loop {
             match self.read_range(start, end, bytes_max) {
@@ -94,6 +95,17 @@ impl Shared {
         }
     }
 
+    /// The same as [`Shared::read`] if all of it is in memory, or `None` if files must be read.
+    pub(super) fn read_memory(&self, start: u64, end: u64, bytes_max: usize) -> Option<Vec<Entry>> {
+        let bounds = self.lock();
+        let range = bounds.first.max(start)..bounds.next.min(end);
+        if range.is_empty() {
+            return Some(Vec::new());
+        }
+        let in_memory = bounds.tail.first().is_some_and(|first| first <= range.start);
+        in_memory.then(|| Taken::of_tail(&bounds.tail, range, bytes_max).entries)
+    }
+
     fn read_range(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let mut taken = Taken::new(bytes_max);
         let bounds = self.lock();
@@ -103,13 +115,7 @@ impl Shared {
             return Ok(Vec::new());
         }
         let split = bounds.tail.first().unwrap_or(end).clamp(start, end);
-        let mut cached = Taken::new(bytes_max);
-        let from_tail = (split..end).map_while(|index| bounds.tail.get(index));
-        for recent in from_tail {
-            if !cached.take(recent.entry.clone(), recent.size) {
-                break;
-            }
-        }
+        let cached = Taken::of_tail(&bounds.tail, split..end, bytes_max);
         // What is in a file does not change, so the files can be read without the lock.
         let runs = bounds.index.runs(start..split);
         drop(bounds);
@@ -208,6 +214,17 @@ impl Taken {
             bytes: 0,
             bytes_max,
         }
+    }
+
+    /// The entries of `range`, which the tail has.
+    fn of_tail(tail: &Tail, range: Range<u64>, bytes_max: usize) -> Self {
+        let mut taken = Taken::new(bytes_max);
+        for recent in range.map_while(|index| tail.get(index)) {
+            if !taken.take(recent.entry.clone(), recent.size) {
+                break;
+            }
+        }
+        taken
     }
 
     /// Takes an entry unless it would exceed the bound. Returns whether it did.

@@ -52,7 +52,7 @@ fn open_with(dir: &Path, flush: impl FnMut(&File) -> io::Result<()> + Send + 'st
 }
 
 /// Options with which each file holds a few entries, and no entry stays in memory.
-fn small() -> Options {
+pub(super) fn small() -> Options {
     Options {
         log_tail_bytes: 0,
         log_segment_bytes: 8 << 10,
@@ -69,7 +69,7 @@ pub(super) fn vote(term: u64) -> Vote {
 }
 
 /// The paths of the log's files, oldest first.
-fn segments(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn segments(dir: &Path) -> Vec<PathBuf> {
     let log = dir.join("log");
     let numbers = crate::disk::segments::numbers(&log).unwrap();
     numbers
@@ -215,7 +215,7 @@ async fn a_flipped_bit_in_the_newest_file_refuses_to_open() {
 }
 
 /// A log of several files, all complete but the newest.
-async fn several_files(dir: &Path) -> usize {
+pub(super) async fn several_files(dir: &Path) -> usize {
     let mut log = try_open(dir, &small()).unwrap();
     for i in 0..100 {
         append(&mut log, vec![normal(1, i, 500)]).await.unwrap();
@@ -273,44 +273,6 @@ async fn a_missing_file_or_one_of_an_older_log_refuses_to_open() {
     fs::copy(&segments(&other)[2], &segments(&copy)[2]).unwrap();
     let refused = try_open(&copy, &small()).err().unwrap();
     assert!(matches!(refused, OpenError::Quarantine { .. }), "{refused}");
-}
-
-#[tokio::test]
-async fn replication_reads_at_most_a_payload_and_at_least_an_entry() {
-    let dir = TempDir::new().unwrap();
-    let mut log = open(dir.path());
-    let big = APPEND_BYTES_MAX * 6 / 10;
-    append(
-        &mut log,
-        vec![
-            normal(1, 0, big),
-            normal(1, 1, 10),
-            normal(1, 2, big),
-            normal(1, 3, big * 3),
-        ],
-    )
-    .await
-    .unwrap();
-    for _restart in 0..2 {
-        let mut reader = log.get_log_reader().await;
-        for (start, expected) in [(0, 2), (1, 2), (2, 1), (3, 1), (4, 0)] {
-            let read = reader.limited_get_log_entries(start, 10).await.unwrap();
-            assert_eq!(read.len(), expected, "from {start}");
-        }
-        let all: Vec<_> = reader.entries_stream(1..4).await.collect().await;
-        assert_eq!(
-            all.into_iter().map(|e| e.unwrap().log_id.index).collect::<Vec<_>>(),
-            [1, 2, 3]
-        );
-        drop((log, reader));
-        log = open(dir.path()); // the cache in memory is empty now
-    }
-    log.purge(log_id(1, 1)).await.unwrap();
-    let mut reader = log.get_log_reader().await;
-    assert!(
-        reader.limited_get_log_entries(0, 4).await.unwrap().is_empty(),
-        "no entries beyond the range"
-    );
 }
 
 #[tokio::test]
