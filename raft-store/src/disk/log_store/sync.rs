@@ -86,6 +86,8 @@ struct Shared {
 struct Queue {
     jobs: Vec<Job>,
     closed: bool,
+    /// Whether the thread has ended.
+    ended: bool,
 }
 
 impl SyncThread {
@@ -103,7 +105,11 @@ impl SyncThread {
         });
         let thread = std::thread::Builder::new().name("log-sync".to_owned()).spawn({
             let shared = shared.clone();
-            move || shared.run(sink, flushed, &metrics)
+            move || {
+                let _ended = Ended(&shared);
+                let _noticed = shared.failure.on_panic("log-sync");
+                shared.run(sink, flushed, &metrics);
+            }
         })?;
         Ok(SyncThread {
             shared,
@@ -111,9 +117,15 @@ impl SyncThread {
         })
     }
 
-    /// Adds a job.
+    /// Adds a job. If the thread has panicked, the job fails at once.
     pub(super) fn push(&self, job: Job) {
-        self.shared.lock().jobs.push(job);
+        let mut queue = self.shared.lock();
+        if queue.ended {
+            drop(queue);
+            job.complete(self.check());
+            return;
+        }
+        queue.jobs.push(job);
         self.shared.wake.notify_one();
     }
 
@@ -131,6 +143,21 @@ impl SyncThread {
     /// Returns the error if this log has failed.
     pub(super) fn check(&self) -> io::Result<()> {
         self.shared.failure.check()
+    }
+}
+
+/// Ends the queue with the thread: no job waits for a thread that has panicked.
+struct Ended<'a>(&'a Shared);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.0.lock();
+        queue.ended = true;
+        let left = std::mem::take(&mut queue.jobs);
+        drop(queue);
+        for job in left {
+            job.complete(self.0.failure.check());
+        }
     }
 }
 
@@ -292,6 +319,33 @@ mod tests {
         for _ in 0..2 {
             assert!(thread.durably(vote).await.unwrap_err().to_string().contains("no space"));
         }
+    }
+
+    /// A sink that panics when it removes files.
+    struct Panics;
+
+    impl Sink for Panics {
+        fn write(&mut self, _jobs: &[Job]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn tidy(&mut self) -> io::Result<()> {
+            panic!("a bug")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_thread_ends_the_log() {
+        let thread = spawn(Panics);
+        thread.durably(vote).await.unwrap();
+        // Whether it comes before the panic or after it, it fails, and nobody waits for ever.
+        let error = thread.durably(vote).await.unwrap_err();
+        assert!(error.to_string().contains("log-sync panicked"), "{error}");
+        assert!(thread.check().is_err());
     }
 
     #[tokio::test]
