@@ -79,6 +79,7 @@ mod open;
 #[cfg(test)]
 mod read_tests;
 mod record;
+mod removal;
 mod shared;
 mod sync;
 mod tail;

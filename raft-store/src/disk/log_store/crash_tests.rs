@@ -194,7 +194,15 @@ impl<'a> Run<'a> {
         changes::note(&self.dir.join("log"), self.files.writer.number(), Change::Sync);
         let last = self.content().last();
         self.stage(self.contents.len() - 1, (self.content().vote, last));
-        self.files.tidy().unwrap();
+        let oldest = segments::numbers(&self.dir.join("log")).unwrap()[0];
+        let newest = self.files.writer.number();
+        let needed = self.files.shared.lock().index.first_segment().unwrap_or(newest);
+        // Removing a segment takes two changes.
+        let tidied = self.count() + 2 * usize::try_from(needed - oldest).unwrap();
+        self.files.tidy();
+        while self.count() < tidied {
+            std::thread::yield_now();
+        }
     }
 
     fn stage(&mut self, durable: usize, floor: (Option<Vote>, Option<LogId>)) {
@@ -263,10 +271,7 @@ fn run(dir: &Path) -> (Vec<(u64, Change)>, Vec<Content>, Vec<Stage>) {
     run.group(&[Job::Purge(log_id(4, 40)), run.append(4, 0)]);
     run.group(&[run.append(4, 12)]);
     run.group(&[Job::Vote(vote(7), oneshot::channel().0)]);
-    let (contents, stages) = (run.contents, run.stages);
-    // The purged files are removed by the time the files are closed.
-    drop(run.files);
-    (changes::take(&dir.join("log")), contents, stages)
+    (changes::take(&dir.join("log")), run.contents, run.stages)
 }
 
 /// The bytes of the file of this floor.

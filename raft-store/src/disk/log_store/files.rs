@@ -10,11 +10,12 @@ use agentpost_proto::peer::{SegmentEnd, SegmentStart, segment_start};
 use super::index::Point;
 use super::metrics::LogMetrics;
 use super::record::{encode, encode_entry, encode_point, size_of};
+use super::removal::Removal;
 use super::shared::{Shared, Where};
 use super::sync::{Job, Sink};
 use crate::disk::segments;
 use crate::disk::segments::format::Kind;
-use crate::disk::segments::write::{self, Writer};
+use crate::disk::segments::write::Writer;
 use crate::disk::types::{Entry, log_id_to_proto, vote_to_proto};
 
 /// A flush of the newest file, which tests make slow or let fail.
@@ -24,8 +25,7 @@ pub(super) type Flush = Box<dyn FnMut(&File) -> io::Result<()> + Send>;
 pub(super) struct LogFiles {
     pub(super) place: Where,
     pub(super) writer: Writer,
-    /// The oldest segment.
-    pub(super) oldest: u64,
+    pub(super) removal: Removal,
     /// What the log has come to with all jobs that were written.
     pub(super) said: segment_start::Log,
     /// What the index must learn when the buffer of the writer is in the file.
@@ -33,7 +33,7 @@ pub(super) struct LogFiles {
     pub(super) shared: Arc<Shared>,
     pub(super) metrics: Arc<LogMetrics>,
     pub(super) flush: Flush,
-    /// Whether a purge was written after which no file was removed yet.
+    /// Whether a purge was written after which nothing was handed to `removal` yet.
     pub(super) purged: bool,
 }
 
@@ -138,14 +138,6 @@ impl LogFiles {
         let next = bounds.index.next();
         bounds.tail.written(next);
     }
-
-    fn remove_before(&mut self, segment: u64) -> io::Result<()> {
-        if segment > self.oldest {
-            write::remove(&self.place.dir, self.oldest, segment)?;
-            self.oldest = segment;
-        }
-        Ok(())
-    }
 }
 
 impl Sink for LogFiles {
@@ -165,14 +157,11 @@ impl Sink for LogFiles {
     }
 
     /// Files are removed only now that the purge is durable, because their entries cannot come back.
-    fn tidy(&mut self) -> io::Result<()> {
-        if !self.purged {
-            return Ok(());
+    fn tidy(&mut self) {
+        if std::mem::take(&mut self.purged) {
+            let needed = self.shared.lock().index.first_segment();
+            self.removal.of_all_before(needed.unwrap_or(self.writer.number()));
         }
-        let needed = self.shared.lock().index.first_segment();
-        self.remove_before(needed.unwrap_or(self.writer.number()))?;
-        self.purged = false;
-        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ use super::files::{LogFiles, encode_start, lock_path};
 use super::index::{Index, Point};
 use super::metrics::LogMetrics;
 use super::record::{decode, decode_entry, decode_point};
+use super::removal::Removal;
 use super::shared::{Shared, Where};
 use super::tail::Tail;
 use crate::core::mutant::{self, Mutant};
@@ -22,7 +23,7 @@ use crate::disk::floor::FloorFile;
 use crate::disk::options::{LogStart, Options};
 use crate::disk::segments::format::{HEAD, Kind, Record};
 use crate::disk::segments::recover::{Found, recover};
-use crate::disk::segments::write::Writer;
+use crate::disk::segments::write::{self, Writer};
 use crate::disk::segments::{self, FIRST, NO_HASH, damaged};
 use crate::disk::types::{LogId, Vote, log_id_from_proto, log_id_to_proto, vote_from_proto};
 
@@ -67,8 +68,12 @@ pub(super) fn open(dir: &Path, floor: &FloorFile, options: &Options, damage: Dam
     };
     let shared = Arc::new(Shared::new(place(), damage, bounds, writer.number()));
     check_floor(&shared, floor.flushed()).map_err(|reason| OpenError::quarantine(dir, reason))?;
+    let oldest = oldest.first().copied().unwrap_or(writer.number());
+    let metrics = Arc::new(LogMetrics::new());
+    let purged = dir.to_owned();
+    let removal = Removal::spawn(oldest, metrics.failure(), move |range| write::remove(&purged, range));
     let files = LogFiles {
-        oldest: oldest.first().copied().unwrap_or(writer.number()),
+        removal: removal.map_err(OpenError::io(dir))?,
         place: place(),
         writer,
         said,
@@ -76,7 +81,7 @@ pub(super) fn open(dir: &Path, floor: &FloorFile, options: &Options, damage: Dam
         // A crash may have prevented the removal of files.
         purged: true,
         shared: shared.clone(),
-        metrics: Arc::new(LogMetrics::new()),
+        metrics,
         flush: Box::new(|file| match mutant::on(Mutant::NoFsync) {
             true => Ok(()),
             false => file.sync_data(),

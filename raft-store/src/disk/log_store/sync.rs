@@ -66,8 +66,8 @@ pub(super) trait Sink: Send + 'static {
     /// Makes durable what was written.
     fn sync(&mut self) -> io::Result<()>;
 
-    /// Removes what the log does not need any more. Called after the jobs were completed.
-    fn tidy(&mut self) -> io::Result<()>;
+    /// Lets what the log does not need any more be removed. Called after the jobs were completed; must not block.
+    fn tidy(&mut self);
 }
 
 /// A handle of the thread. Dropping it waits until the queue is empty.
@@ -194,10 +194,8 @@ impl Shared {
             if let Some(mark) = durable {
                 flushed(mark);
             }
-            if self.failure.check().is_ok()
-                && let Err(error) = sink.tidy()
-            {
-                tracing::warn!(%error, "removing purged files of the log failed; the next purge tries again");
+            if self.failure.check().is_ok() {
+                sink.tidy();
             }
         }
     }
@@ -235,9 +233,7 @@ mod tests {
             (self.0)()
         }
 
-        fn tidy(&mut self) -> io::Result<()> {
-            Ok(())
-        }
+        fn tidy(&mut self) {}
     }
 
     /// A sink that cannot write.
@@ -252,7 +248,7 @@ mod tests {
             panic!("not after a failed write")
         }
 
-        fn tidy(&mut self) -> io::Result<()> {
+        fn tidy(&mut self) {
             panic!("not after a failed write")
         }
     }
@@ -333,7 +329,7 @@ mod tests {
             Ok(())
         }
 
-        fn tidy(&mut self) -> io::Result<()> {
+        fn tidy(&mut self) {
             panic!("a bug")
         }
     }

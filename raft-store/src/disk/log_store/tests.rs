@@ -13,8 +13,9 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::files::Flush;
+use super::removal::Removal;
 use super::*;
-use crate::disk::damage::Damage;
+use crate::disk::damage::{Damage, Failure};
 use crate::disk::floor::FloorFile;
 use crate::disk::testing::{self, append, blank, crash_copy, ids, log_id, membership, normal, options, start_append};
 use crate::disk::types::LeaderId;
@@ -363,20 +364,50 @@ async fn a_purge_removes_whole_files_but_not_the_entry_behind_it() {
     let mut last = before;
     for upto in [3, 30, 60, 98] {
         log.purge(log_id(1, upto)).await.unwrap();
-        // Jobs are done in order, so the files are gone when the next group is durable.
-        log.save_vote(&vote(upto)).await.unwrap();
-        log.save_vote(&vote(upto + 1)).await.unwrap();
         assert_eq!(log.purge_point().get(), Some(log_id(1, upto)));
-        assert!(files() <= last);
-        last = files();
         for _restart in 0..2 {
             let kept: Vec<_> = (upto + 1..100).map(|i| log_id(1, i)).collect();
             assert_eq!(ids(&mut log).await, kept);
+            // Closing the log waits for the removal of files.
             drop(log);
+            assert!(files() <= last);
+            last = files();
             log = try_open(dir.path(), &small()).unwrap();
         }
     }
     assert!(last <= 2 && before > 6, "{before} files before, {last} after");
+}
+
+/// The removal of files hangs, and a vote is durable nevertheless.
+#[tokio::test]
+async fn the_removal_of_files_delays_no_flush() {
+    let dir = TempDir::new().unwrap();
+    several_files(dir.path()).await;
+    let log = dir.path().join("log");
+    let mut files = open::open(&log, &floor(dir.path()).unwrap(), &small(), Damage::default())
+        .unwrap()
+        .files;
+    let (asked, asks) = mpsc::sync_channel(1);
+    let (release, gate) = mpsc::sync_channel(1);
+    let gate = Mutex::new(gate);
+    files.removal = Removal::spawn(1, Failure::default(), move |range| {
+        asked.send(range).unwrap();
+        gate.lock().recv().map_err(io::Error::other)
+    })
+    .unwrap();
+    let sync = SyncThread::spawn(files, |_| (), Failure::default(), Arc::new(LogMetrics::new())).unwrap();
+    sync.push(Job::Purge(log_id(1, 50)));
+    let first = sync.durably(|done| Job::Vote(vote(1), done));
+    first.await.unwrap();
+    let removed = asks.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert!(removed.start == 1 && removed.end > 2, "{removed:?}");
+    let second = sync.durably(|done| Job::Vote(vote(2), done));
+    tokio::time::timeout(Duration::from_secs(60), second)
+        .await
+        .unwrap()
+        .unwrap();
+    release.send(()).unwrap();
+    drop(release);
 }
 
 /// openraft's thread waits for a purge, so the purge must not wait for the disk.

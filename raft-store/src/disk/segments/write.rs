@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::file::{self, SegmentFile};
@@ -199,9 +200,9 @@ impl Writer {
     }
 }
 
-/// Removes the segments `from..to`, oldest first, and each durably before the next, so that a crash leaves no gap.
-pub(crate) fn remove(dir: &Path, from: u64, to: u64) -> io::Result<()> {
-    for number in from..to {
+/// Removes segments, oldest first, and each durably before the next, so that a crash leaves no gap.
+pub(crate) fn remove(dir: &Path, numbers: Range<u64>) -> io::Result<()> {
+    for number in numbers {
         file::remove(dir, number)?;
         file::sync_dir(dir)?;
     }
