@@ -9,8 +9,9 @@ use futures::StreamExt;
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 use tempfile::TempDir;
 
-use super::APPEND_BYTES_MAX;
-use super::tests::{open, segments, several_files, small, try_open};
+use super::tests::{floor, open, segments, several_files, small, try_open, vote};
+use super::{APPEND_BYTES_MAX, LogStore};
+use crate::disk::damage::{Damage, quarantined};
 use crate::disk::testing::{append, log_id, normal};
 
 /// Two reads of files hang; the only thread of the runtime still runs another task.
@@ -88,4 +89,49 @@ async fn replication_reads_at_most_a_payload_and_at_least_an_entry() {
         reader.limited_get_log_entries(0, 4).await.unwrap().is_empty(),
         "no entries beyond the range"
     );
+}
+
+/// Replication reads the newest entries from the files while appends fill one segment after another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_follow_the_writer_through_its_segments() {
+    let dir = TempDir::new().unwrap();
+    let mut log = try_open(dir.path(), &small()).unwrap();
+    append(&mut log, vec![normal(1, 0, 500)]).await.unwrap();
+    let mut reader = log.get_log_reader().await;
+    let (upto, mut written) = tokio::sync::watch::channel(1);
+    let reading = tokio::spawn(async move {
+        let mut read = 0;
+        while read < 300 {
+            let next = *written.wait_for(|written| *written > read).await.unwrap();
+            let entries = reader.limited_get_log_entries(read, next).await.unwrap();
+            assert_eq!(entries.first().unwrap().log_id, log_id(1, read));
+            read = entries.last().unwrap().log_id.index + 1;
+        }
+    });
+    for i in 1..300 {
+        append(&mut log, vec![normal(1, i, 500)]).await.unwrap();
+        upto.send(i + 1).unwrap();
+    }
+    reading.await.unwrap();
+    assert!(segments(dir.path()).len() > 10);
+}
+
+#[tokio::test]
+async fn the_scrubber_reports_a_segment_that_is_gone_and_none_that_was_purged() {
+    let dir = TempDir::new().unwrap();
+    several_files(dir.path()).await;
+    let damage = Damage::new(dir.path(), dir.path().join("REPAIR"));
+    let floor = floor(dir.path()).unwrap();
+    let mut log = LogStore::open(&dir.path().join("log"), floor, &small(), damage).unwrap();
+    let files = segments(dir.path());
+    log.purge(log_id(1, 30)).await.unwrap();
+    log.save_vote(&vote(1)).await.unwrap();
+    // As the removal of purged files does, some time.
+    drop(fs::remove_file(&files[0]));
+    log.scrub().run(|_| true).unwrap();
+    assert_eq!(quarantined(dir.path()).unwrap(), None);
+    fs::remove_file(&files[files.len() - 2]).unwrap();
+    log.scrub().run(|_| true).unwrap();
+    let reason = quarantined(dir.path()).unwrap().unwrap();
+    assert!(reason.contains(&format!("segment {}", files.len() - 1)), "{reason}");
 }

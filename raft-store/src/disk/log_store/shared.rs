@@ -168,24 +168,23 @@ impl Shared {
         }
     }
 
-    /// Reads all complete segments again. `on` is called with the length of each record, and ends the reading if it
-    /// returns `false`. Damage is reported.
+    /// Reads all complete segments again that the log needs. `on` is called with the length of each record, and ends the
+    /// reading if it returns `false`. Damage is reported.
     pub(super) fn verify(&self, mut on: impl FnMut(usize) -> bool) -> io::Result<()> {
         let newest = self.newest.load(Ordering::Relaxed);
-        for number in crate::disk::segments::numbers(&self.dir)? {
+        for number in self.first_segment().unwrap_or(newest)..newest {
             let mut more = true;
-            if number >= newest {
-                break;
-            }
             match recover::verify(&self.dir, number, |bytes| {
                 more = on(bytes);
                 more
             }) {
                 Ok(()) => {}
                 // It was purged meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    self.damage.log(&error.to_string());
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound
+                        && self.first_segment().is_none_or(|first| first > number) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::NotFound) => {
+                    self.damage.log(&format!("segment {number}: {error}"));
                     return Ok(());
                 }
                 Err(error) => return Err(error),
@@ -195,6 +194,11 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// The segment of the first entry, or `None` if no entry is in a file.
+    fn first_segment(&self) -> Option<u64> {
+        self.lock().index.first_segment()
     }
 }
 
