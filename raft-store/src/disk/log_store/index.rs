@@ -28,7 +28,8 @@ pub(super) struct Index {
     next: u64,
     /// Whether the next entry needs a point, because it does not follow the last one in the file.
     cut: bool,
-    /// The end of the last entry: its segment, and the offset behind it.
+    /// The end of the last entry: its segment, and the offset behind it. If a start found that entry in a complete segment,
+    /// it is the last point there, which lies before the end by less than [`STRIDE`] or by one entry.
     end: (u64, u32),
 }
 
