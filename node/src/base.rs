@@ -1,5 +1,5 @@
 //! The lowest layer, which every other layer may use: clock, configuration, secrets, the data directory, metrics, the
-//! threads of Raft, and the watch over tasks.
+//! threads of Raft, the watch over tasks, and log lines that repeat.
 
 pub mod clock;
 pub mod config;
@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod networks;
 pub mod owner;
 pub mod raft_threads;
+pub mod repeats;
 pub mod secrets;
 pub mod space;
 pub mod task_watch;

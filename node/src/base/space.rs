@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::base::config::{Config, Storage};
 use crate::base::metrics::{Metrics, gauge};
+use crate::base::repeats::Repeats;
 
 /// How often the free space is measured.
 const LOOK: Duration = Duration::from_secs(1);
@@ -146,6 +147,7 @@ struct Shared {
     /// Whether this process wrote a whole ballast. A compressing file system reports fewer blocks than its length, so
     /// without this flag the ballast would be written again every second.
     whole: AtomicBool,
+    failures: Repeats<&'static str>,
 }
 
 impl Space {
@@ -171,6 +173,7 @@ impl Space {
             refusing: AtomicBool::new(false),
             reason: Mutex::default(),
             whole: AtomicBool::new(false),
+            failures: Repeats::default(),
         };
         let space = Space {
             shared: Arc::new(shared),
@@ -224,7 +227,10 @@ impl Shared {
         let room = match self.room() {
             Ok(room) => room,
             Err(error) => {
-                return tracing::warn!(%error, dir = %self.dir.display(), "statvfs failed; the last measurement stays in force; check the file system");
+                if let Some(left_out) = self.failures.due("measure") {
+                    tracing::warn!(%error, left_out, dir = %self.dir.display(), "statvfs failed; the last measurement stays in force; check the file system");
+                }
+                return;
             }
         };
         self.free.store(room.free, Ordering::Relaxed);
@@ -239,7 +245,9 @@ impl Shared {
             Moment::Later if self.rule.makes_ballast(room, refused) => match self.make_ballast() {
                 Ok(()) => self.whole.store(true, Ordering::Relaxed),
                 Err(error) => {
-                    tracing::warn!(%error, "the ballast could not be written; trying again in a second; check the file system")
+                    if let Some(left_out) = self.failures.due("ballast") {
+                        tracing::warn!(%error, left_out, "the ballast could not be written; trying again in a second; check the file system");
+                    }
                 }
             },
             _ => {}

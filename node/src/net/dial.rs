@@ -6,8 +6,8 @@
 //! HTTP/2 keep-alive pings run on every connection.
 
 use std::collections::HashMap;
+use std::mem::Discriminant;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 
 use super::handshake::{self, HandshakeError, Identity};
+use crate::base::repeats::Repeats;
 
 /// Upper bound on the bytes of a message on the peer port: an append payload whose last entry has the maximal size, and
 /// some reserve.
@@ -49,6 +50,9 @@ pub enum Purpose {
     Forward,
 }
 
+/// The attempts that failed, by node and kind of error.
+type Failures = Arc<Repeats<(u64, Discriminant<HandshakeError>)>>;
+
 /// Open connections, by node, address and purpose.
 type Channels = HashMap<(u64, String, Purpose), Channel>;
 
@@ -57,6 +61,7 @@ type Channels = HashMap<(u64, String, Purpose), Channel>;
 pub struct Dialer {
     identity: Arc<Identity>,
     channels: Arc<Mutex<Channels>>,
+    failures: Failures,
     /// The runtime of all connections.
     threads: Handle,
 }
@@ -67,6 +72,7 @@ impl Dialer {
         Dialer {
             identity: Arc::new(identity),
             channels: Arc::default(),
+            failures: Arc::default(),
             threads,
         }
     }
@@ -83,7 +89,7 @@ impl Dialer {
                     target,
                     address: address.to_owned(),
                     purpose,
-                    failing: Arc::default(),
+                    failures: Arc::clone(&self.failures),
                 };
                 Endpoint::from_static("http://peer")
                     .http2_keep_alive_interval(KEEPALIVE)
@@ -119,22 +125,19 @@ struct Connector {
     target: u64,
     address: String,
     purpose: Purpose,
-    /// Whether the last attempt failed. Only the first failure in a row is logged.
-    failing: Arc<AtomicBool>,
+    failures: Failures,
 }
 
 impl Connector {
     fn report(&self) -> impl FnOnce(&Result<TokioIo<TcpStream>, HandshakeError>) + use<> {
-        let (node, purpose, failing) = (self.target, self.purpose, Arc::clone(&self.failing));
+        let (node, purpose, failures) = (self.target, self.purpose, Arc::clone(&self.failures));
         move |connected| match connected {
-            Ok(_) => {
-                failing.store(false, Ordering::Relaxed);
-                tracing::debug!(node, ?purpose, "connected");
+            Ok(_) => tracing::debug!(node, ?purpose, "connected"),
+            Err(error) => {
+                if let Some(left_out) = failures.due((node, std::mem::discriminant(error))) {
+                    tracing::warn!(node, ?purpose, %error, left_out, "connecting to node failed; retrying; check that it runs and that its peer port is reachable");
+                }
             }
-            Err(error) if !failing.swap(true, Ordering::Relaxed) => {
-                tracing::warn!(node, ?purpose, %error, "connecting to node failed; retrying; check that it runs and that its peer port is reachable");
-            }
-            Err(_) => {}
         }
     }
 }

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::base::clock::IdSource;
 use crate::base::config::Config;
+use crate::base::repeats::Repeats;
 use crate::base::secrets::{self, NewKey, Secrets};
 use crate::net::dial::{Dialer, Purpose};
 use crate::net::shard_id::SHARD;
@@ -54,8 +55,15 @@ impl Bootstrap {
             return;
         };
         let working = async {
+            let failures = Repeats::default();
             while let Err(error) = self.attempt(&file).await {
-                tracing::warn!(error = format!("{error:#}"), "bootstrap attempt failed; retrying");
+                if let Some(left_out) = failures.due(()) {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        left_out,
+                        "a bootstrap attempt failed; retrying; the error says why"
+                    );
+                }
                 sleep(RETRY).await;
             }
         };

@@ -30,6 +30,8 @@
 //! So of an endless row of refused sends, one reaches the log.
 
 use std::collections::HashMap;
+use std::mem::Discriminant;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use agentpost_proto::command::{Command, Operation, Reply, Send, SendReply, operation, reply, send_outcome};
@@ -46,6 +48,7 @@ use super::local_state::LocalState;
 use super::read_pool::{ReadRefused, Share};
 use super::reader::{NotReady, Reader};
 use crate::base::metrics::Metrics;
+use crate::base::repeats::Repeats;
 
 /// How long a team is watched after a refusal.
 const WATCHED_FOR: Duration = Duration::from_secs(60);
@@ -173,7 +176,14 @@ enum Unjudged {
 
 /// The operation is proposed. If the state cannot be read, `apply` decides whether that ends the node.
 fn unjudged(error: &Unjudged) -> bool {
-    tracing::warn!(%error, "an operation was not judged before it is proposed; check the disk, or the load of reads");
+    static FAILURES: LazyLock<Repeats<Discriminant<Unjudged>>> = LazyLock::new(Repeats::default);
+    if let Some(left_out) = FAILURES.due(std::mem::discriminant(error)) {
+        tracing::warn!(
+            %error,
+            left_out,
+            "an operation was not judged before it is proposed; check the disk, or the load of reads"
+        );
+    }
     false
 }
 

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::cluster_time::{ClusterTime, Epoch};
 use super::proposer::Proposer;
 use super::{Ended, Lead, Leader, Raft};
+use crate::base::repeats::Repeats;
 use crate::base::task_watch::TaskWatch;
 
 /// Pause between two attempts to begin an epoch.
@@ -123,6 +124,7 @@ impl Leadership {
     async fn begin_epoch(&self, term: u64) {
         let node = *self.raft.node_id();
         let operation = Bytes::from(Operation::internal(BeginEpoch { node, term }).encode_to_vec());
+        let failures = Repeats::default();
         loop {
             match self.proposer.propose_here(operation.clone()).await {
                 Ok(answer) if matches!(answer.reply, Some(reply::Reply::Done(_))) => {
@@ -139,7 +141,11 @@ impl Leadership {
                             return;
                         }
                         Ok(_) => {}
-                        Err(error) => tracing::error!(%error, "reading the epoch failed; trying again; check the disk"),
+                        Err(error) => {
+                            if let Some(left_out) = failures.due("read") {
+                                tracing::error!(%error, left_out, "reading the epoch failed; trying again; check the disk");
+                            }
+                        }
                     }
                 }
                 // Another term has begun, so this tenure is about to end.
@@ -147,7 +153,11 @@ impl Leadership {
                     ?answer,
                     "the epoch was refused, because another term has begun; this tenure ends"
                 ),
-                Err(error) => tracing::info!(%error, "beginning the epoch failed; trying again"),
+                Err(error) => {
+                    if let Some(left_out) = failures.due("begin") {
+                        tracing::info!(%error, left_out, "beginning the epoch failed; trying again");
+                    }
+                }
             }
             tokio::time::sleep(RETRY).await;
         }

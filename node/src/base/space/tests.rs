@@ -161,6 +161,7 @@ fn a_start_with_less_than_the_ballast_free_gives_it_up() {
         refusing: AtomicBool::new(false),
         reason: Mutex::default(),
         whole: AtomicBool::new(false),
+        failures: Repeats::default(),
     };
     shared.look(Moment::Later);
     assert!(path.exists());

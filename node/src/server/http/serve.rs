@@ -18,6 +18,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::base::repeats::Repeats;
+
 /// Upper bound on the open connections of a node. Further ones wait to be accepted.
 const CONNECTIONS_MAX: usize = 10_000;
 /// Upper bound on the headers of a request. A request with more is answered with 431.
@@ -81,6 +83,7 @@ impl Routes {
 /// Every connection runs in `tasks`.
 pub async fn serve(listener: TcpListener, routes: Arc<Routes>, shutdown: CancellationToken, tasks: TaskTracker) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let not_accepted = Repeats::default();
     loop {
         let accepted = async {
             // Cannot fail: the semaphore is never closed.
@@ -94,7 +97,9 @@ pub async fn serve(listener: TcpListener, routes: Arc<Routes>, shutdown: Cancell
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "accepting a client connection failed; trying again; raise the limit of open files if there are too many");
+                if let Some(left_out) = not_accepted.due(()) {
+                    tracing::warn!(%error, left_out, "accepting a client connection failed; trying again; raise the limit of open files if there are too many");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }

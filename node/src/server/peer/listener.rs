@@ -16,6 +16,7 @@ use tonic::transport::server::Connected;
 
 use super::admission::Admission;
 use crate::base::metrics::Metrics;
+use crate::base::repeats::Repeats;
 use crate::base::task_watch::TaskWatch;
 use crate::net::handshake::{self, Identity};
 use crate::shard::leader_loss::ClosedConnections;
@@ -54,6 +55,7 @@ pub fn listen(
     let (accepted, incoming) = mpsc::channel(16);
     let shared = Arc::new((identity, admission));
     let slots = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let (refused, not_accepted) = (Arc::new(Repeats::default()), Repeats::default());
     let stop = shutdown.clone();
     let accepting = async move {
         loop {
@@ -65,13 +67,15 @@ pub fn listen(
                 Ok(connection) => connection,
                 Err(error) => {
                     // The cause is most likely a lack of file descriptors; without a pause the loop would spin.
-                    tracing::warn!(%error, "accepting a peer connection failed; trying again; raise the limit of open files if there are too many");
+                    if let Some(left_out) = not_accepted.due(()) {
+                        tracing::warn!(%error, left_out, "accepting a peer connection failed; trying again; raise the limit of open files if there are too many");
+                    }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
             let (shared, accepted, metrics) = (Arc::clone(&shared), accepted.clone(), metrics.clone());
-            let hints = hints.clone();
+            let (hints, refused) = (hints.clone(), Arc::clone(&refused));
             tokio::spawn(async move {
                 let _slot = slot;
                 let shaken = async {
@@ -93,7 +97,9 @@ pub fn listen(
                     }
                     Err(error) => {
                         metrics.handshakes_refused.inc();
-                        tracing::warn!(%address, %error, "a peer connection was refused; the error says why");
+                        if let Some(left_out) = refused.due((address.ip(), std::mem::discriminant(&error))) {
+                            tracing::warn!(%address, %error, left_out, "a peer connection was refused; the error says why");
+                        }
                     }
                 }
             });

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::net::TcpStream;
 
 use crate::common::eventually;
-use crate::common::web::{Call, mail};
+use crate::common::web::{Call, mail, metrics};
 
 const AGENTPOSTD: &str = env!("CARGO_BIN_EXE_agentpostd");
 
@@ -168,6 +168,11 @@ impl Drop for Ended {
     }
 }
 
+fn write_private(file: &Path, text: &str) {
+    std::fs::write(file, text).unwrap();
+    std::fs::set_permissions(file, Permissions::from_mode(0o600)).unwrap();
+}
+
 /// The files and ports of a cluster of two processes.
 struct Pair {
     dir: tempfile::TempDir,
@@ -184,9 +189,7 @@ impl Pair {
             ("secret", "5".repeat(32)),
             ("admin.key", format!("ap_{}", "5".repeat(32))),
         ] {
-            let file = pair.dir.path().join(name);
-            std::fs::write(&file, text).unwrap();
-            std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+            write_private(&pair.dir.path().join(name), &text);
         }
         pair
     }
@@ -222,11 +225,15 @@ impl Pair {
     }
 
     fn start(&self, id: usize) -> Ended {
+        Ended(self.command(id).spawn().unwrap())
+    }
+
+    fn command(&self, id: usize) -> Command {
         let file = self.dir.path().join(format!("{id}.toml"));
         std::fs::write(&file, self.config(id)).unwrap();
         let mut command = Command::new(AGENTPOSTD);
         command.args(["start", "--config"]).arg(file).stdout(Stdio::null());
-        Ended(command.spawn().unwrap())
+        command
     }
 }
 
@@ -263,5 +270,46 @@ async fn a_node_that_is_stopped_while_it_starts_exits_with_0() {
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
         let status = node.0.wait().unwrap();
         assert_eq!(status.code(), Some(0), "start {start}: {status}");
+    }
+}
+
+/// Two nodes with different secrets call each other many times a second, until somebody looks.
+#[tokio::test]
+async fn a_node_with_another_secret_does_not_fill_the_logs() {
+    let pair = Pair::new();
+    let stranger = pair.dir.path().join("another");
+    write_private(&stranger, &"6".repeat(32));
+    let log = |id: usize| pair.dir.path().join(format!("{id}.log"));
+    let start = |id: usize| {
+        let mut command = pair.command(id);
+        if id == 2 {
+            command.env("AGENTPOST_CLUSTER__SECRET_FILE", &stranger);
+        }
+        let log = std::fs::File::create(log(id)).unwrap();
+        Ended(command.stderr(log).spawn().unwrap())
+    };
+    let _nodes = [start(1), start(2)];
+    for id in [1, 2] {
+        let open = async || TcpStream::connect(pair.url(id).strip_prefix("http://")?).await.ok();
+        eventually("an open port", open).await;
+    }
+    eventually("a hundred refused connections", async || {
+        // Node 1 asks node 2 for its vote again and again.
+        let text = metrics(&pair.url(2)).await;
+        let refused = text
+            .lines()
+            .find_map(|line| line.strip_prefix("agentpost_handshakes_refused_total "))?;
+        (refused.parse::<u64>().unwrap() >= 100).then_some(())
+    })
+    .await;
+    for id in [1, 2] {
+        let said = std::fs::read_to_string(log(id)).unwrap();
+        let about = |what: &str| said.lines().filter(|line| line.contains(what)).count();
+        let (refused, failed) = (
+            about("a peer connection was refused"),
+            about("connecting to node failed"),
+        );
+        assert!(refused + failed > 0, "{said}");
+        assert!(refused + failed <= 12, "{refused} and {failed} lines:\n{said}");
     }
 }
