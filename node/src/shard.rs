@@ -2,8 +2,8 @@
 //!
 //! Code above this room reaches the group through the three handles of [`replica`]: [`proposer`] changes the state,
 //! [`reader`] reads it, [`wakeups`] announces changes. A node hosts one group today and may host many later, so only
-//! this room and `net/` name a shard. [`leadership`] runs the workers of a leader, [`keeper`] and [`retention`] bound the
-//! log and the time of a restart, [`leader_loss`] begins an election when the leader's process has ended, [`this_node`]
+//! this room and `net/` name a shard. [`leadership`] runs the workers of a leader, [`keeper`], [`retention`] and
+//! `leftovers` bound the disk and the time of a restart, [`leader_loss`] begins an election when the leader's process has ended, [`this_node`]
 //! reports this node's status and hands leadership over, [`drain`] tracks the work that a hand-over waits for, [`members`]
 //! changes the membership, [`timekeeper`] reads the voters' clocks for [`wall_time`], [`cluster_time`] measures ages,
 //! [`budget`] bounds the operations under way and [`append_gate`] what is handed to Raft at a time, `edge` answers what
@@ -20,6 +20,7 @@ mod edge;
 pub mod keeper;
 pub mod leader_loss;
 pub mod leadership;
+mod leftovers;
 pub mod local_state;
 
 pub mod members;

@@ -232,6 +232,7 @@ impl Group {
         Keeper {
             raft: self.raft.clone(),
             state: disk.state.clone(),
+            snapshots: Arc::clone(&disk.snapshots),
             log: Arc::clone(&disk.log),
             policy,
             retention: Retention {

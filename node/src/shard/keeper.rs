@@ -10,11 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_raft_store::disk::log_store::LogMetrics;
+use agentpost_raft_store::disk::snapshot::Snapshots;
 use agentpost_raft_store::disk::state::StateHandle;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::leftovers::Leftovers;
 use super::retention::{LogState, Retention};
 use super::{Ended, Raft};
 use crate::base::clock::IdSource;
@@ -39,6 +41,7 @@ pub struct Policy {
 pub struct Keeper {
     pub raft: Raft,
     pub state: StateHandle,
+    pub snapshots: Arc<Snapshots>,
     pub log: Arc<LogMetrics>,
     /// When a snapshot is due.
     pub policy: Policy,
@@ -58,11 +61,13 @@ impl Keeper {
         let mut snapped = Instant::now();
         let mut snapped_bytes = self.log.bytes();
         let mut interval = self.jittered_interval();
+        let mut leftovers = Leftovers::new(Instant::now());
         loop {
             let pause = Duration::from_millis(self.ids.jitter_ms(LOOK_MS.0, LOOK_MS.1));
             if self.purge_for(pause).await.is_err() {
                 return tracing::debug!("Raft has ended; nothing is purged any more");
             }
+            self.remove(&mut leftovers).await;
             if flushed.elapsed() >= FLUSH_PERIOD {
                 self.flush().await;
                 flushed = Instant::now();
@@ -112,6 +117,23 @@ impl Keeper {
         }
         let matched = |node: u64| (*replication?.get(&node)?).map(|id| id.index);
         self.retention.purge_upto(log, Instant::now(), matched)
+    }
+
+    /// Removes the files of a snapshot whose transfer broke off, if no transfer is likely to go on with them.
+    async fn remove(&self, leftovers: &mut Leftovers) {
+        let is_full = self.retention.space.refusal().is_some();
+        if !leftovers.are_due(self.snapshots.files_kept(), is_full, Instant::now()) {
+            return;
+        }
+        let snapshots = self.snapshots.clone();
+        match tokio::task::spawn_blocking(move || snapshots.forget_kept()).await {
+            Ok(Ok(())) => tracing::info!(
+                is_full,
+                "the files of a snapshot whose transfer broke off were removed; the next transfer sends all of them"
+            ),
+            Ok(Err(error)) => tracing::warn!(%error, "removing received files failed; the next start removes them"),
+            Err(error) => tracing::error!(%error, "removing received files panicked; please report this"),
+        }
     }
 
     /// The configured time plus a random part of up to a fifth.

@@ -49,8 +49,7 @@
 //! one bad block can damage both, and the checksums are compared before. A damaged snapshot is removed at the next
 //! start, and openraft takes another.
 //!
-//! **Limits.** Files that the receiver has in its own state are sent again. The files of a transfer that broke off stay
-//! until the next transfer or the next start.
+//! **Limits.** Files that the receiver has in its own state are sent again.
 
 pub(crate) mod install;
 mod kept;
@@ -220,6 +219,7 @@ fn name_of(meta: &peer::SnapshotMeta) -> String {
 pub struct Snapshots {
     dir: PathBuf,
     incoming: PathBuf,
+    kept: Kept,
     receptions: AtomicU64,
     purge_point: PurgePoint,
     states: Arc<States>,
@@ -261,6 +261,7 @@ impl Snapshots {
         }
         Ok(Snapshots {
             dir,
+            kept: Kept::new(incoming.join("kept")),
             incoming,
             receptions: AtomicU64::new(0),
             purge_point,
@@ -276,7 +277,7 @@ impl Snapshots {
 
     /// The numbers of the files of a snapshot that this node has whole, from a transfer that broke off.
     pub fn held(&self, meta: &peer::SnapshotMeta) -> Vec<u32> {
-        self.kept_files().held(meta)
+        self.kept.held(meta)
     }
 
     /// Begins to receive a snapshot from another node, in a new directory. The sender leaves out the files `held`, which
@@ -284,11 +285,17 @@ impl Snapshots {
     pub fn receive(&self, meta: peer::SnapshotMeta, held: &[u32]) -> io::Result<Receiver> {
         let number = self.receptions.fetch_add(1, Ordering::Relaxed);
         let dir = self.incoming.join(number.to_string());
-        Receiver::begin(&dir, meta, held, self.kept_files(), self.states.clone())
+        Receiver::begin(&dir, meta, held, self.kept.clone(), self.states.clone())
     }
 
-    fn kept_files(&self) -> Kept {
-        Kept::new(self.incoming.join("kept"))
+    /// How many files of transfers that broke off were kept since the start, whether they are here still or not.
+    pub fn files_kept(&self) -> u64 {
+        self.kept.count()
+    }
+
+    /// Removes what is kept of a transfer that broke off. Blocks.
+    pub fn forget_kept(&self) -> io::Result<()> {
+        self.kept.clear()
     }
 
     /// The newest snapshot, if this node's log continues it.

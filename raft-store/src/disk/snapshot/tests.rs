@@ -271,6 +271,22 @@ async fn a_transfer_that_broke_off_goes_on_with_the_files_that_are_missing() {
 }
 
 #[tokio::test]
+async fn the_files_of_a_transfer_that_broke_off_can_be_removed() {
+    let dir = TempDir::new().unwrap();
+    let there = dir.path().join("other");
+    let mut leader = node(&dir.path().join("leader"), "a", 5).await;
+    let other = open(&there);
+    let built = build(&mut leader).await;
+    assert_eq!(other.snapshots.files_kept(), 0);
+    send_some(&built, &other, 1).await;
+    assert_eq!(other.snapshots.files_kept(), 1);
+    assert_eq!(other.snapshots.held(built.meta()).len(), 1);
+    other.snapshots.forget_kept().unwrap();
+    assert!(other.snapshots.held(built.meta()).is_empty());
+    assert!(names(&there, "incoming").is_empty());
+}
+
+#[tokio::test]
 async fn a_build_that_was_cut_off_leaves_the_last_snapshot() {
     let dir = TempDir::new().unwrap();
     let (live, copy) = (dir.path().join("live"), dir.path().join("copy"));

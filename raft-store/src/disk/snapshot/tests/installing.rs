@@ -46,6 +46,7 @@ async fn other_handle(dir: &Path, stores: &mut Stores) -> Snapshots {
     Snapshots {
         dir: dir.join("shards/0/snapshots"),
         incoming: dir.join("shards/0/incoming"),
+        kept: stores.snapshots.kept.clone(),
         receptions: AtomicU64::new(0),
         purge_point: stores.log.purge_point(),
         states: stores.snapshots.states.clone(),
