@@ -74,6 +74,7 @@ use crate::shard::leadership::Leadership;
 use crate::shard::quorum::Quorum;
 use crate::shard::this_node::DRAIN_DEADLINE;
 use crate::shard::timekeeper::Timekeeper;
+use crate::webhooks::caller::Caller;
 use crate::webhooks::calls::{CallParts, Calls};
 use crate::webhooks::egress::Egress;
 use crate::webhooks::handles::WebhookHandles;
@@ -261,9 +262,9 @@ async fn start_behind(
         background: port.background.clone(),
         ..Ends::default()
     };
-    parts.serve_peers(peer.into_std()?, identity, &cluster, &ends)?;
     let calls = parts.start_calls(&ends);
-    let leading = parts.leadership(&calls).run(ends.workers.clone());
+    parts.serve_peers(peer.into_std()?, identity, &cluster, &calls, &ends)?;
+    let leading = parts.leadership(&calls, &cluster.dialer).run(ends.workers.clone());
     let leading = tokio::spawn(ends.watch.may_end("leadership", leading));
     parts.start_background(&cluster.dialer, &ends);
     port.serve(parts.routes(&services, &cluster, &lifetime));
@@ -286,6 +287,7 @@ impl Parts {
         listener: std::net::TcpListener,
         identity: Identity,
         cluster: &ClusterHandle,
+        calls: &Calls,
         ends: &Ends,
     ) -> std::io::Result<()> {
         let _threads = self.threads.enter();
@@ -315,6 +317,7 @@ impl Parts {
             proposer: group.replica.proposer.clone(),
             cluster: cluster.clone(),
             leader_loss,
+            caller: Caller::new(ground.config.node.id, calls.clone(), Arc::clone(&ground.secrets)),
             snapshots: Arc::clone(&self.disk.snapshots),
             lives: self.disk.lives.clone(),
             admission,
@@ -349,7 +352,7 @@ impl Parts {
     }
 
     /// Starts the tasks that run while this node leads.
-    fn leadership(&self, calls: &Calls) -> Leadership {
+    fn leadership(&self, calls: &Calls, dialer: &Dialer) -> Leadership {
         let (ground, group, state) = (&self.ground, &self.group, &self.disk.state);
         let proposer = &group.replica.proposer;
         let leader = LeaderHandles {
@@ -374,6 +377,8 @@ impl Parts {
             leader,
             calls: calls.clone(),
             secrets: Arc::clone(&ground.secrets),
+            this_node: group.this_node.clone(),
+            dialer: dialer.clone(),
         }));
         Leadership {
             raft: group.raft.clone(),

@@ -6,10 +6,11 @@
 
 use std::error::Error as StdError;
 use std::io;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use agentpost_proto::command::AttemptResult;
 use agentpost_proto::id::{DeliveryId, InvalidId, SubscriptionId, TeamId};
+use agentpost_proto::peer::HandedCall;
 use agentpost_proto::time::rfc3339;
 use agentpost_proto::{limits, record};
 use agentpost_raft_store::core::kv::Fatal;
@@ -21,6 +22,7 @@ use reqwest::Response;
 use super::egress::{CannotCall, Egress};
 use super::resolver::Refused;
 use super::signature;
+use crate::base::secrets::Secrets;
 use crate::shard::wall_time::WallTime;
 use crate::wire::json::Writer;
 use crate::wire::message;
@@ -52,11 +54,37 @@ pub struct Call {
     pub epoch: u64,
     /// Whether an earlier attempt with an unknown outcome may have arrived.
     pub redelivery_possible: bool,
+    /// How long the call waits for its turn at its host, within its time limit.
+    pub wait: Duration,
 }
 
-/// Calls the URL once and returns the result. Makes no call if the host was called too often. Ends within
-/// [`super::egress::Timeouts::attempt`].
-pub async fn make(egress: &Egress, time: &WallTime, call: Call) -> AttemptResult {
+impl Call {
+    /// The call that the leader granted to this node, of a message to `team`.
+    pub(super) fn of(team: TeamId, granted: HandedCall, secrets: &Secrets) -> Option<Self> {
+        let (delivery, message) = (granted.delivery?, granted.message?);
+        Some(Call {
+            team,
+            secret: secrets.endpoint_secret(team, delivery.generation),
+            signing_key: secrets.signing_key(team, granted.signing_generation),
+            attempt_no: delivery.attempt_no,
+            epoch: delivery.claim?.epoch,
+            redelivery_possible: delivery.closed_unknown > 0,
+            wait: Duration::from_millis(granted.wait_ms),
+            delivery,
+            message,
+        })
+    }
+}
+
+/// An attempt that was made.
+pub struct Made {
+    pub result: AttemptResult,
+    /// Whether calls to the host need not wait for their turn; `None` if no connection was made.
+    pub host_is_exempt: Option<bool>,
+}
+
+/// Calls the URL once and returns the result. Ends within [`super::egress::Timeouts::attempt`].
+pub async fn make(egress: &Egress, time: &WallTime, call: Call) -> Made {
     let (started_at_ms, begun) = (time.near_ms(), time.clock().now());
     let mut answer = Answer::default();
     let asking = ask(egress, time, &call, &mut answer);
@@ -70,8 +98,8 @@ pub async fn make(egress: &Egress, time: &WallTime, call: Call) -> AttemptResult
         Ok(()) if success => "",
         Ok(()) => "status",
     };
-    AttemptResult {
-        not_sent: answer.not_sent,
+    let result = AttemptResult {
+        not_sent: false,
         // A response that broke off is no success, whatever its status.
         status: if success && !error.is_empty() {
             0
@@ -84,19 +112,22 @@ pub async fn make(egress: &Egress, time: &WallTime, call: Call) -> AttemptResult
         retry_after_ms: if success { 0 } else { answer.retry_after_ms },
         started_at_ms,
         took_ms: begun.elapsed().as_millis() as u64,
+    };
+    Made {
+        result,
+        host_is_exempt: answer.host_is_exempt,
     }
 }
 
 /// The part of the response that has arrived.
 #[derive(Default)]
 struct Answer {
-    /// Whether no call was made.
-    not_sent: bool,
     status: u16,
     non_retryable: bool,
     retry_after_ms: u64,
     /// The start of the body, if the team may see it.
     body: BytesMut,
+    host_is_exempt: Option<bool>,
 }
 
 /// Makes the request. The error is a class.
@@ -106,9 +137,8 @@ async fn ask(egress: &Egress, time: &WallTime, call: &Call, answer: &mut Answer)
         "protocol"
     })?;
     let target = egress.admit(&call.delivery.url).map_err(|_| "refused")?;
-    if !egress.wait_for(&target).await {
-        answer.not_sent = true;
-        return Err("");
+    if !call.wait.is_zero() {
+        tokio::time::sleep(call.wait).await;
     }
     let client = egress.client(call.team, &target).await.map_err(|error| match error {
         CannotCall::Refused(_) => "refused",
@@ -117,8 +147,9 @@ async fn ask(egress: &Egress, time: &WallTime, call: &Call, answer: &mut Answer)
     let sending = client.post(target.url.clone()).headers(headers).body(body).send();
     let response = sending.await.map_err(|error| class_of(&error))?;
     answer.note(&response, time.near_ms())?;
-    let peer = response.remote_addr();
-    let visible = peer.is_some_and(|address| egress.may_show(&target, address.ip()));
+    let address = response.remote_addr().map(|peer| peer.ip());
+    answer.host_is_exempt = address.map(|address| egress.is_exempt(address));
+    let visible = address.is_some_and(|address| egress.may_show(address));
     answer.read(response, visible).await
 }
 

@@ -1,8 +1,8 @@
 //! Makes the webhook calls of this node and passes each outcome to the reporter.
 //!
-//! A call begins only if this node applied its claim less than [`START_WINDOW_MS`] ago and a quorum has answered this
-//! node within its lease: then no other node can have taken the claim over. Otherwise the attempt is recorded as not
-//! sent. So is that of a message that has expired; the next claim then cancels its delivery.
+//! A call begins only in the start window of its claim, and under this node's own leadership only if a quorum has
+//! answered it within its lease; the leader has checked the same before it handed a call to this node. Otherwise the
+//! attempt is recorded as not sent. So is that of a message that has expired; the next claim then cancels its delivery.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::command::AttemptResult;
-use agentpost_proto::limits::START_WINDOW_MS;
 use agentpost_raft_store::core::query::inbox::has_expired;
 use futures::FutureExt as _;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::attempt::{self, Call};
+use super::attempt::{self, Call, Made};
 use super::egress::Egress;
 use super::failpoint::{self, Place};
 use super::fair_queue::Endpoint;
@@ -37,10 +37,12 @@ pub struct Granted {
     pub epoch: u64,
     /// Its retry step.
     pub step: u32,
-    /// The input of the call; `None` once leadership was lost: the attempt is recorded as not sent.
+    /// The input of the call; `None` if it must not be made: the attempt is recorded as not sent.
     pub call: Option<Call>,
-    /// Lower bound on the time at which this node applied the claim; the start window counts from here.
-    pub applied_after: Instant,
+    /// The end of the start window.
+    pub begin_before: Instant,
+    /// Whether this node leads in that epoch; otherwise another node, the leader, has handed the call over.
+    pub own_lead: bool,
     /// The time at which it was due.
     pub due: Instant,
     /// The channel that takes the slot back.
@@ -55,6 +57,8 @@ pub struct Calls {
 
 struct Shared {
     tasks: TaskTracker,
+    /// The threads that calls run on, also those that a request on the peer port starts.
+    runtime: Handle,
     /// Cancelled to end all calls as a crash would.
     life: CancellationToken,
     parts: CallParts,
@@ -78,10 +82,11 @@ pub struct CallParts {
 }
 
 impl Calls {
-    /// A set without calls.
+    /// A set without calls. Calls will run on the current runtime.
     pub fn new(parts: CallParts) -> Self {
         let shared = Shared {
             tasks: TaskTracker::new(),
+            runtime: Handle::current(),
             life: CancellationToken::new(),
             parts,
         };
@@ -110,7 +115,22 @@ impl Calls {
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let living = self.shared.life.clone().run_until_cancelled_owned(task).map(|_| ());
         let watched = self.parts().watch.may_end("webhook call", living);
-        self.shared.tasks.spawn(watched);
+        self.shared.tasks.spawn_on(watched, &self.shared.runtime);
+    }
+
+    /// Counts a call to the URL's host and returns how long it must wait; `None` if that is too long.
+    pub(super) fn turn_at(&self, url: &str) -> Option<Duration> {
+        self.parts().egress.turn_at(url)
+    }
+
+    /// Records whether the URL's host is exempt from turns.
+    pub(super) fn note_host(&self, url: &str, exempt: bool) {
+        self.parts().egress.note_host(url, exempt);
+    }
+
+    /// Whether this node leads and a quorum has answered it within its lease.
+    pub(super) fn quorum_is_fresh(&self) -> bool {
+        self.parts().quorum.is_fresh()
     }
 
     fn parts(&self) -> &CallParts {
@@ -120,8 +140,9 @@ impl Calls {
     async fn run(&self, granted: Granted) {
         let (epoch, step) = (granted.epoch, granted.step);
         let (team, number, attempt_no) = (granted.attempt.team, granted.attempt.number, granted.attempt.attempt_no);
-        let result = match granted.call {
-            Some(call) if self.may_start(granted.applied_after) && !self.has_expired(&call) => {
+        let may_begin = Instant::now() < granted.begin_before && (!granted.own_lead || self.quorum_is_fresh());
+        let Made { result, host_is_exempt } = match granted.call {
+            Some(call) if may_begin && !self.has_expired(&call) => {
                 let late = granted.due.elapsed();
                 self.parts()
                     .metrics
@@ -131,7 +152,7 @@ impl Calls {
                 self.call(call).await
             }
             _ => {
-                tracing::info!(%team, number, attempt_no, "an attempt was not sent: its claim was answered too late, this node lost its quorum, or the message expired; it is retried unless the message expired");
+                tracing::info!(%team, number, attempt_no, "an attempt was not sent: it was granted too late, the leader lost its quorum, the node that should call stops or was lost, its host was called too often, or the message expired; it is retried unless the message expired");
                 not_sent()
             }
         };
@@ -147,15 +168,11 @@ impl Calls {
             result,
             endpoint: granted.endpoint,
             step,
+            host_is_exempt,
             slots: granted.slots,
         };
         // The channel is closed only when the process stops.
         let _ = self.parts().reports.send(ended).await;
-    }
-
-    fn may_start(&self, applied_after: Instant) -> bool {
-        let in_time = applied_after.elapsed() < Duration::from_millis(START_WINDOW_MS);
-        in_time && self.parts().quorum.is_fresh()
     }
 
     fn has_expired(&self, call: &Call) -> bool {
@@ -163,26 +180,37 @@ impl Calls {
     }
 
     /// Makes the call. A panic is a failed attempt and does not end the dispatcher.
-    async fn call(&self, call: Call) -> AttemptResult {
+    async fn call(&self, call: Call) -> Made {
         let parts = self.parts();
         failpoint::pass(Place::BeforeCall);
         let _counted = GaugeGuard::new(&parts.metrics.dispatch.calls_in_flight);
+        let url = call.delivery.url.clone();
         let calling = AssertUnwindSafe(attempt::make(&parts.egress, &parts.wall_time, call));
-        let result = calling.catch_unwind().await.unwrap_or_else(|_| {
+        let made = calling.catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!("an attempt panicked and counts as failed; please report this");
-            AttemptResult {
+            without_connection(AttemptResult {
                 error: "protocol".to_owned(),
                 ..AttemptResult::default()
-            }
+            })
         });
+        if let Some(exempt) = made.host_is_exempt {
+            self.note_host(&url, exempt);
+        }
         failpoint::pass(Place::AfterCall);
-        result
+        made
     }
 }
 
-fn not_sent() -> AttemptResult {
-    AttemptResult {
+fn not_sent() -> Made {
+    without_connection(AttemptResult {
         not_sent: true,
         ..AttemptResult::default()
+    })
+}
+
+fn without_connection(result: AttemptResult) -> Made {
+    Made {
+        result,
+        host_is_exempt: None,
     }
 }

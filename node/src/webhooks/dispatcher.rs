@@ -1,48 +1,64 @@
-//! The dispatcher: decides which deliveries are attempted now, and claims them.
+//! The dispatcher: decides which deliveries are attempted now, which node calls, and claims them.
 //!
 //! A webhook call and the replicated log are two systems, so "exactly once" cannot be promised for the call. This
 //! node's part of the protocol promises: an attempt number is started at most once in the cluster, ever; its outcome is
-//! recorded once; a clean change of leader leaves no attempt with an unknown outcome. The other part is
-//! `apply/delivery.rs` of the core, which grants the numbers and closes them.
+//! recorded once; a clean change of leader, or a clean stop of any node, leaves no attempt with an unknown outcome. The
+//! other part is `apply/delivery.rs` of the core, which grants the numbers and closes them.
 //!
 //! ```text
-//!   state: due rows        this tenure                    this process, beyond the tenure
+//!   state: due rows        this tenure                    every node, beyond the tenure
 //!   ──────────────── ┌───────────────────────┐        ┌──────────────────────────────────────┐
 //!   hints, scan ────►│ fair queue: one head  │        │ calls: open attempts                 │
-//!                    │ per endpoint          │        │   window and quorum? ─no─► not sent  │
-//!                    │      │ slots          │granted │      │ yes                           │
-//!                    │      ▼                ├───────►│      ▼                               │
-//!                    │ Claim (≤ 256) ──► log │        │   attempt::make: one HTTP request    │
+//!                    │ per endpoint          │ here or│   window (and quorum)? ─no─► not sent│
+//!                    │      │ slots, a node  │ handed │      │ yes                           │
+//!                    │      ▼                │  over  │      ▼                               │
+//!                    │ Claim (≤ 256) ──► log ├───────►│   attempt::make: one HTTP request    │
 //!                    │      ▲                │        │      │                               │
 //!                    │      └── slots freed ◄┼────────┤ reporter: Outcome (≤ 256) ──► log    │
 //!                    └───────────────────────┘        └──────────────────────────────────────┘
 //! ```
 //!
 //! A tenure is one epoch: it begins when this node has applied the `BeginEpoch` of its leadership, so the state it
-//! reads is current, and it ends when Raft says so. After that no claim is proposed and no call begins; running calls
-//! continue, and this node reports them through the new leader.
+//! reads is current, and it ends when Raft says so. After that no claim is proposed and no call is handed over or begins
+//! here; running calls continue, and their nodes report them through the new leader.
 //!
 //! Rules:
 //!
 //! - **The state is the truth; memory holds only turns**: the earliest due time of each endpoint and the open attempts,
-//!   at most [`NODE_CALLS_MAX`]. Which deliveries are due is read from the state when a slot is free for them. A lost
-//!   hint costs latency only; the first look of a tenure reads everything.
+//!   at most [`NODE_CALLS_MAX`] for each node that makes calls. Which deliveries are due is read from the state when a
+//!   slot is free for them. A lost hint costs latency only; the first look of a tenure reads everything.
 //! - **An endpoint is read again** when a hint names it and when one of its claims is answered. In between nothing can
 //!   be missed: while none of its claims is in flight, its head in the queue equals that of the state.
 //! - **Claims are proposed under the leadership of their epoch**, and apply checks the epoch again.
 //! - **A claim whose answer is lost** (a timeout, a discarded entry) is not called, because it may or may not have been
 //!   granted. If it was, [`super::takeover`] closes it when it is old enough.
-//! - **Calls of earlier leaderships count against the limits** ([`super::inherited`]) until their claims are closed.
-//!   After a crash of the leader nobody closes them before takeover, so an endpoint with eight open calls waits for up
-//!   to 33 s. The alternative, to call at once, would give a hanging endpoint eight more calls with each crash, and the
-//!   old node may not even have crashed.
+//! - **Calls that nobody reports to this tenure count against the limits** ([`super::inherited`]) until their claims are
+//!   closed: those of earlier leaderships, and those of a node whose stream broke. After a crash nobody closes them
+//!   before takeover, so an endpoint with eight open calls waits for up to 33 s. The alternative, to call at once, would
+//!   give a hanging endpoint eight more calls with each crash, and the old node may not even have crashed.
 //! - **The start window counts from the time at which this node applied the claim.** The exact time is not observable
 //!   here, so this task uses the last poll at which the reply was still pending: an earlier, hence safe, bound. A
 //!   process that was suspended at any point in between finds its claims too old.
 //! - **Claims are gathered** for at most [`GATHER`], and not at all after a pause: a quiet cluster is quick, and a
 //!   busy one writes few entries. Several entries may be in flight.
-//! - **A hand-over** closes the gate of [`super::open::OpenAttempts::enter`] and waits until the last outcome is
-//!   recorded. Claims count as open from before they are proposed, so none is missed.
+//! - **A hand-over of leadership** closes the gate of [`super::open::OpenAttempts::enter`] and waits until the last
+//!   outcome is recorded, by whichever node. Claims count as open from before they are proposed, so none is missed.
+//!
+//! **A claim names the node that calls**, because one node's calls are not enough for a cluster and the claims do not
+//! need it: what keeps two calls of a delivery apart is that a call begins within 2 s of its grant, lasts at most 30 s, and
+//! is taken over only 33 s after its claim by cluster time, which never runs ahead. So another node needs to know one
+//! thing only, that the window is still open, and not who leads:
+//!
+//! - The leader looks at its quorum and the window when it hands a call over. After that a new leader may be elected
+//!   before the call begins. It finds the delivery claimed, and can do nothing to it until 33 s have passed.
+//! - The node must begin before the window ends on the leader's clock, although the call may be late on its way and its
+//!   process may be stopped. [`super::callers`] explains how its own clock tells it that.
+//! - A call is handed over at most once, on one stream, so its number is started at most once. Whether a call that was
+//!   handed over began is known only from its outcome; if the stream breaks, takeover has the last word.
+//! - All that the call needs travels with it. A node that made calls from its own state would first have to apply the
+//!   claim, of which it learns later than the leader.
+//! - The fair turns, the limits and the pace of each host stay with the leader, so they hold for the whole cluster.
+//! - Without another node that reports, the leader makes all calls itself, as in a cluster of one.
 //!
 //! Not here, on purpose: retries of a call (the log holds the retry schedule), an order between deliveries of one
 //! endpoint (not promised), and timers per delivery.
@@ -50,12 +66,10 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use agentpost_proto::command::Claim;
-use agentpost_proto::id::TeamId;
+use agentpost_proto::command::{Claim, Grant};
 use agentpost_proto::limits::CLAIMS_PER_ENTRY_MAX;
 use agentpost_proto::record::{Delivery, DeliveryState};
 use agentpost_raft_store::core::kv::Fatal;
-use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::query::delivery;
 use agentpost_raft_store::disk::state::StateDb;
 use futures::FutureExt as _;
@@ -65,17 +79,18 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::attempt::Call;
+use super::assignments::{Assignments, Chosen, GrantedAt, SigningGenerations};
+use super::callers::CALLERS_MAX;
 use super::calls::Granted;
 use super::failpoint::{self, Place};
 use super::fair_queue::{Endpoint, FairQueue, NODE_CALLS_MAX, Reachability};
 use super::handles::WebhookHandles;
 use super::inherited::Inherited;
-use super::open::{Attempt, Slots};
+use super::links::{LinkEvent, Links};
+use super::open::{Attempt, Freed, Slots};
 use super::reporter::GATHER;
 use crate::base::metrics::Metrics;
 use crate::base::metrics::dispatch::EntryKind;
-use crate::base::secrets::Secrets;
 use crate::shard::proposer::Proposed;
 use crate::shard::wakeups::work::Places;
 
@@ -85,14 +100,6 @@ const LOOK: Duration = Duration::from_millis(100);
 const IDLE: Duration = Duration::from_secs(1);
 /// Pause before an endpoint is tried again whose claims were not granted: it is being closed, or its delivery changed.
 const NOT_GRANTED_MS: u64 = 250;
-
-/// A delivery that was chosen for a call.
-struct Chosen {
-    endpoint: Endpoint,
-    attempt: Attempt,
-    /// The delivery as it will be once it is claimed.
-    delivery: Delivery,
-}
 
 /// The result of a Claim entry.
 struct Answer {
@@ -108,7 +115,9 @@ pub(super) struct Tenure {
     own: WebhookHandles,
     epoch: u64,
     queue: FairQueue,
-    /// The calls of earlier leaderships; `None` until they are read. Nothing is claimed before that.
+    /// Who makes the calls.
+    assignments: Assignments,
+    /// The calls that nobody reports; `None` until those of earlier leaderships are read. Nothing is claimed before that.
     inherited: Option<Inherited>,
     /// Deliveries whose claims have no answer yet.
     claiming: HashMap<Endpoint, HashSet<u64>>,
@@ -118,15 +127,19 @@ pub(super) struct Tenure {
     /// The time until which claims are gathered.
     open_at: Instant,
     slots: Slots,
-    freed: mpsc::Receiver<(Endpoint, Reachability)>,
+    /// The slots of this node's own calls.
+    freed: mpsc::Receiver<Freed>,
 }
 
 impl Tenure {
     pub(super) fn new(own: WebhookHandles) -> Self {
-        let (slots, freed) = mpsc::channel(NODE_CALLS_MAX);
+        // Room for every call of the cluster: this node records those that cannot be handed over.
+        let (slots, freed) = mpsc::channel(NODE_CALLS_MAX * CALLERS_MAX);
         let now = Instant::now();
+        let epoch = own.leader.cluster_time.now().0;
         Tenure {
-            epoch: own.leader.cluster_time.now().0,
+            epoch,
+            assignments: Assignments::new(own.clone(), epoch, slots.clone()),
             own,
             queue: FairQueue::default(),
             inherited: None,
@@ -142,6 +155,7 @@ impl Tenure {
     /// Runs until `shutdown`; then hands claims in flight to a task that outlives the tenure.
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
         let mut due = self.own.leader.wakeups.due();
+        let mut events = self.keep_links(&shutdown);
         loop {
             self.take_answers();
             self.look_at_inherited();
@@ -155,17 +169,50 @@ impl Tenure {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some(answer) = self.answers.next() => self.answered(answer),
-                Some((endpoint, reachability)) = self.freed.recv() => {
-                    self.queue.release(endpoint, reachability);
-                    while let Ok((endpoint, reachability)) = self.freed.try_recv() {
-                        self.queue.release(endpoint, reachability);
+                Some(freed) = self.freed.recv() => {
+                    self.freed(&freed);
+                    while let Ok(freed) = self.freed.try_recv() {
+                        self.freed(&freed);
                     }
                 }
+                Some(event) = events.recv() => self.note(event),
                 places = due.next() => self.look_at(places),
                 () = sleep_until(next_look) => {}
             }
         }
         self.wind_up();
+    }
+
+    /// Opens the streams to the other nodes, until `shutdown`.
+    fn keep_links(&self, shutdown: &CancellationToken) -> mpsc::Receiver<LinkEvent> {
+        let WebhookHandles {
+            dialer,
+            this_node,
+            calls,
+            ..
+        } = &self.own;
+        let (links, events) = Links::new(dialer.clone(), this_node.clone(), calls.clone());
+        let keeping = shutdown.clone().run_until_cancelled_owned(links.keep());
+        calls.spawn(async move {
+            keeping.await;
+        });
+        events
+    }
+
+    fn note(&mut self, event: LinkEvent) {
+        let changed = self.assignments.note(event);
+        for (endpoint, reachability) in changed.recorded {
+            self.queue.release(endpoint, reachability);
+        }
+        if let Some(inherited) = &mut self.inherited {
+            inherited.add(changed.lost);
+        }
+    }
+
+    /// A call of this node is recorded.
+    fn freed(&mut self, freed: &Freed) {
+        self.assignments.release_own();
+        self.queue.release(freed.endpoint, freed.reachability);
     }
 
     /// The next time at which there is work without any event.
@@ -215,17 +262,21 @@ impl Tenure {
         }
     }
 
-    /// Counts the calls of earlier leaderships once, and releases the slots of those that have ended since.
+    /// Counts the calls of earlier leaderships once, and releases the slots of calls that ended without a report.
     fn look_at_inherited(&mut self) {
         let state = self.own.leader.state.current();
         let looked = match &mut self.inherited {
             None => Inherited::read(&*state).map(|inherited| {
-                inherited.endpoints().for_each(|endpoint| self.queue.occupy(endpoint));
+                for held in inherited.held() {
+                    self.queue.occupy(held.endpoint);
+                    self.assignments.occupy(held.node);
+                }
                 self.inherited = Some(inherited);
             }),
             Some(inherited) => inherited.closed(&*state).map(|closed| {
-                for endpoint in closed {
-                    self.queue.release(endpoint, Reachability::Untried);
+                for held in closed {
+                    self.queue.release(held.endpoint, Reachability::Untried);
+                    self.assignments.release(held.node);
                 }
             }),
         };
@@ -286,6 +337,7 @@ impl Tenure {
         if self.is_held() {
             return;
         }
+        self.queue.set_others(self.assignments.others());
         self.queue.advance(now_ms);
         let state = self.own.leader.state.current();
         loop {
@@ -352,17 +404,18 @@ impl Tenure {
         Ok(())
     }
 
-    /// Registers an attempt as open; `None` while leadership is handed over.
-    fn open(&self, endpoint: Endpoint, mut delivery: Delivery) -> Option<Chosen> {
+    /// Registers an attempt as open and chooses its node; `None` while leadership is handed over.
+    fn open(&mut self, endpoint: Endpoint, mut delivery: Delivery) -> Option<Chosen> {
         if delivery.state() != DeliveryState::Scheduled {
             return None;
         }
         delivery.set_state(DeliveryState::Claimed);
         delivery.attempt_no += 1;
         let attempt = Attempt::newest(endpoint.0, &delivery);
-        self.own.calls.open().enter(attempt).then_some(Chosen {
+        self.own.calls.open().enter(attempt).then(|| Chosen {
             endpoint,
             attempt,
+            node: self.assignments.choose_node(),
             delivery,
         })
     }
@@ -371,7 +424,7 @@ impl Tenure {
         failpoint::pass(Place::BeforeClaim);
         let op = Claim {
             epoch: self.epoch,
-            attempts: batch.iter().map(|chosen| chosen.attempt.to_proto()).collect(),
+            grants: batch.iter().map(grant).collect(),
         };
         self.own.leader.metrics.dispatch.entry(EntryKind::Claim);
         let (proposer, epoch, proposed) = (self.own.leader.proposer.clone(), self.epoch, Instant::now());
@@ -397,14 +450,17 @@ impl Tenure {
         let state = self.own.leader.state.current();
         let (_, now_ms) = self.own.leader.cluster_time.now();
         let mut endpoints: HashMap<Endpoint, bool> = HashMap::new();
-        let mut signing = SigningKeys::default();
+        let mut keys = SigningGenerations::default();
         for (chosen, granted) in answer.batch.into_iter().zip(granted) {
             self.no_longer_claiming(&chosen);
             *endpoints.entry(chosen.endpoint).or_insert(true) &= granted;
             if granted {
-                self.start(&state, chosen, applied_after, now_ms, &mut signing);
+                let late = Duration::from_millis(now_ms.saturating_sub(chosen.delivery.due_ms));
+                let at = GrantedAt { applied_after, late };
+                self.assignments.start(&state, chosen, at, &mut keys);
             } else {
                 self.own.calls.open().close(&chosen.attempt);
+                self.assignments.release(chosen.node);
                 self.queue.release(chosen.endpoint, Reachability::Untried);
             }
         }
@@ -426,65 +482,18 @@ impl Tenure {
         }
     }
 
-    fn start(&self, state: &StateDb, chosen: Chosen, applied_after: Instant, now_ms: u64, signing: &mut SigningKeys) {
-        let late = Duration::from_millis(now_ms.saturating_sub(chosen.delivery.due_ms));
-        let now = Instant::now();
-        let granted = Granted {
-            attempt: chosen.attempt,
-            endpoint: chosen.endpoint,
-            epoch: self.epoch,
-            step: chosen.delivery.step,
-            call: self.call(state, chosen, signing),
-            applied_after,
-            due: now.checked_sub(late).unwrap_or(now),
-            slots: self.slots.clone(),
-        };
-        self.own.calls.start(granted);
-    }
-
-    /// What the call needs, or `None` if it cannot be read.
-    fn call(&self, state: &StateDb, chosen: Chosen, signing: &mut SigningKeys) -> Option<Call> {
-        let (team, generation) = chosen.endpoint;
-        let read = || -> Result<Option<Call>, Fatal> {
-            let Some(message) = delivery::message(state, team, &chosen.delivery)? else {
-                return Ok(None);
-            };
-            Ok(Some(Call {
-                team,
-                secret: self.own.secrets.endpoint_secret(team, generation),
-                signing_key: signing.of(state, &self.own.secrets, team)?,
-                attempt_no: chosen.attempt.attempt_no,
-                epoch: self.epoch,
-                redelivery_possible: chosen.delivery.closed_unknown > 0,
-                message,
-                delivery: chosen.delivery,
-            }))
-        };
-        let number = chosen.attempt.number;
-        match read() {
-            Ok(call) => {
-                if call.is_none() {
-                    tracing::error!(%team, number, "reading a delivery failed: its message is missing; please report this");
-                }
-                call
-            }
-            Err(error) => {
-                tracing::error!(%team, number, %error, "reading a delivery failed; the attempt is retried; check the disk");
-                None
-            }
-        }
-    }
-
     /// Leadership is over. What may still be granted to this epoch is recorded as not sent, so that the next
     /// leader need not wait for it to grow old.
     fn wind_up(self) {
         let Tenure {
             own,
             epoch,
+            assignments,
             mut answers,
             slots,
             ..
         } = self;
+        assignments.end();
         let calls = own.calls.clone();
         calls.clone().spawn(async move {
             while let Some(answer) = answers.next().await {
@@ -500,13 +509,21 @@ impl Tenure {
                         epoch,
                         step: chosen.delivery.step,
                         call: None,
-                        applied_after: answer.proposed,
+                        begin_before: answer.proposed,
+                        own_lead: true,
                         due: answer.proposed,
                         slots: slots.clone(),
                     });
                 }
             }
         });
+    }
+}
+
+fn grant(chosen: &Chosen) -> Grant {
+    Grant {
+        attempt: Some(chosen.attempt.to_proto()),
+        node: chosen.node,
     }
 }
 
@@ -527,21 +544,5 @@ fn granted(outcome: &Proposed<Claim>, count: usize, metrics: &Metrics) -> Vec<bo
             tracing::info!(%error, claims = count, "claims got no answer; granted ones are closed by takeover");
             vec![false; count]
         }
-    }
-}
-
-/// The signing keys of the teams of one batch.
-#[derive(Default)]
-struct SigningKeys(HashMap<TeamId, String>);
-
-impl SigningKeys {
-    fn of(&mut self, state: &StateDb, secrets: &Secrets, team: TeamId) -> Result<String, Fatal> {
-        if let Some(key) = self.0.get(&team) {
-            return Ok(key.clone());
-        }
-        let current = query::team::by_id(state, team)?.map_or(0, |team| team.signing_generation);
-        let key = secrets.signing_key(team, current);
-        self.0.insert(team, key.clone());
-        Ok(key)
     }
 }

@@ -234,29 +234,34 @@ impl Egress {
         Ok(clients.get((team, port), host, |slots| self.inner.build(port, slots))?)
     }
 
-    /// Waits until the target's host may be called again. Returns false if that would take too long.
-    pub async fn wait_for(&self, target: &Target) -> bool {
-        if target
-            .literal()
-            .is_some_and(|address| self.inner.rules.is_allowed(address))
-        {
-            return true;
-        }
-        let Some(wait) = self.inner.pace.wait(target.host(), Instant::now()) else {
-            return false;
+    /// Counts a call to the URL's host and returns how long the call must wait for its turn. `None` if that is too long;
+    /// then the call does not count. A URL that may not be called need not wait, because its attempt makes no request.
+    pub fn turn_at(&self, url: &str) -> Option<Duration> {
+        let Ok(target) = self.admit(url) else {
+            return Some(Duration::ZERO);
         };
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
+        let address = target.literal();
+        if address.is_some_and(|address| self.inner.rules.is_allowed(address)) {
+            return Some(Duration::ZERO);
         }
-        true
+        self.inner.pace.wait(target.host(), Instant::now())
     }
 
-    /// Whether the team may see the response from this address; also records where the host is. Responses from private
-    /// networks are hidden, because they could come from a service that is not the team's.
-    pub fn may_show(&self, target: &Target, address: IpAddr) -> bool {
-        self.inner
-            .pace
-            .note(target.host(), self.inner.rules.is_allowed(address));
+    /// Records whether the URL's host is exempt from turns.
+    pub fn note_host(&self, url: &str, exempt: bool) {
+        if let Ok(target) = self.admit(url) {
+            self.inner.pace.note(target.host(), exempt);
+        }
+    }
+
+    /// Whether a host with this address is exempt from turns.
+    pub fn is_exempt(&self, address: IpAddr) -> bool {
+        self.inner.rules.is_allowed(address)
+    }
+
+    /// Whether the team may see the response from this address. Responses from private networks are hidden, because they
+    /// could come from a service that is not the team's.
+    pub fn may_show(&self, address: IpAddr) -> bool {
         kind(address.to_canonical()) == Kind::Public
     }
 

@@ -8,7 +8,8 @@
 //!
 //! A test of whole clusters builds with `--features agentpost-node/failpoints`, as `scripts/test.sh` does (it passes
 //! the binaries in `AGENTPOST_BIN`), and sets the variable for the one process that shall die. A node that does not
-//! lead passes no place, except [`Place::Opening`], [`Place::Applied`] and those of outcomes that a deposed leader still has to report.
+//! lead passes [`Place::Opening`], [`Place::Applied`], and the places from [`Place::BeforeCall`] on for the calls that a
+//! leader hands to it or that it began as a leader.
 
 /// A place at which the process can fail. The names are in kebab case: `before-claim`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

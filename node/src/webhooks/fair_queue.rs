@@ -4,10 +4,11 @@
 //! in turns over the teams, and within a team over its endpoints, so that a long queue of one endpoint does not delay
 //! another. A slot is held from the claim until the outcome is recorded.
 //!
-//! The limits: per endpoint [`ENDPOINT_CALLS_MAX`], per team [`TEAM_CALLS_MAX`], per node [`NODE_CALLS_MAX`]. When
-//! slots are scarce, a team holds no more than its share among the teams with due work, so that a team whose endpoints
-//! hang cannot take the slots that others need. An endpoint that could not be reached [`CONNECT_FAILURES_MAX`] times in
-//! a row gets one call at a time; its retry schedule is not changed.
+//! The limits: per endpoint [`ENDPOINT_CALLS_MAX`]; and for each node that makes calls, [`TEAM_CALLS_MAX`] more per team
+//! and [`NODE_CALLS_MAX`] more in total. A slot is not bound to a node. When slots are scarce, a team holds no more than
+//! its share among the teams with due work, so that a team whose endpoints hang cannot take the slots that others need.
+//! An endpoint that could not be reached [`CONNECT_FAILURES_MAX`] times in a row gets one call at a time; its retry
+//! schedule is not changed.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -15,11 +16,11 @@ use agentpost_proto::id::TeamId;
 
 /// Attempts of one endpoint between claim and recorded outcome.
 const ENDPOINT_CALLS_MAX: usize = 8;
-/// Attempts of one team between claim and recorded outcome.
+/// Attempts of one team between claim and recorded outcome, for each node that makes calls.
 pub const TEAM_CALLS_MAX: usize = 64;
-/// Attempts of the dispatching node between claim and recorded outcome.
+/// Attempts that a node makes, between claim and recorded outcome.
 pub const NODE_CALLS_MAX: usize = 512;
-/// If the node has fewer free slots than this, no team gets more than its share of all slots.
+/// If there are fewer free slots than this for each node that makes calls, no team gets more than its share of all slots.
 const NODE_CALLS_SCARCE: usize = 128;
 /// Consecutive failures to connect after which an endpoint gets only one call at a time.
 const CONNECT_FAILURES_MAX: u32 = 10;
@@ -51,6 +52,8 @@ pub struct FairQueue {
     in_use: usize,
     /// Teams with work due.
     due_teams: usize,
+    /// The nodes that make calls beside the leader.
+    others: usize,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +94,12 @@ impl Place {
 }
 
 impl FairQueue {
+    /// Sets how many nodes make calls beside the leader. If they become fewer, no slot is granted until enough of those in
+    /// use are released.
+    pub fn set_others(&mut self, others: usize) {
+        self.others = others;
+    }
+
     /// Sets the due time of an endpoint's earliest delivery; `None` if it has no work.
     pub fn set_due(&mut self, endpoint: Endpoint, due_ms: Option<u64>) {
         let place = self.endpoints.entry(endpoint).or_default();
@@ -133,7 +142,7 @@ impl FairQueue {
 
     /// Grants a slot to the endpoint whose turn it is.
     pub fn take_slot(&mut self) -> Option<Endpoint> {
-        if self.in_use >= NODE_CALLS_MAX {
+        if self.in_use >= self.calls_max() {
             return None;
         }
         for _ in 0..self.turns.len() {
@@ -220,15 +229,21 @@ impl FairQueue {
 
     /// Whether some endpoint is due and has a free slot. Its team may still have to wait.
     pub fn has_turns(&self) -> bool {
-        !self.turns.is_empty() && self.in_use < NODE_CALLS_MAX
+        !self.turns.is_empty() && self.in_use < self.calls_max()
+    }
+
+    /// Upper bound on the slots in use.
+    fn calls_max(&self) -> usize {
+        NODE_CALLS_MAX * (1 + self.others)
     }
 
     /// The number of slots that a team may hold at the moment.
     fn share(&self) -> usize {
-        if NODE_CALLS_MAX.saturating_sub(self.in_use) < NODE_CALLS_SCARCE {
-            TEAM_CALLS_MAX.min(NODE_CALLS_MAX / self.due_teams.max(1))
+        let callers = 1 + self.others;
+        if self.calls_max().saturating_sub(self.in_use) < NODE_CALLS_SCARCE * callers {
+            (TEAM_CALLS_MAX * callers).min(self.calls_max() / self.due_teams.max(1))
         } else {
-            TEAM_CALLS_MAX
+            TEAM_CALLS_MAX * callers
         }
     }
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use super::calls::Calls;
 use crate::base::secrets::Secrets;
 use crate::leader::LeaderHandles;
+use crate::net::dial::Dialer;
+use crate::shard::this_node::ThisNode;
 
 /// The handles that the webhook workers share. Clones are cheap.
 #[derive(Clone)]
@@ -15,4 +17,8 @@ pub struct WebhookHandles {
     pub calls: Calls,
     /// The secrets that sign calls.
     pub secrets: Arc<Secrets>,
+    /// Knows the other members.
+    pub this_node: ThisNode,
+    /// Connects to them.
+    pub dialer: Dialer,
 }

@@ -1,7 +1,8 @@
-//! The open attempts of this node: claimed, being called, or ended but not recorded yet.
+//! The open attempts of this node: claimed, being called here or by another node, or ended but not recorded yet.
 //!
-//! An open attempt outlives the leadership that claimed it. It is in the table from before its claim is proposed until
-//! its outcome is answered. [`super::takeover`] leaves the attempts in the table alone, and a hand-over of leadership
+//! An open attempt outlives the leadership that claimed it. It is in the leader's table from before its claim is
+//! proposed until its outcome is answered, unless the leader loses the node that makes the call; it is in the table of
+//! the node that makes the call as well. [`super::takeover`] leaves the attempts in the table alone, and a hand-over of leadership
 //! waits until the table is empty: each entry holds a place in [`Drain`].
 
 use std::collections::HashMap;
@@ -40,6 +41,15 @@ impl Attempt {
         }
     }
 
+    /// An attempt from its protobuf form; `None` if that is malformed.
+    pub fn from_proto(attempt: &AttemptRef) -> Option<Self> {
+        Some(Attempt {
+            team: TeamId::from_slice(&attempt.team_id).ok()?,
+            number: attempt.number,
+            attempt_no: attempt.attempt_no,
+        })
+    }
+
     /// The protobuf form for commands.
     pub fn to_proto(self) -> AttemptRef {
         AttemptRef {
@@ -50,8 +60,18 @@ impl Attempt {
     }
 }
 
-/// The channel that returns slots to the tenure that granted them; closed when the tenure is over.
-pub type Slots = mpsc::Sender<(Endpoint, Reachability)>;
+/// The channel that returns slots; closed when nobody waits for them any more.
+pub type Slots = mpsc::Sender<Freed>;
+
+/// The slot of an attempt whose outcome is recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Freed {
+    pub attempt: Attempt,
+    pub endpoint: Endpoint,
+    pub reachability: Reachability,
+    /// Whether the host is exempt from the limit on calls to one host; `None` if no connection was made.
+    pub host_is_exempt: Option<bool>,
+}
 
 /// An attempt that has ended and is not recorded yet.
 pub struct Ended {
@@ -63,6 +83,7 @@ pub struct Ended {
     pub(super) endpoint: Endpoint,
     /// Its retry step.
     pub(super) step: u32,
+    pub(super) host_is_exempt: Option<bool>,
     pub(super) slots: Slots,
 }
 
@@ -89,7 +110,8 @@ impl OpenAttempts {
         }
     }
 
-    /// Registers an attempt that is about to be claimed. Returns false while leadership is handed over.
+    /// Registers an attempt that is about to be claimed, or that this node was asked to make. Returns false while
+    /// leadership is handed over or this node stops.
     pub fn enter(&self, attempt: Attempt) -> bool {
         let Some(entered) = self.shared.drain.enter() else {
             return false;
@@ -98,7 +120,13 @@ impl OpenAttempts {
         true
     }
 
-    /// Whether leadership is being handed over.
+    /// Enters the gate for the stream on which calls are handed to this node, so that a stop waits for its end. `None`
+    /// while leadership is handed over or this node stops.
+    pub(super) fn enter_stream(&self) -> Option<WorkGuard> {
+        self.shared.drain.enter()
+    }
+
+    /// Whether leadership is being handed over or this node stops.
     pub fn is_held(&self) -> bool {
         self.shared.drain.is_held()
     }
@@ -129,8 +157,13 @@ impl Ended {
             metrics.dispatch.dead_letters.inc();
         }
         open.close(&self.attempt);
-        // The channel has room for every slot; it is closed when the tenure is over.
-        let _ = self.slots.try_send((self.endpoint, reachability_of(&self.result)));
+        // The channel has room for every slot.
+        let _ = self.slots.try_send(Freed {
+            attempt: self.attempt,
+            endpoint: self.endpoint,
+            reachability: reachability_of(&self.result),
+            host_is_exempt: self.host_is_exempt,
+        });
     }
 }
 

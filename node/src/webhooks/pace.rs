@@ -3,7 +3,8 @@
 //!
 //! A host gets at most [`HOST_CALLS_PER_S_MAX`] calls in any second. A call beyond that waits for at most [`WAIT_MAX`];
 //! a call that would wait longer is put back and keeps its retry step. Hosts within `webhooks.allow_networks` are not
-//! limited, from the first response that showed their address on.
+//! limited, from the first response that showed their address on. The leader counts the calls of all nodes, before it
+//! lets them begin.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Records the outcomes of calls: proposes them, repeatedly, until the cluster has answered.
 //!
-//! The reporter runs as long as the process, independent of leadership: a deposed leader must still report the calls
-//! that it began, and forwards their outcomes to its successor. Outcomes are gathered for at most [`GATHER`], and
+//! The reporter runs as long as the process, independent of leadership: every node reports the calls that it made,
+//! whoever leads by then, and forwards their outcomes to the leader. Outcomes are gathered for at most [`GATHER`], and
 //! not at all after a pause, so a quiet cluster records at once and a busy one writes few entries. Several entries may
 //! be in flight. A repeated outcome that was recorded already is answered as stale, which is as good as any answer.
 

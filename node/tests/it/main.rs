@@ -30,6 +30,7 @@ mod daemon {
 
 /// The webhook dispatcher: when it calls, how often, with which signatures.
 mod dispatch {
+    mod callers;
     mod clock;
     mod dispatcher;
     mod vendor_signatures;

@@ -114,7 +114,10 @@ pub fn work() -> Samples {
             "op.claim",
             Op::Claim(command::Claim {
                 epoch: 3,
-                attempts: vec![attempt()],
+                grants: vec![command::Grant {
+                    attempt: Some(attempt()),
+                    node: 4,
+                }],
             }),
         ),
         (
@@ -309,6 +312,7 @@ pub fn deliveries() -> Samples {
         took_ms: 4,
         epoch: 5,
         closed_at_ms: 6,
+        node: 7,
     };
     let delivery = record::Delivery {
         id: bytes("d"),
@@ -330,6 +334,7 @@ pub fn deliveries() -> Samples {
             epoch: 6,
             ct_ms: 7,
             slot: 0,
+            node: 8,
         }),
         closed_failed: 8,
         closed_unknown: 9,

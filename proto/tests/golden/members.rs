@@ -133,6 +133,8 @@ pub fn rows() -> Samples {
             "peer.presence_reply",
             peer::PresenceReply { sessions: vec![0, 2] }.encode_to_vec(),
         ),
+        ("peer.handed_call", handed_call().encode_to_vec()),
+        ("peer.caller_report", caller_report().encode_to_vec()),
         (
             "record.node_ids",
             record::NodeIds { used: vec![1, 300] }.encode_to_vec(),
@@ -148,6 +150,41 @@ pub fn rows() -> Samples {
             .encode_to_vec(),
         ),
     ]
+}
+
+fn handed_call() -> peer::HandedCall {
+    peer::HandedCall {
+        shard: 1,
+        team_id: bytes("t"),
+        delivery: Some(record::Delivery {
+            number: 2,
+            ..record::Delivery::default()
+        }),
+        message: Some(record::Message {
+            id: bytes("m"),
+            ..record::Message::default()
+        }),
+        signing_generation: 3,
+        begin_before_ms: 4,
+        wait_ms: 5,
+        late_ms: 6,
+    }
+}
+
+fn caller_report() -> peer::CallerReport {
+    peer::CallerReport {
+        clock_ms: 1,
+        leaving: true,
+        recorded: vec![peer::RecordedCall {
+            attempt: Some(command::AttemptRef {
+                team_id: bytes("t"),
+                number: 2,
+                attempt_no: 3,
+            }),
+            reachability: peer::Reachability::Unreachable as i32,
+            host_is_exempt: Some(false),
+        }],
+    }
 }
 
 fn member() -> peer::Member {

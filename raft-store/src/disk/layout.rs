@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// The version of the layout in `open.rs`, of the log's files, and of the state's keys and values. Raise it when an
 /// older version of the program would misread what this one writes.
-pub(crate) const FORMAT: &str = "agentpost shard 4";
+pub(crate) const FORMAT: &str = "agentpost shard 5";
 
 /// The paths of a shard.
 #[derive(Debug, Clone)]

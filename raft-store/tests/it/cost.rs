@@ -4,7 +4,8 @@
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
 use agentpost_proto::command::{
-    Claim, CloseEndpoint, DeleteWebhook, MarkRead, Permission, RegisterWebhook, SendBatch, Sweep, WebhookEvent,
+    AttemptRef, Claim, CloseEndpoint, DeleteWebhook, Grant, MarkRead, Permission, RegisterWebhook, SendBatch, Sweep,
+    WebhookEvent,
 };
 use agentpost_proto::limits;
 use agentpost_raft_store::core::query;
@@ -172,10 +173,13 @@ fn a_claim_costs_the_same_after_many_claims() {
     let claims: Vec<Bytes> = (1..=2_000)
         .map(|number| Claim {
             epoch: core.epoch,
-            attempts: vec![agentpost_proto::command::AttemptRef {
-                team_id: team_id("acme").to_bytes(),
-                number,
-                attempt_no: 1,
+            grants: vec![Grant {
+                attempt: Some(AttemptRef {
+                    team_id: team_id("acme").to_bytes(),
+                    number,
+                    attempt_no: 1,
+                }),
+                node: 1,
             }],
         })
         .map(|claim| internal(&core, Op::Claim(claim)))

@@ -4,9 +4,9 @@
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::reply::Reply as R;
 use agentpost_proto::command::{
-    AckCursors, AttemptOutcome, AttemptRef, AttemptResult, BeginEpoch, Claim, ClaimLogin, FanoutChunk, LeaseReads,
-    LeaseReturn, Outcome, Permission, Principal, RegisterWebhook, Reply, ReturnLeases, SendBatch, Sweep, TeamLimits,
-    Unsubscribe, WebhookEvent,
+    AckCursors, AttemptOutcome, AttemptRef, AttemptResult, BeginEpoch, Claim, ClaimLogin, FanoutChunk, Grant,
+    LeaseReads, LeaseReturn, Outcome, Permission, Principal, RegisterWebhook, Reply, ReturnLeases, SendBatch, Sweep,
+    TeamLimits, Unsubscribe, WebhookEvent,
 };
 use agentpost_proto::limits;
 use agentpost_proto::record::LogId;
@@ -340,8 +340,11 @@ fn claims_that_were_closed() {
     };
     let epoch = disk.epoch;
     for number in 1..=ROWS {
-        let attempts = vec![attempt(number)];
-        disk.apply([(None, Op::Claim(Claim { epoch, attempts }))]);
+        let grants = vec![Grant {
+            attempt: Some(attempt(number)),
+            node: 1,
+        }];
+        disk.apply([(None, Op::Claim(Claim { epoch, grants }))]);
         if number > OPEN {
             let outcome = AttemptOutcome {
                 attempt: Some(attempt(number - OPEN)),

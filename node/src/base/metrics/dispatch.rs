@@ -26,6 +26,12 @@ pub struct Dispatch {
     pub takeovers: Counter,
     /// Deliveries that became dead letters by an outcome or a takeover that this node recorded.
     pub dead_letters: Counter,
+    /// The nodes that make the calls of this leader, itself included.
+    pub callers: Gauge,
+    /// Calls that this leader handed to other nodes.
+    pub handed_over: Counter,
+    /// Calls that this leader handed to a node that it lost before they were recorded.
+    pub lost: Counter,
 }
 
 /// The result of an attempt.
@@ -118,6 +124,24 @@ impl Dispatch {
                 r,
                 "dispatch_dead_letters",
                 "Deliveries that became dead letters by an attempt that this node recorded",
+                c(),
+            ),
+            callers: add(
+                r,
+                "dispatch_callers",
+                "Nodes that make webhook calls for this leader, itself included; 0 on other nodes",
+                Gauge::default(),
+            ),
+            handed_over: add(
+                r,
+                "dispatch_handed_over",
+                "Webhook calls that this leader handed to other nodes",
+                c(),
+            ),
+            lost: add(
+                r,
+                "dispatch_lost",
+                "Webhook calls that this leader handed to a node and lost sight of before their outcome was recorded",
                 c(),
             ),
         }

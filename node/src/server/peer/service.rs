@@ -8,8 +8,8 @@ use agentpost_proto::id::{InvalidId, TeamId};
 use agentpost_proto::limits::PAGE_MAX;
 use agentpost_proto::peer::peer_server::Peer;
 use agentpost_proto::peer::{
-    self, AppendReply, AppendRequest, ForwardReply, ForwardRequest, Refusal, append_reply, forward_reply,
-    forward_request, hand_over_reply,
+    self, AppendReply, AppendRequest, CallerReport, ForwardReply, ForwardRequest, HandedCall, Refusal, append_reply,
+    forward_reply, forward_request, hand_over_reply,
 };
 use agentpost_raft_store::disk::snapshot::Snapshots;
 use agentpost_raft_store::disk::types::{
@@ -20,6 +20,7 @@ use futures::stream::{Stream, StreamExt as _};
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest, VoteResponse,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::base::metrics::Metrics;
@@ -35,6 +36,7 @@ use crate::shard::members::{change_from_proto, outcome_to_proto};
 use crate::shard::proposer::{ProposeError, Proposer};
 use crate::shard::reader::{NotReady, Reader};
 use crate::shard::this_node::TransferError;
+use crate::webhooks::caller::Caller;
 
 /// Upper bound on the requests of one node that are carried out at a time. The leader's budget refuses most of them
 /// earlier; beyond this number the stream is not read.
@@ -49,6 +51,8 @@ pub struct PeerService {
     pub cluster: ClusterHandle,
     /// Answers whether the leader's process has ended.
     pub leader_loss: LeaderLoss,
+    /// Makes the webhook calls that the leader hands over.
+    pub caller: Caller,
     /// Receives snapshots.
     pub snapshots: Arc<Snapshots>,
     /// Whether this node may continue under its id.
@@ -64,6 +68,7 @@ type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Peer for PeerService {
     type AppendStream = Replies<AppendReply>;
     type ForwardStream = Replies<ForwardReply>;
+    type CallsStream = Replies<CallerReport>;
 
     async fn append(&self, request: Request<Streaming<AppendRequest>>) -> Result<Response<Self::AppendStream>, Status> {
         let from = sender(&request)?;
@@ -166,6 +171,24 @@ impl Peer for PeerService {
             .buffer_unordered(FORWARDED_MAX);
         let answers = answers.take_until(self.admission.shutdown().clone().cancelled_owned());
         Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn calls(&self, request: Request<Streaming<HandedCall>>) -> Result<Response<Self::CallsStream>, Status> {
+        let from = sender(&request)?;
+        let handed = request.into_inner().map(move |received| {
+            received
+                .and_then(|call| check_shard(call.shard).map(|()| call))
+                .inspect_err(|status| tracing::debug!(node = from, %status, "the stream of webhook calls from the leader broke; the leader opens a new one"))
+                .ok()
+        });
+        let handed = handed
+            .take_while(|call| std::future::ready(call.is_some()))
+            .filter_map(std::future::ready);
+        let reports = self.caller.serve(handed);
+        let reports = reports.ok_or_else(|| Status::unavailable("this node takes no webhook calls while it stops"))?;
+        let reports = ReceiverStream::new(reports).map(Ok);
+        let reports = reports.take_until(self.admission.shutdown().clone().cancelled_owned());
+        Ok(Response::new(Box::pin(reports)))
     }
 
     async fn status(&self, request: Request<peer::StatusRequest>) -> Result<Response<peer::StatusReply>, Status> {

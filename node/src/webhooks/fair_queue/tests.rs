@@ -111,6 +111,7 @@ enum Step {
     Advance(u64),
     Next(usize),
     Release(usize, Reachability),
+    Others(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -125,6 +126,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (1..20u64).prop_map(Step::Advance),
         3 => (1..200usize).prop_map(Step::Next),
         3 => (any::<usize>(), reachability).prop_map(|(n, reachability)| Step::Release(n, reachability)),
+        1 => (0..3usize).prop_map(Step::Others),
     ]
 }
 
@@ -135,6 +137,7 @@ struct Model {
     due: HashMap<Endpoint, u64>,
     failures: HashMap<Endpoint, u32>,
     held: Vec<Endpoint>,
+    others: usize,
 }
 
 impl Model {
@@ -155,14 +158,19 @@ impl Model {
         let mut teams: Vec<TeamId> = self.due.keys().filter(|e| self.is_due(e)).map(|e| e.0).collect();
         teams.sort_unstable();
         teams.dedup();
-        match NODE_CALLS_MAX - self.held.len() < NODE_CALLS_SCARCE {
-            true => TEAM_CALLS_MAX.min(NODE_CALLS_MAX / teams.len().max(1)),
-            false => TEAM_CALLS_MAX,
+        let callers = 1 + self.others;
+        match self.calls_max().saturating_sub(self.held.len()) < NODE_CALLS_SCARCE * callers {
+            true => (TEAM_CALLS_MAX * callers).min(self.calls_max() / teams.len().max(1)),
+            false => TEAM_CALLS_MAX * callers,
         }
     }
 
+    fn calls_max(&self) -> usize {
+        NODE_CALLS_MAX * (1 + self.others)
+    }
+
     fn may_have(&self, endpoint: &Endpoint) -> bool {
-        self.held.len() < NODE_CALLS_MAX
+        self.held.len() < self.calls_max()
             && self.is_due(endpoint)
             && self.has_slot(endpoint)
             && self.held_by(|e| e.0 == endpoint.0) < self.share()
@@ -210,6 +218,10 @@ proptest! {
                     }
                 }
                 Step::Release(..) => {}
+                Step::Others(others) => {
+                    model.others = others;
+                    queue.set_others(others);
+                }
             }
             prop_assert_eq!(queue.in_use(), model.held.len());
         }
@@ -235,6 +247,43 @@ proptest! {
         }
         prop_assert_eq!(seen.len(), teams.len());
     }
+}
+
+/// Three nodes make three times as many calls for a team and in total, and when slots are scarce each team still gets its
+/// share of all of them.
+#[test]
+fn limits_and_shares_grow_with_the_nodes_that_call_and_shrink_with_them() {
+    let mut queue = FairQueue::default();
+    queue.set_others(2);
+    let fill = |queue: &mut FairQueue, teams: std::ops::RangeInclusive<u8>| {
+        for t in teams {
+            for generation in 0..30 {
+                queue.set_due((team(t), generation), Some(0));
+            }
+        }
+        queue.advance(0);
+        all(queue)
+    };
+    let of = |held: &[Endpoint], t: u8| held.iter().filter(|endpoint| endpoint.0 == team(t)).count();
+    let mut held = fill(&mut queue, 1..=1);
+    assert_eq!(held.len(), 3 * TEAM_CALLS_MAX);
+    held.extend(fill(&mut queue, 2..=20));
+    assert!((1..=20).all(|t| of(&held, t) <= 3 * TEAM_CALLS_MAX));
+    assert!(held.len() > 3 * (NODE_CALLS_MAX - NODE_CALLS_SCARCE) && held.len() <= 3 * NODE_CALLS_MAX);
+    queue.set_due((team(99), 1), Some(0));
+    queue.advance(0);
+    for _ in 0..=20 {
+        queue.release(held.remove(0), Reachability::Reached);
+        held.extend(queue.take_slot());
+    }
+    assert!(of(&held, 99) > 0, "a newcomer gets a slot within one round of turns");
+
+    queue.set_others(0);
+    assert_eq!(queue.take_slot(), None, "more slots are in use than one node has");
+    while queue.in_use() >= NODE_CALLS_MAX {
+        queue.release(held.pop().unwrap(), Reachability::Reached);
+    }
+    assert!(queue.has_turns());
 }
 
 /// Calls of an earlier leadership may be more than the limits allow, when its own were not all over at its beginning.

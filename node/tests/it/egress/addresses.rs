@@ -141,6 +141,7 @@ async fn lookups_that_hang_affect_only_their_team() {
     assert_eq!(
         attempt::make(&stage.egress, &WallTime::new(Clock::system()), other)
             .await
+            .result
             .status,
         200
     );

@@ -103,7 +103,9 @@ impl Stage {
 
     /// Makes one attempt at the URL.
     pub async fn call(&self, url: &str) -> AttemptResult {
-        attempt::make(&self.egress, &WallTime::new(Clock::system()), call(url)).await
+        attempt::make(&self.egress, &WallTime::new(Clock::system()), call(url))
+            .await
+            .result
     }
 }
 
@@ -138,6 +140,7 @@ pub fn call(url: &str) -> Call {
         attempt_no: 5,
         epoch: 77,
         redelivery_possible: false,
+        wait: Duration::ZERO,
     }
 }
 

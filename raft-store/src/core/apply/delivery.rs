@@ -17,8 +17,10 @@
 //! A delivery whose message has expired gets no further attempt: the claim of the next one cancels it.
 //!
 //! `attempt_no` numbers the attempts and is never reused; `step` is the position in the retry schedule. A claim carries
-//! the epoch of its leader. An outcome is accepted while the delivery is claimed with exactly that number and epoch,
-//! even if a newer epoch has begun, and no longer after [`takeover`] has closed the attempt.
+//! the epoch of the leader that proposed it, and the one node that may make the call. It may be any node, because
+//! [`takeover`] waits for the longest time that a granted call can take. An outcome is accepted while the delivery is
+//! claimed with exactly that number and epoch, even if a newer epoch has begun, and no longer after [`takeover`] has
+//! closed the attempt.
 //!
 //! A delivery is in one index at a time: in `du` while it is scheduled, in the table `cl` while it is claimed, in `dx` after it
 //! has ended. `eh` holds the first `du` row of each endpoint, so that a scan begins there and does not step over the

@@ -93,10 +93,10 @@ fn claim_table(kv: &(impl Kv + ?Sized)) -> Result<ClaimTable, Fatal> {
     Ok(load(kv, &keys::claim_table())?.unwrap_or_default())
 }
 
-/// Whether the delivery is claimed in this epoch.
-pub fn is_claimed(kv: &(impl Kv + ?Sized), epoch: u64, team: TeamId, number: u64) -> Result<bool, Fatal> {
-    let claim = by_number(kv, team, number)?.and_then(|delivery| delivery.claim);
-    Ok(claim.is_some_and(|claim| claim.epoch == epoch))
+/// Whether the delivery is claimed with this attempt number.
+pub fn is_claimed(kv: &(impl Kv + ?Sized), team: TeamId, number: u64, attempt_no: u32) -> Result<bool, Fatal> {
+    let delivery = by_number(kv, team, number)?;
+    Ok(delivery.is_some_and(|delivery| delivery.claim.is_some() && delivery.attempt_no == attempt_no))
 }
 
 /// All endpoints whose deliveries are being closed: team, generation.

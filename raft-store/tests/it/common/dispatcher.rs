@@ -2,8 +2,8 @@
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    AttemptOutcome, AttemptRef, AttemptResult, CancelDelivery, Claim, CloseEndpoint, FanoutChunk, Outcome, Redrive,
-    Takeover,
+    AttemptOutcome, AttemptRef, AttemptResult, CancelDelivery, Claim, CloseEndpoint, FanoutChunk, Grant, Outcome,
+    Redrive, Takeover,
 };
 use agentpost_proto::id::TeamId;
 use agentpost_proto::record::{Delivery, DeliveryState};
@@ -65,15 +65,16 @@ pub fn resolve(core: &Core, act: &Act) -> Option<Op> {
         Act::Claim(n, miss) => {
             let offered = deliveries(core, DeliveryState::Scheduled);
             let first = n % offered.len().max(1);
-            let attempts: Vec<AttemptRef> = offered
-                .iter()
-                .skip(first)
-                .take(1 + n % 3)
-                .map(|(team, d)| attempt(*team, d, 1 + u32::from(miss == Miss::Number)))
+            let grants: Vec<Grant> = (1..)
+                .zip(offered.iter().skip(first).take(1 + n % 3))
+                .map(|(node, (team, d))| Grant {
+                    attempt: Some(attempt(*team, d, 1 + u32::from(miss == Miss::Number))),
+                    node,
+                })
                 .collect();
-            (!attempts.is_empty()).then_some(Op::Claim(Claim {
+            (!grants.is_empty()).then_some(Op::Claim(Claim {
                 epoch: epoch(miss),
-                attempts,
+                grants,
             }))?
         }
         Act::Outcome(n, result, miss) => {

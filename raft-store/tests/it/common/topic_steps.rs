@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    AttemptOutcome, AttemptRef, AttemptResult, Claim, CloseEndpoint, DeleteWebhook, FanoutChunk, Outcome,
+    AttemptOutcome, AttemptRef, AttemptResult, Claim, CloseEndpoint, DeleteWebhook, FanoutChunk, Grant, Outcome,
     RegisterWebhook, SendBatch, Subscribe, Unsubscribe, UpdateTeam,
 };
 use agentpost_raft_store::core::kv::Order;
@@ -266,8 +266,11 @@ fn attempt(core: &mut Core, team: &str, number: u64, status: u32) -> String {
         attempt_no: delivery.unwrap_or_default().attempt_no + 1,
     };
     let epoch = core.epoch;
-    let attempts = vec![attempt.clone()];
-    let claimed = apply(core, None, Op::Claim(Claim { epoch, attempts }));
+    let grants = vec![Grant {
+        attempt: Some(attempt.clone()),
+        node: 1,
+    }];
+    let claimed = apply(core, None, Op::Claim(Claim { epoch, grants }));
     let result = AttemptResult {
         status,
         ..AttemptResult::default()

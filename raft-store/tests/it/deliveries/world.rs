@@ -2,7 +2,7 @@
 
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    AttemptOutcome, AttemptRef, AttemptResult, BeginEpoch, Claim, CloseEndpoint, ErrorCode, Outcome, Permission,
+    AttemptOutcome, AttemptRef, AttemptResult, BeginEpoch, Claim, CloseEndpoint, ErrorCode, Grant, Outcome, Permission,
     Principal, RegisterWebhook, Rejection, Takeover, TeamLimits, WebhookEvent, reply::Reply as R,
 };
 use agentpost_proto::id::TeamId;
@@ -17,8 +17,11 @@ use serde_json::Value;
 
 use crate::common::core::Core;
 
+/// The node that makes all calls.
+pub const NODE: u64 = 2;
 /// Bob's webhook.
 pub const URL: &str = "https://bob.example/hook";
+
 /// A core with one team in which bob has a webhook.
 pub struct World {
     pub core: Core,
@@ -134,8 +137,9 @@ impl World {
     }
 
     pub fn claim_in(&mut self, epoch: u64, number: u64, attempt_no: u32) -> bool {
-        let attempts = vec![self.attempt(number, attempt_no)];
-        self.attempts(Op::Claim(Claim { epoch, attempts }))
+        let attempt = Some(self.attempt(number, attempt_no));
+        let grants = vec![Grant { attempt, node: NODE }];
+        self.attempts(Op::Claim(Claim { epoch, grants }))
     }
 
     pub fn claim(&mut self, number: u64, attempt_no: u32) -> bool {

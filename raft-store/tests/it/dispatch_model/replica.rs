@@ -13,8 +13,8 @@ use std::sync::Arc;
 use agentpost_proto::api::abbababa::DeliveryFailed;
 use agentpost_proto::command::operation::Op;
 use agentpost_proto::command::{
-    AttemptOutcome, AttemptRef, AttemptResult, BeginEpoch, Claim, Outcome, Permission, RegisterWebhook, Takeover, Tick,
-    WebhookEvent, reply,
+    AttemptOutcome, AttemptRef, AttemptResult, BeginEpoch, Claim, Grant, Outcome, Permission, RegisterWebhook,
+    Takeover, Tick, WebhookEvent, reply,
 };
 use agentpost_proto::limits;
 use agentpost_proto::record::{
@@ -214,7 +214,8 @@ fn first_state(failed_before: &[u8]) -> State {
     for (delivery, failures) in (1..).zip(failed_before.iter().copied()) {
         for no in 1..=failures {
             let attempt = Attempt { epoch: 1, delivery, no };
-            assert!(state.apply(Entry::Claim(attempt), LONG_MS));
+            let claim = Entry::Claim { of: attempt, node: 0 };
+            assert!(state.apply(claim, LONG_MS));
             assert!(state.apply(Entry::Outcome(attempt, Answer::Failed), 0));
         }
     }
@@ -274,9 +275,12 @@ impl State {
                 term,
             }),
             Entry::Tick => Op::Tick(Tick {}),
-            Entry::Claim(a) => Op::Claim(Claim {
-                epoch: self.epoch(a.epoch),
-                attempts: vec![attempt(a)],
+            Entry::Claim { of, node } => Op::Claim(Claim {
+                epoch: self.epoch(of.epoch),
+                grants: vec![Grant {
+                    attempt: Some(attempt(of)),
+                    node: u64::from(node),
+                }],
             }),
             Entry::Takeover { epoch, of } => Op::Takeover(Takeover {
                 epoch: self.epoch(epoch),
@@ -340,7 +344,10 @@ impl State {
 /// Weakens rules of `apply` by changing the command.
 fn weakened(weakness: Option<Weakness>, entry: Entry, state: &State) -> Entry {
     match (weakness, entry) {
-        (Some(Weakness::ClaimsOfOldEpochs), Entry::Claim(a)) => Entry::Claim(Attempt { epoch: 0, ..a }),
+        (Some(Weakness::ClaimsOfOldEpochs), Entry::Claim { of, node }) => Entry::Claim {
+            of: Attempt { epoch: 0, ..of },
+            node,
+        },
         (Some(Weakness::OutcomesOfAnyNumber), Entry::Outcome(a, answer)) => {
             let now = &state.standings()[usize::from(a.delivery) - 1];
             let epoch = now.claim.map_or(a.epoch, |claim| claim.epoch);

@@ -6,6 +6,7 @@ use agentpost_proto::limits;
 use agentpost_proto::record::DeliveryState;
 use stateright::Model;
 
+use super::Setup;
 use super::replica::{Replicas, Standing};
 
 /// The maximal number of deliveries in a model. They are numbered from 1.
@@ -42,8 +43,8 @@ pub enum Entry {
     Begin { node: u8 },
     /// A tick, which only carries time.
     Tick,
-    /// Claims an attempt.
-    Claim(Attempt),
+    /// Claims an attempt for the call of a node.
+    Claim { of: Attempt, node: u8 },
     /// Reports the outcome of an attempt.
     Outcome(Attempt, Answer),
     /// Closes an attempt without an outcome, on behalf of `epoch`.
@@ -53,8 +54,9 @@ pub enum Entry {
 /// The progress of the dispatcher with one of its attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
-    /// The claim is applied on this node. The call may begin within this time.
-    Granted { window_ms: u64 },
+    /// The node has the grant. The call may begin within this time, which counts from the leader's apply of the claim.
+    /// The leader also checks that it still leads; another node cannot.
+    Granted { window_ms: u64, leads: bool },
     /// The check of the clock and the leadership succeeded, and the process stopped right after it.
     Checked,
     /// The call is running, and ends within this time.
@@ -126,8 +128,8 @@ pub struct World {
     leader: Leader,
     /// How many epochs have begun.
     epochs: u8,
-    /// How many nodes have ever led. Nodes that never led are interchangeable.
-    led: u8,
+    /// How many nodes have ever led or been given a call. The other ones are interchangeable.
+    known: u8,
     /// The node whose process is stopped, and the epoch that it thinks it leads.
     stopped: Option<(u8, u8)>,
     /// Time that the leader has not stamped yet.
@@ -149,7 +151,7 @@ pub struct World {
 /// One step of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Action {
-    /// The leader proposes an entry, which is applied. The reply may be lost.
+    /// The leader proposes an entry, which is applied. The reply may be lost, or the grant on its way to another node.
     Propose { entry: Entry, answered: bool },
     /// The check before the call succeeds, and the call begins.
     Start(Call),
@@ -172,19 +174,6 @@ pub enum Action {
     Continue(Option<Entry>),
     /// Time passes.
     Wait(u64),
-}
-
-/// The initial state of a model, and its faults.
-#[derive(Clone, Copy, Debug)]
-pub struct Setup {
-    /// For each delivery, how many steps of its retry schedule have failed already.
-    pub failed_before: &'static [u8],
-    /// How often the epoch changes.
-    pub epochs: u8,
-    /// How many processes may be stopped.
-    pub stops: u8,
-    /// How many replies to claims, outcomes, or replies to outcomes may be lost.
-    pub losses: u8,
 }
 
 /// The model, with the states of its replicas.
@@ -221,14 +210,23 @@ impl Dispatch {
         any(DeliveryState::Delivered) && (any(DeliveryState::Dead) || standings.len() == 1)
     }
 
+    /// The node that makes a call of this leader. If calls are handed over, the attempts of a delivery alternate between
+    /// the leader and another node, and two deliveries are called by different nodes: the model need not explore every
+    /// choice.
+    fn caller(&self, leader: u8, of: Attempt) -> u8 {
+        match (of.delivery + of.no) % 2 {
+            0 if self.setup.handed_over => u8::from(leader == 0),
+            _ => leader,
+        }
+    }
+
     fn may_start(&self, world: &World, call: &Call) -> bool {
-        let leads = world.leader
-            == Leader {
-                node: call.node,
-                epoch: call.attempt.epoch,
-            };
+        let own = Leader {
+            node: call.node,
+            epoch: call.attempt.epoch,
+        };
         match call.phase {
-            Phase::Granted { window_ms } => leads && window_ms > 0,
+            Phase::Granted { window_ms, leads } => (!leads || world.leader == own) && window_ms > 0,
             _ => false,
         }
     }
@@ -245,7 +243,11 @@ impl Dispatch {
             match standing.claim {
                 None if standing.state == DeliveryState::Scheduled && standing.due_in_ms == 0 => {
                     let no = no + 1;
-                    work.push(Entry::Claim(Attempt { epoch, delivery, no }));
+                    let of = Attempt { epoch, delivery, no };
+                    work.push(Entry::Claim {
+                        of,
+                        node: self.caller(node, of),
+                    });
                 }
                 Some(claim) if claim.late_in_ms == 0 || self.weak(Weakness::EarlyTakeover) => {
                     let own = claim.epoch == epoch;
@@ -307,7 +309,7 @@ impl Dispatch {
 
     fn faults(&self, world: &World, actions: &mut Vec<Action>) {
         if world.epochs_left > 0 {
-            let known = (world.led + 1).min(NODES);
+            let known = (world.known + 1).min(NODES);
             actions.extend(
                 (0..known)
                     .filter(|n| world.works(*n) && world.leader.node != *n)
@@ -316,7 +318,7 @@ impl Dispatch {
         }
         if world.stops_left > 0 {
             let works = |node: &u8| world.leader.node == *node || world.calls.iter().any(|c| c.node == *node);
-            actions.extend((0..world.led).filter(works).map(Action::Stop));
+            actions.extend((0..world.known).filter(works).map(Action::Stop));
         }
     }
 
@@ -326,7 +328,7 @@ impl Dispatch {
         for call in &world.calls {
             let works = world.works(call.node);
             match call.phase {
-                Phase::Granted { window_ms } => {
+                Phase::Granted { window_ms, .. } => {
                     if works && !self.weak(Weakness::NoLookBeforeTheCall) {
                         return None;
                     }
@@ -352,7 +354,7 @@ impl Dispatch {
         let (replica, done) = self.replicas.apply(world.replica, entry, elapsed_ms);
         world.replica = replica;
         match entry {
-            Entry::Claim(a) if done && a.epoch < world.epochs => world.breaks(Rule::D9),
+            Entry::Claim { of, .. } if done && of.epoch < world.epochs => world.breaks(Rule::D9),
             Entry::Takeover { of: a, .. } | Entry::Outcome(a, _) if done => {
                 let standing = &before[usize::from(a.delivery) - 1];
                 if standing.state != DeliveryState::Claimed || standing.attempt_no != a.no {
@@ -367,12 +369,14 @@ impl Dispatch {
         done
     }
 
-    fn propose(&self, world: &mut World, node: u8, entry: Entry, answered: bool) {
+    fn propose(&self, world: &mut World, by: u8, entry: Entry, answered: bool) {
         let done = self.append(world, entry, 0);
-        if let (Entry::Claim(attempt), true, true) = (entry, done, answered) {
+        if let (Entry::Claim { of: attempt, node }, true, true) = (entry, done, answered) {
             let phase = Phase::Granted {
                 window_ms: limits::START_WINDOW_MS,
+                leads: node == by,
             };
+            world.known = world.known.max(node + 1);
             world.calls.insert(Call { node, attempt, phase });
         }
     }
@@ -412,8 +416,9 @@ impl Dispatch {
             .into_iter()
             .map(|call| Call {
                 phase: match call.phase {
-                    Phase::Granted { window_ms } => Phase::Granted {
+                    Phase::Granted { window_ms, leads } => Phase::Granted {
                         window_ms: window_ms.saturating_sub(ms),
+                        leads,
                     },
                     Phase::Running { left_ms } => Phase::Running {
                         left_ms: left_ms.saturating_sub(ms),
@@ -481,7 +486,7 @@ impl Model for Dispatch {
             replica: 0,
             leader: Leader { node: 0, epoch: 1 },
             epochs: 1,
-            led: 1,
+            known: 1,
             stopped: None,
             unstamped_ms: 0,
             calls: BTreeSet::new(),
@@ -506,7 +511,7 @@ impl Model for Dispatch {
         for entry in &work {
             let entry = *entry;
             actions.push(Action::Propose { entry, answered: true });
-            if world.lost_claims_left > 0 && matches!(entry, Entry::Claim(_)) {
+            if world.lost_claims_left > 0 && matches!(entry, Entry::Claim { .. }) {
                 actions.push(Action::Propose { entry, answered: false });
             }
         }
@@ -561,7 +566,7 @@ impl Model for Dispatch {
             }
             Action::Elect(node) => {
                 world.leader = Leader { node, epoch: 0 };
-                world.led = world.led.max(node + 1);
+                world.known = world.known.max(node + 1);
                 world.epochs_left -= 1;
                 world.unstamped_ms = 0;
             }

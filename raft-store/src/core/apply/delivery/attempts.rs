@@ -1,6 +1,6 @@
 //! Attempts. A claim grants an attempt; its outcome or a takeover closes it, once.
 
-use agentpost_proto::command::{AttemptRef, AttemptResult, AttemptsReply, Claim, ErrorCode, Outcome, Takeover};
+use agentpost_proto::command::{AttemptRef, AttemptResult, AttemptsReply, Claim, ErrorCode, Grant, Outcome, Takeover};
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits;
 use agentpost_proto::record::{Attempt, AttemptEnd, Claimed, Delivery, DeliveryEnd, DeliveryState, Endpoint};
@@ -31,8 +31,8 @@ const ERROR_CHARS_MAX: usize = 64;
 const GONE: u32 = 410;
 const NON_RETRYABLE: u32 = 489;
 
-/// Grants attempts to the leader of the current epoch. The delivery must be scheduled and due, and the attempt must
-/// have its next number. If the message has expired, the delivery is cancelled instead.
+/// Grants attempts to nodes, for the dispatcher of the current epoch. The delivery must be scheduled and due, and the
+/// attempt must have its next number. If the message has expired, the delivery is cancelled instead.
 pub fn claim(
     view: &mut View<'_>,
     context: &Context<'_>,
@@ -40,10 +40,10 @@ pub fn claim(
     effects: &mut Vec<Effect>,
 ) -> Result<AttemptsReply, Stop> {
     check_epoch(view, op.epoch)?;
-    bounded(op.attempts.len())?;
-    let mut done = Vec::with_capacity(op.attempts.len());
-    for attempt in &op.attempts {
-        done.push(claim_one(view, context, op.epoch, attempt, effects)?);
+    bounded(op.grants.len())?;
+    let mut done = Vec::with_capacity(op.grants.len());
+    for grant in &op.grants {
+        done.push(claim_one(view, context, op.epoch, grant, effects)?);
     }
     Ok(AttemptsReply { done })
 }
@@ -52,9 +52,12 @@ fn claim_one(
     view: &mut View<'_>,
     context: &Context<'_>,
     epoch: u64,
-    attempt: &AttemptRef,
+    grant: &Grant,
     effects: &mut Vec<Effect>,
 ) -> Result<bool, Stop> {
+    let Some(attempt) = &grant.attempt else {
+        return reject(ErrorCode::Invalid, "a claim without its attempt");
+    };
     let Some((team, mut delivery)) = find(view, attempt)? else {
         return Ok(false);
     };
@@ -77,6 +80,7 @@ fn claim_one(
         epoch,
         ct_ms: context.cluster_ms,
         slot: claims::hold(view, epoch, team, delivery.number)?,
+        node: grant.node,
     });
     view.store(keys::delivery(team, delivery.number), &delivery);
     Ok(true)
@@ -248,6 +252,7 @@ pub(super) fn close_attempt(
         took_ms: result.took_ms,
         epoch: claim.epoch,
         closed_at_ms: context.wall_ms,
+        node: claim.node,
     });
     forget_others(&mut delivery.attempts);
     Ok(())
