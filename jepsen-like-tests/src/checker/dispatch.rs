@@ -8,13 +8,13 @@
 //! | D3 | every granted attempt is accounted for | counters beyond the kept history: core properties |
 //! | D4 | an attempt is recorded once | |
 //! | D5 | a step fails once, steps increase by one | |
-//! | D6, G4 | calls ≤ 4 + unknown; a delivery has at most one unknown attempt for each lost leader | |
+//! | D6, G4 | calls ≤ 4 + unknown; a delivery has at most one unknown attempt for each lost node | |
 //! | D7 | dead ⇔ one dead letter ⇔ one notice, never also delivered | |
 //! | D8 | no call before its due time; lateness is measured | |
 //! | D9 | epochs of calls never decrease | claims that led to no call: the model |
 //! | D10 | no delivery stays open; the replicas checker compares the state hashes | empty indexes: core properties |
 //! | D11 | no call to a deleted URL after 30 s | |
-//! | D12 | unless a leader was lost, no attempt is unknown and none arrives twice | |
+//! | D12 | unless a node was lost, no attempt is unknown and none arrives twice | |
 //! | G4 | an acknowledged message has exactly one delivery, however it ends | |
 //! | G6 | without a fault, a receiver that answers at once is called within seconds, whatever other receivers do | |
 //! | crash points | a leader that died at a known point causes the calls and unknown attempts listed in `crashes.rs` | |

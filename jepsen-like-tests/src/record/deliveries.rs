@@ -98,8 +98,9 @@ pub enum DeliveryRecord {
 /// The faults of a run as far as they excuse irregular deliveries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Disruptions {
-    /// Upper bound on the number of leaders that were lost without a hand-over; `None` if there is no bound.
-    pub leader_losses: Option<u32>,
+    /// Upper bound on the number of nodes that were lost, and of leaders that were replaced without a hand-over; `None`
+    /// if there is no bound.
+    pub node_losses: Option<u32>,
     /// The number of processes that were stopped for a while.
     pub pauses: u32,
 }
@@ -109,7 +110,7 @@ impl Disruptions {
     pub fn of(faults: &[Fault], leader_changes: u64) -> Self {
         let mut handed_over = 0;
         let mut disruptions = Disruptions {
-            leader_losses: Some(0),
+            node_losses: Some(0),
             pauses: 0,
         };
         for fault in faults.iter().filter(|fault| fault.state != FaultState::Skipped) {
@@ -117,24 +118,24 @@ impl Disruptions {
             match fault.kind.as_str() {
                 "transfer" => handed_over += 1,
                 "kill" | "failpoint" | "power" | "restart" => {
-                    disruptions.leader_losses = disruptions.leader_losses.map(|n| n + nodes)
+                    disruptions.node_losses = disruptions.node_losses.map(|n| n + nodes)
                 }
                 "pause" => {
-                    disruptions.leader_losses = disruptions.leader_losses.map(|n| n + nodes);
+                    disruptions.node_losses = disruptions.node_losses.map(|n| n + nodes);
                     disruptions.pauses += 1;
                 }
-                // A bad network or disk can cost any number of leaders.
-                _ => disruptions.leader_losses = None,
+                // A bad network or disk can cost any number of leaders and calls of other nodes.
+                _ => disruptions.node_losses = None,
             }
         }
         let lost = leader_changes.saturating_sub(handed_over) as u32;
-        disruptions.leader_losses = disruptions.leader_losses.map(|n| n.max(lost));
+        disruptions.node_losses = disruptions.node_losses.map(|n| n.max(lost));
         disruptions
     }
 
-    /// Whether no leader was lost.
+    /// Whether no node was lost.
     pub fn is_clean(&self) -> bool {
-        self.leader_losses == Some(0)
+        self.node_losses == Some(0)
     }
 }
 
@@ -241,7 +242,7 @@ mod tests {
         let installed = |kind: &'static str| (kind, FaultState::Installed);
         assert!(disruptions(&[installed("transfer")]).is_clean());
         assert_eq!(
-            disruptions(&[]).leader_losses,
+            disruptions(&[]).node_losses,
             Some(1),
             "a leader was lost without a fault"
         );
@@ -251,9 +252,9 @@ mod tests {
             installed("pause"),
             ("failpoint", FaultState::Indeterminate),
         ]);
-        assert_eq!((counted.leader_losses, counted.pauses), (Some(3), 1));
+        assert_eq!((counted.node_losses, counted.pauses), (Some(3), 1));
         assert_eq!(
-            disruptions(&[installed("kill"), installed("partition")]).leader_losses,
+            disruptions(&[installed("kill"), installed("partition")]).node_losses,
             None
         );
     }

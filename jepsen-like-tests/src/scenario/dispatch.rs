@@ -1,5 +1,5 @@
-//! X: leaders die, are stopped or hand over leadership while webhook calls are in progress, and webhook servers fail
-//! or are gone.
+//! X: leaders and the nodes that call for them die, are stopped or hand over leadership while webhook calls are in
+//! progress, and webhook servers fail or are gone.
 
 use std::time::{Duration, Instant};
 
@@ -126,6 +126,21 @@ fn webhook_servers() -> Vec<Scenario> {
             &[("kill", 2)],
             |nemesis| Box::pin(nemesis.kill_leaders_repeatedly()),
         ),
+        Scenario {
+            cover: Cover {
+                faults: &[("kill", 1), ("pause", 1), ("restart", 1)],
+                operations_inside: 0,
+                leader_changes: 0,
+            },
+            ..row(
+                "X10",
+                "nodes that call webhooks for the leader are killed, stopped (SIGSTOP) and restarted",
+                // Calls that hang keep the leader from making all calls itself.
+                &[Workload::Webhooks(Mix::Ladder)],
+                &[],
+                |nemesis| Box::pin(disturb_callers(nemesis)),
+            )
+        },
     ]
 }
 
@@ -250,6 +265,24 @@ async fn stop_leaders(nemesis: &mut Nemesis) -> Result<()> {
             .min(left.as_millis() as u64)
             .max(4_000);
         nemesis.pause_for(&[leader], wanted..wanted + 1).await?;
+    }
+    Ok(())
+}
+
+/// Kills, stops and restarts nodes that do not lead, one at a time.
+async fn disturb_callers(nemesis: &mut Nemesis) -> Result<()> {
+    for count in 0_u32.. {
+        nemesis.pause(1_000..4_000).await;
+        if nemesis.over() {
+            break;
+        }
+        let leader = nemesis.leader().await?;
+        let caller = nemesis.others(leader)[0];
+        match count % 3 {
+            0 => nemesis.kill_for(&[caller], 200..1_500).await?,
+            1 => nemesis.pause_for(&[caller], STOP_MS).await?,
+            _ => nemesis.restart(caller).await?,
+        }
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! A run with webhooks and WebSocket sessions but without faults: it is valid, it can be checked again without its
-//! cluster, and the checkers detect manipulated records. The scenarios X1 to X9 and W2 to W6 test the same with
+//! cluster, and the checkers detect manipulated records. The scenarios X1 to X10 and W2 to W6 test the same with
 //! faults.
 
 use std::path::Path;

@@ -72,7 +72,7 @@ fn made(state: &str, id: &str, ends: &[&str]) -> DeliveryDetail {
 pub fn evidence(delivery: DeliveryDetail) -> DeliveryEvidence {
     let mut evidence = DeliveryEvidence {
         disruptions: Disruptions {
-            leader_losses: Some(1),
+            node_losses: Some(1),
             pauses: 0,
         },
         ..DeliveryEvidence::default()
