@@ -18,6 +18,7 @@ pub mod dispatch;
 mod log;
 mod process;
 pub mod raft;
+pub mod reads;
 pub mod retention;
 pub mod storage;
 pub mod ws;
@@ -40,6 +41,8 @@ pub struct Metrics {
     pub proposals_in_flight: Gauge,
     /// Client operations that were answered from the state, without a log entry, because they would change nothing.
     pub proposals_unlogged: Counter,
+    /// Reads of the state on the pool of reads.
+    pub reads: reads::Reads,
     /// What is charged to the budget of this node.
     pub budget: budget::Budget,
     /// Requests that wait on this node's stream to the leader.
@@ -185,6 +188,7 @@ impl Metrics {
                  would change nothing",
                 c(),
             ),
+            reads: reads::Reads::register(r),
             budget: budget::Budget::register(r),
             forwards_in_flight: add(
                 r,

@@ -2,7 +2,9 @@
 //!
 //! - A key that this node does not know may be newer than its state, so it is looked up once more after a read barrier
 //!   before the 401. Negative results are not cached.
-//! - A linearizable read is authorised after its barrier, against the same state that it then reads.
+//! - A linearizable read is authorised after its barrier.
+//! - A read that waits for a place on the pool of reads is authorised again when it runs, against the very state that it
+//!   reads: its key may have been revoked meanwhile, and what was stored after that is not for it.
 //! - A write may use a cached key: `apply` checks the key again, in the state at the write's place in the log.
 
 use std::collections::HashMap;
@@ -11,7 +13,7 @@ use std::sync::Arc;
 use agentpost_proto::command::{Permission, Principal};
 use agentpost_proto::id::{AgentId, KeyId, TeamId};
 use agentpost_proto::{limits, record};
-use agentpost_raft_store::core::kv::{Fatal, Lookup};
+use agentpost_raft_store::core::kv::{Fatal, Kv, Lookup};
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::core::query::key::is_valid;
 use axum::http::{HeaderMap, header};
@@ -19,6 +21,7 @@ use parking_lot::RwLock;
 
 use super::error::{ApiError, Result};
 use crate::shard::local_state::LocalState;
+use crate::shard::read_pool::Share;
 use crate::shard::reader::Reader;
 use crate::shard::wall_time::WallTime;
 
@@ -84,6 +87,25 @@ pub async fn authorize(
         Finding::Valid(caller) => Ok((state, caller)),
         Finding::Refused | Finding::Unknown => Err(refused()),
     }
+}
+
+/// Runs `read` on the pool of reads, on behalf of `team`, if the key is valid in the state that is read.
+pub async fn read<T: Send + 'static>(
+    state: &LocalState,
+    team: TeamId,
+    key_hash: [u8; 32],
+    wall_time: &WallTime,
+    read: impl FnOnce(&dyn Kv) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let wall_time = wall_time.clone();
+    let authorised = state.read(Share::Team(team), move |state| {
+        let state = state.frozen_state();
+        match find(&state, &key_hash, wall_time.now_ms())? {
+            Finding::Valid(_) => read(&state),
+            Finding::Refused | Finding::Unknown => Err(refused()),
+        }
+    });
+    authorised.await
 }
 
 /// The 401. Its text is the same for unknown, revoked and expired keys.

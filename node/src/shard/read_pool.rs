@@ -12,6 +12,9 @@ use agentpost_proto::id::TeamId;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::base::metrics::gauge;
+use crate::base::metrics::reads::Reads;
+
 /// Reads that run at a time.
 const PLACES: usize = 8;
 /// Reads of one team that run at a time.
@@ -39,6 +42,7 @@ pub enum Share {
 #[derive(Clone, Default)]
 pub(super) struct ReadPool {
     shared: Arc<Mutex<Turns>>,
+    metrics: Reads,
 }
 
 #[derive(Default)]
@@ -65,6 +69,13 @@ struct Place {
 }
 
 impl ReadPool {
+    pub(super) fn new(metrics: Reads) -> Self {
+        ReadPool {
+            shared: Arc::default(),
+            metrics,
+        }
+    }
+
     /// Runs `read` on a blocking thread when it is the turn of `share`. The read runs to its end even if the caller does
     /// not wait for it.
     pub(super) async fn run<T: Send + 'static>(
@@ -93,12 +104,14 @@ impl ReadPool {
             let all_waiting = turns.waiting;
             let owner = turns.owners.entry(share).or_default();
             if all_waiting == WAITING_MAX || owner.waiting.len() == TEAM_WAITING_MAX {
+                self.metrics.refused.inc();
                 return Err(ReadRefused);
             }
             let (turn, waiting) = oneshot::channel();
             owner.waiting.push_back(turn);
             let is_first = owner.waiting.len() == 1;
             turns.waiting += 1;
+            self.metrics.waiting.set(gauge(turns.waiting as u64));
             if is_first {
                 turns.order.push_back(share);
             }
@@ -125,6 +138,7 @@ impl ReadPool {
                 turns.leave(share);
             }
         }
+        self.metrics.waiting.set(gauge(turns.waiting as u64));
     }
 }
 

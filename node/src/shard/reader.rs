@@ -86,6 +86,7 @@ impl Reader {
         let recovered = Arc::new(AtomicBool::new(false));
         let recovering = watch_recovery(raft.clone(), Arc::clone(&recovered));
         tokio::spawn(watch.may_end("recovery", recovering));
+        let pool = ReadPool::new(metrics.reads.clone());
         let barriers = Barriers {
             lead: lead.clone(),
             raft,
@@ -95,7 +96,7 @@ impl Reader {
         tokio::spawn(watch.may_end("read barriers", barriers.run(waiters)));
         let shared = Shared {
             state,
-            pool: ReadPool::default(),
+            pool,
             progress,
             lead,
             ids,

@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod handles;
 pub mod in_child;
 pub mod office;
+pub mod reads;
 pub mod upload;
 pub mod vendor;
 pub mod web;

@@ -21,7 +21,7 @@ use crate::server::error::Result;
 use crate::server::services::{self, Services};
 use crate::shard::budget::{Payer, Permit};
 use crate::shard::local_state::LocalState;
-use crate::shard::read_pool::Share;
+use crate::shard::wall_time::WallTime;
 use crate::webhooks::egress::Egress;
 
 /// The handles that only the HTTP handlers use.
@@ -55,16 +55,16 @@ pub(super) struct Reading {
     pub(super) state: LocalState,
     pub(super) caller: Caller,
     pub(super) key_hash: [u8; 32],
+    wall_time: WallTime,
 }
 
 impl Reading {
-    /// Runs `read` on the pool of reads, on behalf of the caller's team.
+    /// Runs `read` on the pool of reads, on behalf of the caller's team. It is authorised against the state that it reads.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&dyn Kv) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let team = Share::Team(self.caller.team);
-        self.state.read(team, move |state| read(state)).await
+        auth::read(&self.state, self.caller.team, self.key_hash, &self.wall_time, read).await
     }
 }
 
@@ -106,7 +106,7 @@ impl AppState {
         Ok(caller)
     }
 
-    /// Authorises a read against the same state that it reads.
+    /// Authorises a read. What waits for a place on the pool of reads is authorised again, see [`Reading::read`].
     pub(super) async fn reader(&self, headers: &HeaderMap, consistency: Consistency) -> Result<Reading> {
         let services = &self.services;
         let key_hash = services.secrets.key_hash(auth::presented(headers)?);
@@ -120,6 +120,7 @@ impl AppState {
             state,
             caller,
             key_hash,
+            wall_time: services.wall_time.clone(),
         })
     }
 

@@ -121,7 +121,7 @@ fn introduce(ws: &WsState, kv: &impl Lookup, connect: &Connect) -> Result<(Calle
         return Err(refused());
     }
     let key_hash = ws.services.secrets.key_hash(&connect.token);
-    let caller = authenticate(ws, kv, &key_hash)?;
+    let caller = authenticate(kv, &key_hash, ws.services.wall_time.now_ms())?;
     if caller.team.to_string() != connect.team_id {
         return Err(refused());
     }
@@ -194,14 +194,15 @@ async fn first_frame(link: &mut Link) -> Result<Connect, End> {
 }
 
 /// The caller of a valid key; the error is the same for every invalid key.
-pub fn authenticate(ws: &WsState, kv: &impl Lookup, key_hash: &[u8; 32]) -> Result<Caller, End> {
-    match auth::find(kv, key_hash, ws.services.wall_time.now_ms()).map_err(unreadable)? {
+pub fn authenticate(kv: &impl Lookup, key_hash: &[u8; 32], wall_ms: u64) -> Result<Caller, End> {
+    match auth::find(kv, key_hash, wall_ms).map_err(unreadable)? {
         Finding::Valid(caller) => Ok(caller),
         Finding::Refused | Finding::Unknown => Err(refused()),
     }
 }
 
-fn refused() -> End {
+/// The end of a session whose key is not valid.
+pub fn refused() -> End {
     End::auth("invalid API key for this team")
 }
 

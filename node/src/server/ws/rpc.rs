@@ -20,6 +20,7 @@ use agentpost_proto::command::Permission;
 use agentpost_proto::frame::ServerFrame;
 use agentpost_proto::id::{self, KeyId, TeamId};
 use agentpost_proto::limits;
+use agentpost_raft_store::core::kv::Kv;
 use agentpost_raft_store::core::query;
 use axum::extract::ws::Utf8Bytes;
 use axum::http::StatusCode;
@@ -37,7 +38,6 @@ use crate::server::keys;
 use crate::server::services::{SMALL_REQUEST_BYTES_MAX, Services};
 use crate::shard::budget::{Payer, Permit};
 use crate::shard::local_state::LocalState;
-use crate::shard::read_pool::Share;
 use crate::wire::json::explain;
 
 /// Upper bound on the RPC requests that wait in one session. Beyond it the session reads no further request.
@@ -294,7 +294,7 @@ struct Key<'a> {
 }
 
 impl<'a> Key<'a> {
-    /// Authorises a read against the same state that it reads.
+    /// Authorises a read. What waits for a place on the pool of reads is authorised again, see [`Self::read`].
     async fn reads(self) -> Result<(LocalState, Caller)> {
         let state = self.services.replica.reader.linearizable().await?;
         self.authorized(state).await
@@ -321,6 +321,16 @@ impl<'a> Key<'a> {
         Ok((state, caller))
     }
 
+    /// Runs `read` on the pool of reads. It is authorised against the state that it reads.
+    async fn read<T: Send + 'static>(
+        self,
+        state: &LocalState,
+        team: TeamId,
+        read: impl FnOnce(&dyn Kv) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        auth::read(state, team, self.hash, &self.services.wall_time, read).await
+    }
+
     async fn recent(self, feed: Feed, params: wire::RecentParams) -> Result<wire::Recent> {
         let (state, caller) = self.reads().await?;
         let limit = params.limit.unwrap_or(wire::RECENT_EVENTS_DEFAULT);
@@ -330,9 +340,9 @@ impl<'a> Key<'a> {
         loop {
             let feed = Arc::clone(&feed);
             let wall_ms = self.services.wall_time.now_ms();
-            let step = state.read(Share::Team(caller.team), move |state| {
-                let more = feed.recall(state, &mut history, wall_ms)?;
-                Result::<_, ApiError>::Ok((history, more))
+            let step = self.read(&state, caller.team, move |state| {
+                let more = feed.recall(&state, &mut history, wall_ms)?;
+                Ok((history, more))
             });
             let (read, more) = step.await?;
             if !more {
@@ -346,8 +356,8 @@ impl<'a> Key<'a> {
         let (state, caller) = self.reads().await?;
         let (team, wall_ms) = (caller.team, self.services.wall_time.now_ms());
         let key = query::key::by_id(&state, team, caller.key_id)?.ok_or_else(auth::refused)?;
-        let counted = state.read(Share::Team(team), move |state| {
-            Result::<_, ApiError>::Ok(query::key::count_active(state, team, wall_ms)?)
+        let counted = self.read(&state, team, move |state| {
+            Ok(query::key::count_active(&state, team, wall_ms)?)
         });
         Ok(wire::Stats {
             team_id: team.to_string(),
@@ -364,9 +374,7 @@ impl<'a> Key<'a> {
         let (state, caller) = self.reads().await?;
         manages_keys(&caller)?;
         let team = caller.team;
-        state
-            .read(Share::Team(team), move |state| keys::listed(state, team))
-            .await
+        self.read(&state, team, move |state| keys::listed(state, team)).await
     }
 
     async fn create_key(self, params: wire::CreateKeyParams, permit: Permit) -> Result<wire::CreatedKey> {

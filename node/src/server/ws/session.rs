@@ -22,16 +22,16 @@
 //!   (a few seconds, with jitter so that sessions do not read in step); it never loses one.
 //! - The handshake is linearizable: it sees every send, ack and revocation that was acknowledged before it. Afterwards
 //!   the session reads the state of its own node, which only moves forward.
-//! - The key is looked up again before each batch; a revoked or expired key ends the session with 4001. Revocations wake
-//!   sleeping sessions. A node without a leader would not learn of revocations, so after three seconds it sends its
+//! - The key is looked up again in the state that each batch is read from; a revoked or expired key ends the session with
+//!   4001. Revocations wake sleeping sessions. A node without a leader would not learn of revocations, so after three seconds it sends its
 //!   clients to another node.
 //! - Acks are cumulative, clamped to what this socket was sent, never move back and are never answered with an error. A
 //!   session without a cursor ignores them. [`super::progress`] has these rules; [`super::liveness`] describes what
 //!   replaces the acks of clients that never send any.
 //! - If events were removed before the session read them, the client gets `cursor_expired` before the events that
 //!   follow; see [`super::feed`].
-//! - While a write waits for the reader, the session still handles the client's frames and watches the key. A write
-//!   that waits too long ends the session with 4004; the client reconnects and resumes after its last ack.
+//! - While a batch waits for a place on the pool of reads, the session does all its other work. While a write waits for
+//!   the client, it still handles the client's frames and watches the key. A write that waits too long ends the session with 4004; the client reconnects and resumes after its last ack.
 //! - Requests ([`super::rpc`]) are executed concurrently with all that, one at a time. They read the state separately:
 //!   the events that they return neither move the position nor count as delivered.
 //! - When a team becomes blocked ([`super::quota`]), its open sessions end once, so that the clients learn of it.
@@ -45,6 +45,7 @@
 //! **Left out.** Sessions do not share encoded events; each encodes its own, because agents mostly have separate
 //! inboxes.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use agentpost_proto::frame::{ClientFrame, ServerFrame};
@@ -55,7 +56,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::ack::Acks;
 use super::admission::SessionPermit;
-use super::feed::Feed;
+use super::feed::{Batch, Feed};
 use super::handshake::{self, Opened};
 use super::link::{End, GOODBYE, Inbound, Link, Received};
 use super::progress::Progress;
@@ -63,6 +64,8 @@ use super::rpc::Requests;
 use super::ws_state::{SessionOptions, WsState};
 use super::{frame, quota};
 use crate::base::metrics::Metrics;
+use crate::server::auth::{self, Finding};
+use crate::server::services::Services;
 use crate::shard::read_pool::Share;
 use crate::shard::wakeups::Listener;
 
@@ -132,7 +135,9 @@ async fn revoked(ws: &WsState, admitted: oneshot::Receiver<[u8; 32]>) -> End {
     };
     let mut keys = ws.services.replica.wakeups.keys();
     loop {
-        let refused = handshake::authenticate(ws, &ws.services.replica.reader.local(), &key_hash).err();
+        let (state, wall_ms) = (ws.services.replica.reader.local(), ws.services.wall_time.now_ms());
+        let refused = handshake::authenticate(&state, &key_hash, wall_ms).err();
+        drop(state);
         if let Some(end) = refused {
             sleep(REVOKED_MAX).await;
             return end;
@@ -161,6 +166,9 @@ async fn converse<'a>(
     }
 }
 
+/// A read of the next batch. Its result is the batch and the events after it, or `None` if the key is not valid any more.
+type Reading<'a> = Pin<Box<dyn Future<Output = Result<Option<(Feed, Batch)>, End>> + Send + 'a>>;
+
 /// A session after its handshake.
 struct Session<'a, 'c> {
     ws: &'a WsState,
@@ -178,6 +186,8 @@ struct Session<'a, 'c> {
     ending: Option<String>,
     /// Whether there may be events after the position.
     behind: bool,
+    /// The read of the next batch, while it waits or runs.
+    reading: Option<Reading<'a>>,
     ping_at: Instant,
     look_at: Instant,
 }
@@ -198,6 +208,7 @@ impl<'a, 'c> Session<'a, 'c> {
             ending: None,
             greeting: opened.greeting,
             behind: true,
+            reading: None,
             ping_at: now + ws.options.ping_every,
             look_at: now + ws.options.look_every,
         }
@@ -223,6 +234,10 @@ impl<'a, 'c> Session<'a, 'c> {
             {
                 return Err(End::quota(why));
             }
+            if self.behind && self.reading.is_none() {
+                let read = read_batch(&self.ws.services, self.team, self.key_hash, self.feed.clone());
+                self.reading = Some(Box::pin(read));
+            }
             let due = self.ping_at.min(self.look_at);
             tokio::select! {
                 biased;
@@ -231,7 +246,7 @@ impl<'a, 'c> Session<'a, 'c> {
                 () = self.keys.woken() => self.authorize().await?,
                 () = sleep_until(due) => self.on_time().await?,
                 () = self.client.work() => {}
-                () = std::future::ready(()), if self.behind => self.deliver().await?,
+                read = ended(&mut self.reading) => self.deliver(read?).await?,
             }
         }
     }
@@ -239,8 +254,8 @@ impl<'a, 'c> Session<'a, 'c> {
     /// Looks the key up again: it may have been revoked or have expired.
     async fn authorize(&mut self) -> Result<(), End> {
         let refused = {
-            let state = self.ws.services.replica.reader.local();
-            handshake::authenticate(self.ws, &state, &self.key_hash).err()
+            let services = &self.ws.services;
+            handshake::authenticate(&services.replica.reader.local(), &self.key_hash, services.wall_time.now_ms()).err()
         };
         match refused {
             None => Ok(()),
@@ -262,23 +277,13 @@ impl<'a, 'c> Session<'a, 'c> {
     }
 
     /// Sends one batch.
-    async fn deliver(&mut self) -> Result<(), End> {
-        self.authorize().await?;
-        let state = self.ws.services.replica.reader.local();
-        // Cheap beside the messages: a position, and the scopes.
-        let mut feed = self.feed.clone();
-        let wall_ms = self.ws.services.wall_time.now_ms();
-        let read = state.read(Share::Team(self.team), move |state| {
-            let batch = feed.batch(state, wall_ms).map_err(handshake::unreadable)?;
-            Ok::<_, End>((feed, batch))
-        });
-        let (feed, batch) = read.await?;
-        drop(state);
+    async fn deliver(&mut self, read: Option<(Feed, Batch)>) -> Result<(), End> {
+        let Some((feed, batch)) = read else {
+            return Err(Box::pin(self.dismiss(handshake::refused())).await);
+        };
         self.feed = feed;
         self.behind = batch.more;
         if batch.events.is_empty() {
-            // A narrow scope in a large team skips many events, so other tasks get a turn.
-            tokio::task::yield_now().await;
             return Ok(());
         }
         self.ws.services.metrics.ws.events.inc_by(batch.events.len() as u64);
@@ -322,6 +327,38 @@ impl<'a, 'c> Session<'a, 'c> {
         }
         Ok(())
     }
+}
+
+/// Reads the batch after `feed` on the pool of reads, and looks the key up in the same state: it may have been revoked
+/// while the read waited, and events that were stored after that are not for this session.
+async fn read_batch(
+    services: &Services,
+    team: TeamId,
+    key_hash: [u8; 32],
+    mut feed: Feed,
+) -> Result<Option<(Feed, Batch)>, End> {
+    let wall_time = services.wall_time.clone();
+    let state = services.replica.reader.local();
+    let read = state.read(Share::Team(team), move |state| {
+        let (state, wall_ms) = (state.frozen_state(), wall_time.now_ms());
+        match auth::find(&state, &key_hash, wall_ms).map_err(handshake::unreadable)? {
+            Finding::Valid(_) => {}
+            Finding::Refused | Finding::Unknown => return Ok(None),
+        }
+        let batch = feed.batch(&state, wall_ms).map_err(handshake::unreadable)?;
+        Ok::<_, End>(Some((feed, batch)))
+    });
+    read.await
+}
+
+/// Waits for the end of a read, if there is one. Cancel-safe.
+async fn ended(reading: &mut Option<Reading<'_>>) -> Result<Option<(Feed, Batch)>, End> {
+    let Some(read) = reading else {
+        return std::future::pending().await;
+    };
+    let read = read.await;
+    *reading = None;
+    read
 }
 
 fn is_block(frame: &ServerFrame) -> bool {

@@ -1,73 +1,19 @@
 //! Reads run on a pool of their own, of which a team has at most half: they delay neither Raft nor other teams.
 
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use agentpost_node::shard::read_pool::{ReadRefused, Share};
-use agentpost_testkit::eventually;
-use futures::future::join_all;
-use parking_lot::Mutex;
+use agentpost_node::shard::read_pool::Share;
+use agentpost_testkit::socket::refused;
 use serde_json::json;
 
-use crate::common::web::{Call, mail};
+use crate::common::office::Office;
+use crate::common::reads::{Held, until};
+use crate::common::upload::metric;
+use crate::common::web::{Call, Team, mail};
 use crate::common::{NodeHandles, TestCluster, TestTeam};
 
 /// More reads than the pool has places.
 const MANY: usize = 24;
-
-/// Reads that stand still until they are let go.
-struct Held {
-    begun: Receiver<()>,
-    release: Vec<SyncSender<()>>,
-    reads: Vec<tokio::task::JoinHandle<Result<(), ReadRefused>>>,
-}
-
-impl Held {
-    fn by(node: &NodeHandles, share: Share) -> Self {
-        let (begin, begun) = sync_channel(MANY);
-        let mut held = Held {
-            begun,
-            release: Vec::new(),
-            reads: Vec::new(),
-        };
-        for _ in 0..MANY {
-            let (release, released) = sync_channel(1);
-            let (state, begin, released) = (node.reader.local(), begin.clone(), Arc::new(Mutex::new(released)));
-            held.release.push(release);
-            held.reads.push(tokio::spawn(async move {
-                let read = state.read(share, move |_| {
-                    begin.send(()).unwrap();
-                    // It ends on its own after a while, so that a test fails and does not hang.
-                    let _ = released.lock().recv_timeout(Duration::from_secs(60));
-                    Ok::<_, ReadRefused>(())
-                });
-                read.await
-            }));
-        }
-        held
-    }
-
-    /// How many run now.
-    async fn running(&self, at_least: usize) -> usize {
-        let mut running = 0;
-        eventually("reads that run", async || {
-            running += self.begun.try_iter().count();
-            (running >= at_least).then_some(())
-        })
-        .await;
-        running
-    }
-
-    async fn let_go(self) {
-        for release in &self.release {
-            let _ = release.send(());
-        }
-        for read in join_all(self.reads).await {
-            assert_eq!(read.unwrap(), Ok(()));
-        }
-    }
-}
 
 async fn list(url: &str, team: &TestTeam) -> usize {
     let listed = Call::get("/v1/messages").key(&team.key).agent("b").to(url).await.ok();
@@ -81,7 +27,7 @@ async fn a_pool_full_of_reads_delays_neither_raft_nor_writes() {
     let leader = cluster.leader().await;
     let node = cluster.services(leader);
     let term = node.cluster.this_node.status().term;
-    let held = [Held::by(&node, Share::Team(team.id)), Held::by(&node, Share::Node)];
+    let held = [Held::by(&node, Share::Team(team.id), MANY), Held::by(&node, Share::Node, MANY)];
     assert_eq!(held[0].running(4).await, 4, "half of the places");
     assert_eq!(held[1].running(4).await, 4, "the other half");
     let reading = tokio::spawn({
@@ -98,7 +44,7 @@ async fn a_pool_full_of_reads_delays_neither_raft_nor_writes() {
     assert_eq!((status.role.as_str(), status.term), ("leader", term));
     assert!(!reading.is_finished(), "a list waits for its turn");
     for held in held {
-        held.let_go().await;
+        assert_eq!(held.let_go().await, MANY);
     }
     assert_eq!(reading.await.unwrap(), 20);
 }
@@ -107,9 +53,73 @@ async fn a_pool_full_of_reads_delays_neither_raft_nor_writes() {
 async fn a_team_that_reads_much_leaves_half_of_the_pool_to_others() {
     let cluster = TestCluster::start(1).await;
     let (greedy, other) = (cluster.team("greedy").await, cluster.team("other").await);
-    let held = Held::by(&cluster.services(0), Share::Team(greedy.id));
+    let held = Held::by(&cluster.services(0), Share::Team(greedy.id), MANY);
     assert_eq!(held.running(4).await, 4);
     assert_eq!(list(&cluster.url(0), &other).await, 0, "answered while the others wait");
     assert_eq!(held.running(0).await, 0, "no more of them began");
+    assert_eq!(held.let_go().await, MANY);
+}
+
+impl Office {
+    /// Creates a key that may read; returns its id, and the team with that key.
+    async fn reading_key(&self, team: &Team) -> (String, Team) {
+        self.key(team, json!({ "name": "reader", "permissions": ["read"] })).await
+    }
+
+    /// Revokes a key and sends a message afterwards. Both are acknowledged.
+    async fn revoke_and_send(&self, team: &Team, id: &str) {
+        let revoke = Call::delete(format!("/admin/v1/keys/{id}")).bearer(&self.admin);
+        revoke.to(&self.urls[0]).await.ok();
+        self.send(0, team, "b", "after").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_waited_shows_nothing_to_a_key_that_was_revoked_meanwhile() {
+    let office = Office::start(1, "").await;
+    let team = office.new_team("readers").await;
+    let node = office.cluster.services(0);
+    for path in ["/v1/messages", "/v1/messages?wait=1", "/v1/messages?consistency=local"] {
+        let (id, doomed) = office.reading_key(&team).await;
+        let held = Held::share_of(&node, &team).await;
+        let call = Call::get(path).key(&doomed.key).agent("b");
+        let url = office.urls[0].clone();
+        let listing = tokio::spawn(async move { call.to(&url).await });
+        until(&node, "reads_waiting", 1).await;
+        office.revoke_and_send(&team, &id).await;
+        held.let_go().await;
+        listing.await.unwrap().error(401);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_waited_sends_nothing_that_was_stored_after_its_key_was_revoked() {
+    let office = Office::start(1, "").await;
+    let team = office.new_team("readers").await;
+    let node = office.cluster.services(0);
+    let (id, doomed) = office.reading_key(&team).await;
+    let (mut socket, _) = office.listen(0, &doomed, &["*"], None).await;
+    let held = Held::share_of(&node, &team).await;
+    office.send(0, &team, "b", "before").await;
+    until(&node, "reads_waiting", 1).await;
+    office.revoke_and_send(&team, &id).await;
     held.let_go().await;
+    assert_eq!(socket.ending().await, refused(4001));
+    let told = socket.log.iter().any(|frame| frame.contains("after"));
+    assert!(!told, "{:?}", socket.log);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_answers_its_client_while_its_read_waits() {
+    let office = Office::start(1, "").await;
+    let team = office.new_team("readers").await;
+    let node = office.cluster.services(0);
+    let (mut socket, _) = office.listen(0, &team, &["*"], None).await;
+    let held = Held::share_of(&node, &team).await;
+    office.send(0, &team, "b", "late").await;
+    until(&node, "reads_waiting", 1).await;
+    socket.ping().await;
+    assert_eq!(metric(&node, "reads_waiting"), 1, "its read still waits");
+    held.let_go().await;
+    assert_eq!(socket.event().await.1, "late");
 }

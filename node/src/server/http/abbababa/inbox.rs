@@ -22,7 +22,6 @@ use crate::server::http::app_state::{App, AppState};
 use crate::server::http::input::{Consistency, PAGE_DEFAULT, Parameters};
 use crate::server::http::ratelimit;
 use crate::shard::local_state::LocalState;
-use crate::shard::read_pool::Share;
 use crate::wire::json::{Writer, push_text};
 use crate::wire::message::{Shown, push_message};
 
@@ -137,6 +136,7 @@ pub async fn list(State(app): App, request: Request) -> Result<Response> {
         app: &app,
         team,
         agent: &agent,
+        key_hash: reading.key_hash,
         wanted: &wanted,
     };
     let page = if wanted.nothing {
@@ -149,7 +149,7 @@ pub async fn list(State(app): App, request: Request) -> Result<Response> {
     } else if wanted.wait.is_zero() {
         inbox.page(&reading.state, after_seq).await?
     } else {
-        inbox.poll(&reading.key_hash, after_seq).await?
+        inbox.poll(after_seq).await?
     };
     Ok(ratelimit::with_usage(Some(standing), inbox.answer(&page)?))
 }
@@ -172,6 +172,7 @@ struct Inbox<'a> {
     app: &'a AppState,
     team: TeamId,
     agent: &'a AgentId,
+    key_hash: [u8; 32],
     wanted: &'a Wanted,
 }
 
@@ -191,17 +192,18 @@ impl Inbox<'_> {
     /// Examines as many entries as one read may, on the pool of reads.
     async fn turn(&self, state: &LocalState, after_seq: Option<u64>, skip: usize) -> Result<Page> {
         let (team, agent, wanted) = (self.team, self.agent.clone(), self.wanted.clone());
-        let wall_ms = self.app.services.wall_time.now_ms();
-        let page = state.read(Share::Team(team), move |state| {
+        let wall_time = &self.app.services.wall_time;
+        let wall_ms = wall_time.now_ms();
+        let page = auth::read(state, team, self.key_hash, wall_time, move |state| {
             let query = wanted.query(after_seq, skip, wall_ms);
-            Ok(query::inbox::page(state, team, agent.as_str(), &query)?)
+            Ok(query::inbox::page(&state, team, agent.as_str(), &query)?)
         });
         page.await
     }
 
     /// Waits for a page with entries. After the read barrier this node's state only advances, so its local state
     /// suffices.
-    async fn poll(&self, key_hash: &[u8; 32], after_seq: Option<u64>) -> Result<Page> {
+    async fn poll(&self, after_seq: Option<u64>) -> Result<Page> {
         let services = &self.app.services;
         let deadline = services.wall_time.clock().now() + self.wanted.wait;
         let mut listener = services.replica.wakeups.inbox(self.team, self.agent.as_str());
@@ -225,7 +227,7 @@ impl Inbox<'_> {
             }
             page = self.page(&state, page.last_seq).await?;
         }
-        match auth::find(&state, key_hash, services.wall_time.now_ms())? {
+        match auth::find(&state, &self.key_hash, services.wall_time.now_ms())? {
             auth::Finding::Valid(_) => Ok(page),
             auth::Finding::Refused | auth::Finding::Unknown => Err(auth::refused()),
         }
