@@ -22,7 +22,7 @@ const SHARE: usize = PLACES / 2;
 /// Upper bound on the reads that wait. Further ones are refused at once.
 const WAITING_MAX: usize = 16 * 1024;
 /// Upper bound on the reads of one team that wait.
-const TEAM_WAITING_MAX: usize = WAITING_MAX / 4;
+pub const TEAM_WAITING_MAX: usize = WAITING_MAX / 4;
 
 /// Too many reads wait, or the node stops. Nothing was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

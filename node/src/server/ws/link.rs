@@ -12,7 +12,6 @@ use futures::{Sink, SinkExt as _, StreamExt as _};
 use tokio::time::{sleep, timeout};
 
 use super::frame;
-use crate::shard::read_pool::ReadRefused;
 
 /// Time limit for closing a socket.
 pub const GOODBYE: Duration = Duration::from_secs(2);
@@ -53,12 +52,6 @@ pub enum End {
         /// The text for people, in both frames.
         message: String,
     },
-}
-
-impl From<ReadRefused> for End {
-    fn from(refused: ReadRefused) -> Self {
-        End::busy(refused.to_string())
-    }
 }
 
 impl End {

@@ -50,6 +50,7 @@ use std::time::Duration;
 
 use agentpost_proto::frame::{ClientFrame, ServerFrame};
 use agentpost_proto::id::TeamId;
+use agentpost_raft_store::core::kv::Fatal;
 use axum::extract::ws::{Message, WebSocket};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -66,11 +67,13 @@ use super::{frame, quota};
 use crate::base::metrics::Metrics;
 use crate::server::auth::{self, Finding};
 use crate::server::services::Services;
-use crate::shard::read_pool::Share;
+use crate::shard::read_pool::{ReadRefused, Share};
 use crate::shard::wakeups::Listener;
 
 /// How long a session may continue to write after its key was revoked.
 const REVOKED_MAX: Duration = Duration::from_millis(500);
+/// The longest pause before a refused read is tried again, in milliseconds. The shortest is half of it.
+const REFUSED_PAUSE_MS: u64 = 200;
 
 /// Runs one socket from the upgrade to its end.
 pub async fn run(ws: WsState, socket: WebSocket, mut permit: SessionPermit) {
@@ -330,25 +333,45 @@ impl<'a, 'c> Session<'a, 'c> {
 }
 
 /// Reads the batch after `feed` on the pool of reads, and looks the key up in the same state: it may have been revoked
-/// while the read waited, and events that were stored after that are not for this session.
+/// while the read waited, and events that were stored after that are not for this session. If too many reads of the team
+/// wait (one message can wake thousands of its sessions), it tries again after a pause.
 async fn read_batch(
     services: &Services,
     team: TeamId,
     key_hash: [u8; 32],
-    mut feed: Feed,
+    feed: Feed,
 ) -> Result<Option<(Feed, Batch)>, End> {
-    let wall_time = services.wall_time.clone();
-    let state = services.replica.reader.local();
-    let read = state.read(Share::Team(team), move |state| {
-        let (state, wall_ms) = (state.frozen_state(), wall_time.now_ms());
-        match auth::find(&state, &key_hash, wall_ms).map_err(handshake::unreadable)? {
-            Finding::Valid(_) => {}
-            Finding::Refused | Finding::Unknown => return Ok(None),
+    loop {
+        let (mut feed, wall_time) = (feed.clone(), services.wall_time.clone());
+        let state = services.replica.reader.local();
+        let read = state.read(Share::Team(team), move |state| {
+            let (state, wall_ms) = (state.frozen_state(), wall_time.now_ms());
+            let valid = match auth::find(&state, &key_hash, wall_ms)? {
+                Finding::Valid(_) => Some((feed.batch(&state, wall_ms)?, feed)),
+                Finding::Refused | Finding::Unknown => None,
+            };
+            Ok::<_, Unread>(valid.map(|(batch, feed)| (feed, batch)))
+        });
+        let read = read.await;
+        drop(state);
+        match read {
+            Ok(read) => return Ok(read),
+            Err(Unread::Fatal(fatal)) => return Err(handshake::unreadable(fatal)),
+            Err(Unread::Refused(ReadRefused)) => {
+                let pause_ms = services.ids.jitter_ms(REFUSED_PAUSE_MS / 2, REFUSED_PAUSE_MS);
+                sleep(Duration::from_millis(pause_ms)).await;
+            }
         }
-        let batch = feed.batch(&state, wall_ms).map_err(handshake::unreadable)?;
-        Ok::<_, End>(Some((feed, batch)))
-    });
-    read.await
+    }
+}
+
+/// Why a batch was not read.
+#[derive(Debug, thiserror::Error)]
+enum Unread {
+    #[error(transparent)]
+    Fatal(#[from] Fatal),
+    #[error(transparent)]
+    Refused(#[from] ReadRefused),
 }
 
 /// Waits for the end of a read, if there is one. Cancel-safe.

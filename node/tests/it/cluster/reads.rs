@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use agentpost_node::shard::read_pool::Share;
+use agentpost_node::shard::read_pool::{Share, TEAM_WAITING_MAX};
 use agentpost_testkit::socket::refused;
 use serde_json::json;
 
 use crate::common::office::Office;
-use crate::common::reads::{Held, until};
+use crate::common::reads::{Held, SHARE, until};
 use crate::common::upload::metric;
 use crate::common::web::{Call, Team, mail};
 use crate::common::{NodeHandles, TestCluster, TestTeam};
@@ -120,6 +120,22 @@ async fn a_session_answers_its_client_while_its_read_waits() {
     until(&node, "reads_waiting", 1).await;
     socket.ping().await;
     assert_eq!(metric(&node, "reads_waiting"), 1, "its read still waits");
+    held.let_go().await;
+    assert_eq!(socket.event().await.1, "late");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_read_is_refused_stays_open_and_reads_later() {
+    let office = Office::start(1, "").await;
+    let team = office.new_team("readers").await;
+    let node = office.cluster.services(0);
+    let (mut socket, _) = office.listen(0, &team, &["*"], None).await;
+    let waiting = TEAM_WAITING_MAX;
+    let held = Held::by(&node, Share::Team(team.id.parse().unwrap()), SHARE + waiting);
+    until(&node, "reads_waiting", waiting as u64).await;
+    office.send(0, &team, "b", "late").await;
+    until(&node, "reads_refused_total", 2).await;
+    socket.ping().await;
     held.let_go().await;
     assert_eq!(socket.event().await.1, "late");
 }
