@@ -120,6 +120,15 @@ fn visible(kv: &dyn Kv, team: TeamId, agent: &AgentId, id: MessageId, wall_ms: u
     Ok(Some(out))
 }
 
+/// What a write can show of a message. The write is stored already, so its answer must not be an error: without this part
+/// the client still learns that.
+fn if_readable<T>(read: Result<Option<T>>) -> Option<T> {
+    read.unwrap_or_else(|error| {
+        tracing::debug!(?error, "reading the message of a stored write failed; it is answered without the message");
+        None
+    })
+}
+
 /// The body of a PATCH.
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
@@ -162,7 +171,6 @@ async fn mark(State(app): App, id: Id, request: Request) -> Result<Response> {
             error
         }
     })?;
-    // The mark is stored. If the message cannot be shown at the moment, that does not change.
     let mut out = Vec::with_capacity(1024);
     let mut writer = Writer::new(&mut out);
     writer.raw("success", "true");
@@ -171,7 +179,7 @@ async fn mark(State(app): App, id: Id, request: Request) -> Result<Response> {
         Ok(state) => {
             let wall_ms = app.services.wall_time.now_ms();
             let shown = state.read(Share::Team(team), move |kv| visible(kv, team, &agent, id, wall_ms));
-            shown.await?
+            if_readable(shown.await)
         }
         Err(_) => None,
     };

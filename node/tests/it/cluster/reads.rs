@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::common::office::Office;
 use crate::common::reads::{Held, SHARE, until};
 use crate::common::upload::metric;
-use crate::common::web::{Call, Team, mail};
+use crate::common::web::{Call, Team, list as list_of, mail};
 use crate::common::{NodeHandles, TestCluster, TestTeam};
 
 /// More reads than the pool has places.
@@ -138,4 +138,30 @@ async fn a_session_whose_read_is_refused_stays_open_and_reads_later() {
     socket.ping().await;
     held.let_go().await;
     assert_eq!(socket.event().await.1, "late");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_is_stored_is_answered_200_though_its_message_cannot_be_read() {
+    let office = Office::start(1, "").await;
+    let team = office.new_team("writers").await;
+    let node = office.cluster.services(0);
+    let url = &office.urls[0];
+    let send = Call::post("/v1/messages", &mail("b", &json!("x"))).key(&team.key).agent("a");
+    let send = send.once("once");
+    let first = send.to(url).await.ok();
+    let waiting = TEAM_WAITING_MAX;
+    let held = Held::by(&node, Share::Team(team.id.parse().unwrap()), SHARE + waiting);
+    until(&node, "reads_waiting", waiting as u64).await;
+    let id = first["messageId"].as_str().unwrap();
+    let mark = Call::patch(format!("/v1/messages/{id}"), &json!({ "read": true }));
+    let marked = mark.key(&team.key).agent("b").to(url).await.ok();
+    assert_eq!((&marked["success"], &marked["data"]), (&json!(true), &json!(null)));
+    let repeated = send.to(url).await.ok();
+    assert_eq!(repeated["messageId"], first["messageId"]);
+    assert_eq!(repeated["data"]["body"], "x");
+    let refused = metric(&node, "reads_refused_total");
+    assert!(refused >= 2, "{refused}");
+    held.let_go().await;
+    let listed = list_of(url, &team, "b", "status=read").await;
+    assert_eq!(listed["messages"].as_array().unwrap().len(), 1);
 }

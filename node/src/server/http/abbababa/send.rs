@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::fanout;
+use super::{fanout, if_readable};
 use crate::base::clock::IdSource;
 use crate::server::error::{ApiError, Result, json_response};
 use crate::server::http::app_state::{App, AppState};
@@ -74,7 +74,8 @@ pub async fn one(State(app): App, request: Request) -> Result<Response> {
     Ok(ratelimit::with_usage(standing, answered))
 }
 
-/// The answer to a repeated idempotency key: the message as it was stored, if this node knows it.
+/// The answer to a repeated idempotency key: the message as it was stored, if this node can read it now, else what the
+/// repeat says of it. Receiver, type and body are the same in both: otherwise the repeat would have been refused.
 async fn repeated(app: &AppState, team: TeamId, send: &Send, first: &SendReply, pending: bool) -> Result<Response> {
     let id = MessageId::from_slice(&first.message_id).map_err(ApiError::internal)?;
     let state = app.services.replica.reader.local();
@@ -86,8 +87,7 @@ async fn repeated(app: &AppState, team: TeamId, send: &Send, first: &SendReply, 
         };
         Result::<_, ApiError>::Ok(stored)
     });
-    let stored = stored.await?;
-    Ok(match stored {
+    Ok(match if_readable(stored.await) {
         Some((message, read_at_ms)) => accepted(&Shown::of(&message, read_at_ms)?, pending),
         None => accepted(&Shown::sent(send, first)?, pending),
     })
