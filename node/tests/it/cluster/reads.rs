@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agentpost_node::shard::read_pool::{Share, TEAM_WAITING_MAX};
+use agentpost_proto::limits::{BATCH_ITEMS_MAX, PAGE_EXAMINED_MAX};
 use agentpost_testkit::socket::refused;
 use serde_json::json;
 
@@ -164,4 +165,64 @@ async fn a_write_that_is_stored_is_answered_200_though_its_message_cannot_be_rea
     held.let_go().await;
     let listed = list_of(url, &team, "b", "status=read").await;
     assert_eq!(listed["messages"].as_array().unwrap().len(), 1);
+}
+
+/// Entries that one read examines at most, and one more.
+const TWO_TURNS: usize = PAGE_EXAMINED_MAX + 1;
+
+/// Fills the inbox of `b` with messages that a filter for `to_be_found` leaves out, then with one that it finds.
+async fn fill(office: &Office, team: &Team) {
+    let batch = |count: usize, from: &str| {
+        let messages: Vec<_> = (0..count).map(|_| mail("b", &json!("x"))).collect();
+        Call::post("/v1/messages/batch", &json!({ "messages": messages }))
+            .key(&team.key)
+            .agent(from)
+    };
+    for begin in (0..TWO_TURNS).step_by(BATCH_ITEMS_MAX) {
+        let call = batch(BATCH_ITEMS_MAX.min(TWO_TURNS - begin), "noise");
+        call.to(&office.urls[0]).await.ok();
+    }
+    batch(1, "to_be_found").to(&office.urls[0]).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_poll_answers_at_its_deadline_though_there_is_more_to_examine() {
+    let office = Office::start(1, "").await;
+    let team = office.new_team("poll").await;
+    let node = office.cluster.services(0);
+    fill(&office, &team).await;
+    let held = Held::share_of(&node, &team).await;
+    let path = "/v1/messages?fromAgentId=to_be_found&wait=1";
+    let call = Call::get(path).key(&team.key).agent("b");
+    let url = office.urls[0].clone();
+    let polling = tokio::spawn(async move { call.to(&url).await });
+    until(&node, "reads_waiting", 1).await;
+    // Its deadline passes before its first turn.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    held.let_go().await;
+    let page = polling.await.unwrap().ok();
+    assert_eq!(page["messages"], json!([]));
+    let cursor = page["cursor"].as_str().unwrap();
+    let rest = list_of(&office.urls[0], &team, "b", &format!("fromAgentId=to_be_found&cursor={cursor}")).await;
+    assert_eq!(rest["messages"].as_array().unwrap().len(), 1, "the cursor goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stops_waits_for_no_further_turn_of_a_list() {
+    let office = Office::start(1, "").await;
+    let team = office.new_team("pages").await;
+    let node = office.cluster.services(0);
+    fill(&office, &team).await;
+    let held = Held::share_of(&node, &team).await;
+    let list = |query: &str| {
+        let call = Call::get(format!("/v1/messages?fromAgentId=to_be_found&{query}"));
+        let (call, url) = (call.key(&team.key).agent("b"), office.urls[0].clone());
+        tokio::spawn(async move { call.to(&url).await })
+    };
+    let (at_offset, polling) = (list("offset=1"), list("wait=60"));
+    until(&node, "reads_waiting", 2).await;
+    node.lifetime.shutdown.cancel();
+    held.let_go().await;
+    at_offset.await.unwrap().error(503);
+    assert_eq!(polling.await.unwrap().ok()["messages"], json!([]));
 }

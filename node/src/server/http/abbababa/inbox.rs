@@ -178,11 +178,15 @@ struct Inbox<'a> {
 
 impl Inbox<'_> {
     /// A page after `after_seq`, which may be empty although there is more: its cursor moves on. The SDK's dialect pages
-    /// by offset and takes an empty page for the end, so a page at an offset is looked for until the end.
+    /// by offset and takes an empty page for the end, so a page at an offset is looked for until the end, or until the node
+    /// stops.
     async fn page(&self, state: &LocalState, after_seq: Option<u64>) -> Result<Page> {
         let mut page = self.turn(state, after_seq, self.wanted.offset).await?;
         let mut left = self.wanted.offset - page.skipped;
         while self.wanted.offset > 0 && page.items.is_empty() && !page.at_end {
+            if self.app.http.lifetime.shutdown.is_cancelled() {
+                return Err(ApiError::unavailable("this node stops; ask another one"));
+            }
             page = self.turn(state, page.last_seq, left).await?;
             left -= page.skipped;
         }
@@ -212,14 +216,13 @@ impl Inbox<'_> {
         // New mail lies after an ascending cursor; nothing new ever lies after a descending one.
         let grows = |page: &Page| self.wanted.order == Order::Ascending || page.last_seq.is_none();
         while page.items.is_empty() && (grows(&page) || !page.at_end) {
-            if !page.at_end {
-                page = self.page(&state, page.last_seq).await?;
-                continue;
-            }
+            // Between two turns of a scan it does not wait, but it also ends: the cursor of an empty page goes on there.
             let over = tokio::select! {
-                () = listener.woken() => false,
+                biased;
                 () = tokio::time::sleep_until(deadline) => true,
                 () = self.app.http.lifetime.shutdown.cancelled() => true,
+                () = std::future::ready(()), if !page.at_end => false,
+                () = listener.woken() => false,
             };
             state = services.replica.reader.local();
             if over {
