@@ -101,13 +101,13 @@ impl ReadPool {
             if turns.take(share) {
                 return Ok(self.granted(share));
             }
-            let all_waiting = turns.waiting;
-            let owner = turns.owners.entry(share).or_default();
-            if all_waiting == WAITING_MAX || owner.waiting.len() == TEAM_WAITING_MAX {
+            let own = turns.owners.get(&share).map_or(0, |owner| owner.waiting.len());
+            if turns.waiting == WAITING_MAX || own == TEAM_WAITING_MAX {
                 self.metrics.refused.inc();
                 return Err(ReadRefused);
             }
             let (turn, waiting) = oneshot::channel();
+            let owner = turns.owners.entry(share).or_default();
             owner.waiting.push_back(turn);
             let is_first = owner.waiting.len() == 1;
             turns.waiting += 1;
@@ -153,10 +153,10 @@ impl Drop for Place {
 impl Turns {
     /// Takes a place for `share` if there is one and none of its earlier reads waits.
     fn take(&mut self, share: Share) -> bool {
-        let owner = self.owners.entry(share).or_default();
-        let free = self.running < PLACES && owner.running < SHARE && owner.waiting.is_empty();
+        let waits = self.owners.get(&share).is_some_and(|owner| !owner.waiting.is_empty());
+        let free = self.running < PLACES && self.has_room(&share) && !waits;
         if free {
-            owner.running += 1;
+            self.owners.entry(share).or_default().running += 1;
             self.running += 1;
         }
         free
@@ -192,7 +192,7 @@ impl Turns {
     }
 
     fn has_room(&self, share: &Share) -> bool {
-        self.owners.get(share).is_some_and(|owner| owner.running < SHARE)
+        self.owners.get(share).is_none_or(|owner| owner.running < SHARE)
     }
 }
 
@@ -297,5 +297,23 @@ mod tests {
         }
         assert!(pool.place(A).await.is_err());
         assert!(pool.place(B).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_refused_read_leaves_nothing_behind() {
+        let pool = ReadPool::default();
+        let _held = [take(&pool, A, SHARE).await, take(&pool, B, SHARE).await];
+        let teams = WAITING_MAX / TEAM_WAITING_MAX;
+        let mut waiting: Vec<_> = (0..teams * TEAM_WAITING_MAX)
+            .map(|n| Box::pin(pool.place(Share::Team(TeamId([100 + (n % teams) as u8; 16])))))
+            .collect();
+        for turn in &mut waiting {
+            assert!(futures::poll!(turn).is_pending());
+        }
+        let owners = pool.shared.lock().owners.len();
+        for team in 10..20 {
+            assert!(pool.place(Share::Team(TeamId([team; 16]))).await.is_err());
+        }
+        assert_eq!(pool.shared.lock().owners.len(), owners);
     }
 }
