@@ -32,7 +32,7 @@ pub struct Receiver {
 
 impl Receiver {
     /// Begins to receive the files of `meta` into the directory `dir`, which is emptied first. The files with the numbers
-    /// `held` are taken from `kept`.
+    /// `held` are taken from `kept`. If one of them is missing, the others go back.
     pub(super) fn begin(
         dir: &Path,
         meta: peer::SnapshotMeta,
@@ -43,23 +43,25 @@ impl Receiver {
         manifest::check(&meta)?;
         files::remove_dir(dir)?;
         files::create_dir(dir)?;
-        for number in held {
-            let file = meta.files.get(*number as usize);
-            let file = file.ok_or_else(|| invalid(format!("it has no file {number}")))?;
-            kept.take(file, &dir.join(&file.name))?;
-        }
-        kept.clear()?;
         let mut receiver = Receiver {
             dir: Some(DirGuard::doomed(dir.to_owned())),
             kept,
             states,
             refused: false,
+            // No file is being written yet.
+            at: meta.files.len(),
             meta,
-            at: 0,
             file: None,
             size: 0,
             crc32c: 0,
         };
+        for number in held {
+            let file = receiver.meta.files.get(*number as usize);
+            let file = file.ok_or_else(|| invalid(format!("it has no file {number}")))?;
+            receiver.kept.take(file, &dir.join(&file.name))?;
+        }
+        receiver.kept.clear()?;
+        receiver.at = 0;
         receiver.open_next()?;
         Ok(receiver)
     }

@@ -255,6 +255,11 @@ async fn a_transfer_that_broke_off_goes_on_with_the_files_that_are_missing() {
     assert_ne!(sent, more);
     let held = other.snapshots.held(first.meta());
     assert_eq!(held.len(), 2, "the two complete files, and not the broken ones");
+    // Another transfer took a file meanwhile.
+    let gone = other.snapshots.receive(first.meta().clone(), &[held[0], held[1], held[0]]);
+    assert!(gone.is_err());
+    assert_eq!(other.snapshots.held(first.meta()), held, "the others are kept");
+    assert_eq!(names(&dir.path().join("other"), "incoming"), ["kept"]);
     // A later snapshot shares its table with the first one, and none of the files that changed.
     apply(&mut leader.machine, vec![blank(1, 6)]).await.unwrap();
     let second = build(&mut leader).await;
