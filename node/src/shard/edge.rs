@@ -112,7 +112,7 @@ impl Edge {
             ..Command::default()
         };
         let command = Bytes::from(command.encode_to_vec());
-        let share = team_of(operation).map_or(Share::Node, Share::Team);
+        let share = team_of(operation).map_or(Share::Strangers, Share::Team);
         if previewed(&local, share, &command).await.is_none() {
             return Ok(None);
         }

@@ -3,7 +3,8 @@
 //! A read of many rows, or of bodies, takes as long as the disk likes. On the runtime it would hold up every request
 //! that shares the thread. So such reads run on blocking threads, at most [`PLACES`] at a time. A team that reads much
 //! would take all of them, so a team never has more than [`SHARE`]; what it asks for beyond waits for its turn, while the
-//! reads of others go past. Freed places go round among the teams that wait.
+//! reads of others go past. Freed places go round among the teams that wait. Some places are for the node alone: cluster
+//! time, sweeps and fan-outs go on when clients read as much as they can.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -17,8 +18,10 @@ use crate::base::metrics::reads::Reads;
 
 /// Reads that run at a time.
 const PLACES: usize = 8;
-/// Reads of one team that run at a time.
+/// Reads of one owner that run at a time.
 const SHARE: usize = PLACES / 2;
+/// Reads of clients that run at a time. The other places are for the node.
+const CLIENT_PLACES: usize = PLACES - 2;
 /// Upper bound on the reads that wait. Further ones are refused at once.
 const WAITING_MAX: usize = 16 * 1024;
 /// Upper bound on the reads of one team that wait.
@@ -32,9 +35,11 @@ pub struct ReadRefused;
 /// On whose behalf a read runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Share {
-    /// A team.
+    /// A team. Operators are a team as well.
     Team(TeamId),
-    /// The node's own work, and that of operators.
+    /// All callers without a key together.
+    Strangers,
+    /// The node's own work.
     Node,
 }
 
@@ -48,6 +53,8 @@ pub(super) struct ReadPool {
 #[derive(Default)]
 struct Turns {
     running: usize,
+    /// The reads of clients among them.
+    of_clients: usize,
     waiting: usize,
     /// The owners with reads that run or wait.
     owners: HashMap<Share, Owner>,
@@ -157,13 +164,20 @@ impl Turns {
         let free = self.running < PLACES && self.has_room(&share) && !waits;
         if free {
             self.owners.entry(share).or_default().running += 1;
-            self.running += 1;
+            self.count(share);
         }
         free
     }
 
+    /// Counts a read that begins to run.
+    fn count(&mut self, share: Share) {
+        self.running += 1;
+        self.of_clients += usize::from(share != Share::Node);
+    }
+
     fn leave(&mut self, share: Share) {
         self.running -= 1;
+        self.of_clients -= usize::from(share != Share::Node);
         if let Some(owner) = self.owners.get_mut(&share) {
             owner.running -= 1;
             if owner.running == 0 && owner.waiting.is_empty() {
@@ -177,7 +191,11 @@ impl Turns {
         if self.running == PLACES {
             return None;
         }
-        // Few owners can have their whole share, so this looks at few.
+        let node_waits = || self.owners.get(&Share::Node).is_some_and(|node| !node.waiting.is_empty());
+        if self.of_clients == CLIENT_PLACES && !node_waits() {
+            return None;
+        }
+        // Few owners can have their whole share, so this looks at few, unless only the node may run.
         let at = self.order.iter().position(|share| self.has_room(share))?;
         let share = self.order.remove(at)?;
         let owner = self.owners.get_mut(&share)?;
@@ -186,13 +204,14 @@ impl Turns {
         if !owner.waiting.is_empty() {
             self.order.push_back(share);
         }
-        self.running += 1;
+        self.count(share);
         self.waiting -= 1;
         Some((share, turn))
     }
 
     fn has_room(&self, share: &Share) -> bool {
-        self.owners.get(share).is_none_or(|owner| owner.running < SHARE)
+        let reserved = *share != Share::Node && self.of_clients >= CLIENT_PLACES;
+        !reserved && self.owners.get(share).is_none_or(|owner| owner.running < SHARE)
     }
 }
 
@@ -233,10 +252,10 @@ mod tests {
         let mut greedy = ask(&pool, A);
         settle().await;
         assert!(waits(&mut greedy), "the share is used up");
-        let of_b = take(&pool, B, PLACES - SHARE).await;
+        let of_b = take(&pool, B, CLIENT_PLACES - SHARE).await;
         let mut late = ask(&pool, C);
         settle().await;
-        assert!(waits(&mut late), "all places are used");
+        assert!(waits(&mut late), "all places of clients are used");
         drop(of_b);
         let of_c = late.await.unwrap();
         assert!(
@@ -255,7 +274,7 @@ mod tests {
     async fn freed_places_go_round() {
         let pool = ReadPool::default();
         let mut held = take(&pool, Share::Node, SHARE).await;
-        held.extend(take(&pool, C, SHARE).await);
+        held.extend(take(&pool, C, PLACES - SHARE).await);
         let (order, mut served) = tokio::sync::mpsc::channel(8);
         for share in [A, A, A, B, B] {
             let (pool, order) = (pool.clone(), order.clone());
@@ -271,6 +290,25 @@ mod tests {
             turns.push(served.recv().await.unwrap());
         }
         assert_eq!(turns, [A, B, A, B, A]);
+    }
+
+    #[tokio::test]
+    async fn the_node_reads_though_clients_read_and_wait() {
+        let pool = ReadPool::default();
+        let _held = [
+            take(&pool, A, SHARE).await,
+            take(&pool, B, CLIENT_PLACES - SHARE).await,
+        ];
+        let mut waiting = [ask(&pool, B), ask(&pool, Share::Strangers), ask(&pool, C)];
+        settle().await;
+        let of_node = take(&pool, Share::Node, PLACES - CLIENT_PLACES).await;
+        let mut more = ask(&pool, Share::Node);
+        settle().await;
+        assert!(waits(&mut more), "all places are used");
+        drop(of_node);
+        more.await.unwrap();
+        settle().await;
+        assert!(waiting.iter_mut().all(waits), "those places are not for clients");
     }
 
     #[tokio::test]
@@ -302,7 +340,10 @@ mod tests {
     #[tokio::test]
     async fn a_refused_read_leaves_nothing_behind() {
         let pool = ReadPool::default();
-        let _held = [take(&pool, A, SHARE).await, take(&pool, B, SHARE).await];
+        let _held = [
+            take(&pool, A, SHARE).await,
+            take(&pool, B, CLIENT_PLACES - SHARE).await,
+        ];
         let teams = WAITING_MAX / TEAM_WAITING_MAX;
         let mut waiting: Vec<_> = (0..teams * TEAM_WAITING_MAX)
             .map(|n| Box::pin(pool.place(Share::Team(TeamId([100 + (n % teams) as u8; 16])))))
