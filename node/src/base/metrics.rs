@@ -43,6 +43,8 @@ pub struct Metrics {
     pub proposals_unlogged: Counter,
     /// Reads of the state on the pool of reads.
     pub reads: reads::Reads,
+    /// Client operations that were proposed without a preview, because no place for it was free.
+    pub previews_skipped: Counter,
     /// What is charged to the budget of this node.
     pub budget: budget::Budget,
     /// Requests that wait on this node's stream to the leader.
@@ -186,6 +188,13 @@ impl Metrics {
                 "proposals_unlogged",
                 "Operations of clients of this node that were answered from the state, without a log entry, because they \
                  would change nothing",
+                c(),
+            ),
+            previews_skipped: add(
+                r,
+                "previews_skipped",
+                "Operations of clients of this node that were proposed without a preview of what they change, because \
+                 the pool of reads had no free place for it",
                 c(),
             ),
             reads: reads::Reads::register(r),

@@ -6,9 +6,9 @@
 //!
 //! **The idea.** `apply` is a pure function of the state and the command. So this node runs it on its own state, throws
 //! the writes away ([`preview`]), and if there are none, the reply is the answer. Such an operation is a read, and it is
-//! made linearizable like every read: the look at the local state only raises a suspicion, and the answer comes from a
-//! state behind a read barrier, which contains every write acknowledged before. If it would write there, it is proposed.
-//! `apply` stays the truth: what passes here is decided again in the log.
+//! made linearizable like every read: the preview on the local state may be stale, so the answer comes from a second
+//! preview behind a read barrier, on a state that contains every write acknowledged before. If the operation would write
+//! there, it is proposed. `apply` stays the truth: what passes here is decided again in the log.
 //!
 //! | answer | what a newer state may have | who decides |
 //! |---|---|---|
@@ -18,9 +18,9 @@
 //! | forbidden, too many topics, subscriptions, keys, agents, logins; an unknown id; a conflict | other permissions, free places, the id | the barrier |
 //! | nothing to do (already registered, already deleted) | the opposite change | the barrier |
 //!
-//! **What is looked at.** A look costs about what applying costs, so it must be rare for operations that are frequent:
+//! **What is previewed.** A preview costs about what applying costs, so it must be rare for operations that are frequent:
 //!
-//! | operation | is looked at |
+//! | operation | is previewed |
 //! |---|---|
 //! | sends under an idempotency key | if the local state has the key: one more read |
 //! | sends, batches and marks | for a minute after one of the same team was refused, or reached its limit, on this node |
@@ -28,9 +28,11 @@
 //! | the cluster's own operations | never |
 //!
 //! So of an endless row of refused sends, one reaches the log.
+//!
+//! A preview saves work and decides nothing, so no operation waits for one: if the pool of reads has no free place, the
+//! operation is proposed.
 
 use std::collections::HashMap;
-use std::mem::Discriminant;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -45,7 +47,7 @@ use prost::Message as _;
 use tokio::time::Instant;
 
 use super::local_state::LocalState;
-use super::read_pool::{ReadRefused, Share};
+use super::read_pool::Share;
 use super::reader::{NotReady, Reader};
 use crate::base::metrics::Metrics;
 use crate::base::repeats::Repeats;
@@ -62,21 +64,21 @@ pub(super) struct Edge {
     watched: Watched,
 }
 
-/// What is known about an operation before the state is read.
+/// How often operations of a kind come, which decides whether they are previewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum Frequency {
     /// It is frequent, and this team's.
     Frequent(TeamId),
-    /// It is rare, so it is always looked at.
+    /// It is rare, so it is always previewed.
     Rare,
 }
 
-impl Kind {
+impl Frequency {
     pub(super) fn of(operation: &Operation) -> Self {
         use operation::Op;
         match (&operation.op, team_of(operation)) {
-            (Some(Op::Send(_) | Op::SendBatch(_) | Op::MarkRead(_)), Some(team)) => Kind::Frequent(team),
-            _ => Kind::Rare,
+            (Some(Op::Send(_) | Op::SendBatch(_) | Op::MarkRead(_)), Some(team)) => Frequency::Frequent(team),
+            _ => Frequency::Rare,
         }
     }
 }
@@ -101,8 +103,8 @@ impl Edge {
     ) -> Result<Option<Reply>, NotReady> {
         let local = self.reader.local();
         if !self
-            .suspects(operation, &local)
-            .unwrap_or_else(|error| unjudged(&error.into()))
+            .may_change_nothing(operation, &local)
+            .unwrap_or_else(|fatal| log_failed_preview(&fatal))
         {
             return Ok(None);
         }
@@ -113,28 +115,28 @@ impl Edge {
         };
         let command = Bytes::from(command.encode_to_vec());
         let share = team_of(operation).map_or(Share::Strangers, Share::Team);
-        if previewed(&local, share, &command).await.is_none() {
+        if self.previewed(&local, share, &command).await.is_none() {
             return Ok(None);
         }
         drop(local);
         let state = self.reader.linearizable().await?;
-        let answer = previewed(&state, share, &command).await;
+        let answer = self.previewed(&state, share, &command).await;
         if let Some(reply) = &answer {
             self.metrics.proposals_unlogged.inc();
-            self.learn(Kind::of(operation), reply);
+            self.learn(Frequency::of(operation), reply);
         }
         Ok(answer)
     }
 
     /// Whether the operation may change nothing, as far as can be known cheaply.
-    fn suspects(&self, operation: &Operation, state: &LocalState) -> Result<bool, Fatal> {
-        let Kind::Frequent(team) = Kind::of(operation) else {
+    fn may_change_nothing(&self, operation: &Operation, state: &LocalState) -> Result<bool, Fatal> {
+        let Frequency::Frequent(team) = Frequency::of(operation) else {
             return Ok(true);
         };
         if self.watched.holds(team) {
             return Ok(true);
         }
-        // A batch writes nothing only if its first message does not, so one look suffices.
+        // A batch writes nothing only if its first message does not, so one row suffices.
         let first = match &operation.op {
             Some(operation::Op::Send(send)) => Some(send),
             Some(operation::Op::SendBatch(batch)) => batch.sends.first(),
@@ -146,9 +148,28 @@ impl Edge {
         }
     }
 
+    /// The answer to a command that would change nothing in this state, if a place to preview it is free.
+    async fn previewed(&self, state: &LocalState, share: Share, command: &Bytes) -> Option<Reply> {
+        let command = command.clone();
+        let preview = state.read_now(share, move |db| preview(&db.frozen_state(), &command));
+        match preview.await {
+            Some(Ok(answer)) => answer,
+            Some(Err(fatal)) => {
+                log_failed_preview(&fatal);
+                None
+            }
+            None => {
+                self.metrics.previews_skipped.inc();
+                None
+            }
+        }
+    }
+
     /// Learns from a reply which teams to watch.
-    pub(super) fn learn(&self, kind: Kind, reply: &Reply) {
-        let Kind::Frequent(team) = kind else { return };
+    pub(super) fn learn(&self, frequency: Frequency, reply: &Reply) {
+        let Frequency::Frequent(team) = frequency else {
+            return;
+        };
         let refused = match &reply.reply {
             Some(reply::Reply::Rejection(_)) => true,
             Some(reply::Reply::Send(sent)) => is_at_limit(sent),
@@ -165,41 +186,17 @@ impl Edge {
     }
 }
 
-/// Why an operation was not judged here.
-#[derive(Debug, thiserror::Error)]
-enum Unjudged {
-    #[error(transparent)]
-    Fatal(#[from] Fatal),
-    #[error(transparent)]
-    Refused(#[from] ReadRefused),
-}
-
 /// The operation is proposed. If the state cannot be read, `apply` decides whether that ends the node.
-fn unjudged(error: &Unjudged) -> bool {
-    static FAILURES: LazyLock<Repeats<Discriminant<Unjudged>>> = LazyLock::new(Repeats::default);
-    if let Some(left_out) = FAILURES.due(std::mem::discriminant(error)) {
+fn log_failed_preview(fatal: &Fatal) -> bool {
+    static FAILURES: LazyLock<Repeats<()>> = LazyLock::new(Repeats::default);
+    if let Some(left_out) = FAILURES.due(()) {
         tracing::warn!(
-            %error,
+            %fatal,
             left_out,
-            "an operation was not judged before it is proposed; check the disk, or the load of reads"
+            "previewing an operation failed, so it is proposed; check the disk of the state"
         );
     }
     false
-}
-
-/// The answer to a command that would change nothing in this state.
-async fn previewed(state: &LocalState, share: Share, command: &Bytes) -> Option<Reply> {
-    let command = command.clone();
-    let judged = state.read(share, move |db| -> Result<_, Unjudged> {
-        Ok(preview(&db.frozen_state(), &command)?)
-    });
-    match judged.await {
-        Ok(answer) => answer,
-        Err(error) => {
-            unjudged(&error);
-            None
-        }
-    }
 }
 
 /// The team of an operation's principal.

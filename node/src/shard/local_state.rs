@@ -39,6 +39,16 @@ impl LocalState {
         self.pool.run(share, move || read(&db)).await?
     }
 
+    /// Runs `read` on the pool if it need not wait; `None` if it would.
+    pub(super) async fn read_now<T: Send + 'static>(
+        &self,
+        share: Share,
+        read: impl FnOnce(&StateDb) -> T + Send + 'static,
+    ) -> Option<T> {
+        let db = Arc::clone(&self.db);
+        self.pool.run_now(share, move || read(&db)).await
+    }
+
     /// The state at this moment, unchanged by later writes, for several looks that must agree. It must be short-lived.
     pub fn frozen(&self) -> impl Lookup + '_ {
         Frozen(self.db.frozen())

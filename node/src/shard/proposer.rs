@@ -45,7 +45,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::append_gate::AppendGate;
 use super::budget::{Budget, Full, Payer, Permit};
 use super::cluster_time::ClusterTime;
-use super::edge::{Edge, Kind as Frequency};
+use super::edge::{Edge, Frequency};
 use super::reader::{NotReady, Reader};
 use super::wall_time::WallTime;
 use super::{Lead, Leader, Raft};

@@ -91,15 +91,18 @@ impl ReadPool {
         read: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ReadRefused> {
         let place = self.place(share).await?;
-        let reading = tokio::task::spawn_blocking(move || {
-            let _place = place;
-            read()
-        });
-        match reading.await {
-            Ok(read) => Ok(read),
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => Err(ReadRefused),
-        }
+        in_place(place, read).await
+    }
+
+    /// Like [`Self::run`], but only if a place is free now; `None` if not.
+    pub(super) async fn run_now<T: Send + 'static>(
+        &self,
+        share: Share,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let free = self.shared.lock().take(share);
+        let place = free.then(|| self.granted(share))?;
+        in_place(place, read).await.ok()
     }
 
     async fn place(&self, share: Share) -> Result<Place, ReadRefused> {
@@ -149,6 +152,21 @@ impl ReadPool {
     }
 }
 
+async fn in_place<T: Send + 'static>(
+    place: Place,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ReadRefused> {
+    let reading = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        read()
+    });
+    match reading.await {
+        Ok(read) => Ok(read),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(ReadRefused),
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.take() {
@@ -191,7 +209,11 @@ impl Turns {
         if self.running == PLACES {
             return None;
         }
-        let node_waits = || self.owners.get(&Share::Node).is_some_and(|node| !node.waiting.is_empty());
+        let node_waits = || {
+            self.owners
+                .get(&Share::Node)
+                .is_some_and(|node| !node.waiting.is_empty())
+        };
         if self.of_clients == CLIENT_PLACES && !node_waits() {
             return None;
         }
@@ -295,10 +317,7 @@ mod tests {
     #[tokio::test]
     async fn the_node_reads_though_clients_read_and_wait() {
         let pool = ReadPool::default();
-        let _held = [
-            take(&pool, A, SHARE).await,
-            take(&pool, B, CLIENT_PLACES - SHARE).await,
-        ];
+        let _held = [take(&pool, A, SHARE).await, take(&pool, B, CLIENT_PLACES - SHARE).await];
         let mut waiting = [ask(&pool, B), ask(&pool, Share::Strangers), ask(&pool, C)];
         settle().await;
         let of_node = take(&pool, Share::Node, PLACES - CLIENT_PLACES).await;
@@ -338,12 +357,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_read_that_may_not_wait_runs_only_in_a_free_place() {
+        let pool = ReadPool::default();
+        assert_eq!(pool.run_now(A, || 7).await, Some(7));
+        let _held = take(&pool, A, SHARE).await;
+        assert_eq!(pool.run_now(A, || 7).await, None);
+        assert_eq!(pool.run_now(B, || 7).await, Some(7));
+    }
+
+    #[tokio::test]
     async fn a_refused_read_leaves_nothing_behind() {
         let pool = ReadPool::default();
-        let _held = [
-            take(&pool, A, SHARE).await,
-            take(&pool, B, CLIENT_PLACES - SHARE).await,
-        ];
+        let _held = [take(&pool, A, SHARE).await, take(&pool, B, CLIENT_PLACES - SHARE).await];
         let teams = WAITING_MAX / TEAM_WAITING_MAX;
         let mut waiting: Vec<_> = (0..teams * TEAM_WAITING_MAX)
             .map(|n| Box::pin(pool.place(Share::Team(TeamId([100 + (n % teams) as u8; 16])))))

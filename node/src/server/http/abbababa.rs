@@ -124,7 +124,10 @@ fn visible(kv: &dyn Kv, team: TeamId, agent: &AgentId, id: MessageId, wall_ms: u
 /// the client still learns that.
 fn if_readable<T>(read: Result<Option<T>>) -> Option<T> {
     read.unwrap_or_else(|error| {
-        tracing::debug!(?error, "reading the message of a stored write failed; it is answered without the message");
+        tracing::debug!(
+            ?error,
+            "reading the message of a stored write failed; it is answered without the message"
+        );
         None
     })
 }

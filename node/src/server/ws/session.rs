@@ -258,7 +258,12 @@ impl<'a, 'c> Session<'a, 'c> {
     async fn authorize(&mut self) -> Result<(), End> {
         let refused = {
             let services = &self.ws.services;
-            handshake::authenticate(&services.replica.reader.local(), &self.key_hash, services.wall_time.now_ms()).err()
+            handshake::authenticate(
+                &services.replica.reader.local(),
+                &self.key_hash,
+                services.wall_time.now_ms(),
+            )
+            .err()
         };
         match refused {
             None => Ok(()),

@@ -11,7 +11,7 @@ use crate::common::office::Office;
 use crate::common::reads::{Held, SHARE, until};
 use crate::common::upload::metric;
 use crate::common::web::{Call, Team, list as list_of, mail};
-use crate::common::{NodeHandles, TestCluster, TestTeam};
+use crate::common::{TestCluster, TestTeam};
 
 /// More reads than the pool has places.
 const MANY: usize = 24;
@@ -28,7 +28,10 @@ async fn a_pool_full_of_reads_delays_neither_raft_nor_writes() {
     let leader = cluster.leader().await;
     let node = cluster.services(leader);
     let term = node.cluster.this_node.status().term;
-    let held = [Held::by(&node, Share::Team(team.id), MANY), Held::by(&node, Share::Node, MANY)];
+    let held = [
+        Held::by(&node, Share::Team(team.id), MANY),
+        Held::by(&node, Share::Node, MANY),
+    ];
     assert_eq!(held[0].running(4).await, 4, "half of the places");
     assert_eq!(held[1].running(4).await, 4, "the other half");
     let reading = tokio::spawn({
@@ -64,7 +67,8 @@ async fn a_team_that_reads_much_leaves_half_of_the_pool_to_others() {
 impl Office {
     /// Creates a key that may read; returns its id, and the team with that key.
     async fn reading_key(&self, team: &Team) -> (String, Team) {
-        self.key(team, json!({ "name": "reader", "permissions": ["read"] })).await
+        self.key(team, json!({ "name": "reader", "permissions": ["read"] }))
+            .await
     }
 
     /// Revokes a key and sends a message afterwards. Both are acknowledged.
@@ -147,7 +151,9 @@ async fn a_write_that_is_stored_is_answered_200_though_its_message_cannot_be_rea
     let team = office.new_team("writers").await;
     let node = office.cluster.services(0);
     let url = &office.urls[0];
-    let send = Call::post("/v1/messages", &mail("b", &json!("x"))).key(&team.key).agent("a");
+    let send = Call::post("/v1/messages", &mail("b", &json!("x")))
+        .key(&team.key)
+        .agent("a");
     let send = send.once("once");
     let first = send.to(url).await.ok();
     let waiting = TEAM_WAITING_MAX;
@@ -159,7 +165,7 @@ async fn a_write_that_is_stored_is_answered_200_though_its_message_cannot_be_rea
     assert_eq!((&marked["success"], &marked["data"]), (&json!(true), &json!(null)));
     let repeated = send.to(url).await.ok();
     assert_eq!(repeated["messageId"], first["messageId"]);
-    assert_eq!(repeated["data"]["body"], "x");
+    assert_eq!(repeated["data"]["body"], json!({ "text": "x" }));
     let refused = metric(&node, "reads_refused_total");
     assert!(refused >= 2, "{refused}");
     held.let_go().await;
@@ -203,7 +209,13 @@ async fn a_long_poll_answers_at_its_deadline_though_there_is_more_to_examine() {
     let page = polling.await.unwrap().ok();
     assert_eq!(page["messages"], json!([]));
     let cursor = page["cursor"].as_str().unwrap();
-    let rest = list_of(&office.urls[0], &team, "b", &format!("fromAgentId=to_be_found&cursor={cursor}")).await;
+    let rest = list_of(
+        &office.urls[0],
+        &team,
+        "b",
+        &format!("fromAgentId=to_be_found&cursor={cursor}"),
+    )
+    .await;
     assert_eq!(rest["messages"].as_array().unwrap().len(), 1, "the cursor goes on");
 }
 
@@ -225,4 +237,17 @@ async fn a_node_that_stops_waits_for_no_further_turn_of_a_list() {
     held.let_go().await;
     at_offset.await.unwrap().error(503);
     assert_eq!(polling.await.unwrap().ok()["messages"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_waits_for_no_read() {
+    let office = Office::start(1, "").await;
+    let team = office.new_team("writers").await;
+    let node = office.cluster.services(0);
+    let held = Held::share_of(&node, &team).await;
+    let before = metric(&node, "previews_skipped_total");
+    let call = Call::post("/v1/messages/subscribe", &json!({ "topic": "news" }));
+    call.key(&team.key).agent("b").to(&office.urls[0]).await.ok();
+    assert_eq!(metric(&node, "previews_skipped_total"), before + 1);
+    assert_eq!(held.let_go().await, SHARE, "they were held all the time");
 }

@@ -38,7 +38,7 @@ impl Held {
             held.release.push(release);
             held.reads.push(tokio::spawn(async move {
                 let read = state.read(share, move |_| {
-                    begin.send(()).unwrap();
+                    let _ = begin.send(());
                     // It ends on its own after a while, so that a test fails and does not hang.
                     let _ = released.lock().recv_timeout(Duration::from_secs(60));
                     Ok::<_, ReadRefused>(())
@@ -79,5 +79,8 @@ impl Held {
 
 /// Waits until a metric of the reads of a node is at least `value`.
 pub async fn until(node: &NodeHandles, name: &str, value: u64) {
-    eventually(format!("{name} {value}"), async || (metric(node, name) >= value).then_some(())).await;
+    eventually(format!("{name} {value}"), async || {
+        (metric(node, name) >= value).then_some(())
+    })
+    .await;
 }

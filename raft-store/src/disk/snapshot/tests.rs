@@ -256,7 +256,9 @@ async fn a_transfer_that_broke_off_goes_on_with_the_files_that_are_missing() {
     let held = other.snapshots.held(first.meta());
     assert_eq!(held.len(), 2, "the two complete files, and not the broken ones");
     // Another transfer took a file meanwhile.
-    let gone = other.snapshots.receive(first.meta().clone(), &[held[0], held[1], held[0]]);
+    let gone = other
+        .snapshots
+        .receive(first.meta().clone(), &[held[0], held[1], held[0]]);
     assert!(gone.is_err());
     assert_eq!(other.snapshots.held(first.meta()), held, "the others are kept");
     assert_eq!(names(&dir.path().join("other"), "incoming"), ["kept"]);
