@@ -23,20 +23,25 @@
 //! | operation | is previewed |
 //! |---|---|
 //! | sends under an idempotency key | if the local state has the key: one more read |
-//! | sends, batches and marks | for a minute after one of the same team was refused, or reached its limit, on this node |
+//! | sends and batches | for a minute after this node refused one of the same team for a quota, or one reached its limit |
+//! | sends and batches to an agent that nobody registered, marks of an unknown message | for a minute after this node refused one of the same target |
 //! | every other operation of a client | always |
 //! | the cluster's own operations | never |
 //!
-//! So of an endless row of refused sends, one reaches the log.
+//! So of an endless row of refused sends, one reaches the log. A refusal that need not repeat costs the team's other sends
+//! nothing. A preview ends at the first write.
 //!
 //! A preview saves work and decides nothing, so no operation waits for one: if the pool of reads has no free place, the
 //! operation is proposed.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use agentpost_proto::command::{Command, Operation, Reply, Send, SendReply, operation, reply, send_outcome};
+use agentpost_proto::command::{
+    Command, ErrorCode, Operation, Rejection, Reply, Send, SendReply, operation, reply, send_outcome,
+};
 use agentpost_proto::id::TeamId;
 use agentpost_raft_store::core::apply::preview::preview;
 use agentpost_raft_store::core::keys;
@@ -52,9 +57,9 @@ use super::reader::{NotReady, Reader};
 use crate::base::metrics::Metrics;
 use crate::base::repeats::Repeats;
 
-/// How long a team is watched after a refusal.
+/// How long operations are previewed after a refusal that will repeat.
 const WATCHED_FOR: Duration = Duration::from_secs(60);
-/// Upper bound on the teams that are watched at a time. Beyond it none is watched until one is refused again.
+/// Upper bound on the refusals that are remembered at a time. Beyond it all are forgotten.
 const WATCHED_MAX: usize = 10_000;
 
 /// Answers from the state of one shard on this node.
@@ -67,8 +72,9 @@ pub(super) struct Edge {
 /// How often operations of a kind come, which decides whether they are previewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Frequency {
-    /// It is frequent, and this team's.
-    Frequent(TeamId),
+    /// It is a send or a mark of this team. The target is a hash of the receiver or of the message; a batch has that of
+    /// its first message, because a batch writes nothing only if its first message does not.
+    Frequent { team: TeamId, target: u64 },
     /// It is rare, so it is always previewed.
     Rare,
 }
@@ -77,10 +83,26 @@ impl Frequency {
     pub(super) fn of(operation: &Operation) -> Self {
         use operation::Op;
         match (&operation.op, team_of(operation)) {
-            (Some(Op::Send(_) | Op::SendBatch(_) | Op::MarkRead(_)), Some(team)) => Frequency::Frequent(team),
+            (Some(op @ (Op::Send(_) | Op::SendBatch(_) | Op::MarkRead(_))), Some(team)) => Frequency::Frequent {
+                team,
+                target: target_of(op),
+            },
             _ => Frequency::Rare,
         }
     }
+}
+
+/// An equal hash of another target only costs a preview.
+fn target_of(op: &operation::Op) -> u64 {
+    let target = match op {
+        operation::Op::Send(send) => send.to.as_bytes(),
+        operation::Op::SendBatch(batch) => batch.sends.first().map_or(&[][..], |send| send.to.as_bytes()),
+        operation::Op::MarkRead(mark) => &mark.message_id,
+        _ => &[],
+    };
+    let mut hash = DefaultHasher::new();
+    target.hash(&mut hash);
+    hash.finish()
 }
 
 impl Edge {
@@ -130,13 +152,13 @@ impl Edge {
 
     /// Whether the operation may change nothing, as far as can be known cheaply.
     fn may_change_nothing(&self, operation: &Operation, state: &LocalState) -> Result<bool, Fatal> {
-        let Frequency::Frequent(team) = Frequency::of(operation) else {
+        let Frequency::Frequent { team, target } = Frequency::of(operation) else {
             return Ok(true);
         };
-        if self.watched.holds(team) {
+        let is_mark = matches!(operation.op, Some(operation::Op::MarkRead(_)));
+        if self.watched.holds(Refusal::Target(team, target)) || !is_mark && self.watched.holds(Refusal::Quota(team)) {
             return Ok(true);
         }
-        // A batch writes nothing only if its first message does not, so one row suffices.
         let first = match &operation.op {
             Some(operation::Op::Send(send)) => Some(send),
             Some(operation::Op::SendBatch(batch)) => batch.sends.first(),
@@ -165,23 +187,50 @@ impl Edge {
         }
     }
 
-    /// Learns from a reply which teams to watch.
+    /// Learns from a reply which operations would be refused again.
     pub(super) fn learn(&self, frequency: Frequency, reply: &Reply) {
-        let Frequency::Frequent(team) = frequency else {
-            return;
+        if let Frequency::Frequent { team, target } = frequency
+            && let Some(refusal) = Refusal::of(team, target, reply)
+        {
+            self.watched.note(refusal);
+        }
+    }
+}
+
+/// A refusal that repeats until something else changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Refusal {
+    /// A quota of the team is used up.
+    Quota(TeamId),
+    /// The receiver, or the message to be marked, is unknown.
+    Target(TeamId, u64),
+}
+
+impl Refusal {
+    /// The refusal that an operation like the one of this reply would meet.
+    fn of(team: TeamId, target: u64, reply: &Reply) -> Option<Self> {
+        let rejected = |rejection: &Rejection| match rejection.code() {
+            ErrorCode::QuotaExceeded => Some(Refusal::Quota(team)),
+            ErrorCode::NotFound => Some(Refusal::Target(team, target)),
+            _ => None,
         };
-        let refused = match &reply.reply {
-            Some(reply::Reply::Rejection(_)) => true,
-            Some(reply::Reply::Send(sent)) => is_at_limit(sent),
-            Some(reply::Reply::SendBatch(batch)) => batch.outcomes.iter().any(|outcome| match &outcome.outcome {
-                Some(send_outcome::Outcome::Sent(sent)) => is_at_limit(sent),
-                Some(send_outcome::Outcome::Rejection(_)) => true,
-                None => false,
-            }),
-            _ => false,
-        };
-        if refused {
-            self.watched.note(team);
+        let sent = |sent: &SendReply| is_at_limit(sent).then_some(Refusal::Quota(team));
+        match reply.reply.as_ref()? {
+            reply::Reply::Rejection(rejection) => rejected(rejection),
+            reply::Reply::Send(reply) => sent(reply),
+            reply::Reply::SendBatch(batch) => {
+                // An unknown receiver counts only for the first message: a batch whose first message is stored is not
+                // refused. A quota is used up for all that follow.
+                let (first, last) = (batch.outcomes.first()?, batch.outcomes.last()?);
+                [first, last]
+                    .into_iter()
+                    .find_map(|outcome| match outcome.outcome.as_ref()? {
+                        send_outcome::Outcome::Sent(reply) => sent(reply),
+                        send_outcome::Outcome::Rejection(rejection) => rejected(rejection)
+                            .filter(|refusal| std::ptr::eq(outcome, first) || *refusal == Refusal::Quota(team)),
+                    })
+            }
+            _ => None,
         }
     }
 }
@@ -218,27 +267,27 @@ fn is_at_limit(sent: &SendReply) -> bool {
     month || day
 }
 
-/// The teams with a recent refusal, each with the time of the last one.
+/// The refusals of the last minute, each with the time of the last one.
 #[derive(Default)]
 struct Watched {
-    teams: RwLock<HashMap<TeamId, Instant>>,
+    refusals: RwLock<HashMap<Refusal, Instant>>,
 }
 
 impl Watched {
-    fn holds(&self, team: TeamId) -> bool {
-        let teams = self.teams.read();
-        !teams.is_empty() && teams.get(&team).is_some_and(is_recent)
+    fn holds(&self, refusal: Refusal) -> bool {
+        let refusals = self.refusals.read();
+        !refusals.is_empty() && refusals.get(&refusal).is_some_and(is_recent)
     }
 
-    fn note(&self, team: TeamId) {
-        let mut teams = self.teams.write();
-        if teams.len() >= WATCHED_MAX && !teams.contains_key(&team) {
-            teams.retain(|_, refused| is_recent(refused));
-            if teams.len() >= WATCHED_MAX {
-                teams.clear();
+    fn note(&self, refusal: Refusal) {
+        let mut refusals = self.refusals.write();
+        if refusals.len() >= WATCHED_MAX && !refusals.contains_key(&refusal) {
+            refusals.retain(|_, refused| is_recent(refused));
+            if refusals.len() >= WATCHED_MAX {
+                refusals.clear();
             }
         }
-        teams.insert(team, Instant::now());
+        refusals.insert(refusal, Instant::now());
     }
 }
 
@@ -251,12 +300,12 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_team_is_watched_for_a_while_and_their_number_is_bounded() {
+    async fn a_refusal_is_remembered_for_a_while_and_their_number_is_bounded() {
         let watched = Watched::default();
         let team = |n: usize| {
             let mut id = [0; 16];
             id[..8].copy_from_slice(&(n as u64).to_be_bytes());
-            TeamId(id)
+            Refusal::Quota(TeamId(id))
         };
         assert!(!watched.holds(team(1)));
         watched.note(team(1));
@@ -266,7 +315,38 @@ mod tests {
         for n in 0..3 * WATCHED_MAX {
             watched.note(team(n));
             assert!(watched.holds(team(n)));
-            assert!(watched.teams.read().len() <= WATCHED_MAX);
+            assert!(watched.refusals.read().len() <= WATCHED_MAX);
+        }
+    }
+
+    #[test]
+    fn only_refusals_that_will_repeat_are_remembered() {
+        use agentpost_proto::command::{SendBatchReply, SendOutcome};
+        let (team, target) = (TeamId([1; 16]), 7);
+        let rejection = |code| Rejection::new(code, "");
+        let learnt = |reply| Refusal::of(team, target, &Reply { reply: Some(reply) });
+        let quota = Some(Refusal::Quota(team));
+        let unknown = Some(Refusal::Target(team, target));
+        for (code, refusal) in [
+            (ErrorCode::QuotaExceeded, quota),
+            (ErrorCode::NotFound, unknown),
+            (ErrorCode::IdempotencyMismatch, None),
+            (ErrorCode::Invalid, None),
+            (ErrorCode::Forbidden, None),
+        ] {
+            assert_eq!(learnt(reply::Reply::Rejection(rejection(code))), refusal, "{code:?}");
+        }
+        let stored = || send_outcome::Outcome::Sent(SendReply::default());
+        let refused = |code| send_outcome::Outcome::Rejection(rejection(code));
+        for (outcomes, refusal) in [
+            ([stored(), stored()], None),
+            ([stored(), refused(ErrorCode::QuotaExceeded)], quota),
+            ([stored(), refused(ErrorCode::NotFound)], None),
+            ([refused(ErrorCode::NotFound), stored()], unknown),
+        ] {
+            let outcomes = outcomes.map(|outcome| SendOutcome { outcome: Some(outcome) });
+            let outcomes = Vec::from(outcomes);
+            assert_eq!(learnt(reply::Reply::SendBatch(SendBatchReply { outcomes })), refusal);
         }
     }
 

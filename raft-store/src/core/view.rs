@@ -80,6 +80,8 @@ pub struct View<'a> {
     pub(crate) applied: record::Applied,
     bytes: usize,
     touched: Cell<u64>,
+    /// Whether the writes are thrown away, so that only the first one matters.
+    is_preview: bool,
 }
 
 impl<'a> View<'a> {
@@ -95,7 +97,22 @@ impl<'a> View<'a> {
             applied,
             bytes: 0,
             touched: Cell::new(0),
+            is_preview: false,
         })
+    }
+
+    /// A view whose writes are thrown away. A batch of messages stops after the first one that writes.
+    pub(crate) fn preview(base: &'a (dyn Kv + Sync), cache: &'a mut HotCache) -> Result<Self, Fatal> {
+        let view = Self::new(base, cache)?;
+        Ok(View {
+            is_preview: true,
+            ..view
+        })
+    }
+
+    /// Whether a preview knows already that the command writes.
+    pub(crate) fn is_decided(&self) -> bool {
+        self.is_preview && !self.is_unwritten()
     }
 
     /// Writes a row.

@@ -68,6 +68,9 @@ pub fn send_batch(
             Err(fatal) => return Err(fatal),
         };
         outcomes.push(SendOutcome { outcome: Some(outcome) });
+        if view.is_decided() {
+            return Ok(SendBatchReply::default());
+        }
     }
     batch.close(view);
     Ok(SendBatchReply { outcomes })

@@ -12,10 +12,11 @@ use crate::core::view::{HotCache, View};
 /// possible: a rejection, a repeat that is answered with the first result, a change to what is so already. `None` means
 /// that the command must go through the log.
 ///
-/// This is [`apply_command`] itself, so both always agree about one state. `base` must not change meanwhile.
+/// This is [`apply_command`] itself, so both always agree about one state, but it stops where the answer is known: a batch
+/// ends after the first message that writes. `base` must not change meanwhile.
 pub fn preview(base: &(dyn Kv + Sync), command: &Bytes) -> Result<Option<Reply>, Fatal> {
     let mut cache = HotCache::default();
-    let mut view = View::new(base, &mut cache)?;
+    let mut view = View::preview(base, &mut cache)?;
     let last = view.applied.last.unwrap_or_default();
     let next = record::LogId {
         index: last.index + 1,
