@@ -33,8 +33,9 @@ pub struct Transfers(Arc<Mutex<BTreeMap<u64, Transfer>>>);
 
 /// The transfers to one node.
 struct Transfer {
-    /// How many are under way.
-    running: usize,
+    /// Each transfer under way has a clone. A leadership that ends forgets the transfers, so the end of one of them may come
+    /// when the next leadership has begun others, and must not count as theirs.
+    running: Arc<()>,
     /// The last entry that the snapshot covers.
     snapshot: u64,
     /// The last entry that the node does not need any more.
@@ -49,6 +50,7 @@ struct Transfer {
 pub struct Sending {
     transfers: Transfers,
     target: u64,
+    running: Arc<()>,
 }
 
 impl Transfers {
@@ -57,19 +59,19 @@ impl Transfers {
         let now = Instant::now();
         let mut all = self.0.lock();
         let transfer = all.entry(target).or_insert(Transfer {
-            running: 0,
+            running: Arc::default(),
             snapshot,
             reached: snapshot,
             progress: now,
             end: None,
         });
-        transfer.running += 1;
         // A node that gets a snapshot needs nothing before it, and begins anew even if it had reached more.
         (transfer.snapshot, transfer.reached, transfer.progress) = (snapshot, snapshot, now);
         transfer.end = None;
         Sending {
             transfers: self.clone(),
             target,
+            running: Arc::clone(&transfer.running),
         }
     }
 
@@ -86,9 +88,9 @@ impl Transfers {
         all.retain(|target, transfer| transfer.keep(last, now, matched(*target)));
         let holds = all.iter().map(|(node, transfer)| Hold {
             node: *node,
-            reason: match transfer.running {
-                0 => HeldFor::CatchUp,
-                _ => HeldFor::Snapshot,
+            reason: match transfer.is_running() {
+                true => HeldFor::Snapshot,
+                false => HeldFor::CatchUp,
             },
             reached: transfer.reached,
         });
@@ -104,6 +106,10 @@ impl Transfers {
 }
 
 impl Transfer {
+    fn is_running(&self) -> bool {
+        Arc::strong_count(&self.running) > 1
+    }
+
     /// Notes the progress of the node. Returns whether the log must still be held for it.
     fn keep(&mut self, last: u64, now: Instant, matched: Option<u64>) -> bool {
         if let Some(matched) = matched
@@ -114,14 +120,15 @@ impl Transfer {
         let installed = matched.is_some_and(|matched| matched >= self.snapshot);
         let end = self.end.replace(last);
         let caught_up = installed && end.is_some_and(|end| self.reached >= end);
-        self.running > 0 || !(caught_up || now.duration_since(self.progress) > GRACE)
+        self.is_running() || !(caught_up || now.duration_since(self.progress) > GRACE)
     }
 }
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        if let Some(transfer) = self.transfers.0.lock().get_mut(&self.target) {
-            transfer.running = transfer.running.saturating_sub(1);
+        if let Some(transfer) = self.transfers.0.lock().get_mut(&self.target)
+            && Arc::ptr_eq(&transfer.running, &self.running)
+        {
             transfer.progress = Instant::now();
         }
     }
@@ -204,6 +211,16 @@ mod tests {
         drop(sending);
         let _again = transfers.begin(3, 300);
         assert_eq!(hold(), Some((3, HeldFor::Snapshot)));
+    }
+
+    #[test]
+    fn the_end_of_a_forgotten_transfer_ends_no_other() {
+        let transfers = Transfers::default();
+        let forgotten = transfers.begin(2, 100);
+        transfers.forget();
+        let _again = transfers.begin(2, 300);
+        drop(forgotten);
+        assert_eq!(transfers.purgeable(500, 600, Instant::now() + 2 * GRACE, |_| None), 300);
     }
 
     #[test]
