@@ -12,10 +12,13 @@
 //! the same disk, and the nodes of a cluster often share the kind of disk: all of them would end at once. An operator
 //! sees the alarm at the same moment in both cases, and the cluster works with another leader meanwhile.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_raft_store::disk::state::StateHandle;
+use futures::FutureExt as _;
+use futures::future::{Fuse, FusedFuture as _};
 use openraft::LogIdOptionExt as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use parking_lot::Mutex;
@@ -25,8 +28,8 @@ use tokio_util::sync::CancellationToken;
 use super::Raft;
 use super::this_node::ThisNode;
 
-/// Interval between two looks.
-const LOOK: Duration = Duration::from_millis(250);
+/// Interval between two checks.
+const CHECK_EVERY: Duration = Duration::from_millis(250);
 
 /// The times without progress that have consequences.
 #[derive(Debug, Clone, Copy)]
@@ -98,7 +101,7 @@ impl ApplyWatch {
     /// Waits until apply has hung for so long that the process must end; returns the reason.
     pub async fn failed(&self) -> String {
         while self.waiting() < LIMITS.end {
-            sleep(LOOK).await;
+            sleep(CHECK_EVERY).await;
         }
         format!(
             "committed entries have not been applied for {:.0?}: the state's disk hangs, or this is a bug; check the disk, then start the node again",
@@ -106,25 +109,32 @@ impl ApplyWatch {
         )
     }
 
-    /// Looks until `shutdown`.
+    /// Checks the progress until `shutdown`.
     pub async fn run(self, this_node: ThisNode, shutdown: CancellationToken) {
-        let looking = async {
-            let mut stuck = false;
-            loop {
-                self.look();
-                if std::mem::replace(&mut stuck, self.is_stuck()) != stuck {
-                    self.tell(stuck);
-                    if stuck {
-                        this_node.give_up_leadership().await;
-                    }
-                }
-                sleep(LOOK).await;
-            }
-        };
-        shutdown.run_until_cancelled(looking).await;
+        let watching = self.watch(|| this_node.give_up_leadership());
+        shutdown.run_until_cancelled(watching).await;
     }
 
-    fn look(&self) {
+    /// Checks the progress, also while `give_up_leadership` waits for the other nodes.
+    async fn watch<F: Future<Output = ()>>(&self, give_up_leadership: impl Fn() -> F) {
+        let mut stuck = false;
+        let mut giving_up = pin!(Fuse::terminated());
+        loop {
+            self.check();
+            if std::mem::replace(&mut stuck, self.is_stuck()) != stuck {
+                self.tell(stuck);
+                if stuck {
+                    giving_up.set(give_up_leadership().fuse());
+                }
+            }
+            tokio::select! {
+                () = sleep(CHECK_EVERY) => {}
+                () = &mut giving_up, if !giving_up.is_terminated() => {}
+            }
+        }
+    }
+
+    fn check(&self) {
         let progress = (self.shared.progress)();
         let mut seen = self.shared.seen.lock();
         let (before, since) = *seen;
@@ -172,40 +182,63 @@ mod tests {
         (watch, state)
     }
 
-    /// Looks as often as the task does.
-    async fn looked_for(watch: &ApplyWatch, time: Duration) {
+    /// Checks as often as the task does.
+    async fn checked_for(watch: &ApplyWatch, time: Duration) {
         let until = Instant::now() + time;
         while Instant::now() < until {
-            watch.look();
-            sleep(LOOK).await;
+            watch.check();
+            sleep(CHECK_EVERY).await;
         }
-        watch.look();
+        watch.check();
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_entries_that_wait_without_any_progress_are_stuck() {
         let (watch, state) = watch();
-        looked_for(&watch, 2 * LIMITS.end).await;
+        checked_for(&watch, 2 * LIMITS.end).await;
         assert_eq!(watch.waiting(), Duration::ZERO, "nothing to apply");
         for backlog in 0..100 {
             state.store(2 * backlog + 1, Ordering::Relaxed);
-            looked_for(&watch, LIMITS.stuck / 2).await;
+            checked_for(&watch, LIMITS.stuck / 2).await;
             assert!(!watch.is_stuck(), "a batch was applied");
         }
-        looked_for(&watch, LIMITS.stuck).await;
+        checked_for(&watch, LIMITS.stuck).await;
         assert!(watch.is_stuck());
-        assert!(timeout(LOOK, watch.failed()).await.is_err());
+        assert!(timeout(CHECK_EVERY, watch.failed()).await.is_err());
         state.fetch_add(2, Ordering::Relaxed);
-        looked_for(&watch, LOOK).await;
+        checked_for(&watch, CHECK_EVERY).await;
         assert!(!watch.is_stuck(), "it has moved on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn apply_is_watched_while_leadership_is_given_up() {
+        let (watch, state) = watch();
+        state.store(1, Ordering::Relaxed);
+        let given_up = AtomicU64::new(0);
+        let watching = watch.watch(|| {
+            given_up.fetch_add(1, Ordering::Relaxed);
+            std::future::pending()
+        });
+        let moving_on = async {
+            sleep(LIMITS.stuck + 2 * CHECK_EVERY).await;
+            assert!(watch.is_stuck());
+            state.store(2, Ordering::Relaxed);
+            sleep(2 * CHECK_EVERY).await;
+            assert_eq!(watch.waiting(), Duration::ZERO);
+        };
+        tokio::select! {
+            () = watching => {}
+            () = moving_on => {}
+        }
+        assert_eq!(given_up.load(Ordering::Relaxed), 1, "no other node has answered yet");
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_apply_that_hangs_ends_the_process_in_the_end() {
         let (watch, state) = watch();
         state.store(1, Ordering::Relaxed);
-        looked_for(&watch, LIMITS.end - 2 * LOOK).await;
-        assert!(timeout(LOOK / 2, watch.failed()).await.is_err());
+        checked_for(&watch, LIMITS.end - 2 * CHECK_EVERY).await;
+        assert!(timeout(CHECK_EVERY / 2, watch.failed()).await.is_err());
         assert!(watch.failed().await.contains("not been applied for 60s"));
     }
 }
