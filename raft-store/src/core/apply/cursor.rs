@@ -1,6 +1,6 @@
 //! Cursors: the positions of readers. A cursor that nobody used for long is removed. Each has an index row at its first
-//! use, in a [`queue`]; when it is due, the sweep moves it to the last use. So an ack writes only the cursor,
-//! which notes its last use once in `limits::CURSOR_TOUCH_MS`.
+//! use, in a [`queue`]; when it is due, the sweep moves it to the last use. So an ack writes only the cursor, which notes
+//! its last use once in `limits::CURSOR_TOUCH_MS`.
 //!
 //! An implied ack (an answered ping) may create a cursor too. Otherwise a client that lost its connection before its
 //! first ack would begin at a later position and miss messages.
@@ -56,7 +56,7 @@ fn move_forward(view: &mut View<'_>, context: &Context<'_>, team: TeamId, ack: &
         cursor.seq = ack.seq.min(head.last_seq).max(cursor.seq);
         cursor.acked |= !ack.implied;
     }
-    // 0 means that there is no index row: the cursor is new, or a version without this index wrote it.
+    // 0 means that the cursor is new and has no index row.
     let is_noted = cursor.used_ct_ms != 0;
     if !is_noted || cursor.used_ct_ms + limits::CURSOR_TOUCH_MS <= context.cluster_ms {
         cursor.used_ct_ms = context.cluster_ms.max(1);

@@ -146,18 +146,10 @@ impl Inbox<'_> {
             0 => ReadState::Unread,
             _ => ReadState::Read,
         };
-        let mut seq = *first(head, state);
-        let mut entry: Option<InboxEntry> = view.load(&self.key(state, seq))?;
-        if entry.is_none() {
-            // An earlier build wrote a floor below the first row.
-            let Some(next) = self.first_row(view, state, seq)? else {
-                return Ok(());
-            };
-            seq = next;
-            entry = view.load(&self.key(state, seq))?;
-        }
-        let entry = entry.ok_or_else(|| Fatal::Invariant(format!("an inbox row {seq} that cannot be read again")))?;
-        *first(head, state) = seq;
+        let seq = *first(head, state);
+        let entry: InboxEntry = view
+            .load(&self.key(state, seq))?
+            .ok_or_else(|| Fatal::Invariant(format!("the first inbox row {seq} of {} is missing", self.agent)))?;
         self.remove(view, head, state, seq)?;
         head.max_removed_seq = head.max_removed_seq.max(seq);
         release_message(view, self.team, team_head, entry.message_seq)
@@ -172,8 +164,7 @@ fn rows(head: &InboxHead, state: ReadState) -> u64 {
     }
 }
 
-/// The seq of the first read or unread row. While there is none, no such row lies below it. In the state of an earlier
-/// build it may lie below the first row.
+/// The seq of the first read or unread row. While there is none, no such row lies below it.
 fn first(head: &mut InboxHead, state: ReadState) -> &mut u64 {
     match state {
         ReadState::Unread => &mut head.unread_floor,

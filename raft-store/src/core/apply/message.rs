@@ -287,7 +287,6 @@ fn operation_hash(op: &Send) -> Bytes {
     }
     hash.update(op.body_kind.to_be_bytes());
     hash.update(op.expires_at_ms.to_be_bytes());
-    // The topic comes last, so that the hash of a direct message is the same as before topics existed.
     hash.update(op.topic.as_bytes());
     Bytes::copy_from_slice(&hash.finalize())
 }
