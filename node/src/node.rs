@@ -63,7 +63,7 @@ use crate::server::burst::Bursts;
 use crate::server::http;
 use crate::server::http::app_state::HttpHandles;
 use crate::server::peer::admission::Admission;
-use crate::server::peer::listener::{self, PeerStream};
+use crate::server::peer::listener::{self, PeerPort, PeerStream};
 use crate::server::peer::service::PeerService;
 use crate::server::services::Services;
 use crate::server::ws;
@@ -300,18 +300,24 @@ impl Parts {
         );
         let following = admission.clone().run(self.egress.clone(), cluster.dialer.clone());
         ends.run_to_end("admission of peers", following);
-        let leader_loss = LeaderLoss::new(group.raft.clone(), group.this_node.clone(), cluster.dialer.clone());
+        let metrics = ground.metrics.clone();
+        let leader_loss = LeaderLoss::new(
+            group.raft.clone(),
+            group.this_node.clone(),
+            cluster.dialer.clone(),
+            metrics.clone(),
+        );
         let (hints, watching) = leader_loss.watch(ends.workers.clone());
         ends.run_to_end("watch of the leader's process", watching);
-        let metrics = ground.metrics.clone();
-        let incoming = listener::listen(
-            TcpListener::from_std(listener)?,
+        let port = PeerPort {
+            listener: TcpListener::from_std(listener)?,
             identity,
-            admission.clone(),
-            metrics.clone(),
+            admission: admission.clone(),
+            metrics: metrics.clone(),
             hints,
-            (ends.peers.clone(), &ends.watch),
-        );
+            shutdown: ends.peers.clone(),
+        };
+        let incoming = listener::listen(port, &ends.watch);
         let service = PeerService {
             raft: group.raft.clone(),
             proposer: group.replica.proposer.clone(),

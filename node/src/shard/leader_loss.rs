@@ -12,9 +12,10 @@
 //!    others begin theirs after [`GRACE`] if there is still no new leader, so that two candidates do not split the votes.
 //!
 //! The election ignores the leases of the voters, as a transfer of leadership does. Reads do not rely on leases: they
-//! ask a quorum. The start of a webhook call does (see [`quorum`](super::quorum)), but the process that would start it
-//! has ended. If the evidence was false and the process is alive, the claim protocol still keeps an attempt from
-//! starting twice, because a new leader takes a claim over only when the call must have ended.
+//! ask a quorum. Webhook calls do: a leader starts one while a quorum has answered it within its lease (see
+//! [`quorum`](super::quorum)). That is sound if the process has ended. If the evidence was false and the process is alive, it
+//! may start a call that it claimed before; the new leader makes no second one meanwhile, because it takes a claim over only
+//! after `TAKEOVER_AFTER_MS`, when that call has ended.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::this_node::ThisNode;
 use super::{Lead, Leader, Raft};
+use crate::base::metrics::Metrics;
 use crate::net::dial::{Dialer, Purpose};
 use crate::net::shard_id::SHARD;
 
@@ -65,6 +67,7 @@ pub struct LeaderLoss {
     lead: Lead,
     this_node: ThisNode,
     dialer: Dialer,
+    metrics: Metrics,
 }
 
 /// The result of one voter: it was refused, and its log ends at this index.
@@ -76,12 +79,13 @@ struct Refused {
 
 impl LeaderLoss {
     /// Watches the leader of `raft`.
-    pub fn new(raft: Raft, this_node: ThisNode, dialer: Dialer) -> Self {
+    pub fn new(raft: Raft, this_node: ThisNode, dialer: Dialer, metrics: Metrics) -> Self {
         LeaderLoss {
             lead: Lead::new(&raft),
             raft,
             this_node,
             dialer,
+            metrics,
         }
     }
 
@@ -124,6 +128,7 @@ impl LeaderLoss {
             return;
         }
         let Some(first) = self.first_candidate(node, vote).await else {
+            self.metrics.raft.leader_losses_undecided.inc();
             return tracing::info!(
                 node,
                 "the leader refuses connections, but no majority of the voters finds the same, so the election timeout decides; check the network between this node and the leader"

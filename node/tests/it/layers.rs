@@ -29,7 +29,7 @@ fn imports_lead_down_the_layers() {
 }
 
 /// Reads of ranges and bodies run on the pool of reads only if nobody else holds the database. `leader.rs` holds it for
-/// the dispatcher, which looks at few rows at a time.
+/// the webhook dispatcher, which does not use the pool.
 #[test]
 fn only_the_shard_holds_the_database() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

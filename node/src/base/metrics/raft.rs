@@ -29,6 +29,8 @@ pub struct Raft {
     pub is_leader: Gauge,
     /// The id of the leader that this node knows; 0 if it knows none.
     pub leader: Gauge,
+    /// Times that the leader refused the connections of this node and no majority of the voters found the same.
+    pub leader_losses_undecided: Counter,
     /// Bytes of the commands in the largest append request that this node sent to a follower.
     pub append_request_bytes_max: Gauge,
     /// Read barriers that this node ran; one barrier serves all reads that wait for it.
@@ -54,6 +56,12 @@ impl Raft {
                 "apply_waiting_seconds",
                 "Time for which committed entries have waited while none was applied",
                 Gauge::default(),
+            ),
+            leader_losses_undecided: add(
+                r,
+                "leader_losses_undecided",
+                "Times that the leader refused the connections of this node, and no majority of the voters found the same",
+                Counter::default(),
             ),
             snapshot_index: add(r, "snapshot_index", "Index of the last entry in a snapshot", g()),
             purged_index: add(r, "purged_index", "Index of the last entry purged from the log", g()),

@@ -42,16 +42,30 @@ impl Drop for PeerStream {
     }
 }
 
-/// Accepts connections until `shutdown`. Then open connections are closed too, because their streams never end on their
-/// own; the same happens to the connections of a node that `admission` removes. `hints` learns of each closed one.
-pub fn listen(
-    listener: TcpListener,
-    identity: Identity,
-    admission: Admission,
-    metrics: Metrics,
-    hints: ClosedConnections,
-    (shutdown, watch): (CancellationToken, &TaskWatch),
-) -> ReceiverStream<io::Result<PeerStream>> {
+/// The parts of a node that its peer port needs.
+pub struct PeerPort {
+    pub listener: TcpListener,
+    /// Proves to other nodes who this node is.
+    pub identity: Identity,
+    /// The nodes that may connect.
+    pub admission: Admission,
+    pub metrics: Metrics,
+    /// Learns of each connection that closes.
+    pub hints: ClosedConnections,
+    pub shutdown: CancellationToken,
+}
+
+/// Accepts connections until the shutdown. Then open connections are closed too, because their streams never end on their
+/// own; the same happens to the connections of a node that [`Admission`] removes.
+pub fn listen(port: PeerPort, watch: &TaskWatch) -> ReceiverStream<io::Result<PeerStream>> {
+    let PeerPort {
+        listener,
+        identity,
+        admission,
+        metrics,
+        hints,
+        shutdown,
+    } = port;
     let (accepted, incoming) = mpsc::channel(16);
     let shared = Arc::new((identity, admission));
     let slots = Arc::new(Semaphore::new(HANDSHAKES_MAX));

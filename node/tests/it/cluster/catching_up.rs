@@ -8,6 +8,7 @@ use agentpost_proto::command::{BodyKind, Face, Operation, Send, operation};
 use agentpost_raft_store::core::query;
 use futures::future::join_all;
 
+use crate::common::upload::metric;
 use crate::common::{NodeHandles, TestCluster, TestTeam, eventually};
 
 /// Snapshots are due at every look of the keeper, the log up to a snapshot is not kept, and a snapshot of the state below
@@ -44,17 +45,6 @@ async fn deliver(services: &NodeHandles, team: &TestTeam, number: u64) {
     services.proposer.propose(operation).await.unwrap();
 }
 
-fn metric(services: &NodeHandles, name: &str) -> u64 {
-    let text = services.metrics_text();
-    let line = text.lines().find(|line| line.starts_with(name));
-    line.unwrap_or_else(|| panic!("no {name}"))
-        .rsplit(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_purge_does_not_overtake_a_snapshot_on_its_way() {
     let cluster = TestCluster::start_with(3, SLOW).await;
@@ -68,7 +58,7 @@ async fn a_purge_does_not_overtake_a_snapshot_on_its_way() {
         let _ = cluster.services(i).cluster.snapshot().await;
     }
     eventually("a purged log", async || {
-        (metric(&services, "agentpost_purged_index") > MESSAGES as u64).then_some(())
+        (metric(&services, "purged_index") > MESSAGES as u64).then_some(())
     })
     .await;
 

@@ -1,11 +1,11 @@
 //! The election that begins when the leader's process has ended.
 
 use std::net::TcpListener as StdListener;
-use std::time::Duration;
 
 use agentpost_node::net::dial::Purpose;
 use agentpost_proto::peer::{LeaderGoneRequest, Vote};
 
+use crate::common::upload::until;
 use crate::common::{TestCluster, eventually};
 
 /// No election by timeout happens during a test.
@@ -80,7 +80,7 @@ async fn one_voter_alone_deposes_nobody() {
     cluster.kill(leader).await;
     // The port of the other follower answers nothing, so the last voter has no majority.
     let _silent = StdListener::bind(cluster.peer_addr(others[1])).unwrap();
-    // Long enough for the last voter's own attempts and for the answer that does not come.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let voter = cluster.services(others[0]);
+    until(&voter, "leader_losses_undecided_total", 1).await;
     assert_eq!(term(&cluster, others[0]).await, before);
 }

@@ -8,8 +8,8 @@ use agentpost_testkit::socket::refused;
 use serde_json::json;
 
 use crate::common::office::Office;
-use crate::common::reads::{Held, SHARE, until};
-use crate::common::upload::metric;
+use crate::common::reads::{Held, SHARE};
+use crate::common::upload::{metric, until};
 use crate::common::web::{Call, Team, list as list_of, mail};
 use crate::common::{TestCluster, TestTeam};
 
@@ -42,8 +42,9 @@ async fn a_pool_full_of_reads_delays_neither_raft_nor_writes() {
         let sent = Call::post("/v1/messages", &mail("b", &json!({ "n": n })));
         sent.key(&team.key).agent("a").to(&cluster.url(leader)).await.ok();
     }
-    // Longer than the leader's lease and an election.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    for _ in 0..20 {
+        assert!(node.fresh_state().await.is_some(), "heartbeats are answered");
+    }
     let status = node.cluster.this_node.status();
     assert_eq!((status.role.as_str(), status.term), ("leader", term));
     assert!(!reading.is_finished(), "a list waits for its turn");

@@ -5,13 +5,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use agentpost_node::shard::read_pool::{ReadRefused, Share};
-use agentpost_testkit::eventually;
 use futures::future::join_all;
 use parking_lot::Mutex;
 
-use crate::common::NodeHandles;
-use crate::common::upload::metric;
 use crate::common::web::Team;
+use crate::common::{NodeHandles, eventually};
 
 /// The places that one team has at most.
 pub const SHARE: usize = 4;
@@ -75,12 +73,4 @@ impl Held {
         let ended = join_all(self.reads).await;
         ended.into_iter().filter(|read| read.as_ref().unwrap().is_ok()).count()
     }
-}
-
-/// Waits until a metric of the reads of a node is at least `value`.
-pub async fn until(node: &NodeHandles, name: &str, value: u64) {
-    eventually(format!("{name} {value}"), async || {
-        (metric(node, name) >= value).then_some(())
-    })
-    .await;
 }

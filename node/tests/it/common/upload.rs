@@ -67,3 +67,11 @@ pub async fn until_charged(node: &NodeHandles, places: usize, bytes: usize) {
     })
     .await;
 }
+
+/// Waits until a metric of a node is at least `value`.
+pub async fn until(node: &NodeHandles, name: &str, value: u64) {
+    eventually(format!("{name} {value}"), async || {
+        (metric(node, name) >= value).then_some(())
+    })
+    .await;
+}
