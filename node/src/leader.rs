@@ -23,7 +23,8 @@ use crate::shard::wakeups::Wakeups;
 /// The handles that every worker of the leader uses. Clones are cheap.
 #[derive(Clone)]
 pub struct LeaderHandles {
-    /// The state, for the dispatcher, which looks at few rows at a time and waits for none.
+    /// The state, for the webhook dispatcher, which reads it without the pool of reads: single rows, and at the begin of a
+    /// leadership all scheduled endpoints and all claims.
     pub state: StateHandle,
     /// Reads the state, which says what is due.
     pub reader: Reader,

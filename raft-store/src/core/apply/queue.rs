@@ -1,23 +1,23 @@
 //! Queues: index rows that wait for a time, ordered by it.
 //!
 //! RocksDB keeps a removed row as a tombstone until a compaction has carried it to the last level, and a scan steps over
-//! every tombstone in its way. A queue is removed at the front and scanned from the front, so without care each sweep
-//! would step over everything that earlier sweeps removed. Four rules keep the way of every scan free of tombstones:
+//! every tombstone in its way. Rows are removed from the front of a queue, and scans begin there, so without care each
+//! sweep would step over everything that earlier sweeps removed. Four rules keep the way of every scan free of tombstones:
 //!
 //! - **A queue has a floor**, a row with the key below which the queue has no row. Scans begin there.
 //! - **Only a sweep removes rows, in the order of the queue**, and it raises the floor beyond the last one. A command
 //!   that ends the reason of a row earlier (a login is fetched, a message is dropped by its full inbox, a lease is
 //!   returned, a cursor is used again) leaves the row. When its time has come, the sweep compares it with the state and
 //!   removes it, or puts it where it now belongs.
-//! - **A new row lies above the floor**, because its time is later than that of the command that writes it, and a sweep
-//!   removes only rows whose time has come. [`super::retention`] raises the time of a message that has already expired.
+//! - **A new row lies above the floor**, because its time is later than that of any row that is due, and a sweep removes
+//!   only rows that are due. [`super::retention`] raises the time of a message that has already expired.
 //! - **A row never waits for longer than what it stands for may live**, so rows without a reason do not pile up.
 //!
 //! So a sweep costs the rows that it removes, however many were removed before, and the question whether anything is
 //! due costs two reads for each queue. Sweeps need no agreement about who removes what: each begins where the one
 //! before it in the log ended, so the leader may have several of them in the log at a time.
 //!
-//! Two other kinds of queues are kept by their own heads: the entries of an inbox ([`super::inbox`]) and the due
+//! Two other kinds of queues store their first row in a head: the entries of an inbox ([`super::inbox`]) and the due
 //! deliveries of an endpoint ([`super::delivery`]).
 
 use bytes::Bytes;
