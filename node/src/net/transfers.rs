@@ -42,7 +42,7 @@ struct Transfer {
     reached: u64,
     /// When the node last made progress.
     progress: Instant,
-    /// The last entry of the log when this was looked at before.
+    /// The last entry of the log at the last call of [`Transfers::purgeable`].
     end: Option<u64>,
 }
 

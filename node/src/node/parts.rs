@@ -37,7 +37,7 @@ use crate::shard::members::Members;
 use crate::shard::proposer::{Proposer, ProposerHandles};
 use crate::shard::reader::Reader;
 use crate::shard::replica::Replica;
-use crate::shard::retention::{Ages, Held, Kept, Retention};
+use crate::shard::retention::{Ages, Held, LogRetention, Retention};
 use crate::shard::scrubber::Scrubber;
 use crate::shard::this_node::ThisNode;
 use crate::shard::wakeups::Wakeups;
@@ -237,7 +237,7 @@ impl Group {
             policy,
             retention: Retention {
                 span: disk.log_span.clone(),
-                kept: Kept {
+                kept: LogRetention {
                     bytes: settings.log_bytes_kept,
                     time: Duration::from_secs(settings.log_time_kept_s),
                 },

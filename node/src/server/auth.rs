@@ -33,7 +33,6 @@ const REMEMBERED_MAX: usize = 10_000;
 pub struct Caller {
     /// The team of the key. Everything that the caller names belongs to this team.
     pub team: TeamId,
-    /// The key.
     pub key_id: KeyId,
     /// The highest of its permissions.
     pub permission: Permission,
@@ -47,7 +46,6 @@ pub struct Caller {
 /// The state's answer about a presented key.
 #[derive(Debug)]
 pub enum Finding {
-    /// The key is valid.
     Valid(Caller),
     /// The key is revoked or expired. This is final.
     Refused,

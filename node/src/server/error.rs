@@ -31,7 +31,6 @@ const NO_ROOM_RETRY_S: u64 = 5;
 /// An error, before it takes the shape of an API.
 #[derive(Debug, Clone)]
 pub struct ApiError {
-    /// The HTTP status.
     pub status: StatusCode,
     code: &'static str,
     /// A sentence for people.

@@ -36,7 +36,7 @@ const CHECK_EVERY: Duration = Duration::from_millis(250);
 struct Limits {
     /// This node is not ready and does not lead.
     stuck: Duration,
-    /// The process ends.
+    /// Then the process ends.
     end: Duration,
 }
 

@@ -45,7 +45,6 @@ pub struct Keeper {
     pub log: Arc<LogMetrics>,
     /// When a snapshot is due.
     pub policy: Policy,
-    /// What to purge.
     pub retention: Retention,
     pub ids: IdSource,
 }

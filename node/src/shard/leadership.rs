@@ -1,9 +1,9 @@
 //! The leader's work: it runs while this node leads.
 //!
-//! A tenure is one leadership of this node: it begins when Raft says that this node leads and ends when Raft says
+//! A leadership of this node begins when Raft says that this node leads and ends when Raft says
 //! otherwise. It opens with a `BeginEpoch` entry. Once that is applied here, every command of earlier leaders lies
-//! before it, so this node may stamp cluster time. Then the leader's workers run. When the tenure ends, stamping stops
-//! first, then the workers are cancelled, and the next tenure starts once they have ended.
+//! before it, so this node may stamp cluster time. Then the leader's workers run. When the leadership ends, stamping stops
+//! first, then the workers are cancelled, and the next leadership starts once they have ended.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use crate::base::task_watch::TaskWatch;
 /// Pause between two attempts to begin an epoch.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// A worker of the leader. It is started with each tenure, and ends soon after the token is cancelled but not before.
+/// A worker of the leader. It is started with each leadership, and ends soon after the token is cancelled but not before.
 #[derive(Clone)]
 pub struct Worker {
     name: &'static str,
@@ -37,7 +37,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker whose tenures `start` runs. The name is for the log.
+    /// A worker that `start` runs in each leadership. The name is for the log.
     pub fn new<F>(name: &'static str, start: impl Fn(CancellationToken) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -48,34 +48,34 @@ impl Worker {
         }
     }
 
-    /// Runs the worker during one tenure.
+    /// Runs the worker during one leadership.
     pub fn start(&self, stop: CancellationToken) -> BoxFuture<'static, ()> {
         (self.start)(stop)
     }
 }
 
-/// Runs the tenures of this node.
+/// Runs the leaderships of this node.
 pub struct Leadership {
     pub raft: Raft,
     pub state: StateHandle,
     pub proposer: Proposer,
     /// Allows or forbids this node to stamp cluster time.
     pub cluster_time: ClusterTime,
-    /// The workers, started in every tenure.
+    /// The workers, started in every leadership.
     pub workers: Vec<Worker>,
     /// Ends the node when a worker dies.
     pub watch: TaskWatch,
 }
 
 impl Leadership {
-    /// Runs until `shutdown`, which also ends the current tenure.
+    /// Runs until `shutdown`, which also ends the current leadership.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut lead = Lead::new(&self.raft);
         while !shutdown.is_cancelled() {
             if lead.now() == Leader::Here {
                 let term = lead.term();
                 tracing::info!(term, "this node leads");
-                let ended = self.tenure(term, &mut lead, &shutdown).await;
+                let ended = self.lead_in(term, &mut lead, &shutdown).await;
                 tracing::info!(term, "this node leads no longer");
                 // Raft has ended, so its metrics keep naming this node as the leader; without this the loop would not
                 // end.
@@ -91,9 +91,9 @@ impl Leadership {
         }
     }
 
-    /// Runs one tenure. Returns when another node leads, or this node in another term, and every worker has ended. An
+    /// Runs one leadership. Returns when another node leads, or this node in another term, and every worker has ended. An
     /// error means that Raft has ended.
-    async fn tenure(&self, term: u64, lead: &mut Lead, shutdown: &CancellationToken) -> Result<(), Ended> {
+    async fn lead_in(&self, term: u64, lead: &mut Lead, shutdown: &CancellationToken) -> Result<(), Ended> {
         let token = shutdown.child_token();
         let mut running = JoinSet::new();
         let working = async {
@@ -148,10 +148,10 @@ impl Leadership {
                         }
                     }
                 }
-                // Another term has begun, so this tenure is about to end.
+                // Another term has begun, so this leadership is about to end.
                 Ok(answer) => tracing::debug!(
                     ?answer,
-                    "the epoch was refused, because another term has begun; this tenure ends"
+                    "the epoch was refused, because another term has begun; this leadership ends"
                 ),
                 Err(error) => {
                     if let Some(left_out) = failures.due("begin") {

@@ -48,11 +48,9 @@ const ADDRESS_BYTES_MAX: usize = 300;
 /// A change of the membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// Adds a learner.
     Add {
         /// Its id; `None` takes the next id that was never used.
         id: Option<u64>,
-        /// Its addresses.
         member: Member,
     },
     /// Turns a learner into a voter.
@@ -308,7 +306,7 @@ impl Members {
             if !self.is_joint() {
                 match lead.changed().await {
                     Ok(()) => continue,
-                    // Raft has ended, and so does the tenure.
+                    // Raft has ended, and so does the leadership.
                     Err(_) => return std::future::pending().await,
                 }
             }
@@ -392,7 +390,6 @@ fn is_plain(url: &Url) -> bool {
         && url.password().is_none()
 }
 
-/// To protobuf.
 pub fn change_to_proto(change: &Change) -> change_members_request::Change {
     match change {
         Change::Add { id, member } => change_members_request::Change::Add(member_to_proto(id.unwrap_or(0), member)),
@@ -401,7 +398,6 @@ pub fn change_to_proto(change: &Change) -> change_members_request::Change {
     }
 }
 
-/// From protobuf.
 pub fn change_from_proto(change: &change_members_request::Change) -> Change {
     match change {
         change_members_request::Change::Add(member) => Change::Add {
@@ -413,7 +409,6 @@ pub fn change_from_proto(change: &change_members_request::Change) -> Change {
     }
 }
 
-/// To protobuf.
 pub fn outcome_to_proto(changed: Changed) -> change_members_reply::Outcome {
     use change_members_reply::Outcome;
     match changed {
@@ -426,7 +421,6 @@ pub fn outcome_to_proto(changed: Changed) -> change_members_reply::Outcome {
     }
 }
 
-/// From protobuf.
 pub fn outcome_from_proto(outcome: Option<change_members_reply::Outcome>) -> Changed {
     use change_members_reply::Outcome;
     match outcome {

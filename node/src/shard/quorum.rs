@@ -2,8 +2,9 @@
 //!
 //! A leader learns late that it was replaced. But while a quorum has answered it within its lease, no other node can
 //! have been elected, because a follower votes for no other node until the lease it answered has ended. There are two
-//! exceptions: a transfer, which this node begins itself, and an election because this node's peer port refused a
-//! majority of the voters ([`leader_loss`](super::leader_loss)). Code that acts on the outside world checks this first.
+//! exceptions: a transfer, which this node begins itself, and an election that a majority of the voters begins because
+//! this node's peer port refuses their connections ([`leader_loss`](super::leader_loss)). Code that acts on the outside
+//! world checks this first.
 
 use std::time::Duration;
 

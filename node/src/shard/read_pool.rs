@@ -100,7 +100,7 @@ impl ReadPool {
         share: Share,
         read: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
-        let free = self.shared.lock().take(share);
+        let free = self.shared.lock().begin(share);
         let place = free.then(|| self.granted(share))?;
         in_place(place, read).await.ok()
     }
@@ -108,7 +108,7 @@ impl ReadPool {
     async fn place(&self, share: Share) -> Result<Place, ReadRefused> {
         let turn = {
             let mut turns = self.shared.lock();
-            if turns.take(share) {
+            if turns.begin(share) {
                 return Ok(self.granted(share));
             }
             let own = turns.owners.get(&share).map_or(0, |owner| owner.waiting.len());
@@ -138,14 +138,14 @@ impl ReadPool {
         }
     }
 
-    fn leave(&self, share: Share) {
+    fn pass_on(&self, share: Share) {
         let mut turns = self.shared.lock();
-        turns.leave(share);
-        while let Some((share, turn)) = turns.next() {
+        turns.end(share);
+        while let Some((share, turn)) = turns.begin_next() {
             if let Err(mut place) = turn.send(self.granted(share)) {
                 // Its caller has gone.
                 place.pool = None;
-                turns.leave(share);
+                turns.end(share);
             }
         }
         self.metrics.waiting.set(gauge(turns.waiting as u64));
@@ -170,14 +170,14 @@ async fn in_place<T: Send + 'static>(
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.take() {
-            pool.leave(self.share);
+            pool.pass_on(self.share);
         }
     }
 }
 
 impl Turns {
-    /// Takes a place for `share` if there is one and none of its earlier reads waits.
-    fn take(&mut self, share: Share) -> bool {
+    /// Begins a read of `share` if a place is free for it and none of its earlier reads waits.
+    fn begin(&mut self, share: Share) -> bool {
         let waits = self.owners.get(&share).is_some_and(|owner| !owner.waiting.is_empty());
         let free = self.running < PLACES && self.has_room(&share) && !waits;
         if free {
@@ -193,7 +193,7 @@ impl Turns {
         self.of_clients += usize::from(share != Share::Node);
     }
 
-    fn leave(&mut self, share: Share) {
+    fn end(&mut self, share: Share) {
         self.running -= 1;
         self.of_clients -= usize::from(share != Share::Node);
         if let Some(owner) = self.owners.get_mut(&share) {
@@ -204,8 +204,8 @@ impl Turns {
         }
     }
 
-    /// Takes a place for the next read that may run.
-    fn next(&mut self) -> Option<(Share, oneshot::Sender<Place>)> {
+    /// Begins the next read that may run.
+    fn begin_next(&mut self) -> Option<(Share, oneshot::Sender<Place>)> {
         if self.running == PLACES {
             return None;
         }

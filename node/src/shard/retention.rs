@@ -27,7 +27,7 @@ const PARTS: u32 = 64;
 
 /// How much of the log up to a snapshot is kept. What exceeds either is purged.
 #[derive(Debug, Clone, Copy)]
-pub struct Kept {
+pub struct LogRetention {
     /// Bytes of the newest entries; 0 keeps none.
     pub bytes: u64,
     /// The age of an entry, counted from its arrival or from the start of this process.
@@ -48,7 +48,7 @@ pub struct LogState {
 /// Decides what to purge of one log.
 pub struct Retention {
     pub span: LogSpan,
-    pub kept: Kept,
+    pub kept: LogRetention,
     pub transfers: Transfers,
     pub space: Space,
     pub metrics: retention::Retention,

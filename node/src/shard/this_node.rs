@@ -86,7 +86,6 @@ impl ThisNode {
         Lead::new(&self.raft)
     }
 
-    /// The replicated state.
     pub(crate) fn state(&self) -> &StateHandle {
         &self.state
     }

@@ -120,7 +120,6 @@ impl Ledger {
         self.retire_if(|held| !held.spendable(at));
     }
 
-    /// Retires all leases.
     pub fn retire_all(&mut self) {
         self.retire_if(|_| true);
     }

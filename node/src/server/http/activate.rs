@@ -20,7 +20,6 @@ const POLICY: HeaderValue = HeaderValue::from_static(
      base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
 );
 
-/// The routes.
 pub(super) fn routes() -> Router<Arc<AppState>> {
     const HTML: &str = include_str!("activate/page.html");
     const CSS: &str = include_str!("activate/page.css");

@@ -33,7 +33,6 @@ pub(super) const TRANSFER: &str = "/admin/v1/cluster/transfer";
 
 pub(super) type Id = Result<Path<String>, PathRejection>;
 
-/// The routes.
 pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/admin/v1/teams", post(create_team).get(list_teams))

@@ -50,7 +50,6 @@ pub struct AppState {
 /// The extractor of the shared state.
 pub(super) type App = State<Arc<AppState>>;
 
-/// An authorised read.
 pub(super) struct Reading {
     pub(super) state: LocalState,
     pub(super) caller: Caller,

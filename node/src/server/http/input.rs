@@ -35,7 +35,6 @@ impl Consistency {
     }
 }
 
-/// The query string.
 pub(super) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {

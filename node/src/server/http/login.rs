@@ -19,7 +19,6 @@ use axum::routing::post;
 
 use super::app_state::AppState;
 
-/// The routes.
 pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/api/auth/device-code", post(device::device_code))

@@ -19,7 +19,6 @@ use super::app_state::{App, AppState, Reading};
 use super::input::Consistency;
 use crate::server::error::{Result, json_of};
 
-/// The routes.
 pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/v2/keys", get(own_keys))

@@ -66,7 +66,6 @@ pub struct Table {
 }
 
 impl Table {
-    /// Adds a mark.
     pub fn put(&mut self, name: CursorName, mark: Mark) {
         if let Some(waiting) = self.waiting.get_mut(&name) {
             waiting.merge(mark);

@@ -102,7 +102,6 @@ impl Progress {
         self.liveness.ping(self.delivered_seq)
     }
 
-    /// Handles a pong.
     pub fn pong(&mut self, payload: &[u8]) {
         self.liveness.pong(payload);
     }

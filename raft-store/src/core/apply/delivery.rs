@@ -22,9 +22,9 @@
 //! claimed with exactly that number and epoch, even if a newer epoch has begun, and no longer after [`takeover`] has
 //! closed the attempt.
 //!
-//! A delivery is in one index at a time: in `du` while it is scheduled, in the table `cl` while it is claimed, in `dx` after it
-//! has ended. `eh` holds the first `du` row of each endpoint, so that a scan begins there and does not step over the
-//! tombstones of removed rows. A closed endpoint (deleted, or disabled by a 410) grants no claims: [`close_endpoint`]
+//! A delivery is in one index at a time: in `du` while it is scheduled, in the table `cl` while it is claimed, in `dx`
+//! after it has ended. `eh` holds the first `du` row of each endpoint, so that a scan begins there and does not step over
+//! the tombstones of removed rows. A closed endpoint (deleted, or disabled by a 410) grants no claims: [`close_endpoint`]
 //! ends its scheduled deliveries, and a claimed one ends with its outcome or takeover.
 
 mod attempts;

@@ -18,7 +18,6 @@ pub struct InboxItem {
     pub position: u64,
     /// The wall clock time at which the message was read, or 0 while it is unread.
     pub read_at_ms: u64,
-    /// The message.
     pub message: Message,
 }
 

@@ -21,7 +21,6 @@ use crate::server::http::app_state::{App, AppState, Reading};
 use crate::server::http::deliveries::{Sight, Wanted, delivery_id, detail, page, row, unknown};
 use crate::server::http::input::{Consistency, Parameters};
 
-/// The routes.
 pub fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/admin/v1/deliveries", get(list))
