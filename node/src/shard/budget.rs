@@ -8,8 +8,9 @@
 //! - *Charged before it is read.* A request takes its [`Permit`] after authentication and before its body: for the bytes
 //!   that it announces, or for the bound of its route if it announces none. What was read settles the charge. An
 //!   operation that another node forwards is charged for its bytes when it arrives.
-//! - *Charged until its answer.* Dropping the permit gives everything back, so a cancelled request is not charged for
-//!   ever.
+//! - *Charged until its answer, and until its entry is durable.* The proposal holds a clone of the charge, so a client
+//!   that goes away does not make room for more than the disk can take. Dropping the last clone gives everything back,
+//!   so a cancelled request is not charged for ever.
 //! - *A share for each team*, so that one that is slow or hostile leaves half for the others. Requests without a key,
 //!   which anybody can make, have a smaller share of the bytes together.
 //! - *Nothing waits.* A request beyond a share or beyond the budget is refused at once, and nothing of it was proposed.
@@ -32,7 +33,7 @@ use agentpost_proto::command::Operation;
 use agentpost_proto::id::TeamId;
 use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::base::metrics::Metrics;
 
@@ -122,8 +123,8 @@ pub struct Budget {
 
 struct Shared {
     used: Mutex<Used>,
-    reserved_places: Semaphore,
-    reserved_bytes: Semaphore,
+    reserved_places: Arc<Semaphore>,
+    reserved_bytes: Arc<Semaphore>,
     places: Gauge,
     bytes: Gauge,
 }
@@ -135,17 +136,31 @@ struct Used {
     payers: HashMap<Payer, Load>,
 }
 
-/// The right of one client operation to be under way, until it is dropped.
+/// The right of one client operation to be under way, until the last clone is dropped.
+#[derive(Clone)]
 pub struct Permit {
+    taken: Arc<Taken>,
+}
+
+/// The part of a budget that one client operation takes.
+struct Taken {
     shared: Arc<Shared>,
     payer: Payer,
     bytes: AtomicUsize,
 }
 
-/// The right of one of the cluster's own operations to be under way, until it is dropped.
-pub struct Reserved<'a> {
-    _place: Option<SemaphorePermit<'a>>,
-    _bytes: Option<SemaphorePermit<'a>>,
+/// The right of one of the cluster's own operations to be under way, until the last clone is dropped.
+#[derive(Clone)]
+pub struct Reserved {
+    _place: Option<Arc<OwnedSemaphorePermit>>,
+    _bytes: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+/// The charge of an operation under way.
+#[derive(Clone)]
+pub enum Charge {
+    Client(Permit),
+    Cluster(Reserved),
 }
 
 impl Budget {
@@ -153,8 +168,8 @@ impl Budget {
     pub fn new(metrics: &Metrics) -> Self {
         let shared = Shared {
             used: Mutex::default(),
-            reserved_places: Semaphore::new(RESERVED.places),
-            reserved_bytes: Semaphore::new(RESERVED.bytes),
+            reserved_places: Arc::new(Semaphore::new(RESERVED.places)),
+            reserved_bytes: Arc::new(Semaphore::new(RESERVED.bytes)),
             places: metrics.budget.requests.clone(),
             bytes: metrics.budget.bytes.clone(),
         };
@@ -172,21 +187,24 @@ impl Budget {
         used.payers.insert(payer, own);
         used.all = all;
         self.shared.show(all);
-        Ok(Permit {
+        let taken = Taken {
             shared: Arc::clone(&self.shared),
             payer,
             bytes: AtomicUsize::new(bytes),
-        })
+        };
+        Ok(Permit { taken: Arc::new(taken) })
     }
 
     /// Admits one of the cluster's own operations; waits for the others if there are too many.
-    pub async fn reserve(&self, bytes: usize) -> Reserved<'_> {
+    pub async fn reserve(&self, bytes: usize) -> Reserved {
         let shared = &self.shared;
         let bytes = u32::try_from(bytes.min(RESERVED.bytes)).unwrap_or(u32::MAX);
         // The semaphores are never closed, so this cannot fail.
+        let place = Arc::clone(&shared.reserved_places).acquire_owned().await.ok();
+        let bytes = Arc::clone(&shared.reserved_bytes).acquire_many_owned(bytes).await.ok();
         Reserved {
-            _place: shared.reserved_places.acquire().await.ok(),
-            _bytes: shared.reserved_bytes.acquire_many(bytes).await.ok(),
+            _place: place.map(Arc::new),
+            _bytes: bytes.map(Arc::new),
         }
     }
 }
@@ -202,17 +220,18 @@ impl Permit {
     /// Replaces the charge by the real size. An operation that was admitted is never refused for its size, so the
     /// budget can be exceeded by the difference between a body and its encoded operation, which is small.
     pub fn settle(&self, bytes: usize) {
-        let mut used = self.shared.used.lock();
-        let before = self.bytes.swap(bytes, Ordering::Relaxed);
+        let taken = &self.taken;
+        let mut used = taken.shared.used.lock();
+        let before = taken.bytes.swap(bytes, Ordering::Relaxed);
         let settled = |load: &mut Load| load.bytes = load.bytes - before + bytes;
         settled(&mut used.all);
-        used.payers.entry(self.payer).and_modify(settled);
-        self.shared.show(used.all);
+        used.payers.entry(taken.payer).and_modify(settled);
+        taken.shared.show(used.all);
     }
 
     /// Raises the charge to `bytes` if it is lower.
     pub fn raise(&self, bytes: usize) {
-        if self.bytes.load(Ordering::Relaxed) < bytes {
+        if self.taken.bytes.load(Ordering::Relaxed) < bytes {
             self.settle(bytes);
         }
     }
@@ -224,7 +243,7 @@ impl AsRef<Permit> for Permit {
     }
 }
 
-impl Drop for Permit {
+impl Drop for Taken {
     fn drop(&mut self) {
         let mut used = self.shared.used.lock();
         let bytes = self.bytes.load(Ordering::Relaxed);
@@ -311,6 +330,18 @@ mod tests {
         permit.raise(200);
         assert_eq!(shown(&metrics), (1, 200));
         drop(permit);
+        assert_eq!(shown(&metrics), (0, 0));
+    }
+
+    /// The request is gone, but its entry is not on the disk.
+    #[test]
+    fn a_charge_lasts_until_its_last_clone() {
+        let metrics = Metrics::new();
+        let permit = Budget::new(&metrics).take(team(1), 100).unwrap();
+        let of_the_entry = Charge::Client(permit.clone());
+        drop(permit);
+        assert_eq!(shown(&metrics), (1, 100));
+        drop(of_the_entry);
         assert_eq!(shown(&metrics), (0, 0));
     }
 

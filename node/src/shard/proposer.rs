@@ -21,9 +21,9 @@
 //! Writes are not batched here: openraft appends all waiting writes together, 12 to 50 operations per fsync under load.
 //! [`append_gate`](super::append_gate) bounds the bytes of such an append.
 //!
-//! Every operation is charged to the node's [`budget`](super::budget) until its answer; the caller of a client's operation
-//! took the permit before it read the request. An operation that only the leader of an epoch may propose is appended on
-//! the condition that this leadership still holds when Raft appends it.
+//! Every operation is charged to the node's [`budget`](super::budget) until its answer and until its entry is durable; the
+//! caller of a client's operation took the permit before it read the request. An operation that only the leader of an epoch
+//! may propose is appended on the condition that this leadership still holds when Raft appends it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +35,7 @@ use agentpost_raft_store::core::query;
 use agentpost_raft_store::disk::state::StateHandle;
 #[cfg(feature = "failpoints")]
 use agentpost_raft_store::disk::types::Turn;
-use agentpost_raft_store::disk::types::{LeaderId, Proposal};
+use agentpost_raft_store::disk::types::{Charge as EntryCharge, LeaderId, Proposal};
 use bytes::Bytes;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
@@ -43,7 +43,7 @@ use prost::Message as _;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::append_gate::AppendGate;
-use super::budget::{Budget, Full, Payer, Permit};
+use super::budget::{Budget, Charge, Full, Payer, Permit};
 use super::cluster_time::ClusterTime;
 use super::edge::{Edge, Frequency};
 use super::reader::{NotReady, Reader};
@@ -183,7 +183,7 @@ impl Proposer {
         self.check_room(&operation)?;
         let frequency = Frequency::of(&operation);
         drop(operation);
-        let reply = self.take_to_leader(encoded).await?;
+        let reply = self.take_to_leader(encoded, Charge::Client(permit.clone())).await?;
         edge.learn(frequency, &reply);
         Ok(reply)
     }
@@ -196,13 +196,13 @@ impl Proposer {
         }
     }
 
-    async fn take_to_leader(&self, operation: Bytes) -> Result<Reply, ProposeError> {
+    async fn take_to_leader(&self, operation: Bytes, charge: Charge) -> Result<Reply, ProposeError> {
         let shared = &self.shared;
         let deadline = Instant::now() + LEADER_DEADLINE;
         loop {
             let leader = shared.lead.now();
             let attempt = match &leader {
-                Leader::Here => self.propose_here(operation.clone()).await,
+                Leader::Here => self.write(operation.clone(), Some(charge.clone()), None).await,
                 Leader::There(node, address) => self.forward(*node, address, operation.clone()).await,
                 Leader::Nobody => Err(ProposeError::NotReady("no leader".to_owned())),
             };
@@ -218,8 +218,8 @@ impl Proposer {
     /// Proposes one of the cluster's own operations that any node may propose: outcomes, acks, returned leases.
     pub(crate) async fn propose_internal<O: Op>(&self, op: O) -> Proposed<O> {
         let operation = Operation::internal(op).encode_to_vec();
-        let _admitted = self.shared.budget.reserve(operation.len()).await;
-        let reply = self.take_to_leader(Bytes::from(operation)).await?;
+        let charge = Charge::Cluster(self.shared.budget.reserve(operation.len()).await);
+        let reply = self.take_to_leader(Bytes::from(operation), charge).await?;
         Ok(reply.answer_to::<O>())
     }
 
@@ -227,13 +227,13 @@ impl Proposer {
     pub(crate) async fn propose_in<O: Op>(&self, epoch: u64, op: O) -> Proposed<O> {
         let shared = &self.shared;
         let operation = Operation::internal(op).encode_to_vec();
-        let _admitted = shared.budget.reserve(operation.len()).await;
+        let charge = Charge::Cluster(shared.budget.reserve(operation.len()).await);
         let Some(term) = shared.handles.cluster_time.term_of(epoch) else {
             return Err(ProposeError::NotReady("the epoch is over".to_owned()));
         };
         let node_id = *shared.handles.raft.node_id();
         let reply = self
-            .write(Bytes::from(operation), Some(LeaderId { term, node_id }))
+            .write(Bytes::from(operation), Some(charge), Some(LeaderId { term, node_id }))
             .await?;
         Ok(reply.answer_to::<O>())
     }
@@ -244,13 +244,20 @@ impl Proposer {
         self.shared.gate.turn(usize::MAX).await
     }
 
-    /// Proposes if this node leads; never forwards.
+    /// Proposes an operation that a leadership proposes once, or one at a time, so that nobody needs to count it. Never
+    /// forwards.
     pub(crate) async fn propose_here(&self, operation: Bytes) -> Result<Reply, ProposeError> {
-        self.write(operation, None).await
+        self.write(operation, None, None).await
     }
 
-    /// Stamps an operation with time and lets Raft append it, if this node leads (in leadership `leader`, if given).
-    async fn write(&self, operation: Bytes, leader: Option<LeaderId>) -> Result<Reply, ProposeError> {
+    /// Stamps an operation with time and lets Raft append it, if this node leads (in leadership `leader`, if given). The
+    /// charge lasts until its entry is durable, even if the caller goes away.
+    async fn write(
+        &self,
+        operation: Bytes,
+        charge: Option<Charge>,
+        leader: Option<LeaderId>,
+    ) -> Result<Reply, ProposeError> {
         let shared = &self.shared;
         let Ok(turn) = timeout(TURN_DEADLINE, shared.gate.turn(operation.len())).await else {
             return Err(ProposeError::NotReady("the log takes no entries".to_owned()));
@@ -262,7 +269,8 @@ impl Proposer {
             cluster_ms,
             operation,
         };
-        let proposal = Proposal::in_turn(Bytes::from(command.encode_to_vec()), turn);
+        let charge = EntryCharge::of(charge);
+        let proposal = Proposal::in_turn(Bytes::from(command.encode_to_vec()), turn, charge);
         let (responder, answer) = ProgressResponder::complete_only();
         let mut request = shared.handles.raft.write(proposal).responder(responder);
         if let Some(leader) = leader {
@@ -338,12 +346,12 @@ impl Proposer {
         }
         self.check_room(&decoded)?;
         if is_clusters_own(&decoded) {
-            let _admitted = self.shared.budget.reserve(operation.len()).await;
-            return self.propose_here(operation).await;
+            let charge = Charge::Cluster(self.shared.budget.reserve(operation.len()).await);
+            return self.write(operation, Some(charge), None).await;
         }
-        let _admitted = self.admit(Payer::of(&decoded), operation.len())?;
+        let charge = Charge::Client(self.admit(Payer::of(&decoded), operation.len())?);
         drop(decoded);
-        self.propose_here(operation).await
+        self.write(operation, Some(charge), None).await
     }
 }
 

@@ -104,7 +104,7 @@ use self::files::Flush;
 pub use self::metrics::LogMetrics;
 use self::record::size_of;
 use self::shared::Shared;
-use self::sync::{Job, SyncThread};
+use self::sync::{Append, Job, SyncThread};
 use self::tail::Recent;
 use crate::core::mutant::{self, Mutant};
 use crate::disk::damage::Damage;
@@ -311,7 +311,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: Send,
     {
         let mut entries: Vec<Entry> = entries.into_iter().collect();
-        let turns = take_turns(&mut entries);
+        let (turns, charges) = take_turns(&mut entries);
         let taken = self.take_entries(&entries);
         drop(turns);
         if let Err(error) = taken {
@@ -329,7 +329,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
             false => Some(callback),
         };
-        self.sync.push(Job::Append(entries, callback, mark));
+        self.sync.push(Job::Append(Append {
+            entries,
+            charges,
+            flushed: callback,
+            mark,
+        }));
         Ok(())
     }
 

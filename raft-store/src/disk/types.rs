@@ -33,7 +33,7 @@ pub type Membership = openraft::Membership<u64, Member>;
 
 /// An encoded [`command::Command`]. It is encoded once, and proposed, stored, sent and applied in this form.
 #[derive(Clone)]
-pub struct Proposal(pub Bytes, Turn);
+pub struct Proposal(pub Bytes, Turn, Charge);
 
 /// The right of a proposal to wait in Raft until the log has taken it. Dropping the last clone ends it.
 #[derive(Clone, Default)]
@@ -46,25 +46,41 @@ impl Turn {
     }
 }
 
-impl Proposal {
-    /// A command that nobody counts.
-    pub fn new(command: Bytes) -> Self {
-        Self::in_turn(command, Turn::default())
-    }
+/// What a node charges for the memory of a proposal until its entry is durable here. Dropping the last clone ends it.
+#[derive(Clone, Default)]
+pub struct Charge(Option<Arc<dyn Send + Sync>>);
 
-    /// A command whose turn ends when the log has taken it, or when it is dropped before.
-    pub fn in_turn(command: Bytes, turn: Turn) -> Self {
-        Proposal(command, turn)
+impl Charge {
+    /// A charge that drops `charged` at its end.
+    pub fn of(charged: impl Send + Sync + 'static) -> Self {
+        Charge(Some(Arc::new(charged)))
     }
 }
 
-/// Takes the turns from proposals that are about to be appended. Drop them afterwards.
-pub(crate) fn take_turns(entries: &mut [Entry]) -> Vec<Turn> {
-    let turns = entries.iter_mut().map(|entry| match &mut entry.payload {
-        openraft::EntryPayload::Normal(proposal) => std::mem::take(&mut proposal.1),
-        _ => Turn::default(),
-    });
-    turns.filter(|turn| turn.0.is_some()).collect()
+impl Proposal {
+    /// A command that nobody counts.
+    pub fn new(command: Bytes) -> Self {
+        Self::in_turn(command, Turn::default(), Charge::default())
+    }
+
+    /// A command whose turn ends when the log has taken it, and whose charge ends when its entry is durable; both end
+    /// when it is dropped before.
+    pub fn in_turn(command: Bytes, turn: Turn, charge: Charge) -> Self {
+        Proposal(command, turn, charge)
+    }
+}
+
+/// Takes the turns and the charges from proposals that are about to be appended. Drop the turns when the log has taken
+/// the entries, and the charges when the entries are durable.
+pub(crate) fn take_turns(entries: &mut [Entry]) -> (Vec<Turn>, Vec<Charge>) {
+    let (mut turns, mut charges) = (Vec::new(), Vec::new());
+    for entry in entries {
+        if let openraft::EntryPayload::Normal(proposal) = &mut entry.payload {
+            turns.extend(proposal.1.0.take().map(|turn| Turn(Some(turn))));
+            charges.extend(proposal.2.0.take().map(|charge| Charge(Some(charge))));
+        }
+    }
+    (turns, charges)
 }
 
 impl PartialEq for Proposal {

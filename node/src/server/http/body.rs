@@ -2,7 +2,7 @@
 //! a handler does not read them.
 //!
 //! The charge is taken before the first byte is read: for the announced bytes, or for the bound of the route if the body
-//! is chunked. A handler proposes under the same charge, which lasts until its answer is made.
+//! is chunked. A handler proposes under the same charge, which lasts until its answer is made and its log entry is durable.
 //!
 //! Closing a connection with unread bytes resets it, and a client that still writes then loses the answer that refused
 //! it. So a bounded part of a body that a handler drops is read in the background.

@@ -216,8 +216,8 @@ impl<'a> Run<'a> {
     fn note(&mut self, job: &Job) {
         let mut content = self.content().clone();
         match job {
-            Job::Append(entries, ..) => {
-                for entry in entries {
+            Job::Append(append) => {
+                for entry in &append.entries {
                     content.entries.push(entry.log_id);
                     self.contents.push(content.clone());
                 }
@@ -236,7 +236,12 @@ impl<'a> Run<'a> {
 
     fn append(&self, term: u64, count: u64) -> Job {
         let next = self.content().next();
-        Job::Append((next..next + count).map(|i| normal(term, i, 400)).collect(), None, None)
+        Job::Append(Append {
+            entries: (next..next + count).map(|i| normal(term, i, 400)).collect(),
+            charges: Vec::new(),
+            flushed: None,
+            mark: None,
+        })
     }
 
     fn truncate(&self, last: LogId) -> Job {

@@ -54,7 +54,7 @@ impl LogFiles {
     fn job(&mut self, job: &Job) -> io::Result<()> {
         let shard = self.place.shard;
         match job {
-            Job::Append(entries, ..) => return entries.iter().try_for_each(|entry| self.entry(entry)),
+            Job::Append(append) => return append.entries.iter().try_for_each(|entry| self.entry(entry)),
             Job::Vote(vote, _) => {
                 let vote = vote_to_proto(vote);
                 self.said.vote = Some(vote);

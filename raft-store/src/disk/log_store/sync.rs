@@ -5,8 +5,9 @@
 //! accumulates: the slower the disk, the larger the groups. Nobody else writes, so openraft never waits for the disk in
 //! an append.
 //!
-//! The queue has no bound of its own. A job is an append that openraft has in flight, and the number of operations in
-//! flight is bounded where the node admits them.
+//! The queue has no bound of its own. On a leader each proposal carries the charge of the node that admitted it until its
+//! entry is durable, whether or not its client still waits. A follower's appends are bounded by openraft, which has few
+//! requests to a follower under way.
 
 use std::io;
 use std::sync::Arc;
@@ -19,15 +20,14 @@ use tokio::sync::oneshot;
 use super::metrics::LogMetrics;
 use crate::disk::damage::Failure;
 use crate::disk::floor::Mark;
-use crate::disk::types::{Entry, LogId, TypeConfig, Vote};
+use crate::disk::types::{Charge, Entry, LogId, TypeConfig, Vote};
 
 /// Tells a caller in this crate that its change is durable.
 pub(super) type Done = oneshot::Sender<io::Result<()>>;
 
 /// A change of the log.
 pub(super) enum Job {
-    /// An append of openraft, which continues meanwhile, with a mark of its last entry.
-    Append(Vec<Entry>, Option<IOFlushed<TypeConfig>>, Option<Mark>),
+    Append(Append),
     Vote(Vote, Done),
     /// The entries from an index on are removed; the log then ends with this entry.
     Truncate(u64, Option<LogId>, Done),
@@ -37,16 +37,27 @@ pub(super) enum Job {
     Committed(Option<LogId>),
 }
 
+/// An append of openraft, which continues meanwhile.
+pub(super) struct Append {
+    pub(super) entries: Vec<Entry>,
+    /// They end when the entries are durable.
+    pub(super) charges: Vec<Charge>,
+    pub(super) flushed: Option<IOFlushed<TypeConfig>>,
+    /// A mark of the last entry.
+    pub(super) mark: Option<Mark>,
+}
+
 impl Job {
     /// Completes the job, and returns the mark of the entry that is durable now.
     fn complete(self, result: io::Result<()>) -> Option<Mark> {
         let durable = result.is_ok();
         match self {
-            Job::Append(_, flushed, mark) => {
-                if let Some(flushed) = flushed {
+            Job::Append(append) => {
+                drop(append.charges);
+                if let Some(flushed) = append.flushed {
                     flushed.io_completed(result);
                 }
-                mark.filter(|_| durable)
+                append.mark.filter(|_| durable)
             }
             Job::Vote(_, done) | Job::Truncate(_, _, done) => {
                 // An error means that the receiver was dropped, because the node is stopping.

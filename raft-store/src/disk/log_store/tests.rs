@@ -36,7 +36,7 @@ pub(super) fn try_open(dir: &Path, options: &Options) -> Result<LogStore, OpenEr
 
 /// A log whose disk flushes once for each message to the sender. Declare the sender after the log: it is dropped before
 /// the log then, which would otherwise wait for the disk when an assertion fails.
-fn open_gated(dir: &Path) -> (LogStore, mpsc::SyncSender<()>) {
+pub(super) fn open_gated(dir: &Path) -> (LogStore, mpsc::SyncSender<()>) {
     let (release, gate) = mpsc::sync_channel(100);
     let gate = Mutex::new(gate);
     let log = open_with(dir, move |file| {

@@ -6,8 +6,9 @@ use openraft::EntryPayload;
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
 
-use crate::disk::testing::{append, blank, normal, open, start_append};
-use crate::disk::types::{Proposal, Turn};
+use super::tests::open_gated;
+use crate::disk::testing::{append, blank, ids, log_id, normal, open, start_append};
+use crate::disk::types::{Charge, Proposal, Turn};
 
 #[tokio::test]
 async fn a_turn_ends_when_its_entry_is_readable_and_not_when_it_is_forgotten() {
@@ -20,7 +21,7 @@ async fn a_turn_ends_when_its_entry_is_readable_and_not_when_it_is_forgotten() {
             unreachable!("a normal entry")
         };
         let turn = Turn::of(Arc::clone(&gate).acquire_many_owned(5).await.ok());
-        *proposal = Proposal::in_turn(proposal.0.clone(), turn);
+        *proposal = Proposal::in_turn(proposal.0.clone(), turn, Charge::default());
     }
     assert_eq!(gate.available_permits(), 0);
     let durable = start_append(&mut log, entries).await.unwrap();
@@ -32,4 +33,24 @@ async fn a_turn_ends_when_its_entry_is_readable_and_not_when_it_is_forgotten() {
     assert!((100..1_000).contains(&largest), "{largest}");
     append(&mut log, vec![normal(1, 3, 1)]).await.unwrap();
     assert_eq!(metrics.append_bytes_max(), largest);
+}
+
+/// Nobody waits for the entry, and the disk hangs: the charge stays. It ends with the flush, although the tail still has
+/// the entry.
+#[tokio::test]
+async fn a_charge_ends_when_its_entry_is_durable() {
+    let dir = TempDir::new().unwrap();
+    let (mut log, release) = open_gated(dir.path());
+    let charged = Arc::new(());
+    let mut entry = normal(1, 0, 50);
+    if let EntryPayload::Normal(proposal) = &mut entry.payload {
+        *proposal = Proposal::in_turn(proposal.0.clone(), Turn::default(), Charge::of(charged.clone()));
+    }
+    let durable = start_append(&mut log, vec![entry]).await.unwrap();
+    assert_eq!(Arc::strong_count(&charged), 2, "the flush did not end");
+    release.send(()).unwrap();
+    durable.await.unwrap().unwrap();
+    assert_eq!(Arc::strong_count(&charged), 1);
+    assert_eq!(ids(&mut log).await, [log_id(1, 0)]);
+    drop(release);
 }
