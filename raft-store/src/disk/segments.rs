@@ -15,7 +15,7 @@
 //!   its kind, 1; flags, 1; zeros, 2; its shard, 4; the hash of the record before, 8; the payload. Numbers are little
 //!   endian. The hash of a record is the XXH3 (64 bits) of everything after its checksum, so it covers all records
 //!   before it.
-//! - *Start*, the first record: what all earlier segments came to, so that they can be removed.
+//! - *Start*, the first record: the state of the log at the end of the earlier segments, so that they can be removed.
 //! - *End*, the last record of a complete segment: where its entries are, so that they need not be read at a start. The
 //!   last [`TRAILER`] bytes of the file say where this record begins: its offset, 4 bytes, and the CRC32C of that, 4.
 //!

@@ -10,10 +10,8 @@ use agentpost_proto::peer::{self, SegmentEnd, SegmentStart, segment_start};
 use super::bounds::Bounds;
 use super::files::{LogFiles, encode_start, lock_path};
 use super::index::{Index, Point};
-use super::metrics::LogMetrics;
 use super::record::{decode, decode_entry, decode_point};
-use super::removal::Removal;
-use super::shared::{Shared, Where};
+use super::shared::{LogPlace, Shared};
 use super::tail::Tail;
 use crate::core::mutant::{self, Mutant};
 use crate::disk::damage::Damage;
@@ -21,9 +19,9 @@ use crate::disk::error::OpenError;
 use crate::disk::files;
 use crate::disk::floor::FloorFile;
 use crate::disk::options::{LogStart, Options};
-use crate::disk::segments::format::{HEAD, Kind, Record};
-use crate::disk::segments::recover::{Found, recover};
-use crate::disk::segments::write::{self, Writer};
+use crate::disk::segments::format::{HEAD, Record, RecordKind};
+use crate::disk::segments::recover::{Recovered, recover};
+use crate::disk::segments::write::Writer;
 use crate::disk::segments::{self, FIRST, NO_HASH, damaged};
 use crate::disk::types::{LogId, Vote, log_id_from_proto, log_id_to_proto, vote_from_proto};
 
@@ -53,40 +51,23 @@ pub(super) fn open(dir: &Path, floor: &FloorFile, options: &Options, damage: Dam
     let bounds = found
         .bounds(floor.vote(), options)
         .map_err(|reason| OpenError::quarantine(dir, reason))?;
-    let said = found.said.unwrap_or_default();
-    let start = |buffer: &mut Vec<u8>| encode_start(&said, buffer);
+    let summary = found.summary.unwrap_or_default();
+    let start = |buffer: &mut Vec<u8>| encode_start(&summary, buffer);
     let writer = match end {
         None => Writer::create(dir, FIRST, NO_HASH, start),
         Some(end) => end.resume(dir, start),
     };
     let writer = writer.map_err(OpenError::io(dir))?;
     let oldest = segments::numbers(dir).map_err(OpenError::io(dir))?;
-    let place = || Where {
+    let oldest = oldest.first().copied().unwrap_or(writer.number());
+    let place = LogPlace {
         dir: dir.to_owned(),
         shard: options.shard,
         segment_bytes: options.log_segment_bytes,
     };
-    let shared = Arc::new(Shared::new(place(), damage, bounds, writer.number()));
-    check_floor(&shared, floor.flushed()).map_err(|reason| OpenError::quarantine(dir, reason))?;
-    let oldest = oldest.first().copied().unwrap_or(writer.number());
-    let metrics = Arc::new(LogMetrics::new());
-    let purged = dir.to_owned();
-    let removal = Removal::spawn(oldest, metrics.failure(), move |range| write::remove(&purged, range));
-    let files = LogFiles {
-        removal: removal.map_err(OpenError::io(dir))?,
-        place: place(),
-        writer,
-        said,
-        changes: Vec::new(),
-        // A crash may have prevented the removal of files.
-        purged: true,
-        shared: shared.clone(),
-        metrics,
-        flush: Box::new(|file| match mutant::on(Mutant::NoFsync) {
-            true => Ok(()),
-            false => file.sync_data(),
-        }),
-    };
+    let shared = Arc::new(Shared::new(place.clone(), damage, bounds, writer.number()));
+    check_floor(&shared, floor.flushed()).map_err(read)?;
+    let files = LogFiles::new(place, writer, oldest, summary, shared.clone()).map_err(OpenError::io(dir))?;
     Ok(Opened { files, shared, lock })
 }
 
@@ -109,8 +90,8 @@ struct Reading {
     shard: u32,
     /// Whether the first entry may have any index.
     any: bool,
-    /// `None` before the first record of the newest segment.
-    said: Option<segment_start::Log>,
+    /// The state of the log after the records that were read; `None` before the first one of the newest segment.
+    summary: Option<segment_start::Log>,
     index: Index,
 }
 
@@ -119,48 +100,48 @@ impl Reading {
         Reading {
             shard: options.shard,
             any: options.log_start == LogStart::Anywhere,
-            said: None,
+            summary: None,
             index: Index::default(),
         }
     }
 
-    fn take(&mut self, segment: u64, found: Found) -> io::Result<()> {
+    fn take(&mut self, segment: u64, found: Recovered) -> io::Result<()> {
         match found {
-            Found::End(record) => {
+            Recovered::End(record) => {
                 let end: SegmentEnd = decode(record.payload)?;
                 if let Some(end) = end.logs.iter().find(|log| log.shard == self.shard) {
                     self.index.take_segment(segment, end);
                 }
                 Ok(())
             }
-            Found::Record(record, offset) => self.record(segment, record, offset),
+            Recovered::Record(record, offset) => self.record(segment, record, offset),
         }
     }
 
     fn record(&mut self, segment: u64, record: Record, offset: u32) -> io::Result<()> {
-        if record.kind == Kind::Start {
+        if record.kind == RecordKind::Start {
             let start: SegmentStart = decode(record.payload)?;
-            let said = start.logs.into_iter().find(|log| log.shard == self.shard);
-            self.said = Some(said.unwrap_or_default());
+            let summary = start.logs.into_iter().find(|log| log.shard == self.shard);
+            self.summary = Some(summary.unwrap_or_default());
             return Ok(());
         }
         if record.shard != self.shard {
             return Ok(());
         }
-        let said = self
-            .said
+        let summary = self
+            .summary
             .as_mut()
             .ok_or_else(|| damaged("its first record is damaged"))?;
         match record.kind {
-            Kind::Start | Kind::End => {}
-            Kind::Entry => {
+            RecordKind::Start | RecordKind::End => {}
+            RecordKind::Entry => {
                 let size = HEAD + record.payload.len();
                 let id = decode_entry(record.payload)?.log_id;
-                let next = said.last.as_ref().map_or(0, |last| last.index + 1);
-                if id.index != next && !(self.any && said.last.is_none()) {
+                let next = summary.last.as_ref().map_or(0, |last| last.index + 1);
+                if id.index != next && !(self.any && summary.last.is_none()) {
                     return Err(damaged(format!("entry {id} is in the place of entry {next}")));
                 }
-                said.last = Some(log_id_to_proto(&id));
+                summary.last = Some(log_id_to_proto(&id));
                 let at = Point {
                     index: id.index,
                     segment,
@@ -168,16 +149,17 @@ impl Reading {
                 };
                 self.index.add(at, size);
             }
-            Kind::Vote => said.vote = Some(decode::<peer::Vote>(record.payload)?),
-            Kind::Committed => said.committed = decode_point(record.payload)?.as_ref().map(log_id_to_proto),
-            Kind::Truncated => {
-                said.last = decode_point(record.payload)?.as_ref().map(log_id_to_proto);
-                self.index.truncate(said.last.as_ref().map_or(0, |last| last.index + 1));
+            RecordKind::Vote => summary.vote = Some(decode::<peer::Vote>(record.payload)?),
+            RecordKind::Committed => summary.committed = decode_point(record.payload)?.as_ref().map(log_id_to_proto),
+            RecordKind::Truncated => {
+                summary.last = decode_point(record.payload)?.as_ref().map(log_id_to_proto);
+                self.index
+                    .truncate(summary.last.as_ref().map_or(0, |last| last.index + 1));
             }
-            Kind::Purged => {
-                said.purged = decode_point(record.payload)?.as_ref().map(log_id_to_proto);
-                if said.last.as_ref().map(|last| last.index) <= said.purged.as_ref().map(|purged| purged.index) {
-                    said.last = said.purged;
+            RecordKind::Purged => {
+                summary.purged = decode_point(record.payload)?.as_ref().map(log_id_to_proto);
+                if summary.last.as_ref().map(|last| last.index) <= summary.purged.as_ref().map(|purged| purged.index) {
+                    summary.last = summary.purged;
                 }
             }
         }
@@ -186,15 +168,15 @@ impl Reading {
 
     /// The bounds of the log. The error text says what is wrong with the log.
     fn bounds(&mut self, floor: Option<Vote>, options: &Options) -> Result<Bounds, String> {
-        let said = self.said.unwrap_or_default();
-        let vote = said.vote.as_ref().map(vote_from_proto);
+        let summary = self.summary.unwrap_or_default();
+        let vote = summary.vote.as_ref().map(vote_from_proto);
         if let Some(floor) = floor
             && !vote.is_some_and(|vote| vote >= floor)
         {
             return Err(format!("its vote is {vote:?}, but this node has voted {floor}"));
         }
         let id = |id: &Option<agentpost_proto::record::LogId>| id.as_ref().map(log_id_from_proto);
-        let (purged, last) = (id(&said.purged), id(&said.last));
+        let (purged, last) = (id(&summary.purged), id(&summary.last));
         let mut first = purged.map_or(0, |purged| purged.index + 1);
         let next = last.map_or(first, |last| last.index + 1);
         self.index.forget(first);
@@ -215,7 +197,7 @@ impl Reading {
             next,
             last,
             purged,
-            committed: id(&said.committed),
+            committed: id(&summary.committed),
             vote,
             tail: Tail::new(options.log_tail_bytes, self.index.next()),
             index: std::mem::take(&mut self.index),
@@ -223,24 +205,52 @@ impl Reading {
     }
 }
 
-/// Checks that the log has the entry of the durability floor, or purged it.
-fn check_floor(shared: &Shared, floor: Option<LogId>) -> Result<(), String> {
+/// Checks that the log has the entry of the durability floor, or purged it. The error is `InvalidData` if it has not.
+fn check_floor(shared: &Shared, floor: Option<LogId>) -> io::Result<()> {
     let Some(floor) = floor else { return Ok(()) };
     let last = shared.lock().last;
     if last.is_none_or(|last| last.index < floor.index) {
         return match mutant::on(Mutant::FloorIgnored) {
             true => Ok(()),
-            false => Err(format!("it ends at {last:?}, but {floor} was on this disk once")),
+            false => Err(damaged(format!(
+                "it ends at {last:?}, but {floor} was on this disk once"
+            ))),
         };
     }
-    let entries = shared
-        .read(floor.index, floor.index + 1, usize::MAX)
-        .map_err(|error| error.to_string())?;
+    let entries = shared.read(floor.index, floor.index + 1, usize::MAX)?;
     match entries.first().map(|entry| entry.log_id) {
-        Some(id) if id != floor => Err(format!(
+        Some(id) if id != floor => Err(damaged(format!(
             "entry {} is {id}, but {floor} was on this disk once",
             floor.index
-        )),
+        ))),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::super::tests::{self as log, several_files, small};
+    use super::*;
+    use crate::disk::testing::log_id;
+
+    /// An entry that cannot be read is not one that is lost: the next start may read it.
+    #[tokio::test]
+    async fn a_disk_error_is_no_damage_when_the_floor_is_checked() {
+        let dir = TempDir::new().unwrap();
+        several_files(dir.path()).await;
+        let path = dir.path().join("log");
+        let opened = open(&path, &log::floor(dir.path()).unwrap(), &small(), Damage::default()).unwrap();
+        check_floor(&opened.shared, Some(log_id(1, 0))).unwrap();
+        let other = check_floor(&opened.shared, Some(log_id(2, 0))).unwrap_err();
+        assert_eq!(other.kind(), io::ErrorKind::InvalidData);
+        // A directory opens as a file does, and cannot be read.
+        let first = segments::path(&path, FIRST);
+        std::fs::remove_file(&first).unwrap();
+        std::fs::create_dir(&first).unwrap();
+        let error = check_floor(&opened.shared, Some(log_id(1, 0))).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
     }
 }

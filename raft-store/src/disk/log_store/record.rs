@@ -7,6 +7,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::disk::segments::damaged;
+use crate::disk::segments::format::HEAD;
 use crate::disk::types::{Entry, LogId, entry_from_proto, entry_to_proto, log_id_from_proto, log_id_to_proto};
 
 /// Appends an encoded message to `buffer`.
@@ -31,10 +32,11 @@ pub(super) fn decode_entry(payload: Bytes) -> io::Result<Entry> {
 
 /// About the length of the record of an entry, without encoding it.
 pub(super) fn size_of(entry: &Entry) -> usize {
-    const HEADS: usize = 64;
+    /// The id of the entry and the tags of its fields, at most.
+    const FIELDS: usize = 40;
     match &entry.payload {
-        openraft::EntryPayload::Normal(proposal) => HEADS + proposal.0.len(),
-        _ => HEADS,
+        openraft::EntryPayload::Normal(proposal) => HEAD + FIELDS + proposal.0.len(),
+        _ => HEAD + FIELDS,
     }
 }
 

@@ -13,15 +13,13 @@ use super::index::Point;
 use super::record::decode_entry;
 use super::tail::Tail;
 use crate::disk::damage::Damage;
-use crate::disk::segments::format::Kind;
+use crate::disk::segments::format::RecordKind;
 use crate::disk::segments::read::Segment;
 use crate::disk::segments::{damaged, recover};
 use crate::disk::types::Entry;
 
 pub(super) struct Shared {
-    dir: PathBuf,
-    shard: u32,
-    segment_bytes: u64,
+    place: LogPlace,
     damage: Damage,
     purge_point: PurgePoint,
     bounds: Mutex<Bounds>,
@@ -29,21 +27,20 @@ pub(super) struct Shared {
     newest: AtomicU64,
 }
 
-/// The place of a log: its directory, its shard, and the size of its segments.
-pub(super) struct Where {
+/// The directory of a log, its shard, and the size of its segments.
+#[derive(Clone)]
+pub(super) struct LogPlace {
     pub(super) dir: PathBuf,
     pub(super) shard: u32,
     pub(super) segment_bytes: u64,
 }
 
 impl Shared {
-    pub(super) fn new(place: Where, damage: Damage, bounds: Bounds, newest: u64) -> Self {
+    pub(super) fn new(place: LogPlace, damage: Damage, bounds: Bounds, newest: u64) -> Self {
         let purge_point = PurgePoint::default();
         purge_point.set(bounds.purged);
         Shared {
-            dir: place.dir,
-            shard: place.shard,
-            segment_bytes: place.segment_bytes,
+            place,
             damage,
             purge_point,
             bounds: Mutex::new(bounds),
@@ -65,12 +62,12 @@ impl Shared {
 
     /// The index at which the last `bytes` of the log begin, or `None` if the log is not longer.
     pub(super) fn begin_of_last(&self, bytes: u64) -> Option<u64> {
-        self.lock().index.begin_of_last(bytes, self.segment_bytes)
+        self.lock().index.begin_of_last(bytes, self.place.segment_bytes)
     }
 
     /// The bytes of the entries from `index` on.
     pub(super) fn bytes_from(&self, index: u64) -> u64 {
-        self.lock().index.bytes_from(index, self.segment_bytes)
+        self.lock().index.bytes_from(index, self.place.segment_bytes)
     }
 
     /// The entries of `start..end` that the log has, oldest first, until they exceed `bytes_max`. It returns at least
@@ -134,14 +131,14 @@ impl Shared {
     fn read_files(&self, range: Range<u64>, runs: &[(Point, Range<u64>)], taken: &mut Taken) -> io::Result<bool> {
         let mut next = range.start;
         for same in runs.chunk_by(|a, b| a.0.segment == b.0.segment) {
-            let segment = Segment::open(&self.dir, same[0].0.segment)?;
+            let segment = Segment::open(&self.place.dir, same[0].0.segment)?;
             let mut records = segment.records(same[0].0.offset);
             for (point, run) in same {
                 records.seek(point.offset);
                 let mut at = point.index;
                 while at < run.end {
                     let record = records.next()?;
-                    if record.kind != Kind::Entry || record.shard != self.shard {
+                    if record.kind != RecordKind::Entry || record.shard != self.place.shard {
                         continue;
                     }
                     if at >= next {
@@ -174,7 +171,7 @@ impl Shared {
         let newest = self.newest.load(Ordering::Relaxed);
         for number in self.first_segment().unwrap_or(newest)..newest {
             let mut more = true;
-            match recover::verify(&self.dir, number, |bytes| {
+            match recover::verify(&self.place.dir, number, |bytes| {
                 more = on(bytes);
                 more
             }) {

@@ -15,7 +15,7 @@ const FIRST_OF_GROUP: u8 = 1;
 /// What a record is. The payloads of the last five belong to the layer above.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Kind {
+pub(crate) enum RecordKind {
     /// The first record of a segment.
     Start = 1,
     /// The last record of a complete segment.
@@ -27,16 +27,16 @@ pub(crate) enum Kind {
     Purged = 7,
 }
 
-impl Kind {
+impl RecordKind {
     fn of(byte: u8) -> Option<Self> {
-        const ALL: [Kind; 7] = [
-            Kind::Start,
-            Kind::End,
-            Kind::Entry,
-            Kind::Vote,
-            Kind::Committed,
-            Kind::Truncated,
-            Kind::Purged,
+        const ALL: [RecordKind; 7] = [
+            RecordKind::Start,
+            RecordKind::End,
+            RecordKind::Entry,
+            RecordKind::Vote,
+            RecordKind::Committed,
+            RecordKind::Truncated,
+            RecordKind::Purged,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
@@ -92,7 +92,7 @@ pub(super) struct Place {
 }
 
 /// Appends the head of a record to `buffer`, to be completed by [`close`].
-pub(super) fn open(kind: Kind, shard: u32, place: &Place, buffer: &mut Vec<u8>) {
+pub(super) fn open(kind: RecordKind, shard: u32, place: &Place, buffer: &mut Vec<u8>) {
     buffer.extend_from_slice(&[0; 8]);
     buffer.extend_from_slice(&[kind as u8, u8::from(place.first_of_group) * FIRST_OF_GROUP, 0, 0]);
     buffer.extend_from_slice(&shard.to_le_bytes());
@@ -112,7 +112,7 @@ pub(super) fn close(record: &mut [u8], offset: u32, seed: Seed) -> Option<u64> {
 /// A record as it was read.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
-    pub(crate) kind: Kind,
+    pub(crate) kind: RecordKind,
     pub(crate) shard: u32,
     pub(crate) payload: Bytes,
     /// The hash of the record before.
@@ -129,7 +129,7 @@ pub(super) fn length(head: &[u8]) -> Option<usize> {
 
 /// Whether these bytes may be the head of the first record of a group: a cheap test before the checksum.
 pub(super) fn may_begin_group(head: &[u8]) -> bool {
-    head.len() >= HEAD && Kind::of(head[8]).is_some() && head[9..12] == [FIRST_OF_GROUP, 0, 0]
+    head.len() >= HEAD && RecordKind::of(head[8]).is_some() && head[9..12] == [FIRST_OF_GROUP, 0, 0]
 }
 
 /// The record that `bytes` consists of, or `None` if it does not match its checksum.
@@ -139,7 +139,7 @@ pub(super) fn decode(bytes: &Bytes, offset: u32, seed: Seed) -> Option<Record> {
         return None;
     }
     Some(Record {
-        kind: Kind::of(bytes[8])?,
+        kind: RecordKind::of(bytes[8])?,
         shard: u32::from_le_bytes(bytes[12..16].try_into().ok()?),
         payload: bytes.slice(HEAD..),
         previous: u64::from_le_bytes(bytes[16..24].try_into().ok()?),

@@ -6,15 +6,15 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::format::{self, HEAD, Kind, Record, Seed};
+use super::format::{self, HEAD, Record, RecordKind, Seed};
 use super::read::Segment;
 use super::write::Position;
 use super::{FIRST, NO_HASH, PREAMBLE, damaged, file, numbers, path};
 use crate::core::mutant::{self, Mutant};
 use crate::disk::progress::{Progress, Step};
 
-/// What is read of a segment.
-pub(crate) enum Found {
+/// A record that is read at a start.
+pub(crate) enum Recovered {
     /// The last record of a complete segment.
     End(Record),
     /// A record of the newest segment, and its offset.
@@ -33,7 +33,7 @@ pub(crate) fn recover(
     dir: &Path,
     may_be_empty: bool,
     progress: &Progress,
-    mut on: impl FnMut(u64, Found) -> io::Result<()>,
+    mut on: impl FnMut(u64, Recovered) -> io::Result<()>,
 ) -> io::Result<Option<Position>> {
     let mut numbers = numbers(dir)?;
     let unfinished = match numbers.last() {
@@ -55,11 +55,11 @@ pub(crate) fn recover(
         let segment = Segment::open(dir, *number)?;
         continues(&segment, *number, hash)?;
         let end = segment.records(segment.end()?).next()?;
-        if end.kind != Kind::End {
+        if end.kind != RecordKind::End {
             return Err(damaged(format!("segment {number} does not end with its index")));
         }
         hash = Some(end.hash);
-        on(*number, Found::End(end))?;
+        on(*number, Recovered::End(end))?;
     }
     progress.begin(Step::Log { segment: of, of });
     let segment = Segment::open(dir, *newest)?;
@@ -104,7 +104,7 @@ fn begins(dir: &Path, number: u64) -> io::Result<bool> {
         Err(error) => return Err(error),
     };
     let first = segment.all().try_next()?;
-    Ok(first.is_some_and(|first| first.kind == Kind::Start))
+    Ok(first.is_some_and(|first| first.kind == RecordKind::Start))
 }
 
 fn continues(segment: &Segment, number: u64, hash: Option<u64>) -> io::Result<()> {
@@ -117,7 +117,7 @@ fn continues(segment: &Segment, number: u64, hash: Option<u64>) -> io::Result<()
 }
 
 /// Reads the newest segment.
-fn scan(segment: &Segment, number: u64, mut on: impl FnMut(u64, Found) -> io::Result<()>) -> io::Result<Position> {
+fn scan(segment: &Segment, number: u64, mut on: impl FnMut(u64, Recovered) -> io::Result<()>) -> io::Result<Position> {
     let mut records = segment.all();
     let mut end = None;
     while end.is_none() {
@@ -125,11 +125,11 @@ fn scan(segment: &Segment, number: u64, mut on: impl FnMut(u64, Found) -> io::Re
         let Some(record) = records.try_next()? else {
             break;
         };
-        if offset as usize == PREAMBLE && record.kind != Kind::Start {
+        if offset as usize == PREAMBLE && record.kind != RecordKind::Start {
             return Err(no_beginning(number));
         }
-        end = (record.kind == Kind::End).then_some(offset);
-        on(number, Found::Record(record, offset))?;
+        end = (record.kind == RecordKind::End).then_some(offset);
+        on(number, Recovered::Record(record, offset))?;
     }
     let offset = records.offset();
     let hash = records.hash().filter(|_| offset as usize > PREAMBLE);
@@ -186,7 +186,7 @@ pub(crate) fn verify(dir: &Path, number: u64, mut on: impl FnMut(usize) -> bool)
     debug_assert!(end as usize >= PREAMBLE);
     loop {
         let record = records.next()?;
-        let last = record.kind == Kind::End;
+        let last = record.kind == RecordKind::End;
         if !on(HEAD + record.payload.len()) || last {
             return Ok(());
         }

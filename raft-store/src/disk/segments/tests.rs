@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 
-use super::format::{Kind, Record};
+use super::format::{Record, RecordKind};
 use super::read::Segment;
-use super::recover::{Found, recover, verify};
+use super::recover::{Recovered, recover, verify};
 use super::write::{Position, Writer};
 use super::*;
 use crate::disk::progress::{Progress, Step};
@@ -23,7 +23,7 @@ fn create(dir: &Path) -> Writer {
 
 fn push(writer: &mut Writer, payload: &[u8]) {
     writer
-        .push(Kind::Entry, 3, |buffer| {
+        .push(RecordKind::Entry, 3, |buffer| {
             buffer.extend_from_slice(payload);
             Ok(())
         })
@@ -48,9 +48,9 @@ fn next_segment(writer: &mut Writer) {
 fn read(dir: &Path) -> io::Result<(Vec<Vec<u8>>, Position)> {
     let mut payloads = Vec::new();
     let end = recover(dir, false, &Progress::default(), |_, found| {
-        if let Found::Record(
+        if let Recovered::Record(
             Record {
-                kind: Kind::Entry,
+                kind: RecordKind::Entry,
                 payload,
                 ..
             },
@@ -166,7 +166,7 @@ fn a_segment_is_read_on_while_it_is_cut() {
     for expected in [b"one", b"two"] {
         assert_eq!(records.next().unwrap().payload[..], expected[..]);
     }
-    assert_eq!(records.next().unwrap().kind, Kind::End);
+    assert_eq!(records.next().unwrap().kind, RecordKind::End);
     assert!(records.try_next().unwrap().is_none());
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::file::{self, SegmentFile};
-use super::format::{self, Kind, Place, Seed};
+use super::format::{self, Place, RecordKind, Seed};
 use super::{PREAMBLE, TRAILER};
 
 /// The least and the most space that is allocated ahead; between them it is half of what the segment has.
@@ -101,7 +101,7 @@ impl Writer {
             hash: base,
             group_begins: true,
         };
-        writer.push(Kind::Start, 0, start)?;
+        writer.push(RecordKind::Start, 0, start)?;
         writer.write()?;
         writer.file.sync()?;
         file::sync_dir(dir)?;
@@ -128,7 +128,7 @@ impl Writer {
     /// Adds a record whose payload `encode` appends. Returns the length of the record.
     pub(crate) fn push(
         &mut self,
-        kind: Kind,
+        kind: RecordKind,
         shard: u32,
         encode: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
     ) -> io::Result<usize> {
@@ -188,7 +188,7 @@ impl Writer {
         start: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
     ) -> io::Result<()> {
         let at = self.offset();
-        self.push(Kind::End, 0, end)?;
+        self.push(RecordKind::End, 0, end)?;
         self.buffer.extend_from_slice(&format::trailer(at, self.seed));
         self.write()?;
         self.file.set_len(u64::from(self.written))?;
