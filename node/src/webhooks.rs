@@ -4,7 +4,7 @@
 //!
 //! - [`fair_queue`] decides whose turn it is;
 //! - [`dispatcher`] claims what is due, one task per leadership;
-//! - [`callers`] chooses the node of each call; [`assignments`] starts the calls of the leader and hands the others over,
+//! - [`callers`] chooses the node of each call; [`assignments`] starts the calls of the leader and delegates the others,
 //!   on the streams of [`links`]; [`caller`] receives them on the other nodes;
 //! - [`calls`] makes the calls of a node, [`open`] tracks the open attempts for as long as the process runs, and
 //!   [`reporter`] records their outcomes;

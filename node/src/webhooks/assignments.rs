@@ -1,7 +1,7 @@
-//! Which node makes each call of a leadership: starts the calls of this node and hands the others over.
+//! Which node makes each call of a leadership: starts the calls of this node and delegates the others.
 //!
-//! A call is handed over at most once, in the stream of [`super::links`], and only while the claim's start window is open
-//! and a quorum has answered this node within its lease. If it cannot be handed over, it is recorded as not sent. After
+//! A call is delegated at most once, in the stream of [`super::links`], and only while the claim's start window is open
+//! and a quorum has answered this node within its lease. If it cannot be delegated, it is recorded as not sent. After
 //! that, the node reports that the outcome is recorded; or its stream ends, and nobody knows whether it began the call.
 //! Such a call is lost to this leadership: its slot stays in use until its claim is closed, by its node or by takeover.
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use agentpost_proto::id::TeamId;
 use agentpost_proto::limits::START_WINDOW_MS;
-use agentpost_proto::peer::{self, CallerReport, HandedCall, RecordedCall};
+use agentpost_proto::peer::{self, CallerReport, DelegatedCall, RecordedCall};
 use agentpost_proto::record::{Claimed, Delivery};
 use agentpost_raft_store::core::kv::Fatal;
 use agentpost_raft_store::core::query;
@@ -55,9 +55,9 @@ pub(super) struct Assignments {
     here: u64,
     callers: Callers,
     /// The streams to the nodes that take calls.
-    links: HashMap<u64, mpsc::Sender<HandedCall>>,
-    /// Calls that were handed over and are not recorded, with their URLs.
-    handed: HashMap<Attempt, (HeldSlot, String)>,
+    links: HashMap<u64, mpsc::Sender<DelegatedCall>>,
+    /// Calls that were delegated and are not recorded, with their URLs.
+    delegated: HashMap<Attempt, (HeldSlot, String)>,
     /// The channel that returns the slots of this node's own calls.
     slots: Slots,
 }
@@ -71,7 +71,7 @@ impl Assignments {
             here,
             callers: Callers::new(here),
             links: HashMap::new(),
-            handed: HashMap::new(),
+            delegated: HashMap::new(),
             slots,
         }
     }
@@ -101,7 +101,7 @@ impl Assignments {
         self.callers.release(self.here);
     }
 
-    /// Starts a granted call here, or hands it over.
+    /// Starts a granted call here, or delegates it.
     pub(super) fn start(&mut self, state: &StateDb, chosen: Chosen, at: GrantedAt, keys: &mut SigningGenerations) {
         let begin_before = at.applied_after + Duration::from_millis(START_WINDOW_MS);
         let (attempt, node, step) = (chosen.attempt, chosen.node, chosen.delivery.step);
@@ -109,14 +109,14 @@ impl Assignments {
         let granted = self.granted_call(state, chosen, at.late, keys);
         let call = match granted {
             Some(call) if node == self.here => Call::of(attempt.team, call, &self.own.secrets),
-            Some(call) => match self.hand_over(node, begin_before, call) {
+            Some(call) => match self.delegate(node, begin_before, call) {
                 Ok(url) => {
                     let held = HeldSlot {
                         attempt,
                         endpoint,
                         node,
                     };
-                    self.handed.insert(attempt, (held, url));
+                    self.delegated.insert(attempt, (held, url));
                     return;
                 }
                 Err(()) => None,
@@ -140,8 +140,8 @@ impl Assignments {
         });
     }
 
-    /// Hands a call to another node and returns its URL. After an error, the call is surely not handed over.
-    fn hand_over(&self, node: u64, begin_before: Instant, mut call: HandedCall) -> Result<String, ()> {
+    /// Delegates a call to another node and returns its URL. After an error, the call is surely not delegated.
+    fn delegate(&self, node: u64, begin_before: Instant, mut call: DelegatedCall) -> Result<String, ()> {
         let now = Instant::now();
         let deadline = self.callers.deadline(node, begin_before, now).ok_or(())?;
         let link = self.links.get(&node).ok_or(())?;
@@ -151,7 +151,7 @@ impl Assignments {
         call.begin_before_ms = deadline;
         let url = call.delivery.as_ref().map(|delivery| delivery.url.clone());
         link.try_send(call).map_err(|_| ())?;
-        self.own.leader.metrics.dispatch.handed_over.inc();
+        self.own.leader.metrics.dispatch.delegated.inc();
         Ok(url.unwrap_or_default())
     }
 
@@ -162,7 +162,7 @@ impl Assignments {
         chosen: Chosen,
         late: Duration,
         keys: &mut SigningGenerations,
-    ) -> Option<HandedCall> {
+    ) -> Option<DelegatedCall> {
         let (team, number) = (chosen.endpoint.0, chosen.attempt.number);
         let mut delivery = chosen.delivery;
         let mut read = || -> Result<_, Fatal> {
@@ -186,7 +186,7 @@ impl Assignments {
             node: chosen.node,
             ..Claimed::default()
         });
-        Some(HandedCall {
+        Some(DelegatedCall {
             shard: SHARD,
             team_id: team.to_bytes(),
             delivery: Some(delivery),
@@ -210,7 +210,7 @@ impl Assignments {
             }
             LinkEvent::Closed { node } => {
                 self.leave(node);
-                let lost = self.handed.extract_if(|_, (held, _)| held.node == node);
+                let lost = self.delegated.extract_if(|_, (held, _)| held.node == node);
                 changed.lost = lost.map(|(_, (held, _))| held).collect();
                 self.close_lost(&changed.lost);
             }
@@ -235,7 +235,7 @@ impl Assignments {
 
     fn recorded(&mut self, node: u64, call: &RecordedCall) -> Option<(Endpoint, Reachability)> {
         let attempt = Attempt::from_proto(call.attempt.as_ref()?)?;
-        let (held, url) = self.handed.remove(&attempt)?;
+        let (held, url) = self.delegated.remove(&attempt)?;
         self.own.calls.open().close(&attempt);
         self.callers.release(node);
         if let Some(exempt) = call.host_is_exempt {
@@ -271,7 +271,7 @@ impl Assignments {
 
     /// The leadership is over: the other nodes record their calls without it.
     pub(super) fn end(self) {
-        for attempt in self.handed.keys() {
+        for attempt in self.delegated.keys() {
             self.own.calls.open().close(attempt);
         }
         self.own.leader.metrics.dispatch.callers.set(0);

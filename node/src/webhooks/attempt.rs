@@ -10,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use agentpost_proto::command::AttemptResult;
 use agentpost_proto::id::{DeliveryId, InvalidId, SubscriptionId, TeamId};
-use agentpost_proto::peer::HandedCall;
+use agentpost_proto::peer::DelegatedCall;
 use agentpost_proto::time::rfc3339;
 use agentpost_proto::{limits, record};
 use agentpost_raft_store::core::kv::Fatal;
@@ -60,7 +60,7 @@ pub struct Call {
 
 impl Call {
     /// The call that the leader granted to this node, of a message to `team`.
-    pub(super) fn of(team: TeamId, granted: HandedCall, secrets: &Secrets) -> Option<Self> {
+    pub(super) fn of(team: TeamId, granted: DelegatedCall, secrets: &Secrets) -> Option<Self> {
         let (delivery, message) = (granted.delivery?, granted.message?);
         Some(Call {
             team,

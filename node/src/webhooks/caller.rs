@@ -1,4 +1,4 @@
-//! Makes the webhook calls that the leader hands to this node, and records their outcomes.
+//! Makes the webhook calls that the leader delegates to this node, and records their outcomes.
 //!
 //! The stream of a leader carries all that a call needs, so a node that lags behind in the log makes calls as well. This
 //! node begins a call only before the time that the leader names on the clock of the stream: then the start window of
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentpost_proto::id::TeamId;
-use agentpost_proto::peer::{self, CallerReport, HandedCall, RecordedCall};
+use agentpost_proto::peer::{self, CallerReport, DelegatedCall, RecordedCall};
 use futures::stream::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -24,7 +24,7 @@ use super::fair_queue::{NODE_CALLS_MAX, Reachability};
 use super::open::{Attempt, Freed, Slots};
 use crate::base::secrets::Secrets;
 
-/// Interval of the reports while nothing is recorded. The leader hands over no calls without recent reports.
+/// Interval of the reports while nothing is recorded. The leader delegates no calls without recent reports.
 const REPORT: Duration = Duration::from_millis(100);
 /// How long a node that stops waits for a leader that does not end the stream, and for one that takes no reports.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(1);
@@ -57,7 +57,7 @@ impl Caller {
     /// Serves one stream of a leader and returns the reports for it. `None` while this node stops.
     pub fn serve(
         &self,
-        handed: impl Stream<Item = HandedCall> + Send + 'static,
+        delegated: impl Stream<Item = DelegatedCall> + Send + 'static,
     ) -> Option<mpsc::Receiver<CallerReport>> {
         // A stop waits for the end of the stream.
         let entered = self.calls.open().enter_stream()?;
@@ -70,7 +70,7 @@ impl Caller {
             open: 0,
         };
         self.calls.spawn(async move {
-            serving.run(handed.boxed(), recorded, reports).await;
+            serving.run(delegated.boxed(), recorded, reports).await;
             drop(entered);
         });
         Some(out)
@@ -81,7 +81,7 @@ impl Serving {
     /// Runs until the leader has ended the stream and every call is recorded, or until the stream breaks.
     async fn run(
         mut self,
-        mut handed: impl Stream<Item = HandedCall> + Unpin,
+        mut delegated: impl Stream<Item = DelegatedCall> + Unpin,
         mut recorded: mpsc::Receiver<Freed>,
         reports: mpsc::Sender<CallerReport>,
     ) {
@@ -91,7 +91,7 @@ impl Serving {
         loop {
             let mut freed = Vec::new();
             tokio::select! {
-                call = handed.next(), if !ended => match call {
+                call = delegated.next(), if !ended => match call {
                     Some(call) => {
                         self.begin(call);
                         continue;
@@ -119,9 +119,12 @@ impl Serving {
     }
 
     /// Begins a call, or records it as not sent.
-    fn begin(&mut self, handed: HandedCall) {
-        let Some((team, delivery)) = TeamId::from_slice(&handed.team_id).ok().zip(handed.delivery.as_ref()) else {
-            tracing::error!("the leader handed over a malformed webhook call; takeover closes it; please report this");
+    fn begin(&mut self, delegated: DelegatedCall) {
+        let Some((team, delivery)) = TeamId::from_slice(&delegated.team_id)
+            .ok()
+            .zip(delegated.delivery.as_ref())
+        else {
+            tracing::error!("the leader delegated a malformed webhook call; takeover closes it; please report this");
             return;
         };
         let claim = delivery.claim.unwrap_or_default();
@@ -129,11 +132,11 @@ impl Serving {
         let (endpoint, step) = ((team, delivery.generation), delivery.step);
         let open = self.caller.calls.open();
         if claim.node != self.caller.here || open.contains(&attempt) {
-            tracing::error!(%team, number = attempt.number, attempt_no = attempt.attempt_no, "the leader handed over a webhook call twice or to the wrong node; it is not made; please report this");
+            tracing::error!(%team, number = attempt.number, attempt_no = attempt.attempt_no, "the leader delegated a webhook call twice or to the wrong node; it is not made; please report this");
             return;
         }
-        let begin_before = self.began + Duration::from_millis(handed.begin_before_ms);
-        let due = Instant::now().checked_sub(Duration::from_millis(handed.late_ms));
+        let begin_before = self.began + Duration::from_millis(delegated.begin_before_ms);
+        let due = Instant::now().checked_sub(Duration::from_millis(delegated.late_ms));
         let entered = open.enter(attempt);
         self.open += 1;
         self.caller.calls.start(Granted {
@@ -142,7 +145,7 @@ impl Serving {
             epoch: claim.epoch,
             step,
             call: if entered {
-                Call::of(team, handed, &self.caller.secrets)
+                Call::of(team, delegated, &self.caller.secrets)
             } else {
                 None
             },

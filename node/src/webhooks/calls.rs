@@ -1,7 +1,7 @@
 //! Makes the webhook calls of this node and passes each outcome to the reporter.
 //!
 //! A call begins only in the start window of its claim, and under this node's own leadership only if a quorum has
-//! answered it within its lease; the leader has checked the same before it handed a call to this node. Otherwise the
+//! answered it within its lease; the leader has checked the same before it delegated a call to this node. Otherwise the
 //! attempt is recorded as not sent. So is that of a message that has expired; the next claim then cancels its delivery.
 
 use std::future::Future;
@@ -41,7 +41,7 @@ pub struct Granted {
     pub call: Option<Call>,
     /// The end of the start window.
     pub begin_before: Instant,
-    /// Whether this node leads in that epoch; otherwise another node, the leader, has handed the call over.
+    /// Whether this node leads in that epoch; otherwise another node, the leader, has delegated the call.
     pub own_lead: bool,
     /// The time at which it was due.
     pub due: Instant,

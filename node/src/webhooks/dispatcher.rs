@@ -9,9 +9,9 @@
 //!   state: due rows        this tenure                    every node, beyond the tenure
 //!   ──────────────── ┌───────────────────────┐        ┌──────────────────────────────────────┐
 //!   hints, scan ────►│ fair queue: one head  │        │ calls: open attempts                 │
-//!                    │ per endpoint          │ here or│   window (and quorum)? ─no─► not sent│
-//!                    │      │ slots, a node  │ handed │      │ yes                           │
-//!                    │      ▼                │  over  │      ▼                               │
+//!                    │ per endpoint          │        │   window (and quorum)? ─no─► not sent│
+//!                    │      │ slots, a node  │ granted│      │ yes                           │
+//!                    │      ▼                │        │      ▼                               │
 //!                    │ Claim (≤ 256) ──► log ├───────►│   attempt::make: one HTTP request    │
 //!                    │      ▲                │        │      │                               │
 //!                    │      └── slots freed ◄┼────────┤ reporter: Outcome (≤ 256) ──► log    │
@@ -19,7 +19,7 @@
 //! ```
 //!
 //! A tenure is one epoch: it begins when this node has applied the `BeginEpoch` of its leadership, so the state it
-//! reads is current, and it ends when Raft says so. After that no claim is proposed and no call is handed over or begins
+//! reads is current, and it ends when Raft says so. After that no claim is proposed and no call is delegated or begins
 //! here; running calls continue, and their nodes report them through the new leader.
 //!
 //! Rules:
@@ -49,12 +49,12 @@
 //! is taken over only 33 s after its claim by cluster time, which never runs ahead. So another node needs to know one
 //! thing only, that the window is still open, and not who leads:
 //!
-//! - The leader looks at its quorum and the window when it hands a call over. After that a new leader may be elected
+//! - The leader looks at its quorum and the window when it delegates a call. After that a new leader may be elected
 //!   before the call begins. It finds the delivery claimed, and can do nothing to it until 33 s have passed.
 //! - The node must begin before the window ends on the leader's clock, although the call may be late on its way and its
 //!   process may be stopped. [`super::callers`] explains how its own clock tells it that.
-//! - A call is handed over at most once, on one stream, so its number is started at most once. Whether a call that was
-//!   handed over began is known only from its outcome; if the stream breaks, takeover has the last word.
+//! - A call is delegated at most once, on one stream, so its number is started at most once. Whether a call that was
+//!   delegated began is known only from its outcome; if the stream breaks, takeover has the last word.
 //! - All that the call needs travels with it. A node that made calls from its own state would first have to apply the
 //!   claim, of which it learns later than the leader.
 //! - The fair turns, the limits and the pace of each host stay with the leader, so they hold for the whole cluster.
@@ -133,7 +133,7 @@ pub(super) struct Tenure {
 
 impl Tenure {
     pub(super) fn new(own: WebhookHandles) -> Self {
-        // Room for every call of the cluster: this node records those that cannot be handed over.
+        // Room for every call of the cluster: this node records those that cannot be delegated.
         let (slots, freed) = mpsc::channel(NODE_CALLS_MAX * CALLERS_MAX);
         let now = Instant::now();
         let epoch = own.leader.cluster_time.now().0;

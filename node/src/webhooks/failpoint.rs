@@ -9,7 +9,7 @@
 //! A test of whole clusters builds with `--features agentpost-node/failpoints`, as `scripts/test.sh` does (it passes
 //! the binaries in `AGENTPOST_BIN`), and sets the variable for the one process that shall die. A node that does not
 //! lead passes [`Place::Opening`], [`Place::Applied`], and the places from [`Place::BeforeCall`] on for the calls that a
-//! leader hands to it or that it began as a leader.
+//! leader delegates to it or that it began as a leader.
 
 /// A place at which the process can fail. The names are in kebab case: `before-claim`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

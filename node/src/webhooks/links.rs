@@ -1,15 +1,15 @@
-//! The streams on which a leader hands webhook calls to the other nodes.
+//! The streams on which a leader delegates webhook calls to the other nodes.
 //!
 //! A leadership keeps one stream to each other member, and opens it again a little later when it breaks. A node that has
 //! been silent for [`SILENCE_MAX`] is given up, although its connection may still stand: its process may be stopped.
-//! When the leadership ends, no more calls are handed over, but a stream stays open until the node has recorded the
+//! When the leadership ends, no more calls are delegated, but a stream stays open until the node has recorded the
 //! calls that it has, so that none is lost on its way.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use agentpost_proto::peer::peer_client::PeerClient;
-use agentpost_proto::peer::{CallerReport, HandedCall};
+use agentpost_proto::peer::{CallerReport, DelegatedCall};
 use futures::FutureExt as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
@@ -35,7 +35,10 @@ const EVENTS: usize = 256;
 /// opened.
 pub(super) enum LinkEvent {
     /// A stream is open. Dropping the sender tells the node that it gets no more calls.
-    Opened { node: u64, calls: mpsc::Sender<HandedCall> },
+    Opened {
+        node: u64,
+        calls: mpsc::Sender<DelegatedCall>,
+    },
     /// A report and when it arrived.
     Reported {
         node: u64,
@@ -100,8 +103,8 @@ async fn run(node: u64, client: PeerClient<Channel>, events: mpsc::Sender<LinkEv
 
 /// Runs one stream and returns the reason of its end.
 async fn link(node: u64, mut client: PeerClient<Channel>, events: &mpsc::Sender<LinkEvent>) -> String {
-    let (calls, handed) = mpsc::channel(NODE_CALLS_MAX);
-    let mut reports = match timeout(OPEN_DEADLINE, client.calls(ReceiverStream::new(handed))).await {
+    let (calls, delegated) = mpsc::channel(NODE_CALLS_MAX);
+    let mut reports = match timeout(OPEN_DEADLINE, client.calls(ReceiverStream::new(delegated))).await {
         Ok(Ok(opened)) => opened.into_inner(),
         Ok(Err(status)) => return status.message().to_owned(),
         Err(_) => return "not opened in time".to_owned(),

@@ -120,7 +120,7 @@ impl OpenAttempts {
         true
     }
 
-    /// Enters the gate for the stream on which calls are handed to this node, so that a stop waits for its end. `None`
+    /// Enters the gate for the stream on which calls are delegated to this node, so that a stop waits for its end. `None`
     /// while leadership is handed over or this node stops.
     pub(super) fn enter_stream(&self) -> Option<WorkGuard> {
         self.shared.drain.enter()

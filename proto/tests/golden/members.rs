@@ -133,7 +133,7 @@ pub fn rows() -> Samples {
             "peer.presence_reply",
             peer::PresenceReply { sessions: vec![0, 2] }.encode_to_vec(),
         ),
-        ("peer.handed_call", handed_call().encode_to_vec()),
+        ("peer.delegated_call", delegated_call().encode_to_vec()),
         ("peer.caller_report", caller_report().encode_to_vec()),
         (
             "record.node_ids",
@@ -152,8 +152,8 @@ pub fn rows() -> Samples {
     ]
 }
 
-fn handed_call() -> peer::HandedCall {
-    peer::HandedCall {
+fn delegated_call() -> peer::DelegatedCall {
+    peer::DelegatedCall {
         shard: 1,
         team_id: bytes("t"),
         delivery: Some(record::Delivery {

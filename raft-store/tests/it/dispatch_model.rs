@@ -32,7 +32,7 @@ pub struct Setup {
     /// How many replies to claims, outcomes, or replies to outcomes may be lost.
     pub losses: u8,
     /// Whether another node makes every second call.
-    pub handed_over: bool,
+    pub delegated: bool,
 }
 
 /// Two deliveries on the last step of their retry schedule, which ends delivered or dead, with every fault.
@@ -41,13 +41,13 @@ const EVERYTHING: Setup = Setup {
     epochs: 2,
     stops: 1,
     losses: 1,
-    handed_over: false,
+    delegated: false,
 };
 
 /// The same while another node makes half of the calls, with one change of the epoch.
-const HANDED_OVER: Setup = Setup {
+const DELEGATED: Setup = Setup {
     epochs: 1,
-    handed_over: true,
+    delegated: true,
     ..EVERYTHING
 };
 
@@ -57,7 +57,7 @@ const LADDER: Setup = Setup {
     epochs: 1,
     stops: 1,
     losses: 1,
-    handed_over: true,
+    delegated: true,
 };
 
 fn properties() -> Vec<Property<Dispatch>> {
@@ -116,7 +116,7 @@ fn the_protocol_holds_through_every_order_of_faults() {
 
 #[test]
 fn calls_of_another_node_hold_through_every_order_of_faults() {
-    explore(HANDED_OVER);
+    explore(DELEGATED);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn every_weakened_rule_is_noticed() {
         (Weakness::NoLookBeforeTheCall, &["one call"]),
         (Weakness::OwnClaimsForgotten, &["everything ends"]),
     ];
-    let both = [EVERYTHING, HANDED_OVER].map(|setup| rules.map(|rule| (setup, rule)));
+    let both = [EVERYTHING, DELEGATED].map(|setup| rules.map(|rule| (setup, rule)));
     for (setup, (weakness, properties)) in both.into_iter().flatten() {
         let checker = Dispatch::new(setup, Some(weakness)).checker();
         let checker = checker

@@ -28,9 +28,9 @@ pub struct Dispatch {
     pub dead_letters: Counter,
     /// The nodes that make the calls of this leader, itself included.
     pub callers: Gauge,
-    /// Calls that this leader handed to other nodes.
-    pub handed_over: Counter,
-    /// Calls that this leader handed to a node that it lost before they were recorded.
+    /// Calls that this leader delegated to other nodes.
+    pub delegated: Counter,
+    /// Calls that this leader delegated to a node that it lost before they were recorded.
     pub lost: Counter,
 }
 
@@ -132,16 +132,16 @@ impl Dispatch {
                 "Nodes that make webhook calls for this leader, itself included; 0 on other nodes",
                 Gauge::default(),
             ),
-            handed_over: add(
+            delegated: add(
                 r,
-                "dispatch_handed_over",
-                "Webhook calls that this leader handed to other nodes",
+                "dispatch_delegated",
+                "Webhook calls that this leader delegated to other nodes",
                 c(),
             ),
             lost: add(
                 r,
                 "dispatch_lost",
-                "Webhook calls that this leader handed to a node and lost sight of before their outcome was recorded",
+                "Webhook calls that this leader delegated to a node and lost sight of before their outcome was recorded",
                 c(),
             ),
         }

@@ -8,7 +8,7 @@ use agentpost_proto::id::{InvalidId, TeamId};
 use agentpost_proto::limits::PAGE_MAX;
 use agentpost_proto::peer::peer_server::Peer;
 use agentpost_proto::peer::{
-    self, AppendReply, AppendRequest, CallerReport, ForwardReply, ForwardRequest, HandedCall, Refusal, append_reply,
+    self, AppendReply, AppendRequest, CallerReport, DelegatedCall, ForwardReply, ForwardRequest, Refusal, append_reply,
     forward_reply, forward_request, hand_over_reply,
 };
 use agentpost_raft_store::disk::snapshot::Snapshots;
@@ -51,7 +51,7 @@ pub struct PeerService {
     pub cluster: ClusterHandle,
     /// Answers whether the leader's process has ended.
     pub leader_loss: LeaderLoss,
-    /// Makes the webhook calls that the leader hands over.
+    /// Makes the webhook calls that the leader delegates.
     pub caller: Caller,
     /// Receives snapshots.
     pub snapshots: Arc<Snapshots>,
@@ -173,18 +173,18 @@ impl Peer for PeerService {
         Ok(Response::new(Box::pin(answers)))
     }
 
-    async fn calls(&self, request: Request<Streaming<HandedCall>>) -> Result<Response<Self::CallsStream>, Status> {
+    async fn calls(&self, request: Request<Streaming<DelegatedCall>>) -> Result<Response<Self::CallsStream>, Status> {
         let from = sender(&request)?;
-        let handed = request.into_inner().map(move |received| {
+        let delegated = request.into_inner().map(move |received| {
             received
                 .and_then(|call| check_shard(call.shard).map(|()| call))
                 .inspect_err(|status| tracing::debug!(node = from, %status, "the stream of webhook calls from the leader broke; the leader opens a new one"))
                 .ok()
         });
-        let handed = handed
+        let delegated = delegated
             .take_while(|call| std::future::ready(call.is_some()))
             .filter_map(std::future::ready);
-        let reports = self.caller.serve(handed);
+        let reports = self.caller.serve(delegated);
         let reports = reports.ok_or_else(|| Status::unavailable("this node takes no webhook calls while it stops"))?;
         let reports = ReceiverStream::new(reports).map(Ok);
         let reports = reports.take_until(self.admission.shutdown().clone().cancelled_owned());

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use agentpost_node::net::dial::Purpose;
-use agentpost_proto::peer::{CallerReport, HandedCall, Reachability};
+use agentpost_proto::peer::{CallerReport, DelegatedCall, Reachability};
 use agentpost_proto::record::{AttemptEnd, Claimed, Delivery, DeliveryState, Message};
 use agentpost_testkit::receiver::{Answer, Receiver};
 use futures::future::join_all;
@@ -98,9 +98,9 @@ async fn the_calls_of_a_node_that_died_are_repeated_under_the_next_number() {
     check_ends(&office, &receiver, &claims, dead as u64 + 1).await;
 }
 
-/// The leader dies. The calls that it had handed over go on, and their nodes record them under the next leader.
+/// The leader dies. The calls that it had delegated go on, and their nodes record them under the next leader.
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_that_a_dead_leader_had_handed_over_are_recorded() {
+async fn calls_that_a_dead_leader_had_delegated_are_recorded() {
     let receiver = Receiver::start().await.unwrap();
     hang_at_first(&receiver);
     let office = office(&receiver).await;
@@ -174,9 +174,9 @@ async fn a_hand_over_waits_for_the_calls_of_other_nodes() {
     office.cluster.caught_up().await;
 }
 
-/// A stream to a node, on which this test hands calls over as a leader would.
+/// A stream to a node, on which this test delegates calls as a leader would.
 struct Stream {
-    calls: mpsc::Sender<HandedCall>,
+    calls: mpsc::Sender<DelegatedCall>,
     reports: tonic::Streaming<CallerReport>,
 }
 
@@ -185,8 +185,8 @@ impl Stream {
         let address = office.cluster.peer_addr(to).to_string();
         let dialer = office.cluster.services(from).cluster.dialer;
         let mut client = dialer.client(to as u64 + 1, &address, Purpose::Forward);
-        let (calls, handed) = mpsc::channel(8);
-        let reports = client.calls(ReceiverStream::new(handed)).await.unwrap().into_inner();
+        let (calls, delegated) = mpsc::channel(8);
+        let reports = client.calls(ReceiverStream::new(delegated)).await.unwrap().into_inner();
         Stream { calls, reports }
     }
 
@@ -212,7 +212,7 @@ async fn a_node_begins_a_call_only_in_time_and_once() {
     receiver.set_default(Answer::status(200).after(Duration::from_millis(500)));
     let (leader, node) = (office.cluster.leader().await, office.cluster.follower().await);
     let mut stream = Stream::open(&office, leader, node).await;
-    let call = |number: u64, claimed_by: u64, begin_before_ms: u64| HandedCall {
+    let call = |number: u64, claimed_by: u64, begin_before_ms: u64| DelegatedCall {
         shard: 0,
         team_id: office.team.id.to_bytes(),
         delivery: Some(Delivery {
@@ -235,11 +235,11 @@ async fn a_node_begins_a_call_only_in_time_and_once() {
             ..Message::default()
         }),
         begin_before_ms,
-        ..HandedCall::default()
+        ..DelegatedCall::default()
     };
     let clock_ms = stream.reports.message().await.unwrap().unwrap().clock_ms;
     let (here, soon_ms) = (node as u64 + 1, clock_ms + 60_000);
-    for handed in [
+    for delegated in [
         call(1, here, clock_ms),
         call(2, here, soon_ms),
         // The same again, and one for another node.
@@ -247,7 +247,7 @@ async fn a_node_begins_a_call_only_in_time_and_once() {
         call(3, here + 1, soon_ms),
         call(4, here, soon_ms),
     ] {
-        stream.calls.send(handed).await.unwrap();
+        stream.calls.send(delegated).await.unwrap();
     }
     let recorded = stream.recorded(3).await;
     let expected = [

@@ -210,12 +210,12 @@ impl Dispatch {
         any(DeliveryState::Delivered) && (any(DeliveryState::Dead) || standings.len() == 1)
     }
 
-    /// The node that makes a call of this leader. If calls are handed over, the attempts of a delivery alternate between
+    /// The node that makes a call of this leader. If calls are delegated, the attempts of a delivery alternate between
     /// the leader and another node, and two deliveries are called by different nodes: the model need not explore every
     /// choice.
     fn caller(&self, leader: u8, of: Attempt) -> u8 {
         match (of.delivery + of.no) % 2 {
-            0 if self.setup.handed_over => u8::from(leader == 0),
+            0 if self.setup.delegated => u8::from(leader == 0),
             _ => leader,
         }
     }
