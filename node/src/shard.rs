@@ -6,11 +6,11 @@
 //! `leftovers` bound the disk and the time of a restart, [`leader_loss`] begins an election when the leader's process has ended, [`this_node`]
 //! reports this node's status and hands leadership over, [`drain`] tracks the work that a hand-over waits for, [`members`]
 //! changes the membership, [`timekeeper`] reads the voters' clocks for [`wall_time`], [`cluster_time`] measures ages,
-//! [`budget`] bounds the operations under way and [`append_gate`] what is handed to Raft at a time, `edge` answers what
+//! [`budget`] bounds the operations under way and [`append_queue`] what is handed to Raft at a time, `edge` answers what
 //! would change nothing, [`disk_watch`] notices disk failures that Raft does not report, and [`apply_watch`] an apply that
 //! hangs.
 
-pub mod append_gate;
+pub mod append_queue;
 pub mod apply_watch;
 pub mod budget;
 pub mod cluster_time;

@@ -193,8 +193,7 @@ impl Metrics {
             previews_skipped: add(
                 r,
                 "previews_skipped",
-                "Operations of clients of this node that were proposed without a preview of what they change, because \
-                 the pool of reads had no free place for it",
+                "Operations of this node's clients that were proposed without a preview: no thread for reads was free",
                 c(),
             ),
             reads: reads::Reads::register(r),

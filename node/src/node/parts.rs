@@ -189,7 +189,7 @@ impl Group {
             metrics.clone(),
             watch,
         );
-        let proposer = Proposer::new(ProposerHandles {
+        let (proposer, hands_over) = Proposer::new(ProposerHandles {
             raft: raft.clone(),
             state: disk.state.clone(),
             reader: reader.clone(),
@@ -200,6 +200,7 @@ impl Group {
             ids: ids.clone(),
             metrics: metrics.clone(),
         });
+        threads.handle().spawn(watch.may_end("append queue", hands_over));
         let this_node = ThisNode::new(
             raft.clone(),
             disk.state.clone(),

@@ -15,11 +15,10 @@
 //! An operation that would change nothing is answered without being proposed, see [`edge`](super::edge).
 //!
 //! "Nothing was proposed" is reported in two cases only: Raft returned `ForwardToLeader`, matched by name, or the
-//! request never left the queue towards the leader. A log entry discarded by a change of leader, a fatal error, a
+//! request never left the queue towards Raft or towards the leader. A log entry discarded by a change of leader, a fatal error, a
 //! dropped responder and a broken stream are unknown.
 //!
-//! Writes are not batched here: openraft appends all waiting writes together, 12 to 50 operations per fsync under load.
-//! [`append_gate`](super::append_gate) bounds the bytes of such an append.
+//! Operations reach Raft through one queue, see [`append_queue`](super::append_queue).
 //!
 //! Every operation is charged to the node's [`budget`](super::budget) until its answer and until its entry is durable; the
 //! caller of a client's operation took the permit before it read the request. An operation that only the leader of an epoch
@@ -28,21 +27,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentpost_proto::command::{Command, Operation, Rejection, Reply, operation, reply};
+use agentpost_proto::command::{Operation, Rejection, Reply, operation, reply};
 use agentpost_proto::operation::{NoAnswer, Op};
 use agentpost_proto::peer::forward_reply::Outcome as Answered;
 use agentpost_raft_store::core::query;
 use agentpost_raft_store::disk::state::StateHandle;
-#[cfg(feature = "failpoints")]
-use agentpost_raft_store::disk::types::Turn;
-use agentpost_raft_store::disk::types::{Charge as EntryCharge, LeaderId, Proposal};
+use agentpost_raft_store::disk::types::LeaderId;
 use bytes::Bytes;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use prost::Message as _;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::append_gate::AppendGate;
+use super::append_queue::{AppendQueue, Waiting, append_queue};
 use super::budget::{Budget, Charge, Full, Payer, Permit};
 use super::cluster_time::ClusterTime;
 use super::edge::{Edge, Frequency};
@@ -56,7 +54,7 @@ use crate::net::forward::{Forwarder, Kind, Lost};
 
 /// How long an operation waits for a leader.
 pub const LEADER_DEADLINE: Duration = Duration::from_secs(2);
-/// How long an operation waits until Raft can take it. It waits this long only if the log hangs.
+/// How long an operation waits until it is handed to Raft. It waits this long only if the log hangs.
 const TURN_DEADLINE: Duration = LEADER_DEADLINE;
 /// How long a proposed operation waits for its answer.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(8);
@@ -111,23 +109,31 @@ struct Shared {
     handles: ProposerHandles,
     lead: Lead,
     budget: Budget,
-    gate: AppendGate,
+    queue: AppendQueue,
     edge: Edge,
 }
 
 impl Proposer {
-    /// A proposer for the shard of the handles.
-    pub fn new(handles: ProposerHandles) -> Self {
+    /// A proposer for the shard of the handles, and the task that hands its operations to Raft. The task must run on
+    /// Raft's own thread; it ends with Raft.
+    pub fn new(handles: ProposerHandles) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (queue, hand_over) = append_queue();
+        let hands_over = hand_over.run(
+            handles.raft.clone(),
+            handles.cluster_time.clone(),
+            handles.wall_time.clone(),
+        );
         let shared = Shared {
             lead: Lead::new(&handles.raft),
             budget: Budget::new(&handles.metrics),
-            gate: AppendGate::default(),
+            queue,
             edge: Edge::new(handles.reader.clone(), handles.metrics.clone()),
             handles,
         };
-        Proposer {
+        let proposer = Proposer {
             shared: Arc::new(shared),
-        }
+        };
+        (proposer, hands_over)
     }
 
     /// Admits a request of `bytes` that will propose an operation, or refuses it at once.
@@ -238,60 +244,60 @@ impl Proposer {
         Ok(reply.answer_to::<O>())
     }
 
-    /// Keeps every further operation of this node from Raft until the result is dropped.
-    #[cfg(feature = "failpoints")]
-    pub async fn hold(&self) -> Turn {
-        self.shared.gate.turn(usize::MAX).await
-    }
-
-    /// Proposes an operation that a leadership proposes once, or one at a time, so that nobody needs to count it. Never
-    /// forwards.
+    /// Proposes an operation that a leadership proposes once, or one at a time, so that nobody needs to count it.
     pub(crate) async fn propose_here(&self, operation: Bytes) -> Result<Reply, ProposeError> {
         self.write(operation, None, None).await
     }
 
-    /// Stamps an operation with time and lets Raft append it, if this node leads (in leadership `leader`, if given). The
-    /// charge lasts until its entry is durable, even if the caller goes away.
+    /// Keeps every further operation of this node from Raft until the result is dropped.
+    #[cfg(feature = "failpoints")]
+    pub async fn hold(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
+        self.shared.queue.hold().await
+    }
+
+    /// Lets Raft append an operation, if this node leads (in leadership `leader`, if given); never forwards.
     async fn write(
         &self,
         operation: Bytes,
         charge: Option<Charge>,
         leader: Option<LeaderId>,
     ) -> Result<Reply, ProposeError> {
-        let shared = &self.shared;
-        let Ok(turn) = timeout(TURN_DEADLINE, shared.gate.turn(operation.len())).await else {
-            return Err(ProposeError::NotReady("the log takes no entries".to_owned()));
-        };
-        let (ct_epoch, cluster_ms) = shared.handles.cluster_time.now();
-        let command = Command {
-            wall_ms: self.wall_ms()?,
-            ct_epoch,
-            cluster_ms,
+        let (handed_over, mut was_handed_over) = oneshot::channel();
+        let (responder, mut answer) = ProgressResponder::complete_only();
+        self.shared.queue.push(Waiting {
             operation,
-        };
-        let charge = EntryCharge::of(charge);
-        let proposal = Proposal::in_turn(Bytes::from(command.encode_to_vec()), turn, charge);
-        let (responder, answer) = ProgressResponder::complete_only();
-        let mut request = shared.handles.raft.write(proposal).responder(responder);
-        if let Some(leader) = leader {
-            request = request.with_leader(leader);
-        }
-        let written = async {
-            let unknown = |reason: String| ProposeError::OutcomeUnknown(reason);
-            request.await.map_err(|fatal| unknown(fatal.to_string()))?;
-            match answer.await {
-                Ok(Ok(written)) => Ok(written.data),
-                Ok(Err(ClientWriteError::ForwardToLeader(_))) => Err(ProposeError::NotReady(
-                    "this node does not lead, or has no quorum".to_owned(),
-                )),
-                Ok(Err(error)) => Err(unknown(error.to_string())),
-                Err(_) => Err(unknown("Raft dropped the request".to_owned())),
+            leader,
+            wall_ms: self.wall_ms()?,
+            handed_over,
+            responder,
+            charge,
+        });
+        let not_yet = || ProposeError::NotReady("the log takes no entries".to_owned());
+        let mut in_raft = false;
+        let answered = match timeout(TURN_DEADLINE, &mut answer).await {
+            Ok(answered) => answered,
+            Err(_) => {
+                was_handed_over.close();
+                in_raft = was_handed_over.try_recv().is_ok();
+                if !in_raft {
+                    return Err(not_yet());
+                }
+                let unknown = |_| ProposeError::OutcomeUnknown(format!("no answer within {ANSWER_DEADLINE:?}"));
+                timeout(ANSWER_DEADLINE - TURN_DEADLINE, answer)
+                    .await
+                    .map_err(unknown)?
             }
         };
-        timeout(ANSWER_DEADLINE, written).await.unwrap_or_else(|_| {
-            let reason = format!("no answer within {ANSWER_DEADLINE:?}");
-            Err(ProposeError::OutcomeUnknown(reason))
-        })
+        let unknown = |reason: String| ProposeError::OutcomeUnknown(reason);
+        match answered {
+            Ok(Ok(written)) => Ok(written.data),
+            Ok(Err(ClientWriteError::ForwardToLeader(_))) => Err(ProposeError::NotReady(
+                "this node does not lead, or has no quorum".to_owned(),
+            )),
+            Ok(Err(error)) => Err(unknown(error.to_string())),
+            Err(_) if !in_raft && was_handed_over.try_recv().is_err() => Err(not_yet()),
+            Err(_) => Err(unknown("Raft dropped the request".to_owned())),
+        }
     }
 
     /// Wall time for a command; 0 leaves replicated wall time unchanged, while the voters' clocks are unknown. Only a

@@ -69,6 +69,8 @@
 
 mod bounds;
 #[cfg(test)]
+mod charge_tests;
+#[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
 mod figures;
@@ -85,8 +87,6 @@ mod sync;
 mod tail;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod turn_tests;
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -111,7 +111,7 @@ use crate::disk::damage::Damage;
 use crate::disk::error::OpenError;
 use crate::disk::floor::{Floor, FloorFile};
 use crate::disk::options::{LogStart, Options};
-use crate::disk::types::{Entry, LogId, TypeConfig, Vote, take_turns};
+use crate::disk::types::{Entry, LogId, TypeConfig, Vote, take_charges};
 
 /// Upper bound on the entries of one append, in bytes, small enough that taking or sending them takes much less than an
 /// election timeout. Only a single larger entry exceeds it. Requests to followers obey it here, and the proposer hands
@@ -311,10 +311,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: Send,
     {
         let mut entries: Vec<Entry> = entries.into_iter().collect();
-        let (turns, charges) = take_turns(&mut entries);
-        let taken = self.take_entries(&entries);
-        drop(turns);
-        if let Err(error) = taken {
+        let charges = take_charges(&mut entries);
+        if let Err(error) = self.take_entries(&entries) {
             callback.io_completed(Err(io::Error::new(error.kind(), error.to_string())));
             return Err(error);
         }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use agentpost_proto::{command, peer, record};
 use bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
 
 openraft::declare_raft_types!(
     /// The type parameters of openraft in this program.
@@ -33,20 +32,9 @@ pub type Membership = openraft::Membership<u64, Member>;
 
 /// An encoded [`command::Command`]. It is encoded once, and proposed, stored, sent and applied in this form.
 #[derive(Clone)]
-pub struct Proposal(pub Bytes, Turn, Charge);
+pub struct Proposal(pub Bytes, Charge);
 
-/// The right of a proposal to wait in Raft until the log has taken it. Dropping the last clone ends it.
-#[derive(Clone, Default)]
-pub struct Turn(Option<Arc<OwnedSemaphorePermit>>);
-
-impl Turn {
-    /// A turn that holds this permit.
-    pub fn of(permit: Option<OwnedSemaphorePermit>) -> Self {
-        Turn(permit.map(Arc::new))
-    }
-}
-
-/// What a node charges for the memory of a proposal until its entry is durable here. Dropping the last clone ends it.
+/// What a proposal takes of the bounds of its node until its entry is durable here. Dropping the last clone ends it, too.
 #[derive(Clone, Default)]
 pub struct Charge(Option<Arc<dyn Send + Sync>>);
 
@@ -60,27 +48,22 @@ impl Charge {
 impl Proposal {
     /// A command that nobody counts.
     pub fn new(command: Bytes) -> Self {
-        Self::in_turn(command, Turn::default(), Charge::default())
+        Self::charged(command, Charge::default())
     }
 
-    /// A command whose turn ends when the log has taken it, and whose charge ends when its entry is durable; both end
-    /// when it is dropped before.
-    pub fn in_turn(command: Bytes, turn: Turn, charge: Charge) -> Self {
-        Proposal(command, turn, charge)
+    /// A command whose charge ends when its entry is durable, or when it is dropped before.
+    pub fn charged(command: Bytes, charge: Charge) -> Self {
+        Proposal(command, charge)
     }
 }
 
-/// Takes the turns and the charges from proposals that are about to be appended. Drop the turns when the log has taken
-/// the entries, and the charges when the entries are durable.
-pub(crate) fn take_turns(entries: &mut [Entry]) -> (Vec<Turn>, Vec<Charge>) {
-    let (mut turns, mut charges) = (Vec::new(), Vec::new());
-    for entry in entries {
-        if let openraft::EntryPayload::Normal(proposal) = &mut entry.payload {
-            turns.extend(proposal.1.0.take().map(|turn| Turn(Some(turn))));
-            charges.extend(proposal.2.0.take().map(|charge| Charge(Some(charge))));
-        }
-    }
-    (turns, charges)
+/// Takes the charges from proposals that are about to be appended. Drop them when the entries are durable.
+pub(crate) fn take_charges(entries: &mut [Entry]) -> Vec<Charge> {
+    let charges = entries.iter_mut().map(|entry| match &mut entry.payload {
+        openraft::EntryPayload::Normal(proposal) => std::mem::take(&mut proposal.1),
+        _ => Charge::default(),
+    });
+    charges.filter(|charge| charge.0.is_some()).collect()
 }
 
 impl PartialEq for Proposal {

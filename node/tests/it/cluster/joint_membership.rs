@@ -85,7 +85,7 @@ impl Group {
             metrics.clone(),
             &TaskWatch::default(),
         );
-        let proposer = Proposer::new(ProposerHandles {
+        let (proposer, hands_over) = Proposer::new(ProposerHandles {
             raft: raft.clone(),
             state: state.clone(),
             reader: reader.clone(),
@@ -96,6 +96,7 @@ impl Group {
             ids,
             metrics: metrics.clone(),
         });
+        tokio::spawn(hands_over);
         let this_node = ThisNode::new(raft.clone(), state.clone(), proposer.clone(), Drain::default(), clock);
         Group {
             members: Members::new(raft.clone(), this_node.clone(), reader.clone()),

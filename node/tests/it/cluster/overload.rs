@@ -85,6 +85,37 @@ async fn a_proposal_is_charged_until_its_answer() {
     assert_eq!(bodies(&stored), [json!({ "text": "held" })]);
 }
 
+/// A client that goes away makes no room for another operation while its own waits for a log that takes nothing.
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_that_waits_for_the_log_is_charged_after_its_client_has_gone() {
+    use crate::common::eventually;
+
+    let office = office().await;
+    let leader = office.cluster.leader().await;
+    let on_leader = office.cluster.services(leader);
+    let held = on_leader.proposer.hold().await;
+    let (url, body) = (&office.urls[leader], json!("gone"));
+    let call = send(&office.team, &body);
+    let proposed = eventually("a proposal", async || {
+        (metric(&on_leader, "proposals_in_flight") > 0).then_some(())
+    });
+    tokio::select! {
+        answer = call.to(url) => panic!("answered while the log takes nothing: {answer:?}"),
+        () = proposed => {}
+    }
+    eventually("the end of the request", async || {
+        (metric(&on_leader, "proposals_in_flight") == 0).then_some(())
+    })
+    .await;
+    assert!(metric(&on_leader, "budget_bytes") > 0);
+    drop(held);
+    until_charged(&on_leader, 0, 0).await;
+    // Nobody listened any more when its turn came.
+    let stored = list(url, &office.team, "box", "").await;
+    assert!(bodies(&stored).is_empty(), "{stored:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_append_is_larger_than_its_bound() {
     let office = office().await;

@@ -4,30 +4,18 @@ use std::sync::Arc;
 
 use openraft::EntryPayload;
 use tempfile::TempDir;
-use tokio::sync::Semaphore;
 
 use super::tests::open_gated;
 use crate::disk::testing::{append, blank, ids, log_id, normal, open, start_append};
-use crate::disk::types::{Charge, Proposal, Turn};
+use crate::disk::types::{Charge, Proposal};
 
 #[tokio::test]
-async fn a_turn_ends_when_its_entry_is_readable_and_not_when_it_is_forgotten() {
+async fn the_largest_append_is_measured() {
     let dir = TempDir::new().unwrap();
     let mut log = open(dir.path()).log;
-    let gate = Arc::new(Semaphore::new(10));
-    let mut entries = vec![blank(1, 0), normal(1, 1, 50), normal(1, 2, 50)];
-    for entry in &mut entries[1..] {
-        let EntryPayload::Normal(proposal) = &mut entry.payload else {
-            unreachable!("a normal entry")
-        };
-        let turn = Turn::of(Arc::clone(&gate).acquire_many_owned(5).await.ok());
-        *proposal = Proposal::in_turn(proposal.0.clone(), turn, Charge::default());
-    }
-    assert_eq!(gate.available_permits(), 0);
-    let durable = start_append(&mut log, entries).await.unwrap();
-    // The entries are still in the cache of the newest ones.
-    assert_eq!(gate.available_permits(), 10);
-    durable.await.unwrap().unwrap();
+    append(&mut log, vec![blank(1, 0), normal(1, 1, 50), normal(1, 2, 50)])
+        .await
+        .unwrap();
     let metrics = log.metrics();
     let largest = metrics.append_bytes_max();
     assert!((100..1_000).contains(&largest), "{largest}");
@@ -44,7 +32,7 @@ async fn a_charge_ends_when_its_entry_is_durable() {
     let charged = Arc::new(());
     let mut entry = normal(1, 0, 50);
     if let EntryPayload::Normal(proposal) = &mut entry.payload {
-        *proposal = Proposal::in_turn(proposal.0.clone(), Turn::default(), Charge::of(charged.clone()));
+        *proposal = Proposal::charged(proposal.0.clone(), Charge::of(charged.clone()));
     }
     let durable = start_append(&mut log, vec![entry]).await.unwrap();
     assert_eq!(Arc::strong_count(&charged), 2, "the flush did not end");
