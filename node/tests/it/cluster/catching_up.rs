@@ -87,7 +87,7 @@ async fn a_purge_does_not_overtake_a_snapshot_on_its_way() {
     };
     // Snapshots go on meanwhile, so without a hold the log is purged beyond each of them before it arrives.
     let mut held = 0;
-    let held_bytes = "agentpost_log_held_bytes{reason=\"Snapshot\"}";
+    let held_bytes = "log_held_bytes{reason=\"Snapshot\"}";
     eventually("the node is current while others send", async || {
         held = held.max(metric(&cluster.services(cluster.leader().await), held_bytes));
         (behind() < 5).then_some(())
@@ -102,7 +102,7 @@ async fn a_purge_does_not_overtake_a_snapshot_on_its_way() {
         (metric(&leader, held_bytes) == 0).then_some(())
     })
     .await;
-    assert_eq!(metric(&leader, "agentpost_log_holds_given_up_total"), 0);
-    let received = metric(&cluster.services(away), "agentpost_snapshots_received_total");
+    assert_eq!(metric(&leader, "log_holds_given_up_total"), 0);
+    let received = metric(&cluster.services(away), "snapshots_received_total");
     assert!(received <= 2, "{received} snapshots for one node");
 }
