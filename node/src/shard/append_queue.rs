@@ -56,6 +56,7 @@ pub struct Waiting {
 /// The end of the queue to which operations are added.
 pub struct AppendQueue {
     waiting: mpsc::Sender<Waiting>,
+    #[cfg(feature = "failpoints")]
     gate: Gate,
 }
 
@@ -71,6 +72,7 @@ pub fn append_queue() -> (AppendQueue, HandOver) {
     let gate = Gate::default();
     let queue = AppendQueue {
         waiting: sender,
+        #[cfg(feature = "failpoints")]
         gate: gate.clone(),
     };
     let hand_over = HandOver {
