@@ -12,10 +12,10 @@
 //!    others begin theirs after [`GRACE`] if there is still no new leader, so that two candidates do not split the votes.
 //!
 //! The election ignores the leases of the voters, as a transfer of leadership does. Reads do not rely on leases: they
-//! ask a quorum. Webhook calls do: a leader starts one while a quorum has answered it within its lease (see
-//! [`quorum`](super::quorum)). That is sound if the process has ended. If the evidence was false and the process is alive, it
-//! may start a call that it claimed before; the new leader makes no second one meanwhile, because it takes a claim over only
-//! after `TAKEOVER_AFTER_MS`, when that call has ended.
+//! ask a quorum. Webhook calls do: a leader makes or delegates one while a quorum has answered it within its lease (see
+//! [`quorum`](super::quorum)). That is sound if the process has ended. If the evidence was false and the process is alive, or
+//! if it had just delegated a call, that call may begin under the new leader; the new leader makes no second one
+//! meanwhile, because it takes a claim over only after `TAKEOVER_AFTER_MS`, when that call has ended.
 
 use std::io::ErrorKind;
 use std::time::Duration;
