@@ -146,10 +146,18 @@ impl Inbox<'_> {
             0 => ReadState::Unread,
             _ => ReadState::Read,
         };
-        let seq = *first(head, state);
-        let entry: InboxEntry = view
-            .load(&self.key(state, seq))?
-            .ok_or_else(|| Fatal::Invariant(format!("the first inbox row {seq} of {} is missing", self.agent)))?;
+        let mut seq = *first(head, state);
+        let mut entry: Option<InboxEntry> = view.load(&self.key(state, seq))?;
+        if entry.is_none() {
+            // The first row is above the floor. That is no reason to stop every node.
+            let Some(next) = self.first_row(view, state, seq)? else {
+                return Ok(());
+            };
+            seq = next;
+            entry = view.load(&self.key(state, seq))?;
+        }
+        let entry = entry.ok_or_else(|| Fatal::Invariant(format!("an inbox row {seq} that cannot be read again")))?;
+        *first(head, state) = seq;
         self.remove(view, head, state, seq)?;
         head.max_removed_seq = head.max_removed_seq.max(seq);
         release_message(view, self.team, team_head, entry.message_seq)
