@@ -15,8 +15,8 @@
 //! An operation that would change nothing is answered without being proposed, see [`edge`](super::edge).
 //!
 //! "Nothing was proposed" is reported in two cases only: Raft returned `ForwardToLeader`, matched by name, or the
-//! request never left the queue towards Raft or towards the leader. A log entry discarded by a change of leader, a fatal error, a
-//! dropped responder and a broken stream are unknown.
+//! request never left the queue towards Raft or towards the leader. A log entry discarded by a change of leader, a fatal
+//! error, and after that queue a dropped responder or a broken stream, are unknown.
 //!
 //! Operations reach Raft through one queue, see [`append_queue`](super::append_queue).
 //!
@@ -56,7 +56,7 @@ use crate::net::forward::{Forwarder, Kind, Lost};
 pub const LEADER_DEADLINE: Duration = Duration::from_secs(2);
 /// How long an operation waits until it is handed to Raft. It waits this long only if the log hangs.
 const TURN_DEADLINE: Duration = LEADER_DEADLINE;
-/// How long a proposed operation waits for its answer.
+/// How long an operation waits for its answer, the wait until it is handed over included.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(8);
 
 /// Why there is no reply.
